@@ -1,0 +1,3 @@
+"""Keep machine learning inside a budget of money, latency and accuracy."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,90 @@
+"""What a plugin hands to the host: descriptors that name code by string, so that listing imports nothing."""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfoldkit.errors import fail
+
+API_VERSION = 1
+VERBS = ("profile", "train", "plan", "serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of spec and the verbs that it answers to.
+
+    ``spec`` and the verbs are ``"package.module:attribute"``; a verb that is ``None`` is absent.
+    ``examples`` is ``"package:folder"`` with YAML specs, smallest first; ``extra`` is the optional
+    dependency group that the kind needs.
+    """
+
+    name: str
+    summary: str
+    spec: str
+    profile: str | None = None
+    train: str | None = None
+    plan: str | None = None
+    serve: str | None = None
+    examples: str | None = None
+    extra: str | None = None
+    api: int = API_VERSION
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """The verbs that this kind has, in the order in which a user meets them."""
+        return tuple(verb for verb in VERBS if getattr(self, verb))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a ``doctor`` check found: fine or not, in one sentence, and what to do about it."""
+
+    ok: bool
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A health check for ``unfold doctor``; ``action`` names a ``() -> CheckResult``."""
+
+    name: str
+    summary: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """An output format; ``render`` names a ``(Report) -> str | bytes``."""
+
+    name: str
+    summary: str
+    render: str
+    suffixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """What an observer is told after a verb: its report (as plain data) and exit code."""
+
+    kind: str
+    verb: str
+    name: str
+    exit_code: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve(reference: str, *, extra: str | None = None) -> Any:
+    """Return the object that ``"package.module:attribute"`` names.
+
+    Raises:
+        UnfoldError: the module needs a package that is not installed (exit code 2, names the extra).
+    """
+    try:
+        return pkgutil.resolve_name(reference)
+    except ModuleNotFoundError as error:
+        hint = f"pip install 'unfoldkit[{extra}]'" if extra else "pip install it"
+        raise fail(f"{reference} needs the package {error.name!r}, which is not installed", hint=hint) from error

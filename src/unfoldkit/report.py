@@ -1,0 +1,200 @@
+"""The one value that every verb returns: pure data, ready for any renderer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+SCHEMA = "unfoldkit.report/1"
+Cell = str | int | float | bool | None
+SeriesStyle = Literal["line", "steps", "points", "bars"]
+
+
+class Verdict(StrEnum):
+    """The answer to the question that the spec asks."""
+
+    YES = "yes"
+    NO = "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure of the result. ``ok`` is whether it meets ``target``; ``timed`` marks a measured time."""
+
+    value: float | None
+    unit: str = ""
+    target: str | None = None
+    ok: bool | None = None
+    timed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The head of a table's column; the unit stands here, not in the cells."""
+
+    name: str
+    unit: str = ""
+    digits: int | None = None
+    timed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the report: rows are as long as ``columns``; ``accent`` marks the row that was chosen."""
+
+    name: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    accent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One set of points of a figure; ``x`` and ``y`` have equal length."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    style: SeriesStyle = "line"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture as data: what to draw, not how it looks."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+    log_y: bool = False
+    timed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verb found.
+
+    ``subtitle`` are the facts beside the title, ``lines`` pairs of a label and a sentence under the tables,
+    ``headline`` the answer in one sentence, ``next`` the next command. ``decision`` is the plan itself, if any.
+    """
+
+    kind: str
+    verb: str
+    name: str
+    verdict: Verdict
+    headline: str
+    subtitle: tuple[str, ...] = ()
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    next: str = ""
+    decision: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def to_data(report: Report) -> dict[str, Any]:
+    """Return the report as JSON-able data (schema ``unfoldkit.report/1``), keys in a stable order."""
+    return {
+        "schema": SCHEMA,
+        "kind": report.kind,
+        "verb": report.verb,
+        "name": report.name,
+        "verdict": str(report.verdict),
+        "headline": report.headline,
+        "subtitle": list(report.subtitle),
+        "metrics": {name: _metric_data(metric) for name, metric in report.metrics.items()},
+        "tables": [_table_data(table) for table in report.tables],
+        "figures": [_figure_data(figure) for figure in report.figures],
+        "lines": [list(line) for line in report.lines],
+        "notes": list(report.notes),
+        "next": report.next,
+        "decision": plain(report.decision),
+        "provenance": plain(report.provenance),
+    }
+
+
+def from_data(data: Mapping[str, Any]) -> Report:
+    """Return the report that ``to_data`` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: the data is not such a report.
+    """
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"schema is {data['schema']!r}, not {SCHEMA!r}")
+    return Report(
+        kind=data["kind"],
+        verb=data["verb"],
+        name=data["name"],
+        verdict=Verdict(data["verdict"]),
+        headline=data["headline"],
+        subtitle=tuple(data["subtitle"]),
+        metrics={name: Metric(**metric) for name, metric in data["metrics"].items()},
+        tables=tuple(_table(table) for table in data["tables"]),
+        figures=tuple(_figure(figure) for figure in data["figures"]),
+        lines=tuple((label, text) for label, text in data["lines"]),
+        notes=tuple(data["notes"]),
+        next=data["next"],
+        decision=data["decision"],
+        provenance=data["provenance"],
+    )
+
+
+def without_times(report: Report) -> Report:
+    """Return the report without what was measured by a clock: equal for equal spec and seed."""
+    return replace(
+        report,
+        metrics={name: metric for name, metric in report.metrics.items() if not metric.timed},
+        tables=tuple(_untimed(table) for table in report.tables),
+        figures=tuple(figure for figure in report.figures if not figure.timed),
+        provenance={key: value for key, value in report.provenance.items() if key != "timed"},
+    )
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` with mappings as dicts, sequences as lists and non-finite numbers as ``None``."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if hasattr(value, "item") else value
+
+
+def _metric_data(metric: Metric) -> dict[str, Any]:
+    data = {"value": plain(metric.value), "unit": metric.unit, "target": metric.target, "ok": metric.ok}
+    return data | {"timed": True} if metric.timed else data
+
+
+def _table_data(table: Table) -> dict[str, Any]:
+    columns = [{"name": c.name, "unit": c.unit, "digits": c.digits, "timed": c.timed} for c in table.columns]
+    return {"name": table.name, "columns": columns, "rows": plain(table.rows), "accent": table.accent}
+
+
+def _figure_data(figure: Figure) -> dict[str, Any]:
+    series = [{"name": s.name, "x": plain(s.x), "y": plain(s.y), "style": s.style} for s in figure.series]
+    axes = {"x": figure.x, "y": figure.y, "log_x": figure.log_x, "log_y": figure.log_y}
+    return {"name": figure.name, "title": figure.title, **axes, "series": series, "timed": figure.timed}
+
+
+def _table(data: Mapping[str, Any]) -> Table:
+    columns = tuple(Column(**column) for column in data["columns"])
+    return Table(data["name"], columns, tuple(tuple(row) for row in data["rows"]), data["accent"])
+
+
+def _figure(data: Mapping[str, Any]) -> Figure:
+    series = tuple(Series(s["name"], tuple(s["x"]), tuple(s["y"]), s["style"]) for s in data["series"])
+    return Figure(**{**data, "series": series})
+
+
+def _untimed(table: Table) -> Table:
+    keep = [index for index, column in enumerate(table.columns) if not column.timed]
+    columns = tuple(table.columns[index] for index in keep)
+    return replace(table, columns=columns, rows=tuple(tuple(row[index] for index in keep) for row in table.rows))
