@@ -1,0 +1,85 @@
+"""The plugin contract: everything that a plugin may import from the core, loaded at first use (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unfoldkit.context import Progress, Run
+    from unfoldkit.engines.base import Engine
+    from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail
+    from unfoldkit.hookspec import hookimpl
+    from unfoldkit.kinds import Check, CheckResult, Kind, Renderer, RunFinished
+    from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+    from unfoldkit.runs import RunDir, fingerprint
+    from unfoldkit.serving.service import Service
+    from unfoldkit.spec.base import Model, Name, Problem, Spec
+    from unfoldkit.spec.load import dump
+    from unfoldkit.spec.units import Bytes, Duration, Fraction, Money, Percent, Price, Rate
+
+_PLACES = {
+    "unfoldkit.context": ("Progress", "Run"),
+    "unfoldkit.engines.base": ("Engine",),
+    "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail"),
+    "unfoldkit.hookspec": ("hookimpl",),
+    "unfoldkit.kinds": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
+    "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict"),
+    "unfoldkit.runs": ("RunDir", "fingerprint"),
+    "unfoldkit.serving.service": ("Service",),
+    "unfoldkit.spec.base": ("Model", "Name", "Problem", "Spec"),
+    "unfoldkit.spec.load": ("dump",),
+    "unfoldkit.spec.units": ("Bytes", "Duration", "Fraction", "Money", "Percent", "Price", "Rate"),
+}
+
+__all__ = [
+    "Bytes",
+    "Cell",
+    "Check",
+    "CheckResult",
+    "Column",
+    "Diagnostic",
+    "Duration",
+    "Engine",
+    "ExitCode",
+    "Figure",
+    "Fraction",
+    "Kind",
+    "Metric",
+    "Model",
+    "Money",
+    "Name",
+    "Percent",
+    "Price",
+    "Problem",
+    "Progress",
+    "Rate",
+    "Renderer",
+    "Report",
+    "Run",
+    "RunDir",
+    "RunFinished",
+    "Series",
+    "Service",
+    "Spec",
+    "Table",
+    "UnfoldError",
+    "Verdict",
+    "broken",
+    "did_you_mean",
+    "dump",
+    "fail",
+    "fingerprint",
+    "hookimpl",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,270 @@
+"""The commands, each a thin skin over a function that can be tested without it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unfoldkit.cli import console, options
+from unfoldkit.cli.request import Request
+
+EPILOG = (
+    "Exit codes: 0 yes; 1 the answer is no; 2 spec, flag or file at fault; 3 internal; 130 Ctrl-C; 141 closed pipe."
+)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse ``arguments``, run the command and exit."""
+    application()(args=list(arguments), prog_name="unfold")
+
+
+def application() -> typer.Typer:
+    """Return a fresh application with every command."""
+    app = typer.Typer(
+        name="unfold",
+        help="Keep machine learning inside a budget of money, latency and accuracy.",
+        epilog=EPILOG,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": 100,
+            "terminal_width": 100,
+        },
+    )
+    app.callback()(_root)
+    for command in (profile, train, plan, serve, check, schema, init, doctor, report):
+        app.command(epilog=EPILOG)(command)
+    group = typer.Typer(
+        help="List the plugins, or start a new one.", rich_markup_mode=None, invoke_without_command=True
+    )
+    group.callback(epilog=EPILOG)(plugins)
+    group.command("new", epilog=EPILOG)(new)
+    app.add_typer(group, name="plugins")
+    return app
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", "-V", help="print the version")] = False,
+) -> None:
+    if version:
+        from unfoldkit import __version__
+
+        typer.echo(f"unfold {__version__}")
+        raise typer.Exit
+
+
+def profile(
+    spec: options.SpecPath,
+    settings: options.Settings = None,
+    form: options.Format = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    run_folder: options.RunFolder = None,
+    dry_run: options.DryRun = False,
+    exit_zero: options.ExitZero = False,
+    engine: options.EngineName = "local",
+    jobs: options.Jobs = None,
+    ray_address: options.RayAddress = None,
+    allow_code: options.AllowCode = False,
+    no_plugins: options.NoPlugins = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Measure what a plan needs: latency by batch size, iteration times, costs."""
+    _verb("profile", locals())
+
+
+def train(
+    spec: options.SpecPath,
+    plan_file: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="carry out this plan")] = None,
+    settings: options.Settings = None,
+    form: options.Format = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    run_folder: options.RunFolder = None,
+    dry_run: options.DryRun = False,
+    exit_zero: options.ExitZero = False,
+    engine: options.EngineName = "local",
+    jobs: options.Jobs = None,
+    ray_address: options.RayAddress = None,
+    allow_code: options.AllowCode = False,
+    no_plugins: options.NoPlugins = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Fit, tune and save what the spec describes; a killed run goes on where it was."""
+    _verb("train", locals())
+
+
+def plan(
+    spec: options.SpecPath,
+    check_file: Annotated[
+        Path | None,
+        typer.Option("--check", metavar="PLAN", help="compare with a committed plan; exit 1 on drift"),
+    ] = None,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace through the plan")
+    ] = None,
+    settings: options.Settings = None,
+    form: options.Format = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    run_folder: options.RunFolder = None,
+    dry_run: options.DryRun = False,
+    exit_zero: options.ExitZero = False,
+    engine: options.EngineName = "local",
+    jobs: options.Jobs = None,
+    ray_address: options.RayAddress = None,
+    allow_code: options.AllowCode = False,
+    no_plugins: options.NoPlugins = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Search the plan that meets the goal, and what it gives up."""
+    _verb("plan", locals())
+
+
+def serve(
+    spec: options.SpecPath,
+    host: Annotated[
+        str, typer.Option("--host", help="address to listen on; others than loopback need UNFOLD_TOKEN")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    replay: Annotated[
+        Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace against the service")
+    ] = None,
+    settings: options.Settings = None,
+    form: options.Format = None,
+    out: options.Out = None,
+    seed: options.Seed = 0,
+    run_folder: options.RunFolder = None,
+    dry_run: options.DryRun = False,
+    exit_zero: options.ExitZero = False,
+    engine: options.EngineName = "local",
+    jobs: options.Jobs = None,
+    ray_address: options.RayAddress = None,
+    allow_code: options.AllowCode = False,
+    no_plugins: options.NoPlugins = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Run the plan as a service until SIGTERM or Ctrl-C."""
+    from unfoldkit.cli.serve import serve as action
+
+    request = _request("serve", locals())
+    _end(lambda: action(request, host=host, port=port, token=os.environ.get("UNFOLD_TOKEN", ""), stdin=_stdin(spec)))
+
+
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="specs and plans")],
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="text, json, github or junit")] = "text",
+    no_plugins: options.NoPlugins = False,
+) -> None:
+    """Validate specs and plans; every mistake at once, one line each."""
+    from unfoldkit.cli.check import check as action
+
+    _end(lambda: action(files, form, builtin_only=no_plugins, stdin=_stdin(*files)))
+
+
+def schema(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="one kind; all if left out")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE")] = None,
+) -> None:
+    """Print the JSON Schema of a kind, for editors."""
+    from unfoldkit.cli.schema import schema as action
+
+    _end(lambda: action(kind, out))
+
+
+def init(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="see unfold plugins")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE, which must be new")
+    ] = None,
+) -> None:
+    """Print a commented spec to start from."""
+    from unfoldkit.cli.init import init as action
+
+    _end(lambda: action(kind, out))
+
+
+def plugins(
+    context: typer.Context,
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")] = "text",
+) -> None:
+    """List the plugins, or start a new one."""
+    if context.invoked_subcommand is None:
+        from unfoldkit.cli.listing import plugins as action
+
+        _end(lambda: action(form))
+
+
+def new(name: Annotated[str, typer.Argument(metavar="NAME", help="the kind that it will offer")]) -> None:
+    """Start a plugin: makes unfold-NAME/, which installs as it is."""
+    from unfoldkit.cli.scaffold import scaffold
+
+    _end(lambda: scaffold(name, Path()))
+
+
+def doctor(
+    form: Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")] = "text",
+) -> None:
+    """Say whether everything that the tool needs is there."""
+    from unfoldkit.cli.doctor import doctor as action
+
+    _end(lambda: action(form))
+
+
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a finished run")],
+    form: options.Format = None,
+    out: options.Out = None,
+    exit_zero: options.ExitZero = False,
+) -> None:
+    """Render the report of a finished run again."""
+    from unfoldkit.cli.listing import report as action
+
+    _end(lambda: action(run_folder, form, out, exit_zero=exit_zero))
+
+
+def _verb(verb: str, given: dict[str, Any]) -> None:
+    from unfoldkit.cli.run import perform
+
+    request = _request(verb, given)
+    _end(lambda: perform(request, _stdin(request.spec)))
+
+
+def _request(verb: str, given: dict[str, Any]) -> Request:
+    extra = {
+        name: str(given[key]) for name, key in (("replay", "replay"), ("plan_file", "plan_file")) if given.get(key)
+    }
+    return Request(
+        verb=verb,
+        spec=given["spec"],
+        settings=tuple(given["settings"] or ()),
+        format=given["form"],
+        out=given["out"],
+        seed=given["seed"],
+        run=given["run_folder"],
+        dry_run=given["dry_run"],
+        exit_zero=given["exit_zero"],
+        engine=given["engine"],
+        jobs=given["jobs"],
+        ray_address=given["ray_address"],
+        allow_code=given["allow_code"],
+        builtin_only=given["no_plugins"],
+        verbose=given["verbose"],
+        check=given.get("check_file"),
+        options=extra,
+    )
+
+
+def _stdin(*specs: str) -> str:
+    return sys.stdin.read() if "-" in specs else ""
+
+
+def _end(action: Callable[[], int]) -> None:
+    raise typer.Exit(console.guarded(action))

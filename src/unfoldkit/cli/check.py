@@ -1,0 +1,63 @@
+"""`unfold check`: every mistake of many files, one line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from unfoldkit.cli import console, plugins
+from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, did_you_mean, fail, in_file
+from unfoldkit.registry import Registry
+from unfoldkit.spec.load import load
+
+FORMATS = ("text", "json", "github", "junit")
+
+
+def check(files: Sequence[str], form: str = "text", *, builtin_only: bool = False, stdin: str = "") -> ExitCode:
+    """Validate ``files`` and print what is wrong with them on stdout.
+
+    Returns:
+        0 if all are valid, 2 otherwise.
+    """
+    if form not in FORMATS:
+        raise fail(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
+    registry = plugins.registry(builtin_only=builtin_only)
+    found = {file: mistakes(registry, file, stdin) for file in files}
+    everything = [item for items in found.values() for item in items]
+    console.write_report(_rendered(everything, form))
+    console.say(_summary(found))
+    return ExitCode.USAGE if everything else ExitCode.YES
+
+
+def mistakes(registry: Registry, file: str, stdin: str = "") -> list[Diagnostic]:
+    """Return what is wrong with one file; nothing if it is valid."""
+    try:
+        load(file, registry.kinds, stdin=stdin, find_kind=registry.kind)
+    except UnfoldError as error:
+        return [in_file(item, file) for item in error.diagnostics]
+    return []
+
+
+def _rendered(items: Sequence[Diagnostic], form: str) -> str:
+    if form == "json":
+        return json.dumps([asdict(item) for item in items], indent=2, ensure_ascii=False) + "\n"
+    if form == "github":
+        from unfoldkit.render.github import render_diagnostics as annotations
+
+        return annotations(items)
+    if form == "junit":
+        from unfoldkit.render.junit import render_diagnostics as cases
+
+        return cases(items)
+    return "".join(f"{item}\n" for item in items)
+
+
+def _summary(found: dict[str, list[Diagnostic]]) -> str:
+    bad = {file: items for file, items in found.items() if items}
+    if not bad:
+        return f"{len(found)} valid" if len(found) > 1 else f"{Path(next(iter(found))).name} is valid"
+    count = sum(len(items) for items in bad.values())
+    where = next(iter(bad)) if len(bad) == 1 else f"{len(bad)} of {len(found)} files"
+    return f"{count} mistake{'s' if count > 1 else ''} in {where}"

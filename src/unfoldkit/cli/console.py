@@ -1,0 +1,104 @@
+"""The three voices: the report on stdout; progress, logs and mistakes on stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from unfoldkit.errors import ExitCode, UnfoldError
+
+
+def wants_colour(stream: Any, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether to colour what goes to ``stream``: a terminal, unless NO_COLOR; always with FORCE_COLOR."""
+    if environment.get("NO_COLOR"):
+        return False
+    return bool(environment.get("FORCE_COLOR")) or stream.isatty()
+
+
+def say(text: str) -> None:
+    """Write one line to stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def write_report(content: str | bytes) -> None:
+    """Write the report to stdout."""
+    if isinstance(content, bytes):
+        sys.stdout.buffer.write(content)
+    else:
+        sys.stdout.write(content)
+    sys.stdout.flush()
+
+
+def logger(*, verbose: bool) -> logging.Logger:
+    """Return the log of a verb: stderr, warnings only unless ``verbose``."""
+    # not logging.getLogger: a log of this call alone, so that two calls in one process do not share handlers
+    log = logging.Logger("unfoldkit", logging.INFO if verbose else logging.WARNING)  # noqa: LOG001
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    return log
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Progress bars on a terminal's stderr."""
+
+    progress: Any
+    tasks: dict[str, Any]
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Move the bar of ``step``."""
+        if step not in self.tasks:
+            self.tasks[step] = self.progress.add_task(step, total=total)
+        self.progress.update(self.tasks[step], completed=done, total=total)
+
+
+@contextmanager
+def progress_bars(environment: Mapping[str, str] = os.environ) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a progress reporter: bars on a terminal, silence in a pipe or in CI."""
+    if not sys.stderr.isatty() or environment.get("CI"):
+        yield lambda _step, _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("  {task.description}"), BarColumn(28), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Bars(progress, {})
+
+
+def guarded(action: Callable[[], int], environment: Mapping[str, str] = os.environ) -> int:
+    """Run ``action`` and turn whatever it raises into a message and an exit code."""
+    try:
+        code = action()
+        sys.stdout.flush()
+    except UnfoldError as error:
+        say("\n".join(str(item) for item in error.diagnostics))
+        return int(error.code)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on where it was")
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # the interpreter would complain again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.CLOSED_PIPE)
+    except Exception as error:
+        if environment.get("UNFOLD_TRACEBACK"):
+            raise
+        say(_unexpected(error))
+        return int(ExitCode.INTERNAL)
+    return int(code)
+
+
+def _unexpected(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace else "?"
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"unfold: unexpected {text} (in {place}; UNFOLD_TRACEBACK=1 shows the whole trace)"

@@ -1,0 +1,54 @@
+"""Which renderer writes the report, and where to."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from unfoldkit.cli import console
+from unfoldkit.errors import did_you_mean, fail
+from unfoldkit.kinds import Renderer, resolve
+from unfoldkit.registry import Registry
+from unfoldkit.render import builtin_renderers
+from unfoldkit.report import Report
+from unfoldkit.runs import write_atomically
+
+
+def choose(registry: Registry, name: str | None, out: Path | None) -> Renderer:
+    """Return the renderer that ``--format`` or the ending of ``--out`` asks for.
+
+    Raises:
+        UnfoldError: no such format or ending.
+    """
+    renderers = (*builtin_renderers(), *registry.renderers())
+    if name is None and out is not None:
+        found = [renderer for renderer in renderers if out.suffix in renderer.suffixes]
+        endings = sorted(ending for renderer in renderers for ending in renderer.suffixes)
+        hint = f"one of {' '.join(endings)}, or --format"
+        return _first(found, f"--out {out}: the ending {out.suffix!r} names no format", hint)
+    wanted = name or "text"
+    found = [renderer for renderer in renderers if renderer.name == wanted]
+    return _first(found, f"--format {wanted}: no such format", did_you_mean(wanted, [r.name for r in renderers]))
+
+
+def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
+    """Render the report to stdout or to a file."""
+    if renderer.name == "text" and out is None and sys.stdout.isatty():
+        from unfoldkit.render.text import render
+
+        width = min(shutil.get_terminal_size((120, 40)).columns, 140)
+        console.write_report(render(report, width=width, colour=console.wants_colour(sys.stdout)))
+        return
+    content: str | bytes = resolve(renderer.render)(report)
+    if out is None:
+        console.write_report(content)
+    else:
+        write_atomically(out, content.encode() if isinstance(content, str) else content)
+        console.say(f"{report.verdict} · {report.headline}\nwrote {out}")
+
+
+def _first(found: list[Renderer], message: str, hint: str) -> Renderer:
+    if not found:
+        raise fail(message, hint=hint)
+    return found[0]

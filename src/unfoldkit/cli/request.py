@@ -1,0 +1,31 @@
+"""What one call of a verb asks for, free of the command-line library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A verb, a spec, and every option."""
+
+    verb: str
+    spec: str
+    settings: tuple[str, ...] = ()
+    format: str | None = None
+    out: Path | None = None
+    seed: int = 0
+    run: Path | None = None
+    dry_run: bool = False
+    exit_zero: bool = False
+    engine: str = "local"
+    jobs: int | None = None
+    ray_address: str | None = None
+    allow_code: bool = False
+    builtin_only: bool = False
+    verbose: bool = False
+    check: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,165 @@
+"""Load, validate, call the verb, store, render, exit code: what every verb has in common."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unfoldkit import __version__
+from unfoldkit.cli import console, formats, plugins
+from unfoldkit.cli.drift import compare, read_plan
+from unfoldkit.cli.request import Request
+from unfoldkit.context import Run
+from unfoldkit.engines.base import Engine
+from unfoldkit.errors import ExitCode, did_you_mean, fail
+from unfoldkit.kinds import Kind, RunFinished, resolve
+from unfoldkit.registry import Registry
+from unfoldkit.report import Report, Verdict, to_data
+from unfoldkit.runs import RunDir
+from unfoldkit.spec.base import Spec
+from unfoldkit.spec.load import Loaded, dump, load, spec_hash
+from unfoldkit.yaml12 import to_yaml
+
+REPORT = "report.json"
+PLAN = "plan.yaml"
+
+
+def perform(request: Request, stdin: str = "") -> ExitCode:
+    """Carry out ``profile``, ``train`` or ``plan`` and deliver its report.
+
+    Raises:
+        UnfoldError: the request, the spec or the surroundings are at fault.
+    """
+    registry = plugins.registry(builtin_only=request.builtin_only)
+    renderer = formats.choose(registry, request.format, request.out)
+    loaded = load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
+    function = verb_of(loaded.kind, request.verb)
+    report = _rehearsal(request, loaded) if request.dry_run else _stored(request, loaded, function)
+    formats.deliver(report, renderer, request.out)
+    code = ExitCode.YES if report.verdict is Verdict.YES or request.exit_zero else ExitCode.NO
+    _tell(registry, report, code)
+    return code
+
+
+def verb_of(kind: Kind, verb: str) -> str:
+    """Return the reference of a kind's verb.
+
+    Raises:
+        UnfoldError: the kind does not have it; the message says what it has.
+    """
+    reference: str | None = getattr(kind, verb)
+    if reference is None:
+        raise fail(f"kind {kind.name} has no {verb}", hint=f"it has {', '.join(kind.verbs) or 'no verb'}")
+    return reference
+
+
+def run_folder(request: Request, loaded: Loaded) -> Path:
+    """Return the folder of the run: ``--run``, the run that was named, or ``runs/NAME``."""
+    return request.run or loaded.run or Path("runs") / loaded.spec.name
+
+
+def surroundings(request: Request, loaded: Loaded, progress: Any = None) -> Run:
+    """Return what the verb is given beside its spec."""
+    return Run(
+        directory=RunDir(run_folder(request, loaded)),
+        engine=engine_of(request),
+        seed=request.seed,
+        base=loaded.base,
+        log=console.logger(verbose=request.verbose),
+        options={"plan": dict(loaded.plan), **request.options},
+        allow_code=request.allow_code,
+        **({"progress": progress} if progress else {}),
+    )
+
+
+def engine_of(request: Request) -> Engine:
+    """Return the engine that ``--engine`` names."""
+    from unfoldkit.engines.local import LocalEngine, available_cores
+    from unfoldkit.engines.ray import RayEngine
+
+    if request.engine == "local":
+        return LocalEngine(request.jobs or available_cores())
+    if request.engine == "ray":
+        return RayEngine(request.ray_address)
+    raise fail(f"--engine {request.engine}: no such engine", hint=did_you_mean(request.engine, ["local", "ray"]))
+
+
+def store_spec(run: Run, spec: Spec) -> None:
+    """Keep the resolved spec in the run, and where its relative paths start."""
+    folder = run.directory.path.resolve()
+    origin = {"base": os.path.relpath(run.base.resolve(), folder)}
+    run.directory.write("origin.json", (json.dumps(origin) + "\n").encode())
+    run.directory.write("spec.yaml", to_yaml(dump(spec)).encode())
+
+
+def _stored(request: Request, loaded: Loaded, function: str) -> Report:
+    baseline = read_plan(request.check) if request.check else None
+    with console.progress_bars() as progress:
+        run = surroundings(request, loaded, progress)
+        if baseline is not None:
+            run = replace(run, options={**run.options, "baseline_plan": baseline})
+        with run.directory.locked():
+            store_spec(run, loaded.spec)
+            began = run.clock()
+            report = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+            report = _with_provenance(report, loaded, run, run.clock() - began)
+            report = compare(report, baseline, str(request.check)) if baseline is not None else report
+            _keep(run.directory, report)
+    return report
+
+
+def _keep(directory: RunDir, report: Report) -> None:
+    directory.write(REPORT, (json.dumps(to_data(report), indent=1, ensure_ascii=False) + "\n").encode())
+    if report.decision is not None:
+        from unfoldkit.render.plan import render
+
+        directory.write(PLAN, render(report).encode())
+
+
+def _with_provenance(report: Report, loaded: Loaded, run: Run, seconds: float) -> Report:
+    facts: dict[str, Any] = {
+        "seed": run.seed,
+        "spec_sha256": spec_hash(loaded.spec),
+        "inputs": {},
+        "versions": versions(),
+        **report.provenance,
+    }
+    if report.decision is not None:
+        facts["spec"] = dump(loaded.spec)
+    return replace(report, provenance=facts | {"timed": {"seconds": round(seconds, 3)}})
+
+
+def versions() -> Mapping[str, str]:
+    """Return the versions that a result may depend on."""
+    import importlib.metadata
+    import platform
+
+    wanted = ("numpy", "scikit-learn", "xgboost")
+    found = {name: importlib.metadata.version(name) for name in wanted}
+    return {"unfoldkit": __version__, "python": platform.python_version(), **found}
+
+
+def _rehearsal(request: Request, loaded: Loaded) -> Report:
+    folder = run_folder(request, loaded)
+    return Report(
+        kind=loaded.kind.name,
+        verb=request.verb,
+        name=loaded.spec.name,
+        verdict=Verdict.YES,
+        headline=f"the spec is valid; {request.verb} would write to {folder} · nothing was run",
+        lines=(
+            ("engine", request.engine),
+            ("seed", str(request.seed)),
+            ("spec", spec_hash(loaded.spec)[:12]),
+        ),
+        provenance={"seed": request.seed, "spec_sha256": spec_hash(loaded.spec), "spec": dump(loaded.spec)},
+    )
+
+
+def _tell(registry: Registry, report: Report, code: ExitCode) -> None:
+    event = RunFinished(report.kind, report.verb, report.name, int(code), to_data(report))
+    registry.tell(event, console.say)

@@ -1,0 +1,38 @@
+"""`unfold serve`: the host of a kind's service."""
+
+from __future__ import annotations
+
+from unfoldkit.cli import console, plugins
+from unfoldkit.cli.request import Request
+from unfoldkit.cli.run import perform, run_folder, store_spec, surroundings, verb_of
+from unfoldkit.errors import ExitCode
+from unfoldkit.kinds import resolve
+from unfoldkit.serving.host import Address, is_loopback, listen
+from unfoldkit.serving.host import host as run_server
+from unfoldkit.serving.service import Service
+from unfoldkit.spec.load import load
+
+
+def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str = "") -> ExitCode:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        UnfoldError: the spec, the address or the run are at fault.
+    """
+    if request.dry_run:
+        return perform(request, stdin)
+    registry = plugins.registry(builtin_only=request.builtin_only)
+    loaded = load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
+    function = verb_of(loaded.kind, "serve")
+    run = surroundings(request, loaded)
+    with run.directory.locked(), listen(Address(host, port, token)) as bound:
+        if loaded.run is None:
+            store_spec(run, loaded.spec)
+        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+        place = f"http://{host}:{bound.getsockname()[1]}"
+        console.say(
+            f"{service.name} · {loaded.kind.name} on {place} · run {run_folder(request, loaded)} · Ctrl-C ends it"
+        )
+        console.say("".join(f"  {place}{path}\n" for path in service.paths).rstrip())
+        run_server(service, bound, token="" if is_loopback(host) and not token else token)
+    return ExitCode.YES

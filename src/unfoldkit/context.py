@@ -1,0 +1,57 @@
+"""What a verb is given beside its spec: seed, clock, progress, log, run directory and engine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from unfoldkit.engines.base import Engine
+from unfoldkit.errors import fail
+from unfoldkit.runs import RunDir
+
+
+class Progress(Protocol):
+    """Tells a person how far a verb is; on stderr, or nowhere."""
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` of ``step`` are finished."""
+
+
+def silent(step: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The surroundings of one verb. A plugin takes randomness, time and files from here only.
+
+    ``base`` is the folder that paths of the spec are relative to; ``clock`` gives seconds; ``options`` holds what
+    the command line says beyond the spec (``replay``, ``baseline_plan``); ``allow_code`` whether a spec may name code.
+    """
+
+    directory: RunDir
+    engine: Engine
+    seed: int = 0
+    base: Path = field(default_factory=Path)
+    clock: Callable[[], float] = time.perf_counter
+    progress: Progress = silent
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
+    options: Mapping[str, Any] = field(default_factory=dict)
+    allow_code: bool = False
+
+    def path(self, text: str, *, key: str = "") -> Path:
+        """Return the file or folder that ``text`` names, looked for beside the spec, then in the working folder.
+
+        Raises:
+            UnfoldError: there is no such file; the message says where it was looked for.
+        """
+        tried = list(dict.fromkeys([(self.base / text).absolute(), Path(text).absolute()]))
+        for candidate in tried:
+            if candidate.exists():
+                return candidate
+        where = " or ".join(str(candidate) for candidate in tried)
+        raise fail(f"no such file or folder: {text!r}", key=key, hint=f"looked for {where}")

@@ -1,0 +1,63 @@
+"""Jobs as Ray tasks, on a cluster that is there or on one started here on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from unfoldkit.errors import UnfoldError, broken, fail
+
+
+@dataclass(frozen=True, slots=True)
+class RayEngine:
+    """Runs jobs on Ray. ``address`` is that of a running cluster; ``None`` starts one on this machine."""
+
+    address: str | None = None
+    name: str = "ray"
+
+    def map(
+        self,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        on_result: Callable[[int, Any], None] | None = None,
+    ) -> list[Any]:
+        """Run the jobs; see :class:`~unfoldkit.engines.base.Engine`."""
+        ray = _connected(self.address)
+        task = ray.remote(num_cpus=1)(function)
+        waiting = {task.remote(item): index for index, item in enumerate(items)}
+        results: dict[int, Any] = {}
+        while waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1)
+            index = waiting.pop(done[0])
+            results[index] = _result(ray, done[0])
+            if on_result:
+                on_result(index, results[index])
+        return [results[index] for index in range(len(items))]
+
+
+def _connected(address: str | None) -> ModuleType:
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise fail("--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        except ConnectionError as error:
+            raise fail(
+                f"no Ray cluster answers at {address}", hint="ray start --head, or leave --ray-address out"
+            ) from error
+    return ray  # type: ignore[no-any-return]
+
+
+def _result(ray: ModuleType, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, UnfoldError) else None
+        raise cause or broken(f"a Ray task failed: {error.cause!r}") from error
+    except ray.exceptions.RayError as error:
+        raise broken(f"a Ray worker or node was lost: {type(error).__name__}", hint="run again: it resumes") from error

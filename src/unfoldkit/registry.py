@@ -1,0 +1,181 @@
+"""Finds plugins: a fresh manager every time, a broken one named and skipped, a duplicate an error naming both."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pluggy
+
+from unfoldkit import hookspec
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean
+from unfoldkit.kinds import API_VERSION, Check, Kind, Renderer, RunFinished
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One entry point of the group ``unfoldkit``: where it came from and whether it loaded."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+    error: str = ""
+    disabled: bool = False
+    kinds: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``disabled`` or ``broken``."""
+        return "disabled" if self.disabled else "broken" if self.error else "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The plugins of this process and what they offer."""
+
+    manager: pluggy.PluginManager
+    plugins: tuple[Plugin, ...]
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    duplicates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def kind(self, name: str) -> Kind:
+        """Return the kind called ``name``.
+
+        Raises:
+            UnfoldError: no plugin, a broken plugin, or two plugins offer it.
+        """
+        if name in self.duplicates:
+            raise UnfoldError(self._duplicate(name))
+        if name in self.kinds:
+            return self.kinds[name]
+        suspects = [plugin for plugin in self.plugins if plugin.name == name and plugin.status != "ok"]
+        if suspects:
+            message = f"the plugin {name!r} of {suspects[0].distribution} is {suspects[0].status}"
+            raise UnfoldError(Diagnostic(message, hint=suspects[0].error or "UNFOLD_DISABLE_PLUGINS names it"))
+        raise UnfoldError(Diagnostic(f"no such kind: {name!r}", hint=did_you_mean(name, self.kinds)))
+
+    def _duplicate(self, name: str) -> Diagnostic:
+        owners = self.duplicates[name]
+        first = owners[-1].split(" ")[0]
+        message = f"the kind {name!r} is offered by {' and by '.join(owners)}"
+        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={first}")
+
+    def checks(self) -> list[Check]:
+        """Return the health checks of all plugins."""
+        return [check for checks in self.manager.hook.unfold_checks() for check in checks]
+
+    def renderers(self) -> list[Renderer]:
+        """Return the output formats of all plugins."""
+        return [renderer for renderers in self.manager.hook.unfold_renderers() for renderer in renderers]
+
+    def tell(self, event: RunFinished, warn: Callable[[str], None]) -> None:
+        """Tell every observer that a verb has ended; what one raises is only a warning."""
+        for implementation in self.manager.hook.unfold_run_finished.get_hookimpls():
+            try:
+                implementation.function(*[event] if "event" in implementation.argnames else [])
+            except Exception as error:  # noqa: BLE001 - an observer must not change the outcome
+                warn(f"the plugin {implementation.plugin_name} failed in unfold_run_finished: {error!r}")
+
+
+def load_registry(
+    *,
+    disabled: Iterable[str] = (),
+    entry_points: Sequence[importlib.metadata.EntryPoint] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Registry:
+    """Return a fresh registry.
+
+    Args:
+        disabled: names of entry points that are not loaded.
+        entry_points: instead of the installed ones (for tests).
+        extra: plugin objects by name, registered beside them (for tests).
+    """
+    manager = pluggy.PluginManager(hookspec.PROJECT)
+    manager.add_hookspecs(hookspec)
+    points = importlib.metadata.entry_points(group=hookspec.ENTRY_POINT_GROUP) if entry_points is None else entry_points
+    off = frozenset(disabled)
+    loaded = [_load(manager, point, off) for point in sorted(points, key=lambda point: (point.name, point.value))]
+    for name, plugin in (extra or {}).items():
+        loaded.append(_register(manager, Plugin(name, "given", "", getattr(plugin, "__name__", name)), plugin))
+    return _collect(manager, loaded)
+
+
+def pending(registry: Registry) -> str:
+    """Return what is wrong with hook names, or nothing: a misspelt hook would never be called."""
+    try:
+        registry.manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        return str(error)
+    misspelt = [
+        f"{plugin.name}: {name} is no hook ({did_you_mean(name, hook_names())})"
+        for plugin in registry.plugins
+        for name in plugin.hooks
+        if name not in hook_names()
+    ]
+    return "; ".join(misspelt)
+
+
+def hook_names() -> tuple[str, ...]:
+    """Return the names of the hooks, in the order of ``hookspec``."""
+    return tuple(name for name in vars(hookspec) if name.startswith("unfold_"))
+
+
+def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint, off: frozenset[str]) -> Plugin:
+    distribution = point.dist
+    name = distribution.name if distribution else "unknown"
+    plugin = Plugin(point.name, name, distribution.version if distribution else "", point.value)
+    if point.name in off:
+        return replace(plugin, disabled=True)
+    try:
+        module = point.load()
+    except Exception as error:  # noqa: BLE001 - whatever a third party raises at import, the host goes on
+        return replace(plugin, error=f"{type(error).__name__}: {error}")
+    return _register(manager, plugin, module)
+
+
+def _register(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> Plugin:
+    unique = plugin.name if not manager.has_plugin(plugin.name) else f"{plugin.name} ({plugin.distribution})"
+    hooks = tuple(name for name in dir(module) if name.startswith("unfold_"))
+    try:
+        manager.register(module, unique)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        return replace(plugin, error=f"{type(error).__name__}: {error}", hooks=hooks)
+    return replace(plugin, hooks=hooks)
+
+
+def _collect(manager: pluggy.PluginManager, loaded: Sequence[Plugin]) -> Registry:
+    owners: dict[str, list[str]] = {}
+    kinds: dict[str, Kind] = {}
+    plugins: list[Plugin] = []
+    for plugin in loaded:
+        offered, error = _offered(manager, plugin) if plugin.status == "ok" else ([], plugin.error)
+        for kind in offered:
+            kinds[kind.name] = kind
+            owners.setdefault(kind.name, []).append(
+                f"{plugin.name} ({plugin.distribution} {plugin.version})".replace(" )", ")")
+            )
+        plugins.append(replace(plugin, error=error, kinds=tuple(kind.name for kind in offered)))
+    duplicates = {name: tuple(names) for name, names in owners.items() if len(names) > 1}
+    return Registry(
+        manager, tuple(plugins), {n: k for n, k in sorted(kinds.items()) if n not in duplicates}, duplicates
+    )
+
+
+def _offered(manager: pluggy.PluginManager, plugin: Plugin) -> tuple[list[Kind], str]:
+    names = (f"{plugin.name} ({plugin.distribution})", plugin.name)
+    module = next(manager.get_plugin(name) for name in names if manager.has_plugin(name))
+    hook = getattr(module, "unfold_kinds", None)
+    if hook is None:
+        return [], ""
+    try:
+        kinds = list(hook())
+    except Exception as error:  # noqa: BLE001 - as above
+        return [], f"unfold_kinds failed: {type(error).__name__}: {error}"
+    wrong = [kind for kind in kinds if not isinstance(kind, Kind) or kind.api != API_VERSION]
+    if wrong:
+        return [], f"offers {wrong[0]!r}, which is no Kind of api {API_VERSION}"
+    return kinds, ""

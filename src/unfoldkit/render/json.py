@@ -1,0 +1,12 @@
+"""For programs: the versioned schema ``unfoldkit.report/1``, keys in a stable order."""
+
+from __future__ import annotations
+
+import json
+
+from unfoldkit.report import Report, to_data
+
+
+def render(report: Report) -> str:
+    """Return the report as JSON."""
+    return json.dumps(to_data(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

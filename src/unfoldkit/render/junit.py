@@ -1,0 +1,44 @@
+"""Test cases for a CI server: the verdict, and every metric that has a target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from xml.etree import ElementTree as ET
+
+from unfoldkit.errors import Diagnostic
+from unfoldkit.render import cells
+from unfoldkit.report import Report, Verdict
+
+
+def render(report: Report) -> str:
+    """Return the report as JUnit XML."""
+    cases: list[tuple[str, str | None]] = [("verdict", None if report.verdict is Verdict.YES else report.headline)]
+    for name, item in report.metrics.items():
+        if item.target is not None:
+            cases.append((name, None if item.ok else f"{cells.metric(item)}, target {item.target}"))
+    return _suite(f"unfold {report.verb} {report.name}", f"{report.kind}.{report.name}", cases)
+
+
+def render_diagnostics(diagnostics: Iterable[Diagnostic]) -> str:
+    """Return the mistakes of specs as failed test cases."""
+    cases = [(f"{item.file}:{item.line}:{item.column} {item.key}".strip(), str(item)) for item in diagnostics]
+    return _suite("unfold check", "spec", cases or [("specs", None)])
+
+
+def _suite(name: str, owner: str, cases: Iterable[tuple[str, str | None]]) -> str:
+    listed = list(cases)
+    failures = str(sum(reason is not None for _, reason in listed))
+    suite = ET.Element("testsuite", name=_clean(name), tests=str(len(listed)), failures=failures, errors="0")
+    for case_name, reason in listed:
+        case = ET.SubElement(suite, "testcase", classname=_clean(owner), name=_clean(case_name))
+        if reason is not None:
+            ET.SubElement(case, "failure", message=_clean(reason))
+    root = ET.Element("testsuites")
+    root.append(suite)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _clean(text: str) -> str:
+    # XML 1.0 has no way to write control characters
+    return "".join(letter for letter in text if letter in "\t\n" or letter >= " ")

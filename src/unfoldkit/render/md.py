@@ -1,0 +1,49 @@
+"""For a job summary or a pull request: GitHub-flavoured Markdown."""
+
+from __future__ import annotations
+
+from unfoldkit.render import cells
+from unfoldkit.report import Report, Table
+
+
+def render(report: Report) -> str:
+    """Return the report as Markdown."""
+    parts = [
+        f"## {_escape(report.name)} · {report.kind} {report.verb}",
+        " · ".join(map(_escape, report.subtitle)),
+    ]
+    parts += [f"**{report.verdict}** · {_escape(report.headline)}", _metrics(report)]
+    parts += [_table(table) for table in report.tables]
+    parts += ["\n".join(f"- **{_escape(label)}** {_escape(text)}" for label, text in report.lines)]
+    parts += ["\n".join(f"- {_escape(note)}" for note in report.notes)]
+    parts += [f"next: `{report.next}`" if report.next else ""]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metrics(report: Report) -> str:
+    rows = [
+        [name, cells.metric(item), item.target or "", {True: "✓", False: "✗", None: ""}[item.ok]]
+        for name, item in report.metrics.items()
+    ]
+    return _grid(["metric", "value", "target", ""], rows, ["-", "-:", "-:", ":-:"]) if rows else ""
+
+
+def _table(table: Table) -> str:
+    rules = [
+        "-:" if cells.is_numeric(column, [row[i] for row in table.rows]) else "-"
+        for i, column in enumerate(table.columns)
+    ]
+    rows = [[cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
+    if table.accent is not None:
+        rows[table.accent] = [f"**{text.strip()}**" if text else text for text in rows[table.accent]]
+    return f"### {_escape(table.name)}\n\n" + _grid([cells.head(column) for column in table.columns], rows, rules)
+
+
+def _grid(heads: list[str], rows: list[list[str]], rules: list[str]) -> str:
+    lines = [heads, rules, *rows]
+    escaped = [[text if line is rules else _escape(text) for text in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,95 @@
+"""For a person at a terminal: the answer in the last line, the reasons above it."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from unfoldkit.render import cells
+from unfoldkit.report import Report, Table, Verdict
+
+WIDTH = 120
+ACCENT = "cyan"
+
+
+def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
+    """Return the report as text; without colour it is the same bytes for the same report."""
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=width,
+        force_terminal=colour,
+        no_color=not colour,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    _title(console, report)
+    _metrics(console, report)
+    for table in report.tables:
+        _table(console, table)
+    _lines(console, report)
+    _verdict(console, report)
+    lines = stream.getvalue().split("\n")
+    return "\n".join(line.rstrip() for line in lines).rstrip("\n") + "\n"
+
+
+def _title(console: Console, report: Report) -> None:
+    left = f"{report.name} · {report.kind}" + (f" {report.verb}" if report.verb != "train" else "")
+    right = " · ".join(report.subtitle)
+    gap = console.width - len(left) - len(right)
+    console.print(Text(left, style="bold") + (Text(" " * gap + right, style="dim") if gap > 1 else Text("")))
+    if gap <= 1 and right:
+        console.print(Text(right, style="dim"))
+
+
+def _metrics(console: Console, report: Report) -> None:
+    shown = {name: item for name, item in report.metrics.items() if item.target is not None or not report.tables}
+    if not shown:
+        return
+    grid = _grid()
+    for name, item in shown.items():
+        mark = {True: "✓", False: "✗", None: ""}[item.ok]
+        grid.add_row(name, cells.metric(item), f"target {item.target}" if item.target else "", mark)
+    console.print()
+    console.print(grid)
+
+
+def _table(console: Console, table: Table) -> None:
+    grid = _grid()
+    for index, column in enumerate(table.columns):
+        numeric = cells.is_numeric(column, [row[index] for row in table.rows])
+        grid.add_column(Text(cells.head(column), style="dim"), justify="right" if numeric else "left", overflow="fold")
+    for index, row in enumerate(table.rows):
+        texts = [cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)]
+        grid.add_row(*texts, style=ACCENT if index == table.accent else "")
+    grid.show_header = True
+    console.print()
+    console.print(grid)
+
+
+def _lines(console: Console, report: Report) -> None:
+    if not (report.lines or report.notes):
+        return
+    grid = _grid()
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in (*report.lines, *(("note", note) for note in report.notes)):
+        grid.add_row(label, text)
+    console.print()
+    console.print(grid)
+
+
+def _verdict(console: Console, report: Report) -> None:
+    style = f"bold {ACCENT}" if report.verdict is Verdict.YES else "bold red"
+    console.print()
+    console.print(Text(str(report.verdict), style=style) + Text(f" · {report.headline}", style="not bold default"))
+    if report.next:
+        console.print(Text(f"next: {report.next}", style="dim"))
+
+
+def _grid() -> RichTable:
+    return RichTable(box=None, show_header=False, padding=(0, 1, 0, 2), pad_edge=True)

@@ -1,0 +1,1 @@
+"""The server side: what `serve` returns and how it is hosted."""

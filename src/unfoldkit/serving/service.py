@@ -1,0 +1,23 @@
+"""What ``serve`` returns: an ASGI application, and what to do around it. The host owns socket, signals and token."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+ASGIApp = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running answer to requests.
+
+    ``paths`` are told to the user at start; lifespan events of ``app`` open and close what it holds.
+    """
+
+    name: str
+    app: ASGIApp
+    paths: tuple[str, ...] = field(default_factory=tuple)

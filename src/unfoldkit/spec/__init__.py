@@ -1,0 +1,1 @@
+"""From YAML text to a validated, frozen spec, with every mistake told at its place."""

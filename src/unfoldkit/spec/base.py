@@ -1,0 +1,50 @@
+"""The envelope that every spec shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=80,
+        description="letters, digits, dot, dash and underscore; names the run's folder",
+    ),
+]
+
+
+class Model(BaseModel):
+    """A part of a spec: strict, frozen, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Spec(Model):
+    """The keys that every kind has."""
+
+    version: Literal[1] = Field(description="version of the spec format")
+    kind: str = Field(description="which plugin answers")
+    name: Name
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A mistake between parts of a spec; ``path`` leads to the part (keys and indices), ``at_key`` to its key."""
+
+    path: tuple[str | int, ...]
+    message: str
+    hint: str = ""
+    at_key: bool = False
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A spec that can say what does not fit together, all at once."""
+
+    def problems(self) -> Iterable[Problem]:
+        """Yield every mistake that the types alone do not show."""

@@ -1,0 +1,109 @@
+"""Read a spec, a plan or a run folder, find its kind, and validate it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from unfoldkit.errors import UnfoldError, did_you_mean
+from unfoldkit.kinds import Kind, resolve
+from unfoldkit.runs import fingerprint
+from unfoldkit.spec.base import Model, Spec
+from unfoldkit.spec.loader import Document, read_document
+from unfoldkit.spec.locate import diagnostic
+from unfoldkit.spec.messages import show
+from unfoldkit.spec.override import override
+from unfoldkit.spec.validate import validate
+from unfoldkit.yaml12 import PLAN_SCHEMA
+
+RUN_SPEC = "spec.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A validated spec with its kind; ``plan`` is the saved decision if the file was a plan; ``run`` its run folder."""
+
+    kind: Kind
+    spec: Spec
+    base: Path
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    run: Path | None = None
+
+
+def load(
+    path: str,
+    kinds: Mapping[str, Kind],
+    *,
+    settings: Sequence[str] = (),
+    stdin: str = "",
+    find_kind: Callable[[str], Kind] | None = None,
+) -> Loaded:
+    """Return the validated spec at ``path``: a file, ``-``, a plan, or the folder of a run.
+
+    Raises:
+        UnfoldError: every mistake with file, line, column, key and hint (exit code 2).
+    """
+    folder = Path(path) if path != "-" and Path(path).is_dir() else None
+    document = read_document(str(folder / RUN_SPEC) if folder else path, stdin)
+    plan: Mapping[str, Any] = {}
+    if isinstance(document.data, dict) and document.data.get("schema") == PLAN_SCHEMA:
+        plan, document = document.data, _inner(document)
+    document, base = _run_base(document, Path(document.file).parent if path != "-" else Path())
+    document = override(document, settings)
+    kind = _kind(document, kinds, find_kind)
+    model = resolve(kind.spec, extra=kind.extra)
+    return Loaded(kind, validate(model, document), base, plan, folder)
+
+
+def dump(spec: Model) -> dict[str, Any]:
+    """Return the spec as plain data that validates to an equal spec."""
+    return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def spec_hash(spec: Model) -> str:
+    """Return the fingerprint of the resolved spec: equal for equal meaning, whatever the layout of the file."""
+    return fingerprint(dump(spec))
+
+
+def _inner(document: Document) -> Document:
+    if not isinstance(document.data.get("spec"), dict):
+        raise UnfoldError(diagnostic(document, ("spec",), "a plan holds the spec that it was made from"))
+    keys = {path[1:]: mark for path, mark in document.keys.items() if path[:1] == ("spec",)}
+    values = {path[1:]: mark for path, mark in document.values.items() if path[:1] == ("spec",)}
+    return replace(document, data=document.data["spec"], keys=keys, values=values)
+
+
+def _run_base(document: Document, base: Path) -> tuple[Document, Path]:
+    """A run's copy of the spec remembers, in a comment-free way, where its relative paths start."""
+    origin = base / "origin.json"
+    if Path(document.file).name == RUN_SPEC and origin.is_file():
+        try:
+            return document, base / json.loads(origin.read_text())["base"]
+        except (ValueError, KeyError, TypeError, OSError):
+            return document, base
+    return document, base
+
+
+def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:
+    if not isinstance(document.data, dict):
+        message = f"a spec is a mapping of keys, not {show(document.data)}"
+        raise UnfoldError(diagnostic(document, (), message, hint="unfold init KIND writes one to start from"))
+    name = document.data.get("kind")
+    if name is None:
+        hint = f"one of: {', '.join(sorted(kinds))}"
+        raise UnfoldError(diagnostic(document, ("kind",), "this key is missing", hint=hint))
+    if not isinstance(name, str) or (name not in kinds and find_kind is None):
+        hint = did_you_mean(str(name), kinds)
+        raise UnfoldError(diagnostic(document, ("kind",), f"no such kind: {show(name)}", hint=hint))
+    return kinds[name] if find_kind is None else _found(document, name, find_kind)
+
+
+def _found(document: Document, name: str, find_kind: Callable[[str], Kind]) -> Kind:
+    try:
+        return find_kind(name)
+    except UnfoldError as error:
+        told = [diagnostic(document, ("kind",), item.message, hint=item.hint) for item in error.diagnostics]
+        raise UnfoldError(*told, code=error.code) from error

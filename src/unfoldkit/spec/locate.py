@@ -1,0 +1,102 @@
+"""From a model's complaint to the line that caused it."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from unfoldkit.errors import Diagnostic
+from unfoldkit.spec.loader import Document, PathKey
+
+
+def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "", at_key: bool = False) -> Diagnostic:
+    """Return the diagnostic for ``path``: at its value, or at its key; for ``--set`` with the flag as its place."""
+    key = dotted(path)
+    for length in range(len(path), 0, -1):
+        if path[:length] in document.origins:
+            return Diagnostic(message, document.origins[path[:length]], key=key, hint=hint)
+    line, column = _mark(document, path, at_key=at_key)
+    return Diagnostic(message, document.file, line, column, key, hint)
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Return ``a.b[0].c`` for ``("a", "b", 0, "c")``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def real_path(data: Any, location: tuple[str | int, ...], *, missing: bool = False) -> PathKey:
+    """Return the keys and indices of ``location`` that exist in ``data``, without a validator's own tags.
+
+    With ``missing`` the last part names a key that is not there, and is kept.
+    """
+    path: list[str | int] = []
+    for index, part in enumerate(location):
+        if _has(data, part):
+            data = data[int(part)] if isinstance(data, list) else data[str(part)]
+            path.append(int(part) if isinstance(part, int) else str(part))
+        elif missing and index == len(location) - 1:
+            path.append(part)
+    return tuple(path)
+
+
+def known_keys(model: Any, path: PathKey) -> set[str]:
+    """Return the keys that a mapping at ``path`` may have, by the annotations of ``model``."""
+    candidates = [model]
+    for part in path:
+        candidates = [inner for candidate in candidates for inner in _step(candidate, part)]
+    return {name for candidate in candidates for name in _names(candidate)}
+
+
+def _mark(document: Document, path: PathKey, *, at_key: bool) -> tuple[int, int]:
+    if at_key and path in document.keys:
+        return document.keys[path]
+    for length in range(len(path), -1, -1):
+        if path[:length] in document.values:
+            return document.values[path[:length]]
+    return 1, 1
+
+
+def _has(data: Any, part: str | int) -> bool:
+    if isinstance(data, Mapping):
+        return str(part) in data
+    return isinstance(data, list) and isinstance(part, int) and 0 <= part < len(data)
+
+
+def _names(annotation: Any) -> set[str]:
+    return {
+        name
+        for option in _options(annotation)
+        if isinstance(option, type) and issubclass(option, BaseModel)
+        for field_name, field in option.model_fields.items()
+        for name in [field.alias or field_name]
+    }
+
+
+def _step(annotation: Any, part: str | int) -> list[Any]:
+    found: list[Any] = []
+    for option in _options(annotation):
+        arguments = typing.get_args(option)
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            found += [f.annotation for name, f in option.model_fields.items() if part in (name, f.alias)]
+        elif arguments:
+            found.append(arguments[-2] if arguments[-1] is Ellipsis else arguments[-1])
+    return found
+
+
+def _options(annotation: Any) -> list[Any]:
+    """Return the alternatives of a union, without ``Annotated`` around them."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _options(typing.get_args(annotation)[0])
+    if isinstance(annotation, typing.TypeAliasType if hasattr(typing, "TypeAliasType") else ()):
+        return _options(annotation.__value__)
+    if origin in (typing.Union, types.UnionType):
+        return [option for argument in typing.get_args(annotation) for option in _options(argument)]
+    return [annotation]

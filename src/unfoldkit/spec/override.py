@@ -1,0 +1,80 @@
+"""`--set a.b[0]=value`: change a spec from the command line, and remember where the value came from."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from unfoldkit.errors import Diagnostic, UnfoldError, fail
+from unfoldkit.spec.loader import Document, PathKey, parse
+from unfoldkit.spec.locate import dotted
+from unfoldkit.spec.messages import show
+
+_PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
+
+
+def override(document: Document, settings: Sequence[str]) -> Document:
+    """Return the document with every ``path=value`` of ``settings`` set, in turn.
+
+    Raises:
+        UnfoldError: a setting that cannot be read, or that leads through something that is not a mapping or list.
+    """
+    if not settings:
+        return document
+    data, origins = copy.deepcopy(document.data), dict(document.origins)
+    mistakes: list[Diagnostic] = []
+    for setting in settings:
+        try:
+            path, value = _read(setting)
+            data = _put(data, path, value, setting)
+            origins[path] = f"--set {setting}"
+        except UnfoldError as error:
+            mistakes += error.diagnostics
+    if mistakes:
+        raise UnfoldError(*mistakes)
+    return replace(document, data=data, origins=origins)
+
+
+def _read(setting: str) -> tuple[PathKey, Any]:
+    name, separator, text = setting.partition("=")
+    path = tuple(int(match[2]) if match[2] else match[1] for match in _PART.finditer(name))
+    if not separator or not path or dotted(path) != name:
+        raise fail(
+            "expected key=value",
+            file=f"--set {setting}",
+            hint='such as "goal.max_loss=1%" or "stages[0].name=a"',
+        )
+    if text.strip() == "":
+        return path, None
+    try:
+        return path, parse(text).data
+    except UnfoldError as error:
+        raise fail(error.diagnostics[0].message, file=f"--set {setting}", hint="quote the value") from error
+
+
+def _put(data: Any, path: PathKey, value: Any, setting: str) -> Any:
+    target = data
+    for depth, part in enumerate(path[:-1]):
+        if isinstance(target, dict) and target.get(str(part)) is None:
+            target[str(part)] = {}
+        target = _child(target, part, path[:depth], setting)
+    _check(target, path[-1], path[:-1], setting)
+    target[path[-1] if isinstance(target, list) else str(path[-1])] = value
+    return data
+
+
+def _child(target: Any, part: str | int, path: PathKey, setting: str) -> Any:
+    _check(target, part, path, setting)
+    return target[part if isinstance(target, list) else str(part)]
+
+
+def _check(target: Any, part: str | int, path: PathKey, setting: str) -> None:
+    name = dotted(path) or "the spec"
+    if isinstance(target, list):
+        if not isinstance(part, int) or part >= len(target):
+            raise fail(f"{name} is a list of {len(target)}", file=f"--set {setting}", hint=f"write {name}[0]")
+    elif not isinstance(target, dict):
+        raise fail(f"{name} is {show(target)}, not a mapping", file=f"--set {setting}")

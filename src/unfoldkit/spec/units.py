@@ -1,0 +1,211 @@
+"""Quantities with their unit written out: `150 ms`, `12 GiB`, `$3.06/h`, `150/s`, `0.1%`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+"
+SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+BYTES = {
+    "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
+    "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
+}  # fmt: skip
+PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: Any) -> float:
+    """Return seconds from text such as ``150 ms``."""
+    return _quantity(value, SECONDS, "150 ms")
+
+
+def parse_bytes(value: Any) -> int:
+    """Return bytes from text such as ``12 GiB``."""
+    return round(_quantity(value, BYTES, "12 GiB"))
+
+
+def parse_rate(value: Any) -> float:
+    """Return events per second from text such as ``150/s``."""
+    match = _match(rf"({NUMBER})\s*/\s*([a-z]+)", value, "150/s")
+    return _number(match[1]) / _unit(match[2], PER, value, "150/s")
+
+
+def parse_money(value: Any) -> float:
+    """Return US dollars from text such as ``$3.06``."""
+    return _number(_match(rf"\$\s*({NUMBER})", value, "$3.06")[1])
+
+
+def parse_price(value: Any) -> float:
+    """Return US dollars per hour from text such as ``$3.06/h``."""
+    match = _match(rf"\$\s*({NUMBER})\s*/\s*([a-z]+)", value, "$3.06/h")
+    return _number(match[1]) * 3600.0 / _unit(match[2], PER, value, "$3.06/h")
+
+
+def parse_percent(value: Any) -> float:
+    """Return a fraction from text such as ``0.1%``."""
+    return _number(_match(rf"({NUMBER})\s*%", value, "0.1%")[1]) / 100.0
+
+
+def parse_fraction(value: Any) -> float:
+    """Return a fraction from 0 to 1, from a number (``0.25``) or a percentage (``25%``)."""
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    result = float(value) if numeric else parse_percent(value)
+    if not 0 <= result <= 1:
+        raise _error("{value} is not between 0 and 1", value, "0.25")
+    return result
+
+
+def format_duration(seconds: float) -> str:
+    """Return the shortest text that ``parse_duration`` reads back to the same number."""
+    return _shortest(seconds, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0}, parse_duration)
+
+
+def format_bytes(count: int) -> str:
+    """Return the shortest text that ``parse_bytes`` reads back to the same number."""
+    units = [name for name in ("TiB", "GiB", "MiB", "KiB") if count and count % BYTES[name] == 0]
+    return f"{count // BYTES[units[0]]} {units[0]}" if units else f"{count} B"
+
+
+def format_rate(per_second: float) -> str:
+    """Return text that ``parse_rate`` reads back."""
+    return f"{_plain(per_second)}/s"
+
+
+def format_money(dollars: float) -> str:
+    """Return text that ``parse_money`` reads back."""
+    return f"${_plain(dollars)}"
+
+
+def format_price(dollars_per_hour: float) -> str:
+    """Return text that ``parse_price`` reads back."""
+    return f"${_plain(dollars_per_hour)}/h"
+
+
+def format_percent(fraction: float) -> str:
+    """Return the shortest text that ``parse_percent`` reads back to the same number."""
+    for digits in range(13):
+        text = f"{fraction * 100:.{digits}f}%"
+        if parse_percent(text) == fraction:
+            return text
+    return f"{_plain(fraction * 100)}%"
+
+
+def _shortest(value: float, units: Mapping[str, float], parse: Callable[[Any], float]) -> str:
+    texts = [f"{_plain(float(f'{value / scale:.12g}'))} {name}" for name, scale in units.items()]
+    exact = [text for text in texts if parse(text) == value]
+    return min(exact, key=len) if exact else f"{_plain(value)} s"
+
+
+def _plain(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
+
+
+def _quantity(value: Any, units: Mapping[str, float], example: str) -> float:
+    match = _match(rf"({NUMBER})\s*([A-Za-zµ]+)", value, example)
+    return _number(match[1]) * _unit(match[2], units, value, example)
+
+
+def _match(pattern: str, value: Any, example: str) -> re.Match[str]:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise _error("expected a quantity such as {example}", value, example)
+    match = re.fullmatch(pattern, str(value).strip())
+    if match:
+        return match
+    if re.fullmatch(rf"[-+]?(?:{NUMBER})", str(value).strip()):
+        if str(value).strip().startswith("-"):
+            raise _error('"{value}" must not be negative', value, example)
+        raise _error('"{value}" has no unit', value, re.sub(NUMBER, str(value).strip().lstrip("+"), example, count=1))
+    raise _error('"{value}" is not a quantity', value, example)
+
+
+def _number(text: str) -> float:
+    result = float(text)
+    if result > 1e300:
+        raise _error("{value} is too large", text, "a smaller number")
+    return result
+
+
+def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> float:
+    if name not in units:
+        raise PydanticCustomError(
+            "unit",
+            '"{value}" has the unknown unit "{unit}"',
+            {
+                "value": _cut(value),
+                "unit": name,
+                "hint": f"one of: {', '.join(units)}; write {example!r}".replace("'", '"'),
+            },
+        )
+    return float(units[name])
+
+
+def _error(message: str, value: Any, example: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "unit", message, {"value": _cut(value), "example": example, "hint": f'write "{example}"'}
+    )
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _schema(pattern: str, example: str, description: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": [example], "description": description})
+
+
+_N = r"^\s*([0-9._eE+-]+)\s*"
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration),
+    _schema(rf"{_N}({'|'.join(SECONDS)})\s*$", "150 ms", "a duration"),
+]
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    PlainSerializer(format_bytes),
+    _schema(rf"{_N}({'|'.join(BYTES)})\s*$", "12 GiB", "an amount of memory"),
+]
+Rate = Annotated[
+    float,
+    BeforeValidator(parse_rate),
+    PlainSerializer(format_rate),
+    _schema(rf"{_N}/\s*({'|'.join(PER)})\s*$", "150/s", "events per time"),
+]
+Money = Annotated[
+    float,
+    BeforeValidator(parse_money),
+    PlainSerializer(format_money),
+    _schema(r"^\s*\$\s*[0-9._eE+-]+\s*$", "$3.06", "US dollars"),
+]
+Price = Annotated[
+    float,
+    BeforeValidator(parse_price),
+    PlainSerializer(format_price),
+    _schema(rf"^\s*\$\s*[0-9._eE+-]+\s*/\s*({'|'.join(PER)})\s*$", "$3.06/h", "US dollars per time"),
+]
+Percent = Annotated[
+    float,
+    BeforeValidator(parse_percent),
+    PlainSerializer(format_percent),
+    _schema(rf"{_N}%\s*$", "0.1%", "a percentage"),
+]
+Fraction = Annotated[
+    float,
+    BeforeValidator(parse_fraction),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0, "maximum": 1},
+                {"type": "string", "pattern": rf"{_N}%\s*$"},
+            ],
+            "examples": ["25%", 0.25],
+            "description": "a share, from 0 to 1 or as a percentage",
+        }
+    ),
+]

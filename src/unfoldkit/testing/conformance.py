@@ -1,0 +1,157 @@
+"""Laws of a kind. Each takes the kind and an empty folder, and raises ``AssertionError`` when it is broken."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from unfoldkit.context import Run
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.errors import UnfoldError
+from unfoldkit.kinds import VERBS, Kind, resolve
+from unfoldkit.report import Report, from_data, to_data, without_times
+from unfoldkit.runs import RunDir
+from unfoldkit.spec.base import Spec
+from unfoldkit.spec.load import dump
+from unfoldkit.spec.loader import Document, PathKey, parse
+from unfoldkit.spec.schema import json_schema
+from unfoldkit.spec.validate import validate
+from unfoldkit.yaml12 import to_yaml
+
+Law = Callable[[Kind, Path], None]
+HEAVY = ("numpy", "scipy", "sklearn", "xgboost", "torch", "ray", "pydantic", "matplotlib", "boto3", "numba")
+
+
+def laws() -> tuple[Law, ...]:
+    """Return every law, the quick ones first."""
+    return (
+        references_resolve,
+        listing_imports_nothing_heavy,
+        examples_are_valid,
+        specs_survive_being_written,
+        schema_is_for_editors,
+        wrong_values_are_told_with_their_line,
+        unknown_keys_are_told_with_their_line,
+        reports_survive_json,
+        equal_seeds_give_equal_reports,
+    )
+
+
+def references_resolve(kind: Kind, _folder: Path) -> None:
+    """Every reference of the kind leads to an object, and the kind has at least one verb."""
+    assert kind.verbs, f"{kind.name} has no verb"
+    for reference in (kind.spec, *(getattr(kind, verb) for verb in VERBS)):
+        assert reference is None or resolve(reference) is not None, reference
+
+
+def listing_imports_nothing_heavy(kind: Kind, _folder: Path) -> None:
+    """Importing the module of the hooks loads none of the heavy libraries."""
+    module = kind.spec.split(":")[0].split(".")[0] + ".hooks"
+    code = f"import sys, {module}; list({module}.unfold_kinds()); print([n for n in {HEAVY!r} if n in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert found.stdout.strip() == "[]", f"{module} imports {found.stdout.strip()}"
+
+
+def examples_are_valid(kind: Kind, _folder: Path) -> None:
+    """Every example of the kind validates, and there is at least one."""
+    documents = list(example_documents(kind))
+    assert documents, f"{kind.name} ships no example"
+    for document in documents:
+        validate(resolve(kind.spec), document)
+
+
+def specs_survive_being_written(kind: Kind, _folder: Path) -> None:
+    """A spec that is written to YAML and read again is the same spec."""
+    for document in example_documents(kind):
+        spec = validate(resolve(kind.spec), document)
+        again = validate(resolve(kind.spec), parse(to_yaml(dump(spec))))
+        assert again == spec, f"{document.file}: {dump(again)} is not {dump(spec)}"
+
+
+def schema_is_for_editors(kind: Kind, _folder: Path) -> None:
+    """The schema is JSON, names its draft, and its keys are those of the spec."""
+    model: type[Spec] = resolve(kind.spec)
+    data = json.loads(json.dumps(json_schema(model, kind.name)))
+    assert data["$schema"].startswith("http://json-schema.org/draft-07"), data["$schema"]
+    assert {field.alias or name for name, field in model.model_fields.items()} == set(data["properties"])
+
+
+def wrong_values_are_told_with_their_line(kind: Kind, _folder: Path) -> None:
+    """A value of the wrong shape, put in the place of each value of an example, is refused at its line or accepted."""
+    for document in example_documents(kind):
+        for path in [path for path in document.values if path]:
+            for wrong in ({"wrong": ["shape"]}, -7, "\x07?", None):
+                _refused_or_accepted(kind, _changed(document, path, wrong))
+
+
+def unknown_keys_are_told_with_their_line(kind: Kind, _folder: Path) -> None:
+    """An unknown key at the top of a spec is refused by name."""
+    for document in example_documents(kind):
+        told = _refused_or_accepted(kind, _changed(document, ("nonesuch",), 1))
+        assert any("nonesuch" in line for line in told), told
+
+
+def reports_survive_json(kind: Kind, folder: Path) -> None:
+    """A report that is written as JSON and read again is the same report."""
+    report = first_report(kind, folder / "run")
+    data = json.loads(json.dumps(to_data(report), allow_nan=False))
+    assert to_data(from_data(data)) == data
+
+
+def equal_seeds_give_equal_reports(kind: Kind, folder: Path) -> None:
+    """The same spec and seed give the same report in two fresh runs, measured times aside."""
+    first, second = (first_report(kind, folder / name) for name in ("one", "two"))
+    texts = [
+        json.dumps(to_data(without_times(report))).replace(str(folder / name), "RUN")
+        for report, name in ((first, "one"), (second, "two"))
+    ]
+    assert texts[0] == texts[1], "two runs differ"
+
+
+def first_report(kind: Kind, folder: Path) -> Report:
+    """Return the report of the kind's plan (or, without one, train or profile) of its first example."""
+    document = next(example_documents(kind))
+    spec = validate(resolve(kind.spec), document)
+    verb = next(verb for verb in ("plan", "train", "profile") if getattr(kind, verb))
+    base = (
+        Path(str(files(kind.examples.partition(":")[0]).joinpath(kind.examples.partition(":")[2])))
+        if kind.examples
+        else Path()
+    )
+    run = Run(directory=RunDir(folder), engine=LocalEngine(1), base=base)
+    report: Report = resolve(getattr(kind, verb))(spec, run)
+    return report
+
+
+def example_documents(kind: Kind) -> Iterator[Document]:
+    """Yield the kind's examples, parsed, in the order of their names."""
+    package, _, folder = (kind.examples or "").partition(":")
+    if package:
+        for item in sorted(files(package).joinpath(folder).iterdir(), key=lambda item: item.name):
+            if item.name.endswith(".yaml"):
+                yield parse(item.read_text(encoding="utf-8"), item.name)
+
+
+def _changed(document: Document, path: PathKey, value: Any) -> Document:
+    data = copy.deepcopy(document.data)
+    target = data
+    for part in path[:-1]:
+        target = target[part]
+    target[path[-1]] = value
+    return Document(data, document.file, document.keys, document.values)
+
+
+def _refused_or_accepted(kind: Kind, document: Document) -> list[str]:
+    try:
+        validate(resolve(kind.spec), document)
+    except UnfoldError as error:
+        for item in error.diagnostics:
+            assert item.line >= 1 and item.message, f"no place in: {item}"
+        return [str(item) for item in error.diagnostics]
+    return []
