@@ -23,8 +23,8 @@ class ChainFront:
     """The front over several chains; each point knows its chain.
 
     Attributes:
-        front: (m) points with (m, G, 2) cuts, G the gates of the longest chain; the cuts behind the gates of a
-            shorter chain are ``(-inf, -inf)``.
+        front: (m) points with (m, G, 2) cuts, G the gates of the longest chain; a shorter chain is filled up
+            with ``(-inf, -inf)``.
         chain: (m,) index into ``chains``.
         chains: Models of each chain searched, in the order in which they are asked.
     """
@@ -65,7 +65,9 @@ def search_orders(
     """
     dearness = np.broadcast_to(price, loss.shape).mean(axis=0)
     chains = chains_of(dearness, order=order, max_models=max_models)
-    return search_chains(chains, lambda c: chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided)
+    return search_chains(
+        chains, lambda c: chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided
+    )
 
 
 def chains_of(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chain, ...]:
