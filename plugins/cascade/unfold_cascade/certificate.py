@@ -122,9 +122,7 @@ def choose_rule(d_tune: FloatArray, epsilon: float, cases: int) -> Rule:
     return Rule("betting", wager) if betting < math.log(max(binomial, 1e-300)) else Rule("binomial")
 
 
-def per_cluster(
-    d: FloatArray, clusters: IntArray, *, epsilon: float = 0.0, cap: int | None = None
-) -> FloatArray:
+def per_cluster(d: FloatArray, clusters: IntArray, *, epsilon: float = 0.0, cap: int | None = None) -> FloatArray:
     """Turn the differences of cases into one number per cluster (patient), the unit that is independent.
 
     Without ``cap`` it is the mean of the cluster's cases: the promise is that the *average patient* loses
@@ -200,7 +198,7 @@ def upper_bound(
         The smallest epsilon in [-1, 1] with p-value <= delta, to 1e-9; 1 where there is none.
     """
     low, high = -1.0, 1.0
-    while high - low > 1e-9:  # noqa: PLR2004
+    while high - low > 1e-9:
         middle = (low + high) / 2
         refused = p_value(d, middle, rule, clusters=clusters, cap=cap) > 1.0 - confidence
         low, high = (middle, high) if refused else (low, middle)

@@ -51,9 +51,7 @@ class Calibration:
         return score
 
 
-def calibrate(
-    confidence: FloatArray, context: IntArray, target: FloatArray, *, shrinkage: float = 50.0
-) -> Calibration:
+def calibrate(confidence: FloatArray, context: IntArray, target: FloatArray, *, shrinkage: float = 50.0) -> Calibration:
     """Fit the expected target as an increasing function of the confidence, in each context.
 
     Each curve is an isotonic regression, drawn through the centres of its blocks so that rows of one block
@@ -138,9 +136,7 @@ def score_chain(
     gates: tuple[Calibration, ...], confidence: FloatArray, predicted: IntArray, chain: Chain
 ) -> FloatArray:
     """Return the (n, G) scores that the gates of a chain read, from (n, M) confidences and labels."""
-    columns = [
-        gate(confidence[:, chain[j]], contexts(predicted, chain[: j + 1])) for j, gate in enumerate(gates)
-    ]
+    columns = [gate(confidence[:, chain[j]], contexts(predicted, chain[: j + 1])) for j, gate in enumerate(gates)]
     return np.array(columns).reshape(len(gates), len(confidence)).T
 
 

@@ -61,6 +61,6 @@ def entropy(probabilities: FloatArray) -> FloatArray:
 
 def _checked(probabilities: FloatArray) -> FloatArray:
     p = np.asarray(probabilities, dtype=np.float64)
-    if p.ndim != 2 or p.shape[1] < 2:  # noqa: PLR2004
+    if p.ndim != 2 or p.shape[1] < 2:
         raise ValueError(f"probabilities must be (n, C) with C >= 2, not {p.shape}")
     return p

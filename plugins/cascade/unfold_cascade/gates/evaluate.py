@@ -23,9 +23,7 @@ def route(score: FloatArray, cuts: FloatArray) -> IntArray:
     return first
 
 
-def outcomes(
-    score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def outcomes(score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return what each row loses and costs.
 
     Args:

@@ -88,7 +88,7 @@ def thin(front: Front, limit: int) -> IntArray:
     Raises:
         ValueError: ``limit`` is below 2.
     """
-    if limit < 2:  # noqa: PLR2004
+    if limit < 2:
         raise ValueError(f"a front keeps both ends, so limit must be at least 2, not {limit}")
     if len(front) <= limit:
         return np.arange(len(front))

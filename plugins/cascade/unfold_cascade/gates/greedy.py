@@ -127,9 +127,7 @@ def _candidates(
     return tuple(np.unique(np.concatenate(([-np.inf], grid))) for grid in grids)
 
 
-def _problem(
-    score: FloatArray, loss: FloatArray, cost: FloatArray, candidates: tuple[FloatArray, ...]
-) -> _Problem:
+def _problem(score: FloatArray, loss: FloatArray, cost: FloatArray, candidates: tuple[FloatArray, ...]) -> _Problem:
     score, loss, cost = checked(score, loss, cost)
     columns = [np.searchsorted(cut, s, side="right") for cut, s in zip(candidates, score.T, strict=True)]
     bins = np.array(columns, dtype=np.int64).reshape(score.shape[::-1])

@@ -65,9 +65,7 @@ def search_orders(
     """
     dearness = np.broadcast_to(price, loss.shape).mean(axis=0)
     chains = chains_of(dearness, order=order, max_models=max_models)
-    return search_chains(
-        chains, lambda c: chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided
-    )
+    return search_chains(chains, lambda c: chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided)
 
 
 def chains_of(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chain, ...]:

@@ -48,16 +48,14 @@ def exact_front(
     return Front(losses.ravel()[best], costs.ravel()[best], _cuts(best, edges, spans))
 
 
-def checked(
-    score: FloatArray, loss: FloatArray, cost: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def checked(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the three tables as float64.
 
     Raises:
         ValueError: Shapes do not agree, there is no row, or a value is not finite.
     """
     score, loss, cost = (np.asarray(table, dtype=np.float64) for table in (score, loss, cost))
-    if loss.ndim != 2 or not loss.size or not 1 <= loss.shape[1] <= MAX_MODELS:  # noqa: PLR2004
+    if loss.ndim != 2 or not loss.size or not 1 <= loss.shape[1] <= MAX_MODELS:
         raise ValueError(f"loss must be (n, K) with n >= 1 and K from 1 to {MAX_MODELS}, not {loss.shape}")
     if score.shape != (loss.shape[0], loss.shape[1] - 1):
         raise ValueError(f"score must be (n, K - 1) beside loss {loss.shape}, not {score.shape}")
