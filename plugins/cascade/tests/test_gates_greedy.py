@@ -20,7 +20,10 @@ def tables(draw: st.DrawFn) -> Tables:
     k, n = draw(st.sampled_from((2, 3, 4))), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     score, loss = rng.integers(0, 5, (n, k - 1)) / 5, rng.integers(0, 2, (n, k)) * 1.0
-    return score, loss, rng.integers(1, 33, (n, k)) / 16
+    dearest = draw(
+        st.sampled_from((2, 32))
+    )  # few prices make costs tie, where intervals of budgets are empty
+    return score, loss, rng.integers(1, dearest + 1, (n, k)) / 16
 
 
 def _plain(table: Tables, budget: float, grid: list[float]) -> tuple[float, float] | None:
@@ -86,3 +89,15 @@ def test_greedy_starves_the_later_gate() -> None:
     assert best is not None
     assert greedy.loss == pytest.approx(0.95)
     assert front.loss[best] == pytest.approx(0.5)
+
+
+def test_a_budget_at_the_next_step_belongs_to_that_step() -> None:
+    """Where gate 2 would cost what gate 1's next cut costs, greedy has spent it at gate 1 already."""
+    score = np.array([[0.1, 0.1], [0.5, 0.9]])
+    loss = np.array([[1.0, 0.9, 0.0], [1.0, 0.9, 0.9]])
+    price = np.array([1.0, 1.0, 1.0])
+    at_step, found = hard_gating(score, loss, price, 2.0), greedy_for_loss(score, loss, price, 0.5)
+    assert at_step is not None
+    assert at_step.loss == pytest.approx(0.9)
+    assert found is not None
+    assert (found.loss, found.cost) == pytest.approx((0.45, 2.5))
