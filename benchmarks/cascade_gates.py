@@ -244,6 +244,6 @@ def _notes() -> list[str]:
     )
     caution = (
         "Test halves overlap, so sd is a spread over splits and no standard error. The form of the scores "
-        "was settled with the test halves of seeds 0 to 9 in view: run another --seed for a fresher judgement."
+        "was settled with the test halves of seeds 0 to 9 in view: another --seed judges more freshly."
     )
     return [headline, peers, gap, caution]
