@@ -41,7 +41,7 @@ def binomial_p_value(worse: int, n: int, epsilon: float) -> float:
     """
     from scipy.special import bdtr
 
-    if worse >= n or epsilon <= 0.0:
+    if epsilon <= 0.0:
         return 1.0
     return float(bdtr(worse, n, min(epsilon, 1.0)))
 
