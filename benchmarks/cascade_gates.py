@@ -66,9 +66,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     """
     folder, seeds = data / "model-apis", range(seed, seed + (3 if quick else 10))
     logs = {name: read_log(folder, name) for name in SETS}
-    table = _summary(
-        [{"set": name, **result} for name, log in logs.items() for result in _splits(log, seeds)]
-    )
+    table = _summary([{"set": name, **result} for name, log in logs.items() for result in _splits(log, seeds)])
     gaps = [gap for log in logs.values() for gap in _gaps(log, seeds)]
     metrics = {
         **search_time(logs["COMMAND"], repeats=5 if quick else 15),

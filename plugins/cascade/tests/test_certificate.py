@@ -94,9 +94,7 @@ def test_more_clean_cases_certify_more(n: int, epsilon: float) -> None:
     wager = best_wager(np.zeros(100), epsilon)
     assert binomial_p_value(0, n + 1, epsilon) < binomial_p_value(0, n, epsilon)
     assert betting_p_value(np.zeros(n + 1), epsilon, wager) <= betting_p_value(np.zeros(n), epsilon, wager)
-    assert hoeffding_bentkus_p_value(np.zeros(n + 2), epsilon) <= hoeffding_bentkus_p_value(
-        np.zeros(n), epsilon
-    )
+    assert hoeffding_bentkus_p_value(np.zeros(n + 2), epsilon) <= hoeffding_bentkus_p_value(np.zeros(n), epsilon)
     assert smallest_certifiable(n + 1, DELTA) < smallest_certifiable(n, DELTA)
 
 
@@ -121,9 +119,7 @@ def test_bound_is_where_refusal_ends(d: FloatArray, rule: Rule, epsilon: float) 
 
 def test_bound_of_clean_cases_is_the_closed_form() -> None:
     """With no case made worse the binomial bound is 1 - delta^(1/n)."""
-    assert upper_bound(np.zeros(500), 0.95, Rule("binomial")) == pytest.approx(
-        smallest_certifiable(500, 0.05)
-    )
+    assert upper_bound(np.zeros(500), 0.95, Rule("binomial")) == pytest.approx(smallest_certifiable(500, 0.05))
 
 
 @given(DIFFERENCES, st.floats(-0.5, 0.5))

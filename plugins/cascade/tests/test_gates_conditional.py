@@ -17,9 +17,9 @@ from unfold_cascade.gates.conditional import (
 from unfold_cascade.gates.evaluate import evaluate
 from unfold_cascade.gates.orders import chain_tables, search_orders
 
-ROWS = st.lists(
-    st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40
-).map(lambda rows: np.array(rows).T)
+ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40).map(
+    lambda rows: np.array(rows).T
+)
 
 
 @given(ROWS)
@@ -58,9 +58,7 @@ def test_contexts_tell_label_and_agreement_apart() -> None:
     predicted = np.array([[a, b, c] for a in range(3) for b in range(3) for c in range(3)])
     found = contexts(predicted, (0, 1, 2))
     meaning = [(c, a == c, b == c) for a, b, c in predicted.tolist()]
-    assert (
-        len(set(found.tolist())) == len(set(meaning)) == len(set(zip(found.tolist(), meaning, strict=True)))
-    )
+    assert len(set(found.tolist())) == len(set(meaning)) == len(set(zip(found.tolist(), meaning, strict=True)))
 
 
 def test_labels_of_unequal_trust_are_told_apart() -> None:

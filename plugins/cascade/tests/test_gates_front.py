@@ -51,9 +51,7 @@ def test_prefilter_changes_nothing(spread: float) -> None:
 
 
 @given(POINTS, POINTS, st.integers(1, 50))
-def test_minkowski_is_the_front_of_all_sums(
-    a: list[tuple[int, int]], b: list[tuple[int, int]], block: int
-) -> None:
+def test_minkowski_is_the_front_of_all_sums(a: list[tuple[int, int]], b: list[tuple[int, int]], block: int) -> None:
     """The combined front is the front of every pair's sum, and each point is the sum of its named pair."""
     left, right = _front(a), _front(b)
     combined, pairs = minkowski(left, right, 1000, block=block)

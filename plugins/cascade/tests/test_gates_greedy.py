@@ -20,9 +20,7 @@ def tables(draw: st.DrawFn) -> Tables:
     k, n = draw(st.sampled_from((2, 3, 4))), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     score, loss = rng.integers(0, 5, (n, k - 1)) / 5, rng.integers(0, 2, (n, k)) * 1.0
-    dearest = draw(
-        st.sampled_from((2, 32))
-    )  # few prices make costs tie, where intervals of budgets are empty
+    dearest = draw(st.sampled_from((2, 32)))  # few prices make costs tie, where intervals of budgets are empty
     return score, loss, rng.integers(1, dearest + 1, (n, k)) / 16
 
 

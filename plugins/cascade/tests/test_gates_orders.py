@@ -33,9 +33,7 @@ def test_all_orders_equal_brute_force(table: Tables) -> None:
         part = chain_tables(score, loss, np.tile(price, (len(loss), 1)), chain)
         points += [(round(a, 12), round(b, 12)) for a, b in all_points(*(t.tolist() for t in part))]
     found = search_orders(score, loss, price, order="all").front
-    np.testing.assert_allclose(
-        np.stack((found.loss, found.cost), 1), np.array(non_dominated(points)), atol=1e-11
-    )
+    np.testing.assert_allclose(np.stack((found.loss, found.cost), 1), np.array(non_dominated(points)), atol=1e-11)
 
 
 @given(tables(), st.sampled_from(["sorted", "all"]))

@@ -159,9 +159,7 @@ def test_a_row_pays_for_every_model_up_to_its_answer() -> None:
         (np.full((3, 1), np.nan), np.zeros((3, 2)), np.zeros(2), "finite"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(
-    score: FloatArray, loss: FloatArray, cost: FloatArray, says: str
-) -> None:
+def test_tables_that_do_not_fit_are_refused(score: FloatArray, loss: FloatArray, cost: FloatArray, says: str) -> None:
     """Shapes that do not agree, empty tables and values that are not finite are errors."""
     with pytest.raises(ValueError, match=says):
         exact_front(score, loss, cost)

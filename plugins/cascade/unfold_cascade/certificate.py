@@ -39,11 +39,15 @@ def binomial_p_value(worse: int, n: int, epsilon: float) -> float:
         n: Cases in all.
         epsilon: Loss allowed, in [0, 1]; no test is possible below 0, where the answer is 1.
     """
-    from scipy.special import bdtr
-
-    if epsilon <= 0.0:
+    if epsilon <= 0.0 or worse >= n:
         return 1.0
-    return float(bdtr(worse, n, min(epsilon, 1.0)))
+    if epsilon >= 1.0 or worse < 0:
+        return 0.0
+    # not scipy.special.bdtr: its import takes longer than a whole plan
+    k = np.arange(worse)
+    ratio = np.log((n - k) / (k + 1.0)) + math.log(epsilon) - math.log1p(-epsilon)
+    logs = n * math.log1p(-epsilon) + np.concatenate(([0.0], np.cumsum(ratio)))
+    return min(1.0, float(np.exp(logs).sum()))
 
 
 def betting_p_value(d: FloatArray, epsilon: float, wager: float) -> float:

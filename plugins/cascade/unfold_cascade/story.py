@@ -268,7 +268,8 @@ def _refusal(plan: Plan) -> str:
 def _split(plan: Plan) -> str:
     rows = plan.given.rows
     how = "" if plan.spec.data.source == "recorded" else ", out of fold"
-    return f"gates tuned on {len(rows.train)} cases{how}; certified on {len(rows.calibrate)}; figures from {len(rows.test)} more"
+    tuned = f"gates tuned on {len(rows.train)} cases{how}"
+    return f"{tuned}; certified on {len(rows.calibrate)}; figures from {len(rows.test)} more"
 
 
 def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
