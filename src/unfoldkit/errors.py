@@ -42,7 +42,7 @@ class Diagnostic:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         body = f"{self.message} ({self.hint})" if self.hint else self.message
-        return ": ".join(part for part in (place, self.key, body) if part)
+        return printable(": ".join(part for part in (place, self.key, body) if part))
 
 
 class UnfoldError(Exception):
@@ -52,6 +52,17 @@ class UnfoldError(Exception):
         super().__init__("\n".join(str(diagnostic) for diagnostic in diagnostics))
         self.diagnostics = diagnostics
         self.code = code
+
+
+def printable(text: str) -> str:
+    """Return ``text`` in one line that is safe to print: what cannot be seen is written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def fail(message: str, *, hint: str = "", file: str = "", key: str = "") -> UnfoldError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from unfoldkit.errors import Diagnostic
-from unfoldkit.spec.loader import Document, PathKey
+from unfoldkit.spec.loader import Document, PathKey, dotted
 
 
 def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "", at_key: bool = False) -> Diagnostic:
@@ -21,14 +21,6 @@ def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "
             return Diagnostic(message, document.origins[path[:length]], key=key, hint=hint)
     line, column = _mark(document, path, at_key=at_key)
     return Diagnostic(message, document.file, line, column, key, hint)
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """Return ``a.b[0].c`` for ``("a", "b", 0, "c")``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
 
 
 def real_path(data: Any, location: tuple[str | int, ...], *, missing: bool = False) -> PathKey:

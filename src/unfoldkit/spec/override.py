@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
-from unfoldkit.spec.loader import Document, PathKey, parse
-from unfoldkit.spec.locate import dotted
+from unfoldkit.spec.loader import MAX_DEPTH, Document, PathKey, dotted, parse
 from unfoldkit.spec.messages import show
 
 _PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
@@ -47,6 +46,8 @@ def _read(setting: str) -> tuple[PathKey, Any]:
             file=f"--set {setting}",
             hint='such as "goal.max_loss=1%" or "stages[0].name=a"',
         )
+    if len(path) > MAX_DEPTH:
+        raise fail(f"nested deeper than {MAX_DEPTH}", file=f"--set {setting}")
     if text.strip() == "":
         return path, None
     try:
