@@ -74,6 +74,7 @@ def parse(text: str, file: str = "<text>") -> Document:
     Raises:
         UnfoldError: syntax, duplicate keys, tags, several documents, too deep or too large.
     """
+    _guard_text(text, file)
     _guard_size(text, file)
     node = _compose(text, file)
     document = Document(None, file)
@@ -95,7 +96,9 @@ class _Builder:
         self.document.values[path] = _mark(node)
         if node.tag != _PLAIN:
             tag = node.tag.replace(_TAG, "!!")
-            self._mistake(node, f"the tag {tag} is not allowed", key=dotted(path), hint="leave it out; quotes make text")
+            self._mistake(
+                node, f"the tag {tag} is not allowed", key=dotted(path), hint="leave it out; quotes make text"
+            )
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -154,6 +157,14 @@ def _bytes(path: Path) -> bytes:
             return stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise UnfoldError(Diagnostic(f"cannot read: {error.strerror}", str(path))) from error
+
+
+def _guard_text(text: str, file: str) -> None:
+    # an argument of the command line that is not UTF-8 arrives as half of a surrogate pair
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnfoldError(Diagnostic("not UTF-8 text", file)) from error
 
 
 def _limit(file: str, mark: Any, *, deep: bool) -> Diagnostic:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from unfoldkit.errors import did_you_mean
+from unfoldkit.yaml12 import scalar
 
 _WANTED = {
     "string_type": "text",
@@ -40,9 +42,10 @@ _LENGTHS = {"too_short": ("at least", "min_length"), "too_long": ("at most", "ma
 def sentence(error: Mapping[str, Any]) -> tuple[str, str]:
     """Return message and hint for one error of pydantic."""
     kind, context = str(error["type"]), error.get("ctx") or {}
-    got = show(error.get("input"))
+    value = error.get("input")
+    got = "nothing" if value is None else show(value)
     if kind in _WANTED:
-        return f"expected {_WANTED[kind]}, got {got}", ""
+        return f"expected {_WANTED[kind]}, got {got}", _rewritten(_WANTED[kind], value)
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
         return f"must be {words} {context.get(name)}, got {got}", ""
@@ -50,6 +53,18 @@ def sentence(error: Mapping[str, Any]) -> tuple[str, str]:
         words, name = _LENGTHS[kind]
         return f"must have {words} {context.get(name)} entries, has {context.get('actual_length')}", ""
     return _other(kind, error, context, got)
+
+
+def _rewritten(wanted: str, value: Any) -> str:
+    """Return how the value would be written for what is wanted, where that is plain."""
+    if wanted == "text":
+        return "put it in quotes" if isinstance(value, (bool, int, float)) else ""
+    if not isinstance(value, str) or "number" not in wanted:
+        return ""
+    if isinstance(scalar(value), (int, float)):
+        return "leave the quotes out"
+    digits = re.sub(r"(?<=\d)[_,](?=\d)", "", value)
+    return f"write {digits}" if digits != value and isinstance(scalar(digits), (int, float)) else ""
 
 
 def show(value: Any) -> str:

@@ -17,6 +17,8 @@ from unfoldkit.spec.messages import sentence, show
 
 M = TypeVar("M", bound=Model)
 ROUNDS = 4
+MISSING = "this key is missing"
+UNKNOWN = "unknown key"
 
 
 def validate(model: type[M], document: Document) -> M:
@@ -69,17 +71,23 @@ def _once(model: type[M], data: Any) -> tuple[M | None, list[dict[str, Any]]]:
 def _told(
     model: type[Model], document: Document, data: Any, errors: list[dict[str, Any]]
 ) -> list[tuple[PathKey, Diagnostic]]:
-    return [_one(model, document, data, error) for error in _best_branches(data, errors)]
+    told = [_one(model, document, data, error) for error in _best_branches(data, errors)]
+    meant = {(path[:-1], item.hint) for path, item in told if item.message == UNKNOWN}
+    return [(path, item) for path, item in told if item.message != MISSING or _meaning(path) not in meant]
+
+
+def _meaning(path: PathKey) -> tuple[PathKey, str]:
+    return path[:-1], did_you_mean(str(path[-1]), [str(path[-1])])
 
 
 def _one(model: type[Model], document: Document, data: Any, error: dict[str, Any]) -> tuple[PathKey, Diagnostic]:
     missing = error["type"] == "missing"
     path = real_path(data, error["loc"], missing=missing)
     if missing:
-        return path, diagnostic(document, path, "this key is missing", hint=_needs(model, path))
+        return path, diagnostic(document, path, MISSING, hint=_needs(model, path))
     if error["type"] == "extra_forbidden":
         hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1]))
-        return path, diagnostic(document, path, "unknown key", hint=hint, at_key=True)
+        return path, diagnostic(document, path, UNKNOWN, hint=hint, at_key=True)
     message, hint = sentence(error)
     return path, diagnostic(document, path, message, hint=hint, at_key=error["loc"][-1:] == ("[key]",))
 
