@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail, show
 from unfoldkit.kinds import Kind, resolve
 from unfoldkit.runs import RunDir, fingerprint
 from unfoldkit.spec.base import Model, Spec
 from unfoldkit.spec.loader import Document, decoded, parse, read_document
 from unfoldkit.spec.locate import diagnostic
-from unfoldkit.spec.messages import show
 from unfoldkit.spec.override import override
 from unfoldkit.spec.validate import validate
 from unfoldkit.yaml12 import PLAN_SCHEMA

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from unfoldkit.errors import did_you_mean
+from unfoldkit.errors import did_you_mean, show
 from unfoldkit.yaml12 import scalar
 
 _WANTED = {
@@ -65,12 +64,6 @@ def _rewritten(wanted: str, value: Any) -> str:
         return "leave the quotes out"
     digits = re.sub(r"(?<=\d)[_,](?=\d)", "", value)
     return f"write {digits}" if digits != value and isinstance(scalar(digits), (int, float)) else ""
-
-
-def show(value: Any) -> str:
-    """Return ``value`` as short text of at most 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got: str) -> tuple[str, str]:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from unfoldkit.errors import Diagnostic, UnfoldError, fail
+from unfoldkit.errors import Diagnostic, UnfoldError, fail, show
 from unfoldkit.spec.loader import MAX_DEPTH, Document, PathKey, dotted, parse
-from unfoldkit.spec.messages import show
 
 _PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
 

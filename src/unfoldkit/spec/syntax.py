@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -61,7 +62,7 @@ def explain(error: yaml.YAMLError, text: str, file: str) -> Diagnostic:
 
 
 def _marks(error: yaml.YAMLError) -> tuple[tuple[int, int], tuple[int, int]]:
-    problem = getattr(error, "problem_mark", None)
+    problem: Any = getattr(error, "problem_mark", None)
     context = getattr(error, "context_mark", None) or problem
     problem = problem or context
     return ((problem.line, problem.column), (context.line, context.column)) if problem else ((0, 0), (0, 0))

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
 from unfoldkit.spec.base import Checked, Model
 from unfoldkit.spec.loader import Document, PathKey
 from unfoldkit.spec.locate import diagnostic, known_keys, real_path
-from unfoldkit.spec.messages import sentence, show
+from unfoldkit.spec.messages import sentence
 
 M = TypeVar("M", bound=Model)
 ROUNDS = 4
