@@ -44,7 +44,7 @@ class Diagnostic:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         body = f"{self.message} ({self.hint})" if self.hint else self.message
-        return printable(": ".join(part for part in (place, self.key, body) if part))
+        return printable(": ".join(part for part in (place, cut(self.key, 120), body) if part))
 
 
 class UnfoldError(Exception):
@@ -69,8 +69,12 @@ def _escaped(letter: str) -> str:
 
 def show(value: Any) -> str:
     """Return a value of a spec as short text of at most 60 characters, text in double quotes."""
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(printable(json.dumps(value, ensure_ascii=False, default=str)))
+
+
+def cut(text: str, most: int = 60) -> str:
+    """Return ``text``, or its beginning and dots where it is longer than ``most`` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def fail(message: str, *, hint: str = "", file: str = "", key: str = "") -> UnfoldError:

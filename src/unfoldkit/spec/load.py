@@ -107,8 +107,15 @@ def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[st
     return kinds[name] if find_kind is None else _found(document, name, find_kind)
 
 
+def _other_schema(document: Document) -> bool:
+    return str(document.data.get("schema", "")).startswith(PLAN_SCHEMA.partition("/")[0])
+
+
 def _kindless(document: Document, kinds: Mapping[str, Kind]) -> Diagnostic:
     hint = f"one of: {', '.join(sorted(kinds))}"
+    if _other_schema(document):
+        message = f"this version cannot read a plan of schema {show(document.data['schema'])}"
+        return diagnostic(document, ("schema",), message, hint=f"it reads {PLAN_SCHEMA}")
     if "kind" in document.data:
         return diagnostic(document, ("kind",), "expected the name of a kind, got nothing", hint=hint, at_key=True)
     for key in difflib.get_close_matches("kind", document.data, n=1, cutoff=0.7):

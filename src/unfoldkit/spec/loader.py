@@ -121,6 +121,8 @@ class _Builder:
         if not isinstance(node, yaml.ScalarNode):
             self._mistake(node, "a key must be a word or a number, not a list or mapping")
             return f"<{len(self.mistakes)}>"
+        if node.tag != _PLAIN:
+            self._mistake(node, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed", hint="leave it out")
         return str(node.value)
 
     def _scalar(self, node: yaml.Node) -> Any:

@@ -70,7 +70,7 @@ def _marks(error: yaml.YAMLError) -> tuple[tuple[int, int], tuple[int, int]]:
 
 def _start(place: Place) -> Told:
     if place.letter == "\t":
-        return "a tab cannot indent", "use spaces", place.problem
+        return _tab(place)
     return f"{place.letter!r} cannot begin a value", "put the value in quotes", place.problem
 
 
@@ -96,12 +96,12 @@ def _item(place: Place) -> Told:
 
 
 def _key(place: Place) -> Told:
-    hint = "keys of one mapping begin at the same column; text with special characters needs quotes"
+    hint = "keys of one mapping, and items of one list, begin at the same column; special characters need quotes"
     return "expected a key", hint, place.problem
 
 
 def _value(place: Place) -> Told:
-    return "expected a key with a value", 'write "key: value"', place.context
+    return "expected a key with a value", 'write "key: value", with a space after the colon', place.context
 
 
 def _quote(place: Place) -> Told:
@@ -110,6 +110,14 @@ def _quote(place: Place) -> Told:
 
 def _alias(place: Place) -> Told:
     return "there is no anchor of this name above", "text that begins with * needs quotes", place.problem
+
+
+def _name(place: Place) -> Told:
+    return f'this is no name of an anchor after "{place.opened}"', "put the value in quotes", place.context
+
+
+def _tab(place: Place) -> Told:
+    return "a tab cannot indent", "use spaces", place.problem
 
 
 def _escape(place: Place) -> Told:
@@ -126,5 +134,7 @@ _TELLERS: tuple[tuple[str, Callable[[Place], Told]], ...] = (
     ("could not find expected ':'", _value),
     ("found unexpected end of stream", _quote),
     ("found undefined alias", _alias),
+    ("alphabetic or numeric", _name),
+    ("tab character", _tab),
     ("escape c", _escape),
 )

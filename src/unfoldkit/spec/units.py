@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from unfoldkit.errors import show
+
 NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+"
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 BYTES = {
@@ -113,7 +115,8 @@ def _quantity(value: Any, units: Mapping[str, float], example: str) -> float:
 
 def _match(pattern: str, value: Any, example: str) -> re.Match[str]:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise _error("expected a quantity such as {example}", value, example)
+        got = "nothing" if value is None else show(value)
+        raise PydanticCustomError("unit", "expected a quantity, got {got}", {"got": got, "hint": f'write "{example}"'})
     text = str(value).strip()
     match = re.fullmatch(pattern, text)
     if match:
