@@ -131,21 +131,24 @@ def attempt(registry: Registry, item: Case) -> str:
         AssertionError: it was refused as a fault of ours, without a message, or took too long.
         Exception: whatever else went wrong; this is what the fuzz looks for.
     """
-    began = time.perf_counter()
+    began, refusal = time.perf_counter(), None
     try:
         text = decoded(item.data, "<stdin>")
         loaded = load("-", registry.kinds, settings=item.settings, stdin=text, find_kind=registry.kind)
         to_yaml(dump(loaded.spec))
-        result = "valid"
     except UnfoldError as error:
-        assert error.code is ExitCode.USAGE, f"exit code {error.code}: {error}"
-        assert error.diagnostics, "refused without a message"
-        for told in error.diagnostics:
-            assert str(told).isprintable(), f"not one line: {str(told)!r}"
-        result = "refused"
+        refusal = error
     took = time.perf_counter() - began
     assert took < LIMIT_S, f"took {took:.1f} s"
-    return result
+    return "valid" if refusal is None else _refused(refusal)
+
+
+def _refused(error: UnfoldError) -> str:
+    assert error.code is ExitCode.USAGE, f"exit code {error.code}: {error}"
+    assert error.diagnostics, "refused without a message"
+    for told in error.diagnostics:
+        assert str(told).isprintable(), f"not one line: {str(told)!r}"
+    return "refused"
 
 
 def specs() -> list[Path]:
@@ -180,7 +183,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{item}\n{attempt(load_registry(), item)}\n")
         return 0
     began = time.perf_counter()
-    found = fuzz(given.count, given.seed, tell=lambda text: sys.stdout.write(f"{text}\n") and None)
+    found = fuzz(given.count, given.seed, tell=print)
     counts = ", ".join(f"{number} {name}" for name, number in sorted(found.items()))
     sys.stdout.write(f"seed {given.seed}: {counts}, in {time.perf_counter() - began:.0f} s\n")
     return 1 if found["failed"] else 0
