@@ -116,6 +116,10 @@ def _name(place: Place) -> Told:
     return f'this is no name of an anchor after "{place.opened}"', "put the value in quotes", place.context
 
 
+def _content(place: Place) -> Told:
+    return "expected a value", "a comma too many, or a bracket that is not closed?", place.problem
+
+
 def _tab(place: Place) -> Told:
     return "a tab cannot indent", "use spaces", place.problem
 
@@ -136,5 +140,6 @@ _TELLERS: tuple[tuple[str, Callable[[Place], Told]], ...] = (
     ("found undefined alias", _alias),
     ("alphabetic or numeric", _name),
     ("tab character", _tab),
+    ("node content", _content),
     ("escape c", _escape),
 )

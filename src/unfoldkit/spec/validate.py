@@ -87,7 +87,7 @@ def _one(model: type[Model], document: Document, data: Any, error: dict[str, Any
     if missing:
         return path, diagnostic(document, path, MISSING, hint=_needs(model, path))
     if error["type"] == "extra_forbidden":
-        hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1]))
+        hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1], data))
         return path, diagnostic(document, path, UNKNOWN, hint=hint, at_key=True)
     message, hint = sentence(error, about=_needs(model, path))
     return path, diagnostic(document, path, message, hint=hint, at_key=error["loc"][-1:] == ("[key]",))
@@ -134,9 +134,11 @@ def _branch(data: Any, error: dict[str, Any]) -> tuple[PathKey, tuple[str | int,
     return None
 
 
-def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int]:
+def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int, int]:
     at_root = sum(len(real_path(data, error["loc"])) <= len(path) and error["type"] != "missing" for error in group)
-    return at_root, len(group)
+    # a tag such as `process: burst` says which branch was meant
+    tags = sum(error["type"] == "literal_error" for error in group)
+    return at_root, tags, len(group)
 
 
 def _problems(spec: Model, document: Document, cut: Sequence[PathKey]) -> list[Diagnostic]:
