@@ -52,7 +52,8 @@ def _read(setting: str) -> tuple[PathKey, Any]:
     try:
         return path, parse(text).data
     except UnfoldError as error:
-        raise fail(error.diagnostics[0].message, file=f"--set {setting}", hint="quote the value") from error
+        first = error.diagnostics[0]
+        raise fail(first.message, file=f"--set {setting}", hint=first.hint or "quote the value") from error
 
 
 def _put(data: Any, path: PathKey, value: Any, setting: str) -> Any:

@@ -67,7 +67,7 @@ def told(text: str) -> list[str]:
         ("mode: 3\n", ["f:1:7: mode: 3 is not allowed here (one of: fast, slow)"]),
         ("source: {process: burst, rate: 1}\n", ["f:1:9: source.size: this key is missing"]),
         ("source: {process: fixed, rate: x}\n", ['f:1:32: source.rate: expected a whole number, got "x"']),
-        ("source: {process: fixed, rate: 1, sise: 2}\n", ["f:1:35: source.sise: unknown key (one of: process, rate, size)"]),
+        ("source: {process: fixed, rate: 1, sise: 2}\n", ["f:1:35: source.sise: unknown key (one of: process, rate)"]),
         ("stages: [{name: a}, {name: b, after: {a: x}}]\n", ['f:1:42: stages[1].after.a: expected a whole number, got "x"']),
         ("count: 7\nfirst: z\n", ["f:1:1: count: not seven", "f:2:8: first: no such stage"]),
     ],
