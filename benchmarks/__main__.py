@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME | --all] [--quick] [--seed N]``: the last line on stdout is one JSON object."""
+"""``python -m benchmarks [NAME | --all] [--quick] [--seed N] [--write]``: the last line on stdout is one JSON object."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="under a minute each; not for the docs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=math.inf, help="with --all: start none after that time")
+    parser.add_argument("--write", action="store_true", help="with NAME: write benchmarks/results/NAME.json too")
     given = parser.parse_args(arguments)
     if given.all:
         return run_all(quick=given.quick, seed=given.seed, seconds=given.seconds)
@@ -32,17 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.name not in names():
         parser.error(f"no such benchmark: {given.name} (one of: {', '.join(names())})")
-    return run_one(given.name, quick=given.quick, seed=given.seed)
+    return run_one(given.name, quick=given.quick, seed=given.seed, write=given.write)
 
 
-def run_one(name: str, *, quick: bool, seed: int) -> int:
-    """Measure one and print it."""
+def run_one(name: str, *, quick: bool, seed: int, write: bool = False) -> int:
+    """Measure one, print it, and keep it if asked to."""
     try:
         found = measure(name, quick=quick, seed=seed)
     except NeedsDataError as error:
         print(error, file=sys.stderr)
         return 2
-    print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+    line = json.dumps(found, ensure_ascii=False, allow_nan=False)
+    print(line)
+    if write:
+        _write(name, line)
     return 0
 
 
@@ -67,9 +71,13 @@ def run_all(*, quick: bool, seed: int, seconds: float = math.inf) -> int:
 def _keep(name: str, line: str, *, quick: bool) -> None:
     print(line)
     if not quick:
-        (FOLDER / "results").mkdir(exist_ok=True)
-        text = json.dumps(json.loads(line), indent=1, ensure_ascii=False) + "\n"
-        (FOLDER / "results" / f"{name}.json").write_text(text, encoding="utf-8")
+        _write(name, line)
+
+
+def _write(name: str, line: str) -> None:
+    (FOLDER / "results").mkdir(exist_ok=True)
+    text = json.dumps(json.loads(line), indent=1, ensure_ascii=False) + "\n"
+    (FOLDER / "results" / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

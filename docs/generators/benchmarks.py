@@ -14,8 +14,8 @@ from docs.generators.markdown import code, table
 INTRO = """# Benchmarks
 
 Figures of one machine, named beside them, beside peers that ran in the same call on the same input. A target that
-was not reached is shown as such. `python -m benchmarks NAME` measures again; `python -m benchmarks --all` writes the
-files that this page is made from.
+was not reached is shown as such. `python -m benchmarks NAME --write` measures one again, `python -m benchmarks --all`
+all of them; the files that they write are what this page is made from.
 
 """
 

@@ -14,8 +14,6 @@ from benchmarks import frame, startup
 from benchmarks.__main__ import main
 from docs.generators import benchmarks as page
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_a_benchmark_is_a_module_with_run(tmp_path: Path) -> None:
     """Discovery takes the modules that define `run`, under their name with dashes, and nothing else."""
@@ -48,16 +46,29 @@ def test_no_time_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("NOT RUN: out of time") == len(frame.names())
 
 
-def test_the_last_line_is_one_json_object() -> None:
-    """Progress goes to stderr; stdout ends with one object that holds name, metrics, peers, machine and versions."""
-    words = [sys.executable, "-m", "benchmarks", "startup", "--quick", "--seed", "3"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_the_last_line_is_one_json_object(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a benchmark prints, stdout ends with one object: name, metrics, peers, machine, versions, notes."""
+    monkeypatch.setattr(startup, "run", talking)
+    assert main(["startup", "--quick", "--seed", "3"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["name"], found["seed"], found["quick"]) == ("startup", 3, True)
-    assert {"metrics", "peers", "machine", "versions", "notes"} <= set(found)
-    assert all(value > 0 for value in found["metrics"].values())
+    assert found["metrics"] == {"seed": 3}
+    assert {"peers", "machine", "versions", "notes"} <= set(found)
+
+
+def talking(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
+    sys.stdout.write("not an object\n")
+    return {"metrics": {"seed": seed}}
+
+
+def test_startup_measures_whole_processes() -> None:
+    """Help takes longer than a bare interpreter and loads fewer modules than Typer alone would."""
+    found = startup.measured(rounds=1)
     assert found["metrics"]["help_ms"] > found["peers"]["bare interpreter"]["help_ms"]
-    assert "round" in done.stderr
+    assert found["metrics"]["check_ms"] == max(row["check_ms"] for row in found["tables"]["check"])
+    words = [sys.executable, "-c", "import sys, typer; print(len(sys.modules))"]
+    typer_alone = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert 0 < found["metrics"]["modules_at_help"] < typer_alone
 
 
 def test_a_missing_folder_of_data_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
