@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME | --all] [--quick] [--seed N] [--write]``: the last line on stdout is one JSON object."""
+"""``python -m benchmarks [NAME | --all] [--quick] [--seed N] [--write]``: stdout ends with one JSON object."""
 
 from __future__ import annotations
 

@@ -46,10 +46,15 @@ def measure(name: str, *, quick: bool, seed: int) -> dict[str, Any]:
     data = data_folder(os.environ)
     if data is None and needs_data(run):
         raise NeedsDataError(f"{name} needs the shared data: set UNFOLD_SHARED or lay it at ../shared")
+    busy = load()
     found = run(quick, seed, data)
     facts = {"name": name, "quick": quick, "seed": seed, "metrics": found["metrics"], "peers": found.get("peers", {})}
     rest = {key: value for key, value in found.items() if key not in {"metrics", "peers", "versions", "notes"}}
-    about = {"machine": machine(), "versions": versions() | found.get("versions", {}), "notes": found.get("notes", [])}
+    about = {
+        "machine": machine() | {"load": busy},
+        "versions": versions() | found.get("versions", {}),
+        "notes": found.get("notes", []),
+    }
     return facts | rest | about
 
 
@@ -65,10 +70,15 @@ def data_folder(environment: Mapping[str, str]) -> Path | None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what a figure depends on: processor, cores, memory, system."""
+    """Return what a figure depends on: processor, cores, memory in GiB, system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
     return {"processor": _processor(), "cores": cores, "memory_gib": gib and round(gib), "system": platform.system()}
+
+
+def load() -> float | None:
+    """Return how many processes wanted a core in the last minute: above the number of cores, times are inflated."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def versions() -> dict[str, str]:
