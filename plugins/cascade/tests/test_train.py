@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runs import CONFIGS, TUMOURS, run_in, spec_of
+from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
 from unfold_cascade.plan import plan
 from unfold_cascade.profile import profile
 from unfold_cascade.spec import CascadeSpec
