@@ -9,17 +9,66 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from unfoldkit.report import Column, Figure, Metric, Report, Series, Table, Verdict, from_data, to_data
+from unfoldkit.report import Column, Figure, Metric, Report, Series, SeriesStyle, Table, Verdict, from_data, to_data
 from unfoldkit.runs import fingerprint
 from unfoldkit.spec.loader import parse
 from unfoldkit.yaml12 import to_yaml
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 TRAPS = st.sampled_from(
-    ["no", "010", "1e3", "~", "", " ", "null", "0x1F", ".inf", "1_000", "12:30:45", "2024-01-01", "=", "<<", "- a", "a: b",
-     "a #b", "#", "%", "@", "`", "'", '"', "*a", "&a", "!a", "|", ">", "\n", "a\nb", "a\n\n b\n", "\t", "é\u2028\x85", "\ufeff",
-     "\x00", "x" * 300, "word " * 60, "---", "...", "[", "{", "?", ":", "-", "yes", "1.", "+1", "0o7", "True", "\U0001f600"]
-)  # fmt: skip
+    [
+        "no",
+        "010",
+        "1e3",
+        "~",
+        "",
+        " ",
+        "null",
+        "0x1F",
+        ".inf",
+        "1_000",
+        "12:30:45",
+        "2024-01-01",
+        "=",
+        "<<",
+        "- a",
+        "a: b",
+        "a #b",
+        "#",
+        "%",
+        "@",
+        "`",
+        "'",
+        '"',
+        "*a",
+        "&a",
+        "!a",
+        "|",
+        ">",
+        "\n",
+        "a\nb",
+        "a\n\n b\n",
+        "\t",
+        "é\u2028\x85",
+        "\ufeff",
+        "\x00",
+        "x" * 300,
+        "word " * 60,
+        "---",
+        "...",
+        "[",
+        "{",
+        "?",
+        ":",
+        "-",
+        "yes",
+        "1.",
+        "+1",
+        "0o7",
+        "True",
+        "\U0001f600",
+    ]
+)
 NUMBERS = st.integers(-(10**20), 10**20) | st.floats(allow_nan=False, allow_infinity=False)
 LEAVES = st.none() | st.booleans() | NUMBERS | TEXT | TRAPS
 DATA = st.recursive(
@@ -52,7 +101,7 @@ def tables(draw: st.DrawFn) -> Table:
 def series(draw: st.DrawFn) -> Series:
     """Draw a series of as many x as y."""
     points = draw(st.lists(st.tuples(st.floats(), st.floats()), max_size=4))
-    style = draw(st.sampled_from(["line", "steps", "points", "bars"]))
+    style: SeriesStyle = draw(st.sampled_from(["line", "steps", "points", "bars"]))
     return Series(draw(SHORT), tuple(x for x, _ in points), tuple(y for _, y in points), style)
 
 
@@ -71,11 +120,22 @@ FIGURES = st.builds(
     st.booleans(),
 )
 REPORTS = st.builds(
-    Report, SHORT, SHORT, SHORT, st.sampled_from(Verdict), TEXT, st.lists(SHORT, max_size=3).map(tuple),
-    st.dictionaries(SHORT, METRICS, max_size=3), st.lists(tables(), max_size=2).map(tuple), st.lists(FIGURES, max_size=2).map(tuple),
-    st.lists(st.tuples(SHORT, TEXT), max_size=2).map(tuple), st.lists(TEXT, max_size=2).map(tuple), SHORT,
-    st.none() | st.dictionaries(SHORT, DATA, max_size=3), st.dictionaries(SHORT, DATA, max_size=3),
-)  # fmt: skip
+    Report,
+    SHORT,
+    SHORT,
+    SHORT,
+    st.sampled_from(Verdict),
+    TEXT,
+    st.lists(SHORT, max_size=3).map(tuple),
+    st.dictionaries(SHORT, METRICS, max_size=3),
+    st.lists(tables(), max_size=2).map(tuple),
+    st.lists(FIGURES, max_size=2).map(tuple),
+    st.lists(st.tuples(SHORT, TEXT), max_size=2).map(tuple),
+    st.lists(TEXT, max_size=2).map(tuple),
+    SHORT,
+    st.none() | st.dictionaries(SHORT, DATA, max_size=3),
+    st.dictionaries(SHORT, DATA, max_size=3),
+)
 
 
 @given(report=REPORTS)
