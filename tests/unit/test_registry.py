@@ -39,7 +39,7 @@ def test_the_house_has_its_four_hooks() -> None:
 def test_an_unknown_kind_is_told_with_the_nearest() -> None:
     """A kind that nobody offers is refused with what was meant."""
     registry = load_registry(entry_points=[], extra={"one": plugin("cascade")})
-    with pytest.raises(UnfoldError, match='no such kind: "casade" .did you mean "cascade"'):
+    with pytest.raises(UnfoldError, match=r'no such kind: "casade" .did you mean "cascade"'):
         registry.kind("casade")
 
 
@@ -82,7 +82,7 @@ def test_a_kind_of_another_api_is_refused() -> None:
 
 
 def test_one_failing_hook_leaves_the_others() -> None:
-    """Renderers and checks of the good plugins are there though another plugin's hook raises; the failure is a check."""
+    """What good plugins offer is there though another's hook raises; the failure is a check."""
 
     @hookimpl
     def fails() -> list[Any]:

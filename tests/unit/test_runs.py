@@ -77,7 +77,7 @@ def test_a_name_stays_inside(run: RunDir, name: str) -> None:
 
 
 def test_a_full_disk_keeps_the_old_file(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a full disk the old file and its entry stay, no part of the new one does, and the fault is not the caller's."""
+    """On a full disk the old file and its entry stay, nothing of the new one does, and the code is 3."""
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UnfoldError, match="No space left on device") as caught:
         run.write("model.json", b"new", made_from="f2")

@@ -25,12 +25,15 @@ PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 def parse_duration(value: Any) -> float:
     """Return seconds from text such as ``150 ms``."""
-    return _quantity(value, SECONDS, "150 ms")
+    match = _quantity(value, SECONDS, "150 ms")
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def parse_bytes(value: Any) -> int:
     """Return bytes from text such as ``12 GiB``."""
-    return round(_quantity(value, BYTES, "12 GiB"))
+    match = _quantity(value, BYTES, "12 GiB")
+    # not by floats, which hold whole numbers up to 2^53 only
+    return round(Decimal(match[1]) * BYTES[match[2]]) if float(match[1]) else 0
 
 
 def parse_rate(value: Any) -> float:
@@ -108,9 +111,10 @@ def _plain(value: float) -> str:
     return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(float(value))
 
 
-def _quantity(value: Any, units: Mapping[str, float], example: str) -> float:
+def _quantity(value: Any, units: Mapping[str, float], example: str) -> re.Match[str]:
     match = _match(rf"({NUMBER})\s*([A-Za-zµ]+)", value, example)
-    return _sized(float(match[1]) * _unit(match[2], units, value, example), value)
+    _sized(float(match[1]) * _unit(match[2], units, value, example), value)
+    return match
 
 
 def _match(pattern: str, value: Any, example: str) -> re.Match[str]:

@@ -20,6 +20,8 @@ from unfoldkit.spec import units
         (units.parse_duration, "3 µs", 3e-6),
         (units.parse_bytes, "12 GiB", 12 * 1024**3),
         (units.parse_bytes, "1.5 kB", 1500),
+        (units.parse_bytes, "1e-99999999999999999999 B", 0),
+        (units.parse_percent, "1e-99999999999999999999 %", 0),
         (units.parse_rate, "150/s", 150.0),
         (units.parse_rate, "90 / min", 1.5),
         (units.parse_money, "$3.06", 3.06),

@@ -60,18 +60,30 @@ def told(text: str) -> list[str]:
         ("first: z\ncount: x\n", ["f:1:8: first: no such stage", 'f:2:8: count: expected a whole number, got "x"']),
         ("first: z\ncuont: 1\n", ["f:1:8: first: no such stage", 'f:2:1: cuont: unknown key (did you mean "count"?)']),
         ("stages: 5\nfirst: z\n", ["f:1:9: stages: expected a list, got 5"]),
-        ("stages: [{name: z}, {name: 5}]\nfirst: z\n", ["f:1:28: stages[1].name: expected text, got 5 (put it in quotes)"]),
+        (
+            "stages: [{name: z}, {name: 5}]\nfirst: z\n",
+            ["f:1:28: stages[1].name: expected text, got 5 (put it in quotes)"],
+        ),
         ("stages: [{name: z}]\n", ["f:1:9: stages: must have at least 2 entries, has 1"]),
-        ("stages: [{nam: z}, {}]\n", ['f:1:11: stages[0].nam: unknown key (did you mean "name"?)', "f:1:20: stages[1].name: this key is missing"]),
+        (
+            "stages: [{nam: z}, {}]\n",
+            [
+                'f:1:11: stages[0].nam: unknown key (did you mean "name"?)',
+                "f:1:20: stages[1].name: this key is missing",
+            ],
+        ),
         ("mode: fsat\n", ['f:1:7: mode: "fsat" is not allowed here (did you mean "fast"?)']),
         ("mode: 3\n", ["f:1:7: mode: 3 is not allowed here (one of: fast, slow)"]),
         ("source: {process: burst, rate: 1}\n", ["f:1:9: source.size: this key is missing"]),
         ("source: {process: fixed, rate: x}\n", ['f:1:32: source.rate: expected a whole number, got "x"']),
         ("source: {process: fixed, rate: 1, sise: 2}\n", ["f:1:35: source.sise: unknown key (one of: process, rate)"]),
-        ("stages: [{name: a}, {name: b, after: {a: x}}]\n", ['f:1:42: stages[1].after.a: expected a whole number, got "x"']),
+        (
+            "stages: [{name: a}, {name: b, after: {a: x}}]\n",
+            ['f:1:42: stages[1].after.a: expected a whole number, got "x"'],
+        ),
         ("count: 7\nfirst: z\n", ["f:1:1: count: not seven", "f:2:8: first: no such stage"]),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_at_once_in_the_order_of_the_file(text: str, expected: list[str]) -> None:
     """Structure and cross-references are told together; what follows from a mistake, or from a wrong branch, is not."""
     assert told(text) == expected
