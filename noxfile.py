@@ -70,7 +70,7 @@ def tests(session: nox.Session) -> None:
     note(session, *skipped(result))
 
 
-@nox.session
+@nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """Build sdist and wheel, compare them with the folders, and use the wheel in a clean environment."""
     session.install("build")
