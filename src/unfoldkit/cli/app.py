@@ -267,7 +267,11 @@ def _request(verb: str, given: dict[str, Any]) -> Request:
 
 
 def _stdin(*specs: str) -> str:
-    return sys.stdin.read() if "-" in specs else ""
+    if "-" not in specs:
+        return ""
+    from unfoldkit.spec.loader import decoded
+
+    return decoded(sys.stdin.buffer.read(), "<stdin>")
 
 
 def _end(action: Callable[[], int]) -> None:

@@ -13,7 +13,7 @@ Name = Annotated[
     Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
         max_length=80,
-        description="letters, digits, dot, dash and underscore; names the run's folder",
+        description="letters, digits, dot, dash and underscore, the first a letter or digit; names the run's folder",
     ),
 ]
 
