@@ -65,16 +65,16 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=False, requires=["work"])
 def tests(session: nox.Session) -> None:
     """Test the built and installed wheel, not the source beside it."""
-    result = Path(session.create_tmp()) / "tests.xml"
+    result = place(session) / "tests.xml"
     run_in_work(session, "python", "-m", "pytest", "--ignore=tests/docs", f"--junitxml={result}", *session.posargs)
     note(session, *skipped(result))
 
 
-@nox.session
+@nox.session(reuse_venv=False)
 def wheel(session: nox.Session) -> None:
     """Build sdist and wheel, compare them with the folders, and use the wheel in a clean environment."""
     session.install("build")
-    folder = fresh(Path(session.create_tmp()) / "dist")
+    folder = fresh(place(session) / "dist")
     session.run("python", "-m", "build", "--installer", installer(), "--outdir", str(folder), ".", silent=True)
     check_contents(session, next(folder.glob("*.whl")))
     check_entry_points(session)
@@ -93,7 +93,7 @@ def startup(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Test with the lowest versions that pyproject allows."""
     note(session)
-    constraints = Path(session.create_tmp()) / "minimums.txt"
+    constraints = place(session) / "minimums.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
     session.install(*nox.project.dependency_groups(PROJECT, "test"), "--constraint", str(constraints), built())
     # help screens and figures follow the newest versions; shared data and Ray have their own session
@@ -119,7 +119,7 @@ def plugins(session: nox.Session) -> None:
     """Build each plugin's folder alone, as a third party would."""
     session.install("build", "hatchling")
     for folder in plugin_folders():
-        out = fresh(Path(session.create_tmp()) / folder.name)
+        out = fresh(place(session) / folder.name)
         words = ["--no-isolation", "--wheel", "--outdir", str(out), str(folder)]
         session.run("python", "-m", "build", *words, silent=True)
         names = top_level(next(out.glob("*.whl")))
@@ -246,6 +246,14 @@ def note(session: nox.Session, *lines: str) -> None:
     (NOTES / f"{session.name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for line in lines:
         session.warn(line)
+
+
+def place(session: nox.Session) -> Path:
+    """Return the session's folder for its own files."""
+    # not session.create_tmp: it moves TMPDIR into the checkout, whose settings the tests' programs would then find
+    folder = ROOT / ".nox" / "files" / session.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def installer() -> str:
