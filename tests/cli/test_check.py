@@ -64,7 +64,7 @@ def test_check_writes_nothing(unfold: Unfold, spec: Path, tmp_path: Path) -> Non
 
 
 def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
-    """plan --check exits with 0 when the plan comes out as it was committed, and says so."""
+    """Plan --check exits with 0 when the plan comes out as it was committed, and says so."""
     assert unfold("plan", spec, "-o", "plan.yaml").code == 0
     outcome = unfold("plan", spec, "--check", "plan.yaml")
     assert outcome.code == 0
@@ -72,7 +72,7 @@ def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
 
 
 def test_a_plan_that_drifted_is_a_no(unfold: Unfold, spec: Path) -> None:
-    """plan --check exits with 1 on drift, with a table of what changed and the reason."""
+    """Plan --check exits with 1 on drift, with a table of what changed and the reason."""
     assert unfold("plan", spec, "-o", "plan.yaml").code == 0
     outcome = unfold("plan", spec, "--set", "repeat=3", "--check", "plan.yaml", "--format", "json")
     assert outcome.code == 1
@@ -95,7 +95,7 @@ def test_a_plan_is_checked_by_its_own_spec(unfold: Unfold, spec: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_schema_is_valid_and_alone(unfold: Unfold, tmp_path: Path, kind: str) -> None:
-    """schema KIND prints a draft-07 schema; --out writes the same."""
+    """Schema KIND prints a draft-07 schema; --out writes the same."""
     data = json.loads(unfold("schema", kind).out)
     Draft7Validator.check_schema(data)
     assert unfold("schema", kind, "--out", "s.json").code == 0
@@ -134,7 +134,7 @@ def test_the_schema_refuses_what_check_refuses(unfold: Unfold) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_init_writes_is_valid(unfold: Unfold, tmp_path: Path, kind: str) -> None:
-    """init prints a commented spec that check accepts; --out writes it once and never over a file."""
+    """Init prints a commented spec that check accepts; --out writes it once and never over a file."""
     printed = unfold("init", kind)
     assert printed.code == 0
     assert printed.out.startswith(f"# yaml-language-server: $schema={kind}.schema.json\n")

@@ -12,10 +12,26 @@ from tests.support import Process, Unfold
 from unfoldkit.spec.loader import parse
 
 SIGNS = {
-    "text": b"a \xc2\xb7 echo plan", "json": b"{", "md": b"## a", "html": b"<!doctype html>", "github": b"::notice ",
-    "junit": b"<?xml", "png": b"\x89PNG", "plan": b"schema: unfoldkit.plan/1",
-}  # fmt: skip
-ENDINGS = {"txt": "text", "json": "json", "md": "md", "html": "html", "htm": "html", "xml": "junit", "png": "png", "yaml": "plan", "yml": "plan"}  # fmt: skip
+    "text": b"a \xc2\xb7 echo plan",
+    "json": b"{",
+    "md": b"## a",
+    "html": b"<!doctype html>",
+    "github": b"::notice ",
+    "junit": b"<?xml",
+    "png": b"\x89PNG",
+    "plan": b"schema: unfoldkit.plan/1",
+}
+ENDINGS = {
+    "txt": "text",
+    "json": "json",
+    "md": "md",
+    "html": "html",
+    "htm": "html",
+    "xml": "junit",
+    "png": "png",
+    "yaml": "plan",
+    "yml": "plan",
+}
 
 
 @pytest.mark.parametrize("name", SIGNS)
@@ -105,7 +121,7 @@ def test_a_changed_run_is_refused(unfold: Unfold, spec: Path, tmp_path: Path, na
 
 
 def test_a_changed_artifact_is_refused(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
-    """A model, here a said text, that was changed is never used again: the verb that reads it is refused by its name."""
+    """A changed model, here a said text, is never used: the verb that reads it is refused by its name."""
     assert unfold("train", spec).code == 0
     (tmp_path / "runs" / "a" / "said" / "0.txt").write_text("bye", encoding="utf-8")
     outcome = unfold("train", spec)

@@ -55,7 +55,7 @@ def test_stdin_is_a_spec(unfold: Unfold) -> None:
 
 
 def test_a_bad_spec_goes_to_stderr(unfold: Unfold, tmp_path: Path) -> None:
-    """A verb that is given a bad spec prints every mistake on stderr, nothing on stdout, writes nothing and exits with 2."""
+    """Given a bad spec, a verb prints every mistake on stderr, writes nothing and exits with 2."""
     (tmp_path / "bad.yaml").write_text(ECHO + "repeat: 0\nbuget: $1\n", encoding="utf-8")
     outcome = unfold("train", "bad.yaml")
     assert (outcome.code, outcome.out) == (2, "")
