@@ -72,7 +72,7 @@ def whole(run: RunDir) -> dict[str, bytes]:
 WRITES = st.lists(st.tuples(st.sampled_from(["a.json", "b/c.json"]), st.binary(max_size=8)), min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(before=WRITES, during=WRITES, after=st.integers(1, 60), late=st.booleans())
 def test_a_run_is_whole_whenever_its_process_dies(
     tmp_path_factory: pytest.TempPathFactory,

@@ -92,12 +92,16 @@ def guarded(action: Callable[[], int], environment: Mapping[str, str] = os.envir
     except BrokenPipeError:
         close_quietly()
         return int(ExitCode.CLOSED_PIPE)
-    except (Exception, SystemExit) as error:
-        if environment.get("UNFOLD_TRACEBACK"):
-            raise
-        say(_unexpected(error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the user, with exit code 3
+        say(_whole_trace() if environment.get("UNFOLD_TRACEBACK") else _unexpected(error))
         return int(ExitCode.INTERNAL)
     return int(code)
+
+
+def _whole_trace() -> str:
+    import traceback
+
+    return traceback.format_exc().rstrip()
 
 
 def close_quietly() -> None:

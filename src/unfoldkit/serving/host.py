@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import signal
 import socket
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from unfoldkit.errors import fail
@@ -32,7 +35,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a bound socket.
+    """Return a listening socket.
 
     Raises:
         UnfoldError: the address is open to others and there is no token, or it cannot be bound.
@@ -47,6 +50,8 @@ def listen(address: Address) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((address.host, address.port))
+        # from here on callers wait instead of being refused: the address is announced before the service is ready
+        bound.listen(2048)
     except OSError as error:
         bound.close()
         raise fail(
@@ -69,7 +74,21 @@ def host(service: Service, bound: socket.socket, *, token: str = "", drain_s: in
         timeout_graceful_shutdown=drain_s,
         lifespan="auto",
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    with _ended_by_sigterm():
+        uvicorn.Server(config).run(sockets=[bound])
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    # uvicorn raises the signal again when it has shut down, which would make a clean end look like a kill
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def guarded(app: ASGIApp, token: str) -> ASGIApp:
