@@ -33,7 +33,7 @@ def poisson(rate: float, duration: float, rng: np.random.Generator) -> Times:
 
 
 def pieces(
-    rates: Sequence[float], length: float, rng: np.random.Generator, *, scv: float = 1.0, at_clock: bool = False
+    rates: Sequence[float] | Times, length: float, rng: np.random.Generator, *, scv: float = 1.0, at_clock: bool = False
 ) -> Times:
     """Return arrivals whose mean rate is ``rates[i]`` in the ``i``-th piece of ``length`` seconds.
 
@@ -44,11 +44,13 @@ def pieces(
     area = np.concatenate([[0.0], np.cumsum(heights * length)])
     total = float(area[-1])
     unit = np.arange(0.5, total) if at_clock else gamma(1.0, total, rng, scv=scv)
-    return np.interp(unit, area, np.arange(area.size) * length)
+    times: Times = np.interp(unit, area, np.arange(area.size) * length)
+    return times
 
 
 def _gaps(rate: float, scv: float, size: int, rng: np.random.Generator) -> Times:
     if scv == 0:
         return np.full(size, 1.0 / rate)
-    gaps: Times = rng.standard_exponential(size) if scv == 1 else rng.standard_gamma(1.0 / scv, size) * scv
-    return gaps / rate
+    gaps: Times = rng.standard_gamma(1.0 / scv, size) * scv if scv != 1 else rng.standard_exponential(size)
+    gaps /= rate
+    return gaps

@@ -28,7 +28,7 @@ def read(path: Path, *, column: str | None = None) -> Times:
     """Return the arrival times of a trace in seconds since its first arrival.
 
     ``.csv`` takes ``column`` or the first of ``arrival_s``, ``timestamp``, ...; ``.npz`` takes the array ``column`` or
-    its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601 time). Text may end in ``.gz``.
+    its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601 time). Text may be gzipped.
 
     Raises:
         UnfoldError: no such column, a line without a time, no arrival at all, or times that go back.

@@ -167,3 +167,20 @@ def late(finish: Times, arrival: Times, limit: float) -> int:
         if finish[index] - arrival[index] > limit:
             count += 1
     return count
+
+
+@compiled
+def fluid_drops(times: Times, gap: float, budget: float) -> int:
+    """Return how many items a fluid server drops that needs ``gap`` seconds an item and drops what would be late.
+
+    No schedule of servers with that joint throughput finishes more items within ``budget`` seconds of their arrival:
+    unit work and deadlines in the order of arrival (Moore and Hodgson's rule).
+    """
+    free, drops = -np.inf, 0
+    for index in range(times.size):
+        end = max(free, times[index]) + gap
+        if end > times[index] + budget:
+            drops += 1
+        else:
+            free = end
+    return drops
