@@ -24,11 +24,17 @@ SLACK = 1e-9
 
 @dataclass(slots=True)
 class Memory:
-    """Flows that were computed, the least recently used forgotten first; and what was found to fail, and how."""
+    """What was computed: flows, the least recently used forgotten first, and the budgets that were failed or kept.
+
+    ``above`` are the ancestors of stages, ``last`` the stages that can be the last of a query.
+    """
 
     flows: OrderedDict[Key, Flow] = field(default_factory=OrderedDict)
     failed: dict[Key, float] = field(default_factory=dict)
+    kept: dict[Key, float] = field(default_factory=dict)
     bytes: int = 0
+    above: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    last: tuple[int, ...] | None = None
     passes: int = 0
     items: int = 0
 
@@ -66,19 +72,19 @@ class Estimator:
 
         With a ``budget`` in seconds from a query's arrival, ``None`` once more queries are late here than allowed.
         """
-        key = (index, tuple(plan[place] for place in self.pipeline.ancestors(index)))
+        key = self._key(index, plan)
         if not self.sample.visits[index].single:
             budget = math.inf
         if self.memory.failed.get(key, -1.0) >= budget:
             return None
         known = self.memory.get(key)
         if known is not None:
-            return known if self._keeps(known, index, budget) else None
+            return known if self._keeps(known, key, budget) else None
         return self._computed(key, index, plan, budget)
 
     def known(self, index: int, plan: Sequence[Choice]) -> Flow | None:
         """Return what leaves stage ``index`` if it is remembered."""
-        return self.memory.flows.get((index, tuple(plan[place] for place in self.pipeline.ancestors(index))))
+        return self.memory.flows.get(self._key(index, plan))
 
     def latencies(self, plan: Plan) -> Times:
         """Return the seconds of every query, in order of arrival."""
@@ -121,15 +127,22 @@ class Estimator:
             raise RuntimeError("a pass without a budget cannot fail")
         return flow
 
-    def _keeps(self, flow: Flow, index: int, budget: float) -> bool:
-        if budget == math.inf:
+    def _key(self, index: int, plan: Sequence[Choice]) -> Key:
+        above = self.memory.above.get(index)
+        if above is None:
+            above = self.memory.above[index] = self.pipeline.ancestors(index)
+        return index, tuple([plan[place] for place in above])
+
+    def _keeps(self, flow: Flow, key: Key, budget: float) -> bool:
+        if self.memory.kept.get(key, math.inf) <= budget:
             return True
-        origin = self.sample.visits[index].origin
-        return kernel.late(flow.times, origin[flow.items], budget) <= self.allowed
+        origin = self.sample.visits[key[0]].origin
+        good = kernel.late(flow.times, origin[flow.items], budget) <= self.allowed
+        (self.memory.kept if good else self.memory.failed)[key] = budget
+        return good
 
     def _computed(self, key: Key, index: int, plan: Sequence[Choice], budget: float) -> Flow | None:
-        parents = {edge.parent: self.sure(edge.parent, plan) for edge in self.pipeline.stages[index].parents}
-        times, items = inputs(self.sample, index, parents)
+        times, items = self._inputs(key, plan)
         goal = Goal(self.sample.visits[index].origin, budget, self.allowed if budget < math.inf else 2**62)
         flow = serve(times, items, self.server(index, plan[index]), goal)
         self.memory.passes += 1
@@ -138,14 +151,29 @@ class Estimator:
             self.memory.failed[key] = max(budget, self.memory.failed.get(key, -1.0))
             return None
         self.memory.put(key, flow)
+        self.memory.kept[key] = budget
         return flow
 
+    def _inputs(self, key: Key, plan: Sequence[Choice]) -> tuple[Times, Items]:
+        """Return what comes to a stage; remembered, as a search asks again for each choice of the stage itself."""
+        index, above = key
+        place = (-1 - index, above[:-1])
+        known = self.memory.get(place)
+        if known is None:
+            parents = {edge.parent: self.sure(edge.parent, plan) for edge in self.pipeline.stages[index].parents}
+            known = Flow(*inputs(self.sample, index, parents))
+            if not self.sample.visits[index].same:
+                self.memory.put(place, known)
+        return known.times, known.items
+
     def _finish(self, plan: Sequence[Choice]) -> Times:
+        if self.memory.last is None:
+            stages = range(len(self.pipeline.stages))
+            self.memory.last = tuple(i for i in stages if not _passed_on(self.pipeline, self.sample, i))
         finish = self.sample.arrivals.copy()
-        for index, visits in enumerate(self.sample.visits):
-            if not _passed_on(self.pipeline, self.sample, index):
-                flow = self.sure(index, plan)
-                kernel.latest(flow.times, flow.items, flow.times.size, visits.owner, finish)
+        for index in self.memory.last:
+            flow = self.sure(index, plan)
+            kernel.latest(flow.times, flow.items, flow.times.size, self.sample.visits[index].owner, finish)
         return finish
 
 

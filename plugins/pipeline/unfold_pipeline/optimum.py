@@ -10,6 +10,7 @@ the cheapest.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from unfoldkit.queueing.stage import Flow
 
 CENT = 1e-9
 Flows = tuple[Flow, ...]
+Options = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,14 @@ class Frontier:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What depends on the hardware alone, remembered by the options of the stages that are fixed."""
+
+    depths: dict[Options, Depth] = field(default_factory=dict)
+    offers: dict[Options, list[tuple[Choice, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Search:
     """What stays the same during a search. ``fluid`` uses the proven bound only: slower, and a proof."""
 
@@ -58,16 +68,26 @@ class Search:
     bounds: Bounds
     ceiling: float = float("inf")
     fluid: bool = False
+    memory: Known = field(default_factory=Known)
 
-    def depth(self, plan: Plan) -> Depth:
+    def depth(self, options: Options) -> Depth:
         """Return the seconds that cannot be avoided around each stage, the open ones on their quickest hardware."""
-        stages = self.judge.pipeline.stages
-        chosen = [stage.options[choice.option].quickest for stage, choice in zip(stages, plan, strict=False)]
-        open_stages = [min(item.quickest for item in stage.options) for stage in stages[len(plan) :]]
-        return self.bounds.depth([*chosen, *open_stages])
+        if options not in self.memory.depths:
+            stages = self.judge.pipeline.stages
+            chosen = [stage.options[option].quickest for stage, option in zip(stages, options, strict=False)]
+            open_stages = [min(item.quickest for item in stage.options) for stage in stages[len(options) :]]
+            self.memory.depths[options] = self.bounds.depth([*chosen, *open_stages])
+        return self.memory.depths[options]
 
-    def offers(self, index: int, depth: Depth, options: tuple[int, ...]) -> Iterator[tuple[Choice, float]]:
-        """Yield the least choices of a stage for each hardware and batch, with their price."""
+    def offers(self, options: Options) -> list[tuple[Choice, float]]:
+        """Return the least choices of the last stage of ``options``, with the least $ an hour of it and of the rest."""
+        if options not in self.memory.offers:
+            rest = self._rest(options)
+            found = self._least(len(options) - 1, self.depth(options), (options[-1],))
+            self.memory.offers[options] = [(choice, price + rest) for choice, price in found if choice.replicas < MOST]
+        return self.memory.offers[options]
+
+    def _least(self, index: int, depth: Depth, options: Options) -> Iterator[tuple[Choice, float]]:
         budget = self.judge.limit - depth.above[index] - depth.below[index] + SLACK
         bound = self.bounds.fluid if self.fluid else self.bounds.alone
         for place in options:
@@ -76,19 +96,18 @@ class Search:
                 count = bound(index, place, batch, budget)
                 yield Choice(place, batch, count), count * option.price
 
-    def rest(self, plan: Plan) -> float:
-        """Return the least $ an hour of the stages that ``plan`` leaves open."""
+    def _rest(self, options: Options) -> float:
+        """Return the least $ an hour of the stages below ``options``."""
         stages = self.judge.pipeline.stages
-        depth = self.depth(plan)
-        every = [tuple(range(len(stage.options))) for stage in stages]
+        depth = self.depth(options)
         return sum(
-            min(price for _, price in self.offers(index, depth, every[index]))
-            for index in range(len(plan), len(stages))
+            min(price for _, price in self._least(index, depth, tuple(range(len(stages[index].options)))))
+            for index in range(len(options), len(stages))
         )
 
     def flows(self, plan: Plan) -> Flows | None:
         """Return what leaves the last stage on each sample, or ``None`` if too many are late whatever follows."""
-        budget = self.judge.limit - self.depth(plan).below[len(plan) - 1] + SLACK
+        budget = self.judge.limit - self.depth(tuple([choice.option for choice in plan])).below[len(plan) - 1] + SLACK
         found = [estimator.flow(len(plan) - 1, plan, budget) for estimator in self.judge.estimators]
         return tuple(flow for flow in found if flow is not None) if None not in found else None
 
@@ -99,16 +118,20 @@ class Search:
 
 
 def cheapest(
-    search: Search, *, most_items: float, progress: Callable[[int, int], None] = lambda _done, _total: None
+    search: Search,
+    *,
+    most_items: float,
+    most_nodes: float = math.inf,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Found:
-    """Return the cheapest plan below the ceiling; stops after ``most_items`` simulated queries of a stage."""
+    """Return the cheapest plan below the ceiling; stops after so many simulated queries of a stage, or nodes."""
     frontier = Frontier()
     begun = search.judge.items
     _open(search, frontier, ())
     while frontier.heap:
         value, _, _, plan = heapq.heappop(frontier.heap)
         used = search.judge.items - begun
-        if used > most_items:
+        if used > most_items or frontier.nodes >= most_nodes:
             return Found(None, value, complete=False, nodes=frontier.nodes)
         frontier.nodes += 1
         if frontier.nodes % 64 == 0:
@@ -148,14 +171,12 @@ def _equal(one: Flow, other: Flow) -> bool:
 
 def _open(search: Search, frontier: Frontier, plan: Plan) -> None:
     """Push the least choices of the next stage."""
-    index = len(plan)
     cost = search.judge.pipeline.cost(plan)
-    for place in range(len(search.judge.pipeline.stages[index].options)):
-        depth = search.depth((*plan, Choice(place, 1, 1)))
-        for choice, price in search.offers(index, depth, (place,)):
-            node = (*plan, choice)
-            if choice.replicas < MOST and search.admits(node, value := cost + price + search.rest(node)):
-                frontier.push(value, node)
+    above = tuple([choice.option for choice in plan])
+    for place in range(len(search.judge.pipeline.stages[len(plan)].options)):
+        for choice, price in search.offers((*above, place)):
+            if search.admits(node := (*plan, choice), cost + price):
+                frontier.push(cost + price, node)
 
 
 def _more(search: Search, frontier: Frontier, plan: Plan, value: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,9 +21,10 @@ EASY = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much may be simulated (queries of a stage), whether to try a proof, whether greedy may take double steps."""
+    """How much may be simulated (queries of a stage; nodes of the proof), whether to try a proof, greedy's steps."""
 
     most_items: float = 2.5e8
+    most_nodes: int = 25_000
     proof: bool = True
     compound: bool = False
 
@@ -114,7 +116,9 @@ def _search(
     def told(done: int, total: int) -> None:
         progress(name, min(done, total), total)
 
-    return cheapest(Search(judge, bounds, ceiling, fluid), most_items=effort.most_items, progress=told)
+    most_nodes = effort.most_nodes if fluid else math.inf
+    search = Search(judge, bounds, ceiling, fluid)
+    return cheapest(search, most_items=effort.most_items, most_nodes=most_nodes, progress=told)
 
 
 def baselines(judge: Judge) -> tuple[Baseline, Baseline] | None:

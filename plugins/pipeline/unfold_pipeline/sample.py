@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ class Visits:
     """The items of one stage, numbered by query (and, of one query, by parent item).
 
     ``owner`` is the query of each item, ``origin`` its arrival in s. ``first`` and ``count`` hold, for a parent, the
-    children of each of its items; ``same`` says that the items are those of the only parent, one to one.
+    children of each of its items; ``same`` says that the items are those of the only parent, one to one, and ``single``
+    that no query has two items here.
     """
 
     owner: Items
@@ -27,11 +28,7 @@ class Visits:
     first: Mapping[int, Items]
     count: Mapping[int, Items]
     same: bool = False
-
-    @property
-    def single(self) -> bool:
-        """Whether no query has two items here."""
-        return self.owner.size < 2 or bool((np.diff(self.owner) > 0).all())
+    single: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +63,8 @@ def draw(
     visits: list[Visits] = []
     for index, stage in enumerate(pipeline.stages):
         wanted = None if table is None else np.resize(table[:, index], arrivals.size)
-        visits.append(_visits(stage, arrivals, visits, rng, wanted))
+        here = _visits(stage, arrivals, visits, rng, wanted)
+        visits.append(replace(here, single=bool((np.diff(here.owner) > 0).all())))
     return Sample(arrivals, tuple(visits))
 
 

@@ -77,7 +77,6 @@ class TunerSpec(Model):
     margin: Annotated[float, Field(ge=1, le=4)] = Field(default=1.15, description="head-room of the table policy")
     hold: Duration = Field(default=60.0, description="how long need must be lower before replicas are removed")
     most: Annotated[int, Field(ge=1)] = Field(default=100, description="replicas that any rule may give one stage")
-    shed: bool = Field(default=False, description="refuse queries that cannot be in time")
 
 
 class PipelineSpec(Spec):
