@@ -10,19 +10,22 @@ import numpy as np
 from unfold_pipeline import infeasible, insight, tables, workload
 from unfold_pipeline.decision import decision_of, recheck, sample_hash
 from unfold_pipeline.judge import Judge
-from unfold_pipeline.planner import Baseline, Effort, Outcome, baselines, frontier, judge_of, solve
+from unfold_pipeline.planner import Baseline, Outcome, baselines, frontier, judge_of, solve
+from unfold_pipeline.replay import replay, saved_plan
 from unfold_pipeline.spec import PipelineSpec, traffic
 from unfoldkit.api import Metric, Report, Run, Verdict
 
 
 def plan(spec: PipelineSpec, run: Run) -> Report:
-    """Return the report of the cheapest plan."""
+    """Return the report of the cheapest plan; with a replay, of a trace under the plan and its tuner."""
     began = run.clock()
     judge = judge_for(spec, run)
+    if run.options.get("replay"):
+        return _replayed(spec, judge, run)
     kept = recheck(spec, judge, run.options.get("baseline_plan"))
     if kept is not None:
         return kept
-    outcome = solve(judge, effort_of(spec), run.progress)
+    outcome = solve(judge, workload.effort(spec), run.progress)
     seconds = run.clock() - began
     report = _no(spec, judge) if outcome is None else _yes(spec, run, outcome)
     timed = Metric(seconds, "s", timed=True)
@@ -35,9 +38,14 @@ def judge_for(spec: PipelineSpec, run: Run) -> Judge:
     return judge_of(built, workload.samples(spec, built, run), spec.slo.p99)
 
 
-def effort_of(spec: PipelineSpec) -> Effort:
-    """Return how hard a spec wants the search to be."""
-    return Effort(spec.search.limit, spec.search.proof, spec.search.compound)
+def _replayed(spec: PipelineSpec, judge: Judge, run: Run) -> Report:
+    chosen = saved_plan(judge, run)
+    if chosen is None:
+        outcome = solve(judge, workload.effort(spec), run.progress)
+        if outcome is None:
+            return _no(spec, judge)
+        chosen = outcome.plan
+    return replay(spec, judge, chosen, run)
 
 
 def subtitle(spec: PipelineSpec, judge: Judge) -> tuple[str, ...]:
@@ -56,7 +64,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
     tail = judge.tail(chosen)
     coarse = baselines(judge)
     times = insight.stage_times(judge, chosen)
-    points = frontier(outcome, spec.search.frontier, effort_of(spec), run.progress)
+    points = frontier(outcome, spec.search.frontier, workload.effort(spec), run.progress)
     low, high = insight.interval(judge.estimators[0], chosen, np.random.default_rng([run.seed, 3]))
     lines = (
         ("slack", tables.slack_line(judge, tail, times)),

@@ -14,8 +14,10 @@ Point = tuple[float, float | None]
 
 
 def milliseconds(seconds: float) -> str:
-    """Return seconds as text in ms, with as many digits as matter."""
+    """Return seconds as text, in ms below ten seconds, with as many digits as matter."""
     value = seconds * 1e3
+    if value >= 1e4:
+        return f"{seconds:,.1f} s"
     return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
 
 

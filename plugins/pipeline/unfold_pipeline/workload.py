@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline import graph
+from unfold_pipeline.planner import Effort
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.spec import LENGTH, Arrivals, BatchLatency, PipelineSpec, StageSpec, order, traffic
 from unfoldkit.api import Diagnostic, Run, UnfoldError, did_you_mean, fail
@@ -27,6 +28,11 @@ def pipeline(spec: PipelineSpec, run: Run) -> graph.Pipeline:
     stages = tuple(_stage(name, spec.stages[name], places, spec, run) for name in names)
     quotas = tuple((name, item.quota) for name, item in spec.hardware.items() if item.quota is not None)
     return graph.Pipeline(stages, quotas)
+
+
+def effort(spec: PipelineSpec) -> Effort:
+    """Return how hard a spec wants the search to be."""
+    return Effort(most_items=spec.search.limit, proof=spec.search.proof, compound=spec.search.compound)
 
 
 def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample, ...]:
