@@ -14,6 +14,7 @@ def unfold_kinds() -> Iterable[Kind]:
         name="pipeline",
         summary="hardware, batch size and replicas for each model of a serving pipeline, at least cost",
         spec="unfold_pipeline.spec:PipelineSpec",
+        profile="unfold_pipeline.profile:profile",
         plan="unfold_pipeline.plan:plan",
         examples="unfold_pipeline:examples",
     )

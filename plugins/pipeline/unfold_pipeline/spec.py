@@ -12,6 +12,7 @@ from unfoldkit.api import Duration, Fraction, Model, Price, Problem, Rate, Spec,
 
 BatchLatency = dict[Annotated[int, Field(ge=1, le=4096)], Duration]
 LENGTH = 600.0
+MODELS = ("file", "code", "estimator")
 TRAFFIC = ("process", "shape", "trace")
 
 
@@ -44,6 +45,18 @@ class Hardware(Model):
     quota: Annotated[int, Field(ge=1)] | None = Field(default=None, description="most replicas over all stages")
 
 
+class ModelSpec(Model):
+    """What a stage runs: a saved model, a function, or an estimator that is fitted when it is profiled."""
+
+    file: str | None = Field(default=None, description="XGBoost (.ubj, .json), scikit-learn (.skops) or .onnx")
+    code: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$", description="module:function, with --allow-code")
+    estimator: Literal["logistic-regression", "svc", "xgboost"] | None = Field(
+        default=None, description="fitted when it is profiled"
+    )
+    dataset: Literal["digits"] = Field(default="digits", description="for the estimator")
+    features: Annotated[int, Field(ge=1)] | None = Field(default=None, description="numbers in a query, for code")
+
+
 class StageSpec(Model):
     """A model of the pipeline."""
 
@@ -51,6 +64,7 @@ class StageSpec(Model):
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="of all queries, if no stage is before it")
     fan_out: Annotated[float, Field(gt=0, le=1000)] = Field(default=1.0, description="mean items made of one query")
     latency: dict[str, BatchLatency] = Field(default={}, description="by hardware: time of a batch by its size")
+    model: ModelSpec | None = Field(default=None, description="what runs here, to profile and to serve")
     wait: Duration = Field(default=0.0, description="how long a batch that is not full may be held back")
     max_batch: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the largest batch to plan with")
 
@@ -90,6 +104,7 @@ class PipelineSpec(Spec):
     hardware: dict[str, Hardware] = Field(min_length=1, description="what can be bought")
     stages: dict[str, StageSpec] = Field(min_length=1, description="the models, in any order")
     visits: str | None = Field(default=None, description="a CSV: for each query, how often it goes to each stage")
+    machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
     search: SearchSpec = SearchSpec()
     tuner: TunerSpec = TunerSpec()
 
@@ -100,6 +115,13 @@ class PipelineSpec(Spec):
         for name, stage in self.stages.items():
             yield from _stage_problems(name, stage, self)
         yield from _cycles(self.stages)
+        if self.machine is not None and self.machine not in self.hardware:
+            yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
+
+
+def machine(spec: PipelineSpec) -> str:
+    """Return the hardware that this machine is."""
+    return spec.machine if spec.machine is not None else next(iter(spec.hardware))
 
 
 def traffic(spec: PipelineSpec) -> tuple[Arrivals, ...]:
@@ -150,8 +172,13 @@ def _stage_problems(name: str, stage: StageSpec, spec: PipelineSpec) -> Iterable
         yield Problem((*here, "after"), "no query ever comes here", hint="a share above 0")
     if stage.fan_out != 1 and len(stage.after) != 1:
         yield Problem((*here, "fan_out"), "fan_out needs exactly one stage before it")
-    if not stage.latency:
-        yield Problem(here, "has no latency", hint="latency: {cpu: {1: 10 ms, 8: 60 ms}}", at_key=True)
+    if not stage.latency and stage.model is None:
+        hint = "latency: {cpu: {1: 10 ms, 8: 60 ms}}, or a model to profile"
+        yield Problem(here, "has no latency", hint=hint, at_key=True)
+    if stage.model is not None:
+        given = [name for name in MODELS if getattr(stage.model, name) is not None]
+        if len(given) != 1:
+            yield Problem((*here, "model"), "needs exactly one of file, code, estimator")
     for hardware, points in stage.latency.items():
         yield from _latency_problems((*here, "latency", hardware), hardware, points, spec.hardware)
 
