@@ -16,5 +16,6 @@ def unfold_kinds() -> Iterable[Kind]:
         spec="unfold_pipeline.spec:PipelineSpec",
         profile="unfold_pipeline.profile:profile",
         plan="unfold_pipeline.plan:plan",
+        serve="unfold_pipeline.serve:serve",
         examples="unfold_pipeline:examples",
     )

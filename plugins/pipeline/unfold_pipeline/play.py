@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,18 @@ class Played:
         return float(np.partition(self.latencies, place)[place])
 
 
-def play(pipeline: Pipeline, sample: Sample, plan: Plan, targets: Sequence[Counts], delay: float) -> Played:
-    """Return how a trace goes if stage ``m`` is to have ``targets[m][i]`` replicas at second ``i``."""
+def play(
+    pipeline: Pipeline,
+    sample: Sample,
+    plan: Plan,
+    targets: Sequence[Counts],
+    delay: float,
+    factors: Sequence[Times] | None = None,
+) -> Played:
+    """Return how a trace goes if stage ``m`` is to have ``targets[m][i]`` replicas at second ``i``.
+
+    ``factors`` make the batches of a stage take longer or shorter in turn, as measured (see ``Server.factor``).
+    """
     end = length(sample)
     ledgers = [carried_out(c.replicas, wanted, delay, end) for c, wanted in zip(plan, targets, strict=True)]
     flows: list[Flow] = []
@@ -51,7 +61,9 @@ def play(pipeline: Pipeline, sample: Sample, plan: Plan, targets: Sequence[Count
         parents = {edge.parent: flows[edge.parent] for edge in pipeline.stages[index].parents}
         times, items = inputs(sample, index, parents)
         goal = Goal(sample.visits[index].origin)
-        flows.append(serve(times, items, _server(pipeline, index, choice), goal, ledgers[index].schedule()))
+        server = _server(pipeline, index, choice)
+        server = server if factors is None else replace(server, factor=factors[index])
+        flows.append(serve(times, items, server, goal, ledgers[index].schedule()))
     paid = [ledger.paid + flow.drained for ledger, flow in zip(ledgers, flows, strict=True)]
     return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
 

@@ -195,20 +195,32 @@ def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = No
     fluid queue says is waiting. Replicas go after ``hold`` seconds of lower need.
     """
     steps = steps or ladder(plan, setting.most)
-    now = instants(live)
-    rates = envelope.live(live.arrivals, plan.windows, now) / plan.windows
-    need = (rates / plan.rates).max(axis=1) * _slope(live, now, setting.delay) * setting.margin
-    wanted = np.minimum(np.array([steps.at(float(item)) for item in need]), setting.most)
-    if setting.floor:
-        wanted = np.maximum(wanted, [choice.replicas for choice in plan.plan])
+    wanted = _wanted(plan, live.arrivals, instants(live), setting, steps)
     return [
         _drained(plan, index, live, setting, held(wanted[:, index], setting.hold)) for index in range(len(plan.plan))
     ]
 
 
-def _slope(live: Sample, now: Rates, delay: float) -> Rates:
+def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: Ladder) -> tuple[int, ...]:
+    """Return what ``table`` wants at one instant, from the arrivals so far; a running service asks once a second.
+
+    The fluid queue is left out, as a service sees its queues.
+    """
+    seconds = np.arange(max(0.0, math.floor(now - setting.hold)), now + TICK / 2, TICK)
+    recent = arrivals[np.searchsorted(arrivals, now - setting.hold - envelope.LONGEST_S) :]
+    return tuple(int(count) for count in _wanted(plan, recent, seconds, setting, steps).max(axis=0))
+
+
+def _wanted(plan: Brief, arrivals: Rates, now: Rates, setting: Setting, steps: Ladder) -> Counts:
+    rates = envelope.live(arrivals, plan.windows, now) / plan.windows
+    need = (rates / plan.rates).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
+    wanted: Counts = np.minimum(np.array([steps.at(float(item)) for item in need], dtype=np.int64), setting.most)
+    return np.maximum(wanted, [choice.replicas for choice in plan.plan]) if setting.floor else wanted
+
+
+def _slope(arrivals: Rates, now: Rates, delay: float) -> Rates:
     """Return the growth until ``delay`` + 7 s from now, where the last 10 s are above the 10 s before by 3 sigma."""
-    edges = np.searchsorted(live.arrivals, now[:, None] - np.array([0.0, 10.0, 20.0]), "right")
+    edges = np.searchsorted(arrivals, now[:, None] - np.array([0.0, 10.0, 20.0]), "right")
     late, early = edges[:, 0] - edges[:, 1], edges[:, 1] - edges[:, 2]
     sure = (late - early > 3 * np.sqrt(late + early)) & (now >= 20.0)
     growth = 1 + (late - early) / np.maximum(late, 1) * (delay + 7.0) / 10.0
