@@ -103,7 +103,9 @@ def train(
 
 
 def plan(
-    spec: options.SpecPath,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help=options.SPEC_HELP + "; of --check if left out")
+    ] = None,
     check_file: Annotated[
         Path | None,
         typer.Option("--check", metavar="PLAN", help="compare with a committed plan; exit 1 on drift"),
@@ -126,6 +128,10 @@ def plan(
     verbose: options.Verbose = False,
 ) -> None:
     """Search the plan that meets the goal, and what it gives up."""
+    if spec is None:
+        if check_file is None:
+            raise typer.BadParameter("give a SPEC, or --check PLAN, which holds one")
+        spec = str(check_file)
     _verb("plan", locals())
 
 

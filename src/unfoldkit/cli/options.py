@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help="a spec, a plan, the folder of a run, or - for stdin")]
+SPEC_HELP = "a spec, a plan, the folder of a run, or - for stdin"
+SpecPath = Annotated[str, typer.Argument(metavar="SPEC", help=SPEC_HELP)]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="change a key of the spec; may be repeated"),
