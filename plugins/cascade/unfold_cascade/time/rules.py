@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from unfoldkit.api import Problem, did_you_mean
+from unfoldkit.api import Model, Problem, did_you_mean
 
 if TYPE_CHECKING:
     from unfold_cascade.spec import CascadeSpec, ModelSpec, Stage
@@ -21,7 +21,7 @@ def without_time(spec: CascadeSpec) -> Iterator[Problem]:
             yield Problem((key,), TIMED, at_key=True)
     for name, group in spec.features.items():
         for key in ("valid_for", "window", "derive"):
-            if key in group.model_fields_set:
+            if _changed(group, key):
                 yield Problem(("features", name, key), TIMED, at_key=True)
     for s, stage in enumerate(spec.stages):
         yield from _timed_stage(stage, ("stages", s))
@@ -49,9 +49,14 @@ def over_time(spec: CascadeSpec) -> Iterator[Problem]:
     yield from _baseline(spec)
 
 
+def _changed(part: Model, key: str) -> bool:
+    # not model_fields_set: a spec that was written by the tool names its defaults too
+    return bool(getattr(part, key) != type(part).model_fields[key].get_default(call_default_factory=True))
+
+
 def _timed_stage(stage: Stage, place: Path) -> Iterator[Problem]:
     for key in ("parallel", "fresh"):
-        if key in stage.model_fields_set:
+        if _changed(stage, key):
             yield Problem((*place, key), TIMED, at_key=True)
     for key in ("rule", "ahead"):
         if getattr(stage.target, key) is not None:
