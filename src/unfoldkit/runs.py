@@ -122,9 +122,9 @@ class RunDir:
         return data
 
     def has(self, name: str, *, made_from: str | None = None) -> bool:
-        """Whether ``name`` is listed, and (if given) was made from the same fingerprint."""
+        """Whether ``name`` is listed and there, and (if given) was made from the same fingerprint."""
         entry = self.files().get(name)
-        return entry is not None and made_from in (None, entry["made_from"])
+        return entry is not None and made_from in (None, entry["made_from"]) and self._inside(name).is_file()
 
     def once(self, name: str, made_from: str, make: Callable[[], bytes]) -> bytes:
         """Return the stored bytes if they were made from the same fingerprint; else make and store them."""

@@ -34,7 +34,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "extra-trees": {"n_jobs": 1},
     "xgboost": {"n_jobs": 1, "tree_method": "hist"},
 }
-TRUSTED_PREFIXES = ("sklearn.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
+TRUSTED_PREFIXES = ("sklearn.", "_loss.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
 
 
 @dataclass(frozen=True, slots=True)

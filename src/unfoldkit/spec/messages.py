@@ -84,10 +84,12 @@ def _rewritten(wanted: str, value: Any) -> str:
 def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got: str) -> tuple[str, str]:
     if kind in ("literal_error", "enum"):
         return f"{got} is not allowed here", _choices(error.get("input"), str(context.get("expected", "")))
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{context.get('discriminator', 'its tag')} does not say which form this is", _choices(
-            context.get("tag"), str(context.get("expected_tags", ""))
-        )
+    if kind == "union_tag_invalid":
+        name, tag = str(context.get("discriminator", "")).strip("'"), context.get("tag")
+        return f"{show(tag)} is not allowed as {name}", _choices(tag, str(context.get("expected_tags", "")))
+    if kind == "union_tag_not_found":
+        name = str(context.get("discriminator", "")).strip("'")
+        return f'the key "{name}" is missing, which says what form this is', ""
     if kind == "finite_number":
         return f"must be a finite number, got {got}", ""
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -148,7 +148,7 @@ def _problems(spec: Model, document: Document, cut: Sequence[PathKey]) -> list[D
     return [
         diagnostic(document, tuple(problem.path), problem.message, hint=problem.hint, at_key=problem.at_key)
         for problem in spec.problems()
-        if not _below(tuple(problem.path), cut)
+        if not _below(tuple(problem.path), cut) and not any(_below(path, [tuple(problem.path)]) for path in cut)
     ]
 
 
