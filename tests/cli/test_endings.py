@@ -55,7 +55,7 @@ def wait_for(name: str, folder: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["plan", "a.yaml", "--format", "html"],
+        ["plan", "a.yaml", "--format", "json"],
         ["check", "bad.yaml"],
         ["--version"],
         ["plan", "--help"],
@@ -80,12 +80,12 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path, spec: Path, words: list[str]
 
 def test_head_takes_what_it_wants(tmp_path: Path, spec: Path) -> None:
     """``unfold … | head -c1`` ends without a complaint, however much was left to say."""
-    line = " ".join(command(["plan", "a.yaml", "--format", "html"])) + ' | head -c1; echo ".${PIPESTATUS[0]}"'
+    line = " ".join(command(["plan", "a.yaml", "--format", "json"])) + ' | head -c1; echo ".${PIPESTATUS[0]}"'
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, env=surroundings(), capture_output=True, text=True, check=True, timeout=60
     )
     first, code = done.stdout.strip().split(".")
-    assert (first, done.stderr) == ("<", "")
+    assert (first, done.stderr) == ("{", "")
     assert code in ("0", "141")
 
 
@@ -124,7 +124,7 @@ def result(folder: Path) -> dict[str, Any]:
     return to_data(without_times(from_data(data)))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_run_ends_with_the_same_report(tmp_path: Path, unfold: Unfold, seed: int) -> None:
     """Killed with SIGKILL at a moment that the seed says, and started again, a run ends as if nothing had been."""
     dice = random.Random(seed)  # noqa: S311 - tests, not secrets
@@ -216,15 +216,15 @@ def test_a_full_disk_keeps_what_was_there(
 ) -> None:
     """On a full disk a verb exits with 3 and names the file; the old run and the old --out are as they were."""
     assert unfold("plan", spec).code == 0
-    assert unfold("plan", spec, "--out", "plan.html").code == 0
+    assert unfold("plan", spec, "--out", "out.json").code == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        verb, out = unfold("plan", spec, "--set", "repeat=3"), unfold("report", "runs/a", "--out", "plan.html")
+        verb, out = unfold("plan", spec, "--set", "repeat=3"), unfold("report", "runs/a", "--out", "out.json")
     assert (verb.code, verb.out) == (3, "")
     assert verb.err.startswith("runs/a/") and "cannot write: No space left on device" in verb.err  # noqa: PT018 - one line
     assert out.code == 3
-    assert out.err.startswith("plan.html: cannot write: No space left on device")
+    assert out.err.startswith("out.json: cannot write: No space left on device")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert unfold("report", "runs/a").code == 0
 

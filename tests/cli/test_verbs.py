@@ -32,17 +32,17 @@ def test_no_is_an_answer(unfold: Unfold, dear: Path) -> None:
 def test_every_verb_leaves_its_report_in_the_run(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """profile, train and plan each exit with 0 and leave a report of theirs in runs/NAME, or in --run."""
     for verb in ("profile", "train", "plan"):
-        assert unfold(verb, spec).code == 0
+        assert unfold(verb, spec, "--jobs", "1").code == 0
         assert json.loads((tmp_path / "runs" / "a" / "report.json").read_text(encoding="utf-8"))["verb"] == verb
-    assert unfold("train", spec, "--run", "elsewhere").code == 0
+    assert unfold("train", spec, "--run", "elsewhere", "--jobs", "1").code == 0
     assert (tmp_path / "elsewhere" / "said" / "1.txt").read_text(encoding="utf-8") == "hi"
 
 
 def test_a_run_can_be_given_in_the_place_of_a_spec(unfold: Unfold, spec: Path) -> None:
     """The next verb takes the folder that the last one wrote, or the plan in it."""
     assert unfold("plan", spec).code == 0
-    assert unfold("train", "runs/a").code == 0
-    assert unfold("train", "runs/a/plan.yaml").code == 0
+    assert unfold("train", "runs/a", "--jobs", "1").code == 0
+    assert unfold("train", "runs/a/plan.yaml", "--jobs", "1").code == 0
 
 
 def test_stdin_is_a_spec(unfold: Unfold) -> None:
