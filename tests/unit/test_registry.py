@@ -129,5 +129,10 @@ def test_a_misspelt_hook_is_found() -> None:
 
     registry = load_registry(entry_points=[], extra={"one": plugin(unfold_kind=unfold_kind)})
     assert pending(registry) == 'one: unfold_kind is no hook (did you mean "unfold_kinds"?)'
-    marked = plugin(unfold_check=hookimpl(list))
+
+    # a function and not `list`: the mark is an attribute, which a built-in cannot take
+    @hookimpl
+    def unfold_check() -> None: ...
+
+    marked = plugin(unfold_check=unfold_check)
     assert "unfold_check" in pending(load_registry(entry_points=[], extra={"one": marked}))
