@@ -1,6 +1,6 @@
 """The planners on the four pipelines of ``configs/pipeline`` over rate, burstiness and target.
 
-Latencies are those of a study of our own, not the paper's: the ratio to the coarse-grained plan is of these pipelines.
+Latencies are those of this project's study, not the paper's: the ratio to CG-Peak is of these pipelines.
 """
 
 from __future__ import annotations
