@@ -26,13 +26,15 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
     function = verb_of(loaded.kind, "serve")
     run = surroundings(request, loaded)
     with run.directory.locked(), listen(Address(host, port, token)) as bound:
+        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
         if loaded.run is None:
             store_spec(run, loaded.spec)
-        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
         place = f"http://{host}:{bound.getsockname()[1]}"
         console.say(
             f"{service.name} · {loaded.kind.name} on {place} · run {run_folder(request, loaded)} · Ctrl-C ends it"
         )
-        console.say("".join(f"  {place}{path}\n" for path in service.paths).rstrip())
+        width = max((len(title) for title, _ in service.lines), default=0)
+        told = [f"  {title:<{width}}   {text}" for title, text in service.lines]
+        console.say("\n".join([*told, *(f"  {place}{path}" for path in service.paths)]))
         run_server(service, bound, token="" if is_loopback(host) and not token else token)
     return ExitCode.YES

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hmac
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from signal import SIGINT, SIGTERM, Signals
+from typing import TYPE_CHECKING
 
 from unfoldkit.errors import fail
-from unfoldkit.serving.service import ASGIApp, Message, Scope, Service
+from unfoldkit.serving.replies import error, send_reply
+from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 
-OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
+if TYPE_CHECKING:
+    import uvicorn
+
+READY = "/v2/health/ready"
+OPEN_PATHS = ("/v2/health/live", READY)
+CLOSE = (b"connection", b"close")
+LINGER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +69,116 @@ def listen(address: Address) -> socket.socket:
 
 
 def host(service: Service, bound: socket.socket, *, token: str = "", drain_s: int = 10) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests that were accepted are answered first."""
+    """Serve until SIGTERM or Ctrl-C; requests that were accepted are answered first.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended it, after the last answer.
+    """
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        if runner.run(_serve(service, bound, token, drain_s)) is SIGINT:
+            raise KeyboardInterrupt
+
+
+async def _serve(service: Service, bound: socket.socket, token: str, drain_s: int) -> Signals | None:
     import uvicorn
 
-    app = guarded(service.app, token) if token else service.app
+    drain = Drain()
+    app = drained(guarded(service.app, token) if token else service.app, drain)
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         server_header=False,
+        ws="none",
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=drain_s,
-        lifespan="auto",
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    server = uvicorn.Server(config)
+    ends = asyncio.create_task(server.serve(sockets=[bound]))
+    await _until(lambda: server.started or ends.done())
+    freeze()
+    for which in (SIGTERM, SIGINT):
+        asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
+    asked = asyncio.create_task(drain.asked.wait())
+    await asyncio.wait([ends, asked], return_when=asyncio.FIRST_COMPLETED)
+    await _let_go(server)
+    await ends
+    return drain.signal
+
+
+async def _let_go(server: uvicorn.Server) -> None:
+    """Take no new connection, let each open one end with its next answer, then stop."""
+    for listener in server.servers:
+        listener.close()
+    late = time.monotonic() + LINGER_S
+    await _until(lambda: not server.server_state.connections or time.monotonic() > late)
+    server.should_exit = True
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - uvicorn has no event for these
+        await asyncio.sleep(0.01)
+
+
+def freeze() -> None:
+    """Put all that was made so far out of the garbage collector's sight: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+
+
+@dataclass(slots=True)
+class Drain:
+    """Whether the server is on its way out, and which signal said so."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    signal: Signals | None = None
+
+    def begin(self, which: Signals) -> None:
+        """Begin to drain."""
+        self.signal = which
+        self.asked.set()
+
+
+def drained(app: ASGIApp, drain: Drain) -> ASGIApp:
+    """Return ``app``; while it drains it is not ready, and every answer closes its connection."""
+
+    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
+        if not drain.asked.is_set() or scope["type"] != "http":
+            await app(scope, receive, send)
+        elif scope["path"] == READY:
+            await send_reply(error(503, "this server is about to stop", (CLOSE,)), send)
+        else:
+            await app(scope, receive, _closing(send))
+
+    return passing
+
+
+def _closing(send: Send) -> Send:
+    async def last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), CLOSE]
+        await send(message)
+
+    return last
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return None
+    return uvloop.new_event_loop
 
 
 def guarded(app: ASGIApp, token: str) -> ASGIApp:
     """Return ``app`` behind a bearer token, compared in constant time; the health paths stay open."""
     expected = f"Bearer {token}".encode()
 
-    async def guard(
-        scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _allowed(scope, expected):
             await app(scope, receive, send)
             return
-        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-        await send({"type": "http.response.start", "status": 401, "headers": headers})
-        await send({"type": "http.response.body", "body": b'{"error":"a bearer token is needed"}'})
+        await send_reply(error(401, "a bearer token is needed", ((b"www-authenticate", b"Bearer"),)), send)
 
     return guard
 
