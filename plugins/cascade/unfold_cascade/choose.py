@@ -76,8 +76,8 @@ def choose(
 ) -> Choice:
     """Choose a point of ``front``: certified within ``goal.max_loss``, or the most accurate within ``goal.budget``.
 
-    The certificate is fixed-sequence testing from expensive to cheap (Learn then Test) on ``certify``, rows that took
-    no part in the search; the order of points and the test of each come from ``tune`` alone.
+    The certificate is fixed-sequence testing (Learn then Test) on ``certify``, rows that took no part in the search;
+    the order of points, the safest first, and the test of each come from ``tune`` alone.
     """
     if goal.budget is not None:
         return _within_budget(zoo, front, base, labels, tune, certify, goal)
@@ -88,20 +88,41 @@ def _within_loss(
     zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
 ) -> Choice:
     epsilon, delta = goal.max_loss or 0.0, 1 - goal.confidence
-    order = [point for point in range(len(front.policies))[::-1] if front.cost[point] < base.cost]
-    if not order:
+    cheaper = [point for point in range(len(front.policies)) if front.cost[point] < base.cost]
+    if not cheaper:
         return Choice(
             None, 0.0, goal.confidence, len(certify), 1.0, "none", stopped=False, reason="no cascade is cheaper"
         )
-    before = [_differences(zoo, front.policies[point], base, labels, tune) for point in order]
-    after = np.array([_differences(zoo, front.policies[point], base, labels, certify) for point in order])
-    rules = [certificate.choose_rule(d, epsilon, len(certify)) for d in before]
+    tests = _safest_first(zoo, front, cheaper, base, labels, tune, epsilon, len(certify))
+    after = np.array([_differences(zoo, front.policies[point], base, labels, certify) for point, _ in tests])
+    rules = [rule for _, rule in tests]
     last = certificate.fixed_sequence(after, epsilon, delta, rules)
     bound = certificate.upper_bound(after[0], goal.confidence, rules[0])
     if last is None:
         return Choice(None, 0.0, goal.confidence, len(certify), bound, rules[0].method, stopped=True)
-    stopped = last + 1 < len(order)
-    return Choice(order[last], epsilon, goal.confidence, len(certify), bound, rules[last].method, stopped=stopped)
+    # every point that passed is certified, all together: the cheapest of them may be taken
+    point, rule = min(tests[: last + 1], key=lambda test: front.cost[test[0]])
+    stopped = last + 1 < len(tests)
+    return Choice(point, epsilon, goal.confidence, len(certify), bound, rule.method, stopped=stopped)
+
+
+def _safest_first(
+    zoo: Zoo,
+    front: PolicyFront,
+    points: list[int],
+    base: Monolith,
+    labels: IntArray,
+    tune: IntArray,
+    epsilon: float,
+    cases: int,
+) -> list[tuple[int, certificate.Rule]]:
+    """Return the points in the order in which they are tested, each with its test; both come from ``tune`` alone."""
+    ranked = []
+    for point in points:
+        d = _differences(zoo, front.policies[point], base, labels, tune)
+        rule = certificate.choose_rule(d, epsilon, cases)
+        ranked.append((certificate.p_value(d, epsilon, rule), -float(front.cost[point]), point, rule))
+    return [(point, rule) for _, _, point, rule in sorted(ranked, key=lambda item: item[:3])]
 
 
 def _within_budget(

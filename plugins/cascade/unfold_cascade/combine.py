@@ -8,7 +8,7 @@ wrong group is lost whatever it pays there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.gates.front import Front, minkowski, pareto, thin
 from unfold_cascade.gates.orders import Chain, ChainFront, Tables, chains_of, search_chains
-from unfold_cascade.policy import Policy, Step, answers, exits, path_cost, places, second_cost
+from unfold_cascade.policy import Policy, Step, answers, exits, path_cost, second_cost
 from unfold_cascade.questions import Question, Zoo
+from unfold_cascade.scorer import Scorer
 from unfold_cascade.spec import GateSpec
 
 FIRST_POINTS = 24
@@ -44,11 +45,29 @@ def search(zoo: Zoo, labels: IntArray, groups: IntArray, rows: IntArray, gates: 
         gates: how to search.
     """
     truth = groups[labels[rows]] if zoo.then else labels[rows]
-    first = _chains(zoo, zoo.first, rows, zoo.first.answer[rows] != truth[:, None], gates)
+    found = _first(zoo, rows, truth, gates)
     if not zoo.then:
-        policies = tuple(Policy(_step(first, point), {}) for point in range(len(first.front)))
-        return PolicyFront(first.front.loss, first.front.cost, policies)
-    return _merged([_below(zoo, labels, rows, _step(first, point), gates) for point in thin(first.front, FIRST_POINTS)])
+        policies = tuple(Policy(found.step(point), {}) for point in range(len(found.front)))
+        return PolicyFront(found.front.loss, found.front.cost, policies)
+    return _merged([_below(zoo, labels, rows, found.step(point), gates) for point in thin(found.front, FIRST_POINTS)])
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The front of one question, and the scores that its cuts are made for."""
+
+    chains: ChainFront
+    scorer: Scorer
+
+    @property
+    def front(self) -> Front:
+        """Losses, costs and cuts."""
+        return self.chains.front
+
+    def step(self, point: int) -> Step:
+        """Return the chain and cuts of one point."""
+        chain, cuts = self.chains.policy(int(point))
+        return self.scorer.step(chain, [float(cut) for cut in cuts[:, 1]])
 
 
 def _below(zoo: Zoo, labels: IntArray, rows: IntArray, first: Step, gates: GateSpec) -> PolicyFront:
@@ -56,56 +75,47 @@ def _below(zoo: Zoo, labels: IntArray, rows: IntArray, first: Step, gates: GateS
     exit_ = exits(zoo.first, first, rows)
     group = answers(zoo.first, first, rows, exit_)
     paid = path_cost(zoo, zoo.first, first.chain, frozenset())[exit_].mean()
-    parts = [(g, _group(zoo, labels, rows, exit_, group == g, g, first, gates)) for g in zoo.then]
-    known = [(g, part) for g, part in parts if part is not None]
-    total, picks = _added([_scaled(part.front, float((group == g).mean())) for g, part in known])
-    spare = {g: Step((int(zoo.then[g].price.argmin()),), ()) for g, part in parts if part is None}
-    policies = tuple(
-        Policy(first, spare | {g: _step(part, int(p)) for (g, part), p in zip(known, pick, strict=True)})
-        for pick in picks
-    )
-    return PolicyFront(total.loss, total.cost + paid, policies)
+    known = {g: _then(zoo, labels, rows[group == g], exit_[group == g], g, first, gates) for g in np.unique(group)}
+    total, picks = _added([_scaled(part.front, float((group == g).mean())) for g, part in known.items()])
+    spare = {g: Step((int(zoo.then[g].price.argmin()),), ()) for g in zoo.then if g not in known}
+    steps = [{g: part.step(p) for (g, part), p in zip(known.items(), pick, strict=True)} for pick in picks]
+    return PolicyFront(total.loss, total.cost + paid, tuple(Policy(first, spare | then) for then in steps))
 
 
-def _group(
-    zoo: Zoo,
-    labels: IntArray,
+def _then(zoo: Zoo, labels: IntArray, rows: IntArray, came: IntArray, g: int, first: Step, gates: GateSpec) -> Found:
+    """Search the second question of group ``g`` on the rows sent there; ``came`` is where the first chain stopped."""
+    question = zoo.then[g]
+
+    def marginal(chain: Chain) -> FloatArray:
+        return np.diff(second_cost(zoo, first, question, chain)[came], axis=1, prepend=0.0)
+
+    return _searched(question, rows, labels[rows], question.price, marginal, gates)
+
+
+def _first(zoo: Zoo, rows: IntArray, truth: IntArray, gates: GateSpec) -> Found:
+    def marginal(chain: Chain) -> FloatArray:
+        return np.diff(path_cost(zoo, zoo.first, chain, frozenset()), prepend=0.0)
+
+    alone = [float(path_cost(zoo, zoo.first, (m,), frozenset())[0]) for m in range(len(zoo.first.models))]
+    return _searched(zoo.first, rows, truth, np.array(alone), marginal, gates)
+
+
+def _searched(
+    question: Question,
     rows: IntArray,
-    exit_: IntArray,
-    here: np.ndarray,
-    g: int,
-    first: Step,
+    truth: IntArray,
+    price: FloatArray,
+    marginal: Callable[[Chain], FloatArray],
     gates: GateSpec,
-) -> ChainFront | None:
-    own = rows[here]
-    if not len(own):
-        return None
-    question, came = zoo.then[g], exit_[here]
-    loss = question.answer[own] != labels[own][:, None]
+) -> Found:
+    loss = (question.answer[rows] != truth[:, None]).astype(np.float64)
+    scorer = Scorer(question, rows, loss, gates.confidence == "label-conditional")
 
     def tables(chain: Chain) -> Tables:
-        models = list(chain)
-        costs = second_cost(zoo, first, question, chain)[came]
-        marginal = np.diff(costs, axis=1, prepend=0.0)
-        return question.score[np.ix_(own, places(models[:-1]))], loss[:, models].astype(np.float64), marginal
+        return scorer.scores(chain), loss[:, list(chain)], marginal(chain)
 
-    order = chains_of(question.price, order=gates.order, max_models=gates.max_models)
-    return search_chains(order, tables, bins=gates.bins)
-
-
-def _chains(zoo: Zoo, question: Question, rows: IntArray, loss: np.ndarray, gates: GateSpec) -> ChainFront:
-    def tables(chain: Chain) -> Tables:
-        models = list(chain)
-        marginal = np.diff(path_cost(zoo, question, chain, frozenset()), prepend=0.0)
-        return question.score[np.ix_(rows, places(models[:-1]))], loss[:, models].astype(np.float64), marginal
-
-    prices = np.array([float(path_cost(zoo, question, (m,), frozenset())[0]) for m in range(len(question.models))])
-    return search_chains(chains_of(prices, order=gates.order, max_models=gates.max_models), tables, bins=gates.bins)
-
-
-def _step(found: ChainFront, point: int) -> Step:
-    chain, cuts = found.policy(int(point))
-    return Step(chain, tuple(float(cut) for cut in cuts[:, 1]))
+    chains = chains_of(price, order=gates.order, max_models=gates.max_models)
+    return Found(search_chains(chains, tables, bins=gates.bins), scorer)
 
 
 def _scaled(front: Front, share: float) -> Front:

@@ -11,14 +11,12 @@ from unfold_cascade.cases import group_of_label
 from unfold_cascade.gates.greedy import greedy_for_loss
 from unfold_cascade.gates.search import exact_front
 from unfold_cascade.plan import Plan
-from unfold_cascade.policy import answers, exits, places
+from unfold_cascade.policy import Step, answers, exits, path_cost, places
 from unfold_cascade.questions import Question
-
-MAX_CHAIN = 4
 
 
 def lines(plan: Plan) -> list[tuple[str, str]]:
-    """Return one line a report: greedy beside exact, on the whole chain of each question, at the loss of the plan."""
+    """Return one line a report: greedy beside exact, on the chain of each question, at its loss."""
     if plan.policy is None:
         return []
     told = [f"{name} {gap:+.0f} %" if gap is not None else f"{name}: never reaches it" for name, gap in gaps(plan)]
@@ -27,11 +25,12 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
 
 def gaps(plan: Plan) -> Iterator[tuple[str, float | None]]:
     """Yield each question's name and how many percent greedy is dearer than the exact gates; ``None`` if it fails."""
-    for name, question, rows, truth, reached in _questions(plan):
-        order = [int(m) for m in np.argsort(question.price, kind="stable")][:MAX_CHAIN]
-        if len(order) > 1 and len(rows) > 1:
-            loss = (question.answer[np.ix_(rows, places(order))] != truth[:, None]).astype(np.float64)
-            yield name, _gap(question.score[np.ix_(rows, places(order[:-1]))], loss, question.price[order], reached)
+    for name, question, step, rows, truth in _questions(plan):
+        if len(step.chain) > 1 and len(rows) > 1 and not step.curves:
+            wrong = (question.answer[np.ix_(rows, places(step.chain))] != truth[:, None]).astype(np.float64)
+            reached = float((answers(question, step, rows, exits(question, step, rows)) != truth).mean())
+            cost = np.diff(path_cost(plan.zoo, question, step.chain, frozenset()), prepend=0.0)
+            yield name, _gap(question.score[np.ix_(rows, places(step.chain[:-1]))], wrong, cost, reached)
 
 
 def _gap(score: FloatArray, loss: FloatArray, cost: FloatArray, reached: float) -> float | None:
@@ -42,16 +41,14 @@ def _gap(score: FloatArray, loss: FloatArray, cost: FloatArray, reached: float) 
     return None if found is None else 100 * (found.cost / float(front.cost[best]) - 1)
 
 
-def _questions(plan: Plan) -> Iterator[tuple[str, Question, IntArray, IntArray, float]]:
+def _questions(plan: Plan) -> Iterator[tuple[str, Question, Step, IntArray, IntArray]]:
     policy, tables, labels = plan.policy, plan.zoo, plan.given.labels
     if policy is None:
         return
     rows = plan.given.rows.train
     truth = group_of_label(plan.spec, plan.given.names)[labels] if tables.then else labels
-    exit_ = exits(tables.first, policy.first, rows)
-    said = answers(tables.first, policy.first, rows, exit_)
-    yield tables.first.stage, tables.first, rows, truth[rows], float((said != truth[rows]).mean())
+    said = answers(tables.first, policy.first, rows, exits(tables.first, policy.first, rows))
+    yield tables.first.stage, tables.first, policy.first, rows, truth[rows]
     for group, step in policy.then.items():
-        own, question = rows[said == group], tables.then[group]
-        answer = answers(question, step, own, exits(question, step, own))
-        yield question.group, question, own, labels[own], float((answer != labels[own]).mean()) if len(own) else 0.0
+        own = rows[said == group]
+        yield tables.then[group].group, tables.then[group], step, own, labels[own]

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_cascade.arrays import IntArray
+from unfold_cascade import curves
 from unfold_cascade.cases import Cases, cases, group_of_label
 from unfold_cascade.choose import Choice, Monolith, choose, monolith, shortlist
 from unfold_cascade.combine import PolicyFront, search
@@ -115,7 +115,8 @@ def _then_data(policy: Policy) -> dict[str, Any]:
 
 
 def _step_data(step: Step) -> dict[str, Any]:
-    return {"chain": list(step.chain), "cuts": [_cut_data(cut) for cut in step.cuts]}
+    data = {"chain": list(step.chain), "cuts": [_cut_data(cut) for cut in step.cuts]}
+    return data | {"curves": [curves.to_data(curve) for curve in step.curves]} if step.curves else data
 
 
 def _cut_data(cut: float) -> float | str:
@@ -129,10 +130,5 @@ def _policy(point: dict[str, Any]) -> Policy:
 def _step(data: dict[str, Any]) -> Step:
     words = {"always": -math.inf, "never": math.inf}
     cuts = tuple(words[cut] if isinstance(cut, str) else float(cut) for cut in data["cuts"])
-    return Step(tuple(int(model) for model in data["chain"]), cuts)
-
-
-def rows_of(given: Cases, part: str) -> IntArray:
-    """Return the rows of ``train``, ``calibrate`` or ``test``."""
-    rows: IntArray = getattr(given.rows, part)
-    return rows
+    fitted = tuple(curves.from_data(item) for item in data.get("curves", ()))
+    return Step(tuple(int(model) for model in data["chain"]), cuts, fitted)

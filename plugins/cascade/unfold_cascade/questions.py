@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.cases import Cases, source_digest
+from unfold_cascade.cases import Cases, group_of_label, source_digest
 from unfold_cascade.data import load_frame
 from unfold_cascade.gates import confidence
 from unfold_cascade.spec import CascadeSpec, ModelSpec
@@ -40,31 +40,72 @@ class Question:
 class Zoo:
     """All questions of a cascade: ``first``, and by group number ``then``; ``monoliths`` holds the candidates.
 
-    ``prices`` are what the feature groups cost, each once a case; empty when the cost is not by price.
+    ``prices`` are what is paid once a case, whoever needs it: feature groups (when the cost is by price) and the call
+    of the monolith; ``times`` the same in µs.
     """
 
     first: Question
     then: Mapping[int, Question]
     monoliths: Question
     prices: Mapping[str, float]
+    times: Mapping[str, float]
     unit: str
 
     def bought(self, groups: frozenset[str]) -> float:
-        """Return the price of feature groups."""
+        """Return the price of what is paid once a case."""
         return sum(self.prices.get(name, 0.0) for name in groups)
+
+    def waited(self, groups: frozenset[str]) -> float:
+        """Return the time of what is done once a case, in µs."""
+        return sum(self.times.get(name, 0.0) for name in groups)
 
 
 def zoo(spec: CascadeSpec, run: Run, given: Cases) -> Zoo:
     """Return the tables of a spec, fitting what is not fitted yet."""
     if spec.data.source == "recorded":
         question = _recorded(spec, run, given)
-        return Zoo(question, {}, question, {}, unit(spec))
+        return Zoo(question, {}, question, {}, {}, unit(spec))
     found = logs(spec, run, given)
     target = spec.stages[0].target.groups
-    first = _question(spec, found, spec.stages[0].name, WHOLE)
-    then = {g: _question(spec, found, spec.stages[1].name, name) for g, name in enumerate(target or {})}
+    monoliths = _question(spec, found, BASELINE, WHOLE)
+    best = best_single(spec, monoliths, given)
+    whole = _Whole(given, group_of_label(spec, given.names), found[len(found) - len(monoliths.models) + best][1])
+    first = _question(spec, found, spec.stages[0].name, WHOLE, whole, None)
+    then = {g: _question(spec, found, spec.stages[1].name, name, whole, g) for g, name in enumerate(target or {})}
     prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
-    return Zoo(first, then, _question(spec, found, BASELINE, WHOLE), prices, unit(spec))
+    cost = float(monoliths.price[best]) + sum(prices.get(name, 0.0) for name in monoliths.buys[best])
+    times = {BASELINE: float(monoliths.latency_us[best])}
+    return Zoo(first, then, monoliths, {**prices, BASELINE: cost}, times, unit(spec))
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The monolith as a model of a stage: its probabilities of labels, summed up for groups or kept within one."""
+
+    given: Cases
+    groups: IntArray
+    log: Log
+
+    def probability(self, group: int | None) -> tuple[FloatArray, IntArray]:
+        """Return (n, A) probabilities and the (A,) answers that they are about."""
+        known = self.log.probability
+        if group is not None:
+            labels = np.flatnonzero(self.groups == group)
+            within = known[:, labels]
+            return within / np.maximum(within.sum(axis=1, keepdims=True), 1e-300), labels
+        if self.groups.max() == 0:
+            return known, np.arange(known.shape[1])
+        count = int(self.groups.max()) + 1
+        return np.column_stack([known[:, self.groups == g].sum(axis=1) for g in range(count)]), np.arange(count)
+
+
+def best_single(spec: CascadeSpec, monoliths: Question, given: Cases) -> int:
+    """Return the most accurate candidate on the training rows, out of fold; of equals the cheapest."""
+    rows = given.rows.train
+    accuracy = (monoliths.answer[rows] == given.labels[rows][:, None]).mean(axis=0)
+    prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
+    bought = [sum(prices.get(name, 0.0) for name in names) for names in monoliths.buys]
+    return int(np.lexsort((monoliths.price + np.array(bought), -accuracy))[0])
 
 
 def unit(spec: CascadeSpec) -> str:
@@ -73,32 +114,59 @@ def unit(spec: CascadeSpec) -> str:
     return spec.cost.unit or names[spec.cost.by]
 
 
-def _question(spec: CascadeSpec, found: list[tuple[Slot, Log]], stage: str, group: str) -> Question:
-    own = [(slot, log) for slot, log in found if (slot.stage, slot.group) == (stage, group)]
-    specs = _model_specs(spec, stage)
-    models = [specs[slot.model] for slot, _ in own]
+def _question(
+    spec: CascadeSpec,
+    found: list[tuple[Slot, Log]],
+    stage: str,
+    group: str,
+    whole: _Whole | None = None,
+    number: int | None = None,
+) -> Question:
+    logged = {slot.model: (slot, log) for slot, log in found if (slot.stage, slot.group) == (stage, group)}
+    voices = [_voice(spec, model, logged.get(model.name), whole, number) for model in _model_specs(spec, stage)]
     return Question(
         stage,
         group,
-        tuple(slot.model for slot, _ in own),
-        np.column_stack([slot.answers[log.probability.argmax(axis=1)] for slot, log in own]),
-        np.column_stack([_confidence(spec, log.probability) for _, log in own]),
-        np.array([_price(spec, slot, log, specs[slot.model]) for slot, log in own]),
-        tuple(frozenset(spec.features if model.features is None else model.features) for model in models),
-        np.array([log.latency_us for _, log in own]),
+        tuple(voice.model for voice in voices),
+        np.column_stack([voice.answers[voice.probability.argmax(axis=1)] for voice in voices]),
+        np.column_stack([_confidence(spec, voice.probability) for voice in voices]),
+        np.array([voice.price for voice in voices]),
+        tuple(voice.buys for voice in voices),
+        np.array([voice.latency_us for voice in voices]),
     )
 
 
-def _model_specs(spec: CascadeSpec, stage: str) -> dict[str, ModelSpec]:
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """What one model of a question says and costs."""
+
+    model: str
+    probability: FloatArray
+    answers: IntArray
+    price: float
+    buys: frozenset[str]
+    latency_us: float
+
+
+def _voice(
+    spec: CascadeSpec, model: ModelSpec, logged: tuple[Slot, Log] | None, whole: _Whole | None, group: int | None
+) -> _Voice:
+    if logged is None and whole is not None:
+        return _Voice(model.name, *whole.probability(group), 0.0, frozenset({BASELINE}), 0.0)
+    if logged is None:
+        raise fail(f"the model {model.name!r} was not fitted", hint="unfold train fits it")
+    slot, log = logged
+    buys = frozenset(spec.features if model.features is None else model.features)
+    return _Voice(model.name, log.probability, slot.answers, _price(spec, slot, log, model), buys, log.latency_us)
+
+
+def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
     if stage != BASELINE:
-        return {model.name: model for item in spec.stages if item.name == stage for model in item.models}
-    candidates = spec.baseline.candidates if spec.baseline else ()
-    return {
-        candidate_name(c, item): ModelSpec(
-            name=candidate_name(c, item), estimator=item.estimator, features=item.features, params=item.params
-        )
-        for c, item in enumerate(candidates)
-    }
+        return [model for item in spec.stages if item.name == stage for model in item.models]
+    return [
+        ModelSpec(name=candidate_name(c, item), estimator=item.estimator, features=item.features, params=item.params)
+        for c, item in enumerate(spec.baseline.candidates if spec.baseline else ())
+    ]
 
 
 def _confidence(spec: CascadeSpec, probability: FloatArray) -> FloatArray:
@@ -106,6 +174,7 @@ def _confidence(spec: CascadeSpec, probability: FloatArray) -> FloatArray:
         "max-probability": confidence.max_probability,
         "margin": confidence.margin,
         "entropy": confidence.entropy,
+        "label-conditional": confidence.max_probability,
     }
     return functions[spec.gates.confidence](probability)
 

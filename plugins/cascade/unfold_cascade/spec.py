@@ -87,7 +87,11 @@ class ModelSpec(Model):
     """One model of a stage: fitted (``estimator``) or recorded."""
 
     name: Name
-    estimator: str | None = Field(default=None, description="a short name (see the reference page) or a dotted path")
+    estimator: str | None = Field(
+        default=None,
+        description="a short name (see the reference page), a dotted path, or baseline: the monolith itself, "
+        "asked as the last resort and paid once a case",
+    )
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
     params: Params = Field(default_factory=dict)
     scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
@@ -136,7 +140,7 @@ class CostSpec(Model):
 class GateSpec(Model):
     """How gates are searched."""
 
-    confidence: Literal["max-probability", "margin", "entropy"] = "max-probability"
+    confidence: Literal["max-probability", "margin", "entropy", "label-conditional"] = "max-probability"
     order: Literal["sorted", "all"] = Field(default="sorted", description="only cheap to costly, or every order")
     max_models: int = Field(default=3, ge=1, le=5, description="longest chain that is searched")
     bins: int | None = Field(default=None, ge=2, le=4096, description="cuts tried per gate; by default all or many")
@@ -241,6 +245,8 @@ def _recorded_problems(model: ModelSpec, place: tuple[str | int, ...]) -> Iterat
 def _fitted_problems(spec: CascadeSpec, model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:
     if model.estimator is None:
         yield Problem(place, "which estimator?", "estimator: logistic-regression")
+    if model.estimator == "baseline" and (model.params or model.features is not None or model.scale is not None):
+        yield Problem((*place, "estimator"), "the baseline is taken as it is, without params, features or scale")
     if model.recorded is not None:
         yield Problem((*place, "recorded"), "goes with data: {source: recorded} only", at_key=True)
     yield from _feature_problems(spec, model.features, place)

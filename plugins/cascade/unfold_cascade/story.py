@@ -250,7 +250,7 @@ def _certificate(plan: Plan, loss: float) -> str:
         f"loss against {plan.base.name} ≤ {choice.certified * 100:.2g} points with {choice.confidence:.0%} confidence"
     )
     text += f" ({choice.cases} cases, {choice.method} test; {loss:.1f} on test)"
-    return text + ("; a cheaper point was not certified, so a costlier one was taken" if choice.stopped else "")
+    return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
 
 
 def _refusal(plan: Plan) -> str:
@@ -262,7 +262,7 @@ def _refusal(plan: Plan) -> str:
     needed = certificate.cases_needed(goal.max_loss, 1 - goal.confidence) if goal.max_loss > 0 else None
     if least > goal.max_loss and needed:
         return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} cases are needed"
-    return f"{text}: the most accurate cascade reaches {choice.first_bound * 100:.2f}"
+    return f"{text}: the safest cascade reaches {choice.first_bound * 100:.2f}"
 
 
 def _split(plan: Plan) -> str:

@@ -106,6 +106,8 @@ def slots(spec: CascadeSpec, run: Run, given: Cases) -> list[Slot]:
         for group, own in _questions(spec, given, groups, s):
             truth = groups[given.labels] if stage.target.groups is not None else given.labels
             for m, model in enumerate(stage.models):
+                if model.estimator == BASELINE:
+                    continue
                 key = f"stages[{s}].models[{m}].estimator"
                 found.append(_slot(spec, run, given, model, (key, stage.name, group, model.name), truth, own))
     every = np.ones(len(given.labels), dtype=np.bool_)
