@@ -9,6 +9,10 @@ from unfoldkit.api import Report, Run
 
 def train(spec: CascadeSpec, run: Run) -> Report:
     """Fit every model of the cascade and of the baseline, tune and certify the gates, and save all of it in the run."""
+    from unfold_cascade.pack import keep_probe
     from unfold_cascade.story import tell
 
-    return tell(decide(spec, run), run, "train")
+    found = decide(spec, run)
+    if spec.data.source != "recorded":
+        keep_probe(spec, run, found.given)
+    return tell(found, run, "train")
