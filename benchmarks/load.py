@@ -1,7 +1,7 @@
-"""A closed-loop load generator over keep-alive HTTP: `python -m benchmarks.load URL BODIES --connections C --seconds S`.
+"""A closed-loop load generator over keep-alive HTTP: `python -m benchmarks.load URL BODIES --connections C`.
 
-BODIES holds one JSON request a line; they are sent in turn. Prints one JSON object: answers by status, answers a second,
-latency percentiles.
+BODIES holds one JSON request a line; they are sent in turn. Prints one JSON object: answers by status, answers a
+second, latency percentiles.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Tally:
     statuses: Counter[bytes] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     broken: int = 0
+    all: int = 0
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Connection:
             return
         self.buffer = b""
         now = time.perf_counter()
+        self.tally.all += 1
         if self.tally.begin <= now < self.tally.end:
             self.tally.statuses[data[9:12]] += 1
             self.tally.seconds.append(now - self.sent)
@@ -103,6 +105,7 @@ async def drive(url: str, bodies: list[bytes], connections: int, seconds: float,
     times = sorted(tally.seconds)
     return {
         "answers": {status.decode(): count for status, count in tally.statuses.items()},
+        "all_answers": tally.all,
         "broken": tally.broken,
         "requests_per_s": tally.statuses[b"200"] / seconds,
         "p50_ms": 1e3 * times[len(times) // 2] if times else None,
@@ -111,7 +114,9 @@ async def drive(url: str, bodies: list[bytes], connections: int, seconds: float,
 
 
 def _request(host: str, path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
     return head.encode() + body
 
 

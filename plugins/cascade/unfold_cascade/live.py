@@ -89,12 +89,13 @@ def ask(links: Sequence[Link], confidence: Confidence, batch: Rows, rows: IntArr
     said = Said(np.zeros(m, np.int64), np.zeros(m, np.int64), np.zeros((m, len(links))))
     heard = np.zeros((m, len(links)), np.int64)
     for k, link in enumerate(links):
-        probability = link.voice.ask(batch, rows[left])
-        heard[left, k] = link.voice.answers[probability.argmax(axis=1)]
+        probability = link.voice.ask(batch, rows[left] if k else rows)
+        answer = link.voice.answers[probability.argmax(axis=1)]
         score = confidence(probability)
+        heard[left, k] = answer
         if link.curve is not None:
             score = link.curve(score, contexts(heard[left], tuple(range(k + 1))))
-        said.score[left, k], said.answer[left], said.exit[left] = score, heard[left, k], k
+        said.score[left, k], said.answer[left], said.exit[left] = score, answer, k
         if link.cut is None or not len(left := left[~(score >= link.cut)]):
             break
     return said

@@ -50,7 +50,8 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     registry = CollectorRegistry()
     model, engines = cascade(loaded, run, counter(loaded, registry))
     app = application([model], registry=registry, log=run.log, clock=run.clock)
-    return Service(spec.name, app, paths([model]), tuple(_told(loaded, engines)))
+    told = tuple(_told(loaded, engines))
+    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told)
 
 
 def load(spec: CascadeSpec, run: Run) -> Loaded:

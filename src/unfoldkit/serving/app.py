@@ -16,9 +16,9 @@ from unfoldkit.serving.batcher import Limits, batcher
 from unfoldkit.serving.infer import Endpoint
 from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
 from unfoldkit.serving.model import Field, Model
-from unfoldkit.serving.protocol import reader
+from unfoldkit.serving.protocol import reader, writer
 from unfoldkit.serving.replies import Reply, error, json_reply, send_reply
-from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send
+from unfoldkit.serving.service import Answer, Receive, Scope, Send
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -32,6 +32,17 @@ class Application:
     close: Callable[[], None]
     posts: dict[str, Action] = field(default_factory=dict)
     gets: dict[str, Callable[[], Reply]] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The paths of inference, each with what answers a body; for ``Service.posts``."""
+        places = ((f"/v2/models/{name}/infer", endpoint.answer) for name, endpoint in self.endpoints.items())
+        return dict(places)
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest body that any model takes."""
+        return max(endpoint.batcher.limits.body_bytes for endpoint in self.endpoints.values())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or one lifespan."""
@@ -81,7 +92,7 @@ def application(
     close: Callable[[], None] = lambda: None,
     log: logging.Logger | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> ASGIApp:
+) -> Application:
     """Return the application that answers for ``models``, each warmed up.
 
     Args:
@@ -112,9 +123,8 @@ def _endpoint(
     model: Model, limits: Limits, found: Metrics, clock: Callable[[], float], log: logging.Logger
 ) -> Endpoint:
     own = of_model(found, model.name)
-    fields = {item.name: item for item in model.outputs}
     asks = reader(model.inputs, model.outputs)
-    return Endpoint(model, asks, batcher(model, limits, own, clock), own, fields, log)
+    return Endpoint(model, asks, writer(model), batcher(model, limits, own, clock), own, log)
 
 
 def _server_paths(app: Application) -> dict[str, Callable[[], Reply]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import hmac
 import ipaddress
@@ -11,9 +13,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from signal import SIGINT, SIGTERM, Signals
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import fail
+from unfoldkit.serving.lane import Connection, Lane, first_lines
 from unfoldkit.serving.replies import error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 
@@ -24,6 +27,8 @@ READY = "/v2/health/ready"
 OPEN_PATHS = ("/v2/health/live", READY)
 CLOSE = (b"connection", b"close")
 LINGER_S = 1.0
+SWEEP_S = 5.0
+KEEP_S = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +85,59 @@ def host(service: Service, bound: socket.socket, *, token: str = "", drain_s: in
 
 
 async def _serve(service: Service, bound: socket.socket, token: str, drain_s: int) -> Signals | None:
-    import uvicorn
-
     drain = Drain()
-    app = drained(guarded(service.app, token) if token else service.app, drain)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=drain_s,
-    )
-    server = uvicorn.Server(config)
+    server = _server(service, token, drain, drain_s)
     ends = asyncio.create_task(server.serve(sockets=[bound]))
     await _until(lambda: server.started or ends.done())
     freeze()
     for which in (SIGTERM, SIGINT):
         asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
-    asked = asyncio.create_task(drain.asked.wait())
-    await asyncio.wait([ends, asked], return_when=asyncio.FIRST_COMPLETED)
+    while not ends.done() and not drain.asked.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(drain.asked.wait(), SWEEP_S)
+        _sweep(server)
     await _let_go(server)
     await ends
     return drain.signal
+
+
+def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn.Server:
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    def connection(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
+        inner = HttpToolsProtocol(config, server_state, app_state, _loop)
+        return Connection(inner, lane, server_state.connections, time.monotonic)
+
+    config = uvicorn.Config(
+        drained(guarded(service.app, token) if token else service.app, drain),
+        http=cast("Any", connection),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_keep_alive=KEEP_S,
+        timeout_graceful_shutdown=drain_s,
+    )
+    server = uvicorn.Server(config)
+    expected = f"Bearer {token}".encode()
+    lane = Lane(
+        first_lines(service.posts),
+        service.body_bytes,
+        functools.partial(hmac.compare_digest, expected) if token else lambda _given: True,
+        drain.asked.is_set,
+        lambda: server.server_state.default_headers,
+    )
+    return server
+
+
+def _sweep(server: uvicorn.Server) -> None:
+    """Close connections on which nothing came for long."""
+    since = time.monotonic() - KEEP_S
+    for connection in list(server.server_state.connections):
+        if isinstance(connection, Connection) and connection.is_idle(since) and connection.transport:
+            connection.transport.close()
 
 
 async def _let_go(server: uvicorn.Server) -> None:

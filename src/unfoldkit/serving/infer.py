@@ -1,24 +1,19 @@
-"""The path of an inference request: raw ASGI from the body to the answer, nothing in between."""
+"""The path of an inference request, from the body to the answer, with nothing in between."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
-
-from unfoldkit.serving.batcher import Batcher, Full, Refused
+from unfoldkit.serving.batcher import Batcher, Full, Result
 from unfoldkit.serving.metrics import ModelMetrics
-from unfoldkit.serving.model import Field, Model
-from unfoldkit.serving.protocol import AnswerOut, Question, Reader, Unfit, tensors
+from unfoldkit.serving.model import Model, Refusal
+from unfoldkit.serving.protocol import Question, Reader, Unfit, Writer
 from unfoldkit.serving.replies import Reply, error, send_reply
 from unfoldkit.serving.service import Receive, Scope, Send
-
-JSON = (b"content-type", b"application/json")
-encode = msgspec.json.Encoder().encode
 
 
 class TooLarge(Exception):  # noqa: N818 - the client's, not ours
@@ -31,61 +26,66 @@ class Endpoint:
 
     model: Model
     reader: Reader
+    writer: Writer
     batcher: Batcher
     metrics: ModelMetrics
-    fields: dict[str, Field]
     log: logging.Logger
 
     async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one POST to ``/v2/models/NAME/infer``."""
-        began = time.perf_counter()
+        replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         try:
             body = await read_body(scope, receive, self.batcher.limits.body_bytes)
+        except (TooLarge, Unfit) as problem:
+            replied.set_result(self._refused(problem, 0.0))
+        else:
+            self.answer(body, lambda reply: None if replied.done() else replied.set_result(reply))
+        await send_reply(await replied, send)
+
+    def answer(self, body: bytes, done: Callable[[Reply], None]) -> None:
+        """Answer a body: ``done`` is called once, in the loop, now or when its batch is through."""
+        began = time.perf_counter()
+        try:
             question = self.reader.read(body)
             self._check_rows(question)
-            answer = await self.batcher.submit(question.inputs, question.call)
-            reply = self._encoded(question, *answer)
-        except Exception as problem:  # noqa: BLE001 - whatever a model raises is answered
-            await self._refuse(problem, send)
-            return
-        head = [JSON, (b"content-length", b"%d" % len(reply))]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        await send({"type": "http.response.body", "body": reply})
-        self.metrics.answered(200)
-        self.metrics.duration.observe(time.perf_counter() - began)
+
+            def back(result: Result) -> None:
+                done(self._reply(question, result, time.perf_counter() - began))
+
+            self.batcher.submit(question.inputs, question.call, back)
+        except (TooLarge, Unfit, Full) as problem:
+            done(self._refused(problem, time.perf_counter() - began))
 
     def _check_rows(self, question: Question) -> None:
         most = self.batcher.limits.queue_rows
         if question.call.rows > most:
             raise TooLarge(f"{question.call.rows} rows in one request; at most {most} are taken")
 
-    def _encoded(self, question: Question, columns: Mapping[str, list[Any]], first: int, last: int) -> bytes:
-        fields = [self.fields[name] for name in question.outputs] or self.model.outputs
-        outputs = tensors(fields, columns, first, last)
-        entity = question.call.entity
-        about = {"entity": entity} if entity else {}
-        return encode(AnswerOut(self.model.name, self.model.version, outputs, question.id, about))
+    def _reply(self, question: Question, result: Result, seconds: float) -> Reply:
+        if isinstance(result, tuple):
+            self.metrics.requests.count(200, seconds)
+            return Reply(200, self.writer.write(question, *result))
+        if isinstance(result, Exception):
+            self.log.error("%s failed", self.model.name, exc_info=result)
+        return self._refused(result, seconds)
 
-    async def _refuse(self, problem: Exception, send: Send) -> None:
+    def _refused(self, problem: Exception | Refusal, seconds: float) -> Reply:
         reply = refusal(problem)
-        self.metrics.answered(reply.status)
-        if reply.status == 500:
-            self.log.error("%s failed", self.model.name, exc_info=problem)
-        await send_reply(reply, send)
+        self.metrics.requests.count(reply.status, seconds)
+        return reply
 
 
-def refusal(problem: Exception) -> Reply:
+def refusal(problem: Exception | Refusal) -> Reply:
     """Return the reply for what went wrong with a request."""
+    if isinstance(problem, Refusal):
+        return error(problem.status, problem.message)
     if isinstance(problem, Unfit):
         return error(400, str(problem))
     if isinstance(problem, TooLarge):
-        # the rest of the body is not read, so the connection cannot go on
+        # the rest of the body may not have been read, so the connection cannot go on
         return error(413, str(problem), ((b"connection", b"close"),))
     if isinstance(problem, Full):
-        wait = b"%d" % problem.retry_s
-        return error(429, "too many rows are waiting; come back later", ((b"retry-after", wait),))
-    if isinstance(problem, Refused):
-        return error(problem.refusal.status, problem.refusal.message)
+        return error(429, "too many rows are waiting; come back later", ((b"retry-after", b"%d" % problem.retry_s),))
     return error(500, f"the model failed: {type(problem).__name__}")
 
 
@@ -103,13 +103,14 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise Unfit("a compressed body is not taken")
         if name == b"inference-header-content-length":
             raise Unfit("binary tensors are not taken; send JSON data")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    while message.get("more_body"):
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
-        body += message.get("body", b"")
-        if len(body) > limit:
+        if message["type"] == "http.disconnect":
+            raise Unfit("the client left")
+        parts.append(message.get("body", b""))
+        size, more = size + len(parts[-1]), message.get("more_body", False)
+        if size > limit:
             raise TooLarge(f"the body has more than {limit} bytes")
-    if message["type"] == "http.disconnect":
-        raise Unfit("the client left")
-    return body
+    return b"".join(parts)

@@ -7,6 +7,7 @@ extension is refused, not misread.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Field
+from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Field, Model
 
 Scalar = str | int | float | bool
 FLOATS = frozenset({"FP32", "FP64"})
@@ -27,26 +28,8 @@ class Wanted(msgspec.Struct):
     name: str
 
 
-class TensorOut(msgspec.Struct):
-    """One output of an answer."""
-
-    name: str
-    datatype: str
-    shape: Sequence[int]
-    data: Sequence[Any]
-
-
-class AnswerOut(msgspec.Struct, omit_defaults=True):
-    """The body of an answer."""
-
-    model_name: str
-    model_version: str
-    outputs: list[TensorOut]
-    id: str = ""
-    parameters: Mapping[str, Scalar] = {}
-
-
-@dataclass(frozen=True, slots=True)
+# not frozen: one is made for every request, and freezing makes that three times as dear
+@dataclass(slots=True)
 class Question:
     """A request that fits its model; ``outputs`` are those that the client wants, all if empty."""
 
@@ -178,10 +161,13 @@ def _row(row: Any, item: Field) -> Sequence[Any]:
 def _converted(data: Sequence[Any], item: Field) -> Array:
     kind = DTYPES[item.datatype]
     try:
+        if item.datatype == "FP64" and not item.missing:
+            # a third of the time of np.array
+            return np.frombuffer(struct.pack(f"{len(data)}d", *data))
         if item.datatype in FLOATS:
             return np.array(data, dtype=kind)
         return _exact(data, item, kind)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, struct.error) as error:
         raise Unfit(f"input {item.name!r} must hold {item.datatype}") from error
 
 
@@ -213,15 +199,57 @@ def to_call(parameters: Mapping[str, Scalar], rows: int) -> Call:
     return Call(rows, entity, time)
 
 
-def listed(columns: Mapping[str, Column]) -> dict[str, list[Any]]:
-    """Return each column as a list with one entry a row."""
-    return {
-        name: [column.values[code] for code in column.codes.tolist()] if isinstance(column, Coded) else column.tolist()
-        for name, column in columns.items()
-    }
+Cells = Mapping[str, Sequence[bytes]]
+"""The JSON of each row of each output of a batch."""
+
+encode = msgspec.json.Encoder().encode
 
 
-def tensors(fields: Sequence[Field], columns: Mapping[str, list[Any]], first: int, last: int) -> list[TensorOut]:
-    """Return the rows from ``first`` to before ``last`` of the columns, as outputs."""
-    rows = last - first
-    return [TensorOut(item.name, item.datatype, (rows, *item.shape), columns[item.name][first:last]) for item in fields]
+def cells(columns: Mapping[str, Column]) -> Cells:
+    """Return the JSON of every row of every column; what is coded is written once a code that occurs."""
+    return {name: _cells(column) for name, column in columns.items()}
+
+
+def _cells(column: Column) -> list[bytes]:
+    if not isinstance(column, Coded):
+        return [encode(value) for value in column.tolist()]
+    codes = column.codes.tolist()
+    written = {code: encode(column.values[code]) for code in set(codes)}
+    return [written[code] for code in codes]
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Writes the bodies of answers of one model."""
+
+    head: bytes
+    fields: Mapping[str, Field]
+    single: Mapping[str, bytes]
+
+    def write(self, question: Question, found: Cells, first: int, last: int) -> bytes:
+        """Return the body that answers ``question`` with the rows from ``first`` to before ``last``."""
+        names = question.outputs or self.fields
+        if last - first == 1:
+            parts = [self.single[name] + found[name][first] for name in names]
+        else:
+            parts = [_opened(self.fields[name], last - first) + b",".join(found[name][first:last]) for name in names]
+        return b"".join((self.head, b"]},".join(parts), b"]}]", _about(question), b"}"))
+
+
+def writer(model: Model) -> Writer:
+    """Return the writer for a model."""
+    head = b'{"model_name":%b,"model_version":%b,"outputs":[' % (encode(model.name), encode(model.version))
+    fields = {item.name: item for item in model.outputs}
+    return Writer(head, fields, {name: _opened(item, 1) for name, item in fields.items()})
+
+
+def _opened(item: Field, rows: int) -> bytes:
+    about = {"name": item.name, "datatype": item.datatype, "shape": [rows, *item.shape]}
+    return encode(about)[:-1] + b',"data":['
+
+
+def _about(question: Question) -> bytes:
+    """Return what an answer repeats of its request: its id and its entity."""
+    text = b',"id":' + encode(question.id) if question.id else b""
+    entity = question.call.entity
+    return text + b',"parameters":{"entity":%b}' % encode(entity) if entity else text

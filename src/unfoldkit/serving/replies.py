@@ -12,7 +12,8 @@ from unfoldkit.serving.service import Send
 Header = tuple[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
+# not frozen: one is made for every request, and freezing makes that three times as dear
+@dataclass(slots=True)
 class Reply:
     """A whole answer."""
 
