@@ -52,6 +52,15 @@ def cases(spec: CascadeSpec, run: Run) -> Cases:
     return _unpacked(run.directory.once(FILE, made_from, lambda: _packed(_read(spec, run))))
 
 
+def stored_cases(run: Run) -> Cases:
+    """Return the cases as they stand in the run, without a look at the table.
+
+    Raises:
+        UnfoldError: the run holds none.
+    """
+    return _unpacked(run.directory.read(FILE))
+
+
 def features(spec: CascadeSpec, run: Run, given: Cases) -> FloatArray:
     """Return the (n, d) matrix of all feature columns, in ``given.order``."""
     frame = load_frame(spec, run)

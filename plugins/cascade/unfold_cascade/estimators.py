@@ -81,7 +81,7 @@ def probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
     if hasattr(model, "predict_proba"):
         found = np.asarray(model.predict_proba(x), dtype=np.float64)
     else:
-        found = _softmax(np.asarray(model.decision_function(x), dtype=np.float64))
+        found = softmax(np.asarray(model.decision_function(x), dtype=np.float64))
     seen = np.asarray(getattr(model, "classes_", np.arange(found.shape[1])), dtype=np.int64)
     result = np.zeros((len(x), classes))
     result[:, seen] = found
@@ -171,7 +171,8 @@ def _booster(data: bytes, file: str) -> Any:
     return model
 
 
-def _softmax(score: FloatArray) -> FloatArray:
+def softmax(score: FloatArray) -> FloatArray:
+    """Return (n, C) from (n, C) scores, or (n, 2) from the (n,) score of the second of two classes."""
     if score.ndim == 1:
         score = np.column_stack([-score / 2, score / 2])
     shifted = np.exp(score - score.max(axis=1, keepdims=True))

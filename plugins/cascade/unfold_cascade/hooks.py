@@ -17,5 +17,6 @@ def unfold_kinds() -> Iterable[Kind]:
         profile="unfold_cascade.profile:profile",
         train="unfold_cascade.train:train",
         plan="unfold_cascade.plan:plan",
+        serve="unfold_cascade.serve:serve",
         examples="unfold_cascade:examples",
     )

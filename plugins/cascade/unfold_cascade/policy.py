@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,18 @@ class Outcome:
     exit_first: IntArray
     group: IntArray
     exit_then: IntArray
+
+
+def in_words(zoo: Zoo, policy: Policy) -> list[dict[str, Any]]:
+    """Return the steps of a cascade with the names of their models, as a plan holds them."""
+    steps = [_step_in_words(zoo.first, policy.first)]
+    return steps + [_step_in_words(zoo.then[group], step) for group, step in policy.then.items()]
+
+
+def _step_in_words(question: Question, step: Step) -> dict[str, Any]:
+    cuts = [cut if np.isfinite(cut) else ("always" if cut < 0 else "never") for cut in step.cuts]
+    models = [question.models[m] for m in step.chain]
+    return {"stage": question.stage, "group": question.group, "models": models, "cuts": cuts}
 
 
 def exits(question: Question, step: Step, rows: IntArray) -> IntArray:

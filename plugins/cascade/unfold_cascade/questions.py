@@ -65,7 +65,11 @@ def zoo(spec: CascadeSpec, run: Run, given: Cases) -> Zoo:
     if spec.data.source == "recorded":
         question = _recorded(spec, run, given)
         return Zoo(question, {}, question, {}, {}, unit(spec))
-    found = logs(spec, run, given)
+    return assemble(spec, given, logs(spec, run, given))
+
+
+def assemble(spec: CascadeSpec, given: Cases, found: list[tuple[Slot, Log]]) -> Zoo:
+    """Return the tables of a spec from the logs of its models, in the order of ``slots``."""
     target = spec.stages[0].target.groups
     monoliths = _question(spec, found, BASELINE, WHOLE)
     best = best_single(spec, monoliths, given)
@@ -129,7 +133,7 @@ def _question(
         group,
         tuple(voice.model for voice in voices),
         np.column_stack([voice.answers[voice.probability.argmax(axis=1)] for voice in voices]),
-        np.column_stack([_confidence(spec, voice.probability) for voice in voices]),
+        np.column_stack([confidence_of(spec, voice.probability) for voice in voices]),
         np.array([voice.price for voice in voices]),
         tuple(voice.buys for voice in voices),
         np.array([voice.latency_us for voice in voices]),
@@ -169,7 +173,8 @@ def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
     ]
 
 
-def _confidence(spec: CascadeSpec, probability: FloatArray) -> FloatArray:
+def confidence_of(spec: CascadeSpec, probability: FloatArray) -> FloatArray:
+    """Return (n,) the confidence that gates read, from (n, C) probabilities."""
     functions = {
         "max-probability": confidence.max_probability,
         "margin": confidence.margin,

@@ -9,7 +9,7 @@ import numpy as np
 from unfold_cascade import certificate, greedy_gap
 from unfold_cascade.choose import losses
 from unfold_cascade.plan import Plan
-from unfold_cascade.policy import Outcome, Policy, Step, follow
+from unfold_cascade.policy import Outcome, Policy, Step, follow, in_words
 from unfold_cascade.questions import Question
 from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
@@ -299,6 +299,8 @@ def _subtitle(plan: Plan) -> tuple[str, ...]:
 def _next(plan: Plan, run: Run, verb: str) -> str:
     if verb == "plan":
         return f"unfold plan {run.directory.path} --out plan.yaml"
+    if plan.spec.data.source != "recorded":
+        return f"unfold serve {run.directory.path}"
     goal = "goal.max_loss=1%" if plan.spec.goal.budget is None else "'goal.budget=1000 per case'"
     return f"unfold plan {run.directory.path} --set {goal} --out front.html"
 
@@ -308,19 +310,7 @@ def _decision(plan: Plan) -> dict[str, Any]:
     common = {"baseline": plan.base.name, "goal": plan.spec.goal.model_dump(mode="json", exclude_none=True)}
     if plan.policy is None:
         return common | {"cascade": None}
-    steps = [_step_data(plan.zoo.first, plan.policy.first)]
-    steps += [_step_data(plan.zoo.then[group], step) for group, step in plan.policy.then.items()]
-    return common | {"cascade": steps}
-
-
-def _step_data(question: Question, step: Step) -> dict[str, Any]:
-    cuts = [cut if np.isfinite(cut) else ("always" if cut < 0 else "never") for cut in step.cuts]
-    return {
-        "stage": question.stage,
-        "group": question.group,
-        "models": [question.models[m] for m in step.chain],
-        "cuts": cuts,
-    }
+    return common | {"cascade": in_words(plan.zoo, plan.policy)}
 
 
 def _digits(cost: float) -> int:

@@ -13,6 +13,10 @@ def train(spec: CascadeSpec, run: Run) -> Report:
         from unfold_cascade.time.verbs import answer
 
         return answer(spec, run, "train")
+    from unfold_cascade.pack import keep_probe
     from unfold_cascade.story import tell
 
-    return tell(decide(spec, run), run, "train")
+    found = decide(spec, run)
+    if spec.data.source != "recorded":
+        keep_probe(spec, run, found.given)
+    return tell(found, run, "train")

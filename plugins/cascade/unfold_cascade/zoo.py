@@ -20,6 +20,7 @@ from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
 
 BASELINE = "baseline"
 WHOLE = "all"
+AGAIN = "unfold train on the same spec goes on where it was"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,20 @@ def logs(spec: CascadeSpec, run: Run, given: Cases) -> list[tuple[Slot, Log]]:
     if todo:
         x = features(spec, run, given)
         run.engine.map(work, [_job(spec, run, given, slot, x) for slot in todo], on_result=keep)
+    return [(slot, _read(run, slot)) for slot in places]
+
+
+def stored(spec: CascadeSpec, run: Run, given: Cases) -> list[tuple[Slot, Log]]:
+    """Return what each model says of every row, as the run holds it; nothing is fitted.
+
+    Raises:
+        UnfoldError: a model of the spec is not in the run, or was fitted with another seed or other versions.
+    """
+    places = slots(spec, run, given)
+    for slot in places:
+        if not _done(run, slot):
+            message = f"the run holds no model {slot.model!r} fitted with this spec, seed and versions of the libraries"
+            raise fail(message, file=str(run.directory.path), key=slot.key, hint=AGAIN)
     return [(slot, _read(run, slot)) for slot in places]
 
 

@@ -1,0 +1,186 @@
+"""A chosen cascade as a model that the server asks: a batch goes through it stage by stage, each row its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.gates.conditional import Calibration, contexts
+from unfold_cascade.pack import Engine
+from unfoldkit.serving.model import Answers, Array, Batch, Coded, Field
+
+Confidence = Callable[[FloatArray], FloatArray]
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of one batch, (n, d) in each number type that an engine reads, and what the monolith said of them."""
+
+    x: Mapping[type[Any], Array]
+    whole: FloatArray | None = None
+    known: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """One fitted model: reads ``columns`` (all if ``None``), and its classes are the answers ``answers`` (C,)."""
+
+    engine: Engine
+    columns: IntArray | None
+    answers: IntArray
+
+    def ask(self, batch: Rows, rows: IntArray) -> FloatArray:
+        """Return (m, C) probabilities of some rows of a batch."""
+        x = batch.x[self.engine.dtype]
+        if len(rows) < len(x):
+            x = x[rows]
+        return self.engine.predict(x if self.columns is None else x[:, self.columns])
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The monolith as a model of a stage, asked once a row: label probabilities added up, or kept within one group.
+
+    ``share`` (labels, answers) adds them up; ``within`` says that what is left of them is scaled to one.
+    """
+
+    voice: Voice
+    share: FloatArray
+    within: bool
+    answers: IntArray
+
+    def ask(self, batch: Rows, rows: IntArray) -> FloatArray:
+        """Return (m, A) probabilities of some rows of a batch."""
+        if batch.whole is None or batch.known is None:
+            n = len(batch.x[self.voice.engine.dtype])
+            batch.whole, batch.known = np.zeros((n, len(self.share))), np.zeros(n, dtype=np.bool_)
+        new = rows[~batch.known[rows]]
+        if len(new):
+            batch.whole[new], batch.known[new] = self.voice.ask(batch, new), True
+        found = batch.whole[rows] @ self.share
+        return found / np.maximum(found.sum(axis=1, keepdims=True), 1e-300) if self.within else found
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One model of a chain; it answers where its score reaches ``cut``, everywhere if it is the last (``None``)."""
+
+    voice: Voice | Whole
+    cut: float | None
+    curve: Calibration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a chain of K models said of m rows: answers (m,), the position that answered (m,), scores read (m, K)."""
+
+    answer: IntArray
+    exit: IntArray
+    score: FloatArray
+
+
+def ask(links: Sequence[Link], confidence: Confidence, batch: Rows, rows: IntArray) -> Said:
+    """Ask a chain about some rows of a batch."""
+    m, left = len(rows), np.arange(len(rows))
+    said = Said(np.zeros(m, np.int64), np.zeros(m, np.int64), np.zeros((m, len(links))))
+    heard = np.zeros((m, len(links)), np.int64)
+    for k, link in enumerate(links):
+        probability = link.voice.ask(batch, rows[left] if k else rows)
+        answer = link.voice.answers[probability.argmax(axis=1)]
+        score = confidence(probability)
+        heard[left, k] = answer
+        if link.curve is not None:
+            score = link.curve(score, contexts(heard[left], tuple(range(k + 1))))
+        said.score[left, k], said.answer[left], said.exit[left] = score, answer, k
+        if link.cut is None or not len(left := left[~(score >= link.cut)]):
+            break
+    return said
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What is known of every way through a cascade before a row takes it, by the number of the way.
+
+    ``labels`` by answer. Way ``(e1 * groups + g) * second + e2``: stopped at e1, sent to group g, stopped at e2 there.
+    """
+
+    labels: tuple[str, ...]
+    groups: int
+    second: int
+    cost: FloatArray
+    steps: tuple[int, ...]
+    stage: tuple[tuple[str, ...], ...]
+    model: tuple[tuple[str, ...], ...]
+    cut: tuple[tuple[float, ...], ...]
+    paid: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What a batch did: final answers (n,), number of the way (n,), confidence of the answer (n,), scores (n, L)."""
+
+    answer: IntArray
+    way: IntArray
+    confidence: FloatArray
+    score: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A cascade (or a monolith, as a chain of one) that answers batches; ``count`` is told the ways that rows took."""
+
+    name: str
+    version: str
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    facts: Mapping[str, Any]
+    first: tuple[Link, ...]
+    then: Mapping[int, tuple[Link, ...]]
+    confidence: Confidence
+    table: Table
+    dtypes: tuple[type[Any], ...]
+    count: Callable[[IntArray], None]
+
+    def predict(self, batch: Batch) -> Answers:
+        """Answer a batch."""
+        found = self.follow(batch.inputs[self.inputs[0].name])
+        if not batch.trial:
+            self.count(found.way)
+        table = self.table
+        return Answers(
+            {
+                "label": Coded(found.answer, table.labels),
+                "confidence": found.confidence,
+                "cost": table.cost[found.way],
+                "route_steps": Coded(found.way, table.steps),
+                "route_stage": Coded(found.way, table.stage),
+                "route_model": Coded(found.way, table.model),
+                "route_confidence": found.score,
+                "route_cut": Coded(found.way, table.cut),
+                "route_cost": Coded(found.way, table.paid),
+            }
+        )
+
+    def follow(self, x: FloatArray) -> Way:
+        """Send (n, d) rows through the cascade."""
+        batch = Rows({dtype: x.astype(dtype, copy=False) for dtype in self.dtypes})
+        every = np.arange(len(x))
+        first = ask(self.first, self.confidence, batch, every)
+        score = np.zeros((len(x), len(self.table.stage[0])))
+        score[:, : len(self.first)] = first.score
+        way, answer = first.exit * self.table.groups, first.answer.copy()
+        last = first.score[every, first.exit]
+        way = (way + answer if self.then else way) * self.table.second
+        for group, links in self.then.items():
+            here = np.flatnonzero(first.answer == group)
+            if len(here):
+                said = ask(links, self.confidence, batch, here)
+                answer[here], last[here] = said.answer, said.score[np.arange(len(here)), said.exit]
+                way[here] += said.exit
+                for k in range(len(links)):
+                    score[here, first.exit[here] + 1 + k] = said.score[:, k]
+        return Way(answer, way, last, score)
