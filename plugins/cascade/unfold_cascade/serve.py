@@ -16,7 +16,7 @@ from unfold_cascade.plan import FRONT_FILE, from_json
 from unfold_cascade.policy import Policy, Step, follow, in_words
 from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of
 from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.ways import outputs, table
+from unfold_cascade.ways import outputs, table, written
 from unfold_cascade.zoo import AGAIN, BASELINE, WHOLE, Log, Slot, stored
 from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
 from unfoldkit.serving.app import application, paths
@@ -178,6 +178,7 @@ def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: C
         then={g: _links(loaded, engines, zoo.then[g], step, g) for g, step in loaded.policy.then.items()},
         confidence=lambda probability: confidence_of(spec, probability),
         table=ways,
+        written=written(ways),
         dtypes=tuple({one.dtype for one in engines.values()}),
         count=count,
     )
@@ -187,7 +188,7 @@ def _links(
     loaded: Loaded, engines: Mapping[str, Engine], question: Question, step: Step, group: int | None
 ) -> tuple[Link, ...]:
     voices = [_voice(loaded, engines, question, m, group) for m in step.chain]
-    cuts = [*step.cuts, None]
+    cuts = [*step.cuts, -np.inf]
     curves = [*(step.curves or [None] * len(step.cuts)), None]
     return tuple(Link(*link) for link in zip(voices, cuts, curves, strict=True))
 
