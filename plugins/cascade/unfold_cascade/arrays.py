@@ -8,3 +8,5 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Float32 = NDArray[np.float32]
+Matrix = NDArray[np.float64] | NDArray[np.float32]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade.arrays import Matrix
 from unfoldkit.api import fail
 
 REPEATS = 7
@@ -32,7 +32,7 @@ def flops(model: Any, features: int) -> float:
     return total
 
 
-def latency_us(predict: Callable[[FloatArray], Any], x: FloatArray, batch: int, clock: Callable[[], float]) -> float:
+def latency_us(predict: Callable[[Any], Any], x: Matrix, batch: int, clock: Callable[[], float]) -> float:
     """Return the median time of one row, in µs, when ``batch`` rows are predicted together."""
     rows = x[np.resize(np.arange(len(x)), batch)]
     predict(rows)

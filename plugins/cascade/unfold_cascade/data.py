@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.spec import CascadeSpec, FeatureGroup, Split
+from unfold_cascade.spec import CascadeSpec, FeatureGroup
+from unfold_cascade.time.keys import Split
 from unfoldkit.api import Run, UnfoldError, did_you_mean, fail
 
 MISSING = frozenset({"", "na", "nan", "null", "none"})
@@ -74,7 +75,15 @@ def load_frame(spec: CascadeSpec, run: Run) -> Frame:
     data = spec.data
     if data.source == "sklearn":
         return _bundled(data.dataset)
-    path = run.path(data.path, key="data.path")
+    return frame_of_file(run.path(data.path, key="data.path"))
+
+
+def frame_of_file(path: Path) -> Frame:
+    """Return the table of a CSV or Parquet file.
+
+    Raises:
+        UnfoldError: not such a file, or fewer than ten rows.
+    """
     frame = _parquet(path) if path.suffix == ".parquet" else _csv(path)
     if len(frame) < 10:
         raise fail(f"{path.name} has {len(frame)} rows; at least 10 are needed", key="data.path", file="")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.arrays import FloatArray, IntArray, Matrix
 from unfoldkit.api import did_you_mean, fail
 
 SHORT_NAMES: Mapping[str, str] = {
@@ -34,7 +34,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "extra-trees": {"n_jobs": 1},
     "xgboost": {"n_jobs": 1, "tree_method": "hist"},
 }
-TRUSTED_PREFIXES = ("sklearn.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
+TRUSTED_PREFIXES = ("sklearn.", "_loss.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def build(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator
     return make_pipeline(*steps, model) if steps else model
 
 
-def probabilities(model: Any, x: FloatArray, classes: int) -> FloatArray:
+def probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
     """Return (n, classes) probabilities; a model without them gives the softmax of its decision function."""
     if hasattr(model, "predict_proba"):
         found = np.asarray(model.predict_proba(x), dtype=np.float64)
@@ -88,7 +88,7 @@ def probabilities(model: Any, x: FloatArray, classes: int) -> FloatArray:
     return result
 
 
-def fit(recipe: Recipe, x: FloatArray, y: IntArray, seed: int) -> Any:
+def fit(recipe: Recipe, x: Matrix, y: IntArray, seed: int) -> Any:
     """Return a model fitted on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
 
     Raises:

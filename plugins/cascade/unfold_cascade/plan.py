@@ -41,6 +41,10 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
 
     Models that the run does not hold yet are fitted first.
     """
+    if spec.over_time:
+        from unfold_cascade.time.verbs import answer
+
+        return answer(spec, run, "plan")
     from unfold_cascade.story import tell
 
     return tell(decide(spec, run), run, "plan")

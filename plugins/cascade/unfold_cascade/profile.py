@@ -13,6 +13,10 @@ from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, fail
 
 def profile(spec: CascadeSpec, run: Run) -> Report:
     """Fit the models that are not fitted yet and report operations, bytes and measured time of one row."""
+    if spec.over_time:
+        from unfold_cascade.time.verbs import profile as over_time
+
+        return over_time(spec, run)
     if spec.data.source == "recorded":
         raise fail("recorded models cannot be measured: their price stands in the spec", key="data.source")
     given = cases(spec, run)

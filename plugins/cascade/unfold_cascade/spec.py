@@ -9,15 +9,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from unfoldkit.api import Fraction, Model, Name, Percent, Problem, Spec, did_you_mean
+from unfold_cascade.time.keys import Alerts, LongData, Moves, PhysioNetData, Split
+from unfoldkit.api import Duration, Model, Name, Percent, Problem, Spec, did_you_mean
 
 Label = str | int | bool | float
+Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
-_BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case\s*")
+_BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
 
 
 def parse_budget(value: Any) -> float:
-    """Return the cost that one case may have, from text such as ``3.0 per case``."""
+    """Return the cost that one case (or one hour of it) may have, from text such as ``3.0 per case``."""
     match = _BUDGET.fullmatch(str(value))
     if match is None:
         number = re.fullmatch(r"[0-9.]+", str(value).strip())
@@ -30,16 +32,10 @@ Budget = Annotated[
     float,
     BeforeValidator(parse_budget),
     PlainSerializer(lambda value: f"{value!r} per case"),
-    WithJsonSchema({"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s+per\s+case\s*$", "examples": ["3.0 per case"]}),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s+per\s+case(-hour)?\s*$", "examples": ["3.0 per case"]}
+    ),
 ]
-
-
-class Split(Model):
-    """Shares of the cases: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
-
-    train: Fraction = 0.5
-    calibrate: Fraction = 0.25
-    test: Fraction = 0.25
 
 
 class SklearnData(Model):
@@ -66,7 +62,7 @@ class RecordedData(Model):
     split: Split = Split()
 
 
-Data = Annotated[SklearnData | TableData | RecordedData, Field(discriminator="source")]
+Data = Annotated[SklearnData | TableData | RecordedData | PhysioNetData | LongData, Field(discriminator="source")]
 
 
 class FeatureGroup(Model):
@@ -74,6 +70,9 @@ class FeatureGroup(Model):
 
     columns: tuple[str, ...] = Field(min_length=1, description="names or patterns such as pixel_*")
     price: float = Field(default=0.0, ge=0.0)
+    valid_for: Duration | None = Field(default=None, description="over time: how long a purchase and its values hold")
+    derive: tuple[Derived, ...] = Field(default=("last",), min_length=1, description="over time: what is made of them")
+    window: Duration | None = Field(default=None, description="over time: of mean, min, max, change and spread")
 
 
 class Recorded(Model):
@@ -104,6 +103,8 @@ class Target(Model):
 
     column: str | None = None
     groups: dict[str, tuple[Label, ...]] | None = None
+    rule: Literal["sirs", "sofa"] | None = Field(default=None, description="over time: two criteria or points")
+    ahead: Duration | None = Field(default=None, description="over time: how early the stage is to be announced")
 
 
 class Stage(Model):
@@ -112,6 +113,10 @@ class Stage(Model):
     name: Name
     target: Target
     models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=8)
+    parallel: bool = Field(default=False, description="over time: asked at every hour, whatever stage a case is in")
+    fresh: Duration | None = Field(
+        default=None, description="over time: no longer than this after entry is learnt from"
+    )
 
 
 class Candidate(Model):
@@ -124,15 +129,19 @@ class Candidate(Model):
 
 
 class Baseline(Model):
-    """The monolithic models that were tried; the best by cross-validation on ``train`` is the reference."""
+    """The monolithic models that were tried, the best by cross-validation on ``train`` being the reference; or one."""
 
-    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    candidates: tuple[Candidate, ...] = Field(default=(), description="for cases without time")
+    estimator: str | None = Field(default=None, description="over time: the one monolithic model")
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
 
 
 class CostSpec(Model):
     """What one call costs, and the unit that reports print."""
 
-    by: Literal["flops", "bytes", "latency", "price"] = "flops"
+    by: Literal["flops", "bytes", "latency", "price", "price+flops"] = "flops"
     batch: int = Field(default=256, ge=1, le=65536, description="rows of one call when latency is measured")
     unit: str | None = Field(default=None, max_length=40)
 
@@ -161,19 +170,32 @@ class CascadeSpec(Spec):
     kind: Literal["cascade"]
     data: Data
     features: dict[str, FeatureGroup] = Field(default_factory=dict)
-    stages: tuple[Stage, ...] = Field(min_length=1, max_length=2)
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=4)
     baseline: Baseline | None = Field(default=None, description="left out for recorded models: the best of them")
     cost: CostSpec = CostSpec()
     gates: GateSpec = GateSpec()
+    moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
+    alerts: Alerts | None = Field(default=None, description="over time: how often the last stage may say yes")
     goal: Goal
+
+    @property
+    def over_time(self) -> bool:
+        """Whether the cases are seen hour after hour."""
+        return isinstance(self.data, (PhysioNetData, LongData))
 
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
+        from unfold_cascade.time import rules
+
         yield from _goal_problems(self.goal)
         yield from _split_problems(self.data.split)
+        if self.over_time:
+            yield from rules.over_time(self)
+            return
+        yield from rules.without_time(self)
         yield from _stage_problems(self)
         yield from _model_problems(self)
-        if self.data.source != "recorded" and self.baseline is None:
+        if self.data.source != "recorded" and (self.baseline is None or not self.baseline.candidates):
             yield Problem(("baseline",), "this key is missing", "baseline: {candidates: [{estimator: svc}]}")
 
 

@@ -9,6 +9,10 @@ from unfoldkit.api import Report, Run
 
 def train(spec: CascadeSpec, run: Run) -> Report:
     """Fit every model of the cascade and of the baseline, tune and certify the gates, and save all of it in the run."""
+    if spec.over_time:
+        from unfold_cascade.time.verbs import answer
+
+        return answer(spec, run, "train")
     from unfold_cascade.pack import keep_probe
     from unfold_cascade.story import tell
 

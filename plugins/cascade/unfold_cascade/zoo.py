@@ -205,7 +205,7 @@ def _slot(
     facts = [given.digest, dump(spec.data), given.order, columns.tolist(), answers.tolist(), _target(spec)]
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
     return Slot(
-        *place, recipe, columns, own, np.where(own, number[truth], -1), answers, fingerprint(facts, how, _versions())
+        *place, recipe, columns, own, np.where(own, number[truth], -1), answers, fingerprint(facts, how, versions())
     )
 
 
@@ -219,7 +219,8 @@ def _job(spec: CascadeSpec, run: Run, given: Cases, slot: Slot, x: FloatArray) -
     return Job(slot.recipe, chosen, slot.y, rows, spec.gates.folds, run.seed, spec.cost.batch)
 
 
-def _versions() -> list[str]:
+def versions() -> list[str]:
+    """Return the versions that a fit depends on."""
     import importlib.metadata
 
     return [importlib.metadata.version(name) for name in ("scikit-learn", "xgboost", "numpy")]

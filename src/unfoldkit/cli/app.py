@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from unfoldkit.cli import console, options
+from unfoldkit.cli.groups import Grouped
 from unfoldkit.cli.request import Request
 
 EPILOG = (
@@ -28,7 +29,7 @@ def application() -> typer.Typer:
     app = typer.Typer(
         name="unfold",
         help="Keep machine learning inside a budget of money, latency and accuracy.",
-        epilog=EPILOG,
+        cls=Grouped,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
@@ -102,7 +103,9 @@ def train(
 
 
 def plan(
-    spec: options.SpecPath,
+    spec: Annotated[
+        str | None, typer.Argument(metavar="SPEC", help=options.SPEC_HELP + "; of --check if left out")
+    ] = None,
     check_file: Annotated[
         Path | None,
         typer.Option("--check", metavar="PLAN", help="compare with a committed plan; exit 1 on drift"),
@@ -125,15 +128,22 @@ def plan(
     verbose: options.Verbose = False,
 ) -> None:
     """Search the plan that meets the goal, and what it gives up."""
+    if spec is None:
+        if check_file is None:
+            raise typer.BadParameter("give a SPEC, or --check PLAN, which holds one")
+        spec = str(check_file)
     _verb("plan", locals())
 
 
 def serve(
     spec: options.SpecPath,
     host: Annotated[
-        str, typer.Option("--host", help="address to listen on; others than loopback need UNFOLD_TOKEN")
+        str,
+        typer.Option("--host", metavar="ADDRESS", help="address to listen on; others than loopback need UNFOLD_TOKEN"),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="port to listen on; 0 takes a free one")
+    ] = 8080,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace against the service")
     ] = None,
@@ -263,7 +273,11 @@ def _request(verb: str, given: dict[str, Any]) -> Request:
 
 
 def _stdin(*specs: str) -> str:
-    return sys.stdin.read() if "-" in specs else ""
+    if "-" not in specs:
+        return ""
+    from unfoldkit.spec.loader import decoded
+
+    return decoded(sys.stdin.buffer.read(), "<stdin>")
 
 
 def _end(action: Callable[[], int]) -> None:

@@ -37,7 +37,8 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
     Raises:
         UnfoldError: the spec, the address or the run are at fault.
     """
-    if request.dry_run:
+    if request.dry_run or request.options.get("replay"):
+        # a replay comes to an end, and what it leaves is a report like that of any other verb
         return perform(request, stdin)
     registry = plugins.registry(builtin_only=request.builtin_only)
     loaded = load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)

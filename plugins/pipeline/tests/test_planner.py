@@ -1,0 +1,282 @@
+"""The planners keep their laws: exact against brute force, greedy never below, bounds never above."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from unfold_pipeline import coarse, greedy, infeasible, insight, planner
+from unfold_pipeline.bounds import Bounds
+from unfold_pipeline.estimator import Estimator
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Plan, Stage, table
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.optimum import Search, cheapest
+from unfold_pipeline.sample import Sample, draw
+from unfoldkit.arrivals import processes
+from unfoldkit.queueing import reference
+
+CHEAP, DEAR = 1.0, 5.0
+
+
+def quiet(_step: str, _done: int, _total: int) -> None:
+    """Report progress to nobody."""
+
+
+def option(hardware: str, price: float, base: float, slope: float, top: int = 4) -> Option:
+    """An option whose latency is ``base + slope * batch``."""
+    return Option(hardware, price, table([(1, base + slope), (top, base + slope * top)]))
+
+
+def chain(*options: tuple[Option, ...]) -> Pipeline:
+    """Stages one behind the other."""
+    return Pipeline(tuple(Stage(f"s{i}", (Edge(i - 1),) if i else (), offered) for i, offered in enumerate(options)))
+
+
+def judged(pipeline: Pipeline, limit: float, *, rate: float = 40.0, seconds: float = 20.0, seed: int = 0) -> Judge:
+    """A judge of bursty traffic."""
+    arrivals = processes.gamma(rate, seconds, np.random.default_rng(seed), scv=4.0)
+    return planner.judge_of(pipeline, [draw(pipeline, arrivals, np.random.default_rng([seed, 1]))], limit)
+
+
+def brute(judge: Judge, ceiling: float) -> float:
+    """Return the least price of all plans that meet the limit, each tried from nothing."""
+    offers: list[list[Choice]] = []
+    for stage in judge.pipeline.stages:
+        here = [
+            Choice(place, batch, count)
+            for place, item in enumerate(stage.options)
+            for batch in item.batches
+            for count in range(1, int(ceiling / item.price) + 1)
+        ]
+        offers.append(here)
+    costs = sorted(((judge.pipeline.cost(plan), plan) for plan in itertools.product(*offers)), key=lambda pair: pair[0])
+    for cost, plan in costs:
+        fresh = Judge(judge.pipeline, tuple(Estimator(judge.pipeline, e.sample) for e in judge.estimators), judge.limit)
+        if cost <= ceiling and fresh.estimators[0].late(plan, judge.limit) <= fresh.estimators[0].allowed:
+            return cost
+    return float("inf")
+
+
+@given(
+    slopes=st.lists(st.sampled_from([0.005, 0.01, 0.02]), min_size=2, max_size=2),
+    limit=st.sampled_from([0.12, 0.2, 0.35]),
+    share=st.sampled_from([1.0, 0.5]),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_search_equals_brute_force(slopes: list[float], limit: float, share: float, seed: int) -> None:
+    """The plan that is called optimal costs what the cheapest of all plans costs, and the bound is not above it."""
+    first = (option("cpu", CHEAP, 0.01, slopes[0]), option("gpu", 2.5, 0.01, slopes[0] / 4))
+    second = (option("cpu", CHEAP, 0.02, slopes[1]), option("gpu", 2.5, 0.005, slopes[1] / 4))
+    pipeline = Pipeline((Stage("a", (), first), Stage("b", (Edge(0, share),), second)))
+    judge = judged(pipeline, limit, seed=seed, seconds=8.0)
+    outcome = planner.solve(judge, planner.Effort(), quiet)
+    assert outcome is not None
+    assert outcome.proven
+    assert outcome.cost == pytest.approx(brute(judge, outcome.cost))
+    assert outcome.bound <= outcome.cost + 1e-9
+
+
+def test_greedy_is_feasible_and_locally_optimal() -> None:
+    """Greedy's plan meets the limit, and no stage can lose a replica (the paper's second guarantee)."""
+    cpu, gpu = option("cpu", 0.05, 0.01, 0.02, 16), option("gpu", 0.65, 0.012, 0.004, 16)
+    judge = judged(chain((cpu,), (cpu, gpu), (cpu, gpu)), 0.3, rate=80.0)
+    found = greedy.plan(judge)
+    assert found.plan is not None
+    assert judge.meets(found.plan)
+    for index, choice in enumerate(found.plan):
+        if choice.replicas > 1:
+            less = (*found.plan[:index], replace(choice, replicas=choice.replicas - 1), *found.plan[index + 1 :])
+            assert not judge.meets(less)
+    costs = [step.cost for step in found.steps]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_compound_moves_never_cost_more() -> None:
+    """Double steps of greedy lead to a plan that meets the limit too."""
+    cpu, gpu = option("cpu", 0.05, 0.05, 0.02, 16), option("gpu", 0.65, 0.012, 0.004, 16)
+    judge = judged(chain((cpu, gpu), (cpu, gpu)), 0.35, rate=80.0)
+    both = greedy.plan(judge, compound=True)
+    assert both.plan is not None
+    assert judge.meets(both.plan)
+
+
+def diamond() -> Pipeline:
+    """Two branches, one of them taken by chance, that meet again; one stage makes items."""
+    cpu = (option("cpu", 0.05, 0.01, 0.005),)
+    return Pipeline(
+        (
+            Stage("in", (), cpu),
+            Stage("left", (Edge(0),), cpu),
+            Stage("right", (Edge(0, 0.4),), (option("cpu", 0.05, 0.03, 0.01),)),
+            Stage("join", (Edge(1), Edge(2)), cpu),
+            Stage("crops", (Edge(3, 0.6),), cpu, fan_out=2.5),
+        )
+    )
+
+
+def plain(sample: Sample, pipeline: Pipeline, plan: Plan) -> np.ndarray:
+    """The latencies of a pipeline by the plain queue and dictionaries, without any of the estimator's code."""
+    left: list[dict[int, float]] = []
+    finish = sample.arrivals.copy()
+    for index, stage in enumerate(pipeline.stages):
+        visits = sample.visits[index]
+        ready = dict.fromkeys(range(visits.owner.size), -np.inf)
+        rank = dict.fromkeys(ready, 0)
+        for parent in stage.parents:
+            for place, (item, time) in enumerate(left[parent.parent].items()):
+                for copy in range(visits.count[parent.parent][item]):
+                    child = int(visits.first[parent.parent][item]) + copy
+                    ready[child] = max(ready[child], time)
+                    rank[child] = place * 1000 + copy if len(stage.parents) == 1 else child
+        if not stage.parents:
+            ready = {item: float(visits.origin[item]) for item in ready}
+        order = sorted(ready, key=lambda item: (ready[item], rank[item], item))
+        choice = plan[index]
+        latency = stage.options[choice.option].latency[: choice.batch + 1].tolist()
+        done, _ = reference.serve([ready[i] for i in order], order, latency, choice.replicas)
+        left.append({item: time for time, item in done})
+        for item, time in left[-1].items():
+            finish[visits.owner[item]] = max(finish[visits.owner[item]], time)
+    return finish - sample.arrivals
+
+
+def test_estimator_equals_plain_queues_on_a_graph() -> None:
+    """With a join, a conditional edge and a fan-out, each query's latency is that of the plain queues: difference 0."""
+    pipeline = diamond()
+    judge = judged(pipeline, 1.0, rate=120.0, seconds=10.0)
+    plan = tuple(Choice(0, batch, count) for batch, count in ((2, 2), (4, 2), (2, 2), (4, 2), (4, 4)))
+    estimator = judge.estimators[0]
+    assert np.abs(estimator.latencies(plan) - plain(estimator.sample, pipeline, plan)).max() == 0.0
+
+
+def test_only_the_changed_stage_and_what_is_below_are_simulated_again() -> None:
+    """A change at one stage costs one pass there and one at each stage below; a repeated plan costs none."""
+    judge = judged(diamond(), 1.0)
+    plan = tuple(Choice(0, 2, 4) for _ in range(5))
+    estimator = judge.estimators[0]
+    estimator.latencies(plan)
+    assert estimator.memory.passes == 5
+    estimator.latencies((*plan[:1], Choice(0, 4, 4), *plan[2:]))
+    assert estimator.memory.passes == 5 + 3
+    estimator.latencies(plan)
+    assert estimator.memory.passes == 5 + 3
+
+
+def test_recorded_visits_are_taken_row_by_row() -> None:
+    """A visit table decides where each query goes, from the top again when it ends."""
+    pipeline = diamond()
+    table_of_visits = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 3]])
+    sample = draw(pipeline, np.arange(10.0), np.random.default_rng(0), table_of_visits)
+    assert np.bincount(sample.visits[4].owner, minlength=10).tolist() == [0, 3] * 5
+    assert sample.visits[2].owner.tolist() == [1, 3, 5, 7, 9]
+
+
+def test_early_abort_agrees_with_the_whole_simulation() -> None:
+    """A plan is refused early exactly when its percentile is above the limit."""
+    cpu = option("cpu", 0.05, 0.02, 0.02)
+    judge = judged(chain((cpu,), (cpu,)), 0.25)
+    for counts in itertools.product(range(1, 6), range(1, 6)):
+        plan = tuple(Choice(0, 4, count) for count in counts)
+        whole = judged(judge.pipeline, 0.25).tail(plan)
+        assert judge.meets(plan) == (whole <= judge.limit)
+
+
+def test_frontier_never_rises() -> None:
+    """A looser target never costs more."""
+    cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)
+    judge = judged(chain((cpu, gpu), (cpu, gpu)), 0.3, rate=60.0)
+    outcome = planner.solve(judge, planner.Effort(), quiet)
+    assert outcome is not None
+    points = planner.frontier(outcome, [0.02, 0.15, 0.2, 0.4, 0.8], planner.Effort(), quiet)
+    costs = [cost for _, cost in points if cost is not None]
+    assert points[0][1] is None
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_several_samples_must_all_be_met() -> None:
+    """A plan for two samples meets the limit on each, and costs at least what the dearer of them costs alone."""
+    cpu = option("cpu", 0.05, 0.02, 0.02, 16)
+    pipeline = chain((cpu,), (cpu,))
+    one, two = judged(pipeline, 0.3, rate=30.0), judged(pipeline, 0.3, rate=60.0, seed=3)
+    both = Judge(pipeline, one.estimators + two.estimators, 0.3)
+    found = [planner.solve(judge, planner.Effort(), quiet) for judge in (one, two, both)]
+    costs = [outcome.cost for outcome in found if outcome is not None]
+    assert len(costs) == 3
+    assert costs[2] >= max(costs[:2]) - 1e-9
+    assert found[2] is not None
+    assert one.meets(found[2].plan)
+    assert two.meets(found[2].plan)
+
+
+def test_quotas_are_kept_and_named() -> None:
+    """No planner exceeds a quota; where a quota stands in the way, it is named with the number that is needed."""
+    cpu, gpu = option("cpu", 0.05, 0.2, 0.1), option("gpu", 0.65, 0.012, 0.004)
+    free = chain((cpu, gpu))
+    outcome = planner.solve(judged(free, 0.1, rate=300.0), planner.Effort(), quiet)
+    assert outcome is not None
+    used = outcome.plan[0].replicas
+    tight = judged(replace(free, quotas=(("gpu", used - 1),)), 0.1, rate=300.0)
+    assert planner.solve(tight, planner.Effort(), quiet) is None
+    told = infeasible.explain(tight, 1e8)
+    assert told.quota == "gpu"
+    assert told.wanted >= used
+
+
+def test_infeasible_names_the_stage_and_a_relaxation_that_works() -> None:
+    """The relaxation that is offered can be planned, and a tenth less cannot be met by any number of replicas."""
+    slow, quick = option("cpu", 0.05, 0.09, 0.01), option("cpu", 0.05, 0.01, 0.01)
+    judge = judged(chain((quick,), (slow,)), 0.05)
+    assert planner.solve(judge, planner.Effort(), quiet) is None
+    told = infeasible.explain(judge, 1e8)
+    assert told.stage == 1
+    assert told.relaxed is not None
+    assert told.relaxed >= 0.12
+    assert planner.solve(replace(judge, limit=told.relaxed), planner.Effort(), quiet) is not None
+    assert planner.solve(replace(judge, limit=0.9 * 0.12), planner.Effort(), quiet) is None
+
+
+def test_coarse_unit_keeps_the_limit_and_peak_is_at_least_mean() -> None:
+    """The unit's batch fits in the limit, and CG-Peak has at least as many units as CG-Mean."""
+    cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)
+    judge = judged(chain((cpu, gpu), (cpu, gpu)), 0.3)
+    unit = coarse.unit(judge)
+    assert unit is not None
+    assert judge.single(unit.choices) <= judge.limit
+    assert coarse.peak_count(judge, unit) >= coarse.mean_count(judge, unit) >= 1
+
+
+def test_percentile_interval_holds_the_percentile_and_paths_add_up() -> None:
+    """The interval holds the percentile of the sample; the shares of the slowest queries add up to one."""
+    judge = judged(diamond(), 1.0, rate=60.0)
+    plan = tuple(Choice(0, 2, 4) for _ in range(5))
+    low, high = insight.interval(judge.estimators[0], plan, np.random.default_rng(0))
+    assert low <= judge.tail(plan) <= high
+    times = insight.stage_times(judge, plan)
+    assert sum(time.path for time in times) == pytest.approx(1.0)
+    assert all(0 <= time.waiting <= time.mean <= time.tail or time.tail == 0 for time in times)
+
+
+def test_limit_of_the_search_leaves_a_gap_that_is_told() -> None:
+    """A search that may simulate next to nothing still gives a feasible plan and a bound below its price."""
+    cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)
+    judge = judged(chain((cpu, gpu), (cpu, gpu), (cpu, gpu)), 0.3, rate=80.0)
+    outcome = planner.solve(judge, planner.Effort(most_items=1.0), quiet)
+    assert outcome is not None
+    assert judge.meets(outcome.plan)
+    assert not outcome.proven
+    assert 0 < outcome.bound < outcome.cost
+
+
+def test_bounds_of_a_single_stage_are_reached() -> None:
+    """For one stage the sharp bound is the answer, and the fluid bound is not above it."""
+    judge = judged(chain((option("cpu", 1.0, 0.02, 0.02, 8),)), 0.2)
+    bounds = Bounds(judge.pipeline, judge.estimators)
+    found = cheapest(Search(judge, bounds), most_items=1e9)
+    assert found.plan is not None
+    assert bounds.fluid(0, 0, 8, 0.2) <= bounds.alone(0, 0, found.plan[0].batch, 0.2) == found.plan[0].replicas

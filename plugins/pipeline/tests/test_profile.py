@@ -1,0 +1,99 @@
+"""Profiles are measured through a serving process, kept, and planned with; nothing runs code without leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import models, profiles
+from unfold_pipeline.plan import plan
+from unfold_pipeline.profile import batches_up_to, profile
+from unfold_pipeline.spec import ModelSpec, PipelineSpec
+from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: pipeline
+name: measured
+slo: {p99: 400 ms}
+arrivals: {process: poisson, rate: 20/s, duration: 10 s}
+hardware: {core: {price: $0.05/h}}
+stages:
+  nap: {model: {code: "naps:nap", features: 3}, max_batch: 3}
+"""
+CODE = "import time\n\ndef nap(rows):\n    time.sleep(0.01 + 0.01 * len(rows))\n    return rows.sum(axis=1)\n"
+
+
+def surroundings(folder: Path, *, allow: bool = True) -> tuple[PipelineSpec, Run]:
+    """A spec of a model that sleeps, and a run that may or may not run its code."""
+    (folder / "naps.py").write_text(CODE)
+    spec = validate(PipelineSpec, parse(SPEC, "naps.yaml"))
+    return spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder, allow_code=allow)
+
+
+def test_code_needs_leave(tmp_path: Path) -> None:
+    """A spec that names code is refused without --allow-code."""
+    spec, run = surroundings(tmp_path, allow=False)
+    with pytest.raises(UnfoldError, match="--allow-code"):
+        profile(spec, run)
+
+
+def test_plan_needs_a_profile(tmp_path: Path) -> None:
+    """A stage with a model and no latency says that it must be profiled first."""
+    spec, run = surroundings(tmp_path)
+    with pytest.raises(UnfoldError, match="unfold profile SPEC first"):
+        plan(spec, run)
+
+
+def test_profile_measures_what_the_model_takes_and_is_kept(tmp_path: Path) -> None:
+    """A model that sleeps 10 ms and 10 ms a row is measured as that; it is not measured twice; the plan uses it."""
+    spec, run = surroundings(tmp_path)
+    report = profile(spec, run)
+    points = profiles.stored("nap", run)
+    assert points is not None
+    assert [point.batch for point in points] == [1, 2, 3]
+    for point in points:
+        assert 0.01 + 0.01 * point.batch <= point.p50 < 0.04 + 0.01 * point.batch
+        assert np.mean(point.spread) == pytest.approx(1.0, abs=0.05)
+    assert "measured 1 of 1 stages" in report.headline
+    assert "measured 0 of 1 stages" in profile(spec, run).headline
+    planned = plan(spec, run)
+    assert planned.decision is not None
+    assert planned.decision["stages"]["nap"]["hardware"] == "core"
+
+
+def test_saved_models_answer_as_before(tmp_path: Path) -> None:
+    """XGBoost and scikit-learn models that are fitted, stored and loaded again answer digits well above chance."""
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    rows, labels = models._digits()
+    for name in ("logistic-regression", "xgboost"):
+        model = ModelSpec(estimator=name)  # type: ignore[arg-type]
+        source = models.source_of("stage", model, run)
+        answers = models.load(source)(rows[:300])
+        assert models.width_of(source) == 64
+        assert (answers.argmax(axis=1) == labels[:300]).mean() > 0.9
+
+
+def test_bad_models_are_told(tmp_path: Path) -> None:
+    """A missing file, an unknown kind and a damaged model are told."""
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    with pytest.raises(UnfoldError, match="no such file"):
+        models.source_of("s", ModelSpec(file="none.onnx"), run)
+    (tmp_path / "a.pkl").write_bytes(b"x")
+    with pytest.raises(UnfoldError, match="cannot load a model that ends in"):
+        models.source_of("s", ModelSpec(file="a.pkl"), run)
+    (tmp_path / "a.skops").write_bytes(b"x")
+    with pytest.raises(UnfoldError, match="cannot load the model"):
+        models.load(models.source_of("s", ModelSpec(file="a.skops"), run))
+
+
+def test_batches_are_powers_of_two_and_the_largest() -> None:
+    """Batch sizes to measure are powers of two and the largest itself."""
+    assert batches_up_to(1) == (1,)
+    assert batches_up_to(8) == (1, 2, 4, 8)
+    assert batches_up_to(12) == (1, 2, 4, 8, 12)

@@ -1,0 +1,189 @@
+"""The running pipeline: answers come back, no death of a replica loses one, a replay lands near its estimate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import models, serve
+from unfold_pipeline.app import application
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.live import drive
+from unfold_pipeline.profile import profile
+from unfold_pipeline.routes import routes
+from unfold_pipeline.runtime import Query, Runtime
+from unfold_pipeline.sample import draw
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Report, Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+CODE = """import os, time
+
+def nap(rows):
+    time.sleep(0.01 + 0.005 * len(rows))
+    return rows.sum(axis=1)
+
+def fail(rows):
+    os._exit(1)
+"""
+CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
+PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
+PLAN = (Choice(0, 4, 1), Choice(0, 4, 1))
+
+
+def sources(folder: Path, *names: str) -> list[models.Source]:
+    """Models of the file of this test."""
+    (folder / "served.py").write_text(CODE)
+    return [models.Source(code=f"served:{name}", folder=str(folder)) for name in names]
+
+
+def quiet(_step: str, _done: int, _total: int) -> None:
+    """Report progress to nobody."""
+
+
+def test_routes_of_a_running_pipeline_are_those_of_the_estimator() -> None:
+    """Followed item by item, each query visits what the sample says, and ends exactly once."""
+    cpu = (CPU,)
+    graph = Pipeline(
+        (
+            Stage("in", (), cpu),
+            Stage("left", (Edge(0, 0.7),), cpu),
+            Stage("right", (Edge(0, 0.6),), cpu),
+            Stage("join", (Edge(1), Edge(2)), cpu),
+            Stage("crops", (Edge(3, 0.5),), cpu, fan_out=1.7),
+        )
+    )
+    sample = draw(graph, np.arange(300.0), np.random.default_rng(0))
+    way = routes(graph, sample)
+    seen = [0] * 5
+    ended = 0
+    for query in range(300):
+        todo = list(way.entries(query))
+        while todo:
+            item = todo.pop(0)
+            seen[item[0]] += 1
+            assert way.query(item) == query
+            todo += way.after(item)
+            ended += way.finished(item)
+    assert seen == [visits.owner.size for visits in sample.visits]
+    assert ended == 300
+
+
+def test_killed_replica_is_replaced_and_no_query_is_lost(tmp_path: Path) -> None:
+    """A replica that is killed in the middle of a batch is replaced, and every accepted query is answered."""
+
+    async def scene() -> tuple[int, int]:
+        runtime = Runtime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
+        await runtime.start()
+        sample = draw(PIPE, np.arange(60) / 40.0, np.random.default_rng(0))
+
+        async def murder() -> None:
+            for _ in range(5000):
+                if runtime.stages[0].workers[0].batch:
+                    break
+                await asyncio.sleep(0.002)
+            os.kill(runtime.stages[0].workers[0].replica.process.pid or 0, signal.SIGKILL)
+
+        killing = asyncio.create_task(murder())
+        measured = await drive(runtime, PIPE, sample, np.ones((3, 2), dtype=np.float32), None, quiet)
+        await killing
+        await runtime.stop()
+        return measured.lost, measured.replaced
+
+    lost, replaced = asyncio.run(scene())
+    assert lost == 0
+    assert replaced == 1
+
+
+def test_model_that_always_dies_is_given_up(tmp_path: Path) -> None:
+    """Queries at a stage whose replicas die again and again are told so, and do not hang."""
+
+    async def scene() -> object:
+        runtime = Runtime(["a", "b"], sources(tmp_path, "fail", "nap"), PLAN)
+        await runtime.start()
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[object] = loop.create_future()
+        way = routes(PIPE, draw(PIPE, np.zeros(1), np.random.default_rng(0)))
+        runtime.submit(Query(np.ones(2, dtype=np.float32), way, 0, told.set_result))
+        answer = await asyncio.wait_for(told, 120)
+        await runtime.stop()
+        return answer
+
+    assert asyncio.run(scene()) is None
+
+
+def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:
+    """A model that is not there is told at the start, by name of the stage."""
+    with pytest.raises(UnfoldError, match="replicas of a do not start"):
+        asyncio.run(Runtime(["a", "b"], sources(tmp_path, "none", "nap"), PLAN).start())
+
+
+def test_inference_over_http(tmp_path: Path) -> None:
+    """A request with three rows gets three answers of each stage that was visited; a bad one gets 400."""
+    runtime = Runtime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
+    app = application("pipe", PIPE, runtime, 0)
+
+    async def ask(path: str, body: bytes = b"", method: str = "GET") -> tuple[int, bytes]:
+        sent: list[dict[str, object]] = []
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+        await app(scope, receive, send)  # type: ignore[arg-type]
+        return int(str(sent[0]["status"])), b"".join(bytes(item.get("body", b"")) for item in sent[1:])  # type: ignore[call-overload]
+
+    async def scene() -> list[tuple[int, bytes]]:
+        await runtime.start()
+        good = b'{"inputs":[{"name":"x","shape":[3,2],"datatype":"FP32","data":[1,2,3,4,5,6]}]}'
+        found = [
+            await ask("/v2/models/pipe/infer", good, "POST"),
+            await ask("/v2/models/pipe/infer", b"{}", "POST"),
+            await ask("/v2/health/ready"),
+            await ask("/status"),
+        ]
+        await runtime.stop()
+        return found
+
+    found = asyncio.run(scene())
+    assert [code for code, _ in found] == [200, 400, 200, 200]
+    assert b'"data":["3.0","7.0","11.0"]' in found[0][1]
+    assert b'"served":3' in found[3][1]
+
+
+def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
+    """A replay of a trace against real processes loses nothing and reports both sides of each figure."""
+    (tmp_path / "served.py").write_text(CODE)
+    text = """
+version: 1
+kind: pipeline
+name: naps
+slo: {p99: 600 ms}
+arrivals: {process: poisson, rate: 15/s, duration: 20 s}
+hardware: {core: {price: $0.05/h, quota: 2}}
+stages:
+  nap: {model: {code: "served:nap", features: 2}, max_batch: 4}
+"""
+    spec = validate(PipelineSpec, parse(text, "naps.yaml"))
+    np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 15, 60)))
+    options = {"replay": str(tmp_path / "t.npz")}
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
+    profile(spec, run)
+    report = serve.serve(spec, run)
+    assert isinstance(report, Report)
+    values = {name: metric.value for name, metric in report.metrics.items()}
+    assert values["lost"] == 0
+    measured, estimated = values["p99_ms"], values["estimated_p99_ms"]
+    assert measured is not None
+    assert estimated is not None
+    assert 0.2 * estimated < measured < 20 * estimated

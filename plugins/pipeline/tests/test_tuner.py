@@ -1,0 +1,198 @@
+"""The tuner in simulation: exact under changing counts, honest about cost, and never below its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import orders, policies, rivals
+from unfold_pipeline.estimator import Estimator
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.orders import Ledger, carried_out, held
+from unfold_pipeline.play import constant, follow, length, play
+from unfold_pipeline.sample import Sample, draw
+from unfoldkit.arrivals import processes
+
+CPU = Option("cpu", 0.05, table([(1, 0.02), (8, 0.09)]))
+GRAPH = Pipeline(
+    (
+        Stage("in", (), (CPU,)),
+        Stage("left", (Edge(0, 0.7),), (CPU,)),
+        Stage("right", (Edge(0, 0.6),), (CPU,)),
+        Stage("join", (Edge(1), Edge(2)), (CPU,)),
+        Stage("crops", (Edge(3, 0.5),), (CPU,), fan_out=1.5),
+    )
+)
+PLAN = tuple(Choice(0, batch, count) for batch, count in ((4, 3), (4, 2), (2, 2), (4, 3), (4, 3)))
+
+
+def traffic(rates: Sequence[float], length_s: float = 10.0, seed: int = 0) -> Sample:
+    """Traffic whose rate changes."""
+    arrivals = processes.pieces(rates, length_s, np.random.default_rng(seed))
+    return draw(GRAPH, arrivals, np.random.default_rng([seed, 1]))
+
+
+def random_targets(sample: Sample, seed: int) -> list[np.ndarray]:
+    """Targets that jump about."""
+    rng = np.random.default_rng(seed)
+    seconds = policies.instants(sample).size
+    return [np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN]
+
+
+def test_constant_counts_are_the_plan() -> None:
+    """With counts that never change a replay is the estimator: latencies equal, cost that of the plan."""
+    sample = traffic([30.0, 90.0])
+    played = play(GRAPH, sample, PLAN, constant(PLAN, sample), 5.0)
+    assert np.abs(played.latencies - Estimator(GRAPH, sample).latencies(PLAN)).max() == 0.0
+    assert played.cost == pytest.approx(GRAPH.cost(PLAN))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("delay", [0.0, 2.0, 3.5])
+def test_looking_each_second_equals_deciding_ahead(seed: int, delay: float) -> None:
+    """The sliced simulation under a rule that repeats known targets equals the whole-trace one, to the last bit."""
+    sample = traffic([40.0, 100.0, 20.0], seed=seed)
+    targets = random_targets(sample, seed)
+
+    def look(now: float, _inside: Sequence[int], _ordered: Sequence[int]) -> list[int]:
+        return [int(wanted[round(now)]) for wanted in targets]
+
+    whole = play(GRAPH, sample, PLAN, targets, delay)
+    sliced = follow(GRAPH, sample, PLAN, look, delay)
+    assert np.abs(whole.latencies - sliced.latencies).max() == 0.0
+    assert whole.cost == pytest.approx(sliced.cost)
+
+
+def test_a_rule_sees_what_is_inside() -> None:
+    """What a rule is told to be inside a stage is never negative and 0 long after the last arrival."""
+    sample = traffic([60.0, 0.0, 0.0, 0.0, 60.0])
+    seen: list[list[int]] = []
+
+    def look(_now: float, inside: Sequence[int], ordered: Sequence[int]) -> list[int]:
+        seen.append(list(inside))
+        return list(ordered)
+
+    follow(GRAPH, sample, PLAN, look, 1.0)
+    assert min(min(row) for row in seen) >= 0
+    assert sum(seen[39]) == 0
+    assert max(max(row) for row in seen) > 0
+
+
+def test_ledger_pays_from_the_order_and_takes_back_what_is_on_its_way() -> None:
+    """Orders are paid at once, serve after the delay, and are taken back before anything that serves is."""
+    ledger = Ledger(2, 5.0)
+    ledger.want(10.0, 5)
+    ledger.want(12.0, 3)
+    assert ledger.ordered == 3
+    assert ledger.changes == [(15.0, 1)]
+    ledger.want(20.0, 1)
+    ledger.settle(30.0)
+    assert ledger.changes == [(15.0, 1), (20.0, -2)]
+    assert ledger.paid == 2 * 10 + 5 * 2 + 3 * 8 + 1 * 10
+
+
+def test_held_targets_fall_only_after_the_hold() -> None:
+    """A target falls once it has been lower for the whole hold, and rises at once."""
+    targets = np.array([1, 5, 1, 1, 1, 1, 7, 1], dtype=np.int64)
+    assert held(targets, 3.0).tolist() == [1, 5, 5, 5, 1, 1, 7, 7]
+
+
+def test_carried_out_stops_paying_at_the_end() -> None:
+    """What is wanted after the end of the trace is neither ordered nor paid."""
+    ledger = carried_out(1, np.array([1, 1, 9], dtype=np.int64), 0.0, 1.5)
+    assert ledger.paid == 1.5
+    assert ledger.orders == 0
+
+
+def the_brief(sample: Sample) -> policies.Brief:
+    """The hand-over of the plan."""
+    return policies.brief(GRAPH, PLAN, sample, 0.5)
+
+
+def test_rules_do_nothing_on_the_traffic_they_were_planned_for() -> None:
+    """On the planning sample itself, no rule of InferLine scales above the plan, and with the floor none below."""
+    sample = traffic([60.0, 60.0, 60.0])
+    for rule in (policies.paper, policies.ratio):
+        targets = rule(the_brief(sample), sample, policies.Setting())
+        assert [set(counts.tolist()) for counts in targets] == [{choice.replicas} for choice in PLAN]
+
+
+def test_rules_follow_a_step() -> None:
+    """When the rate triples, every rule orders more at every stage; the literal formula no less than the ratio."""
+    sample, live = traffic([40.0] * 3), traffic([40.0, 120.0, 120.0], seed=4)
+    own, setting = the_brief(sample), policies.Setting()
+    found = {rule.__name__: rule(own, live, setting) for rule in (policies.paper, policies.ratio, policies.table)}
+    for targets in found.values():
+        assert all(counts[25] > choice.replicas for counts, choice in zip(targets, PLAN, strict=True))
+    for literal, relative in zip(found["paper"], found["ratio"], strict=True):
+        assert (literal >= relative).all()
+
+
+def test_scale_down_without_floor_opens_a_hole() -> None:
+    """Without the floor the rules of the paper fall below the plan when the rate dips; with it they never do."""
+    sample, live = traffic([80.0] * 6), traffic([80.0, 8.0, 8.0, 8.0, 8.0, 80.0], seed=2)
+    bare = policies.ratio(the_brief(sample), live, policies.Setting(floor=False))
+    kept = policies.ratio(the_brief(sample), live, policies.Setting(floor=True))
+    assert min(int(counts.min()) for counts in bare) < min(choice.replicas for choice in PLAN)
+    assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept, PLAN, strict=True))
+
+
+def test_ladder_never_falls_and_meets_the_limit() -> None:
+    """More traffic never needs fewer replicas, and the step of the planned rate meets the limit on the sample."""
+    sample = traffic([60.0, 60.0])
+    own = the_brief(sample)
+    steps = policies.ladder(own, 100)
+    counts = np.array([steps.at(factor) for factor in np.linspace(0.2, 6.0, 40)])
+    assert (np.diff(counts, axis=0) >= 0).all()
+    plan = tuple(Choice(0, c.batch, k) for c, k in zip(PLAN, steps.at(1.0), strict=True))
+    assert Estimator(GRAPH, sample).tail(plan) <= own.limit
+
+
+def test_calibration_keeps_the_sample_in_time() -> None:
+    """The setting that calibration takes misses at most 0.3 % on the sample, if any setting does."""
+    sample = traffic([50.0, 90.0, 40.0, 80.0])
+    own = the_brief(sample)
+    steps = policies.ladder(own, 100)
+    best = policies.calibrate(own, policies.Setting(delay=1.0), steps)
+    played = play(GRAPH, sample, PLAN, policies.table(own, sample, best, steps), 1.0)
+    assert played.missed(own.limit) <= policies.PATIENCE
+
+
+def test_rays_default_rule_waits_for_its_delays() -> None:
+    """Ray Serve's rule acts after more than 30 s of need and removes after more than 600 s without."""
+    rule = rivals.ray(PLAN[:1], 100)
+    ordered, moved = 1, []
+    for now in range(1000):
+        wanted = rule(float(now), [20 if now < 100 else 0], [ordered])[0]
+        if wanted != ordered:
+            moved.append((now, wanted))
+        ordered = wanted
+    assert moved[0] == (30, 10)
+    assert all(600 < now <= 800 for now, wanted in moved[1:])
+    assert ordered == 1
+
+
+def test_knative_panics_and_does_not_shrink_in_panic() -> None:
+    """When the 6-s mean needs twice what is there, Knative follows it at once, and removes only after 60 s."""
+    rule = rivals.knative((Choice(0, 10, 1),), 100)
+    ordered = 1
+    history = []
+    for now in range(200):
+        ordered = rule(float(now), [70 if 20 <= now < 30 else 0], [ordered])[0]
+        history.append(ordered)
+    assert max(history[:30]) == 10
+    assert history[60] == 10
+    assert history[-1] == 1
+
+
+def test_cost_is_that_of_the_replicas_ordered() -> None:
+    """A replay costs between the prices of the least and of the most replicas that were ordered, drains included."""
+    sample = traffic([40.0, 100.0, 20.0])
+    targets = random_targets(sample, 1)
+    played = play(GRAPH, sample, PLAN, targets, 1.0)
+    assert 5 * 0.05 <= played.cost <= 25 * 0.05 * 1.05
+    assert played.orders > 10
+    assert length(sample) == pytest.approx(float(sample.arrivals[-1]))
+    assert orders.timeline(3, played.ledgers[0], 30.0)[0][0] == 0.0

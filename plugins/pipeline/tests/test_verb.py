@@ -1,0 +1,159 @@
+"""The verb ``plan`` end to end, and what is said of bad specs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.plan import plan
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+GOOD = """
+version: 1
+kind: pipeline
+name: two
+slo: {p99: 350 ms}
+arrivals: {process: gamma, rate: 60/s, cv: 2, duration: 20 s}
+hardware: {cpu: {price: $0.05/h}, k80: {price: $0.65/h, quota: 12}}
+stages:
+  first: {latency: {cpu: {1: 10 ms, 8: 66 ms}}}
+  second: {after: {first: 50%}, latency: {cpu: {1: 1.65 s}, k80: {1: 54 ms, 8: 185 ms}}}
+"""
+
+
+def spec_of(text: str) -> PipelineSpec:
+    """The spec of a text, as the command reads it."""
+    return validate(PipelineSpec, parse(text, "mine.yaml"))
+
+
+def planned(text: str, folder: Path, **options: Any) -> Report:
+    """The report of a plan."""
+    return plan(spec_of(text), Run(RunDir(folder / "run"), LocalEngine(1), base=folder, options=options))
+
+
+def decision(report: Report) -> Mapping[str, Any]:
+    """The plan of a report."""
+    assert report.decision is not None
+    return report.decision
+
+
+def test_plan_says_yes_with_all_that_was_asked(tmp_path: Path) -> None:
+    """A feasible spec gives a plan within its target, its metrics, and a frontier."""
+    report = planned(GOOD, tmp_path)
+    assert report.verdict is Verdict.YES
+    assert set(decision(report)["stages"]) == {"first", "second"}
+    value = report.metrics["p99_ms"].value
+    assert value is not None
+    assert value <= 350
+    assert {"cost_per_hour", "gap_percent", "coarse_peak_ratio", "planning_seconds"} <= set(report.metrics)
+    assert {figure.name for figure in report.figures} == {"frontier", "stages"}
+
+
+def test_plan_says_no_with_binding_stage_and_relaxation(tmp_path: Path) -> None:
+    """An infeasible spec names the stage in the way, and the relaxation that it offers can be planned."""
+    report = planned(GOOD.replace("350 ms", "50 ms"), tmp_path)
+    assert report.verdict is Verdict.NO
+    lines = dict(report.lines)
+    assert "second: 54 ms for one query on its fastest hardware (k80)" in lines["binding"]
+    relaxed = report.metrics["relaxed_p99_ms"].value
+    assert relaxed is not None
+    again = planned(GOOD.replace("350 ms", f"{relaxed:.0f} ms"), tmp_path)
+    assert again.verdict is Verdict.YES
+
+
+def trace(folder: Path, rate: float) -> Path:
+    """A trace on disk."""
+    path = folder / "trace.npz"
+    np.savez(path, arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / rate, 3000)))
+    return path
+
+
+def test_replay_compares_every_rule(tmp_path: Path) -> None:
+    """A replay reports attainment and cost of the rule in charge and of the eight others."""
+    report = planned(GOOD, tmp_path, replay=str(trace(tmp_path, 60.0)))
+    names = [row[0] for row in report.tables[0].rows]
+    assert names == [
+        "fixed", "paper", "ratio", "table", "calibrated", "CG-Mean", "CG-Peak", "Ray Serve", "Knative",
+    ]  # fmt: skip
+    assert report.metrics["attainment"].value is not None
+    assert {figure.name for figure in report.figures} == {"replicas", "traffic"}
+
+
+def test_committed_plan_is_checked_against_new_traffic(tmp_path: Path) -> None:
+    """A plan is kept for its own traffic; traffic that is four times as dense exceeds its envelope, which is told."""
+    first = planned(GOOD, tmp_path)
+    committed = {"decision": first.decision}
+    same = planned(GOOD, tmp_path, baseline_plan=committed)
+    assert same.decision == first.decision
+    dense = GOOD.replace("{process: gamma, rate: 60/s, cv: 2, duration: 20 s}", f"{{trace: {trace(tmp_path, 240.0)}}}")
+    told = planned(dense, tmp_path, baseline_plan=committed)
+    assert told.verdict is Verdict.NO
+    assert "first exceeded at" in dict(told.lines)["envelope"]
+    thin = GOOD.replace("{process: gamma, rate: 60/s, cv: 2, duration: 20 s}", f"{{trace: {trace(tmp_path, 10.0)}}}")
+    assert planned(thin, tmp_path, baseline_plan=committed).verdict is Verdict.YES
+
+
+def test_report_is_the_same_with_another_order_of_stages(tmp_path: Path) -> None:
+    """The order in which stages are written does not change what they cost."""
+    head, stages = GOOD.split("stages:\n")
+    lines = stages.rstrip().split("\n")
+    turned = head + "stages:\n" + "\n".join(reversed(lines)) + "\n"
+    assert decision(planned(turned, tmp_path)) == decision(planned(GOOD, tmp_path))
+
+
+BAD = [
+    ("after: {first: 50%}", "after: {frist: 50%}", 'stages.second.after.frist: no such stage (did you mean "first"?)'),
+    ("after: {first: 50%}", "after: {first: 150%}", "is not between 0 and 1"),
+    ("first: {latency", "first: {after: {second: 100%}, latency", "the stages form a ring"),
+    ("cpu: {1: 10 ms, 8", "cpu: {2: 10 ms, 8", 'latency for batch 1 is missing for "cpu"'),
+    ("cpu: {1: 1.65 s}", "tpu: {1: 1.65 s}", "stages.second.latency.tpu: no such hardware"),
+    ("rate: 60/s", "rate: 60", '"60" has no unit (write "60/s")'),
+    ("process: gamma, rate: 60/s, cv: 2, duration: 20 s", "rate: 60/s", "one of: process, shape, trace"),
+    ("process: gamma, rate: 60/s", "process: gamma", "a process needs a rate"),
+    ("cv: 2", "cv: 2, scv: 4", "cv and scv say the same thing twice"),
+    ("after: {first: 50%}", "after: {first: 0%}", "no query ever comes here"),
+    ("slo: {p99: 350 ms}", "slo: {p9: 350 ms}", 'slo.p9: unknown key (did you mean "p99"?)'),
+    ("1: 10 ms", "1: 0 ms", "a batch takes more than 0 s"),
+    ("{latency: {cpu: {1: 10 ms, 8: 66 ms}}}", "{}", "stages.first: has no latency"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "message"), BAD)
+def test_bad_specs_are_told(good: str, bad: str, message: str) -> None:
+    """Every mistake is told with file, line, key and hint."""
+    assert good in GOOD
+    with pytest.raises(UnfoldError) as caught:
+        spec_of(GOOD.replace(good, bad, 1))
+    told = str(caught.value)
+    assert message in told
+    assert "mine.yaml:" in told
+
+
+def test_bad_traces_are_told(tmp_path: Path) -> None:
+    """An empty trace, an unsorted one, one that is not there and an unknown shape are told, none with a traceback."""
+    for name, text in (("empty.csv", "arrival_s\n"), ("back.csv", "arrival_s\n2\n1\n")):
+        (tmp_path / name).write_text(text)
+    for arrivals, message in (
+        ("{trace: empty.csv}", "no arrival"),
+        ("{trace: back.csv}", "before the one above"),
+        ("{trace: none.csv}", "no such file"),
+        ("{shape: spik}", "no such shape"),
+        ("{process: poisson, rate: 0.001/s, duration: 1 s}", "no query arrives"),
+    ):
+        text = GOOD.replace("{process: gamma, rate: 60/s, cv: 2, duration: 20 s}", arrivals)
+        with pytest.raises(UnfoldError, match=message):
+            planned(text, tmp_path)
+
+
+def test_falling_latency_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A profile that gets quicker with the batch is planned with, and warned of."""
+    planned(GOOD.replace("8: 66 ms", "8: 5 ms"), tmp_path)
+    assert "a larger batch is quicker" in caplog.text

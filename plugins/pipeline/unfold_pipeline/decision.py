@@ -1,0 +1,103 @@
+"""The plan as data: what is written to ``plan.yaml``, read back, and checked against new traffic."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline.graph import Choice, Pipeline, Plan
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.tables import milliseconds
+from unfoldkit.api import Metric, Report, Verdict, fail
+from unfoldkit.arrivals.envelope import envelope, first_excess, windows
+
+
+def decision_of(judge: Judge, plan: Plan, cost: float, tail: float) -> dict[str, Any]:
+    """Return a plan with the envelope of the traffic that it was made for."""
+    stages = {
+        stage.name: {"hardware": stage.options[c.option].hardware, "batch": c.batch, "replicas": c.replicas}
+        for stage, c in zip(judge.pipeline.stages, plan, strict=True)
+    }
+    lengths = windows(judge.single(plan))
+    counts = np.max([envelope(item.sample.arrivals, lengths) for item in judge.estimators], axis=0)
+    return {
+        "cost_per_hour": round(cost, 9),
+        "p99_ms": round(tail * 1e3, 6),
+        "stages": stages,
+        "envelope": {"windows_s": [round(float(item), 9) for item in lengths], "queries": [int(c) for c in counts]},
+        "sample_sha256": sample_hash(judge),
+    }
+
+
+def plan_of(decision: Mapping[str, Any], pipeline: Pipeline) -> Plan:
+    """Return the plan that ``decision_of`` wrote.
+
+    Raises:
+        UnfoldError: the plan is of other stages, hardware or batches.
+    """
+    stages = decision.get("stages")
+    names = [stage.name for stage in pipeline.stages]
+    if not isinstance(stages, Mapping) or sorted(stages) != sorted(names):
+        raise fail("the plan is of other stages than the spec", hint="plan again")
+    return tuple(_choice(pipeline, index, stages[name]) for index, name in enumerate(names))
+
+
+def sample_hash(judge: Judge) -> str:
+    """Return a hash of the arrivals and routes that a plan was made for."""
+    digest = hashlib.sha256()
+    for estimator in judge.estimators:
+        digest.update(estimator.sample.arrivals.tobytes())
+        for visits in estimator.sample.visits:
+            digest.update(visits.owner.tobytes())
+    return digest.hexdigest()
+
+
+def recheck(spec: PipelineSpec, judge: Judge, committed: Mapping[str, Any] | None) -> Report | None:
+    """Return whether a committed plan still does for other traffic than its own; ``None`` if the traffic is its own."""
+    decision = (committed or {}).get("decision", {})
+    if not decision or decision.get("sample_sha256") == sample_hash(judge):
+        return None
+    chosen = plan_of(decision, judge.pipeline)
+    tail = judge.tail(chosen)
+    excess = _excess(judge, decision.get("envelope", {}))
+    late = tail > judge.limit
+    verdict = Verdict.NO if late or excess else Verdict.YES
+    told = "misses" if late else "meets"
+    return Report(
+        "pipeline",
+        "plan",
+        spec.name,
+        verdict,
+        f"on the new traffic the committed plan {told} p99 ≤ {milliseconds(judge.limit)}: {milliseconds(tail)}",
+        metrics={"p99_ms": Metric(tail * 1e3, "ms", target=f"≤ {milliseconds(judge.limit)}", ok=not late)},
+        lines=(("envelope", excess or "no window of the new traffic is above that of the plan"),),
+        next=f"unfold plan {spec.name}.yaml",
+        decision=decision,
+    )
+
+
+def _excess(judge: Judge, saved: Mapping[str, Any]) -> str:
+    lengths, counts = np.array(saved.get("windows_s", [])), np.array(saved.get("queries", []), dtype=np.int64)
+    for estimator in judge.estimators:
+        found = first_excess(estimator.sample.arrivals, lengths, counts)
+        if found is not None:
+            start, length, count = found
+            most = int(counts[lengths == length][0])
+            return f"first exceeded at {start:.3f} s: {count} queries in {milliseconds(length)}, planned for {most}"
+    return ""
+
+
+def _choice(pipeline: Pipeline, index: int, saved: Mapping[str, Any]) -> Choice:
+    stage = pipeline.stages[index]
+    names = [option.hardware for option in stage.options]
+    try:
+        choice = Choice(names.index(saved["hardware"]), int(saved["batch"]), int(saved["replicas"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise fail("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again") from error
+    if not 1 <= choice.batch < stage.options[choice.option].latency.size or choice.replicas < 1:
+        raise fail("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again")
+    return choice

@@ -1,0 +1,170 @@
+"""The pipeline as the algorithms see it: stages in topological order, options with latency tables, prices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A kind of hardware on which a stage can run.
+
+    ``latency[b]`` is the time in seconds of a batch of ``b`` (index 0 is 0); ``price`` is in $ an hour and replica.
+    """
+
+    hardware: str
+    price: float
+    latency: Table
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The largest batches that a plan may choose: powers of two, and the largest that was profiled."""
+        top = self.latency.size - 1
+        return tuple(sorted({*(1 << power for power in range(top.bit_length()) if 1 << power <= top), top}))
+
+    @property
+    def quickest(self) -> float:
+        """The least seconds that any batch takes."""
+        return float(self.latency[1:].min())
+
+    def throughput(self, batch: int) -> float:
+        """Return queries a second of one replica with full batches of ``batch``."""
+        return batch / float(self.latency[batch])
+
+    def best_throughput(self, batch: int) -> float:
+        """Return the most queries a second with any batch up to ``batch``."""
+        return float(np.max(np.arange(1, batch + 1) / self.latency[1 : batch + 1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A flow from the stage ``parent``; a query that was there comes here with probability ``share``."""
+
+    parent: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A model of the pipeline: where its queries come from and how it can be served.
+
+    ``share`` is that of all queries which start here (without ``parents``); ``fan_out`` is the mean number of items
+    that a visit makes of one query of the parent; ``wait`` holds back a batch that is not full.
+    """
+
+    name: str
+    parents: tuple[Edge, ...]
+    options: tuple[Option, ...]
+    share: float = 1.0
+    fan_out: float = 1.0
+    wait: float = 0.0
+
+    @property
+    def quickest_option(self) -> int:
+        """The index of the hardware on which a query alone is quickest; the cheapest of equals."""
+        found = [(float(option.latency[1]), option.price, index) for index, option in enumerate(self.options)]
+        return min(found)[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a plan says of one stage: the index of its hardware among the options, its largest batch, its replicas."""
+
+    option: int
+    batch: int
+    replicas: int
+
+
+Plan = tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Stages, parents before children; ``quotas`` limits the replicas of a kind of hardware over all stages."""
+
+    stages: tuple[Stage, ...]
+    quotas: tuple[tuple[str, int], ...] = ()
+
+    def children(self, index: int) -> tuple[int, ...]:
+        """Return the stages that take from stage ``index``."""
+        return tuple(
+            place for place, stage in enumerate(self.stages) if any(edge.parent == index for edge in stage.parents)
+        )
+
+    def ancestors(self, index: int) -> tuple[int, ...]:
+        """Return the stages above stage ``index`` and itself, in order."""
+        found = {index}
+        for place in range(index, -1, -1):
+            if place in found:
+                found |= {edge.parent for edge in self.stages[place].parents}
+        return tuple(sorted(found))
+
+    def price(self, index: int, choice: Choice) -> float:
+        """Return the $ an hour of one stage."""
+        return choice.replicas * self.stages[index].options[choice.option].price
+
+    def cost(self, plan: Sequence[Choice]) -> float:
+        """Return the $ an hour of a plan."""
+        return sum(self.price(index, choice) for index, choice in enumerate(plan))
+
+    def within_quotas(self, plan: Sequence[Choice]) -> bool:
+        """Whether the first ``len(plan)`` stages keep to the quotas."""
+        used: dict[str, int] = {}
+        for stage, choice in zip(self.stages, plan, strict=False):
+            name = stage.options[choice.option].hardware
+            used[name] = used.get(name, 0) + choice.replicas
+        return all(used.get(name, 0) <= most for name, most in self.quotas)
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Seconds that a query cannot avoid before (``above``) and after (``below``) each stage."""
+
+    above: tuple[float, ...]
+    below: tuple[float, ...]
+
+
+def depths(pipeline: Pipeline, seconds: Sequence[float]) -> Depth:
+    """Return the unavoidable seconds around each stage, if stage ``i`` takes at least ``seconds[i]``.
+
+    A flow that a query may skip counts for nothing below; above, the shortest way in counts unless all are sure.
+    """
+    above = [0.0] * len(seconds)
+    below = [0.0] * len(seconds)
+    for index, stage in enumerate(pipeline.stages):
+        ways = [(above[edge.parent] + seconds[edge.parent], edge.share >= 1) for edge in stage.parents]
+        sure = [way for way, certain in ways if certain]
+        above[index] = max(sure) if sure else min((way for way, _ in ways), default=0.0)
+    for index in range(len(seconds) - 1, -1, -1):
+        for edge in pipeline.stages[index].parents:
+            if edge.share >= 1:
+                below[edge.parent] = max(below[edge.parent], seconds[index] + below[index])
+    return Depth(tuple(above), tuple(below))
+
+
+def service_time(pipeline: Pipeline, seconds: Sequence[float]) -> float:
+    """Return the longest path if stage ``i`` takes ``seconds[i]``, every flow taken."""
+    ends: list[float] = []
+    for index, stage in enumerate(pipeline.stages):
+        ends.append(max((ends[edge.parent] for edge in stage.parents), default=0.0) + seconds[index])
+    return max(ends)
+
+
+def table(points: Sequence[tuple[int, float]]) -> Table:
+    """Return the latency by batch size, piecewise linear between the measured points; the first must be batch 1."""
+    sizes, seconds = zip(*sorted(points), strict=True)
+    result: Table = np.interp(np.arange(sizes[-1] + 1), sizes, seconds)
+    result[0] = 0.0
+    return result
+
+
+def needed(rate: float, throughput: float) -> int:
+    """Return the least replicas that serve ``rate`` queries a second."""
+    return max(1, math.ceil(rate / throughput - 1e-9))

@@ -1,0 +1,145 @@
+"""The greedy planner of InferLine: initialise for latency, then take the cheapest single step that still is in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from unfold_pipeline.bounds import MOST, least
+from unfold_pipeline.graph import Choice, Plan
+from unfold_pipeline.judge import Judge
+
+CENT = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that was taken: what was done at which stage, and what the plan cost then."""
+
+    stage: str
+    move: str
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Greedy:
+    """The end of the greedy planner: the plan (``None``: nothing meets the limit) and the steps that led to it."""
+
+    plan: Plan | None
+    steps: tuple[Step, ...] = ()
+
+
+def plan(judge: Judge, *, compound: bool = False) -> Greedy:
+    """Return the greedy plan; ``compound`` also tries to double a batch and remove replicas in one step."""
+    current = initialise(judge)
+    if current is None:
+        return Greedy(None)
+    steps: list[Step] = []
+    while True:
+        found = _best(judge, current, compound=compound)
+        if found is None:
+            return Greedy(current, tuple(steps))
+        index, move, current = found
+        steps.append(Step(judge.pipeline.stages[index].name, move, judge.pipeline.cost(current)))
+
+
+def initialise(judge: Judge) -> Plan | None:
+    """Return the plan of least latency: batch 1, quickest hardware, replicas at the bottleneck until it is in time.
+
+    The order in which bottlenecks get replicas is fixed, so the least number of steps is found by bisection.
+    """
+    begin = tuple(Choice(stage.quickest_option, 1, 1) for stage in judge.pipeline.stages)
+    if judge.single(begin) > judge.limit:
+        return None
+    plans = [begin]
+
+    def after(steps: int) -> Plan:
+        while len(plans) <= steps:
+            plans.append(_widened(judge, plans[-1]))
+        return plans[steps]
+
+    start = _covering(judge, begin, after)
+    count = least(lambda steps: judge.meets(after(steps - 1)), start + 1)
+    return after(count - 1) if count < MOST else None
+
+
+def _covering(judge: Judge, begin: Plan, after: Callable[[int], Plan]) -> int:
+    """Return the steps until each stage can carry its mean load: fewer are not worth a simulation on long samples."""
+    loads = [judge.load(index) for index in range(len(begin))]
+    steps = 0
+    while any(_capacity(judge, index, choice) < loads[index] for index, choice in enumerate(after(steps))):
+        steps += 1
+        if steps >= MOST:
+            break
+    return steps
+
+
+def _capacity(judge: Judge, index: int, choice: Choice) -> float:
+    return choice.replicas * judge.pipeline.stages[index].options[choice.option].throughput(choice.batch)
+
+
+def _widened(judge: Judge, current: Plan) -> Plan:
+    scores = [_capacity(judge, index, c) / max(judge.load(index), 1e-12) for index, c in enumerate(current)]
+    index = scores.index(min(scores))
+    return _with(current, index, replace(current[index], replicas=current[index].replicas + 1))
+
+
+def _best(judge: Judge, current: Plan, *, compound: bool) -> tuple[int, str, Plan] | None:
+    """Return the feasible step of least cost, or the equal-cost doubling of a batch that gains most."""
+    cost = judge.pipeline.cost(current)
+    best: tuple[tuple[float, float, int], int, str, Plan] | None = None
+    for index in range(len(current)):
+        for move, candidate, gain in _moves(judge, current, index, compound=compound):
+            price = judge.pipeline.cost(candidate)
+            better = price < cost - CENT or (move == "batch" and price < cost + CENT)
+            rank = (round(price, 9), -gain, index)
+            if better and (best is None or rank < best[0]) and judge.meets(candidate):
+                best = (rank, index, move, candidate)
+    return None if best is None else best[1:]
+
+
+def _moves(judge: Judge, current: Plan, index: int, *, compound: bool) -> Iterator[tuple[str, Plan, float]]:
+    choice = current[index]
+    option = judge.pipeline.stages[index].options[choice.option]
+    if choice.replicas > 1:
+        yield "replica", _with(current, index, replace(choice, replicas=choice.replicas - 1)), 0.0
+    larger = [batch for batch in option.batches if batch > choice.batch]
+    if larger:
+        gain = option.price * choice.replicas * (1 - option.throughput(choice.batch) / option.throughput(larger[0]))
+        for fewer in (0, 1, 2) if compound else (0,):
+            if choice.replicas > fewer:
+                moved = Choice(choice.option, larger[0], choice.replicas - fewer)
+                yield "batch and replica" if fewer else "batch", _with(current, index, moved), gain
+    for place, other in enumerate(judge.pipeline.stages[index].options):
+        if other.price < option.price:
+            moved_to = _downgraded(judge, current, index, place)
+            if moved_to is not None:
+                yield f"hardware {other.hardware}", moved_to, 0.0
+
+
+def _downgraded(judge: Judge, current: Plan, index: int, place: int) -> Plan | None:
+    """Return the plan with one stage on cheaper hardware, its batch and replicas chosen anew, if it is cheaper."""
+    option = judge.pipeline.stages[index].options[place]
+    most = int(judge.pipeline.price(index, current[index]) / option.price - CENT) if option.price else MOST
+    best: Plan | None = None
+    for batch in option.batches:
+        count = _enough(judge, current, index, Choice(place, batch, most))
+        if count is not None:
+            best, most = _with(current, index, Choice(place, batch, count)), count - 1
+    return best
+
+
+def _enough(judge: Judge, current: Plan, index: int, top: Choice) -> int | None:
+    """Return the least replicas, up to those of ``top``, with which the plan is in time."""
+    if top.replicas < 1 or not judge.meets(_with(current, index, top)):
+        return None
+    low, high = 0, top.replicas
+    while high - low > 1:
+        middle = (low + high) // 2
+        good = judge.meets(_with(current, index, replace(top, replicas=middle)))
+        low, high = (low, middle) if good else (middle, high)
+    return high
+
+
+def _with(current: Plan, index: int, choice: Choice) -> Plan:
+    return (*current[:index], choice, *current[index + 1 :])

@@ -1,0 +1,21 @@
+"""What this plugin offers. Keep it light: it is imported to list the kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unfoldkit.api import Kind, hookimpl
+
+
+@hookimpl
+def unfold_kinds() -> Iterable[Kind]:
+    """Offer the kind ``pipeline``."""
+    yield Kind(
+        name="pipeline",
+        summary="hardware, batch size and replicas for each model of a serving pipeline, at least cost",
+        spec="unfold_pipeline.spec:PipelineSpec",
+        profile="unfold_pipeline.profile:profile",
+        plan="unfold_pipeline.plan:plan",
+        serve="unfold_pipeline.serve:serve",
+        examples="unfold_pipeline:examples",
+    )

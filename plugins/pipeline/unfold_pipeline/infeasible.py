@@ -1,0 +1,82 @@
+"""When nothing meets the target: which stage or quota stands in the way, and how little would help."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from unfold_pipeline import greedy
+from unfold_pipeline.bounds import Bounds
+from unfold_pipeline.graph import Choice, Pipeline, Plan, service_time
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.optimum import Search, cheapest
+
+PLENTY = 4096
+STEPS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why there is no plan.
+
+    ``stage`` takes most of the unavoidable time: ``own`` seconds of ``total`` for one query. ``quota`` names hardware
+    of which ``wanted`` replicas would be needed. ``relaxed`` is a limit in seconds for which a plan costs ``cost``.
+    """
+
+    stage: int
+    hardware: str
+    own: float
+    total: float
+    quota: str = ""
+    wanted: int = 0
+    relaxed: float | None = None
+    cost: float | None = None
+
+
+def explain(judge: Judge, most_items: float) -> Obstacle:
+    """Return the obstacle for a judge whose limit no plan meets."""
+    chosen = fastest(judge.pipeline)
+    seconds = [float(s.options[c.option].latency[1]) for s, c in zip(judge.pipeline.stages, chosen, strict=True)]
+    stage = max(range(len(seconds)), key=lambda index: (_on_path(judge, seconds, index), seconds[index]))
+    hardware = judge.pipeline.stages[stage].options[chosen[stage].option].hardware
+    found = Obstacle(stage, hardware, seconds[stage], judge.single(chosen))
+    free = replace(judge, pipeline=replace(judge.pipeline, quotas=()))
+    unbound = greedy.plan(free).plan if judge.pipeline.quotas else None
+    if unbound is not None:
+        found = _over_quota(found, judge.pipeline, unbound)
+    return _relaxed(found, judge, chosen, most_items)
+
+
+def fastest(pipeline: Pipeline) -> Plan:
+    """Return batch 1 on the quickest hardware, with replicas in plenty."""
+    return tuple(Choice(stage.quickest_option, 1, PLENTY) for stage in pipeline.stages)
+
+
+def _on_path(judge: Judge, seconds: list[float], index: int) -> bool:
+    without = [0.0 if place == index else item for place, item in enumerate(seconds)]
+    return service_time(judge.pipeline, without) < service_time(judge.pipeline, seconds)
+
+
+def _over_quota(found: Obstacle, pipeline: Pipeline, plan: Plan) -> Obstacle:
+    used: dict[str, int] = {}
+    for stage, choice in zip(pipeline.stages, plan, strict=True):
+        name = stage.options[choice.option].hardware
+        used[name] = used.get(name, 0) + choice.replicas
+    over = {name: used.get(name, 0) - most for name, most in pipeline.quotas if used.get(name, 0) > most}
+    name = max(over, key=lambda key: over[key], default="")
+    return replace(found, quota=name, wanted=used.get(name, 0))
+
+
+def _relaxed(found: Obstacle, judge: Judge, chosen: Plan, most_items: float) -> Obstacle:
+    """Try limits from the least that unlimited replicas reach upwards, until there is a plan."""
+    free = replace(judge, pipeline=replace(judge.pipeline, quotas=()))
+    least = max(free.tail(chosen), judge.limit)
+    for factor in (*STEPS, 2.0, 4.0, 8.0, 16.0, 32.0):
+        limit = math.ceil(least * factor * 1e3) / 1e3
+        loose = replace(judge, limit=limit)
+        start = greedy.plan(loose).plan
+        if start is not None:
+            search = Search(loose, Bounds(judge.pipeline, judge.estimators), judge.pipeline.cost(start))
+            better = cheapest(search, most_items=most_items).plan
+            return replace(found, relaxed=limit, cost=judge.pipeline.cost(better or start))
+    return found

@@ -1,0 +1,110 @@
+"""Play a trace, open loop, against the running pipeline, and lay what was measured beside the estimate."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline.graph import Pipeline
+from unfold_pipeline.models import Rows
+from unfold_pipeline.policies import Brief, Ladder, Setting, decide
+from unfold_pipeline.routes import routes
+from unfold_pipeline.runtime import Query, Runtime, clock
+from unfold_pipeline.sample import Sample
+
+Times = NDArray[np.float64]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuner:
+    """The rule in charge of replica counts; ``most`` limits each stage to what this machine can hold."""
+
+    brief: Brief
+    setting: Setting
+    steps: Ladder
+    most: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of each query from its arrival in the trace (inf: lost), and what the stages counted."""
+
+    latencies: Times
+    lateness: float
+    replaced: int
+    largest: tuple[int, ...]
+
+    @property
+    def lost(self) -> int:
+        """Queries that were never answered."""
+        return int(np.isinf(self.latencies).sum())
+
+
+async def drive(
+    runtime: Runtime, pipeline: Pipeline, sample: Sample, rows: Rows, tuner: Tuner | None, progress: Progress
+) -> Measured:
+    """Send each query at its time, whatever became of those before, and wait for all answers.
+
+    Latency counts from the arrival in the trace, so that a sender that is late itself hides nothing.
+    """
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    latencies = np.full(sample.size, np.inf)
+    open_queries = sample.size
+    way = routes(pipeline, sample)
+    began = clock() + 0.05
+
+    def finished(number: int, answers: dict[str, object] | None) -> None:
+        nonlocal open_queries
+        if answers is not None:
+            latencies[number] = clock() - began - sample.arrivals[number]
+        open_queries -= 1
+        if open_queries == 0 and not done.done():
+            done.set_result(None)
+
+    watch = asyncio.create_task(_tune(runtime, tuner, sample.arrivals, began)) if tuner else None
+    late = 0.0
+    for number, arrival in enumerate(sample.arrivals):
+        late = max(late, await _until(began + float(arrival)))
+        runtime.submit(Query(rows[number % len(rows)], way, number, functools.partial(finished, number)))
+        if number % 64 == 0:
+            progress("replay", number, sample.size)
+    await done
+    if watch is not None:
+        watch.cancel()
+    replaced = sum(stage.replaced for stage in runtime.stages)
+    return Measured(latencies, late, replaced, tuple(len(stage.workers) for stage in runtime.stages))
+
+
+async def _until(moment: float) -> float:
+    """Sleep until a moment; return how late it was noticed, in seconds."""
+    await asyncio.sleep(max(0.0, moment - clock()))
+    return clock() - moment
+
+
+async def _tune(runtime: Runtime, tuner: Tuner, arrivals: Times, began: float) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        now = clock() - began
+        past = arrivals[: int(np.searchsorted(arrivals, now))]
+        if past.size == 0:
+            continue
+        counts = decide(tuner.brief, past, float(math.floor(now)), tuner.setting, tuner.steps)
+        for index, count in enumerate(counts):
+            runtime.want(index, min(count, tuner.most[index]))
+
+
+def shares(measured: Times, estimated: Times, limit: float) -> Sequence[tuple[str, float, float]]:
+    """Return ``(name, measured, estimated)`` for p50, p90 and p99 in seconds and attainment."""
+    rows = [
+        (name, float(np.quantile(measured, share)), float(np.quantile(estimated, share)))
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+    ]
+    return [*rows, ("attainment", float((measured <= limit).mean()), float((estimated <= limit).mean()))]

@@ -1,0 +1,170 @@
+"""What runs in a stage: files are loaded without executing code from them; code runs only where it is allowed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline.spec import ModelSpec
+from unfoldkit.api import Run, fail, fingerprint
+
+Rows = NDArray[np.float32]
+Predict = Callable[[Rows], NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a replica finds its model: a file, or ``code`` as ``module:function`` with the folder to import from."""
+
+    path: str = ""
+    code: str = ""
+    folder: str = ""
+
+
+def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
+    """Return where a stage's model is; an estimator is fitted and stored in the run first.
+
+    Raises:
+        UnfoldError: the file is not there or of an unknown kind, or the spec names code without leave.
+    """
+    if model.code is not None:
+        if not run.allow_code:
+            hint = "--allow-code lets it run; only for specs that you trust"
+            raise fail(f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint)
+        return Source(code=model.code, folder=str(run.base.absolute()))
+    if model.file is not None:
+        path = run.path(model.file, key=f"stages.{stage}.model.file")
+        if path.suffix not in (".ubj", ".json", ".skops", ".onnx"):
+            hint = "one of: .ubj, .json (XGBoost), .skops (scikit-learn), .onnx"
+            raise fail(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
+        return Source(path=str(path.absolute()))
+    return Source(path=str(_fitted(stage, model, run)))
+
+
+def identity(source: Source, model: ModelSpec) -> str:
+    """Return a fingerprint of a model: of its file's bytes, or of the name of its code."""
+    body = Path(source.path).read_bytes() if source.path else source.code.encode()
+    return fingerprint(model.model_dump(mode="json"), body.hex() if len(body) < 1 << 24 else len(body))
+
+
+def load(source: Source) -> Predict:
+    """Return the function that answers a batch of rows, shape (batch, features).
+
+    Raises:
+        UnfoldError: the file is damaged, or the code is not there.
+    """
+    if source.code:
+        return _function(source)
+    try:
+        return {".onnx": _onnx, ".skops": _skops}.get(Path(source.path).suffix, _xgboost)(source.path)
+    except Exception as error:  # each library has errors of its own for a damaged file
+        raise fail(f"cannot load the model: {error}", file=source.path) from error
+
+
+def rows_for(model: ModelSpec, width: int | None) -> Rows:
+    """Return rows to profile with: those of the data set, or numbers drawn between 0 and 1."""
+    if model.features is None and width in (None, 64):
+        return _digits()[0]
+    return np.random.default_rng(0).random((512, model.features or width or 1)).astype(np.float32)
+
+
+def width_of(source: Source) -> int | None:
+    """Return the numbers that a model wants in a row, where its file says so."""
+    suffix = Path(source.path).suffix if source.path else ""
+    if suffix in (".ubj", ".json"):
+        import xgboost
+
+        return int(xgboost.Booster(model_file=source.path).num_features())
+    if suffix == ".skops":
+        return getattr(_skops_object(source.path), "n_features_in_", None)
+    if suffix == ".onnx":
+        import onnxruntime
+
+        shape = onnxruntime.InferenceSession(source.path, providers=["CPUExecutionProvider"]).get_inputs()[0].shape
+        return int(shape[-1]) if isinstance(shape[-1], int) else None
+    return None
+
+
+def _function(source: Source) -> Predict:
+    import sys
+
+    module, _, name = source.code.partition(":")
+    sys.path.insert(0, source.folder)
+    try:
+        found: Predict = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise fail(f"cannot import {source.code}: {error}") from error
+    return found
+
+
+def _xgboost(path: str) -> Predict:
+    import xgboost
+
+    booster = xgboost.Booster({"nthread": 1}, model_file=path)
+    return lambda rows: np.asarray(booster.inplace_predict(rows))
+
+
+def _skops(path: str) -> Predict:
+    found = _skops_object(path)
+    method = found.predict_proba if hasattr(found, "predict_proba") else found.predict
+    return lambda rows: np.asarray(method(rows))
+
+
+def _skops_object(path: str) -> Any:
+    import skops.io
+
+    return skops.io.load(path, trusted=[])
+
+
+def _onnx(path: str) -> Predict:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda rows: np.asarray(session.run(None, {name: rows})[0])
+
+
+def _digits() -> tuple[Rows, NDArray[np.int64]]:
+    from sklearn.datasets import load_digits
+
+    rows, labels = load_digits(return_X_y=True)
+    return (rows / 16.0).astype(np.float32), labels
+
+
+def _fitted(stage: str, model: ModelSpec, run: Run) -> Path:
+    suffix = "ubj" if model.estimator == "xgboost" else "skops"
+    name = f"models/{stage}.{suffix}"
+    made_from = fingerprint(model.estimator, model.dataset, run.seed)
+    run.directory.once(name, made_from, lambda: _fit(model, run.seed))
+    return (run.directory.path / name).absolute()
+
+
+def _fit(model: ModelSpec, seed: int) -> bytes:
+    rows, labels = _digits()
+    if model.estimator == "xgboost":
+        import xgboost
+
+        fitted = xgboost.XGBClassifier(n_estimators=20, max_depth=4, n_jobs=1, random_state=seed).fit(rows, labels)
+        return bytes(fitted.get_booster().save_raw("ubj"))
+    import skops.io
+
+    return bytes(skops.io.dumps(_estimator(str(model.estimator), seed).fit(rows, labels)))
+
+
+def _estimator(name: str, seed: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import SVC
+
+    made = {
+        "logistic-regression": lambda: LogisticRegression(max_iter=500),
+        "svc": lambda: SVC(gamma=0.25, random_state=seed),
+    }
+    return made[name]()

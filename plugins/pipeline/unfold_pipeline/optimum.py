@@ -1,0 +1,188 @@
+"""The cheapest plan over hardware, batch and replicas of every stage: best-first search over per-stage bounds.
+
+A node fixes the first stages. Its value is their price plus, for each stage to come, the least that the stage could
+cost alone. The cheapest node is taken first and the last of its stages simulated on what leaves the stages above; a
+stage that is late whatever follows ends the branch with all that would have come below it. The first whole plan that
+the simulation accepts is the cheapest that is consistent with the bounds; with the fluid bound, which is proven, it is
+the cheapest.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from unfold_pipeline.bounds import MOST, Bounds
+from unfold_pipeline.estimator import SLACK
+from unfold_pipeline.graph import Choice, Depth, Plan
+from unfold_pipeline.judge import Judge
+from unfoldkit.queueing.stage import Flow
+
+CENT = 1e-9
+Flows = tuple[Flow, ...]
+Options = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The end of a search: the cheapest plan (``None``: none below the ceiling), and a bound on what is cheaper.
+
+    ``bound`` is in $ an hour; ``complete`` is false if the search stopped at its limit of simulated queries.
+    """
+
+    plan: Plan | None
+    bound: float
+    complete: bool
+    nodes: int
+
+
+@dataclass(slots=True)
+class Frontier:
+    """The nodes that wait, cheapest first; among equals the one with most stages fixed."""
+
+    heap: list[tuple[float, int, int, Plan]] = field(default_factory=list)
+    count: int = 0
+    nodes: int = 0
+
+    def push(self, value: float, plan: Plan) -> None:
+        """Add a node."""
+        self.count += 1
+        heapq.heappush(self.heap, (round(value, 9), -len(plan), self.count, plan))
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What depends on the hardware alone, remembered by the options of the stages that are fixed."""
+
+    depths: dict[Options, Depth] = field(default_factory=dict)
+    offers: dict[Options, list[tuple[Choice, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What stays the same during a search. ``fluid`` uses the proven bound only: slower, and a proof."""
+
+    judge: Judge
+    bounds: Bounds
+    ceiling: float = float("inf")
+    fluid: bool = False
+    memory: Known = field(default_factory=Known)
+
+    def depth(self, options: Options) -> Depth:
+        """Return the seconds that cannot be avoided around each stage, the open ones on their quickest hardware."""
+        if options not in self.memory.depths:
+            stages = self.judge.pipeline.stages
+            chosen = [stage.options[option].quickest for stage, option in zip(stages, options, strict=False)]
+            open_stages = [min(item.quickest for item in stage.options) for stage in stages[len(options) :]]
+            self.memory.depths[options] = self.bounds.depth([*chosen, *open_stages])
+        return self.memory.depths[options]
+
+    def offers(self, options: Options) -> list[tuple[Choice, float]]:
+        """Return the least choices of the last stage of ``options``, with the least $ an hour of it and of the rest."""
+        if options not in self.memory.offers:
+            rest = self._rest(options)
+            found = self._least(len(options) - 1, self.depth(options), (options[-1],))
+            self.memory.offers[options] = [(choice, price + rest) for choice, price in found if choice.replicas < MOST]
+        return self.memory.offers[options]
+
+    def _least(self, index: int, depth: Depth, options: Options) -> Iterator[tuple[Choice, float]]:
+        budget = self.judge.limit - depth.above[index] - depth.below[index] + SLACK
+        bound = self.bounds.fluid if self.fluid else self.bounds.alone
+        for place in options:
+            option = self.judge.pipeline.stages[index].options[place]
+            for batch in option.batches:
+                count = bound(index, place, batch, budget)
+                yield Choice(place, batch, count), count * option.price
+
+    def _rest(self, options: Options) -> float:
+        """Return the least $ an hour of the stages below ``options``."""
+        stages = self.judge.pipeline.stages
+        depth = self.depth(options)
+        return sum(
+            min(price for _, price in self._least(index, depth, tuple(range(len(stages[index].options)))))
+            for index in range(len(options), len(stages))
+        )
+
+    def flows(self, plan: Plan) -> Flows | None:
+        """Return what leaves the last stage on each sample, or ``None`` if too many are late whatever follows."""
+        budget = self.judge.limit - self.depth(tuple([choice.option for choice in plan])).below[len(plan) - 1] + SLACK
+        found = [estimator.flow(len(plan) - 1, plan, budget) for estimator in self.judge.estimators]
+        return tuple(flow for flow in found if flow is not None) if None not in found else None
+
+    def admits(self, plan: Plan, value: float) -> bool:
+        """Whether a node is worth a look."""
+        within = value < self.ceiling - CENT and plan[-1].replicas < MOST
+        return within and self.judge.pipeline.within_quotas(plan)
+
+
+def cheapest(
+    search: Search,
+    *,
+    most_items: float,
+    most_nodes: float = math.inf,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Found:
+    """Return the cheapest plan below the ceiling; stops after so many simulated queries of a stage, or nodes."""
+    frontier = Frontier()
+    begun = search.judge.items
+    _open(search, frontier, ())
+    while frontier.heap:
+        value, _, _, plan = heapq.heappop(frontier.heap)
+        used = search.judge.items - begun
+        if used > most_items or frontier.nodes >= most_nodes:
+            return Found(None, value, complete=False, nodes=frontier.nodes)
+        frontier.nodes += 1
+        if frontier.nodes % 64 == 0:
+            progress(used, int(most_items))
+        if _passes(search, frontier, plan, value):
+            return Found(plan, value, complete=True, nodes=frontier.nodes)
+    return Found(None, search.ceiling, complete=True, nodes=frontier.nodes)
+
+
+def _passes(search: Search, frontier: Frontier, plan: Plan, value: float) -> bool:
+    """Simulate a node; return whether it is a whole plan that meets the limit, else push what follows from it."""
+    flows = search.flows(plan)
+    whole = len(plan) == len(search.judge.pipeline.stages)
+    if flows is not None and _same_as_less(search, plan, flows):
+        return False
+    if flows is not None and whole and search.judge.meets(plan):
+        return True
+    _more(search, frontier, plan, value)
+    if flows is not None and not whole:
+        _open(search, frontier, plan)
+    return False
+
+
+def _same_as_less(search: Search, plan: Plan, flows: Flows) -> bool:
+    """Whether the last replica changes nothing: then the node is the one without it, only dearer."""
+    last = plan[-1]
+    if last.replicas == 1:
+        return False
+    less = (*plan[:-1], Choice(last.option, last.batch, last.replicas - 1))
+    known = [estimator.known(len(plan) - 1, less) for estimator in search.judge.estimators]
+    return all(old is not None and _equal(old, new) for old, new in zip(known, flows, strict=True))
+
+
+def _equal(one: Flow, other: Flow) -> bool:
+    return bool((one.times == other.times).all() and (one.items == other.items).all())
+
+
+def _open(search: Search, frontier: Frontier, plan: Plan) -> None:
+    """Push the least choices of the next stage."""
+    cost = search.judge.pipeline.cost(plan)
+    above = tuple([choice.option for choice in plan])
+    for place in range(len(search.judge.pipeline.stages[len(plan)].options)):
+        for choice, price in search.offers((*above, place)):
+            if search.admits(node := (*plan, choice), cost + price):
+                frontier.push(cost + price, node)
+
+
+def _more(search: Search, frontier: Frontier, plan: Plan, value: float) -> None:
+    """Push the node with one replica more of its last stage."""
+    last = plan[-1]
+    node = (*plan[:-1], Choice(last.option, last.batch, last.replicas + 1))
+    dearer = value + search.judge.pipeline.stages[len(plan) - 1].options[last.option].price
+    if search.admits(node, dearer):
+        frontier.push(dearer, node)

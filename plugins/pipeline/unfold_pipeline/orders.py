@@ -1,0 +1,105 @@
+"""Replica counts in time: what a rule asks for, what it makes of the stages, and what is paid for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfoldkit.queueing.stage import Schedule
+
+Counts = NDArray[np.int64]
+TICK = 1.0
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The orders of one stage: replicas that serve, replicas on their way, and the seconds that are paid.
+
+    A replica is paid from its order on; one that is taken away stops being paid when its batch has ended. Replicas on
+    their way are taken back first, the youngest first.
+    """
+
+    active: int
+    delay: float
+    pending: list[tuple[float, int]] = field(default_factory=list)
+    changes: list[tuple[float, int]] = field(default_factory=list)
+    paid: float = 0.0
+    since: float = 0.0
+    orders: int = 0
+
+    @property
+    def ordered(self) -> int:
+        """Replicas that serve or are on their way."""
+        return self.active + sum(count for _, count in self.pending)
+
+    def settle(self, now: float) -> None:
+        """Take in what has come to serve until ``now``, and pay until then."""
+        self.paid += self.ordered * (now - self.since)
+        self.since = now
+        while self.pending and self.pending[0][0] <= now:
+            self.active += self.pending.pop(0)[1]
+
+    def want(self, now: float, count: int) -> None:
+        """Order replicas, or take some away, so that there will be ``count``, at least one."""
+        self.settle(now)
+        missing = max(1, count) - self.ordered
+        if missing:
+            self.orders += 1
+        if missing > 0:
+            self.pending.append((now + self.delay, missing))
+            self.changes.append((now + self.delay, missing))
+        elif missing < 0:
+            self._remove(now, -missing)
+
+    def schedule(self, skip: int = 0) -> Schedule:
+        """Return the changes from number ``skip`` on as the queueing model takes them."""
+        changes = self.changes[skip:]
+        when = np.array([time for time, _ in changes])
+        return Schedule(when, np.array([change for _, change in changes], dtype=np.int64))
+
+    def _remove(self, now: float, count: int) -> None:
+        while count and self.pending:
+            time, coming = self.pending.pop()
+            taken = min(count, coming)
+            place = len(self.changes) - 1 - self.changes[::-1].index((time, coming))
+            self.changes.pop(place)
+            if coming > taken:
+                self.pending.append((time, coming - taken))
+                self.changes.insert(place, (time, coming - taken))
+            count -= taken
+        if count:
+            self.active -= count
+            place = sum(1 for time, _ in self.changes if time <= now)
+            self.changes.insert(place, (now, -count))
+
+
+def carried_out(start: int, targets: Counts, delay: float, end: float) -> Ledger:
+    """Return the ledger of a stage whose rule asks for ``targets[i]`` replicas at second ``i``, paid until ``end``."""
+    ledger = Ledger(start, delay)
+    steps = np.flatnonzero(np.diff(targets, prepend=start))
+    for step in steps:
+        if step * TICK < end:
+            ledger.want(step * TICK, int(targets[step]))
+    ledger.settle(end)
+    return ledger
+
+
+def held(targets: Counts, hold: float) -> Counts:
+    """Return the largest of the targets of the last ``hold`` seconds, at each second: removal only after a lull."""
+    width = max(1, round(hold / TICK))
+    padded = np.concatenate([np.full(width - 1, targets[0]), targets])
+    result: Counts = np.lib.stride_tricks.sliding_window_view(padded, width).max(axis=1)
+    return result
+
+
+def timeline(start: int, ledger: Ledger, end: float) -> tuple[Sequence[float], Sequence[float]]:
+    """Return times and counts of the replicas that serve."""
+    times, counts = [0.0], [float(start)]
+    for time, change in ledger.changes:
+        if time <= end:
+            times.append(time)
+            counts.append(counts[-1] + change)
+    return [*times, end], [*counts, counts[-1]]

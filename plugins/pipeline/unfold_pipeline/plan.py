@@ -1,0 +1,153 @@
+"""The verb ``plan``: the cheapest plan, what it gives up and how sure it is; or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from unfold_pipeline import infeasible, insight, tables, workload
+from unfold_pipeline.decision import decision_of, recheck, sample_hash
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.planner import Baseline, Outcome, baselines, frontier, judge_of, solve
+from unfold_pipeline.replay import replay, saved_plan
+from unfold_pipeline.spec import PipelineSpec, traffic
+from unfoldkit.api import Metric, Report, Run, Verdict
+
+
+def plan(spec: PipelineSpec, run: Run) -> Report:
+    """Return the report of the cheapest plan; with a replay, of a trace under the plan and its tuner."""
+    began = run.clock()
+    judge = judge_for(spec, run)
+    if run.options.get("replay"):
+        return _replayed(spec, judge, run)
+    kept = recheck(spec, judge, run.options.get("baseline_plan"))
+    if kept is not None:
+        return kept
+    outcome = solve(judge, workload.effort(spec), run.progress)
+    seconds = run.clock() - began
+    report = _no(spec, judge) if outcome is None else _yes(spec, run, outcome)
+    timed = Metric(seconds, "s", timed=True)
+    return replace(report, metrics={**report.metrics, "planning_seconds": timed})
+
+
+def judge_for(spec: PipelineSpec, run: Run) -> Judge:
+    """Return the judge of plans for a spec: its pipeline, samples and limit."""
+    built = workload.pipeline(spec, run)
+    return judge_of(built, workload.samples(spec, built, run), spec.slo.p99)
+
+
+def _replayed(spec: PipelineSpec, judge: Judge, run: Run) -> Report:
+    chosen = saved_plan(judge, run)
+    if chosen is None:
+        outcome = solve(judge, workload.effort(spec), run.progress)
+        if outcome is None:
+            return _no(spec, judge)
+        chosen = outcome.plan
+    return replay(spec, judge, chosen, run)
+
+
+def subtitle(spec: PipelineSpec, judge: Judge) -> tuple[str, ...]:
+    """Return the facts beside the title."""
+    sample = judge.estimators[0].sample
+    gaps = np.diff(sample.arrivals)
+    burst = f"cv {gaps.std() / gaps.mean():.2g}" if gaps.size > 1 else "one query"
+    count = sum(estimator.sample.size for estimator in judge.estimators)
+    many = f"{len(traffic(spec))} samples" if len(traffic(spec)) > 1 else f"{sample.rate:.3g}/s"
+    stages = f"{len(spec.stages)} stage{'s' if len(spec.stages) > 1 else ''}"
+    return stages, f"{count:,} queries", many, burst, f"p99 ≤ {tables.milliseconds(spec.slo.p99)}"
+
+
+def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
+    judge, chosen = outcome.judge, outcome.plan
+    tail = judge.tail(chosen)
+    coarse = baselines(judge)
+    times = insight.stage_times(judge, chosen)
+    points = frontier(outcome, spec.search.frontier, workload.effort(spec), run.progress)
+    low, high = insight.interval(judge.estimators[0], chosen, np.random.default_rng([run.seed, 3]))
+    lines = (
+        ("slack", tables.slack_line(judge, tail, times)),
+        ("cheaper", tables.refused_line(judge, chosen, insight.refusals(judge, chosen))),
+        ("one lost", tables.loss_line(judge, chosen, insight.losses(judge, chosen))),
+        ("p99", f"between {tables.milliseconds(low)} and {tables.milliseconds(high)} with 95 % confidence"),
+        ("certainty", tables.certainty(outcome)),
+        ("cost–SLO", f"{tables.frontier_line(points)}   plot: --out plan.html"),
+        *_greedy_lines(outcome),
+    )
+    return Report(
+        "pipeline",
+        "plan",
+        spec.name,
+        Verdict.YES,
+        f"${outcome.cost:,.2f}/h meets p99 ≤ {tables.milliseconds(judge.limit)}",
+        subtitle(spec, judge),
+        metrics(outcome, tail, coarse),
+        (tables.stage_table(judge, chosen, times), tables.plan_table(outcome, tail, coarse)),
+        (tables.frontier_figure(points), tables.stage_figure(judge, times, chosen)),
+        lines,
+        next=f"unfold plan {spec.name}.yaml --replay trace.csv",
+        decision=decision_of(judge, chosen, outcome.cost, tail),
+        provenance={"inputs": {"sample_sha256": sample_hash(judge)}},
+    )
+
+
+def _greedy_lines(outcome: Outcome) -> tuple[tuple[str, str], ...]:
+    steps = outcome.greedy.steps
+    if not steps:
+        return ()
+    shown = " · ".join(f"{step.stage}: {step.move} → ${step.cost:,.2f}" for step in steps[-3:])
+    return (("greedy", f"{len(steps)} steps, the last: {shown}"),)
+
+
+def metrics(outcome: Outcome, tail: float, coarse: tuple[Baseline, Baseline] | None) -> Mapping[str, Metric]:
+    """Return the figures of a plan."""
+    cost = outcome.cost
+    target = f"≤ {tables.milliseconds(outcome.judge.limit)}"
+    greedy = outcome.judge.pipeline.cost(outcome.greedy.plan) if outcome.greedy.plan else None
+    peak = coarse[0].cost / cost if coarse and cost else None
+    return {
+        "cost_per_hour": Metric(cost, "$/h"),
+        "p99_ms": Metric(tail * 1e3, "ms", target=target, ok=tail <= outcome.judge.limit),
+        "gap_percent": Metric(outcome.gap * 100, "%"),
+        "greedy_excess_percent": Metric((greedy / cost - 1) * 100 if greedy and cost else None, "%"),
+        "coarse_peak_ratio": Metric(peak, "x"),
+    }
+
+
+def _no(spec: PipelineSpec, judge: Judge) -> Report:
+    found = infeasible.explain(judge, spec.search.limit)
+    name = judge.pipeline.stages[found.stage].name
+    rest = tables.milliseconds(found.total - found.own)
+    own = tables.milliseconds(found.own)
+    binding = f"{name}: {own} for one query on its fastest hardware ({found.hardware}); the other stages need {rest}"
+    if found.quota:
+        binding = f"the quota of {found.quota}: {found.wanted} would be needed"
+    return Report(
+        "pipeline",
+        "plan",
+        spec.name,
+        Verdict.NO,
+        f"no plan meets p99 ≤ {tables.milliseconds(judge.limit)}",
+        subtitle(spec, judge),
+        _no_metrics(found),
+        lines=(("binding", binding), ("smallest relaxation", _relaxation(found, judge, name))),
+        next=f"unfold plan {spec.name}.yaml --set 'slo.p99={(found.relaxed or judge.limit) * 1e3:.0f} ms'",
+    )
+
+
+def _no_metrics(found: infeasible.Obstacle) -> dict[str, Metric]:
+    relaxed = found.relaxed * 1e3 if found.relaxed is not None else None
+    return {"relaxed_p99_ms": Metric(relaxed, "ms"), "relaxed_cost_per_hour": Metric(found.cost, "$/h")}
+
+
+def _relaxation(found: infeasible.Obstacle, judge: Judge, name: str) -> str:
+    parts = []
+    if found.relaxed is not None and found.cost is not None:
+        parts.append(f"p99 ≤ {tables.milliseconds(found.relaxed)} for ${found.cost:,.2f}/h")
+    if found.quota:
+        parts.append(f"a quota of {found.wanted} {found.quota}")
+    else:
+        room = judge.limit - (found.total - found.own)
+        parts.append(f"{name} faster than {tables.milliseconds(room)}" if room > 0 else "faster stages all along")
+    return ", or ".join(parts)

@@ -1,0 +1,223 @@
+"""Play a trace through a pipeline whose replica counts change: exact, by orders known ahead or by a rule that looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline.estimator import _passed_on, inputs
+from unfold_pipeline.graph import Choice, Pipeline, Plan
+from unfold_pipeline.orders import TICK, Counts, Ledger, carried_out
+from unfold_pipeline.sample import Sample
+from unfoldkit.queueing import kernel
+from unfoldkit.queueing.stage import Flow, Goal, Schedule, Server, State, serve, start
+
+Times = NDArray[np.float64]
+Look = Callable[[float, Sequence[int], Sequence[int]], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How a trace went: seconds of each query, $ an hour over the trace, orders given, ledgers by stage."""
+
+    latencies: Times
+    cost: float
+    ledgers: tuple[Ledger, ...]
+
+    @property
+    def orders(self) -> int:
+        """How often a replica count was changed."""
+        return sum(ledger.orders for ledger in self.ledgers)
+
+    def missed(self, limit: float) -> float:
+        """Return the share of queries that took longer than ``limit`` seconds."""
+        return float((self.latencies > limit).mean())
+
+    def tail(self, percentile: float = 0.99) -> float:
+        """Return the percentile of the seconds, by nearest rank."""
+        place = self.latencies.size - 1 - int((1 - percentile) * self.latencies.size + 1e-9)
+        return float(np.partition(self.latencies, place)[place])
+
+
+def play(
+    pipeline: Pipeline,
+    sample: Sample,
+    plan: Plan,
+    targets: Sequence[Counts],
+    delay: float,
+    factors: Sequence[Times] | None = None,
+) -> Played:
+    """Return how a trace goes if stage ``m`` is to have ``targets[m][i]`` replicas at second ``i``.
+
+    ``factors`` make the batches of a stage take longer or shorter in turn, as measured (see ``Server.factor``).
+    """
+    end = length(sample)
+    ledgers = [carried_out(c.replicas, wanted, delay, end) for c, wanted in zip(plan, targets, strict=True)]
+    flows: list[Flow] = []
+    for index, choice in enumerate(plan):
+        parents = {edge.parent: flows[edge.parent] for edge in pipeline.stages[index].parents}
+        times, items = inputs(sample, index, parents)
+        goal = Goal(sample.visits[index].origin)
+        server = _server(pipeline, index, choice)
+        server = server if factors is None else replace(server, factor=factors[index])
+        flows.append(serve(times, items, server, goal, ledgers[index].schedule()))
+    paid = [ledger.paid + flow.drained for ledger, flow in zip(ledgers, flows, strict=True)]
+    return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
+
+
+def constant(plan: Plan, sample: Sample) -> list[Counts]:
+    """Return the targets of a plan that never changes."""
+    seconds = int(length(sample) / TICK) + 1
+    return [np.full(seconds, choice.replicas, dtype=np.int64) for choice in plan]
+
+
+def length(sample: Sample) -> float:
+    """Return the seconds of a trace that are paid for: up to its last arrival."""
+    return max(float(sample.arrivals[-1]), TICK)
+
+
+@dataclass(slots=True)
+class Inlet:
+    """What has come to a stage so far, in queueing order; ``owed`` counts the flows that a joined item waits for."""
+
+    times: Times
+    items: NDArray[np.int32]
+    known: int = 0
+    seen: dict[int, int] = field(default_factory=dict)
+    owed: NDArray[np.int32] | None = None
+    ready: Times | None = None
+
+
+def follow(pipeline: Pipeline, sample: Sample, plan: Plan, look: Look, delay: float) -> Played:
+    """Return how a trace goes under a rule that looks at the queues once a second.
+
+    ``look(now, inside, ordered)`` is told, a stage, the queries waiting or being served and the replicas ordered, and
+    returns the replicas that there should be.
+    """
+    states = [start(_server(pipeline, i, c), sample.visits[i].owner.size, most=8192) for i, c in enumerate(plan)]
+    inlets = [_inlet(pipeline, sample, index) for index in range(len(plan))]
+    ledgers = [Ledger(choice.replicas, delay) for choice in plan]
+    drained = [0.0] * len(plan)
+    end = length(sample)
+    for tick in range(int(end / TICK) + 1):
+        now = tick * TICK
+        if tick:
+            _slice(pipeline, sample, states, inlets, ledgers, drained, now)
+        inside = [inlet.known - state.done for inlet, state in zip(inlets, states, strict=True)]
+        wanted = look(now, inside, [ledger.ordered for ledger in ledgers])
+        for ledger, count in zip(ledgers, wanted, strict=True):
+            ledger.want(now, count)
+    for ledger in ledgers:
+        ledger.settle(end)
+    _slice(pipeline, sample, states, inlets, ledgers, drained, np.inf)
+    flows = [Flow(state.times, state.items) for state in states]
+    paid = [ledger.paid + more for ledger, more in zip(ledgers, drained, strict=True)]
+    return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
+
+
+def _slice(
+    pipeline: Pipeline,
+    sample: Sample,
+    states: Sequence[State],
+    inlets: Sequence[Inlet],
+    ledgers: Sequence[Ledger],
+    drained: list[float],
+    until: float,
+) -> None:
+    for index, (state, inlet) in enumerate(zip(states, inlets, strict=True)):
+        _let_in(pipeline, sample, states, inlet, index, until)
+        schedule = _dated(ledgers[index], until)
+        goal = Goal(sample.visits[index].origin)
+        drained[index] += state.advance(inlet.times, inlet.items, inlet.known, goal, schedule, float(until))
+
+
+def _dated(ledger: Ledger, until: float) -> Schedule:
+    # orders that lie in the future may still be taken back, so the stage must not see them yet
+    when = [time for time, _ in ledger.changes if time < until]
+    return Schedule(np.array(when), np.array([c for _, c in ledger.changes[: len(when)]], dtype=np.int64))
+
+
+def _inlet(pipeline: Pipeline, sample: Sample, index: int) -> Inlet:
+    visits = sample.visits[index]
+    size = visits.owner.size
+    if not pipeline.stages[index].parents:
+        return Inlet(visits.origin, np.arange(size, dtype=np.int32))
+    inlet = Inlet(np.empty(size), np.empty(size, dtype=np.int32))
+    if len(visits.first) > 1:
+        inlet.owed = np.zeros(size, dtype=np.int32)
+        inlet.ready = np.full(size, -np.inf)
+        for parent, count in visits.count.items():
+            np.add.at(inlet.owed, visits.first[parent][count > 0], 1)
+    return inlet
+
+
+def _let_in(
+    pipeline: Pipeline, sample: Sample, states: Sequence[State], inlet: Inlet, index: int, until: float
+) -> None:
+    parents = [edge.parent for edge in pipeline.stages[index].parents]
+    if not parents:
+        inlet.known = int(np.searchsorted(inlet.times, until))
+    elif inlet.owed is None:
+        inlet.known += _take(sample, states[parents[0]], inlet, index, parents[0])
+    else:
+        _meet(sample, states, inlet, index, parents)
+
+
+def _take(sample: Sample, above: State, inlet: Inlet, index: int, parent: int) -> int:
+    visits, low, high = sample.visits[index], inlet.seen.get(parent, 0), above.done
+    inlet.seen[parent] = high
+    return kernel.follow(
+        above.times[low:high],
+        above.items[low:high],
+        high - low,
+        visits.first[parent],
+        visits.count[parent],
+        inlet.times[inlet.known :],
+        inlet.items[inlet.known :],
+    )
+
+
+def _meet(sample: Sample, states: Sequence[State], inlet: Inlet, index: int, parents: Sequence[int]) -> None:
+    """Items come in when the last of their flows has; all of one slice are sorted by time, then by query."""
+    owed, ready = inlet.owed, inlet.ready
+    if owed is None or ready is None:
+        return
+    visits = sample.visits[index]
+    touched = []
+    for parent in parents:
+        low, high = inlet.seen.get(parent, 0), states[parent].done
+        inlet.seen[parent] = high
+        times, items = states[parent].times[low:high], states[parent].items[low:high]
+        goes = visits.count[parent][items] > 0
+        children = visits.first[parent][items[goes]]
+        ready[children] = np.maximum(ready[children], times[goes])
+        owed[children] -= 1
+        touched.append(children)
+    whole = np.unique(np.concatenate(touched))
+    whole = whole[owed[whole] == 0]
+    order = np.argsort(ready[whole], kind="stable")
+    inlet.times[inlet.known : inlet.known + whole.size] = ready[whole][order]
+    inlet.items[inlet.known : inlet.known + whole.size] = whole[order]
+    inlet.known += whole.size
+
+
+def _latencies(pipeline: Pipeline, sample: Sample, flows: Sequence[Flow]) -> Times:
+    finish = sample.arrivals.copy()
+    for index, flow in enumerate(flows):
+        if not _passed_on(pipeline, sample, index):
+            kernel.latest(flow.times, flow.items, flow.times.size, sample.visits[index].owner, finish)
+    latencies: Times = finish - sample.arrivals
+    return latencies
+
+
+def _server(pipeline: Pipeline, index: int, choice: Choice) -> Server:
+    stage = pipeline.stages[index]
+    return Server(stage.options[choice.option].latency[: choice.batch + 1], choice.replicas, stage.wait)
+
+
+def _cost(pipeline: Pipeline, plan: Plan, paid: Sequence[float], end: float) -> float:
+    prices = [stage.options[choice.option].price for stage, choice in zip(pipeline.stages, plan, strict=True)]
+    return sum(price * seconds for price, seconds in zip(prices, paid, strict=True)) / end

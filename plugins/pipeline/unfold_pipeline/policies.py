@@ -1,0 +1,280 @@
+"""Rules that read arrivals only, so that a whole trace is decided before it is simulated.
+
+``paper`` and ``ratio`` follow InferLine's tuner (its section on high-frequency tuning; the readings that it leaves open
+are said where they are taken). ``table`` and ``calibrated`` are this project's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline.bounds import least
+from unfold_pipeline.graph import Choice, Pipeline, Plan, service_time
+from unfold_pipeline.orders import TICK, Counts, held
+from unfold_pipeline.planner import judge_of
+from unfold_pipeline.play import length, play
+from unfold_pipeline.sample import Sample, Visits
+from unfoldkit.arrivals import envelope
+
+Rates = NDArray[np.float64]
+FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 17))
+STEADY_S = 15.0
+LOOK_BACK_S = 30
+STEP_S = 5
+PATIENCE = 0.003
+MARGINS = (1.0, 1.15, 1.3, 1.5)
+HOLDS = (60.0, 120.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a rule is set: ``floor`` keeps the plan at least, ``margin`` multiplies need, ``hold`` delays removal."""
+
+    delay: float = 5.0
+    floor: bool = True
+    margin: float = 1.15
+    hold: float = 60.0
+    most: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What the planner hands over: the plan, the envelope of its sample, rates, throughputs and loads of the stages.
+
+    ``windows`` in s, ``rates`` the most queries a second in any window of each length, ``mean`` the mean rate;
+    ``shares`` items of a stage a query, ``mu`` items a second of a replica with full batches, ``rho`` planned loads.
+    """
+
+    pipeline: Pipeline
+    plan: Plan
+    sample: Sample
+    limit: float
+    windows: Rates
+    rates: Rates
+    mean: float
+    shares: tuple[float, ...]
+    mu: tuple[float, ...]
+    rho: tuple[float, ...]
+
+
+def brief(pipeline: Pipeline, plan: Plan, sample: Sample, limit: float) -> Brief:
+    """Return the hand-over for a plan that was made on ``sample``; ``rho`` with the mean rate, as its text suggests."""
+    options = [stage.options[choice.option] for stage, choice in zip(pipeline.stages, plan, strict=True)]
+    windows = envelope.windows(service_time(pipeline, [float(o.latency[1]) for o in options]))
+    rates = envelope.envelope(sample.arrivals, windows) / windows
+    shares = tuple(sample.share(index) for index in range(len(plan)))
+    mu = tuple(option.throughput(choice.batch) for option, choice in zip(options, plan, strict=True))
+    mean = sample.rate
+    rho = tuple(mean * s / (c.replicas * m) for s, c, m in zip(shares, plan, mu, strict=True))
+    return Brief(pipeline, plan, sample, limit, windows, rates, mean, shares, mu, rho)
+
+
+def instants(sample: Sample) -> Rates:
+    """Return the seconds at which a rule decides."""
+    return np.arange(int(length(sample) / TICK) + 1).astype(np.float64) * TICK
+
+
+def paper(plan: Brief, live: Sample, setting: Setting) -> list[Counts]:
+    """Return the targets of the literal formula: ``k = ceil(r_max s / (mu rho))``, r_max the largest rate in excess."""
+    return _triggered(plan, live, setting, literal=True)
+
+
+def ratio(plan: Brief, live: Sample, setting: Setting) -> list[Counts]:
+    """Return the targets of ``k = ceil(k_plan max_i r_i(now) / r_i(sample))``: equal if only the mean rate changes."""
+    return _triggered(plan, live, setting, literal=False)
+
+
+def _triggered(plan: Brief, live: Sample, setting: Setting, *, literal: bool) -> list[Counts]:
+    """Scale up at once when a window exceeds the planned envelope, down slowly by the rate of 5-s windows."""
+    now = instants(live)
+    rates = envelope.live(live.arrivals, plan.windows, now) / plan.windows
+    over = rates > plan.rates
+    raised = np.where(over, rates if literal else rates / plan.rates, 0.0).max(axis=1)
+    lull = _recent(live, now)
+    rho = min(plan.rho)
+    return [_walk(plan, index, setting, raised, lull, rho, literal=literal) for index in range(len(plan.plan))]
+
+
+def _walk(
+    plan: Brief, index: int, setting: Setting, raised: Rates, lull: Rates, rho: float, *, literal: bool
+) -> Counts:
+    planned = plan.plan[index].replicas
+    per_rate = plan.shares[index] / plan.mu[index]
+    up = raised * per_rate / max(plan.rho[index], 1e-12) if literal else raised * planned
+    low = np.maximum(1, np.ceil(lull * per_rate / max(rho, 1e-12) - 1e-9))
+    floor = planned if setting.floor else 1
+    counts = np.empty(raised.size, dtype=np.int64)
+    current, changed = planned, 0
+    for tick in range(raised.size):
+        wanted = current
+        if up[tick] > current:
+            wanted = min(setting.most, math.ceil(up[tick] - 1e-9))
+        elif tick - changed >= STEADY_S and low[tick] < current:
+            wanted = max(floor, int(low[tick]))
+        changed = tick if wanted != current else changed
+        current = counts[tick] = wanted
+    return counts
+
+
+def _recent(live: Sample, now: Rates) -> Rates:
+    """Return the largest rate of the 5-s windows of the last 30 s, a second."""
+    edges = np.searchsorted(live.arrivals, now[:, None] - np.arange(0, LOOK_BACK_S + 1, STEP_S), "right")
+    rates = -np.diff(edges, axis=1) / STEP_S
+    # before 30 s are over, windows that began before the trace are empty and do not count as a lull
+    result: Rates = rates.max(axis=1)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """The least replica counts that meet the limit when the sample comes ``factors[i]`` times as fast."""
+
+    factors: tuple[float, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    def at(self, factor: float) -> tuple[int, ...]:
+        """Return the counts for a rate factor; beyond the ladder its last step grows in proportion."""
+        place = int(np.searchsorted(self.factors, factor - 1e-9))
+        if place < len(self.factors):
+            return self.counts[place]
+        return tuple(math.ceil(count * factor / self.factors[-1]) for count in self.counts[-1])
+
+
+def ladder(plan: Brief, most: int) -> Ladder:
+    """Return the ladder, made by the planner's simulator with hardware and batch of the plan.
+
+    A small plan needs much slack and a large one little, which a count in proportion to the rate does not know.
+    """
+    rows: list[tuple[int, ...]] = []
+    for factor in FACTORS:
+        row = _least_counts(plan, factor, most)
+        before = rows[-1] if rows else (1,) * len(row)
+        rows.append(tuple(max(a, b) for a, b in zip(row, before, strict=True)))
+    return Ladder(FACTORS, tuple(rows))
+
+
+def _least_counts(plan: Brief, factor: float, most: int) -> tuple[int, ...]:
+    """Widen the plan in proportion until it is in time, then take replicas away, the dearest first."""
+    quick = replace(plan.sample, arrivals=plan.sample.arrivals / factor, visits=_faster(plan.sample, factor))
+    judge = judge_of(replace(plan.pipeline, quotas=()), [quick], plan.limit)
+
+    def counts(tenths: int) -> Plan:
+        return tuple(replace(c, replicas=max(1, math.ceil(c.replicas * factor * tenths / 10))) for c in plan.plan)
+
+    tenths = min(least(lambda item: judge.meets(counts(item)), 10), 10 * most)
+    current = counts(tenths)
+    order = sorted(range(len(current)), key=lambda index: -judge.pipeline.price(index, current[index]))
+    for index in order:
+        current = _thinned(judge.meets, current, index)
+    return tuple(min(most, choice.replicas) for choice in current)
+
+
+def _thinned(meets: Callable[[Plan], bool], current: Plan, index: int) -> Plan:
+    while current[index].replicas > 1:
+        less = (*current[:index], replace(current[index], replicas=current[index].replicas - 1), *current[index + 1 :])
+        if not meets(less):
+            break
+        current = less
+    return current
+
+
+def _faster(sample: Sample, factor: float) -> tuple[Visits, ...]:
+    return tuple(replace(visits, origin=visits.origin / factor) for visits in sample.visits)
+
+
+def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = None) -> list[Counts]:
+    """Return the targets of the project's own rule.
+
+    The need is the largest ratio of a live window to that of the sample, with no trigger; where the rate climbs, the
+    need of the time when an order would serve; ``margin`` on it; counts from the ladder; and enough to empty what a
+    fluid queue says is waiting. Replicas go after ``hold`` seconds of lower need.
+    """
+    steps = steps or ladder(plan, setting.most)
+    wanted = _wanted(plan, live.arrivals, instants(live), setting, steps)
+    return [
+        _drained(plan, index, live, setting, held(wanted[:, index], setting.hold)) for index in range(len(plan.plan))
+    ]
+
+
+def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: Ladder) -> tuple[int, ...]:
+    """Return what ``table`` wants at one instant, from the arrivals so far; a running service asks once a second.
+
+    The fluid queue is left out, as a service sees its queues.
+    """
+    seconds = np.arange(max(0.0, math.floor(now - setting.hold)), now + TICK / 2, TICK)
+    recent = arrivals[np.searchsorted(arrivals, now - setting.hold - envelope.LONGEST_S) :]
+    return tuple(int(count) for count in _wanted(plan, recent, seconds, setting, steps).max(axis=0))
+
+
+def _wanted(plan: Brief, arrivals: Rates, now: Rates, setting: Setting, steps: Ladder) -> Counts:
+    rates = envelope.live(arrivals, plan.windows, now) / plan.windows
+    need = (rates / plan.rates).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
+    wanted: Counts = np.minimum(np.array([steps.at(float(item)) for item in need], dtype=np.int64), setting.most)
+    return np.maximum(wanted, [choice.replicas for choice in plan.plan]) if setting.floor else wanted
+
+
+def _slope(arrivals: Rates, now: Rates, delay: float) -> Rates:
+    """Return the growth until ``delay`` + 7 s from now, where the last 10 s are above the 10 s before by 3 sigma."""
+    edges = np.searchsorted(arrivals, now[:, None] - np.array([0.0, 10.0, 20.0]), "right")
+    late, early = edges[:, 0] - edges[:, 1], edges[:, 1] - edges[:, 2]
+    sure = (late - early > 3 * np.sqrt(late + early)) & (now >= 20.0)
+    growth = 1 + (late - early) / np.maximum(late, 1) * (delay + 7.0) / 10.0
+    result: Rates = np.where(sure, growth, 1.0)
+    return result
+
+
+def _drained(plan: Brief, index: int, live: Sample, setting: Setting, wanted: Counts) -> Counts:
+    """Raise targets so that a fluid queue of the stage is empty two seconds after an order serves."""
+    counts = np.searchsorted(live.arrivals, np.arange(wanted.size) * TICK, "right")
+    came = np.diff(counts, prepend=0) * plan.shares[index]
+    mu = plan.mu[index]
+    steps = max(1, round(setting.delay / TICK))
+    given = np.full(wanted.size + steps + 1, plan.plan[index].replicas, dtype=np.int64)
+    backlog = 0.0
+    result = wanted.copy()
+    for tick in range(wanted.size):
+        backlog = max(0.0, backlog + came[tick] - given[tick] * mu * TICK)
+        ahead = backlog + steps * TICK * (came[tick] - given[tick] * mu) if backlog > mu else 0.0
+        if ahead > mu * wanted[tick]:
+            result[tick] = min(setting.most, max(wanted[tick], math.ceil(ahead / (2.0 * mu) + came[tick] / mu)))
+        given[tick + steps] = result[tick]
+    return result
+
+
+def calibrate(plan: Brief, setting: Setting, steps: Ladder) -> Setting:
+    """Return the cheapest setting with at most 0.3 % misses on the sample, or the one with the fewest misses."""
+    tried: list[tuple[float, float, Setting]] = []
+    for floor in (False, True):
+        for hold in HOLDS:
+            for margin in MARGINS:
+                own = replace(setting, floor=floor, hold=hold, margin=margin)
+                targets = table(plan, plan.sample, own, steps)
+                played = play(plan.pipeline, plan.sample, plan.plan, targets, setting.delay)
+                tried.append((played.missed(plan.limit), played.cost, own))
+    good = [item for item in tried if item[0] <= PATIENCE]
+    return min(good, key=lambda item: item[1])[2] if good else min(tried, key=lambda item: item[:2])[2]
+
+
+def fixed(plan: Brief, live: Sample, _setting: Setting) -> list[Counts]:
+    """Return the targets of a plan that never changes."""
+    return [np.full(instants(live).size, choice.replicas, dtype=np.int64) for choice in plan.plan]
+
+
+def units(throughput: float, live: Sample, window: float, headroom: float, hold: float, most: int) -> Counts:
+    """Return the units of AutoScale's rule: mean rate of the last ``window`` s, removal after ``hold`` s."""
+    now = instants(live)
+    edges = np.searchsorted(live.arrivals, np.stack([now, now - window]), "right")
+    seen = np.minimum(np.maximum(now, TICK), window)
+    rate = (edges[0] - edges[1]) / seen
+    need = np.maximum(1, np.ceil(rate * headroom / throughput - 1e-9)).astype(np.int64)
+    return held(np.minimum(need, most), hold)
+
+
+def same(targets: Counts, stages: Sequence[Choice]) -> list[Counts]:
+    """Return the targets of a unit for each of its stages."""
+    return [targets for _ in stages]

@@ -1,0 +1,71 @@
+"""Measured latencies: what ``profile`` stores in a run, and what ``plan`` reads of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from unfold_pipeline.spec import BatchLatency, ModelSpec
+from unfoldkit.api import Run, fail
+
+FOLDER = "profile"
+SPREAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The seconds of a batch of one size: mean, percentiles, number of measurements, and 64 quantiles over the mean."""
+
+    batch: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    count: int
+    spread: tuple[float, ...]
+
+
+def point(batch: int, seconds: Sequence[float]) -> Point:
+    """Return the summary of some measurements."""
+    values = np.array(seconds)
+    p50, p90, p99 = (float(np.quantile(values, share)) for share in (0.5, 0.9, 0.99))
+    mean = float(values.mean())
+    spread = np.quantile(values, (np.arange(SPREAD) + 0.5) / SPREAD) / mean
+    return Point(batch, mean, p50, p90, p99, values.size, tuple(float(item) for item in spread))
+
+
+def store(stage: str, points: Sequence[Point], made_from: str, run: Run) -> None:
+    """Keep the profile of a stage in the run."""
+    body = {"stage": stage, "points": [asdict(item) for item in points]}
+    run.directory.write(_name(stage), (json.dumps(body, indent=1) + "\n").encode(), made_from=made_from)
+
+
+def stored(stage: str, run: Run, *, made_from: str | None = None) -> list[Point] | None:
+    """Return the profile of a stage, if the run has it (made from the same model)."""
+    if not run.directory.has(_name(stage), made_from=made_from):
+        return None
+    data = json.loads(run.directory.read(_name(stage)))
+    return [_point(item) for item in data["points"]]
+
+
+def latency_of(stage: str, _model: ModelSpec, run: Run) -> BatchLatency:
+    """Return the mean seconds by batch size of a stage that was profiled.
+
+    Raises:
+        UnfoldError: it was not.
+    """
+    points = stored(stage, run)
+    if points is None:
+        raise fail("this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first")
+    return {item.batch: item.mean for item in points}
+
+
+def _name(stage: str) -> str:
+    return f"{FOLDER}/{stage}.json"
+
+
+def _point(data: Mapping[str, object]) -> Point:
+    return Point(**{**data, "spread": tuple(data["spread"])})  # type: ignore[arg-type]

@@ -1,0 +1,193 @@
+"""``plan --replay``: a trace through the plan and its tuner, simulated, beside what the usual autoscalers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline import coarse, policies, rivals, tables, workload
+from unfold_pipeline.decision import plan_of
+from unfold_pipeline.graph import Pipeline, Plan
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.orders import Counts, timeline
+from unfold_pipeline.play import Played, follow, length, play
+from unfold_pipeline.policies import Brief, Setting
+from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.spec import Arrivals, PipelineSpec, TunerSpec
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict
+
+CG_WINDOW_S = 5.0
+CG_HOLD_S = 120.0
+POINTS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule and how the trace went under it; ``told`` is how it was set."""
+
+    name: str
+    plan: Plan
+    played: Played
+    told: str = ""
+
+
+def replay(spec: PipelineSpec, judge: Judge, plan: Plan, run: Run) -> Report:
+    """Return the report of a trace under the rule of the spec, with every other rule beside it."""
+    live = live_sample(spec, judge.pipeline, Path(str(run.options["replay"])), run)
+    setting = setting_of(spec.tuner)
+    entries = []
+    for entry in all_rules(judge, plan, live, setting):
+        entries.append(entry)
+        run.progress("replay", len(entries), 9)
+    return _report(spec, judge, live, entries)
+
+
+def live_sample(spec: PipelineSpec, pipeline: Pipeline, trace: Path, run: Run) -> Sample:
+    """Return a trace as live traffic; its routes are drawn anew."""
+    times = workload.arrivals(Arrivals(trace=str(trace.absolute())), run, np.random.default_rng([run.seed, 4]))
+    names = [stage.name for stage in pipeline.stages]
+    table = workload.recorded(run.path(spec.visits, key="visits"), names) if spec.visits else None
+    return draw(pipeline, times, np.random.default_rng([run.seed, 5]), table)
+
+
+def setting_of(tuner: TunerSpec) -> Setting:
+    """Return the setting of the rules that a spec asks for."""
+    return Setting(tuner.activation, tuner.floor, tuner.margin, tuner.hold, tuner.most)
+
+
+def saved_plan(judge: Judge, run: Run) -> Plan | None:
+    """Return the plan of the file that the command named, or ``None`` if it named a spec."""
+    saved: Mapping[str, Any] = run.options.get("plan") or {}
+    return plan_of(saved["decision"], judge.pipeline) if saved.get("decision") else None
+
+
+def all_rules(judge: Judge, plan: Plan, live: Sample, setting: Setting) -> Iterator[Entry]:
+    """Yield each rule with how the trace went under it."""
+    own = policies.brief(judge.pipeline, plan, judge.estimators[0].sample, judge.limit)
+    steps = policies.ladder(own, setting.most)
+    yield _own("fixed", own, live, policies.fixed(own, live, setting), setting)
+    for name, rule in (("paper", policies.paper), ("ratio", policies.ratio)):
+        yield _own(name, own, live, rule(own, live, setting), setting, "floor" if setting.floor else "no floor")
+    yield _own("table", own, live, policies.table(own, live, setting, steps), setting, _told(setting))
+    best = policies.calibrate(own, setting, steps)
+    yield _own("calibrated", own, live, policies.table(own, live, best, steps), setting, _told(best))
+    yield from _coarse(judge, live, setting)
+    yield from _looking(judge.pipeline, plan, live, setting)
+
+
+def _told(setting: Setting) -> str:
+    floor = "floor" if setting.floor else "no floor"
+    return f"margin {setting.margin:g}, hold {setting.hold:g} s, {floor}"
+
+
+def _own(name: str, own: Brief, live: Sample, targets: list[Counts], setting: Setting, told: str = "") -> Entry:
+    return Entry(name, own.plan, play(own.pipeline, live, own.plan, targets, setting.delay), told)
+
+
+def _coarse(judge: Judge, live: Sample, setting: Setting) -> Iterator[Entry]:
+    """CG-Mean and CG-Peak with AutoScale's rule; CG-Peak keeps the head-room of its plan."""
+    unit = coarse.unit(judge)
+    if unit is None:
+        return
+    mean = max(estimator.sample.rate for estimator in judge.estimators)
+    for name, headroom, count in (
+        ("CG-Mean", 1.0, coarse.mean_count(judge, unit)),
+        ("CG-Peak", coarse.peak_rate(judge) / mean, coarse.peak_count(judge, unit)),
+    ):
+        plan = unit.times(count)
+        targets = policies.units(unit.throughput, live, CG_WINDOW_S, headroom, CG_HOLD_S, setting.most)
+        played = play(judge.pipeline, live, plan, policies.same(targets, plan), setting.delay)
+        told = f"batch {plan[0].batch}, head-room {headroom:.2f}, window {CG_WINDOW_S:g} s, hold {CG_HOLD_S:g} s"
+        yield Entry(name, plan, played, told)
+
+
+def _looking(pipeline: Pipeline, plan: Plan, live: Sample, setting: Setting) -> Iterator[Entry]:
+    told = f"defaults, at most {setting.most} a stage"
+    rules: tuple[tuple[str, Callable[..., Any]], ...] = (
+        ("Ray Serve", rivals.ray(plan, setting.most)),
+        ("Knative", rivals.knative(plan, setting.most)),
+    )
+    for name, rule in rules:
+        yield Entry(name, plan, follow(pipeline, live, plan, rule, setting.delay), told)
+
+
+def _report(spec: PipelineSpec, judge: Judge, live: Sample, entries: list[Entry]) -> Report:
+    mine = next(entry for entry in entries if entry.name == spec.tuner.policy)
+    attainment = 1 - mine.played.missed(judge.limit)
+    ok = mine.played.tail() <= judge.limit
+    cost = mine.played.cost
+    target = f"≤ {tables.milliseconds(judge.limit)}"
+    return Report(
+        "pipeline",
+        "plan",
+        spec.name,
+        Verdict.YES if ok else Verdict.NO,
+        f"{attainment * 100:.2f} % within {tables.milliseconds(judge.limit)} at ${cost:,.2f}/h under {mine.name}",
+        _subtitle(live, spec.tuner),
+        {
+            "attainment": Metric(attainment, "", target="≥ 0.99", ok=ok),
+            "cost_per_hour": Metric(cost, "$/h"),
+            "p99_ms": Metric(mine.played.tail() * 1e3, "ms", target=target, ok=ok),
+        },
+        (_table(entries, judge.limit, mine.name),),
+        (_timeline(judge.pipeline, mine, live), _traffic(live)),
+        _lines(entries, mine, judge.limit),
+        next=f"unfold serve {spec.name}.yaml",
+    )
+
+
+def _subtitle(live: Sample, tuner: TunerSpec) -> tuple[str, ...]:
+    return (
+        f"{live.size:,} queries",
+        f"{length(live):,.0f} s",
+        f"{live.rate:.3g}/s",
+        f"replicas serve {tuner.activation:g} s after the order",
+    )
+
+
+def _table(entries: list[Entry], limit: float, mine: str) -> Table:
+    columns = (
+        Column("rule"),
+        Column("misses", "%", 3),
+        Column("price", "$/h", 2),
+        Column("p99", "ms", 0),
+        Column("changes"),
+        Column("set to"),
+    )
+    rows: list[tuple[Cell, ...]] = [
+        (e.name, e.played.missed(limit) * 100, e.played.cost, e.played.tail() * 1e3, e.played.orders, e.told)
+        for e in entries
+    ]
+    return Table("rules", columns, tuple(rows), accent=next(i for i, e in enumerate(entries) if e.name == mine))
+
+
+def _lines(entries: list[Entry], mine: Entry, limit: float) -> tuple[tuple[str, str], ...]:
+    others = [e for e in entries if e.name in {"CG-Mean", "CG-Peak", "Ray Serve", "Knative"}]
+    own = mine.played.missed(limit)
+    return tuple((f"against {e.name}", _against(e, mine, own, e.played.missed(limit))) for e in others)
+
+
+def _against(other: Entry, mine: Entry, own: float, theirs: float) -> str:
+    """Both sides' misses and cost, as a ratio of misses alone says nothing."""
+    cost = mine.played.cost / other.played.cost
+    return f"misses {own * 100:.3f} % against {theirs * 100:.3f} %, at {cost:.2f} of its price"
+
+
+def _timeline(pipeline: Pipeline, mine: Entry, live: Sample) -> Figure:
+    series = []
+    for stage, choice, ledger in zip(pipeline.stages, mine.plan, mine.played.ledgers, strict=True):
+        times, counts = timeline(choice.replicas, ledger, length(live))
+        series.append(Series(stage.name, tuple(times), tuple(counts), "steps"))
+    return Figure("replicas", f"Replicas that serve, under {mine.name}", "s", "replicas", tuple(series))
+
+
+def _traffic(live: Sample) -> Figure:
+    width = max(1.0, length(live) / POINTS)
+    edges = np.arange(0.0, length(live) + width, width)
+    counts = np.histogram(live.arrivals, edges)[0] / width
+    series = Series("queries a second", tuple(edges[:-1].tolist()), tuple(counts.tolist()), "steps")
+    return Figure("traffic", "Traffic", "s", "queries a second", (series,))

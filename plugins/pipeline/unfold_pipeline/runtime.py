@@ -1,0 +1,227 @@
+"""The running pipeline: one central queue a stage, one process a replica, on one event loop.
+
+The rules are those of the queueing model: first in, first out, a batch as soon as a replica is idle, all that happens
+at one turn of the loop before anything is started. A replica that dies is replaced and its batch is served again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline.graph import Plan
+from unfold_pipeline.models import Rows, Source
+from unfold_pipeline.replica import READY, Replica, launch
+from unfold_pipeline.routes import Item, Routes
+from unfoldkit.api import broken
+
+Finished = Callable[[dict[str, Any] | None], None]
+TRIES = 3
+
+
+@dataclass(slots=True)
+class Query:
+    """A query under way: its input, its routes, what the stages answered, and who waits."""
+
+    row: Rows
+    routes: Routes
+    number: int
+    finished: Finished
+    answers: dict[str, Any] = field(default_factory=dict)
+
+
+Work = tuple[Query, Item]
+
+
+@dataclass(slots=True)
+class Worker:
+    """A replica as its stage sees it: on its way until ``ready``; ``batch`` is what it is serving."""
+
+    replica: Replica
+    ready: bool = False
+    leaving: bool = False
+    batch: list[Work] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class StageRuntime:
+    """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted."""
+
+    name: str
+    source: Source
+    batch: int
+    wanted: int
+    queue: deque[Work] = field(default_factory=deque)
+    workers: list[Worker] = field(default_factory=list)
+    failures: int = 0
+    replaced: int = 0
+    served: int = 0
+    batches: int = 0
+
+
+class Runtime:
+    """Starts, feeds, replaces and ends the replicas of a plan."""
+
+    __slots__ = ("_asked", "_loop", "_started", "stages")
+
+    def __init__(self, names: Sequence[str], sources: Sequence[Source], plan: Plan) -> None:
+        self.stages = [
+            StageRuntime(name, source, choice.batch, choice.replicas)
+            for name, source, choice in zip(names, sources, plan, strict=True)
+        ]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked = False
+        self._started: asyncio.Future[None] | None = None
+
+    async def start(self, patience: float = 180.0) -> None:
+        """Start all replicas and wait until they are ready.
+
+        Raises:
+            UnfoldError: one cannot load its model, or not in time.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.create_future()
+        for stage in self.stages:
+            self._balance(stage)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._started), patience)
+        except TimeoutError as error:
+            await self.stop()
+            raise broken("the replicas did not start in time", hint="fewer replicas, or a smaller model") from error
+
+    async def stop(self) -> None:
+        """End all replicas."""
+        for stage in self.stages:
+            for worker in stage.workers:
+                self._forget(worker)
+                await asyncio.to_thread(worker.replica.stop)
+            stage.workers.clear()
+
+    def submit(self, query: Query) -> None:
+        """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
+        for item in query.routes.entries(query.number):
+            self.stages[item[0]].queue.append((query, item))
+        if query.routes.left[query.number] == 0:
+            query.finished({})
+        self._look()
+
+    def want(self, stage: int, count: int) -> None:
+        """Set how many replicas a stage should have."""
+        self.stages[stage].wanted = max(1, count)
+        self._balance(self.stages[stage])
+
+    def _balance(self, stage: StageRuntime) -> None:
+        staying = [worker for worker in stage.workers if not worker.leaving]
+        for _ in range(stage.wanted - len(staying)):
+            self._launch(stage)
+        surplus = len(staying) - stage.wanted
+        # those on their way go first, then idle ones, then the busy ones when their batch is done
+        for worker in sorted(staying, key=lambda item: (item.ready, bool(item.batch)))[: max(0, surplus)]:
+            worker.leaving = True
+            if not worker.batch:
+                self._end(stage, worker)
+
+    def _launch(self, stage: StageRuntime) -> None:
+        worker = Worker(launch(stage.source))
+        stage.workers.append(worker)
+        self._events().add_reader(worker.replica.pipe.fileno(), self._heard, stage, worker)
+
+    def _heard(self, stage: StageRuntime, worker: Worker) -> None:
+        try:
+            told = worker.replica.pipe.recv()
+        except (EOFError, OSError):
+            self._died(stage, worker)
+            return
+        if worker.ready:
+            self._answered(stage, worker, told[0])
+        elif told == READY:
+            worker.ready = True
+            self._tell_started()
+        else:
+            self._died(stage, worker, str(told))
+        self._look()
+
+    def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any) -> None:
+        batch, worker.batch = worker.batch, []
+        stage.served += len(batch)
+        stage.failures = 0
+        for (query, item), output in zip(batch, outputs, strict=True):
+            query.answers[stage.name] = np.asarray(output).tolist()
+            for after in query.routes.after(item):
+                self.stages[after[0]].queue.append((query, after))
+            if query.routes.finished(item):
+                query.finished(query.answers)
+        if worker.leaving:
+            self._end(stage, worker)
+
+    def _died(self, stage: StageRuntime, worker: Worker, why: str = "its process ended") -> None:
+        """Put back what it was serving, in order, and start another in its place."""
+        stage.queue.extendleft(reversed(worker.batch))
+        worker.batch = []
+        self._end(stage, worker)
+        stage.replaced += 1
+        stage.failures += 1
+        if stage.failures > TRIES:
+            self._give_up(stage, why)
+            return
+        self._balance(stage)
+
+    def _give_up(self, stage: StageRuntime, why: str) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(broken(f"replicas of {stage.name} do not start: {why}"))
+        while stage.queue:
+            stage.queue.popleft()[0].finished(None)
+
+    def _end(self, stage: StageRuntime, worker: Worker) -> None:
+        self._forget(worker)
+        stage.workers.remove(worker)
+        self._events().run_in_executor(None, worker.replica.stop)
+
+    def _forget(self, worker: Worker) -> None:
+        if not worker.replica.pipe.closed:
+            self._events().remove_reader(worker.replica.pipe.fileno())
+
+    def _tell_started(self) -> None:
+        everyone = all(worker.ready for stage in self.stages for worker in stage.workers)
+        if self._started is not None and not self._started.done() and everyone:
+            self._started.set_result(None)
+
+    def _look(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._events().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._asked = False
+        for stage in self.stages:
+            if stage.failures > TRIES and not stage.workers:
+                self._give_up(stage, "")
+            for worker in list(stage.workers):
+                if not stage.queue:
+                    break
+                if worker.ready and not worker.batch and not worker.leaving:
+                    self._give(stage, worker)
+
+    def _give(self, stage: StageRuntime, worker: Worker) -> None:
+        worker.batch = [stage.queue.popleft() for _ in range(min(stage.batch, len(stage.queue)))]
+        stage.batches += 1
+        try:
+            worker.replica.pipe.send(np.stack([query.row for query, _ in worker.batch]))
+        except OSError:
+            self._died(stage, worker)
+
+    def _events(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("start() comes first")
+        return self._loop
+
+
+def clock() -> float:
+    """Return seconds for measuring."""
+    return time.perf_counter()

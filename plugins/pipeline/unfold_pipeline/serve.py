@@ -1,0 +1,184 @@
+"""The verb ``serve``: the plan as running processes, behind the Open Inference Protocol or under a replayed trace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline import live, models, policies, profiles, tables, workload
+from unfold_pipeline.graph import Plan
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.plan import judge_for
+from unfold_pipeline.planner import solve
+from unfold_pipeline.play import constant, play
+from unfold_pipeline.replay import live_sample, saved_plan, setting_of
+from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.sample import Sample
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
+
+Times = NDArray[np.float64]
+LONG = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What is needed to run: the plan, where the models are, and rows to send."""
+
+    judge: Judge
+    plan: Plan
+    sources: tuple[models.Source, ...]
+    rows: models.Rows
+
+    def runtime(self) -> Runtime:
+        """Return the plan as processes, not started yet."""
+        return Runtime([stage.name for stage in self.judge.pipeline.stages], self.sources, self.plan)
+
+
+def serve(spec: PipelineSpec, run: Run) -> Service | Report:
+    """Return the service; with a replay, the report of a trace that was played against it.
+
+    Raises:
+        UnfoldError: a stage has no model, or nothing meets the target.
+    """
+    if run.engine.name != "local":
+        raise fail(f"--engine {run.engine.name}: this kind serves on local processes", hint="leave --engine out")
+    ready = prepare(spec, run)
+    if run.options.get("replay"):
+        return _replayed(spec, run, ready)
+    from unfold_pipeline.app import application
+
+    app = application(spec.name, ready.judge.pipeline, ready.runtime(), run.seed)
+    return Service(spec.name, app, paths=(f"/v2/models/{spec.name}/infer", "/v2/health/ready", "/status"))
+
+
+def prepare(spec: PipelineSpec, run: Run) -> Ready:
+    """Return the plan of the file that was named, or a new one, with the models of its stages."""
+    judge = judge_for(spec, run)
+    chosen = saved_plan(judge, run)
+    if chosen is None:
+        outcome = solve(judge, workload.effort(spec), run.progress)
+        if outcome is None:
+            raise fail(f"no plan meets p99 ≤ {tables.milliseconds(spec.slo.p99)}", hint="unfold plan SPEC says why")
+        chosen = outcome.plan
+    sources = []
+    rows: models.Rows | None = None
+    for stage in judge.pipeline.stages:
+        model = spec.stages[stage.name].model
+        if model is None:
+            raise fail("has no model to serve", key=f"stages.{stage.name}", hint="model: {file: model.onnx}")
+        sources.append(models.source_of(stage.name, model, run))
+        rows = models.rows_for(model, models.width_of(sources[-1])) if rows is None else rows
+    if rows is None:
+        raise fail("no stage to serve", key="stages")
+    return Ready(judge, chosen, tuple(sources), rows)
+
+
+def estimate(ready: Ready, sample: Sample, run: Run) -> Times:
+    """Return the seconds of each query by the simulator, batches being as uneven as they were when measured."""
+    factors = [_unevenness(stage.name, index, run) for index, stage in enumerate(ready.judge.pipeline.stages)]
+    targets = constant(ready.plan, sample)
+    return play(ready.judge.pipeline, sample, ready.plan, targets, 0.0, factors).latencies
+
+
+def _unevenness(stage: str, index: int, run: Run) -> Times:
+    points = profiles.stored(stage, run)
+    if not points:
+        return np.ones(1)
+    return np.random.default_rng([run.seed, 6, index]).choice(np.array(points[0].spread), LONG)
+
+
+def _replayed(spec: PipelineSpec, run: Run, ready: Ready) -> Report:
+    sample = live_sample(spec, ready.judge.pipeline, Path(str(run.options["replay"])), run)
+    tuner = _tuner(spec, ready)
+    measured = asyncio.run(_driven(ready, sample, tuner, run))
+    return _report(spec, ready, sample, measured, estimate(ready, sample, run))
+
+
+async def _driven(ready: Ready, sample: Sample, tuner: live.Tuner | None, run: Run) -> live.Measured:
+    runtime = ready.runtime()
+    try:
+        await runtime.start()
+        return await live.drive(runtime, ready.judge.pipeline, sample, ready.rows, tuner, run.progress)
+    finally:
+        await runtime.stop()
+
+
+def _tuner(spec: PipelineSpec, ready: Ready) -> live.Tuner | None:
+    """The running service knows the table rule; the others are there to be compared with in simulation."""
+    if spec.tuner.policy not in ("table", "calibrated"):
+        return None
+    setting = setting_of(spec.tuner)
+    brief = policies.brief(ready.judge.pipeline, ready.plan, ready.judge.estimators[0].sample, ready.judge.limit)
+    steps = policies.ladder(brief, setting.most)
+    if spec.tuner.policy == "calibrated":
+        setting = policies.calibrate(brief, setting, steps)
+    quotas = dict(ready.judge.pipeline.quotas)
+    stages = ready.judge.pipeline.stages
+    names = [stage.options[choice.option].hardware for stage, choice in zip(stages, ready.plan, strict=True)]
+    return live.Tuner(brief, setting, steps, tuple(quotas.get(name, setting.most) for name in names))
+
+
+def _report(spec: PipelineSpec, ready: Ready, sample: Sample, measured: live.Measured, expected: Times) -> Report:
+    limit = ready.judge.limit
+    rows = live.shares(measured.latencies, expected, limit)
+    found = {name: (seen, thought) for name, seen, thought in rows}
+    attainment, p99 = found["attainment"], found["p99"]
+    ok = attainment[0] >= 0.99 and measured.lost == 0
+    return Report(
+        "pipeline",
+        "serve",
+        spec.name,
+        Verdict.YES if ok else Verdict.NO,
+        f"{sample.size:,} queries replayed on local processes, {measured.lost} lost",
+        (f"{sample.size:,} queries", f"{sample.rate:.3g}/s", f"p99 ≤ {tables.milliseconds(limit)}"),
+        {
+            "attainment": Metric(attainment[0], "", target="≥ 0.99", ok=attainment[0] >= 0.99, timed=True),
+            "estimated_attainment": Metric(attainment[1], "", timed=True),
+            "p99_ms": Metric(p99[0] * 1e3, "ms", timed=True),
+            "estimated_p99_ms": Metric(p99[1] * 1e3, "ms", timed=True),
+            "lost": Metric(measured.lost, "", target="0", ok=measured.lost == 0),
+            "replaced": Metric(measured.replaced, "replicas", timed=True),
+            "sender_lateness_ms": Metric(measured.lateness * 1e3, "ms", timed=True),
+        },
+        (_table(rows),),
+        (_figure(measured.latencies, expected),),
+        lines=(("replicas", _replicas(ready, measured)),),
+        next=f"unfold plan {spec.name}.yaml --replay TRACE",
+    )
+
+
+def _table(rows: Sequence[tuple[str, float, float]]) -> Table:
+    columns = (
+        Column("latency"),
+        Column("measured", "ms", 1, timed=True),
+        Column("estimated", "ms", 1, timed=True),
+        Column("measured is", timed=True),
+    )
+    body = tuple(
+        (name, seen * 1e3, thought * 1e3, f"{(seen / thought - 1) * 100:+.0f} % off" if thought else "")
+        for name, seen, thought in rows
+        if name != "attainment"
+    )
+    return Table("fidelity", columns, body)
+
+
+def _replicas(ready: Ready, measured: live.Measured) -> str:
+    return " · ".join(
+        f"{stage.name} {choice.replicas} planned, {count} at the end"
+        for stage, choice, count in zip(ready.judge.pipeline.stages, ready.plan, measured.largest, strict=True)
+    )
+
+
+def _figure(measured: Times, expected: Times) -> Figure:
+    shares = np.linspace(0.0, 1.0, 200)
+    series = tuple(
+        Series(name, tuple((np.quantile(values, shares) * 1e3).tolist()), tuple(shares.tolist()))
+        for name, values in (("measured", measured[np.isfinite(measured)]), ("estimated", expected))
+    )
+    return Figure("latencies", "Share of queries answered within a time", "ms", "share", series, timed=True)

@@ -1,0 +1,236 @@
+"""What a user writes in a spec of kind ``pipeline``."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfoldkit.api import Duration, Fraction, Model, Price, Problem, Rate, Spec, did_you_mean
+
+BatchLatency = dict[Annotated[int, Field(ge=1, le=4096)], Duration]
+LENGTH = 600.0
+MODELS = ("file", "code", "estimator")
+TRAFFIC = ("process", "shape", "trace")
+
+
+class Objective(Model):
+    """The target."""
+
+    p99: Annotated[Duration, Field(gt=0)] = Field(description="99 % of the queries are answered within this time")
+
+
+class Arrivals(Model):
+    """How queries arrive: a process, a named shape, or a recorded trace."""
+
+    process: Literal["poisson", "gamma", "constant"] | None = Field(default=None, description="a renewal process")
+    rate: Annotated[Rate, Field(gt=0)] | None = Field(default=None, description="mean queries a second")
+    cv: Annotated[float, Field(ge=0, le=50)] | None = Field(default=None, description="std / mean of the gaps")
+    scv: Annotated[float, Field(ge=0, le=2500)] | None = Field(default=None, description="the square of cv")
+    duration: Annotated[Duration, Field(gt=0)] | None = Field(default=None, description="length of the sample")
+    shape: str | None = Field(default=None, description="a rate that changes in time, such as big-spike")
+    trace: str | None = Field(default=None, description="a file of arrival times: CSV, NPZ, NPY or an access log")
+    column: str | None = Field(default=None, description="the column of the trace")
+    compress: Annotated[float, Field(gt=0)] = Field(default=1.0, description="play the trace this many times as fast")
+    scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="multiply the rate, keep the length")
+    share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="plan on this first part of the trace")
+
+
+class Hardware(Model):
+    """A kind of hardware that replicas can have."""
+
+    price: Price = Field(description="of one replica")
+    quota: Annotated[int, Field(ge=1)] | None = Field(default=None, description="most replicas over all stages")
+
+
+class ModelSpec(Model):
+    """What a stage runs: a saved model, a function, or an estimator that is fitted when it is profiled."""
+
+    file: str | None = Field(default=None, description="XGBoost (.ubj, .json), scikit-learn (.skops) or .onnx")
+    code: str | None = Field(default=None, pattern=r"^[\w.]+:[\w.]+$", description="module:function, with --allow-code")
+    estimator: Literal["logistic-regression", "svc", "xgboost"] | None = Field(
+        default=None, description="fitted when it is profiled"
+    )
+    dataset: Literal["digits"] = Field(default="digits", description="for the estimator")
+    features: Annotated[int, Field(ge=1)] | None = Field(default=None, description="numbers in a query, for code")
+
+
+class StageSpec(Model):
+    """A model of the pipeline."""
+
+    after: dict[str, Fraction] = Field(default={}, description="the stages before it, and the share that comes here")
+    share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="of all queries, if no stage is before it")
+    fan_out: Annotated[float, Field(gt=0, le=1000)] = Field(default=1.0, description="mean items made of one query")
+    latency: dict[str, BatchLatency] = Field(default={}, description="by hardware: time of a batch by its size")
+    model: ModelSpec | None = Field(default=None, description="what runs here, to profile and to serve")
+    wait: Duration = Field(default=0.0, description="how long a batch that is not full may be held back")
+    max_batch: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the largest batch to plan with")
+
+
+class SearchSpec(Model):
+    """How hard to look for the cheapest plan."""
+
+    limit: Annotated[float, Field(gt=0)] = Field(default=2.5e8, description="queries to simulate, over all stages")
+    proof: bool = Field(default=True, description="try to prove that nothing is cheaper, within the same limit")
+    compound: bool = Field(default=False, description="let the greedy planner take two steps at once")
+    frontier: tuple[Annotated[Duration, Field(gt=0)], ...] | None = Field(
+        default=None, description="targets of the cost-SLO table; by default five around p99"
+    )
+
+
+class TunerSpec(Model):
+    """How replica counts follow the traffic."""
+
+    policy: Literal["calibrated", "table", "ratio", "paper", "fixed"] = Field(
+        default="calibrated", description="the rule that is in charge"
+    )
+    activation: Duration = Field(default=5.0, description="from ordering a replica until it serves")
+    floor: bool = Field(default=True, description="paper and ratio never go below the plan")
+    margin: Annotated[float, Field(ge=1, le=4)] = Field(default=1.15, description="head-room of the table policy")
+    hold: Duration = Field(default=60.0, description="how long need must be lower before replicas are removed")
+    most: Annotated[int, Field(ge=1)] = Field(default=100, description="replicas that any rule may give one stage")
+
+
+class PipelineSpec(Spec):
+    """Which hardware, batch size and replica count does each model of a pipeline need to meet its deadline?"""
+
+    kind: Literal["pipeline"]
+    slo: Objective
+    arrivals: Arrivals | Annotated[tuple[Arrivals, ...], Field(min_length=1)] = Field(
+        description="traffic to plan for; a list plans for each of them"
+    )
+    hardware: dict[str, Hardware] = Field(min_length=1, description="what can be bought")
+    stages: dict[str, StageSpec] = Field(min_length=1, description="the models, in any order")
+    visits: str | None = Field(default=None, description="a CSV: for each query, how often it goes to each stage")
+    machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
+    search: SearchSpec = SearchSpec()
+    tuner: TunerSpec = TunerSpec()
+
+    def problems(self) -> Iterable[Problem]:
+        """Say what does not fit together."""
+        for place, item in _traffic(self.arrivals):
+            yield from _arrivals_problems(place, item)
+        for name, stage in self.stages.items():
+            yield from _stage_problems(name, stage, self)
+        yield from _cycles(self.stages)
+        if self.machine is not None and self.machine not in self.hardware:
+            yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
+
+
+def machine(spec: PipelineSpec) -> str:
+    """Return the hardware that this machine is."""
+    return spec.machine if spec.machine is not None else next(iter(spec.hardware))
+
+
+def traffic(spec: PipelineSpec) -> tuple[Arrivals, ...]:
+    """Return the traffic to plan for, as a list."""
+    return tuple(item for _, item in _traffic(spec.arrivals))
+
+
+def _traffic(arrivals: Arrivals | tuple[Arrivals, ...]) -> Iterable[tuple[tuple[str | int, ...], Arrivals]]:
+    if isinstance(arrivals, Arrivals):
+        yield ("arrivals",), arrivals
+        return
+    for index, item in enumerate(arrivals):
+        yield ("arrivals", index), item
+
+
+def _arrivals_problems(place: tuple[str | int, ...], item: Arrivals) -> Iterable[Problem]:
+    given = [name for name in TRAFFIC if getattr(item, name) is not None]
+    if len(given) != 1:
+        told = "two kinds of traffic at once" if given else "this says nothing about the traffic"
+        yield Problem(place, told, hint="one of: process, shape, trace")
+        return
+    if item.process and item.rate is None:
+        yield Problem((*place, "process"), "a process needs a rate", hint="such as rate: 100/s")
+    if item.cv is not None and item.scv is not None:
+        yield Problem((*place, "scv"), "cv and scv say the same thing twice", hint="leave one out")
+    if item.process == "gamma" and 0 in (item.cv, item.scv):
+        yield Problem((*place, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
+    unused = {
+        "process": ("column",),
+        "shape": ("rate", "duration", "column"),
+        "trace": ("rate", "duration", "cv", "scv"),
+    }
+    for name in unused[given[0]]:
+        if getattr(item, name) is not None:
+            yield Problem((*place, name), f"has no meaning with {given[0]}", hint="leave it out")
+
+
+def _stage_problems(name: str, stage: StageSpec, spec: PipelineSpec) -> Iterable[Problem]:
+    here = ("stages", name)
+    for parent in stage.after:
+        if parent not in spec.stages:
+            yield Problem(
+                (*here, "after", parent), "no such stage", hint=did_you_mean(parent, spec.stages), at_key=True
+            )
+    if stage.after and stage.share != 1:
+        yield Problem((*here, "share"), "only a stage without after has a share", hint="write it under after")
+    if stage.after and not any(stage.after.values()):
+        yield Problem((*here, "after"), "no query ever comes here", hint="a share above 0")
+    if stage.fan_out != 1 and len(stage.after) != 1:
+        yield Problem((*here, "fan_out"), "fan_out needs exactly one stage before it")
+    if not stage.latency and stage.model is None:
+        hint = "latency: {cpu: {1: 10 ms, 8: 60 ms}}, or a model to profile"
+        yield Problem(here, "has no latency", hint=hint, at_key=True)
+    if stage.model is not None:
+        given = [name for name in MODELS if getattr(stage.model, name) is not None]
+        if len(given) != 1:
+            yield Problem((*here, "model"), "needs exactly one of file, code, estimator")
+    for hardware, points in stage.latency.items():
+        yield from _latency_problems((*here, "latency", hardware), hardware, points, spec.hardware)
+
+
+def _latency_problems(
+    place: tuple[str | int, ...], hardware: str, points: BatchLatency, known: Mapping[str, Hardware]
+) -> Iterable[Problem]:
+    if hardware not in known:
+        yield Problem(place, "no such hardware", hint=did_you_mean(hardware, known), at_key=True)
+    if 1 not in points:
+        yield Problem(place, f'latency for batch 1 is missing for "{hardware}"', at_key=True)
+    for batch, seconds in points.items():
+        if seconds <= 0:
+            yield Problem((*place, str(batch)), "a batch takes more than 0 s")
+
+
+def _cycles(stages: Mapping[str, StageSpec]) -> Iterable[Problem]:
+    try:
+        order(stages)
+    except graphlib.CycleError as error:
+        ring = [str(name) for name in error.args[1]]
+        yield Problem(("stages", ring[0], "after"), f"the stages form a ring: {' → '.join(ring)}")
+        return
+    for name in _folded(stages):
+        yield Problem(("stages", name, "after"), "joins flows behind a fan_out, where items have no common query")
+
+
+def order(stages: Mapping[str, StageSpec]) -> list[str]:
+    """Return the names, parents before children, otherwise in the order of the spec.
+
+    Raises:
+        graphlib.CycleError: there is a ring.
+    """
+    sorter = graphlib.TopologicalSorter(
+        {name: [p for p in stage.after if p in stages] for name, stage in stages.items()}
+    )
+    sorter.prepare()
+    places = {name: index for index, name in enumerate(stages)}
+    ready: list[str] = []
+    result: list[str] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=places.__getitem__)
+        result.append(ready.pop(0))
+        sorter.done(result[-1])
+    return result
+
+
+def _folded(stages: Mapping[str, StageSpec]) -> Iterable[str]:
+    many: set[str] = set()
+    for name in order(stages):
+        parents = [parent for parent in stages[name].after if parent in stages]
+        if len(parents) > 1 and many.intersection(parents):
+            yield name
+        if stages[name].fan_out > 1 or many.intersection(parents):
+            many.add(name)

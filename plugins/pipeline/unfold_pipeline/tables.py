@@ -1,0 +1,138 @@
+"""What a person sees of a plan: tables, figures and sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unfold_pipeline.graph import Plan
+from unfold_pipeline.insight import Refused, StageTime
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.planner import Baseline, Outcome
+from unfoldkit.api import Cell, Column, Figure, Series, Table
+
+Point = tuple[float, float | None]
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds as text, in ms below ten seconds, with as many digits as matter."""
+    value = seconds * 1e3
+    if value >= 1e4:
+        return f"{seconds:,.1f} s"
+    return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
+
+
+def stage_table(judge: Judge, plan: Plan, times: Sequence[StageTime]) -> Table:
+    """Return one row a stage: what it runs on, how full it is, how long it takes, what it costs."""
+    columns = (
+        Column("stage"),
+        Column("hardware"),
+        Column("batch"),
+        Column("replicas"),
+        Column("load", "%", 0),
+        Column("p99", "ms", 1),
+        Column("waiting", "ms", 1),
+        Column("price", "$/h", 2),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for index, (stage, choice, time) in enumerate(zip(judge.pipeline.stages, plan, times, strict=True)):
+        price = judge.pipeline.price(index, choice)
+        shown = (time.load * 100, time.tail * 1e3, time.waiting * 1e3, price)
+        rows.append((stage.name, stage.options[choice.option].hardware, choice.batch, choice.replicas, *shown))
+    return Table("stages", columns, tuple(rows))
+
+
+def plan_table(outcome: Outcome, tail: float, coarse: tuple[Baseline, Baseline] | None) -> Table:
+    """Return this plan beside greedy, the coarse-grained plans and the proven bound."""
+    columns = (Column("plan"), Column("price", "$/h", 2), Column("p99", "ms", 0), Column("against this plan"))
+    cost, limit = outcome.cost, outcome.judge.limit
+    rows: list[tuple[Cell, ...]] = [("this plan", cost, tail * 1e3, "")]
+    if outcome.greedy.plan is not None:
+        other = outcome.judge.pipeline.cost(outcome.greedy.plan)
+        against = _against(other, cost, late=False)
+        rows.append(("greedy (InferLine)", other, outcome.judge.tail(outcome.greedy.plan) * 1e3, against))
+    for name, item in zip(("coarse-grained, peak", "coarse-grained, mean"), coarse or (), strict=False):
+        rows.append((name, item.cost, item.tail * 1e3, _against(item.cost, cost, late=item.tail > limit)))
+    gap = "reached: nothing is cheaper" if outcome.proven else f"gap at most {outcome.gap * 100:.1f} %"
+    rows.append(("lower bound, proven", outcome.bound, None, gap))
+    return Table("plans", columns, tuple(rows), accent=0)
+
+
+def _against(other: float, cost: float, *, late: bool) -> str:
+    change = (other / cost - 1) * 100 if cost else 0.0
+    told = "the same price" if abs(change) < 0.05 else f"{'+' if change > 0 else '−'} {abs(change):.0f} %"
+    return f"misses the target ({told})" if late else told
+
+
+def frontier_figure(points: Sequence[Point]) -> Figure:
+    """Return the price against the target."""
+    known = [(limit * 1e3, cost) for limit, cost in points if cost is not None]
+    series = Series("cheapest plan", tuple(x for x, _ in known), tuple(y for _, y in known), "steps")
+    return Figure("frontier", "Price of the cheapest plan by target", "p99 target ms", "price $/h", (series,))
+
+
+def stage_figure(judge: Judge, times: Sequence[StageTime], plan: Plan) -> Figure:
+    """Return waiting against service, a stage; the numbers on the axis are those of the rows of the table."""
+    at = tuple(float(index + 1) for index in range(len(times)))
+    service = tuple((time.mean - time.waiting) * 1e3 for time in times)
+    waiting = tuple(time.waiting * 1e3 for time in times)
+    price = tuple(judge.pipeline.price(index, choice) for index, choice in enumerate(plan))
+    series = (
+        Series("service ms", at, service, "bars"),
+        Series("waiting ms", at, waiting, "bars"),
+        Series("price $/h", at, price, "bars"),
+    )
+    return Figure("stages", "Where time and money go", "stage", "mean ms, $/h", series)
+
+
+def frontier_line(points: Sequence[Point]) -> str:
+    """Return the frontier as one line."""
+    return " · ".join(
+        f"{milliseconds(limit)} {f'${cost:,.2f}' if cost is not None else 'none'}" for limit, cost in points
+    )
+
+
+def slack_line(judge: Judge, tail: float, times: Sequence[StageTime]) -> str:
+    """Return the slack at the percentile, and the stage that the slowest queries wait for most."""
+    index = max(range(len(times)), key=lambda place: times[place].path)
+    name = judge.pipeline.stages[index].name
+    share = times[index].path * 100
+    return (
+        f"{milliseconds(judge.limit - tail)} at p99; {name} takes most of the time of {share:.0f} % of the slowest 1 %"
+    )
+
+
+def refused_line(judge: Judge, plan: Plan, refused: Sequence[Refused]) -> str:
+    """Return the largest saving that was refused, and by how much."""
+    late = [item for item in refused if item.tail > judge.limit]
+    if not late:
+        return "nothing to take away: one replica a stage"
+    item = late[0]
+    stage = judge.pipeline.stages[item.stage]
+    hardware = stage.options[plan[item.stage].option].hardware
+    over = milliseconds(item.tail - judge.limit)
+    return f"one {hardware} less at {stage.name}: p99 {milliseconds(item.tail)} (refused by {over})"
+
+
+def loss_line(judge: Judge, plan: Plan, tails: Sequence[float | None]) -> str:
+    """Return what the loss of one replica does at the stage where it hurts most."""
+    single = [judge.pipeline.stages[index].name for index, tail in enumerate(tails) if tail is None]
+    known = {index: tail for index, tail in enumerate(tails) if tail is not None}
+    parts = []
+    if known:
+        worst = max(known, key=lambda index: known[index])
+        stage = judge.pipeline.stages[worst]
+        told = "still in time" if known[worst] <= judge.limit else "misses the target"
+        hardware = stage.options[plan[worst].option].hardware
+        parts.append(f"one {hardware} lost at {stage.name}: p99 {milliseconds(known[worst])} ({told})")
+    if single:
+        parts.append(f"an outage at {', '.join(single)} (one replica)")
+    return "; ".join(parts)
+
+
+def certainty(outcome: Outcome) -> str:
+    """Return how good the plan is known to be, in the words that are due."""
+    if outcome.proven:
+        return "optimal, proven"
+    if outcome.searched:
+        return f"optimal within the per-stage bounds; proven gap at most {outcome.gap * 100:.1f} %"
+    return f"search stopped at its limit; gap at most {outcome.gap * 100:.1f} %"

@@ -1,0 +1,133 @@
+"""From a spec to what the algorithms take: a pipeline, and samples of its traffic."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline import graph
+from unfold_pipeline.planner import Effort
+from unfold_pipeline.profiles import latency_of
+from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.spec import (
+    LENGTH,
+    Arrivals,
+    BatchLatency,
+    PipelineSpec,
+    StageSpec,
+    machine,
+    order,
+    traffic,
+)
+from unfoldkit.api import Diagnostic, Run, UnfoldError, did_you_mean, fail
+from unfoldkit.arrivals import processes, shapes, traces
+
+Times = NDArray[np.float64]
+
+
+def pipeline(spec: PipelineSpec, run: Run) -> graph.Pipeline:
+    """Return the pipeline; warns of latencies that fall with the batch."""
+    names = order(spec.stages)
+    places = {name: index for index, name in enumerate(names)}
+    stages = tuple(_stage(name, spec.stages[name], places, spec, run) for name in names)
+    quotas = tuple((name, item.quota) for name, item in spec.hardware.items() if item.quota is not None)
+    return graph.Pipeline(stages, quotas)
+
+
+def effort(spec: PipelineSpec) -> Effort:
+    """Return how hard a spec wants the search to be."""
+    return Effort(most_items=spec.search.limit, proof=spec.search.proof, compound=spec.search.compound)
+
+
+def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample, ...]:
+    """Return a sample for each traffic of the spec; arrivals and routes have random streams of their own."""
+    table = (
+        recorded(run.path(spec.visits, key="visits"), [stage.name for stage in built.stages]) if spec.visits else None
+    )
+    result = []
+    for index, item in enumerate(traffic(spec)):
+        times = arrivals(item, run, np.random.default_rng([run.seed, 1, index]))
+        result.append(draw(built, times, np.random.default_rng([run.seed, 2, index]), table))
+    return tuple(result)
+
+
+def arrivals(item: Arrivals, run: Run, rng: np.random.Generator) -> Times:
+    """Return the arrival times in s that a spec asks for.
+
+    Raises:
+        UnfoldError: the trace cannot be read, or nothing arrives.
+    """
+    if item.trace is not None:
+        times = traces.read(run.path(item.trace, key="arrivals.trace"), column=item.column)
+        times = traces.compress(times, item.compress)
+        times = traces.scale(times, item.scale, rng) if item.scale != 1 else times
+    else:
+        times = _made(item, rng)
+    if item.share < 1 and times.size:
+        times = traces.window(times, 0.0, float(times[-1]) * item.share)
+    if times.size == 0:
+        raise fail("no query arrives in the sample", key="arrivals", hint="a longer duration or a larger share")
+    return times
+
+
+def scv(item: Arrivals) -> float:
+    """Return the squared coefficient of variation of the gaps."""
+    if item.process == "constant":
+        return 0.0
+    return item.scv if item.scv is not None else (item.cv if item.cv is not None else 1.0) ** 2
+
+
+def recorded(path: Path, names: list[str]) -> NDArray[np.int64]:
+    """Return the visits of recorded queries, shape (queries, stages).
+
+    Raises:
+        UnfoldError: a stage has no column, or a cell is not a count.
+    """
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.reader(stream))
+    head = rows[0] if rows else []
+    for name in names:
+        if name not in head:
+            raise UnfoldError(Diagnostic(f"no column {name!r}", str(path), 1, 1, hint=did_you_mean(name, head)))
+    columns = [head.index(name) for name in names]
+    if len(rows) < 2:
+        raise UnfoldError(Diagnostic("no query is recorded", str(path), 1, 1))
+    return np.array([[_count(row, column, path, line) for column in columns] for line, row in enumerate(rows[1:], 2)])
+
+
+def _count(row: list[str], column: int, path: Path, line: int) -> int:
+    text = row[column].strip() if column < len(row) else ""
+    if not text.isdigit():
+        raise UnfoldError(Diagnostic(f"{text!r} is not a count of visits", str(path), line, 1))
+    return int(text)
+
+
+def _made(item: Arrivals, rng: np.random.Generator) -> Times:
+    if item.shape is not None:
+        return processes.pieces(shapes.named(item.shape) * item.scale, shapes.PIECE_S, rng, scv=scv(item) or 1.0)
+    rate = (item.rate or 0.0) * item.scale
+    return processes.gamma(rate, item.duration if item.duration is not None else LENGTH, rng, scv=scv(item))
+
+
+def _stage(name: str, stage: StageSpec, places: Mapping[str, int], spec: PipelineSpec, run: Run) -> graph.Stage:
+    parents = tuple(graph.Edge(places[parent], share) for parent, share in stage.after.items() if share > 0)
+    measured = {machine(spec): latency_of(name, stage.model, run)} if stage.model is not None else {}
+    options = tuple(
+        graph.Option(hardware, spec.hardware[hardware].price, _table(name, hardware, points, stage.max_batch, run))
+        for hardware, points in {**stage.latency, **measured}.items()
+    )
+    return graph.Stage(name, parents, options, stage.share, stage.fan_out, stage.wait)
+
+
+def _table(stage: str, hardware: str, points: BatchLatency, most: int | None, run: Run) -> graph.Table:
+    known = sorted(points.items())
+    if any(later < sooner for (_, sooner), (_, later) in itertools.pairwise(known)):
+        run.log.warning("stages.%s.latency.%s: a larger batch is quicker than a smaller one", stage, hardware)
+    result = graph.table(known)
+    return result if most is None else result[: min(most, math.inf, result.size - 1) + 1]

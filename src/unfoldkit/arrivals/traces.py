@@ -1,0 +1,190 @@
+"""Read arrival times from files: CSV, NPZ, NPY, access logs; each also gzipped where it is text."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
+
+Times = NDArray[np.float64]
+COLUMNS = ("arrival_s", "arrival", "time_s", "timestamp", "TIMESTAMP", "time", "ts")
+_CLF = re.compile(r"\[(\d{2}/[A-Za-z]{3}/\d{4}:\d{2}:\d{2}:\d{2})(\.\d+)? ([+-]\d{4})\]")
+_ISO = re.compile(r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})([.,]\d+)?\s*(Z|[+-]\d{2}:?\d{2})?")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+
+
+def read(path: Path, *, column: str | None = None) -> Times:
+    """Return the arrival times of a trace in seconds since its first arrival.
+
+    ``.csv`` takes ``column`` or the first of ``arrival_s``, ``timestamp``, ...; ``.npz`` takes the array ``column`` or
+    its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601 time). Text may be gzipped.
+
+    Raises:
+        UnfoldError: no such column, a line without a time, no arrival at all, or times that go back.
+    """
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    readers: dict[str, Callable[[], Times]] = {
+        ".csv": lambda: _csv(path, column),
+        ".npz": lambda: _arrays(path, column),
+        ".npy": lambda: _arrays(path, column),
+        ".log": lambda: _log(path),
+    }
+    if suffix not in readers:
+        raise fail(
+            f"cannot read a trace that ends in {suffix!r}", file=str(path), hint="one of: .csv, .log, .npy, .npz"
+        )
+    return check(readers[suffix](), str(path))
+
+
+def check(times: Times, file: str = "", *, line: int = 0) -> Times:
+    """Return the times from 0 on.
+
+    Raises:
+        UnfoldError: the trace is empty, not finite, or goes back in time (``line`` is that of the first arrival).
+    """
+    if times.size == 0:
+        raise UnfoldError(Diagnostic("the trace has no arrival", file, line, 1 if line else 0))
+    bad = np.flatnonzero(~np.isfinite(times))
+    if bad.size:
+        raise fail(f"arrival {bad[0] + 1} is not a finite time", file=file)
+    back = np.flatnonzero(np.diff(times) < 0)
+    if back.size:
+        at = int(back[0]) + 1
+        raise fail(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint="sort the trace")
+    return np.ascontiguousarray(times - times[0])
+
+
+def compress(times: Times, factor: float) -> Times:
+    """Return the trace played ``factor`` times as fast: the rate grows, burstiness and envelope shape stay."""
+    return times / factor
+
+
+def window(times: Times, start: float, end: float) -> Times:
+    """Return the arrivals in ``[start, end)`` as seconds since ``start``."""
+    low, high = np.searchsorted(times, [start, end])
+    return times[low:high] - start
+
+
+def split(times: Times, share: float) -> tuple[Times, Times]:
+    """Return the first ``share`` of the time span, and the rest from 0 on."""
+    span = float(times[-1])
+    return window(times, 0.0, span * share), window(times, span * share, np.inf)
+
+
+def scale(times: Times, factor: float, rng: np.random.Generator) -> Times:
+    """Return the trace with every arrival kept or repeated so that the mean rate is ``factor`` as high.
+
+    A repeated arrival is moved evenly within the gap that follows it, so no two of them stand at one instant.
+    """
+    copies = np.floor(factor + rng.random(times.size)).astype(np.int64)
+    gaps = np.diff(times, append=times[-1])
+    moved = np.repeat(times, copies) + np.repeat(gaps, copies) * rng.random(int(copies.sum()))
+    return np.sort(moved)
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.GzipFile(path), encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+def _csv(path: Path, column: str | None) -> Times:
+    try:
+        with _open(path) as stream:
+            reader = csv.reader(stream)
+            head = next(reader, [])
+            if column is None and head and _NUMBER.fullmatch(head[0].strip()):
+                return np.array([float(head[0]), *_cells(reader, 0, path)])
+            return np.fromiter(_cells(reader, _place(head, column, path), path), np.float64)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise fail(f"cannot read the trace: {error}", file=str(path)) from error
+
+
+def _place(head: list[str], column: str | None, path: Path) -> int:
+    names = [name.strip() for name in head]
+    wanted = (column,) if column else COLUMNS
+    for name in wanted:
+        if name in names:
+            return names.index(name)
+    hint = (
+        did_you_mean(column, names)
+        if column
+        else f"it has: {', '.join(names[:12])}; wanted one of: {', '.join(COLUMNS)}"
+    )
+    raise UnfoldError(Diagnostic(f"no column {column or 'of arrival times'}", str(path), 1, 1, hint=hint))
+
+
+def _cells(reader: Iterator[list[str]], place: int, path: Path) -> Iterator[float]:
+    for line, row in enumerate(reader, start=2):
+        if not row:
+            continue
+        if place >= len(row):
+            raise UnfoldError(Diagnostic(f"the row has {len(row)} cells", str(path), line, 1))
+        yield _time(row[place].strip(), path, line)
+
+
+def _time(text: str, path: Path, line: int) -> float:
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    found = _stamp(text)
+    if found is None:
+        message = f"{text[:40]!r} is not a time"
+        hint = "seconds (12.5) or ISO 8601 (2023-11-16 18:17:03.97)"
+        raise UnfoldError(Diagnostic(message, str(path), line, 1, hint=hint))
+    return found
+
+
+def _log(path: Path) -> Times:
+    try:
+        with _open(path) as stream:
+            return np.fromiter(
+                (_time_in(text, path, line) for line, text in enumerate(stream, 1) if text.strip()), float
+            )
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise fail(f"cannot read the log: {error}", file=str(path)) from error
+
+
+def _time_in(text: str, path: Path, line: int) -> float:
+    found = _CLF.search(text)
+    if found:
+        whole = datetime.strptime(f"{found[1]} {found[3]}", "%d/%b/%Y:%H:%M:%S %z").timestamp()
+        return whole + float(found[2] or 0.0)
+    stamp = _stamp(text)
+    if stamp is None:
+        hint = "common log format or ISO 8601"
+        raise UnfoldError(Diagnostic("no time in this line", str(path), line, 1, hint=hint))
+    return stamp
+
+
+def _stamp(text: str) -> float | None:
+    found = _ISO.search(text)
+    if not found:
+        return None
+    zone = (found[4] or "Z").replace("Z", "+0000").replace(":", "")
+    # fractions of seven digits are usual in cloud traces, and strptime takes six
+    whole = datetime.strptime(f"{found[1]} {found[2]} {zone}", "%Y-%m-%d %H:%M:%S %z").timestamp()
+    return whole + float((found[3] or "0").replace(",", "."))
+
+
+def _arrays(path: Path, name: str | None) -> Times:
+    try:
+        data = np.load(path, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            return data.astype(np.float64).ravel()
+        key = name or next((key for key in COLUMNS if key in data.files), data.files[0] if len(data.files) == 1 else "")
+        if key not in data.files:
+            raise fail(f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(data.files)}")
+        return np.asarray(data[key], dtype=np.float64).ravel()
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise fail(f"cannot read the arrays: {error}", file=str(path)) from error

@@ -1,0 +1,186 @@
+"""The compiled kernels. Rules: see :mod:`unfoldkit.queueing.reference`, which is the same in plain Python.
+
+No event heap is needed. Replicas stand in a ring, sorted by the time at which they are free; the head starts the next
+batch, and what it finished leaves the stage, so that completions come out sorted (ties by upstream order) for nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfoldkit.arrivals.compiled import compiled
+
+Times = NDArray[np.float64]
+Items = NDArray[np.int32]
+Counts = NDArray[np.int64]
+
+HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES = range(7)
+MARKS = 7
+
+
+@compiled
+def advance(  # noqa: C901, PLR0912, PLR0915
+    times: Times,
+    items: Items,
+    known: int,
+    latency: Times,
+    factor: Times,
+    wait: float,
+    when: Times,
+    change: Counts,
+    until: float,
+    origin: Times,
+    budget: float,
+    allowed: int,
+    free: Times,
+    span: Counts,
+    mark: Counts,
+    out_times: Times,
+    out_items: Items,
+) -> float:
+    """Serve the first ``known`` items up to the time ``until``; return the seconds that drained replicas were kept.
+
+    ``free`` and ``span`` (low, high, leaving) are the ring, ``mark`` where it stands. Ends early once more than
+    ``allowed`` items left later than ``budget`` seconds after their ``origin``.
+    """
+    mask = free.size - 1
+    head, size, at, event, out, late = mark[0], mark[1], mark[2], mark[3], mark[4], mark[5]
+    batches = mark[6]
+    batch = latency.size - 1
+    drained = 0.0
+    while late <= allowed:
+        slot = head & mask
+        leaving = span[slot, 2] == 1
+        if leaving:
+            start = free[slot]
+        elif at >= known:
+            start = np.inf
+        else:
+            ready = times[at]
+            if wait > 0.0:
+                full = times[at + batch - 1] if at + batch <= known else np.inf
+                ready = min(full, ready + wait)
+            start = max(free[slot], ready)
+        if event < when.size and when[event] <= start and when[event] < until:
+            # a replica that is added stands idle from that time on; one that is removed ends its batch first
+            for _ in range(change[event]):
+                spot = head + size
+                while spot > head and free[(spot - 1) & mask] > when[event]:
+                    free[spot & mask] = free[(spot - 1) & mask]
+                    span[spot & mask] = span[(spot - 1) & mask]
+                    spot -= 1
+                free[spot & mask] = when[event]
+                span[spot & mask, 0] = 0
+                span[spot & mask, 1] = 0
+                span[spot & mask, 2] = 0
+                size += 1
+            left = -change[event]
+            for spot in range(head, head + size):
+                if left <= 0:
+                    break
+                if span[spot & mask, 2] == 0:
+                    span[spot & mask, 2] = 1
+                    drained += max(0.0, free[spot & mask] - when[event])
+                    left -= 1
+            event += 1
+            continue
+        if start >= until:
+            break
+        end = free[slot]
+        for index in range(span[slot, 0], span[slot, 1]):
+            item = items[index]
+            out_times[out] = end
+            out_items[out] = item
+            out += 1
+            if end - origin[item] > budget:
+                late += 1
+        head += 1
+        size -= 1
+        if leaving:
+            continue
+        low = at
+        limit = min(known, at + batch)
+        at += 1
+        while at < limit and times[at] <= start:
+            at += 1
+        end = start + latency[at - low] * factor[batches & (factor.size - 1)]
+        batches += 1
+        spot = head + size
+        while spot > head and free[(spot - 1) & mask] > end:
+            free[spot & mask] = free[(spot - 1) & mask]
+            span[spot & mask, 0] = span[(spot - 1) & mask, 0]
+            span[spot & mask, 1] = span[(spot - 1) & mask, 1]
+            span[spot & mask, 2] = span[(spot - 1) & mask, 2]
+            spot -= 1
+        spot &= mask
+        free[spot] = end
+        span[spot, 0] = low
+        span[spot, 1] = at
+        span[spot, 2] = 0
+        size += 1
+    for place in range(head, head + size):
+        slot = place & mask
+        if free[slot] >= until or late > allowed:
+            break
+        for index in range(span[slot, 0], span[slot, 1]):
+            item = items[index]
+            out_times[out] = free[slot]
+            out_items[out] = item
+            out += 1
+            if free[slot] - origin[item] > budget:
+                late += 1
+        span[slot, 0] = span[slot, 1]
+    mark[0], mark[1], mark[2], mark[3], mark[4], mark[5] = head, size, at, event, out, late
+    mark[6] = batches
+    return drained
+
+
+@compiled
+def follow(
+    times: Times, items: Items, known: int, first: Items, count: Items, out_times: Times, out_items: Items
+) -> int:
+    """Write the children of each finished item, in the order in which the parents finished; return how many."""
+    out = 0
+    for index in range(known):
+        item = items[index]
+        for copy in range(count[item]):
+            out_times[out] = times[index]
+            out_items[out] = first[item] + copy
+            out += 1
+    return out
+
+
+@compiled
+def latest(times: Times, items: Items, known: int, owner: Items, finish: Times) -> None:
+    """Raise ``finish[owner[item]]`` to the completion of each finished item."""
+    for index in range(known):
+        query = owner[items[index]]
+        finish[query] = max(finish[query], times[index])
+
+
+@compiled
+def late(finish: Times, arrival: Times, limit: float) -> int:
+    """Return how many queries took longer than ``limit`` seconds."""
+    count = 0
+    for index in range(finish.size):
+        if finish[index] - arrival[index] > limit:
+            count += 1
+    return count
+
+
+@compiled
+def fluid_drops(times: Times, gap: float, budget: float) -> int:
+    """Return how many items a fluid server drops that needs ``gap`` seconds an item and drops what would be late.
+
+    No schedule of servers with that joint throughput finishes more items within ``budget`` seconds of their arrival:
+    unit work and deadlines in the order of arrival (Moore and Hodgson's rule).
+    """
+    free, drops = -np.inf, 0
+    for index in range(times.size):
+        end = max(free, times[index]) + gap
+        if end > times[index] + budget:
+            drops += 1
+        else:
+            free = end
+    return drops

@@ -1,0 +1,122 @@
+"""One stage of the queueing model: a batched FIFO queue with replicas, as a value that is advanced in time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfoldkit.queueing import kernel
+
+Times = NDArray[np.float64]
+Items = NDArray[np.int32]
+Counts = NDArray[np.int64]
+NEVER: Times = np.empty(0)
+STEADY: Times = np.ones(1)
+NOTHING: Counts = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How a stage serves: ``latency[b]`` seconds for a batch of ``b`` (index 0 unused), its largest batch, replicas.
+
+    ``wait`` is how long a batch that is not full may be held back for more (0: never, as in InferLine). ``factor``
+    makes the ``i``-th batch take ``factor[i % size]`` times as long; its size is a power of two.
+    """
+
+    latency: Times
+    replicas: int
+    wait: float = 0.0
+    factor: Times = field(default_factory=lambda: STEADY)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Changes of the replica count: ``change[i]`` more (or, after their batch, less) from ``when[i]`` seconds on.
+
+    There must always be one replica left.
+    """
+
+    when: Times = field(default_factory=lambda: NEVER)
+    change: Counts = field(default_factory=lambda: NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """When a pass may end early: more than ``allowed`` items end later than ``budget`` seconds after ``origin``."""
+
+    origin: Times
+    budget: float = math.inf
+    allowed: int = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Completions of a stage: ``times`` sorted, ``items`` beside them. ``late`` is the number counted by the goal.
+
+    ``ok`` is false if the pass ended early; then the arrays end early too.
+    """
+
+    times: Times
+    items: Items
+    late: int = 0
+    ok: bool = True
+    drained: float = 0.0
+    batches: int = 0
+
+
+def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Schedule | None = None) -> Flow:
+    """Return the completions of a whole stage.
+
+    ``times`` are sorted arrivals in seconds, ``items`` the number of each (an index into ``goal.origin``).
+    """
+    state = start(server, times.size, schedule)
+    drained = state.advance(times, items, times.size, goal, schedule or Schedule())
+    done = state.done
+    late = int(state.mark[kernel.LATE])
+    batches = int(state.mark[kernel.BATCHES])
+    return Flow(state.times[:done], state.items[:done], late, late <= goal.allowed, drained, batches)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A stage at a moment: its ring of replicas, how far it has come, and room for its completions."""
+
+    server: Server
+    free: Times
+    span: Counts
+    mark: Counts
+    times: Times
+    items: Items
+
+    @property
+    def done(self) -> int:
+        """The number of completions so far."""
+        return int(self.mark[kernel.OUT])
+
+    @property
+    def begun(self) -> int:
+        """The number of items that have been taken into a batch."""
+        return int(self.mark[kernel.NEXT])
+
+    def advance(
+        self, times: Times, items: Items, known: int, goal: Goal, schedule: Schedule, until: float = math.inf
+    ) -> float:
+        """Serve all that happens before ``until``; return the seconds that drained replicas were kept."""
+        return kernel.advance(
+            times, items, known, self.server.latency, self.server.factor, self.server.wait,
+            schedule.when, schedule.change, until, goal.origin, goal.budget, goal.allowed,
+            self.free, self.span, self.mark, self.times, self.items,
+        )  # fmt: skip
+
+
+def start(server: Server, count: int, schedule: Schedule | None = None, *, most: int = 0) -> State:
+    """Return a stage before its first arrival, with room for ``count`` items and ``most`` replicas."""
+    added = int(np.maximum(schedule.change, 0).sum()) if schedule else 0
+    size = 1 << (max(server.replicas + added, most) + 1).bit_length()
+    mark = np.zeros(kernel.MARKS, dtype=np.int64)
+    mark[kernel.SIZE] = server.replicas
+    free = np.full(size, -np.inf)
+    return State(server, free, np.zeros((size, 3), np.int64), mark, np.empty(count), np.empty(count, dtype=np.int32))

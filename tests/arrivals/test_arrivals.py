@@ -1,0 +1,197 @@
+"""Arrival processes, traces and envelopes keep their laws."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from unfoldkit.arrivals import envelope, processes, shapes, traces
+from unfoldkit.errors import UnfoldError
+
+GRID = arrays.arrays(np.float64, st.integers(1, 60), elements=st.integers(0, 400).map(lambda tick: tick / 16)).map(
+    np.sort
+)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data beside the checkout."""
+    folder = Path(os.environ.get("UNFOLD_SHARED", Path(__file__).parents[2].parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no folder ../shared beside the checkout")
+    return folder
+
+
+@pytest.mark.parametrize("scv", [0.25, 1.0, 4.0, 16.0])
+def test_gamma_has_the_rate_and_burstiness_asked_for(scv: float) -> None:
+    """Mean rate and squared coefficient of variation are those asked for, times are sorted and inside the duration."""
+    times = processes.gamma(100.0, 4000.0, np.random.default_rng(1), scv=scv)
+    gaps = np.diff(times)
+    assert times.size / 4000.0 == pytest.approx(100.0, rel=0.05)
+    assert gaps.var() / gaps.mean() ** 2 == pytest.approx(scv, rel=0.08)
+    assert gaps.min() >= 0
+    assert 0 <= times[0] <= times[-1] < 4000.0
+
+
+def test_pieces_follow_their_rates() -> None:
+    """Each piece of a varying stream holds as many arrivals as its rate says; a piece of rate 0 holds none."""
+    rates = [50.0, 0.0, 200.0]
+    times = processes.pieces(rates, 100.0, np.random.default_rng(1))
+    counts = np.histogram(times, [0, 100, 200, 300])[0]
+    assert counts == pytest.approx(np.array(rates) * 100, abs=500)
+    assert counts[1] == 0
+    assert (np.diff(times) >= 0).all()
+
+
+@pytest.mark.parametrize("name", list(shapes.AUTOSCALE_LIKE))
+def test_shapes_stay_below_three_hundred(name: str) -> None:
+    """The AutoScale-like shapes have 100 pieces of a rate above 0 and at most 300 a second."""
+    rates = shapes.named(name)
+    assert rates.size == shapes.PIECES
+    assert 0 < rates.min() <= rates.max() <= 300.0 + 1e-9
+
+
+def test_scaling_changes_the_rate_and_not_the_span() -> None:
+    """A trace that is thinned or thickened keeps its span; compression keeps the coefficient of variation."""
+    rng = np.random.default_rng(2)
+    times = traces.check(processes.gamma(20.0, 500.0, rng, scv=4.0))
+    for factor in (0.3, 2.5):
+        scaled = traces.scale(times, factor, rng)
+        assert scaled.size / times.size == pytest.approx(factor, rel=0.05)
+        assert scaled[-1] <= times[-1]
+        assert (np.diff(scaled) >= 0).all()
+    quick = np.diff(traces.compress(times, 20.0))
+    assert quick.std() / quick.mean() == pytest.approx(np.diff(times).std() / np.diff(times).mean())
+
+
+@settings(deadline=None)
+@given(GRID, st.integers(1, 64).map(lambda tick: tick / 16))
+def test_envelope_equals_a_count_of_every_window(times: np.ndarray, length: float) -> None:
+    """The envelope is the largest count over all windows that begin at an arrival."""
+    expected = max(int(((times >= start) & (times < start + length)).sum()) for start in times)
+    assert envelope.envelope(times, np.array([length])).tolist() == [expected]
+
+
+@settings(deadline=None)
+@given(GRID)
+def test_first_excess_is_the_first_window_above(times: np.ndarray) -> None:
+    """No window exceeds its own envelope; one below it is exceeded, and the window found holds what is said."""
+    lengths = envelope.windows(0.5, 8.0)
+    counts = envelope.envelope(times, lengths)
+    assert envelope.first_excess(times, lengths, counts) is None
+    found = envelope.first_excess(times, lengths, counts - 1)
+    assert found is not None
+    start, length, count = found
+    assert int(((times >= start) & (times < start + length)).sum()) == count
+
+
+@settings(deadline=None)
+@given(GRID, st.integers(1, 40))
+def test_online_envelope_equals_the_compiled_one(times: np.ndarray, readings: int) -> None:
+    """Fed arrival by arrival, the online envelope reads what the compiled one computes from the whole trace."""
+    lengths = envelope.windows(0.25, 4.0)
+    instants = np.linspace(0.0, 26.0, readings)
+    watch, at, rows = envelope.LiveEnvelope(lengths.tolist()), 0, []
+    for instant in instants:
+        while at < times.size and times[at] <= instant:
+            watch.add(float(times[at]))
+            at += 1
+        rows.append(watch.read(float(instant)))
+    assert np.array(rows).tolist() == envelope.live(times, lengths, instants).tolist()
+
+
+def test_windows_double_up_to_sixty_seconds() -> None:
+    """Window lengths start at the service time, double, and end with 60 s itself."""
+    lengths = envelope.windows(0.1)
+    assert lengths[:3].tolist() == [0.1, 0.2, 0.4]
+    assert lengths[-2:].tolist() == [51.2, 60.0]
+
+
+@pytest.mark.shared
+def test_envelope_of_the_azure_traces(shared: Path) -> None:
+    """The envelopes of the two real traces are the counts that the data's own description gives."""
+    lengths = np.array([0.125, 1.0, 10.0, 60.0])
+    for name, expected in (("code", [23, 72, 415, 723]), ("conv", [7, 19, 112, 522])):
+        times = traces.read(shared / "data" / "traces" / f"azure_llm_2023_{name}.csv.gz")
+        assert envelope.envelope(times, lengths).tolist() == expected
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    """Write a file of a test."""
+    path = folder / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "arrival_s,size\n5.0,1\n5.5,2\n7.25,3\n"),
+        ("a.csv", "5.0\n5.5\n7.25\n"),
+        (
+            "a.csv.gz",
+            "TIMESTAMP,n\n2023-11-16 18:17:03.5000000,1\n2023-11-16 18:17:04,1\n2023-11-16 18:17:05.7500000,1\n",
+        ),
+        ("a.log", "2024-01-01T00:00:01Z GET /\n\n2024-01-01T00:00:01.500Z GET /\n2024-01-01T02:00:03.25+02:00 GET /\n"),
+    ],
+)
+def test_readers_agree(tmp_path: Path, name: str, text: str) -> None:
+    """The same arrivals are read from seconds, from bare numbers, from time stamps and from logs, from 0 on."""
+    assert traces.read(write(tmp_path, name, text)).tolist() == pytest.approx([0.0, 0.5, 2.25])
+
+
+def test_access_log(tmp_path: Path) -> None:
+    """Lines in the common log format give their times, whatever the time zone."""
+    lines = [
+        f'1.2.3.4 - - [10/Oct/2000:13:55:{second} {zone}] "GET / HTTP/1.0" 200 23'
+        for second, zone in (("36", "-0700"), ("38", "-0700"))
+    ]
+    assert traces.read(write(tmp_path, "access.log", "\n".join(lines))).tolist() == [0.0, 2.0]
+
+
+def test_arrays(tmp_path: Path) -> None:
+    """NPZ and NPY give the arrays that were stored."""
+    np.savez(tmp_path / "a.npz", arrival_s=np.array([1.0, 2.0]), other=np.array([0.0]))
+    np.save(tmp_path / "b.npy", np.array([1.0, 4.0]))
+    assert traces.read(tmp_path / "a.npz").tolist() == [0.0, 1.0]
+    assert traces.read(tmp_path / "b.npy").tolist() == [0.0, 3.0]
+    with pytest.raises(UnfoldError, match="no array when"):
+        traces.read(tmp_path / "a.npz", column="when")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "arrival_s\n", "the trace has no arrival"),
+        ("a.csv", "", "no column of arrival times"),
+        ("a.csv", "arrival_s\n2\n1\n", "arrival 2 .* before the one above"),
+        ("a.csv", "arrival_s\n2\nsoon\n", r"a\.csv:3:1: 'soon' is not a time"),
+        ("a.csv", "when,x\n2,3\n", r"a\.csv:1:1: no column of arrival times"),
+        ("a.csv", "x,arrival_s\n2\n", r"a\.csv:2:1: the row has 1 cells"),
+        ("a.csv", "arrival_s\nnan\n", "is not a time"),
+        ("a.log", "nothing here\n", r"a\.log:1:1: no time in this line"),
+        ("a.csv.gz", "plain", "cannot read|no column"),
+        ("a.txt", "1\n", "ends in '.txt'"),
+        ("a.npz", "junk", "cannot read the arrays"),
+    ],
+)
+def test_bad_traces_are_told(tmp_path: Path, name: str, text: str, message: str) -> None:
+    """Every bad trace gets a clear message with file and line."""
+    with pytest.raises(UnfoldError, match=message):
+        traces.read(write(tmp_path, name, text))
+
+
+def test_unknown_shape() -> None:
+    """A shape with a typo is told what was meant."""
+    with pytest.raises(UnfoldError, match="big-spike"):
+        shapes.named("big-spik")
