@@ -124,6 +124,8 @@ def counter(loaded: Loaded, registry: Any) -> Callable[[IntArray], None]:
 
 
 def _plan(spec: CascadeSpec, run: Run) -> Mapping[str, Any]:
+    if spec.over_time:
+        raise fail("a cascade over time cannot be served yet", key="data.source", hint="it can be trained and planned")
     if spec.data.source == "recorded":
         raise fail("recorded answers cannot be served: no model was fitted", key="data.source")
     plan: Mapping[str, Any] = run.options.get("plan") or {}
@@ -228,7 +230,7 @@ def _facts(loaded: Loaded, engines: Mapping[str, Engine]) -> dict[str, Any]:
 
 
 def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]]:
-    spec, steps = loaded.spec, _words(loaded)
+    steps = _words(loaded)
     what = f"a cascade of {len(steps)} steps" if loaded.is_cascade else f"{loaded.base} alone: no cascade was certified"
     lines = [("serves", what)]
     lines += [(f"{step['stage']}/{step['group']}", " → ".join(step["models"])) for step in steps]
@@ -238,7 +240,6 @@ def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]
     lines += [("engine", f"{how}: {', '.join(names)}") for how, names in groups.items()]
     if any(one.name == NATIVE for one in engines.values()):
         lines.append(("note", "native models answer more slowly; the reason stands beside them"))
-    del spec
     return lines
 
 

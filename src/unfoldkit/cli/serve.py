@@ -9,14 +9,14 @@ from typing import Any
 from unfoldkit.cli import console, plugins
 from unfoldkit.cli.drift import read_plan
 from unfoldkit.cli.request import Request
-from unfoldkit.cli.run import PLAN, perform, run_folder, store_spec, surroundings, verb_of
+from unfoldkit.cli.run import perform, run_folder, store_spec, surroundings, verb_of
 from unfoldkit.context import Run
 from unfoldkit.errors import ExitCode
 from unfoldkit.kinds import resolve
 from unfoldkit.serving.host import Address, is_loopback, listen
 from unfoldkit.serving.host import host as run_server
 from unfoldkit.serving.service import Service
-from unfoldkit.spec.load import Loaded, load
+from unfoldkit.spec.load import RUN_PLAN, Loaded, load
 
 
 def plan_of(run: Run, loaded: Loaded) -> Mapping[str, Any]:
@@ -25,10 +25,10 @@ def plan_of(run: Run, loaded: Loaded) -> Mapping[str, Any]:
     Raises:
         UnfoldError: the plan of the run was changed.
     """
-    if loaded.plan or not run.directory.has(PLAN):
+    if loaded.plan or not run.directory.has(RUN_PLAN):
         return loaded.plan
-    run.directory.read(PLAN)
-    return read_plan(run.directory.path / PLAN)
+    run.directory.read(RUN_PLAN)
+    return read_plan(run.directory.path / RUN_PLAN)
 
 
 def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str = "") -> ExitCode:

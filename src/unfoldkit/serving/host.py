@@ -209,10 +209,12 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
     expected = f"Bearer {token}".encode()
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _allowed(scope, expected):
+        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or _allowed(scope, expected):
             await app(scope, receive, send)
-            return
-        await send_reply(error(401, "a bearer token is needed", ((b"www-authenticate", b"Bearer"),)), send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await send_reply(error(401, "a bearer token is needed", ((b"www-authenticate", b"Bearer"),)), send)
 
     return guard
 
