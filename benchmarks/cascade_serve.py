@@ -137,7 +137,7 @@ def _free_port() -> int:
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(1200):
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+            raise RuntimeError(f"a server ended with {process.returncode} before {url} answered")
         try:
             urllib.request.urlopen(url, timeout=1).close()  # noqa: S310 - our own address
         except OSError:

@@ -99,7 +99,7 @@ async def drive(url: str, bodies: list[bytes], connections: int, seconds: float,
     tally = Tally(begin, begin + seconds, itertools.cycle(requests))
     loop, ends = asyncio.get_running_loop(), [asyncio.Event() for _ in range(connections)]
     for end in ends:
-        await loop.create_connection(lambda end=end: Connection(tally, end), place.hostname, place.port)  # type: ignore[misc,arg-type,type-var]
+        await loop.create_connection(lambda end=end: Connection(tally, end), place.hostname, place.port)  # type: ignore[type-var]
     async with asyncio.timeout(warm + seconds + 10):
         await asyncio.gather(*(end.wait() for end in ends))
     times = sorted(tally.seconds)

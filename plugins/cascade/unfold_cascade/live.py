@@ -67,10 +67,10 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One model of a chain; it answers where its score reaches ``cut``, everywhere if it is the last (``None``)."""
+    """One model of a chain; it answers where its score reaches ``cut``, the last of a chain wherever it is asked."""
 
     voice: Voice | Whole
-    cut: float | None
+    cut: float
     curve: Calibration | None = None
 
 
@@ -85,20 +85,32 @@ class Said:
 
 def ask(links: Sequence[Link], confidence: Confidence, batch: Rows, rows: IntArray) -> Said:
     """Ask a chain about some rows of a batch."""
-    m, left = len(rows), np.arange(len(rows))
-    said = Said(np.zeros(m, np.int64), np.zeros(m, np.int64), np.zeros((m, len(links))))
-    heard = np.zeros((m, len(links)), np.int64)
-    for k, link in enumerate(links):
-        probability = link.voice.ask(batch, rows[left] if k else rows)
-        answer = link.voice.answers[probability.argmax(axis=1)]
-        score = confidence(probability)
-        heard[left, k] = answer
-        if link.curve is not None:
-            score = link.curve(score, contexts(heard[left], tuple(range(k + 1))))
-        said.score[left, k], said.answer[left], said.exit[left] = score, answer, k
-        if link.cut is None or not len(left := left[~(score >= link.cut)]):
+    first, score = _heard(links[0], confidence, batch, rows, ())
+    scores = np.zeros((len(rows), len(links)))
+    scores[:, 0] = score
+    said, heard, left = Said(first.copy(), np.zeros(len(rows), np.int64), scores), [first], np.arange(len(rows))
+    for k, link in enumerate(links[1:], 1):
+        passed = np.flatnonzero(~(score >= links[k - 1].cut))
+        if not len(passed):
             break
+        left, earlier = left[passed], [answer[passed] for answer in heard]
+        answer, score = _heard(link, confidence, batch, rows[left], earlier)
+        heard = [*earlier, answer]
+        scores[left, k], said.answer[left], said.exit[left] = score, answer, k
     return said
+
+
+def _heard(
+    link: Link, confidence: Confidence, batch: Rows, rows: IntArray, earlier: Sequence[IntArray]
+) -> tuple[IntArray, FloatArray]:
+    """Return (m,) answers of one model and the (m,) scores that its gate reads."""
+    probability = link.voice.ask(batch, rows)
+    answer: IntArray = link.voice.answers[probability.argmax(axis=1)]
+    score = confidence(probability)
+    if link.curve is not None:
+        asked = np.column_stack([*earlier, answer])
+        score = link.curve(score, contexts(asked, tuple(range(asked.shape[1]))))
+    return answer, score
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +143,11 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """A cascade (or a monolith, as a chain of one) that answers batches; ``count`` is told the ways that rows took."""
+    """A cascade (or a monolith, as a chain of one) that answers batches.
+
+    ``written`` holds, for each output that the way alone decides, its JSON by number of the way; ``count`` is told the
+    ways that rows took.
+    """
 
     name: str
     version: str
@@ -142,6 +158,7 @@ class Cascade:
     then: Mapping[int, tuple[Link, ...]]
     confidence: Confidence
     table: Table
+    written: Mapping[str, Sequence[Any]]
     dtypes: tuple[type[Any], ...]
     count: Callable[[IntArray], None]
 
@@ -150,31 +167,21 @@ class Cascade:
         found = self.follow(batch.inputs[self.inputs[0].name])
         if not batch.trial:
             self.count(found.way)
-        table = self.table
-        return Answers(
-            {
-                "label": Coded(found.answer, table.labels),
-                "confidence": found.confidence,
-                "cost": table.cost[found.way],
-                "route_steps": Coded(found.way, table.steps),
-                "route_stage": Coded(found.way, table.stage),
-                "route_model": Coded(found.way, table.model),
-                "route_confidence": found.score,
-                "route_cut": Coded(found.way, table.cut),
-                "route_cost": Coded(found.way, table.paid),
-            }
-        )
+        known = {name: Coded(found.way, values) for name, values in self.written.items()}
+        label = Coded(found.answer, self.table.labels)
+        return Answers({"label": label, "confidence": found.confidence, "route_confidence": found.score, **known})
 
     def follow(self, x: FloatArray) -> Way:
         """Send (n, d) rows through the cascade."""
         batch = Rows({dtype: x.astype(dtype, copy=False) for dtype in self.dtypes})
         every = np.arange(len(x))
         first = ask(self.first, self.confidence, batch, every)
+        answer, last = first.answer, first.score[every, first.exit]
+        if not self.then:
+            return Way(answer, first.exit, last, first.score)
         score = np.zeros((len(x), len(self.table.stage[0])))
         score[:, : len(self.first)] = first.score
-        way, answer = first.exit * self.table.groups, first.answer.copy()
-        last = first.score[every, first.exit]
-        way = (way + answer if self.then else way) * self.table.second
+        way, answer = (first.exit * self.table.groups + answer) * self.table.second, answer.copy()
         for group, links in self.then.items():
             here = np.flatnonzero(first.answer == group)
             if len(here):

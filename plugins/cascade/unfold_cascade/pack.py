@@ -168,7 +168,13 @@ def _onnx(data: bytes, form: type[Any], classes: int, log: Any) -> Predict | Non
 def _from_scores(scores: Any, classes: int) -> FloatArray:
     """Return probabilities from raw scores by the softmax that the native model's scores go through."""
     known = np.asarray(scores, dtype=np.float64)
-    return estimators.softmax(known[:, -1] if classes == 2 else known)
+    if classes > 2:
+        return estimators.softmax(known)
+    result = np.empty((len(known), 2))
+    # the logistic function, without overflow for large scores
+    result[:, 1] = 0.5 + 0.5 * np.tanh(0.5 * known[:, -1])
+    np.subtract(1.0, result[:, 1], out=result[:, 0])
+    return result
 
 
 def _make_probe(spec: CascadeSpec, run: Run, given: Cases) -> bytes:

@@ -16,7 +16,7 @@ from unfold_cascade.plan import FRONT_FILE, from_json
 from unfold_cascade.policy import Policy, Step, follow, in_words
 from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of
 from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.ways import outputs, table
+from unfold_cascade.ways import outputs, table, written
 from unfold_cascade.zoo import AGAIN, BASELINE, WHOLE, Log, Slot, stored
 from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
 from unfoldkit.serving.app import application, paths
@@ -124,6 +124,8 @@ def counter(loaded: Loaded, registry: Any) -> Callable[[IntArray], None]:
 
 
 def _plan(spec: CascadeSpec, run: Run) -> Mapping[str, Any]:
+    if spec.over_time:
+        raise fail("a cascade over time cannot be served yet", key="data.source", hint="it can be trained and planned")
     if spec.data.source == "recorded":
         raise fail("recorded answers cannot be served: no model was fitted", key="data.source")
     plan: Mapping[str, Any] = run.options.get("plan") or {}
@@ -178,6 +180,7 @@ def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: C
         then={g: _links(loaded, engines, zoo.then[g], step, g) for g, step in loaded.policy.then.items()},
         confidence=lambda probability: confidence_of(spec, probability),
         table=ways,
+        written=written(ways),
         dtypes=tuple({one.dtype for one in engines.values()}),
         count=count,
     )
@@ -187,7 +190,7 @@ def _links(
     loaded: Loaded, engines: Mapping[str, Engine], question: Question, step: Step, group: int | None
 ) -> tuple[Link, ...]:
     voices = [_voice(loaded, engines, question, m, group) for m in step.chain]
-    cuts = [*step.cuts, None]
+    cuts = [*step.cuts, -np.inf]
     curves = [*(step.curves or [None] * len(step.cuts)), None]
     return tuple(Link(*link) for link in zip(voices, cuts, curves, strict=True))
 
@@ -227,7 +230,7 @@ def _facts(loaded: Loaded, engines: Mapping[str, Engine]) -> dict[str, Any]:
 
 
 def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]]:
-    spec, steps = loaded.spec, _words(loaded)
+    steps = _words(loaded)
     what = f"a cascade of {len(steps)} steps" if loaded.is_cascade else f"{loaded.base} alone: no cascade was certified"
     lines = [("serves", what)]
     lines += [(f"{step['stage']}/{step['group']}", " → ".join(step["models"])) for step in steps]
@@ -237,7 +240,6 @@ def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]
     lines += [("engine", f"{how}: {', '.join(names)}") for how, names in groups.items()]
     if any(one.name == NATIVE for one in engines.values()):
         lines.append(("note", "native models answer more slowly; the reason stands beside them"))
-    del spec
     return lines
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray
@@ -46,6 +47,21 @@ def table(zoo: Zoo, policy: Policy, labels: tuple[str, ...]) -> Table:
         tuple(tuple(stop.cut for stop in way) for way in full),
         tuple(tuple(stop.paid for stop in way) for way in full),
     )
+
+
+def written(found: Table) -> dict[str, tuple[msgspec.Raw, ...]]:
+    """Return the JSON of every output that the way alone decides, by number of the way."""
+    columns = {
+        "cost": found.cost.tolist(),
+        "route_steps": found.steps,
+        "route_stage": found.stage,
+        "route_model": found.model,
+        "route_cut": found.cut,
+        "route_cost": found.paid,
+    }
+    return {
+        name: tuple(msgspec.Raw(msgspec.json.encode(value)) for value in column) for name, column in columns.items()
+    }
 
 
 def outputs(found: Table) -> tuple[Field, ...]:

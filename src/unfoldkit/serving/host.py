@@ -70,8 +70,6 @@ def listen(address: Address) -> socket.socket:
             f"cannot listen on {address.host}:{address.port}: {error.strerror}",
             hint="--port 0 takes a free one",
         ) from error
-    # from here on a client may connect and wait, so that the address can be told at once
-    bound.listen(2048)
     return bound
 
 
@@ -211,13 +209,12 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
     expected = f"Bearer {token}".encode()
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or _allowed(scope, expected):
+        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or _allowed(scope, expected):
             await app(scope, receive, send)
-            return
-        if scope["type"] == "websocket":
+        elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-            return
-        await send_reply(error(401, "a bearer token is needed", ((b"www-authenticate", b"Bearer"),)), send)
+        else:
+            await send_reply(error(401, "a bearer token is needed", ((b"www-authenticate", b"Bearer"),)), send)
 
     return guard
 

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -62,18 +63,23 @@ class Reader:
             request = self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Unfit(str(error)) from error
-        tensors = self._by_name(request.inputs)
+        inputs = self._arrays(self._by_name(request.inputs))
+        call = to_call(request.parameters, len(inputs[self.inputs[0].name]))
+        return Question(inputs, call, request.id, self._wanted(request.outputs) if request.outputs else ())
+
+    def _arrays(self, tensors: Mapping[str, Any]) -> dict[str, Array]:
         inputs = {item.name: to_array(tensors[item.name], item) for item in self.inputs}
         self._check_nulls(inputs)
-        rows = {name: len(array) for name, array in inputs.items()}
-        if len(set(rows.values())) > 1:
-            raise Unfit("inputs have different numbers of rows: " + ", ".join(f"{n} {r}" for n, r in rows.items()))
-        call = to_call(request.parameters, next(iter(rows.values())))
-        return Question(inputs, call, request.id, self._wanted(request.outputs))
+        if len(inputs) > 1 and len({len(array) for array in inputs.values()}) > 1:
+            counts = ", ".join(f"{name} {len(array)}" for name, array in inputs.items())
+            raise Unfit(f"inputs have different numbers of rows: {counts}")
+        return inputs
 
     def _by_name(self, tensors: Sequence[Any]) -> dict[str, Any]:
         found = {tensor.name: tensor for tensor in tensors}
         names = [item.name for item in self.inputs]
+        if len(tensors) == len(found) and list(found) == names:
+            return found
         wanted = ", ".join(map(repr, names))
         if len(found) < len(tensors):
             raise Unfit(f"an input is given twice; this model takes {wanted}")
@@ -126,7 +132,8 @@ def to_array(tensor: Any, item: Field) -> Array:
     Raises:
         Unfit: datatype, shape or data do not fit ``item``.
     """
-    _check_datatype(tensor.datatype, item)
+    if tensor.datatype != item.datatype:
+        _check_datatype(tensor.datatype, item)
     shape = tensor.shape
     if len(shape) != len(item.shape) + 1 or tuple(shape[1:]) != item.shape or shape[0] < 1:
         given = ", ".join(map(str, shape))
@@ -164,20 +171,20 @@ def _converted(data: Sequence[Any], item: Field) -> Array:
         if item.datatype == "FP64" and not item.missing:
             # a third of the time of np.array
             return np.frombuffer(struct.pack(f"{len(data)}d", *data))
-        if item.datatype in FLOATS:
-            return np.array(data, dtype=kind)
         return _exact(data, item, kind)
-    except (TypeError, ValueError, OverflowError, struct.error) as error:
+    except (TypeError, ValueError, OverflowError, FloatingPointError, struct.error) as error:
         raise Unfit(f"input {item.name!r} must hold {item.datatype}") from error
 
 
 def _exact(data: Sequence[Any], item: Field, kind: type[Any]) -> Array:
-    wanted: type[Any] = {"BYTES": str, "BOOL": bool}.get(item.datatype, int)
+    wanted = {"BYTES": (str,), "BOOL": (bool,), "FP32": (float, int, NoneType), "FP64": (float, int, NoneType)}
+    allowed = wanted.get(item.datatype, (int,))
     for value in data:
-        if type(value) is not wanted:
+        if type(value) not in allowed:
             raise TypeError(value)
     result = np.empty(len(data), dtype=kind)
-    result[:] = data
+    with np.errstate(over="raise"):
+        result[:] = [math.nan if value is None else value for value in data]
     return result
 
 

@@ -19,7 +19,7 @@ def max_probability(probabilities: FloatArray) -> FloatArray:
     Raises:
         ValueError: The array is not (n, C) with C >= 2.
     """
-    top: FloatArray = _checked(probabilities).max(axis=1)
+    top: FloatArray = np.maximum.reduce(_checked(probabilities), axis=1)
     return top
 
 
