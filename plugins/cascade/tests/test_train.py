@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade.plan import plan
+from unfold_cascade.plan import decide, plan
+from unfold_cascade.policy import path_cost
 from unfold_cascade.profile import profile
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.train import train
@@ -279,3 +280,9 @@ def test_a_cascade_is_listed_once(trained: tuple[Path, Report]) -> None:
     assert table.accent is not None
     assert table.rows[table.accent][0].startswith("cascade, certified")
     assert len({row[2] for row in table.rows}) == len(table.rows)
+
+
+def test_a_case_that_reaches_the_monolith_pays_for_each_feature_group_once(trained: tuple[Path, Report]) -> None:
+    """What earlier models bought is not bought again for the monolith: here it ends at the monolith's own price."""
+    made = decide(spec_of(TUMOURS), run_in(trained[0]))
+    assert path_cost(made.zoo, made.zoo.first, (0, 1, 2), frozenset()).tolist() == [1.0, 5.0, made.base.cost]
