@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import time
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import uvloop
@@ -99,7 +101,8 @@ async def drive(url: str, bodies: list[bytes], connections: int, seconds: float,
     tally = Tally(begin, begin + seconds, itertools.cycle(requests))
     loop, ends = asyncio.get_running_loop(), [asyncio.Event() for _ in range(connections)]
     for end in ends:
-        await loop.create_connection(lambda end=end: Connection(tally, end), place.hostname, place.port)  # type: ignore[type-var]
+        make: Any = functools.partial(Connection, tally, end)
+        await loop.create_connection(make, place.hostname or "", place.port or 80)
     async with asyncio.timeout(warm + seconds + 10):
         await asyncio.gather(*(end.wait() for end in ends))
     times = sorted(tally.seconds)

@@ -70,6 +70,8 @@ def listen(address: Address) -> socket.socket:
             f"cannot listen on {address.host}:{address.port}: {error.strerror}",
             hint="--port 0 takes a free one",
         ) from error
+    # from here on a client may connect and wait, so that the address can be told at once
+    bound.listen(2048)
     return bound
 
 
@@ -87,11 +89,13 @@ def host(service: Service, bound: socket.socket, *, token: str = "", drain_s: in
 async def _serve(service: Service, bound: socket.socket, token: str, drain_s: int) -> Signals | None:
     drain = Drain()
     server = _server(service, token, drain, drain_s)
+    for which in (SIGTERM, SIGINT):
+        asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
+    # uvicorn would put its own handlers over these, and raise the signal again at the end
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     ends = asyncio.create_task(server.serve(sockets=[bound]))
     await _until(lambda: server.started or ends.done())
     freeze()
-    for which in (SIGTERM, SIGINT):
-        asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     while not ends.done() and not drain.asked.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(drain.asked.wait(), SWEEP_S)
