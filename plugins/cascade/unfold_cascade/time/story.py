@@ -115,7 +115,7 @@ def _policies(found: Findings) -> Table:
 def _policy_row(found: Findings, name: str, judged: Judged) -> tuple[Cell, ...]:
     own, base = judged.found, found.latched.found.bill
     less = savings(base, own.bill, NOTIONS)
-    knows = judged not in (found.single, found.one_stage)
+    knows = judged is not found.single and judged is not found.one_stage
     stage = (100 * (1 - own.loss), own.macro_f1) if knows else (None, None)
     return (name, *stage, own.utility, _clean(own.auprc), own.alerts, less.get("price"), less.get("flops"))
 
