@@ -23,8 +23,10 @@ from unfold_cascade.time.decide import Searched, judge, searched, swapped
 from unfold_cascade.time.judge import at_rate, outcome
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.long import entity_of_row, starts_of
+from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.policy import Step
 from unfold_cascade.time.search import parallel
+from unfold_cascade.time.steps import Yard, candidates, field, learnt
 from unfold_cascade.time.study import study
 from unfold_cascade.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -293,3 +295,19 @@ def _small(spec: CascadeSpec, archive: Path) -> CascadeSpec:
 def _quick(model: Any) -> Any:
     rounds = min(int(model.params["n_estimators"]), 40)
     return model.model_copy(update={"params": {**model.params, "n_estimators": rounds}})
+
+
+def test_learnt_gates_never_make_the_front_worse(found: Searched) -> None:
+    """With soft gates and induction among the starting points, no point of a stage's front is beaten by the old one."""
+    part, spec = found.study.train, found.study.spec
+    yard = Yard(found.study.rates, found.known.latched_quality.bill, spec.cost.by, Moves())
+    own = rows_in_stage(part.highest, part.since, 0, parallel=False, fresh=spec.stages[0].fresh)
+    where = field(part, 0, own)
+    gates = spec.gates.model_copy(update={"learnt": ("soft", "induction")})
+    steps = list(learnt(where, found.study.stages[0], yard, gates))
+    assert len(steps) == 2 * 4
+    assert all(lo <= hi for step in steps for lo, hi in step.spans)
+    before, after = (candidates(where, found.study.stages[0], yard, each) for each in (spec.gates, gates))
+    for price in (0.0, 0.1, 1.0):
+        least = [min(one.loss + price * one.cost for one in front) for front in (before, after)]
+        assert least[1] <= least[0] + 0.01

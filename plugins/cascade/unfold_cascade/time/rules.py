@@ -19,10 +19,11 @@ def without_time(spec: CascadeSpec) -> Iterator[Problem]:
     for key in ("moves", "alerts"):
         if getattr(spec, key) is not None:
             yield Problem((key,), TIMED, at_key=True)
+    if spec.gates.learnt:
+        yield Problem(("gates", "learnt"), TIMED, at_key=True)
     for name, group in spec.features.items():
-        for key in ("valid_for", "window", "derive"):
-            if key in group.model_fields_set:
-                yield Problem(("features", name, key), TIMED, at_key=True)
+        for key in {"valid_for", "window", "derive"} & group.model_fields_set:
+            yield Problem(("features", name, key), TIMED, at_key=True)
     for s, stage in enumerate(spec.stages):
         yield from _timed_stage(stage, ("stages", s))
     if len(spec.stages) > 2:

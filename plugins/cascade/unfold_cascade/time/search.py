@@ -63,9 +63,9 @@ def search(study: Study, rivals: Rivals, yard: Yard, alerts: Alerts) -> Front:
     ladders = []
     for s in range(len(study.stages) - 1):
         where = field(part, s, _own(study, s))
-        ladders.append(candidates(where, study.stages[s], yard, gates.max_models, gates.order))
+        ladders.append(candidates(where, study.stages[s], yard, gates))
     last = field(part, 0, _own(study, len(study.stages) - 1))
-    watch = alarms(part, last, study.stages[-1], yard, alerts.per_100h, gates.max_models, gates.order)
+    watch = alarms(part, last, study.stages[-1], yard, alerts.per_100h, gates)
     good = adequate(watch, rivals.latched_quality, alerts)
     chosen = cheapest(good or nearest(watch, rivals.latched_quality))
     found = [_point(study, steps, yard, alerts.per_100h) for steps in _pairs(ladders, chosen)]
