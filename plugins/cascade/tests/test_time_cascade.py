@@ -18,7 +18,7 @@ from unfold_cascade.plan import plan
 from unfold_cascade.profile import profile
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time import measures
-from unfold_cascade.time.choose import patient_means
+from unfold_cascade.time.choose import patient_means, sequence
 from unfold_cascade.time.decide import Searched, judge, searched, swapped
 from unfold_cascade.time.judge import at_rate, outcome
 from unfold_cascade.time.keys import Moves
@@ -311,3 +311,15 @@ def test_learnt_gates_never_make_the_front_worse(found: Searched) -> None:
     for price in (0.0, 0.1, 1.0):
         least = [min(one.loss + price * one.cost for one in front) for front in (before, after)]
         assert least[1] <= least[0] + 0.01
+
+
+def test_points_are_tested_from_strong_to_cheap() -> None:
+    """Evidence falls and cost falls along the order of testing, and the cheapest point of all comes last."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        cost, seen = rng.random(12), rng.normal(rng.normal(0, 0.05, (12, 1)), 0.1, (12, 80)).clip(-1, 1)
+        order = sequence(cost, seen, 0.01)
+        evidence = ((0.01 - seen.mean(axis=1)) / seen.std(axis=1))[order]
+        assert (np.diff(cost[order]) < 0).all()
+        assert (np.diff(evidence) <= 0).all()
+        assert order[-1] == int(np.argmin(cost))

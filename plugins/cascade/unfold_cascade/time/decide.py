@@ -17,7 +17,7 @@ from unfold_cascade.time.keys import Alerts, Moves
 from unfold_cascade.time.monolith import decoded
 from unfold_cascade.time.policy import Policy
 from unfold_cascade.time.rivals import Rivals, rivals
-from unfold_cascade.time.search import Front, adequate, cheapest, nearest, parallel, search
+from unfold_cascade.time.search import Front, Point, adequate, cheapest, nearest, parallel, search
 from unfold_cascade.time.steps import Yard
 from unfold_cascade.time.study import Part, Study, study
 from unfoldkit.api import Run
@@ -65,6 +65,7 @@ class Findings:
     naive: Choice
     cascade: Judged
     naive_cascade: Judged
+    tuned: Judged
     latched: Judged
     argmax: Judged
     single: Judged
@@ -108,6 +109,7 @@ def judge(given: Searched, run: Run) -> Findings:
         naive=naive,
         cascade=cascade,
         naive_cascade=_on_test(whole, "cascade", naive.point.policy, flags, moves),
+        tuned=_on_test(whole, "cascade", cheapest_within(given).policy, flags, moves),
         latched=Judged("monolith, latched", known.latched.policy, latched, quality(whole.test, latched)),
         argmax=Judged("monolith, argmax", known.argmax.policy, argmax, quality(whole.test, argmax)),
         single=_alone(given, longest=1),
@@ -116,6 +118,13 @@ def judge(given: Searched, run: Run) -> Findings:
         lead=_lead(given, fair.point.policy, flags, run.seed),
         rate=given.alerts.per_100h,
     )
+
+
+def cheapest_within(given: Searched) -> Point:
+    """Return the cheapest cascade that keeps the loss allowed on the tuning patients: what one would take untested."""
+    allowed = given.known.latched_quality.loss + (given.study.spec.goal.max_loss or 0.0)
+    within = [point for point in given.front.points if point.loss <= allowed]
+    return min(within, key=lambda point: point.cost) if within else given.front.points[-1]
 
 
 def _reference(given: Searched, place: int) -> Reference:

@@ -22,8 +22,8 @@ from unfold_cascade.time.steps import Candidate, Yard, candidates, field
 from unfold_cascade.time.study import Study
 
 PAIRS = 160
-ALARMS = 4
-POINTS = 48
+ALARMS = 3
+POINTS = 96
 
 
 @dataclass(frozen=True, slots=True)

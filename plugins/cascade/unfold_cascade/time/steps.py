@@ -28,8 +28,8 @@ from unfold_cascade.time.study import Part
 CUTS = (0.5, 0.6, 0.7, 0.8, 0.9)
 POINTS = 8
 BINS = 16
-KEPT = 24
-SHIFTS = (-0.06, -0.03, 0.03, 0.06)
+KEPT = 48
+SHIFTS = (-0.06, -0.02, 0.02, 0.06)
 ROUNDS = 2
 LAMBDAS = (0.03, 0.1, 0.3, 1.0)
 LEARNT_ROWS = 5000
