@@ -9,6 +9,7 @@ import numpy as np
 
 from unfold_cascade.gates.front import thin
 from unfold_cascade.gates.search import exact_front
+from unfold_cascade.spec import GateSpec
 from unfold_cascade.time import measures
 from unfold_cascade.time.judge import Quality, at_rate, outcome, quality
 from unfold_cascade.time.keys import Moves
@@ -30,7 +31,7 @@ class Alarm:
 
 
 def alarms(
-    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, longest: int, order: str
+    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, gates: GateSpec
 ) -> list[Alarm]:
     """Return steps of the last stage that all warn at the same rate, single models among them.
 
@@ -40,7 +41,7 @@ def alarms(
     found = []
     alone = Moves(entry=yard.moves.entry, confirm=yard.moves.confirm, alarm=yard.moves.alarm)
     watched = np.array([True])
-    for step in _exact(part, where, models, yard, per_100h, longest, order):
+    for step in _exact(part, where, models, yard, per_100h, gates):
         policy = at_rate(part, (step,), watched, alone, per_100h)
         if policy is None:
             continue
@@ -51,11 +52,11 @@ def alarms(
 
 
 def _exact(
-    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, longest: int, order: str
+    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, gates: GateSpec
 ) -> Iterator[Step]:
     gain = part.utility.yes - part.utility.no
     best = max(float(gain[part.utility.best].sum()), 1e-9) / len(gain)
-    for chain in ordered_chains(where, models, yard, longest, order):
+    for chain in ordered_chains(where, models, yard, gates):
         p = part.zoo.p[list(chain)].T.astype(np.float64)
         cuts = [measures.cut_at_rate(column, part.events.free, per_100h) for column in p.T]
         loss = -np.where(p >= np.array(cuts), gain[:, None] / best, 0.0)

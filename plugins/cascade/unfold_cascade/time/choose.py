@@ -18,8 +18,6 @@ from unfold_cascade.time.search import Front, Point, parallel
 from unfold_cascade.time.study import Part, Study
 from unfoldkit.api import fail
 
-LONGEST = 24
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -48,7 +46,7 @@ def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> 
     """Choose the cheapest cascade that is certified within ``goal.max_loss``, or the best within ``goal.budget``.
 
     The certificate is fixed-sequence testing (Learn then Test) on the certifying patients, who took no part in the
-    search; the order of the points, from safe to cheap, and the test of each come from the tuning patients. Each
+    search; the order of the points (``sequence``) and the test of each come from the tuning patients. Each
     patient counts once, by the mean of their hours. Where nothing can be certified, the cheapest cascade that keeps the
     goal on the tuning patients is returned, with the loss that it *is* certified for and ``promised`` unset.
     """
@@ -59,10 +57,10 @@ def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> 
     within = [point for point in front.points if point.loss <= own + epsilon] or [
         min(front.points, key=lambda point: point.loss)
     ]
-    order = sorted(within, key=lambda point: -point.cost)[-LONGEST:]
-    before, after = (
-        np.array([_differences(study, part, point.policy, base) for point in order]) for part in _parts(study)
-    )
+    seen = [_differences(study, study.train, point.policy, base) for point in within]
+    tested = sequence(np.array([point.cost for point in within]), np.array(seen), epsilon)
+    order, before = [within[place] for place in tested], np.array([seen[place] for place in tested])
+    after = np.array([_differences(study, study.calibrate, point.policy, base) for point in order])
     rules = [certificate.choose_rule(d, epsilon, after.shape[1]) for d in before]
     last = certificate.fixed_sequence(after, epsilon, 1 - goal.confidence, rules)
     if last is not None:
@@ -70,8 +68,21 @@ def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> 
     return _refused(order[-1], before[-1], after[-1], goal)
 
 
-def _parts(study: Study) -> tuple[Part, Part]:
-    return study.train, study.calibrate
+def sequence(cost: FloatArray, seen: FloatArray, epsilon: float) -> list[int]:
+    """Return the order of testing: from the strongest evidence on the tuning patients on, each point cheaper.
+
+    A point that is dearer than one with stronger evidence is left out: it could only end the walk early.
+
+    Args:
+        cost: (m,) costs of the points.
+        seen: (m, P) differences of the tuning patients.
+        epsilon: Loss allowed.
+    """
+    evidence = (epsilon - seen.mean(axis=1)) / np.maximum(seen.std(axis=1), 1e-9)
+    order = np.lexsort((cost, -evidence))
+    least = np.minimum.accumulate(cost[order])
+    cheaper = np.concatenate(([True], cost[order][1:] < least[:-1]))
+    return [int(place) for place in order[cheaper]]
 
 
 def _refused(point: Point, before: FloatArray, after: FloatArray, goal: Goal) -> Choice:
@@ -96,7 +107,7 @@ def _within_budget(study: Study, front: Front, base: Reference, goal: Goal, by: 
             f"no cascade costs so little; the cheapest needs {least:.4g} per case-hour", key="goal.budget", hint=hint
         )
     point = min(allowed, key=lambda one: one.loss)
-    before, after = (_differences(study, part, point.policy, base) for part in _parts(study))
+    before, after = (_differences(study, part, point.policy, base) for part in (study.train, study.calibrate))
     rule = _rule(before, len(after))
     return Choice(point, True, certificate.upper_bound(after, goal.confidence, rule), len(after), rule.method)
 

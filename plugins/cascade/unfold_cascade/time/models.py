@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from unfoldkit.api import Run, UnfoldError, fail, fingerprint
 
 BASELINE = "baseline"
 MONOLITH = "monolith"
+SHARED_FILE = "features.tmp.npy"
 HOUR = 3600.0
 
 
@@ -65,13 +67,15 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One fit as a worker gets it: (n, d) features, (n,) labels, the rows to learn from and the (n,) fold of each row.
+    """One fit as a worker gets it: (n,) labels, the rows to learn from and the (n,) fold of each row.
 
-    Fold -1 is no part of the training: it is answered by the model that learnt from all folds.
+    ``file`` holds the (n, d) features, of which the model sees ``columns``. Fold -1 is no part of the training: it is
+    answered by the model that learnt from all folds.
     """
 
     recipe: Recipe
-    x: Float32
+    file: str
+    columns: IntArray
     y: IntArray
     own: BoolArray
     fold: IntArray
@@ -137,7 +141,8 @@ def logs(
     Raises:
         UnfoldError: an estimator does not exist, does not fit, or a worker died.
     """
-    todo = [slot for slot in places if not _done(run, slot)]
+    # the costliest come last in a spec; begun first, they leave no worker alone at the end
+    todo = [slot for slot in reversed(places) if not _done(run, slot)]
     for slot in todo:
         estimators.check(slot.recipe, key=slot.key, allow_code=run.allow_code)
 
@@ -148,32 +153,48 @@ def logs(
         run.progress("models", len(places) - len(todo) + index + 1, len(places))
 
     if todo:
-        x = features()
-        run.engine.map(work, [_job(slot, x, fold, run.seed, spec.cost.batch) for slot in todo], on_result=keep)
+        with _shared(run, features) as file:
+            jobs = [
+                Job(slot.recipe, file, slot.columns, slot.y, slot.own, fold, run.seed, spec.cost.batch) for slot in todo
+            ]
+            run.engine.map(work, jobs, on_result=keep)
     return [_read(run, slot) for slot in places]
 
 
 def work(job: Job) -> tuple[bytes, bytes]:
     """Fit one model and log it; returns the stored model and the stored log. Runs in a worker."""
     classes = int(job.y.max()) + 1
+    x = np.ascontiguousarray(np.load(job.file, mmap_mode="r")[:, job.columns])
     learns = job.own & (job.fold >= 0)
-    model = estimators.fit(job.recipe, job.x[learns], job.y[learns], job.seed)
+    model = estimators.fit(job.recipe, x[learns], job.y[learns], job.seed)
     p = np.empty((len(job.y), classes), dtype=np.float32)
-    p[job.fold < 0] = estimators.probabilities(model, job.x[job.fold < 0], classes)
+    p[job.fold < 0] = estimators.probabilities(model, x[job.fold < 0], classes)
     for held in range(int(job.fold.max()) + 1):
         other, here = learns & (job.fold != held), job.fold == held
-        part = estimators.fit(job.recipe, job.x[other], job.y[other], job.seed)
-        p[here] = estimators.probabilities(part, job.x[here], classes)
+        part = estimators.fit(job.recipe, x[other], job.y[other], job.seed)
+        p[here] = estimators.probabilities(part, x[here], classes)
     stored = estimators.to_bytes(job.recipe, model)
-    facts = {"bytes": len(stored), "flops": _flops(model, job.x.shape[1]), "latency": _latency(model, job)}
+    facts = {"bytes": len(stored), "flops": _flops(model, x.shape[1]), "latency": _latency(model, x, job.batch)}
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     np.savez(stream, allow_pickle=False, p=p, facts=text)
     return stored, stream.getvalue()
 
 
-def _latency(model: Any, job: Job) -> float:
-    return cost.latency_us(model.predict_proba, job.x, job.batch, time.perf_counter)
+def _latency(model: Any, x: Float32, batch: int) -> float:
+    return cost.latency_us(model.predict_proba, x, batch, time.perf_counter)
+
+
+@contextmanager
+def _shared(run: Run, features: Callable[[], Float32]) -> Iterator[str]:
+    """Lay the features where every worker can map them: sent to each, they would fill the memory several times."""
+    file = run.directory.path.resolve() / SHARED_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        np.save(file, features(), allow_pickle=False)
+        yield str(file)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _flops(model: Any, columns: int) -> float | None:
@@ -202,8 +223,8 @@ def _slot(
     return Slot(*place, recipe, groups, columns, own, labels, made_from)
 
 
-def _job(slot: Slot, x: Float32, fold: IntArray, seed: int, batch: int) -> Job:
-    return Job(slot.recipe, np.ascontiguousarray(x[:, slot.columns]), slot.y, slot.own, fold, seed, batch)
+def _job(slot: Slot, file: str, fold: IntArray, seed: int, batch: int) -> Job:
+    return Job(slot.recipe, file, slot.columns, slot.y, slot.own, fold, seed, batch)
 
 
 def _hash(array: np.ndarray) -> str:

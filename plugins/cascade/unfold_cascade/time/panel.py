@@ -69,7 +69,7 @@ def panel(table: Long, groups: Mapping[str, FeatureGroup]) -> Float32:
         UnfoldError: a group names a column that the table does not have.
     """
     names = layout(groups).names
-    x = np.empty((len(table), len(names)), dtype=np.float32)
+    x = np.empty((len(table), len(names)), dtype=np.float32, order="F")
     for group, wanted in groups.items():
         for name, column in _derived(table, group, wanted):
             x[:, names.index(name)] = column

@@ -19,6 +19,8 @@ def without_time(spec: CascadeSpec) -> Iterator[Problem]:
     for key in ("moves", "alerts"):
         if getattr(spec, key) is not None:
             yield Problem((key,), TIMED, at_key=True)
+    if spec.gates.learnt:
+        yield Problem(("gates", "learnt"), TIMED, at_key=True)
     for name, group in spec.features.items():
         for key in ("valid_for", "window", "derive"):
             if _changed(group, key):

@@ -13,6 +13,7 @@ from unfold_cascade.gates.front import pareto
 from unfold_cascade.time.alarms import Alarm, alarms
 from unfold_cascade.time.cost import bill, relative
 from unfold_cascade.time.judge import Quality, at_rate
+from unfold_cascade.time.keys import Alerts
 from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.moves import walk
 from unfold_cascade.time.policy import Policy, ladder
@@ -21,8 +22,8 @@ from unfold_cascade.time.steps import Candidate, Yard, candidates, field
 from unfold_cascade.time.study import Study
 
 PAIRS = 160
-ALARMS = 4
-POINTS = 48
+ALARMS = 3
+POINTS = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def parallel(study: Study) -> BoolArray:
     return np.array([stage.parallel for stage in study.spec.stages])
 
 
-def search(study: Study, rivals: Rivals, yard: Yard, per_100h: float) -> Front:
+def search(study: Study, rivals: Rivals, yard: Yard, alerts: Alerts) -> Front:
     """Return the front on the tuning patients: loss against relative cost, at a given rate of alerts.
 
     Each stage alone gives candidates. Of the last stage the cheapest steps stay that keep the monolith's utility and
@@ -62,20 +63,21 @@ def search(study: Study, rivals: Rivals, yard: Yard, per_100h: float) -> Front:
     ladders = []
     for s in range(len(study.stages) - 1):
         where = field(part, s, _own(study, s))
-        ladders.append(candidates(where, study.stages[s], yard, gates.max_models, gates.order))
+        ladders.append(candidates(where, study.stages[s], yard, gates))
     last = field(part, 0, _own(study, len(study.stages) - 1))
-    watch = alarms(part, last, study.stages[-1], yard, per_100h, gates.max_models, gates.order)
-    good = adequate(watch, rivals.latched_quality)
+    watch = alarms(part, last, study.stages[-1], yard, alerts.per_100h, gates)
+    good = adequate(watch, rivals.latched_quality, alerts)
     chosen = cheapest(good or nearest(watch, rivals.latched_quality))
-    found = [_point(study, steps, yard, per_100h) for steps in _pairs(ladders, chosen)]
+    found = [_point(study, steps, yard, alerts.per_100h) for steps in _pairs(ladders, chosen)]
     points = [point for point in found if point is not None]
     best = pareto(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
     return Front(tuple(points[place] for place in best[:POINTS]), tuple(watch), bool(good))
 
 
-def adequate(watch: Sequence[Alarm], base: Quality) -> list[Alarm]:
-    """Return the alarms that lose neither utility nor average precision against the monolith."""
-    return [one for one in watch if one.found.utility >= base.utility and one.found.auprc >= base.auprc]
+def adequate(watch: Sequence[Alarm], base: Quality, alerts: Alerts) -> list[Alarm]:
+    """Return the alarms that lose no more utility and average precision than allowed, against the monolith."""
+    utility, auprc = base.utility - alerts.utility_margin, base.auprc - alerts.auprc_margin
+    return [one for one in watch if one.found.utility >= utility and one.found.auprc >= auprc]
 
 
 def nearest(watch: Sequence[Alarm], base: Quality) -> list[Alarm]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.gates.front import pareto, thin
+from unfold_cascade.gates.induction import induce_gates
 from unfold_cascade.gates.orders import Chain, chains_of
 from unfold_cascade.gates.search import exact_front
+from unfold_cascade.gates.soft import learn_gates
+from unfold_cascade.spec import GateSpec
 from unfold_cascade.time.cost import Rates, bill, relative
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.moves import Clock, Zoo, walk
@@ -24,9 +28,12 @@ from unfold_cascade.time.study import Part
 CUTS = (0.5, 0.6, 0.7, 0.8, 0.9)
 POINTS = 8
 BINS = 16
-KEPT = 24
-SHIFTS = (-0.06, -0.03, 0.03, 0.06)
+KEPT = 48
+SHIFTS = (-0.06, -0.02, 0.02, 0.06)
 ROUNDS = 2
+LAMBDAS = (0.03, 0.1, 0.3, 1.0)
+LEARNT_ROWS = 5000
+LEARNT_CUT = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +78,9 @@ def field(part: Part, s: int, own: BoolArray) -> Field:
     return Field(Clock(starts, part.clock.hour[rows]), zoo, part.on[rows, s], own[rows])
 
 
-def candidates(where: Field, models: Sequence[int], yard: Yard, longest: int, order: str) -> list[Candidate]:
+def candidates(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> list[Candidate]:
     """Return the steps that no other beats in both loss and cost, by ascending cost."""
-    tried = list(_exact(where, models, yard, longest, order))
+    tried = [*_exact(where, models, yard, gates), *learnt(where, models, yard, gates)]
     front = _front([_simulated(where, step, yard) for step in tried])
     for _ in range(ROUNDS):
         near = [_simulated(where, step, yard) for one in front for step in neighbours(one.step)]
@@ -94,10 +101,10 @@ def rough_costs(zoo: Zoo, yard: Yard, chain: Chain) -> FloatArray:
     return np.array(costs)
 
 
-def ordered_chains(where: Field, models: Sequence[int], yard: Yard, longest: int, order: str) -> list[Chain]:
+def ordered_chains(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> list[Chain]:
     """Return the chains of a stage's models, by ascending cost or in every order."""
     dear = np.array([rough_costs(where.zoo, yard, (model,))[0] for model in models])
-    chains = chains_of(dear, order="all" if order == "all" else "sorted", max_models=longest)
+    chains = chains_of(dear, order=gates.order, max_models=gates.max_models)
     return [tuple(models[place] for place in chain) for chain in chains]
 
 
@@ -117,10 +124,33 @@ def _moved(spans: tuple[Span, ...], place: int, side: int, shift: float) -> tupl
     return (*spans[:place], changed, *spans[place + 1 :])
 
 
-def _exact(where: Field, models: Sequence[int], yard: Yard, longest: int, order: str) -> Iterator[Step]:
+def learnt(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> Iterator[Step]:
+    """Yield steps whose gates are learnt, at several prices of cost: by gradient (soft), or by backward induction.
+
+    They are simulated beside the exact ones, so that offering them never makes the front worse.
+    """
+    every = np.flatnonzero(where.gates)
+    rows = every[:: max(len(every) // LEARNT_ROWS, 1)]
+    for chain in ordered_chains(where, models, yard, gates) if gates.learnt else ():
+        p = where.zoo.p[np.ix_(np.array(chain), rows)].T.astype(np.float64)
+        loss = ((p >= LEARNT_CUT) != where.on[rows][:, None]).astype(np.float64)
+        costs = rough_costs(where.zoo, yard, chain)
+        for lam, kind in product(LAMBDAS if len(chain) > 1 else (), gates.learnt):
+            cuts = _soft(p, loss, costs, lam) if kind == "soft" else induce_gates(p[:, :-1], loss, costs, lam)
+            yield Step(chain, _spans(cuts), LEARNT_CUT)
+
+
+def _soft(p: FloatArray, loss: FloatArray, costs: FloatArray, lam: float) -> FloatArray:
+    """Return (G, 2) spans of probabilities: a gate asks on below a confidence, so around one half."""
+    confidence = np.maximum(p[:, :-1], 1 - p[:, :-1])
+    below = np.clip(learn_gates(confidence, loss, costs, lam, 0).spans()[:, 1], 0.5, 1.0)
+    return np.stack((1 - below, below), axis=1)
+
+
+def _exact(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> Iterator[Step]:
     rows = np.flatnonzero(where.gates)
     truth = where.on[rows]
-    for chain in ordered_chains(where, models, yard, longest, order):
+    for chain in ordered_chains(where, models, yard, gates):
         p = where.zoo.p[np.ix_(np.array(chain), rows)].T.astype(np.float64)
         costs = rough_costs(where.zoo, yard, chain)
         for cut in CUTS:

@@ -39,6 +39,7 @@ def _metrics(found: Findings) -> dict[str, Metric]:
     fair = savings(base.bill, own.bill, NOTIONS)
     naive = savings(found.argmax.found.bill, found.naive_cascade.found.bill, NOTIONS)
     single = savings(base.bill, found.single.found.bill, NOTIONS)
+    tuned = savings(base.bill, found.tuned.found.bill, NOTIONS)
     figures = {
         "price_saving": (fair.get("price"), "x"),
         "flops_saving": (fair.get("flops"), "x"),
@@ -49,6 +50,9 @@ def _metrics(found: Findings) -> dict[str, Metric]:
         "loss_points_high": (100 * found.sure.loss[1], "points"),
         "loss_points_interval": (50 * (found.sure.loss[1] - found.sure.loss[0]), "points"),
         "naive_loss_points": (100 * (found.naive_cascade.found.loss - found.argmax.found.loss), "points"),
+        "tuned_price_saving": (tuned.get("price"), "x"),
+        "tuned_flops_saving": (tuned.get("flops"), "x"),
+        "tuned_loss_points": (100 * (found.tuned.found.loss - base.loss), "points"),
         "certified_loss_points": (100 * found.choice.certified, "points"),
         "lead_hours_gain": (lead.own - lead.base, "h"),
         "lead_hours": (lead.own, "h"),
@@ -99,13 +103,22 @@ def _policies(found: Findings) -> Table:
         Column("price", "x less", 1),
         Column("FLOPs", "x less", 1),
     )
-    rivals = (found.argmax, found.latched, found.single, found.one_stage, found.naive_cascade, found.cascade)
+    rivals = (
+        found.argmax,
+        found.latched,
+        found.single,
+        found.one_stage,
+        found.naive_cascade,
+        found.tuned,
+        found.cascade,
+    )
     names = (
         "monolith, argmax",
         "monolith, latched",
         f"one model alone: {found.single.name}",
         f"last stage alone: {found.one_stage.name}",
         "cascade, against argmax",
+        "cascade, against latched, tuned only",
         "cascade, against latched",
     )
     rows = tuple(_policy_row(found, name, judged) for name, judged in zip(names, rivals, strict=True))
@@ -115,7 +128,7 @@ def _policies(found: Findings) -> Table:
 def _policy_row(found: Findings, name: str, judged: Judged) -> tuple[Cell, ...]:
     own, base = judged.found, found.latched.found.bill
     less = savings(base, own.bill, NOTIONS)
-    knows = judged not in (found.single, found.one_stage)
+    knows = judged is not found.single and judged is not found.one_stage
     stage = (100 * (1 - own.loss), own.macro_f1) if knows else (None, None)
     return (name, *stage, own.utility, _clean(own.auprc), own.alerts, less.get("price"), less.get("flops"))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +91,12 @@ def study(spec: CascadeSpec, run: Run) -> Study:
     Raises:
         UnfoldError: a file, column or label is not as the spec says, or there are too few cases.
     """
-    hours = _hours(spec, run)
+    table = cache(lambda: _table(spec, run))
+    hours = _hours(spec, run, table)
     rows = _split(spec, run, hours)
     places = slots(spec, run, hours.facts, layout(spec.features))
     fold = _folds(hours.clock, rows.train, spec.gates.folds, run.seed)
-    found = logs(spec, run, places, lambda: panel(_table(spec, run), spec.features), fold)
+    found = logs(spec, run, places, lambda: panel(table(), spec.features), fold)
     return _assembled(spec, hours, rows, places, found)
 
 
@@ -159,9 +162,9 @@ def _table(spec: CascadeSpec, run: Run) -> Long:
     return read(spec.data, run)
 
 
-def _hours(spec: CascadeSpec, run: Run) -> Hours:
+def _hours(spec: CascadeSpec, run: Run, table: Callable[[], Long]) -> Hours:
     made_from = fingerprint(dump(spec.data), [dump(stage.target) for stage in spec.stages], _source(spec, run))
-    return _unpacked(run.directory.once(FILE, made_from, lambda: _packed(_table(spec, run), spec)))
+    return _unpacked(run.directory.once(FILE, made_from, lambda: _packed(table(), spec)))
 
 
 def _source(spec: CascadeSpec, run: Run) -> str:
