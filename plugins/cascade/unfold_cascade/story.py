@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -259,10 +260,15 @@ def _certificate(plan: Plan, loss: float) -> str:
     if choice.point is None:
         return _refusal(plan)
     text = (
-        f"loss against {plan.base.name} ≤ {choice.certified * 100:.2g} points with {choice.confidence:.0%} confidence"
+        f"loss against {plan.base.name} ≤ {_points_up(choice.certified)} points with {choice.confidence:.0%} confidence"
     )
     text += f" ({choice.cases} cases, {choice.method} test; {loss:.1f} on test)"
     return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
+
+
+def _points_up(loss: float) -> str:
+    """Return a loss in points, rounded up: a promise must not be printed smaller than it is."""
+    return f"{math.ceil(round(loss * 10_000, 6)) / 100:g}"
 
 
 def _refusal(plan: Plan) -> str:
