@@ -49,7 +49,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a bound socket.
+    """Return a listening socket.
 
     Raises:
         UnfoldError: the address is open to others and there is no token, or it cannot be bound.
@@ -64,6 +64,8 @@ def listen(address: Address) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((address.host, address.port))
+        # from here on callers wait instead of being refused: the address is announced before the service is ready
+        bound.listen(2048)
     except OSError as error:
         bound.close()
         raise fail(
@@ -90,8 +92,6 @@ async def _serve(service: Service, bound: socket.socket, token: str, drain_s: in
     ends = asyncio.create_task(server.serve(sockets=[bound]))
     await _until(lambda: server.started or ends.done())
     freeze()
-    for which in (SIGTERM, SIGINT):
-        asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     while not ends.done() and not drain.asked.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(drain.asked.wait(), SWEEP_S)
@@ -167,6 +167,11 @@ class Drain:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     signal: Signals | None = None
 
+    def listen(self) -> None:
+        """Hear the signals from now on, in place of uvicorn, which would raise them again after its end."""
+        for which in (SIGTERM, SIGINT):
+            asyncio.get_running_loop().add_signal_handler(which, self.begin, which)
+
     def begin(self, which: Signals) -> None:
         """Begin to drain."""
         self.signal = which
@@ -177,6 +182,9 @@ def drained(app: ASGIApp, drain: Drain) -> ASGIApp:
     """Return ``app``; while it drains it is not ready, and every answer closes its connection."""
 
     async def passing(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            # the first that uvicorn does after it took the signals, and before it takes connections
+            drain.listen()
         if not drain.asked.is_set() or scope["type"] != "http":
             await app(scope, receive, send)
         elif scope["path"] == READY:
