@@ -18,13 +18,13 @@ from typing import Any
 from unfoldkit.serving.replies import Header, Reply
 
 Answer = Callable[[bytes, Callable[[Reply], None]], None]
+_PLAIN = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)+\r\n")
 _UNUSUAL = re.compile(
-    rb"\r\n(?:transfer-encoding|expect|upgrade|trailer|content-encoding|inference-header-content-length)"
-    rb"|\r\nconnection[ \t]*:(?![ \t]*keep-alive[ \t]*\r\n)"
-    rb"|\r\n[ \t:]|\r(?!\n)|(?<!\r)\n|\x00",
+    rb"\r\n(?:transfer-encoding|expect|upgrade|trailer|content-encoding|inference-header-content-length):"
+    rb"|\r\nconnection:(?![ \t]*keep-alive[ \t]*\r\n)",
     re.IGNORECASE,
 )
-_LENGTH = re.compile(rb"\r\n(content-length|host)([ \t]*):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\n(content-length|host):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _TOKEN = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _HEAD_BYTES = 16384
 _KNOWN_HEADS = 1024
@@ -81,10 +81,11 @@ def _parsed(head: bytes, lane: Lane) -> Head | None:
         return None
     rest = head[line:-2]
     fields = _LENGTH.findall(rest)
-    named = {name.lower(): (gap, value) for name, gap, value in fields}
-    gap, size = named.get(b"content-length", (b"", b""))
-    plain = len(named) == len(fields) == 2 and not gap and size.isdigit() and len(size) < 11
-    if not plain or int(size) > lane.limit or _UNUSUAL.search(rest) or not _allowed(rest, lane):
+    named = {name.lower(): value for name, value in fields}
+    size = named.get(b"content-length", b"")
+    once = len(named) == len(fields) == 2 and size.isdigit() and len(size) < 11
+    plain = once and _PLAIN.fullmatch(rest) is not None and not _UNUSUAL.search(rest)
+    if not plain or int(size) > lane.limit or not _allowed(rest, lane):
         return None
     return Head(answer, len(head), len(head) + int(size))
 
