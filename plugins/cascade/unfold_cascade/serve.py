@@ -11,7 +11,7 @@ import numpy as np
 from unfold_cascade.arrays import IntArray
 from unfold_cascade.cases import Cases, group_of_label, stored_cases
 from unfold_cascade.live import Cascade, Link, Voice, Whole
-from unfold_cascade.pack import NATIVE, Engine, Probe, engine, keep_probe
+from unfold_cascade.pack import Engine, Probe, engine, keep_probe
 from unfold_cascade.plan import FRONT_FILE, from_json
 from unfold_cascade.policy import Policy, Step, follow, in_words
 from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of
@@ -237,10 +237,9 @@ def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]
     groups: dict[str, list[str]] = {}
     for name, one in engines.items():
         groups.setdefault(f"{one.name}, {one.why}", []).append(name)
-    lines += [("engine", f"{how}: {', '.join(names)}") for how, names in groups.items()]
-    if any(one.name == NATIVE for one in engines.values()):
-        lines.append(("note", "native models answer more slowly; the reason stands beside them"))
-    return lines
+    if len(groups) == 1:
+        return [*lines, *(("engine", f"{how} ({len(names)} models)") for how, names in groups.items())]
+    return [*lines, *(("engine", f"{how}: {', '.join(names)}") for how, names in groups.items())]
 
 
 def _ways(ways: Any) -> range:
