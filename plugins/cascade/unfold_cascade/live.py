@@ -37,7 +37,7 @@ class Voice:
         """Return (m, C) probabilities of some rows of a batch."""
         x = batch.x[self.engine.dtype]
         if len(rows) < len(x):
-            x = x[rows]
+            x = x.take(rows, axis=0)
         return self.engine.predict(x if self.columns is None else x[:, self.columns])
 
 
@@ -185,9 +185,9 @@ class Cascade:
         for group, links in self.then.items():
             here = np.flatnonzero(first.answer == group)
             if len(here):
-                said = ask(links, self.confidence, batch, here)
+                said, place = ask(links, self.confidence, batch, here), first.exit[here] + 1
                 answer[here], last[here] = said.answer, said.score[np.arange(len(here)), said.exit]
                 way[here] += said.exit
-                for k in range(len(links)):
-                    score[here, first.exit[here] + 1 + k] = said.score[:, k]
+                for k in range(int(said.exit.max()) + 1):
+                    score[here, place + k] = said.score[:, k]
         return Way(answer, way, last, score)

@@ -178,7 +178,7 @@ def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: C
         facts=_facts(loaded, engines),
         first=_links(loaded, engines, zoo.first, loaded.policy.first, None),
         then={g: _links(loaded, engines, zoo.then[g], step, g) for g, step in loaded.policy.then.items()},
-        confidence=lambda probability: confidence_of(spec, probability),
+        confidence=confidence_of(spec),
         table=ways,
         written=written(ways),
         dtypes=tuple({one.dtype for one in engines.values()}),

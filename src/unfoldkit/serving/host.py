@@ -158,6 +158,7 @@ def freeze() -> None:
     """Put all that was made so far out of the garbage collector's sight: it lives as long as the process."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
 
 
 @dataclass(slots=True)
