@@ -160,9 +160,7 @@ def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Pat
     assert pack.engine(run, slot, log, probe).name == ONNX
     for form in ("float32", "float64"):
         name = f"serving/fine/round/linear.{form}.onnx"
-        made_from = run.directory.files().get(name, {}).get("made_from") or fingerprint(
-            slot.made_from, pack._versions()
-        )
+        made_from = pack.form_of(slot)
         pack._converted(run, other, np.dtype(form).type)
         run.directory.write(name, run.directory.read(f"serving/fine/straight/linear.{form}.onnx"), made_from=made_from)
     found = pack.engine(run, slot, log, probe)

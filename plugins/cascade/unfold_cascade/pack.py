@@ -106,7 +106,12 @@ def _native(run: Run, slot: Slot, why: str) -> Engine:
 def _converted(run: Run, slot: Slot, form: type[Any]) -> bytes:
     """Return the ONNX form of a model that reads ``form``, made once; empty bytes if it has none."""
     name = f"serving/{slot.stage}/{slot.group}/{slot.model}.{np.dtype(form).name}.onnx"
-    return run.directory.once(name, fingerprint(slot.made_from, FORMS, _versions()), lambda: _convert(run, slot, form))
+    return run.directory.once(name, form_of(slot), lambda: _convert(run, slot, form))
+
+
+def form_of(slot: Slot) -> str:
+    """Return the fingerprint of what a converted model is made from: the model, and the converters."""
+    return fingerprint(slot.made_from, FORMS, _versions())
 
 
 def _convert(run: Run, slot: Slot, form: type[Any]) -> bytes:
