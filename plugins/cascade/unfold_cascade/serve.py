@@ -231,7 +231,7 @@ def _facts(loaded: Loaded, engines: Mapping[str, Engine]) -> dict[str, Any]:
 
 def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]]:
     steps = _words(loaded)
-    what = f"a cascade of {len(steps)} steps" if loaded.is_cascade else f"{loaded.base} alone: no cascade was certified"
+    what = "the cascade of the plan" if loaded.is_cascade else f"{loaded.base} alone: no cascade was certified"
     lines = [("serves", what)]
     lines += [(f"{step['stage']}/{step['group']}", " → ".join(step["models"])) for step in steps]
     groups: dict[str, list[str]] = {}
