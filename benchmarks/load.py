@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import uvloop
@@ -100,7 +101,8 @@ async def drive(url: str, bodies: list[bytes], connections: int, seconds: float,
     tally = Tally(begin, begin + seconds, itertools.cycle(requests))
     loop, ends = asyncio.get_running_loop(), [asyncio.Event() for _ in range(connections)]
     for end in ends:
-        await loop.create_connection(_maker(tally, end), place.hostname or "", place.port or 80)
+        make: Any = functools.partial(Connection, tally, end)
+        await loop.create_connection(make, place.hostname or "", place.port or 80)
     async with asyncio.timeout(warm + seconds + 10):
         await asyncio.gather(*(end.wait() for end in ends))
     times = sorted(tally.seconds)
@@ -112,10 +114,6 @@ async def drive(url: str, bodies: list[bytes], connections: int, seconds: float,
         "p50_ms": 1e3 * times[len(times) // 2] if times else None,
         "p99_ms": 1e3 * times[len(times) * 99 // 100] if times else None,
     }
-
-
-def _maker(tally: Tally, over: asyncio.Event) -> Callable[[], asyncio.Protocol]:
-    return lambda: cast("asyncio.Protocol", Connection(tally, over))
 
 
 def _request(host: str, path: str, body: bytes) -> bytes:

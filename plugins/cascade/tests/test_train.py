@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade.plan import plan
+from unfold_cascade.plan import decide, plan
+from unfold_cascade.policy import path_cost
 from unfold_cascade.profile import profile
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.train import train
@@ -258,3 +259,30 @@ def test_the_certificate_keeps_its_promise_over_resampled_calibrations() -> None
         last = certificate.fixed_sequence(after[order], epsilon, delta, [rules[i] for i in order])
         broken += last is not None and bool((worse[order[: last + 1]] > epsilon).any())
     assert broken <= 1000 * delta + 2 * (1000 * delta * (1 - delta)) ** 0.5
+
+
+def test_the_relaxation_that_a_refusal_names_is_certified(trained: tuple[Path, Report]) -> None:
+    """A refused loss is answered with the smallest loss that is granted, in tenths of a point."""
+    report = plan(spec_of(TUMOURS, "goal.max_loss=0.1%"), run_in(trained[0]))
+    assert report.verdict is Verdict.NO
+    least = report.metrics["certified_loss_points"].value
+    assert least > 0.1
+    assert report.next.endswith(f"--set goal.max_loss={least:g}%")
+    answers = [
+        plan(spec_of(TUMOURS, f"goal.max_loss={loss:.1f}%"), run_in(trained[0])) for loss in (least, least - 0.1)
+    ]
+    assert [answer.verdict for answer in answers] == [Verdict.YES, Verdict.NO]
+
+
+def test_a_cascade_is_listed_once(trained: tuple[Path, Report]) -> None:
+    """The chosen cascade is the marked row, also when it is the most accurate or the cheapest of the front."""
+    table = trained[1].tables[0]
+    assert table.accent is not None
+    assert table.rows[table.accent][0].startswith("cascade, certified")
+    assert len({row[2] for row in table.rows}) == len(table.rows)
+
+
+def test_a_case_that_reaches_the_monolith_pays_for_each_feature_group_once(trained: tuple[Path, Report]) -> None:
+    """What earlier models bought is not bought again for the monolith: here it ends at the monolith's own price."""
+    made = decide(spec_of(TUMOURS), run_in(trained[0]))
+    assert path_cost(made.zoo, made.zoo.first, (0, 1, 2), frozenset()).tolist() == [1.0, 5.0, made.base.cost]

@@ -14,6 +14,7 @@ from unfold_cascade.questions import Zoo
 from unfold_cascade.spec import Goal
 
 POINTS = 64
+GRID = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,15 @@ class Choice:
     """What was chosen, and why.
 
     ``point`` is an index into the front; ``None`` means that only the monolith itself keeps the promise. ``certified``
-    is the loss that is promised with ``confidence``; ``first_bound`` the smallest loss that the safest cascade could
-    have been certified for; ``stopped`` whether a cheaper point was refused.
+    is the loss that is promised with ``confidence``; ``least`` the smallest loss that could have been certified;
+    ``stopped`` whether a point was refused.
     """
 
     point: int | None
     certified: float
     confidence: float
     cases: int
-    first_bound: float
+    least: float
     method: str
     stopped: bool
     reason: str = ""
@@ -84,45 +85,53 @@ def choose(
     return _within_loss(zoo, front, base, labels, tune, certify, goal)
 
 
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """Points of a front with their (m,) cost and (m, n) differences to the monolith, on tuning and certifying rows."""
+
+    points: IntArray
+    cost: FloatArray
+    tune: FloatArray
+    certify: FloatArray
+
+
 def _within_loss(
     zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
 ) -> Choice:
-    epsilon, delta = goal.max_loss or 0.0, 1 - goal.confidence
-    cheaper = [point for point in range(len(front.policies)) if front.cost[point] < base.cost]
-    if not cheaper:
-        return Choice(
-            None, 0.0, goal.confidence, len(certify), 1.0, "none", stopped=False, reason="no cascade is cheaper"
-        )
-    tests = _safest_first(zoo, front, cheaper, base, labels, tune, epsilon, len(certify))
-    after = np.array([_differences(zoo, front.policies[point], base, labels, certify) for point, _ in tests])
-    rules = [rule for _, rule in tests]
-    last = certificate.fixed_sequence(after, epsilon, delta, rules)
-    bound = certificate.upper_bound(after[0], goal.confidence, rules[0])
-    if last is None:
-        return Choice(None, 0.0, goal.confidence, len(certify), bound, rules[0].method, stopped=True)
+    epsilon, n = goal.max_loss or 0.0, len(certify)
+    points = np.flatnonzero(front.cost < base.cost)
+    if not len(points):
+        return Choice(None, 0.0, goal.confidence, n, 1.0, "none", stopped=False, reason="no cascade is cheaper")
+    before, after = (_all_differences(zoo, front, points, base, labels, rows) for rows in (tune, certify))
+    evidence = _Evidence(points, front.cost[points], before, after)
+    passed = _passed(evidence, epsilon, 1 - goal.confidence)
+    if not passed:
+        least = _least_certified(evidence, epsilon, 1 - goal.confidence)
+        return Choice(None, 0.0, goal.confidence, n, least, "none", stopped=True)
     # every point that passed is certified, all together: the cheapest of them may be taken
-    point, rule = min(tests[: last + 1], key=lambda test: front.cost[test[0]])
-    stopped = last + 1 < len(tests)
-    return Choice(point, epsilon, goal.confidence, len(certify), bound, rule.method, stopped=stopped)
+    best, rule = min(passed, key=lambda test: evidence.cost[test[0]])
+    stopped = len(passed) < len(points)
+    return Choice(int(points[best]), epsilon, goal.confidence, n, epsilon, rule.method, stopped=stopped)
 
 
-def _safest_first(
-    zoo: Zoo,
-    front: PolicyFront,
-    points: list[int],
-    base: Monolith,
-    labels: IntArray,
-    tune: IntArray,
-    epsilon: float,
-    cases: int,
-) -> list[tuple[int, certificate.Rule]]:
-    """Return the points in the order in which they are tested, each with its test; both come from ``tune`` alone."""
-    ranked = []
-    for point in points:
-        d = _differences(zoo, front.policies[point], base, labels, tune)
-        rule = certificate.choose_rule(d, epsilon, cases)
-        ranked.append((certificate.p_value(d, epsilon, rule), -float(front.cost[point]), point, rule))
-    return [(point, rule) for _, _, point, rule in sorted(ranked, key=lambda item: item[:3])]
+def _passed(evidence: _Evidence, epsilon: float, delta: float) -> list[tuple[int, certificate.Rule]]:
+    """Return the points that passed, each with its test; their order and the tests come from the tuning rows alone."""
+    cases = evidence.certify.shape[1]
+    rules = [certificate.choose_rule(d, epsilon, cases) for d in evidence.tune]
+    hopes = np.array([certificate.p_value(d, epsilon, rule) for d, rule in zip(evidence.tune, rules, strict=True)])
+    order = np.lexsort((-evidence.cost, hopes))
+    tests = [(int(point), rules[point]) for point in order]
+    last = certificate.fixed_sequence(evidence.certify[order], epsilon, delta, [rule for _, rule in tests])
+    return [] if last is None else tests[: last + 1]
+
+
+def _least_certified(evidence: _Evidence, refused: float, delta: float) -> float:
+    """Return the smallest loss, in tenths of a point, for which some cascade would have been certified."""
+    low, high = int(refused * GRID), GRID - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _passed(evidence, middle / GRID, delta) else (middle, high)
+    return high / GRID
 
 
 def _within_budget(
@@ -137,6 +146,12 @@ def _within_budget(
     d = _differences(zoo, front.policies[point], base, labels, certify)
     bound = certificate.upper_bound(d, goal.confidence, rule)
     return Choice(point, bound, goal.confidence, len(certify), bound, rule.method, stopped=False)
+
+
+def _all_differences(
+    zoo: Zoo, front: PolicyFront, points: IntArray, base: Monolith, labels: IntArray, rows: IntArray
+) -> FloatArray:
+    return np.array([_differences(zoo, front.policies[point], base, labels, rows) for point in points])
 
 
 def _differences(zoo: Zoo, policy: Policy, base: Monolith, labels: IntArray, rows: IntArray) -> FloatArray:

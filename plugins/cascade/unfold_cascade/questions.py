@@ -73,22 +73,26 @@ def assemble(spec: CascadeSpec, given: Cases, found: list[tuple[Slot, Log]]) -> 
     target = spec.stages[0].target.groups
     monoliths = _question(spec, found, BASELINE, WHOLE)
     best = best_single(spec, monoliths, given)
-    whole = _Whole(given, group_of_label(spec, given.names), found[len(found) - len(monoliths.models) + best][1])
+    log = found[len(found) - len(monoliths.models) + best][1]
+    whole = _Whole(given, group_of_label(spec, given.names), log, monoliths.buys[best] | {BASELINE})
     first = _question(spec, found, spec.stages[0].name, WHOLE, whole, None)
     then = {g: _question(spec, found, spec.stages[1].name, name, whole, g) for g, name in enumerate(target or {})}
     prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
-    cost = float(monoliths.price[best]) + sum(prices.get(name, 0.0) for name in monoliths.buys[best])
     times = {BASELINE: float(monoliths.latency_us[best])}
-    return Zoo(first, then, monoliths, {**prices, BASELINE: cost}, times, unit(spec))
+    return Zoo(first, then, monoliths, {**prices, BASELINE: float(monoliths.price[best])}, times, unit(spec))
 
 
 @dataclass(frozen=True, slots=True)
 class _Whole:
-    """The monolith as a model of a stage: its probabilities of labels, summed up for groups or kept within one."""
+    """The monolith as a model of a stage: its probabilities of labels, summed up for groups or kept within one.
+
+    ``buys`` are its feature groups and its own call: whichever of them a case has paid for is not paid again.
+    """
 
     given: Cases
     groups: IntArray
     log: Log
+    buys: frozenset[str]
 
     def probability(self, group: int | None) -> tuple[FloatArray, IntArray]:
         """Return (n, A) probabilities and the (A,) answers that they are about."""
@@ -156,7 +160,7 @@ def _voice(
     spec: CascadeSpec, model: ModelSpec, logged: tuple[Slot, Log] | None, whole: _Whole | None, group: int | None
 ) -> _Voice:
     if logged is None and whole is not None:
-        return _Voice(model.name, *whole.probability(group), 0.0, frozenset({BASELINE}), 0.0)
+        return _Voice(model.name, *whole.probability(group), 0.0, whole.buys, 0.0)
     if logged is None:
         raise fail(f"the model {model.name!r} was not fitted", hint="unfold train fits it")
     slot, log = logged

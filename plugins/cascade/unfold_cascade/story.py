@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,12 @@ def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
     loss = _base_accuracy(plan) - _accuracy(plan, outcome)
     goal, unit = plan.spec.goal, plan.zoo.unit
     target = f"≤ {goal.max_loss * 100:g}" if goal.max_loss is not None else None
-    certified = plan.choice.certified
+    certified = _promised(plan)
     return {
         "saving": Metric(plan.base.cost / float(outcome.cost.mean()), "x", timed=timed),
         "loss_points": Metric(round(loss * 100, 9), "points", timed=timed),
         "certified_loss_points": Metric(
-            round(certified * 100, 9),
+            None if certified is None else round(certified * 100, 9),
             "points",
             target=target,
             ok=None if target is None else plan.policy is not None,
@@ -84,6 +85,13 @@ def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
         "front_points": Metric(len(plan.front.policies), timed=timed),
         **_latency(plan, outcome),
     }
+
+
+def _promised(plan: Plan) -> float | None:
+    """Return the loss that is certified; of a plan that is refused the least that would have been."""
+    if plan.policy is not None:
+        return plan.choice.certified
+    return None if plan.spec.goal.max_loss is None or plan.choice.reason else plan.choice.least
 
 
 def _latency(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
@@ -99,9 +107,9 @@ def _policies(plan: Plan, run: Run) -> Table:
     columns = (
         Column("policy"),
         Column("accuracy", "%", 1, timed=timed),
-        Column("cost", unit, _digits(plan.base.cost), timed=timed),
+        Column("cost", unit, _digits(plan.base.cost, float(plan.front.cost[0])), timed=timed),
         Column("saving", "x", 1, timed=timed),
-        Column("answered by the first model", "%", 0, timed=timed),
+        Column("stops at first", "%", 0, timed=timed),
         Column("time", "µs", 1, timed=True),
     )
     rows: list[tuple[Any, ...]] = [
@@ -139,9 +147,8 @@ def _named(plan: Plan) -> list[tuple[str, Policy]]:
         if plan.policy is None
         else [("cascade, " + ("certified" if plan.spec.goal.max_loss else "within the budget"), plan.policy)]
     )
-    named.append(("cascade, most accurate", policies[-1]))
-    named.append(("cascade, cheapest", policies[0]))
-    return named
+    others = [("cascade, most accurate", policies[-1]), ("cascade, cheapest", policies[0])]
+    return named + [(label, policy) for label, policy in others if policy is not plan.policy]
 
 
 def _stage_tables(plan: Plan, outcome: Outcome) -> list[Table]:
@@ -155,7 +162,12 @@ def _stage_tables(plan: Plan, outcome: Outcome) -> list[Table]:
         Column("asked", "%", 1, timed=timed),
         Column("sure", "%", 1, timed=timed),
         Column("answers from", "", 3, timed=timed),
-        Column("cost of a call", plan.zoo.unit, _digits(plan.base.cost), timed=timed),
+        Column(
+            "a call",
+            plan.zoo.unit,
+            _digits(*plan.zoo.first.price, *(price for q in plan.zoo.then.values() for price in q.price)),
+            timed=timed,
+        ),
     )
     n = len(outcome.answer)
     rows = _chain_rows(plan.zoo.first, plan.policy.first, outcome.exit_first, n)
@@ -189,11 +201,12 @@ def _chain_rows(question: Question, step: Step, exit_: Any, n: int) -> list[tupl
 def _monoliths(plan: Plan) -> Table:
     question, labels, given = plan.zoo.monoliths, plan.given.labels, plan.given
     timed = plan.spec.cost.by == MEASURED
+    costs = [float(question.price[m] + plan.zoo.bought(question.buys[m])) for m in range(len(question.models))]
     columns = (
         Column("single model tried"),
-        Column("accuracy on train", "%", 1),
-        Column("accuracy on test", "%", 1),
-        Column("cost", plan.zoo.unit, _digits(plan.base.cost), timed=timed),
+        Column("train accuracy", "%", 1),
+        Column("test accuracy", "%", 1),
+        Column("cost", plan.zoo.unit, _digits(*costs), timed=timed),
         Column("time", "µs", 1, timed=True),
     )
     rows = tuple(
@@ -201,7 +214,7 @@ def _monoliths(plan: Plan) -> Table:
             name,
             float((question.answer[given.rows.train, m] == labels[given.rows.train]).mean()) * 100,
             float((question.answer[given.rows.test, m] == labels[given.rows.test]).mean()) * 100,
-            float(question.price[m] + plan.zoo.bought(question.buys[m])),
+            costs[m],
             float(question.latency_us[m]),
         )
         for m, name in enumerate(question.models)
@@ -234,7 +247,7 @@ def _lines(plan: Plan, outcome: Outcome) -> tuple[tuple[str, str], ...]:
         ("certificate", _certificate(plan, loss)),
         (
             "front",
-            f"{len(savings)} cascades from {savings.min():.1f}x to {savings.max():.1f}x; plot: --out report.html",
+            f"{len(savings)} cascades from {savings.min():,.1f}x to {savings.max():,.1f}x; plot: --out report.html",
         ),
         *greedy_gap.lines(plan),
         ("split", _split(plan)),
@@ -247,10 +260,15 @@ def _certificate(plan: Plan, loss: float) -> str:
     if choice.point is None:
         return _refusal(plan)
     text = (
-        f"loss against {plan.base.name} ≤ {choice.certified * 100:.2g} points with {choice.confidence:.0%} confidence"
+        f"loss against {plan.base.name} ≤ {_points_up(choice.certified)} points with {choice.confidence:.0%} confidence"
     )
     text += f" ({choice.cases} cases, {choice.method} test; {loss:.1f} on test)"
     return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
+
+
+def _points_up(loss: float) -> str:
+    """Return a loss in points, rounded up: a promise must not be printed smaller than it is."""
+    return f"{math.ceil(round(loss * 10_000, 6)) / 100:g}"
 
 
 def _refusal(plan: Plan) -> str:
@@ -262,7 +280,7 @@ def _refusal(plan: Plan) -> str:
     needed = certificate.cases_needed(goal.max_loss, 1 - goal.confidence) if goal.max_loss > 0 else None
     if least > goal.max_loss and needed:
         return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} cases are needed"
-    return f"{text}: the safest cascade reaches {choice.first_bound * 100:.2f}"
+    return f"{text}: the least that they certify is {choice.least * 100:g}"
 
 
 def _split(plan: Plan) -> str:
@@ -282,8 +300,12 @@ def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
         return f"no cascade costs ≤ {goal.budget:g} {plan.zoo.unit} a case; the cheapest needs {plan.front.cost[0]:.4g}"
     if plan.choice.reason:
         return f"no cascade is cheaper than {plan.base.name}"
-    relaxed = f"max_loss: {np.ceil(plan.choice.first_bound * 1000) / 10:g}%"
+    relaxed = f"max_loss: {_relaxed(plan)}"
     return f"no cascade is certified within {100 * (goal.max_loss or 0):g} points; smallest relaxation: {relaxed}"
+
+
+def _relaxed(plan: Plan) -> str:
+    return f"{plan.choice.least * 100:g}%"
 
 
 def _subtitle(plan: Plan) -> tuple[str, ...]:
@@ -297,6 +319,8 @@ def _subtitle(plan: Plan) -> tuple[str, ...]:
 
 
 def _next(plan: Plan, run: Run, verb: str) -> str:
+    if plan.policy is None and plan.spec.goal.budget is None and not plan.choice.reason:
+        return f"unfold plan {run.directory.path} --set goal.max_loss={_relaxed(plan)}"
     if verb == "plan":
         return f"unfold plan {run.directory.path} --out plan.yaml"
     if plan.spec.data.source != "recorded":
@@ -313,5 +337,7 @@ def _decision(plan: Plan) -> dict[str, Any]:
     return common | {"cascade": in_words(plan.zoo, plan.policy)}
 
 
-def _digits(cost: float) -> int:
-    return 0 if cost >= 1000 else 1 if cost >= 10 else 4
+def _digits(*costs: float) -> int:
+    """Return the digits after the point that show the smallest of some costs."""
+    least = min((cost for cost in costs if cost > 0), default=1.0)
+    return 0 if least >= 100 else 1 if least >= 10 else 2 if least >= 0.01 else 5

@@ -96,7 +96,7 @@ def test_ledger_pays_from_the_order_and_takes_back_what_is_on_its_way() -> None:
 def test_held_targets_fall_only_after_the_hold() -> None:
     """A target falls once it has been lower for the whole hold, and rises at once."""
     targets = np.array([1, 5, 1, 1, 1, 1, 7, 1], dtype=np.int64)
-    assert held(targets, 3.0).tolist() == [1, 5, 5, 5, 1, 1, 7, 7]
+    assert held(targets, 3.0, 2).tolist() == [2, 5, 5, 5, 1, 1, 7, 7]
 
 
 def test_carried_out_stops_paying_at_the_end() -> None:

@@ -87,10 +87,13 @@ def carried_out(start: int, targets: Counts, delay: float, end: float) -> Ledger
     return ledger
 
 
-def held(targets: Counts, hold: float) -> Counts:
-    """Return the largest of the targets of the last ``hold`` seconds, at each second: removal only after a lull."""
+def held(targets: Counts, hold: float, before: int) -> Counts:
+    """Return the largest of the targets of the last ``hold`` seconds, at each second: removal only after a lull.
+
+    ``before`` is the target of the time before the trace, of which the rule has seen nothing.
+    """
     width = max(1, round(hold / TICK))
-    padded = np.concatenate([np.full(width - 1, targets[0]), targets])
+    padded = np.concatenate([np.full(width - 1, before), targets])
     result: Counts = np.lib.stride_tricks.sliding_window_view(padded, width).max(axis=1)
     return result
 

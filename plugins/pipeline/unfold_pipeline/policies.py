@@ -197,7 +197,8 @@ def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = No
     steps = steps or ladder(plan, setting.most)
     wanted = _wanted(plan, live.arrivals, instants(live), setting, steps)
     return [
-        _drained(plan, index, live, setting, held(wanted[:, index], setting.hold)) for index in range(len(plan.plan))
+        _drained(plan, index, live, setting, held(wanted[:, index], setting.hold, plan.plan[index].replicas))
+        for index in range(len(plan.plan))
     ]
 
 
@@ -265,14 +266,19 @@ def fixed(plan: Brief, live: Sample, _setting: Setting) -> list[Counts]:
     return [np.full(instants(live).size, choice.replicas, dtype=np.int64) for choice in plan.plan]
 
 
-def units(throughput: float, live: Sample, window: float, headroom: float, hold: float, most: int) -> Counts:
-    """Return the units of AutoScale's rule: mean rate of the last ``window`` s, removal after ``hold`` s."""
+def units(
+    throughput: float, live: Sample, start: int, *, window: float, headroom: float, hold: float, most: int
+) -> Counts:
+    """Return the units of AutoScale's rule: mean rate of the last ``window`` s, removal after ``hold`` s.
+
+    ``start`` units were there before the trace.
+    """
     now = instants(live)
     edges = np.searchsorted(live.arrivals, np.stack([now, now - window]), "right")
     seen = np.minimum(np.maximum(now, TICK), window)
     rate = (edges[0] - edges[1]) / seen
     need = np.maximum(1, np.ceil(rate * headroom / throughput - 1e-9)).astype(np.int64)
-    return held(np.minimum(need, most), hold)
+    return held(np.minimum(need, most), hold, start)
 
 
 def same(targets: Counts, stages: Sequence[Choice]) -> list[Counts]:

@@ -99,7 +99,9 @@ def _coarse(judge: Judge, live: Sample, setting: Setting) -> Iterator[Entry]:
         ("CG-Peak", coarse.peak_rate(judge) / mean, coarse.peak_count(judge, unit)),
     ):
         plan = unit.times(count)
-        targets = policies.units(unit.throughput, live, CG_WINDOW_S, headroom, CG_HOLD_S, setting.most)
+        targets = policies.units(
+            unit.throughput, live, count, window=CG_WINDOW_S, headroom=headroom, hold=CG_HOLD_S, most=setting.most
+        )
         played = play(judge.pipeline, live, plan, policies.same(targets, plan), setting.delay)
         told = f"batch {plan[0].batch}, head-room {headroom:.2f}, window {CG_WINDOW_S:g} s, hold {CG_HOLD_S:g} s"
         yield Entry(name, plan, played, told)

@@ -89,6 +89,10 @@ def host(service: Service, bound: socket.socket, *, token: str = "", drain_s: in
 async def _serve(service: Service, bound: socket.socket, token: str, drain_s: int) -> Signals | None:
     drain = Drain()
     server = _server(service, token, drain, drain_s)
+    for which in (SIGTERM, SIGINT):
+        asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
+    # uvicorn would put its own handlers over these, and raise the signal again at the end
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     ends = asyncio.create_task(server.serve(sockets=[bound]))
     await _until(lambda: server.started or ends.done())
     freeze()
@@ -158,7 +162,6 @@ def freeze() -> None:
     """Put all that was made so far out of the garbage collector's sight: it lives as long as the process."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
 
 
 @dataclass(slots=True)
@@ -167,11 +170,6 @@ class Drain:
 
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     signal: Signals | None = None
-
-    def listen(self) -> None:
-        """Hear the signals from now on, in place of uvicorn, which would raise them again after its end."""
-        for which in (SIGTERM, SIGINT):
-            asyncio.get_running_loop().add_signal_handler(which, self.begin, which)
 
     def begin(self, which: Signals) -> None:
         """Begin to drain."""
@@ -183,9 +181,6 @@ def drained(app: ASGIApp, drain: Drain) -> ASGIApp:
     """Return ``app``; while it drains it is not ready, and every answer closes its connection."""
 
     async def passing(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            # the first that uvicorn does after it took the signals, and before it takes connections
-            drain.listen()
         if not drain.asked.is_set() or scope["type"] != "http":
             await app(scope, receive, send)
         elif scope["path"] == READY:

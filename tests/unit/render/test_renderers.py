@@ -164,3 +164,11 @@ def test_cells_show_what_is_absent() -> None:
     assert [cells.cell(value, column) for value in (None, True, False, "x")] == ["–", "yes", "no", "x"]
     assert cells.head(column) == "c ms"
     assert cells.metric(Metric(None, "s")) == "not measured"
+
+
+def test_a_plot_in_a_page_takes_the_ink_of_the_page() -> None:
+    """A plot is drawn in the colour of the text around it, and a logarithmic axis has plain numbers."""
+    drawn = picture.svg(Figure("f", "F", "x", "y", (Series("s", (1e3, 2e4), (1.0, 2.0)),), log_x=True))
+    assert "currentColor" in drawn
+    assert picture.INK not in drawn
+    assert ">10,000<" in drawn
