@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from unfold_cascade.arrays import IntArray
 from unfold_cascade.cases import Cases, group_of_label, stored_cases
 from unfold_cascade.live import Cascade, Link, Voice, Whole
 from unfold_cascade.pack import Engine, Probe, engine, keep_probe
@@ -22,6 +21,7 @@ from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
 from unfoldkit.serving.app import application, paths
 from unfoldkit.serving.model import Field
 
+Count = Callable[[Sequence[int]], None]
 Found = Mapping[tuple[str, str, str], tuple[Slot, Log]]
 
 
@@ -70,7 +70,7 @@ def load(spec: CascadeSpec, run: Run) -> Loaded:
     return Loaded(spec, given, zoo, found, _policy(run, zoo, steps), is_cascade=True, base=base)
 
 
-def cascade(loaded: Loaded, run: Run, count: Callable[[IntArray], None]) -> tuple[Cascade, dict[str, Engine]]:
+def cascade(loaded: Loaded, run: Run, count: Count) -> tuple[Cascade, dict[str, Engine]]:
     """Return the model to serve and the engine of each of its parts.
 
     Raises:
@@ -95,7 +95,7 @@ def astray(loaded: Loaded, model: Cascade, probe: Probe) -> int:
     return int((~same).sum())
 
 
-def counter(loaded: Loaded, registry: Any) -> Callable[[IntArray], None]:
+def counter(loaded: Loaded, registry: Any) -> Count:
     """Return what counts, in metrics of ``registry``, which models were asked and what was paid."""
     from prometheus_client import Counter
 
@@ -113,7 +113,7 @@ def counter(loaded: Loaded, registry: Any) -> Callable[[IntArray], None]:
     )
     counters = [(asked.labels(*place), answered.labels(*place)) for place in places]
 
-    def count(way: IntArray) -> None:
+    def count(way: Sequence[int]) -> None:
         times = np.bincount(way, minlength=len(ways.cost))
         cost.inc(float(times @ ways.cost))
         for (many, few), a, b in zip(counters, (times @ asks).tolist(), (times @ ends).tolist(), strict=True):
@@ -166,7 +166,7 @@ def _place(loaded: Loaded, question: Question, m: int) -> tuple[str, str, str]:
     return place if place in loaded.found else (BASELINE, WHOLE, loaded.base)
 
 
-def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: Callable[[IntArray], None]) -> Cascade:
+def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: Count) -> Cascade:
     spec, given, zoo = loaded.spec, loaded.given, loaded.zoo
     ways = table(zoo, loaded.policy, given.names)
     order = given.order

@@ -16,8 +16,8 @@ from signal import SIGINT, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import fail
-from unfoldkit.serving.lane import Connection, Lane, first_lines
-from unfoldkit.serving.replies import error, send_reply
+from unfoldkit.serving.lane import Connection, Lane, first_lines, lines
+from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 
 if TYPE_CHECKING:
@@ -131,9 +131,25 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         service.body_bytes,
         functools.partial(hmac.compare_digest, expected) if token else lambda _given: True,
         drain.asked.is_set,
-        lambda: server.server_state.default_headers,
+        _Dated(server).headers,
     )
     return server
+
+
+@dataclass(slots=True)
+class _Dated:
+    """The headers that uvicorn adds to every answer, written once for each second that they are good for."""
+
+    server: uvicorn.Server
+    known: list[Header] = field(default_factory=list)
+    text: bytes = b""
+
+    def headers(self) -> bytes:
+        """Return the lines of the headers."""
+        now = self.server.server_state.default_headers
+        if now is not self.known:
+            self.known, self.text = now, lines(now)
+        return self.text
 
 
 def _sweep(server: uvicorn.Server) -> None:

@@ -36,14 +36,14 @@ class Lane:
     """What the lane answers: by the first line of a request, the function that takes its body.
 
     ``limit`` bounds a body; ``allowed`` judges an Authorization header (empty without one); ``closing`` says that
-    connections end with their next answer; ``headers`` go with every answer.
+    connections end with their next answer; ``headers`` are lines that go with every answer.
     """
 
     answers: Mapping[bytes, Answer]
     limit: int
     allowed: Callable[[bytes], bool]
     closing: Callable[[], bool]
-    headers: Callable[[], Iterable[Header]]
+    headers: Callable[[], bytes]
     known: dict[bytes, Head] = field(default_factory=dict)
 
 
@@ -95,13 +95,24 @@ def _allowed(head: bytes, lane: Lane) -> bool:
     return len(given) < 2 and lane.allowed(given[0].rstrip() if given else b"")
 
 
-def written(reply: Reply, headers: Iterable[Header], *, last: bool) -> bytes:
+def lines(headers: Iterable[Header]) -> bytes:
+    """Return headers as they go over the wire."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def written(reply: Reply, headers: bytes, *, last: bool) -> bytes:
     """Return a reply as it goes over the wire; ``last`` tells the client that the connection ends with it."""
-    lines = [b"%b: %b\r\n" % header for header in (*headers, *reply.headers)]
+    more = lines(reply.headers) if reply.headers else b""
     if last and (b"connection", b"close") not in reply.headers:
-        lines.append(b"connection: close\r\n")
-    head = b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (reply.content_type, len(reply.body))
-    return b"".join((_STATUS[reply.status], *lines, head, reply.body))
+        more += b"connection: close\r\n"
+    return b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        _STATUS[reply.status],
+        headers,
+        more,
+        reply.content_type,
+        len(reply.body),
+        reply.body,
+    )
 
 
 @dataclass(slots=True, eq=False)

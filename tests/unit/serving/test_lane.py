@@ -23,7 +23,7 @@ def nothing(_body: bytes, _done: Any) -> None:
 
 def lane(token: str = "") -> Lane:
     allowed = (lambda given: hmac.compare_digest(given, f"Bearer {token}".encode())) if token else lambda _given: True
-    return Lane(first_lines({PATH: nothing}), 1000, allowed, lambda: False, list)
+    return Lane(first_lines({PATH: nothing}), 1000, allowed, lambda: False, bytes)
 
 
 def request(*lines: str, body: str = "{}") -> bytes:
@@ -147,13 +147,13 @@ def test_what_the_lane_takes_the_parser_reads_alike(fields: list[tuple[str, str,
 @pytest.mark.parametrize("last", [True, False])
 def test_a_reply_is_whole(*, last: bool) -> None:
     """A written reply has its length, its headers once, and says when the connection ends."""
-    text = written(error(429, "later", ((b"retry-after", b"3"),)), [(b"date", b"now")], last=last)
+    text = written(error(429, "later", ((b"retry-after", b"3"),)), b"date: now\r\n", last=last)
     head, _, body = text.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0] == b"HTTP/1.1 429 Too Many Requests"
     assert b"content-length: %d" % len(body) in lines
     assert {b"retry-after: 3", b"date: now", b"content-type: application/json"} <= set(lines)
     assert (b"connection: close" in lines) is last
-    closing = written(error(413, "large", ((b"connection", b"close"),)), [], last=True)
+    closing = written(error(413, "large", ((b"connection", b"close"),)), b"", last=True)
     assert closing.count(b"connection: close") == 1
-    assert written(json_reply({}), [], last=False).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert written(json_reply({}), b"", last=False).startswith(b"HTTP/1.1 200 OK\r\n")
