@@ -183,7 +183,7 @@ def _driven(target: Target, core: int, seconds: float) -> dict[str, float]:
         raise RuntimeError(f"{target.url}: {found}")
     sys.stderr.write(f"cascade-serve: {target.url} {found['requests_per_s']:.0f} answers a second\n")
     each = 1e6 * used / found["all_answers"]
-    return {name: found[name] for name in ("requests_per_s", "p50_ms", "p99_ms")} | {"cpu_us": each}
+    return {name: found[name] for name in ("requests_per_s", "p50_ms", "p99_ms", "driver_busy")} | {"cpu_us": each}
 
 
 def _cpu_seconds(process: int) -> float:
@@ -213,6 +213,7 @@ def _summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
             "p50_ms": ours["p50_ms"],
             "p99_ms": ours["p99_ms"],
             "baseline_p99_ms": theirs["p99_ms"],
+            "driver_busy": ours["driver_busy"],
         },
         "peers": {name: middle[name] for name in middle if name != OURS},
         "tables": [{"name": "rounds", "columns": ["round", "server", *rounds[0][OURS]], "rows": rows}],
@@ -226,6 +227,7 @@ def _notes(same: Mapping[str, float], cores: list[int]) -> list[str]:
     return [
         "medians of interleaved rounds; the baseline is the faster of FastAPI's def and async def endpoints",
         f"{where}; cpu_us is processor time of the server per answer, which other work on the machine disturbs least",
+        "driver_busy: share of a core that the driver used against ours; near 1 it bounds the figure, not the server",
         f"same label as the monolith behind FastAPI: {agree}",
         "same_server_monolith_ratio: the monolith behind our server, so what the server earns without the cascade",
     ]
