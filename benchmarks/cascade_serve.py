@@ -1,6 +1,6 @@
 """Answers a second over HTTP of the served cascade, beside the monolith served by FastAPI and joblib.
 
-All servers run at once on one core and are driven in turn from another, over loopback, by 32 keep-alive connections
+All servers run at once on one core and are driven in turn from another, over loopback, by 64 keep-alive connections
 that send the next row as soon as the answer is there. Every answer of ours holds the whole route.
 """
 
@@ -174,7 +174,7 @@ def _round(targets: Mapping[str, Target], core: int, seconds: float) -> dict[str
 def _driven(target: Target, core: int, seconds: float) -> dict[str, float]:
     words = [sys.executable, "-m", "benchmarks.load", target.url, str(target.bodies), "--seconds", str(seconds)]
     before = _cpu_seconds(target.process)
-    driver = subprocess.Popen([*words, "--warm", "0.2"], cwd=ROOT, stdout=subprocess.PIPE)
+    driver = subprocess.Popen([*words, "--warm", "0.2", "--connections", "64"], cwd=ROOT, stdout=subprocess.PIPE)
     os.sched_setaffinity(driver.pid, {core})
     output, _ = driver.communicate(timeout=seconds + 60)
     used = _cpu_seconds(target.process) - before
@@ -183,7 +183,7 @@ def _driven(target: Target, core: int, seconds: float) -> dict[str, float]:
         raise RuntimeError(f"{target.url}: {found}")
     sys.stderr.write(f"cascade-serve: {target.url} {found['requests_per_s']:.0f} answers a second\n")
     each = 1e6 * used / found["all_answers"]
-    return {name: found[name] for name in ("requests_per_s", "p50_ms", "p99_ms")} | {"cpu_us": each}
+    return {name: found[name] for name in ("requests_per_s", "p50_ms", "p99_ms", "driver_busy")} | {"cpu_us": each}
 
 
 def _cpu_seconds(process: int) -> float:
@@ -213,6 +213,7 @@ def _summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
             "p50_ms": ours["p50_ms"],
             "p99_ms": ours["p99_ms"],
             "baseline_p99_ms": theirs["p99_ms"],
+            "driver_busy": ours["driver_busy"],
         },
         "peers": {name: middle[name] for name in middle if name != OURS},
         "tables": [{"name": "rounds", "columns": ["round", "server", *rounds[0][OURS]], "rows": rows}],
@@ -226,6 +227,8 @@ def _notes(same: Mapping[str, float], cores: list[int]) -> list[str]:
     return [
         "medians of interleaved rounds; the baseline is the faster of FastAPI's def and async def endpoints",
         f"{where}; cpu_us is processor time of the server per answer, which other work on the machine disturbs least",
+        "driver_busy: share of a core that the driver used against ours; near 1 it bounds the figure, not the server; "
+        "well below 1 with the server below a core too, other work on the machine kept the two from meeting",
         f"same label as the monolith behind FastAPI: {agree}",
         "same_server_monolith_ratio: the monolith behind our server, so what the server earns without the cascade",
     ]

@@ -33,11 +33,11 @@ class Voice:
     columns: IntArray | None
     answers: IntArray
 
-    def ask(self, batch: Rows, rows: IntArray) -> FloatArray:
+    def ask(self, batch: Rows, rows: Sequence[int]) -> FloatArray:
         """Return (m, C) probabilities of some rows of a batch."""
         x = batch.x[self.engine.dtype]
         if len(rows) < len(x):
-            x = x[rows]
+            x = x.take(rows, axis=0)
         return self.engine.predict(x if self.columns is None else x[:, self.columns])
 
 
@@ -53,15 +53,15 @@ class Whole:
     within: bool
     answers: IntArray
 
-    def ask(self, batch: Rows, rows: IntArray) -> FloatArray:
+    def ask(self, batch: Rows, rows: Sequence[int]) -> FloatArray:
         """Return (m, A) probabilities of some rows of a batch."""
         if batch.whole is None or batch.known is None:
             n = len(batch.x[self.voice.engine.dtype])
             batch.whole, batch.known = np.zeros((n, len(self.share))), np.zeros(n, dtype=np.bool_)
-        new = rows[~batch.known[rows]]
-        if len(new):
+        new = [row for row in rows if not batch.known[row]]
+        if new:
             batch.whole[new], batch.known[new] = self.voice.ask(batch, new), True
-        found = batch.whole[rows] @ self.share
+        found = batch.whole[list(rows)] @ self.share
         return found / np.maximum(found.sum(axis=1, keepdims=True), 1e-300) if self.within else found
 
 
@@ -76,41 +76,41 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a chain of K models said of m rows: answers (m,), the position that answered (m,), scores read (m, K)."""
+    """What a chain said of m rows: by row, the answers of the models that were asked, and the scores that were read."""
 
-    answer: IntArray
-    exit: IntArray
-    score: FloatArray
+    answers: list[list[int]]
+    scores: list[list[float]]
 
 
-def ask(links: Sequence[Link], confidence: Confidence, batch: Rows, rows: IntArray) -> Said:
-    """Ask a chain about some rows of a batch."""
-    first, score = _heard(links[0], confidence, batch, rows, ())
-    scores = np.zeros((len(rows), len(links)))
-    scores[:, 0] = score
-    said, heard, left = Said(first.copy(), np.zeros(len(rows), np.int64), scores), [first], np.arange(len(rows))
-    for k, link in enumerate(links[1:], 1):
-        passed = np.flatnonzero(~(score >= links[k - 1].cut))
-        if not len(passed):
+def ask(links: Sequence[Link], confidence: Confidence, batch: Rows, rows: Sequence[int]) -> Said:
+    """Ask a chain about some rows of a batch.
+
+    Rows are routed as Python lists: a batch has tens of them, and for so few a call of NumPy costs more than a loop.
+    """
+    said, left = Said([[] for _ in rows], [[] for _ in rows]), list(range(len(rows)))
+    for link in links:
+        asked = rows if len(left) == len(rows) else [rows[i] for i in left]
+        answers, scores = _heard(link, confidence, batch, asked, [said.answers[i] for i in left])
+        for i, answer, score in zip(left, answers, scores, strict=True):
+            said.answers[i].append(answer)
+            said.scores[i].append(score)
+        left = [i for i, score in zip(left, scores, strict=True) if not score >= link.cut]
+        if not left:
             break
-        left, earlier = left[passed], [answer[passed] for answer in heard]
-        answer, score = _heard(link, confidence, batch, rows[left], earlier)
-        heard = [*earlier, answer]
-        scores[left, k], said.answer[left], said.exit[left] = score, answer, k
     return said
 
 
 def _heard(
-    link: Link, confidence: Confidence, batch: Rows, rows: IntArray, earlier: Sequence[IntArray]
-) -> tuple[IntArray, FloatArray]:
-    """Return (m,) answers of one model and the (m,) scores that its gate reads."""
+    link: Link, confidence: Confidence, batch: Rows, rows: Sequence[int], earlier: Sequence[Sequence[int]]
+) -> tuple[list[int], list[float]]:
+    """Return the answers of one model and the scores that its gate reads; ``earlier`` are the answers before it."""
     probability = link.voice.ask(batch, rows)
-    answer: IntArray = link.voice.answers[probability.argmax(axis=1)]
+    answer = link.voice.answers[probability.argmax(axis=1)]
     score = confidence(probability)
     if link.curve is not None:
-        asked = np.column_stack([*earlier, answer])
+        asked = np.column_stack([np.array(earlier, dtype=np.int64).reshape(len(rows), -1), answer])
         score = link.curve(score, contexts(asked, tuple(range(asked.shape[1]))))
-    return answer, score
+    return answer.tolist(), score.tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What a batch did: final answers (n,), number of the way (n,), confidence of the answer (n,), scores (n, L)."""
+    """What a batch of n rows did: final answers, numbers of the ways, confidences of the answers, and all scores.
 
-    answer: IntArray
-    way: IntArray
-    confidence: FloatArray
-    score: FloatArray
+    Each list has n entries; ``score`` has lists of the length of the longest way, filled up with zeros.
+    """
+
+    answer: list[int]
+    way: list[int]
+    confidence: list[float]
+    score: list[list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ class Cascade:
     table: Table
     written: Mapping[str, Sequence[Any]]
     dtypes: tuple[type[Any], ...]
-    count: Callable[[IntArray], None]
+    count: Callable[[Sequence[int]], None]
 
     def predict(self, batch: Batch) -> Answers:
         """Answer a batch."""
@@ -174,20 +177,16 @@ class Cascade:
     def follow(self, x: FloatArray) -> Way:
         """Send (n, d) rows through the cascade."""
         batch = Rows({dtype: x.astype(dtype, copy=False) for dtype in self.dtypes})
-        every = np.arange(len(x))
-        first = ask(self.first, self.confidence, batch, every)
-        answer, last = first.answer, first.score[every, first.exit]
-        if not self.then:
-            return Way(answer, first.exit, last, first.score)
-        score = np.zeros((len(x), len(self.table.stage[0])))
-        score[:, : len(self.first)] = first.score
-        way, answer = (first.exit * self.table.groups + answer) * self.table.second, answer.copy()
+        first = ask(self.first, self.confidence, batch, range(len(x)))
+        answer, scores = [said[-1] for said in first.answers], first.scores
+        way = [(len(said) - 1) * self.table.groups * self.table.second for said in first.answers]
         for group, links in self.then.items():
-            here = np.flatnonzero(first.answer == group)
-            if len(here):
-                said = ask(links, self.confidence, batch, here)
-                answer[here], last[here] = said.answer, said.score[np.arange(len(here)), said.exit]
-                way[here] += said.exit
-                for k in range(len(links)):
-                    score[here, first.exit[here] + 1 + k] = said.score[:, k]
-        return Way(answer, way, last, score)
+            here = [row for row, said in enumerate(first.answers) if said[-1] == group]
+            then = ask(links, self.confidence, batch, here) if here else Said([], [])
+            for row, said, read in zip(here, then.answers, then.scores, strict=True):
+                answer[row] = said[-1]
+                way[row] += group * self.table.second + len(said) - 1
+                scores[row] += read
+        last = [read[-1] for read in scores]
+        spare = [0.0] * len(self.table.stage[0])
+        return Way(answer, way, last, [read + spare[len(read) :] for read in scores])

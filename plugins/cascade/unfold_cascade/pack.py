@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade import estimators
+from unfold_cascade import estimators, svm
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.cases import Cases, features
 from unfold_cascade.spec import CascadeSpec
@@ -27,6 +27,8 @@ TOLERANCE = 1e-5
 ONNX = "ONNX Runtime"
 NATIVE = "native"
 SCORES = "raw scores"
+FORMS = 1
+"""Counts up when models are converted in another way, so that forms of before are made again."""
 
 Predict = Callable[[Any], FloatArray]
 
@@ -104,7 +106,12 @@ def _native(run: Run, slot: Slot, why: str) -> Engine:
 def _converted(run: Run, slot: Slot, form: type[Any]) -> bytes:
     """Return the ONNX form of a model that reads ``form``, made once; empty bytes if it has none."""
     name = f"serving/{slot.stage}/{slot.group}/{slot.model}.{np.dtype(form).name}.onnx"
-    return run.directory.once(name, fingerprint(slot.made_from, _versions()), lambda: _convert(run, slot, form))
+    return run.directory.once(name, form_of(slot), lambda: _convert(run, slot, form))
+
+
+def form_of(slot: Slot) -> str:
+    """Return the fingerprint of what a converted model is made from: the model, and the converters."""
+    return fingerprint(slot.made_from, FORMS, _versions())
 
 
 def _convert(run: Run, slot: Slot, form: type[Any]) -> bytes:
@@ -135,14 +142,21 @@ def _from_sklearn(model: Any, columns: int, form: type[Any]) -> bytes:
     import skl2onnx
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
+    steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
+    if svm.is_known(steps):
+        return _scores(svm.graph(steps, columns, form))
     kind = (FloatTensorType if form is np.float32 else DoubleTensorType)([None, columns])
-    last = model.steps[-1][1] if hasattr(model, "steps") else model
     options: dict[str, Any] = {"zipmap": False}
-    if not hasattr(last, "predict_proba"):
+    if not hasattr(steps[-1], "predict_proba"):
         options["raw_scores"] = True
-    form_ = skl2onnx.to_onnx(model, initial_types=[("x", kind)], options={id(last): options})
-    form_.doc_string = SCORES if "raw_scores" in options else ""
-    return bytes(form_.SerializeToString())
+    found = skl2onnx.to_onnx(model, initial_types=[("x", kind)], options={id(steps[-1]): options})
+    return _scores(found) if "raw_scores" in options else bytes(found.SerializeToString())
+
+
+def _scores(found: Any) -> bytes:
+    """Return the bytes of an ONNX model, marked as one whose output is not probabilities yet."""
+    found.doc_string = SCORES
+    return bytes(found.SerializeToString())
 
 
 def _onnx(data: bytes, form: type[Any], classes: int, log: Any) -> Predict | None:
@@ -155,14 +169,16 @@ def _onnx(data: bytes, form: type[Any], classes: int, log: Any) -> Predict | Non
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        output = session.get_outputs()[1].name
+        output = session.get_outputs()[-1].name
         session.run([output], {"x": np.zeros((1, session.get_inputs()[0].shape[1]), form)})
     except Exception as error:  # noqa: BLE001 - its errors share no base class
         log.info("ONNX Runtime: %s", str(error)[:200])
         return None
+    # the session beneath the Python class, which looks at every input again in Python
+    run, wanted = session._sess.run, [output]  # noqa: SLF001
     if session.get_modelmeta().description == SCORES:
-        return lambda x: _from_scores(session.run([output], {"x": x})[0], classes)
-    return lambda x: session.run([output], {"x": x})[0].astype(np.float64)
+        return lambda x: _from_scores(run(wanted, {"x": x}, None)[0], classes)
+    return lambda x: run(wanted, {"x": x}, None)[0].astype(np.float64)
 
 
 def _from_scores(scores: Any, classes: int) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,7 +137,7 @@ def _question(
         group,
         tuple(voice.model for voice in voices),
         np.column_stack([voice.answers[voice.probability.argmax(axis=1)] for voice in voices]),
-        np.column_stack([confidence_of(spec, voice.probability) for voice in voices]),
+        np.column_stack([confidence_of(spec)(voice.probability) for voice in voices]),
         np.array([voice.price for voice in voices]),
         tuple(voice.buys for voice in voices),
         np.array([voice.latency_us for voice in voices]),
@@ -177,15 +177,15 @@ def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
     ]
 
 
-def confidence_of(spec: CascadeSpec, probability: FloatArray) -> FloatArray:
-    """Return (n,) the confidence that gates read, from (n, C) probabilities."""
+def confidence_of(spec: CascadeSpec) -> Callable[[FloatArray], FloatArray]:
+    """Return the function from (n, C) probabilities to the (n,) confidences that gates read."""
     functions = {
         "max-probability": confidence.max_probability,
         "margin": confidence.margin,
         "entropy": confidence.entropy,
         "label-conditional": confidence.max_probability,
     }
-    return functions[spec.gates.confidence](probability)
+    return functions[spec.gates.confidence]
 
 
 def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:

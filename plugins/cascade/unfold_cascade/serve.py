@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from unfold_cascade.arrays import IntArray
 from unfold_cascade.cases import Cases, group_of_label, stored_cases
 from unfold_cascade.live import Cascade, Link, Voice, Whole
-from unfold_cascade.pack import NATIVE, Engine, Probe, engine, keep_probe
+from unfold_cascade.pack import Engine, Probe, engine, keep_probe
 from unfold_cascade.plan import FRONT_FILE, from_json
 from unfold_cascade.policy import Policy, Step, follow, in_words
 from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of
@@ -22,6 +21,7 @@ from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
 from unfoldkit.serving.app import application, paths
 from unfoldkit.serving.model import Field
 
+Count = Callable[[Sequence[int]], None]
 Found = Mapping[tuple[str, str, str], tuple[Slot, Log]]
 
 
@@ -70,7 +70,7 @@ def load(spec: CascadeSpec, run: Run) -> Loaded:
     return Loaded(spec, given, zoo, found, _policy(run, zoo, steps), is_cascade=True, base=base)
 
 
-def cascade(loaded: Loaded, run: Run, count: Callable[[IntArray], None]) -> tuple[Cascade, dict[str, Engine]]:
+def cascade(loaded: Loaded, run: Run, count: Count) -> tuple[Cascade, dict[str, Engine]]:
     """Return the model to serve and the engine of each of its parts.
 
     Raises:
@@ -95,7 +95,7 @@ def astray(loaded: Loaded, model: Cascade, probe: Probe) -> int:
     return int((~same).sum())
 
 
-def counter(loaded: Loaded, registry: Any) -> Callable[[IntArray], None]:
+def counter(loaded: Loaded, registry: Any) -> Count:
     """Return what counts, in metrics of ``registry``, which models were asked and what was paid."""
     from prometheus_client import Counter
 
@@ -113,7 +113,7 @@ def counter(loaded: Loaded, registry: Any) -> Callable[[IntArray], None]:
     )
     counters = [(asked.labels(*place), answered.labels(*place)) for place in places]
 
-    def count(way: IntArray) -> None:
+    def count(way: Sequence[int]) -> None:
         times = np.bincount(way, minlength=len(ways.cost))
         cost.inc(float(times @ ways.cost))
         for (many, few), a, b in zip(counters, (times @ asks).tolist(), (times @ ends).tolist(), strict=True):
@@ -166,7 +166,7 @@ def _place(loaded: Loaded, question: Question, m: int) -> tuple[str, str, str]:
     return place if place in loaded.found else (BASELINE, WHOLE, loaded.base)
 
 
-def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: Callable[[IntArray], None]) -> Cascade:
+def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: Count) -> Cascade:
     spec, given, zoo = loaded.spec, loaded.given, loaded.zoo
     ways = table(zoo, loaded.policy, given.names)
     order = given.order
@@ -178,7 +178,7 @@ def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: C
         facts=_facts(loaded, engines),
         first=_links(loaded, engines, zoo.first, loaded.policy.first, None),
         then={g: _links(loaded, engines, zoo.then[g], step, g) for g, step in loaded.policy.then.items()},
-        confidence=lambda probability: confidence_of(spec, probability),
+        confidence=confidence_of(spec),
         table=ways,
         written=written(ways),
         dtypes=tuple({one.dtype for one in engines.values()}),
@@ -231,16 +231,15 @@ def _facts(loaded: Loaded, engines: Mapping[str, Engine]) -> dict[str, Any]:
 
 def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]]:
     steps = _words(loaded)
-    what = f"a cascade of {len(steps)} steps" if loaded.is_cascade else f"{loaded.base} alone: no cascade was certified"
+    what = "the cascade of the plan" if loaded.is_cascade else f"{loaded.base} alone: no cascade was certified"
     lines = [("serves", what)]
     lines += [(f"{step['stage']}/{step['group']}", " → ".join(step["models"])) for step in steps]
     groups: dict[str, list[str]] = {}
     for name, one in engines.items():
         groups.setdefault(f"{one.name}, {one.why}", []).append(name)
-    lines += [("engine", f"{how}: {', '.join(names)}") for how, names in groups.items()]
-    if any(one.name == NATIVE for one in engines.values()):
-        lines.append(("note", "native models answer more slowly; the reason stands beside them"))
-    return lines
+    if len(groups) == 1:
+        return [*lines, *(("engine", f"{how} ({len(names)} models)") for how, names in groups.items())]
+    return [*lines, *(("engine", f"{how}: {', '.join(names)}") for how, names in groups.items())]
 
 
 def _ways(ways: Any) -> range:

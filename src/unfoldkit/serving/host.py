@@ -16,8 +16,8 @@ from signal import SIGINT, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import fail
-from unfoldkit.serving.lane import Connection, Lane, first_lines
-from unfoldkit.serving.replies import error, send_reply
+from unfoldkit.serving.lane import Connection, Lane, first_lines, lines
+from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a bound socket.
+    """Return a listening socket.
 
     Raises:
         UnfoldError: the address is open to others and there is no token, or it cannot be bound.
@@ -64,14 +64,14 @@ def listen(address: Address) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((address.host, address.port))
+        # from here on callers wait instead of being refused: the address is announced before the service is ready
+        bound.listen(2048)
     except OSError as error:
         bound.close()
         raise fail(
             f"cannot listen on {address.host}:{address.port}: {error.strerror}",
             hint="--port 0 takes a free one",
         ) from error
-    # from here on a client may connect and wait, so that the address can be told at once
-    bound.listen(2048)
     return bound
 
 
@@ -131,9 +131,25 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         service.body_bytes,
         functools.partial(hmac.compare_digest, expected) if token else lambda _given: True,
         drain.asked.is_set,
-        lambda: server.server_state.default_headers,
+        _Dated(server).headers,
     )
     return server
+
+
+@dataclass(slots=True)
+class _Dated:
+    """The headers that uvicorn adds to every answer, written once for each second that they are good for."""
+
+    server: uvicorn.Server
+    known: list[Header] = field(default_factory=list)
+    text: bytes = b""
+
+    def headers(self) -> bytes:
+        """Return the lines of the headers."""
+        now = self.server.server_state.default_headers
+        if now is not self.known:
+            self.known, self.text = now, lines(now)
+        return self.text
 
 
 def _sweep(server: uvicorn.Server) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 from unfoldkit.serving.replies import Header, Reply
 
 Answer = Callable[[bytes, Callable[[Reply], None]], None]
+_PLAIN = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)+\r\n")
 _UNUSUAL = re.compile(
-    rb"\r\n(?:transfer-encoding|expect|upgrade|trailer|content-encoding|inference-header-content-length)"
-    rb"|\r\nconnection[ \t]*:(?![ \t]*keep-alive[ \t]*\r\n)"
-    rb"|\r\n[ \t:]|\r(?!\n)|(?<!\r)\n|\x00",
+    rb"\r\n(?:transfer-encoding|expect|upgrade|trailer|content-encoding|inference-header-content-length):"
+    rb"|\r\nconnection:(?![ \t]*keep-alive[ \t]*\r\n)",
     re.IGNORECASE,
 )
-_LENGTH = re.compile(rb"\r\n(content-length|host)([ \t]*):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\n(content-length|host):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _TOKEN = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _HEAD_BYTES = 16384
 _KNOWN_HEADS = 1024
@@ -36,14 +36,14 @@ class Lane:
     """What the lane answers: by the first line of a request, the function that takes its body.
 
     ``limit`` bounds a body; ``allowed`` judges an Authorization header (empty without one); ``closing`` says that
-    connections end with their next answer; ``headers`` go with every answer.
+    connections end with their next answer; ``headers`` are lines that go with every answer.
     """
 
     answers: Mapping[bytes, Answer]
     limit: int
     allowed: Callable[[bytes], bool]
     closing: Callable[[], bool]
-    headers: Callable[[], Iterable[Header]]
+    headers: Callable[[], bytes]
     known: dict[bytes, Head] = field(default_factory=dict)
 
 
@@ -81,10 +81,11 @@ def _parsed(head: bytes, lane: Lane) -> Head | None:
         return None
     rest = head[line:-2]
     fields = _LENGTH.findall(rest)
-    named = {name.lower(): (gap, value) for name, gap, value in fields}
-    gap, size = named.get(b"content-length", (b"", b""))
-    plain = len(named) == len(fields) == 2 and not gap and size.isdigit() and len(size) < 11
-    if not plain or int(size) > lane.limit or _UNUSUAL.search(rest) or not _allowed(rest, lane):
+    named = {name.lower(): value for name, value in fields}
+    size = named.get(b"content-length", b"")
+    once = len(named) == len(fields) == 2 and size.isdigit() and len(size) < 11
+    plain = once and _PLAIN.fullmatch(rest) is not None and not _UNUSUAL.search(rest)
+    if not plain or int(size) > lane.limit or not _allowed(rest, lane):
         return None
     return Head(answer, len(head), len(head) + int(size))
 
@@ -94,13 +95,24 @@ def _allowed(head: bytes, lane: Lane) -> bool:
     return len(given) < 2 and lane.allowed(given[0].rstrip() if given else b"")
 
 
-def written(reply: Reply, headers: Iterable[Header], *, last: bool) -> bytes:
+def lines(headers: Iterable[Header]) -> bytes:
+    """Return headers as they go over the wire."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def written(reply: Reply, headers: bytes, *, last: bool) -> bytes:
     """Return a reply as it goes over the wire; ``last`` tells the client that the connection ends with it."""
-    lines = [b"%b: %b\r\n" % header for header in (*headers, *reply.headers)]
+    more = lines(reply.headers) if reply.headers else b""
     if last and (b"connection", b"close") not in reply.headers:
-        lines.append(b"connection: close\r\n")
-    head = b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (reply.content_type, len(reply.body))
-    return b"".join((_STATUS[reply.status], *lines, head, reply.body))
+        more += b"connection: close\r\n"
+    return b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        _STATUS[reply.status],
+        headers,
+        more,
+        reply.content_type,
+        len(reply.body),
+        reply.body,
+    )
 
 
 @dataclass(slots=True, eq=False)

@@ -38,11 +38,11 @@ class Field:
 class Coded:
     """An output column with few different values: row i holds ``values[codes[i]]``."""
 
-    codes: Array
+    codes: Sequence[int] | Array
     values: Sequence[Any]
 
 
-Column = Array | Coded
+Column = Array | Coded | list[Any]
 
 
 @dataclass(frozen=True, slots=True)
