@@ -42,7 +42,8 @@ def _bound(model: Model, table: Grid, rows: Ints, inside: float, deadline: float
         [[_smallest(model.seconds(i, deal)[rows], size) for deal in row] for i, row in enumerate(table.deals)]
     )
     wait = np.array([_smallest(model.provision(i)[rows] + model.startup(i, 1)[rows], size) for i in range(len(time))])
-    grow = np.broadcast_to(wait[:, None, None], table.grow_time.shape).copy()
+    grows = new_instances(np.array([deal.instances for deal in table.deals[0]]), model.held) > 0
+    grow = wait[:, None, None] * grows
     found = curve(replace(table, time=time, grow_time=grow), deadline + 1e-6)
     return float(found.dollars.min()) if len(found.dollars) else float("inf")
 
@@ -50,7 +51,7 @@ def _bound(model: Model, table: Grid, rows: Ints, inside: float, deadline: float
 def _sampled_growth_cost(model: Model, table: Grid) -> Floats:
     """The sampled cost of growths; between some numbers of new instances the smaller one's, which is no dearer."""
     counts = np.array([deal.instances for deal in table.deals[0]])
-    new = new_instances(counts)
+    new = new_instances(counts, model.held)
     steps = [k for k in STEPS if k <= new.max()]
     at = np.maximum(np.searchsorted(steps, new, side="right") - 1, 0)
     means = [[model.startup(index, k).mean() for k in steps] for index in range(len(table.deals))]

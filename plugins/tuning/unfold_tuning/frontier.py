@@ -55,7 +55,7 @@ def grid(model: Model) -> Grid:
         each = machine.per_second / machine.accelerators
         busy = [[float(model.busy(i, deal).mean()) for deal in row] for i, row in enumerate(deals)]
         cost = cost + each * np.array(busy)
-    ready = expected_startup(model, new_instances(np.array(counts)))
+    ready = expected_startup(model, new_instances(np.array(counts), model.held))
     grow_time, grow_cost = growth(model, np.array(counts), ready)
     return Grid(deals, time, cost, grow_time, grow_cost)
 
@@ -75,15 +75,16 @@ def expected_startup(model: Model, new: Ints) -> Floats:
 
 def growth(model: Model, counts: Ints, ready: Floats) -> tuple[Floats, Floats]:
     """Return what growing takes and costs, given the start-up times: while it waits the old instances are paid."""
-    machine, before = model.machine, np.array([0, *counts])
-    wait = np.array([model.provision(index).mean() for index in range(len(model.stages))])[:, None, None]
+    machine, before, new = model.machine, np.array([model.held, *counts]), new_instances(counts, model.held)
+    wait = np.array([model.provision(index).mean() for index in range(len(model.stages))])[:, None, None] * (new > 0)
+    ready = ready * (new > 0)
     cost = wait * stage_rate(machine, before)[None, :, None] + ready * stage_rate(machine, counts)[None, None, :]
-    return wait + ready, cost + (np.maximum(new_instances(counts), 0) * machine.ingress)[None]
+    return wait + ready, cost + (np.maximum(new, 0) * machine.ingress)[None]
 
 
-def new_instances(counts: Ints) -> Ints:
-    """Return how many instances a growth adds: [levels + 1, levels], row 0 from nothing, negative for a shrink."""
-    return np.asarray(counts[None, :] - np.array([0, *counts])[:, None])
+def new_instances(counts: Ints, held: int = 0) -> Ints:
+    """Return how many instances a growth adds: [levels + 1, levels], row 0 from ``held``, negative for a shrink."""
+    return np.asarray(counts[None, :] - np.array([held, *counts])[:, None])
 
 
 def curve(table: Grid, deadline: float = np.inf) -> Curve:

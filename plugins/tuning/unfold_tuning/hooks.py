@@ -14,6 +14,8 @@ def unfold_kinds() -> Iterable[Kind]:
         name="tuning",
         summary="sizes the cluster of a tuning job stage by stage: on time and cheap",
         spec="unfold_tuning.spec:TuningSpec",
+        profile="unfold_tuning.measure:profile",
+        train="unfold_tuning.train:train",
         plan="unfold_tuning.plan:plan",
         examples="unfold_tuning:examples",
     )

@@ -61,7 +61,7 @@ def quantile(values: Floats, share: float) -> float:
 def score(model: Model, plan: Plan) -> Score:
     """Play a plan in every sampled run."""
     clock = np.zeros(model.samples)
-    held: list[Holding] = []
+    held = [Holding(model.held, clock)] if model.held else []
     dollars = np.zeros(model.samples)
     ends = []
     for index, deal in enumerate(plan):
@@ -103,5 +103,7 @@ def release(held: list[Holding], count: int, now: Floats, machine: Machine) -> t
 def _by_function(model: Model, plan: Plan, clock: Floats) -> Floats:
     each = model.machine.per_second / model.machine.accelerators
     work = sum((model.busy(index, deal) for index, deal in enumerate(plan)), np.zeros_like(clock))
-    grown = plan[0].instances + sum(max(0, after.instances - before.instances) for before, after in pairwise(plan))
+    grown = max(0, plan[0].instances - model.held) + sum(
+        max(0, after.instances - before.instances) for before, after in pairwise(plan)
+    )
     return np.asarray(work * each + grown * model.machine.ingress + clock * (model.machine.head / 3600.0))

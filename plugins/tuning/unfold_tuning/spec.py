@@ -88,7 +88,8 @@ class Trainable(Model):
         default=None, description="digits, breast-cancer, wine, or a CSV file with a target column"
     )
     target: str = Field(default="target", description="the column of a CSV file that is predicted")
-    metric: str = Field(default="accuracy", description="what a trial reports; higher is better")
+    metric: Literal["accuracy", "log-loss"] = Field(default="accuracy", description="of the held-out 30 %, for ranking")
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(default=1, description="boosting rounds of an iteration")
     space: dict[str, Log | Uniform | Whole | Choice] = Field(default_factory=dict)
 
 

@@ -41,6 +41,7 @@ class Draws:
 class Model:
     """A job on a machine, with its draws. ``common`` [samples] is the factor by which the profile may be wrong.
 
+    ``held`` instances run already when the first stage begins, as where the rest of a job is planned again.
     ``memory`` keeps stage durations by deal, since planners ask for the same ones again and again.
     """
 
@@ -49,6 +50,7 @@ class Model:
     machine: Machine
     draws: tuple[Draws, ...]
     common: Floats
+    held: int = 0
     memory: dict[tuple[int, int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -59,6 +61,10 @@ class Model:
     def on(self, machine: Machine) -> Model:
         """Return the same runs on another machine."""
         return replace(self, machine=machine, memory={})
+
+    def rest(self, index: int, held: int) -> Model:
+        """Return the job from stage ``index`` on, with instances that it holds already."""
+        return replace(self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={})
 
     def with_profile(self, profile: Profile) -> Model:
         """Return the same luck under another profile; the common factor is drawn again from the same normals."""
@@ -81,8 +87,8 @@ class Model:
         return np.asarray(self._trials(index, deal.gang).sum(axis=1) * deal.gang)
 
     def sync(self, index: int) -> Floats:
-        """Return the time of the barrier before a stage; the first has none."""
-        return lognormal(self.profile.sync, self.draws[index].sync) * (1.0 if index else 0.0)
+        """Return the time of the barrier before a stage; the first of a job has none."""
+        return lognormal(self.profile.sync, self.draws[index].sync) * (1.0 if index or self.held else 0.0)
 
     def provision(self, index: int) -> Floats:
         """Return the wait for new instances before a stage: [samples]."""

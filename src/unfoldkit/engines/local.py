@@ -53,7 +53,7 @@ class LocalEngine:
         results: dict[int, Any] = {}
         workers = min(self.workers, len(items))
         with ProcessPoolExecutor(
-            workers, get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),)
+            workers, get_context("spawn"), initializer=start_worker, initargs=(os.getpid(),)
         ) as pool:
             waiting: dict[Future[Any], int] = {pool.submit(function, item): index for index, item in enumerate(items)}
             try:
@@ -76,7 +76,7 @@ def _tell(index: int, result: Any, told: Callable[[int, Any], None]) -> Any:
     return result
 
 
-def _start_worker(parent: int) -> None:
+def start_worker(parent: int) -> None:
     """Make the worker die with its parent and keep to one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for variable in THREAD_VARIABLES:
