@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from unfoldkit.cli import console, options
+from unfoldkit.cli.groups import Grouped
 from unfoldkit.cli.request import Request
 
 EPILOG = (
@@ -28,7 +29,7 @@ def application() -> typer.Typer:
     app = typer.Typer(
         name="unfold",
         help="Keep machine learning inside a budget of money, latency and accuracy.",
-        epilog=EPILOG,
+        cls=Grouped,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
@@ -139,9 +140,12 @@ def plan(
 def serve(
     spec: options.SpecPath,
     host: Annotated[
-        str, typer.Option("--host", help="address to listen on; others than loopback need UNFOLD_TOKEN")
+        str,
+        typer.Option("--host", metavar="ADDRESS", help="address to listen on; others than loopback need UNFOLD_TOKEN"),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="port to listen on; 0 takes a free one")
+    ] = 8080,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace against the service")
     ] = None,
@@ -307,7 +311,11 @@ def _request(verb: str, given: dict[str, Any]) -> Request:
 
 
 def _stdin(*specs: str) -> str:
-    return sys.stdin.read() if "-" in specs else ""
+    if "-" not in specs:
+        return ""
+    from unfoldkit.spec.loader import decoded
+
+    return decoded(sys.stdin.buffer.read(), "<stdin>")
 
 
 def _end(action: Callable[[], int]) -> None:

@@ -79,8 +79,11 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
     async def guard(
         scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _allowed(scope, expected):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or _allowed(scope, expected):
             await app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
             return
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
         await send({"type": "http.response.start", "status": 401, "headers": headers})

@@ -1,0 +1,1 @@
+"""Figures of unfold beside its peers: ``python -m benchmarks`` lists them."""
