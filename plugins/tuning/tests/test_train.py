@@ -128,6 +128,9 @@ def test_the_cap_is_never_passed_and_can_be_raised(tmp_path: Path) -> None:
     assert report.verdict is Verdict.NO
     assert 0 < (report.metrics["cost_usd"].value or 0) <= 0.002
     assert all(life[4] is not None for life in nodes(tmp_path))
+    more = trained(tmp_path, slow + "budget: $1\n")
+    assert more.verdict is Verdict.YES
+    assert set(Counter((tmp_path / "log").read_text().splitlines()).values()) <= {1, 2}
 
 
 def test_a_run_is_not_mixed_with_another(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
@@ -14,6 +15,8 @@ from typing import Protocol
 from unfold_tuning.trainables import Work
 from unfold_tuning.worker import Job, Told, work_for
 from unfoldkit.api import broken
+
+TICK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,11 @@ class Event:
 class Cluster(Protocol):
     """Where trials run. Nodes are named; ``running`` and ``released`` are called at the moments that are billed."""
 
-    def resize(self, count: int) -> None:
-        """Grow or shrink to ``count`` nodes and wait until they are ready; only idle nodes are released."""
+    def resize(self, count: int, watch: Callable[[], None]) -> None:
+        """Grow or shrink to ``count`` nodes and wait until they are ready; only idle nodes are released.
+
+        ``watch`` is called several times a second meanwhile; what it raises ends the wait.
+        """
 
     def free(self, gang: int) -> str | None:
         """Return a node with room for a trial of ``gang`` accelerators, the fullest that has it, or nothing."""
@@ -71,9 +77,8 @@ class LocalCluster:
     released: Callable[[str, float], None]
     wall: Callable[[], float] = time.time
     nodes: list[Node] = field(default_factory=list)
-    born: int = 0
 
-    def resize(self, count: int) -> None:
+    def resize(self, count: int, watch: Callable[[], None]) -> None:
         """See :class:`Cluster`."""
         idle = [node for node in self.nodes if not node.busy]
         for node in idle[: max(0, len(self.nodes) - count)]:
@@ -81,7 +86,7 @@ class LocalCluster:
         fresh = [self._launch() for _ in range(count - len(self.nodes))]
         for node in fresh:
             for process, pipe in node.workers:
-                _await_ready(process, pipe)
+                _await_ready(process, pipe, watch)
 
     def free(self, gang: int) -> str | None:
         """See :class:`Cluster`."""
@@ -133,8 +138,7 @@ class LocalCluster:
             yield Event(node.name, trial, None)
 
     def _launch(self) -> Node:
-        name = f"node-{os.getpid()}-{self.born}"
-        self.born += 1
+        name = f"node-{uuid.uuid4().hex[:12]}"
         self.running(name, self.wall())
         context = get_context("spawn")
         workers = []
@@ -149,18 +153,21 @@ class LocalCluster:
         return node
 
     def _release(self, node: Node) -> None:
+        now = self.wall()
         for process, pipe in node.workers:
             pipe.close()
             process.kill()
             process.join()
         self.nodes.remove(node)
-        self.released(node.name, self.wall())
+        self.released(node.name, now)
 
     def _node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)
 
 
-def _await_ready(process: SpawnProcess, pipe: Connection) -> None:
+def _await_ready(process: SpawnProcess, pipe: Connection, watch: Callable[[], None]) -> None:
+    while not pipe.poll(TICK):
+        watch()
     try:
         pipe.recv()
     except EOFError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_tuning.cluster import Cluster, Event
+from unfold_tuning.cluster import TICK, Cluster, Event
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine, Profile, log_sigma
 from unfold_tuning.ledger import Ledger, Trial
@@ -27,7 +27,6 @@ from unfold_tuning.words import dollars, span
 from unfold_tuning.worker import Job
 from unfoldkit.api import fail
 
-TICK = 0.1
 TRIES = 3
 REPLAN_SAMPLES = 1000
 
@@ -103,7 +102,7 @@ class Executor:
     def _stage(self, index: int, stage: Stage, deal: Deal) -> None:
         self.ledger.stage_begins(index, self.task.wall())
         self._afford(deal.instances)
-        self.cluster.resize(deal.instances)
+        self.cluster.resize(deal.instances, self._watch)
         waiting = self._jobs(stage, deal)
         total, tries = len(waiting), dict.fromkeys((job.trial for job in waiting), 0)
         running: dict[int, Job] = {}
@@ -165,7 +164,7 @@ class Executor:
             self.lost += 1
             self.task.log.warning("%s is lost; its trials go on from their checkpoints", event.node)
             self._afford(deal.instances)
-            self.cluster.resize(deal.instances)
+            self.cluster.resize(deal.instances, self._watch)
         if job is not None:
             self._once_more(self._left(job.trial, running), tries, told.error if told else "its node was lost", waiting)
 

@@ -72,7 +72,7 @@ def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: R
         began = run.clock()
         cluster = LocalCluster(work, machine.accelerators, _nothing, _nothing)
         try:
-            cluster.resize(1)
+            cluster.resize(1, _idle)
             found.startups.append(run.clock() - began)
             every = spec.cloud.checkpoint_iters
             jobs = [
@@ -102,7 +102,7 @@ def summary(found: Measured) -> dict[str, Any]:
         "start": {"mean": _time(float(np.mean(found.starts))), "std": _time(float(np.std(found.starts)))},
         "sync": {"mean": "0.05 s", "std": "0 s"},
         "trial_spread": round(min(1.0, float(means.std() / mean)), 4),
-        "error": 0.05,
+        "error": 0.1,
     }
 
 
@@ -142,6 +142,10 @@ def _gangs(accelerators: int) -> list[int]:
 
 
 def _nothing(_node: str, _now: float) -> None:
+    return None
+
+
+def _idle() -> None:
     return None
 
 

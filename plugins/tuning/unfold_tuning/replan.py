@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_tuning.deals import Plan
-from unfold_tuning.facts import Profile, log_sigma
+from unfold_tuning.facts import Profile, Spread, log_sigma
 from unfold_tuning.planner import Offer, offer
 from unfold_tuning.score import Score, score
 from unfold_tuning.tables import Model, slower
 
 HYSTERESIS = 0.1
+NEARLY = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,15 @@ class Belief:
     def applied(self, profile: Profile) -> Profile:
         """Return the profile as it is now believed."""
         return replace(slower(profile, math.exp(self.mu)), error_cv=math.sqrt(math.expm1(self.sigma**2)))
+
+
+def waited(profile: Profile, seconds: float) -> Profile:
+    """Return the profile after new instances came in ``seconds``: half-way, in logarithms, to what was seen."""
+    spread = profile.provision
+    if spread.mean <= 0 or seconds <= 0:
+        return profile
+    factor = math.sqrt(seconds / spread.mean)
+    return replace(profile, provision=Spread(spread.mean * factor, spread.std * factor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +89,7 @@ def plan_again(rest: Model, plan: Plan, time_left: float, share: float) -> Rest:
 
 
 def _fastest_in_time(found: Offer, time_left: float) -> Score:
-    return max(found.scores, key=lambda item: (item.on_time(time_left), -item.mean_seconds))
+    """The cheapest plan that is nearly as likely to be on time as the likeliest: the last points cost the most."""
+    chances = [item.on_time(time_left) for item in found.scores]
+    near = [item for item, chance in zip(found.scores, chances, strict=True) if chance >= max(chances) - NEARLY]
+    return min(near, key=lambda item: item.cost)

@@ -232,9 +232,8 @@ def _lines(what: Chosen, points: Sequence[Point], gap: float) -> list[tuple[str,
         lines.append(("spot", f"all instances lost at once, half-way: {chance} on time"))
     lines += [("options", text) for text in [_options(what)] if text]
     if gap > 0.05:
-        lines.append(
-            ("bound", f"no plan that keeps the promise is more than {gap:.1f} % cheaper (proven, not reached)")
-        )
+        floor = f"nothing that keeps the promise costs less than {dollars(what.floor)}"
+        lines.append(("bound", f"{floor} (proven; whether it can be reached is open)"))
     return lines
 
 

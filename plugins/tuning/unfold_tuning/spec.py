@@ -124,7 +124,7 @@ class ProfileSpec(Model):
     sync: Time = Field(default=10.0, description="between two stages: rank, checkpoint, move")
     trial_spread: Fraction = Field(default=0.05, description="variation of speed between trials")
     worker_spread: Fraction = Field(default=0.0, description="variation between the workers of one trial")
-    error: Fraction = Field(default=0.05, description="how wrong the profile itself may be")
+    error: Fraction = Field(default=0.1, description="how wrong the profile itself may be")
 
 
 class InstanceSpec(Model):

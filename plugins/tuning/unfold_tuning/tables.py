@@ -66,6 +66,13 @@ class Model:
         """Return the job from stage ``index`` on, with instances that it holds already."""
         return replace(self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={})
 
+    def one(self, sample: int) -> Model:
+        """Return the one run with this number."""
+        row = slice(sample, sample + 1)
+        names = ("trial", "start", "worker", "hit", "provision", "startup", "sync")
+        draws = tuple(replace(drawn, **{name: getattr(drawn, name)[row] for name in names}) for drawn in self.draws)
+        return replace(self, draws=draws, common=self.common[row], memory={})
+
     def with_profile(self, profile: Profile) -> Model:
         """Return the same luck under another profile; the common factor is drawn again from the same normals."""
         sigma = log_sigma(profile.error_cv)
@@ -81,6 +88,10 @@ class Model:
             ends = trials.max(axis=1) if places == trials.shape[1] else schedule(trials, places)
             self.memory[key] = ends + self.sync(index)
         return self.memory[key]
+
+    def trials(self, index: int, gang: int) -> Floats:
+        """Return the seconds of each trial of a stage on ``gang`` accelerators: [samples, trials], longest first."""
+        return self._trials(index, gang)
 
     def busy(self, index: int, deal: Deal) -> Floats:
         """Return the accelerator-seconds in which trials run in a stage: [samples]."""

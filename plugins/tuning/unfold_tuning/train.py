@@ -36,7 +36,8 @@ def train(spec: TuningSpec, run: Run) -> Report:
     if spec.profile is None and not run.directory.has(PROFILE):
         measured(spec, run)
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
-    made_from = fingerprint(dump(spec), run.seed)
+    # a higher cap goes on from what was spent under the lower one
+    made_from = fingerprint({**dump(spec), "budget": None}, run.seed)
     chosen = _chosen(spec, run, stages, machines, profile, made_from)
     if isinstance(chosen, Report):
         return replace(chosen, verb="train")
