@@ -141,6 +141,13 @@ def test_a_run_is_not_mixed_with_another(tmp_path: Path) -> None:
         pass
 
 
+def test_workers_that_cannot_start_are_told(tmp_path: Path) -> None:
+    """A function that cannot be imported ends the run with words after three attempts, and every life is closed."""
+    with pytest.raises(UnfoldError, match="3 times before it was ready"):
+        trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:nonesuch"))
+    assert [life[4] is not None for life in nodes(tmp_path)] == [True] * len(nodes(tmp_path))
+
+
 def test_code_needs_leave(tmp_path: Path) -> None:
     """A spec that names code is refused without --allow-code."""
     spec = validate(TuningSpec, parse(SPEC, "t.yaml"))

@@ -17,6 +17,7 @@ from unfold_tuning.worker import Job, Told, work_for
 from unfoldkit.api import broken
 
 TICK = 0.1
+ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,15 @@ class LocalCluster:
         idle = [node for node in self.nodes if not node.busy]
         for node in idle[: max(0, len(self.nodes) - count)]:
             self._release(node)
-        fresh = [self._launch() for _ in range(count - len(self.nodes))]
-        for node in fresh:
-            for process, pipe in node.workers:
-                _await_ready(process, pipe, watch)
+        for _ in range(ATTEMPTS):
+            fresh = [self._launch() for _ in range(count - len(self.nodes))]
+            for node in fresh:
+                if not all(_ready(pipe, watch) for _, pipe in node.workers):
+                    self._release(node)
+            if len(self.nodes) >= count:
+                return
+        hint = "its message is above; out of memory?"
+        raise broken(f"a worker ended {ATTEMPTS} times before it was ready", hint=hint)
 
     def free(self, gang: int) -> str | None:
         """See :class:`Cluster`."""
@@ -165,13 +171,12 @@ class LocalCluster:
         return next(node for node in self.nodes if node.name == name)
 
 
-def _await_ready(process: SpawnProcess, pipe: Connection, watch: Callable[[], None]) -> None:
+def _ready(pipe: Connection, watch: Callable[[], None]) -> bool:
+    """Wait until a worker says that it is ready; false if it died before."""
     while not pipe.poll(TICK):
         watch()
     try:
         pipe.recv()
-    except EOFError as error:
-        process.join()
-        raise broken(
-            f"a worker ended with code {process.exitcode} before it was ready", hint="its message is above"
-        ) from error
+    except EOFError:
+        return False
+    return True
