@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import uuid
@@ -111,7 +112,9 @@ class LocalCluster:
         pipe = next(pipe for _, pipe in hosts[0].workers if pipe not in taken)
         for host in hosts:
             host.busy[job.trial] = (pipe, min(job.gang, self.accelerators))
-        pipe.send(job)
+        # a worker that died just now is met again as the end of its pipe, by events()
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(job)
 
     def finished(self, trial: int) -> None:
         """Free what a trial held."""

@@ -77,7 +77,7 @@ class Executor:
     task: Task
     ledger: Ledger
     cluster: Cluster
-    lost: int = 0
+    lost: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> Outcome:
@@ -97,7 +97,9 @@ class Executor:
         finally:
             self.cluster.close()
         ended = self.task.wall()
-        return Outcome(self._winner(), began, ended, self.ledger.spent(), stopped, plan, tuple(self.notes), self.lost)
+        return Outcome(
+            self._winner(), began, ended, self.ledger.spent(), stopped, plan, tuple(self.notes), len(self.lost)
+        )
 
     def _stage(self, index: int, stage: Stage, deal: Deal) -> None:
         self.ledger.stage_begins(index, self.task.wall())
@@ -161,7 +163,7 @@ class Executor:
                 self._left(job.trial, running)
             return
         if told is None:
-            self.lost += 1
+            self.lost.add(event.node)
             self.task.log.warning("%s is lost; its trials go on from their checkpoints", event.node)
             self._afford(deal.instances)
             self.cluster.resize(deal.instances, self._watch)
