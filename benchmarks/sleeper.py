@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-MEAN = 0.8
-DEVIATION = 0.16
+MEAN = 2.0
+DEVIATION = 0.4
 GAIN = {1: 1.0, 2: 1.8}
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, median, pstdev
 from typing import Any
 
 from benchmarks import sleeper
@@ -90,7 +90,7 @@ def measured(count: int, repeats: int) -> Start:
             slept = {trial: seconds for trial, _, _, seconds, _ in ledger.steps()}
             starts.append(min(part[3] for part in parts) - began)
             extra += [(part[4] or 0.0) - part[3] - slept[part[1]] for part in parts]
-    return Start(Spread(fmean(starts)), Spread(max(1e-4, fmean(extra)), pstdev(extra)))
+    return Start(Spread(median(starts)), Spread(max(1e-4, fmean(extra)), pstdev(extra)))
 
 
 def _compared(plan: Plan, repeats: int, seed: int) -> dict[str, Any]:
