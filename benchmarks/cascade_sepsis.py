@@ -87,9 +87,14 @@ def _peers(report: Report) -> dict[str, Any]:
 
 def _splits(reports: list[Report]) -> dict[str, Any]:
     names = list(reports[0].metrics)
-    rows = [[name, *(report.metrics[name].value for report in reports)] for name in names]
-    rows = [[name, a, b, statistics.fmean((a, b)) if None not in (a, b) else None] for name, a, b in rows]
+    pairs = [(name, [report.metrics[name].value for report in reports]) for name in names]
+    rows = [[name, *values, _mean(values)] for name, values in pairs]
     return {"name": "splits", "columns": ["metric", "as split", "roles swapped", "mean"], "rows": rows}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _intervals(found: tuple[Findings, Findings]) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def application() -> typer.Typer:
     group.callback(epilog=EPILOG)(plugins)
     group.command("new", epilog=EPILOG)(new)
     app.add_typer(group, name="plugins")
+    prices = typer.Typer(
+        help="List instance types and prices, or ask AWS for new ones.",
+        rich_markup_mode=None,
+        invoke_without_command=True,
+    )
+    prices.callback(epilog=EPILOG)(catalog)
+    prices.command("refresh", epilog=EPILOG)(refresh)
+    app.add_typer(prices, name="catalog")
     return app
 
 
@@ -217,6 +225,42 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="the kind that 
     from unfoldkit.cli.scaffold import scaffold
 
     _end(lambda: scaffold(name, Path()))
+
+
+def catalog(
+    context: typer.Context,
+    gpu: Annotated[str, typer.Option("--gpu", metavar="NAME", help="only with this GPU, such as A10G")] = "",
+    min_gpus: Annotated[int, typer.Option("--min-gpus", min=0, help="GPUs at least")] = 0,
+    min_vcpus: Annotated[int, typer.Option("--min-vcpus", min=0, help="vCPUs at least")] = 0,
+    min_memory: Annotated[float, typer.Option("--min-memory", min=0, metavar="GIB", help="memory at least")] = 0.0,
+    max_price: Annotated[str | None, typer.Option("--max-price", metavar="PRICE", help="at most, such as $5/h")] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="by spot price")] = False,
+    region: options.Region = "us-east-1",
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="a SkyPilot vms.csv, asked first")
+    ] = None,
+    form: options.Format = None,
+    out: options.Out = None,
+) -> None:
+    """List instance types and prices, or ask AWS for new ones."""
+    if context.invoked_subcommand is None:
+        from unfoldkit.catalog.instances import Wanted
+        from unfoldkit.cli.catalog import listing, price_option
+
+        def action() -> int:
+            wanted = Wanted(gpu, min_gpus, min_vcpus, min_memory, price_option(max_price), spot)
+            return listing(wanted, region, prices, form, out)
+
+        _end(action)
+
+
+def refresh(region: options.Region = "us-east-1") -> None:
+    """Ask AWS for today's prices (needs credentials) and keep them with their date."""
+    import datetime as dt
+
+    from unfoldkit.cli.catalog import renew
+
+    _end(lambda: renew(region, dt.datetime.now(dt.UTC)))
 
 
 def doctor(

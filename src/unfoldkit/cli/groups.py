@@ -17,7 +17,7 @@ EXIT_CODES = (
 GROUPS = {
     "Answer a question": ("profile", "train", "plan", "serve"),
     "Write specs": ("init", "check", "schema"),
-    "Look around": ("report", "plugins", "doctor"),
+    "Look around": ("report", "catalog", "plugins", "doctor"),
 }
 
 

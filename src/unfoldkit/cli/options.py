@@ -33,3 +33,4 @@ RayAddress = Annotated[str | None, typer.Option("--ray-address", metavar="ADDRES
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="let the spec name code (module:function)")]
 NoPlugins = Annotated[bool, typer.Option("--no-plugins", help="load the built-in plugins only")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log to stderr what is being done")]
+Region = Annotated[str, typer.Option("--region", metavar="NAME", help="region of the cloud")]

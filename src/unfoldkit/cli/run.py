@@ -11,6 +11,7 @@ from typing import Any
 
 from unfoldkit import __version__
 from unfoldkit.cli import console, formats, plugins
+from unfoldkit.cli.catalog import cache_folder
 from unfoldkit.cli.drift import compare, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.context import Run
@@ -69,7 +70,7 @@ def surroundings(request: Request, loaded: Loaded, progress: Any = None) -> Run:
         seed=request.seed,
         base=loaded.base,
         log=console.logger(verbose=request.verbose),
-        options={"plan": dict(loaded.plan), **request.options},
+        options={"plan": dict(loaded.plan), "cache": str(cache_folder()), **request.options},
         allow_code=request.allow_code,
         **({"progress": progress} if progress else {}),
     )

@@ -21,10 +21,7 @@ def without_time(spec: CascadeSpec) -> Iterator[Problem]:
             yield Problem((key,), TIMED, at_key=True)
     if spec.gates.learnt:
         yield Problem(("gates", "learnt"), TIMED, at_key=True)
-    for name, group in spec.features.items():
-        for key in ("valid_for", "window", "derive"):
-            if _changed(group, key):
-                yield Problem(("features", name, key), TIMED, at_key=True)
+    yield from _timed_features(spec)
     for s, stage in enumerate(spec.stages):
         yield from _timed_stage(stage, ("stages", s))
     if len(spec.stages) > 2:
@@ -49,6 +46,13 @@ def over_time(spec: CascadeSpec) -> Iterator[Problem]:
         for m, model in enumerate(stage.models):
             yield from _model(spec, model, ("stages", s, "models", m))
     yield from _baseline(spec)
+
+
+def _timed_features(spec: CascadeSpec) -> Iterator[Problem]:
+    for name, group in spec.features.items():
+        for key in ("valid_for", "window", "derive"):
+            if _changed(group, key):
+                yield Problem(("features", name, key), TIMED, at_key=True)
 
 
 def _changed(part: Model, key: str) -> bool:
