@@ -227,8 +227,7 @@ def _notes(same: Mapping[str, float], cores: list[int]) -> list[str]:
     return [
         "medians of interleaved rounds; the baseline is the faster of FastAPI's def and async def endpoints",
         f"{where}; cpu_us is processor time of the server per answer, which other work on the machine disturbs least",
-        "driver_busy: share of a core that the driver used against ours; near 1 it bounds the figure, not the server; "
-        "well below 1 with the server below a core too, other work on the machine kept the two from meeting",
+        "driver_busy: share of a core that the driver used against ours; near 1 it bounds the figure, not the server",
         f"same label as the monolith behind FastAPI: {agree}",
         "same_server_monolith_ratio: the monolith behind our server, so what the server earns without the cascade",
     ]
