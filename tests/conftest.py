@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,16 @@ from tests.support import Outcome, Process, Unfold, call, command, surroundings
 # a failure found by chance would come and go: the same examples every time, few on one slow core
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_arrives() -> Iterator[None]:
+    """Let SIGINT reach the processes that tests start, also where the suite itself runs in the background."""
+    # a shell starts background jobs with SIGINT ignored, and a child inherits what is ignored
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
