@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from unfold_cascade.time import hourly
 from unfold_cascade.time.cost import Rates, bill, totals
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.moves import Clock, Ladder, Walk, Zoo, walk, walk_plain
@@ -238,3 +239,27 @@ def _one_group(valid: float) -> Purchase:
 
 def _arrays(went: Walk) -> tuple[np.ndarray, ...]:
     return went.answer, went.asked, went.calls, went.buys
+
+
+def test_hours_that_come_one_at_a_time_make_the_same_trajectory(world: tuple[Clock, Zoo, Ladder, Moves]) -> None:
+    """Stepped hour by hour, all cases side by side, stages, calls and purchases are those of the simulation."""
+    clock, zoo, rungs, moves = world
+    expected, ladder_ = walk_plain(clock, zoo, rungs, moves), hourly.rungs(rungs)
+    trails = [hourly.start(len(ladder_)) for _ in clock.starts[:-1]]
+    since = [hourly.never(zoo.purchase) for _ in trails]
+    calls, buys = np.zeros_like(expected.calls), np.zeros_like(expected.buys)
+    for late in range(int(np.diff(clock.starts).max())):
+        here = np.flatnonzero(clock.starts[:-1] + late < clock.starts[1:])
+        rows = clock.starts[here] + late
+        now = [trails[case] for case in here]
+        stages, heard = hourly.step(
+            ladder_, moves, now, lambda m, who, _, rows=rows: zoo.p[m, rows[list(who)]].tolist()
+        )
+        assert stages == expected.answer[rows].tolist()
+        for case, row, said in zip(here, rows, heard, strict=True):
+            for item in said:
+                calls[case, item.model] += 1
+                new = hourly.bought(int(zoo.needs[item.model]), float(clock.hour[row]), zoo.purchase, since[case])
+                buys[case, new] += 1
+    np.testing.assert_array_equal(calls, expected.calls)
+    np.testing.assert_array_equal(buys, expected.buys)

@@ -16,6 +16,7 @@ from unfold_cascade.time.long import Long, first_true, rows_of, starts_of
 from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.panel import layout, panel
 from unfold_cascade.time.readers import read_long, read_psv
+from unfold_cascade.time.sight import Past, sight
 from unfold_cascade.time.targets import entered, partial_sofa, sirs, truth
 from unfold_cascade.time.windows import STATISTICS, carried, statistics
 from unfoldkit.errors import UnfoldError
@@ -254,3 +255,34 @@ def test_only_psv_members_of_an_archive_are_read(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(_archive_of("notes/readme.txt", b"hello"))
     with pytest.raises(UnfoldError, match=r"no \.psv file"):
         read_psv(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_features_made_hour_by_hour_are_those_of_the_table(seed: int) -> None:
+    """From a small memory of each entity, every feature of every hour is what the whole table gives, to the bit."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 15, 9)
+    starts = starts_of(sizes)
+    n = int(sizes.sum())
+    hour = np.concatenate([np.cumsum(rng.choice([0.25, 1.0, 2.0, 5.0], size)) for size in sizes])
+    values = np.where(rng.random((n, 4)) < 0.6, rng.normal(50, 20, (n, 4)), np.nan).astype(np.float32)
+    table = Long(tuple(map(str, range(9))), starts, hour, ("a", "b", "c", "d"), values, "", "t")
+    groups = {
+        "now": FeatureGroup(columns=("a", "d")),
+        "short": FeatureGroup(
+            columns=("b", "a"), derive=("mean", "min", "age", "change"), window="3 h", valid_for="2 h"
+        ),
+        "long": FeatureGroup(
+            columns=("b", "c"), derive=("last", "age", "max", "spread"), window="7 h", valid_for="6 h"
+        ),
+    }
+    view, whole = sight(groups), panel(table, groups)
+    x = values[:, [table.columns.index(name) for name in view.columns]].astype(np.float64)
+    pasts: list[Past | None] = [None] * 9
+    for late in range(int(sizes.max())):
+        here = np.flatnonzero(starts[:-1] + late < starts[1:])
+        rows = starts[here] + late
+        found, kept = view.look(x[rows], hour[rows], [pasts[case] for case in here])
+        for case, past in zip(here, kept, strict=True):
+            pasts[case] = past
+        np.testing.assert_array_equal(found, whole[rows])

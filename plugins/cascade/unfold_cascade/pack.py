@@ -10,12 +10,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from unfold_cascade import estimators, svm
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.arrays import FloatArray, IntArray, Matrix
 from unfold_cascade.cases import Cases, features
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.zoo import Log, Slot
@@ -55,6 +55,30 @@ class Engine:
     why: str
 
 
+class Fitted(Protocol):
+    """A model that a run keeps: where, from what it was made, which columns it reads, how many classes it tells."""
+
+    @property
+    def place(self) -> str:
+        """The names of stage and model, one after the other."""
+
+    @property
+    def model_file(self) -> str:
+        """Where the model stands in the run."""
+
+    @property
+    def columns(self) -> IntArray:
+        """The columns that it reads."""
+
+    @property
+    def classes(self) -> int:
+        """How many classes it tells apart."""
+
+    @property
+    def made_from(self) -> str:
+        """The fingerprint of what it was made from."""
+
+
 def keep_probe(spec: CascadeSpec, run: Run, given: Cases) -> Probe:
     """Return the probe of a run; the table is read only if the run does not hold it yet."""
     made_from = fingerprint(given.digest, given.order, [int(row) for row in _probe_rows(given)])
@@ -67,22 +91,27 @@ def engine(run: Run, slot: Slot, log: Log, probe: Probe, *, native: bool = False
     Raises:
         UnfoldError: the stored model was changed, or is none.
     """
+    return checked(run, slot, log.probability[probe.rows], probe.x, native=native)
+
+
+def checked(run: Run, slot: Fitted, said: Matrix, x: Matrix, *, native: bool = False) -> Engine:
+    """Return what answers for one model: ``said`` (m, C) is what the native model said of the rows ``x`` (m, d)."""
     wrong = "asked for"
     for form in () if native else _forms(slot):
-        found = _onnx(_converted(run, slot, form), form, len(slot.answers), run.log)
-        said = None if found is None else found(probe.x[:, slot.columns].astype(form))
-        wrong = _difference(said, log.probability[probe.rows])
+        found = _onnx(_converted(run, slot, form), form, slot.classes, run.log)
+        now = None if found is None else found(x[:, slot.columns].astype(form))
+        wrong = _difference(now, said)
         if found is not None and not wrong:
-            return Engine(found, form, ONNX, f"as the native model on {len(probe.rows)} rows")
-    return _native(run, slot, wrong)
+            return Engine(found, form, ONNX, f"as the native model on {len(x)} rows")
+    return unconverted(run, slot, wrong)
 
 
-def _forms(slot: Slot) -> tuple[type[Any], ...]:
+def _forms(slot: Fitted) -> tuple[type[Any], ...]:
     """Return the number types of the forms that are tried; XGBoost computes in single precision itself."""
     return (np.float32,) if slot.model_file.endswith(".ubj") else (np.float32, np.float64)
 
 
-def _difference(said: FloatArray | None, native: FloatArray) -> str:
+def _difference(said: FloatArray | None, native: Matrix) -> str:
     """Return in what two (m, C) tables of probabilities differ; nothing if they are as good as equal."""
     if said is None:
         return "ONNX Runtime does not run it"
@@ -95,26 +124,31 @@ def _difference(said: FloatArray | None, native: FloatArray) -> str:
     return f"its ONNX form differs by {worst:.1g}" if worst > TOLERANCE else ""
 
 
-def _native(run: Run, slot: Slot, why: str) -> Engine:
+def unconverted(run: Run, slot: Fitted, why: str, *, dtype: type[Any] = np.float64) -> Engine:
+    """Return the native model as an engine that reads ``dtype``.
+
+    Raises:
+        UnfoldError: the stored model was changed, or is none.
+    """
     data = run.directory.read(slot.model_file)
     file = str(run.directory.path / slot.model_file)
     model = estimators.from_bytes(data, ubjson=slot.model_file.endswith(".ubj"), file=file)
-    classes = len(slot.answers)
-    return Engine(lambda x: estimators.probabilities(model, x, classes), np.float64, NATIVE, why)
+    classes = slot.classes
+    return Engine(lambda x: estimators.probabilities(model, x, classes), dtype, NATIVE, why)
 
 
-def _converted(run: Run, slot: Slot, form: type[Any]) -> bytes:
+def _converted(run: Run, slot: Fitted, form: type[Any]) -> bytes:
     """Return the ONNX form of a model that reads ``form``, made once; empty bytes if it has none."""
-    name = f"serving/{slot.stage}/{slot.group}/{slot.model}.{np.dtype(form).name}.onnx"
+    name = f"serving/{slot.place}.{np.dtype(form).name}.onnx"
     return run.directory.once(name, form_of(slot), lambda: _convert(run, slot, form))
 
 
-def form_of(slot: Slot) -> str:
+def form_of(slot: Fitted) -> str:
     """Return the fingerprint of what a converted model is made from: the model, and the converters."""
     return fingerprint(slot.made_from, FORMS, _versions())
 
 
-def _convert(run: Run, slot: Slot, form: type[Any]) -> bytes:
+def _convert(run: Run, slot: Fitted, form: type[Any]) -> bytes:
     import warnings
 
     data = run.directory.read(slot.model_file)
@@ -126,7 +160,7 @@ def _convert(run: Run, slot: Slot, form: type[Any]) -> bytes:
             warnings.simplefilter("ignore")
             return convert(model, len(slot.columns), form)
     except Exception as error:  # noqa: BLE001 - converters raise whatever their parsers raise
-        run.log.info("%s %s: no ONNX form: %s", slot.stage, slot.model, str(error)[:200])
+        run.log.info("%s: no ONNX form: %s", slot.place, str(error)[:200])
         return b""
 
 

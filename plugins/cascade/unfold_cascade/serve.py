@@ -12,6 +12,7 @@ from unfold_cascade.cases import Cases, group_of_label, stored_cases
 from unfold_cascade.live import Cascade, Link, Voice, Whole
 from unfold_cascade.pack import Engine, Probe, engine, keep_probe
 from unfold_cascade.plan import FRONT_FILE, from_json
+from unfold_cascade.planned import planned
 from unfold_cascade.policy import Policy, Step, follow, in_words
 from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of
 from unfold_cascade.spec import CascadeSpec
@@ -44,6 +45,10 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     Raises:
         UnfoldError: the run holds no plan of this spec, a file of it was changed, or its models answer differently now.
     """
+    if spec.over_time:
+        from unfold_cascade.time.serve import serve as over_time
+
+        return over_time(spec, run)
     from prometheus_client import CollectorRegistry
 
     loaded = load(spec, run)
@@ -124,17 +129,9 @@ def counter(loaded: Loaded, registry: Any) -> Count:
 
 
 def _plan(spec: CascadeSpec, run: Run) -> Mapping[str, Any]:
-    if spec.over_time:
-        raise fail("a cascade over time cannot be served yet", key="data.source", hint="it can be trained and planned")
     if spec.data.source == "recorded":
         raise fail("recorded answers cannot be served: no model was fitted", key="data.source")
-    plan: Mapping[str, Any] = run.options.get("plan") or {}
-    if not plan or not run.directory.has(FRONT_FILE):
-        hint = "unfold train SPEC fits, tunes and certifies it first"
-        raise fail("this cascade was not trained: the run holds no plan", file=str(run.directory.path), hint=hint)
-    if plan.get("spec_sha256") != fingerprint(dump(spec)):
-        raise fail("the plan was made for another spec", file=str(run.directory.path), hint=AGAIN)
-    return plan
+    return planned(spec, run, FRONT_FILE)
 
 
 def _policy(run: Run, zoo: Zoo, steps: Any) -> Policy:

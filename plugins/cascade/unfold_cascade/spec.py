@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from unfold_cascade.time.keys import Alerts, LongData, Moves, PhysioNetData, Split
+from unfold_cascade.time.keys import Alerts, Drift, LongData, Moves, PhysioNetData, Split
 from unfoldkit.api import Duration, Model, Name, Percent, Problem, Spec, did_you_mean
 
 Label = str | int | bool | float
@@ -177,6 +177,7 @@ class CascadeSpec(Spec):
     gates: GateSpec = GateSpec()
     moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
     alerts: Alerts | None = Field(default=None, description="over time: how often the last stage may say yes")
+    drift: Drift | None = Field(default=None, description="over time: what a check of new data, and an audit, tell")
     goal: Goal
 
     @property

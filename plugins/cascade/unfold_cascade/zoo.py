@@ -43,6 +43,16 @@ class Slot:
     made_from: str
 
     @property
+    def place(self) -> str:
+        """The names of stage, group and model."""
+        return f"{self.stage}/{self.group}/{self.model}"
+
+    @property
+    def classes(self) -> int:
+        """How many answers it tells apart."""
+        return len(self.answers)
+
+    @property
     def model_file(self) -> str:
         """Where the model stands in the run."""
         return f"models/{self.stage}/{self.group}/{self.model}{estimators.suffix(self.recipe)}"

@@ -14,7 +14,7 @@ from unfold_cascade.time.choose import Choice, Reference, choose
 from unfold_cascade.time.intervals import Interval, Intervals, intervals, lead_interval
 from unfold_cascade.time.judge import Outcome, Quality, at_rate, outcome, quality, scale
 from unfold_cascade.time.keys import Alerts, Moves
-from unfold_cascade.time.monolith import decoded
+from unfold_cascade.time.monolith import Monolith, decoded
 from unfold_cascade.time.policy import Policy
 from unfold_cascade.time.rivals import Rivals, rivals
 from unfold_cascade.time.search import Front, Point, adequate, cheapest, nearest, parallel, search
@@ -61,6 +61,7 @@ class Findings:
 
     study: Study
     front: Front
+    rule: Monolith
     choice: Choice
     naive: Choice
     cascade: Judged
@@ -105,6 +106,7 @@ def judge(given: Searched, run: Run) -> Findings:
     return Findings(
         study=whole,
         front=given.front,
+        rule=known.latched,
         choice=fair,
         naive=naive,
         cascade=cascade,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfoldkit.api import Fraction, Model
+from unfoldkit.api import Fraction, Model, Percent
 
 
 class Split(Model):
@@ -65,3 +65,15 @@ class Alerts(Model):
     per_100h: Annotated[float, Field(gt=0, lt=100)] = 10.0
     utility_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
     auprc_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Drift(Model):
+    """When new hours count as other hours than those that the cascade was tuned on.
+
+    ``audit`` is the share of cases for which a server asks the monolith too, at every hour. ``level`` is the chance
+    that a check of hours that did not change says no; ``margin`` is by how much a share must have changed to count.
+    """
+
+    audit: Percent = Field(default=0.05, ge=0.0, le=1.0)
+    level: Percent = Field(default=0.01, gt=0.0, lt=0.5)
+    margin: Percent = Field(default=0.02, ge=0.0, lt=1.0)

@@ -17,7 +17,7 @@ from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.estimators import Recipe
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time.panel import Layout
-from unfold_cascade.zoo import versions
+from unfold_cascade.zoo import AGAIN, versions
 from unfoldkit.api import Run, UnfoldError, fail, fingerprint
 
 BASELINE = "baseline"
@@ -43,6 +43,16 @@ class Slot:
     own: BoolArray
     y: IntArray
     made_from: str
+
+    @property
+    def place(self) -> str:
+        """The names of stage and model."""
+        return f"{self.stage}/{self.model}"
+
+    @property
+    def classes(self) -> int:
+        """How many answers it tells apart."""
+        return int(self.y.max()) + 1
 
     @property
     def model_file(self) -> str:
@@ -161,6 +171,19 @@ def logs(
     return [_read(run, slot) for slot in places]
 
 
+def kept(run: Run, places: Sequence[Slot]) -> list[Log]:
+    """Return what each model says of every hour, as the run holds it; nothing is fitted.
+
+    Raises:
+        UnfoldError: a model is not in the run, or was fitted with another seed or other versions of the libraries.
+    """
+    for slot in places:
+        if not _done(run, slot):
+            message = f"the run holds no model {slot.place} fitted with this spec, seed and versions of the libraries"
+            raise fail(message, file=str(run.directory.path), key=slot.key, hint=AGAIN)
+    return [_read(run, slot) for slot in places]
+
+
 def work(job: Job) -> tuple[bytes, bytes]:
     """Fit one model and log it; returns the stored model and the stored log. Runs in a worker."""
     classes = int(job.y.max()) + 1
@@ -221,10 +244,6 @@ def _slot(
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
     made_from = fingerprint(facts.digest, names, how, _hash(own), _hash(labels), versions())
     return Slot(*place, recipe, groups, columns, own, labels, made_from)
-
-
-def _job(slot: Slot, file: str, fold: IntArray, seed: int, batch: int) -> Job:
-    return Job(slot.recipe, file, slot.columns, slot.y, slot.own, fold, seed, batch)
 
 
 def _hash(array: np.ndarray) -> str:

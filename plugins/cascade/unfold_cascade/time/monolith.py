@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
+from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.time.cost import Rates
 from unfold_cascade.time.judge import Outcome, Scale, at_rate, outcome, single
 from unfold_cascade.time.keys import Moves
@@ -35,7 +35,7 @@ def tuned(part: Part, model: int, moves: Moves, rates: Rates, per_100h: float) -
     alert = outcome(part, policy, np.array([True]), moves, rates).alert
     cuts: tuple[float, ...] = ()
     for s in range(1, part.on.shape[1]):
-        best = _best_cut(part, _running_max(at_least(part, s), part.clock.starts), s, alert)
+        best = _best_cut(part, _running_max(at_least(part.base, s), part.clock.starts), s, alert)
         cuts = (*cuts, best)
     return Monolith(policy, cuts)
 
@@ -47,9 +47,9 @@ def _best_cut(part: Part, chance: FloatArray, s: int, alert: BoolArray) -> float
     return float(tried[int(np.argmax(right))])
 
 
-def at_least(part: Part, s: int) -> FloatArray:
-    """Return (n,) the chance that the case is in stage s or a later one."""
-    result: FloatArray = part.base[:, s:].astype(np.float64).sum(axis=1)
+def at_least(p: Float32, s: int) -> FloatArray:
+    """Return (n,) the chance that the case is in stage s or a later one, from (n, S+1) probabilities."""
+    result: FloatArray = p[:, s:].astype(np.float64).sum(axis=1)
     return result
 
 
@@ -57,7 +57,7 @@ def decoded(part: Part, base: Monolith, moves: Moves, rates: Rates, scaling: Sca
     """Return what the monolith answers; it is paid at every hour in which it is asked."""
     done = outcome(part, base.policy, np.array([True]), moves, rates, scaling)
     last = part.on.shape[1]
-    stage = _largest(part) if base.cuts is None else _latched(part, base.cuts)
+    stage = _largest(part) if base.cuts is None else latched(part.base, part.clock.starts, base.cuts)
     answer = np.where(done.alert, last, np.minimum(stage, last - 1))
     return Outcome(answer, done.alert, done.score, done.bill, done.walk)
 
@@ -70,16 +70,18 @@ def _largest(part: Part) -> IntArray:
     return stage
 
 
-def _latched(part: Part, cuts: tuple[float, ...]) -> IntArray:
-    stage = np.zeros(len(part.highest), dtype=np.int64)
+def latched(p: Float32, starts: IntArray, cuts: tuple[float, ...]) -> IntArray:
+    """Return (n,) the stage that each case has reached, from the (n, S+1) probabilities of the hours."""
+    stage = np.zeros(len(p), dtype=np.int64)
     for s, cut in enumerate(cuts, 1):
-        passed = _running_max(at_least(part, s), part.clock.starts) >= cut
-        stage = np.where(passed, s, stage)
+        stage = np.where(_running_max(at_least(p, s), starts) >= cut, s, stage)
     return stage
 
 
 def _running_max(values: FloatArray, starts: IntArray) -> FloatArray:
-    """Return (n,) the largest value of the entity so far; ``values`` are in [0, 1 + rounding]."""
-    lift = np.repeat(np.arange(len(starts) - 1) * 4.0, np.diff(starts))
-    raised: FloatArray = np.maximum.accumulate(values + lift) - lift
-    return raised
+    """Return (n,) the largest value of the entity so far."""
+    known, rank = np.unique(values, return_inverse=True)
+    # ranks, not the values themselves: lifted apart by entity, these would be rounded
+    lift = np.repeat(np.arange(len(starts) - 1) * len(known), np.diff(starts))
+    found: FloatArray = known[np.maximum.accumulate(rank + lift) - lift]
+    return found

@@ -56,7 +56,7 @@ def purchase(groups: Mapping[str, FeatureGroup]) -> Purchase:
 
 def layout(groups: Mapping[str, FeatureGroup]) -> Layout:
     """Return which features there are: each column of a group in each form that the group derives."""
-    own = {name: [_name(column, how) for column, how in _forms(group)] for name, group in groups.items()}
+    own = {name: [named(column, how) for column, how in _forms(group)] for name, group in groups.items()}
     names = tuple(dict.fromkeys(name for found in own.values() for name in found))
     place = {name: number for number, name in enumerate(names)}
     return Layout(names, {group: tuple(place[name] for name in found) for group, found in own.items()})
@@ -90,8 +90,9 @@ def _derived(table: Long, name: str, group: FeatureGroup) -> Iterator[tuple[str,
         if set(group.derive) & set(STATISTICS):
             found |= statistics(raw, table.hour, table.starts, window)
         for how in group.derive:
-            yield _name(column, how), found[how]
+            yield named(column, how), found[how]
 
 
-def _name(column: str, how: str) -> str:
+def named(column: str, how: str) -> str:
+    """Return the name of a form of a column."""
     return column if how == "last" else f"{column}_{how}"

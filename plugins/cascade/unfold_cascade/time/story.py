@@ -28,10 +28,21 @@ def tell(found: Findings, run: Run, verb: str) -> Report:
         tables=(_policies(found), _route(found), _alarms(found)),
         figures=(_figure(found),),
         lines=_lines(found),
-        next=f"unfold plan {run.directory.path} --set goal.max_loss=1%",
+        next=_next(found, run),
         decision=_decision(found),
         provenance={"inputs": {"data": found.study.digest}},
     )
+
+
+def _next(found: Findings, run: Run) -> str:
+    if found.choice.promised:
+        return f"unfold serve {run.directory.path}"
+    return f"unfold plan {run.directory.path} --set goal.max_loss={_relaxed(found):g}%"
+
+
+def _relaxed(found: Findings) -> float:
+    """Return the smallest promise, in points, that could be certified."""
+    return float(np.ceil(found.choice.certified * 1000) / 10)
 
 
 def _metrics(found: Findings) -> dict[str, Metric]:
@@ -243,8 +254,7 @@ def _headline(found: Findings, run: Run) -> str:
     text = f"{shown} at {loss:+.2f} points"
     if found.choice.promised:
         return f"{text} · saved in {run.directory.path}"
-    relaxed = np.ceil(found.choice.certified * 1000) / 10
-    return f"{text}, not certified; smallest relaxation: max_loss: {relaxed:g}% · saved in {run.directory.path}"
+    return f"{text}, not certified; smallest relaxation: max_loss: {_relaxed(found):g}% · saved in {run.directory.path}"
 
 
 def _subtitle(found: Findings) -> tuple[str, ...]:
@@ -261,10 +271,16 @@ def _decision(found: Findings) -> dict[str, Any]:
     goal = found.study.spec.goal.model_dump(mode="json", exclude_none=True)
     moves = found.study.spec.moves.model_dump(mode="json") if found.study.spec.moves else None
     common = {"goal": goal, "moves": moves, "promised": found.choice.promised, "alerts_per_100h": found.rate}
-    return common | {
-        key: [_step(found, name, step) for name, step in zip(names, policy, strict=True)]
-        for key, policy in policies.items()
-    }
+    rule = found.rule
+    base = {"cut": _finite(rule.policy[-1].cut), "stages": [float(cut) for cut in rule.cuts or ()]}
+    return (
+        common
+        | {"monolith": base}
+        | {
+            key: [_step(found, name, step) for name, step in zip(names, policy, strict=True)]
+            for key, policy in policies.items()
+        }
+    )
 
 
 def _step(found: Findings, stage: str, step: Step) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,11 +17,13 @@ from unfold_cascade.data import Rows, split_rows
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time import measures
 from unfold_cascade.time.cost import Rates
+from unfold_cascade.time.keep import keep
 from unfold_cascade.time.long import Long, entity_of_row, first_true, rows_of, starts_of
-from unfold_cascade.time.models import Facts, Log, Slot, logs, slots
+from unfold_cascade.time.models import Facts, Log, Slot, kept, logs, slots
 from unfold_cascade.time.moves import Clock, Zoo
 from unfold_cascade.time.panel import layout, panel, purchase
 from unfold_cascade.time.readers import read
+from unfold_cascade.time.sight import sight
 from unfold_cascade.time.targets import truth
 from unfoldkit.api import Run, dump, fail, fingerprint
 
@@ -85,6 +87,16 @@ class Hours:
     facts: Facts
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a run holds: its hours, their split, and the place and log of each model, the monolith last."""
+
+    hours: Hours
+    rows: Rows
+    places: tuple[Slot, ...]
+    logs: tuple[Log, ...]
+
+
 def study(spec: CascadeSpec, run: Run) -> Study:
     """Return the study of a spec, fitting what is not fitted yet.
 
@@ -97,7 +109,28 @@ def study(spec: CascadeSpec, run: Run) -> Study:
     places = slots(spec, run, hours.facts, layout(spec.features))
     fold = _folds(hours.clock, rows.train, spec.gates.folds, run.seed)
     found = logs(spec, run, places, lambda: panel(table(), spec.features), fold)
+    unseen = np.concatenate([rows.calibrate, rows.test])
+    keep(run, hours.facts.digest, sight(spec.features).columns, unseen, hours.clock.starts, table)
     return _assembled(spec, hours, rows, places, found)
+
+
+def stored(spec: CascadeSpec, run: Run) -> Stored:
+    """Return what the run holds of a spec, without its table; nothing is fitted.
+
+    Raises:
+        UnfoldError: a model of the spec is not in the run, or was fitted with another seed or other versions.
+    """
+    hours = _unpacked(run.directory.read(FILE))
+    rows = _split(spec, run, hours)
+    places = slots(spec, run, hours.facts, layout(spec.features))
+    return Stored(hours, rows, tuple(places), tuple(kept(run, places)))
+
+
+def rates_of(spec: CascadeSpec, found: Sequence[Log]) -> Rates:
+    """Return what one call of each model costs; the monolith, which has no price of its own, is the last."""
+    price = [model.price or 0.0 for stage in spec.stages for model in stage.models] + [0.0]
+    flops, size, latency = (np.array([getattr(log, name) for log in found]) for name in ("flops", "bytes", "latency"))
+    return Rates(np.array(price), flops, size, latency)
 
 
 def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], found: list[Log]) -> Study:
@@ -109,13 +142,7 @@ def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], 
     names = [stage.name for stage in spec.stages]
     numbers = tuple(tuple(m for m, slot in enumerate(places) if slot.stage == name) for name in names)
     models = tuple(f"{slot.stage}/{slot.model}" for slot in places)
-    return Study(spec, parts[0], parts[1], parts[2], models, numbers, _rates(spec, found), hours.facts.digest)
-
-
-def _rates(spec: CascadeSpec, found: list[Log]) -> Rates:
-    price = [model.price or 0.0 for stage in spec.stages for model in stage.models] + [0.0]
-    flops, size, latency = (np.array([getattr(log, name) for log in found]) for name in ("flops", "bytes", "latency"))
-    return Rates(np.array(price), flops, size, latency)
+    return Study(spec, parts[0], parts[1], parts[2], models, numbers, rates_of(spec, found), hours.facts.digest)
 
 
 def _part(hours: Hours, zoo: Zoo, base: Float32, entities: IntArray) -> Part:

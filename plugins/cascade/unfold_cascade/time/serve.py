@@ -1,0 +1,201 @@
+"""`serve` for cases over time: the cascade of the plan, hour by hour, each case's stage kept in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade import pack
+from unfold_cascade.planned import planned
+from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.time import live
+from unfold_cascade.time.counts import Counts, counts
+from unfold_cascade.time.hourly import rungs
+from unfold_cascade.time.live import Hour, Timed, Voice
+from unfold_cascade.time.monolith import latched
+from unfold_cascade.time.moves import Clock, Walk, Zoo, walk_plain
+from unfold_cascade.time.policy import Policy, ladder
+from unfold_cascade.time.served import Loaded, load
+from unfold_cascade.time.sight import sight
+from unfold_cascade.time.study import FILE
+from unfold_cascade.zoo import AGAIN
+from unfoldkit.api import Run, Service, broken, dump, fingerprint
+from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.model import Field
+from unfoldkit.serving.remember import Remembering
+from unfoldkit.serving.state import open_store
+
+MEMORY = "serving/entities.sqlite"
+SECOND_H = 1.0 / 3600.0
+
+
+def serve(spec: CascadeSpec, run: Run) -> Service:
+    """Return the service of what ``train`` or ``plan`` left in the run; nothing is fitted, no table is read.
+
+    Raises:
+        UnfoldError: the run holds no plan of this spec, a file of it was changed, its models answer differently now, or
+            the memory of its cases belongs to another plan.
+    """
+    from prometheus_client import CollectorRegistry
+
+    loaded = load(spec, run, planned(spec, run, FILE))
+    registry = CollectorRegistry()
+    told = counts(loaded, registry)
+    model = timed(loaded, told)
+    check(loaded, model)
+    store = open_store(run.directory.path / MEMORY, made_from=model.version)
+    told.remembered(registry, store.count)
+    kept = Remembering(model, store)
+    app = application([kept], registry=registry, close=store.close, log=run.log, clock=run.clock)
+    told.begin()
+    lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
+    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines)
+
+
+def timed(loaded: Loaded, told: Counts) -> Timed:
+    """Return the model to serve."""
+    view, spec = sight(loaded.spec.features), loaded.spec
+    x, probe = _features(loaded), loaded.probe
+    voices = {m: _voice(loaded, m, x, probe.rows) for m in ([] if loaded.alone else loaded.asked)}
+    stages = rungs(ladder(loaded.policy, loaded.parallel))
+    longest = 1 if loaded.alone else sum(len(rung.chain) for rung in stages)
+    return Timed(
+        name=spec.name,
+        version=_version(loaded),
+        inputs=(Field("x", "FP64", (len(view.columns),), missing=True, columns=view.columns),),
+        outputs=live.fields(longest),
+        facts=_facts(loaded, voices),
+        sight=view,
+        ladder=stages,
+        moves=loaded.moves,
+        stages=tuple(stage.name for stage in spec.stages),
+        models=tuple(slot.place for slot in loaded.places),
+        voices=voices,
+        monolith=_monolith(loaded),
+        needs=loaded.needs,
+        purchase=loaded.purchase,
+        rates=loaded.rates,
+        tick_h=1.0 if loaded.whole else SECOND_H,
+        count=told.count,
+    )
+
+
+def check(loaded: Loaded, model: Timed) -> None:
+    """Take the entities that were set aside through every hour, and compare with what the plan's simulation does.
+
+    Raises:
+        UnfoldError: a stage, a call or a purchase differs.
+    """
+    hours = replay(model, loaded)
+    expected, went = simulated(loaded)
+    calls, buys = np.zeros_like(went.calls), np.zeros_like(went.buys)
+    for entity, done in enumerate(hours):
+        for hour in done:
+            np.add.at(calls[entity], [item.model for item in hour.heard], 1)
+            np.add.at(buys[entity], list(hour.groups), 1)
+    stages = np.array([hour.stage for done in hours for hour in done])
+    if (stages != expected).any() or (calls != went.calls).any() or (buys != went.buys).any():
+        other = int((stages != expected).sum())
+        message = f"the models of this run answer otherwise than when it was planned: {other} of {len(stages)} hours"
+        raise broken(message, hint=AGAIN)
+
+
+def replay(model: Timed, loaded: Loaded) -> list[list[Hour]]:
+    """Return what the model does in each hour of each entity of the probe, one hour at a time."""
+    probe, found = loaded.probe, list[list[Hour]]()
+    for begin, end in zip(probe.starts[:-1], probe.starts[1:], strict=True):
+        case, done = None, list[Hour]()
+        for row in range(begin, end):
+            hours, cases = model.follow(
+                probe.values[row : row + 1].astype(np.float64), probe.hour[row : row + 1], [case]
+            )
+            case = cases[0]
+            done += hours
+        found.append(done)
+    return found
+
+
+def simulated(loaded: Loaded) -> tuple[Any, Walk]:
+    """Return the (n,) stages of the probe's hours by the plan's simulation, and all that happened."""
+    probe = loaded.probe
+    p = np.array([log.p[probe.rows, -1] for log in loaded.logs])
+    zoo, clock = Zoo(p, loaded.needs, loaded.purchase), Clock(probe.starts, probe.hour)
+    policy: Policy = loaded.monolith.policy if loaded.alone else loaded.policy
+    went = walk_plain(clock, zoo, ladder(policy, np.array([True]) if loaded.alone else loaded.parallel), loaded.moves)
+    if not loaded.alone:
+        return went.answer.astype(np.int64), went
+    stage = latched(loaded.logs[-1].p[probe.rows], probe.starts, loaded.monolith.cuts or ())
+    return np.where(went.answer == 1, len(loaded.spec.stages), stage), went
+
+
+def _features(loaded: Loaded) -> Any:
+    """Return the (n, d) features of the probe's hours, each made from the hours before it."""
+    view, probe = sight(loaded.spec.features), loaded.probe
+    found = []
+    for begin, end in zip(probe.starts[:-1], probe.starts[1:], strict=True):
+        past = None
+        for row in range(begin, end):
+            one = slice(row, row + 1)
+            features, pasts = view.look(probe.values[one].astype(np.float64), probe.hour[one], [past])
+            past = pasts[0]
+            found.append(features)
+    return np.concatenate(found)
+
+
+def _voice(loaded: Loaded, m: int, x: Any, rows: Any) -> Voice:
+    slot = loaded.places[m]
+    native = pack.unconverted(loaded.run, slot, "asked near a cut", dtype=np.float32)
+    found = pack.checked(loaded.run, slot, loaded.logs[m].p[rows], x)
+    if found.name == pack.NATIVE:
+        native = pack.Engine(native.predict, native.dtype, native.name, found.why)
+        return Voice(native, native, slot.columns)
+    return Voice(found, native, slot.columns)
+
+
+def _monolith(loaded: Loaded) -> live.Monolith:
+    last = len(loaded.places) - 1
+    native = pack.unconverted(loaded.run, loaded.places[last], "the monolith", dtype=np.float32)
+    rung = rungs(ladder(loaded.monolith.policy, np.array([True])))[0]
+    voice = Voice(native, native, loaded.places[last].columns)
+    return live.Monolith(last, voice, rung, loaded.monolith.cuts or (), loaded.drift.audit, loaded.alone)
+
+
+def _version(loaded: Loaded) -> str:
+    cuts = [[list(step.chain), [list(span) for span in step.spans], step.cut] for step in loaded.policy]
+    rule = [loaded.monolith.policy[-1].cut, list(loaded.monolith.cuts or ()), loaded.alone]
+    made = [slot.made_from for slot in loaded.places]
+    return fingerprint(dump(loaded.spec), repr(cuts), repr(rule), made)[:12]
+
+
+def _facts(loaded: Loaded, voices: Mapping[int, Voice]) -> dict[str, Any]:
+    return {
+        "kind": "cascade",
+        "serves": "monolith" if loaded.alone else "cascade",
+        "stages": [stage.name for stage in loaded.spec.stages],
+        "time": "hour" if loaded.whole else "second",
+        "audit": loaded.drift.audit,
+        "engines": {
+            loaded.places[m].place: {"engine": voice.quick.name, "why": voice.quick.why} for m, voice in voices.items()
+        },
+    }
+
+
+def _told(loaded: Loaded, model: Timed) -> list[tuple[str, str]]:
+    if loaded.alone:
+        return [("serves", "the monolith, which remembers the stage: no cascade was certified")]
+    lines = [("serves", "the cascade of the plan")]
+    for stage, rung in zip(model.stages, model.ladder, strict=True):
+        names = [model.models[m].split("/", 1)[1] for m in rung.chain]
+        lines.append((stage, " → ".join(names) + (", at every hour" if rung.parallel else "")))
+    return [*lines, ("engine", _engines(list(model.voices.values()))), ("audit", _audit(loaded))]
+
+
+def _engines(voices: Sequence[Voice]) -> str:
+    quick = sum(voice.quick.name == pack.ONNX for voice in voices)
+    return f"{pack.ONNX} for {quick} of {len(voices)} models; near a cut the native model decides"
+
+
+def _audit(loaded: Loaded) -> str:
+    return f"{loaded.drift.audit:.0%} of the cases are answered by the monolith too"

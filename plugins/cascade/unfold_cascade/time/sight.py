@@ -1,0 +1,136 @@
+"""The features of the hour that comes now, from a small memory of the hours before: what ``panel`` makes of a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
+from unfold_cascade.spec import FeatureGroup
+from unfold_cascade.time.panel import HOUR, WINDOW_H, layout, named
+from unfold_cascade.time.windows import STATISTICS, statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is kept of one entity.
+
+    ``last`` (C,) is the last value measured of each column and ``seen`` (C,) its hour, both NaN where there is none;
+    ``recent`` holds, for each hour within the longest window, the hour and the (W,) raw values of windowed columns.
+    """
+
+    last: list[float]
+    seen: list[float]
+    recent: list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One feature group: the places of its columns, how many hours a value holds, and the hours of its window.
+
+    ``places`` are, by column and form (in that order), those among all features.
+    """
+
+    columns: tuple[int, ...]
+    forms: tuple[str, ...]
+    carry: float
+    window: float
+    places: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How raw values become features: ``columns`` (C,) are taken, ``width`` features are given.
+
+    ``windowed`` (W,) are the places of the columns whose past hours are kept, for ``window`` hours.
+    """
+
+    columns: tuple[str, ...]
+    groups: tuple[Group, ...]
+    width: int
+    windowed: IntArray
+    window: float
+
+    def look(self, x: FloatArray, hour: FloatArray, pasts: Sequence[Past | None]) -> tuple[Float32, list[Past]]:
+        """Return the (B, d) features of one hour each of B entities, and what is to be kept of them.
+
+        Args:
+            x: (B, C) raw values, NaN where nothing was measured.
+            hour: (B,) hours, each after those that the past holds.
+            pasts: what is known of each entity, ``None`` at its first hour.
+        """
+        raw = x.astype(np.float32)
+        known = [past or self.nothing() for past in pasts]
+        new = ~np.isnan(raw)
+        last = np.where(new, raw, np.array([past.last for past in known], dtype=np.float32))
+        seen = np.where(new, hour[:, None], np.array([past.seen for past in known]))
+        recent = [self._recent(past, row, now) for past, row, now in zip(known, raw, hour, strict=True)]
+        features = np.full((len(x), self.width), np.nan, dtype=np.float32)
+        for group in self.groups:
+            self._fill(features, group, last, hour[:, None] - seen, recent)
+        kept = [Past(*row) for row in zip(last.tolist(), seen.tolist(), recent, strict=True)]
+        return features, kept
+
+    def nothing(self) -> Past:
+        """Return the past of an entity that was never seen."""
+        unknown = [math.nan] * len(self.columns)
+        return Past(unknown, unknown, [])
+
+    def _recent(self, past: Past, row: Float32, now: float) -> list[list[float]]:
+        kept = [item for item in past.recent if now - item[0] <= self.window]
+        return [*kept, [float(now), *row[self.windowed].tolist()]] if len(self.windowed) else []
+
+    def _fill(
+        self, out: Float32, group: Group, last: Float32, age: FloatArray, recent: Sequence[Sequence[Sequence[float]]]
+    ) -> None:
+        good = _good(age, group.carry)
+        found = self._statistics(group, recent) if set(group.forms) & set(STATISTICS) else {}
+        for at, places in zip(group.columns, group.places, strict=True):
+            forms = {
+                "last": np.where(good[:, at], last[:, at], np.nan),
+                "age": np.where(good[:, at], age[:, at], np.nan),
+                **found.get(at, {}),
+            }
+            for form, place in zip(group.forms, places, strict=True):
+                out[:, place] = forms[form]
+
+    def _statistics(self, group: Group, recent: Sequence[Sequence[Sequence[float]]]) -> dict[int, dict[str, Float32]]:
+        flat = np.array([item for rows in recent for item in rows])
+        ends = np.cumsum([len(rows) for rows in recent])
+        starts = np.concatenate(([0], ends)).astype(np.int64)
+        found = {}
+        for at in group.columns:
+            values = flat[:, 1 + int(np.flatnonzero(self.windowed == at)[0])].astype(np.float32)
+            made = statistics(values, np.ascontiguousarray(flat[:, 0]), starts, group.window)
+            found[at] = {name: column[ends - 1] for name, column in made.items()}
+        return found
+
+
+def _good(age: FloatArray, carry: float) -> BoolArray:
+    with np.errstate(invalid="ignore"):
+        good: BoolArray = age <= carry
+    return good
+
+
+def sight(groups: Mapping[str, FeatureGroup]) -> Sight:
+    """Return how the features of ``layout`` are made hour by hour."""
+    columns = tuple(dict.fromkeys(column for group in groups.values() for column in group.columns))
+    names = {name: place for place, name in enumerate(layout(groups).names)}
+    made = tuple(_group(group, columns, names) for group in groups.values())
+    watched = [group for group in made if set(group.forms) & set(STATISTICS)]
+    windowed = sorted({at for group in watched for at in group.columns})
+    longest = max((group.window for group in watched), default=0.0)
+    return Sight(columns, made, len(names), np.array(windowed, dtype=np.int64), longest)
+
+
+def _group(group: FeatureGroup, columns: Sequence[str], names: Mapping[str, int]) -> Group:
+    return Group(
+        tuple(columns.index(column) for column in group.columns),
+        tuple(group.derive),
+        group.valid_for / HOUR if group.valid_for is not None else math.inf,
+        group.window / HOUR if group.window is not None else WINDOW_H,
+        tuple(tuple(names[named(column, how)] for how in group.derive) for column in group.columns),
+    )
