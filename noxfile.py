@@ -28,7 +28,7 @@ nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
-    "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "tests", "gaps",
+    "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -66,7 +66,16 @@ def docs(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Test the built and installed wheel, not the source beside it."""
     result = place(session) / "tests.xml"
-    run_in_work(session, "python", "-m", "pytest", "--ignore=tests/docs", f"--junitxml={result}", *session.posargs)
+    run_in_work(
+        session,
+        "python",
+        "-m",
+        "pytest",
+        "--ignore=tests/docs",
+        "--ignore=tests/browser",
+        f"--junitxml={result}",
+        *session.posargs,
+    )
     note(session, *skipped(result))
 
 
@@ -81,6 +90,17 @@ def wheel(session: nox.Session) -> None:
     session.install("--force-reinstall", str(next(folder.glob("*.whl"))), "pip", "pytest")
     with tempfile.TemporaryDirectory() as away:
         use_wheel(session, Path(away))
+
+
+@nox.session(requires=["work"])
+def browser(session: nox.Session) -> None:
+    """Look at the live page with the machine's Chromium."""
+    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
+        note(session, "there is no Chromium on the path (Debian: apt-get install chromium)")
+        return
+    note(session)
+    session.install(*nox.project.dependency_groups(PROJECT, "test", "browser"), built())
+    session.run("python", "-m", "pytest", "-q", "tests/browser", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])

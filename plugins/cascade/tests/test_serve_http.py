@@ -46,6 +46,14 @@ def serving(folder: Path, what: str) -> Iterator[tuple[subprocess.Popen[str], st
         process.communicate()
 
 
+def rest(process: subprocess.Popen[str]) -> str:
+    """Return what the process still tells until its end; ``communicate`` would miss what was read ahead."""
+    assert process.stderr
+    told = process.stderr.read()
+    process.wait(30)
+    return told
+
+
 def ask(url: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as reply:

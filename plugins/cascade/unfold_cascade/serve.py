@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_cascade.board import of_counters
 from unfold_cascade.cases import Cases, group_of_label, stored_cases
 from unfold_cascade.live import Cascade, Link, Voice, Whole
 from unfold_cascade.pack import Engine, Probe, engine, keep_probe
@@ -20,6 +21,7 @@ from unfold_cascade.ways import outputs, table, written
 from unfold_cascade.zoo import AGAIN, BASELINE, WHOLE, Log, Slot, stored
 from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
 from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.model import Field
 
 Count = Callable[[Sequence[int]], None]
@@ -28,7 +30,10 @@ Found = Mapping[tuple[str, str, str], tuple[Slot, Log]]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What stands in a run: cases, tables, logs, and the policy that is served; the monolith's is a chain of one."""
+    """What stands in a run: cases, tables, logs, and the policy that is served; the monolith's is a chain of one.
+
+    ``base`` is the best single model, ``whole`` what it costs a row.
+    """
 
     spec: CascadeSpec
     given: Cases
@@ -37,6 +42,7 @@ class Loaded:
     policy: Policy
     is_cascade: bool
     base: str
+    whole: float
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
@@ -56,7 +62,8 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     model, engines = cascade(loaded, run, counter(loaded, registry))
     app = application([model], registry=registry, log=run.log, clock=run.clock)
     told = tuple(_told(loaded, engines))
-    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told)
+    watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, loaded.zoo.unit, loaded.whole))
+    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch)
 
 
 def load(spec: CascadeSpec, run: Run) -> Loaded:
@@ -69,10 +76,13 @@ def load(spec: CascadeSpec, run: Run) -> Loaded:
     best = best_single(spec, zoo.monoliths, given)
     steps = plan["decision"].get("cascade")
     base = zoo.monoliths.models[best]
+    whole = float(zoo.monoliths.price[best]) + zoo.bought(zoo.monoliths.buys[best])
     if steps is None:
         alone = replace(zoo, first=zoo.monoliths, then={})
-        return Loaded(spec, given, alone, found, Policy(Step((best,), ()), {}), is_cascade=False, base=base)
-    return Loaded(spec, given, zoo, found, _policy(run, zoo, steps), is_cascade=True, base=base)
+        return Loaded(
+            spec, given, alone, found, Policy(Step((best,), ()), {}), is_cascade=False, base=base, whole=whole
+        )
+    return Loaded(spec, given, zoo, found, _policy(run, zoo, steps), is_cascade=True, base=base, whole=whole)
 
 
 def cascade(loaded: Loaded, run: Run, count: Count) -> tuple[Cascade, dict[str, Engine]]:

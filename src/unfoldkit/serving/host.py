@@ -19,6 +19,7 @@ from unfoldkit.errors import fail
 from unfoldkit.serving.lane import Connection, Lane, first_lines, lines
 from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
+from unfoldkit.serving.watch import watched, with_page
 
 if TYPE_CHECKING:
     import uvicorn
@@ -114,7 +115,7 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         return Connection(inner, lane, server_state.connections, time.monotonic)
 
     config = uvicorn.Config(
-        drained(guarded(service.app, token) if token else service.app, drain),
+        drained(outfit(service, token, drain), drain),
         http=cast("Any", connection),
         log_level="warning",
         access_log=False,
@@ -134,6 +135,13 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         _Dated(server).headers,
     )
     return server
+
+
+def outfit(service: Service, token: str, drain: Drain) -> ASGIApp:
+    """Return the application of a service, with its live page around it; the token guards all but the bare page."""
+    app = watched(service.app, service.watch, drain.asked) if service.watch else service.app
+    app = guarded(app, token) if token else app
+    return with_page(app) if service.watch else app
 
 
 @dataclass(slots=True)

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from unfoldkit.serving.board import Watch
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -20,7 +22,8 @@ class Service:
 
     ``paths`` and ``lines`` (each a title and a text) are told to the user at start; lifespan events of ``app`` open
     and close what it holds. ``posts`` are paths of ``app`` whose POST requests with at most ``body_bytes`` may be
-    answered past it: each function is given a body, and calls back with the reply.
+    answered past it: each function is given a body, and calls back with the reply. ``watch`` tells what the live page
+    at ``/`` shows; without it there is no page.
     """
 
     name: str
@@ -29,3 +32,4 @@ class Service:
     posts: Mapping[str, Answer] = field(default_factory=dict)
     body_bytes: int = 0
     lines: tuple[tuple[str, str], ...] = ()
+    watch: Watch | None = None

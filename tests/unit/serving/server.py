@@ -12,6 +12,7 @@ from models import Diary, Total
 
 from unfoldkit.serving.app import application, paths
 from unfoldkit.serving.batcher import Limits
+from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.host import Address, host, listen
 from unfoldkit.serving.remember import Remembering
 from unfoldkit.serving.service import Service
@@ -30,7 +31,9 @@ def main(name: str, *words: str) -> None:
     app = application([model], limits=limits, close=close)
     bound = listen(Address(port=0, token=given.get("token", "")))
     print(bound.getsockname()[1], os.getpid(), flush=True)
-    service = Service(name, app, paths([model]), app.answers, app.body_bytes)
+    service = Service(
+        name, app, paths([model]), app.answers, app.body_bytes, watch=of_requests(name, "toy", app.metrics)
+    )
     host(service, bound, token=given.get("token", ""))
 
 

@@ -16,7 +16,7 @@ class Counts:
 
     names: tuple[tuple[str, str], ...]
     groups: tuple[str, ...]
-    stages: int
+    stages: tuple[str, ...]
     asked: Any
     answered: Any
     bought: Any
@@ -24,6 +24,7 @@ class Counts:
     alarms: Any
     audited: Any
     differs: Any
+    hours: Any
     live: bool = False
 
     def begin(self) -> None:
@@ -50,7 +51,8 @@ class Counts:
         for group in hour.groups:
             self.bought.labels(self.groups[group]).inc()
         self.price.inc(sum(hour.paid))
-        if hour.stage == self.stages:
+        self.hours.labels(self.stages[hour.stage]).inc()
+        if hour.stage == len(self.stages) - 1:
             self.alarms.inc()
         if hour.audited:
             self.audited.inc()
@@ -74,7 +76,7 @@ def counts(loaded: Loaded, registry: Any) -> Counts:
     return Counts(
         names,
         loaded.purchase.names,
-        len(loaded.spec.stages),
+        (*(stage.name for stage in loaded.spec.stages), "alarm"),
         asked,
         answered,
         counter("bought", "Purchases of a feature group", "group"),
@@ -82,4 +84,5 @@ def counts(loaded: Loaded, registry: Any) -> Counts:
         counter("alarms", "Hours in which the last stage said yes"),
         counter("audited", "Hours that the monolith answered too"),
         counter("differs", "Audited hours in which the monolith's stage is another"),
+        counter("hours", "Hours by the stage that the case was left in", "stage"),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade import pack
+from unfold_cascade.board import of_counters
 from unfold_cascade.planned import planned
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time import live
@@ -23,6 +24,7 @@ from unfold_cascade.time.study import FILE
 from unfold_cascade.zoo import AGAIN
 from unfoldkit.api import Run, Service, broken, dump, fingerprint
 from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.model import Field
 from unfoldkit.serving.remember import Remembering
 from unfoldkit.serving.state import open_store
@@ -51,7 +53,8 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     app = application([kept], registry=registry, close=store.close, log=run.log, clock=run.clock)
     told.begin()
     lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
-    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines)
+    watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, spec.cost.unit or spec.cost.by))
+    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines, watch)
 
 
 def timed(loaded: Loaded, told: Counts) -> Timed:

@@ -1,0 +1,91 @@
+"""The live page in headless Chromium: it loads, it moves when load arrives, and its console stays empty."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.serving.client import Server, rows, serving
+
+INFER = "/v2/models/total/infer"
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Return a browser: the machine's own Chromium, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium on the path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def total() -> Iterator[Server]:
+    with serving("total") as server:
+        yield server
+
+
+def opened(browser: Any, server: Server, told: list[str], **how: Any) -> Any:
+    page = browser.new_context(**how).new_page()
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    page.wait_for_selector("body.on .tile")
+    return page
+
+
+def requests_shown(page: Any) -> str:
+    return str(page.locator(".tile b").first.inner_text())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_moves_when_load_arrives(chromium: Any, total: Server, scheme: str, tmp_path: Path) -> None:
+    """Requests that arrive are shown within seconds, in words, in a line and to a screen reader; nothing is logged."""
+    told: list[str] = []
+    page = opened(chromium, total, told, color_scheme=scheme)
+    before = page.screenshot(path=tmp_path / "before.png")
+    assert requests_shown(page) == "0"
+    for _ in range(5):
+        assert total.ask(INFER, rows([1, 2, 3])).status == 200
+    page.wait_for_function("document.querySelector('.tile b').textContent === '5'", timeout=5000)
+    page.wait_for_function("document.querySelectorAll('svg path.k0')[0].getAttribute('d').length > 8", timeout=5000)
+    assert page.locator("svg").first.get_attribute("aria-label").startswith("answers by status: 200 ")
+    assert page.screenshot(path=tmp_path / "after.png") != before
+    assert told == []
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(chromium: Any, total: Server) -> None:
+    """On a screen of 360 pixels nothing is wider than the screen."""
+    page = opened(chromium, total, [], viewport={"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_page_tells_that_the_server_is_gone_and_goes_on_when_it_is_back(chromium: Any, total: Server) -> None:
+    """When the server ends, the page says so instead of showing old figures as new ones."""
+    page = opened(chromium, total, [])
+    assert total.end() == 0
+    page.wait_for_selector("body.off", timeout=5000)
+    assert "no connection" in page.inner_text("#state")
+
+
+def test_the_token_is_asked_for(chromium: Any) -> None:
+    """Behind a token the page asks for it, refuses a wrong one, and shows the figures with the right one."""
+    with serving("total", "token=secret") as server:
+        page = chromium.new_page()
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        for given, state in (("wrong", "the token is not right"), ("secret", "live")):
+            page.wait_for_selector("#ask:not([hidden])")
+            page.fill("#token", given)
+            page.click("button")
+            page.wait_for_function(f"document.getElementById('state').textContent === '{state}'", timeout=5000)
+        assert requests_shown(page) == "0"

@@ -1,0 +1,42 @@
+"""What the live page is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from unfoldkit.serving.board import More, Tile, of_requests, short
+from unfoldkit.serving.metrics import SECONDS, metrics, of_model
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (9999, "9,999"),
+        (12_345, "12.3 k"),
+        (37_398_100, "37.4 M"),
+        (2.5e9, "2.5 G"),
+        (0.125, "0.125"),
+    ],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    """Large numbers keep three digits and a suffix, small ones are as they are."""
+    assert short(value) == text
+
+
+def test_the_board_adds_up_all_models_and_what_the_kind_adds() -> None:
+    """Requests of all models are counted together by status, a refusal is marked, and the kind's own tile follows."""
+    found = metrics()
+    for name in ("a", "b"):
+        tally = of_model(found, name).requests
+        tally.count(200, 0.0015)
+        tally.count(429, 0.0)
+    board = of_requests("both", "toy", found, lambda: More((Tile("own", "1"),)))()
+    assert [(tile.label, tile.value, tile.ok) for tile in board.tiles] == [
+        ("requests", "4", None), ("failed", "0", True), ("refused", "2", False), ("own", "1", None),
+    ]  # fmt: skip
+    assert board.lines[0].values == {"200": 2.0, "429": 2.0}
+    assert sum(board.spreads[0].counts) == 4
+    assert len(board.spreads[0].counts) == len(SECONDS) + 1
+    assert board.lines[1].values == {"a": 0.0, "b": 0.0}
