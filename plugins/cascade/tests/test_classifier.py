@@ -13,8 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from xgboost import XGBClassifier
 
 from unfold_cascade.classifier import CascadeClassifier
+from unfold_cascade.gates.evidence import ensemble, evidential
 
 TINY = [
     ("stump", DecisionTreeClassifier(max_depth=2, random_state=0)),
@@ -102,3 +104,43 @@ def test_wrong_parameters_are_told_at_fit(changes: Any, told: str) -> None:
     x, y = load_breast_cancer(return_X_y=True)
     with pytest.raises(ValueError, match=told):
         CascadeClassifier(**({"estimators": TINY} | changes)).fit(x[:80], y[:80])
+
+
+def test_evidence_is_small_where_little_was_seen() -> None:
+    """The vacuity is that of the formula: a case in a leaf of few training rows is less sure."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, 1, (190, 1)), rng.normal(9, 0.1, (10, 1))])
+    y = np.concatenate([np.zeros(190), np.ones(10)])
+    tree = DecisionTreeClassifier(max_depth=1).fit(x, y)
+    many, few = evidential(tree, np.array([[0.0], [9.0]]))
+    assert (many, few) == pytest.approx((1 - 2 / 192, 1 - 2 / 12))
+    with pytest.raises(TypeError, match="no leaves that count rows"):
+        evidential(LogisticRegression().fit(x, y), x)
+
+
+def test_an_ensemble_that_agrees_is_sure() -> None:
+    """Members that all say the same give 1; where trees of a forest differ, the confidence is that of the formula."""
+    x, y = load_breast_cancer(return_X_y=True)
+    forest = RandomForestClassifier(5, max_depth=3, random_state=0).fit(x, y)
+    said = np.stack([tree.predict_proba(x) for tree in forest.estimators_])
+    expected = 1 - np.abs(said[:, :, 1] - said[:, :, 1].mean(axis=0)).mean(axis=0)
+    np.testing.assert_allclose(ensemble(forest, x), expected)
+    boosted = XGBClassifier(n_estimators=20, max_depth=2).fit(x, y)
+    found = ensemble(boosted, x)
+    assert ((found > 0.5) & (found <= 1)).all()
+    assert ensemble(XGBClassifier(n_estimators=1).fit(x, y), x).min() == 1.0
+    with pytest.raises(TypeError, match="has no members"):
+        ensemble(LogisticRegression(max_iter=5000).fit(x, y), x)
+
+
+@pytest.mark.parametrize("confidence", ["evidential", "ensemble"])
+def test_confidences_that_look_into_models_gate_too(confidence: str) -> None:
+    """A cascade gated by evidence or agreement keeps routes that add up, and names models that have neither."""
+    x, y = load_breast_cancer(return_X_y=True)
+    models = [("few", RandomForestClassifier(4, max_depth=3, random_state=0)), ("many", TINY[1][1])]
+    model = CascadeClassifier(models, prices=[1, 20], confidence=confidence, random_state=0).fit(x[::2], y[::2])
+    for steps in model.route(x[1::2], budget=5):
+        assert steps[-1].threshold is None or steps[-1].confidence >= steps[-1].threshold
+    assert model.score(x[1::2], y[1::2]) > 0.9
+    with pytest.raises(ValueError, match=f"confidence {confidence}: LogisticRegression has no"):
+        CascadeClassifier([("line", LogisticRegression(max_iter=5000)), TINY[1]], confidence=confidence).fit(x, y)

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from unfold_cascade import cost
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.gates import confidence as functions
+from unfold_cascade.gates.evidence import ensemble, evidential
 from unfold_cascade.gates.front import thin
 from unfold_cascade.gates.orders import ChainFront, search_orders
 from unfold_cascade.gates.search import MAX_MODELS
@@ -26,6 +27,7 @@ CONFIDENCES: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "margin": functions.margin,
     "entropy": functions.entropy,
 }
+LOOKING: Mapping[str, Callable[[Any, Any], FloatArray]] = {"evidential": evidential, "ensemble": ensemble}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         estimators: (name, classifier with ``predict_proba``) pairs; a small and a large forest by default.
         prices: Cost of one call of each estimator; by default its arithmetic operations.
-        confidence: What thresholds are compared with: ``max-probability``, ``margin`` or ``entropy``.
+        confidence: What thresholds are compared with: ``max-probability``, ``margin`` or ``entropy`` of the
+            probabilities; or ``evidential`` (trees and forests of scikit-learn) or ``ensemble`` (forests, XGBoost),
+            which look into the models.
         max_models: Longest chain, from 1 to 5.
         bins: Thresholds tried per gate; by default all or many.
         folds: Folds of the out-of-fold probabilities; fewer where a class has fewer cases.
@@ -115,7 +119,7 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         named = self._named(seed)
-        held = [_out_of_fold(model, X, labels, len(self.classes_), self.folds, seed) for _, model in named]
+        held = [self._out_of_fold(model, X, labels, seed) for _, model in named]
         self.names_ = tuple(name for name, _ in named)
         self.estimators_ = [clone(model).fit(X, labels) for _, model in named]
         self.prices_ = self._priced(X.shape[1])
@@ -169,8 +173,9 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         names = [name for name, _ in named]
         if not named or len(set(names)) < len(names):
             raise ValueError(f"estimators must be (name, classifier) pairs with different names, not {names}")
-        if self.confidence not in CONFIDENCES:
-            raise ValueError(f"confidence must be one of {', '.join(CONFIDENCES)}, not {self.confidence!r}")
+        known = (*CONFIDENCES, *LOOKING)
+        if self.confidence not in known:
+            raise ValueError(f"confidence must be one of {', '.join(known)}, not {self.confidence!r}")
         if not 1 <= self.max_models <= MAX_MODELS:
             raise ValueError(f"max_models must be from 1 to {MAX_MODELS}, not {self.max_models!r}")
         if self.prices is not None and len(self.prices) != len(named):
@@ -185,15 +190,35 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except UnfoldError as error:
             raise ValueError(f"{error.diagnostics[0].message}; give prices") from error
 
-    def _searched(self, held: Sequence[FloatArray], labels: IntArray) -> ChainFront:
-        score = np.column_stack([self._score(p) for p in held])
-        loss = np.column_stack([(p.argmax(axis=1) != labels).astype(np.float64) for p in held])
+    def _searched(self, held: Sequence[tuple[FloatArray, FloatArray]], labels: IntArray) -> ChainFront:
+        score = np.column_stack([score for _, score in held])
+        loss = np.column_stack([(p.argmax(axis=1) != labels).astype(np.float64) for p, _ in held])
         found = search_orders(score, loss, self.prices_, max_models=self.max_models, bins=self.bins)
         keep = thin(found.front, POINTS)
         return ChainFront(found.front.take(keep), found.chain[keep], found.chains)
 
-    def _score(self, probability: FloatArray) -> FloatArray:
-        return CONFIDENCES[self.confidence](probability)
+    def _score(self, model: Any, x: Any, probability: FloatArray) -> FloatArray:
+        if self.confidence in CONFIDENCES:
+            return CONFIDENCES[self.confidence](probability)
+        try:
+            return LOOKING[self.confidence](model, x)
+        except TypeError as error:
+            raise ValueError(f"confidence {self.confidence}: {error}") from error
+
+    def _out_of_fold(self, model: Any, x: Any, labels: IntArray, seed: int) -> tuple[FloatArray, FloatArray]:
+        """Return (n, C) what models that never saw a case say of it, and (n,) how sure they are.
+
+        Of a class with one case there is no such model.
+        """
+        classes = len(self.classes_)
+        result, score = np.zeros((len(labels), classes)), np.zeros(len(labels))
+        for fitted, kept in _folds(labels, self.folds, seed):
+            if len(np.unique(labels[fitted])) < 2:
+                fitted = np.arange(len(labels))  # noqa: PLW2901 - nothing smaller can be fitted
+            one = clone(model).fit(x[fitted], labels[fitted])
+            result[kept] = _probabilities(one, x[kept], classes)
+            score[kept] = self._score(one, x[kept], result[kept])
+        return result, score
 
     def _follow(self, X: Any, budget: float | None) -> tuple[Way, tuple[int, ...], FloatArray]:  # noqa: N803
         check_is_fitted(self)
@@ -205,7 +230,7 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         heard: dict[int, tuple[IntArray, FloatArray, FloatArray]] = {}
         for position, model in enumerate(chain):
             found = _probabilities(self.estimators_[model], X[left], classes)
-            score = self._score(found)
+            score = self._score(self.estimators_[model], X[left], found)
             place[left], probability[left] = position, found
             heard[position] = (left, found.max(axis=1), score)
             if position < len(cuts):
@@ -221,17 +246,6 @@ def _default(seed: int) -> list[tuple[str, Any]]:
 
     small = DecisionTreeClassifier(max_depth=4, random_state=seed)
     return [("small", small), ("large", RandomForestClassifier(50, random_state=seed))]
-
-
-def _out_of_fold(model: Any, x: Any, labels: IntArray, classes: int, folds: int, seed: int) -> FloatArray:
-    """Return (n, C) what models that never saw a case say of it; of a class with one case there is no such model."""
-    result = np.zeros((len(labels), classes))
-    for fitted, kept in _folds(labels, folds, seed):
-        if len(np.unique(labels[fitted])) < 2:
-            fitted = np.arange(len(labels))  # noqa: PLW2901 - nothing smaller can be fitted
-        one = clone(model).fit(x[fitted], labels[fitted])
-        result[kept] = _probabilities(one, x[kept], classes)
-    return result
 
 
 def _folds(labels: IntArray, folds: int, seed: int) -> Iterable[tuple[IntArray, IntArray]]:

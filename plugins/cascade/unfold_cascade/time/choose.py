@@ -47,8 +47,8 @@ def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> 
 
     The certificate is fixed-sequence testing (Learn then Test) on the certifying patients, who took no part in the
     search; the order of the points (``sequence``) and the test of each come from the tuning patients. Each
-    patient counts once, by the mean of their hours. Where nothing can be certified, the cheapest cascade that keeps the
-    goal on the tuning patients is returned, with the loss that it *is* certified for and ``promised`` unset.
+    patient counts once, by the mean of their hours. Where nothing can be certified, the cascade with the strongest
+    evidence on the tuning patients is returned, with the loss that it *is* certified for and ``promised`` unset.
     """
     if goal.budget is not None:
         return _within_budget(study, front, base, goal, by)
@@ -65,7 +65,7 @@ def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> 
     tested, rules, last = certified(cost, before, after, epsilon, 1 - goal.confidence)
     if last is not None:
         return Choice(within[tested[last]], True, epsilon, after.shape[1], rules[last].method)
-    return _refused(within[tested[-1]], before[tested[-1]], after[tested[-1]], goal)
+    return _refused(within[tested[0]], before[tested[0]], after[tested[0]], goal)
 
 
 def certified(
