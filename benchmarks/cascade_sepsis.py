@@ -24,7 +24,7 @@ from unfoldkit.spec.validate import validate
 SPEC = Path(__file__).parents[1] / "configs" / "cascade" / "sepsis.yaml"
 ARCHIVE = Path("physionet2019") / "set_a.tar.xz"
 QUICK_PATIENTS = 1500
-INTERVALS = ("loss", "utility", "auprc", "price_saving", "flops_saving")
+INTERVALS = ("loss", "utility", "auprc", "auroc", "macro_f1", "price_saving", "flops_saving")
 
 
 def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:

@@ -86,6 +86,17 @@ def test_a_plan_that_drifted_is_a_no(unfold: Unfold, spec: Path) -> None:
     assert unfold("plan", spec, "--set", "repeat=3", "--check", "plan.yaml", "--exit-zero").code == 0
 
 
+def test_a_check_leaves_the_run_as_it_was(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """Whatever a check says, spec, report and plan of the run stay those of the plan that was made."""
+    unfold("plan", spec, "--out", "plan.yaml")
+    files = [path for path in tmp_path.rglob("runs/*/*") if path.suffix in (".yaml", ".json")]
+    before = {path: path.read_bytes() for path in files if path.name != "manifest.json"}
+    assert {path.name for path in before} >= {"spec.yaml", "report.json", "plan.yaml"}
+    assert unfold("plan", spec, "--set", "repeat=3", "--check", "plan.yaml").code == 1
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(tmp_path.rglob("check.json"))) == 1
+
+
 def test_a_plan_is_checked_by_its_own_spec(unfold: Unfold, spec: Path) -> None:
     """A committed plan can be given as the spec: it holds the spec that it was made from."""
     assert unfold("plan", spec, "-o", "plan.yaml").code == 0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.certificate import (
     Rule,
     best_wager,
@@ -25,6 +25,7 @@ from unfold_cascade.certificate import (
     smallest_certifiable,
     upper_bound,
 )
+from unfold_cascade.time.choose import certified
 
 DELTA, EPSILON, TRIALS = 0.1, 0.05, 1000
 # Of 1,000 valid tests at level 0.1 more than this many err with a chance below 1e-4.
@@ -188,3 +189,27 @@ def test_misuse_is_refused() -> None:
         per_cluster(d, clusters, cap=2)
     with pytest.raises(ValueError, match="betting only"):
         p_value(d, EPSILON, Rule("binomial"), clusters=clusters, cap=3)
+
+
+def _patients(rng: np.random.Generator, patients: int, mean: float) -> tuple[IntArray, FloatArray]:
+    """Draw hours of patients: (n,) patient and (n,) difference; a patient's hours go mostly the same way."""
+    entity = np.repeat(np.arange(patients), rng.integers(5, 40, patients))
+    worse = rng.beta(0.2 * mean / (1 - mean), 0.2, patients)
+    return entity, (rng.random(len(entity)) < worse[entity]).astype(np.float64)
+
+
+def test_a_promise_by_patient_is_broken_at_most_as_often_as_said() -> None:
+    """A cascade on the verge is certified in at most delta of 300 calibrations by patient, by hour far more often."""
+    trials, verge = 300, EPSILON + 1e-3
+    rng = np.random.default_rng(17)
+    broken = {"patient": 0, "hour": 0}
+    for _ in range(trials):
+        means = (1e-4, verge, verge, verge)
+        drawn = [[_patients(rng, 80, mean) for mean in means] for _ in range(2)]
+        before, after = (np.array([per_cluster(d, entity) for entity, d in part]) for part in drawn)
+        tested, _, last = certified(np.array([4.0, 3.0, 2.0, 1.0]), before, after, EPSILON, DELTA)
+        broken["patient"] += last is not None and tested[last] > 0
+        hours = [p_value(d, EPSILON, choose_rule(d0, EPSILON, len(d))) for (_, d0), (_, d) in zip(*drawn, strict=True)]
+        broken["hour"] += any(p <= DELTA for p in hours[1:])
+    assert broken["patient"] <= binom.ppf(1 - 1e-4, trials, DELTA)
+    assert broken["hour"] > binom.ppf(1 - 1e-4, trials, DELTA)

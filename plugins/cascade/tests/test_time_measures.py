@@ -164,3 +164,6 @@ def test_macro_f1_equals_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     answer, truth = rng.integers(0, 3, (2, 500))
     assert macro_f1(answer, truth, 3) == pytest.approx(f1_score(truth, answer, average="macro"))
+    weight = rng.integers(0, 4, len(truth)).astype(np.float64)
+    expected = f1_score(truth, answer, average="macro", sample_weight=weight)
+    assert macro_f1(answer, truth, 3, weight) == pytest.approx(expected)

@@ -86,7 +86,7 @@ def choose(
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
+class Evidence:
     """Points of a front with their (m,) cost and (m, n) differences to the monolith, on tuning and certifying rows."""
 
     points: IntArray
@@ -102,9 +102,9 @@ def _within_loss(
     points = np.flatnonzero(front.cost < base.cost)
     if not len(points):
         return Choice(None, 0.0, goal.confidence, n, 1.0, "none", stopped=False, reason="no cascade is cheaper")
-    before, after = (_all_differences(zoo, front, points, base, labels, rows) for rows in (tune, certify))
-    evidence = _Evidence(points, front.cost[points], before, after)
-    passed = _passed(evidence, epsilon, 1 - goal.confidence)
+    before, after = (differences_of(zoo, front, points, base, labels, rows) for rows in (tune, certify))
+    evidence = Evidence(points, front.cost[points], before, after)
+    passed = certified(evidence, epsilon, 1 - goal.confidence)
     if not passed:
         least = _least_certified(evidence, epsilon, 1 - goal.confidence)
         return Choice(None, 0.0, goal.confidence, n, least, "none", stopped=True)
@@ -114,8 +114,11 @@ def _within_loss(
     return Choice(int(points[best]), epsilon, goal.confidence, n, epsilon, rule.method, stopped=stopped)
 
 
-def _passed(evidence: _Evidence, epsilon: float, delta: float) -> list[tuple[int, certificate.Rule]]:
-    """Return the points that passed, each with its test; their order and the tests come from the tuning rows alone."""
+def certified(evidence: Evidence, epsilon: float, delta: float) -> list[tuple[int, certificate.Rule]]:
+    """Return the points that passed, each with its test; their order and the tests come from the tuning rows alone.
+
+    With probability 1 - delta every point that passed loses at most ``epsilon``.
+    """
     cases = evidence.certify.shape[1]
     rules = [certificate.choose_rule(d, epsilon, cases) for d in evidence.tune]
     hopes = np.array([certificate.p_value(d, epsilon, rule) for d, rule in zip(evidence.tune, rules, strict=True)])
@@ -125,12 +128,12 @@ def _passed(evidence: _Evidence, epsilon: float, delta: float) -> list[tuple[int
     return [] if last is None else tests[: last + 1]
 
 
-def _least_certified(evidence: _Evidence, refused: float, delta: float) -> float:
+def _least_certified(evidence: Evidence, refused: float, delta: float) -> float:
     """Return the smallest loss, in tenths of a point, for which some cascade would have been certified."""
     low, high = int(refused * GRID), GRID - 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _passed(evidence, middle / GRID, delta) else (middle, high)
+        low, high = (low, middle) if certified(evidence, middle / GRID, delta) else (middle, high)
     return high / GRID
 
 
@@ -148,9 +151,10 @@ def _within_budget(
     return Choice(point, bound, goal.confidence, len(certify), bound, rule.method, stopped=False)
 
 
-def _all_differences(
+def differences_of(
     zoo: Zoo, front: PolicyFront, points: IntArray, base: Monolith, labels: IntArray, rows: IntArray
 ) -> FloatArray:
+    """Return (m, n) the losses of some points of a front more than the monolith's, on some rows."""
     return np.array([_differences(zoo, front.policies[point], base, labels, rows) for point in points])
 
 

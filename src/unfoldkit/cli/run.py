@@ -26,6 +26,7 @@ from unfoldkit.spec.load import ORIGIN, RUN_PLAN, RUN_SPEC, Loaded, dump, load, 
 from unfoldkit.yaml12 import to_yaml
 
 REPORT = "report.json"
+CHECK = "check.json"
 
 
 def perform(request: Request, stdin: str = "") -> ExitCode:
@@ -103,17 +104,26 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
         if baseline is not None:
             run = replace(run, options={**run.options, "baseline_plan": baseline})
         with run.directory.locked():
-            store_spec(run, loaded.spec)
+            if baseline is None:
+                store_spec(run, loaded.spec)
             began = run.clock()
             report = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
             report = _with_provenance(report, loaded, run, run.clock() - began)
-            report = compare(report, baseline, str(request.check)) if baseline is not None else report
-            _keep(run.directory, report)
+            if baseline is None:
+                _keep(run.directory, report)
+                return report
+            # what the run holds stays that of the plan that was made, whatever the check says of other data
+            report = compare(report, baseline, str(request.check))
+            run.directory.write(CHECK, _as_json(report))
     return report
 
 
+def _as_json(report: Report) -> bytes:
+    return (json.dumps(to_data(report), indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _keep(directory: RunDir, report: Report) -> None:
-    directory.write(REPORT, (json.dumps(to_data(report), indent=1, ensure_ascii=False) + "\n").encode())
+    directory.write(REPORT, _as_json(report))
     if report.decision is not None:
         from unfoldkit.render.plan import render
 

@@ -47,8 +47,8 @@ def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> 
 
     The certificate is fixed-sequence testing (Learn then Test) on the certifying patients, who took no part in the
     search; the order of the points (``sequence``) and the test of each come from the tuning patients. Each
-    patient counts once, by the mean of their hours. Where nothing can be certified, the cheapest cascade that keeps the
-    goal on the tuning patients is returned, with the loss that it *is* certified for and ``promised`` unset.
+    patient counts once, by the mean of their hours. Where nothing can be certified, the cascade with the strongest
+    evidence on the tuning patients is returned, with the loss that it *is* certified for and ``promised`` unset.
     """
     if goal.budget is not None:
         return _within_budget(study, front, base, goal, by)
@@ -57,15 +57,34 @@ def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> 
     within = [point for point in front.points if point.loss <= own + epsilon] or [
         min(front.points, key=lambda point: point.loss)
     ]
-    seen = [_differences(study, study.train, point.policy, base) for point in within]
-    tested = sequence(np.array([point.cost for point in within]), np.array(seen), epsilon)
-    order, before = [within[place] for place in tested], np.array([seen[place] for place in tested])
-    after = np.array([_differences(study, study.calibrate, point.policy, base) for point in order])
-    rules = [certificate.choose_rule(d, epsilon, after.shape[1]) for d in before]
-    last = certificate.fixed_sequence(after, epsilon, 1 - goal.confidence, rules)
+    before, after = (
+        np.array([differences(study, part, point.policy, base) for point in within])
+        for part in (study.train, study.calibrate)
+    )
+    cost = np.array([point.cost for point in within])
+    tested, rules, last = certified(cost, before, after, epsilon, 1 - goal.confidence)
     if last is not None:
-        return Choice(order[last], True, epsilon, after.shape[1], rules[last].method)
-    return _refused(order[-1], before[-1], after[-1], goal)
+        return Choice(within[tested[last]], True, epsilon, after.shape[1], rules[last].method)
+    return _refused(within[tested[0]], before[tested[0]], after[tested[0]], goal)
+
+
+def certified(
+    cost: FloatArray, before: FloatArray, after: FloatArray, epsilon: float, delta: float
+) -> tuple[list[int], list[Rule], int | None]:
+    """Return the points tested, in order, the test of each, and the place of the last that passed in a row.
+
+    With probability 1 - delta that point loses at most ``epsilon``: order and tests come from ``before`` alone.
+
+    Args:
+        cost: (m,) costs of the points.
+        before: (m, P) differences of the tuning patients.
+        after: (m, Q) differences of the certifying patients.
+        epsilon: Loss allowed.
+        delta: Chance of a false certificate.
+    """
+    tested = sequence(cost, before, epsilon)
+    rules = [certificate.choose_rule(before[place], epsilon, after.shape[1]) for place in tested]
+    return tested, rules, certificate.fixed_sequence(after[tested], epsilon, delta, rules)
 
 
 def sequence(cost: FloatArray, seen: FloatArray, epsilon: float) -> list[int]:
@@ -107,7 +126,7 @@ def _within_budget(study: Study, front: Front, base: Reference, goal: Goal, by: 
             f"no cascade costs so little; the cheapest needs {least:.4g} per case-hour", key="goal.budget", hint=hint
         )
     point = min(allowed, key=lambda one: one.loss)
-    before, after = (_differences(study, part, point.policy, base) for part in (study.train, study.calibrate))
+    before, after = (differences(study, part, point.policy, base) for part in (study.train, study.calibrate))
     rule = _rule(before, len(after))
     return Choice(point, True, certificate.upper_bound(after, goal.confidence, rule), len(after), rule.method)
 
@@ -116,9 +135,13 @@ def _spent(point: Point, by: str) -> float:
     return point.cost if "+" in by else point.bill[by]
 
 
-def _differences(study: Study, part: Part, policy: Policy, base: Reference) -> FloatArray:
-    """Return (P,) for each patient the mean over their hours of wrong answers more than the monolith's."""
-    other = base.train if part is study.train else base.calibrate
+def differences(study: Study, part: Part, policy: Policy, base: Reference) -> FloatArray:
+    """Return (P,) what a policy loses more than the monolith, by tuning or certifying patient."""
+    return against(study, part, policy, base.train if part is study.train else base.calibrate)
+
+
+def against(study: Study, part: Part, policy: Policy, other: IntArray) -> FloatArray:
+    """Return (P,) for each patient the mean over their hours of wrong answers more than those of ``other`` (n,)."""
     went = walk(part.clock, part.zoo, ladder(policy, parallel(study)), study.spec.moves or Moves())
     return patient_means(went.answer.astype(np.int64), other, part.highest, part.entity)
 

@@ -23,6 +23,8 @@ class Intervals:
     loss: Interval
     utility: Interval
     auprc: Interval
+    auroc: Interval
+    macro_f1: Interval
     price_saving: Interval
     flops_saving: Interval
 
@@ -32,12 +34,17 @@ def intervals(part: Part, own: Outcome, base: Outcome, rates: Rates, seed: int) 
     drawn = measures.bootstrap_weights(len(part.clock.starts) - 1, REPLICATES, seed)
     entity = part.entity
     wrong = (own.answer != part.highest).astype(np.float64) - (base.answer != part.highest)
+    classes = part.on.shape[1] + 1
     ranks = [measures.ranking(done.score, part.label) for done in (own, base)]
 
-    def figures(weight: FloatArray) -> tuple[float, float, float]:
-        useful = [part.utility.normalised(done.alert, weight) for done in (own, base)]
-        ranked = [one.auprc(weight) for one in ranks]
-        return float((wrong * weight).sum() / weight.sum()), useful[0] - useful[1], ranked[0] - ranked[1]
+    def figures(weight: FloatArray) -> tuple[float, ...]:
+        pairs = [
+            [part.utility.normalised(done.alert, weight) for done in (own, base)],
+            [one.auprc(weight) for one in ranks],
+            [one.auroc(weight) for one in ranks],
+            [measures.macro_f1(done.answer, part.highest, classes, weight) for done in (own, base)],
+        ]
+        return float((wrong * weight).sum() / weight.sum()), *(first - second for first, second in pairs)
 
     found = np.array([figures(weights[entity].astype(np.float64)) for weights in drawn])
     savings = [_saving(part, own, base, rates, notion, drawn) for notion in ("price", "flops")]

@@ -148,9 +148,13 @@ def ranking(score: FloatArray, positive: BoolArray) -> Ranking:
     return Ranking(order, positive[order], ends)
 
 
-def macro_f1(answer: IntArray, truth: IntArray, classes: int) -> float:
-    """Return the mean over classes of 2 TP / (2 TP + FP + FN); a class that never occurs counts 0."""
-    table = np.bincount(truth * classes + answer, minlength=classes * classes).reshape(classes, classes)
+def macro_f1(answer: IntArray, truth: IntArray, classes: int, weight: FloatArray | None = None) -> float:
+    """Return the mean over classes of 2 TP / (2 TP + FP + FN); a class that never occurs counts 0.
+
+    ``weight`` (n,) counts each row so often.
+    """
+    counted = np.bincount(truth * classes + answer, weight, minlength=classes * classes)
+    table = counted.reshape(classes, classes)
     both = table.sum(axis=0) + table.sum(axis=1)
     return float((2 * np.diag(table) / np.maximum(both, 1)).mean())
 

@@ -87,7 +87,21 @@ def _metrics(found: Findings) -> dict[str, Metric]:
         "price_per_hour_baseline": (base.bill["price"], ""),
     }
     metrics = {name: Metric(_clean(value), unit) for name, (value, unit) in figures.items()}
-    return metrics | {"latency_saving": Metric(_clean(fair.get("latency")), "x", timed=True)} | _promise(found)
+    return (
+        metrics
+        | {"latency_saving": Metric(_clean(fair.get("latency")), "x", timed=True)}
+        | _sure(found)
+        | _promise(found)
+    )
+
+
+def _sure(found: Findings) -> dict[str, Metric]:
+    """Return the ends of the intervals of what changes against the latched monolith."""
+    names = ("utility", "auprc", "auroc", "macro_f1")
+    ends = {
+        (name, end): getattr(found.sure, name)[place] for name in names for place, end in enumerate(("low", "high"))
+    }
+    return {f"{name}_change_{end}": Metric(_clean(value)) for (name, end), value in ends.items()}
 
 
 def _promise(found: Findings) -> dict[str, Metric]:

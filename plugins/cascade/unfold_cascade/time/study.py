@@ -103,7 +103,7 @@ def study(spec: CascadeSpec, run: Run) -> Study:
     Raises:
         UnfoldError: a file, column or label is not as the spec says, or there are too few cases.
     """
-    table = cache(lambda: _table(spec, run))
+    table = cache(lambda: table_of(spec, run))
     hours = _hours(spec, run, table)
     rows = _split(spec, run, hours)
     places = slots(spec, run, hours.facts, layout(spec.features))
@@ -181,7 +181,8 @@ def _folds(clock: Clock, entities: IntArray, folds: int, seed: int) -> IntArray:
     return result
 
 
-def _table(spec: CascadeSpec, run: Run) -> Long:
+def table_of(spec: CascadeSpec, run: Run) -> Long:
+    """Return the table that a spec names."""
     from unfold_cascade.time.keys import LongData, PhysioNetData
 
     if not isinstance(spec.data, (PhysioNetData, LongData)):
@@ -190,8 +191,16 @@ def _table(spec: CascadeSpec, run: Run) -> Long:
 
 
 def _hours(spec: CascadeSpec, run: Run, table: Callable[[], Long]) -> Hours:
-    made_from = fingerprint(dump(spec.data), [dump(stage.target) for stage in spec.stages], _source(spec, run))
-    return _unpacked(run.directory.once(FILE, made_from, lambda: _packed(table(), spec)))
+    return _unpacked(run.directory.once(FILE, _made_from(spec, run), lambda: _packed(table(), spec)))
+
+
+def current(spec: CascadeSpec, run: Run) -> bool:
+    """Whether the hours that the run holds are those that the spec names, as they are now."""
+    return run.directory.has(FILE, made_from=_made_from(spec, run))
+
+
+def _made_from(spec: CascadeSpec, run: Run) -> str:
+    return fingerprint(dump(spec.data), [dump(stage.target) for stage in spec.stages], _source(spec, run))
 
 
 def _source(spec: CascadeSpec, run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.time.check import check, new_data
 from unfold_cascade.time.decide import decide
 from unfold_cascade.time.story import tell
 from unfold_cascade.time.study import study
@@ -10,7 +11,13 @@ from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict
 
 
 def answer(spec: CascadeSpec, run: Run, verb: str) -> Report:
-    """Return the report of ``train`` or ``plan``; models that the run does not hold yet are fitted first."""
+    """Return the report of ``train`` or ``plan``; models that the run does not hold yet are fitted first.
+
+    A plan that is checked on other data than its own is not made again: its cascade is asked about the new hours.
+    """
+    planned = new_data(spec, run) if verb == "plan" else None
+    if planned is not None:
+        return check(spec, planned, run)
     return tell(decide(spec, run), run, verb)
 
 
