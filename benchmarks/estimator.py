@@ -1,7 +1,7 @@
 """How quick the estimator is beside SimPy, Ciw and a bare C loop on the same three stages, and that results are equal.
 
-SimPy and Ciw run on the first part of the trace, as they are slow; rates are queries a second of processor time. Ciw has no service in
-batches, so it is compared on single servings.
+SimPy and Ciw run on the first part of the trace, as they are slow; rates are by processor time. Ciw has
+no service in batches, so it is compared on single servings.
 """
 
 from __future__ import annotations
