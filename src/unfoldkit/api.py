@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unfoldkit.context import Progress, Run
     from unfoldkit.engines.base import Engine
-    from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail
+    from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail, show
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.kinds import Check, CheckResult, Kind, Renderer, RunFinished
     from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "unfoldkit.context": ("Progress", "Run"),
     "unfoldkit.engines.base": ("Engine",),
-    "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail"),
+    "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail", "show"),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.kinds": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
     "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict"),
@@ -71,6 +71,7 @@ __all__ = [
     "fail",
     "fingerprint",
     "hookimpl",
+    "show",
 ]
 
 

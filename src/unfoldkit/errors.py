@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -42,7 +44,7 @@ class Diagnostic:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         body = f"{self.message} ({self.hint})" if self.hint else self.message
-        return ": ".join(part for part in (place, self.key, body) if part)
+        return printable(": ".join(part for part in (place, cut(self.key, 120), body) if part))
 
 
 class UnfoldError(Exception):
@@ -52,6 +54,27 @@ class UnfoldError(Exception):
         super().__init__("\n".join(str(diagnostic) for diagnostic in diagnostics))
         self.diagnostics = diagnostics
         self.code = code
+
+
+def printable(text: str) -> str:
+    """Return ``text`` in one line that is safe to print: what cannot be seen is written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def show(value: Any) -> str:
+    """Return a value of a spec as short text of at most 60 characters, text in double quotes."""
+    return cut(printable(json.dumps(value, ensure_ascii=False, default=str)))
+
+
+def cut(text: str, most: int = 60) -> str:
+    """Return ``text``, or its beginning and dots where it is longer than ``most`` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def fail(message: str, *, hint: str = "", file: str = "", key: str = "") -> UnfoldError:

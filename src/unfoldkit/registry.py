@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pluggy
 
 from unfoldkit import hookspec
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
 from unfoldkit.kinds import API_VERSION, Check, Kind, Renderer, RunFinished
 
 
@@ -54,23 +54,35 @@ class Registry:
             return self.kinds[name]
         suspects = [plugin for plugin in self.plugins if plugin.name == name and plugin.status != "ok"]
         if suspects:
-            message = f"the plugin {name!r} of {suspects[0].distribution} is {suspects[0].status}"
+            message = f"the plugin {show(name)} of {suspects[0].distribution} is {suspects[0].status}"
             raise UnfoldError(Diagnostic(message, hint=suspects[0].error or "UNFOLD_DISABLE_PLUGINS names it"))
-        raise UnfoldError(Diagnostic(f"no such kind: {name!r}", hint=did_you_mean(name, self.kinds)))
+        raise UnfoldError(Diagnostic(f"no such kind: {show(name)}", hint=did_you_mean(name, self.kinds)))
 
     def _duplicate(self, name: str) -> Diagnostic:
         owners = self.duplicates[name]
-        first = owners[-1].split(" ")[0]
-        message = f"the kind {name!r} is offered by {' and by '.join(owners)}"
-        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={first}")
+        names = [owner.split(" ")[0] for owner in owners]
+        distribution = owners[-1].split("(")[1].split(" ")[0].rstrip(")")
+        # a plugin of the same name would be switched off with it
+        last = names[-1] if names.count(names[-1]) == 1 else distribution
+        message = f"the kind {show(name)} is offered by {' and by '.join(owners)}"
+        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={last}")
 
     def checks(self) -> list[Check]:
         """Return the health checks of all plugins."""
-        return [check for checks in self.manager.hook.unfold_checks() for check in checks]
+        return [check for check in self._gathered("unfold_checks", _failing) if isinstance(check, Check)]
 
     def renderers(self) -> list[Renderer]:
         """Return the output formats of all plugins."""
-        return [renderer for renderers in self.manager.hook.unfold_renderers() for renderer in renderers]
+        return [item for item in self._gathered("unfold_renderers") if isinstance(item, Renderer)]
+
+    def _gathered(self, hook: str, instead: Callable[[str, Exception], Any] | None = None) -> Iterator[Any]:
+        """Yield what every plugin offers; one that fails offers nothing, or what ``instead`` says."""
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                yield from list(implementation.function())
+            except Exception as error:  # noqa: BLE001 - one plugin must not end the others
+                if instead is not None:
+                    yield instead(implementation.plugin_name, error)
 
     def tell(self, event: RunFinished, warn: Callable[[str], None]) -> None:
         """Tell every observer that a verb has ended; what one raises is only a warning."""
@@ -90,7 +102,7 @@ def load_registry(
     """Return a fresh registry.
 
     Args:
-        disabled: names of entry points that are not loaded.
+        disabled: names of entry points, or of distributions, that are not loaded.
         entry_points: instead of the installed ones (for tests).
         extra: plugin objects by name, registered beside them (for tests).
     """
@@ -102,6 +114,10 @@ def load_registry(
     for name, plugin in (extra or {}).items():
         loaded.append(_register(manager, Plugin(name, "given", "", getattr(plugin, "__name__", name)), plugin))
     return _collect(manager, loaded)
+
+
+def _failing(plugin: str, error: Exception) -> Check:
+    return Check(plugin, f"unfold_checks failed: {type(error).__name__}: {error}", "")
 
 
 def pending(registry: Registry) -> str:
@@ -128,11 +144,11 @@ def _load(manager: pluggy.PluginManager, point: importlib.metadata.EntryPoint, o
     distribution = point.dist
     name = distribution.name if distribution else "unknown"
     plugin = Plugin(point.name, name, distribution.version if distribution else "", point.value)
-    if point.name in off:
+    if not off.isdisjoint((point.name, name)):
         return replace(plugin, disabled=True)
     try:
         module = point.load()
-    except Exception as error:  # noqa: BLE001 - whatever a third party raises at import, the host goes on
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a third party raises at import, the host goes on
         return replace(plugin, error=f"{type(error).__name__}: {error}")
     return _register(manager, plugin, module)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -10,12 +11,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from unfoldkit.errors import ExitCode, UnfoldError, broken, fail
+from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, fail
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "unfoldkit.manifest/1"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def sha256(data: bytes) -> str:
@@ -32,23 +34,47 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` so that a reader, or a crash, sees the old file or the new one, never a part.
 
     Raises:
-        UnfoldError: the disk is full or the folder cannot be written (exit code 3); the old file is kept.
+        UnfoldError: the disk is full (exit code 3), or the place cannot be written to (2); the old file is kept.
     """
-    temporary = ""
+    with _writing(path) as temporary:
+        _stage(temporary, data)
+        _settle(temporary, path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        _sync_folder(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise broken(f"cannot write: {error.strerror}", file=str(path), hint="nothing was changed") from error
+        raise _refused(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _refused(error: OSError, path: Path) -> UnfoldError:
+    code = ExitCode.INTERNAL if error.errno in _DISK else ExitCode.USAGE
+    return UnfoldError(
+        Diagnostic(f"cannot write: {error.strerror}", str(path), hint="what was there is unchanged"), code=code
+    )
+
+
+def _stage(temporary: Path, data: bytes) -> None:
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    temporary.chmod(0o644)
+    temporary.replace(path)
+    _sync_folder(path.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +88,18 @@ class RunDir:
     path: Path
 
     def write(self, name: str, data: bytes, *, made_from: str = "") -> None:
-        """Store ``data`` under ``name`` and list it in the manifest."""
-        if name in self.files():
-            self._save({key: entry for key, entry in self.files().items() if key != name})
-        write_atomically(self._inside(name), data)
+        """Store ``data`` under ``name`` and list it in the manifest.
+
+        Raises:
+            UnfoldError: see :func:`write_atomically`.
+        """
+        path = self._inside(name)
+        with _writing(path) as temporary:
+            _stage(temporary, data)
+            # only now: a disk that is full leaves the old file, and its entry
+            if name in self.files():
+                self._save({key: entry for key, entry in self.files().items() if key != name})
+            _settle(temporary, path)
         entry = {"sha256": sha256(data), "bytes": len(data), "made_from": made_from}
         self._save(self.files() | {name: entry})
 
@@ -88,9 +122,9 @@ class RunDir:
         return data
 
     def has(self, name: str, *, made_from: str | None = None) -> bool:
-        """Whether ``name`` is listed, and (if given) was made from the same fingerprint."""
+        """Whether ``name`` is listed and there, and (if given) was made from the same fingerprint."""
         entry = self.files().get(name)
-        return entry is not None and made_from in (None, entry["made_from"])
+        return entry is not None and made_from in (None, entry["made_from"]) and self._inside(name).is_file()
 
     def once(self, name: str, made_from: str, make: Callable[[], bytes]) -> bytes:
         """Return the stored bytes if they were made from the same fingerprint; else make and store them."""
@@ -116,8 +150,7 @@ class RunDir:
         """Hold the run for this process; the kernel frees it when the process dies, however it dies."""
         import fcntl
 
-        self._make()
-        with (self.path / ".lock").open("a") as lock:
+        with self._lock_file() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -126,12 +159,13 @@ class RunDir:
                 ) from error
             yield
 
-    def _make(self) -> None:
+    def _lock_file(self) -> IO[str]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            return (self.path / ".lock").open("a")
         except OSError as error:
             raise fail(
-                f"cannot make the run folder: {error.strerror}", file=str(self.path), hint="--run DIR"
+                f"cannot write to the run folder: {error.strerror}", file=str(self.path), hint="--run DIR"
             ) from error
 
     def _inside(self, name: str) -> Path:
@@ -149,9 +183,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UnfoldError(
-            *fail(f"cannot read: {error.strerror}", file=str(path)).diagnostics, code=ExitCode.USAGE
-        ) from error
+        raise fail(f"cannot read: {error.strerror}", file=str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 PLAN_SCHEMA = "unfoldkit.plan/1"
+_BREAKS = re.compile("[\x85\u2028\u2029]")
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"^(?:[-+]?[0-9]{1,300}|0o[0-7]{1,300}|0x[0-9a-fA-F]{1,300})$")
@@ -42,6 +43,9 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         quote = None if isinstance(scalar(text), str) else "'"
+        if _BREAKS.search(text):
+            # other quotes would fold these as line breaks
+            quote = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=quote)
 
 

@@ -9,16 +9,34 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _started(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    except SystemExit:
+        # typer ends with 1 when its reader went away, and leaves this wrapper behind
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            sys.exit(141)
+        raise
+    except BrokenPipeError:
+        from unfoldkit.cli.console import close_quietly
+
+        close_quietly()
+        sys.exit(141)
+
+
+def _started(words: list[str]) -> None:
     if words in (["--version"], ["-V"]):
         from unfoldkit import __version__
 
         sys.stdout.write(f"unfold {__version__}\n")
-        return
-    if words in ([], ["--help"], ["-h"]):
+    elif words in ([], ["--help"], ["-h"]):
         from unfoldkit.cli.help import text
 
         sys.stdout.write(text())
-        return
-    from unfoldkit.cli.app import run
+    else:
+        from unfoldkit.cli.app import run
 
-    run(words)
+        run(words)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from unfoldkit.cli import console, options
+from unfoldkit.cli.groups import Grouped
 from unfoldkit.cli.request import Request
 
 EPILOG = (
@@ -28,7 +29,7 @@ def application() -> typer.Typer:
     app = typer.Typer(
         name="unfold",
         help="Keep machine learning inside a budget of money, latency and accuracy.",
-        epilog=EPILOG,
+        cls=Grouped,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
@@ -47,6 +48,14 @@ def application() -> typer.Typer:
     group.callback(epilog=EPILOG)(plugins)
     group.command("new", epilog=EPILOG)(new)
     app.add_typer(group, name="plugins")
+    prices = typer.Typer(
+        help="List instance types and prices, or ask AWS for new ones.",
+        rich_markup_mode=None,
+        invoke_without_command=True,
+    )
+    prices.callback(epilog=EPILOG)(catalog)
+    prices.command("refresh", epilog=EPILOG)(refresh)
+    app.add_typer(prices, name="catalog")
     return app
 
 
@@ -137,9 +146,12 @@ def plan(
 def serve(
     spec: options.SpecPath,
     host: Annotated[
-        str, typer.Option("--host", help="address to listen on; others than loopback need UNFOLD_TOKEN")
+        str,
+        typer.Option("--host", metavar="ADDRESS", help="address to listen on; others than loopback need UNFOLD_TOKEN"),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8080,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="port to listen on; 0 takes a free one")
+    ] = 8080,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace against the service")
     ] = None,
@@ -215,6 +227,42 @@ def new(name: Annotated[str, typer.Argument(metavar="NAME", help="the kind that 
     _end(lambda: scaffold(name, Path()))
 
 
+def catalog(
+    context: typer.Context,
+    gpu: Annotated[str, typer.Option("--gpu", metavar="NAME", help="only with this GPU, such as A10G")] = "",
+    min_gpus: Annotated[int, typer.Option("--min-gpus", min=0, help="GPUs at least")] = 0,
+    min_vcpus: Annotated[int, typer.Option("--min-vcpus", min=0, help="vCPUs at least")] = 0,
+    min_memory: Annotated[float, typer.Option("--min-memory", min=0, metavar="GIB", help="memory at least")] = 0.0,
+    max_price: Annotated[str | None, typer.Option("--max-price", metavar="PRICE", help="at most, such as $5/h")] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="by spot price")] = False,
+    region: options.Region = "us-east-1",
+    prices: Annotated[
+        Path | None, typer.Option("--prices", metavar="FILE", help="a SkyPilot vms.csv, asked first")
+    ] = None,
+    form: options.Format = None,
+    out: options.Out = None,
+) -> None:
+    """List instance types and prices, or ask AWS for new ones."""
+    if context.invoked_subcommand is None:
+        from unfoldkit.catalog.instances import Wanted
+        from unfoldkit.cli.catalog import listing, price_option
+
+        def action() -> int:
+            wanted = Wanted(gpu, min_gpus, min_vcpus, min_memory, price_option(max_price), spot)
+            return listing(wanted, region, prices, form, out)
+
+        _end(action)
+
+
+def refresh(region: options.Region = "us-east-1") -> None:
+    """Ask AWS for today's prices (needs credentials) and keep them with their date."""
+    import datetime as dt
+
+    from unfoldkit.cli.catalog import renew
+
+    _end(lambda: renew(region, dt.datetime.now(dt.UTC)))
+
+
 def doctor(
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")] = "text",
 ) -> None:
@@ -269,7 +317,11 @@ def _request(verb: str, given: dict[str, Any]) -> Request:
 
 
 def _stdin(*specs: str) -> str:
-    return sys.stdin.read() if "-" in specs else ""
+    if "-" not in specs:
+        return ""
+    from unfoldkit.spec.loader import decoded
+
+    return decoded(sys.stdin.buffer.read(), "<stdin>")
 
 
 def _end(action: Callable[[], int]) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from unfoldkit.cli import console, plugins
-from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, did_you_mean, fail, in_file
+from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, did_you_mean, fail, in_file, printable
 from unfoldkit.registry import Registry
 from unfoldkit.spec.load import load
 
@@ -36,7 +35,7 @@ def mistakes(registry: Registry, file: str, stdin: str = "") -> list[Diagnostic]
     try:
         load(file, registry.kinds, stdin=stdin, find_kind=registry.kind)
     except UnfoldError as error:
-        return [in_file(item, file) for item in error.diagnostics]
+        return [in_file(item, _shown(file)) for item in error.diagnostics]
     return []
 
 
@@ -57,7 +56,11 @@ def _rendered(items: Sequence[Diagnostic], form: str) -> str:
 def _summary(found: dict[str, list[Diagnostic]]) -> str:
     bad = {file: items for file, items in found.items() if items}
     if not bad:
-        return f"{len(found)} valid" if len(found) > 1 else f"{Path(next(iter(found))).name} is valid"
+        return f"{len(found)} valid" if len(found) > 1 else f"{_shown(next(iter(found)))} is valid"
     count = sum(len(items) for items in bad.values())
-    where = next(iter(bad)) if len(bad) == 1 else f"{len(bad)} of {len(found)} files"
+    where = _shown(next(iter(bad))) if len(bad) == 1 else f"{len(bad)} of {len(found)} files"
     return f"{count} mistake{'s' if count > 1 else ''} in {where}"
+
+
+def _shown(file: str) -> str:
+    return "<stdin>" if file == "-" else printable(file)

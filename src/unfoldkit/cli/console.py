@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -10,19 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.errors import ExitCode, UnfoldError, printable
 
 
 def wants_colour(stream: Any, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether to colour what goes to ``stream``: a terminal, unless NO_COLOR; always with FORCE_COLOR."""
     if environment.get("NO_COLOR"):
         return False
-    return bool(environment.get("FORCE_COLOR")) or stream.isatty()
+    return environment.get("FORCE_COLOR", "") not in ("", "0") or stream.isatty()
 
 
 def say(text: str) -> None:
-    """Write one line to stderr."""
-    sys.stderr.write(f"{text}\n")
+    """Write one line to stderr; nobody may be there to read it."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def write_report(content: str | bytes) -> None:
@@ -30,6 +33,9 @@ def write_report(content: str | bytes) -> None:
     if isinstance(content, bytes):
         sys.stdout.buffer.write(content)
     else:
+        if hasattr(sys.stdout, "reconfigure"):
+            # a terminal that cannot show a letter shows its escape; the report is not lost for it
+            sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout.write(content)
     sys.stdout.flush()
 
@@ -84,21 +90,29 @@ def guarded(action: Callable[[], int], environment: Mapping[str, str] = os.envir
         say("interrupted; the same command goes on where it was")
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # the interpreter would complain again when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_quietly()
         return int(ExitCode.CLOSED_PIPE)
-    except Exception as error:
-        if environment.get("UNFOLD_TRACEBACK"):
-            raise
-        say(_unexpected(error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the user, with exit code 3
+        say(_whole_trace() if environment.get("UNFOLD_TRACEBACK") else _unexpected(error))
         return int(ExitCode.INTERNAL)
     return int(code)
 
 
-def _unexpected(error: Exception) -> str:
+def _whole_trace() -> str:
+    import traceback
+
+    return traceback.format_exc().rstrip()
+
+
+def close_quietly() -> None:
+    """Point stdout nowhere: the interpreter would complain again when it closes what nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unexpected(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     place = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace else "?"
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    text = printable(f"{type(error).__name__}: {error}".splitlines()[0])
     return f"unfold: unexpected {text} (in {place}; UNFOLD_TRACEBACK=1 shows the whole trace)"

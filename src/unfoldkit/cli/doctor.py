@@ -14,7 +14,7 @@ from pathlib import Path
 from unfoldkit.cli import console, plugins
 from unfoldkit.engines.local import available_cores
 from unfoldkit.errors import ExitCode, UnfoldError, fail
-from unfoldkit.kinds import CheckResult, resolve
+from unfoldkit.kinds import Check, CheckResult, resolve
 from unfoldkit.registry import Registry, pending
 
 EXTRAS = {"ray": "ray", "kubernetes": "kubernetes", "torch": "torch", "parquet": "pyarrow"}
@@ -61,12 +61,14 @@ def results(registry: Registry) -> Iterator[tuple[str, CheckResult]]:
         CheckResult(not misspelt, misspelt or "every hook is known", "a misspelt hook is never called"),
     )
     for check in registry.checks():
-        yield check.name, _run(check.action)
+        yield check.name, _run(check)
 
 
-def _run(action: str) -> CheckResult:
+def _run(check: Check) -> CheckResult:
+    if not check.action:
+        return CheckResult(ok=False, message=check.summary, hint="tell the plugin's authors")
     try:
-        result: CheckResult = resolve(action)()
+        result: CheckResult = resolve(check.action)()
     except UnfoldError as error:
         return CheckResult(ok=False, message=str(error))
     except Exception as error:  # noqa: BLE001 - a plugin's check must not end the others

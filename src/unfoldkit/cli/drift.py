@@ -36,12 +36,13 @@ def compare(report: Report, baseline: Mapping[str, Any], file: str) -> Report:
         return replace(report, lines=(*report.lines, ("check", f"the plan is still that of {file}")))
     rows: tuple[tuple[Cell, ...], ...] = tuple((key, _cell(old), _cell(new)) for key, old, new in found)
     table = Table("drift", (Column("key"), Column(f"in {file}"), Column("now")), rows)
+    places = "1 place" if len(found) == 1 else f"{len(found)} places"
     reasons = [key for key in ("spec_sha256", "seed", "versions", "inputs") if _changed(baseline, report, key)]
     why = f"changed since: {', '.join(reasons)}" if reasons else "spec, seed, inputs and versions are the same"
     return replace(
         report,
         verdict=Verdict.NO,
-        headline=f"the plan drifted from {file} in {len(found)} places",
+        headline=f"the plan drifted from {file} in {places}",
         tables=(*report.tables, table),
         lines=(*report.lines, ("drift", why)),
     )

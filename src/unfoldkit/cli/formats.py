@@ -21,6 +21,8 @@ def choose(registry: Registry, name: str | None, out: Path | None) -> Renderer:
     Raises:
         UnfoldError: no such format or ending.
     """
+    if out is not None and out.is_dir():
+        raise fail("--out needs a file; this is a folder", file=str(out), hint=f"--out {out / 'report.html'}")
     renderers = (*builtin_renderers(), *registry.renderers())
     if name is None and out is not None:
         found = [renderer for renderer in renderers if out.suffix in renderer.suffixes]
@@ -34,7 +36,7 @@ def choose(registry: Registry, name: str | None, out: Path | None) -> Renderer:
 
 def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
     """Render the report to stdout or to a file."""
-    if renderer.name == "text" and out is None and sys.stdout.isatty():
+    if renderer.name == "text" and out is None and (sys.stdout.isatty() or console.wants_colour(sys.stdout)):
         from unfoldkit.render.text import render
 
         width = min(shutil.get_terminal_size((120, 40)).columns, 140)

@@ -26,7 +26,7 @@ def plugins(form: str = "text") -> ExitCode:
     else:
         raise fail(f"--format {form}: plugins prints text or json")
     for name in registry.duplicates:
-        console.say(f"two plugins offer the kind {name!r}: {' and '.join(registry.duplicates[name])}")
+        console.say(f'two plugins offer the kind "{name}": {" and ".join(registry.duplicates[name])}')
     return ExitCode.YES
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from unfoldkit import __version__
 from unfoldkit.cli import console, formats, plugins
+from unfoldkit.cli.catalog import cache_folder
 from unfoldkit.cli.drift import compare, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.context import Run
@@ -21,11 +22,10 @@ from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data
 from unfoldkit.runs import RunDir
 from unfoldkit.spec.base import Spec
-from unfoldkit.spec.load import Loaded, dump, load, spec_hash
+from unfoldkit.spec.load import ORIGIN, RUN_PLAN, RUN_SPEC, Loaded, dump, load, spec_hash
 from unfoldkit.yaml12 import to_yaml
 
 REPORT = "report.json"
-PLAN = "plan.yaml"
 
 
 def perform(request: Request, stdin: str = "") -> ExitCode:
@@ -70,7 +70,7 @@ def surroundings(request: Request, loaded: Loaded, progress: Any = None) -> Run:
         seed=request.seed,
         base=loaded.base,
         log=console.logger(verbose=request.verbose),
-        options={"plan": dict(loaded.plan), **request.options},
+        options={"plan": dict(loaded.plan), "cache": str(cache_folder()), **request.options},
         allow_code=request.allow_code,
         **({"progress": progress} if progress else {}),
     )
@@ -92,8 +92,8 @@ def store_spec(run: Run, spec: Spec) -> None:
     """Keep the resolved spec in the run, and where its relative paths start."""
     folder = run.directory.path.resolve()
     origin = {"base": os.path.relpath(run.base.resolve(), folder)}
-    run.directory.write("origin.json", (json.dumps(origin) + "\n").encode())
-    run.directory.write("spec.yaml", to_yaml(dump(spec)).encode())
+    run.directory.write(ORIGIN, (json.dumps(origin) + "\n").encode())
+    run.directory.write(RUN_SPEC, to_yaml(dump(spec)).encode())
 
 
 def _stored(request: Request, loaded: Loaded, function: str) -> Report:
@@ -117,7 +117,7 @@ def _keep(directory: RunDir, report: Report) -> None:
     if report.decision is not None:
         from unfoldkit.render.plan import render
 
-        directory.write(PLAN, render(report).encode())
+        directory.write(RUN_PLAN, render(report).encode())
 
 
 def _with_provenance(report: Report, loaded: Loaded, run: Run, seconds: float) -> Report:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from unfoldkit.cli import console, plugins
+from unfoldkit.cli.drift import read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.cli.run import perform, run_folder, store_spec, surroundings, verb_of
+from unfoldkit.context import Run
 from unfoldkit.errors import ExitCode
 from unfoldkit.kinds import resolve
 from unfoldkit.serving.host import Address, is_loopback, listen
 from unfoldkit.serving.host import host as run_server
 from unfoldkit.serving.service import Service
-from unfoldkit.spec.load import load
+from unfoldkit.spec.load import RUN_PLAN, Loaded, load
+
+
+def plan_of(run: Run, loaded: Loaded) -> Mapping[str, Any]:
+    """Return the plan to serve: the file that was named, or the one that the run holds; empty if there is none.
+
+    Raises:
+        UnfoldError: the plan of the run was changed.
+    """
+    if loaded.plan or not run.directory.has(RUN_PLAN):
+        return loaded.plan
+    run.directory.read(RUN_PLAN)
+    return read_plan(run.directory.path / RUN_PLAN)
 
 
 def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str = "") -> ExitCode:
@@ -27,13 +45,16 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
     function = verb_of(loaded.kind, "serve")
     run = surroundings(request, loaded)
     with run.directory.locked(), listen(Address(host, port, token)) as bound:
+        run = replace(run, options={**run.options, "plan": plan_of(run, loaded)})
+        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
         if loaded.run is None:
             store_spec(run, loaded.spec)
-        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
         place = f"http://{host}:{bound.getsockname()[1]}"
         console.say(
             f"{service.name} · {loaded.kind.name} on {place} · run {run_folder(request, loaded)} · Ctrl-C ends it"
         )
-        console.say("".join(f"  {place}{path}\n" for path in service.paths).rstrip())
+        width = max((len(title) for title, _ in service.lines), default=0)
+        told = [f"  {title:<{width}}   {text}" for title, text in service.lines]
+        console.say("\n".join([*told, *(f"  {place}{path}" for path in service.paths)]))
         run_server(service, bound, token="" if is_loopback(host) and not token else token)
     return ExitCode.YES

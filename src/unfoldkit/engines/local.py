@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 from unfoldkit.errors import broken
@@ -51,6 +51,7 @@ class LocalEngine:
         self, function: Callable[[Any], Any], items: Sequence[Any], told: Callable[[int, Any], None]
     ) -> list[Any]:
         results: dict[int, Any] = {}
+        others = set(active_children())
         workers = min(self.workers, len(items))
         with ProcessPoolExecutor(
             workers, get_context("spawn"), initializer=start_worker, initargs=(os.getpid(),)
@@ -62,6 +63,9 @@ class LocalEngine:
                         index = waiting.pop(future)
                         results[index] = _tell(index, future.result(), told)
             except BaseException:
+                # what runs now may take hours, and nobody waits for it any more
+                for worker in set(active_children()) - others:
+                    worker.kill()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return [results[index] for index in range(len(items))]

@@ -10,6 +10,8 @@ from unfoldkit.render import cells
 from unfoldkit.render.picture import svg
 from unfoldkit.report import Figure, Metric, Report, Table
 
+SHA256_LETTERS = 64
+
 
 def render(report: Report) -> str:
     """Return the report as one HTML file with nothing loaded from elsewhere."""
@@ -81,4 +83,11 @@ def _lines(report: Report) -> str:
 
 def _footer(report: Report) -> str:
     facts = {key: value for key, value in report.provenance.items() if key not in ("timed", "spec")}
-    return f"<footer>{escape(' · '.join(f'{key} {value}' for key, value in facts.items()))}</footer>"
+    return f"<footer>{escape(' · '.join(f'{key} {_fact(value)}' for key, value in facts.items()))}</footer>"
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items())
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == SHA256_LETTERS else text

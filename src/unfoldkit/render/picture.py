@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from unfoldkit.errors import fail
@@ -12,13 +13,18 @@ from unfoldkit.report import Figure, Report, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-COLOURS = ("#0e7490", "#9ca3af", "#d97706", "#7c3aed", "#16a34a", "#dc2626", "#2563eb", "#a16207")
+# middling tones: they must read on white and on black alike
+COLOURS = ("#0891b2", "#9ca3af", "#d97706", "#8b5cf6", "#16a34a", "#ef4444", "#3b82f6", "#a16207")
+INK = "#1f2937"
+LEGEND_LETTERS = 72
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "unfoldkit",
     "svg.fonttype": "none",
     "font.size": 10.0,
     "font.family": ["DejaVu Sans"],
+    **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -39,9 +45,9 @@ def render(report: Report) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """Return one figure as an SVG element that can stand in a page."""
-    text = _draw([figure], "svg").decode()
-    return text[text.index("<svg") :]
+    """Return one figure as an SVG element that can stand in a page: in the page's ink, under the page's own title."""
+    text = _draw([replace(figure, title="")], "svg").decode()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
 def _draw(figures: Sequence[Figure], form: str) -> bytes:
@@ -63,12 +69,21 @@ def _draw(figures: Sequence[Figure], form: str) -> bytes:
 def _axes(axes: Axes, figure: Figure) -> None:
     for index, series in enumerate(figure.series):
         _series(axes, series, COLOURS[index % len(COLOURS)], index, len(figure.series))
-    axes.set_title(figure.title, loc="left", fontsize=11)
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
     _scales(axes, figure)
-    if len(figure.series) > 1:
-        axes.legend(frameon=False, fontsize=9)
+    rows = _legend(axes, figure) if len(figure.series) > 1 else 0
+    axes.set_title(figure.title, loc="left", fontsize=11, pad=6 + 14 * rows)
+
+
+def _legend(axes: Axes, figure: Figure) -> int:
+    """Put the legend above the plot, where it hides nothing, and return its rows."""
+    columns = 4 if sum(len(series.name) for series in figure.series[:4]) <= LEGEND_LETTERS else 2
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9, borderaxespad=0.2,
+        columnspacing=1.4, handlelength=1.4,
+    )  # fmt: skip
+    return math.ceil(len(figure.series) / columns)
 
 
 def _series(axes: Axes, series: Series, colour: str, index: int, count: int) -> None:
@@ -96,5 +111,18 @@ def _scales(axes: Axes, figure: Figure) -> None:
     ]
     if figure.log_x and finite and min(x for x, _ in finite) > 0:
         axes.set_xscale("log")
+        _ticks(axes.xaxis, [x for x, _ in finite])
     if figure.log_y and finite and min(y for _, y in finite) > 0:
         axes.set_yscale("log")
+        _ticks(axes.yaxis, [y for _, y in finite])
+
+
+def _ticks(axis: Axis, values: Sequence[float]) -> None:
+    """Label a logarithmic axis with plain numbers, and enough of them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    decades = math.log10(max(values) / min(values))
+    steps = (1.0, 2.0, 5.0) if decades <= 2 else (1.0, 3.0) if decades <= 4 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import gc
 import hmac
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from signal import SIGINT, SIGTERM, Signals
+from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import fail
-from unfoldkit.serving.service import ASGIApp, Message, Scope, Service
+from unfoldkit.serving.lane import Connection, Lane, first_lines, lines
+from unfoldkit.serving.replies import Header, error, send_reply
+from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 
-OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
+if TYPE_CHECKING:
+    import uvicorn
+
+READY = "/v2/health/ready"
+OPEN_PATHS = ("/v2/health/live", READY)
+CLOSE = (b"connection", b"close")
+LINGER_S = 1.0
+SWEEP_S = 5.0
+KEEP_S = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +49,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(address: Address) -> socket.socket:
-    """Return a bound socket.
+    """Return a listening socket.
 
     Raises:
         UnfoldError: the address is open to others and there is no token, or it cannot be bound.
@@ -47,6 +64,8 @@ def listen(address: Address) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((address.host, address.port))
+        # from here on callers wait instead of being refused: the address is announced before the service is ready
+        bound.listen(2048)
     except OSError as error:
         bound.close()
         raise fail(
@@ -57,34 +76,165 @@ def listen(address: Address) -> socket.socket:
 
 
 def host(service: Service, bound: socket.socket, *, token: str = "", drain_s: int = 10) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests that were accepted are answered first."""
-    import uvicorn
+    """Serve until SIGTERM or Ctrl-C; requests that were accepted are answered first.
 
-    app = guarded(service.app, token) if token else service.app
+    Raises:
+        KeyboardInterrupt: Ctrl-C ended it, after the last answer.
+    """
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        if runner.run(_serve(service, bound, token, drain_s)) is SIGINT:
+            raise KeyboardInterrupt
+
+
+async def _serve(service: Service, bound: socket.socket, token: str, drain_s: int) -> Signals | None:
+    drain = Drain()
+    server = _server(service, token, drain, drain_s)
+    for which in (SIGTERM, SIGINT):
+        asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
+    # uvicorn would put its own handlers over these, and raise the signal again at the end
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    ends = asyncio.create_task(server.serve(sockets=[bound]))
+    await _until(lambda: server.started or ends.done())
+    freeze()
+    while not ends.done() and not drain.asked.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(drain.asked.wait(), SWEEP_S)
+        _sweep(server)
+    await _let_go(server)
+    await ends
+    return drain.signal
+
+
+def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn.Server:
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    def connection(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
+        inner = HttpToolsProtocol(config, server_state, app_state, _loop)
+        return Connection(inner, lane, server_state.connections, time.monotonic)
+
     config = uvicorn.Config(
-        app,
+        drained(guarded(service.app, token) if token else service.app, drain),
+        http=cast("Any", connection),
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_keep_alive=KEEP_S,
         timeout_graceful_shutdown=drain_s,
-        lifespan="auto",
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    server = uvicorn.Server(config)
+    expected = f"Bearer {token}".encode()
+    lane = Lane(
+        first_lines(service.posts),
+        service.body_bytes,
+        functools.partial(hmac.compare_digest, expected) if token else lambda _given: True,
+        drain.asked.is_set,
+        _Dated(server).headers,
+    )
+    return server
+
+
+@dataclass(slots=True)
+class _Dated:
+    """The headers that uvicorn adds to every answer, written once for each second that they are good for."""
+
+    server: uvicorn.Server
+    known: list[Header] = field(default_factory=list)
+    text: bytes = b""
+
+    def headers(self) -> bytes:
+        """Return the lines of the headers."""
+        now = self.server.server_state.default_headers
+        if now is not self.known:
+            self.known, self.text = now, lines(now)
+        return self.text
+
+
+def _sweep(server: uvicorn.Server) -> None:
+    """Close connections on which nothing came for long."""
+    since = time.monotonic() - KEEP_S
+    for connection in list(server.server_state.connections):
+        if isinstance(connection, Connection) and connection.is_idle(since) and connection.transport:
+            connection.transport.close()
+
+
+async def _let_go(server: uvicorn.Server) -> None:
+    """Take no new connection, let each open one end with its next answer, then stop."""
+    for listener in server.servers:
+        listener.close()
+    late = time.monotonic() + LINGER_S
+    await _until(lambda: not server.server_state.connections or time.monotonic() > late)
+    server.should_exit = True
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - uvicorn has no event for these
+        await asyncio.sleep(0.01)
+
+
+def freeze() -> None:
+    """Put all that was made so far out of the garbage collector's sight: it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+
+
+@dataclass(slots=True)
+class Drain:
+    """Whether the server is on its way out, and which signal said so."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    signal: Signals | None = None
+
+    def begin(self, which: Signals) -> None:
+        """Begin to drain."""
+        self.signal = which
+        self.asked.set()
+
+
+def drained(app: ASGIApp, drain: Drain) -> ASGIApp:
+    """Return ``app``; while it drains it is not ready, and every answer closes its connection."""
+
+    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
+        if not drain.asked.is_set() or scope["type"] != "http":
+            await app(scope, receive, send)
+        elif scope["path"] == READY:
+            await send_reply(error(503, "this server is about to stop", (CLOSE,)), send)
+        else:
+            await app(scope, receive, _closing(send))
+
+    return passing
+
+
+def _closing(send: Send) -> Send:
+    async def last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), CLOSE]
+        await send(message)
+
+    return last
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return None
+    return uvloop.new_event_loop
 
 
 def guarded(app: ASGIApp, token: str) -> ASGIApp:
     """Return ``app`` behind a bearer token, compared in constant time; the health paths stay open."""
     expected = f"Bearer {token}".encode()
 
-    async def guard(
-        scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
-    ) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or _allowed(scope, expected):
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope.get("path") in OPEN_PATHS or _allowed(scope, expected):
             await app(scope, receive, send)
-            return
-        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-        await send({"type": "http.response.start", "status": 401, "headers": headers})
-        await send({"type": "http.response.body", "body": b'{"error":"a bearer token is needed"}'})
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await send_reply(error(401, "a bearer token is needed", ((b"www-authenticate", b"Bearer"),)), send)
 
     return guard
 

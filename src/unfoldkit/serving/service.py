@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
-ASGIApp = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Answer = Callable[[bytes, Callable[[Any], None]], None]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
     """A running answer to requests.
 
-    ``paths`` are told to the user at start; lifespan events of ``app`` open and close what it holds.
+    ``paths`` and ``lines`` (each a title and a text) are told to the user at start; lifespan events of ``app`` open
+    and close what it holds. ``posts`` are paths of ``app`` whose POST requests with at most ``body_bytes`` may be
+    answered past it: each function is given a body, and calls back with the reply.
     """
 
     name: str
     app: ASGIApp
-    paths: tuple[str, ...] = field(default_factory=tuple)
+    paths: tuple[str, ...] = ()
+    posts: Mapping[str, Answer] = field(default_factory=dict)
+    body_bytes: int = 0
+    lines: tuple[tuple[str, str], ...] = ()

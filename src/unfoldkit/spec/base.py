@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 
 Name = Annotated[
     str,
     Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
         max_length=80,
-        description="letters, digits, dot, dash and underscore; names the run's folder",
+        description="letters, digits, dot, dash and underscore, the first a letter or digit; names the run's folder",
     ),
 ]
 
@@ -22,6 +22,16 @@ class Model(BaseModel):
     """A part of a spec: strict, frozen, no unknown keys, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> Any:
+        """Write defaults as a user would write them (`$1`, not 1.0), so that an editor offers what is valid."""
+        found = handler(core_schema)
+        defaults = cls.model_construct().model_dump(mode="json", by_alias=True)
+        for name, item in handler.resolve_ref_schema(found).get("properties", {}).items():
+            if "default" in item and name in defaults:
+                item["default"] = defaults[name]
+        return found
 
 
 class Spec(Model):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.errors import UnfoldError, did_you_mean
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail, show
 from unfoldkit.kinds import Kind, resolve
-from unfoldkit.runs import fingerprint
+from unfoldkit.runs import RunDir, fingerprint
 from unfoldkit.spec.base import Model, Spec
-from unfoldkit.spec.loader import Document, read_document
+from unfoldkit.spec.loader import Document, decoded, parse, read_document
 from unfoldkit.spec.locate import diagnostic
-from unfoldkit.spec.messages import show
 from unfoldkit.spec.override import override
 from unfoldkit.spec.validate import validate
 from unfoldkit.yaml12 import PLAN_SCHEMA
 
 RUN_SPEC = "spec.yaml"
+RUN_PLAN = "plan.yaml"
+ORIGIN = "origin.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,12 @@ def load(
     Raises:
         UnfoldError: every mistake with file, line, column, key and hint (exit code 2).
     """
-    folder = Path(path) if path != "-" and Path(path).is_dir() else None
-    document = read_document(str(folder / RUN_SPEC) if folder else path, stdin)
+    folder = Path(path) if path != "-" and os.path.isdir(path) else None  # noqa: PTH112 - Path.is_dir raises
+    document = _of_run(folder) if folder else read_document(path, stdin)
     plan: Mapping[str, Any] = {}
     if isinstance(document.data, dict) and document.data.get("schema") == PLAN_SCHEMA:
         plan, document = document.data, _inner(document)
-    document, base = _run_base(document, Path(document.file).parent if path != "-" else Path())
+    base = _run_base(document, Path(document.file).parent) if path != "-" else Path()
     document = override(document, settings)
     kind = _kind(document, kinds, find_kind)
     model = resolve(kind.spec, extra=kind.extra)
@@ -68,6 +71,13 @@ def spec_hash(spec: Model) -> str:
     return fingerprint(dump(spec))
 
 
+def _of_run(folder: Path) -> Document:
+    directory, file = RunDir(folder), str(folder / RUN_SPEC)
+    if not directory.has(RUN_SPEC):
+        raise fail("a folder that holds no run", file=str(folder), hint="give a spec, or a folder such as runs/NAME")
+    return parse(decoded(directory.read(RUN_SPEC), file), file)
+
+
 def _inner(document: Document) -> Document:
     if not isinstance(document.data.get("spec"), dict):
         raise UnfoldError(diagnostic(document, ("spec",), "a plan holds the spec that it was made from"))
@@ -76,15 +86,12 @@ def _inner(document: Document) -> Document:
     return replace(document, data=document.data["spec"], keys=keys, values=values)
 
 
-def _run_base(document: Document, base: Path) -> tuple[Document, Path]:
-    """A run's copy of the spec remembers, in a comment-free way, where its relative paths start."""
-    origin = base / "origin.json"
-    if Path(document.file).name == RUN_SPEC and origin.is_file():
-        try:
-            return document, base / json.loads(origin.read_text())["base"]
-        except (ValueError, KeyError, TypeError, OSError):
-            return document, base
-    return document, base
+def _run_base(document: Document, base: Path) -> Path:
+    """Return the folder where relative paths start: what a run copied remembers where it came from."""
+    directory = RunDir(base)
+    if Path(document.file).name not in (RUN_SPEC, RUN_PLAN) or not directory.has(ORIGIN):
+        return base
+    return base / str(json.loads(directory.read(ORIGIN))["base"])
 
 
 def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:
@@ -93,12 +100,27 @@ def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[st
         raise UnfoldError(diagnostic(document, (), message, hint="unfold init KIND writes one to start from"))
     name = document.data.get("kind")
     if name is None:
-        hint = f"one of: {', '.join(sorted(kinds))}"
-        raise UnfoldError(diagnostic(document, ("kind",), "this key is missing", hint=hint))
+        raise UnfoldError(_kindless(document, kinds))
     if not isinstance(name, str) or (name not in kinds and find_kind is None):
         hint = did_you_mean(str(name), kinds)
         raise UnfoldError(diagnostic(document, ("kind",), f"no such kind: {show(name)}", hint=hint))
     return kinds[name] if find_kind is None else _found(document, name, find_kind)
+
+
+def _other_schema(document: Document) -> bool:
+    return str(document.data.get("schema", "")).startswith(PLAN_SCHEMA.partition("/")[0])
+
+
+def _kindless(document: Document, kinds: Mapping[str, Kind]) -> Diagnostic:
+    hint = f"one of: {', '.join(sorted(kinds))}"
+    if _other_schema(document):
+        message = f"this version cannot read a plan of schema {show(document.data['schema'])}"
+        return diagnostic(document, ("schema",), message, hint=f"it reads {PLAN_SCHEMA}")
+    if "kind" in document.data:
+        return diagnostic(document, ("kind",), "expected the name of a kind, got nothing", hint=hint, at_key=True)
+    for key in difflib.get_close_matches("kind", document.data, n=1, cutoff=0.7):
+        return diagnostic(document, (key,), "unknown key", hint='did you mean "kind"?', at_key=True)
+    return diagnostic(document, ("kind",), "this key is missing", hint=hint)
 
 
 def _found(document: Document, name: str, find_kind: Callable[[str], Kind]) -> Kind:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from unfoldkit.errors import Diagnostic
-from unfoldkit.spec.loader import Document, PathKey
+from unfoldkit.spec.loader import Document, PathKey, dotted
 
 
 def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "", at_key: bool = False) -> Diagnostic:
@@ -21,14 +21,6 @@ def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "
             return Diagnostic(message, document.origins[path[:length]], key=key, hint=hint)
     line, column = _mark(document, path, at_key=at_key)
     return Diagnostic(message, document.file, line, column, key, hint)
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """Return ``a.b[0].c`` for ``("a", "b", 0, "c")``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
 
 
 def real_path(data: Any, location: tuple[str | int, ...], *, missing: bool = False) -> PathKey:
@@ -46,12 +38,30 @@ def real_path(data: Any, location: tuple[str | int, ...], *, missing: bool = Fal
     return tuple(path)
 
 
-def known_keys(model: Any, path: PathKey) -> set[str]:
-    """Return the keys that a mapping at ``path`` may have, by the annotations of ``model``."""
+def known_keys(model: Any, path: PathKey, data: Any = None) -> set[str]:
+    """Return the keys that a mapping at ``path`` may have, by the annotations of ``model``.
+
+    Of several forms, ``data`` says by its tag (``process: burst``) which one it is.
+    """
     candidates = [model]
     for part in path:
         candidates = [inner for candidate in candidates for inner in _step(candidate, part)]
-    return {name for candidate in candidates for name in _names(candidate)}
+    forms = [form for candidate in candidates for form in _options(candidate)]
+    for part in path:
+        data = data[part] if _has(data, part) else None
+    meant = [form for form in forms if _tagged(form, data)]
+    return {name for form in meant or forms for name in _names(form)}
+
+
+def _tagged(form: Any, data: Any) -> bool:
+    if not isinstance(data, Mapping) or not (isinstance(form, type) and issubclass(form, BaseModel)):
+        return True
+    literals = {
+        field.alias or name: typing.get_args(field.annotation)
+        for name, field in form.model_fields.items()
+        if typing.get_origin(field.annotation) is typing.Literal
+    }
+    return all(data[name] in values for name, values in literals.items() if isinstance(data.get(name), str))
 
 
 def _mark(document: Document, path: PathKey, *, at_key: bool) -> tuple[int, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from unfoldkit.errors import did_you_mean
+from unfoldkit.errors import did_you_mean, show
+from unfoldkit.yaml12 import scalar
 
 _WANTED = {
     "string_type": "text",
@@ -34,39 +35,61 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
     "multiple_of": ("a multiple of", "multiple_of"),
 }
-_LENGTHS = {"too_short": ("at least", "min_length"), "too_long": ("at most", "max_length")}
+_LENGTHS = {
+    "too_short": ("at least", "min_length", "entr"),
+    "too_long": ("at most", "max_length", "entr"),
+    "string_too_short": ("at least", "min_length", "character"),
+    "string_too_long": ("at most", "max_length", "character"),
+}
+_ENDINGS = {"entr": ("y", "ies"), "character": ("", "s")}
 
 
-def sentence(error: Mapping[str, Any]) -> tuple[str, str]:
-    """Return message and hint for one error of pydantic."""
+def sentence(error: Mapping[str, Any], *, about: str = "") -> tuple[str, str]:
+    """Return message and hint for one error of pydantic; ``about`` describes the key."""
     kind, context = str(error["type"]), error.get("ctx") or {}
-    got = show(error.get("input"))
+    value = error.get("input")
+    got = "nothing" if value is None else show(value)
     if kind in _WANTED:
-        return f"expected {_WANTED[kind]}, got {got}", ""
+        return f"expected {_WANTED[kind]}, got {got}", _rewritten(_WANTED[kind], value)
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
         return f"must be {words} {context.get(name)}, got {got}", ""
     if kind in _LENGTHS:
-        words, name = _LENGTHS[kind]
-        return f"must have {words} {context.get(name)} entries, has {context.get('actual_length')}", ""
+        return _length(*_LENGTHS[kind], context, value), ""
+    if kind == "string_pattern_mismatch":
+        message = f"{got} has characters that are not allowed here" if value else "must not be empty"
+        return message, about or f"pattern {context.get('pattern')}"
     return _other(kind, error, context, got)
 
 
-def show(value: Any) -> str:
-    """Return ``value`` as short text of at most 60 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _length(words: str, name: str, noun: str, context: Mapping[str, Any], value: Any) -> str:
+    bound, size = int(context.get(name, 0)), len(value) if hasattr(value, "__len__") else 0
+    if size == 0:
+        return "must not be empty"
+    return f"must have {words} {bound} {noun}{_ENDINGS[noun][bound != 1]}, has {size}"
+
+
+def _rewritten(wanted: str, value: Any) -> str:
+    """Return how the value would be written for what is wanted, where that is plain."""
+    if wanted == "text":
+        return "put it in quotes" if isinstance(value, (bool, int, float)) else ""
+    if not isinstance(value, str) or "number" not in wanted:
+        return ""
+    if isinstance(scalar(value), (int, float)):
+        return "leave the quotes out"
+    digits = re.sub(r"(?<=\d)[_,](?=\d)", "", value)
+    return f"write {digits}" if digits != value and isinstance(scalar(digits), (int, float)) else ""
 
 
 def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got: str) -> tuple[str, str]:
     if kind in ("literal_error", "enum"):
         return f"{got} is not allowed here", _choices(error.get("input"), str(context.get("expected", "")))
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{context.get('discriminator', 'its tag')} does not say which form this is", _choices(
-            context.get("tag"), str(context.get("expected_tags", ""))
-        )
-    if kind == "string_pattern_mismatch":
-        return f"{got} has characters that are not allowed here", f"pattern {context.get('pattern')}"
+    if kind == "union_tag_invalid":
+        name, tag = str(context.get("discriminator", "")).strip("'"), context.get("tag")
+        return f"{show(tag)} is not allowed as {name}", _choices(tag, str(context.get("expected_tags", "")))
+    if kind == "union_tag_not_found":
+        name = str(context.get("discriminator", "")).strip("'")
+        return f'the key "{name}" is missing, which says what form this is', ""
     if kind == "finite_number":
         return f"must be a finite number, got {got}", ""
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -75,5 +98,9 @@ def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got:
 
 def _choices(value: Any, expected: str) -> str:
     names = [part.strip().strip("'\"") for part in expected.replace(" or ", ", ").split(",") if part.strip()]
+    if str(value) in names:
+        return "leave the quotes out"
+    if len(names) == 1:
+        return f"write {names[0]}"
     close = did_you_mean(str(value), names)
     return close or (f"one of: {', '.join(names)}" if names else "")

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from unfoldkit.errors import Diagnostic, UnfoldError, fail
-from unfoldkit.spec.loader import Document, PathKey, parse
-from unfoldkit.spec.locate import dotted
-from unfoldkit.spec.messages import show
+from unfoldkit.errors import Diagnostic, UnfoldError, fail, show
+from unfoldkit.spec.loader import MAX_DEPTH, Document, PathKey, dotted, parse
 
 _PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
 
@@ -47,12 +45,15 @@ def _read(setting: str) -> tuple[PathKey, Any]:
             file=f"--set {setting}",
             hint='such as "goal.max_loss=1%" or "stages[0].name=a"',
         )
+    if len(path) > MAX_DEPTH:
+        raise fail(f"nested deeper than {MAX_DEPTH}", file=f"--set {setting}")
     if text.strip() == "":
         return path, None
     try:
         return path, parse(text).data
     except UnfoldError as error:
-        raise fail(error.diagnostics[0].message, file=f"--set {setting}", hint="quote the value") from error
+        first = error.diagnostics[0]
+        raise fail(first.message, file=f"--set {setting}", hint=first.hint or "quote the value") from error
 
 
 def _put(data: Any, path: PathKey, value: Any, setting: str) -> Any:

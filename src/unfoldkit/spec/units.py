@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from unfoldkit.errors import show
 
 NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+"
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -15,39 +18,46 @@ BYTES = {
     "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
 }  # fmt: skip
+LARGEST = 1e18
+"""No duration in seconds, amount of memory, rate or bill is larger; up to here every quantity reads back exactly."""
 PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> float:
     """Return seconds from text such as ``150 ms``."""
-    return _quantity(value, SECONDS, "150 ms")
+    match = _quantity(value, SECONDS, "150 ms")
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def parse_bytes(value: Any) -> int:
     """Return bytes from text such as ``12 GiB``."""
-    return round(_quantity(value, BYTES, "12 GiB"))
+    match = _quantity(value, BYTES, "12 GiB")
+    # not by floats, which hold whole numbers up to 2^53 only
+    return round(Decimal(match[1]) * BYTES[match[2]]) if float(match[1]) else 0
 
 
 def parse_rate(value: Any) -> float:
     """Return events per second from text such as ``150/s``."""
     match = _match(rf"({NUMBER})\s*/\s*([a-z]+)", value, "150/s")
-    return _number(match[1]) / _unit(match[2], PER, value, "150/s")
+    return _sized(float(match[1]) / _unit(match[2], PER, value, "150/s"), value)
 
 
 def parse_money(value: Any) -> float:
     """Return US dollars from text such as ``$3.06``."""
-    return _number(_match(rf"\$\s*({NUMBER})", value, "$3.06")[1])
+    return _sized(float(_match(rf"\$\s*({NUMBER})", value, "$3.06")[1]), value)
 
 
 def parse_price(value: Any) -> float:
     """Return US dollars per hour from text such as ``$3.06/h``."""
     match = _match(rf"\$\s*({NUMBER})\s*/\s*([a-z]+)", value, "$3.06/h")
-    return _number(match[1]) * 3600.0 / _unit(match[2], PER, value, "$3.06/h")
+    return _sized(float(match[1]) * (3600.0 / _unit(match[2], PER, value, "$3.06/h")), value)
 
 
 def parse_percent(value: Any) -> float:
     """Return a fraction from text such as ``0.1%``."""
-    return _number(_match(rf"({NUMBER})\s*%", value, "0.1%")[1]) / 100.0
+    text = _match(rf"({NUMBER})\s*%", value, "0.1%")[1]
+    # by decimal point, not by division: so that every fraction has a percentage that reads back exactly
+    return float(Decimal(text).scaleb(-2)) if _sized(float(text), value) else 0.0
 
 
 def parse_fraction(value: Any) -> float:
@@ -87,11 +97,8 @@ def format_price(dollars_per_hour: float) -> str:
 
 def format_percent(fraction: float) -> str:
     """Return the shortest text that ``parse_percent`` reads back to the same number."""
-    for digits in range(13):
-        text = f"{fraction * 100:.{digits}f}%"
-        if parse_percent(text) == fraction:
-            return text
-    return f"{_plain(fraction * 100)}%"
+    text = f"{Decimal(repr(float(fraction))).scaleb(2):f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"
 
 
 def _shortest(value: float, units: Mapping[str, float], parse: Callable[[Any], float]) -> str:
@@ -101,31 +108,35 @@ def _shortest(value: float, units: Mapping[str, float], parse: Callable[[Any], f
 
 
 def _plain(value: float) -> str:
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
+    return str(int(value)) if abs(value) < 1e15 and value == int(value) else repr(float(value))
 
 
-def _quantity(value: Any, units: Mapping[str, float], example: str) -> float:
+def _quantity(value: Any, units: Mapping[str, float], example: str) -> re.Match[str]:
     match = _match(rf"({NUMBER})\s*([A-Za-zµ]+)", value, example)
-    return _number(match[1]) * _unit(match[2], units, value, example)
+    _sized(float(match[1]) * _unit(match[2], units, value, example), value)
+    return match
 
 
 def _match(pattern: str, value: Any, example: str) -> re.Match[str]:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise _error("expected a quantity such as {example}", value, example)
-    match = re.fullmatch(pattern, str(value).strip())
+        got = "nothing" if value is None else show(value)
+        raise PydanticCustomError("unit", "expected a quantity, got {got}", {"got": got, "hint": f'write "{example}"'})
+    text = str(value).strip()
+    match = re.fullmatch(pattern, text)
     if match:
         return match
-    if re.fullmatch(rf"[-+]?(?:{NUMBER})", str(value).strip()):
-        if str(value).strip().startswith("-"):
-            raise _error('"{value}" must not be negative', value, example)
-        raise _error('"{value}" has no unit', value, re.sub(NUMBER, str(value).strip().lstrip("+"), example, count=1))
+    if text.startswith(("-", "$-", "$ -")):
+        raise _error('"{value}" must not be negative', value, example)
+    if re.fullmatch(rf"\+?(?:{NUMBER})", text):
+        raise _error('"{value}" has no unit', value, re.sub(NUMBER, _cut(text.lstrip("+")), example, count=1))
     raise _error('"{value}" is not a quantity', value, example)
 
 
-def _number(text: str) -> float:
-    result = float(text)
-    if result > 1e300:
-        raise _error("{value} is too large", text, "a smaller number")
+def _sized(result: float, value: Any) -> float:
+    if result > LARGEST:
+        raise PydanticCustomError(
+            "unit", '"{value}" is too large', {"value": _cut(value), "hint": f"at most {LARGEST:g}"}
+        )
     return result
 
 
@@ -136,7 +147,7 @@ def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> fl
             '"{value}" has the unknown unit "{unit}"',
             {
                 "value": _cut(value),
-                "unit": name,
+                "unit": _cut(name),
                 "hint": f"one of: {', '.join(units)}; write {example!r}".replace("'", '"'),
             },
         )

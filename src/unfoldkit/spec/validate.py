@@ -7,16 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
 from unfoldkit.spec.base import Checked, Model
 from unfoldkit.spec.loader import Document, PathKey
 from unfoldkit.spec.locate import diagnostic, known_keys, real_path
-from unfoldkit.spec.messages import sentence, show
+from unfoldkit.spec.messages import sentence
 
 M = TypeVar("M", bound=Model)
 ROUNDS = 4
+_HOLDERS = (BaseModel, Mapping, tuple, list, frozenset)
+MISSING = "this key is missing"
+UNKNOWN = "unknown key"
 
 
 def validate(model: type[M], document: Document) -> M:
@@ -69,18 +72,24 @@ def _once(model: type[M], data: Any) -> tuple[M | None, list[dict[str, Any]]]:
 def _told(
     model: type[Model], document: Document, data: Any, errors: list[dict[str, Any]]
 ) -> list[tuple[PathKey, Diagnostic]]:
-    return [_one(model, document, data, error) for error in _best_branches(data, errors)]
+    told = [_one(model, document, data, error) for error in _best_branches(data, errors)]
+    meant = {(path[:-1], item.hint) for path, item in told if item.message == UNKNOWN}
+    return [(path, item) for path, item in told if item.message != MISSING or _meaning(path) not in meant]
+
+
+def _meaning(path: PathKey) -> tuple[PathKey, str]:
+    return path[:-1], did_you_mean(str(path[-1]), [str(path[-1])])
 
 
 def _one(model: type[Model], document: Document, data: Any, error: dict[str, Any]) -> tuple[PathKey, Diagnostic]:
     missing = error["type"] == "missing"
     path = real_path(data, error["loc"], missing=missing)
     if missing:
-        return path, diagnostic(document, path, "this key is missing", hint=_needs(model, path))
+        return path, diagnostic(document, path, MISSING, hint=_needs(model, path))
     if error["type"] == "extra_forbidden":
-        hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1]))
-        return path, diagnostic(document, path, "unknown key", hint=hint, at_key=True)
-    message, hint = sentence(error)
+        hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1], data))
+        return path, diagnostic(document, path, UNKNOWN, hint=hint, at_key=True)
+    message, hint = sentence(error, about=_needs(model, path))
     return path, diagnostic(document, path, message, hint=hint, at_key=error["loc"][-1:] == ("[key]",))
 
 
@@ -90,8 +99,19 @@ def _needs(model: type[Model], path: PathKey) -> str:
     return str(field.description) if field is not None and field.description else ""
 
 
+def _long_enough(error: Mapping[str, Any]) -> bool:
+    entries = error.get("input")
+    return error["type"] == "too_short" and isinstance(entries, (list, dict)) and len(entries) >= _least(error)
+
+
+def _least(error: Mapping[str, Any]) -> int:
+    return int((error.get("ctx") or {}).get("min_length", 0))
+
+
 def _best_branches(data: Any, errors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Keep, of the complaints of each branch of a union, those of the branch that came nearest."""
+    # a validator counts only the entries that are right
+    errors = [error for error in errors if not _long_enough(error)]
     groups: dict[PathKey, dict[tuple[str | int, ...], list[dict[str, Any]]]] = {}
     plain: list[dict[str, Any]] = []
     for error in errors:
@@ -114,19 +134,35 @@ def _branch(data: Any, error: dict[str, Any]) -> tuple[PathKey, tuple[str | int,
     return None
 
 
-def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int]:
+def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int, int]:
     at_root = sum(len(real_path(data, error["loc"])) <= len(path) and error["type"] != "missing" for error in group)
-    return at_root, len(group)
+    # a tag such as `process: burst` says which branch was meant
+    tags = sum(error["type"] == "literal_error" for error in group)
+    return at_root, tags, len(group)
 
 
 def _problems(spec: Model, document: Document, cut: Sequence[PathKey]) -> list[Diagnostic]:
-    if not isinstance(spec, Checked):
+    # what was cut may hold the very entries that other parts refer to
+    if not isinstance(spec, Checked) or any(isinstance(_at(spec, path), _HOLDERS) for path in cut):
         return []
     return [
         diagnostic(document, tuple(problem.path), problem.message, hint=problem.hint, at_key=problem.at_key)
         for problem in spec.problems()
-        if not _below(tuple(problem.path), cut)
+        if not _below(tuple(problem.path), cut) and not any(_below(path, [tuple(problem.path)]) for path in cut)
     ]
+
+
+def _at(spec: Any, path: PathKey) -> Any:
+    for part in path:
+        if isinstance(spec, BaseModel):
+            spec = getattr(spec, _field(spec, str(part)), None)
+        else:
+            spec = spec.get(part) if isinstance(spec, Mapping) else None
+    return spec
+
+
+def _field(spec: BaseModel, key: str) -> str:
+    return next((name for name, field in type(spec).model_fields.items() if field.alias == key), key)
 
 
 def _below(path: PathKey, roots: Sequence[PathKey]) -> bool:

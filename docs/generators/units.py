@@ -1,0 +1,52 @@
+"""The page of the quantities that a spec writes with their unit."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import WithJsonSchema
+
+from docs.generators.markdown import code, table
+from unfoldkit.spec import units
+
+INTRO = """# Units
+
+A quantity is written with its unit, as text: `150 ms`, not `0.15`. A number alone is refused with the text that
+would be right. Numbers are decimal, with an exponent if need be; a space before the unit is free.
+
+"""
+WRITTEN = {
+    "Duration": tuple(units.SECONDS),
+    "Bytes": tuple(units.BYTES),
+    "Rate": tuple(f"/{name}" for name in units.PER),
+    "Money": ("$",),
+    "Price": tuple(f"$ /{name}" for name in units.PER),
+    "Percent": ("%",),
+    "Fraction": ("%", "none"),
+}
+HELD = {
+    "Duration": "seconds",
+    "Bytes": "bytes",
+    "Rate": "events per second",
+    "Money": "US dollars",
+    "Price": "US dollars per hour",
+    "Percent": "a fraction: 1% is 0.01",
+    "Fraction": "a fraction from 0 to 1",
+}
+
+
+def page() -> str:
+    """Return the table of the quantities."""
+    rows = [(code(name), *_described(getattr(units, name)), _units(name), HELD[name]) for name in WRITTEN]
+    return INTRO + table(("type", "what", "example", "units", "in Python"), rows)
+
+
+def _described(annotated: Any) -> tuple[str, str]:
+    schema: dict[str, Any] = (
+        next(item for item in get_args(annotated) if isinstance(item, WithJsonSchema)).json_schema or {}
+    )
+    return schema["description"], ", ".join(code(str(item)) for item in schema["examples"])
+
+
+def _units(name: str) -> str:
+    return ", ".join(code(unit) if unit != "none" else "none" for unit in WRITTEN[name])

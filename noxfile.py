@@ -1,0 +1,272 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2025.10.14"]
+# ///
+"""The project's habits: ``nox`` runs them all, ``nox -s NAME`` one, ``nox -l`` lists them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import tempfile
+import tomllib
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZipFile
+
+import nox
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml("pyproject.toml")
+DIST = ROOT / ".nox" / "dist"
+NOTES = ROOT / ".nox" / "not-run"
+
+nox.needs_version = ">=2025.10.14"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = [
+    "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "tests", "gaps",
+]  # fmt: skip
+
+
+@nox.session
+def work(session: nox.Session) -> None:
+    """Make the environment that most sessions share: the built wheel, and what development needs."""
+    session.install("hatchling")
+    session.run("python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(fresh(DIST)), silent=True)
+    session.install(*nox.project.dependency_groups(PROJECT, "dev"), built())
+    session.install("--force-reinstall", "--no-deps", built())
+
+
+@nox.session(python=False, requires=["work"])
+def lint(session: nox.Session) -> None:
+    """Check format, lint rules and who imports whom."""
+    run_in_work(session, "ruff", "format", "--check", ".")
+    run_in_work(session, "ruff", "check", *session.posargs, ".")
+    run_in_work(session, "lint-imports", silent=True)
+
+
+@nox.session(python=False, requires=["work"])
+def typing(session: nox.Session) -> None:
+    """Check the types, strictly."""
+    run_in_work(session, "mypy", *session.posargs)
+
+
+@nox.session(python=False, requires=["work"])
+def docs(session: nox.Session) -> None:
+    """Check that generated pages are current, links resolve, and commands on the pages are real."""
+    run_in_work(session, "python", "-m", "docs.generate", "--check")
+    run_in_work(session, "python", "-m", "pytest", "tests/docs", "-q", *session.posargs)
+
+
+@nox.session(python=False, requires=["work"])
+def tests(session: nox.Session) -> None:
+    """Test the built and installed wheel, not the source beside it."""
+    result = place(session) / "tests.xml"
+    run_in_work(session, "python", "-m", "pytest", "--ignore=tests/docs", f"--junitxml={result}", *session.posargs)
+    note(session, *skipped(result))
+
+
+@nox.session(reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """Build sdist and wheel, compare them with the folders, and use the wheel in a clean environment."""
+    session.install("build")
+    folder = fresh(place(session) / "dist")
+    session.run("python", "-m", "build", "--installer", installer(), "--outdir", str(folder), ".", silent=True)
+    check_contents(session, next(folder.glob("*.whl")))
+    check_entry_points(session)
+    session.install("--force-reinstall", str(next(folder.glob("*.whl"))), "pip", "pytest")
+    with tempfile.TemporaryDirectory() as away:
+        use_wheel(session, Path(away))
+
+
+@nox.session(python=False, requires=["work"])
+def startup(session: nox.Session) -> None:
+    """Measure how long help and check take; prints, asserts nothing."""
+    run_in_work(session, "python", "-m", "benchmarks", "startup", "--quick", *session.posargs)
+
+
+@nox.session(requires=["work"])
+def minimums(session: nox.Session) -> None:
+    """Test rooms and plugins with the lowest versions that pyproject allows."""
+    note(session)
+    constraints = place(session) / "minimums.txt"
+    constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
+    session.install(*nox.project.dependency_groups(PROJECT, "test"), "--constraint", str(constraints), built())
+    # where libraries are called; the rest of the suite would say the same twice
+    words = ["-q", "tests/unit", "plugins", "-m", "not shared and not ray"]
+    session.run("python", "-m", "pytest", *words, *session.posargs)
+    lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":
+        note(session, f"the lowest versions ran on Python {sys.version.split()[0]}, not {lowest}")
+
+
+@nox.session(python=False, requires=["work"])
+def fuzz(session: nox.Session) -> None:
+    """Feed ten thousand broken specs to the loader."""
+    if not (ROOT / "tests/fuzz/fuzz_specs.py").is_file():
+        note(session, "tests/fuzz/fuzz_specs.py is not in this checkout")
+        return
+    note(session)
+    run_in_work(session, "python", "-m", "tests.fuzz.fuzz_specs", *(session.posargs or ["--count", "10000"]))
+
+
+@nox.session
+def plugins(session: nox.Session) -> None:
+    """Build each plugin's folder alone, as a third party would."""
+    session.install("build", "hatchling")
+    for folder in plugin_folders():
+        out = fresh(place(session) / folder.name)
+        words = ["--no-isolation", "--wheel", "--outdir", str(out), str(folder)]
+        session.run("python", "-m", "build", *words, silent=True)
+        names = top_level(next(out.glob("*.whl")))
+        if names != {package_of(folder)}:
+            session.error(f"{folder} alone ships {sorted(names)}, not {package_of(folder)}")
+
+
+@nox.session(python=False, requires=["work"])
+def bench(session: nox.Session) -> None:
+    """Run every benchmark quickly, starting none after three minutes."""
+    words = session.posargs or ["--all", "--quick", "--seconds", "180"]
+    told = run_in_work(session, "python", "-m", "benchmarks", *words, silent=True)
+    session.log("\n" + told)
+    note(session, *(line for line in told.splitlines() if "NOT RUN" in line))
+
+
+@nox.session(python=False)
+def gaps(session: nox.Session) -> None:
+    """Print what the sessions before could not run, and why."""
+    found = [f"{path.stem}: {line}" for path in sorted(NOTES.glob("*.txt")) for line in path.read_text().splitlines()]
+    session.log(f"could not run: {len(found)}" + "".join(f"\n  {line}" for line in found))
+
+
+def built() -> str:
+    """Return the wheel of this checkout."""
+    return str(next(DIST.glob("*.whl")))
+
+
+def run_in_work(session: nox.Session, program: str, *words: str, silent: bool = False) -> str:
+    """Run a program of the shared environment."""
+    folder = next(path for path in (ROOT / ".nox/work/bin", ROOT / ".nox/work/Scripts") if path.is_dir())
+    # bytecode that may not be kept is compiled again by every process that the tests start
+    environment = {"PYTHONDONTWRITEBYTECODE": ""}
+    return str(session.run(str(folder / program), *words, env=environment, external=True, silent=silent))
+
+
+def check_contents(session: nox.Session, built: Path) -> None:
+    """Stop unless the wheel holds every package of the checkout and every config, and nothing else."""
+    with ZipFile(built) as archive:
+        there = {name for name in archive.namelist() if ".dist-info/" not in name}
+    wanted = {item.relative_to(ROOT / "src").as_posix() for item in files(ROOT / "src")}
+    wanted |= {item.relative_to(ROOT / folder).as_posix() for folder in plugin_folders() for item in package(folder)}
+    wanted |= {
+        f"unfoldkit/_configs/{item.relative_to(ROOT / 'configs').as_posix()}" for item in files(ROOT / "configs")
+    }
+    template = ROOT / "plugins" / "echo"
+    wanted |= {f"unfoldkit/_template/{item.relative_to(template).as_posix()}" for item in files(template)}
+    if there != wanted:
+        session.error(f"not in the wheel: {sorted(wanted - there)}; not in the checkout: {sorted(there - wanted)}")
+    session.log(f"{built.name} holds {len(there)} files, {built.stat().st_size / 1024:.0f} KiB")
+
+
+def check_entry_points(session: nox.Session) -> None:
+    """Stop unless the main table of entry points is the sum of those of the plugins."""
+    main = PROJECT["project"]["entry-points"]["unfoldkit"]
+    tables = [tomllib.loads((folder / "pyproject.toml").read_text("utf-8")) for folder in plugin_folders()]
+    parts = {name: value for table in tables for name, value in table["project"]["entry-points"]["unfoldkit"].items()}
+    if main != parts:
+        session.error(f"entry points: pyproject.toml has {main}, plugins/*/pyproject.toml have {parts}")
+
+
+def use_wheel(session: nox.Session, away: Path) -> None:
+    """Run the installed command outside the checkout: list, check every shipped spec, start a plugin."""
+    configs = away / "configs"
+    shutil.copytree(ROOT / "configs", configs)
+    environment = {"PYTHONPATH": str(ROOT)}
+    with session.chdir(away):
+        listed = json.loads(str(session.run("unfold", "plugins", "--format", "json", silent=True)))
+        broken = {plugin["name"]: plugin["error"] for plugin in listed if plugin["status"] != "ok"}
+        if broken or {plugin["name"] for plugin in listed} != set(PROJECT["project"]["entry-points"]["unfoldkit"]):
+            session.error(f"the installed plugins are {[plugin['name'] for plugin in listed]}, broken: {broken}")
+        session.run("unfold", "check", *sorted(str(path) for path in configs.rglob("*.yaml")))
+        session.run("unfold", "plugins", "new", "x")
+        session.run("python", "-m", "docs.console", "--installs", env=environment)
+
+
+def plugin_folders() -> list[Path]:
+    """Return the folders of the plugins."""
+    return [path.parent for path in sorted((ROOT / "plugins").glob("*/pyproject.toml"))]
+
+
+def package_of(folder: Path) -> str:
+    """Return the import name of a plugin."""
+    return f"unfold_{folder.name}"
+
+
+def package(folder: Path) -> Iterator[Path]:
+    """Yield the files of a plugin's package."""
+    return files(folder / package_of(folder))
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that belong to the checkout."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
+            yield path
+
+
+def top_level(built: Path) -> set[str]:
+    """Return the top-level names of a wheel."""
+    with ZipFile(built) as archive:
+        return {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" not in name}
+
+
+def lower_bounds() -> Iterator[str]:
+    """Yield ``name==version`` for every lower bound of the dependencies."""
+    for line in PROJECT["project"]["dependencies"]:
+        found = re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)", line)
+        if found is None:
+            raise ValueError(f"{line!r} has no lower bound")
+        yield f"{found[1]}=={found[2]}"
+
+
+def skipped(result: Path) -> list[str]:
+    """Return each reason for which pytest skipped tests, with their number."""
+    # the file was written a moment ago by our own pytest
+    reasons = [item.get("message", "") for item in ET.parse(result).iter("skipped")]  # noqa: S314
+    return [f"{reasons.count(reason)} tests: {reason}" for reason in dict.fromkeys(reasons)]
+
+
+def note(session: nox.Session, *lines: str) -> None:
+    """Keep what a session could not run, for ``gaps``; with no line, forget what it said before."""
+    NOTES.mkdir(parents=True, exist_ok=True)
+    (NOTES / f"{session.name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for line in lines:
+        session.warn(line)
+
+
+def place(session: nox.Session) -> Path:
+    """Return the session's folder for its own files."""
+    # not session.create_tmp: it moves TMPDIR into the checkout, whose settings the tests' programs would then find
+    folder = ROOT / ".nox" / "files" / session.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def installer() -> str:
+    """Return what ``build`` installs with: uv where it is, as for the sessions."""
+    return "uv" if shutil.which("uv") else "pip"
+
+
+def fresh(folder: Path) -> Path:
+    """Return the folder, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+if __name__ == "__main__":
+    nox.main()

@@ -1,0 +1,93 @@
+"""Laws of learnt gates: soft ones by gradient, and backward induction."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.optimize import check_grad
+
+from unfold_cascade.arrays import FloatArray
+from unfold_cascade.gates.evaluate import evaluate
+from unfold_cascade.gates.induction import best_interval, induce_gates
+from unfold_cascade.gates.search import exact_front
+from unfold_cascade.gates.soft import expected, learn_gates, soft_or_exact
+
+SEEDS = range(12)
+
+
+def _zoo(seed: int, models: int = 3, rows: int = 300) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return confidences that tell something about errors, errors, and rising prices."""
+    rng = np.random.default_rng(seed)
+    hard = rng.random(rows)
+    skill = np.linspace(0.5, 0.9, models)
+    loss = (rng.random((rows, models)) < hard[:, None] * (1.3 - skill)).astype(np.float64)
+    score = np.clip(1 - hard[:, None] * 0.6 + rng.normal(0, 0.15, (rows, models - 1)), 0, 1)
+    return score, loss, np.cumsum(rng.random(models) + 0.2)
+
+
+def _priced(tables: tuple[FloatArray, FloatArray, FloatArray], cuts: FloatArray, lam: float) -> float:
+    lost, paid = evaluate(*tables, cuts)
+    return lost + lam * paid
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_gradient_is_the_slope(seed: int) -> None:
+    """The closed-form gradient of the expected loss equals finite differences."""
+    score, loss, cost = _zoo(seed, models=4)
+    at = np.random.default_rng(seed).normal(0, 2, 2 * score.shape[1])
+    found = check_grad(
+        lambda x: expected(x, score, loss, cost, 0.1)[0], lambda x: expected(x, score, loss, cost, 0.1)[1], at
+    )
+    assert found < 1e-5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_very_sharp_soft_gates_are_the_hard_cascade(seed: int) -> None:
+    """With slopes that decide every row, the expected value is that of the hardened cascade."""
+    score, loss, cost = _zoo(seed)
+    cuts = np.random.default_rng(seed).uniform(0.3, 0.9, score.shape[1])
+    at = np.concatenate((np.full(len(cuts), -1e9), 1e9 * cuts))
+    hard = np.stack((np.full(len(cuts), -np.inf), cuts), axis=1)
+    assert expected(at, score, loss, cost, 0.1)[0] == pytest.approx(_priced((score, loss, cost), hard, 0.1), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_learning_goes_downhill(seed: int) -> None:
+    """The gates learnt expect no more loss plus priced cost than never asking on, and than always asking on."""
+    score, loss, cost = _zoo(seed)
+    for lam in (0.01, 0.1, 0.5):
+        sides = [expected(np.array([0.0, 0.0, b, b]), score, loss, cost, lam)[0] for b in (-40.0, 40.0)]
+        assert learn_gates(score, loss, cost, lam, seed).value <= min(sides) + 1e-6
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_soft_gate_is_never_worse_than_the_exact_hard_one(seed: int) -> None:
+    """What is returned is at most the exact optimum's loss plus priced cost, on the same rows."""
+    tables = _zoo(seed)
+    for lam in (0.01, 0.1, 0.5):
+        front = exact_front(*tables)
+        best = float((front.loss + lam * front.cost).min())
+        assert _priced(tables, soft_or_exact(*tables, lam, seed), lam) <= best + 1e-12
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_best_interval_is_found(seed: int) -> None:
+    """The interval equals brute force over all pairs of distinct scores, ties included."""
+    rng = np.random.default_rng(seed)
+    score, gain = np.round(rng.random(40), 1), rng.normal(-0.1, 1.0, 40)
+    lo, hi = best_interval(score, gain, 999)
+    edges = [*np.unique(score), np.inf]
+    sums = [gain[(score >= a) & (score < b)].sum() for a, b in combinations(edges, 2)]
+    assert gain[(score >= lo) & (score < hi)].sum() == pytest.approx(max(0.0, *sums))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_induction_of_one_gate_is_exact(seed: int) -> None:
+    """With two models, backward induction equals the exact two-sided search at the same price of cost."""
+    tables = _zoo(seed, models=2, rows=60)
+    for lam in (0.01, 0.1, 0.5):
+        front = exact_front(*tables, bins=999, two_sided=True)
+        best = float((front.loss + lam * front.cost).min())
+        assert _priced(tables, induce_gates(*tables, lam, bins=999), lam) == pytest.approx(best)

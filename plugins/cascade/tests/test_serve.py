@@ -1,0 +1,121 @@
+"""A trained cascade answers over a real socket, by the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer
+
+from plugins.cascade.tests.runs import TUMOURS, run_in, spec_of
+from unfold_cascade.plan import decide
+from unfold_cascade.policy import follow
+
+X = load_breast_cancer().data
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, subprocess.Popen[str]]]:
+    folder = tmp_path_factory.mktemp("served") / "run"
+    unfold = [sys.executable, "-m", "unfoldkit"]
+    subprocess.run(
+        [*unfold, "train", str(TUMOURS), "--run", str(folder), "--jobs", "1"], check=True, capture_output=True
+    )
+    process = subprocess.Popen([*unfold, "serve", str(folder), "--port", "0"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    try:
+        found = re.search(r"http://127\.0\.0\.1:\d+", process.stderr.readline())
+        assert found
+        yield found[0], folder, process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def _post(url: str, body: bytes) -> tuple[int, Any]:
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return answer.read().decode()
+
+
+def _asked(url: str, rows: np.ndarray) -> tuple[int, Any]:
+    about = json.loads(_get(f"{url}/v2/models/tumours"))
+    name = about["inputs"][0]["name"]
+    tensor = {"name": name, "shape": list(rows.shape), "datatype": "FP64", "data": rows.ravel().tolist()}
+    if about["inputs"][0]["datatype"] == "FP32":
+        tensor["datatype"] = "FP32"
+    return _post(f"{url}/v2/models/tumours/infer", json.dumps({"inputs": [tensor]}).encode())
+
+
+def test_it_is_live_ready_and_says_what_it_is(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+    """Health, metadata, metrics and the OpenAPI document answer."""
+    url, _, _ = served
+    assert json.loads(_get(f"{url}/v2/health/live"))["live"]
+    assert json.loads(_get(f"{url}/v2/health/ready"))["ready"]
+    assert json.loads(_get(f"{url}/v2"))["name"] == "unfoldkit"
+    assert "/v2/models/tumours/infer" in _get(f"{url}/openapi.json")
+    assert "# TYPE" in _get(f"{url}/metrics")
+
+
+def test_it_answers_what_the_plan_answers(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+    """Served labels of the calibration and test rows, which no model was fitted on, equal those of the plan."""
+    url, folder, _ = served
+    plan = decide(spec_of(TUMOURS), run_in(folder))
+    rows = np.concatenate([plan.given.rows.calibrate, plan.given.rows.test])[:200]
+    assert plan.policy
+    wanted = [plan.given.names[answer] for answer in follow(plan.zoo, plan.policy, rows).answer]
+    status, answer = _asked(url, X[rows])
+    assert status == 200
+    outputs = {item["name"]: item for item in answer["outputs"]}
+    assert [str(label) for label in outputs["label"]["data"]] == wanted
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"inputs": []}', b'{"inputs": [{"name": "x"}]}', b"\xff" * 50])
+def test_a_malformed_body_is_answered_400(served: tuple[str, Path, subprocess.Popen[str]], body: bytes) -> None:
+    """A body that is no request is told so, and the server goes on."""
+    url, _, _ = served
+    status, answer = _post(f"{url}/v2/models/tumours/infer", body)
+    assert status == 400
+    assert answer["error"]
+    assert json.loads(_get(f"{url}/v2/health/ready"))["ready"]
+
+
+def test_a_wrong_shape_and_a_nan_are_refused(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+    """Rows of another width are answered 400 with a sentence."""
+    url, _, _ = served
+    status, answer = _asked(url, X[:2, :3])
+    assert status == 400
+    assert answer["error"]
+
+
+def test_an_unknown_model_is_answered_404(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+    """A model that is not there is told with what is."""
+    url, _, _ = served
+    assert _post(f"{url}/v2/models/other/infer", b"{}")[0] == 404
+
+
+def test_sigterm_ends_it_with_0(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+    """A service ends cleanly on SIGTERM (last of this module: it ends the service)."""
+    _, _, process = served
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0

@@ -1,0 +1,145 @@
+"""The front of whole cascades: the gates of every question searched exactly, then put together.
+
+One question: the exact front over its chains. Two: for each point of the first question's front the cases are routed,
+the second question is searched exactly on the cases of each group, and the groups' fronts are added (losses and costs
+add up over groups, so the Minkowski sum is exact). Loss is counted on the final label, so a case that was sent to the
+wrong group is lost whatever it pays there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.gates.front import Front, minkowski, pareto, thin
+from unfold_cascade.gates.orders import Chain, ChainFront, Tables, chains_of, search_chains
+from unfold_cascade.policy import Policy, Step, answers, exits, path_cost, second_cost
+from unfold_cascade.questions import Question, Zoo
+from unfold_cascade.scorer import Scorer
+from unfold_cascade.spec import GateSpec
+
+FIRST_POINTS = 24
+GROUP_POINTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFront:
+    """Cascades by ascending ``cost`` (m,) and descending ``loss`` (m,), means over the rows they were searched on."""
+
+    loss: FloatArray
+    cost: FloatArray
+    policies: tuple[Policy, ...]
+
+
+def search(zoo: Zoo, labels: IntArray, groups: IntArray, rows: IntArray, gates: GateSpec) -> PolicyFront:
+    """Return the front of all cascades on ``rows``.
+
+    Args:
+        zoo: the tables, over all n rows.
+        labels: (n,) true labels.
+        groups: (C,) group of each label.
+        rows: the rows to search on.
+        gates: how to search.
+    """
+    truth = groups[labels[rows]] if zoo.then else labels[rows]
+    found = _first(zoo, rows, truth, gates)
+    if not zoo.then:
+        policies = tuple(Policy(found.step(point), {}) for point in range(len(found.front)))
+        return PolicyFront(found.front.loss, found.front.cost, policies)
+    return _merged([_below(zoo, labels, rows, found.step(point), gates) for point in thin(found.front, FIRST_POINTS)])
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The front of one question, and the scores that its cuts are made for."""
+
+    chains: ChainFront
+    scorer: Scorer
+
+    @property
+    def front(self) -> Front:
+        """Losses, costs and cuts."""
+        return self.chains.front
+
+    def step(self, point: int) -> Step:
+        """Return the chain and cuts of one point."""
+        chain, cuts = self.chains.policy(int(point))
+        return self.scorer.step(chain, [float(cut) for cut in cuts[:, 1]])
+
+
+def _below(zoo: Zoo, labels: IntArray, rows: IntArray, first: Step, gates: GateSpec) -> PolicyFront:
+    """Return the front of all cascades that begin with ``first``."""
+    exit_ = exits(zoo.first, first, rows)
+    group = answers(zoo.first, first, rows, exit_)
+    paid = path_cost(zoo, zoo.first, first.chain, frozenset())[exit_].mean()
+    known = {g: _then(zoo, labels, rows[group == g], exit_[group == g], g, first, gates) for g in np.unique(group)}
+    total, picks = _added([_scaled(part.front, float((group == g).mean())) for g, part in known.items()])
+    spare = {g: Step((int(zoo.then[g].price.argmin()),), ()) for g in zoo.then if g not in known}
+    steps = [{g: part.step(p) for (g, part), p in zip(known.items(), pick, strict=True)} for pick in picks]
+    return PolicyFront(total.loss, total.cost + paid, tuple(Policy(first, spare | then) for then in steps))
+
+
+def _then(zoo: Zoo, labels: IntArray, rows: IntArray, came: IntArray, g: int, first: Step, gates: GateSpec) -> Found:
+    """Search the second question of group ``g`` on the rows sent there; ``came`` is where the first chain stopped."""
+    question = zoo.then[g]
+
+    def marginal(chain: Chain) -> FloatArray:
+        return np.diff(second_cost(zoo, first, question, chain)[came], axis=1, prepend=0.0)
+
+    return _searched(question, rows, labels[rows], question.price, marginal, gates)
+
+
+def _first(zoo: Zoo, rows: IntArray, truth: IntArray, gates: GateSpec) -> Found:
+    def marginal(chain: Chain) -> FloatArray:
+        return np.diff(path_cost(zoo, zoo.first, chain, frozenset()), prepend=0.0)
+
+    alone = [float(path_cost(zoo, zoo.first, (m,), frozenset())[0]) for m in range(len(zoo.first.models))]
+    return _searched(zoo.first, rows, truth, np.array(alone), marginal, gates)
+
+
+def _searched(
+    question: Question,
+    rows: IntArray,
+    truth: IntArray,
+    price: FloatArray,
+    marginal: Callable[[Chain], FloatArray],
+    gates: GateSpec,
+) -> Found:
+    loss = (question.answer[rows] != truth[:, None]).astype(np.float64)
+    scorer = Scorer(question, rows, loss, gates.confidence == "label-conditional")
+
+    def tables(chain: Chain) -> Tables:
+        return scorer.scores(chain), loss[:, list(chain)], marginal(chain)
+
+    chains = chains_of(price, order=gates.order, max_models=gates.max_models)
+    return Found(search_chains(chains, tables, bins=gates.bins), scorer)
+
+
+def _scaled(front: Front, share: float) -> Front:
+    return Front(front.loss * share, front.cost * share, front.cuts)
+
+
+def _added(fronts: list[Front]) -> tuple[Front, list[tuple[int, ...]]]:
+    """Return the sum of fronts, and which point of each made every point of it."""
+    total = fronts[0]
+    picks: list[tuple[int, ...]] = [(point,) for point in range(len(total))]
+    for front in fronts[1:]:
+        total, pairs = minkowski(total, front, GROUP_POINTS)
+        picks = [(*picks[a], int(b)) for a, b in pairs]
+    return total, picks
+
+
+def _merged(fronts: list[PolicyFront]) -> PolicyFront:
+    loss = np.concatenate([front.loss for front in fronts])
+    cost = np.concatenate([front.cost for front in fronts])
+    policies = list(_all_policies(fronts))
+    best = pareto(loss, cost)
+    return PolicyFront(loss[best], cost[best], tuple(policies[point] for point in best))
+
+
+def _all_policies(fronts: list[PolicyFront]) -> Iterator[Policy]:
+    for front in fronts:
+        yield from front.policies

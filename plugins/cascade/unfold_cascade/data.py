@@ -1,0 +1,204 @@
+"""Tables of cases: read, checked, split."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import gzip
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.spec import CascadeSpec, FeatureGroup
+from unfold_cascade.time.keys import Split
+from unfoldkit.api import Run, UnfoldError, did_you_mean, fail
+
+MISSING = frozenset({"", "na", "nan", "null", "none"})
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Columns of text or numbers, all of the same length; ``digest`` is a hash of the content."""
+
+    columns: Mapping[str, np.ndarray]
+    digest: str
+    name: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def text(self, column: str, *, key: str) -> np.ndarray:
+        """Return a column as text.
+
+        Raises:
+            UnfoldError: there is no such column.
+        """
+        if column not in self.columns:
+            raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
+        return np.array([_label_text(value) for value in self.columns[column]])
+
+    def numbers(self, column: str, *, key: str) -> FloatArray:
+        """Return a column as float64; an empty cell is NaN.
+
+        Raises:
+            UnfoldError: no such column, or a value that is not a number (its row is named).
+        """
+        if column not in self.columns:
+            raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
+        values = self.columns[column]
+        if values.dtype.kind in "fiub":
+            return np.asarray(values, dtype=np.float64)
+        return np.array([_number(value, row, column, self.name, key) for row, value in enumerate(values)])
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Row numbers of the three parts of a split; each sorted, together all rows once."""
+
+    train: IntArray
+    calibrate: IntArray
+    test: IntArray
+
+
+def load_frame(spec: CascadeSpec, run: Run) -> Frame:
+    """Return the table that the spec names.
+
+    Raises:
+        UnfoldError: the file is missing, not a table, or empty.
+    """
+    data = spec.data
+    if data.source == "sklearn":
+        return _bundled(data.dataset)
+    return frame_of_file(run.path(data.path, key="data.path"))
+
+
+def frame_of_file(path: Path) -> Frame:
+    """Return the table of a CSV or Parquet file.
+
+    Raises:
+        UnfoldError: not such a file, or fewer than ten rows.
+    """
+    frame = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    if len(frame) < 10:
+        raise fail(f"{path.name} has {len(frame)} rows; at least 10 are needed", key="data.path", file="")
+    return frame
+
+
+def matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
+    """Return the named columns as an (n, d) float64 array."""
+    return np.column_stack([frame.numbers(column, key=key) for column in columns])
+
+
+def expand(frame: Frame, groups: Mapping[str, FeatureGroup], label: str) -> dict[str, tuple[str, ...]]:
+    """Return the columns of each feature group, patterns resolved; without groups, one of every other column.
+
+    Raises:
+        UnfoldError: a name or pattern that matches no column.
+    """
+    usable = [column for column in frame.columns if column != label]
+    if not groups:
+        return {"all": tuple(usable)}
+    return {name: _matching(frame, usable, name, group) for name, group in groups.items()}
+
+
+def split_rows(labels: np.ndarray, split: Split, seed: int) -> Rows:
+    """Return a split that keeps the share of each label (within one case), the same for the same seed."""
+    generator = np.random.default_rng([seed, 0x5711])
+    parts: dict[str, list[IntArray]] = {"train": [], "calibrate": [], "test": []}
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        first = round(len(rows) * split.train)
+        second = round(len(rows) * (split.train + split.calibrate))
+        for name, part in zip(parts, np.split(rows, [first, second]), strict=True):
+            parts[name].append(part)
+    return Rows(**{name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()})
+
+
+def _matching(frame: Frame, usable: Sequence[str], name: str, group: FeatureGroup) -> tuple[str, ...]:
+    found: list[str] = []
+    for pattern in group.columns:
+        matched = [column for column in usable if fnmatch.fnmatchcase(column, pattern)]
+        if not matched:
+            hint = did_you_mean(pattern, frame.columns)
+            raise fail(f'{frame.name} has no column "{pattern}"', key=f"features.{name}.columns", hint=hint)
+        found += [column for column in matched if column not in found]
+    return tuple(found)
+
+
+def _bundled(dataset: str) -> Frame:
+    from sklearn import datasets
+
+    bunch = getattr(datasets, f"load_{dataset}")()
+    names = [str(name).replace(" ", "_") for name in bunch.feature_names]
+    columns = {name: bunch.data[:, index] for index, name in enumerate(names)}
+    columns["target"] = bunch.target.astype(str)
+    return Frame(columns, _digest(bunch.data.tobytes() + bunch.target.tobytes()), f"scikit-learn's {dataset}")
+
+
+def _parquet(path: Path) -> Frame:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ModuleNotFoundError as error:
+        raise fail(
+            "a Parquet file needs pyarrow, which is not installed", hint="pip install 'unfoldkit[parquet]'"
+        ) from error
+    data = _bytes(path)
+    try:
+        table = parquet.read_table(io.BytesIO(data))
+    except ArrowException as error:
+        raise fail(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    return Frame(columns, _digest(data), path.name)
+
+
+def _csv(path: Path) -> Frame:
+    data = _bytes(path)
+    try:
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text), strict=True))
+    except (UnicodeDecodeError, OSError, EOFError, csv.Error) as error:
+        raise fail(f"not a CSV file: {error}", file=str(path)) from error
+    if not rows or len(set(rows[0])) != len(rows[0]):
+        raise fail("the first line must name the columns, each once", file=str(path))
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(rows[0]):
+            raise _ragged(path, number, len(row), len(rows[0]))
+    columns = {name: np.array([row[index] for row in rows[1:]], dtype=object) for index, name in enumerate(rows[0])}
+    return Frame(columns, _digest(data), path.name)
+
+
+def _ragged(path: Path, line: int, found: int, wanted: int) -> UnfoldError:
+    return fail(f"has {found} cells where the head has {wanted}", file=f"{path}:{line}:1")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise fail(f"cannot read: {error.strerror}", file=str(path), key="data.path") from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _number(value: Any, row: int, column: str, name: str, key: str) -> float:
+    text = "" if value is None else str(value).strip()
+    if text.lower() in MISSING:
+        return float("nan")
+    try:
+        return float(text)
+    except ValueError as error:
+        raise fail(f'{name}: "{text[:40]}" in row {row + 1} of column "{column}" is not a number', key=key) from error
+
+
+def _label_text(value: Any) -> str:
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value).strip()

@@ -1,0 +1,1 @@
+"""Hard gates: confidences, exact joint search of the cuts, Pareto fronts, and the paper's greedy."""

@@ -1,0 +1,58 @@
+"""Plain-Python twins of the search, slow and obvious: what the property tests compare with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+Cut = tuple[float, float]
+Point = tuple[float, float]
+
+
+def cuts_of(scores: Sequence[float], *, two_sided: bool) -> list[Cut]:
+    """Return every cut of one gate that decides differently on these scores."""
+    edges = [-math.inf, *sorted(set(scores))[1:], math.inf]
+    if not two_sided:
+        return [(-math.inf, edge) for edge in edges]
+    return [(-math.inf, -math.inf)] + [(a, b) for a in edges for b in edges if a < b]
+
+
+def run_cascade(
+    score: Sequence[Sequence[float]],
+    loss: Sequence[Sequence[float]],
+    cost: Sequence[Sequence[float]],
+    cuts: Sequence[Cut],
+) -> Point:
+    """Ask model after model for each row, and return the mean (loss, cost)."""
+    total_loss = total_cost = 0.0
+    for scores, losses, costs in zip(score, loss, cost, strict=True):
+        model = 0
+        total_cost += costs[0]
+        while model < len(cuts) and cuts[model][0] <= scores[model] < cuts[model][1]:
+            model += 1
+            total_cost += costs[model]
+        total_loss += losses[model]
+    return total_loss / len(loss), total_cost / len(loss)
+
+
+def all_points(
+    score: Sequence[Sequence[float]],
+    loss: Sequence[Sequence[float]],
+    cost: Sequence[Sequence[float]],
+    *,
+    two_sided: bool = False,
+) -> Iterator[Point]:
+    """Yield the mean (loss, cost) of every vector of cuts at distinct scores."""
+    gates = range(len(loss[0]) - 1)
+    choices = [cuts_of([row[gate] for row in score], two_sided=two_sided) for gate in gates]
+    return (run_cascade(score, loss, cost, cuts) for cuts in product(*choices))
+
+
+def non_dominated(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other beats in both (loss, cost), by ascending cost."""
+    return sorted((p for p in set(points) if not any(_beats(q, p) for q in points)), key=lambda p: p[1])
+
+
+def _beats(q: Point, p: Point) -> bool:
+    return q[0] <= p[0] and q[1] <= p[1] and q != p

@@ -1,0 +1,22 @@
+"""What this plugin offers. Imports nothing heavy: it is read to list the kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unfoldkit.api import Kind, hookimpl
+
+
+@hookimpl
+def unfold_kinds() -> Iterable[Kind]:
+    """Offer the kind ``cascade``."""
+    yield Kind(
+        name="cascade",
+        summary="asks the cheap models first and the costly ones only where it must (UnfoldML)",
+        spec="unfold_cascade.spec:CascadeSpec",
+        profile="unfold_cascade.profile:profile",
+        train="unfold_cascade.train:train",
+        plan="unfold_cascade.plan:plan",
+        serve="unfold_cascade.serve:serve",
+        examples="unfold_cascade:examples",
+    )

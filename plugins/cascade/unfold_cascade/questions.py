@@ -1,0 +1,228 @@
+"""Tables that gates are searched on: for each question, what every model answers, how sure it is, and its price."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.cases import Cases, group_of_label, source_digest
+from unfold_cascade.data import load_frame
+from unfold_cascade.gates import confidence
+from unfold_cascade.spec import CascadeSpec, ModelSpec
+from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, candidate_name, logs
+from unfoldkit.api import Run, dump, fail, fingerprint
+
+RECORDED_FILE = "logs/recorded.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One zoo: ``answer`` (n, M) labels or groups, ``score`` (n, M) confidences, ``price`` (M,) of the call alone.
+
+    ``buys`` are the feature groups that each model needs; ``latency_us`` (M,) is measured, NaN if it was not.
+    """
+
+    stage: str
+    group: str
+    models: tuple[str, ...]
+    answer: IntArray
+    score: FloatArray
+    price: FloatArray
+    buys: tuple[frozenset[str], ...]
+    latency_us: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Zoo:
+    """All questions of a cascade: ``first``, and by group number ``then``; ``monoliths`` holds the candidates.
+
+    ``prices`` are what is paid once a case, whoever needs it: feature groups (when the cost is by price) and the call
+    of the monolith; ``times`` the same in µs.
+    """
+
+    first: Question
+    then: Mapping[int, Question]
+    monoliths: Question
+    prices: Mapping[str, float]
+    times: Mapping[str, float]
+    unit: str
+
+    def bought(self, groups: frozenset[str]) -> float:
+        """Return the price of what is paid once a case."""
+        return sum(self.prices.get(name, 0.0) for name in groups)
+
+    def waited(self, groups: frozenset[str]) -> float:
+        """Return the time of what is done once a case, in µs."""
+        return sum(self.times.get(name, 0.0) for name in groups)
+
+
+def zoo(spec: CascadeSpec, run: Run, given: Cases) -> Zoo:
+    """Return the tables of a spec, fitting what is not fitted yet."""
+    if spec.data.source == "recorded":
+        question = _recorded(spec, run, given)
+        return Zoo(question, {}, question, {}, {}, unit(spec))
+    return assemble(spec, given, logs(spec, run, given))
+
+
+def assemble(spec: CascadeSpec, given: Cases, found: list[tuple[Slot, Log]]) -> Zoo:
+    """Return the tables of a spec from the logs of its models, in the order of ``slots``."""
+    target = spec.stages[0].target.groups
+    monoliths = _question(spec, found, BASELINE, WHOLE)
+    best = best_single(spec, monoliths, given)
+    log = found[len(found) - len(monoliths.models) + best][1]
+    whole = _Whole(given, group_of_label(spec, given.names), log, monoliths.buys[best] | {BASELINE})
+    first = _question(spec, found, spec.stages[0].name, WHOLE, whole, None)
+    then = {g: _question(spec, found, spec.stages[1].name, name, whole, g) for g, name in enumerate(target or {})}
+    prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
+    times = {BASELINE: float(monoliths.latency_us[best])}
+    return Zoo(first, then, monoliths, {**prices, BASELINE: float(monoliths.price[best])}, times, unit(spec))
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The monolith as a model of a stage: its probabilities of labels, summed up for groups or kept within one.
+
+    ``buys`` are its feature groups and its own call: whichever of them a case has paid for is not paid again.
+    """
+
+    given: Cases
+    groups: IntArray
+    log: Log
+    buys: frozenset[str]
+
+    def probability(self, group: int | None) -> tuple[FloatArray, IntArray]:
+        """Return (n, A) probabilities and the (A,) answers that they are about."""
+        known = self.log.probability
+        if group is not None:
+            labels = np.flatnonzero(self.groups == group)
+            within = known[:, labels]
+            return within / np.maximum(within.sum(axis=1, keepdims=True), 1e-300), labels
+        if self.groups.max() == 0:
+            return known, np.arange(known.shape[1])
+        count = int(self.groups.max()) + 1
+        return np.column_stack([known[:, self.groups == g].sum(axis=1) for g in range(count)]), np.arange(count)
+
+
+def best_single(spec: CascadeSpec, monoliths: Question, given: Cases) -> int:
+    """Return the most accurate candidate on the training rows, out of fold; of equals the cheapest."""
+    rows = given.rows.train
+    accuracy = (monoliths.answer[rows] == given.labels[rows][:, None]).mean(axis=0)
+    prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
+    bought = [sum(prices.get(name, 0.0) for name in names) for names in monoliths.buys]
+    return int(np.lexsort((monoliths.price + np.array(bought), -accuracy))[0])
+
+
+def unit(spec: CascadeSpec) -> str:
+    """Return the unit that costs are printed in."""
+    names = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
+    return spec.cost.unit or names[spec.cost.by]
+
+
+def _question(
+    spec: CascadeSpec,
+    found: list[tuple[Slot, Log]],
+    stage: str,
+    group: str,
+    whole: _Whole | None = None,
+    number: int | None = None,
+) -> Question:
+    logged = {slot.model: (slot, log) for slot, log in found if (slot.stage, slot.group) == (stage, group)}
+    voices = [_voice(spec, model, logged.get(model.name), whole, number) for model in _model_specs(spec, stage)]
+    return Question(
+        stage,
+        group,
+        tuple(voice.model for voice in voices),
+        np.column_stack([voice.answers[voice.probability.argmax(axis=1)] for voice in voices]),
+        np.column_stack([confidence_of(spec)(voice.probability) for voice in voices]),
+        np.array([voice.price for voice in voices]),
+        tuple(voice.buys for voice in voices),
+        np.array([voice.latency_us for voice in voices]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """What one model of a question says and costs."""
+
+    model: str
+    probability: FloatArray
+    answers: IntArray
+    price: float
+    buys: frozenset[str]
+    latency_us: float
+
+
+def _voice(
+    spec: CascadeSpec, model: ModelSpec, logged: tuple[Slot, Log] | None, whole: _Whole | None, group: int | None
+) -> _Voice:
+    if logged is None and whole is not None:
+        return _Voice(model.name, *whole.probability(group), 0.0, whole.buys, 0.0)
+    if logged is None:
+        raise fail(f"the model {model.name!r} was not fitted", hint="unfold train fits it")
+    slot, log = logged
+    buys = frozenset(spec.features if model.features is None else model.features)
+    return _Voice(model.name, log.probability, slot.answers, _price(spec, slot, log, model), buys, log.latency_us)
+
+
+def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
+    if stage != BASELINE:
+        return [model for item in spec.stages if item.name == stage for model in item.models]
+    return [
+        ModelSpec(name=candidate_name(c, item), estimator=item.estimator, features=item.features, params=item.params)
+        for c, item in enumerate(spec.baseline.candidates if spec.baseline else ())
+    ]
+
+
+def confidence_of(spec: CascadeSpec) -> Callable[[FloatArray], FloatArray]:
+    """Return the function from (n, C) probabilities to the (n,) confidences that gates read."""
+    functions = {
+        "max-probability": confidence.max_probability,
+        "margin": confidence.margin,
+        "entropy": confidence.entropy,
+        "label-conditional": confidence.max_probability,
+    }
+    return functions[spec.gates.confidence]
+
+
+def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:
+    if spec.cost.by == "price":
+        return model.price or 0.0
+    value = {"flops": log.flops, "bytes": log.bytes, "latency": log.latency_us}[spec.cost.by]
+    if np.isnan(value):
+        hint = "cost: {by: latency} measures instead"
+        raise fail(f"the operations of {slot.recipe.estimator} are not known", key=slot.key, hint=hint)
+    return value
+
+
+def _recorded(spec: CascadeSpec, run: Run, given: Cases) -> Question:
+    models = spec.stages[0].models
+    made_from = fingerprint([dump(model) for model in models], given.names, source_digest(spec, run))
+    data = run.directory.once(RECORDED_FILE, made_from, lambda: _read_recorded(spec, run, given))
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        answer, score = stored["answer"], stored["score"]
+    price = np.array([model.price or 0.0 for model in models])
+    buys = tuple(frozenset[str]() for _ in models)
+    names = tuple(model.name for model in models)
+    return Question(spec.stages[0].name, WHOLE, names, answer, score, price, buys, np.full(len(models), np.nan))
+
+
+def _read_recorded(spec: CascadeSpec, run: Run, given: Cases) -> bytes:
+    frame = load_frame(spec, run)
+    number = {name: index for index, name in enumerate(given.names)}
+    answers, scores = [], []
+    for m, model in enumerate(spec.stages[0].models):
+        columns = model.recorded
+        if columns is None:
+            continue
+        key = f"stages[0].models[{m}].recorded"
+        text = frame.text(columns.prediction, key=f"{key}.prediction")
+        # an answer that is no label of the data is wrong whatever the truth
+        answers.append([number.get(str(value), len(number)) for value in text])
+        scores.append(np.nan_to_num(frame.numbers(columns.confidence, key=f"{key}.confidence"), nan=-np.inf))
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, answer=np.array(answers, dtype=np.int64).T, score=np.array(scores).T)
+    return stream.getvalue()

@@ -1,0 +1,52 @@
+"""What a gate reads: the confidence itself, or one that knows the answer (calibrated per label and agreement)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.gates.conditional import contexts, cross_calibrate, fit_chain
+from unfold_cascade.gates.orders import Chain
+from unfold_cascade.policy import Step, places
+from unfold_cascade.questions import Question
+
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Scores of one question on the tuning ``rows`` with (n, M) ``loss``.
+
+    With ``conditional`` each row is scored by curves that have not seen its fold, so that cuts are not flattered by
+    the fit; the curves of a chosen chain are then fitted on all rows.
+    """
+
+    question: Question
+    rows: IntArray
+    loss: FloatArray
+    conditional: bool
+    memo: dict[Chain, FloatArray] = field(default_factory=dict)
+
+    def scores(self, chain: Chain) -> FloatArray:
+        """Return the (n, K-1) scores that the gates of a chain read."""
+        if not self.conditional:
+            return self.question.score[np.ix_(self.rows, places(chain[:-1]))]
+        columns = [self._gate(chain[: j + 1]) for j in range(len(chain) - 1)]
+        return np.array(columns).reshape(len(columns), len(self.rows)).T
+
+    def step(self, chain: Chain, cuts: Sequence[float]) -> Step:
+        """Return a chain with its cuts, and the curves that score new rows."""
+        if not self.conditional or len(chain) == 1:
+            return Step(chain, tuple(cuts))
+        score, answer = self.question.score[self.rows], self.question.answer[self.rows]
+        return Step(chain, tuple(cuts), fit_chain(score, answer, 1.0 - self.loss, chain))
+
+    def _gate(self, asked: Chain) -> FloatArray:
+        if asked not in self.memo:
+            confidence, answer = self.question.score[self.rows, asked[-1]], self.question.answer[self.rows]
+            worth, fold = 1.0 - self.loss[:, asked[-1]], np.arange(len(self.rows)) % FOLDS
+            self.memo[asked] = cross_calibrate(confidence, contexts(answer, asked), worth, fold)
+        return self.memo[asked]

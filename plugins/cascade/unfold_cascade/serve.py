@@ -1,0 +1,251 @@
+"""`serve`: answer requests by the cascade that was chosen, or by the monolith where none was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade.cases import Cases, group_of_label, stored_cases
+from unfold_cascade.live import Cascade, Link, Voice, Whole
+from unfold_cascade.pack import Engine, Probe, engine, keep_probe
+from unfold_cascade.plan import FRONT_FILE, from_json
+from unfold_cascade.policy import Policy, Step, follow, in_words
+from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of
+from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.ways import outputs, table, written
+from unfold_cascade.zoo import AGAIN, BASELINE, WHOLE, Log, Slot, stored
+from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
+from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.model import Field
+
+Count = Callable[[Sequence[int]], None]
+Found = Mapping[tuple[str, str, str], tuple[Slot, Log]]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What stands in a run: cases, tables, logs, and the policy that is served; the monolith's is a chain of one."""
+
+    spec: CascadeSpec
+    given: Cases
+    zoo: Zoo
+    found: Found
+    policy: Policy
+    is_cascade: bool
+    base: str
+
+
+def serve(spec: CascadeSpec, run: Run) -> Service:
+    """Return the service of what ``train`` or ``plan`` left in the run; nothing is fitted.
+
+    Raises:
+        UnfoldError: the run holds no plan of this spec, a file of it was changed, or its models answer differently now.
+    """
+    from prometheus_client import CollectorRegistry
+
+    loaded = load(spec, run)
+    registry = CollectorRegistry()
+    model, engines = cascade(loaded, run, counter(loaded, registry))
+    app = application([model], registry=registry, log=run.log, clock=run.clock)
+    told = tuple(_told(loaded, engines))
+    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told)
+
+
+def load(spec: CascadeSpec, run: Run) -> Loaded:
+    """Return what the run holds of this spec, each file against its hash."""
+    plan = _plan(spec, run)
+    given = stored_cases(run)
+    logged = stored(spec, replace(run, seed=int(plan["seed"])), given)
+    zoo = assemble(spec, given, logged)
+    found = {(slot.stage, slot.group, slot.model): (slot, log) for slot, log in logged}
+    best = best_single(spec, zoo.monoliths, given)
+    steps = plan["decision"].get("cascade")
+    base = zoo.monoliths.models[best]
+    if steps is None:
+        alone = replace(zoo, first=zoo.monoliths, then={})
+        return Loaded(spec, given, alone, found, Policy(Step((best,), ()), {}), is_cascade=False, base=base)
+    return Loaded(spec, given, zoo, found, _policy(run, zoo, steps), is_cascade=True, base=base)
+
+
+def cascade(loaded: Loaded, run: Run, count: Count) -> tuple[Cascade, dict[str, Engine]]:
+    """Return the model to serve and the engine of each of its parts.
+
+    Raises:
+        UnfoldError: it does not send the rows that were set aside where the plan sends them.
+    """
+    probe = keep_probe(loaded.spec, run, loaded.given)
+    for native in (False, True):
+        engines = _engines(loaded, run, probe, native=native)
+        model = _model(loaded, engines, probe, count)
+        strays = astray(loaded, model, probe)
+        if not strays:
+            return model, engines
+        run.log.warning("%d of %d rows set aside go another way; trying native models", strays, len(probe.rows))
+    raise broken("the models of this run answer otherwise than when it was planned", hint=AGAIN)
+
+
+def astray(loaded: Loaded, model: Cascade, probe: Probe) -> int:
+    """Return how many rows that were set aside get another answer or pay another cost than in the plan."""
+    planned = follow(loaded.zoo, loaded.policy, probe.rows)
+    now = model.follow(probe.x)
+    same = (now.answer == planned.answer) & np.isclose(model.table.cost[now.way], planned.cost, rtol=1e-9)
+    return int((~same).sum())
+
+
+def counter(loaded: Loaded, registry: Any) -> Count:
+    """Return what counts, in metrics of ``registry``, which models were asked and what was paid."""
+    from prometheus_client import Counter
+
+    ways, unit = table(loaded.zoo, loaded.policy, loaded.given.names), loaded.zoo.unit
+    asked = Counter("unfold_cascade_asked", "Rows that a model was asked", ("stage", "model"), registry=registry)
+    answered = Counter("unfold_cascade_answered", "Rows that a model answered", ("stage", "model"), registry=registry)
+    cost = Counter("unfold_cascade_cost", "What the rows cost", ("unit",), registry=registry).labels(unit)
+    places = sorted({stop for way in zip(ways.stage, ways.model, strict=True) for stop in zip(*way, strict=True)})
+    places = [place for place in places if place[0]]
+    asks, ends = (
+        np.array(
+            [[(place in _stops(ways.stage[w], ways.model[w], last=last)) for place in places] for w in _ways(ways)]
+        )
+        for last in (False, True)
+    )
+    counters = [(asked.labels(*place), answered.labels(*place)) for place in places]
+
+    def count(way: Sequence[int]) -> None:
+        times = np.bincount(way, minlength=len(ways.cost))
+        cost.inc(float(times @ ways.cost))
+        for (many, few), a, b in zip(counters, (times @ asks).tolist(), (times @ ends).tolist(), strict=True):
+            many.inc(a)
+            few.inc(b)
+
+    return count
+
+
+def _plan(spec: CascadeSpec, run: Run) -> Mapping[str, Any]:
+    if spec.over_time:
+        raise fail("a cascade over time cannot be served yet", key="data.source", hint="it can be trained and planned")
+    if spec.data.source == "recorded":
+        raise fail("recorded answers cannot be served: no model was fitted", key="data.source")
+    plan: Mapping[str, Any] = run.options.get("plan") or {}
+    if not plan or not run.directory.has(FRONT_FILE):
+        hint = "unfold train SPEC fits, tunes and certifies it first"
+        raise fail("this cascade was not trained: the run holds no plan", file=str(run.directory.path), hint=hint)
+    if plan.get("spec_sha256") != fingerprint(dump(spec)):
+        raise fail("the plan was made for another spec", file=str(run.directory.path), hint=AGAIN)
+    return plan
+
+
+def _policy(run: Run, zoo: Zoo, steps: Any) -> Policy:
+    """Return the policy of the run's front that a plan describes, with its curves."""
+    front = from_json(run.directory.read(FRONT_FILE), str(run.directory.path / FRONT_FILE))
+    for policy in front.policies:
+        if in_words(zoo, policy) == steps:
+            return policy
+    raise fail("the plan is not of this run: no cascade of its front is like it", hint=AGAIN)
+
+
+def _engines(loaded: Loaded, run: Run, probe: Probe, *, native: bool) -> dict[str, Engine]:
+    wanted: dict[str, tuple[Slot, Log]] = {}
+    for question, step in _steps(loaded):
+        for m in step.chain:
+            place = _place(loaded, question, m)
+            wanted["/".join(place)] = loaded.found[place]
+    return {name: engine(run, slot, log, probe, native=native) for name, (slot, log) in wanted.items()}
+
+
+def _steps(loaded: Loaded) -> list[tuple[Question, Step]]:
+    then = [(loaded.zoo.then[g], step) for g, step in loaded.policy.then.items()]
+    return [(loaded.zoo.first, loaded.policy.first), *then]
+
+
+def _place(loaded: Loaded, question: Question, m: int) -> tuple[str, str, str]:
+    """Return where a model of a question stands; for the last resort, where the monolith stands."""
+    place = (question.stage, question.group, question.models[m])
+    return place if place in loaded.found else (BASELINE, WHOLE, loaded.base)
+
+
+def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: Count) -> Cascade:
+    spec, given, zoo = loaded.spec, loaded.given, loaded.zoo
+    ways = table(zoo, loaded.policy, given.names)
+    order = given.order
+    return Cascade(
+        name=spec.name,
+        version=fingerprint(dump(spec), _words(loaded))[:12],
+        inputs=(Field("x", "FP64", (len(order),), missing=probe.missing, columns=order),),
+        outputs=outputs(ways),
+        facts=_facts(loaded, engines),
+        first=_links(loaded, engines, zoo.first, loaded.policy.first, None),
+        then={g: _links(loaded, engines, zoo.then[g], step, g) for g, step in loaded.policy.then.items()},
+        confidence=confidence_of(spec),
+        table=ways,
+        written=written(ways),
+        dtypes=tuple({one.dtype for one in engines.values()}),
+        count=count,
+    )
+
+
+def _links(
+    loaded: Loaded, engines: Mapping[str, Engine], question: Question, step: Step, group: int | None
+) -> tuple[Link, ...]:
+    voices = [_voice(loaded, engines, question, m, group) for m in step.chain]
+    cuts = [*step.cuts, -np.inf]
+    curves = [*(step.curves or [None] * len(step.cuts)), None]
+    return tuple(Link(*link) for link in zip(voices, cuts, curves, strict=True))
+
+
+def _voice(
+    loaded: Loaded, engines: Mapping[str, Engine], question: Question, m: int, group: int | None
+) -> Voice | Whole:
+    place = _place(loaded, question, m)
+    slot, _ = loaded.found[place]
+    every = np.array_equal(slot.columns, np.arange(len(loaded.given.order)))
+    voice = Voice(engines["/".join(place)], None if every else slot.columns, slot.answers)
+    if place == (question.stage, question.group, question.models[m]):
+        return voice
+    groups = group_of_label(loaded.spec, loaded.given.names)
+    if group is not None:
+        labels = np.flatnonzero(groups == group)
+        return Whole(voice, np.eye(len(groups))[:, labels], within=True, answers=labels)
+    if groups.max() == 0:
+        return Whole(voice, np.eye(len(groups)), within=False, answers=np.arange(len(groups)))
+    return Whole(voice, np.eye(int(groups.max()) + 1)[groups], within=False, answers=np.arange(int(groups.max()) + 1))
+
+
+def _words(loaded: Loaded) -> list[dict[str, Any]]:
+    return in_words(loaded.zoo, loaded.policy)
+
+
+def _facts(loaded: Loaded, engines: Mapping[str, Engine]) -> dict[str, Any]:
+    return {
+        "kind": "cascade",
+        "serves": "cascade" if loaded.is_cascade else "monolith",
+        "baseline": loaded.base,
+        "labels": list(loaded.given.names),
+        "cost_unit": loaded.zoo.unit,
+        "steps": _words(loaded),
+        "engines": {name: {"engine": one.name, "why": one.why} for name, one in engines.items()},
+    }
+
+
+def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]]:
+    steps = _words(loaded)
+    what = "the cascade of the plan" if loaded.is_cascade else f"{loaded.base} alone: no cascade was certified"
+    lines = [("serves", what)]
+    lines += [(f"{step['stage']}/{step['group']}", " → ".join(step["models"])) for step in steps]
+    groups: dict[str, list[str]] = {}
+    for name, one in engines.items():
+        groups.setdefault(f"{one.name}, {one.why}", []).append(name)
+    if len(groups) == 1:
+        return [*lines, *(("engine", f"{how} ({len(names)} models)") for how, names in groups.items())]
+    return [*lines, *(("engine", f"{how}: {', '.join(names)}") for how, names in groups.items())]
+
+
+def _ways(ways: Any) -> range:
+    return range(len(ways.cost))
+
+
+def _stops(stage: tuple[str, ...], model: tuple[str, ...], *, last: bool) -> list[tuple[str, str]]:
+    stops = [stop for stop in zip(stage, model, strict=True) if stop[0]]
+    return stops[-1:] if last else stops

@@ -1,0 +1,293 @@
+"""What a user writes in a spec of kind ``cascade``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from unfold_cascade.time.keys import Alerts, LongData, Moves, PhysioNetData, Split
+from unfoldkit.api import Duration, Model, Name, Percent, Problem, Spec, did_you_mean
+
+Label = str | int | bool | float
+Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
+Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
+_BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
+
+
+def parse_budget(value: Any) -> float:
+    """Return the cost that one case (or one hour of it) may have, from text such as ``3.0 per case``."""
+    match = _BUDGET.fullmatch(str(value))
+    if match is None:
+        number = re.fullmatch(r"[0-9.]+", str(value).strip())
+        hint = f'write "{value} per case"' if number else 'write "3.0 per case"'
+        raise PydanticCustomError("unit", '"{value}" is not a budget', {"value": str(value)[:60], "hint": hint})
+    return float(match[1])
+
+
+Budget = Annotated[
+    float,
+    BeforeValidator(parse_budget),
+    PlainSerializer(lambda value: f"{value!r} per case"),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s+per\s+case(-hour)?\s*$", "examples": ["3.0 per case"]}
+    ),
+]
+
+
+class SklearnData(Model):
+    """A set that comes with scikit-learn."""
+
+    source: Literal["sklearn"]
+    dataset: Literal["digits", "iris", "wine", "breast_cancer"]
+    split: Split = Split()
+
+
+class TableData(Model):
+    """A CSV or Parquet file with one row a case."""
+
+    source: Literal["table"]
+    path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
+    split: Split = Split()
+
+
+class RecordedData(Model):
+    """A CSV or Parquet file with what each model answered: no model is fitted."""
+
+    source: Literal["recorded"]
+    path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
+    split: Split = Split()
+
+
+Data = Annotated[SklearnData | TableData | RecordedData | PhysioNetData | LongData, Field(discriminator="source")]
+
+
+class FeatureGroup(Model):
+    """Columns that are bought together; ``price`` is paid once a case, whichever models use them."""
+
+    columns: tuple[str, ...] = Field(min_length=1, description="names or patterns such as pixel_*")
+    price: float = Field(default=0.0, ge=0.0)
+    valid_for: Duration | None = Field(default=None, description="over time: how long a purchase and its values hold")
+    derive: tuple[Derived, ...] = Field(default=("last",), min_length=1, description="over time: what is made of them")
+    window: Duration | None = Field(default=None, description="over time: of mean, min, max, change and spread")
+
+
+class Recorded(Model):
+    """Where a recorded model's answer and confidence stand."""
+
+    prediction: str
+    confidence: str
+
+
+class ModelSpec(Model):
+    """One model of a stage: fitted (``estimator``) or recorded."""
+
+    name: Name
+    estimator: str | None = Field(
+        default=None,
+        description="a short name (see the reference page), a dotted path, or baseline: the monolith itself, "
+        "asked as the last resort and paid once a case",
+    )
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
+    recorded: Recorded | None = None
+    price: float | None = Field(default=None, ge=0.0, description="of one call; for recorded models and cost by price")
+
+
+class Target(Model):
+    """What a stage decides: the label in a column, or which group of those labels."""
+
+    column: str | None = None
+    groups: dict[str, tuple[Label, ...]] | None = None
+    rule: Literal["sirs", "sofa"] | None = Field(default=None, description="over time: two criteria or points")
+    ahead: Duration | None = Field(default=None, description="over time: how early the stage is to be announced")
+
+
+class Stage(Model):
+    """One question, and the models that can answer it, from cheap to costly."""
+
+    name: Name
+    target: Target
+    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=8)
+    parallel: bool = Field(default=False, description="over time: asked at every hour, whatever stage a case is in")
+    fresh: Duration | None = Field(
+        default=None, description="over time: no longer than this after entry is learnt from"
+    )
+
+
+class Candidate(Model):
+    """One monolithic model that the cascade is compared with."""
+
+    estimator: str
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = None
+
+
+class Baseline(Model):
+    """The monolithic models that were tried, the best by cross-validation on ``train`` being the reference; or one."""
+
+    candidates: tuple[Candidate, ...] = Field(default=(), description="for cases without time")
+    estimator: str | None = Field(default=None, description="over time: the one monolithic model")
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
+
+
+class CostSpec(Model):
+    """What one call costs, and the unit that reports print."""
+
+    by: Literal["flops", "bytes", "latency", "price", "price+flops"] = "flops"
+    batch: int = Field(default=256, ge=1, le=65536, description="rows of one call when latency is measured")
+    unit: str | None = Field(default=None, max_length=40)
+
+
+class GateSpec(Model):
+    """How gates are searched."""
+
+    confidence: Literal["max-probability", "margin", "entropy", "label-conditional"] = "max-probability"
+    order: Literal["sorted", "all"] = Field(default="sorted", description="only cheap to costly, or every order")
+    max_models: int = Field(default=3, ge=1, le=5, description="longest chain that is searched")
+    bins: int | None = Field(default=None, ge=2, le=4096, description="cuts tried per gate; by default all or many")
+    learnt: tuple[Literal["soft", "induction"], ...] = Field(default=(), description="over time: also tried")
+    folds: int = Field(default=5, ge=2, le=20, description="gates are tuned on out-of-fold answers of this many folds")
+
+
+class Goal(Model):
+    """The cheapest cascade within a loss, or the most accurate within a budget."""
+
+    max_loss: Percent | None = Field(default=None, description="accuracy that may be lost against the baseline")
+    budget: Budget | None = Field(default=None, description="mean cost of a case")
+    confidence: Percent = Field(default=0.95, gt=0.5, lt=1.0, description="of the certificate")
+
+
+class CascadeSpec(Spec):
+    """Asks the cheap models first and the costly ones only where it must."""
+
+    kind: Literal["cascade"]
+    data: Data
+    features: dict[str, FeatureGroup] = Field(default_factory=dict)
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=4)
+    baseline: Baseline | None = Field(default=None, description="left out for recorded models: the best of them")
+    cost: CostSpec = CostSpec()
+    gates: GateSpec = GateSpec()
+    moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
+    alerts: Alerts | None = Field(default=None, description="over time: how often the last stage may say yes")
+    goal: Goal
+
+    @property
+    def over_time(self) -> bool:
+        """Whether the cases are seen hour after hour."""
+        return isinstance(self.data, (PhysioNetData, LongData))
+
+    def problems(self) -> Iterable[Problem]:
+        """Say what does not fit together."""
+        from unfold_cascade.time import rules
+
+        yield from _goal_problems(self.goal)
+        yield from _split_problems(self.data.split)
+        if self.over_time:
+            yield from rules.over_time(self)
+            return
+        yield from rules.without_time(self)
+        yield from _stage_problems(self)
+        yield from _model_problems(self)
+        if self.data.source != "recorded" and (self.baseline is None or not self.baseline.candidates):
+            yield Problem(("baseline",), "this key is missing", "baseline: {candidates: [{estimator: svc}]}")
+
+
+def _goal_problems(goal: Goal) -> Iterator[Problem]:
+    if (goal.max_loss is None) == (goal.budget is None):
+        yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
+
+
+def _split_problems(split: Split) -> Iterator[Problem]:
+    total = split.train + split.calibrate + split.test
+    if abs(total - 1) > 1e-9:
+        yield Problem(("data", "split"), f"the shares add up to {total:g}, not 1")
+    for name in ("train", "calibrate", "test"):
+        if getattr(split, name) <= 0:
+            yield Problem(("data", "split", name), "must be above 0")
+
+
+def _stage_problems(spec: CascadeSpec) -> Iterator[Problem]:
+    yield from _repeated([(("stages", i, "name"), stage.name) for i, stage in enumerate(spec.stages)])
+    last = len(spec.stages) - 1
+    for index, stage in enumerate(spec.stages):
+        target, place = stage.target, ("stages", index, "target")
+        if index == last and (target.column is None or target.groups is not None):
+            yield Problem(place, "the last stage decides the label itself", "target: {column: NAME}")
+        if index < last and (target.groups is None or target.column is not None):
+            yield Problem(
+                place, "a stage before the last decides between groups", "target: {groups: {a: [0, 1], b: [2]}}"
+            )
+        yield from _group_problems(target, place)
+
+
+def _group_problems(target: Target, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    if target.groups is None:
+        return
+    if len(target.groups) < 2:
+        yield Problem((*place, "groups"), "needs at least two groups")
+    seen: dict[str, str] = {}
+    for name, labels in target.groups.items():
+        for label in labels:
+            if str(label) in seen:
+                yield Problem((*place, "groups", name), f"the label {label} is in {seen[str(label)]!r} too")
+            seen[str(label)] = name
+
+
+def _model_problems(spec: CascadeSpec) -> Iterator[Problem]:
+    recorded = spec.data.source == "recorded"
+    for s, stage in enumerate(spec.stages):
+        yield from _repeated([(("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)])
+        for m, model in enumerate(stage.models):
+            place: tuple[str | int, ...] = ("stages", s, "models", m)
+            yield from _recorded_problems(model, place) if recorded else _fitted_problems(spec, model, place)
+    if recorded and len(spec.stages) > 1:
+        yield Problem(("stages",), "recorded predictions have one stage")
+    if recorded and spec.cost.by != "price":
+        yield Problem(("cost",), "recorded models are compared by price", "cost: {by: price}")
+    for c, candidate in enumerate(spec.baseline.candidates if spec.baseline else ()):
+        yield from _feature_problems(spec, candidate.features, ("baseline", "candidates", c))
+
+
+def _recorded_problems(model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    if model.recorded is None:
+        yield Problem(place, "where is its answer?", "recorded: {prediction: COLUMN, confidence: COLUMN}")
+    if model.price is None:
+        yield Problem(place, "the price of one call is missing", "price: 0.001")
+    if model.estimator is not None:
+        yield Problem((*place, "estimator"), "nothing is fitted from recorded predictions", at_key=True)
+
+
+def _fitted_problems(spec: CascadeSpec, model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    if model.estimator is None:
+        yield Problem(place, "which estimator?", "estimator: logistic-regression")
+    if model.estimator == "baseline" and (model.params or model.features is not None or model.scale is not None):
+        yield Problem((*place, "estimator"), "the baseline is taken as it is, without params, features or scale")
+    if model.recorded is not None:
+        yield Problem((*place, "recorded"), "goes with data: {source: recorded} only", at_key=True)
+    yield from _feature_problems(spec, model.features, place)
+
+
+def _feature_problems(
+    spec: CascadeSpec, features: tuple[str, ...] | None, place: tuple[str | int, ...]
+) -> Iterator[Problem]:
+    for f, name in enumerate(features or ()):
+        if name not in spec.features:
+            yield Problem(
+                (*place, "features", f), f'no such feature group: "{name}"', did_you_mean(name, spec.features)
+            )
+
+
+def _repeated(names: list[tuple[tuple[str | int, ...], str]]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for place, name in names:
+        if name in seen:
+            yield Problem(place, f'the name "{name}" is taken')
+        seen.add(name)

@@ -1,0 +1,343 @@
+"""The report of a cascade: the answer, the reasons, the next command."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade import certificate, greedy_gap
+from unfold_cascade.choose import losses
+from unfold_cascade.plan import Plan
+from unfold_cascade.policy import Outcome, Policy, Step, follow, in_words
+from unfold_cascade.questions import Question
+from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Table, Verdict
+
+MEASURED = "latency"
+
+
+def tell(plan: Plan, run: Run, verb: str) -> Report:
+    """Return the report of a plan on the test rows, which nothing before has looked at."""
+    outcome = _outcome(plan, plan.policy)
+    tables = (_policies(plan, run), *_stage_tables(plan, outcome), _monoliths(plan))
+    return Report(
+        kind="cascade",
+        verb=verb,
+        name=plan.spec.name,
+        verdict=_verdict(plan),
+        headline=_headline(plan, outcome, run),
+        subtitle=_subtitle(plan),
+        metrics=_metrics(plan, outcome),
+        tables=tables,
+        figures=(_figure(plan),),
+        lines=_lines(plan, outcome),
+        next=_next(plan, run, verb),
+        decision=_decision(plan),
+        provenance={"inputs": {"data": plan.given.digest}},
+    )
+
+
+def _verdict(plan: Plan) -> Verdict:
+    return Verdict.NO if plan.policy is None else Verdict.YES
+
+
+def _outcome(plan: Plan, policy: Policy | None) -> Outcome:
+    """Return what happens to the test rows; without a cascade the monolith answers them."""
+    rows = plan.given.rows.test
+    if policy is not None:
+        return follow(plan.zoo, policy, rows)
+    ones = np.ones(len(rows))
+    base = plan.base
+    nobody = np.full(len(rows), -1, dtype=np.int64)
+    return Outcome(base.answer[rows], ones * base.cost, ones * base.latency_us, nobody, nobody, nobody)
+
+
+def _accuracy(plan: Plan, outcome: Outcome) -> float:
+    return 1 - float(losses(outcome, plan.given.labels, plan.given.rows.test).mean())
+
+
+def _base_accuracy(plan: Plan) -> float:
+    rows = plan.given.rows.test
+    return float((plan.base.answer[rows] == plan.given.labels[rows]).mean())
+
+
+def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
+    timed = plan.spec.cost.by == MEASURED
+    loss = _base_accuracy(plan) - _accuracy(plan, outcome)
+    goal, unit = plan.spec.goal, plan.zoo.unit
+    target = f"≤ {goal.max_loss * 100:g}" if goal.max_loss is not None else None
+    certified = _promised(plan)
+    return {
+        "saving": Metric(plan.base.cost / float(outcome.cost.mean()), "x", timed=timed),
+        "loss_points": Metric(round(loss * 100, 9), "points", timed=timed),
+        "certified_loss_points": Metric(
+            None if certified is None else round(certified * 100, 9),
+            "points",
+            target=target,
+            ok=None if target is None else plan.policy is not None,
+            timed=timed,
+        ),
+        "baseline_accuracy": Metric(_base_accuracy(plan), timed=False),
+        "cascade_accuracy": Metric(_accuracy(plan, outcome), timed=timed),
+        "baseline_cost": Metric(plan.base.cost, unit, timed=timed),
+        "cascade_cost": Metric(float(outcome.cost.mean()), unit, timed=timed),
+        "front_points": Metric(len(plan.front.policies), timed=timed),
+        **_latency(plan, outcome),
+    }
+
+
+def _promised(plan: Plan) -> float | None:
+    """Return the loss that is certified; of a plan that is refused the least that would have been."""
+    if plan.policy is not None:
+        return plan.choice.certified
+    return None if plan.spec.goal.max_loss is None or plan.choice.reason else plan.choice.least
+
+
+def _latency(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
+    if np.isnan(plan.base.latency_us):
+        return {}
+    saving = plan.base.latency_us / float(outcome.latency_us.mean())
+    return {"latency_saving": Metric(saving, "x", timed=True)}
+
+
+def _policies(plan: Plan, run: Run) -> Table:
+    del run
+    timed, unit = plan.spec.cost.by == MEASURED, plan.zoo.unit
+    columns = (
+        Column("policy"),
+        Column("accuracy", "%", 1, timed=timed),
+        Column("cost", unit, _digits(plan.base.cost, float(plan.front.cost[0])), timed=timed),
+        Column("saving", "x", 1, timed=timed),
+        Column("stops at first", "%", 0, timed=timed),
+        Column("time", "µs", 1, timed=True),
+    )
+    rows: list[tuple[Any, ...]] = [
+        (
+            f"best single model ({plan.base.name})",
+            _base_accuracy(plan) * 100,
+            plan.base.cost,
+            1.0,
+            None,
+            plan.base.latency_us,
+        )
+    ]
+    chosen = None
+    for label, policy in _named(plan):
+        outcome = _outcome(plan, policy)
+        first = float((outcome.exit_first == 0).mean()) * 100
+        cost = float(outcome.cost.mean())
+        row = (
+            label,
+            _accuracy(plan, outcome) * 100,
+            cost,
+            plan.base.cost / cost,
+            first,
+            float(outcome.latency_us.mean()),
+        )
+        chosen = len(rows) if policy is plan.policy else chosen
+        rows.append(row)
+    return Table("policies", columns, tuple(rows), chosen)
+
+
+def _named(plan: Plan) -> list[tuple[str, Policy]]:
+    policies = plan.front.policies
+    named = (
+        []
+        if plan.policy is None
+        else [("cascade, " + ("certified" if plan.spec.goal.max_loss else "within the budget"), plan.policy)]
+    )
+    others = [("cascade, most accurate", policies[-1]), ("cascade, cheapest", policies[0])]
+    return named + [(label, policy) for label, policy in others if policy is not plan.policy]
+
+
+def _stage_tables(plan: Plan, outcome: Outcome) -> list[Table]:
+    if plan.policy is None:
+        return []
+    timed = plan.spec.cost.by == MEASURED
+    columns = (
+        Column("stage"),
+        Column("group"),
+        Column("model"),
+        Column("asked", "%", 1, timed=timed),
+        Column("sure", "%", 1, timed=timed),
+        Column("answers from", "", 3, timed=timed),
+        Column(
+            "a call",
+            plan.zoo.unit,
+            _digits(*plan.zoo.first.price, *(price for q in plan.zoo.then.values() for price in q.price)),
+            timed=timed,
+        ),
+    )
+    n = len(outcome.answer)
+    rows = _chain_rows(plan.zoo.first, plan.policy.first, outcome.exit_first, n)
+    for group, step in plan.policy.then.items():
+        here = outcome.group == group
+        rows += _chain_rows(plan.zoo.then[group], step, outcome.exit_then[here], n)
+    return [Table("route", columns, tuple(rows))]
+
+
+def _chain_rows(question: Question, step: Step, exit_: Any, n: int) -> list[tuple[Any, ...]]:
+    rows = []
+    for position, model in enumerate(step.chain):
+        asked, sure = int((exit_ >= position).sum()), int((exit_ == position).sum())
+        cut = step.cuts[position] if position < len(step.cuts) else None
+        shown = None if cut is None or not np.isfinite(cut) else cut
+        share = 100 * sure / asked if asked else None
+        rows.append(
+            (
+                question.stage,
+                question.group,
+                question.models[model],
+                100 * asked / n,
+                share,
+                shown,
+                float(question.price[model]),
+            )
+        )
+    return rows
+
+
+def _monoliths(plan: Plan) -> Table:
+    question, labels, given = plan.zoo.monoliths, plan.given.labels, plan.given
+    timed = plan.spec.cost.by == MEASURED
+    costs = [float(question.price[m] + plan.zoo.bought(question.buys[m])) for m in range(len(question.models))]
+    columns = (
+        Column("single model tried"),
+        Column("train accuracy", "%", 1),
+        Column("test accuracy", "%", 1),
+        Column("cost", plan.zoo.unit, _digits(*costs), timed=timed),
+        Column("time", "µs", 1, timed=True),
+    )
+    rows = tuple(
+        (
+            name,
+            float((question.answer[given.rows.train, m] == labels[given.rows.train]).mean()) * 100,
+            float((question.answer[given.rows.test, m] == labels[given.rows.test]).mean()) * 100,
+            costs[m],
+            float(question.latency_us[m]),
+        )
+        for m, name in enumerate(question.models)
+    )
+    return Table("single models", columns, rows, plan.base.index)
+
+
+def _figure(plan: Plan) -> Figure:
+    outcomes = [_outcome(plan, policy) for policy in plan.front.policies]
+    cost = tuple(float(outcome.cost.mean()) for outcome in outcomes)
+    tuned = tuple(float(100 * (1 - loss)) for loss in plan.front.loss)
+    tested = tuple(100 * _accuracy(plan, outcome) for outcome in outcomes)
+    series = [
+        Series("on the tuning rows", tuple(map(float, plan.front.cost)), tuned, "steps"),
+        Series("on the test rows", cost, tested, "line"),
+        Series(f"best single model ({plan.base.name})", (plan.base.cost,), (100 * _base_accuracy(plan),), "points"),
+    ]
+    if plan.choice.point is not None:
+        point = plan.choice.point
+        series.append(Series("chosen", (cost[point],), (tested[point],), "points"))
+    title = f"{plan.spec.name}: accuracy and cost of {len(cost)} cascades"
+    unit = f"mean cost of a case, {plan.zoo.unit}"
+    return Figure("front", title, unit, "accuracy %", tuple(series), log_x=True, timed=plan.spec.cost.by == MEASURED)
+
+
+def _lines(plan: Plan, outcome: Outcome) -> tuple[tuple[str, str], ...]:
+    loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
+    savings = plan.base.cost / plan.front.cost
+    lines = [
+        ("certificate", _certificate(plan, loss)),
+        (
+            "front",
+            f"{len(savings)} cascades from {savings.min():,.1f}x to {savings.max():,.1f}x; plot: --out report.html",
+        ),
+        *greedy_gap.lines(plan),
+        ("split", _split(plan)),
+    ]
+    return tuple(lines)
+
+
+def _certificate(plan: Plan, loss: float) -> str:
+    choice = plan.choice
+    if choice.point is None:
+        return _refusal(plan)
+    text = (
+        f"loss against {plan.base.name} ≤ {_points_up(choice.certified)} points with {choice.confidence:.0%} confidence"
+    )
+    text += f" ({choice.cases} cases, {choice.method} test; {loss:.1f} on test)"
+    return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
+
+
+def _points_up(loss: float) -> str:
+    """Return a loss in points, rounded up: a promise must not be printed smaller than it is."""
+    return f"{math.ceil(round(loss * 10_000, 6)) / 100:g}"
+
+
+def _refusal(plan: Plan) -> str:
+    choice, goal = plan.choice, plan.spec.goal
+    if choice.reason or goal.max_loss is None:
+        return f"none: {choice.reason}"
+    least = certificate.smallest_certifiable(choice.cases, 1 - goal.confidence)
+    text = f"{choice.cases} cases cannot certify ≤ {goal.max_loss * 100:g} points with {goal.confidence:.0%} confidence"
+    needed = certificate.cases_needed(goal.max_loss, 1 - goal.confidence) if goal.max_loss > 0 else None
+    if least > goal.max_loss and needed:
+        return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} cases are needed"
+    return f"{text}: the least that they certify is {choice.least * 100:g}"
+
+
+def _split(plan: Plan) -> str:
+    rows = plan.given.rows
+    how = "" if plan.spec.data.source == "recorded" else ", out of fold"
+    tuned = f"gates tuned on {len(rows.train)} cases{how}"
+    return f"{tuned}; certified on {len(rows.calibrate)}; figures from {len(rows.test)} more"
+
+
+def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
+    if plan.policy is not None:
+        loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
+        saving = plan.base.cost / float(outcome.cost.mean())
+        return f"{saving:.1f}x cheaper at {loss:.1f} points · saved in {run.directory.path}"
+    goal = plan.spec.goal
+    if goal.budget is not None:
+        return f"no cascade costs ≤ {goal.budget:g} {plan.zoo.unit} a case; the cheapest needs {plan.front.cost[0]:.4g}"
+    if plan.choice.reason:
+        return f"no cascade is cheaper than {plan.base.name}"
+    relaxed = f"max_loss: {_relaxed(plan)}"
+    return f"no cascade is certified within {100 * (goal.max_loss or 0):g} points; smallest relaxation: {relaxed}"
+
+
+def _relaxed(plan: Plan) -> str:
+    return f"{plan.choice.least * 100:g}%"
+
+
+def _subtitle(plan: Plan) -> tuple[str, ...]:
+    spec = plan.spec
+    models = sum(len(stage.models) for stage in spec.stages)
+    return (
+        f"{len(spec.stages)} stages" if len(spec.stages) > 1 else "1 stage",
+        f"{models} models",
+        f"{len(plan.given.labels):,} cases",
+    )
+
+
+def _next(plan: Plan, run: Run, verb: str) -> str:
+    if plan.policy is None and plan.spec.goal.budget is None and not plan.choice.reason:
+        return f"unfold plan {run.directory.path} --set goal.max_loss={_relaxed(plan)}"
+    if verb == "plan":
+        return f"unfold plan {run.directory.path} --out plan.yaml"
+    if plan.spec.data.source != "recorded":
+        return f"unfold serve {run.directory.path}"
+    goal = "goal.max_loss=1%" if plan.spec.goal.budget is None else "'goal.budget=1000 per case'"
+    return f"unfold plan {run.directory.path} --set {goal} --out front.html"
+
+
+def _decision(plan: Plan) -> dict[str, Any]:
+    """Return the plan: which models in which order with which cuts; measured times are no part of it."""
+    common = {"baseline": plan.base.name, "goal": plan.spec.goal.model_dump(mode="json", exclude_none=True)}
+    if plan.policy is None:
+        return common | {"cascade": None}
+    return common | {"cascade": in_words(plan.zoo, plan.policy)}
+
+
+def _digits(*costs: float) -> int:
+    """Return the digits after the point that show the smallest of some costs."""
+    least = min((cost for cost in costs if cost > 0), default=1.0)
+    return 0 if least >= 100 else 1 if least >= 10 else 2 if least >= 0.01 else 5

@@ -1,0 +1,1 @@
+"""Cascades over time: cases that are seen hour after hour, and keep their stage."""

@@ -1,0 +1,66 @@
+"""Candidates for the last stage: chains whose alarms keep the utility and the ranking of the monolith, by cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade.gates.front import thin
+from unfold_cascade.gates.search import exact_front
+from unfold_cascade.spec import GateSpec
+from unfold_cascade.time import measures
+from unfold_cascade.time.judge import Quality, at_rate, outcome, quality
+from unfold_cascade.time.keys import Moves
+from unfold_cascade.time.policy import Step
+from unfold_cascade.time.steps import Field, Yard, ordered_chains, rough_costs
+from unfold_cascade.time.study import Part
+
+POINTS = 10
+BINS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A step of the last stage, watched at every hour of a part: its quality, and its relative cost an hour."""
+
+    step: Step
+    found: Quality
+    cost: float
+
+
+def alarms(
+    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, gates: GateSpec
+) -> list[Alarm]:
+    """Return steps of the last stage that all warn at the same rate, single models among them.
+
+    The gates come from the exact search, with the utility of an hour as its gain (it is additive over hours): each
+    model warns at the cut where it alone would meet the rate. Then each step gets the final cut that meets the rate.
+    """
+    found = []
+    alone = Moves(entry=yard.moves.entry, confirm=yard.moves.confirm, alarm=yard.moves.alarm)
+    watched = np.array([True])
+    for step in _exact(part, where, models, yard, per_100h, gates):
+        policy = at_rate(part, (step,), watched, alone, per_100h)
+        if policy is None:
+            continue
+        judged = quality(part, outcome(part, policy, watched, alone, yard.rates))
+        share = {notion: judged.bill[notion] / yard.base[notion] for notion in yard.by.split("+")}
+        found.append(Alarm(policy[0], judged, float(np.mean(list(share.values())))))
+    return sorted(found, key=lambda one: one.cost)
+
+
+def _exact(
+    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, gates: GateSpec
+) -> Iterator[Step]:
+    gain = part.utility.yes - part.utility.no
+    best = max(float(gain[part.utility.best].sum()), 1e-9) / len(gain)
+    for chain in ordered_chains(where, models, yard, gates):
+        p = part.zoo.p[list(chain)].T.astype(np.float64)
+        cuts = [measures.cut_at_rate(column, part.events.free, per_100h) for column in p.T]
+        loss = -np.where(p >= np.array(cuts), gain[:, None] / best, 0.0)
+        front = exact_front(p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS, two_sided=True)
+        for point in thin(front, POINTS) if len(front) > 1 else [0]:
+            spans = tuple((float(lo), float(hi)) for lo, hi in front.cuts[point])
+            yield Step(chain, spans, cuts[-1])

@@ -1,0 +1,67 @@
+"""The keys of a spec that speaks of cases over time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfoldkit.api import Fraction, Model
+
+
+class Split(Model):
+    """Shares of the cases: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
+
+    train: Fraction = 0.5
+    calibrate: Fraction = 0.25
+    test: Fraction = 0.25
+
+
+class PhysioNetData(Model):
+    """Hourly records of the PhysioNet/CinC Challenge 2019: one psv file a patient."""
+
+    source: Literal["physionet2019"]
+    path: str = Field(min_length=1, description="a folder of .psv files or a .tar(.xz), relative to the spec")
+    group: Literal["patient"] = Field(default="patient", description="what is split and certified as a whole")
+    patients: int | None = Field(default=None, ge=24, description="only the first so many, for a quick look")
+    split: Split = Split()
+
+
+class LongData(Model):
+    """A CSV or Parquet file with one row an entity and hour."""
+
+    source: Literal["long"]
+    path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
+    entity: str = Field(description="the column that says whose row it is")
+    time: str = Field(description="the column of the time, in hours")
+    split: Split = Split()
+
+
+TimedData = PhysioNetData | LongData
+
+
+class Moves(Model):
+    """How a case moves through the stages.
+
+    ``entry``: at the next hour a stage begins with its first model again, or with the one that answered last.
+    ``confirm``: so many hours in a row must say yes before the case moves to the next stage.
+    ``advance``: the next stage is asked in the same hour, or from the next one.
+    ``alarm``: the last stage is decided anew each hour, or its first yes ends the case.
+    """
+
+    entry: Literal["reset", "sticky"] = "reset"
+    confirm: int = Field(default=1, ge=1, le=24)
+    advance: Literal["same-step", "next-step"] = "next-step"
+    alarm: Literal["hourly", "latched"] = "hourly"
+
+
+class Alerts(Model):
+    """How often the last stage may say yes, per 100 hours without the event; all policies are compared at it.
+
+    ``utility_margin`` and ``auprc_margin`` are what a cascade may lose of either against the monolith, on the tuning
+    patients; none by default.
+    """
+
+    per_100h: Annotated[float, Field(gt=0, lt=100)] = 10.0
+    utility_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    auprc_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -1,0 +1,85 @@
+"""The monolith, decoded in two ways: the largest class of each hour, and with a memory of the stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
+from unfold_cascade.time.cost import Rates
+from unfold_cascade.time.judge import Outcome, Scale, at_rate, outcome, single
+from unfold_cascade.time.keys import Moves
+from unfold_cascade.time.policy import Policy
+from unfold_cascade.time.study import Part
+
+GRID = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Monolith:
+    """``policy`` is the alarm of its last class; ``cuts`` (S-1,) what the chance of at least stage s must reach once.
+
+    Without cuts (``None``) it has no memory: each hour gets its largest class.
+    """
+
+    policy: Policy
+    cuts: tuple[float, ...] | None
+
+
+def tuned(part: Part, model: int, moves: Moves, rates: Rates, per_100h: float) -> Monolith:
+    """Return the monolith with a memory, its cuts tuned one after the other for accuracy on ``part``."""
+    policy = at_rate(part, single(model), np.array([True]), moves, per_100h)
+    if policy is None:
+        raise ValueError("one model alone always meets a rate of alerts")
+    alert = outcome(part, policy, np.array([True]), moves, rates).alert
+    cuts: tuple[float, ...] = ()
+    for s in range(1, part.on.shape[1]):
+        best = _best_cut(part, _running_max(at_least(part, s), part.clock.starts), s, alert)
+        cuts = (*cuts, best)
+    return Monolith(policy, cuts)
+
+
+def _best_cut(part: Part, chance: FloatArray, s: int, alert: BoolArray) -> float:
+    tried = np.quantile(chance, np.linspace(0.0, 1.0, GRID + 1))
+    truth, open_ = part.highest >= s, ~alert
+    right = [float(((chance >= cut) == truth)[open_].mean()) for cut in tried]
+    return float(tried[int(np.argmax(right))])
+
+
+def at_least(part: Part, s: int) -> FloatArray:
+    """Return (n,) the chance that the case is in stage s or a later one."""
+    result: FloatArray = part.base[:, s:].astype(np.float64).sum(axis=1)
+    return result
+
+
+def decoded(part: Part, base: Monolith, moves: Moves, rates: Rates, scaling: Scale | None = None) -> Outcome:
+    """Return what the monolith answers; it is paid at every hour in which it is asked."""
+    done = outcome(part, base.policy, np.array([True]), moves, rates, scaling)
+    last = part.on.shape[1]
+    stage = _largest(part) if base.cuts is None else _latched(part, base.cuts)
+    answer = np.where(done.alert, last, np.minimum(stage, last - 1))
+    return Outcome(answer, done.alert, done.score, done.bill, done.walk)
+
+
+def _largest(part: Part) -> IntArray:
+    """Return the largest class; the chance of the last goes to the one before, as alarms are decided by a cut."""
+    p = part.base[:, :-1].astype(np.float64)
+    p[:, -1] += part.base[:, -1]
+    stage: IntArray = p.argmax(axis=1)
+    return stage
+
+
+def _latched(part: Part, cuts: tuple[float, ...]) -> IntArray:
+    stage = np.zeros(len(part.highest), dtype=np.int64)
+    for s, cut in enumerate(cuts, 1):
+        passed = _running_max(at_least(part, s), part.clock.starts) >= cut
+        stage = np.where(passed, s, stage)
+    return stage
+
+
+def _running_max(values: FloatArray, starts: IntArray) -> FloatArray:
+    """Return (n,) the largest value of the entity so far; ``values`` are in [0, 1 + rounding]."""
+    lift = np.repeat(np.arange(len(starts) - 1) * 4.0, np.diff(starts))
+    raised: FloatArray = np.maximum.accumulate(values + lift) - lift
+    return raised

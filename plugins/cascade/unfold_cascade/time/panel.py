@@ -1,0 +1,97 @@
+"""Feature groups over time: which columns of the matrix each gives, and how long what was bought is good for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade.arrays import Float32, FloatArray, IntArray
+from unfold_cascade.spec import FeatureGroup
+from unfold_cascade.time.long import Long
+from unfold_cascade.time.windows import STATISTICS, carried, statistics
+
+HOUR = 3600.0
+WINDOW_H = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The ``names`` (d,) of all features, and the places of those of each group."""
+
+    names: tuple[str, ...]
+    groups: Mapping[str, tuple[int, ...]]
+
+    def places(self, groups: tuple[str, ...] | None) -> IntArray:
+        """Return the column numbers of some feature groups, all if ``None``."""
+        wanted = self.groups if groups is None else groups
+        return np.array(sorted({place for group in wanted for place in self.groups[group]}), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """The feature groups as things to buy.
+
+    ``price`` (G,) of one purchase; ``valid_h`` (G,) hours that it is good for: a group bought at hour t is free for
+    every model until ``t + valid_h``; 0 means for that hour only.
+    """
+
+    names: tuple[str, ...]
+    price: FloatArray
+    valid_h: FloatArray
+
+    def mask(self, groups: tuple[str, ...] | None) -> int:
+        """Return a number whose bits are the groups that a model needs, all if ``None``."""
+        wanted = self.names if groups is None else groups
+        return sum(1 << place for place, name in enumerate(self.names) if name in wanted)
+
+
+def purchase(groups: Mapping[str, FeatureGroup]) -> Purchase:
+    """Return the prices and validities of feature groups."""
+    price = np.array([group.price for group in groups.values()])
+    valid = np.array([(group.valid_for or 0.0) / HOUR for group in groups.values()])
+    return Purchase(tuple(groups), price, valid)
+
+
+def layout(groups: Mapping[str, FeatureGroup]) -> Layout:
+    """Return which features there are: each column of a group in each form that the group derives."""
+    own = {name: [_name(column, how) for column, how in _forms(group)] for name, group in groups.items()}
+    names = tuple(dict.fromkeys(name for found in own.values() for name in found))
+    place = {name: number for number, name in enumerate(names)}
+    return Layout(names, {group: tuple(place[name] for name in found) for group, found in own.items()})
+
+
+def panel(table: Long, groups: Mapping[str, FeatureGroup]) -> Float32:
+    """Return the (n, d) features of every hour, in the order of ``layout``.
+
+    Raises:
+        UnfoldError: a group names a column that the table does not have.
+    """
+    names = layout(groups).names
+    x = np.empty((len(table), len(names)), dtype=np.float32, order="F")
+    for group, wanted in groups.items():
+        for name, column in _derived(table, group, wanted):
+            x[:, names.index(name)] = column
+    return x
+
+
+def _forms(group: FeatureGroup) -> list[tuple[str, str]]:
+    return [(column, how) for column in group.columns for how in group.derive]
+
+
+def _derived(table: Long, name: str, group: FeatureGroup) -> Iterator[tuple[str, Float32]]:
+    carry = group.valid_for / HOUR if group.valid_for is not None else np.inf
+    window = group.window / HOUR if group.window is not None else WINDOW_H
+    for column in group.columns:
+        raw = table.values[:, table.place(column, key=f"features.{name}.columns")]
+        value, age = carried(raw, table.hour, table.starts, carry)
+        found = {"last": value, "age": age}
+        if set(group.derive) & set(STATISTICS):
+            found |= statistics(raw, table.hour, table.starts, window)
+        for how in group.derive:
+            yield _name(column, how), found[how]
+
+
+def _name(column: str, how: str) -> str:
+    return column if how == "last" else f"{column}_{how}"

@@ -1,0 +1,37 @@
+"""What a cascade is compared with: the monolith decoded in two ways, at the same rate of alerts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from unfold_cascade.time.judge import Outcome, Quality, Scale, quality, scale
+from unfold_cascade.time.keys import Moves
+from unfold_cascade.time.monolith import Monolith, decoded, tuned
+from unfold_cascade.time.study import Part, Study
+
+
+@dataclass(frozen=True, slots=True)
+class Rivals:
+    """The monolith that remembers the stage, the one that does not, and their figures on the tuning patients."""
+
+    latched: Monolith
+    argmax: Monolith
+    scaling: Scale
+    latched_quality: Quality
+    argmax_quality: Quality
+
+    def both(self, part: Part, moves: Moves, study: Study) -> tuple[Outcome, Outcome]:
+        """Return what the latched and the memoryless monolith do on a part."""
+        latched = decoded(part, self.latched, moves, study.rates, self.scaling)
+        return latched, decoded(part, self.argmax, moves, study.rates, self.scaling)
+
+
+def rivals(study: Study, moves: Moves, per_100h: float) -> Rivals:
+    """Tune the monoliths on the tuning patients."""
+    part = study.train
+    latched = tuned(part, study.monolith, moves, study.rates, per_100h)
+    argmax = replace(latched, cuts=None)
+    done = [decoded(part, one, moves, study.rates) for one in (latched, argmax)]
+    asked = done[0].walk.asked[:, -1].astype("int64")
+    scaling = scale(part, latched.policy[-1].chain, asked)
+    return Rivals(latched, argmax, scaling, quality(part, done[0]), quality(part, done[1]))

@@ -1,0 +1,117 @@
+"""The front of whole cascades over time: steps of every stage put together, and simulated together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from unfold_cascade.arrays import BoolArray
+from unfold_cascade.gates.front import pareto
+from unfold_cascade.time.alarms import Alarm, alarms
+from unfold_cascade.time.cost import bill, relative
+from unfold_cascade.time.judge import Quality, at_rate
+from unfold_cascade.time.keys import Alerts
+from unfold_cascade.time.models import rows_in_stage
+from unfold_cascade.time.moves import walk
+from unfold_cascade.time.policy import Policy, ladder
+from unfold_cascade.time.rivals import Rivals
+from unfold_cascade.time.steps import Candidate, Yard, candidates, field
+from unfold_cascade.time.study import Study
+
+PAIRS = 160
+ALARMS = 3
+POINTS = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A cascade, its loss and bill on the tuning patients, and its cost as a share of the monolith's."""
+
+    policy: Policy
+    loss: float
+    bill: dict[str, float]
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Cascades by ascending cost and descending loss; ``watch`` are the alarms that were tried, by cost.
+
+    ``kept`` tells whether alarms were found that keep the monolith's utility and ranking on the tuning patients.
+    """
+
+    points: tuple[Point, ...]
+    watch: tuple[Alarm, ...]
+    kept: bool
+
+
+def parallel(study: Study) -> BoolArray:
+    """Return (S,) which stages are asked at every hour."""
+    return np.array([stage.parallel for stage in study.spec.stages])
+
+
+def search(study: Study, rivals: Rivals, yard: Yard, alerts: Alerts) -> Front:
+    """Return the front on the tuning patients: loss against relative cost, at a given rate of alerts.
+
+    Each stage alone gives candidates. Of the last stage the cheapest steps stay that keep the monolith's utility and
+    average precision. Pairs of steps are ranked by the sum of their costs, and simulated whole.
+    """
+    gates, part = study.spec.gates, study.train
+    ladders = []
+    for s in range(len(study.stages) - 1):
+        where = field(part, s, _own(study, s))
+        ladders.append(candidates(where, study.stages[s], yard, gates))
+    last = field(part, 0, _own(study, len(study.stages) - 1))
+    watch = alarms(part, last, study.stages[-1], yard, alerts.per_100h, gates)
+    good = adequate(watch, rivals.latched_quality, alerts)
+    chosen = cheapest(good or nearest(watch, rivals.latched_quality))
+    found = [_point(study, steps, yard, alerts.per_100h) for steps in _pairs(ladders, chosen)]
+    points = [point for point in found if point is not None]
+    best = pareto(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
+    return Front(tuple(points[place] for place in best[:POINTS]), tuple(watch), bool(good))
+
+
+def adequate(watch: Sequence[Alarm], base: Quality, alerts: Alerts) -> list[Alarm]:
+    """Return the alarms that lose no more utility and average precision than allowed, against the monolith."""
+    utility, auprc = base.utility - alerts.utility_margin, base.auprc - alerts.auprc_margin
+    return [one for one in watch if one.found.utility >= utility and one.found.auprc >= auprc]
+
+
+def nearest(watch: Sequence[Alarm], base: Quality) -> list[Alarm]:
+    """Return the alarm that loses least of either, as a share."""
+    return [max(watch, key=lambda one: min(one.found.utility / base.utility, one.found.auprc / base.auprc))]
+
+
+def cheapest(good: Sequence[Alarm]) -> list[Alarm]:
+    """Return the cheapest alarms."""
+    return sorted(good, key=lambda one: one.cost)[:ALARMS]
+
+
+def _own(study: Study, s: int) -> BoolArray:
+    stage, part = study.spec.stages[s], study.train
+    return rows_in_stage(part.highest, part.since, s, parallel=stage.parallel, fresh=stage.fresh)
+
+
+def _pairs(ladders: Sequence[Sequence[Candidate]], chosen: Sequence[Alarm]) -> list[Policy]:
+    """Return the combinations to simulate, thinned evenly along cost where there are many."""
+    every = [
+        (sum(one.cost for one in steps) + alarm.cost, (*(one.step for one in steps), alarm.step))
+        for steps, alarm in product(product(*ladders), chosen)
+    ]
+    every.sort(key=lambda item: item[0])
+    wanted = np.unique(np.linspace(0, len(every) - 1, min(PAIRS, len(every))).round().astype(np.int64))
+    return [every[place][1] for place in wanted]
+
+
+def _point(study: Study, steps: Policy, yard: Yard, per_100h: float) -> Point | None:
+    flags, part = parallel(study), study.train
+    # watched at every hour, the last stage meets the rate already
+    policy = steps if flags[-1] else at_rate(part, steps, flags, yard.moves, per_100h)
+    if policy is None:
+        return None
+    went = walk(part.clock, part.zoo, ladder(policy, flags), yard.moves)
+    paid = bill(went, part.zoo, yard.rates)
+    return Point(policy, float((went.answer != part.highest).mean()), paid, relative(paid, yard.base, yard.by))

@@ -1,0 +1,277 @@
+"""The report of a cascade over time: the answer, the reasons, the next command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade.time.choose import savings
+from unfold_cascade.time.decide import Findings, Judged, part_names
+from unfold_cascade.time.intervals import Interval
+from unfold_cascade.time.policy import Step
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict
+
+NOTIONS = ("price", "flops", "latency")
+
+
+def tell(found: Findings, run: Run, verb: str) -> Report:
+    """Return the report; every figure is from the test patients unless its name says otherwise."""
+    return Report(
+        kind="cascade",
+        verb=verb,
+        name=found.study.spec.name,
+        verdict=Verdict.YES if found.choice.promised else Verdict.NO,
+        headline=_headline(found, run),
+        subtitle=_subtitle(found),
+        metrics=_metrics(found),
+        tables=(_policies(found), _route(found), _alarms(found)),
+        figures=(_figure(found),),
+        lines=_lines(found),
+        next=f"unfold plan {run.directory.path} --set goal.max_loss=1%",
+        decision=_decision(found),
+        provenance={"inputs": {"data": found.study.digest}},
+    )
+
+
+def _metrics(found: Findings) -> dict[str, Metric]:
+    own, base, lead = found.cascade.found, found.latched.found, found.lead
+    fair = savings(base.bill, own.bill, NOTIONS)
+    naive = savings(found.argmax.found.bill, found.naive_cascade.found.bill, NOTIONS)
+    single = savings(base.bill, found.single.found.bill, NOTIONS)
+    tuned = savings(base.bill, found.tuned.found.bill, NOTIONS)
+    figures = {
+        "price_saving": (fair.get("price"), "x"),
+        "flops_saving": (fair.get("flops"), "x"),
+        "naive_price_saving": (naive.get("price"), "x"),
+        "naive_flops_saving": (naive.get("flops"), "x"),
+        "loss_points": (100 * (own.loss - base.loss), "points"),
+        "loss_points_low": (100 * found.sure.loss[0], "points"),
+        "loss_points_high": (100 * found.sure.loss[1], "points"),
+        "loss_points_interval": (50 * (found.sure.loss[1] - found.sure.loss[0]), "points"),
+        "naive_loss_points": (100 * (found.naive_cascade.found.loss - found.argmax.found.loss), "points"),
+        "tuned_price_saving": (tuned.get("price"), "x"),
+        "tuned_flops_saving": (tuned.get("flops"), "x"),
+        "tuned_loss_points": (100 * (found.tuned.found.loss - base.loss), "points"),
+        "certified_loss_points": (100 * found.choice.certified, "points"),
+        "lead_hours_gain": (lead.own - lead.base, "h"),
+        "lead_hours": (lead.own, "h"),
+        "auprc": (own.auprc, ""),
+        "auprc_baseline": (base.auprc, ""),
+        "auroc": (own.auroc, ""),
+        "auroc_baseline": (base.auroc, ""),
+        "utility": (own.utility, ""),
+        "utility_baseline": (base.utility, ""),
+        "macro_f1": (own.macro_f1, ""),
+        "macro_f1_baseline": (base.macro_f1, ""),
+        "accuracy": (1 - own.loss, ""),
+        "accuracy_baseline": (1 - base.loss, ""),
+        "alerts_per_100h": (own.alerts, ""),
+        "alerts_per_100h_baseline": (base.alerts, ""),
+        "cheapest_single_price_saving": (single.get("price"), "x"),
+        "cheapest_single_flops_saving": (single.get("flops"), "x"),
+        "cheapest_single_utility": (found.single.found.utility, ""),
+        "cheapest_single_auprc": (found.single.found.auprc, ""),
+        "price_per_hour": (own.bill["price"], ""),
+        "price_per_hour_baseline": (base.bill["price"], ""),
+    }
+    metrics = {name: Metric(_clean(value), unit) for name, (value, unit) in figures.items()}
+    return metrics | {"latency_saving": Metric(_clean(fair.get("latency")), "x", timed=True)} | _promise(found)
+
+
+def _promise(found: Findings) -> dict[str, Metric]:
+    goal = found.study.spec.goal
+    if goal.max_loss is None:
+        return {}
+    value = round(100 * found.choice.certified, 9)
+    target = f"≤ {goal.max_loss * 100:g}"
+    return {"certified_loss_points": Metric(value, "points", target=target, ok=found.choice.promised)}
+
+
+def _clean(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _policies(found: Findings) -> Table:
+    columns = (
+        Column("policy"),
+        Column("accuracy", "%", 2),
+        Column("macro F1", "", 3),
+        Column("utility", "", 3),
+        Column("AUPRC", "", 3),
+        Column("alerts", "per 100 h", 1),
+        Column("price", "x less", 1),
+        Column("FLOPs", "x less", 1),
+    )
+    rivals = (
+        found.argmax,
+        found.latched,
+        found.single,
+        found.one_stage,
+        found.naive_cascade,
+        found.tuned,
+        found.cascade,
+    )
+    names = (
+        "monolith, argmax",
+        "monolith, latched",
+        f"one model alone: {found.single.name}",
+        f"last stage alone: {found.one_stage.name}",
+        "cascade, against argmax",
+        "cascade, against latched, tuned only",
+        "cascade, against latched",
+    )
+    rows = tuple(_policy_row(found, name, judged) for name, judged in zip(names, rivals, strict=True))
+    return Table("policies", columns, rows, len(rows) - 1)
+
+
+def _policy_row(found: Findings, name: str, judged: Judged) -> tuple[Cell, ...]:
+    own, base = judged.found, found.latched.found.bill
+    less = savings(base, own.bill, NOTIONS)
+    knows = judged is not found.single and judged is not found.one_stage
+    stage = (100 * (1 - own.loss), own.macro_f1) if knows else (None, None)
+    return (name, *stage, own.utility, _clean(own.auprc), own.alerts, less.get("price"), less.get("flops"))
+
+
+def _route(found: Findings) -> Table:
+    columns = (
+        Column("stage"),
+        Column("model"),
+        Column("asked", "% of hours", 1),
+        Column("stays below", "", 3),
+        Column("moves on from", "", 3),
+        Column("answers", "% of hours", 1),
+        Column("a call", "FLOPs", 0),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    asked = found.cascade.done.walk.asked
+    for s, step in enumerate(found.choice.point.policy):
+        rows += _step_rows(found, found.study.spec.stages[s].name, step, asked[:, s])
+    return Table("route", columns, tuple(rows))
+
+
+def _step_rows(found: Findings, stage: str, step: Step, asked: np.ndarray) -> list[tuple[Cell, ...]]:
+    spans = (*step.spans, (step.cut, step.cut))
+    rows: list[tuple[Cell, ...]] = []
+    for position, (model, (lo, hi)) in enumerate(zip(step.chain, spans, strict=True)):
+        share = [100 * float(mask.mean()) for mask in (asked > position, asked == position + 1)]
+        name = found.study.models[model].split("/", 1)[1]
+        flops = _clean(float(found.study.rates.flops[model]))
+        rows.append((stage, name, share[0], _cut(lo), _cut(hi), share[1], flops))
+    return rows
+
+
+def _cut(value: float) -> float | None:
+    return value if 0.0 < value < 1.0 else None
+
+
+def _alarms(found: Findings) -> Table:
+    """Return what was tried for the last stage, on the tuning patients."""
+    columns = (
+        Column("last stage, tuning patients"),
+        Column("utility", "", 3),
+        Column("AUPRC", "", 4),
+        Column("price", "x less", 1),
+        Column("FLOPs", "x less", 1),
+    )
+    base = found.latched.found.bill
+    singles = [one for one in found.front.watch if len(one.step.chain) == 1]
+    best = sorted((one for one in found.front.watch if len(one.step.chain) > 1), key=lambda one: -one.found.utility)[:4]
+    rows = []
+    for one in [*singles, *best]:
+        less = savings(base, one.found.bill, NOTIONS)
+        names = " → ".join(found.study.models[model].split("/", 1)[1] for model in one.step.chain)
+        rows.append((names, one.found.utility, _clean(one.found.auprc), less.get("price"), less.get("flops")))
+    return Table("alarms", columns, tuple(rows))
+
+
+def _figure(found: Findings) -> Figure:
+    points = found.front.points
+    tuned = tuple(100 * (1 - point.loss) for point in points)
+    cost = tuple(point.cost for point in points)
+    series = (
+        Series("on the tuning patients", cost, tuned, "steps"),
+        Series("chosen, tuning patients", (found.choice.point.cost,), (100 * (1 - found.choice.point.loss),), "points"),
+    )
+    title = f"{found.study.spec.name}: accuracy and cost of {len(points)} cascades"
+    return Figure("front", title, "cost of a case-hour, share of the monolith's", "accuracy %", series, log_x=True)
+
+
+def _lines(found: Findings) -> tuple[tuple[str, str], ...]:
+    own, base, sure, lead = found.cascade.found, found.latched.found, found.sure, found.lead
+    loss = f"{100 * (own.loss - base.loss):+.2f} points {_range(sure.loss, 100)} against the latched monolith"
+    kept = f"utility {own.utility - base.utility:+.3f} {_range(sure.utility)}, AUPRC "
+    kept += f"{own.auprc - base.auprc:+.4f} {_range(sure.auprc)}"
+    early = f"{lead.own:.1f} h against {lead.base:.1f} h at exactly {found.rate:g} alerts per 100 h: "
+    early += f"{lead.own - lead.base:+.2f} h {_range(lead.interval)}; "
+    early += f"caught {lead.caught:.0%} against {lead.caught_base:.0%}"
+    lines = [
+        ("certificate", _certificate(found)),
+        ("loss", loss),
+        ("kept", kept + ("" if found.front.kept else "; no alarm kept both on the tuning patients")),
+        ("lead", early),
+        ("saving", f"price {_range(sure.price_saving)}x, FLOPs {_range(sure.flops_saving)}x"),
+        ("split", _split(found)),
+    ]
+    return tuple(lines)
+
+
+def _range(interval: Interval, factor: float = 1.0) -> str:
+    return f"[{factor * interval[0]:.3g}, {factor * interval[1]:.3g}]"
+
+
+def _certificate(found: Findings) -> str:
+    choice, goal = found.choice, found.study.spec.goal
+    who = f"the average patient's loss against the latched monolith ≤ {100 * choice.certified:.2g} points"
+    text = f"{who} with {goal.confidence:.0%} confidence ({choice.cases:,} patients, {choice.method} test)"
+    if choice.promised or goal.max_loss is None:
+        return text
+    return f"{text}; {choice.cases:,} patients cannot certify ≤ {100 * goal.max_loss:g}"
+
+
+def _split(found: Findings) -> str:
+    sizes = {name: len(part.clock.starts) - 1 for name, part in part_names(found.study)}
+    tuned = f"tuned on {sizes['train']:,} patients, out of fold"
+    return f"{tuned}; certified on {sizes['calibrate']:,}; figures from {sizes['test']:,} more"
+
+
+def _headline(found: Findings, run: Run) -> str:
+    own, base = found.cascade.found, found.latched.found
+    less = savings(base.bill, own.bill, NOTIONS)
+    shown = " and ".join(f"{less[n]:.1f}x less {n if n == 'price' else 'FLOPs'}" for n in NOTIONS[:2] if n in less)
+    loss = 100 * (own.loss - base.loss)
+    text = f"{shown} at {loss:+.2f} points"
+    if found.choice.promised:
+        return f"{text} · saved in {run.directory.path}"
+    relaxed = np.ceil(found.choice.certified * 1000) / 10
+    return f"{text}, not certified; smallest relaxation: max_loss: {relaxed:g}% · saved in {run.directory.path}"
+
+
+def _subtitle(found: Findings) -> tuple[str, ...]:
+    whole = found.study
+    parts = [part for _, part in part_names(whole)]
+    hours = sum(len(part.highest) for part in parts)
+    patients = sum(len(part.clock.starts) - 1 for part in parts)
+    return f"{len(whole.stages)} stages", f"{len(whole.models) - 1} models", f"{patients:,} cases", f"{hours:,} hours"
+
+
+def _decision(found: Findings) -> dict[str, Any]:
+    names = [stage.name for stage in found.study.spec.stages]
+    policies = {"cascade": found.choice.point.policy, "against_argmax": found.naive.point.policy}
+    goal = found.study.spec.goal.model_dump(mode="json", exclude_none=True)
+    moves = found.study.spec.moves.model_dump(mode="json") if found.study.spec.moves else None
+    common = {"goal": goal, "moves": moves, "promised": found.choice.promised, "alerts_per_100h": found.rate}
+    return common | {
+        key: [_step(found, name, step) for name, step in zip(names, policy, strict=True)]
+        for key, policy in policies.items()
+    }
+
+
+def _step(found: Findings, stage: str, step: Step) -> dict[str, Any]:
+    spans = [[_finite(lo), _finite(hi)] for lo, hi in step.spans]
+    models = [found.study.models[model].split("/", 1)[1] for model in step.chain]
+    return {"stage": stage, "models": models, "unsure": spans, "cut": _finite(step.cut)}
+
+
+def _finite(value: float) -> float | str:
+    return float(value) if np.isfinite(value) else ("always" if value < 0 else "never")

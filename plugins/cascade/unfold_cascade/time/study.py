@@ -1,0 +1,208 @@
+"""The hours of a spec with all that its models say of them: what policies are searched, certified and judged on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
+from unfold_cascade.data import Rows, split_rows
+from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.time import measures
+from unfold_cascade.time.cost import Rates
+from unfold_cascade.time.long import Long, entity_of_row, first_true, rows_of, starts_of
+from unfold_cascade.time.models import Facts, Log, Slot, logs, slots
+from unfold_cascade.time.moves import Clock, Zoo
+from unfold_cascade.time.panel import layout, panel, purchase
+from unfold_cascade.time.readers import read
+from unfold_cascade.time.targets import truth
+from unfoldkit.api import Run, dump, fail, fingerprint
+
+FILE = "hours.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The entities of one part of the split.
+
+    ``on`` (n, S) are the stages entered, ``since`` (n, S) the hours since then, ``highest`` (n,) the highest of them;
+    ``base`` (n, S+1) the monolith's probabilities. In ``zoo`` the models stand stage by stage, and last the monolith
+    with its probability of the last stage.
+    """
+
+    clock: Clock
+    zoo: Zoo
+    on: BoolArray
+    since: FloatArray
+    highest: IntArray
+    base: Float32
+    utility: measures.Utility
+    events: measures.Events
+
+    @property
+    def label(self) -> BoolArray:
+        """(n,) whether the last stage was entered."""
+        last: BoolArray = self.on[:, -1]
+        return last
+
+    @property
+    def entity(self) -> IntArray:
+        """(n,) the entity of each hour."""
+        return entity_of_row(self.clock.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """All parts, the models' names and rates, and the numbers of the models of each stage."""
+
+    spec: CascadeSpec
+    train: Part
+    calibrate: Part
+    test: Part
+    models: tuple[str, ...]
+    stages: tuple[tuple[int, ...], ...]
+    rates: Rates
+    digest: str
+
+    @property
+    def monolith(self) -> int:
+        """The number of the monolith among the models."""
+        return len(self.models) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """What is known of the hours without their features."""
+
+    clock: Clock
+    facts: Facts
+
+
+def study(spec: CascadeSpec, run: Run) -> Study:
+    """Return the study of a spec, fitting what is not fitted yet.
+
+    Raises:
+        UnfoldError: a file, column or label is not as the spec says, or there are too few cases.
+    """
+    table = cache(lambda: _table(spec, run))
+    hours = _hours(spec, run, table)
+    rows = _split(spec, run, hours)
+    places = slots(spec, run, hours.facts, layout(spec.features))
+    fold = _folds(hours.clock, rows.train, spec.gates.folds, run.seed)
+    found = logs(spec, run, places, lambda: panel(table(), spec.features), fold)
+    return _assembled(spec, hours, rows, places, found)
+
+
+def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], found: list[Log]) -> Study:
+    bought = purchase(spec.features)
+    p = np.array([log.p[:, -1] for log in found])
+    needs = np.array([bought.mask(slot.groups) for slot in places], dtype=np.int64)
+    zoo = Zoo(p, needs, bought)
+    parts = [_part(hours, zoo, found[-1].p, entities) for entities in (rows.train, rows.calibrate, rows.test)]
+    names = [stage.name for stage in spec.stages]
+    numbers = tuple(tuple(m for m, slot in enumerate(places) if slot.stage == name) for name in names)
+    models = tuple(f"{slot.stage}/{slot.model}" for slot in places)
+    return Study(spec, parts[0], parts[1], parts[2], models, numbers, _rates(spec, found), hours.facts.digest)
+
+
+def _rates(spec: CascadeSpec, found: list[Log]) -> Rates:
+    price = [model.price or 0.0 for stage in spec.stages for model in stage.models] + [0.0]
+    flops, size, latency = (np.array([getattr(log, name) for log in found]) for name in ("flops", "bytes", "latency"))
+    return Rates(np.array(price), flops, size, latency)
+
+
+def _part(hours: Hours, zoo: Zoo, base: Float32, entities: IntArray) -> Part:
+    clock, facts = hours.clock, hours.facts
+    rows = rows_of(clock.starts, entities)
+    starts = starts_of(np.diff(clock.starts)[entities])
+    label = facts.on[rows, -1]
+    return Part(
+        Clock(starts, clock.hour[rows]),
+        Zoo(np.ascontiguousarray(zoo.p[:, rows]), zoo.needs, zoo.purchase),
+        facts.on[rows],
+        facts.since[rows],
+        facts.highest[rows],
+        base[rows],
+        measures.utility(label, starts),
+        measures.events(label, starts),
+    )
+
+
+def _split(spec: CascadeSpec, run: Run, hours: Hours) -> Rows:
+    """Return the entities of each part; the share of those that reach each stage is the same in all parts."""
+    highest = np.maximum.reduceat(hours.facts.highest, hours.clock.starts[:-1])
+    counts = np.bincount(highest, minlength=len(spec.stages) + 1)
+    if counts[-1] < 8 or len(highest) < 24:
+        name = spec.stages[-1].name
+        raise fail(f"{counts[-1]} of {len(highest)} cases reach {name}; at least 8 of 24 are needed", key="data")
+    return split_rows(highest, spec.data.split, run.seed)
+
+
+def _folds(clock: Clock, entities: IntArray, folds: int, seed: int) -> IntArray:
+    """Return (n,) the fold of each row, whole entities together, -1 for rows outside ``entities``."""
+    order = np.random.default_rng([seed, 0xF01D]).permutation(entities)
+    fold = np.full(len(clock.starts) - 1, -1, dtype=np.int64)
+    fold[order] = np.arange(len(order)) % folds
+    result: IntArray = fold[entity_of_row(clock.starts)]
+    return result
+
+
+def _table(spec: CascadeSpec, run: Run) -> Long:
+    from unfold_cascade.time.keys import LongData, PhysioNetData
+
+    if not isinstance(spec.data, (PhysioNetData, LongData)):
+        raise TypeError(f"{spec.data.source} has no hours")
+    return read(spec.data, run)
+
+
+def _hours(spec: CascadeSpec, run: Run, table: Callable[[], Long]) -> Hours:
+    made_from = fingerprint(dump(spec.data), [dump(stage.target) for stage in spec.stages], _source(spec, run))
+    return _unpacked(run.directory.once(FILE, made_from, lambda: _packed(table(), spec)))
+
+
+def _source(spec: CascadeSpec, run: Run) -> str:
+    """Return what tells one version of the files from another, without parsing them."""
+    path = run.path(getattr(spec.data, "path", ""), key="data.path")
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.psv")) if path.is_dir() else [path]:
+        digest.update(file.name.encode() + b"\0" + _bytes(file))
+    return digest.hexdigest()
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise fail(f"cannot read: {error.strerror}", file=str(file), key="data.path") from error
+
+
+def _packed(table: Long, spec: CascadeSpec) -> bytes:
+    on, highest = truth(table, spec.stages)
+    stream = io.BytesIO()
+    text = np.frombuffer(json.dumps({"digest": table.digest}).encode(), dtype=np.uint8)
+    since = np.column_stack([_since(on[:, s], table.hour, table.starts) for s in range(on.shape[1])])
+    arrays = {"starts": table.starts, "hour": table.hour, "on": on, "highest": highest, "since": since}
+    np.savez(stream, allow_pickle=False, facts=text, **arrays)
+    return stream.getvalue()
+
+
+def _since(on: BoolArray, hour: FloatArray, starts: IntArray) -> FloatArray:
+    """Return (n,) hours since the stage was entered, negative before."""
+    first = first_true(on, starts)
+    moment = np.where(first < starts[1:], hour[np.minimum(first, len(hour) - 1)], np.inf)
+    since: FloatArray = hour - np.repeat(moment, np.diff(starts))
+    return since
+
+
+def _unpacked(data: bytes) -> Hours:
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        clock = Clock(stored["starts"], stored["hour"])
+        digest = json.loads(stored["facts"].tobytes())["digest"]
+        return Hours(clock, Facts(stored["on"], stored["since"], stored["highest"], digest))

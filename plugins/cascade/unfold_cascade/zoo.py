@@ -1,0 +1,240 @@
+"""The models of a cascade: fitted side by side, logged on every row once, stored so that a killed run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade import cost, estimators
+from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
+from unfold_cascade.cases import Cases, features, group_of_label
+from unfold_cascade.estimators import Recipe
+from unfold_cascade.spec import Candidate, CascadeSpec, ModelSpec
+from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
+
+BASELINE = "baseline"
+WHOLE = "all"
+AGAIN = "unfold train on the same spec goes on where it was"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of one model: which question it answers, and what it is made from.
+
+    ``own`` (n,) marks the rows that the question is about; ``y`` (n,) are the labels that the model learns, numbered
+    from 0; ``answers`` (C,) say which label (or group) of the whole each of them is.
+    """
+
+    key: str
+    stage: str
+    group: str
+    model: str
+    recipe: Recipe
+    columns: IntArray
+    own: BoolArray
+    y: IntArray
+    answers: IntArray
+    made_from: str
+
+    @property
+    def model_file(self) -> str:
+        """Where the model stands in the run."""
+        return f"models/{self.stage}/{self.group}/{self.model}{estimators.suffix(self.recipe)}"
+
+    @property
+    def log_file(self) -> str:
+        """Where its predictions stand in the run."""
+        return f"logs/{self.stage}/{self.group}/{self.model}.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One fit as a worker gets it: (n, d) features, (n,) labels, the rows to fit on."""
+
+    recipe: Recipe
+    x: FloatArray
+    y: IntArray
+    fit: IntArray
+    folds: int
+    seed: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What one model says of every row: (n, C) probabilities, out of fold on its training rows; and its costs."""
+
+    probability: FloatArray
+    flops: float
+    bytes: float
+    latency_us: float
+
+
+def logs(spec: CascadeSpec, run: Run, given: Cases) -> list[tuple[Slot, Log]]:
+    """Fit every model that is not in the run yet, side by side, and return what each says of every row.
+
+    Raises:
+        UnfoldError: an estimator does not exist, does not fit, or a worker died.
+    """
+    places = slots(spec, run, given)
+    todo = [slot for slot in places if not _done(run, slot)]
+    for slot in todo:
+        estimators.check(slot.recipe, key=slot.key, allow_code=run.allow_code)
+
+    def keep(index: int, result: tuple[bytes, bytes]) -> None:
+        run.directory.write(todo[index].model_file, result[0], made_from=todo[index].made_from)
+        run.directory.write(todo[index].log_file, result[1], made_from=todo[index].made_from)
+        run.log.info("fitted %s %s %s", todo[index].stage, todo[index].group, todo[index].model)
+        run.progress("models", len(places) - len(todo) + index + 1, len(places))
+
+    if todo:
+        x = features(spec, run, given)
+        run.engine.map(work, [_job(spec, run, given, slot, x) for slot in todo], on_result=keep)
+    return [(slot, _read(run, slot)) for slot in places]
+
+
+def stored(spec: CascadeSpec, run: Run, given: Cases) -> list[tuple[Slot, Log]]:
+    """Return what each model says of every row, as the run holds it; nothing is fitted.
+
+    Raises:
+        UnfoldError: a model of the spec is not in the run, or was fitted with another seed or other versions.
+    """
+    places = slots(spec, run, given)
+    for slot in places:
+        if not _done(run, slot):
+            message = f"the run holds no model {slot.model!r} fitted with this spec, seed and versions of the libraries"
+            raise fail(message, file=str(run.directory.path), key=slot.key, hint=AGAIN)
+    return [(slot, _read(run, slot)) for slot in places]
+
+
+def slots(spec: CascadeSpec, run: Run, given: Cases) -> list[Slot]:
+    """Return the place of every model of the spec: stage by stage, group by group, then the baseline's candidates."""
+    groups = group_of_label(spec, given.names)
+    found: list[Slot] = []
+    for s, stage in enumerate(spec.stages):
+        for group, own in _questions(spec, given, groups, s):
+            truth = groups[given.labels] if stage.target.groups is not None else given.labels
+            for m, model in enumerate(stage.models):
+                if model.estimator == BASELINE:
+                    continue
+                key = f"stages[{s}].models[{m}].estimator"
+                found.append(_slot(spec, run, given, model, (key, stage.name, group, model.name), truth, own))
+    every = np.ones(len(given.labels), dtype=np.bool_)
+    for c, candidate in enumerate(spec.baseline.candidates if spec.baseline else ()):
+        place = (f"baseline.candidates[{c}].estimator", BASELINE, WHOLE, candidate_name(c, candidate))
+        found.append(_slot(spec, run, given, candidate, place, given.labels, every))
+    return found
+
+
+def candidate_name(index: int, candidate: Candidate) -> str:
+    """Return the name under which a monolithic candidate is stored and printed."""
+    return f"{candidate.estimator.rsplit('.', 1)[-1]}-{index + 1}"
+
+
+def work(job: Job) -> tuple[bytes, bytes]:
+    """Fit one model and log it; returns the stored model and the stored log. Runs in a worker."""
+    model = estimators.fit(job.recipe, job.x[job.fit], job.y[job.fit], job.seed)
+    classes = int(job.y.max()) + 1
+    probability = estimators.probabilities(model, job.x, classes)
+    probability[job.fit] = _out_of_fold(job, classes)
+    stored = estimators.to_bytes(job.recipe, model)
+    predict = getattr(model, "predict_proba", None) or model.decision_function
+    facts = {
+        "bytes": len(stored),
+        "flops": _flops(model, job.x.shape[1]),
+        "latency_us": cost.latency_us(predict, job.x, job.batch, time.perf_counter),
+    }
+    stream = io.BytesIO()
+    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    np.savez(stream, allow_pickle=False, probability=probability, facts=text)
+    return stored, stream.getvalue()
+
+
+def _out_of_fold(job: Job, classes: int) -> FloatArray:
+    """Return what models that never saw a row say of it (k folds, stratified)."""
+    from sklearn.model_selection import StratifiedKFold
+
+    x, y = job.x[job.fit], job.y[job.fit]
+    folds = min(job.folds, int(np.unique(y, return_counts=True)[1].min()))
+    result = np.zeros((len(y), classes))
+    for fitted, held in StratifiedKFold(folds, shuffle=True, random_state=job.seed).split(x, y):
+        model = estimators.fit(job.recipe, x[fitted], y[fitted], job.seed)
+        result[held] = estimators.probabilities(model, x[held], classes)
+    return result
+
+
+def _flops(model: Any, columns: int) -> float | None:
+    try:
+        return cost.flops(model, columns)
+    except UnfoldError:
+        return None
+
+
+def _questions(spec: CascadeSpec, given: Cases, groups: IntArray, s: int) -> Iterator[tuple[str, BoolArray]]:
+    """Yield the zoos of stage ``s``: one for the whole, or one for each group of the stage before."""
+    target = spec.stages[0].target.groups
+    if s == 0 or target is None:
+        yield WHOLE, np.ones(len(given.labels), dtype=np.bool_)
+        return
+    for number, name in enumerate(target):
+        yield name, groups[given.labels] == number
+
+
+def _slot(
+    spec: CascadeSpec,
+    run: Run,
+    given: Cases,
+    model: ModelSpec | Candidate,
+    place: tuple[str, str, str, str],
+    truth: IntArray,
+    own: BoolArray,
+) -> Slot:
+    answers = np.unique(truth[own])
+    if len(answers) < 2:
+        raise fail(f"group {place[2]!r} has one label only: there is nothing to decide", key="stages[0].target.groups")
+    number = np.full(int(truth.max()) + 1, -1, dtype=np.int64)
+    number[answers] = np.arange(len(answers))
+    columns = given.places(model.features)
+    recipe = Recipe(model.estimator or "", dict(model.params), model.scale)
+    facts = [given.digest, dump(spec.data), given.order, columns.tolist(), answers.tolist(), _target(spec)]
+    how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
+    return Slot(
+        *place, recipe, columns, own, np.where(own, number[truth], -1), answers, fingerprint(facts, how, versions())
+    )
+
+
+def _target(spec: CascadeSpec) -> list[Any]:
+    return [dump(stage.target) for stage in spec.stages]
+
+
+def _job(spec: CascadeSpec, run: Run, given: Cases, slot: Slot, x: FloatArray) -> Job:
+    rows = given.rows.train[slot.own[given.rows.train]]
+    chosen = np.ascontiguousarray(x[:, slot.columns])
+    return Job(slot.recipe, chosen, slot.y, rows, spec.gates.folds, run.seed, spec.cost.batch)
+
+
+def versions() -> list[str]:
+    """Return the versions that a fit depends on."""
+    import importlib.metadata
+
+    return [importlib.metadata.version(name) for name in ("scikit-learn", "xgboost", "numpy")]
+
+
+def _done(run: Run, slot: Slot) -> bool:
+    return all(run.directory.has(name, made_from=slot.made_from) for name in (slot.model_file, slot.log_file))
+
+
+def _read(run: Run, slot: Slot) -> Log:
+    try:
+        with np.load(io.BytesIO(run.directory.read(slot.log_file)), allow_pickle=False) as stored:
+            probability, facts = stored["probability"], json.loads(stored["facts"].tobytes())
+    except (ValueError, KeyError, OSError) as error:
+        raise fail(f"not a log of predictions: {error}", file=str(run.directory.path / slot.log_file)) from error
+    flops = float("nan") if facts["flops"] is None else float(facts["flops"])
+    return Log(probability, flops, float(facts["bytes"]), float(facts["latency_us"]))

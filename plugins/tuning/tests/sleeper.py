@@ -1,0 +1,44 @@
+"""A trainable of the test's own: it sleeps, counts, and writes down every iteration that it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+
+def train(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Return a metric that grows with iterations towards the configuration's own ceiling."""
+    done = json.loads(state)["done"] if state else 0
+    with open(os.environ["SLEEPER_LOG"], "a") as log:  # noqa: PTH123
+        for step in range(done, done + iters):
+            log.write(f"{config['ceiling']:.9f} {step}\n")
+            log.flush()
+            time.sleep(0.05 / accelerators)
+    done += iters
+    return config["ceiling"] * (1 - 0.5**done), json.dumps({"done": done}).encode()
+
+
+def broken(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Fail for every configuration whose ceiling is below a half."""
+    if config["ceiling"] < 0.5:
+        raise RuntimeError("too low")
+    return train(config, state, iters, accelerators, seed)
+
+
+def suicidal(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Kill the process, once in the life of the log's folder."""
+    mark = os.environ["SLEEPER_LOG"] + ".dead"
+    if state is not None and not os.path.exists(mark):  # noqa: PTH110
+        with open(mark, "w"):  # noqa: PTH123
+            pass
+        os.kill(os.getpid(), 9)
+    return train(config, state, iters, accelerators, seed)

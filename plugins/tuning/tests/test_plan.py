@@ -1,0 +1,118 @@
+"""The verb ``plan`` on whole specs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfold_tuning.plan import plan
+from unfold_tuning.spec import TuningSpec
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: successive-halving, trials: 16, min_iters: 1, max_iters: 27, eta: 3}
+deadline: DEADLINE
+cloud: {instances: [{type: mine, price: $12/h, spot: $4/h, accelerators: 4}], limit: 16, market: MARKET}
+profile: {iteration: {mean: 20 s, std: 4 s}, speedup: {1: 1, 2: 1.87, 4: 3.42}}
+samples: 1000
+"""
+
+
+def answer(folder: Path, deadline: str = "10 min", market: str = "on-demand", extra: str = "") -> Report:
+    """Return the plan's report."""
+    text = SPEC.replace("DEADLINE", deadline).replace("MARKET", market)
+    spec = validate(TuningSpec, parse(text + extra, "t.yaml"))
+    return plan(spec, Run(directory=RunDir(folder), engine=LocalEngine(1)))
+
+
+def value(report: Report, name: str) -> float:
+    """Return a metric that must have a value."""
+    found = report.metrics[name].value
+    assert found is not None
+    return found
+
+
+def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
+    """A feasible plan has cost, ratio, gap and probability, and a decision with one entry a stage."""
+    report = answer(tmp_path)
+    assert report.verdict is Verdict.YES
+    assert value(report, "on_time_probability") >= 0.95
+    assert value(report, "static_ratio") >= 1
+    assert value(report, "gap_percent") >= 0
+    assert report.metrics["planning_seconds"].timed
+    assert report.decision is not None
+    assert [row["trials"] for row in report.decision["stages"]] == [16, 5, 1]
+
+
+def test_the_relaxation_that_is_offered_works(tmp_path: Path) -> None:
+    """An impossible deadline is answered no, and the deadline that it offers, as it is written, is met."""
+    report = answer(tmp_path, "2 min")
+    assert report.verdict is Verdict.NO
+    assert value(report, "fastest_seconds") > 120
+    offered = dict(report.lines)["relaxation"].removeprefix("deadline ").partition(" for ")[0]
+    again = answer(tmp_path, offered)
+    assert again.verdict is Verdict.YES
+
+
+def test_a_budget_alone_gives_the_earliest_end(tmp_path: Path) -> None:
+    """More money never ends later, and the plan stays within its budget with the same promise."""
+    soon = []
+    for budget in (3, 5, 9):
+        text = SPEC.replace("deadline: DEADLINE", f"budget: ${budget}").replace("MARKET", "on-demand")
+        spec = validate(TuningSpec, parse(text, "t.yaml"))
+        report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+        assert value(report, "cost_usd") <= budget
+        soon.append(value(report, "promised_seconds"))
+    assert soon == sorted(soon, reverse=True)
+
+
+def test_a_budget_that_is_too_small_is_told(tmp_path: Path) -> None:
+    """With a deadline, a budget is a cap: the answer is no, and says which budget or deadline would do."""
+    report = answer(tmp_path, "7 min", extra="budget: $1\n")
+    assert report.verdict is Verdict.NO
+    assert "budget" in dict(report.lines)["relaxation"]
+
+
+def test_either_market_is_the_better_of_both(tmp_path: Path) -> None:
+    """Choosing between on demand and spot costs as much as the cheaper of the two alone."""
+    costs = {market: value(answer(tmp_path, market=market), "cost_usd") for market in ("on-demand", "spot", "either")}
+    assert costs["either"] == pytest.approx(min(costs["on-demand"], costs["spot"]))
+
+
+def test_side_by_side_brackets_can_be_planned(tmp_path: Path) -> None:
+    """Brackets that share the cluster end sooner than in sequence at the fastest."""
+    ends = {}
+    for way in ("sequence", "parallel"):
+        search = f"search: {{algorithm: hyperband, max_iters: 9, eta: 3, brackets: {way}}}"
+        text = SPEC.replace(SPEC.splitlines()[4], search).replace("DEADLINE", "1 s").replace("MARKET", "on-demand")
+        report = plan(
+            validate(TuningSpec, parse(text, "t.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+        )
+        ends[way] = value(report, "fastest_seconds")
+    assert ends["parallel"] < ends["sequence"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("[{type: mine, price: $12/h, spot: $4/h, accelerators: 4}]", "[g5.13xlarge]"), 'did you mean "g5.12xlarge"'),
+        (("accelerators: 4", "speed: 2"), "no such instance type"),
+        (("profile:", "trainable: {function: a:b}\nprofilex:"), "unknown key"),
+        (("MARKET", "spot}\n#"), "spot"),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    """A type, key or price that is not known is an error in words, before anything is planned."""
+    text: Any = (
+        SPEC.replace(*change).replace("spot: $4/h, ", "").replace("DEADLINE", "9 min").replace("MARKET", "either")
+    )
+    with pytest.raises(UnfoldError, match=told):
+        plan(validate(TuningSpec, parse(text, "t.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))

@@ -1,0 +1,128 @@
+"""Sampled runs: the promise, its bound, and the bill."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+import jobs
+
+from unfold_tuning.deals import at, ladder
+from unfold_tuning.facts import Machine, Spread
+from unfold_tuning.planner import best, cheapest_conceivable, offers, rivals, soonest
+from unfold_tuning.rivals import Goal
+from unfold_tuning.score import score
+from unfold_tuning.stages import custom
+from unfold_tuning.tables import lognormal, mean_startup, model, slower, slowest
+from unfoldkit.catalog.billing import Billing
+
+
+@pytest.mark.parametrize("name", list(jobs.JOBS))
+def test_what_is_promised_is_seen(name: str) -> None:
+    """A plan chosen for 95 % on one seed is on time in at least 93 % of fresh runs from another seed."""
+    stages, profile = jobs.JOBS[name][0], jobs.noisy(name)
+    found = offers(stages, profile, [jobs.P3], 0.95, 4000, 1)
+    goal = Goal(soonest(found)[2] * 1.1, 0.95)
+    picked = best(found, goal.deadline)
+    assert picked is not None
+    fresh = score(model(stages, profile, jobs.P3, 4000, 999), picked[1].plan)
+    assert fresh.on_time(goal.deadline) >= 0.93
+
+
+@pytest.mark.parametrize("factor", [1.4, 1.7, 2.5])
+@pytest.mark.parametrize("name", ["J1", "J3"])
+def test_bound_exact_greedy_static_are_in_order(name: str, factor: float) -> None:
+    """The bound costs at most the exact plan, that at most the greedy's, that at most the best static one."""
+    found = offers(jobs.JOBS[name][0], jobs.noisy(name), [jobs.P3], 0.95, 1000, 3)
+    goal = Goal(factor * jobs.fastest(name), 0.95)
+    picked, others = best(found, goal.deadline), rivals(found[0], goal)
+    assert picked is not None
+    assert others.greedy.best is not None
+    assert others.static.best is not None
+    assert cheapest_conceivable(found, goal) <= picked[1].cost + 1e-9
+    assert picked[1].cost <= others.greedy.best.cost + 1e-9 <= others.static.best.cost + 2e-9
+
+
+def test_the_bound_is_below_every_plan_that_keeps_the_promise() -> None:
+    """Of all {1..8}^3 plans none that is on time in 90 % of the samples costs less than the bound."""
+    stages = custom([(16, 2), (5, 4), (2, 20)])
+    machine = replace(jobs.P3, limit=8)
+    found = offers(stages, jobs.noisy("J1"), [machine], 0.9, 300, 5)
+    ladders = [ladder(stage, jobs.noisy("J1"), machine) for stage in stages]
+    for deadline in np.geomspace(soonest(found)[2], soonest(found)[2] * 2, 4):
+        goal = Goal(float(deadline), 0.9)
+        floor = cheapest_conceivable(found, goal)
+        costs = []
+        for counts in np.ndindex(8, 8, 8):
+            item = score(found[0].model, tuple(at(s, m + 1) for s, m in zip(ladders, counts, strict=True)))
+            costs += [item.cost] if goal.met(item) else []
+        assert floor <= min(costs) + 1e-9
+
+
+def test_slower_truth_is_later_in_every_run() -> None:
+    """With the same luck, longer iterations end every sampled run later and cost more."""
+    drawn = model(jobs.JOBS["J1"][0], jobs.noisy("J1"), jobs.P3, 200, 0)
+    steps = [ladder(stage, drawn.profile, drawn.machine) for stage in drawn.stages]
+    plan = tuple(at(item, 4) for item in steps)
+    base, late = score(drawn, plan), score(drawn.with_profile(slower(drawn.profile, 1.1)), plan)
+    assert (late.seconds > base.seconds).all()
+    assert (late.dollars > base.dollars).all()
+
+
+@given(st.floats(0.1, 100), st.floats(0, 2))
+@settings(max_examples=30, deadline=None)
+def test_a_spread_has_its_mean_and_deviation(mean: float, cv: float) -> None:
+    """Log-normal draws by moments have the mean that was asked for, and the spread."""
+    normal = np.random.default_rng(0).standard_normal(200_000)
+    drawn = lognormal(Spread(mean, cv * mean), normal)
+    assert drawn.mean() == pytest.approx(mean, rel=0.05)
+    assert np.log(drawn).std() == pytest.approx(Spread(mean, cv * mean).sigma, abs=0.02)
+
+
+def test_the_slowest_of_many_from_one_draw() -> None:
+    """One normal turned into the largest of k has the distribution of the largest of k normals."""
+    rng = np.random.default_rng(0)
+    for count in (1, 4, 16):
+        direct = rng.standard_normal((40_000, count)).max(axis=1)
+        turned = slowest(rng.standard_normal(40_000), count)
+        assert turned.mean() == pytest.approx(direct.mean(), abs=0.03)
+        assert turned.std() == pytest.approx(direct.std(), abs=0.03)
+    assert mean_startup(jobs.noisy("J1"), 8) > mean_startup(jobs.noisy("J1"), 1)
+
+
+def test_a_bill_by_hand() -> None:
+    """A plan that shrinks and grows again is billed life by life, with minimum charge and increments."""
+    profile = replace(jobs.still("J1"), iteration=Spread(10.0), startup=Spread(0.0), sync=Spread(0.0))
+    machine = Machine("m", 1, 3600.0, limit=4, billing=Billing(60.0, 120.0))
+    stages = custom([(2, 1), (1, 2), (3, 3)])
+    plan = tuple(at(ladder(s, profile, machine), m) for s, m in zip(stages, (2, 1, 3), strict=True))
+    found = score(model(stages, profile, machine, 1, 0), plan)
+    # one of two lives 10 s, the other all 60 s, two new ones 30 s each: every one is billed its minimum of 120 s
+    assert (found.mean_seconds, found.cost) == (pytest.approx(60.0), pytest.approx(4 * 120.0))
+
+
+def test_functions_pay_for_work_only() -> None:
+    """Billed by function, a straggler costs its own seconds, not those of the places that wait for it."""
+    profile = replace(jobs.noisy("J1"), trial_cv=0.5)
+    by_instance = Machine("m", 4, 12.0, limit=16, billing=Billing(0.0, 0.0))
+    by_function = replace(by_instance, billing=Billing(0.0, 0.0, "function"))
+    drawn = model(jobs.JOBS["J1"][0], profile, by_instance, 500, 0)
+    plan = tuple(at(ladder(s, profile, by_instance), 8) for s in drawn.stages)
+    assert score(drawn.on(by_function), plan).cost < score(drawn, plan).cost
+
+
+def test_interruptions_only_delay() -> None:
+    """With the same luck a spot run is never earlier than on demand, and a higher rate never earlier than a lower."""
+    drawn = model(jobs.JOBS["J1"][0], jobs.noisy("J1"), jobs.P3, 500, 0)
+    plan = tuple(at(ladder(s, drawn.profile, jobs.P3), 4) for s in drawn.stages)
+    ends = [score(drawn.on(replace(jobs.P3, hazard=rate)), plan).seconds for rate in (0.0, 0.2, 2.0)]
+    assert (ends[1] >= ends[0]).all()
+    assert (ends[2] >= ends[1]).all()
+    assert ends[1].mean() > ends[0].mean()

@@ -1,0 +1,196 @@
+"""The executor on real local processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from unfold_tuning.cluster import LocalCluster
+from unfold_tuning.deals import Deal
+from unfold_tuning.executor import Executor, Task
+from unfold_tuning.facts import Machine, Profile, Spread
+from unfold_tuning.ledger import opened
+from unfold_tuning.measure import profile
+from unfold_tuning.spec import Trainable, TuningSpec, Uniform
+from unfold_tuning.stages import custom
+from unfold_tuning.train import train
+from unfold_tuning.trainables import Work
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.catalog.billing import Billing
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: successive-halving, trials: 6, min_iters: 2, max_iters: 12, eta: 3}
+trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}
+deadline: 30 s
+cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $3.6/h}], limit: 3, billing: {increment: 0.01 s, minimum: 0 s}}
+profile: {iteration: {mean: 50 ms}, provision: {mean: 0 s}, startup: {mean: 2 s}, sync: {mean: 0 s}}
+samples: 200
+"""  # noqa: E501
+
+
+@pytest.fixture(autouse=True)
+def _log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEEPER_LOG", str(tmp_path / "log"))
+
+
+def trained(folder: Path, text: str = SPEC) -> Report:
+    """Run ``train`` in this process."""
+    spec = validate(TuningSpec, parse(text, "t.yaml"))
+    return train(spec, Run(directory=RunDir(folder / "run"), engine=LocalEngine(2), allow_code=True))
+
+
+def nodes(folder: Path) -> list[tuple[str, float, float, float, float | None]]:
+    """Return the ledger's instances."""
+    with sqlite3.connect(folder / "run/ledger.sqlite") as base:
+        found = base.execute("SELECT * FROM nodes ORDER BY since").fetchall()
+    base.close()
+    return found
+
+
+def test_every_iteration_runs_once_and_the_best_wins(tmp_path: Path) -> None:
+    """Each trial runs the iterations of its stages exactly once, and the winner is the configuration that must win."""
+    report = trained(tmp_path)
+    assert report.verdict is Verdict.YES
+    ran = Counter((tmp_path / "log").read_text().splitlines())
+    assert set(ran.values()) == {1}
+    assert sum(ran.values()) == 6 * 2 + 2 * 4 + 1 * 6
+    ceilings = {float(line.split()[0]) for line in ran}
+    assert report.metrics["best_accuracy"].value == pytest.approx(max(ceilings) * (1 - 0.5**12))
+
+
+def test_the_cluster_is_what_the_plan_says(tmp_path: Path) -> None:
+    """A plan of 3, 1, 2 instances holds so many in each stage: released at barriers, grown anew, each life billed."""
+    stages = custom([(3, 2), (1, 2), (2, 2)])
+    plan = tuple(Deal(count, 1, count) for count in (3, 1, 2))
+    machine = Machine("p", 1, 3600.0, limit=3, billing=Billing(0.0, 0.0))
+    trainable = Trainable(function="sleeper:train", space={"ceiling": Uniform(uniform=(0.0, 1.0))})
+    task = Task(stages, plan, machine, Profile(Spread(0.05)), trainable, tmp_path / "trials", 0, 1)
+    with opened(tmp_path / "run/ledger.sqlite", machine.billing, "a") as ledger:
+        runs = LocalCluster(Work(trainable), 1, lambda node, now: ledger.node_runs(node, 3600.0, now), ledger.node_ends)
+        outcome = Executor(task, ledger, runs).run()
+        ends = [ended for _, _, ended, _ in ledger.stages()]
+        held = [sum(life.since < end <= (life.until or end) for life in ledger.lives()) for end in ends]
+        paid = sum((life.until or 0) - life.since for life in ledger.lives())
+    assert held == [3, 1, 2]
+    assert outcome.spent == pytest.approx(paid)
+
+
+def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
+    """Training again in a finished run starts no process and gives the same result."""
+    first = trained(tmp_path)
+    lines, lives = (tmp_path / "log").read_text(), nodes(tmp_path)
+    again = trained(tmp_path)
+    assert (tmp_path / "log").read_text() == lines
+    assert nodes(tmp_path) == lives
+    assert again.metrics["best_accuracy"] == first.metrics["best_accuracy"]
+
+
+def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
+    """When a worker is killed its trial goes on from its checkpoint, on a node that takes the lost one's place."""
+    report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:suicidal"))
+    assert report.verdict is Verdict.YES
+    assert report.metrics["lost_nodes"].value == 1
+    ran = Counter((tmp_path / "log").read_text().splitlines())
+    assert sum(count - 1 for count in ran.values()) == 0
+
+
+def test_a_failing_trial_is_left_out(tmp_path: Path) -> None:
+    """A configuration whose function raises three times is left out and told; the others go on."""
+    report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:broken"))
+    assert report.verdict is Verdict.YES
+    assert (report.metrics["best_accuracy"].value or 0) > 0.5
+
+
+def test_the_cap_is_never_passed_and_can_be_raised(tmp_path: Path) -> None:
+    """A run stops before its budget is passed; a run with a higher budget goes on from there."""
+    slow = SPEC.replace("iteration: {mean: 50 ms}", "iteration: {mean: 1 ms}, error: 0%").replace(
+        "mean: 2 s", "mean: 1 ms"
+    )
+    report = trained(tmp_path, slow + "budget: $0.002\n")
+    assert report.verdict is Verdict.NO
+    assert 0 < (report.metrics["cost_usd"].value or 0) <= 0.002
+    assert all(life[4] is not None for life in nodes(tmp_path))
+    more = trained(tmp_path, slow + "budget: $1\n")
+    assert more.verdict is Verdict.YES
+    assert set(Counter((tmp_path / "log").read_text().splitlines()).values()) <= {1, 2}
+
+
+def test_a_run_is_not_mixed_with_another(tmp_path: Path) -> None:
+    """A ledger that was begun for something else is refused: its spend is not this run's."""
+    with opened(tmp_path / "l.sqlite", Billing(), "a"):
+        pass
+    with pytest.raises(UnfoldError, match="another spec"), opened(tmp_path / "l.sqlite", Billing(), "b"):
+        pass
+
+
+def test_workers_that_cannot_start_are_told(tmp_path: Path) -> None:
+    """A function that cannot be imported ends the run with words after three attempts, and every life is closed."""
+    with pytest.raises(UnfoldError, match="3 times before it was ready"):
+        trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:nonesuch"))
+    assert [life[4] is not None for life in nodes(tmp_path)] == [True] * len(nodes(tmp_path))
+
+
+def test_code_needs_leave(tmp_path: Path) -> None:
+    """A spec that names code is refused without --allow-code."""
+    spec = validate(TuningSpec, parse(SPEC, "t.yaml"))
+    with pytest.raises(UnfoldError, match="names code"):
+        train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2)))
+
+
+def test_a_measured_profile_is_near_the_truth(tmp_path: Path) -> None:
+    """Profile finds the 50 ms that an iteration sleeps, and keeps a profile that plan can read."""
+    spec = validate(TuningSpec, parse(SPEC, "t.yaml"))
+    report = profile(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+    assert 0.05 <= (report.metrics["iteration_s"].value or 0) < 0.2
+    assert json.loads((tmp_path / "profile.json").read_text())["speedup"] == {"1": 1.0}
+
+
+def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:
+    """After kill -9 at random moments the winner is the same, every life is closed, and little is run twice."""
+    spec = tmp_path / "t.yaml"
+    spec.write_text(SPEC.replace("30 s", "10 min"))
+    command = [sys.executable, "-m", "unfoldkit", "train", str(spec), "--run", str(tmp_path / "run"), "--allow-code"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    kills, rng = 0, np.random.default_rng(0)
+    for _ in range(2):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            kills += _killed_in_the_middle(process, tmp_path / "log", rng)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert kills >= 1
+    ran = Counter((tmp_path / "log").read_text().splitlines())
+    assert sum(count - 1 for count in ran.values()) <= kills * 3
+    assert all(life[4] is not None for life in nodes(tmp_path))
+    fresh = trained(tmp_path / "fresh", SPEC.replace("30 s", "10 min"))
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["metrics"]["best_accuracy"]["value"] == fresh.metrics["best_accuracy"].value
+
+
+def _killed_in_the_middle(process: subprocess.Popen[bytes], log: Path, rng: np.random.Generator) -> bool:
+    before = log.stat().st_size if log.exists() else 0
+    while process.poll() is None and (log.stat().st_size if log.exists() else 0) == before:
+        time.sleep(0.02)
+    time.sleep(rng.uniform(0.0, 0.4))
+    if process.poll() is not None:
+        return False
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return True

@@ -1,0 +1,252 @@
+"""Carries a plan out, stage by stage: grow or shrink, train, rank, and go on after whatever happens.
+
+The ledger is the only memory. What it does not hold did not happen, so that a run killed at any moment goes on from
+the last checkpoint of each trial, with its spend.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from unfold_tuning.cluster import TICK, Cluster, Event
+from unfold_tuning.deals import Deal, Plan
+from unfold_tuning.facts import Machine, Profile, log_sigma
+from unfold_tuning.ledger import Ledger, Trial
+from unfold_tuning.replan import Rest, believed, plan_again
+from unfold_tuning.spec import Trainable
+from unfold_tuning.stages import Group, Stage
+from unfold_tuning.tables import model
+from unfold_tuning.trainables import sample
+from unfold_tuning.words import dollars, span
+from unfold_tuning.worker import Job
+from unfoldkit.api import fail
+
+TRIES = 3
+REPLAN_SAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A plan and everything that carrying it out needs. ``deadline`` is in seconds from the start of the run."""
+
+    stages: tuple[Stage, ...]
+    plan: Plan
+    machine: Machine
+    profile: Profile
+    trainable: Trainable
+    folder: Path
+    seed: int
+    every: int
+    deadline: float | None = None
+    budget: float | None = None
+    share: float = 0.95
+    replan: bool = True
+    wall: Callable[[], float] = time.time
+    progress: Callable[[str, int, int], None] = lambda _step, _done, _total: None
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended: ``stopped`` says why it did not run to its end; ``plans`` are the deals that were carried out."""
+
+    winner: Trial | None
+    began: float
+    ended: float
+    spent: float
+    stopped: str
+    plan: Plan
+    replans: tuple[str, ...]
+    lost: int
+
+
+class OverBudget(Exception):  # noqa: N818 - not an error of the user's: the cap did its duty
+    """The next moment would cost more than the cap allows."""
+
+
+@dataclass(slots=True)
+class Executor:
+    """One process's attempt at a task."""
+
+    task: Task
+    ledger: Ledger
+    cluster: Cluster
+    lost: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self) -> Outcome:
+        """Run every stage that the ledger does not hold yet."""
+        began = self.ledger.fact("began", self.task.wall())
+        plan, stopped = self.task.plan, ""
+        done = {stage for stage, *_ in self.ledger.stages()}
+        try:
+            for index, stage in enumerate(self.task.stages):
+                stored = self.ledger.fact(f"plan-{index}")
+                plan = tuple(Deal(*deal) for deal in stored) if stored else plan
+                if index not in done:
+                    self._stage(index, stage, plan[index])
+                    plan = self._again(index, plan, began)
+        except OverBudget as error:
+            stopped = str(error)
+        finally:
+            self.cluster.close()
+        ended = self.task.wall()
+        return Outcome(
+            self._winner(), began, ended, self.ledger.spent(), stopped, plan, tuple(self.notes), len(self.lost)
+        )
+
+    def _stage(self, index: int, stage: Stage, deal: Deal) -> None:
+        self.ledger.stage_begins(index, self.task.wall())
+        self._afford(deal.instances)
+        self.cluster.resize(deal.instances, self._watch)
+        waiting = self._jobs(stage, deal)
+        total, tries = len(waiting), dict.fromkeys((job.trial for job in waiting), 0)
+        running: dict[int, Job] = {}
+        while waiting or running:
+            self._watch()
+            self._fill(index, waiting, running)
+            for event in self.cluster.events(TICK):
+                self._heard(event, deal, waiting, running, tries)
+            self.task.progress(f"stage {index + 1}", total - len(waiting) - len(running), total)
+        keep = [trial.id for group in stage.groups for trial in self._ranked(group.bracket, group.done + group.iters)]
+        self.ledger.stage_ends(index, self.task.wall(), keep)
+
+    def _jobs(self, stage: Stage, deal: Deal) -> list[Job]:
+        jobs = [self._job(trial, group, deal) for group in stage.groups for trial in self._entrants(group)]
+        open_ = [job for job in jobs if job.done < job.target]
+        return sorted(open_, key=lambda job: (job.done - job.target, job.trial))
+
+    def _entrants(self, group: Group) -> list[Trial]:
+        if group.done == 0:
+            rng = np.random.default_rng([self.task.seed, 1000 + group.bracket])
+            configs = [sample(self.task.trainable.space, rng) for _ in range(group.trials)]
+            self.ledger.trial_starts(group.bracket, configs)
+            return [trial for trial in self.ledger.trials(group.bracket) if not self._failed(trial.id)]
+        return self._ranked(group.bracket, group.done)[: group.trials]
+
+    def _ranked(self, bracket: int, iters: int) -> list[Trial]:
+        metrics = {trial: metric for trial, at, metric, _, _ in self.ledger.steps() if at == iters}
+        there = [trial for trial in self.ledger.trials(bracket) if trial.id in metrics and not self._failed(trial.id)]
+        return sorted(there, key=lambda trial: (-metrics[trial.id], trial.id))
+
+    def _job(self, trial: Trial, group: Group, deal: Deal) -> Job:
+        folder = self.task.folder / f"trial-{trial.id:05d}"
+        target = group.done + group.iters
+        return Job(
+            trial.id, dict(trial.config), trial.iters, target, self.task.every, deal.gang, self.task.seed, folder
+        )
+
+    def _fill(self, index: int, waiting: list[Job], running: dict[int, Job]) -> None:
+        while waiting:
+            node = self.cluster.free(waiting[0].gang)
+            if node is None:
+                return
+            job = waiting.pop(0)
+            running[job.trial] = job
+            self.ledger.part_begins(index, job.trial, node, self.task.wall())
+            self.cluster.start(node, job)
+
+    def _heard(
+        self, event: Event, deal: Deal, waiting: list[Job], running: dict[int, Job], tries: dict[int, int]
+    ) -> None:
+        told, job = event.told, running.get(event.trial)
+        if told is not None and told.what == "step" and job is not None:
+            self.ledger.step(told.trial, told.iters, told.metric, told.seconds, job.gang)
+            running[job.trial] = replace(job, done=told.iters)
+            if told.iters >= job.target:
+                self._left(job.trial, running)
+            return
+        if told is None:
+            self.lost.add(event.node)
+            self.task.log.warning("%s is lost; its trials go on from their checkpoints", event.node)
+            self._afford(deal.instances)
+            self.cluster.resize(deal.instances, self._watch)
+        if job is not None:
+            self._once_more(self._left(job.trial, running), tries, told.error if told else "its node was lost", waiting)
+
+    def _left(self, trial: int, running: dict[int, Job]) -> Job:
+        self.ledger.part_ends(trial, self.task.wall())
+        self.cluster.finished(trial)
+        return running.pop(trial)
+
+    def _once_more(self, job: Job, tries: dict[int, int], reason: str, waiting: list[Job]) -> None:
+        tries[job.trial] += 1
+        if tries[job.trial] < TRIES:
+            waiting.insert(0, job)
+            return
+        self.ledger.fact(f"failed-{job.trial}", reason)
+        self.task.log.warning("trial %d failed %d times and is left out: %s", job.trial, TRIES, reason)
+        if all(self._failed(trial.id) for trial in self.ledger.trials()):
+            raise fail(f"every trial failed; the last said: {reason}", key="trainable")
+
+    def _failed(self, trial: int) -> bool:
+        return self.ledger.fact(f"failed-{trial}") is not None
+
+    def _watch(self) -> None:
+        self.ledger.node_seen(self.task.wall())
+        self._afford(0)
+
+    def _afford(self, more: int) -> None:
+        """Stop before the cap is passed: what is spent, one more second of all nodes, and new nodes' minimum."""
+        if self.task.budget is None:
+            return
+        open_ = [life for life in self.ledger.lives() if life.until is None]
+        rate = sum(life.price for life in open_) / 3600.0
+        new = max(0, more - len(open_))
+        least = float(self.task.machine.billing.cost(0.0, self.task.machine.price)) * new
+        next_ = self.ledger.spent() + rate * max(1.0, self.task.machine.billing.increment) + least
+        if next_ > self.task.budget:
+            raise OverBudget(f"the budget of {dollars(self.task.budget)} would be passed")
+
+    def _again(self, index: int, plan: Plan, began: float) -> Plan:
+        rest = self.task.stages[index + 1 :]
+        if not rest or self.task.deadline is None or not self.task.replan:
+            return plan
+        left = began + self.task.deadline - self.task.wall()
+        found = self._planned(index, plan, left)
+        if found.late:
+            self._late(left, found)
+        if found.changed:
+            plan = (*plan[: index + 1], *found.plan)
+            note = f"after stage {index + 1}: instances {' '.join(str(deal.instances) for deal in found.plan)}"
+            self.notes.append(note)
+            self.task.log.warning("planned again %s", note)
+        self.ledger.fact(f"plan-{index + 1}", [[d.instances, d.gang, d.slots] for d in plan])
+        return plan
+
+    def _planned(self, index: int, plan: Plan, left: float) -> Rest:
+        task = self.task
+        noise = log_sigma(task.profile.trial_cv) + log_sigma(task.profile.iteration.std / task.profile.iteration.mean)
+        belief = believed(task.profile).seen(self._ratios(), noise)
+        drawn = model(task.stages, belief.applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
+        return plan_again(drawn.rest(index + 1, plan[index].instances), plan[index + 1 :], left, task.share)
+
+    def _ratios(self) -> list[float]:
+        mean, profile = self.task.profile.iteration.mean, self.task.profile
+        each = self.task.machine.accelerators
+        before: dict[int, int] = {}
+        ratios = []
+        for trial, iters, _, seconds, gang in self.ledger.steps():
+            count = iters - before.get(trial, 0)
+            before[trial] = iters
+            ratios.append(seconds / (count * mean / (profile.gain(gang, each) * self.task.machine.speed)))
+        return [ratio for ratio in ratios if ratio > 0]
+
+    def _late(self, left: float, found: Rest) -> None:
+        self.task.log.warning(
+            "the deadline cannot be promised any more: %s left, P(on time) %.0f %%. Finish late (what is done now): "
+            "%s can be promised; grow: raise cloud.limit; trim: fewer trials or max_iters",
+            span(max(0.0, left)), 100 * found.after, span(found.fastest),
+        )  # fmt: skip
+        self.notes.append(f"{span(found.fastest)} were needed for a promise, {span(max(0.0, left))} were left")
+
+    def _winner(self) -> Trial | None:
+        there = [trial for trial in self.ledger.trials() if trial.metric is not None and not self._failed(trial.id)]
+        full = max((trial.iters for trial in there), default=0)
+        return max((t for t in there if t.iters == full), key=lambda t: (t.metric or 0.0, -t.id), default=None)

@@ -1,0 +1,176 @@
+"""What was spent and what is done, in SQLite: it survives ``kill -9``, and a resumed run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unfoldkit.api import fail
+from unfoldkit.catalog.billing import Billing
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS nodes (id TEXT PRIMARY KEY, price REAL NOT NULL, since REAL NOT NULL,
+    seen REAL NOT NULL, until REAL);
+CREATE TABLE IF NOT EXISTS trials (id INTEGER PRIMARY KEY, bracket INTEGER NOT NULL, config TEXT NOT NULL,
+    iters INTEGER NOT NULL DEFAULT 0, metric REAL);
+CREATE TABLE IF NOT EXISTS steps (trial INTEGER NOT NULL, iters INTEGER NOT NULL, metric REAL NOT NULL,
+    seconds REAL NOT NULL, gang INTEGER NOT NULL, PRIMARY KEY (trial, iters));
+CREATE TABLE IF NOT EXISTS parts (stage INTEGER NOT NULL, trial INTEGER NOT NULL, node TEXT NOT NULL,
+    began REAL NOT NULL, ended REAL);
+CREATE TABLE IF NOT EXISTS stages (stage INTEGER PRIMARY KEY, began REAL NOT NULL, ended REAL, survivors TEXT);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A configuration and how far it has got."""
+
+    id: int
+    bracket: int
+    config: Mapping[str, Any]
+    iters: int
+    metric: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """An instance's billed life, in seconds of the wall clock; ``until`` is ``None`` while it runs."""
+
+    id: str
+    price: float
+    since: float
+    seen: float
+    until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The database of one run. Every method is one transaction, on disk when it returns."""
+
+    path: Path
+    billing: Billing
+    base: sqlite3.Connection
+
+    def close(self) -> None:
+        """Close the database."""
+        self.base.close()
+
+    def fact(self, key: str, value: Any = None) -> Any:
+        """Return a fact of the run; the first value that is given stays."""
+        if value is not None:
+            self._write("INSERT OR IGNORE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+        rows = self.base.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchall()
+        return json.loads(rows[0][0]) if rows else None
+
+    def node_runs(self, node: str, price: float, since: float) -> None:
+        """Note that an instance is billed from now on."""
+        self._write("INSERT INTO nodes VALUES (?, ?, ?, ?, NULL)", (node, price, since, since))
+
+    def node_seen(self, now: float) -> None:
+        """Note that every open instance is still there: what a crash leaves open is billed up to here."""
+        self._write("UPDATE nodes SET seen = ? WHERE until IS NULL", (now,))
+
+    def node_ends(self, node: str, until: float) -> None:
+        """Note that an instance is billed no longer."""
+        self._write("UPDATE nodes SET until = ?, seen = ? WHERE id = ? AND until IS NULL", (until, until, node))
+
+    def close_open(self) -> None:
+        """End what a crash left open at the moment when it was last seen: its processes died with the driver."""
+        with self.base:
+            self.base.execute(
+                "UPDATE parts SET ended = (SELECT MAX(began, seen) FROM nodes WHERE nodes.id = parts.node) "
+                "WHERE ended IS NULL"
+            )
+            self.base.execute("UPDATE nodes SET until = seen WHERE until IS NULL")
+
+    def lives(self) -> list[Life]:
+        """Return every instance that was ever paid."""
+        return [Life(*row) for row in self.base.execute("SELECT * FROM nodes ORDER BY since, id")]
+
+    def spent(self) -> float:
+        """Return dollars so far, every life billed by the rules, open ones up to when they were last seen."""
+        return sum(
+            float(self.billing.cost((life.until or life.seen) - life.since, life.price)) for life in self.lives()
+        )
+
+    def trial_starts(self, bracket: int, configs: list[dict[str, Any]]) -> None:
+        """Note a bracket's trials, unless they are there already."""
+        if not self.trials(bracket):
+            rows = [(bracket, json.dumps(config)) for config in configs]
+            with self.base:
+                self.base.executemany("INSERT INTO trials (bracket, config) VALUES (?, ?)", rows)
+
+    def trials(self, bracket: int | None = None) -> list[Trial]:
+        """Return the trials of a bracket, or all."""
+        rows = self.base.execute("SELECT * FROM trials ORDER BY id").fetchall()
+        found = [Trial(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows]
+        return [trial for trial in found if bracket in (None, trial.bracket)]
+
+    def step(self, trial: int, iters: int, metric: float, seconds: float, gang: int) -> None:
+        """Note a checkpoint of a trial."""
+        with self.base:
+            self.base.execute(
+                "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?)", (trial, iters, metric, seconds, gang)
+            )
+            self.base.execute("UPDATE trials SET iters = ?, metric = ? WHERE id = ?", (iters, metric, trial))
+
+    def steps(self) -> list[tuple[int, int, float, float, int]]:
+        """Return every checkpoint: trial, iterations, metric, seconds since the one before, accelerators."""
+        return self.base.execute("SELECT * FROM steps ORDER BY trial, iters").fetchall()
+
+    def part_begins(self, stage: int, trial: int, node: str, now: float) -> None:
+        """Note that a trial runs on a node."""
+        self._write("INSERT INTO parts VALUES (?, ?, ?, ?, NULL)", (stage, trial, node, now))
+
+    def part_ends(self, trial: int, now: float) -> None:
+        """Note that a trial has left its node."""
+        self._write("UPDATE parts SET ended = ? WHERE trial = ? AND ended IS NULL", (now, trial))
+
+    def parts(self) -> list[tuple[int, int, str, float, float | None]]:
+        """Return who ran where: stage, trial, node, begin, end."""
+        return self.base.execute("SELECT * FROM parts ORDER BY began").fetchall()
+
+    def stage_begins(self, stage: int, now: float) -> None:
+        """Note that a stage has begun; a resumed one keeps its first begin."""
+        self._write("INSERT OR IGNORE INTO stages VALUES (?, ?, NULL, NULL)", (stage, now))
+
+    def stage_ends(self, stage: int, now: float, survivors: list[int]) -> None:
+        """Note that a stage has ended, and which trials go on."""
+        self._write("UPDATE stages SET ended = ?, survivors = ? WHERE stage = ?", (now, json.dumps(survivors), stage))
+
+    def stages(self) -> list[tuple[int, float, float, list[int]]]:
+        """Return the stages that have ended: index, begin, end, survivors."""
+        rows = self.base.execute("SELECT * FROM stages WHERE ended IS NOT NULL ORDER BY stage").fetchall()
+        return [(stage, began, ended, json.loads(text)) for stage, began, ended, text in rows]
+
+    def _write(self, text: str, values: tuple[Any, ...]) -> None:
+        with self.base:
+            self.base.execute(text, values)
+
+
+@contextmanager
+def opened(path: Path, billing: Billing, made_from: str) -> Iterator[Ledger]:
+    """Open the ledger of a run, new or old.
+
+    Raises:
+        UnfoldError: the run was begun with another spec, seed or plan; its spend must not be mixed with this one's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    base = sqlite3.connect(path)
+    try:
+        base.execute("PRAGMA journal_mode=WAL")
+        base.execute("PRAGMA synchronous=FULL")
+        base.executescript(SCHEMA)
+        ledger = Ledger(path, billing, base)
+        if ledger.fact("made_from", made_from) != made_from:
+            hint = "--run DIR starts another; delete this one to forget what it spent"
+            raise fail("this run was begun with another spec, seed or plan", file=str(path), hint=hint)
+        yield ledger
+    finally:
+        base.close()

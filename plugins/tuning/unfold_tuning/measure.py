@@ -1,0 +1,172 @@
+"""The verb ``profile``: times of the real trainable on this machine's nodes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_tuning.cluster import LocalCluster
+from unfold_tuning.facts import Machine
+from unfold_tuning.plan import PROFILE
+from unfold_tuning.prices import machines_of
+from unfold_tuning.spec import ProfileSpec, TuningSpec
+from unfold_tuning.trainables import Work, sample
+from unfold_tuning.words import span
+from unfold_tuning.worker import Job, Told
+from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, broken, fail, fingerprint
+
+TRIALS = 8
+ITERS = 3
+LONGEST = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of every step by (gang, trial), of every node's start, and of every trial's start beside its steps."""
+
+    steps: dict[tuple[int, int], list[float]]
+    startups: list[float]
+    starts: list[float]
+
+
+def profile(spec: TuningSpec, run: Run) -> Report:
+    """Measure iteration time and its spread, speed-up, start-up and the start of a trial; keep them for ``plan``."""
+    work = work_of(spec, run)
+    machine = machines_of(spec, run)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(work, spec, machine, Path(folder), run)
+    told = summary(found)
+    made = ProfileSpec.model_validate_json(json.dumps(told))
+    run.directory.write(PROFILE, json.dumps(told, indent=1).encode(), made_from=fingerprint(spec.trainable, run.seed))
+    return _report(spec, made, found)
+
+
+def work_of(spec: TuningSpec, run: Run) -> Work:
+    """Return what workers are given.
+
+    Raises:
+        UnfoldError: nothing can be trained, the data is not there, or the spec's code is not allowed.
+    """
+    trainable = spec.trainable
+    if trainable is None:
+        raise fail("nothing to train", key="trainable", hint="write trainable: {estimator: xgboost, data: digits}")
+    if trainable.function is not None and not run.allow_code:
+        raise fail(f"the spec names code: {trainable.function}", key="trainable.function", hint="--allow-code runs it")
+    builtin = trainable.data in (None, "digits", "breast-cancer", "wine")
+    path = None if builtin else run.path(str(trainable.data), key="trainable.data")
+    return Work(trainable, path, run.seed)
+
+
+def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: Run) -> Measured:
+    """Run a few trials at every gang size, on a node of their own."""
+    rng = np.random.default_rng([run.seed, 31])
+    configs = [sample(work.trainable.space, rng) for _ in range(TRIALS)]
+    found = Measured({}, [], [])
+    for gang in _gangs(machine.accelerators):
+        began = run.clock()
+        cluster = LocalCluster(work, machine.accelerators, _nothing, _nothing)
+        try:
+            cluster.resize(1, _idle)
+            found.startups.append(run.clock() - began)
+            every = spec.cloud.checkpoint_iters
+            jobs = [
+                Job(index, config, 0, ITERS * every, every, gang, run.seed, folder / f"{gang}-{index}")
+                for index, config in enumerate(configs)
+            ]
+            _play(cluster, jobs, found, run)
+        finally:
+            cluster.close()
+        run.progress("profile", gang, machine.accelerators)
+    return found
+
+
+def summary(found: Measured) -> dict[str, Any]:
+    """Return the measured profile in the form of a spec's."""
+    single = {trial: values for (gang, trial), values in found.steps.items() if gang == 1}
+    means = np.array([np.mean(values) for values in single.values()])
+    mean = float(means.mean())
+    within = float(np.mean([np.std(values) for values in single.values()]))
+    gangs = sorted({gang for gang, _ in found.steps})
+    by_gang = {g: float(np.mean([np.mean(v) for (gang, _), v in found.steps.items() if gang == g])) for g in gangs}
+    return {
+        "iteration": {"mean": _time(mean), "std": _time(within)},
+        "speedup": {gang: round(mean / by_gang[gang], 4) if gang > 1 else 1.0 for gang in gangs},
+        "provision": {"mean": "0 s", "std": "0 s"},
+        "startup": {"mean": _time(float(np.mean(found.startups))), "std": _time(float(np.std(found.startups)))},
+        "start": {"mean": _time(float(np.mean(found.starts))), "std": _time(float(np.std(found.starts)))},
+        "sync": {"mean": "0.05 s", "std": "0 s"},
+        "trial_spread": round(min(1.0, float(means.std() / mean)), 4),
+        "error": 0.1,
+    }
+
+
+def _play(cluster: LocalCluster, jobs: Sequence[Job], found: Measured, run: Run) -> None:
+    waiting, began, spent = list(jobs), {}, dict.fromkeys((job.trial for job in jobs), 0.0)
+    every = jobs[0].every
+    open_: dict[int, Job] = {}
+    while waiting or open_:
+        while waiting and (node := cluster.free(waiting[0].gang)):
+            job = waiting.pop(0)
+            open_[job.trial], began[job.trial] = job, run.clock()
+            cluster.start(node, job)
+        for event in cluster.events(1.0):
+            told = _fine(event.told)
+            spent[told.trial] += told.seconds
+            job = open_[told.trial]
+            found.steps.setdefault((job.gang, told.trial), []).append(told.seconds / every)
+            if told.iters >= job.target:
+                found.starts.append(max(0.0, run.clock() - began[told.trial] - spent[told.trial]))
+                cluster.finished(told.trial)
+                del open_[told.trial]
+
+
+def _fine(told: Told | None) -> Told:
+    if told is None:
+        raise broken("a worker died while it was measured", hint="out of memory?")
+    if told.what == "failed":
+        raise fail(f"the trainable failed: {told.error}", key="trainable")
+    return told
+
+
+def _gangs(accelerators: int) -> list[int]:
+    sizes = [1]
+    while sizes[-1] * 2 <= accelerators:
+        sizes.append(sizes[-1] * 2)
+    return sizes
+
+
+def _nothing(_node: str, _now: float) -> None:
+    return None
+
+
+def _idle() -> None:
+    return None
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.4f} ms"
+
+
+def _report(spec: TuningSpec, made: ProfileSpec, found: Measured) -> Report:
+    rows = tuple((gang, made.iteration.mean / gain, gain) for gang, gain in sorted(made.speedup.items()))
+    columns = (Column("accelerators"), Column("iteration", "s", 4, timed=True), Column("speed-up", "", 2, timed=True))
+    startup = float(np.mean(found.startups))
+    metrics = {
+        "iteration_s": Metric(made.iteration.mean, "s", timed=True),
+        "iteration_std_s": Metric(made.iteration.std, "s", timed=True),
+        "startup_s": Metric(startup, "s", timed=True),
+        "trial_start_s": Metric(float(np.mean(found.starts)), "s", timed=True),
+        "trial_spread": Metric(made.trial_spread, timed=True),
+        "steps": Metric(sum(len(values) for values in found.steps.values())),
+    }
+    headline = f"an iteration takes {span(made.iteration.mean)} on one accelerator · kept for unfold plan"
+    return Report(
+        "tuning", "profile", spec.name, Verdict.YES, headline, (f"{TRIALS} trials of {ITERS} checkpoints",), metrics,
+        (Table("speed-up", columns, rows),), next=f"unfold plan {spec.name}.yaml",
+    )  # fmt: skip

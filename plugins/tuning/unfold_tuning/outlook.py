@@ -1,0 +1,80 @@
+"""What else a planner wants to know: what if the profile is wrong, what a minute more would save, a bad day on spot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unfold_tuning.deals import Plan
+from unfold_tuning.facts import Profile, Spread
+from unfold_tuning.planner import Offer, best
+from unfold_tuning.rivals import Goal, cheapest, greedy, static_scores
+from unfold_tuning.score import Score, score
+from unfold_tuning.tables import Model, model, slower
+
+CURVE_SAMPLES = 1000
+CURVE_POINTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The cheapest promise of each planner at one deadline (``None`` where there is none)."""
+
+    deadline: float
+    exact: float | None
+    greedy: float | None
+    static: float | None
+
+
+def doubts(found: Model, plan: Plan, goal: Goal) -> list[tuple[str, float]]:
+    """Return P(on time) of a plan if the truth differs from the profile, by name of the difference."""
+    profile = found.profile
+    wait = profile.provision
+    changed = {
+        "iterations 3 % slower": slower(profile, 1.03),
+        "provisioning twice as long": replace(profile, provision=Spread(2 * wait.mean, 2 * wait.std)),
+        "spread half as large again": _wider(profile),
+    }
+    return [(name, score(found.with_profile(item), plan).on_time(goal.deadline)) for name, item in changed.items()]
+
+
+def lost_together(item: Offer, plan: Plan, goal: Goal) -> float:
+    """Return P(on time) if all spot instances are lost at once, half-way through the longest stage."""
+    profile = item.model.profile
+    ends = score(item.model, plan).ends
+    lengths = np.diff(ends, axis=0, prepend=0.0)
+    lost = profile.iteration.mean * item.model.machine.checkpoint_iters / 2 / item.model.machine.speed
+    extra = lost + profile.provision.mean + profile.startup.mean + profile.start.mean
+    longest = int(lengths.mean(axis=1).argmax())
+    seconds = ends[-1] + extra + 0 * lengths[longest]
+    return float((seconds <= goal.deadline).mean())
+
+
+def curve_points(offers: Sequence[Offer], goal: Goal, seed: int) -> list[Point]:
+    """Return what each planner promises at deadlines from the soonest possible to where one instance is enough."""
+    first = offers[0].model
+    small = model(first.stages, first.profile, first.machine, min(CURVE_SAMPLES, first.samples), seed)
+    soonest = min(float(item.promised.min()) for item in offers)
+    latest = max(float(item.promised.max()) for item in offers)
+    deadlines = np.geomspace(soonest * 1.001, max(latest, soonest * 1.01), CURVE_POINTS)
+    models = [small.on(item.model.machine) for item in offers]
+    statics = [static_scores(item) for item in models]
+    return [_point(offers, models, statics, Goal(float(d), goal.share)) for d in deadlines]
+
+
+def _point(offers: Sequence[Offer], models: Sequence[Model], statics: Sequence[Sequence[Score]], goal: Goal) -> Point:
+    exact = best(offers, goal.deadline)
+    fixed = [cheapest(scores, goal).best for scores in statics]
+    lowered = [greedy(item, goal, start).best for item, start in zip(models, fixed, strict=True)]
+    return Point(goal.deadline, exact[1].cost if exact else None, _least(lowered), _least(fixed))
+
+
+def _least(scores: Sequence[Score | None]) -> float | None:
+    return min((item.cost for item in scores if item is not None), default=None)
+
+
+def _wider(profile: Profile) -> Profile:
+    spread = profile.iteration
+    return replace(profile, iteration=Spread(spread.mean, 1.5 * spread.std), trial_cv=1.5 * profile.trial_cv)

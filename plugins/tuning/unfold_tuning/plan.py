@@ -1,0 +1,113 @@
+"""The verb ``plan``: how many instances of which type to hold in each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from unfold_tuning import screen
+from unfold_tuning.facts import Machine, Profile
+from unfold_tuning.planner import (
+    Offer,
+    affordable,
+    best,
+    cheapest_conceivable,
+    offers,
+    rivals,
+    soonest,
+)
+from unfold_tuning.prices import machines_of, profile_of, stages_of
+from unfold_tuning.rivals import Goal
+from unfold_tuning.score import Score
+from unfold_tuning.spec import ProfileSpec, TuningSpec
+from unfold_tuning.stages import Stage
+from unfoldkit.api import Metric, Report, Run, fail
+
+PROFILE = "profile.json"
+
+
+def plan(spec: TuningSpec, run: Run) -> Report:
+    """Search the plan and lay it beside those of the others."""
+    began = run.clock()
+    stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
+    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed)
+    run.progress("curve", 1, 2)
+    report = _answer(spec, found, run.seed)
+    run.progress("curve", 2, 2)
+    facts = {"prices": {machine.name + " " + machine.market: machine.origin for machine in machines}}
+    timed = {"planning_seconds": Metric(run.clock() - began, "s", timed=True)}
+    return replace(
+        report,
+        subtitle=screen.subtitle(spec, stages),
+        metrics={**report.metrics, **timed},
+        lines=(*report.lines, ("prices", screen.prices(machines))),
+        provenance={**report.provenance, **facts},
+    )
+
+
+def known_profile(spec: TuningSpec, run: Run) -> Profile:
+    """Return the profile of the spec, or the one that was measured in this run.
+
+    Raises:
+        UnfoldError: there is neither.
+    """
+    if spec.profile is not None:
+        return profile_of(spec.profile)
+    if run.directory.has(PROFILE):
+        return profile_of(ProfileSpec.model_validate_json(run.directory.read(PROFILE)))
+    hint = "write profile: {iteration: {mean: 12 s}}" + (", or unfold profile SPEC" if spec.trainable else "")
+    raise fail("no profile: nothing is known about how long an iteration takes", key="profile", hint=hint)
+
+
+def decision(stages: tuple[Stage, ...], machine: Machine, found: Score, share: float) -> Mapping[str, Any]:
+    """Return a plan as data that can be committed, compared and carried out."""
+    rows = [
+        {
+            "trials": stage.trials,
+            "iterations": max(group.iters for group in stage.groups),
+            "instances": deal.instances,
+            "accelerators_per_trial": deal.gang,
+            "at_a_time": deal.slots,
+        }
+        for stage, deal in zip(stages, found.plan, strict=True)
+    ]
+    return {
+        "instance": machine.name,
+        "market": machine.market,
+        "usd_per_hour": machine.price,
+        "stages": rows,
+        "cost_usd": round(found.cost, 6),
+        "mean_seconds": round(found.mean_seconds, 6),
+        "promised_seconds": round(found.promise(share), 6),
+    }
+
+
+def _answer(spec: TuningSpec, found: list[Offer], seed: int) -> Report:
+    if spec.deadline is None:
+        return _fastest(spec, found, seed)
+    picked = best(found, spec.deadline)
+    if picked is None:
+        return screen.too_late(spec, found, soonest(found))
+    if spec.budget is not None and picked[1].within(spec.budget) < spec.on_time:
+        return screen.too_dear(spec, picked, affordable(found, spec.budget, spec.on_time))
+    return _chosen(spec, found, picked, Goal(spec.deadline, spec.on_time), seed)
+
+
+def _fastest(spec: TuningSpec, found: list[Offer], seed: int) -> Report:
+    if spec.budget is None:
+        raise fail("neither a deadline nor a budget", key="deadline")
+    picked = affordable(found, spec.budget, spec.on_time)
+    if picked is None:
+        least = min((item for offer in found for item in offer.scores), key=lambda item: item.cost)
+        return screen.too_poor(spec, least)
+    deadline = picked[1].promise(spec.on_time)
+    return _chosen(spec, found, picked, Goal(deadline, spec.on_time), seed)
+
+
+def _chosen(spec: TuningSpec, found: list[Offer], picked: tuple[Offer, Score], goal: Goal, seed: int) -> Report:
+    item, plan_ = picked
+    others = rivals(item, goal)
+    floor = cheapest_conceivable(found, goal)
+    report = screen.chosen(spec, screen.Chosen(found, item, plan_, goal, others, floor, seed))
+    return replace(report, decision=decision(item.model.stages, item.model.machine, plan_, goal.share))

@@ -1,0 +1,113 @@
+"""The plan: the cheapest one on the exact curve that keeps the promise, over machines and markets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_tuning.bound import lower_bound
+from unfold_tuning.facts import Machine, Profile
+from unfold_tuning.frontier import Curve, Grid, curve, grid
+from unfold_tuning.rivals import Found, Goal, cheapest, greedy, naive_scores, static_scores
+from unfold_tuning.score import Score, score
+from unfold_tuning.stages import Stage
+from unfold_tuning.tables import Floats, Model, model
+
+MOST_POINTS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A machine's whole curve: plans fastest first, each scored; ``promised`` [plans] is the time that can be promised.
+
+    ``thinned`` tells that the curve had more plans than were scored, so that the cheapest may lie between two of them.
+    """
+
+    model: Model
+    table: Grid
+    exact: Curve
+    scores: tuple[Score, ...]
+    promised: Floats
+    thinned: bool
+
+    def pick(self, deadline: float) -> Score | None:
+        """Return the cheapest plan whose promised time is within the deadline."""
+        kept = [item for item, time in zip(self.scores, self.promised, strict=True) if time <= deadline + 1e-6]
+        return min(kept, key=lambda item: item.cost, default=None)
+
+    def within(self, budget: float, share: float) -> Score | None:
+        """Return the plan with the earliest promised end that costs no more than the budget, with the same promise."""
+        kept = [index for index, item in enumerate(self.scores) if item.within(budget) >= share - 1e-9]
+        return self.scores[min(kept, key=lambda index: self.promised[index])] if kept else None
+
+    @property
+    def soonest(self) -> int:
+        """The index of the plan that can be promised soonest."""
+        return int(np.argmin(self.promised))
+
+
+@dataclass(frozen=True, slots=True)
+class Rivals:
+    """The plans of the others under the same promise."""
+
+    static: Found
+    naive: Found
+    greedy: Found
+
+
+def offers(
+    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], share: float, samples: int, seed: int
+) -> list[Offer]:
+    """Return every machine's curve, on the same luck."""
+    drawn = model(stages, profile, machines[0], samples, seed)
+    return [offer(drawn.on(machine), share) for machine in machines]
+
+
+def offer(drawn: Model, share: float) -> Offer:
+    """Return a machine's curve with the time that each of its plans can promise."""
+    table = grid(drawn)
+    exact = curve(table)
+    chosen = thin(len(exact.plans), MOST_POINTS)
+    scores = tuple(score(drawn, exact.plans[index]) for index in chosen)
+    promised = np.array([item.promise(share) for item in scores])
+    return Offer(drawn, table, exact, scores, promised, len(chosen) < len(exact.plans))
+
+
+def best(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:
+    """Return the cheapest plan over all machines that keeps the promise."""
+    picked = [(item, item.pick(deadline)) for item in found]
+    kept = [(item, plan) for item, plan in picked if plan is not None]
+    return min(kept, key=lambda pair: pair[1].cost, default=None)
+
+
+def soonest(found: Sequence[Offer]) -> tuple[Offer, Score, float]:
+    """Return the plan that can be promised soonest over all machines, and the time that it promises."""
+    pairs = [(item, item.soonest) for item in found]
+    item, index = min(pairs, key=lambda pair: pair[0].promised[pair[1]])
+    return item, item.scores[index], float(item.promised[index])
+
+
+def affordable(found: Sequence[Offer], budget: float, share: float) -> tuple[Offer, Score] | None:
+    """Return the earliest promised end under a budget over all machines."""
+    picked = [(item, item.within(budget, share)) for item in found]
+    kept = [(item, plan) for item, plan in picked if plan is not None]
+    return min(kept, key=lambda pair: pair[1].promise(share), default=None)
+
+
+def rivals(item: Offer, goal: Goal) -> Rivals:
+    """Return what the others plan on the same machine."""
+    static = cheapest(static_scores(item.model), goal)
+    naive = cheapest(naive_scores(item.model), goal)
+    return Rivals(static, naive, greedy(item.model, goal, static.best))
+
+
+def cheapest_conceivable(found: Sequence[Offer], goal: Goal) -> float:
+    """Return the proven lower bound over all machines."""
+    return min(lower_bound(item.model, item.table, goal.deadline, goal.share) for item in found)
+
+
+def thin(count: int, most: int) -> list[int]:
+    """Return at most ``most`` indices of ``count``, both ends kept, evenly spread."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

@@ -1,0 +1,95 @@
+"""Planning again at a barrier: what has been measured corrects the profile, and the rest is planned for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unfold_tuning.deals import Plan
+from unfold_tuning.facts import Profile, Spread, log_sigma
+from unfold_tuning.planner import Offer, offer
+from unfold_tuning.score import Score, score
+from unfold_tuning.tables import Model, slower
+
+HYSTERESIS = 0.1
+NEARLY = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """How much slower the truth is than the profile: the logarithm's mean and standard deviation."""
+
+    mu: float = 0.0
+    sigma: float = 0.05
+
+    def seen(self, ratios: Sequence[float], noise: float) -> Belief:
+        """Return the belief after trials took ``ratios`` of their expected times, each with log-deviation ``noise``."""
+        if not ratios:
+            return self
+        observed = float(np.mean(np.log(ratios))) + noise**2 / 2
+        variance = max(noise, 1e-3) ** 2 / len(ratios)
+        prior = self.sigma**2
+        weight = prior / (prior + variance) if prior > 0 else 0.0
+        return Belief(self.mu + weight * (observed - self.mu), math.sqrt(prior * (1 - weight)))
+
+    def applied(self, profile: Profile) -> Profile:
+        """Return the profile as it is now believed."""
+        return replace(slower(profile, math.exp(self.mu)), error_cv=math.sqrt(math.expm1(self.sigma**2)))
+
+
+def waited(profile: Profile, seconds: float) -> Profile:
+    """Return the profile after new instances came in ``seconds``: half-way, in logarithms, to what was seen."""
+    spread = profile.provision
+    if spread.mean <= 0 or seconds <= 0:
+        return profile
+    factor = math.sqrt(seconds / spread.mean)
+    return replace(profile, provision=Spread(spread.mean * factor, spread.std * factor))
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is planned for the rest: the plan, whether it differs from the old one, and P(on time) of both.
+
+    ``late`` tells that nothing keeps the promise any more; ``fastest`` is then the soonest that can be promised.
+    """
+
+    plan: Plan
+    changed: bool
+    before: float
+    after: float
+    late: bool
+    fastest: float
+
+
+def believed(profile: Profile) -> Belief:
+    """Return the belief before anything was measured."""
+    return Belief(0.0, log_sigma(profile.error_cv))
+
+
+def plan_again(rest: Model, plan: Plan, time_left: float, share: float) -> Rest:
+    """Keep the plan of the remaining stages if it still keeps the promise and nothing is a tenth cheaper.
+
+    ``rest`` is the remaining job under the believed profile, with the instances that it holds.
+    """
+    kept, found = score(rest, plan), offer(rest, share)
+    picked = found.pick(time_left)
+    before = kept.on_time(time_left)
+    soonest = float(found.promised.min())
+    if picked is None:
+        better = _fastest_in_time(found, time_left)
+        gain = better.on_time(time_left) > before + 0.01
+        best = better if gain else kept
+        return Rest(best.plan, gain, before, best.on_time(time_left), True, soonest)
+    if before >= share and picked.cost > (1 - HYSTERESIS) * kept.cost:
+        return Rest(plan, False, before, before, False, soonest)
+    return Rest(picked.plan, picked.plan != plan, before, picked.on_time(time_left), False, soonest)
+
+
+def _fastest_in_time(found: Offer, time_left: float) -> Score:
+    """The cheapest plan that is nearly as likely to be on time as the likeliest: the last points cost the most."""
+    chances = [item.on_time(time_left) for item in found.scores]
+    near = [item for item, chance in zip(found.scores, chances, strict=True) if chance >= max(chances) - NEARLY]
+    return min(near, key=lambda item: item.cost)

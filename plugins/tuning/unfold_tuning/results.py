@@ -1,0 +1,121 @@
+"""The report of a run: what was found, what it took and cost, and what had been predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unfold_tuning.executor import Outcome, Task
+from unfold_tuning.ledger import Ledger
+from unfold_tuning.score import Score
+from unfold_tuning.spec import TuningSpec
+from unfold_tuning.words import counted, dollars, span
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+
+COLUMNS = (
+    Column("stage"),
+    Column("trials"),
+    Column("instances"),
+    Column("per trial", "accel."),
+    Column("predicted", "s", 2, timed=True),
+    Column("took", "s", 2, timed=True),
+    Column("best"),
+)
+
+
+def report(spec: TuningSpec, task: Task, ledger: Ledger, outcome: Outcome, guess: Score) -> Report:
+    """Return the report of a run, finished or stopped by its cap."""
+    late = spec.deadline is not None and outcome.ended - outcome.began > spec.deadline
+    good = not outcome.stopped and not late and outcome.winner is not None
+    metric = outcome.winner.metric if outcome.winner else None
+    return Report(
+        kind="tuning",
+        verb="train",
+        name=spec.name,
+        verdict=Verdict.YES if good else Verdict.NO,
+        headline=_headline(spec, outcome, late=late),
+        subtitle=(counted(len(task.stages), "stage"), counted(len(ledger.trials()), "trial"), task.machine.name),
+        metrics=_metrics(spec, ledger, outcome, guess, metric),
+        tables=(_stages(task, ledger, outcome, guess),),
+        figures=(_gantt(ledger, outcome), _curves(ledger)),
+        lines=tuple(_lines(outcome)),
+        next=f"unfold report runs/{spec.name} --out report.html" if good else "",
+        provenance={"plan": [[deal.instances, deal.gang] for deal in task.plan]},
+    )
+
+
+def _headline(spec: TuningSpec, outcome: Outcome, *, late: bool) -> str:
+    took = span(outcome.ended - outcome.began)
+    if outcome.stopped:
+        return f"stopped after {dollars(outcome.spent)}: {outcome.stopped}; a higher budget goes on from here"
+    if outcome.winner is None or outcome.winner.metric is None:
+        return "no trial came to its end"
+    name = spec.trainable.metric if spec.trainable else "metric"
+    found = f"{name} {outcome.winner.metric:.4f} by trial {outcome.winner.id} in {took} for {dollars(outcome.spent)}"
+    return f"{found}, after the deadline of {span(spec.deadline or 0)}" if late else found
+
+
+def _metrics(
+    spec: TuningSpec, ledger: Ledger, outcome: Outcome, guess: Score, metric: float | None
+) -> dict[str, Metric]:
+    wall = outcome.ended - outcome.began
+    name = f"best_{(spec.trainable.metric if spec.trainable else 'metric').replace('-', '_')}"
+    deadline = f"≤ {spec.deadline:g}" if spec.deadline is not None else None
+    budget = f"≤ {spec.budget:g}" if spec.budget is not None else None
+    on_time = wall <= spec.deadline if spec.deadline is not None else None
+    within = outcome.spent <= spec.budget if spec.budget is not None else None
+    return {
+        name: Metric(metric),
+        "wall_s": Metric(wall, "s", target=deadline, ok=on_time, timed=True),
+        "predicted_wall_s": Metric(guess.mean_seconds, "s", timed=True),
+        "cost_usd": Metric(outcome.spent, "$", target=budget, ok=within, timed=True),
+        "predicted_cost_usd": Metric(guess.cost, "$", timed=True),
+        "iterations": Metric(sum(trial.iters for trial in ledger.trials())),
+        "lost_nodes": Metric(outcome.lost, timed=True),
+    }
+
+
+def _stages(task: Task, ledger: Ledger, outcome: Outcome, guess: Score) -> Table:
+    ends = [0.0, *guess.ends.mean(axis=1).tolist()]
+    best = {trial: metric for trial, _, metric, _, _ in ledger.steps()}
+    rows: list[tuple[Cell, ...]] = []
+    for stage, began, ended, survivors in ledger.stages():
+        deal, top = outcome.plan[stage], max((best[t] for t in survivors if t in best), default=None)
+        predicted = ends[stage + 1] - ends[stage]
+        trials = task.stages[stage].trials
+        rows.append((stage + 1, trials, deal.instances, deal.gang, predicted, ended - began, top))
+    return Table("stages", COLUMNS, tuple(rows))
+
+
+def _lines(outcome: Outcome) -> Iterable[tuple[str, str]]:
+    if outcome.winner is not None:
+        shown = ", ".join(f"{key} {_short(value)}" for key, value in outcome.winner.config.items())
+        yield "winner", f"trial {outcome.winner.id}, {counted(outcome.winner.iters, 'iteration')}: {shown}"
+    for note in outcome.replans:
+        yield "planned again", note
+    if outcome.lost:
+        yield "lost", f"{counted(outcome.lost, 'node')}; the trials went on from their checkpoints"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _gantt(ledger: Ledger, outcome: Outcome) -> Figure:
+    nodes = {life.id: float(index + 1) for index, life in enumerate(ledger.lives())}
+    series = tuple(
+        Series(f"trial {trial}", (began - outcome.began, ended - outcome.began), (nodes[node], nodes[node]))
+        for _, trial, node, began, ended in ledger.parts()
+        if ended is not None
+    )
+    return Figure("gantt", "Trials on nodes", "seconds", "node", series, timed=True)
+
+
+def _curves(ledger: Ledger) -> Figure:
+    curves: dict[int, list[tuple[int, float]]] = {}
+    for trial, iters, metric, _, _ in ledger.steps():
+        curves.setdefault(trial, []).append((iters, metric))
+    series = tuple(
+        Series(f"trial {trial}", tuple(float(i) for i, _ in points), tuple(m for _, m in points))
+        for trial, points in curves.items()
+    )
+    return Figure("learning", "Learning curves", "iterations", "metric", series)

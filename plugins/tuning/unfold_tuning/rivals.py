@@ -1,0 +1,98 @@
+"""What the exact plan is measured against: the best static cluster, naive elasticity, and the paper's greedy.
+
+Each keeps the same promise on the same sampled runs, so that a difference in dollars is one of planning. The greedy
+follows the outline of RubberBand's planner as recalled (warm start from the best static cluster, then lower the stage
+with the best marginal benefit); its details are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from unfold_tuning.deals import Deal, Plan, at, ladder, slots
+from unfold_tuning.score import Score, score
+from unfold_tuning.tables import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """On time means: at least ``share`` of the sampled runs end by ``deadline`` seconds."""
+
+    deadline: float
+    share: float
+
+    def met(self, found: Score) -> bool:
+        """Whether a plan keeps the promise."""
+        return found.on_time(self.deadline) >= self.share - 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A rival's plan (``None`` where it has none on time) and how many plans it looked at."""
+
+    best: Score | None
+    looked_at: int
+
+
+def cheapest(scores: Sequence[Score], goal: Goal) -> Found:
+    """Return the cheapest of some plans that keeps the promise."""
+    kept = [found for found in scores if goal.met(found)]
+    return Found(min(kept, key=lambda found: found.cost, default=None), len(scores))
+
+
+def static_scores(model: Model) -> list[Score]:
+    """Return every fixed cluster, smallest first."""
+    ladders = [ladder(stage, model.profile, model.machine) for stage in model.stages]
+    counts = sorted({deal.instances for steps in ladders for deal in steps})
+    counts = [count for count in counts if all(steps[0].instances <= count for steps in ladders)]
+    return [score(model, tuple(at(steps, count) for steps in ladders)) for count in counts]
+
+
+def naive_scores(model: Model) -> list[Score]:
+    """Return the shrinking clusters that give every trial the same number of accelerators throughout."""
+    return [score(model, plan) for plan in _constant_gangs(model)]
+
+
+def greedy(model: Model, goal: Goal, static: Score | None) -> Found:
+    """Lower one stage at a time while that is on time and cheaper, by dollars saved per second lost."""
+    if static is None:
+        return Found(None, 0)
+    ladders = [ladder(stage, model.profile, model.machine) for stage in model.stages]
+    current, looked = static, 0
+    while True:
+        tried = [score(model, plan) for plan in _lowered(current.plan, ladders)]
+        looked += len(tried)
+        better = [found for found in tried if goal.met(found) and found.cost < current.cost - 1e-9]
+        if not better:
+            return Found(current, looked)
+        base = current
+        current = max(better, key=lambda found: _benefit(base, found))
+
+
+def multi_start(model: Model, goal: Goal, statics: Sequence[Score]) -> Found:
+    """Return the best of the greedy from every fixed cluster that is on time."""
+    found = [greedy(model, goal, start) for start in statics if goal.met(start)]
+    best = min((item.best for item in found if item.best), key=lambda item: item.cost, default=None)
+    return Found(best, sum(item.looked_at for item in found))
+
+
+def _benefit(base: Score, found: Score) -> float:
+    later = found.mean_seconds - base.mean_seconds
+    saved = base.cost - found.cost
+    return saved / later if later > 1e-9 else float("inf")
+
+
+def _lowered(plan: Plan, ladders: Sequence[Sequence[Deal]]) -> Iterator[Plan]:
+    for index, steps in enumerate(ladders):
+        smaller = [deal for deal in steps if deal.instances < plan[index].instances]
+        if smaller:
+            yield (*plan[:index], smaller[-1], *plan[index + 1 :])
+
+
+def _constant_gangs(model: Model) -> Iterator[Plan]:
+    each = model.machine.accelerators
+    for gang in model.profile.gangs:
+        hosts = -(-gang // each)
+        counts = [max(hosts, hosts * -(-stage.trials // max(1, each // gang))) for stage in model.stages]
+        yield tuple(Deal(count, gang, max(1, slots(count, gang, each))) for count in counts)

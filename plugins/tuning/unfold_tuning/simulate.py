@@ -1,0 +1,55 @@
+"""A run in simulation that plans again at its barriers: the truth is one model, what is believed another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_tuning.deals import Plan
+from unfold_tuning.facts import Profile, log_sigma
+from unfold_tuning.replan import believed, plan_again, waited
+from unfold_tuning.rivals import Goal
+from unfold_tuning.score import score
+from unfold_tuning.tables import Floats, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How a simulated run ended: seconds, dollars, and the plan that it came to."""
+
+    seconds: float
+    dollars: float
+    plan: Plan
+
+
+def play(truth: Model, sample: int, believed_model: Model, plan: Plan, goal: Goal) -> Played:
+    """Run sample number ``sample`` of the truth, planning the rest again after each stage from what was measured.
+
+    ``believed_model`` is the job under the profile that the plan was made from.
+    """
+    run, profile = truth.one(sample), believed_model.profile
+    noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
+    belief = believed(profile)
+    for index in range(len(plan) - 1):
+        profile = _waited(profile, run, plan, index)
+        belief = belief.seen(_ratios(run, believed_model, index, plan[index].gang), noise)
+        clock = float(score(run, plan).ends[index, 0])
+        rest = believed_model.with_profile(belief.applied(profile)).rest(index + 1, plan[index].instances)
+        plan = (*plan[: index + 1], *plan_again(rest, plan[index + 1 :], goal.deadline - clock, goal.share).plan)
+    end = score(run, plan)
+    return Played(float(end.seconds[0]), float(end.dollars[0]), plan)
+
+
+def _waited(profile: Profile, run: Model, plan: Plan, index: int) -> Profile:
+    grown = index == 0 or plan[index].instances > plan[index - 1].instances
+    return waited(profile, float(run.provision(index)[0])) if grown else profile
+
+
+def _ratios(run: Model, believed_model: Model, index: int, gang: int) -> Sequence[float]:
+    profile, machine = believed_model.profile, run.machine
+    per_iteration = profile.iteration.mean / (profile.gain(gang, machine.accelerators) * machine.speed)
+    expected: Floats = profile.start.mean + run.draws[index].lengths * per_iteration
+    ratios = np.asarray(run.trials(index, gang)[0] / expected)
+    return [float(ratio) for ratio in ratios]

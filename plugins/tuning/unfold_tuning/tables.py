@@ -1,0 +1,209 @@
+"""The execution model, sampled: every random quantity is drawn once and shared by all plans that are compared.
+
+One run is SCALE (wait for new instances), INIT (they start up, the stage waits for the slowest), TRAIN (one per trial,
+list scheduling where there are fewer places than trials) and SYNC (barrier) per stage; its time is the longest path
+through that graph, which for barriers is a sum over stages. Common random numbers make two plans differ by what they
+do, not by luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_ndtr, ndtri
+
+from unfold_tuning.deals import Deal
+from unfold_tuning.facts import Machine, Profile, Spread, log_sigma
+from unfold_tuning.kernels import schedule
+from unfold_tuning.stages import Stage
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Uniform and normal draws of one stage: ``trial`` and ``worker`` are [samples, trials], the others [samples]."""
+
+    lengths: Floats
+    trial: Floats
+    start: Floats
+    worker: Floats
+    hit: Floats
+    provision: Floats
+    startup: Floats
+    sync: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A job on a machine, with its draws. ``common`` [samples] is the factor by which the profile may be wrong.
+
+    ``held`` instances run already when the first stage begins, as where the rest of a job is planned again.
+    ``memory`` keeps stage durations by deal, since planners ask for the same ones again and again.
+    """
+
+    stages: tuple[Stage, ...]
+    profile: Profile
+    machine: Machine
+    draws: tuple[Draws, ...]
+    common: Floats
+    held: int = 0
+    memory: dict[tuple[int, int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def samples(self) -> int:
+        """The number of simulated runs."""
+        return len(self.common)
+
+    def on(self, machine: Machine) -> Model:
+        """Return the same runs on another machine."""
+        return replace(self, machine=machine, memory={})
+
+    def rest(self, index: int, held: int) -> Model:
+        """Return the job from stage ``index`` on, with instances that it holds already."""
+        return replace(self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={})
+
+    def one(self, sample: int) -> Model:
+        """Return the one run with this number."""
+        row = slice(sample, sample + 1)
+        names = ("trial", "start", "worker", "hit", "provision", "startup", "sync")
+        draws = tuple(replace(drawn, **{name: getattr(drawn, name)[row] for name in names}) for drawn in self.draws)
+        return replace(self, draws=draws, common=self.common[row], memory={})
+
+    def with_profile(self, profile: Profile) -> Model:
+        """Return the same luck under another profile; the common factor is drawn again from the same normals."""
+        sigma = log_sigma(profile.error_cv)
+        normal = _normal_of(self.common, log_sigma(self.profile.error_cv))
+        return replace(self, profile=profile, common=np.exp(sigma * normal - sigma**2 / 2), memory={})
+
+    def seconds(self, index: int, deal: Deal) -> Floats:
+        """Return the duration of stage ``index`` under a deal, barrier included: [samples] seconds."""
+        key = (index, deal.gang, deal.slots)
+        if key not in self.memory:
+            trials = self._trials(index, deal.gang)
+            places = min(deal.slots, trials.shape[1])
+            ends = trials.max(axis=1) if places == trials.shape[1] else schedule(trials, places)
+            self.memory[key] = ends + self.sync(index)
+        return self.memory[key]
+
+    def trials(self, index: int, gang: int) -> Floats:
+        """Return the seconds of each trial of a stage on ``gang`` accelerators: [samples, trials], longest first."""
+        return self._trials(index, gang)
+
+    def busy(self, index: int, deal: Deal) -> Floats:
+        """Return the accelerator-seconds in which trials run in a stage: [samples]."""
+        return np.asarray(self._trials(index, deal.gang).sum(axis=1) * deal.gang)
+
+    def sync(self, index: int) -> Floats:
+        """Return the time of the barrier before a stage; the first of a job has none."""
+        return lognormal(self.profile.sync, self.draws[index].sync) * (1.0 if index or self.held else 0.0)
+
+    def provision(self, index: int) -> Floats:
+        """Return the wait for new instances before a stage: [samples]."""
+        return lognormal(self.profile.provision, self.draws[index].provision)
+
+    def startup(self, index: int, new: int) -> Floats:
+        """Return the start-up time of the slowest of ``new`` instances: [samples]."""
+        # the maximum of k draws has the distribution function F**k, so one uniform serves every k
+        return lognormal(self.profile.startup, slowest(self.draws[index].startup, new))
+
+    def _trials(self, index: int, gang: int) -> Floats:
+        drawn, profile = self.draws[index], self.profile
+        speed = profile.gain(gang, self.machine.accelerators) * self.machine.speed
+        seconds = drawn.lengths * (profile.iteration.mean / speed) * self._factor(index)
+        if profile.worker_cv:
+            sigma = log_sigma(profile.worker_cv)
+            seconds = seconds * np.exp(sigma * slowest(drawn.worker, gang) - sigma**2 / 2)
+        seconds = seconds * self.common[:, None]
+        if profile.start.mean:
+            seconds = seconds + lognormal(profile.start, drawn.start)
+        return seconds + self._interrupted(index, gang, seconds) if self.machine.hazard else seconds
+
+    def _factor(self, index: int) -> Floats:
+        """A trial's own factor times that of the mean of its iterations, together a log-normal of mean 1."""
+        drawn, iteration = self.draws[index], self.profile.iteration
+        cv = iteration.std / iteration.mean
+        variance = log_sigma(self.profile.trial_cv) ** 2 + np.log1p(cv * cv / np.maximum(drawn.lengths, 1))
+        return np.asarray(np.exp(np.sqrt(variance) * drawn.trial - variance / 2))
+
+    def _interrupted(self, index: int, gang: int, seconds: Floats) -> Floats:
+        """What losing its spot instances, at most twice a stage, costs a trial: wait, start-up, and work done again."""
+        profile, machine = self.profile, self.machine
+        hosts = max(1, -(-gang // machine.accelerators))
+        expected = seconds * (machine.hazard * hosts / 3600.0)
+        none, once = np.exp(-expected), np.exp(-expected) * (1 + expected)
+        hits = (self.draws[index].hit > none).astype(float) + (self.draws[index].hit > once)
+        iteration = profile.iteration.mean / (profile.gain(gang, machine.accelerators) * machine.speed)
+        lost = iteration * machine.checkpoint_iters / 2 + profile.start.mean
+        return np.asarray(hits * (lost + profile.provision.mean + profile.startup.mean))
+
+
+def model(stages: Sequence[Stage], profile: Profile, machine: Machine, samples: int, seed: int) -> Model:
+    """Draw everything that chance decides in ``samples`` runs of a job; equal seeds give equal luck."""
+    sigma = log_sigma(profile.error_cv)
+    common = np.exp(sigma * np.random.default_rng([seed, 1 << 20]).standard_normal(samples) - sigma**2 / 2)
+    drawn = tuple(_draws(stage, samples, np.random.default_rng([seed, index])) for index, stage in enumerate(stages))
+    return Model(tuple(stages), profile, machine, drawn, common)
+
+
+def lognormal(spread: Spread, normal: Floats) -> Floats:
+    """Return draws of a quantity from standard normals."""
+    if spread.mean <= 0:
+        return np.zeros_like(normal)
+    return np.exp(spread.mu + spread.sigma * normal)
+
+
+def slowest(normal: Floats, count: int) -> Floats:
+    """Return, from one standard normal each, the largest of ``count`` standard normals."""
+    if count == 1:
+        return normal
+    return np.asarray(ndtri(np.exp(log_ndtr(normal) / count)))
+
+
+def _draws(stage: Stage, samples: int, rng: np.random.Generator) -> Draws:
+    trials = stage.trials
+    one, many = (samples,), (samples, trials)
+    return Draws(
+        lengths=np.asarray(stage.lengths(), dtype=float),
+        trial=rng.standard_normal(many),
+        start=rng.standard_normal(many),
+        worker=rng.standard_normal(many),
+        hit=rng.random(many),
+        provision=rng.standard_normal(one),
+        startup=rng.standard_normal(one),
+        sync=rng.standard_normal(one),
+    )
+
+
+def _normal_of(common: Floats, sigma: float) -> Floats:
+    return (np.log(common) + sigma**2 / 2) / sigma if sigma > 0 else np.zeros_like(common)
+
+
+def mean_startup(profile: Profile, new: int) -> float:
+    """Return the expected start-up time of the slowest of ``new`` instances."""
+    nodes = np.arange(0.5, 512) / 512
+    return float(lognormal(profile.startup, slowest(ndtri(nodes), new)).mean()) if profile.startup.mean else 0.0
+
+
+def exactly(profile: Profile) -> Profile:
+    """Return the profile without any spread: the mean model."""
+    return replace(
+        profile,
+        iteration=Spread(profile.iteration.mean),
+        provision=Spread(profile.provision.mean),
+        startup=Spread(profile.startup.mean),
+        start=Spread(profile.start.mean),
+        sync=Spread(profile.sync.mean),
+        trial_cv=0.0,
+        worker_cv=0.0,
+        error_cv=0.0,
+    )
+
+
+def slower(profile: Profile, factor: float) -> Profile:
+    """Return the profile with iterations longer by a factor, their relative spread unchanged."""
+    spread = profile.iteration
+    return replace(profile, iteration=Spread(spread.mean * factor, spread.std * factor))

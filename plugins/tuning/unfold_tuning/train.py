@@ -1,0 +1,118 @@
+"""The verb ``train``: carry the plan out on this machine, and lay what happened beside what was predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from unfold_tuning import results
+from unfold_tuning.cluster import Cluster, LocalCluster
+from unfold_tuning.deals import Deal, Plan
+from unfold_tuning.executor import Executor, Task
+from unfold_tuning.facts import Machine, Profile
+from unfold_tuning.ledger import Ledger, opened
+from unfold_tuning.measure import profile as measured
+from unfold_tuning.measure import work_of
+from unfold_tuning.plan import PROFILE, decision, known_profile
+from unfold_tuning.planner import affordable, best, offers, soonest
+from unfold_tuning.prices import machines_of, stages_of
+from unfold_tuning.score import Score, score
+from unfold_tuning.screen import too_late, too_poor
+from unfold_tuning.spec import TuningSpec
+from unfold_tuning.stages import Stage
+from unfold_tuning.tables import model
+from unfold_tuning.trainables import Work
+from unfoldkit.api import Report, Run, dump, fail, fingerprint
+
+LEDGER = "ledger.sqlite"
+DECISION = "carried-out.json"
+
+
+def train(spec: TuningSpec, run: Run) -> Report:
+    """Run the trials, stage by stage; a run that was killed goes on where it was, with its spend."""
+    work = work_of(spec, run)
+    if spec.profile is None and not run.directory.has(PROFILE):
+        measured(spec, run)
+    stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
+    # a higher cap goes on from what was spent under the lower one
+    made_from = fingerprint({**dump(spec), "budget": None}, run.seed)
+    chosen = _chosen(spec, run, stages, machines, profile, made_from)
+    if isinstance(chosen, Report):
+        return replace(chosen, verb="train")
+    machine, plan, guess = chosen
+    task = Task(
+        stages=stages,
+        plan=plan,
+        machine=machine,
+        profile=profile,
+        trainable=work.trainable,
+        folder=run.directory.path / "trials",
+        seed=run.seed,
+        every=spec.cloud.checkpoint_iters,
+        deadline=spec.deadline,
+        budget=spec.budget,
+        share=spec.on_time,
+        progress=run.progress,
+        log=run.log,
+    )
+    with opened(run.directory.path / LEDGER, machine.billing, made_from) as ledger:
+        ledger.close_open()
+        cluster = cluster_of(spec, run, work, machine, ledger)
+        outcome = Executor(task, ledger, cluster).run()
+        return results.report(spec, task, ledger, outcome, guess)
+
+
+def cluster_of(spec: TuningSpec, run: Run, work: Work, machine: Machine, ledger: Ledger) -> Cluster:
+    """Return the cluster that the spec and the engine name."""
+    if spec.cloud.provider != "local":
+        raise fail(
+            "train carries out plans on this machine only so far: the provider is aws",
+            key="cloud.provider",
+            hint="write provider: local with instances [{type: node, accelerators: 1, price: $0.05/h}]",
+        )
+    if run.engine.name != "local":
+        raise fail(f"--engine {run.engine.name}: tuning runs on local", hint="leave --engine out")
+    return LocalCluster(
+        work,
+        machine.accelerators,
+        lambda node, now: ledger.node_runs(node, machine.price, now),
+        ledger.node_ends,
+    )
+
+
+def _chosen(
+    spec: TuningSpec, run: Run, stages: tuple[Stage, ...], machines: list[Machine], profile: Profile, made_from: str
+) -> tuple[Machine, Plan, Score] | Report:
+    """Return the plan of an earlier attempt, of ``--plan``, or a new one; or the report that there is none."""
+    stored: Mapping[str, Any] = run.options.get("plan") or {}
+    if run.directory.has(DECISION, made_from=made_from):
+        stored = json.loads(run.directory.read(DECISION))
+    if stored:
+        machine, plan = _from_decision(stored, stages, machines)
+        return machine, plan, score(model(stages, profile, machine, spec.samples, run.seed), plan)
+    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed)
+    picked = (
+        best(found, spec.deadline) if spec.deadline is not None else affordable(found, spec.budget or 0.0, spec.on_time)
+    )
+    if picked is None:
+        least = min((item for offer in found for item in offer.scores), key=lambda item: item.cost)
+        return too_late(spec, found, soonest(found)) if spec.deadline is not None else too_poor(spec, least)
+    machine = picked[0].model.machine
+    data = json.dumps(decision(stages, machine, picked[1], spec.on_time), indent=1).encode()
+    run.directory.write(DECISION, data, made_from=made_from)
+    return machine, picked[1].plan, picked[1]
+
+
+def _from_decision(
+    stored: Mapping[str, Any], stages: tuple[Stage, ...], machines: list[Machine]
+) -> tuple[Machine, Plan]:
+    rows = stored["stages"]
+    if [row["trials"] for row in rows] != [stage.trials for stage in stages]:
+        raise fail("the plan is for other stages than the spec's", hint="plan again")
+    fitting = [m for m in machines if (m.name, m.market) == (stored["instance"], stored["market"])]
+    if not fitting:
+        raise fail(f"the plan is for {stored['instance']}, which the spec does not name", key="cloud.instances")
+    plan = tuple(Deal(row["instances"], row["accelerators_per_trial"], row["at_a_time"]) for row in rows)
+    return fitting[0], plan

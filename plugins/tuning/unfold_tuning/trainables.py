@@ -1,0 +1,123 @@
+"""What a trial trains, as one function: ``(config, state, iters, accelerators, seed) -> (metric, state)``.
+
+``state`` is bytes, ``None`` for a fresh trial; the function runs ``iters`` further iterations and returns its metric
+(higher is better) and its new state. That is all that a checkpoint, a move and a resume need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unfold_tuning.spec import Choice, Log, Trainable, Uniform, Whole
+from unfoldkit.api import fail
+
+Config = Mapping[str, Any]
+Train = Callable[[Config, bytes | None, int, int, int], tuple[float, bytes]]
+SETS = ("digits", "breast-cancer", "wine")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a worker needs to make its function: sent to it once. ``path`` is the CSV file, if the data is one."""
+
+    trainable: Trainable
+    path: Path | None = None
+    seed: int = 0
+
+
+def make(work: Work) -> Train:
+    """Return the function that trains.
+
+    Raises:
+        UnfoldError: the data or the function cannot be found.
+    """
+    if work.trainable.function is not None:
+        return own(work.trainable.function)
+    return boosted(work)
+
+
+def own(reference: str) -> Train:
+    """Return the user's function ``module:function``."""
+    import pkgutil
+
+    try:
+        found: Train = pkgutil.resolve_name(reference)
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = "write module:function; the module must be importable"
+        raise fail(f"cannot load {reference!r}: {error}", key="trainable.function", hint=hint) from error
+    return found
+
+
+def boosted(work: Work) -> Train:
+    """Return gradient boosting by XGBoost; an iteration is ``rounds`` boosting rounds, the state is UBJSON."""
+    import xgboost
+
+    x, y = _data(work)
+    held_out = np.random.default_rng([work.seed, 77]).random(len(y)) < 0.3
+    train = xgboost.DMatrix(x[~held_out], y[~held_out])
+    test, truth = xgboost.DMatrix(x[held_out]), y[held_out]
+    classes = int(y.max()) + 1
+
+    def run(config: Config, state: bytes | None, iters: int, accelerators: int, seed: int) -> tuple[float, bytes]:
+        given = {"objective": "multi:softprob", "num_class": classes, "nthread": accelerators, "seed": seed}
+        before = xgboost.Booster(model_file=bytearray(state)) if state else None
+        model = xgboost.train(
+            {**given, **config}, train, num_boost_round=iters * work.trainable.rounds, xgb_model=before
+        )
+        return _metric(work.trainable.metric, model.predict(test), truth), bytes(model.save_raw("ubj"))
+
+    return run
+
+
+def sample(space: Mapping[str, Log | Uniform | Whole | Choice], rng: np.random.Generator) -> dict[str, Any]:
+    """Draw one configuration."""
+    return {name: _one(item, rng) for name, item in space.items()}
+
+
+def _one(item: Log | Uniform | Whole | Choice, rng: np.random.Generator) -> Any:
+    if isinstance(item, Log):
+        return float(np.exp(rng.uniform(math.log(item.log[0]), math.log(item.log[1]))))
+    if isinstance(item, Uniform):
+        return float(rng.uniform(*item.uniform))
+    if isinstance(item, Whole):
+        return int(rng.integers(item.int_[0], item.int_[1] + 1))
+    return item.choice[int(rng.integers(len(item.choice)))]
+
+
+def _metric(name: str, shares: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> float:
+    if name == "accuracy":
+        return float((shares.argmax(axis=1) == truth).mean())
+    return float(np.log(np.maximum(shares[np.arange(len(truth)), truth], 1e-12)).mean())
+
+
+def _data(work: Work) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    if work.path is not None:
+        return _table(work.path, work.trainable.target)
+    from sklearn import datasets
+
+    load = {"digits": datasets.load_digits, "breast-cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}
+    bunch = load[str(work.trainable.data)]()
+    return np.asarray(bunch.data, dtype=float), np.asarray(bunch.target, dtype=np.int64)
+
+
+def _table(path: Path, target: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    import csv
+
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or target not in rows[0]:
+        raise fail(f"no column {target!r}", file=str(path), hint="trainable.target names the column to predict")
+    labels = sorted({row[target] for row in rows})
+    names = [name for name in rows[0] if name != target]
+    try:
+        x = np.array([[float(row[name] or "nan") for name in names] for row in rows])
+    except ValueError as error:
+        raise fail(f"a column is not numeric: {error}", file=str(path)) from error
+    return x, np.array([labels.index(row[target]) for row in rows], dtype=np.int64)

@@ -1,0 +1,78 @@
+"""The process in which trials run: it takes a job, trains, checkpoints, reports, and dies with its parent."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from unfold_tuning.trainables import Train, Work, make
+from unfoldkit.engines.local import start_worker
+from unfoldkit.runs import write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A trial's part of a stage: from ``done`` to ``target`` iterations, a checkpoint every ``every`` of them.
+
+    ``checkpoint`` is the folder of the trial's states, one file an iteration count.
+    """
+
+    trial: int
+    config: dict[str, Any]
+    done: int
+    target: int
+    every: int
+    gang: int
+    seed: int
+    checkpoint: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a worker says: it is ``ready``, a trial has got to ``iters`` (``step``), or its function ``failed``."""
+
+    what: Literal["ready", "step", "failed"]
+    trial: int = -1
+    iters: int = 0
+    metric: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def work_for(parent: int, pipe: Connection, work: Work) -> None:
+    """Serve jobs from a pipe until it closes."""
+    start_worker(parent)
+    train = make(work)
+    pipe.send(Told("ready"))
+    while True:
+        try:
+            job: Job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            for told in perform(job, train):
+                pipe.send(told)
+        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
+            pipe.send(Told("failed", job.trial, error=f"{type(error).__name__}: {error}"))
+
+
+def perform(job: Job, train: Train) -> Any:
+    """Run a job and yield what to tell after each checkpoint."""
+    done = job.done
+    state = state_file(job.checkpoint, done).read_bytes() if done else None
+    while done < job.target:
+        began = time.perf_counter()
+        iters = min(job.every, job.target - done)
+        metric, state = train(job.config, state, iters, job.gang, job.seed)
+        done += iters
+        # the state is on disk before anyone counts on it
+        write_atomically(state_file(job.checkpoint, done), state)
+        yield Told("step", job.trial, done, metric, time.perf_counter() - began)
+
+
+def state_file(folder: Path, iters: int) -> Path:
+    """Return where a trial's state after ``iters`` iterations lies."""
+    return folder / f"{iters}.state"

@@ -1,0 +1,75 @@
+"""Reads SkyPilot's ``vms.csv`` (catalogs v8): one row per type and zone."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from unfoldkit.catalog.guard import absurd, absurd_spot
+from unfoldkit.catalog.instances import Book, Instance
+from unfoldkit.errors import Diagnostic, UnfoldError, fail
+
+COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
+
+
+def read_vms(path: Path, region: str) -> Book:
+    """Return a region's types from a ``vms.csv``, priced by its ``Price`` and the cheapest ``SpotPrice`` of its zones.
+
+    Raises:
+        UnfoldError: columns are missing, a figure is not a number, a price cannot be true, or the region is absent.
+    """
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise fail(f"no column {', '.join(missing)}", file=str(path), hint="expected SkyPilot's vms.csv")
+        found = _cheapest_zone(_rows(reader, path, region))
+    if not found:
+        raise fail(f"no row for the region {region!r}", file=str(path))
+    date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
+    return Book("spec", date, found)
+
+
+def _rows(reader: csv.DictReader[str], path: Path, region: str) -> Iterator[Instance]:
+    for number, row in enumerate(reader, start=2):
+        if row["Region"] == region:
+            try:
+                yield _instance(row, region)
+            except (ValueError, TypeError) as error:
+                hint = "the row was not taken; correct it or delete it"
+                raise UnfoldError(Diagnostic(str(error), str(path), number, 1, row["InstanceType"], hint)) from error
+
+
+def _instance(row: Mapping[str, str], region: str) -> Instance:
+    on_demand, spot = _number(row["Price"]), _number(row.get("SpotPrice", ""))
+    reason = (absurd(on_demand) if on_demand is not None else "") or (
+        absurd_spot(spot, on_demand) if spot is not None else ""
+    )
+    if reason:
+        raise ValueError(reason)
+    return Instance(
+        name=row["InstanceType"],
+        vcpus=round(_number(row["vCPUs"]) or 0),
+        memory_gib=_number(row["MemoryGiB"]) or 0.0,
+        gpu=row.get("AcceleratorName", ""),
+        gpus=round(_number(row.get("AcceleratorCount", "")) or 0),
+        on_demand=on_demand,
+        spot=spot,
+        source="spec",
+        region=region,
+    )
+
+
+def _cheapest_zone(rows: Iterator[Instance]) -> dict[str, Instance]:
+    found: dict[str, Instance] = {}
+    for row in rows:
+        best = found.get(row.name)
+        if best is None or (row.spot is not None and (best.spot is None or row.spot < best.spot)):
+            found[row.name] = row
+    return found
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text and text.strip() else None

@@ -1,0 +1,167 @@
+"""The Open Inference Protocol v2 over REST as one ASGI application: a table of paths, no framework."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from unfoldkit.serving import openapi
+from unfoldkit.serving.batcher import Limits, batcher
+from unfoldkit.serving.infer import Endpoint
+from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
+from unfoldkit.serving.model import Field, Model
+from unfoldkit.serving.protocol import reader, writer
+from unfoldkit.serving.replies import Reply, error, json_reply, send_reply
+from unfoldkit.serving.service import Answer, Receive, Scope, Send
+
+Action = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """Models, and the replies of every path; ``close`` is called once, after the last answer."""
+
+    endpoints: Mapping[str, Endpoint]
+    metrics: Metrics
+    close: Callable[[], None]
+    posts: dict[str, Action] = field(default_factory=dict)
+    gets: dict[str, Callable[[], Reply]] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> dict[str, Answer]:
+        """The paths of inference, each with what answers a body; for ``Service.posts``."""
+        places = ((f"/v2/models/{name}/infer", endpoint.answer) for name, endpoint in self.endpoints.items())
+        return dict(places)
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest body that any model takes."""
+        return max(endpoint.batcher.limits.body_bytes for endpoint in self.endpoints.values())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or one lifespan."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        action = self.posts.get(scope["path"]) if scope["method"] == "POST" else None
+        if action is not None:
+            await action(scope, receive, send)
+        else:
+            await send_reply(self._reply(scope["method"], scope["path"]), send)
+
+    def _reply(self, method: str, path: str) -> Reply:
+        make = self.gets.get(path)
+        if make is not None and method in ("GET", "HEAD"):
+            return make()
+        if make is not None or path in self.posts:
+            allowed = b"POST" if path in self.posts else b"GET, HEAD"
+            return error(405, f"{method} is not for {path}", ((b"allow", allowed),))
+        return error(404, self._unknown(path))
+
+    def _unknown(self, path: str) -> str:
+        known = ", ".join(self.endpoints)
+        parts = path.split("/")
+        if parts[:3] == ["", "v2", "models"] and len(parts) > 3 and parts[3] not in self.endpoints:
+            return f"no such model: {parts[3][:80]!r}; there is {known}"
+        return f"no such path: {path[:80]!r}; /openapi.json tells them all"
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            kind = message["type"]
+            if kind == "lifespan.shutdown":
+                for endpoint in self.endpoints.values():
+                    endpoint.batcher.close()
+                self.close()
+            await send({"type": f"{kind}.complete"})
+            if kind == "lifespan.shutdown":
+                return
+
+
+def application(
+    models: Sequence[Model],
+    *,
+    limits: Limits | None = None,
+    registry: CollectorRegistry | None = None,
+    close: Callable[[], None] = lambda: None,
+    log: logging.Logger | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Application:
+    """Return the application that answers for ``models``, each warmed up.
+
+    Args:
+        models: one or more, with different names.
+        limits: sizes of batch, queue and body.
+        registry: where the models' own metrics stand already.
+        close: called after the last answer, to close what the models hold.
+        log: told of a model that failed.
+        clock: seconds.
+    """
+    found = metrics(registry)
+    limits = limits or Limits()
+    log = log or logging.getLogger("unfoldkit")
+    endpoints = {model.name: _endpoint(model, limits, found, clock, log) for model in models}
+    app = Application(endpoints, found, close)
+    app.gets.update(_server_paths(app))
+    for model in models:
+        _add_model(app, endpoints[model.name])
+    return app
+
+
+def paths(models: Sequence[Model]) -> tuple[str, ...]:
+    """Return the paths that a user is told at start."""
+    return (*(f"/v2/models/{model.name}/infer" for model in models), "/v2/health/ready", "/metrics", "/openapi.json")
+
+
+def _endpoint(
+    model: Model, limits: Limits, found: Metrics, clock: Callable[[], float], log: logging.Logger
+) -> Endpoint:
+    own = of_model(found, model.name)
+    asks = reader(model.inputs, model.outputs)
+    return Endpoint(model, asks, writer(model), batcher(model, limits, own, clock), own, log)
+
+
+def _server_paths(app: Application) -> dict[str, Callable[[], Reply]]:
+    version = importlib.metadata.version("unfoldkit")
+    about = {"name": "unfoldkit", "version": version, "extensions": []}
+    document = openapi.document([endpoint.model for endpoint in app.endpoints.values()], version)
+    return {
+        "/v2": lambda: json_reply(about),
+        "/v2/health/live": lambda: json_reply({"live": True}),
+        "/v2/health/ready": lambda: json_reply({"ready": True}),
+        "/metrics": lambda: Reply(200, app.metrics.text(), TEXT.encode()),
+        "/openapi.json": lambda: json_reply(document),
+    }
+
+
+def _add_model(app: Application, endpoint: Endpoint) -> None:
+    model = endpoint.model
+    for place in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
+        app.posts[f"{place}/infer"] = endpoint.infer
+        app.gets[place] = lambda: json_reply(metadata(model))
+        app.gets[f"{place}/ready"] = lambda: json_reply({"name": model.name, "ready": True})
+
+
+def metadata(model: Model) -> dict[str, Any]:
+    """Return the protocol's metadata of a model, with its own facts under ``parameters``."""
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": "unfoldkit",
+        "inputs": [_tensor(item) for item in model.inputs],
+        "outputs": [_tensor(item) for item in model.outputs],
+        "parameters": dict(model.facts),
+    }
+
+
+def _tensor(item: Field) -> dict[str, Any]:
+    about: dict[str, Any] = {"name": item.name, "datatype": item.datatype, "shape": [-1, *item.shape]}
+    if item.columns:
+        about["parameters"] = {"columns": list(item.columns)}
+    return about

@@ -1,0 +1,205 @@
+"""Dynamic batching without delay: rows that arrive in one tick of the event loop are predicted together.
+
+A batch starts as soon as the loop has read what was there to read, so a lone row never waits for company; while a batch
+is computed, others gather for the next one, so batches grow with the load and by nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unfoldkit.serving.metrics import ModelMetrics
+from unfoldkit.serving.model import Answers, Array, Batch, Call, Model, Refusal, blank
+from unfoldkit.serving.protocol import Cells, cells
+
+Rows = tuple[Cells, int, int]
+"""The JSON of a batch, the first row of one request in it, and the one after its last."""
+
+Result = Rows | Refusal | Exception
+Done = Callable[[Result], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``batch_rows`` close a batch; more than ``queue_rows`` waiting are refused; ``body_bytes`` bound a request.
+
+    A batch that is expected to take longer than ``loop_seconds`` is computed in a thread, so that others are heard.
+    """
+
+    batch_rows: int = 64
+    queue_rows: int = 1024
+    body_bytes: int = 4 * 2**20
+    loop_seconds: float = 0.001
+
+
+class Full(Exception):  # noqa: N818 - a state of the queue, not a mistake
+    """The queue holds as many rows as it may; ``retry_s`` is when to come back."""
+
+    def __init__(self, retry_s: int) -> None:
+        super().__init__(retry_s)
+        self.retry_s = retry_s
+
+
+@dataclass(slots=True)
+class Timing:
+    """What a batch of n rows is expected to take: ``scale * (base + n * slope)`` seconds, learned as batches pass."""
+
+    base: float
+    slope: float
+    scale: float = 1.0
+
+    def expected(self, rows: int) -> float:
+        """Return the expected seconds of a batch."""
+        return self.scale * (self.base + rows * self.slope)
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Take a measured batch into account.
+
+        The steps settle where one batch in five is quicker: what the model takes when nothing else holds it up.
+        """
+        slower = seconds > self.expected(rows)
+        self.scale = min(max(self.scale * (1.005 if slower else 0.98), 0.1), 100.0)
+
+
+# not frozen: one is made for every request, and freezing makes that three times as dear
+@dataclass(slots=True)
+class Waiting:
+    """A request that waits for its batch."""
+
+    inputs: Mapping[str, Array]
+    call: Call
+    done: Done
+
+
+@dataclass(slots=True)
+class Batcher:
+    """Gathers requests for one model and predicts them together. Lives in one event loop."""
+
+    model: Model
+    limits: Limits
+    metrics: ModelMetrics
+    timing: Timing
+    waiting: deque[Waiting] = field(default_factory=deque)
+    rows: int = 0
+    busy: bool = False
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "unfold-predict"))
+
+    def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
+        """Queue the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error.
+
+        Raises:
+            Full: too many rows wait already.
+        """
+        if self.rows + call.rows > self.limits.queue_rows:
+            raise Full(self._retry_s())
+        self.waiting.append(Waiting(inputs, call, done))
+        self.rows += call.rows
+        if not self.busy:
+            self.busy = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._next, loop)
+
+    def close(self) -> None:
+        """Wait for the batch in the thread, if there is one."""
+        self.threads.shutdown()
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
+        taken = self._take()
+        if not taken:
+            self.busy = False
+            return
+        rows = sum(item.call.rows for item in taken)
+        if self.timing.expected(rows) <= self.limits.loop_seconds:
+            _deliver(taken, self._answer(taken, rows))
+            loop.call_soon(self._next, loop)
+            return
+        running = loop.run_in_executor(self.threads, self._answer, taken, rows)
+        running.add_done_callback(lambda done: self._back(loop, taken, done.result()))
+
+    def _back(self, loop: asyncio.AbstractEventLoop, taken: list[Waiting], results: list[Result]) -> None:
+        _deliver(taken, results)
+        self._next(loop)
+
+    def _take(self) -> list[Waiting]:
+        taken: list[Waiting] = []
+        rows = 0
+        while self.waiting and (not taken or rows + self.waiting[0].call.rows <= self.limits.batch_rows):
+            taken.append(self.waiting.popleft())
+            rows += taken[-1].call.rows
+        self.rows -= rows
+        return taken
+
+    def _answer(self, taken: list[Waiting], rows: int) -> list[Result]:
+        began = time.perf_counter()
+        try:
+            results = _split(self.model.predict(_together(taken)), taken)
+        except Exception as error:  # noqa: BLE001 - a model may raise anything
+            results = [error] if len(taken) == 1 else self._one_by_one(taken)
+        seconds = time.perf_counter() - began
+        self.timing.learn(rows, seconds)
+        self.metrics.predict.observe(seconds)
+        self.metrics.batch.observe(rows)
+        self.metrics.rows.inc(rows)
+        return results
+
+    def _one_by_one(self, taken: list[Waiting]) -> list[Result]:
+        """One bad request must not take its neighbours along."""
+        results: list[Result] = []
+        for item in taken:
+            try:
+                results += _split(self.model.predict(_together([item])), [item])
+            except Exception as error:  # noqa: BLE001 - as above
+                results.append(error)
+        return results
+
+    def _retry_s(self) -> int:
+        return max(1, math.ceil(self.timing.expected(self.rows)))
+
+
+def batcher(model: Model, limits: Limits, metrics: ModelMetrics, clock: Callable[[], float]) -> Batcher:
+    """Return the batcher of a model that was warmed up, with its time measured on blank rows."""
+    times = {rows: min(_timed(model, rows, clock) for _ in range(3)) for rows in (1, limits.batch_rows)}
+    few, many = times.values()
+    slope = max((many - few) / max(limits.batch_rows - 1, 1), 1e-9)
+    found = Batcher(model, limits, metrics, Timing(max(few - slope, 1e-9), slope))
+    metrics.queue.set_function(lambda: found.rows)
+    return found
+
+
+def _timed(model: Model, rows: int, clock: Callable[[], float]) -> float:
+    batch = blank(model, rows)
+    began = clock()
+    model.predict(batch)
+    return clock() - began
+
+
+def _together(taken: list[Waiting]) -> Batch:
+    if len(taken) == 1:
+        return Batch(taken[0].inputs, (taken[0].call,))
+    names = taken[0].inputs
+    inputs = {name: np.concatenate([item.inputs[name] for item in taken]) for name in names}
+    return Batch(inputs, tuple(item.call for item in taken))
+
+
+def _split(answers: Answers, taken: list[Waiting]) -> list[Result]:
+    found = cells(answers.columns)
+    results: list[Result] = []
+    first = 0
+    for index, item in enumerate(taken):
+        last = first + item.call.rows
+        results.append(answers.refused.get(index) or (found, first, last))
+        first = last
+    return results
+
+
+def _deliver(taken: list[Waiting], results: list[Result]) -> None:
+    for item, result in zip(taken, results, strict=True):
+        item.done(result)

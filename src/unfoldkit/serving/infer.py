@@ -1,0 +1,116 @@
+"""The path of an inference request, from the body to the answer, with nothing in between."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unfoldkit.serving.batcher import Batcher, Full, Result
+from unfoldkit.serving.metrics import ModelMetrics
+from unfoldkit.serving.model import Model, Refusal
+from unfoldkit.serving.protocol import Question, Reader, Unfit, Writer
+from unfoldkit.serving.replies import Reply, error, send_reply
+from unfoldkit.serving.service import Receive, Scope, Send
+
+
+class TooLarge(Exception):  # noqa: N818 - the client's, not ours
+    """The body is larger than is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One model with all that answers its requests."""
+
+    model: Model
+    reader: Reader
+    writer: Writer
+    batcher: Batcher
+    metrics: ModelMetrics
+    log: logging.Logger
+
+    async def infer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one POST to ``/v2/models/NAME/infer``."""
+        replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        try:
+            body = await read_body(scope, receive, self.batcher.limits.body_bytes)
+        except (TooLarge, Unfit) as problem:
+            replied.set_result(self._refused(problem, 0.0))
+        else:
+            self.answer(body, lambda reply: None if replied.done() else replied.set_result(reply))
+        await send_reply(await replied, send)
+
+    def answer(self, body: bytes, done: Callable[[Reply], None]) -> None:
+        """Answer a body: ``done`` is called once, in the loop, now or when its batch is through."""
+        began = time.perf_counter()
+        try:
+            question = self.reader.read(body)
+            self._check_rows(question)
+
+            def back(result: Result) -> None:
+                done(self._reply(question, result, time.perf_counter() - began))
+
+            self.batcher.submit(question.inputs, question.call, back)
+        except (TooLarge, Unfit, Full) as problem:
+            done(self._refused(problem, time.perf_counter() - began))
+
+    def _check_rows(self, question: Question) -> None:
+        most = self.batcher.limits.queue_rows
+        if question.call.rows > most:
+            raise TooLarge(f"{question.call.rows} rows in one request; at most {most} are taken")
+
+    def _reply(self, question: Question, result: Result, seconds: float) -> Reply:
+        if isinstance(result, tuple):
+            self.metrics.requests.count(200, seconds)
+            return Reply(200, self.writer.write(question, *result))
+        if isinstance(result, Exception):
+            self.log.error("%s failed", self.model.name, exc_info=result)
+        return self._refused(result, seconds)
+
+    def _refused(self, problem: Exception | Refusal, seconds: float) -> Reply:
+        reply = refusal(problem)
+        self.metrics.requests.count(reply.status, seconds)
+        return reply
+
+
+def refusal(problem: Exception | Refusal) -> Reply:
+    """Return the reply for what went wrong with a request."""
+    if isinstance(problem, Refusal):
+        return error(problem.status, problem.message)
+    if isinstance(problem, Unfit):
+        return error(400, str(problem))
+    if isinstance(problem, TooLarge):
+        # the rest of the body may not have been read, so the connection cannot go on
+        return error(413, str(problem), ((b"connection", b"close"),))
+    if isinstance(problem, Full):
+        return error(429, "too many rows are waiting; come back later", ((b"retry-after", b"%d" % problem.retry_s),))
+    return error(500, f"the model failed: {type(problem).__name__}")
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        TooLarge: it is larger than ``limit`` bytes; what is left of it is not read.
+        Unfit: its encoding is not plain JSON, or the client left before its end.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > limit:
+            raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken")
+        if name == b"content-encoding" and value != b"identity":
+            raise Unfit("a compressed body is not taken")
+        if name == b"inference-header-content-length":
+            raise Unfit("binary tensors are not taken; send JSON data")
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Unfit("the client left")
+        parts.append(message.get("body", b""))
+        size, more = size + len(parts[-1]), message.get("more_body", False)
+        if size > limit:
+            raise TooLarge(f"the body has more than {limit} bytes")
+    return b"".join(parts)

@@ -1,0 +1,203 @@
+"""The fast lane: a plain inference request is answered between the socket and the batcher, without ASGI.
+
+A connection is uvicorn's own, with a look at what comes in first. As long as it brings nothing but plain requests for
+paths of the lane (one at a time, a whole head at once, a Content-Length, nothing unusual), they are answered here. With
+the first bytes that are anything else (another path, a chunked body, a pipelined request, any malformed head) it is
+uvicorn's for the rest of its life, so that the two never disagree on where a request ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from unfoldkit.serving.replies import Header, Reply
+
+Answer = Callable[[bytes, Callable[[Reply], None]], None]
+_PLAIN = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)+\r\n")
+_UNUSUAL = re.compile(
+    rb"\r\n(?:transfer-encoding|expect|upgrade|trailer|content-encoding|inference-header-content-length):"
+    rb"|\r\nconnection:(?![ \t]*keep-alive[ \t]*\r\n)",
+    re.IGNORECASE,
+)
+_LENGTH = re.compile(rb"\r\n(content-length|host):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
+_TOKEN = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_HEAD_BYTES = 16384
+_KNOWN_HEADS = 1024
+_STATUS = {code.value: b"HTTP/1.1 %d %b\r\n" % (code.value, code.phrase.encode()) for code in HTTPStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What the lane answers: by the first line of a request, the function that takes its body.
+
+    ``limit`` bounds a body; ``allowed`` judges an Authorization header (empty without one); ``closing`` says that
+    connections end with their next answer; ``headers`` are lines that go with every answer.
+    """
+
+    answers: Mapping[bytes, Answer]
+    limit: int
+    allowed: Callable[[bytes], bool]
+    closing: Callable[[], bool]
+    headers: Callable[[], bytes]
+    known: dict[bytes, Head] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request of the lane: who answers it, where its body begins, where it ends."""
+
+    answer: Answer
+    begin: int
+    end: int
+
+
+def first_lines(posts: Mapping[str, Answer]) -> dict[bytes, Answer]:
+    """Return the answers by the first line of their requests."""
+    return {b"POST %b HTTP/1.1" % path.encode(): answer for path, answer in posts.items()}
+
+
+def read_head(data: bytes, lane: Lane) -> Head | None:
+    """Return the head of the request that ``data`` begins with, if it is a plain one of the lane."""
+    stop = data.find(b"\r\n\r\n", 0, _HEAD_BYTES) + 4
+    head = data[: max(stop, 4)]
+    found = lane.known.get(head)
+    if found is None and stop > 3 and (found := _parsed(head, lane)) and not _TOKEN.search(head):
+        # a client sends the same few heads again and again
+        if len(lane.known) >= _KNOWN_HEADS:
+            lane.known.clear()
+        lane.known[head] = found
+    return found
+
+
+def _parsed(head: bytes, lane: Lane) -> Head | None:
+    line = head.find(b"\r\n", 0, 400)
+    answer = lane.answers.get(head[:line]) if line > 0 else None
+    if answer is None:
+        return None
+    rest = head[line:-2]
+    fields = _LENGTH.findall(rest)
+    named = {name.lower(): value for name, value in fields}
+    size = named.get(b"content-length", b"")
+    once = len(named) == len(fields) == 2 and size.isdigit() and len(size) < 11
+    plain = once and _PLAIN.fullmatch(rest) is not None and not _UNUSUAL.search(rest)
+    if not plain or int(size) > lane.limit or not _allowed(rest, lane):
+        return None
+    return Head(answer, len(head), len(head) + int(size))
+
+
+def _allowed(head: bytes, lane: Lane) -> bool:
+    given = _TOKEN.findall(head)
+    return len(given) < 2 and lane.allowed(given[0].rstrip() if given else b"")
+
+
+def lines(headers: Iterable[Header]) -> bytes:
+    """Return headers as they go over the wire."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def written(reply: Reply, headers: bytes, *, last: bool) -> bytes:
+    """Return a reply as it goes over the wire; ``last`` tells the client that the connection ends with it."""
+    more = lines(reply.headers) if reply.headers else b""
+    if last and (b"connection", b"close") not in reply.headers:
+        more += b"connection: close\r\n"
+    return b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        _STATUS[reply.status],
+        headers,
+        more,
+        reply.content_type,
+        len(reply.body),
+        reply.body,
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One connection of the server: an ``asyncio.Protocol`` by shape, around ``inner``, uvicorn's.
+
+    ``slow`` once it is uvicorn's for good; ``busy`` while an answer is due; ``data`` is what waits to be whole.
+    """
+
+    inner: Any
+    lane: Lane
+    connections: set[Any]
+    now: Callable[[], float]
+    transport: asyncio.Transport | None = None
+    slow: bool = False
+    busy: bool = False
+    ending: bool = False
+    data: bytes = b""
+    seen: float = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Take the place of uvicorn's protocol among the connections that are shut down."""
+        self.transport, self.seen = transport, self.now()
+        self.inner.connection_made(transport)
+        self.connections.discard(self.inner)
+        self.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell uvicorn's protocol."""
+        self.connections.discard(self)
+        self.transport = None
+        self.inner.connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer a request of the lane, or hand the bytes on."""
+        if self.slow:
+            self.inner.data_received(data)
+            return
+        self.data = self.data + data if self.data else data
+        if not self.busy:
+            self._next()
+        elif self.transport is not None:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """Tell uvicorn's protocol."""
+        self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        """Tell uvicorn's protocol."""
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Tell uvicorn's protocol."""
+        self.inner.resume_writing()
+
+    def shutdown(self) -> None:
+        """End the connection, after the answer that it waits for."""
+        self.ending = True
+        if not self.busy and not self.data:
+            self.inner.shutdown()
+
+    def is_idle(self, since: float) -> bool:
+        """Whether nothing came for too long; connections that are uvicorn's have its own timer."""
+        return not self.slow and not self.busy and self.seen < since
+
+    def _next(self) -> None:
+        head = read_head(self.data, self.lane)
+        if head is None or len(self.data) > head.end:
+            self.slow = True
+            data, self.data = self.data, b""
+            self.inner.data_received(data)
+        elif len(self.data) == head.end:
+            body, self.data = self.data[head.begin :], b""
+            self.busy, self.seen = True, self.now()
+            head.answer(body, self._reply)
+
+    def _reply(self, reply: Reply) -> None:
+        self.busy = False
+        if self.transport is None or self.transport.is_closing():
+            return
+        last = self.ending or self.lane.closing() or (b"connection", b"close") in reply.headers
+        self.transport.write(written(reply, self.lane.headers(), last=last))
+        if last:
+            self.transport.close()
+        elif self.data:
+            self.transport.resume_reading()
+            self._next()

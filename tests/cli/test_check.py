@@ -1,0 +1,154 @@
+"""check, plan --check, schema and init."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from jsonschema import Draft7Validator
+
+from tests.support import ECHO, HELLO, ROOT, Unfold
+from unfoldkit.registry import load_registry
+from unfoldkit.spec.loader import parse
+
+KINDS = sorted(load_registry().kinds)
+SPECS = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "plugins").glob("*/unfold_*/examples/*.yaml")])
+BAD = ECHO + "repeat: 0\n"
+
+
+def test_good_files_are_said_to_be_valid(unfold: Unfold, spec: Path) -> None:
+    """Valid files print nothing on stdout, a word on stderr, and exit with 0."""
+    assert unfold("check", "a.yaml") == unfold("check", "a.yaml")
+    one, two = unfold("check", "a.yaml"), unfold("check", "a.yaml", HELLO)
+    assert (one.code, one.out, one.err) == (0, "", "a.yaml is valid\n")
+    assert (two.code, two.out, two.err) == (0, "", "2 valid\n")
+
+
+def test_all_mistakes_of_all_files_are_told(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """Each mistake of each file is a line, in the order of the files; the count goes to stderr; the code is 2."""
+    (tmp_path / "bad.yaml").write_text(BAD + "x: 1\n", encoding="utf-8")
+    outcome = unfold("check", "bad.yaml", "a.yaml", "nonesuch.yaml", "-", stdin="")
+    assert outcome.code == 2
+    assert [line.split(": ")[0] for line in outcome.out.splitlines()] == [
+        "bad.yaml:5:9", "bad.yaml:6:1", "nonesuch.yaml", "<stdin>:1:1",
+    ]  # fmt: skip
+    assert outcome.err == "4 mistakes in 3 of 4 files\n"
+
+
+def test_mistakes_have_formats(unfold: Unfold, tmp_path: Path) -> None:
+    """JSON, annotations and JUnit hold the same mistake; another format is refused."""
+    (tmp_path / "bad.yaml").write_text(BAD, encoding="utf-8")
+    found = json.loads(unfold("check", "bad.yaml", "--format", "json").out)
+    assert found == [
+        {
+            "message": "must be at least 1, got 0",
+            "file": "bad.yaml",
+            "line": 5,
+            "column": 9,
+            "key": "repeat",
+            "hint": "",
+        }
+    ]
+    line = unfold("check", "bad.yaml", "--format", "github").out
+    assert line == "::error file=bad.yaml,line=5,col=9::repeat: must be at least 1, got 0\n"
+    assert ET.fromstring(unfold("check", "bad.yaml", "--format", "junit").out)[0].get("failures") == "1"  # noqa: S314
+    assert unfold("check", "bad.yaml", "--format", "html").code == 2
+
+
+def test_check_writes_nothing(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """Checking leaves the folder as it was."""
+    unfold("check", spec)
+    assert sorted(tmp_path.iterdir()) == [spec]
+
+
+def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
+    """Plan --check exits with 0 when the plan comes out as it was committed, and says so."""
+    assert unfold("plan", spec, "-o", "plan.yaml").code == 0
+    outcome = unfold("plan", spec, "--check", "plan.yaml")
+    assert outcome.code == 0
+    assert "the plan is still that of plan.yaml" in outcome.out
+
+
+def test_a_plan_that_drifted_is_a_no(unfold: Unfold, spec: Path) -> None:
+    """Plan --check exits with 1 on drift, with a table of what changed and the reason."""
+    assert unfold("plan", spec, "-o", "plan.yaml").code == 0
+    outcome = unfold("plan", spec, "--set", "repeat=3", "--check", "plan.yaml", "--format", "json")
+    assert outcome.code == 1
+    data = json.loads(outcome.out)
+    assert data["headline"] == "the plan drifted from plan.yaml in 2 places"
+    drift = next(table for table in data["tables"] if table["name"] == "drift")
+    assert drift["rows"] == [["times", 2, 3], ["price", 0.02, 0.03]]
+    assert ["drift", "changed since: spec_sha256"] in data["lines"]
+    text = unfold("plan", spec, "--set", "repeat=3", "--check", "plan.yaml")
+    assert "in plan.yaml" in text.out
+    assert unfold("plan", spec, "--set", "repeat=3", "--check", "plan.yaml", "--exit-zero").code == 0
+
+
+def test_a_plan_is_checked_by_its_own_spec(unfold: Unfold, spec: Path) -> None:
+    """A committed plan can be given as the spec: it holds the spec that it was made from."""
+    assert unfold("plan", spec, "-o", "plan.yaml").code == 0
+    assert unfold("plan", "plan.yaml", "--check", "plan.yaml").code == 0
+    assert unfold("plan", "plan.yaml", "--check", "plan.yaml", "--set", "voices[0].price=$0.2").code == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_schema_is_valid_and_alone(unfold: Unfold, tmp_path: Path, kind: str) -> None:
+    """Schema KIND prints a draft-07 schema; --out writes the same."""
+    data = json.loads(unfold("schema", kind).out)
+    Draft7Validator.check_schema(data)
+    assert unfold("schema", kind, "--out", "s.json").code == 0
+    assert json.loads((tmp_path / "s.json").read_text(encoding="utf-8")) == data
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_specs_of_the_house_are_valid_in_editors_too(unfold: Unfold, path: Path) -> None:
+    """Every config and example passes check, the schema of its kind, and the schema of all kinds."""
+    assert unfold("check", path).code == 0
+    data = parse(path.read_text(encoding="utf-8")).data
+    for words in (["schema", data["kind"]], ["schema"]):
+        schema = json.loads(unfold(*words).out)
+        Draft7Validator.check_schema(schema)
+        errors = [f"{list(error.path)}: {error.message}" for error in Draft7Validator(schema).iter_errors(data)]
+        assert not errors
+
+
+def test_the_schema_refuses_what_check_refuses(unfold: Unfold) -> None:
+    """Unknown keys, wrong types, missing units and missing keys are mistakes for an editor too."""
+    validator = Draft7Validator(json.loads(unfold("schema", "echo").out))
+    good = parse(ECHO).data
+    assert validator.is_valid(good)
+    for wrong in (
+        {"x": 1},
+        {"repeat": "3"},
+        {"repeat": 0},
+        {"pause": 5},
+        {"budget": "5"},
+        {"version": 2},
+        {"name": "a b"},
+    ):
+        assert not validator.is_valid({**good, **wrong}), wrong
+    assert not validator.is_valid({key: value for key, value in good.items() if key != "message"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_init_writes_is_valid(unfold: Unfold, tmp_path: Path, kind: str) -> None:
+    """Init prints a commented spec that check accepts; --out writes it once and never over a file."""
+    printed = unfold("init", kind)
+    assert printed.code == 0
+    assert printed.out.startswith(f"# yaml-language-server: $schema={kind}.schema.json\n")
+    assert unfold("check", "-", stdin=printed.out).code == 0
+    written = unfold("init", kind, "--out", "new.yaml")
+    assert (written.code, written.out, written.err) == (0, "", "wrote new.yaml\nnext: unfold check new.yaml\n")
+    assert (tmp_path / "new.yaml").read_text(encoding="utf-8") == printed.out
+    again = unfold("init", kind, "--out", "new.yaml")
+    assert again.code == 2
+    assert "the file is there already; nothing was changed" in again.err
+
+
+@pytest.mark.parametrize("words", [["schema", "ecko"], ["init", "ecko"]])
+def test_an_unknown_kind_is_told(unfold: Unfold, words: list[str]) -> None:
+    """A kind that is not there is refused with the nearest."""
+    outcome = unfold(*words)
+    assert (outcome.code, outcome.err) == (2, 'no such kind: "ecko" (did you mean "echo"?)\n')

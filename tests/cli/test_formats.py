@@ -1,0 +1,131 @@
+"""--format and --out: one report, many readers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.support import Process, Unfold
+from unfoldkit.spec.loader import parse
+
+SIGNS = {
+    "text": b"a \xc2\xb7 echo plan",
+    "json": b"{",
+    "md": b"## a",
+    "html": b"<!doctype html>",
+    "github": b"::notice ",
+    "junit": b"<?xml",
+    "png": b"\x89PNG",
+    "plan": b"schema: unfoldkit.plan/1",
+}
+ENDINGS = {
+    "txt": "text",
+    "json": "json",
+    "md": "md",
+    "html": "html",
+    "htm": "html",
+    "xml": "junit",
+    "png": "png",
+    "yaml": "plan",
+    "yml": "plan",
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_every_format_goes_to_stdout(unfold: Unfold, spec: Path, name: str) -> None:
+    """--format picks what stdout holds, and stdout holds nothing else."""
+    outcome = unfold("plan", spec, "--format", name)
+    assert outcome.code == 0
+    assert outcome.raw.startswith(SIGNS[name])
+    assert outcome.err == ""
+
+
+@pytest.mark.parametrize(("ending", "name"), ENDINGS.items())
+def test_an_ending_picks_the_format(unfold: Unfold, spec: Path, tmp_path: Path, ending: str, name: str) -> None:
+    """--out writes the format of its ending to the file; stdout stays empty and stderr says where it went."""
+    outcome = unfold("plan", spec, "--out", f"deep/er/out.{ending}")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == f"yes · $0.02 of $1.00\nwrote deep/er/out.{ending}\n"
+    assert (tmp_path / f"deep/er/out.{ending}").read_bytes().startswith(SIGNS[name])
+
+
+def test_formats_can_be_parsed(unfold: Unfold, spec: Path) -> None:
+    """JSON is JSON, JUnit is XML, a plan is YAML that check accepts."""
+    assert json.loads(unfold("plan", spec, "--format", "json").out)["verdict"] == "yes"
+    assert ET.fromstring(unfold("plan", spec, "--format", "junit").out).tag == "testsuites"  # noqa: S314 - made here
+    assert parse(unfold("plan", spec, "--format", "plan").out).data["decision"]["times"] == 2
+    assert unfold("plan", spec, "-o", "plan.yaml").code == 0
+    assert unfold("check", "plan.yaml").code == 0
+
+
+def test_no_answers_are_errors_on_github(unfold: Unfold, dear: Path) -> None:
+    """A no becomes an error annotation and a failed case, and still exits with 1."""
+    outcome = unfold("plan", dear, "--format", "github")
+    assert outcome.code == 1
+    assert outcome.out.startswith("::error title=unfold plan a::no · ")
+    suite = ET.fromstring(unfold("plan", dear, "--format", "junit").out)[0]  # noqa: S314 - made here
+    assert suite.get("failures") == "2"
+
+
+@pytest.mark.parametrize(
+    ("env", "coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "0"}, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": ""}, True),
+    ],
+)
+def test_colour_is_for_terminals_and_for_who_asks(
+    unfold: Unfold, spec: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], *, coloured: bool
+) -> None:
+    """In a pipe there is no colour unless FORCE_COLOR asks, and never with NO_COLOR; a file is never coloured."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    outcome = unfold("plan", spec)
+    assert outcome.code == 0
+    assert ("\x1b[" in outcome.out) is coloured
+    unfold("plan", spec, "--out", "out.txt")
+    assert "\x1b[" not in (spec.parent / "out.txt").read_text(encoding="utf-8")
+
+
+def test_a_terminal_without_unicode_is_served(unfold_process: Process, spec: Path) -> None:
+    """On a stream that cannot write a letter its escape is written, and the report is not lost."""
+    done = unfold_process("plan", spec, env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert done.returncode == 0
+    assert "yes \\xb7 $0.02 of $1.00" in done.stdout
+
+
+def test_a_report_is_rendered_again(unfold: Unfold, spec: Path, dear: Path) -> None:
+    """``report`` renders the report of a run in any format, with the exit code of its verdict."""
+    first = unfold("plan", spec)
+    again = unfold("report", "runs/a")
+    assert (again.code, again.out) == (0, first.out)
+    assert unfold("report", "runs/a", "--format", "html").out.startswith("<!doctype html>")
+    assert unfold("plan", dear).code == 1
+    assert unfold("report", "runs/a").code == 1
+    assert unfold("report", "runs/a", "--exit-zero").code == 0
+
+
+@pytest.mark.parametrize(("name", "verb"), [("report.json", "report"), ("spec.yaml", "plan"), ("origin.json", "train")])
+def test_a_changed_run_is_refused(unfold: Unfold, spec: Path, tmp_path: Path, name: str, verb: str) -> None:
+    """A file of a run that was changed is refused by its name, with exit code 2."""
+    assert unfold("plan", spec).code == 0
+    path = tmp_path / "runs" / "a" / name
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    outcome = unfold(verb, "runs/a")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"runs/a/{name}: the file was changed after it was written" in outcome.err
+
+
+def test_a_changed_artifact_is_refused(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """A changed model, here a said text, is never used: the verb that reads it is refused by its name."""
+    assert unfold("train", spec, "--jobs", "1").code == 0
+    (tmp_path / "runs" / "a" / "said" / "0.txt").write_text("bye", encoding="utf-8")
+    outcome = unfold("train", spec)
+    assert outcome.code == 2
+    assert "runs/a/said/0.txt: the file was changed" in outcome.err

@@ -1,0 +1,116 @@
+"""serve over a real socket."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import Unfold, command, surroundings
+
+PLACE = re.compile(r" on (http://\S+) · run ")
+
+
+@contextmanager
+def serving(folder: Path, *words: str, token: str = "") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a service on a free port; yield the process and its address; kill it if it is still there."""
+    env = surroundings({"UNFOLD_TOKEN": token} if token else {})
+    process = subprocess.Popen(
+        command(["serve", "a.yaml", "--port", "0", *words]),
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr
+        first = process.stderr.readline()
+        found = PLACE.search(first)
+        assert found, first + process.stderr.read()
+        yield process, found[1]
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+def answer(url: str, token: str = "") -> tuple[int, bytes]:
+    """Return status and body; the socket listens before the service is ready, so the first call waits for it."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as response:  # noqa: S310
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str, str]:
+    """Send a signal and return exit code, stdout and stderr."""
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+def test_a_service_answers_and_ends_cleanly(tmp_path: Path, spec: Path) -> None:
+    """Serve says where it listens, answers there, and ends on SIGTERM with 0 and nothing on stdout."""
+    with serving(tmp_path) as (process, place):
+        status, body = answer(place + "/")
+        assert (status, json.loads(body)) == (200, {"message": "hi", "times": 2})
+        code, out, err = ended(process, signal.SIGTERM)
+    assert (code, out) == (0, "")
+    assert "Traceback" not in err
+    assert (tmp_path / "runs" / "a" / "spec.yaml").exists()
+
+
+def test_ctrl_c_ends_a_service(tmp_path: Path, spec: Path) -> None:
+    """Ctrl-C ends a service without a trace, with 130 as it ends every verb."""
+    with serving(tmp_path) as (process, place):
+        assert answer(place + "/")[0] == 200
+        code, _, err = ended(process, signal.SIGINT)
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_an_open_address_needs_a_token(tmp_path: Path, spec: Path, unfold: Unfold) -> None:
+    """An address that others can reach is refused without UNFOLD_TOKEN; with it, only its bearer is answered."""
+    refused = unfold("serve", "a.yaml", "--host", "0.0.0.0", "--port", "0")  # noqa: S104 - that it is refused is the test
+    assert refused.code == 2
+    assert "a token is needed (set UNFOLD_TOKEN, or leave --host out)" in refused.err
+    with serving(tmp_path, "--host", "0.0.0.0", token="secret") as (process, place):  # noqa: S104, S106 - as above
+        local = place.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - as above
+        assert answer(local + "/")[0] == 401
+        assert answer(local + "/", "wrong")[0] == 401
+        assert answer(local + "/", "secret")[0] == 200
+        assert answer(local + "/v2/health/live")[0] == 200
+        assert ended(process, signal.SIGTERM)[0] == 0
+
+
+def test_a_token_is_kept_on_loopback_too(tmp_path: Path, spec: Path) -> None:
+    """Where UNFOLD_TOKEN is set it is asked for, on loopback as elsewhere."""
+    with serving(tmp_path, token="secret") as (_, place):  # noqa: S106 - a test's
+        assert answer(place + "/")[0] == 401
+        assert answer(place + "/", "secret")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "70000"], "Invalid value for '--port'"),
+        (["--host", "203.0.113.1"], "a token is needed"),
+        (["--set", "repeat=0"], "--set repeat=0: repeat: must be at least 1, got 0"),
+    ],
+)
+def test_a_bad_call_is_told(unfold: Unfold, spec: Path, words: list[str], told: str) -> None:
+    """A bad port, address or spec ends with 2 before anything listens."""
+    outcome = unfold("serve", "a.yaml", *words)
+    assert outcome.code == 2
+    assert told in outcome.err

@@ -1,0 +1,159 @@
+"""profile, train and plan: what they print, write and answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import ECHO, Unfold
+from unfoldkit.report import SCHEMA
+
+
+def test_a_plan_is_a_report_on_stdout(unfold: Unfold, spec: Path) -> None:
+    """A plan whose answer is yes prints its report on stdout, nothing on stderr, and exits with 0."""
+    outcome = unfold("plan", spec)
+    assert outcome.code == 0
+    assert outcome.err == ""
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("a · echo plan")
+    assert lines[-2:] == ["yes · $0.02 of $1.00", "next: unfold train a.yaml"]
+
+
+def test_no_is_an_answer(unfold: Unfold, dear: Path) -> None:
+    """A plan whose answer is no exits with 1 and says what would do; with --exit-zero it exits with 0."""
+    outcome = unfold("plan", dear)
+    assert outcome.code == 1
+    assert "no · $0.03 is over the budget of $0.01; it allows 1 times" in outcome.out
+    assert unfold("plan", dear, "--exit-zero").code == 0
+
+
+def test_every_verb_leaves_its_report_in_the_run(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """profile, train and plan each exit with 0 and leave a report of theirs in runs/NAME, or in --run."""
+    for verb in ("profile", "train", "plan"):
+        assert unfold(verb, spec, "--jobs", "1").code == 0
+        assert json.loads((tmp_path / "runs" / "a" / "report.json").read_text(encoding="utf-8"))["verb"] == verb
+    assert unfold("train", spec, "--run", "elsewhere", "--jobs", "1").code == 0
+    assert (tmp_path / "elsewhere" / "said" / "1.txt").read_text(encoding="utf-8") == "hi"
+
+
+def test_a_run_can_be_given_in_the_place_of_a_spec(unfold: Unfold, spec: Path) -> None:
+    """The next verb takes the folder that the last one wrote, or the plan in it."""
+    assert unfold("plan", spec).code == 0
+    assert unfold("train", "runs/a", "--jobs", "1").code == 0
+    assert unfold("train", "runs/a/plan.yaml", "--jobs", "1").code == 0
+
+
+def test_stdin_is_a_spec(unfold: Unfold) -> None:
+    """``-`` reads the spec from stdin, and mistakes in it are told of <stdin>."""
+    assert unfold("plan", "-", stdin=ECHO).code == 0
+    outcome = unfold("plan", "-", stdin=ECHO + "repeat: 0\n")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == "<stdin>:5:9: repeat: must be at least 1, got 0\n"
+    assert unfold("plan", "-", stdin=b"name: \xff\n").err == "<stdin>:1:7: not UTF-8 text (save the file as UTF-8)\n"
+
+
+def test_a_bad_spec_goes_to_stderr(unfold: Unfold, tmp_path: Path) -> None:
+    """Given a bad spec, a verb prints every mistake on stderr, writes nothing and exits with 2."""
+    (tmp_path / "bad.yaml").write_text(ECHO + "repeat: 0\nbuget: $1\n", encoding="utf-8")
+    outcome = unfold("train", "bad.yaml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.splitlines() == [
+        "bad.yaml:5:9: repeat: must be at least 1, got 0",
+        'bad.yaml:6:1: buget: unknown key (did you mean "budget"?)',
+    ]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_setting_changes_the_spec(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """--set changes a key, and the run keeps the spec that was meant, with the values that were."""
+    outcome = unfold(
+        "plan", spec, "--set", "repeat=4", "--set", "voices=[{name: no, price: $0.2}]", "--set", "voice=no"
+    )
+    assert outcome.code == 0
+    assert "$0.80 of $1.00" in outcome.out
+    kept = (tmp_path / "runs" / "a" / "spec.yaml").read_text(encoding="utf-8")
+    assert "repeat: 4" in kept
+    assert "name: 'no'" in kept
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("repeat=0", "--set repeat=0: repeat: must be at least 1, got 0"),
+        ("voices[0].price=3", '--set voices[0].price=3: voices[0].price: "3" has no unit (write "$3")'),
+        ("repet=3", '--set repet=3: repet: unknown key (did you mean "repeat"?)'),
+        ("repeat", '--set repeat: expected key=value (such as "goal.max_loss=1%" or "stages[0].name=a")'),
+    ],
+)
+def test_a_bad_setting_is_told_as_its_origin(unfold: Unfold, spec: Path, setting: str, told: str) -> None:
+    """A mistake that --set brought is told with the flag in the place of file and line."""
+    spec.write_text(ECHO + "voices: [{name: plain}]\n", encoding="utf-8")
+    outcome = unfold("plan", spec, "--set", setting)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", told + "\n")
+
+
+def test_a_rehearsal_writes_nothing(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """--dry-run tells what would run and where, exits with 0, and leaves the folder as it was."""
+    before = sorted(tmp_path.rglob("*"))
+    for verb in ("profile", "train", "plan", "serve"):
+        outcome = unfold(verb, spec, "--dry-run")
+        assert outcome.code == 0
+        assert f"yes · the spec is valid; {verb} would write to runs/a · nothing was run" in outcome.out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert unfold("plan", spec, "--dry-run", "--set", "repeat=0").code == 2
+
+
+def test_logs_go_to_stderr(unfold: Unfold, spec: Path) -> None:
+    """--verbose adds to stderr and leaves stdout as it is."""
+    quiet, loud = unfold("plan", spec), unfold("plan", spec, "--verbose")
+    assert loud.out == quiet.out
+    assert loud.err == "plain says it 2 times\n"
+
+
+def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:
+    """The seed, the hash of the spec and the versions stand in the report's provenance."""
+    data = json.loads(unfold("plan", spec, "--seed", "7", "--format", "json").out)
+    assert data["schema"] == SCHEMA
+    assert data["provenance"]["seed"] == 7
+    assert len(data["provenance"]["spec_sha256"]) == 64
+    assert {"unfoldkit", "python", "numpy"} <= set(data["provenance"]["versions"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["plan", "nonesuch.yaml"], "nonesuch.yaml: cannot read: No such file or directory"),
+        (["plan", "a.yaml", "--format", "jsn"], '--format jsn: no such format (did you mean "json"?)'),
+        (["plan", "a.yaml", "--out", "x.doc"], "--out x.doc: the ending '.doc' names no format"),
+        (["plan", "a.yaml", "--out", "."], ".: --out needs a file; this is a folder"),
+        (["plan", "a.yaml", "--engine", "loca"], '--engine loca: no such engine (did you mean "local"?)'),
+        (["plan", "a.yaml", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["plan", "a.yaml", "--nonesuch"], "No such option"),
+        (["train"], "Missing argument 'SPEC'"),
+        (["plan"], "give a SPEC, or --check PLAN, which holds one"),
+        (["paln", "a.yaml"], "No such command 'paln'"),
+        (["report", "nonesuch"], "nonesuch: no such run (a run is a folder such as runs/digits)"),
+        (["plan", "a.yaml", "--check", "a.yaml"], "a.yaml:1:1: not a plan"),
+        (["train", "a.yaml", "--out", "x.yaml"], "train of kind echo leaves no plan to write"),
+        (["train", "a.yaml", "--out", "x.png"], "train of a has no plot"),
+    ],
+)
+def test_a_bad_flag_is_the_callers_fault(unfold: Unfold, spec: Path, words: list[str], told: str) -> None:
+    """What the caller can mend is told on stderr, with nothing on stdout, and exits with 2."""
+    outcome = unfold(*words)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert told in outcome.err
+
+
+def test_ray_is_asked_for_when_it_is_not_there(unfold: Unfold, spec: Path) -> None:
+    """--engine ray without Ray names the extra; with Ray the verb runs."""
+    import importlib.util
+
+    if importlib.util.find_spec("ray"):
+        pytest.skip("Ray is installed: nothing to ask for")
+    outcome = unfold("train", spec, "--engine", "ray")
+    assert outcome.code == 2
+    assert "pip install 'unfoldkit[ray]'" in outcome.err

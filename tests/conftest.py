@@ -1,0 +1,73 @@
+"""Fixtures for every test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.support import Outcome, Process, Unfold, call, command, surroundings
+
+# a failure found by chance would come and go: the same examples every time, few on one slow core
+settings.register_profile("house", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_arrives() -> Iterator[None]:
+    """Let SIGINT reach the processes that tests start, also where the suite itself runs in the background."""
+    # a shell starts background jobs with SIGINT ignored, and a child inherits what is ignored
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of shared data: that of UNFOLD_SHARED, or ``shared`` beside the checkout."""
+    beside = Path(__file__).parents[2] / "shared"
+    folder = Path(os.environ.get("UNFOLD_SHARED") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"the shared data is not here: no folder {folder} (UNFOLD_SHARED names another)")
+    return folder
+
+
+@pytest.fixture
+def unfold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unfold:
+    """Return the command line as a function: ``unfold("check", "a.yaml")``, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("UNFOLD_TOKEN", "UNFOLD_DISABLE_PLUGINS", "UNFOLD_TRACEBACK", "NO_COLOR", "FORCE_COLOR", "CI"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: str | Path, stdin: bytes | str = b"") -> Outcome:
+        return call(words, stdin.encode() if isinstance(stdin, str) else stdin)
+
+    return run
+
+
+@pytest.fixture
+def unfold_process(tmp_path: Path) -> Process:
+    """Return the command line as a function that starts a process in an empty working folder."""
+
+    def run(
+        *words: str | Path, env: Mapping[str, str] | None = None, path: Sequence[Path] = (), stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        more = {"PYTHONPATH": os.pathsep.join(map(str, path))} if path else {}
+        return subprocess.run(
+            command(words),
+            cwd=tmp_path,
+            env=surroundings({**more, **(env or {})}),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,77 @@
+"""The files for other people's CI do what they promise."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from docs.console import surroundings
+
+ROOT = Path(__file__).parents[2]
+
+
+def parsed(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text("utf-8"))
+
+
+def act(tmp_path: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
+    """Run the last step of the action as a runner would, with this environment in the place of the installed one."""
+    bin_folder = tmp_path / "unfold" / "bin"
+    bin_folder.mkdir(parents=True)
+    (bin_folder / "unfold").symlink_to(Path(sys.executable).parent / "unfold")
+    action = parsed("action.yml")
+    step = action["runs"]["steps"][-1]
+    given = {name: item.get("default", "") for name, item in action["inputs"].items()} | inputs
+    values = {key: given[text.split(".")[1].split(" ")[0]] for key, text in step["env"].items()}
+    environment = surroundings(os.environ) | values | {"RUNNER_TEMP": str(tmp_path)}
+    script = ["/usr/bin/env", "bash", "-e", "-c", step["run"]]
+    return subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def test_action_annotates_a_bad_spec(tmp_path: Path) -> None:
+    """A mistake is told at its file and line, and the step fails with 2."""
+    (tmp_path / "bad.yaml").write_text("version: 1\nkind: echo\nname: a\nmessage: hi\nvoise: plain\n", "utf-8")
+    done = act(tmp_path, files="*.yaml")
+    assert done.returncode == 2
+    assert done.stdout.startswith("::error file=bad.yaml,line=5,col=1::voise: unknown key")
+
+
+@pytest.mark.parametrize(("budget", "code", "level"), [("1", 0, "notice"), ("0.02", 1, "error")])
+def test_action_runs_a_verb(tmp_path: Path, budget: str, code: int, level: str) -> None:
+    """A verb's answer is the step's exit code and an annotation."""
+    spec = str(ROOT / "configs/echo/hello.yaml")
+    done = act(tmp_path, verb="plan", files=spec, options=f"--set budget=${budget}")
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith(f"::{level} title=unfold plan hello::")
+
+
+def test_action_installs_its_own_checkout() -> None:
+    """The first step installs the folder of the action with the Python that was asked for."""
+    step = parsed("action.yml")["runs"]["steps"][0]
+    assert step["env"] == {"PYTHON": "${{ inputs.python }}"}
+    assert '"$GITHUB_ACTION_PATH"' in step["run"]
+
+
+def test_hook_of_pre_commit_checks_files(tmp_path: Path) -> None:
+    """The hook's entry is a command that takes files and refuses a bad one."""
+    hook = parsed(".pre-commit-hooks.yaml")[0]
+    assert (hook["id"], hook["language"]) == ("unfold-check", "python")
+    (tmp_path / "bad.yaml").write_text("version: 1\nkind: echo\n", "utf-8")
+    for file, code in ((ROOT / "configs/echo/hello.yaml", 0), (tmp_path / "bad.yaml", 2)):
+        words = ["/usr/bin/env", *shlex.split(hook["entry"]), str(file)]
+        done = subprocess.run(words, env=surroundings(os.environ), capture_output=True, check=False)
+        assert done.returncode == code
+
+
+def test_ci_runs_the_command_of_the_readme() -> None:
+    """`.ci/run` ends with the test command that the README shows."""
+    assert "pip install nox && nox" in (ROOT / "README.md").read_text("utf-8")
+    last = (ROOT / ".ci/run").read_text("utf-8").rstrip().splitlines()[-1]
+    assert last.replace("--quiet ", "").startswith("pip install nox && nox")

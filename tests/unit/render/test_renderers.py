@@ -1,0 +1,174 @@
+"""Every format of one report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from unfoldkit.errors import Diagnostic, UnfoldError
+from unfoldkit.kinds import resolve
+from unfoldkit.render import builtin_renderers, cells, github, html, junit, md, picture, plan, text
+from unfoldkit.render import json as json_format
+from unfoldkit.report import Column, Figure, Metric, Report, Series, Table, Verdict, from_data, to_data
+from unfoldkit.spec.loader import parse
+
+EVIL = "<b>&|\x1b[31m\n%::"
+REPORT = Report(
+    kind="echo",
+    verb="plan",
+    name="hello",
+    verdict=Verdict.NO,
+    headline="too dear",
+    subtitle=("3 times", EVIL),
+    metrics={
+        "price": Metric(1.25, "$", "≤ 1", ok=False),
+        "loss": Metric(0.0, target="≤ 1", ok=True),
+        "none": Metric(None),
+    },
+    tables=(
+        Table("plans", (Column("plan"), Column("cost", "$/h", digits=2)), (("a", 1234.5), (EVIL, None)), accent=0),
+    ),
+    figures=(Figure("f", "F", "x", "y", (Series("s", (1.0, 2.0), (2.0, 4.0)), Series("p", (1.0,), (2.0,), "points"))),),
+    lines=(("binding", "the budget"),),
+    notes=("measured here",),
+    next="unfold train hello.yaml",
+    decision={"voice": "no", "times": 3},
+    provenance={"seed": 1, "timed": {"seconds": 1.0}, "spec": {"name": "hello"}},
+)
+
+
+@pytest.mark.parametrize("renderer", builtin_renderers(), ids=lambda item: item.name)
+def test_a_format_is_the_same_bytes_for_the_same_report(renderer: object) -> None:
+    """Every format renders, ends its text with one line break, and does so alike each time."""
+    render = resolve(renderer.render)  # type: ignore[attr-defined]
+    first = render(REPORT)
+    assert first == render(REPORT)
+    if isinstance(first, str):
+        assert first.endswith("\n")
+        assert not first.endswith("\n\n")
+
+
+def test_the_answer_is_the_last_line_before_the_next_command() -> None:
+    """Text puts the verdict under its reasons and the next command under that; no colour unless asked."""
+    lines = text.render(REPORT).splitlines()
+    assert lines[-2:] == ["no · too dear", "next: unfold train hello.yaml"]
+    assert any("1,234.50" in line for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+    assert "\x1b[1" not in text.render(REPORT)
+    assert "\x1b[1" in text.render(REPORT, colour=True)
+    assert max(map(len, text.render(REPORT, width=60).splitlines())) <= 60
+
+
+def test_json_reads_back() -> None:
+    """JSON holds the whole report and nothing that is not JSON."""
+    assert to_data(from_data(json.loads(json_format.render(REPORT)))) == to_data(REPORT)
+
+
+def test_markdown_has_one_row_a_line() -> None:
+    """In Markdown no text of the report breaks a table or becomes HTML."""
+    found = md.render(REPORT)
+    rows = [line for line in found.splitlines() if line.startswith("| ")]
+    assert len(rows) == (2 + 3) + (2 + 2)
+    assert "<b>" not in found
+    assert "\\|" in found
+
+
+def test_html_is_one_safe_page() -> None:
+    """The page is well nested, loads nothing, runs nothing, and shows text as text."""
+    page = html.render(REPORT)
+    seen: list[str] = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            seen.append(tag)
+            assert not {"src", "onload", "onclick"} & {name for name, _ in attrs}
+
+    Tags().feed(page)
+    assert "b" in seen
+    assert "script" not in seen
+    assert "<b>&|" not in page
+    assert "&lt;b&gt;&amp;|" in page
+    assert "<svg" in page
+
+
+def test_junit_is_xml_with_one_case_a_target() -> None:
+    """The verdict and each metric with a target is a case; those that miss have failed."""
+    root = ET.fromstring(junit.render(replace(REPORT, headline=EVIL)))  # noqa: S314 - made here
+    suite = root[0]
+    assert [case.get("name") for case in suite] == ["verdict", "price", "loss"]
+    assert suite.get("failures") == "2"
+    assert [len(case) for case in suite] == [1, 1, 0]
+
+
+def test_diagnostics_are_cases_and_annotations() -> None:
+    """A mistake in a spec is a failed case, and an annotation at its file and line; none is one passed case."""
+    item = Diagnostic("bad, very: 100%\n", "a,b.yaml", 3, 7, "x", "so")
+    suite = ET.fromstring(junit.render_diagnostics([item]))[0]  # noqa: S314 - made here
+    assert suite.get("failures") == "1"
+    assert ET.fromstring(junit.render_diagnostics([]))[0].get("failures") == "0"  # noqa: S314 - made here
+    line = github.render_diagnostics([item])
+    assert line == "::error file=a%2Cb.yaml,line=3,col=7::x: bad, very: 100%25%0A (so)\n"
+
+
+def test_annotations_are_one_line_each() -> None:
+    """GitHub sees the verdict and every metric that misses, and no text of ours ends a command early."""
+    lines = github.render(REPORT).splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["::error", "::error"]
+    assert "price" in lines[1]
+    assert github.render(replace(REPORT, verdict=Verdict.YES, metrics={})).startswith("::notice")
+
+
+def test_a_plan_is_yaml_that_reads_back() -> None:
+    """The plan holds decision and provenance without times; a report without a decision has none."""
+    data = parse(plan.render(REPORT)).data
+    assert data["schema"] == "unfoldkit.plan/1"
+    assert data["decision"] == {"voice": "no", "times": 3}
+    assert "timed" not in data
+    with pytest.raises(UnfoldError, match="leaves no plan"):
+        plan.render(replace(REPORT, decision=None))
+
+
+def test_a_report_without_plots_has_no_picture() -> None:
+    """A picture of nothing is refused, a picture of something is a PNG."""
+    assert picture.render(REPORT).startswith(b"\x89PNG")
+    with pytest.raises(UnfoldError, match="has no plot"):
+        picture.render(replace(REPORT, figures=()))
+
+
+@pytest.mark.parametrize("style", ["line", "steps", "points", "bars"])
+def test_every_style_is_drawn(style: str) -> None:
+    """Each style of series is drawn, on plain and logarithmic axes, with points that are not finite left out."""
+    series = Series("s", (1.0, 2.0, 3.0), (1.0, float("nan"), 10.0), style)  # type: ignore[arg-type]
+    for log in (False, True):
+        drawn = picture.svg(Figure("f", "F", "x", "y", (series,), log_x=log, log_y=log))
+        assert drawn.startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "expected"),
+    [(0, None, "0"), (1234, None, "1,234"), (0.0, None, "0"), (1234.5, 1, "1,234.5"), (0.012345, None, "0.0123"),
+     (1e-9, None, "1.00e-09"), (float("inf"), None, "∞"), (float("nan"), 2, "–"), (-1.5, None, "-1.50")],
+)  # fmt: skip
+def test_numbers_look_alike_in_every_format(value: float, digits: int | None, expected: str) -> None:
+    """Thousands are separated, three significant digits are kept, what is not finite is a sign."""
+    assert cells.number(value, digits) == expected
+
+
+def test_cells_show_what_is_absent() -> None:
+    """Nothing is a dash, truth is a word, a metric without value says so."""
+    column = Column("c", "ms")
+    assert [cells.cell(value, column) for value in (None, True, False, "x")] == ["–", "yes", "no", "x"]
+    assert cells.head(column) == "c ms"
+    assert cells.metric(Metric(None, "s")) == "not measured"
+
+
+def test_a_plot_in_a_page_takes_the_ink_of_the_page() -> None:
+    """A plot is drawn in the colour of the text around it, and a logarithmic axis has plain numbers."""
+    drawn = picture.svg(Figure("f", "F", "x", "y", (Series("s", (1e3, 2e4), (1.0, 2.0)),), log_x=True))
+    assert "currentColor" in drawn
+    assert picture.INK not in drawn
+    assert ">10,000<" in drawn

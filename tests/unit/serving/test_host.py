@@ -1,0 +1,94 @@
+"""Addresses, tokens and the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.serving.host import Address, guarded, is_loopback, listen
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("192.168.1.1", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+        ("localhost.example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_known(host: str, *, expected: bool) -> None:
+    """Only an address of this machine alone counts as loopback."""
+    assert is_loopback(host) is expected
+
+
+def test_an_open_address_needs_a_token() -> None:
+    """An address that others can reach is refused without a token and bound with one."""
+    with pytest.raises(UnfoldError, match=r"a token is needed.*UNFOLD_TOKEN") as caught:
+        listen(Address("0.0.0.0", 0))  # noqa: S104 - that it is refused is the test
+    assert caught.value.code is ExitCode.USAGE
+    listen(Address("0.0.0.0", 0, "secret")).close()  # noqa: S104 - as above
+
+
+def test_a_port_in_use_is_told() -> None:
+    """A port that another socket listens on is the caller's fault, with a way out."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UnfoldError, match=r"cannot listen on 127\.0\.0\.1:.*--port 0"):
+            listen(Address(port=other.getsockname()[1]))
+
+
+async def _app(scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "path": scope.get("path")})
+
+
+def answered(scope: dict[str, Any]) -> Any:
+    """Return the first message of the answer behind a guard with the token ``secret``."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {}
+
+    async def ask() -> None:
+        await guarded(_app, "secret")(scope, receive, send)
+
+    asyncio.run(ask())
+    return sent[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", [], 401),
+        ("/", [(b"authorization", b"Bearer wrong")], 401),
+        ("/", [(b"authorization", b"secret")], 401),
+        ("/", [(b"authorization", b"Bearer secret")], 200),
+        ("/v2/health/live", [], 200),
+        ("/v2/health/ready", [], 200),
+        ("/v2/health/ready/../../", [], 401),
+    ],
+)
+def test_the_guard_asks_for_the_token(path: str, headers: list[tuple[bytes, bytes]], status: int) -> None:
+    """Every path but the two of health needs the bearer token, whole."""
+    assert answered({"type": "http", "path": path, "headers": headers})["status"] == status
+
+
+def test_a_websocket_needs_the_token_too() -> None:
+    """A websocket is not let past the guard without the token."""
+    assert answered({"type": "websocket", "path": "/", "headers": []}) == {"type": "websocket.close", "code": 1008}
+    held = {"type": "websocket", "path": "/", "headers": [(b"authorization", b"Bearer secret")]}
+    assert answered(held)["status"] == 200

@@ -1,0 +1,265 @@
+"""The whole server in a process of its own, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.unit.serving.client import Server, read, request, rows, serving
+
+INFER = "/v2/models/total/infer"
+METRIC = re.compile(r"^(unfold_[a-z_]+?)(?:_bucket|_sum|_count|_total|_created)?(?:\{.*\})? ", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def total() -> Iterator[Server]:
+    with serving("total") as server:
+        yield server
+
+
+def test_the_paths_of_the_protocol(total: Server) -> None:
+    """Server, health, metadata and readiness answer as the protocol says."""
+    assert total.ask("/v2").json.keys() == {"name", "version", "extensions"}
+    assert total.ask("/v2/health/live").json == {"live": True}
+    assert total.ask("/v2/health/ready").json == {"ready": True}
+    assert total.ask("/v2/models/total/ready").json == {"name": "total", "ready": True}
+    about = total.ask("/v2/models/total").json
+    assert about["inputs"] == [{"name": "x", "datatype": "FP64", "shape": [-1, 3]}]
+    assert about["parameters"] == {"kind": "toy"}
+    assert total.ask("/v2/models/total/versions/1").json == about
+
+
+def test_an_answer(total: Server) -> None:
+    """An answer holds model, version, id and outputs, the same by the fast lane and the long way."""
+    body = rows([1, 2, 3], [4, 5, 6], id="a", parameters={"entity": "p"})
+    fast = total.ask(INFER, body)
+    slow = total.ask("/v2/models/total/versions/1/infer", body)
+    odd = total.ask(INFER, body, headers="connection: close\r\n")
+    assert fast.status == slow.status == odd.status == 200
+    assert fast.json == slow.json == odd.json
+    assert fast.json["outputs"][0] == {"name": "total", "datatype": "FP64", "shape": [2], "data": [6, 15]}
+    assert (fast.json["id"], fast.json["parameters"]) == ("a", {"entity": "p"})
+    assert "date" in fast.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method", "status", "told"),
+    [
+        ("/nowhere", None, "", 404, "/openapi.json"),
+        ("/v2/models/other", None, "", 404, "no such model: 'other'; there is total"),
+        ("/v2/models/other/infer", {}, "", 404, "no such model"),
+        (INFER, None, "", 405, "GET is not for"),
+        ("/v2", {}, "", 405, "POST is not for"),
+        ("/v2/models/total", {}, "DELETE", 405, "DELETE"),
+        (INFER, b"{", "", 400, "truncated"),
+        (INFER, {}, "", 400, "missing required field `inputs`"),
+        (INFER, rows([1, 2, 3], [4, 5]), "", 400, "a row of 2 values"),
+        (INFER, rows([666, 0, 0]), "", 500, "the model failed: ZeroDivisionError"),
+        (INFER, rows([409, 0, 0]), "", 409, "no"),
+        (INFER, b" " * 200_000, "", 413, "at most 100000"),
+        (INFER, rows(*[[1, 1, 1]] * 1025), "", 413, "1025 rows in one request; at most 1024"),
+    ],
+)
+def test_a_wrong_request_is_told_why(total: Server, path: str, body: Any, method: str, status: int, told: str) -> None:
+    """Each mistake has its status and a JSON error that says what is wrong; the server goes on."""
+    reply = total.ask(path, body, method=method)
+    assert reply.status == status
+    assert told in reply.json["error"]
+    assert total.ask(INFER, rows([1, 1, 1])).status == 200
+
+
+@pytest.mark.parametrize("header", ["content-encoding: gzip", "inference-header-content-length: 3"])
+def test_other_encodings_are_refused(total: Server, header: str) -> None:
+    """A body that is not plain JSON is refused, not misread."""
+    assert total.ask(INFER, rows([1, 2, 3]), headers=header + "\r\n").status == 400
+
+
+def test_requests_may_come_in_any_pieces(total: Server) -> None:
+    """Split, chunked and pipelined requests on one connection are all answered, in order."""
+    whole = request(INFER, rows([1, 2, 3]))
+    chunk = json.dumps(rows([2, 2, 2])).encode()
+    chunked = b"POST %b HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n" % INFER.encode()
+    with total.connect() as wire:
+        for part in (whole[:40], whole[40:-5], whole[-5:]):
+            wire.sendall(part)
+            time.sleep(0.02)
+        assert read(wire).json["outputs"][0]["data"] == [6]
+    with total.connect() as wire:
+        head = whole.index(b"\r\n\r\n") + 4
+        wire.sendall(whole[:head])
+        time.sleep(0.02)
+        wire.sendall(whole[head:])
+        assert read(wire).status == 200
+        wire.sendall(whole)
+        assert read(wire).status == 200
+        wire.sendall(chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk))
+        assert read(wire).json["outputs"][0]["data"] == [6]
+        wire.sendall(whole)
+        assert read(wire).status == 200
+
+
+def test_pipelined_requests_are_answered_in_order(total: Server) -> None:
+    """Two requests in one packet get two answers, the first one first, whichever way each goes."""
+    both = request(INFER, rows([1, 0, 0])) + request("/v2/health/live")
+    with total.connect() as wire:
+        wire.sendall(both)
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 2 or b"live" not in data:
+            more = wire.recv(65536)
+            assert more
+            data += more
+    assert data.index(b"total") < data.index(b"live")
+
+
+def test_a_client_that_leaves_harms_nobody(total: Server) -> None:
+    """Connections that are cut at any point leave the server as it was."""
+    whole = request(INFER, rows([1, 2, 3]))
+    for cut in (1, 30, len(whole) - 3, len(whole)):
+        with total.connect() as wire:
+            wire.sendall(whole[:cut])
+    assert total.ask(INFER, rows([1, 1, 1])).status == 200
+
+
+def test_metrics_are_named_by_convention(total: Server) -> None:
+    """Names start with unfold_, are in base units, counters end in _total; the counts are what was asked."""
+    before = _metric(total, r'unfold_requests_total\{code="200",model="total"\}')
+    total.ask(INFER, rows([1, 1, 1], [2, 2, 2]))
+    text = total.ask("/metrics").body.decode()
+    names = set(METRIC.findall(text))
+    assert names == {
+        "unfold_requests",
+        "unfold_request_duration_seconds",
+        "unfold_rows",
+        "unfold_batch_rows",
+        "unfold_predict_duration_seconds",
+        "unfold_queue_rows",
+    }
+    assert _metric(total, r'unfold_requests_total\{code="200",model="total"\}') == before + 1
+    assert 'unfold_request_duration_seconds_bucket{le="+Inf",model="total"}' in text
+    assert {line.split()[3] for line in text.splitlines() if line.startswith("# TYPE unfold_requests_total")} == {
+        "counter"
+    }
+
+
+def _metric(server: Server, pattern: str) -> float:
+    found = re.search(rf"^{pattern} (\S+)$", server.ask("/metrics").body.decode(), re.MULTILINE)
+    assert found, pattern
+    return float(found[1])
+
+
+def test_the_openapi_document_is_kept(total: Server) -> None:
+    """The document describes every path, and requests and answers are valid by its schemas."""
+    document = total.ask("/openapi.json").json
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) >= {"/v2", "/v2/models/total", INFER, "/metrics"}
+    for path, item in document["paths"].items():
+        if "get" in item:
+            assert total.ask(path).status == 200, path
+    post = document["paths"][INFER]["post"]
+    asks = post["requestBody"]["content"]["application/json"]["schema"]
+    answers = post["responses"]["200"]["content"]["application/json"]["schema"]
+    body = rows([1, 2, 3], id="a", parameters={"entity": "p"}, outputs=[{"name": "twice"}])
+    jsonschema.validate(body, asks)
+    jsonschema.validate(total.ask(INFER, body).json, answers)
+    jsonschema.validate(total.ask(INFER, rows([1, 2, 3])).json, answers)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(rows([1, 2, "3"]), asks)
+
+
+def test_overload_is_refused_at_once() -> None:
+    """When the queue is full, requests get 429 with Retry-After, soon; those that were queued are answered."""
+    with serving("total", "queue=8", "delay=0.2") as server:
+        wires = [server.connect() for _ in range(40)]
+        for wire in wires:
+            wire.sendall(request(INFER, rows([1, 1, 1])))
+        replies = [read(wire) for wire in wires]
+        for wire in wires:
+            wire.close()
+    statuses = [reply.status for reply in replies]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 8
+    refused = next(reply for reply in replies if reply.status == 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "come back later" in refused.json["error"]
+
+
+@pytest.mark.parametrize("delay", ["0", "0.02"])
+@pytest.mark.parametrize("headers", ["", "x-long-way: yes\r\nexpect:\r\n"])
+def test_sigterm_under_load_loses_no_accepted_request(delay: str, headers: str) -> None:
+    """Every request that was sent on an open connection before the server said goodbye is answered, whole."""
+    lost: list[Exception] = []
+    counts: list[int] = []
+
+    def client(server: Server, stop: threading.Event) -> None:
+        done = 0
+        with server.connect() as wire:
+            while not stop.is_set():
+                try:
+                    wire.sendall(request(INFER, rows([done, 1, 1]), headers=headers))
+                    reply = read(wire)
+                except OSError as error:
+                    lost.append(error)
+                    break
+                assert reply.json["outputs"][0]["data"] == [done + 2]
+                done += 1
+                if reply.headers.get("connection") == "close":
+                    break
+        counts.append(done)
+
+    with serving("total", f"delay={delay}") as server:
+        stop = threading.Event()
+        clients = [threading.Thread(target=client, args=(server, stop)) for _ in range(12)]
+        for one in clients:
+            one.start()
+        time.sleep(0.5)
+        code = server.end()
+        stop.set()
+        for one in clients:
+            one.join(20)
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", server.port), timeout=2)
+    assert not lost
+    assert code == 0
+    assert len(counts) == 12
+    assert min(counts) > 0
+
+
+def test_a_token_guards_both_ways() -> None:
+    """With a token every path but health asks for it, by the fast lane and the long way."""
+    with serving("total", "token=secret") as server:
+        good = "authorization: Bearer secret\r\n"
+        assert server.ask(INFER, rows([1, 2, 3])).status == 401
+        assert server.ask(INFER, rows([1, 2, 3]), headers="authorization: Bearer wrong\r\n").status == 401
+        assert server.ask(INFER, rows([1, 2, 3]), headers=good).status == 200
+        assert server.ask("/metrics").status == 401
+        assert server.ask("/metrics", headers=good).status == 200
+        assert server.ask("/v2/health/live").status == 200
+
+
+def _hour(when: int, value: float) -> dict[str, Any]:
+    x = {"name": "x", "shape": [1], "datatype": "FP64", "data": [value]}
+    return {"inputs": [x], "parameters": {"entity": "p", "time": when}}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_keeps_what_was_known(tmp_path: Path, how: signal.Signals) -> None:
+    """After a stop or a kill the next server goes on where the last answer was; late hours stay late."""
+    path, words = "/v2/models/diary/infer", ("diary", f"store={tmp_path / 's.db'}")
+    with serving(*words) as server:
+        for when in range(3):
+            assert server.ask(path, _hour(when, 1.5)).status == 200
+        server.end(how)
+    with serving(*words) as server:
+        assert server.ask(path, _hour(1, 1.5)).status == 409
+        found = server.ask(path, _hour(3, 2.5)).json
+        assert json.loads(found["outputs"][0]["data"][0]) == [[0, 1.5], [1, 1.5], [2, 1.5], [3, 2.5]]

@@ -1,0 +1,26 @@
+"""What a verb is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unfoldkit.context import Run
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.errors import UnfoldError
+from unfoldkit.runs import RunDir
+
+
+def test_a_path_is_looked_for_beside_the_spec_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is found beside the spec, else in the working folder; else both places are told."""
+    for folder in ("spec", "work"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "both.csv").write_text(folder, encoding="utf-8")
+    (tmp_path / "work" / "one.csv").write_text("work", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "work")
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path / "spec")
+    assert run.path("both.csv").read_text(encoding="utf-8") == "spec"
+    assert run.path("one.csv").read_text(encoding="utf-8") == "work"
+    with pytest.raises(UnfoldError, match=r"data\.path: no such file or folder.*spec/x\.csv or .*work/x\.csv"):
+        run.path("x.csv", key="data.path")

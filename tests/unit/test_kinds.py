@@ -1,0 +1,28 @@
+"""Descriptors and the resolving of references."""
+
+from __future__ import annotations
+
+import pytest
+
+from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.kinds import Kind, resolve
+
+
+def test_verbs_are_those_that_are_there() -> None:
+    """A kind lists its verbs in the order in which a user meets them."""
+    assert Kind("k", "", "m:S", serve="m:s", profile="m:p").verbs == ("profile", "serve")
+    assert Kind("k", "", "m:S").verbs == ()
+
+
+def test_a_reference_leads_to_its_object() -> None:
+    """``package.module:attribute`` is imported and returned."""
+    assert resolve("unfoldkit.kinds:Kind") is Kind
+
+
+@pytest.mark.parametrize(("extra", "hint"), [("ray", "pip install 'unfoldkit[ray]'"), (None, "pip install it")])
+def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) -> None:
+    """A package that is not installed is told with the extra that brings it."""
+    with pytest.raises(UnfoldError, match="'nonesuch'") as caught:
+        resolve("nonesuch.module:thing", extra=extra)
+    assert caught.value.code is ExitCode.USAGE
+    assert caught.value.diagnostics[0].hint == hint

@@ -1,0 +1,60 @@
+"""The report as data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from unfoldkit.report import (
+    Column,
+    Figure,
+    Metric,
+    Report,
+    Series,
+    Table,
+    Verdict,
+    from_data,
+    plain,
+    to_data,
+    without_times,
+)
+
+REPORT = Report(
+    "k",
+    "plan",
+    "n",
+    Verdict.NO,
+    "no plan",
+    metrics={"cost": Metric(1.5, "$", "≤ 1", ok=False), "took": Metric(0.1, "s", timed=True)},
+    tables=(Table("t", (Column("a"), Column("s", "s", timed=True)), ((1, 0.5), ("x", None)), accent=1),),
+    figures=(Figure("f", "F", "x", "y", (Series("s", (1.0,), (2.0,)),)), Figure("g", "G", "x", "y", (), timed=True)),
+    provenance={"seed": 1, "timed": {"seconds": 2.0}},
+)
+
+
+def test_times_can_be_left_out() -> None:
+    """Without times, no metric, column, figure or fact that a clock measured is left, and all else is."""
+    left = without_times(REPORT)
+    assert list(left.metrics) == ["cost"]
+    assert left.tables[0].rows == ((1,), ("x",))
+    assert [column.name for column in left.tables[0].columns] == ["a"]
+    assert [figure.name for figure in left.figures] == ["f"]
+    assert left.provenance == {"seed": 1}
+    assert without_times(left) == left
+
+
+def test_another_schema_is_refused() -> None:
+    """Data of another schema, or with parts missing, is no report."""
+    with pytest.raises(ValueError, match="report/2"):
+        from_data(to_data(REPORT) | {"schema": "unfoldkit.report/2"})
+    with pytest.raises(KeyError):
+        from_data({"schema": "unfoldkit.report/1"})
+
+
+def test_plain_data_has_no_infinity_and_no_array_scalars() -> None:
+    """Non-finite numbers become nothing, NumPy scalars Python's, tuples lists, keys text."""
+    given = {1: (math.nan, math.inf, np.float64(1.5), np.int32(2)), "b": {"c": True}}
+    assert plain(given) == {"1": [None, None, 1.5, 2], "b": {"c": True}}
+    assert type(plain(np.int32(2))) is int

@@ -1,0 +1,117 @@
+"""Run folders: manifest, hashes, lock, and disks that fail."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.runs import MANIFEST, RunDir, write_atomically
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """Return a run with one file."""
+    made = RunDir(tmp_path / "run")
+    made.write("model.json", b"old", made_from="f1")
+    return made
+
+
+def full(*_: object) -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_is_written_is_read_and_listed(run: RunDir) -> None:
+    """A file reads back, is listed with its hash and what it was made from, and can be read by others."""
+    assert run.read("model.json") == b"old"
+    hashed = hashlib.sha256(b"old").hexdigest()
+    assert run.files()["model.json"] == {"sha256": hashed, "bytes": 3, "made_from": "f1"}
+    assert stat.S_IMODE((run.path / "model.json").stat().st_mode) == 0o644
+
+
+def test_a_file_counts_for_what_it_was_made_from(run: RunDir) -> None:
+    """``has`` asks for the fingerprint, ``once`` makes anew only when it is another."""
+    assert run.has("model.json")
+    assert run.has("model.json", made_from="f1")
+    assert not run.has("model.json", made_from="f2")
+    assert run.once("model.json", "f1", lambda: b"new") == b"old"
+    assert run.once("model.json", "f2", lambda: b"new") == b"new"
+
+
+def test_a_changed_file_is_refused_by_name(run: RunDir) -> None:
+    """A file whose hash is not that of the manifest is the caller's fault and is named."""
+    (run.path / "model.json").write_bytes(b"evil")
+    with pytest.raises(UnfoldError, match=r"model\.json: the file was changed") as caught:
+        run.read("model.json")
+    assert caught.value.code is ExitCode.USAGE
+
+
+def test_a_file_that_is_not_listed_does_not_count(run: RunDir) -> None:
+    """What a dying process left beside the manifest is not read."""
+    (run.path / "other.json").write_bytes(b"half")
+    assert not run.has("other.json")
+    with pytest.raises(UnfoldError, match=r"no other\.json in this run"):
+        run.read("other.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "unfoldkit.manifest/9", "files": {}}', '{"files": []}'])
+def test_a_damaged_manifest_is_refused(run: RunDir, text: str) -> None:
+    """A manifest that cannot be read is an error, never an empty run."""
+    (run.path / MANIFEST).write_text(text, encoding="utf-8")
+    with pytest.raises(UnfoldError, match="the manifest is damaged"):
+        run.files()
+
+
+@pytest.mark.parametrize("name", ["../out.json", "a/../../out.json", "/etc/out.json"])
+def test_a_name_stays_inside(run: RunDir, name: str) -> None:
+    """No name leads out of the run."""
+    with pytest.raises(UnfoldError, match="leads out of the run"):
+        run.write(name, b"x")
+
+
+def test_a_full_disk_keeps_the_old_file(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the old file and its entry stay, nothing of the new one does, and the code is 3."""
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UnfoldError, match="No space left on device") as caught:
+        run.write("model.json", b"new", made_from="f2")
+    monkeypatch.undo()
+    assert caught.value.code is ExitCode.INTERNAL
+    assert run.read("model.json") == b"old"
+    assert sorted(path.name for path in run.path.iterdir()) == [MANIFEST, "model.json"]
+
+
+def test_a_place_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> None:
+    """A file in the place of a folder is told with its name and exit code 2."""
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UnfoldError, match="cannot write") as caught:
+        write_atomically(tmp_path / "file" / "out.json", b"x")
+    assert caught.value.code is ExitCode.USAGE
+
+
+def test_a_run_is_one_process_at_a_time(run: RunDir) -> None:
+    """A second holder is refused while the first holds the run, and let in afterwards."""
+    with run.locked(), pytest.raises(UnfoldError, match="another process is using this run"), run.locked():
+        pass
+    with run.locked():
+        pass
+
+
+def test_a_run_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    """A run folder that cannot be made is the caller's fault."""
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UnfoldError, match="cannot write to the run folder"), RunDir(tmp_path / "file").locked():
+        pass
+
+
+def test_the_manifest_is_json_in_the_order_of_names(run: RunDir) -> None:
+    """The manifest is the same bytes whatever the order of writing."""
+    run.write("a.json", b"a")
+    listed = json.loads((run.path / MANIFEST).read_text(encoding="utf-8"))
+    assert list(listed["files"]) == ["a.json", "model.json"]
