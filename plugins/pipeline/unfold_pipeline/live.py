@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,12 +71,16 @@ async def drive(
             done.set_result(None)
 
     watch = asyncio.create_task(_tune(runtime, tuner, sample.arrivals, began)) if tuner else None
-    late = 0.0
-    for number, arrival in enumerate(sample.arrivals):
-        late = max(late, await _until(began + float(arrival)))
+
+    def send(number: int) -> None:
         runtime.submit(Query(rows[number % len(rows)], way, number, functools.partial(finished, number)))
         if number % 64 == 0:
             progress("replay", number, sample.size)
+
+    def tell(number: int) -> None:
+        loop.call_soon_threadsafe(send, number)
+
+    late = await asyncio.to_thread(_keep_time, began + sample.arrivals, tell)
     await done
     if watch is not None:
         watch.cancel()
@@ -83,10 +88,17 @@ async def drive(
     return Measured(latencies, late, replaced, tuple(len(stage.workers) for stage in runtime.stages))
 
 
-async def _until(moment: float) -> float:
-    """Sleep until a moment; return how late it was noticed, in seconds."""
-    await asyncio.sleep(max(0.0, moment - clock()))
-    return clock() - moment
+def _keep_time(moments: Times, tell: Callable[[int], object]) -> float:
+    """Tell the number of each moment when it has come; return the greatest delay in seconds.
+
+    In a thread of its own: the timers of an event loop are coarser than a millisecond.
+    """
+    late = 0.0
+    for number, moment in enumerate(moments.tolist()):
+        time.sleep(max(0.0, moment - clock()))
+        late = max(late, clock() - moment)
+        tell(number)
+    return late
 
 
 async def _tune(runtime: Runtime, tuner: Tuner, arrivals: Times, began: float) -> None:

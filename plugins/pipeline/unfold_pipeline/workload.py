@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unfold_pipeline import graph
 from unfold_pipeline.planner import Effort
-from unfold_pipeline.profiles import latency_of
+from unfold_pipeline.profiles import latency_of, wake_of
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.spec import (
     LENGTH,
@@ -118,8 +118,14 @@ def _made(item: Arrivals, rng: np.random.Generator) -> Times:
 def _stage(name: str, stage: StageSpec, places: Mapping[str, int], spec: PipelineSpec, run: Run) -> graph.Stage:
     parents = tuple(graph.Edge(places[parent], share) for parent, share in stage.after.items() if share > 0)
     measured = {machine(spec): latency_of(name, stage.model, run)} if stage.model is not None else {}
+    wake = {hardware: wake_of(name, run) for hardware in measured}
     options = tuple(
-        graph.Option(hardware, spec.hardware[hardware].price, _table(name, hardware, points, stage.max_batch, run))
+        graph.Option(
+            hardware,
+            spec.hardware[hardware].price,
+            _table(name, hardware, points, stage.max_batch, run),
+            wake.get(hardware, 0.0),
+        )
         for hardware, points in {**stage.latency, **measured}.items()
     )
     return graph.Stage(name, parents, options, stage.share, stage.fan_out, stage.wait)
