@@ -12,6 +12,7 @@ import pytest
 from unfold_pipeline.plan import plan
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.catalog.bundled import catalog
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
@@ -157,3 +158,26 @@ def test_falling_latency_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureF
     """A profile that gets quicker with the batch is planned with, and warned of."""
     planned(GOOD.replace("8: 66 ms", "8: 5 ms"), tmp_path)
     assert "a larger batch is quicker" in caplog.text
+
+
+def test_prices_come_from_the_spec_or_from_the_catalog(tmp_path: Path) -> None:
+    """A named instance type costs its share of the catalog's price; a price of the spec wins; the report names both."""
+    named = GOOD.replace("k80: {price: $0.65/h, quota: 12}", "k80: {instance: g5.xlarge, per_instance: 2, quota: 12}")
+    report = planned(named, tmp_path)
+    told = dict(report.lines)["prices"]
+    known = catalog().find("g5.xlarge").on_demand
+    assert known is not None
+    assert "cpu $0.05/h (spec)" in told
+    assert f"g5.xlarge on demand ${known:g}/h for 2 replicas, bundled of" in told
+    stages = decision(report)["stages"]
+    per = {"cpu": 0.05, "k80": known / 2}
+    expected = sum(item["replicas"] * per[item["hardware"]] for item in stages.values())
+    assert decision(report)["cost_per_hour"] == pytest.approx(expected)
+
+
+def test_unknown_instance_type_is_told(tmp_path: Path) -> None:
+    """A type that the catalog does not know is named with its key; type and price together are refused."""
+    with pytest.raises(UnfoldError, match=r"hardware\.k80: no such instance type: 'g5.huge'"):
+        planned(GOOD.replace("k80: {price: $0.65/h", "k80: {instance: g5.huge"), tmp_path)
+    with pytest.raises(UnfoldError, match="has no meaning beside a price"):
+        spec_of(GOOD.replace("k80: {price: $0.65/h", "k80: {instance: g5.xlarge, price: $0.65/h"))

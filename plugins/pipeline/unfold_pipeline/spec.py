@@ -39,9 +39,12 @@ class Arrivals(Model):
 
 
 class Hardware(Model):
-    """A kind of hardware that replicas can have."""
+    """A kind of hardware that replicas can have; without a price, an instance type of the catalog."""
 
-    price: Price = Field(description="of one replica")
+    price: Price | None = Field(default=None, description="of one replica; goes before the catalog's")
+    instance: str | None = Field(default=None, description="type in the catalog; by default the name of the hardware")
+    per_instance: Annotated[int, Field(ge=1)] = Field(default=1, description="replicas that share one instance")
+    spot: bool = Field(default=False, description="take the spot price of the catalog")
     quota: Annotated[int, Field(ge=1)] | None = Field(default=None, description="most replicas over all stages")
 
 
@@ -103,6 +106,7 @@ class PipelineSpec(Spec):
     )
     hardware: dict[str, Hardware] = Field(min_length=1, description="what can be bought")
     stages: dict[str, StageSpec] = Field(min_length=1, description="the models, in any order")
+    region: str = Field(default="us-east-1", description="of the catalog's prices")
     visits: str | None = Field(default=None, description="a CSV: for each query, how often it goes to each stage")
     machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
     search: SearchSpec = SearchSpec()
@@ -115,6 +119,8 @@ class PipelineSpec(Spec):
         for name, stage in self.stages.items():
             yield from _stage_problems(name, stage, self)
         yield from _cycles(self.stages)
+        for kind, hardware in self.hardware.items():
+            yield from _hardware_problems(kind, hardware)
         if self.machine is not None and self.machine not in self.hardware:
             yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
 
@@ -157,6 +163,12 @@ def _arrivals_problems(place: tuple[str | int, ...], item: Arrivals) -> Iterable
     for name in unused[given[0]]:
         if getattr(item, name) is not None:
             yield Problem((*place, name), f"has no meaning with {given[0]}", hint="leave it out")
+
+
+def _hardware_problems(name: str, item: Hardware) -> Iterable[Problem]:
+    given = {"instance": item.instance is not None, "per_instance": item.per_instance != 1, "spot": item.spot}
+    for key in (key for key, there in given.items() if there and item.price is not None):
+        yield Problem(("hardware", name, key), "has no meaning beside a price", hint="leave one of them out")
 
 
 def _stage_problems(name: str, stage: StageSpec, spec: PipelineSpec) -> Iterable[Problem]:
