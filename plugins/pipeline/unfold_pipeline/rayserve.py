@@ -234,3 +234,15 @@ def _running(apps: Sequence[str]) -> dict[str, set[str]]:
         for app in apps
         if app in details
     }
+
+
+def application(args: dict[str, Any]) -> Any:
+    """Return the application that an exported config names, for ``serve deploy``.
+
+    ``args`` hold ``name``, ``batch``, ``wait`` in s, and ``path`` or ``code`` of the model.
+    """
+    from ray import serve
+
+    source = Source(path=str(args.get("path", "")), code=str(args.get("code", "")), folder=".")
+    made = serve.deployment(Replica).options(name=str(args["name"]))
+    return made.bind(source, int(args["batch"]), float(args["wait"]))
