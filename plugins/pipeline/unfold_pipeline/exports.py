@@ -39,19 +39,20 @@ class Planned:
 
 def ray_serve(report: Report) -> str:
     """Return a config for ``serve deploy``: an application a stage, its model named by ``args``."""
-    apps = [
-        {
-            "name": f"{report.name}-{item.name}",
-            "route_prefix": f"/{item.name}",
-            "import_path": "unfold_pipeline.rayserve:application",
-            "args": {"name": item.name, "batch": item.batch, "wait": item.spec.wait, **_source(item)},
-            "deployments": [
-                {"name": item.name, "num_replicas": item.replicas, "max_ongoing_requests": 2 * item.batch},
-            ],
-        }
-        for item in planned(report)
-    ]
+    apps = [_application(report.name, item) for item in planned(report)]
     return str(to_yaml({"applications": apps}))
+
+
+def _application(pipeline: str, item: Planned) -> dict[str, Any]:
+    args: dict[str, Any] = {"name": item.name, "batch": item.batch, "wait": item.spec.wait}
+    counts = {"name": item.name, "num_replicas": item.replicas, "max_ongoing_requests": 2 * item.batch}
+    return {
+        "name": f"{pipeline}-{item.name}",
+        "route_prefix": f"/{item.name}",
+        "import_path": "unfold_pipeline.rayserve:application",
+        "args": args | _source(item),
+        "deployments": [counts],
+    }
 
 
 def kserve(report: Report) -> str:
