@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline import graph
+from unfold_pipeline import graph, perf_analyzer
 from unfold_pipeline.planner import Effort
 from unfold_pipeline.prices import prices
 from unfold_pipeline.profiles import latency_of, wake_of
@@ -127,6 +127,10 @@ def _stage(
 ) -> graph.Stage:
     parents = tuple(graph.Edge(places[parent], share) for parent, share in stage.after.items() if share > 0)
     measured = {machine(spec): latency_of(name, stage.model, run)} if stage.model is not None else {}
+    read = {
+        hardware: perf_analyzer.latency_of(files, f"stages.{name}.perf_analyzer.{hardware}", run)
+        for hardware, files in stage.perf_analyzer.items()
+    }
     wake = {hardware: wake_of(name, run) for hardware in measured}
     options = tuple(
         graph.Option(
@@ -135,7 +139,7 @@ def _stage(
             _table(name, hardware, points, stage.max_batch, run),
             wake.get(hardware, 0.0),
         )
-        for hardware, points in {**stage.latency, **measured}.items()
+        for hardware, points in {**stage.latency, **read, **measured}.items()
     )
     return graph.Stage(name, parents, options, stage.share, stage.fan_out, stage.wait)
 
