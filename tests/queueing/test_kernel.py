@@ -13,7 +13,7 @@ from scipy.stats import poisson
 from unfoldkit.arrivals import processes
 from unfoldkit.queueing import reference, stage
 
-Case = tuple[list[float], list[float], int, float, list[tuple[float, int]], list[float]]
+Case = tuple[list[float], list[float], int, float, list[tuple[float, int]], list[float], float]
 
 
 @st.composite
@@ -29,13 +29,14 @@ def cases(draw: st.DrawFn) -> Case:
         count += change
         changes.append((when, change))
     factor = draw(st.sampled_from([[1.0], [1.0, 2.0], [0.5, 1.0, 4.0, 1.5]]))
-    return times, latency, replicas, draw(st.sampled_from([0.0, 0.25, 1.0])), changes, factor
+    wait, wake = draw(st.sampled_from([0.0, 0.25, 1.0])), draw(st.sampled_from([0.0, 0.125, 2.0]))
+    return times, latency, replicas, wait, changes, factor, wake
 
 
 def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
     """Serve a case by the kernel, in one go or a slice of time after another."""
-    times, latency, replicas, wait, changes, factor = case
-    server = stage.Server(np.array(latency), replicas, wait, np.array(factor))
+    times, latency, replicas, wait, changes, factor, wake = case
+    server = stage.Server(np.array(latency), replicas, wait, np.array(factor), wake)
     schedule = stage.Schedule(np.array([t for t, _ in changes]), np.array([c for _, c in changes], dtype=np.int64))
     arrivals, items = np.array(times), np.arange(len(times), dtype=np.int32)
     state = stage.start(server, len(times), schedule)
@@ -50,9 +51,9 @@ def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
 @settings(max_examples=300, deadline=None)
 def test_kernel_equals_the_plain_queue(case: Case) -> None:
     """Completions, their order and the drained seconds are those of the event heap, ties and changes included."""
-    times, latency, replicas, wait, changes, factor = case
+    times, latency, replicas, wait, changes, factor, wake = case
     done, drained = reference.serve(
-        times, range(len(times)), latency, replicas, factor=factor, wait=wait, changes=changes
+        times, range(len(times)), latency, replicas, factor=factor, wait=wait, wake=wake, changes=changes
     )
     found, found_drained = fast(case)
     assert [time for time, _ in found] == [time for time, _ in done]

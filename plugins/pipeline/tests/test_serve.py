@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,9 @@ import pytest
 from unfold_pipeline import models, serve
 from unfold_pipeline.app import application
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.live import drive
 from unfold_pipeline.profile import profile
 from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Query, Runtime
+from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Report, Run, RunDir, UnfoldError
@@ -74,49 +71,6 @@ def test_routes_of_a_running_pipeline_are_those_of_the_estimator() -> None:
             ended += way.finished(item)
     assert seen == [visits.owner.size for visits in sample.visits]
     assert ended == 300
-
-
-def test_killed_replica_is_replaced_and_no_query_is_lost(tmp_path: Path) -> None:
-    """A replica that is killed in the middle of a batch is replaced, and every accepted query is answered."""
-
-    async def scene() -> tuple[int, int]:
-        runtime = Runtime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
-        await runtime.start()
-        sample = draw(PIPE, np.arange(60) / 40.0, np.random.default_rng(0))
-
-        async def murder() -> None:
-            for _ in range(5000):
-                if runtime.stages[0].workers[0].batch:
-                    break
-                await asyncio.sleep(0.002)
-            os.kill(runtime.stages[0].workers[0].replica.process.pid or 0, signal.SIGKILL)
-
-        killing = asyncio.create_task(murder())
-        measured = await drive(runtime, PIPE, sample, np.ones((3, 2), dtype=np.float32), None, quiet)
-        await killing
-        await runtime.stop()
-        return measured.lost, measured.replaced
-
-    lost, replaced = asyncio.run(scene())
-    assert lost == 0
-    assert replaced == 1
-
-
-def test_model_that_always_dies_is_given_up(tmp_path: Path) -> None:
-    """Queries at a stage whose replicas die again and again are told so, and do not hang."""
-
-    async def scene() -> object:
-        runtime = Runtime(["a", "b"], sources(tmp_path, "fail", "nap"), PLAN)
-        await runtime.start()
-        loop = asyncio.get_running_loop()
-        told: asyncio.Future[object] = loop.create_future()
-        way = routes(PIPE, draw(PIPE, np.zeros(1), np.random.default_rng(0)))
-        runtime.submit(Query(np.ones(2, dtype=np.float32), way, 0, told.set_result))
-        answer = await asyncio.wait_for(told, 120)
-        await runtime.stop()
-        return answer
-
-    assert asyncio.run(scene()) is None
 
 
 def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from unfold_pipeline.plan import plan
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.catalog.bundled import catalog
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
@@ -157,3 +160,81 @@ def test_falling_latency_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureF
     """A profile that gets quicker with the batch is planned with, and warned of."""
     planned(GOOD.replace("8: 66 ms", "8: 5 ms"), tmp_path)
     assert "a larger batch is quicker" in caplog.text
+
+
+def test_prices_come_from_the_spec_or_from_the_catalog(tmp_path: Path) -> None:
+    """A named instance type costs its share of the catalog's price; a price of the spec wins; the report names both."""
+    named = GOOD.replace("k80: {price: $0.65/h, quota: 12}", "k80: {instance: g5.xlarge, per_instance: 2, quota: 12}")
+    report = planned(named, tmp_path)
+    told = dict(report.lines)["prices"]
+    known = catalog().find("g5.xlarge").on_demand
+    assert known is not None
+    assert "cpu $0.05/h (spec)" in told
+    assert f"g5.xlarge on demand ${known:g}/h for 2 replicas, bundled of" in told
+    stages = decision(report)["stages"]
+    per = {"cpu": 0.05, "k80": known / 2}
+    expected = sum(item["replicas"] * per[item["hardware"]] for item in stages.values())
+    assert decision(report)["cost_per_hour"] == pytest.approx(expected)
+
+
+def test_unknown_instance_type_is_told(tmp_path: Path) -> None:
+    """A type that the catalog does not know is named with its key; type and price together are refused."""
+    with pytest.raises(UnfoldError, match=r"hardware\.k80: no such instance type: 'g5.huge'"):
+        planned(GOOD.replace("k80: {price: $0.65/h", "k80: {instance: g5.huge"), tmp_path)
+    with pytest.raises(UnfoldError, match="has no meaning beside a price"):
+        spec_of(GOOD.replace("k80: {price: $0.65/h", "k80: {instance: g5.xlarge, price: $0.65/h"))
+
+
+PERF = """Concurrency,Inferences/Second,Client Send,Server Queue,Server Compute Input,Server Compute Infer,\
+Server Compute Output,Client Recv,p50 latency
+2,90,10,9000,120,41000,80,10,22000
+1,50,10,30,100,{infer},100,10,20000
+"""
+
+
+def test_perf_analyzer_files_give_the_same_plan_as_their_figures(tmp_path: Path) -> None:
+    """Latencies are the compute times of the row with the least load, whatever order the rows have."""
+    for batch, infer in ((1, 53800), (8, 184800)):
+        (tmp_path / f"b{batch}.csv").write_text(PERF.format(infer=infer))
+    asked = GOOD.replace(
+        "latency: {cpu: {1: 1.65 s}, k80: {1: 54 ms, 8: 185 ms}}",
+        "latency: {cpu: {1: 1.65 s}}, perf_analyzer: {k80: {1: b1.csv, 8: b8.csv}}",
+    )
+    assert decision(planned(asked, tmp_path)) == decision(planned(GOOD, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "no measurement"), ("a,b\n1,2\n", "no column 'Server Compute Input'"), (PERF.format(infer="x"), "b1.csv:3")],
+)
+def test_bad_perf_analyzer_files_are_told(tmp_path: Path, text: str, message: str) -> None:
+    """An empty file, a foreign one and a broken figure are told with file and line."""
+    (tmp_path / "b1.csv").write_text(text)
+    asked = GOOD.replace("k80: {1: 54 ms, 8: 185 ms}}", "cpu: {1: 1.65 s}}, perf_analyzer: {k80: {1: b1.csv}}")
+    asked = asked.replace("{cpu: {1: 1.65 s}, cpu: {1: 1.65 s}}", "{cpu: {1: 1.65 s}}")
+    with pytest.raises(UnfoldError, match=message):
+        planned(asked, tmp_path)
+
+
+MEMORY = """import resource, numpy as np
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.planner import judge_of
+from unfold_pipeline.sample import draw
+from unfold_pipeline import insight
+cpu = (Option("cpu", 0.05, table([(1, 0.004), (8, 0.012)])),)
+stages = [Stage("s0", (), cpu)] + [Stage(f"s{i}", (Edge(i - 1, 0.9),), cpu) for i in range(1, 4)]
+pipe = Pipeline(tuple(stages))
+rng = np.random.default_rng(0)
+judge = judge_of(pipe, [draw(pipe, np.cumsum(rng.exponential(1 / 300, 1_000_000)), rng)], 0.2)
+for replicas in (2, 3, 4):
+    plan = (Choice(0, 8, replicas),) * 4
+    judge.tail(plan)
+    insight.stage_times(judge, plan)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def test_million_queries_through_four_stages_fit_in_a_gibibyte() -> None:
+    """A process that estimates a million queries through four stages under three plans stays below 1 GiB."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=250)
+    assert float(done.stdout) < 1.0

@@ -4,34 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from unfold_pipeline.graph import Pipeline
+from unfold_pipeline.live import Tuner, tune
+from unfold_pipeline.orders import TICK
 from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Query, Runtime
+from unfold_pipeline.runtime import Query, Running, clock
 from unfold_pipeline.sample import draw
 from unfoldkit.serving.service import ASGIApp
 
 MOST_ROWS = 1024
+MOST_ARRIVALS = 1 << 17
 
 
-def application(name: str, pipeline: Pipeline, runtime: Runtime, seed: int) -> ASGIApp:
-    """Return the application; its lifespan starts and ends the replicas."""
+@dataclass(slots=True)
+class Diary:
+    """The arrivals of the last minutes, in seconds since ``began``: what the rule in charge looks at."""
+
+    began: float
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ARRIVALS))
+
+    def note(self) -> None:
+        """Note that a query arrives now."""
+        self.arrivals.append(clock() - self.began)
+
+
+def application(name: str, pipeline: Pipeline, runtime: Running, seed: int, tuner: Tuner | None = None) -> ASGIApp:
+    """Return the application; its lifespan starts and ends the replicas, and the rule that changes their number."""
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     rng = np.random.default_rng([seed, 7])
+    diary = Diary(clock())
 
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
         await runtime.start()
+        watch = asyncio.create_task(_watch(runtime, tuner, diary))
         yield
+        watch.cancel()
         await runtime.stop()
 
     async def infer(request: Request) -> JSONResponse:
@@ -39,7 +59,7 @@ def application(name: str, pipeline: Pipeline, runtime: Runtime, seed: int) -> A
             rows = _rows(json.loads(await request.body()))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             return JSONResponse({"error": f"not an inference request: {error}"}, 400)
-        answers = await asyncio.gather(*(_one(pipeline, runtime, row, rng) for row in rows))
+        answers = await asyncio.gather(*(_one(pipeline, runtime, row, rng, diary) for row in rows))
         if None in answers:
             return JSONResponse({"error": "a stage cannot be served"}, 503)
         return JSONResponse(_answer(name, [item for item in answers if item is not None]))
@@ -48,11 +68,11 @@ def application(name: str, pipeline: Pipeline, runtime: Runtime, seed: int) -> A
         return JSONResponse({"live": True})
 
     async def ready(_request: Request) -> JSONResponse:
-        good = all(any(worker.ready for worker in stage.workers) for stage in runtime.stages)
+        good = all(runtime.serving())
         return JSONResponse({"ready": good}, 200 if good else 503)
 
     async def status(_request: Request) -> JSONResponse:
-        return JSONResponse({"name": name, "stages": [_status(stage) for stage in runtime.stages]})
+        return JSONResponse({"name": name, "stages": runtime.status()})
 
     return Starlette(
         lifespan=lifespan,
@@ -66,7 +86,7 @@ def application(name: str, pipeline: Pipeline, runtime: Runtime, seed: int) -> A
 
 
 async def _one(
-    pipeline: Pipeline, runtime: Runtime, row: np.ndarray[Any, Any], rng: np.random.Generator
+    pipeline: Pipeline, runtime: Running, row: np.ndarray[Any, Any], rng: np.random.Generator, diary: Diary
 ) -> dict[str, Any] | None:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[dict[str, Any] | None] = loop.create_future()
@@ -76,8 +96,15 @@ async def _one(
             future.set_result(answers)
 
     way = routes(pipeline, draw(pipeline, np.zeros(1), rng))
+    diary.note()
     runtime.submit(Query(row, way, 0, finished))
     return await future
+
+
+async def _watch(runtime: Running, tuner: Tuner | None, diary: Diary) -> None:
+    while tuner is not None:
+        await asyncio.sleep(TICK)
+        tune(runtime, tuner, np.array(diary.arrivals), clock() - diary.began)
 
 
 def _rows(body: Any) -> np.ndarray[Any, Any]:
@@ -100,9 +127,3 @@ def _answer(name: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
         for stage in names
     ]
     return {"model_name": name, "outputs": outputs}
-
-
-def _status(stage: Any) -> dict[str, Any]:
-    ready = sum(worker.ready for worker in stage.workers)
-    counts = {"queue": len(stage.queue), "replicas": len(stage.workers), "ready": ready, "replaced": stage.replaced}
-    return {"name": stage.name, "batch": stage.batch, "served": stage.served, "batches": stage.batches, **counts}

@@ -117,8 +117,7 @@ class Estimator:
 
     def server(self, index: int, choice: Choice) -> Server:
         """Return how a stage serves under a choice."""
-        stage = self.pipeline.stages[index]
-        return Server(stage.options[choice.option].latency[: choice.batch + 1], choice.replicas, stage.wait)
+        return server(self.pipeline, index, choice)
 
     def sure(self, index: int, plan: Sequence[Choice]) -> Flow:
         """Return all that leaves stage ``index``."""
@@ -175,6 +174,13 @@ class Estimator:
             flow = self.sure(index, plan)
             kernel.latest(flow.times, flow.items, flow.times.size, self.sample.visits[index].owner, finish)
         return finish
+
+
+def server(pipeline: Pipeline, index: int, choice: Choice) -> Server:
+    """Return how a stage serves under a choice."""
+    stage = pipeline.stages[index]
+    option = stage.options[choice.option]
+    return Server(option.latency[: choice.batch + 1], choice.replicas, stage.wait, wake=option.wake)
 
 
 def inputs(sample: Sample, index: int, parents: dict[int, Flow]) -> tuple[Times, Items]:

@@ -16,12 +16,14 @@ Table = NDArray[np.float64]
 class Option:
     """A kind of hardware on which a stage can run.
 
-    ``latency[b]`` is the time in seconds of a batch of ``b`` (index 0 is 0); ``price`` is in $ an hour and replica.
+    ``latency[b]`` is the time in seconds of a batch of ``b`` (index 0 is 0); ``price`` is in $ an hour and replica;
+    ``wake`` is what a batch takes longer on a replica that stood idle.
     """
 
     hardware: str
     price: float
     latency: Table
+    wake: float = 0.0
 
     @property
     def batches(self) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from unfoldkit.api import Kind, hookimpl
+from unfoldkit.api import Kind, Renderer, hookimpl
 
 
 @hookimpl
@@ -19,3 +19,11 @@ def unfold_kinds() -> Iterable[Kind]:
         serve="unfold_pipeline.serve:serve",
         examples="unfold_pipeline:examples",
     )
+
+
+@hookimpl
+def unfold_renderers() -> Iterable[Renderer]:
+    """Offer a plan in the words of other servers."""
+    yield Renderer("ray-serve", "a pipeline's plan as Ray Serve config", "unfold_pipeline.exports:ray_serve")
+    yield Renderer("kserve", "a pipeline's plan as KServe resources", "unfold_pipeline.exports:kserve")
+    yield Renderer("triton", "a pipeline's plan as Triton models", "unfold_pipeline.exports:triton", (".zip",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.models import Rows
+from unfold_pipeline.orders import TICK
 from unfold_pipeline.policies import Brief, Ladder, Setting, decide
 from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Query, Runtime, clock
+from unfold_pipeline.runtime import Query, Running, clock
 from unfold_pipeline.sample import Sample
 
 Times = NDArray[np.float64]
@@ -34,12 +36,16 @@ class Tuner:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of each query from its arrival in the trace (inf: lost), and what the stages counted."""
+    """Seconds of each query from its arrival in the trace (inf: lost), and what the stages counted.
+
+    ``timeline`` holds, a second, the time in s and the replicas of each stage that serve.
+    """
 
     latencies: Times
     lateness: float
     replaced: int
-    largest: tuple[int, ...]
+    last: tuple[int, ...]
+    timeline: tuple[tuple[float, tuple[int, ...]], ...] = ()
 
     @property
     def lost(self) -> int:
@@ -48,7 +54,7 @@ class Measured:
 
 
 async def drive(
-    runtime: Runtime, pipeline: Pipeline, sample: Sample, rows: Rows, tuner: Tuner | None, progress: Progress
+    runtime: Running, pipeline: Pipeline, sample: Sample, rows: Rows, tuner: Tuner | None, progress: Progress
 ) -> Measured:
     """Send each query at its time, whatever became of those before, and wait for all answers.
 
@@ -58,47 +64,74 @@ async def drive(
     done = loop.create_future()
     latencies = np.full(sample.size, np.inf)
     open_queries = sample.size
+    ended: set[int] = set()
     way = routes(pipeline, sample)
     began = clock() + 0.05
 
     def finished(number: int, answers: dict[str, object] | None) -> None:
         nonlocal open_queries
+        if number in ended:
+            return
+        ended.add(number)
         if answers is not None:
             latencies[number] = clock() - began - sample.arrivals[number]
         open_queries -= 1
         if open_queries == 0 and not done.done():
             done.set_result(None)
 
-    watch = asyncio.create_task(_tune(runtime, tuner, sample.arrivals, began)) if tuner else None
-    late = 0.0
-    for number, arrival in enumerate(sample.arrivals):
-        late = max(late, await _until(began + float(arrival)))
+    seen: list[tuple[float, tuple[int, ...]]] = []
+    watch = asyncio.create_task(_watch(runtime, tuner, sample.arrivals, began, seen))
+
+    def send(number: int) -> None:
         runtime.submit(Query(rows[number % len(rows)], way, number, functools.partial(finished, number)))
         if number % 64 == 0:
             progress("replay", number, sample.size)
+
+    def tell(number: int) -> None:
+        loop.call_soon_threadsafe(send, number)
+
+    late = await asyncio.to_thread(_keep_time, began + sample.arrivals, tell)
     await done
-    if watch is not None:
-        watch.cancel()
-    replaced = sum(stage.replaced for stage in runtime.stages)
-    return Measured(latencies, late, replaced, tuple(len(stage.workers) for stage in runtime.stages))
+    watch.cancel()
+    return Measured(latencies, late, runtime.replaced(), runtime.serving(), tuple(seen))
 
 
-async def _until(moment: float) -> float:
-    """Sleep until a moment; return how late it was noticed, in seconds."""
-    await asyncio.sleep(max(0.0, moment - clock()))
-    return clock() - moment
+def _keep_time(moments: Times, tell: Callable[[int], object]) -> float:
+    """Tell the number of each moment when it has come; return the greatest delay in seconds.
+
+    In a thread of its own: the timers of an event loop are coarser than a millisecond.
+    """
+    late = 0.0
+    for number, moment in enumerate(moments.tolist()):
+        time.sleep(max(0.0, moment - clock()))
+        late = max(late, clock() - moment)
+        tell(number)
+    return late
 
 
-async def _tune(runtime: Runtime, tuner: Tuner, arrivals: Times, began: float) -> None:
+async def _watch(
+    runtime: Running,
+    tuner: Tuner | None,
+    arrivals: Times,
+    began: float,
+    seen: list[tuple[float, tuple[int, ...]]],
+) -> None:
+    """Note each second how many replicas serve, and let the rule change how many there should be."""
     while True:
-        await asyncio.sleep(1.0)
         now = clock() - began
-        past = arrivals[: int(np.searchsorted(arrivals, now))]
-        if past.size == 0:
-            continue
-        counts = decide(tuner.brief, past, float(math.floor(now)), tuner.setting, tuner.steps)
-        for index, count in enumerate(counts):
-            runtime.want(index, min(count, tuner.most[index]))
+        seen.append((now, runtime.serving()))
+        if tuner is not None:
+            tune(runtime, tuner, arrivals[: int(np.searchsorted(arrivals, now))], now)
+        await asyncio.sleep(TICK)
+
+
+def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:
+    """Let the rule change how many replicas there should be; ``past`` are all arrivals until ``now``, in s."""
+    if past.size == 0:
+        return
+    counts = decide(tuner.brief, past, float(math.floor(now)), tuner.setting, tuner.steps)
+    for index, count in enumerate(counts):
+        runtime.want(index, min(count, tuner.most[index]))
 
 
 def shares(measured: Times, estimated: Times, limit: float) -> Sequence[tuple[str, float, float]]:

@@ -11,6 +11,7 @@ from unfold_pipeline import infeasible, insight, tables, workload
 from unfold_pipeline.decision import decision_of, recheck, sample_hash
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.planner import Baseline, Outcome, baselines, frontier, judge_of, solve
+from unfold_pipeline.prices import line, prices
 from unfold_pipeline.replay import replay, saved_plan
 from unfold_pipeline.spec import PipelineSpec, traffic
 from unfoldkit.api import Metric, Report, Run, Verdict
@@ -61,6 +62,7 @@ def subtitle(spec: PipelineSpec, judge: Judge) -> tuple[str, ...]:
 
 def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
     judge, chosen = outcome.judge, outcome.plan
+    paid = prices(spec, run)
     tail = judge.tail(chosen)
     coarse = baselines(judge)
     times = insight.stage_times(judge, chosen)
@@ -74,6 +76,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         ("certainty", tables.certainty(outcome)),
         ("cost–SLO", f"{tables.frontier_line(points)}   plot: --out plan.html"),
         *_greedy_lines(outcome),
+        ("prices", line(paid)),
     )
     return Report(
         "pipeline",
@@ -88,7 +91,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         lines,
         next=f"unfold plan {spec.name}.yaml --replay trace.csv",
         decision=decision_of(judge, chosen, outcome.cost, tail),
-        provenance={"inputs": {"sample_sha256": sample_hash(judge)}},
+        provenance={"inputs": {"sample_sha256": sample_hash(judge), "prices": {n: p.source for n, p in paid.items()}}},
     )
 
 

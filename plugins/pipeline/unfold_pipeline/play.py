@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline.estimator import _passed_on, inputs
-from unfold_pipeline.graph import Choice, Pipeline, Plan
+from unfold_pipeline.estimator import _passed_on, inputs, server
+from unfold_pipeline.graph import Pipeline, Plan
 from unfold_pipeline.orders import TICK, Counts, Ledger, carried_out
 from unfold_pipeline.sample import Sample
 from unfoldkit.queueing import kernel
-from unfoldkit.queueing.stage import Flow, Goal, Schedule, Server, State, serve, start
+from unfoldkit.queueing.stage import Flow, Goal, Schedule, State, serve, start
 
 Times = NDArray[np.float64]
 Look = Callable[[float, Sequence[int], Sequence[int]], Sequence[int]]
@@ -61,9 +61,9 @@ def play(
         parents = {edge.parent: flows[edge.parent] for edge in pipeline.stages[index].parents}
         times, items = inputs(sample, index, parents)
         goal = Goal(sample.visits[index].origin)
-        server = _server(pipeline, index, choice)
-        server = server if factors is None else replace(server, factor=factors[index])
-        flows.append(serve(times, items, server, goal, ledgers[index].schedule()))
+        how = server(pipeline, index, choice)
+        how = how if factors is None else replace(how, factor=factors[index])
+        flows.append(serve(times, items, how, goal, ledgers[index].schedule()))
     paid = [ledger.paid + flow.drained for ledger, flow in zip(ledgers, flows, strict=True)]
     return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
 
@@ -97,7 +97,7 @@ def follow(pipeline: Pipeline, sample: Sample, plan: Plan, look: Look, delay: fl
     ``look(now, inside, ordered)`` is told, a stage, the queries waiting or being served and the replicas ordered, and
     returns the replicas that there should be.
     """
-    states = [start(_server(pipeline, i, c), sample.visits[i].owner.size, most=8192) for i, c in enumerate(plan)]
+    states = [start(server(pipeline, i, c), sample.visits[i].owner.size, most=8192) for i, c in enumerate(plan)]
     inlets = [_inlet(pipeline, sample, index) for index in range(len(plan))]
     ledgers = [Ledger(choice.replicas, delay) for choice in plan]
     drained = [0.0] * len(plan)
@@ -211,11 +211,6 @@ def _latencies(pipeline: Pipeline, sample: Sample, flows: Sequence[Flow]) -> Tim
             kernel.latest(flow.times, flow.items, flow.times.size, sample.visits[index].owner, finish)
     latencies: Times = finish - sample.arrivals
     return latencies
-
-
-def _server(pipeline: Pipeline, index: int, choice: Choice) -> Server:
-    stage = pipeline.stages[index]
-    return Server(stage.options[choice.option].latency[: choice.batch + 1], choice.replicas, stage.wait)
 
 
 def _cost(pipeline: Pipeline, plan: Plan, paid: Sequence[float], end: float) -> float:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from unfold_pipeline import models, profiles
-from unfold_pipeline.replica import Replica, launch
+from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.routes import routes
+from unfold_pipeline.runtime import Query, Runtime
+from unfold_pipeline.sample import draw
 from unfold_pipeline.spec import PipelineSpec, StageSpec, machine, order
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict, fail
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict, broken, fail
 
 LARGEST = 32
 WARM_UP = 5
 LEAST_CALLS = 20
 MOST_CALLS = 400
 SECONDS = 0.25
+PAUSES = 40
+PAUSE_S = 0.01
+ALONE = Pipeline((Stage("alone", (), (Option("", 0.0, table([(1, 1.0)])),)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +57,8 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
 
 
 def measure(job: Job, run: Run) -> list[profiles.Point]:
-    """Return a point for each batch size, each after a warm-up, in a process as ``serve`` starts it."""
-    replica = launch(job.source)
-    replica.ready()
-    try:
-        return [profiles.point(batch, _calls(replica, job.rows, batch, run)) for batch in job.batches]
-    finally:
-        replica.stop()
+    """Return a point for each batch size, after a warm-up, by queue, pipe and process as ``serve`` uses them."""
+    return asyncio.run(_measured(job, run))
 
 
 def batches_up_to(most: int) -> tuple[int, ...]:
@@ -64,15 +66,50 @@ def batches_up_to(most: int) -> tuple[int, ...]:
     return tuple(sorted({*(1 << power for power in range(most.bit_length()) if 1 << power <= most), most}))
 
 
-def _calls(replica: Replica, rows: models.Rows, batch: int, run: Run) -> list[float]:
+async def _measured(job: Job, run: Run) -> list[profiles.Point]:
+    runtime = Runtime([job.stage], [job.source], (Choice(0, 1, 1),))
+    try:
+        await runtime.start()
+        return [await _point(runtime, job.rows, batch, batch == job.batches[0], run) for batch in job.batches]
+    finally:
+        await runtime.stop()
+
+
+async def _point(runtime: Runtime, rows: models.Rows, batch: int, idle: bool, run: Run) -> profiles.Point:
+    runtime.stages[0].batch = batch
     pick = np.random.default_rng([run.seed, batch])
     for _ in range(WARM_UP):
-        replica.call(rows[pick.integers(0, len(rows), batch)])
+        await _call(runtime, rows[pick.integers(0, len(rows), batch)], run)
     seconds: list[float] = []
+    paused: list[float] = []
     began = run.clock()
     while len(seconds) < MOST_CALLS and (len(seconds) < LEAST_CALLS or run.clock() - began < SECONDS):
-        seconds.append(replica.call(rows[pick.integers(0, len(rows), batch)])[1])
-    return seconds
+        seconds.append(await _call(runtime, rows[pick.integers(0, len(rows), batch)], run))
+    for _ in range(PAUSES if idle else 0):
+        await asyncio.sleep(PAUSE_S)
+        paused.append(await _call(runtime, rows[pick.integers(0, len(rows), batch)], run))
+    return profiles.point(batch, seconds, paused)
+
+
+async def _call(runtime: Runtime, rows: models.Rows, run: Run) -> float:
+    """Return the seconds from the arrival of a batch of queries to the last of its answers."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    way = routes(ALONE, draw(ALONE, np.zeros(len(rows)), np.random.default_rng(0)))
+    open_queries = len(rows)
+
+    def finished(answers: dict[str, object] | None) -> None:
+        nonlocal open_queries
+        open_queries -= 1
+        if answers is None and not done.done():
+            done.set_exception(broken("a replica died while it was measured"))
+        elif open_queries == 0 and not done.done():
+            done.set_result(None)
+
+    began = run.clock()
+    for number, row in enumerate(rows):
+        runtime.submit(Query(row, way, number, finished))
+    await done
+    return run.clock() - began
 
 
 def _job(name: str, stage: StageSpec, run: Run) -> Job:
@@ -90,9 +127,10 @@ def _report(spec: PipelineSpec, found: dict[str, list[profiles.Point]], fresh: i
         Column("batch"),
         *(Column(name, "ms", 2, timed=True) for name in ("mean", "p50", "p90", "p99")),
         Column("each a second", digits=0, timed=True),
+        Column("after a pause", "ms", 2, timed=True),
     )
     rows: list[tuple[Cell, ...]] = [
-        (name, p.batch, p.mean * 1e3, p.p50 * 1e3, p.p90 * 1e3, p.p99 * 1e3, p.batch / p.mean)
+        (name, p.batch, p.mean * 1e3, p.p50 * 1e3, p.p90 * 1e3, p.p99 * 1e3, p.batch / p.mean, _paused(p))
         for name, points in found.items()
         for p in points
     ]
@@ -111,6 +149,10 @@ def _report(spec: PipelineSpec, found: dict[str, list[profiles.Point]], fresh: i
         lines=_falling(found),
         next=f"unfold plan {spec.name}.yaml",
     )
+
+
+def _paused(point: profiles.Point) -> float | None:
+    return (point.p50 + point.wake) * 1e3 if point.wake else None
 
 
 def _falling(found: dict[str, list[profiles.Point]]) -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,10 @@ SPREAD = 64
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The seconds of a batch of one size: mean, percentiles, number of measurements, and 64 quantiles over the mean."""
+    """The seconds of a batch of one size: mean, percentiles, number of measurements, and 64 quantiles over the mean.
+
+    ``wake`` is what a batch took longer on a replica that had stood idle; measured for the smallest batch.
+    """
 
     batch: int
     mean: float
@@ -26,15 +29,18 @@ class Point:
     p99: float
     count: int
     spread: tuple[float, ...]
+    wake: float = 0.0
 
 
-def point(batch: int, seconds: Sequence[float]) -> Point:
-    """Return the summary of some measurements."""
+def point(batch: int, seconds: Sequence[float], idle: Sequence[float] = ()) -> Point:
+    """Return the summary of some measurements; ``idle`` are those after a pause."""
     values = np.array(seconds)
     p50, p90, p99 = (float(np.quantile(values, share)) for share in (0.5, 0.9, 0.99))
     mean = float(values.mean())
     spread = np.quantile(values, (np.arange(SPREAD) + 0.5) / SPREAD) / mean
-    return Point(batch, mean, p50, p90, p99, values.size, tuple(float(item) for item in spread))
+    # medians, as a pause may also end in a hiccup of the machine, which is no part of waking up
+    wake = max(0.0, float(np.median(idle)) - p50) if idle else 0.0
+    return Point(batch, mean, p50, p90, p99, values.size, tuple(float(item) for item in spread), wake)
 
 
 def store(stage: str, points: Sequence[Point], made_from: str, run: Run) -> None:
@@ -61,6 +67,11 @@ def latency_of(stage: str, _model: ModelSpec, run: Run) -> BatchLatency:
     if points is None:
         raise fail("this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first")
     return {item.batch: item.mean for item in points}
+
+
+def wake_of(stage: str, run: Run) -> float:
+    """Return the seconds that a batch of a profiled stage takes longer on a replica that stood idle."""
+    return max((item.wake for item in stored(stage, run) or ()), default=0.0)
 
 
 def _name(stage: str) -> str:

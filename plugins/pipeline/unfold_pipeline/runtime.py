@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,6 +65,31 @@ class StageRuntime:
     batches: int = 0
 
 
+class Running(Protocol):
+    """What every engine promises of a pipeline that runs on it."""
+
+    async def start(self) -> None:
+        """Start all replicas and wait until they are ready."""
+
+    async def stop(self) -> None:
+        """End all replicas."""
+
+    def submit(self, query: Query) -> None:
+        """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
+
+    def want(self, stage: int, count: int) -> None:
+        """Set how many replicas a stage should have."""
+
+    def serving(self) -> tuple[int, ...]:
+        """Return how many replicas of each stage are ready and stay."""
+
+    def replaced(self) -> int:
+        """Return how many replicas died and were replaced."""
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return what each stage is doing, for people."""
+
+
 class Runtime:
     """Starts, feeds, replaces and ends the replicas of a plan."""
 
@@ -115,6 +140,18 @@ class Runtime:
         """Set how many replicas a stage should have."""
         self.stages[stage].wanted = max(1, count)
         self._balance(self.stages[stage])
+
+    def serving(self) -> tuple[int, ...]:
+        """Return how many replicas of each stage are ready and stay."""
+        return tuple(sum(item.ready and not item.leaving for item in stage.workers) for stage in self.stages)
+
+    def replaced(self) -> int:
+        """Return how many replicas died and were replaced."""
+        return sum(stage.replaced for stage in self.stages)
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return what each stage is doing."""
+        return [_status(stage) for stage in self.stages]
 
     def _balance(self, stage: StageRuntime) -> None:
         staying = [worker for worker in stage.workers if not worker.leaving]
@@ -220,6 +257,12 @@ class Runtime:
         if self._loop is None:
             raise RuntimeError("start() comes first")
         return self._loop
+
+
+def _status(stage: StageRuntime) -> dict[str, Any]:
+    ready = sum(worker.ready for worker in stage.workers)
+    counts = {"queue": len(stage.queue), "replicas": len(stage.workers), "ready": ready, "replaced": stage.replaced}
+    return {"name": stage.name, "batch": stage.batch, "served": stage.served, "batches": stage.batches, **counts}
 
 
 def clock() -> float:

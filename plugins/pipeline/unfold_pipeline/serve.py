@@ -16,14 +16,17 @@ from unfold_pipeline.judge import Judge
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import solve
 from unfold_pipeline.play import constant, play
+from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
-from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.runtime import Running, Runtime
 from unfold_pipeline.sample import Sample
 from unfold_pipeline.spec import PipelineSpec
-from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
+from unfoldkit.api import Column, Engine, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
+from unfoldkit.engines.ray import RayEngine
 
 Times = NDArray[np.float64]
 LONG = 4096
+PLACES = {"local": "local processes", "ray": "Ray Serve"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +38,14 @@ class Ready:
     sources: tuple[models.Source, ...]
     rows: models.Rows
 
-    def runtime(self) -> Runtime:
-        """Return the plan as processes, not started yet."""
-        return Runtime([stage.name for stage in self.judge.pipeline.stages], self.sources, self.plan)
+    def runtime(self, engine: Engine) -> Running:
+        """Return the plan on an engine, not started yet."""
+        stages = self.judge.pipeline.stages
+        names = [stage.name for stage in stages]
+        if isinstance(engine, RayEngine):
+            waits = [stage.wait for stage in stages]
+            return RayRuntime(names, self.sources, self.plan, waits, engine.address)
+        return Runtime(names, self.sources, self.plan)
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:
@@ -46,14 +54,12 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or nothing meets the target.
     """
-    if run.engine.name != "local":
-        raise fail(f"--engine {run.engine.name}: this kind serves on local processes", hint="leave --engine out")
     ready = prepare(spec, run)
     if run.options.get("replay"):
         return _replayed(spec, run, ready)
     from unfold_pipeline.app import application
 
-    app = application(spec.name, ready.judge.pipeline, ready.runtime(), run.seed)
+    app = application(spec.name, ready.judge.pipeline, ready.runtime(run.engine), run.seed, _tuner(spec, ready))
     return Service(spec.name, app, paths=(f"/v2/models/{spec.name}/infer", "/v2/health/ready", "/status"))
 
 
@@ -97,11 +103,11 @@ def _replayed(spec: PipelineSpec, run: Run, ready: Ready) -> Report:
     sample = live_sample(spec, ready.judge.pipeline, Path(str(run.options["replay"])), run)
     tuner = _tuner(spec, ready)
     measured = asyncio.run(_driven(ready, sample, tuner, run))
-    return _report(spec, ready, sample, measured, estimate(ready, sample, run))
+    return _report(spec, run, ready, sample, measured, estimate(ready, sample, run))
 
 
 async def _driven(ready: Ready, sample: Sample, tuner: live.Tuner | None, run: Run) -> live.Measured:
-    runtime = ready.runtime()
+    runtime = ready.runtime(run.engine)
     try:
         await runtime.start()
         return await live.drive(runtime, ready.judge.pipeline, sample, ready.rows, tuner, run.progress)
@@ -124,7 +130,9 @@ def _tuner(spec: PipelineSpec, ready: Ready) -> live.Tuner | None:
     return live.Tuner(brief, setting, steps, tuple(quotas.get(name, setting.most) for name in names))
 
 
-def _report(spec: PipelineSpec, ready: Ready, sample: Sample, measured: live.Measured, expected: Times) -> Report:
+def _report(
+    spec: PipelineSpec, run: Run, ready: Ready, sample: Sample, measured: live.Measured, expected: Times
+) -> Report:
     limit = ready.judge.limit
     rows = live.shares(measured.latencies, expected, limit)
     found = {name: (seen, thought) for name, seen, thought in rows}
@@ -135,7 +143,7 @@ def _report(spec: PipelineSpec, ready: Ready, sample: Sample, measured: live.Mea
         "serve",
         spec.name,
         Verdict.YES if ok else Verdict.NO,
-        f"{sample.size:,} queries replayed on local processes, {measured.lost} lost",
+        f"{sample.size:,} queries replayed on {PLACES[run.engine.name]}, {measured.lost} lost",
         (f"{sample.size:,} queries", f"{sample.rate:.3g}/s", f"p99 ≤ {tables.milliseconds(limit)}"),
         {
             "attainment": Metric(attainment[0], "", target="≥ 0.99", ok=attainment[0] >= 0.99, timed=True),
@@ -147,7 +155,7 @@ def _report(spec: PipelineSpec, ready: Ready, sample: Sample, measured: live.Mea
             "sender_lateness_ms": Metric(measured.lateness * 1e3, "ms", timed=True),
         },
         (_table(rows),),
-        (_figure(measured.latencies, expected),),
+        (_figure(measured.latencies, expected), _timeline(ready, measured)),
         lines=(("replicas", _replicas(ready, measured)),),
         next=f"unfold plan {spec.name}.yaml --replay TRACE",
     )
@@ -171,8 +179,17 @@ def _table(rows: Sequence[tuple[str, float, float]]) -> Table:
 def _replicas(ready: Ready, measured: live.Measured) -> str:
     return " · ".join(
         f"{stage.name} {choice.replicas} planned, {count} at the end"
-        for stage, choice, count in zip(ready.judge.pipeline.stages, ready.plan, measured.largest, strict=True)
+        for stage, choice, count in zip(ready.judge.pipeline.stages, ready.plan, measured.last, strict=True)
     )
+
+
+def _timeline(ready: Ready, measured: live.Measured) -> Figure:
+    times = tuple(time for time, _ in measured.timeline)
+    series = tuple(
+        Series(stage.name, times, tuple(float(counts[index]) for _, counts in measured.timeline), "steps")
+        for index, stage in enumerate(ready.judge.pipeline.stages)
+    )
+    return Figure("replicas", "Replicas that serve", "s", "replicas", series, timed=True)
 
 
 def _figure(measured: Times, expected: Times) -> Figure:

@@ -39,9 +39,12 @@ class Arrivals(Model):
 
 
 class Hardware(Model):
-    """A kind of hardware that replicas can have."""
+    """A kind of hardware that replicas can have; without a price, an instance type of the catalog."""
 
-    price: Price = Field(description="of one replica")
+    price: Price | None = Field(default=None, description="of one replica; goes before the catalog's")
+    instance: str | None = Field(default=None, description="type in the catalog; by default the name of the hardware")
+    per_instance: Annotated[int, Field(ge=1)] = Field(default=1, description="replicas that share one instance")
+    spot: bool = Field(default=False, description="take the spot price of the catalog")
     quota: Annotated[int, Field(ge=1)] | None = Field(default=None, description="most replicas over all stages")
 
 
@@ -64,6 +67,9 @@ class StageSpec(Model):
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="of all queries, if no stage is before it")
     fan_out: Annotated[float, Field(gt=0, le=1000)] = Field(default=1.0, description="mean items made of one query")
     latency: dict[str, BatchLatency] = Field(default={}, description="by hardware: time of a batch by its size")
+    perf_analyzer: dict[str, dict[Annotated[int, Field(ge=1, le=4096)], str]] = Field(
+        default={}, description="by hardware: CSV files of perf_analyzer by batch size"
+    )
     model: ModelSpec | None = Field(default=None, description="what runs here, to profile and to serve")
     wait: Duration = Field(default=0.0, description="how long a batch that is not full may be held back")
     max_batch: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the largest batch to plan with")
@@ -103,6 +109,7 @@ class PipelineSpec(Spec):
     )
     hardware: dict[str, Hardware] = Field(min_length=1, description="what can be bought")
     stages: dict[str, StageSpec] = Field(min_length=1, description="the models, in any order")
+    region: str = Field(default="us-east-1", description="of the catalog's prices")
     visits: str | None = Field(default=None, description="a CSV: for each query, how often it goes to each stage")
     machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
     search: SearchSpec = SearchSpec()
@@ -115,6 +122,8 @@ class PipelineSpec(Spec):
         for name, stage in self.stages.items():
             yield from _stage_problems(name, stage, self)
         yield from _cycles(self.stages)
+        for kind, hardware in self.hardware.items():
+            yield from _hardware_problems(kind, hardware)
         if self.machine is not None and self.machine not in self.hardware:
             yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
 
@@ -159,6 +168,12 @@ def _arrivals_problems(place: tuple[str | int, ...], item: Arrivals) -> Iterable
             yield Problem((*place, name), f"has no meaning with {given[0]}", hint="leave it out")
 
 
+def _hardware_problems(name: str, item: Hardware) -> Iterable[Problem]:
+    given = {"instance": item.instance is not None, "per_instance": item.per_instance != 1, "spot": item.spot}
+    for key in (key for key, there in given.items() if there and item.price is not None):
+        yield Problem(("hardware", name, key), "has no meaning beside a price", hint="leave one of them out")
+
+
 def _stage_problems(name: str, stage: StageSpec, spec: PipelineSpec) -> Iterable[Problem]:
     here = ("stages", name)
     for parent in stage.after:
@@ -172,15 +187,24 @@ def _stage_problems(name: str, stage: StageSpec, spec: PipelineSpec) -> Iterable
         yield Problem((*here, "after"), "no query ever comes here", hint="a share above 0")
     if stage.fan_out != 1 and len(stage.after) != 1:
         yield Problem((*here, "fan_out"), "fan_out needs exactly one stage before it")
-    if not stage.latency and stage.model is None:
+    if not stage.latency and not stage.perf_analyzer and stage.model is None:
         hint = "latency: {cpu: {1: 10 ms, 8: 60 ms}}, or a model to profile"
         yield Problem(here, "has no latency", hint=hint, at_key=True)
     if stage.model is not None:
         given = [name for name in MODELS if getattr(stage.model, name) is not None]
         if len(given) != 1:
             yield Problem((*here, "model"), "needs exactly one of file, code, estimator")
+    yield from _points_problems(here, stage, spec.hardware)
+
+
+def _points_problems(here: tuple[str, ...], stage: StageSpec, known: Mapping[str, Hardware]) -> Iterable[Problem]:
+    for hardware, files in stage.perf_analyzer.items():
+        place = (*here, "perf_analyzer", hardware)
+        yield from _latency_problems(place, hardware, dict.fromkeys(files, 1.0), known)
+        if hardware in stage.latency:
+            yield Problem(place, "its latency is given twice", hint="leave one of them out", at_key=True)
     for hardware, points in stage.latency.items():
-        yield from _latency_problems((*here, "latency", hardware), hardware, points, spec.hardware)
+        yield from _latency_problems((*here, "latency", hardware), hardware, points, known)
 
 
 def _latency_problems(

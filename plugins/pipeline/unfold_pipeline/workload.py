@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline import graph
+from unfold_pipeline import graph, perf_analyzer
 from unfold_pipeline.planner import Effort
-from unfold_pipeline.profiles import latency_of
+from unfold_pipeline.prices import prices
+from unfold_pipeline.profiles import latency_of, wake_of
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.spec import (
     LENGTH,
@@ -35,7 +36,8 @@ def pipeline(spec: PipelineSpec, run: Run) -> graph.Pipeline:
     """Return the pipeline; warns of latencies that fall with the batch."""
     names = order(spec.stages)
     places = {name: index for index, name in enumerate(names)}
-    stages = tuple(_stage(name, spec.stages[name], places, spec, run) for name in names)
+    paid = {name: item.price for name, item in prices(spec, run).items()}
+    stages = tuple(_stage(name, spec.stages[name], places, spec, paid, run) for name in names)
     quotas = tuple((name, item.quota) for name, item in spec.hardware.items() if item.quota is not None)
     return graph.Pipeline(stages, quotas)
 
@@ -115,12 +117,29 @@ def _made(item: Arrivals, rng: np.random.Generator) -> Times:
     return processes.gamma(rate, item.duration if item.duration is not None else LENGTH, rng, scv=scv(item))
 
 
-def _stage(name: str, stage: StageSpec, places: Mapping[str, int], spec: PipelineSpec, run: Run) -> graph.Stage:
+def _stage(
+    name: str,
+    stage: StageSpec,
+    places: Mapping[str, int],
+    spec: PipelineSpec,
+    paid: Mapping[str, float],
+    run: Run,
+) -> graph.Stage:
     parents = tuple(graph.Edge(places[parent], share) for parent, share in stage.after.items() if share > 0)
     measured = {machine(spec): latency_of(name, stage.model, run)} if stage.model is not None else {}
+    read = {
+        hardware: perf_analyzer.latency_of(files, f"stages.{name}.perf_analyzer.{hardware}", run)
+        for hardware, files in stage.perf_analyzer.items()
+    }
+    wake = {hardware: wake_of(name, run) for hardware in measured}
     options = tuple(
-        graph.Option(hardware, spec.hardware[hardware].price, _table(name, hardware, points, stage.max_batch, run))
-        for hardware, points in {**stage.latency, **measured}.items()
+        graph.Option(
+            hardware,
+            paid[hardware],
+            _table(name, hardware, points, stage.max_batch, run),
+            wake.get(hardware, 0.0),
+        )
+        for hardware, points in {**stage.latency, **read, **measured}.items()
     )
     return graph.Stage(name, parents, options, stage.share, stage.fan_out, stage.wait)
 

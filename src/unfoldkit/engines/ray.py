@@ -25,7 +25,7 @@ class RayEngine:
         on_result: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
         """Run the jobs; see :class:`~unfoldkit.engines.base.Engine`."""
-        ray = _connected(self.address)
+        ray = connected(self.address)
         task = ray.remote(num_cpus=1)(function)
         waiting = {task.remote(item): index for index, item in enumerate(items)}
         results: dict[int, Any] = {}
@@ -38,7 +38,12 @@ class RayEngine:
         return [results[index] for index in range(len(items))]
 
 
-def _connected(address: str | None) -> ModuleType:
+def connected(address: str | None) -> ModuleType:
+    """Return Ray, connected to the cluster at ``address`` or to one that is started on this machine.
+
+    Raises:
+        UnfoldError: Ray is not installed, or no cluster answers.
+    """
     try:
         import ray
     except ModuleNotFoundError as error:

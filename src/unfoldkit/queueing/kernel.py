@@ -27,6 +27,7 @@ def advance(  # noqa: C901, PLR0912, PLR0915
     latency: Times,
     factor: Times,
     wait: float,
+    wake: float,
     when: Times,
     change: Counts,
     until: float,
@@ -105,6 +106,8 @@ def advance(  # noqa: C901, PLR0912, PLR0915
         while at < limit and times[at] <= start:
             at += 1
         end = start + latency[at - low] * factor[batches & (factor.size - 1)]
+        if start > free[slot]:
+            end += wake
         batches += 1
         spot = head + size
         while spot > head and free[(spot - 1) & mask] > end:

@@ -4,8 +4,8 @@
 2. All that happens at one instant (arrivals, ends of batches, changes of the replica count) is taken in before anything
    is started at that instant. Without this rule a batch that arrives whole would be served as one and the rest.
 3. While a replica is idle and the queue is not empty, the replica that has been idle longest takes the oldest queries,
-   at most a full batch, and is busy for the latency of a batch of that size, times the factor of the batch's number.
-   All of a batch end together.
+   at most a full batch, and is busy for the latency of a batch of that size, times the factor of the batch's number;
+   longer by the time to wake up if it stood idle. All of a batch end together.
 4. With a time-out, a batch that is not full starts only when its oldest query has waited that long.
 5. Completions leave in the order of time; at one instant in the order in which the batches were started.
 6. A replica that is removed is an idle one, or else the one that would end first, and it ends its batch.
@@ -37,6 +37,7 @@ class Stage:
     latency: Sequence[float]
     factor: Sequence[float]
     wait: float
+    wake: float
     replicas: list[Replica]
     queue: deque[tuple[float, int]] = field(default_factory=deque)
     events: list[tuple[float, int, int, object]] = field(default_factory=list)
@@ -54,10 +55,11 @@ def serve(
     *,
     factor: Sequence[float] = (1.0,),
     wait: float = 0.0,
+    wake: float = 0.0,
     changes: Sequence[tuple[float, int]] = (),
 ) -> tuple[list[tuple[float, int]], float]:
     """Return ``(completion, item)`` in the order of completion, and the seconds that drained replicas were kept."""
-    stage = Stage(latency, factor, wait, [Replica(float("-inf")) for _ in range(replicas)])
+    stage = Stage(latency, factor, wait, wake, [Replica(float("-inf")) for _ in range(replicas)])
     for time, item in zip(times, items, strict=True):
         _push(stage, time, ARRIVE, item)
     for time, change in changes:
@@ -114,5 +116,6 @@ def _start(stage: Stage, now: float) -> None:
         replica = min(idle, key=lambda item: item.free)
         slowness = stage.factor[stage.batches % len(stage.factor)]
         stage.batches += 1
-        replica.busy, replica.free = True, now + stage.latency[len(batch)] * slowness
+        awake = 0.0 if replica.free == now else stage.wake
+        replica.busy, replica.free = True, now + stage.latency[len(batch)] * slowness + awake
         _push(stage, replica.free, END, (replica, batch))

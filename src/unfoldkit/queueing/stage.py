@@ -23,13 +23,15 @@ class Server:
     """How a stage serves: ``latency[b]`` seconds for a batch of ``b`` (index 0 unused), its largest batch, replicas.
 
     ``wait`` is how long a batch that is not full may be held back for more (0: never, as in InferLine). ``factor``
-    makes the ``i``-th batch take ``factor[i % size]`` times as long; its size is a power of two.
+    makes the ``i``-th batch take ``factor[i % size]`` times as long; its size is a power of two. ``wake`` is what the
+    first batch takes longer on a replica that stood idle.
     """
 
     latency: Times
     replicas: int
     wait: float = 0.0
     factor: Times = field(default_factory=lambda: STEADY)
+    wake: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class State:
         """Serve all that happens before ``until``; return the seconds that drained replicas were kept."""
         return kernel.advance(
             times, items, known, self.server.latency, self.server.factor, self.server.wait,
-            schedule.when, schedule.change, until, goal.origin, goal.budget, goal.allowed,
+            self.server.wake, schedule.when, schedule.change, until, goal.origin, goal.budget, goal.allowed,
             self.free, self.span, self.mark, self.times, self.items,
         )  # fmt: skip
 

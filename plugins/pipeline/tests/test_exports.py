@@ -1,0 +1,160 @@
+"""Exported plans say what the plan says, and the target's own schema or loader takes them where it is installed."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from unfold_pipeline import exports
+from unfold_pipeline.plan import plan
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, dump
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.report import from_data, to_data
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: pipeline
+name: tree
+slo: {p99: 400 ms}
+arrivals: {process: poisson, rate: 40/s, duration: 10 s}
+hardware: {core: {price: $0.05/h}, g5.xlarge: {}}
+stages:
+  enter: {latency: {core: {1: 10 ms, 8: 40 ms}}, wait: 2 ms}
+  left: {after: {enter: 50%}, latency: {g5.xlarge: {1: 20 ms, 8: 40 ms}}}
+  right_one: {after: {enter: 100%}, latency: {core: {1: 10 ms, 4: 30 ms}}}
+  last: {after: {left: 100%}, latency: {core: {1: 10 ms, 4: 30 ms}}}
+"""
+
+READ = """import sys
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+read = text_format.Parse(sys.stdin.read(), pb.ModelConfig())
+print(read.max_batch_size, read.instance_group[0].count, read.dynamic_batching.max_queue_delay_microseconds)
+"""
+
+
+def planned(folder: Path, text: str = SPEC) -> Report:
+    """Return the report of a plan as the command line stores it."""
+    spec = validate(PipelineSpec, parse(text, "tree.yaml"))
+    report = to_data(plan(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder)))
+    report["provenance"] |= {"spec": dump(spec)}
+    return from_data(report)
+
+
+def wanted(report: Report) -> dict[str, tuple[int, int]]:
+    """Return batch and replicas of each stage of the plan."""
+    assert report.decision is not None
+    return {name: (item["batch"], item["replicas"]) for name, item in report.decision["stages"].items()}
+
+
+def test_ray_serve_config_says_the_plan(tmp_path: Path) -> None:
+    """Each stage is an application with the plan's replicas and batch."""
+    report = planned(tmp_path)
+    apps = yaml.safe_load(exports.ray_serve(report))["applications"]
+    found = {app["args"]["name"]: (app["args"]["batch"], app["deployments"][0]["num_replicas"]) for app in apps}
+    assert found == wanted(report)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_ray_serve_takes_its_config(tmp_path: Path) -> None:
+    """Ray Serve's own schema accepts the exported config and reads the same counts."""
+    schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed")
+    report = planned(tmp_path)
+    read = schema.ServeDeploySchema.model_validate(yaml.safe_load(exports.ray_serve(report)))
+    counts = {app.deployments[0].name: app.deployments[0].num_replicas for app in read.applications}
+    assert counts == {name: count for name, (_, count) in wanted(report).items()}
+
+
+def test_kserve_graph_has_every_flow(tmp_path: Path) -> None:
+    """Each stage is a service with its counts; the graph reaches each once; a flow below 100 % has a condition."""
+    report = planned(tmp_path)
+    documents = list(yaml.safe_load_all(exports.kserve(report)))
+    services, graph = documents[:-1], documents[-1]
+    found = [
+        (d["spec"]["predictor"]["batcher"]["maxBatchSize"], d["spec"]["predictor"]["minReplicas"]) for d in services
+    ]
+    assert found == list(wanted(report).values())
+    assert services[1]["spec"]["predictor"]["nodeSelector"] == {"node.kubernetes.io/instance-type": "g5.xlarge"}
+    nodes = graph["spec"]["nodes"]
+    steps = [step for node in nodes.values() for step in node["steps"]]
+    called = sorted(step["serviceName"] for step in steps if "serviceName" in step)
+    assert called == ["enter", "last", "left", "right-one"]
+    assert [step["nodeName"] for step in steps if "condition" in step] == ["left"]
+    assert {step["nodeName"] for step in steps if "nodeName" in step} <= set(nodes)
+
+
+def test_kserve_knows_no_joins(tmp_path: Path) -> None:
+    """A pipeline with a join is refused with the name of the stage."""
+    joined = SPEC.replace("last: {after: {left: 100%}", "last: {after: {left: 100%, right_one: 100%}")
+    with pytest.raises(UnfoldError, match="has no joins, and last is one"):
+        exports.kserve(planned(tmp_path, joined))
+
+
+def fits(data: Any, kind: str, models: Any) -> None:
+    """Hold data against a model class of KServe: known keys, required ones there, all the way down."""
+    cls = getattr(models, kind.removeprefix("dict(str, ").removeprefix("list[").rstrip(")]"), None)
+    if cls is None or not hasattr(cls, "openapi_types"):
+        return
+    for item in data if isinstance(data, list) else data.values() if kind.startswith("dict(") else [data]:
+        names = {wire: own for own, wire in cls.attribute_map.items()}
+        assert set(item) <= set(names), f"{kind} does not know {set(item) - set(names)}"
+        cls(**{names[key]: value for key, value in item.items()})
+        for key, value in item.items():
+            fits(value, cls.openapi_types[names[key]], models)
+
+
+@pytest.mark.targets
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_kserve_takes_its_resources(tmp_path: Path) -> None:
+    """The model classes of KServe's own client accept every resource."""
+    models = pytest.importorskip("kserve.models", reason="KServe's client is not installed")
+    for document in yaml.safe_load_all(exports.kserve(planned(tmp_path))):
+        version = "V1beta1" if document["kind"] == "InferenceService" else "V1alpha1"
+        fits({**document, "metadata": None}, version + document["kind"], models)
+
+
+def files(report: Report) -> dict[str, str]:
+    """Return the exported model repository."""
+    with zipfile.ZipFile(io.BytesIO(exports.triton(report))) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def test_triton_repository_has_a_config_for_each_stage(tmp_path: Path) -> None:
+    """Each stage has its config; the same plan gives the same bytes."""
+    report = planned(tmp_path)
+    assert sorted(files(report)) == sorted(f"{name}/config.pbtxt" for name in wanted(report))
+    assert exports.triton(report) == exports.triton(report)
+
+
+@pytest.mark.targets
+def test_triton_takes_its_configs(tmp_path: Path) -> None:
+    """Triton's own message type parses every config, with the plan's counts and the time-out of the stage."""
+    pytest.importorskip("tritonclient", reason="Triton's client is not installed")
+    report = planned(tmp_path)
+    for name, text in files(report).items():
+        # a process of its own: KServe's client brings message types of the same name
+        words = [sys.executable, "-c", READ]
+        done = subprocess.run(words, input=text, capture_output=True, text=True, check=True)
+        stage = name.partition("/")[0]
+        batch, count, delay = map(int, done.stdout.split())
+        assert (batch, count) == wanted(report)[stage]
+        assert delay == (2000 if stage == "enter" else 0)
+
+
+def test_other_reports_cannot_be_exported(tmp_path: Path) -> None:
+    """A report without a plan is refused."""
+    report = to_data(planned(tmp_path))
+    report["decision"] = None
+    with pytest.raises(UnfoldError, match="there is no plan of a pipeline"):
+        exports.triton(from_data(report))

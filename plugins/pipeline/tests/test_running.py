@@ -1,0 +1,191 @@
+"""What every engine promises of a running pipeline; Ray Serve's turn is where Ray is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import models, policies
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.live import Measured, Tuner, drive
+from unfold_pipeline.rayserve import RayRuntime
+from unfold_pipeline.routes import routes
+from unfold_pipeline.runtime import Query, Running, Runtime
+from unfold_pipeline.sample import Sample, draw
+
+CODE = """import time
+
+def nap(rows):
+    time.sleep(0.01 + 0.005 * len(rows))
+    return rows.sum(axis=1)
+
+def fail(rows):
+    raise ValueError("not today")
+"""
+CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
+PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
+PLAN = (Choice(0, 4, 1), Choice(0, 4, 1))
+ROWS = np.ones((3, 2), dtype=np.float32)
+Make = Callable[..., Running]
+# Ray's own modules use what others have deprecated, and its sockets are closed at the end of the process
+ON_RAY = [
+    pytest.mark.ray,
+    *(
+        pytest.mark.filterwarnings(f"ignore::{name}")
+        for name in ("DeprecationWarning", "FutureWarning", "ResourceWarning")
+    ),
+]
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=ON_RAY)])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Return what makes the running pipeline of each engine."""
+    (tmp_path / "served.py").write_text(CODE)
+    if request.param == "ray":
+        ray = pytest.importorskip("ray", reason="Ray is not installed")
+
+    def made(*names: str) -> Running:
+        sources = [models.Source(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
+        if request.param == "ray":
+            return RayRuntime(["a", "b"], sources, PLAN, [0.0, 0.0], None)
+        return Runtime(["a", "b"], sources, PLAN)
+
+    yield made
+    if request.param == "ray":
+        ray.shutdown()
+
+
+def quiet(_step: str, _done: int, _total: int) -> None:
+    """Report progress to nobody."""
+
+
+def trace(rate: float, seconds: float) -> Sample:
+    """A steady trace."""
+    return draw(PIPE, np.arange(int(rate * seconds)) / rate, np.random.default_rng(0))
+
+
+def played(running: Running, sample: Sample, tuner: Tuner | None = None, beside: Any = None) -> Measured:
+    """Replay a trace with ``beside(running)`` going on at the same time."""
+
+    async def scene() -> Measured:
+        await running.start()
+        try:
+            other = asyncio.create_task(beside(running)) if beside else None
+            measured = await drive(running, PIPE, sample, ROWS, tuner, quiet)
+            if other is not None:
+                await asyncio.wait_for(other, 60)
+            return measured
+        finally:
+            await running.stop()
+
+    return asyncio.run(asyncio.wait_for(scene(), 200))
+
+
+async def until(told: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until something is so."""
+    for _ in range(int(seconds / 0.05)):
+        if told():
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not become so in time")
+
+
+def pids(running: Running) -> list[int]:
+    """Return the processes of the replicas of the first stage."""
+    if isinstance(running, Runtime):
+        return [worker.replica.process.pid or 0 for worker in running.stages[0].workers if worker.ready]
+    from ray.serve.context import _get_global_client
+
+    assert isinstance(running, RayRuntime)
+    found = _get_global_client().get_serve_details()["applications"][running.stages[0].app]["deployments"]["a"]
+    return [replica["pid"] for replica in found["replicas"] if replica["state"] == "RUNNING"]
+
+
+def test_every_query_is_answered_by_the_stages_of_its_route(make: Make) -> None:
+    """Each query gets the answers of the stages that its route visits, and of no other."""
+
+    async def scene() -> list[dict[str, Any] | None]:
+        running = make()
+        await running.start()
+        sample = trace(1000.0, 0.04)
+        way = routes(PIPE, sample)
+        told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(sample.size)]
+        for number, future in enumerate(told):
+            running.submit(Query(np.full(2, number, dtype=np.float32), way, number, future.set_result))
+        found = await asyncio.wait_for(asyncio.gather(*told), 60)
+        await running.stop()
+        return list(found)
+
+    found = asyncio.run(scene())
+    second = set(trace(1000.0, 0.04).visits[1].owner.tolist())
+    for number, answers in enumerate(found):
+        assert answers == dict.fromkeys(("a", "b") if number in second else ("a",), 2.0 * number)
+    assert 0 < len(second) < len(found)
+
+
+def test_counts_change_while_it_serves_and_nothing_is_lost(make: Make) -> None:
+    """Replicas are added and taken away under traffic, and every query is answered."""
+
+    async def change(running: Running) -> None:
+        running.want(0, 3)
+        await until(lambda: running.serving()[0] == 3)
+        running.want(0, 1)
+        await until(lambda: running.serving()[0] == 1)
+
+    measured = played(make(), trace(20.0, 10.0), beside=change)
+    assert measured.lost == 0
+    assert measured.replaced == 0
+
+
+def test_killed_replica_is_replaced_and_no_query_is_lost(make: Make) -> None:
+    """A replica that is killed under traffic is replaced, and every query that was taken in is answered."""
+
+    async def murder(running: Running) -> None:
+        await until(lambda: running.serving() == (1, 1))
+        victim = (await asyncio.to_thread(pids, running))[0]
+        await asyncio.sleep(0.5)
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: running.replaced() == 1 and running.serving()[0] == 1)
+        assert victim not in await asyncio.to_thread(pids, running)
+
+    measured = played(make(), trace(40.0, 3.0), beside=murder)
+    assert measured.lost == 0
+
+
+def test_rule_in_charge_follows_the_traffic(make: Make) -> None:
+    """Traffic ten times as dense as planned makes the rule add replicas while the pipeline serves."""
+    planned = trace(5.0, 20.0)
+    brief = policies.brief(PIPE, PLAN, planned, 0.2)
+    steps = policies.Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)))
+    tuner = Tuner(brief, policies.Setting(hold=2.0), steps, (2, 2))
+    measured = played(make(), trace(50.0, 6.0), tuner, beside=until_two)
+    assert measured.lost == 0
+    assert measured.timeline[0][1][0] == 1
+
+
+async def until_two(running: Running) -> None:
+    """Wait until the first stage has two replicas."""
+    await until(lambda: running.serving()[0] == 2)
+
+
+def test_model_that_always_fails_is_told(make: Make) -> None:
+    """Queries at a stage whose model fails again and again are told so, and do not hang."""
+
+    async def scene() -> object:
+        running = make("fail", "nap")
+        await running.start()
+        told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        way = routes(PIPE, draw(PIPE, np.zeros(1), np.random.default_rng(0)))
+        running.submit(Query(ROWS[0], way, 0, told.set_result))
+        answer = await asyncio.wait_for(told, 120)
+        await running.stop()
+        return answer
+
+    assert asyncio.run(scene()) is None

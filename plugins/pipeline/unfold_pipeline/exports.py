@@ -1,0 +1,185 @@
+"""A plan in the words of other servers: Ray Serve's config, KServe's resources, Triton's model repository."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unfold_pipeline.spec import PipelineSpec, StageSpec
+from unfoldkit.api import Report, fail
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+from unfoldkit.yaml12 import to_yaml
+
+LONG_AGO = (1980, 1, 1, 0, 0, 0)
+FORMATS = {".onnx": "onnx", ".ubj": "xgboost", ".json": "xgboost", ".skops": "sklearn"}
+BACKENDS = {".onnx": "onnxruntime", ".ubj": "fil", ".json": "fil"}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A stage with what the plan says of it."""
+
+    name: str
+    spec: StageSpec
+    hardware: str
+    instance: str
+    batch: int
+    replicas: int
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the model's file, empty if it is none."""
+        file = self.spec.model.file if self.spec.model else None
+        return f".{file.rpartition('.')[2]}" if file else ""
+
+
+def ray_serve(report: Report) -> str:
+    """Return a config for ``serve deploy``: an application a stage, its model named by ``args``."""
+    apps = [_application(report.name, item) for item in planned(report)]
+    return str(to_yaml({"applications": apps}))
+
+
+def _application(pipeline: str, item: Planned) -> dict[str, Any]:
+    args: dict[str, Any] = {"name": item.name, "batch": item.batch, "wait": item.spec.wait}
+    counts = {"name": item.name, "num_replicas": item.replicas, "max_ongoing_requests": 2 * item.batch}
+    return {
+        "name": f"{pipeline}-{item.name}",
+        "route_prefix": f"/{item.name}",
+        "import_path": "unfold_pipeline.rayserve:application",
+        "args": args | _source(item),
+        "deployments": [counts],
+    }
+
+
+def kserve(report: Report) -> str:
+    """Return an InferenceService a stage, and the InferenceGraph that joins them.
+
+    A flow that not every query takes has a condition: the answer of the stage names the next one as ``next``.
+
+    Raises:
+        UnfoldError: the pipeline has a join, which an InferenceGraph does not know.
+    """
+    stages = planned(report)
+    for item in stages:
+        if len(item.spec.after) > 1:
+            raise fail(f"an InferenceGraph has no joins, and {item.name} is one", key=f"stages.{item.name}.after")
+    documents = [*map(_service, stages), _graph(report.name, stages)]
+    return "---\n".join(str(to_yaml(document)) for document in documents)
+
+
+def triton(report: Report) -> bytes:
+    """Return a model repository as a zip: ``STAGE/config.pbtxt`` for each stage, to be completed with the models."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for item in planned(report):
+            # a date of today would make the same plan another file
+            archive.writestr(zipfile.ZipInfo(f"{item.name}/config.pbtxt", LONG_AGO), pbtxt(item))
+    return buffer.getvalue()
+
+
+def pbtxt(item: Planned) -> str:
+    """Return Triton's configuration of one stage."""
+    delay = round(item.spec.wait * 1e6)
+    return (
+        f'name: "{item.name}"\nbackend: "{BACKENDS.get(item.suffix, "python")}"\nmax_batch_size: {item.batch}\n'
+        f"dynamic_batching {{ max_queue_delay_microseconds: {delay} }}\n"
+        f"instance_group [ {{ count: {item.replicas} kind: KIND_AUTO }} ]\n"
+    )
+
+
+def planned(report: Report) -> list[Planned]:
+    """Return the stages of a report's plan.
+
+    Raises:
+        UnfoldError: it is of another kind, or there is no plan in it.
+    """
+    stages: Mapping[str, Any] = (report.decision or {}).get("stages", {})
+    if report.kind != "pipeline" or not stages or "spec" not in report.provenance:
+        raise fail("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
+    spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
+    return [_planned(name, spec, stages[name]) for name in spec.stages]
+
+
+def _planned(name: str, spec: PipelineSpec, chosen: Mapping[str, Any]) -> Planned:
+    hardware = spec.hardware[chosen["hardware"]]
+    instance = "" if hardware.price is not None else hardware.instance or chosen["hardware"]
+    return Planned(name, spec.stages[name], chosen["hardware"], instance, chosen["batch"], chosen["replicas"])
+
+
+def _source(item: Planned) -> dict[str, Any]:
+    """A stage without a model is taken for a function of its name in a module ``models``."""
+    model = item.spec.model
+    if model is not None and model.file is not None:
+        return {"path": model.file}
+    return {"code": model.code if model is not None and model.code else f"models:{item.name}"}
+
+
+def _service(item: Planned) -> dict[str, Any]:
+    predictor: dict[str, Any] = {
+        "minReplicas": item.replicas,
+        "maxReplicas": item.replicas,
+        "batcher": {"maxBatchSize": item.batch, "maxLatency": max(1, round(item.spec.wait * 1e3))},
+    }
+    if item.suffix in FORMATS:
+        storage = f"pvc://models/{item.name}"
+        predictor["model"] = {"modelFormat": {"name": FORMATS[item.suffix]}, "storageUri": storage}
+    else:
+        predictor["containers"] = [{"name": "kserve-container", "image": f"{_label(item.name)}:latest"}]
+    if item.instance:
+        predictor["nodeSelector"] = {"node.kubernetes.io/instance-type": item.instance}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": _label(item.name), "labels": {"unfoldkit/hardware": item.hardware}},
+        "spec": {"predictor": predictor},
+    }
+
+
+def _graph(name: str, stages: list[Planned]) -> dict[str, Any]:
+    nodes = {"root": _parallel([item for item in stages if not item.spec.after], "")}
+    for item in stages:
+        nodes[_label(item.name)] = _sequence(item, stages)
+        below = _children(item, stages)
+        if len(below) > 1:
+            nodes[f"{_label(item.name)}-next"] = _parallel(below, item.name)
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "InferenceGraph",
+        "metadata": {"name": _label(name)},
+        "spec": {"nodes": nodes},
+    }
+
+
+def _parallel(items: list[Planned], parent: str) -> dict[str, Any]:
+    router = "Ensemble" if len(items) > 1 else "Sequence"
+    return {"routerType": router, "steps": [dict(_step(item, parent)) for item in items]}
+
+
+def _step(item: Planned, parent: str) -> Iterator[tuple[str, str]]:
+    yield "name", _label(item.name)
+    yield "nodeName", _label(item.name)
+    if parent and item.spec.after[parent] < 1:
+        yield "condition", f'[@this].#(next=="{item.name}")'
+
+
+def _sequence(item: Planned, stages: list[Planned]) -> dict[str, Any]:
+    steps: list[dict[str, str]] = [{"name": "self", "serviceName": _label(item.name), "data": "$request"}]
+    below = _children(item, stages)
+    if len(below) == 1:
+        steps.append({**dict(_step(below[0], item.name)), "data": "$response"})
+    elif below:
+        steps.append({"name": "next", "nodeName": f"{_label(item.name)}-next", "data": "$response"})
+    return {"routerType": "Sequence", "steps": steps}
+
+
+def _children(item: Planned, stages: list[Planned]) -> list[Planned]:
+    return [other for other in stages if item.name in other.spec.after]
+
+
+def _label(name: str) -> str:
+    """Return a name that Kubernetes takes."""
+    return name.lower().replace("_", "-").replace(".", "-").strip("-")

@@ -1,0 +1,248 @@
+"""The plan on Ray Serve: a deployment a stage, whose replica count is changed while it serves.
+
+Ray Serve has no central queue: a query goes to a replica when it arrives, and waits there for the next batch. A replica
+that dies fails its queries; each is asked again, so that none that was taken in is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline.graph import Plan
+from unfold_pipeline.models import Rows, Source, load
+from unfold_pipeline.routes import Item
+from unfold_pipeline.runtime import Query
+from unfoldkit.api import broken
+from unfoldkit.engines.ray import connected
+
+TRIES = 10
+PAUSE_S = 0.2
+VERSION = "1"
+
+
+class Replica:
+    """What runs in a replica: a model, and a queue that makes batches of what comes."""
+
+    def __init__(self, source: Source, batch: int, wait: float) -> None:
+        from ray import serve
+        from threadpoolctl import threadpool_limits
+
+        predict = load(source)
+        threadpool_limits(1)
+
+        async def many(rows: list[Rows]) -> list[Any]:
+            outputs = await asyncio.to_thread(predict, np.stack(rows))
+            return [np.asarray(output).tolist() for output in outputs]
+
+        self._ask = serve.batch(max_batch_size=batch, batch_wait_timeout_s=wait)(many)
+
+    async def __call__(self, row: Rows) -> Any:
+        """Return the answer to one row."""
+        return await self._ask(row)
+
+
+@dataclass(slots=True)
+class Deployed:
+    """A stage on Ray Serve: its application and handle, replicas that should be and are there, and what was counted."""
+
+    name: str
+    app: str
+    source: Source
+    batch: int
+    wait: float
+    wanted: int
+    handle: Any = None
+    ready: int = 0
+    open: int = 0
+    served: int = 0
+    failures: int = 0
+    known: set[str] = field(default_factory=set)
+
+
+class RayRuntime:
+    """Starts, feeds, scales and ends the deployments of a plan."""
+
+    __slots__ = ("_address", "_changes", "_ray", "_replaced", "_tasks", "_watch", "stages")
+
+    def __init__(
+        self, names: Sequence[str], sources: Sequence[Source], plan: Plan, waits: Sequence[float], address: str | None
+    ) -> None:
+        prefix = f"unfold-{uuid.uuid4().hex[:8]}"
+        self.stages = [
+            Deployed(name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas)
+            for name, source, choice, wait in zip(names, sources, plan, waits, strict=True)
+        ]
+        self._address = address
+        self._ray: ModuleType | None = None
+        self._changes = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._replaced = 0
+
+    async def start(self) -> None:
+        """Start all replicas and wait until they are ready.
+
+        Raises:
+            UnfoldError: Ray is not there, or a replica does not start.
+        """
+        self._ray = connected(self._address)
+        from ray import serve
+
+        try:
+            await asyncio.to_thread(serve.start, proxy_location="Disabled")
+            for stage in self.stages:
+                await self._deploy(stage)
+        except RuntimeError as error:
+            await self.stop()
+            raise broken(f"Ray Serve does not start the pipeline: {error}") from error
+        await self._look()
+        self._watch = asyncio.get_running_loop().create_task(self._keep_looking())
+
+    async def stop(self) -> None:
+        """End all replicas."""
+        from ray import serve
+
+        if self._watch is not None:
+            self._watch.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for stage in self.stages:
+            await asyncio.to_thread(serve.delete, stage.app)
+
+    def submit(self, query: Query) -> None:
+        """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
+        for item in query.routes.entries(query.number):
+            self._send(query, item)
+        if query.routes.left[query.number] == 0:
+            query.finished({})
+
+    def want(self, stage: int, count: int) -> None:
+        """Set how many replicas a stage should have."""
+        found = self.stages[stage]
+        if max(1, count) != found.wanted:
+            found.wanted = max(1, count)
+            self._keep(self._deploy(found))
+
+    def serving(self) -> tuple[int, ...]:
+        """Return how many replicas of each stage served when they were last looked at, some tenths of a second ago."""
+        return tuple(stage.ready for stage in self.stages)
+
+    def replaced(self) -> int:
+        """Return how many replicas were seen to have died and been replaced."""
+        return self._replaced
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return what each stage is doing."""
+        return [
+            {
+                "name": s.name,
+                "batch": s.batch,
+                "served": s.served,
+                "queue": s.open,
+                "replicas": s.wanted,
+                "ready": s.ready,
+            }
+            for s in self.stages
+        ]
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deploy(self, stage: Deployed) -> None:
+        """Bring a stage to the wanted count; one change at a time, as the last one asked for must be the last made."""
+        async with self._changes:
+            stage.handle = await asyncio.to_thread(_deployed, stage)
+
+    def _send(self, query: Query, item: Item) -> None:
+        self._keep(self._served(query, item))
+
+    async def _served(self, query: Query, item: Item) -> None:
+        stage = self.stages[item[0]]
+        stage.open += 1
+        answer = await self._asked(stage, query.row)
+        stage.open -= 1
+        if answer is None:
+            query.finished(None)
+            return
+        stage.served += 1
+        query.answers[stage.name] = answer
+        for after in query.routes.after(item):
+            self._send(query, after)
+        if query.routes.finished(item):
+            query.finished(query.answers)
+
+    async def _asked(self, stage: Deployed, row: Rows) -> Any:
+        """Ask until a replica answers; a model that fails is not asked again."""
+        if self._ray is None:
+            raise RuntimeError("start() comes first")
+        for _ in range(TRIES):
+            try:
+                return await stage.handle.remote(row)
+            except self._ray.exceptions.RayTaskError:
+                stage.failures += 1
+                return None
+            except self._ray.exceptions.RayError:
+                await asyncio.sleep(PAUSE_S)
+        return None
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(PAUSE_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        """Read from Ray Serve which replicas run; one that is gone though as many are wanted has died."""
+        found = await asyncio.to_thread(_running, [stage.app for stage in self.stages])
+        for stage in self.stages:
+            now = found.get(stage.app, set())
+            gone = len(stage.known - now) - max(0, len(stage.known) - stage.wanted)
+            self._replaced += max(0, gone)
+            stage.known, stage.ready = now, len(now)
+
+
+def _deployed(stage: Deployed) -> Any:
+    """Deploy or change a stage; the same version makes Ray Serve keep the replicas that there are."""
+    from ray import serve
+
+    options = {"num_replicas": stage.wanted, "max_ongoing_requests": 2 * stage.batch, "version": VERSION}
+    options |= {"ray_actor_options": {"num_cpus": 0}, "graceful_shutdown_wait_loop_s": 0.1}
+    made = serve.deployment(Replica).options(name=stage.name, _internal=True, **options)
+    return serve.run(made.bind(stage.source, stage.batch, stage.wait), name=stage.app, route_prefix=None)
+
+
+def _running(apps: Sequence[str]) -> dict[str, set[str]]:
+    """Return the names of the running replicas of each application."""
+    from ray.serve.context import _get_global_client
+
+    details = _get_global_client().get_serve_details()["applications"]
+    return {
+        app: {
+            replica["replica_id"]
+            for deployment in details[app]["deployments"].values()
+            for replica in deployment["replicas"]
+            if replica["state"] == "RUNNING"
+        }
+        for app in apps
+        if app in details
+    }
+
+
+def application(args: dict[str, Any]) -> Any:
+    """Return the application that an exported config names, for ``serve deploy``.
+
+    ``args`` hold ``name``, ``batch``, ``wait`` in s, and ``path`` or ``code`` of the model.
+    """
+    from ray import serve
+
+    source = Source(path=str(args.get("path", "")), code=str(args.get("code", "")), folder=".")
+    made = serve.deployment(Replica).options(name=str(args["name"]))
+    return made.bind(source, int(args["batch"]), float(args["wait"]))
