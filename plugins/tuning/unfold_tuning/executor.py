@@ -149,7 +149,7 @@ class Executor:
                 return
             job = waiting.pop(0)
             running[job.trial] = job
-            self.ledger.part_begins(index, job.trial, node, self.task.wall())
+            self.ledger.part_begins(index, job.trial, node, self.task.wall(), job.gang)
             self.cluster.start(node, job)
 
     def _heard(
