@@ -32,6 +32,9 @@ class Event:
 class Cluster(Protocol):
     """Where trials run, on nodes that a fleet gives and takes back."""
 
+    def open(self) -> None:
+        """Be there: before the clock starts, and before anything is rented."""
+
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """Grow or shrink to ``count`` nodes and wait until they are ready; only idle nodes are released.
 
@@ -76,6 +79,9 @@ class LocalCluster:
     accelerators: int
     fleet: Fleet
     nodes: list[Node] = field(default_factory=list)
+
+    def open(self) -> None:
+        """See :class:`Cluster`."""
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """See :class:`Cluster`."""

@@ -71,9 +71,10 @@ def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: R
     configs = [sample(work.trainable.space, rng) for _ in range(TRIALS)]
     found = Measured({}, [], [])
     for gang in _gangs(machine.accelerators):
-        began = run.clock()
         cluster = cluster_of(spec, run, work, machine, Own(_nothing, _nothing))
         try:
+            cluster.open()
+            began = run.clock()
             cluster.resize(1, _idle)
             found.startups.append(run.clock() - began)
             every = spec.cloud.checkpoint_iters

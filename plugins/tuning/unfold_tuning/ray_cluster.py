@@ -45,9 +45,12 @@ class RayCluster:
     running: dict[int, Running] = field(default_factory=dict)
     checked: float = 0.0
 
-    def resize(self, count: int, watch: Callable[[], None]) -> None:
+    def open(self) -> None:
         """See :class:`~unfold_tuning.cluster.Cluster`."""
         self.raylets.open()
+
+    def resize(self, count: int, watch: Callable[[], None]) -> None:
+        """See :class:`~unfold_tuning.cluster.Cluster`."""
         idle = [name for name in self.nodes if not self._used(name)]
         for name in idle[: max(0, len(self.nodes) - count)]:
             self._release(name)
