@@ -19,6 +19,7 @@ from unfold_tuning.cluster import LocalCluster
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.executor import Executor, Outcome, Task
 from unfold_tuning.facts import Machine, Profile, Spread
+from unfold_tuning.fleet import own
 from unfold_tuning.ledger import Ledger, opened
 from unfold_tuning.planner import offer
 from unfold_tuning.score import Score, score
@@ -83,7 +84,7 @@ def measured(count: int, repeats: int) -> Start:
     starts, extra = [], []
     places = count * NODE.accelerators
     for index in range(repeats):
-        with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE.billing, "") as ledger:
+        with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
             plan = (Deal(count, 1, places),)
             _, began = _run(folder, ledger, Profile(Spread(1.0)), index, random_search(places, 1), plan)
             parts = ledger.parts()
@@ -102,7 +103,7 @@ def _compared(plan: Plan, repeats: int, seed: int) -> dict[str, Any]:
 
 def carried_out(plan: Score, profile: Profile, seed: int) -> tuple[float, float]:
     """Carry a plan out and return its seconds and dollars."""
-    with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE.billing, "") as ledger:
+    with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
         outcome, _ = _run(folder, ledger, profile, seed, STAGES, plan.plan)
         return outcome.ended - outcome.began, outcome.spent
 
@@ -112,12 +113,7 @@ def _run(
 ) -> tuple[Outcome, float]:
     trainable = Trainable(function="benchmarks.sleeper:train", space={"ceiling": Uniform(uniform=(0.0, 1.0))})
     task = Task(stages, deals, NODE, profile, trainable, Path(folder) / "trials", seed, every=2, replan=False)
-    cluster = LocalCluster(
-        Work(trainable),
-        NODE.accelerators,
-        lambda name, now: ledger.node_runs(name, NODE.price, now),
-        ledger.node_ends,
-    )
+    cluster = LocalCluster(Work(trainable), NODE.accelerators, own(ledger, NODE.price))
     began = time.time()
     return Executor(task, ledger, cluster).run(), began
 

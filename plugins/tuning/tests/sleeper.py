@@ -42,3 +42,16 @@ def suicidal(
             pass
         os.kill(os.getpid(), 9)
     return train(config, state, iters, accelerators, seed)
+
+
+def murderous(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Kill the raylet that this worker belongs to, once in the life of the log's folder."""
+    mark = os.environ["SLEEPER_LOG"] + ".dead"
+    if state is not None and not os.path.exists(mark):  # noqa: PTH110
+        with open(mark, "w"):  # noqa: PTH123
+            pass
+        os.kill(os.getppid(), 9)
+        time.sleep(60)
+    return train(config, state, iters, accelerators, seed)

@@ -21,6 +21,7 @@ from unfold_tuning.cluster import LocalCluster
 from unfold_tuning.deals import Deal
 from unfold_tuning.executor import Executor, Task
 from unfold_tuning.facts import Machine, Profile, Spread
+from unfold_tuning.fleet import own
 from unfold_tuning.ledger import opened
 from unfold_tuning.measure import profile
 from unfold_tuning.spec import Trainable, TuningSpec, Uniform
@@ -83,8 +84,8 @@ def test_the_cluster_is_what_the_plan_says(tmp_path: Path) -> None:
     machine = Machine("p", 1, 3600.0, limit=3, billing=Billing(0.0, 0.0))
     trainable = Trainable(function="sleeper:train", space={"ceiling": Uniform(uniform=(0.0, 1.0))})
     task = Task(stages, plan, machine, Profile(Spread(0.05)), trainable, tmp_path / "trials", 0, 1)
-    with opened(tmp_path / "run/ledger.sqlite", machine.billing, "a") as ledger:
-        runs = LocalCluster(Work(trainable), 1, lambda node, now: ledger.node_runs(node, 3600.0, now), ledger.node_ends)
+    with opened(tmp_path / "run/ledger.sqlite", machine, "a") as ledger:
+        runs = LocalCluster(Work(trainable), 1, own(ledger, 3600.0))
         outcome = Executor(task, ledger, runs).run()
         ends = [ended for _, _, ended, _ in ledger.stages()]
         held = [sum(life.since < end <= (life.until or end) for life in ledger.lives()) for end in ends]
@@ -135,9 +136,9 @@ def test_the_cap_is_never_passed_and_can_be_raised(tmp_path: Path) -> None:
 
 def test_a_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     """A ledger that was begun for something else is refused: its spend is not this run's."""
-    with opened(tmp_path / "l.sqlite", Billing(), "a"):
+    with opened(tmp_path / "l.sqlite", Machine("p", 1, 1.0), "a"):
         pass
-    with pytest.raises(UnfoldError, match="another spec"), opened(tmp_path / "l.sqlite", Billing(), "b"):
+    with pytest.raises(UnfoldError, match="another spec"), opened(tmp_path / "l.sqlite", Machine("p", 1, 1.0), "b"):
         pass
 
 

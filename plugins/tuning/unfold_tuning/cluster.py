@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context
@@ -13,6 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Protocol
 
+from unfold_tuning.fleet import Fleet
 from unfold_tuning.trainables import Work
 from unfold_tuning.worker import Job, Told, work_for
 from unfoldkit.api import broken
@@ -31,7 +30,10 @@ class Event:
 
 
 class Cluster(Protocol):
-    """Where trials run. Nodes are named; ``running`` and ``released`` are called at the moments that are billed."""
+    """Where trials run, on nodes that a fleet gives and takes back."""
+
+    def open(self) -> None:
+        """Be there: before the clock starts, and before anything is rented."""
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """Grow or shrink to ``count`` nodes and wait until they are ready; only idle nodes are released.
@@ -71,14 +73,15 @@ class Node:
 
 @dataclass(slots=True)
 class LocalCluster:
-    """Nodes as groups of local processes; ``running`` and ``released`` are told the name and the wall time."""
+    """Nodes as groups of local processes."""
 
     work: Work
     accelerators: int
-    running: Callable[[str, float], None]
-    released: Callable[[str, float], None]
-    wall: Callable[[], float] = time.time
+    fleet: Fleet
     nodes: list[Node] = field(default_factory=list)
+
+    def open(self) -> None:
+        """See :class:`Cluster`."""
 
     def resize(self, count: int, watch: Callable[[], None]) -> None:
         """See :class:`Cluster`."""
@@ -86,7 +89,7 @@ class LocalCluster:
         for node in idle[: max(0, len(self.nodes) - count)]:
             self._release(node)
         for _ in range(ATTEMPTS):
-            fresh = [self._launch() for _ in range(count - len(self.nodes))]
+            fresh = [self._launch(name) for name in self.fleet.rent(count - len(self.nodes), watch)]
             for node in fresh:
                 if not all(_ready(pipe, watch) for _, pipe in node.workers):
                     self._release(node)
@@ -135,8 +138,11 @@ class LocalCluster:
 
     def close(self) -> None:
         """See :class:`Cluster`."""
-        for node in list(self.nodes):
-            self._release(node)
+        try:
+            for node in list(self.nodes):
+                self._release(node)
+        finally:
+            self.fleet.close()
 
     def _lost(self, node: Node) -> Iterator[Event]:
         trials = list(node.busy)
@@ -146,9 +152,7 @@ class LocalCluster:
         for trial in trials or [-1]:
             yield Event(node.name, trial, None)
 
-    def _launch(self) -> Node:
-        name = f"node-{uuid.uuid4().hex[:12]}"
-        self.running(name, self.wall())
+    def _launch(self, name: str) -> Node:
         context = get_context("spawn")
         workers = []
         for _ in range(self.accelerators):
@@ -162,13 +166,12 @@ class LocalCluster:
         return node
 
     def _release(self, node: Node) -> None:
-        now = self.wall()
         for process, pipe in node.workers:
             pipe.close()
             process.kill()
             process.join()
         self.nodes.remove(node)
-        self.released(node.name, now)
+        self.fleet.release(node.name)
 
     def _node(self, name: str) -> Node:
         return next(node for node in self.nodes if node.name == name)

@@ -82,10 +82,11 @@ class Executor:
 
     def run(self) -> Outcome:
         """Run every stage that the ledger does not hold yet."""
-        began = self.ledger.fact("began", self.task.wall())
-        plan, stopped = self.task.plan, ""
+        plan, stopped, began = self.task.plan, "", 0.0
         done = {stage for stage, *_ in self.ledger.stages()}
         try:
+            self.cluster.open()
+            began = self.ledger.fact("began", self.task.wall())
             for index, stage in enumerate(self.task.stages):
                 stored = self.ledger.fact(f"plan-{index}")
                 plan = tuple(Deal(*deal) for deal in stored) if stored else plan
@@ -149,7 +150,7 @@ class Executor:
                 return
             job = waiting.pop(0)
             running[job.trial] = job
-            self.ledger.part_begins(index, job.trial, node, self.task.wall())
+            self.ledger.part_begins(index, job.trial, node, self.task.wall(), job.gang)
             self.cluster.start(node, job)
 
     def _heard(

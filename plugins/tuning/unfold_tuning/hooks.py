@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from unfoldkit.api import Kind, hookimpl
+from unfoldkit.api import Check, Kind, hookimpl
 
 
 @hookimpl
@@ -19,3 +19,9 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_tuning.plan:plan",
         examples="unfold_tuning:examples",
     )
+
+
+@hookimpl
+def unfold_checks() -> Iterable[Check]:
+    """Offer a health check for ``unfold doctor``: instances that nobody holds any more."""
+    yield Check(name="rented", summary="no instance is left running", action="unfold_tuning.orphans:left_running")

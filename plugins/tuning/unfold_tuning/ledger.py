@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unfold_tuning.facts import Machine
 from unfoldkit.api import fail
-from unfoldkit.catalog.billing import Billing
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -22,7 +22,8 @@ CREATE TABLE IF NOT EXISTS trials (id INTEGER PRIMARY KEY, bracket INTEGER NOT N
 CREATE TABLE IF NOT EXISTS steps (trial INTEGER NOT NULL, iters INTEGER NOT NULL, metric REAL NOT NULL,
     seconds REAL NOT NULL, gang INTEGER NOT NULL, PRIMARY KEY (trial, iters));
 CREATE TABLE IF NOT EXISTS parts (stage INTEGER NOT NULL, trial INTEGER NOT NULL, node TEXT NOT NULL,
-    began REAL NOT NULL, ended REAL);
+    began REAL NOT NULL, ended REAL, gang INTEGER NOT NULL DEFAULT 1);
+CREATE TABLE IF NOT EXISTS orders (token TEXT PRIMARY KEY, count INTEGER NOT NULL, at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS stages (stage INTEGER PRIMARY KEY, began REAL NOT NULL, ended REAL, survivors TEXT);
 """
 
@@ -54,7 +55,7 @@ class Ledger:
     """The database of one run. Every method is one transaction, on disk when it returns."""
 
     path: Path
-    billing: Billing
+    machine: Machine
     base: sqlite3.Connection
 
     def close(self) -> None:
@@ -80,24 +81,48 @@ class Ledger:
         """Note that an instance is billed no longer."""
         self._write("UPDATE nodes SET until = ?, seen = ? WHERE id = ? AND until IS NULL", (until, until, node))
 
+    def ordered(self, token: str, count: int, now: float) -> None:
+        """Note that instances are about to be asked for: before the request, so that none is ever unknown."""
+        self._write("INSERT OR IGNORE INTO orders VALUES (?, ?, ?)", (token, count, now))
+
+    def orders(self) -> list[tuple[str, int, float]]:
+        """Return every request for instances: token, count, when."""
+        return self.base.execute("SELECT * FROM orders ORDER BY at").fetchall()
+
+    def close_parts(self) -> None:
+        """End the parts that a crash left open when their nodes were last seen."""
+        self._write(
+            "UPDATE parts SET ended = (SELECT MAX(began, seen) FROM nodes WHERE nodes.id = parts.node) "
+            "WHERE ended IS NULL",
+            (),
+        )
+
     def close_open(self) -> None:
-        """End what a crash left open at the moment when it was last seen: its processes died with the driver."""
-        with self.base:
-            self.base.execute(
-                "UPDATE parts SET ended = (SELECT MAX(began, seen) FROM nodes WHERE nodes.id = parts.node) "
-                "WHERE ended IS NULL"
-            )
-            self.base.execute("UPDATE nodes SET until = seen WHERE until IS NULL")
+        """End the lives that a crash left open when they were last seen: local processes died with the driver."""
+        self._write("UPDATE nodes SET until = seen WHERE until IS NULL", ())
 
     def lives(self) -> list[Life]:
         """Return every instance that was ever paid."""
         return [Life(*row) for row in self.base.execute("SELECT * FROM nodes ORDER BY since, id")]
 
     def spent(self) -> float:
-        """Return dollars so far, every life billed by the rules, open ones up to when they were last seen."""
-        return sum(
-            float(self.billing.cost((life.until or life.seen) - life.since, life.price)) for life in self.lives()
+        """Return dollars so far by the rules of the bill, open lives up to when they were last seen.
+
+        The head node is paid from the start to the last moment at which an instance was seen.
+        """
+        lives, machine = self.lives(), self.machine
+        head = max((life.seen for life in lives), default=0.0) - float(self.fact("began") or 0.0)
+        rest = len(lives) * machine.ingress + max(0.0, head) * machine.head / 3600.0
+        if machine.billing.per == "function":
+            return rest + sum(self._busy()) * machine.per_second / machine.accelerators
+        lengths = ((life.price, (life.until or life.seen) - life.since) for life in lives)
+        return rest + sum(float(machine.billing.cost(seconds, price)) for price, seconds in lengths)
+
+    def _busy(self) -> Iterator[float]:
+        text = (
+            "SELECT gang * (COALESCE(parts.ended, nodes.seen) - began) FROM parts JOIN nodes ON nodes.id = parts.node"
         )
+        yield from (max(0.0, row[0]) for row in self.base.execute(text))
 
     def trial_starts(self, bracket: int, configs: list[dict[str, Any]]) -> None:
         """Note a bracket's trials, unless they are there already."""
@@ -124,9 +149,9 @@ class Ledger:
         """Return every checkpoint: trial, iterations, metric, seconds since the one before, accelerators."""
         return self.base.execute("SELECT * FROM steps ORDER BY trial, iters").fetchall()
 
-    def part_begins(self, stage: int, trial: int, node: str, now: float) -> None:
-        """Note that a trial runs on a node."""
-        self._write("INSERT INTO parts VALUES (?, ?, ?, ?, NULL)", (stage, trial, node, now))
+    def part_begins(self, stage: int, trial: int, node: str, now: float, gang: int = 1) -> None:
+        """Note that a trial runs on ``gang`` accelerators, of a node and maybe of others beside it."""
+        self._write("INSERT INTO parts VALUES (?, ?, ?, ?, NULL, ?)", (stage, trial, node, now, gang))
 
     def part_ends(self, trial: int, now: float) -> None:
         """Note that a trial has left its node."""
@@ -134,7 +159,7 @@ class Ledger:
 
     def parts(self) -> list[tuple[int, int, str, float, float | None]]:
         """Return who ran where: stage, trial, node, begin, end."""
-        return self.base.execute("SELECT * FROM parts ORDER BY began").fetchall()
+        return self.base.execute("SELECT stage, trial, node, began, ended FROM parts ORDER BY began").fetchall()
 
     def stage_begins(self, stage: int, now: float) -> None:
         """Note that a stage has begun; a resumed one keeps its first begin."""
@@ -155,7 +180,7 @@ class Ledger:
 
 
 @contextmanager
-def opened(path: Path, billing: Billing, made_from: str) -> Iterator[Ledger]:
+def opened(path: Path, machine: Machine, made_from: str) -> Iterator[Ledger]:
     """Open the ledger of a run, new or old.
 
     Raises:
@@ -167,7 +192,7 @@ def opened(path: Path, billing: Billing, made_from: str) -> Iterator[Ledger]:
         base.execute("PRAGMA journal_mode=WAL")
         base.execute("PRAGMA synchronous=FULL")
         base.executescript(SCHEMA)
-        ledger = Ledger(path, billing, base)
+        ledger = Ledger(path, machine, base)
         if ledger.fact("made_from", made_from) != made_from:
             hint = "--run DIR starts another; delete this one to forget what it spent"
             raise fail("this run was begun with another spec, seed or plan", file=str(path), hint=hint)

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from unfold_tuning.cluster import LocalCluster
+from unfold_tuning.cluster import Cluster
+from unfold_tuning.clusters import cluster_of
 from unfold_tuning.facts import Machine
+from unfold_tuning.fleet import Own
 from unfold_tuning.plan import PROFILE
 from unfold_tuning.prices import machines_of
 from unfold_tuning.spec import ProfileSpec, TuningSpec
@@ -69,9 +71,10 @@ def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: R
     configs = [sample(work.trainable.space, rng) for _ in range(TRIALS)]
     found = Measured({}, [], [])
     for gang in _gangs(machine.accelerators):
-        began = run.clock()
-        cluster = LocalCluster(work, machine.accelerators, _nothing, _nothing)
+        cluster = cluster_of(spec, run, work, machine, Own(_nothing, _nothing))
         try:
+            cluster.open()
+            began = run.clock()
             cluster.resize(1, _idle)
             found.startups.append(run.clock() - began)
             every = spec.cloud.checkpoint_iters
@@ -106,7 +109,7 @@ def summary(found: Measured) -> dict[str, Any]:
     }
 
 
-def _play(cluster: LocalCluster, jobs: Sequence[Job], found: Measured, run: Run) -> None:
+def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run) -> None:
     waiting, began, spent = list(jobs), {}, dict.fromkeys((job.trial for job in jobs), 0.0)
     every = jobs[0].every
     open_: dict[int, Job] = {}

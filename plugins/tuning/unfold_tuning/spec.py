@@ -147,6 +147,17 @@ class BillingSpec(Model):
     per: Literal["instance", "function"] = "instance"
 
 
+class Launch(Model):
+    """How ``train`` starts instances of AWS. The image needs Ray and what the trainable imports."""
+
+    image: str = Field(pattern=r"^ami-[0-9a-f]+$", description="AMI, such as ami-0abcdef1234567890")
+    subnet: str | None = None
+    security_groups: tuple[str, ...] = ()
+    role: str | None = Field(default=None, description="name of the IAM instance profile")
+    setup: str = Field(default="", max_length=8000, description="shell lines to run before the instance joins")
+    grace: Duration = Field(default=3600.0, description="after the deadline, an instance ends itself after that")
+
+
 class Cloud(Model):
     """What can be rented, and how it is paid."""
 
@@ -161,6 +172,7 @@ class Cloud(Model):
     data: Bytes = Field(default=0, description="copied to every new instance")
     transfer: Money = Field(default=0.0, description="for one GiB of it")
     head: Price = Field(default=0.0, description="of the head node, for the whole job")
+    launch: Launch | None = Field(default=None, description="how train starts instances of AWS")
     prices: str | None = Field(default=None, description="a SkyPilot vms.csv, or live to ask AWS")
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from unfold_tuning import results
-from unfold_tuning.cluster import Cluster, LocalCluster
+from unfold_tuning.clusters import cluster_of, fleet_of
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.executor import Executor, Task
 from unfold_tuning.facts import Machine, Profile
-from unfold_tuning.ledger import Ledger, opened
+from unfold_tuning.ledger import opened
 from unfold_tuning.measure import profile as measured
 from unfold_tuning.measure import work_of
 from unfold_tuning.plan import PROFILE, decision, known_profile
@@ -23,7 +23,6 @@ from unfold_tuning.screen import too_late, too_poor
 from unfold_tuning.spec import TuningSpec
 from unfold_tuning.stages import Stage
 from unfold_tuning.tables import model
-from unfold_tuning.trainables import Work
 from unfoldkit.api import Report, Run, dump, fail, fingerprint
 
 LEDGER = "ledger.sqlite"
@@ -57,29 +56,14 @@ def train(spec: TuningSpec, run: Run) -> Report:
         progress=run.progress,
         log=run.log,
     )
-    with opened(run.directory.path / LEDGER, machine.billing, made_from) as ledger:
+    with opened(run.directory.path / LEDGER, machine, made_from) as ledger:
+        fleet = fleet_of(spec, run, machine, ledger)
+        ledger.close_parts()
+        fleet.recover()
         ledger.close_open()
-        cluster = cluster_of(spec, run, work, machine, ledger)
+        cluster = cluster_of(spec, run, work, machine, fleet)
         outcome = Executor(task, ledger, cluster).run()
         return results.report(spec, task, ledger, outcome, guess)
-
-
-def cluster_of(spec: TuningSpec, run: Run, work: Work, machine: Machine, ledger: Ledger) -> Cluster:
-    """Return the cluster that the spec and the engine name."""
-    if spec.cloud.provider != "local":
-        raise fail(
-            "train carries out plans on this machine only so far: the provider is aws",
-            key="cloud.provider",
-            hint="write provider: local with instances [{type: node, accelerators: 1, price: $0.05/h}]",
-        )
-    if run.engine.name != "local":
-        raise fail(f"--engine {run.engine.name}: tuning runs on local", hint="leave --engine out")
-    return LocalCluster(
-        work,
-        machine.accelerators,
-        lambda node, now: ledger.node_runs(node, machine.price, now),
-        ledger.node_ends,
-    )
 
 
 def _chosen(

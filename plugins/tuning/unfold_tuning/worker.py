@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,24 +54,33 @@ def work_for(parent: int, pipe: Connection, work: Work) -> None:
         except EOFError:
             return
         try:
-            for told in perform(job, train):
+            state = state_of(job)
+            for told in perform(job, train, state, lambda iters, new: keep(job, iters, new)):  # noqa: B023
                 pipe.send(told)
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
             pipe.send(Told("failed", job.trial, error=f"{type(error).__name__}: {error}"))
 
 
-def perform(job: Job, train: Train) -> Any:
-    """Run a job and yield what to tell after each checkpoint."""
+def perform(job: Job, train: Train, state: bytes | None, kept: Callable[[int, bytes], None]) -> Iterator[Told]:
+    """Run a job and yield what to tell after each checkpoint, which ``kept`` has by then."""
     done = job.done
-    state = state_file(job.checkpoint, done).read_bytes() if done else None
     while done < job.target:
         began = time.perf_counter()
         iters = min(job.every, job.target - done)
         metric, state = train(job.config, state, iters, job.gang, job.seed)
         done += iters
-        # the state is on disk before anyone counts on it
-        write_atomically(state_file(job.checkpoint, done), state)
+        kept(done, state)
         yield Told("step", job.trial, done, metric, time.perf_counter() - began)
+
+
+def state_of(job: Job) -> bytes | None:
+    """Return the state from which a job goes on."""
+    return state_file(job.checkpoint, job.done).read_bytes() if job.done else None
+
+
+def keep(job: Job, iters: int, state: bytes) -> None:
+    """Lay a state on disk, before anyone counts on it."""
+    write_atomically(state_file(job.checkpoint, iters), state)
 
 
 def state_file(folder: Path, iters: int) -> Path:

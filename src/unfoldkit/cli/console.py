@@ -58,10 +58,11 @@ class Bars:
     tasks: dict[str, Any]
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        """Move the bar of ``step``."""
-        if step not in self.tasks:
-            self.tasks[step] = self.progress.add_task(step, total=total)
-        self.progress.update(self.tasks[step], completed=done, total=total)
+        """Move the bar of ``step``; what follows its first `` · `` changes with time and is no part of its name."""
+        name = step.partition(" · ")[0]
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(step, total=total)
+        self.progress.update(self.tasks[name], completed=done, total=total, description=step)
 
 
 @contextmanager

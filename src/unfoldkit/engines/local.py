@@ -83,9 +83,14 @@ def _tell(index: int, result: Any, told: Callable[[int, Any], None]) -> Any:
 def start_worker(parent: int) -> None:
     """Make the worker die with its parent and keep to one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    one_thread()
+    _die_with_parent(parent)
+
+
+def one_thread() -> None:
+    """Keep numeric libraries that are loaded from now on to one thread."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
-    _die_with_parent(parent)
 
 
 def _die_with_parent(parent: int) -> None:
