@@ -136,9 +136,12 @@ def _queries_per_second(count: int, seed: int) -> float:
     wanted = stream.targets(stream.levels(count, "bursty", seed), setting.layered, "strict-accuracy")
     bandwidth = setting.machine.bandwidth
     stream.play(wanted[:1000], setting.layered, bandwidth, cache="avgnet", column=1)
-    began = time.perf_counter()
-    stream.play(wanted, setting.layered, bandwidth, cache="avgnet", column=1)
-    return count / (time.perf_counter() - began)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        stream.play(wanted, setting.layered, bandwidth, cache="avgnet", column=1)
+        times.append(time.perf_counter() - began)
+    return count / min(times)
 
 
 def _event_gap() -> float:

@@ -14,6 +14,7 @@ def unfold_kinds() -> Iterable[Kind]:
         name="supernet",
         summary="trains one set of weights that holds many models; picks which answers, and what a chip keeps of it",
         spec="unfold_supernet.spec:SupernetSpec",
+        train="unfold_supernet.train:train",
         plan="unfold_supernet.plan:plan",
         examples="unfold_supernet:examples",
     )

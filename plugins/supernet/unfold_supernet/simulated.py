@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ from unfold_supernet.chip.layers import Family, sizes
 from unfold_supernet.chip.machine import Energy, Machine, presets
 from unfold_supernet.chip.study import Savings, Setting
 from unfold_supernet.chip.ways import Way, ways
+from unfold_supernet.files import FRONT, SPACE
+from unfold_supernet.nets.space import chip_family, space_from
 from unfold_supernet.spec import AcceleratorSpec, QueriesSpec, SupernetSpec
 from unfoldkit.api import Report, Run, fail
 
@@ -48,7 +51,7 @@ def accelerator_plan(spec: SupernetSpec, run: Run) -> Report:
         UnfoldError: no layer of the family fits the buffers.
     """
     machine = machine_of(spec.accelerator or AcceleratorSpec())
-    whole = family(spec.family or "ofa-resnet50")
+    whole = family_of(spec, run)
     chosen = study.setting(whole, machine)
     late = _late(chosen, spec.queries)
     if len(late) == len(whole.nets):
@@ -60,6 +63,21 @@ def accelerator_plan(spec: SupernetSpec, run: Run) -> Report:
     report = screen.report(spec, _studied(spec, run, whole, chosen))
     run.progress("sweep", 2, 2)
     return replace(report, decision=decision(whole, chosen, spec.queries))
+
+
+def family_of(spec: SupernetSpec, run: Run) -> Family:
+    """Return the layers of the family: a built-in one, or the one that was trained in this run.
+
+    Raises:
+        UnfoldError: it was not trained yet.
+    """
+    if spec.family is not None:
+        return family(spec.family)
+    if not run.directory.has(FRONT):
+        raise fail("this family was not trained yet", file=str(run.directory.path), hint="unfold train SPEC")
+    space = space_from(json.loads(run.directory.read(SPACE)))
+    known = {item["name"]: item["accuracy"] for item in json.loads(run.directory.read(FRONT))["nets"]}
+    return chip_family(spec.name, space, [known[one.name] for one in space.subnets])
 
 
 def machine_of(given: AcceleratorSpec) -> Machine:
