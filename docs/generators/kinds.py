@@ -11,7 +11,7 @@ from unfoldkit.cli import plugins
 from unfoldkit.cli.init import examples
 from unfoldkit.kinds import Kind, resolve
 from unfoldkit.spec.schema import json_schema
-from unfoldkit.spec.units import BYTES, PER, SECONDS
+from unfoldkit.spec.units import BYTES, HERTZ, PER, SECONDS
 
 Schema = Mapping[str, Any]
 NUMBERS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -109,7 +109,7 @@ def _limits(item: Schema) -> list[str]:
 def is_quantity(item: Schema) -> bool:
     """Whether the pattern is that of a quantity: it names units."""
     pattern = str(item.get("pattern", ""))
-    named = any("|".join(units) in pattern for units in (SECONDS, BYTES, PER))
+    named = any("|".join(units) in pattern for units in (SECONDS, BYTES, HERTZ, PER))
     return named or pattern.startswith(r"^\s*\$") or pattern.endswith(r"%\s*$")
 
 

@@ -18,6 +18,8 @@ would be right. Numbers are decimal, with an exponent if need be; a space before
 WRITTEN = {
     "Duration": tuple(units.SECONDS),
     "Bytes": tuple(units.BYTES),
+    "Bandwidth": tuple(f"{name}/s" for name in units.BYTES),
+    "Frequency": tuple(units.HERTZ),
     "Rate": tuple(f"/{name}" for name in units.PER),
     "Money": ("$",),
     "Price": tuple(f"$ /{name}" for name in units.PER),
@@ -27,6 +29,8 @@ WRITTEN = {
 HELD = {
     "Duration": "seconds",
     "Bytes": "bytes",
+    "Bandwidth": "bytes per second",
+    "Frequency": "cycles per second",
     "Rate": "events per second",
     "Money": "US dollars",
     "Price": "US dollars per hour",

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from unfoldkit.serving.service import Service
     from unfoldkit.spec.base import Model, Name, Problem, Spec
     from unfoldkit.spec.load import dump
-    from unfoldkit.spec.units import Bytes, Duration, Fraction, Money, Percent, Price, Rate
+    from unfoldkit.spec.units import (
+        Bandwidth,
+        Bytes,
+        Duration,
+        Fraction,
+        Frequency,
+        Money,
+        Percent,
+        Price,
+        Rate,
+    )
 
 _PLACES = {
     "unfoldkit.context": ("Progress", "Run"),
@@ -29,10 +39,21 @@ _PLACES = {
     "unfoldkit.serving.service": ("Service",),
     "unfoldkit.spec.base": ("Model", "Name", "Problem", "Spec"),
     "unfoldkit.spec.load": ("dump",),
-    "unfoldkit.spec.units": ("Bytes", "Duration", "Fraction", "Money", "Percent", "Price", "Rate"),
+    "unfoldkit.spec.units": (
+        "Bandwidth",
+        "Bytes",
+        "Duration",
+        "Fraction",
+        "Frequency",
+        "Money",
+        "Percent",
+        "Price",
+        "Rate",
+    ),
 }
 
 __all__ = [
+    "Bandwidth",
     "Bytes",
     "Cell",
     "Check",
@@ -44,6 +65,7 @@ __all__ = [
     "ExitCode",
     "Figure",
     "Fraction",
+    "Frequency",
     "Kind",
     "Metric",
     "Model",

@@ -16,6 +16,8 @@ from unfoldkit.spec import units
 
 PAIRS = [
     (units.parse_duration, units.format_duration),
+    (units.parse_bandwidth, units.format_bandwidth),
+    (units.parse_frequency, units.format_frequency),
     (units.parse_rate, units.format_rate),
     (units.parse_money, units.format_money),
     (units.parse_price, units.format_price),
@@ -46,13 +48,18 @@ def test_fractions_read_back(value: float) -> None:
     assert units.parse_fraction(units.format_percent(value)) == value
 
 
-@pytest.mark.parametrize("name", ["Duration", "Bytes", "Rate", "Money", "Price", "Percent", "Fraction"])
+TEXTS = {
+    "Bandwidth": "{} B/s", "Bytes": "{} B", "Duration": "{} s", "Frequency": "{} Hz", "Money": "${}",
+    "Percent": "{}%", "Price": "${}/h", "Rate": "{}/s",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "Fraction"])
 @given(value=NUMBERS)
 def test_what_a_spec_accepts_it_writes_and_accepts_again(name: str, value: float) -> None:
     """For every type, validate, dump as JSON and validate again gives the same value."""
-    texts = {"Duration": "{} s", "Bytes": "{} B", "Rate": "{}/s", "Money": "${}", "Price": "${}/h", "Percent": "{}%"}
     adapter: TypeAdapter[Any] = TypeAdapter(getattr(units, name))
-    given_text = texts[name].format(repr(value)) if name in texts else min(value, 1.0)
+    given_text = TEXTS[name].format(repr(value)) if name in TEXTS else min(value, 1.0)
     first = adapter.validate_python(given_text)
     assert adapter.validate_json(adapter.dump_json(first)) == first
 

@@ -1,4 +1,4 @@
-"""Quantities with their unit written out: `150 ms`, `12 GiB`, `$3.06/h`, `150/s`, `0.1%`."""
+"""Quantities with their unit written out: `150 ms`, `12 GiB`, `$3.06/h`, `150/s`, `4 GB/s`, `100 MHz`, `0.1%`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ BYTES = {
     "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
 }  # fmt: skip
+HERTZ = {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9}
 LARGEST = 1e18
 """No duration in seconds, amount of memory, rate or bill is larger; up to here every quantity reads back exactly."""
 PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -34,6 +35,18 @@ def parse_bytes(value: Any) -> int:
     match = _quantity(value, BYTES, "12 GiB")
     # not by floats, which hold whole numbers up to 2^53 only
     return round(Decimal(match[1]) * BYTES[match[2]]) if float(match[1]) else 0
+
+
+def parse_bandwidth(value: Any) -> float:
+    """Return bytes per second from text such as ``4 GB/s``."""
+    match = _match(rf"({NUMBER})\s*([A-Za-z]+)\s*/\s*s", value, "4 GB/s")
+    return _sized(float(match[1]) * _unit(match[2], BYTES, value, "4 GB/s"), value)
+
+
+def parse_frequency(value: Any) -> float:
+    """Return cycles per second from text such as ``100 MHz``."""
+    match = _quantity(value, HERTZ, "100 MHz")
+    return float(match[1]) * HERTZ[match[2]]
 
 
 def parse_rate(value: Any) -> float:
@@ -71,13 +84,25 @@ def parse_fraction(value: Any) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return the shortest text that ``parse_duration`` reads back to the same number."""
-    return _shortest(seconds, {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0}, parse_duration)
+    units = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "min": 60.0, "h": 3600.0}
+    return _shortest(seconds, units, parse_duration, "s")
 
 
 def format_bytes(count: int) -> str:
     """Return the shortest text that ``parse_bytes`` reads back to the same number."""
     units = [name for name in ("TiB", "GiB", "MiB", "KiB") if count and count % BYTES[name] == 0]
     return f"{count // BYTES[units[0]]} {units[0]}" if units else f"{count} B"
+
+
+def format_bandwidth(per_second: float) -> str:
+    """Return the shortest text that ``parse_bandwidth`` reads back to the same number."""
+    units = {f"{name}/s": float(BYTES[name]) for name in ("B", "kB", "MB", "GB", "TB")}
+    return _shortest(per_second, units, parse_bandwidth, "B/s")
+
+
+def format_frequency(hertz: float) -> str:
+    """Return the shortest text that ``parse_frequency`` reads back to the same number."""
+    return _shortest(hertz, HERTZ, parse_frequency, "Hz")
 
 
 def format_rate(per_second: float) -> str:
@@ -101,10 +126,10 @@ def format_percent(fraction: float) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text) + "%"
 
 
-def _shortest(value: float, units: Mapping[str, float], parse: Callable[[Any], float]) -> str:
+def _shortest(value: float, units: Mapping[str, float], parse: Callable[[Any], float], base: str) -> str:
     texts = [f"{_plain(float(f'{value / scale:.12g}'))} {name}" for name, scale in units.items()]
     exact = [text for text in texts if parse(text) == value]
-    return min(exact, key=len) if exact else f"{_plain(value)} s"
+    return min(exact, key=len) if exact else f"{_plain(value)} {base}"
 
 
 def _plain(value: float) -> str:
@@ -187,6 +212,18 @@ Rate = Annotated[
     BeforeValidator(parse_rate),
     PlainSerializer(format_rate),
     _schema(rf"{_N}/\s*({'|'.join(PER)})\s*$", "150/s", "events per time"),
+]
+Bandwidth = Annotated[
+    float,
+    BeforeValidator(parse_bandwidth),
+    PlainSerializer(format_bandwidth),
+    _schema(rf"{_N}({'|'.join(BYTES)})\s*/\s*s\s*$", "4 GB/s", "bytes per second"),
+]
+Frequency = Annotated[
+    float,
+    BeforeValidator(parse_frequency),
+    PlainSerializer(format_frequency),
+    _schema(rf"{_N}({'|'.join(HERTZ)})\s*$", "100 MHz", "cycles per second"),
 ]
 Money = Annotated[
     float,

@@ -1,0 +1,244 @@
+"""What an on-chip buffer for shared weights saves, by a simulator that agrees with SCALE-Sim on compute cycles.
+
+The families of the papers on a model of a ZCU104, over buffer sizes and bandwidths, against machines of equal silicon
+that keep nothing. Fair: the machine that keeps nothing may prefetch through the layers with the same bytes.
+SCALE-Sim 3.0.0 runs in an environment of its own, as it does not run with this NumPy.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.frame import FOLDER
+from unfold_supernet.chip import claims, events, families, model, stream, study
+from unfold_supernet.chip.layers import Layer, net
+from unfold_supernet.chip.machine import cycles, presets
+from unfold_supernet.chip.study import Savings
+from unfold_supernet.chip.ways import ways
+
+MIB = 2**20
+PERSISTENT = 1728 * 1024
+SIZES = tuple(int(MIB * size) for size in (0.25, 0.5, 1, 2, 3, 4, 6, 8))
+BANDWIDTHS = (19.2e9, 4e9, 2e9, 1e9)
+PEERS = FOLDER.parent / ".nox" / "peers" / "scalesim"
+PACKAGES = ("scalesim==3.0.0", "numpy<2.4")
+LAYERS = (
+    (256, 256, 3, 7), (512, 1024, 1, 7), (128, 128, 3, 14), (256, 512, 1, 14), (64, 64, 3, 28), (64, 256, 1, 28),
+    (1000, 2048, 1, 1),
+)  # fmt: skip
+"""Layers of a ResNet-50 as (kernels, channels, window, map)."""
+ROUNDS = 200
+
+
+def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: ARG001 - needs no data
+    """Sweep, play and compare.
+
+    Args:
+        quick: Fewer sizes, shorter streams, two layers of the peer.
+        seed: Seed of the streams.
+        data: Not needed.
+
+    Returns:
+        ``metrics``, ``peers``, ``tables`` and ``notes``.
+    """
+    levels = stream.levels(1000 if quick else 10_000, "random", seed)
+    sizes = sorted({*SIZES[::3], PERSISTENT} if quick else {*SIZES, PERSISTENT})
+    points = {name: list(_points(name, sizes, levels)) for name in families.spaces()}
+    every = [point for found in points.values() for point in found]
+    peer, notes = _peer(LAYERS[:2] if quick else LAYERS, LAYERS[:1] if quick else LAYERS[:2])
+    metrics = {
+        "traffic_saving_max": max(point.traffic_best for point in every),
+        "latency_saving_max": max(point.latency_best for point in every),
+        "latency_saving_fair": max(point.fair_best for point in every),
+        "energy_saving_max": max(point.energy for point in every),
+        **_at_papers_size(points),
+        "queries_per_s": _queries_per_second(1_000_000 if quick else 20_000_000, seed),
+        "event_gap_tiles_max": _event_gap(),
+        "scalesim_ratio": peer.get("ratio"),
+        "scalesim_cycle_error_percent": peer.get("error_percent"),
+    }
+    tables = {
+        "buffers": [_row(name, point) for name, found in points.items() for point in found],
+        "claims": [row for name, found in points.items() for row in _claims(name, found)],
+        "ways": [row for name in points for row in _ways(name, levels)],
+        "cycles": peer.get("layers", []),
+    }
+    aims = {"queries_per_s": "≥ 1e7", "scalesim_ratio": "≥ 1,000", "scalesim_cycle_error_percent": "0"}
+    peers = {"scalesim": {"seconds_a_layer": peer["seconds"]}} if peer else {}
+    return {"metrics": metrics, "peers": peers, "tables": tables, "aims": aims, "notes": [*_notes(), *notes]}
+
+
+def _points(name: str, sizes: Sequence[int], levels: np.ndarray) -> Iterator[Savings]:
+    found = families.family(name)
+    yield from study.sweep(found, presets()["zcu104"], sizes, BANDWIDTHS, levels, "strict-accuracy")
+
+
+def _at_papers_size(points: dict[str, list[Savings]]) -> dict[str, float]:
+    """Return the savings of the best net at the buffer of the papers' board, by family."""
+    result = {}
+    for name, found in points.items():
+        short = name.removeprefix("ofa-")
+        here = [point for point in found if point.persistent == PERSISTENT]
+        result[f"traffic_saving_{short}"] = here[0].traffic_best
+        for point in here:
+            label = f"{short}_{point.bandwidth / 1e9:g}"
+            result[f"latency_saving_{label}"] = point.latency_best
+            result[f"latency_saving_fair_{label}"] = point.fair_best
+    return result
+
+
+def _row(name: str, point: Savings) -> dict[str, Any]:
+    return {
+        "family": name,
+        "buffer_mib": point.persistent / MIB,
+        "gb_per_s": point.bandwidth / 1e9,
+        "traffic_best": point.traffic_best,
+        "traffic_stream": point.traffic,
+        "latency_best": point.latency_best,
+        "latency_stream": point.latency,
+        "fair_best": point.fair_best,
+        "fair_stream": point.fair,
+        "accuracy_points": point.points,
+        "whole_energy": point.energy,
+    }
+
+
+def _claims(name: str, points: Sequence[Savings]) -> Iterator[dict[str, Any]]:
+    for line in claims.obtained(points, PERSISTENT):
+        needs, fair = (None if value is None else value / MIB for value in (line.needs, line.needs_fair))
+        claim = {"claimed_in": line.claim.version, "of": line.claim.what, "up_to": line.claim.value}
+        found = {"obtained": line.layered, "obtained_fair": line.fair, "needs_mib": needs, "needs_mib_fair": fair}
+        yield {"family": name, **claim, "gb_per_s": line.bandwidth / 1e9, **found}
+
+
+def _ways(name: str, levels: np.ndarray) -> Iterator[dict[str, Any]]:
+    machine = replace(presets()["zcu104"], bandwidth=2e9)
+    setting = study.setting(families.family(name), machine)
+    for way in ways(setting, levels, "strict-accuracy", every=16, batch=8):
+        times = {"ms": way.layered.seconds * 1e3, "ms_deep_prefetch": way.deep.seconds * 1e3}
+        yield {"family": name, "way": way.name, **times, "mb": way.layered.bytes / 1e6, "hit": way.layered.hit}
+
+
+def _queries_per_second(count: int, seed: int) -> float:
+    """Return how many queries the scheduler plays a second while it chooses what to keep every 16."""
+    setting = study.only(study.setting(families.family("ofa-resnet50"), presets()["zcu104"]), "stall")
+    wanted = stream.targets(stream.levels(count, "bursty", seed), setting.layered, "strict-accuracy")
+    bandwidth = setting.machine.bandwidth
+    stream.play(wanted[:1000], setting.layered, bandwidth, cache="avgnet", column=1)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        stream.play(wanted, setting.layered, bandwidth, cache="avgnet", column=1)
+        times.append(time.perf_counter() - began)
+    return count / min(times)
+
+
+def _event_gap() -> float:
+    """Return the largest difference of closed form and events, in tiles a layer."""
+    worst = 0.0
+    for name in families.spaces():
+        for bandwidth in BANDWIDTHS:
+            setting = study.setting(
+                families.family(name), replace(presets()["zcu104"], bandwidth=bandwidth), ("stall",)
+            )
+            for item in setting.works:
+                given = (item, setting.kept.graph, setting.machine)
+                gap = abs(events.seconds(*given, deep=False) - model.seconds(*given))
+                worst = max(worst, gap / events.tile_seconds(*given))
+    return worst
+
+
+def _peer(stationary: Sequence[Any], output: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return how SCALE-Sim compares on the same layers, or a note why it could not run."""
+    python = _environment()
+    if python is None:
+        return {}, ["SCALE-Sim was not measured: its environment could not be made here."]
+    rows: list[dict[str, Any]] = []
+    seconds = 0.0
+    for dataflow, short, layers in (("weight-stationary", "ws", stationary), ("output-stationary", "os", output)):
+        theirs, took = _scalesim(python, short, layers)
+        seconds += took
+        for layer, cycles_ in zip(layers, theirs, strict=True):
+            rows.append(
+                {"dataflow": dataflow, "layer": str(layer), "scalesim": cycles_, "unfold": _ours(dataflow, layer)}
+            )
+    error = max(abs(row["unfold"] / row["scalesim"] - 1) for row in rows) * 100
+    each = seconds / len(rows)
+    return {"ratio": each / _seconds_a_layer(), "error_percent": error, "seconds": each, "layers": rows}, []
+
+
+def _environment() -> Path | None:
+    """Return the Python of an environment with SCALE-Sim, made at the first call."""
+    python = PEERS / "bin" / "python"
+    if python.is_file():
+        return python
+    uv = shutil.which("uv")
+    make = [[uv, "venv", str(PEERS)]] if uv else [[sys.executable, "-m", "venv", str(PEERS)]]
+    pip = [uv, "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
+    for words in (*make, [*pip, *PACKAGES]):
+        if subprocess.run(words, capture_output=True, check=False).returncode:
+            shutil.rmtree(PEERS, ignore_errors=True)
+            return None
+    return python
+
+
+def _scalesim(python: Path, dataflow: str, layers: Sequence[Any]) -> tuple[list[int], float]:
+    """Return SCALE-Sim's compute cycles of each layer and its seconds in all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = (FOLDER / "scalesim.cfg").read_text(encoding="utf-8").replace("DATAFLOW", dataflow)
+        (folder / "c.cfg").write_text(config, encoding="utf-8")
+        # each line ends with a comma, as it wants
+        shapes = [
+            f"l{at}, {m + r - 1}, {m + r - 1}, {r}, {r}, {c}, {k}, 1,\n" for at, (k, c, r, m) in enumerate(layers)
+        ]
+        (folder / "t.csv").write_text("head,\n" + "".join(shapes), encoding="utf-8")
+        layout = "head,\n" + "".join(f"l{at}, " + "1, " * 20 + "\n" for at in range(len(layers)))
+        (folder / "l.csv").write_text(layout, encoding="utf-8")
+        words = [str(python), str(FOLDER / "scalesim_peer.py"), *(str(folder / f) for f in ("c.cfg", "t.csv", "l.csv"))]
+        told = subprocess.run([*words, name], capture_output=True, text=True, check=True).stdout
+        with (folder / "run" / "COMPUTE_REPORT.csv").open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.reader(lines))[1:]
+    # total without the fill of the buffers, less what waits for memory
+    return [int(float(row[2])) - int(float(row[3])) for row in rows], float(told.rpartition("seconds ")[2])
+
+
+def _ours(dataflow: str, layer: Sequence[int]) -> int:
+    return int(cycles(_net(layer), presets()[dataflow])[0])
+
+
+def _seconds_a_layer() -> float:
+    nets = [_net(layer) for layer in LAYERS]
+    machine = presets()["weight-stationary"]
+    began = time.perf_counter()
+    for _ in range(ROUNDS):
+        for one in nets:
+            cycles(one, machine)
+    return (time.perf_counter() - began) / (ROUNDS * len(nets))
+
+
+def _net(layer: Sequence[int]) -> Any:
+    kernels, depth, window, out = layer
+    edge = out + window - 1
+    shape = Layer(kernels, depth, (window, window), (out, out), depth * edge * edge)
+    return net("one", ["layer"], {"layer": shape}, 0.0)
+
+
+def _notes() -> list[str]:
+    return [
+        "Savings are computed by a model of a ZCU104 with 1.69 MiB kept; no board was measured.",
+        "best: the net that gains most; stream: the mean over random queries with STRICT_ACCURACY.",
+        "energy_saving_max counts arithmetic and on-chip memory too; off-chip energy is saved as traffic is.",
+        "SCALE-Sim's compute cycles are compared, without its time to fill buffers.",
+    ]

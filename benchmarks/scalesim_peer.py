@@ -1,0 +1,23 @@
+"""What runs in SCALE-Sim's own environment: ``python scalesim_peer.py CONFIG LAYERS LAYOUT OUT`` prints the seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+def main(words: list[str]) -> None:
+    """Simulate the layers and print how long that took, without the time to import."""
+    from scalesim.scale_sim import scalesim
+
+    config, topology, layout, out = words
+    began = time.perf_counter()
+    found = scalesim(
+        save_disk_space=True, verbose=False, config=config, topology=topology, layout=layout, input_type_gemm=False
+    )
+    found.run_scale(top_path=out)
+    print(f"seconds {time.perf_counter() - began}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,181 @@
+"""Laws of the accelerator: closed form, event simulator, cycles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugins.supernet.tests.nets import graphs, machines, nets, part
+from unfold_supernet.arrays import Ints
+from unfold_supernet.chip import events, model
+from unfold_supernet.chip.layers import Layer, Net, hits, net
+from unfold_supernet.chip.machine import Machine, cycles, presets
+
+CLOSE = 1 + 1e-9
+
+
+@st.composite
+def cases(draw: Any) -> tuple[Net, Machine, Ints]:
+    """Draw a net, a machine and a cached sub-graph."""
+    found = draw(nets())
+    return found, draw(machines()), draw(graphs(found))
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_hits_and_misses_are_the_weights(case: tuple[Net, Machine, Ints]) -> None:
+    """In every layer hits and misses sum to the weights, and neither is negative."""
+    found, machine, cached = case
+    item = model.work(found, machine)
+    hit, miss = hits(found.graph, cached), model.missing(item, cached)
+    assert (hit + miss == item.weights).all()
+    assert (hit >= 0).all()
+    assert (miss >= 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.floats(1, 10))
+def test_more_is_never_slower(case: tuple[Net, Machine, Ints], factor: float) -> None:
+    """Time does not increase when bandwidth, clock or the cached sub-graph grow."""
+    found, machine, cached = case
+    base = model.seconds(model.work(found, machine), cached, machine)
+    wide, quick = replace(machine, bandwidth=machine.bandwidth * factor), replace(machine, clock=machine.clock * factor)
+    assert model.seconds(model.work(found, wide), cached, wide) <= base * CLOSE
+    assert model.seconds(model.work(found, quick), cached, quick) <= base * CLOSE
+    for share in (0.3, 0.7, 1.0):
+        larger = np.maximum(cached, part(found, np.full((len(cached), 2), share)))
+        assert model.seconds(model.work(found, machine), larger, machine) <= base * CLOSE
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_bounds_hold(case: tuple[Net, Machine, Ints]) -> None:
+    """Time is at least the computation, and at least the traffic over the bandwidth; all weights kept, none travel."""
+    found, machine, cached = case
+    item = model.work(found, machine)
+    time = model.seconds(item, cached, machine)
+    assert time * CLOSE >= item.compute.sum()
+    assert time * CLOSE >= model.traffic(item, cached) / machine.bandwidth
+    assert model.traffic(item, found.graph) == item.activations.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_event_simulator_is_within_one_tile_a_layer(case: tuple[Net, Machine, Ints]) -> None:
+    """Events that run ahead to the next layer's first tile at most are within a tile a layer of the closed form."""
+    found, machine, cached = case
+    item = model.work(found, machine)
+    played = events.seconds(item, cached, machine, deep=False)
+    allowed = events.tile_seconds(item, cached, machine)
+    assert abs(played - model.seconds(item, cached, machine)) <= allowed * CLOSE + 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_running_ahead_is_never_slower(case: tuple[Net, Machine, Ints]) -> None:
+    """Transfers that may run ahead through the layers are never later, and less so with more room."""
+    found, machine, cached = case
+    item = model.work(found, machine)
+    deep, near = (events.seconds(item, cached, machine, deep=way) for way in (True, False))
+    assert deep <= near * CLOSE
+    assert events.seconds(item, cached, machine, deep=True, dynamic=2 * machine.dynamic) <= deep * CLOSE
+    assert deep * CLOSE >= max(item.compute.sum(), model.traffic(item, cached) / machine.bandwidth)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.booleans())
+def test_events_are_those_of_simpy(case: tuple[Net, Machine, Ints], deep: bool) -> None:
+    """Compiled code, plain Python and two SimPy processes give the same time."""
+    found, machine, cached = case
+    item = model.work(found, machine)
+    load = (model.missing(item, cached) + item.activations).astype(float)
+    whole = (item.weights + item.activations).astype(float)
+    given_ = (item.compute, load, whole, float(machine.tile), machine.bandwidth, float(machine.dynamic), deep)
+    expected = with_simpy(*given_)
+    assert events.play(*given_) == pytest.approx(expected, rel=1e-9)
+    assert events.play_python(*given_) == pytest.approx(expected, rel=1e-9)
+
+
+def with_simpy(compute: Any, load: Any, whole: Any, tile: float, bandwidth: float, room: float, deep: bool) -> float:
+    """Return the end of the last layer from a transfer process and a compute process."""
+    world = simpy.Environment()
+    # whole bytes, as SimPy's container rounds
+    space = simpy.Container(world, capacity=room, init=room)
+    arrived = [simpy.Store(world) for _ in load]
+    began = [world.event() for _ in range(len(load) + 1)]
+    tiles = [_tiles(float(bytes_), tile) for bytes_ in load]
+
+    def transfer() -> Any:
+        for layer, sizes in enumerate(tiles):
+            for index, size in enumerate(sizes):
+                if not deep:
+                    # the first tile may come while the layer before computes, the others when their own does
+                    gate = layer - 1 if index == 0 else layer
+                    if gate >= 0 and not began[gate].processed:
+                        yield began[gate]
+                yield space.get(size)
+                yield world.timeout(size / bandwidth)
+                arrived[layer].put(size)
+
+    def engine() -> Any:
+        for layer, sizes in enumerate(tiles):
+            began[layer].succeed()
+            share = load[layer] / whole[layer] if load[layer] else 0.0
+            yield world.timeout(compute[layer] * (1 - share))
+            for _ in sizes:
+                size = yield arrived[layer].get()
+                yield world.timeout(compute[layer] * share * size / load[layer])
+                yield space.put(size)
+
+    world.process(transfer())
+    done = world.process(engine())
+    world.run(done)
+    return float(world.now)
+
+
+def _tiles(bytes_: float, tile: float) -> list[float]:
+    whole, rest = divmod(bytes_, tile)
+    return [tile] * int(whole) + ([rest] if rest else [])
+
+
+def layer_cycles(preset: str, kernels: int, depth: int, size: int, out: int) -> int:
+    """Return the cycles of one dense layer."""
+    layer = Layer(kernels, depth, (size, size), (out, out), 1)
+    return int(cycles(net("one", ["a"], {"a": layer}, 0.0), presets()[preset])[0])
+
+
+def test_a_window_takes_one_cycle() -> None:
+    """On the dot-product array a 3 x 3 window is one pass, 5 x 5 three, 7 x 7 six, and 1 x 1 folds nine channels."""
+    one = layer_cycles("zcu104", 72, 10, 3, 8)
+    fill = one - 64
+    assert 0 < fill < 20
+    assert layer_cycles("zcu104", 72, 10, 5, 8) == 3 * 64 + fill
+    assert layer_cycles("zcu104", 72, 10, 7, 8) == 6 * 64 + fill
+    assert layer_cycles("zcu104", 72, 90, 1, 8) == 64 + fill
+    assert layer_cycles("zcu104", 144, 20, 3, 8) == 2 * (2 * 64 + fill)
+
+
+def test_equal_silicon_is_the_baseline() -> None:
+    """A buffer that keeps nothing is the machine without one."""
+    layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
+    found = net("one", ["a"], {"a": layer}, 0.0)
+    machine = presets()["zcu104"]
+    item = model.work(found, machine)
+    nothing = np.zeros_like(found.graph)
+    assert model.seconds(item, nothing, machine) == model.seconds(item, nothing, replace(machine, persistent=0))
+
+
+def test_a_batch_loads_its_weights_once() -> None:
+    """Eight inputs together take eight times the computation and one load of the weights."""
+    layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
+    found = net("one", ["a"], {"a": layer}, 0.0)
+    machine = presets()["zcu104"]
+    one, eight = model.work(found, machine), model.work(found, machine, 8)
+    assert eight.compute.sum() == pytest.approx(8 * one.compute.sum())
+    assert eight.weights.sum() == one.weights.sum()

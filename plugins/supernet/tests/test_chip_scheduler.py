@@ -1,0 +1,173 @@
+"""Laws of what is kept and of which net answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugins.supernet.tests.nets import random_family
+from unfold_supernet.arrays import Floats
+from unfold_supernet.chip import cache, claims, families, model, stream, study, table
+from unfold_supernet.chip.layers import Family, hits, sizes
+from unfold_supernet.chip.machine import Machine, presets
+from unfold_supernet.chip.table import Known
+
+MACHINE = replace(presets()["zcu104"], bandwidth=1e9)
+
+
+def known_of(family: Family, machine: Machine) -> tuple[Known, list[cache.Column], list[model.Work]]:
+    """Return the table of a family on a machine, its columns and works."""
+    works = [model.work(net, machine) for net in family.nets]
+    found = cache.columns(family, works, machine)
+    return table.known(works, found, machine), found, works
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 400_000))
+def test_candidates_fit_and_hold_the_core_first(seed: int, room: int) -> None:
+    """Every candidate fits the buffer, and holds bytes outside the core only if it holds the whole core."""
+    family = random_family(seed)
+    machine = replace(MACHINE, persistent=room)
+    _known, found, _works = known_of(family, machine)
+    core = int(sizes(family.core).sum())
+    for column in found:
+        held = int(sizes(column.graph).sum())
+        inside = int(hits(family.core, column.graph).sum())
+        assert held <= room
+        assert inside in {held, core}
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.integers(1000, 400_000))
+def test_refills_are_exact(seed: int, room: int) -> None:
+    """A refill brings what the new column has and the old one lacks; in passing, less what the last net brought."""
+    family = random_family(seed)
+    _known, found, works = known_of(family, replace(MACHINE, persistent=room))
+    plain, passing = cache.refills(found), cache.refills(found, works)
+    net = _cells(works[0].net.graph)
+    for i, old in enumerate(found[:3]):
+        for j, new in enumerate(found[:3]):
+            brought = _cells(new.graph) & ~_cells(old.graph)
+            assert plain[i, j] == 9 * brought.sum()
+            assert passing[0, i, j] == 9 * (brought & ~net).sum()
+
+
+def _cells(graph: np.ndarray) -> np.ndarray:
+    # layers x kernels x depth; all windows of these families are 3 x 3
+    at = np.arange(200)
+    return (at[None, :, None] < graph[:, 0, None, None]) & (at[None, None, :] < graph[:, 1, None, None])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from(sorted(stream.POLICIES)),
+    st.sampled_from(sorted(stream.CACHES)),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_streams_are_played_by_the_rules(seed: int, policy: str, keep: str, every: int, passing: bool) -> None:
+    """The compiled stream is the rules of the paper, query by query."""
+    known, _found, _works = known_of(random_family(seed), replace(MACHINE, persistent=100_000))
+    wanted = stream.targets(stream.levels(60, "random", seed), known, policy)
+    played = stream.play(wanted, known, 1e9, policy=policy, cache=keep, column=1, every=every, passing=passing)
+    seconds, bytes_, accuracy = by_the_rules(wanted, known, policy, keep, every, passing)
+    assert played.seconds == pytest.approx(seconds)
+    assert played.bytes == pytest.approx(bytes_)
+    assert played.accuracy == pytest.approx(accuracy)
+
+
+def by_the_rules(
+    wanted: Floats, known: Known, policy: str, keep: str, every: int, passing: bool
+) -> tuple[float, float, float]:
+    """Return mean seconds, bytes and accuracy, written for reading."""
+    now, served, time, moved = 1, list[int](), 0.0, 0.0
+    nets = range(len(known.accuracy))
+    for query, target in enumerate(wanted):
+        late = {net: known.seconds[net, now] for net in nets}
+        if policy == "strict-accuracy":
+            good = [net for net in nets if known.accuracy[net] >= target]
+            net = min(good, key=late.__getitem__) if good else max(nets, key=known.accuracy.__getitem__)
+        else:
+            good = [net for net in nets if late[net] <= target]
+            net = max(good, key=known.accuracy.__getitem__) if good else min(nets, key=late.__getitem__)
+        served.append(net)
+        time += known.seconds[net, now]
+        moved += known.bytes[net, now]
+        if keep != "fixed" and (query + 1) % every == 0:
+            last = served[-every:]
+            columns = range(1, len(known.norm))
+            if keep == "avgnet":
+                # up to the squared length of AvgNet, which is the same for every column
+                scores = [known.norm[c] - 2 * np.mean([known.near[n, c] for n in last]) for c in columns]
+            else:
+                scores = [float(np.mean([known.seconds[n, c] for n in last])) for c in columns]
+            chosen = 1 + next(i for i, score in enumerate(scores) if score <= min(scores) + 1e-9 * abs(min(scores)))
+            refill = known.passing[net, now, chosen] if passing else known.refill[now, chosen]
+            time, moved, now = time + refill / 1e9, moved + refill, chosen
+    count = len(wanted)
+    return time / count, moved / count, float(np.mean([known.accuracy[net] for net in served]))
+
+
+def test_python_and_compiled_streams_are_equal() -> None:
+    """Plain Python gives the sums of the compiled stream."""
+    known, _found, _works = known_of(random_family(3), replace(MACHINE, persistent=100_000))
+    wanted = stream.targets(stream.levels(500, "bursty", 1), known, "strict-latency")
+    given_ = (
+        wanted, known.seconds, known.bytes, known.hit, known.passing, known.near, known.norm, known.accuracy, 1e9,
+        stream.LATENCY, stream.AVGNET, 1, 7,
+    )  # fmt: skip
+    np.testing.assert_allclose(stream.run(*given_), stream.run_python(*given_))
+
+
+@pytest.mark.parametrize("name", sorted(families.spaces()))
+def test_families_are_those_of_the_papers(name: str) -> None:
+    """Seven nets grow in size, work and accuracy, each contains the smallest, and every map fits 1 MiB."""
+    family = families.family(name)
+    bytes_ = [int(net.weights.sum()) for net in family.nets]
+    assert bytes_ == sorted(bytes_)
+    assert [net.accuracy for net in family.nets] == sorted(net.accuracy for net in family.nets)
+    assert int(sizes(family.core).sum()) == bytes_[0]
+    assert max(int(net.outputs.max()) for net in family.nets) <= 2**20
+
+
+def test_spaces_have_the_sizes_of_ofa() -> None:
+    """The smallest ResNet-50 of OFA has 6.52 MB and the largest 48.0; a compound space has 243 nets."""
+    found = [int(net.weights.sum()) / 1e6 for net in families.every("ofa-resnet50")]
+    assert len(found) == 243
+    assert min(found) == pytest.approx(6.52, abs=0.01)
+    assert max(found) == pytest.approx(48.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(families.spaces()))
+def test_energy_saved_is_the_buffer_over_the_net(name: str) -> None:
+    """A buffer smaller than the core saves its bytes over those of net, image and result: nothing else matters."""
+    family = families.family(name)
+    for bandwidth in (1e9, 19.2e9):
+        found = study.setting(family, replace(MACHINE, persistent=2**20, bandwidth=bandwidth), ("stall",))
+        held = int(sizes(found.kept.graph).sum())
+        assert held > 0.999 * 2**20
+        for index, item in enumerate(found.works):
+            whole = int(item.weights.sum() + item.activations.sum())
+            assert 1 - found.layered.bytes[index, found.fixed] / whole == pytest.approx(held / whole)
+
+
+def test_a_larger_buffer_saves_no_less() -> None:
+    """Traffic saved grows with the buffer, and needs of a claim fall with the bandwidth."""
+    family = families.family("ofa-mobilenetv3")
+    levels = stream.levels(500, "random", 0)
+    buffers = [2**18 * size for size in (1, 4, 8, 16)]
+    points = list(study.sweep(family, MACHINE, buffers, [4e9, 1e9], levels, "strict-accuracy"))
+    for bandwidth in (4e9, 1e9):
+        saved = [point.traffic_best for point in points if point.bandwidth == bandwidth]
+        assert saved == sorted(saved)
+    lines = [line for line in claims.obtained(points, buffers[1]) if line.claim.what == "latency"]
+    for claim in claims.claims():
+        if claim.what == "latency":
+            wide, narrow = (line.needs for line in lines if line.claim == claim)
+            assert narrow is not None
+            assert wide is None or narrow <= wide

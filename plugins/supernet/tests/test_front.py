@@ -1,0 +1,94 @@
+"""Laws of spaces and fronts, which need no torch."""
+
+from __future__ import annotations
+
+import itertools
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfold_supernet.nets.front import difference, quality, separable
+from unfold_supernet.nets.space import Subnet, chip_family, convs, macs, parameters, space_of
+from unfold_supernet.spec import SpaceSpec, SupernetSpec
+from unfold_supernet.train import train
+from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+STAGES = ({"width": 16}, {"width": 32}, {"width": 64})
+ECG = {"form": "conv1d", "stages": STAGES, "stem": {"kernel": 7, "stride": 2}, "kernel": (5,)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 8))
+def test_a_front_is_surely_better_step_by_step(seed: int, count: int) -> None:
+    """Each point of the front costs more than the one before it and is more accurate beyond the paired error."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, 400)
+    said = [np.where(rng.random(400) < share, y, (y + 1) % 3) for share in rng.uniform(0.5, 1, count)]
+    found = [quality(one, y, 3) for one in said]
+    costs = rng.random(count)
+    front = separable(list(costs), found)
+    for one, other in itertools.pairwise(front):
+        gap = difference(found[other].right, found[one].right)
+        assert costs[other] >= costs[one]
+        assert gap.points > 1.96 * gap.error
+    assert front[0] == int(np.argmin(costs))
+
+
+def test_work_is_that_of_the_study() -> None:
+    """The beat nets have the operations and parameters that the study of the recipe counted."""
+    given_ = SpaceSpec.model_validate({**ECG, "expand": (0.25, 0.5, 0.5, 0.75, 0.75, 1.0), "depth": (1, 1, 2, 2, 3, 3)})
+    space = space_of(given_, 1, (128,), 2, 4)
+    counted = {one.name: macs(space, one) for one in space.subnets}
+    thousands = {name: round(count / 1000) for name, count in counted.items()}
+    assert thousands == {
+        "0.25x1k5": 22, "0.5x1k5": 86, "0.5x2k5": 229, "0.75x2k5": 512, "0.75x3k5": 835, "1x3k5": 1482,
+    }  # fmt: skip
+    assert parameters(space, space.largest) == pytest.approx(68_000, rel=0.02)
+
+
+def test_independent_lists_are_multiplied() -> None:
+    """Every combination is a subnet, once; compound lists go together."""
+    lists = {"expand": (0.5, 1.0), "depth": (1, 2), "kernel": (3, 5)}
+    for coupling, count in (("independent", 8), ("compound", 2)):
+        given_ = SpaceSpec.model_validate({"stages": STAGES, **lists, "coupling": coupling})
+        assert len(space_of(given_, 1, (8, 8), 0, 10).subnets) == count
+
+
+def test_the_chip_sees_the_same_work() -> None:
+    """As layer tables, the nets have the operations that the space counts."""
+    given_ = SpaceSpec.model_validate({**ECG, "expand": (0.5, 1.0), "depth": (1, 2)})
+    space = space_of(given_, 1, (128,), 2, 4)
+    family = chip_family("f", space, [90.0, 95.0])
+    assert [int(net.macs.sum()) for net in family.nets] == [macs(space, one) for one in space.subnets]
+    assert len(family.layers) == len(convs(space, Subnet(1.0, 2, 5))) + 1
+
+
+def test_missing_torch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch, training is refused with the extra to install; nothing is imported before."""
+    monkeypatch.setattr(util, "find_spec", lambda _name: None)
+    text = "version: 1\nkind: supernet\nname: t\ndata: {source: digits}\nspace: {stages: [{width: 8}]}\n"
+    with pytest.raises(UnfoldError, match=r"unfoldkit\[torch\]"):
+        train(validate(SupernetSpec, parse(text, "t.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data: {source: mitbih}\nspace: {form: conv1d, stages: [{width: 8}]}", "not named"),
+        ("data: {source: digits}\nspace: {form: conv1d, stages: [{width: 8}]}", "conv2d"),
+        ("space: {stages: [{width: 8}]}", "needs data"),
+        ("data: {source: digits}\nspace: {stages: [{width: 8}], kernel: [4]}", "odd"),
+        ("data: {source: digits}\nspace: {stages: [{width: 8}], expand: [0.5, 1], depth: [1, 2, 3]}", "together"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(change: str, told: str) -> None:
+    """Parts of a spec that contradict each other are refused in words."""
+    with pytest.raises(UnfoldError, match=told):
+        validate(SupernetSpec, parse(f"version: 1\nkind: supernet\nname: t\n{change}\n", "t.yaml"))

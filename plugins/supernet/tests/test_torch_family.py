@@ -1,0 +1,218 @@
+"""Laws of a trained family: switching, extraction, statistics, resuming."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from unfold_supernet.nets import family, learn, net, store  # noqa: E402
+from unfold_supernet.nets.data import Data, load  # noqa: E402
+from unfold_supernet.nets.front import quality  # noqa: E402
+from unfold_supernet.nets.measure import answers, switching  # noqa: E402
+from unfold_supernet.nets.space import Space, Subnet, space_of  # noqa: E402
+from unfold_supernet.spec import DataSpec, SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
+from unfold_supernet.train import train  # noqa: E402
+from unfoldkit.api import Report, Run, RunDir  # noqa: E402
+from unfoldkit.engines.local import LocalEngine  # noqa: E402
+from unfoldkit.spec.loader import parse  # noqa: E402
+from unfoldkit.spec.validate import validate  # noqa: E402
+
+pytestmark = pytest.mark.torch
+STAGES = ({"width": 8}, {"width": 12})
+SPEC = """
+version: 1
+kind: supernet
+name: t
+data: {source: digits}
+space: {form: conv2d, stages: [{width: 8}, {width: 16}], expand: [0.5, 1], depth: [1, 2]}
+training: {epochs: 3, batch: 64, alone: false}
+"""
+
+
+def space(form: str, extra: int = 2) -> Space:
+    """Return a space of every combination of three widths, two depths and two kernels."""
+    lists = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "coupling": "independent"}
+    given = SpaceSpec.model_validate({"form": form, "stages": STAGES, **lists})
+    sizes: dict[str, tuple[int, ...]] = {"conv1d": (20,), "conv2d": (9, 7), "mlp": (1,)}
+    return space_of(given, 3, sizes[form], extra, 4)
+
+
+def random_net(of: Space, seed: int = 0) -> net.Supernet:
+    """Return a family whose weights and statistics are random."""
+    weights = net.initial(of, seed)
+    generator = torch.Generator().manual_seed(seed)
+    bound = {}
+    for one in of.subnets:
+        x = torch.randn((64, of.channels, *of.size), generator=generator)
+        bound[one.name] = net.bind(of, weights, one, net.calibrate(of, weights, one, x))
+    return net.Supernet(of, weights, bound)
+
+
+def inputs(of: Space, rows: int = 5) -> Any:
+    """Return random inputs."""
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn((rows, of.channels, *of.size), generator=generator)
+    return x, torch.randn((rows, of.extra), generator=generator)
+
+
+@pytest.mark.parametrize("form", ["conv1d", "conv2d", "mlp"])
+def test_a_switched_subnet_is_the_extracted_one(form: str) -> None:
+    """For every subnet, the shared weights give bit for bit what the extracted net gives; ONNX as good as that."""
+    found = random_net(space(form))
+    x, extra = inputs(found.space)
+    with torch.inference_mode():
+        for name, bound in found.bound.items():
+            module = store.extract(found.space, bound)
+            said = found(name, x, extra)
+            assert torch.equal(said, module(x, extra)), name
+            session = onnxruntime.InferenceSession(store.onnx_bytes(found.space, module))
+            other = session.run(["logits"], {"x": x.numpy(), "extra": extra.numpy()})[0]
+            np.testing.assert_allclose(said.numpy(), other, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_copied() -> None:
+    """Every view lies in the memory of the shared weights."""
+    found = random_net(space("conv1d"))
+    homes = {tensor.untyped_storage().data_ptr() for tensor in found.weights.values()}
+    for bound in found.bound.values():
+        for view in (*bound.views, bound.head):
+            assert {tensor.untyped_storage().data_ptr() for tensor in view} <= homes
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    """Threads that ask for different subnets at once each get what they would get alone."""
+    found = random_net(space("conv2d"))
+    x, extra = inputs(found.space)
+    names = list(found.bound)
+    alone = {name: found(name, x, extra) for name in names}
+    wrong: list[str] = []
+
+    def ask(start: int) -> None:
+        for at in range(150):
+            name = names[(start + at) % len(names)]
+            if not torch.equal(found(name, x, extra), alone[name]):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=ask, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def digits(folder: Path, epochs: int = 3) -> tuple[SupernetSpec, Data, Run]:
+    """Return a small spec, its data, and a run."""
+    spec = validate(SupernetSpec, parse(SPEC.replace("epochs: 3", f"epochs: {epochs}"), "t.yaml"))
+    run = Run(directory=RunDir(folder), engine=LocalEngine(1))
+    assert spec.data is not None
+    return spec, load(spec.data, run), run
+
+
+def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """Training that dies after an epoch, and is started again, ends with the weights of one that did not die."""
+    spec, data, run = digits(tmp_path / "whole")
+    whole = family.train_family(spec, data, run)
+    broken = replace(run, directory=RunDir(tmp_path / "broken"), progress=_dies)
+    with pytest.raises(KeyboardInterrupt):
+        family.train_family(spec, data, broken)
+    resumed = family.train_family(spec, data, replace(broken, progress=run.progress))
+    assert resumed.steps == whole.steps
+    for name, tensor in whole.net.weights.items():
+        assert torch.equal(tensor, resumed.net.weights[name]), name
+
+
+def _dies(_step: str, done: int, _total: int) -> None:
+    if done == 2:
+        raise KeyboardInterrupt
+
+
+def test_own_statistics_are_needed(tmp_path: Path) -> None:
+    """A small subnet under the largest one's statistics falls towards chance; its own bring it back."""
+    spec, data, run = digits(tmp_path, epochs=10)
+    found = family.train_family(spec, data, run).net
+    small, large = (found.space.subnets[at] for at in (0, -1))
+    borrowed, at = [], 0
+    for conv in found.bound[small.name].convs:
+        at = next(i for i, one in enumerate(found.bound[large.name].convs) if one.name == conv.name)
+        mean, variance = found.bound[large.name].statistics[at]
+        borrowed.append((mean[: conv.out], variance[: conv.out]))
+    wrong = net.bind(found.space, dict(found.weights), small, tuple(borrowed))
+    y = data.y[data.test]
+    own, other = (quality(answers(one, data, data.test), y, 10).accuracy for one in (found.bound[small.name], wrong))
+    assert own > 70
+    assert other < own - 15
+
+
+def test_the_sandwich_is_drawn_by_place() -> None:
+    """What a step trains depends on seed, epoch, batch and place alone; largest and smallest are always there."""
+    subnets = space("conv1d").subnets
+    given = TrainingSpec(rule="sandwich", samples=2, delay=1)
+    first = [learn.drawn(subnets, given, 3, 2, batch) for batch in range(50)]
+    again = [learn.drawn(list(reversed(subnets)), given, 3, 2, batch) for batch in range(50)]
+    assert first == again
+    assert all(one[0] == Subnet(1.0, 2, 5) and one[-1] == Subnet(0.25, 1, 3) and len(one) == 4 for one in first)
+    assert len({one[1] for one in first}) > 5
+    assert learn.drawn(subnets, given, 3, 0, 0) == [Subnet(1.0, 2, 5)]
+
+
+def test_a_stored_family_answers_the_same(tmp_path: Path) -> None:
+    """A family that is written and read again gives the same logits."""
+    found = random_net(space("conv1d"))
+    directory = RunDir(tmp_path)
+    norms = {name: bound.statistics for name, bound in found.bound.items()}
+    store.keep_family(directory, found.space, dict(found.weights), norms, "x")
+    again = store.read_family(directory)
+    x, extra = inputs(found.space)
+    for name in found.bound:
+        assert torch.equal(found(name, x, extra), again(name, x, extra))
+
+
+def test_a_switch_is_a_lookup() -> None:
+    """Routing is a thousand times quicker than building and loading a model; the family is smaller than its nets."""
+    cost = switching(random_net(space("conv2d")), 400)
+    assert cost.p50 * 1000 < cost.reload
+    assert cost.bytes < cost.separate
+
+
+def test_train_leaves_what_it_says(tmp_path: Path) -> None:
+    """The verb trains, measures, and leaves the family, every subnet alone, and the front."""
+    spec = validate(SupernetSpec, parse(SPEC.replace("alone: false", "alone: true"), "t.yaml"))
+    report: Report = train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    for name in ("front_points", "accuracy_min", "accuracy_max", "cost_of_sharing_points", "switch_us_p50"):
+        assert report.metrics[name].value is not None
+    files = RunDir(tmp_path).files()
+    assert {"front.json", "family/weights.safetensors", "subnets/0.5x1k3.onnx", "subnets/1x2k3.safetensors"} <= set(
+        files
+    )
+    from unfold_supernet.plan import plan
+
+    planned = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert planned.decision is not None
+    assert planned.decision["nets"] == ["0.5x1k3", "1x2k3"]
+
+
+def test_data_of_ones_own(tmp_path: Path) -> None:
+    """An NPZ and a CSV give the same rows, and the split is by class."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)).astype(np.float32), np.repeat(["a", "b", "c"], 20)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    lines = [
+        "f0,f1,f2,f3,f4,target",
+        *(",".join([*map(repr, map(float, row)), label]) for row, label in zip(x, y, strict=True)),
+    ]
+    (tmp_path / "d.csv").write_text("\n".join(lines), "utf-8")
+    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), base=tmp_path)
+    one, other = (load(DataSpec(source="file", path=name, test=0.25), run) for name in ("d.npz", "d.csv"))
+    np.testing.assert_array_equal(one.x, other.x)
+    np.testing.assert_array_equal(one.y, other.y)
+    assert np.bincount(one.y[one.test]).tolist() == [5, 5, 5]
+    assert set(one.train).isdisjoint(one.test)

@@ -1,0 +1,1 @@
+"""The kind ``supernet``: one set of weights, many models."""

@@ -1,0 +1,75 @@
+"""Time, traffic and energy of one net while a sub-graph is kept on chip: the closed form.
+
+Each layer takes the longer of its computation and its transfers; the load of the first missing tile is exposed as far
+as nothing is computed before it. Weights cross the interface once, as whole maps stay in the streaming buffer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_supernet.arrays import Floats, Ints
+from unfold_supernet.chip.layers import INPUT, KERNELS, Net, hits
+from unfold_supernet.chip.machine import Machine, cycles
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a net asks of a machine, layer by layer: seconds of computation, bytes of weights and of activations.
+
+    ``activations`` are those bytes of maps that cross the memory interface: image, result, and maps that do not fit.
+    """
+
+    net: Net
+    compute: Floats
+    weights: Ints
+    activations: Ints
+
+
+def work(net: Net, machine: Machine, batch: int = 1) -> Work:
+    """Return the work of ``batch`` inputs that go through a net together, its weights being loaded once."""
+    there = np.flatnonzero(net.table[:, KERNELS])
+    large = np.where(net.table[:, INPUT] > machine.streaming, net.table[:, INPUT], 0)
+    spilled = np.where(net.outputs > machine.streaming, net.outputs, 0)
+    large[there[0]], spilled[there[-1]] = net.table[there[0], INPUT], net.outputs[there[-1]]
+    seconds = cycles(net, machine) / machine.clock * batch
+    return Work(net, seconds, net.weights, (large + spilled) * batch)
+
+
+def missing(item: Work, cached: Ints) -> Ints:
+    """Return the bytes of weights of each layer that are not in ``cached``; hits and these sum to the weights."""
+    return item.weights - hits(item.net.graph, cached)
+
+
+def seconds(item: Work, cached: Ints, machine: Machine) -> float:
+    """Return the time of a net in seconds, with prefetch within the layer only."""
+    load = (missing(item, cached) + item.activations) / machine.bandwidth
+    return float(np.maximum(item.compute, load).sum()) + exposed(item, cached, machine)
+
+
+def exposed(item: Work, cached: Ints, machine: Machine) -> float:
+    """Return the seconds for which the first missing tile is waited for with nothing to compute."""
+    bytes_ = missing(item, cached) + item.activations
+    first = int(np.argmax(bytes_ > 0))
+    tile = min(int(bytes_[first]), machine.tile)
+    return max(0.0, tile / machine.bandwidth - float(item.compute[:first].sum()))
+
+
+def traffic(item: Work, cached: Ints) -> int:
+    """Return the bytes that cross the memory interface."""
+    return int(missing(item, cached).sum() + item.activations.sum())
+
+
+def off_chip_joules(item: Work, cached: Ints, machine: Machine) -> float:
+    """Return the energy of the traffic."""
+    return traffic(item, cached) * machine.energy.off_chip * 1e-12
+
+
+def joules(item: Work, cached: Ints, machine: Machine, batch: int = 1) -> float:
+    """Return the energy of traffic, of arithmetic, and of reading weights and maps on chip once a layer."""
+    maps = int(item.net.table[:, INPUT].sum() + item.net.outputs.sum()) * batch
+    inside = (int(item.weights.sum()) + maps) * machine.energy.on_chip
+    arithmetic = int(item.net.macs.sum()) * batch * machine.energy.mac
+    return off_chip_joules(item, cached, machine) + (inside + arithmetic) * 1e-12

@@ -1,0 +1,198 @@
+"""Queries, one after the other: which net answers each, and what is kept on chip (SUSHI's scheduler).
+
+STRICT_ACCURACY: of the nets that are accurate enough, the one with least latency under the present buffer.
+STRICT_LATENCY: of the nets that are in time under the present buffer, the most accurate. Where no net will do, the
+nearest: most accurate, or least latency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_supernet.arrays import Floats, Ints
+from unfold_supernet.chip.table import Known
+from unfoldkit.arrivals.compiled import compiled
+
+ACCURACY, LATENCY = 0, 1
+FIXED, AVGNET, MEAN_LATENCY = 0, 1, 2
+POLICIES = {"strict-accuracy": ACCURACY, "strict-latency": LATENCY}
+CACHES = {"fixed": FIXED, "avgnet": AVGNET, "least-latency": MEAN_LATENCY}
+SECONDS, BYTES, QUALITY, MISSED, REFILLED, CHANGES, HIT = range(7)
+SUMS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stream came to, each a mean over its queries.
+
+    ``seconds`` and ``bytes`` with refills, ``refill`` seconds of them; ``accuracy`` in percent; ``missed`` the share
+    whose target no net met; ``hit`` the share of weights found on chip; ``changes`` of the buffer in all.
+    """
+
+    seconds: float
+    bytes: float
+    accuracy: float
+    missed: float
+    refill: float
+    hit: float
+    changes: int
+
+
+def targets(levels: Floats, known: Known, policy: str) -> Floats:
+    """Return an accuracy or a deadline for each level in [0, 1]; deadlines lie between the latencies without buffer."""
+    scale = known.accuracy if POLICIES[policy] == ACCURACY else known.seconds[:, 0]
+    low, high = float(scale.min()), float(scale.max())
+    # rounding must not ask for more than the best net has
+    return np.minimum(low + levels * (high - low), high)
+
+
+def levels(count: int, pattern: str, seed: int, hold: float = 20.0) -> Floats:
+    """Return the levels of a stream: drawn anew for each query, or kept for ``hold`` queries on average."""
+    rng = np.random.default_rng([seed, 0xFA57])
+    drawn = rng.random(count)
+    if pattern == "random":
+        return drawn
+    fresh = rng.random(count) < 1.0 / hold
+    fresh[0] = True
+    result: Floats = drawn[fresh][np.cumsum(fresh) - 1]
+    return result
+
+
+def play(
+    wanted: Floats,
+    known: Known,
+    bandwidth: float,
+    *,
+    policy: str = "strict-accuracy",
+    cache: str = "fixed",
+    column: int = 0,
+    every: int = 16,
+    passing: bool = False,
+) -> Outcome:
+    """Play a stream of targets.
+
+    Args:
+        wanted: A target for each query: percent, or seconds.
+        known: The scheduler's table.
+        bandwidth: Of refills, in bytes a second.
+        policy: A key of ``POLICIES``.
+        cache: A key of ``CACHES``.
+        column: What is kept at the start; for ``fixed`` all the time.
+        every: Queries between two choices of what to keep.
+        passing: Weights that the last net brought on chip are kept without a second transfer.
+
+    Returns:
+        Means over the queries.
+    """
+    refill = known.passing if passing else np.broadcast_to(known.refill, known.passing.shape)
+    sums = run(
+        wanted, known.seconds, known.bytes, known.hit, np.ascontiguousarray(refill), known.near, known.norm,
+        known.accuracy, bandwidth, POLICIES[policy], CACHES[cache], column, every,
+    )  # fmt: skip
+    mean = sums / wanted.size
+    return Outcome(
+        mean[SECONDS], mean[BYTES], mean[QUALITY], mean[MISSED], mean[REFILLED], mean[HIT], int(sums[CHANGES])
+    )
+
+
+def answers_python(seconds: Floats, accuracy: Floats, policy: int, keys: Floats, best: Ints) -> None:
+    """Fill in which net answers under one buffer: ``best[r]``, r being how many of the sorted ``keys`` are passed.
+
+    STRICT_ACCURACY passes the accuracies below the target, STRICT_LATENCY the latencies up to the deadline; at the
+    end where no net will do, ``best`` holds the nearest.
+    """
+    nets = accuracy.size
+    order = np.argsort(accuracy if policy == ACCURACY else seconds)
+    keys[:] = (accuracy if policy == ACCURACY else seconds)[order]
+    if policy == ACCURACY:
+        best[nets] = best[nets - 1] = order[nets - 1]
+        for at in range(nets - 2, -1, -1):
+            best[at] = order[at] if seconds[order[at]] < seconds[best[at + 1]] else best[at + 1]
+    else:
+        best[0] = best[1] = order[0]
+        for at in range(1, nets):
+            best[at + 1] = order[at] if accuracy[order[at]] > accuracy[best[at]] else best[at]
+
+
+answers = compiled(answers_python)
+"""Compiled :func:`answers_python`."""
+
+
+def choose_python(counts: Floats, seconds: Floats, near: Floats, norm: Floats, cache: int, now: int, every: int) -> int:
+    """Return the column to keep next: nearest to AvgNet, or of least mean latency for the last queries."""
+    chosen, least = now, np.inf
+    for one in range(1, norm.size):
+        score = norm[one] if cache == AVGNET else 0.0
+        for net in range(counts.size):
+            part = -2.0 * near[net, one] if cache == AVGNET else seconds[net, one]
+            score += counts[net] / every * part
+        if score < least:
+            chosen, least = one, score
+    return chosen
+
+
+choose = compiled(choose_python)
+"""Compiled :func:`choose_python`."""
+
+
+def run_python(
+    wanted: Floats,
+    seconds: Floats,
+    bytes_: Floats,
+    hit: Floats,
+    refill: Floats,
+    near: Floats,
+    norm: Floats,
+    accuracy: Floats,
+    bandwidth: float,
+    policy: int,
+    cache: int,
+    column: int,
+    every: int,
+) -> Floats:
+    """Return the sums over a stream, in the order of the module's constants."""
+    nets = accuracy.size
+    keys, best, counts, sums = np.empty(nets), np.empty(nets + 1, np.int64), np.zeros(nets), np.zeros(SUMS)
+    now = column
+    answers(seconds[:, now].copy(), accuracy, policy, keys, best)
+    for query in range(wanted.size):
+        passed = 0
+        for at in range(nets):
+            passed += keys[at] < wanted[query] if policy == ACCURACY else keys[at] <= wanted[query]
+        net = best[passed]
+        counts[net] += 1.0
+        sums[MISSED] += passed == nets if policy == ACCURACY else passed == 0
+        if cache == FIXED or (query + 1) % every:
+            continue
+        add(sums, counts, seconds, bytes_, hit, accuracy, now)
+        chosen = choose(counts, seconds, near, norm, cache, now, every)
+        brought = refill[net, now, chosen]
+        sums[SECONDS] += brought / bandwidth
+        sums[REFILLED] += brought / bandwidth
+        sums[BYTES] += brought
+        sums[CHANGES] += chosen != now
+        now = chosen
+        counts[:] = 0.0
+        answers(seconds[:, now].copy(), accuracy, policy, keys, best)
+    add(sums, counts, seconds, bytes_, hit, accuracy, now)
+    return sums
+
+
+def add_python(
+    sums: Floats, counts: Floats, seconds: Floats, bytes_: Floats, hit: Floats, accuracy: Floats, now: int
+) -> None:
+    """Add what ``counts`` queries by net come to under one buffer."""
+    for net in range(counts.size):
+        sums[SECONDS] += counts[net] * seconds[net, now]
+        sums[BYTES] += counts[net] * bytes_[net, now]
+        sums[QUALITY] += counts[net] * accuracy[net]
+        sums[HIT] += counts[net] * hit[net, now]
+
+
+add = compiled(add_python)
+"""Compiled :func:`add_python`."""
+
+run = compiled(run_python)
+"""Compiled :func:`run_python`."""

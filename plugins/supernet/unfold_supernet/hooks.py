@@ -1,0 +1,20 @@
+"""What this plugin offers. Keep it light: it is imported to list the kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unfoldkit.api import Kind, hookimpl
+
+
+@hookimpl
+def unfold_kinds() -> Iterable[Kind]:
+    """Offer the kind ``supernet``."""
+    yield Kind(
+        name="supernet",
+        summary="trains one set of weights that holds many models; picks which answers, and what a chip keeps of it",
+        spec="unfold_supernet.spec:SupernetSpec",
+        train="unfold_supernet.train:train",
+        plan="unfold_supernet.plan:plan",
+        examples="unfold_supernet:examples",
+    )

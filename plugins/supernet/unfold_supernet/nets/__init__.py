@@ -1,0 +1,1 @@
+"""Families that are trained here: their space, data, training, measures and storage."""

@@ -1,0 +1,119 @@
+"""A family from data to measured front: trained, or read from the run if it was trained there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save
+
+from unfold_supernet.files import SPACE
+from unfold_supernet.nets import store
+from unfold_supernet.nets.data import Data
+from unfold_supernet.nets.front import Quality, quality
+from unfold_supernet.nets.learn import State, learn
+from unfold_supernet.nets.measure import answers
+from unfold_supernet.nets.net import Statistics, Supernet, Weights, bind, calibrate, initial
+from unfold_supernet.nets.space import Space, Subnet, macs, space_of
+from unfold_supernet.spec import SupernetSpec
+from unfoldkit.api import Run, dump, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A family that is trained, and how many steps each subnet got; ``seconds`` of training now, 0 if it was there."""
+
+    net: Supernet
+    steps: dict[str, int]
+    seconds: float
+
+
+def space(spec: SupernetSpec, data: Data) -> Space:
+    """Return the space of a spec for its data."""
+    assert spec.space is not None  # noqa: S101 - the spec was validated
+    return space_of(spec.space, data.x.shape[1], data.x.shape[2:], data.extra.shape[1], len(data.names))
+
+
+def mark(spec: SupernetSpec, data: Data, seed: int) -> str:
+    """Return the fingerprint of all that the weights depend on."""
+    told = dump(spec)
+    training = {key: value for key, value in told["training"].items() if key != "alone"}
+    return fingerprint(told["data"], told["space"], training, data.digest, seed, torch.__version__)
+
+
+def train_family(spec: SupernetSpec, data: Data, run: Run) -> Trained:
+    """Train the family of a spec, or go on where a run that was killed stopped."""
+    whole, made_from = space(spec, data), mark(spec, data, run.seed)
+    began = run.clock()
+    found = train(spec, whole, whole.subnets, data, run, made_from, store.CHECKPOINT)
+    if not run.directory.has(SPACE, made_from=made_from):
+        store.keep_family(run.directory, whole, found.weights, norms(spec, whole, found.weights, data), made_from)
+    return Trained(store.read_family(run.directory), found.steps, run.clock() - began)
+
+
+def train(
+    spec: SupernetSpec, whole: Space, subnets: Sequence[Subnet], data: Data, run: Run, made_from: str, file: str
+) -> State:
+    """Return the trained state of some subnets, kept in ``file`` after each epoch."""
+    torch.set_num_threads(spec.training.threads)
+    alone = subnets[0] if len(subnets) == 1 else None
+    start = State(0, initial(whole, run.seed, alone), {}, {})
+    if run.directory.has(file, made_from=made_from):
+        start = _unpacked(run.directory.read(file), [one.name for one in subnets])
+    label = f"train {alone.name} alone" if alone else "train family"
+    run.progress(label, start.epoch, spec.training.epochs)
+
+    def keep(epoch: int, weights: Weights, momentum: Weights, steps: dict[str, int]) -> None:
+        packed = _packed(State(epoch, weights, momentum, steps), [one.name for one in subnets])
+        run.directory.write(file, packed, made_from=made_from)
+        run.progress(label, epoch, spec.training.epochs)
+
+    return learn(whole, subnets, data, spec.training, run.seed, start, keep)
+
+
+def norms(spec: SupernetSpec, whole: Space, weights: Weights, data: Data) -> dict[str, Statistics]:
+    """Return each subnet's statistics from clean training examples."""
+    return {one.name: own_norms(spec, whole, weights, data, one) for one in whole.subnets}
+
+
+def own_norms(spec: SupernetSpec, whole: Space, weights: Weights, data: Data, subnet: Subnet) -> Statistics:
+    """Return one subnet's statistics, from the same examples for all."""
+    rows = np.random.default_rng(0xCA1).permutation(data.train)[: spec.training.calibrate]
+    return calibrate(whole, weights, subnet, torch.from_numpy(data.x[np.sort(rows)]))
+
+
+def qualities(net: Supernet, data: Data) -> dict[str, Quality]:
+    """Return the quality of every subnet on the test rows, cheapest first."""
+    ordered = sorted(net.space.subnets, key=lambda one: macs(net.space, one))
+    y = data.y[data.test]
+    return {one.name: quality(answers(net.bound[one.name], data, data.test), y, len(data.names)) for one in ordered}
+
+
+def trained_alone(spec: SupernetSpec, data: Data, run: Run, subnet: Subnet) -> Quality:
+    """Return the quality of a subnet that was trained on its own, with the same batches and steps."""
+    whole = space(spec, data)
+    file = f"alone/{subnet.name}.safetensors"
+    state = train(spec, whole, [subnet], data, run, fingerprint(mark(spec, data, run.seed), subnet.name), file)
+    bound = bind(whole, state.weights, subnet, own_norms(spec, whole, state.weights, data, subnet))
+    return quality(answers(bound, data, data.test), data.y[data.test], len(data.names))
+
+
+def _packed(state: State, names: Sequence[str]) -> bytes:
+    tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
+    tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
+    tensors["epoch"] = torch.tensor(state.epoch)
+    tensors["steps"] = torch.tensor([state.steps.get(name, 0) for name in names])
+    return bytes(save(tensors))
+
+
+def _unpacked(content: bytes, names: Sequence[str]) -> State:
+    tensors = read_tensors(content)
+    weights, momentum = (
+        {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+        for part in ("weights/", "momentum/")
+    )
+    steps = dict(zip(names, tensors["steps"].tolist(), strict=True))
+    return State(int(tensors["epoch"]), weights, momentum, steps)

@@ -1,0 +1,118 @@
+"""Measured on this machine: answers and latency of every subnet, and what a switch costs beside loading a model."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from unfold_supernet.arrays import Floats, Ints
+from unfold_supernet.nets.data import Data
+from unfold_supernet.nets.front import percentiles
+from unfold_supernet.nets.net import Bound, Supernet, bind
+from unfold_supernet.nets.store import Plain, extract, state_bytes
+
+BATCHES = (1, 8, 32)
+CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Switching:
+    """Seconds of a switch by routing (median, 99th percentile), of binding views anew, and of three ways to load.
+
+    ``load_state`` copies a state that is in memory into a model that exists, ``reload`` builds the model and reads the
+    file's bytes; ``bytes`` are those of the family, ``separate`` those of its members as files of their own.
+    """
+
+    p50: float
+    p99: float
+    views: float
+    load_state: float
+    reload: float
+    bytes: int
+    separate: int
+
+
+def answers(bound: Bound, data: Data, rows: Ints) -> Ints:
+    """Return the classes that a subnet gives for some rows."""
+    found = []
+    with torch.inference_mode():
+        for x, extra in _chunks(data, rows):
+            found.append(bound(x, extra).argmax(1).numpy())
+    return np.concatenate(found).astype(np.int64)
+
+
+def latencies(bound: Bound, data: Data, batches: Sequence[int] = BATCHES, rounds: int = 30) -> dict[int, float]:
+    """Return the median seconds of a forward pass by batch size."""
+    result = {}
+    with torch.inference_mode():
+        for batch in batches:
+            rows = np.resize(data.test, batch)
+            x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
+            for _ in range(3):
+                bound(x, extra)
+            result[batch] = float(np.median(_timed(lambda x=x, extra=extra: bound(x, extra), rounds)))  # type: ignore[misc]
+    return result
+
+
+def switching(net: Supernet, rounds: int = 2000) -> Switching:
+    """Return what a switch costs; all ways alternate between the subnets."""
+    names = list(net.bound)
+    route = _routes(net, names, rounds)
+    largest = net.bound[names[-1]]
+    modules = {name: extract(net.space, one) for name, one in net.bound.items()}
+    files = {name: state_bytes(module) for name, module in modules.items()}
+    target = modules[names[-1]]
+    state = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    few = max(20, rounds // 50)
+    views = _timed(lambda: bind(net.space, dict(net.weights), net.space.subnets[-1], largest.statistics), few)
+    in_place = _timed(lambda: target.load_state_dict(state), few)
+    again = _timed(lambda: _reload(net, largest, files[names[-1]]), few)
+    norms = sum(t.numel() * t.element_size() for b in net.bound.values() for pair in b.statistics for t in pair)
+    shared = sum(tensor.numel() * tensor.element_size() for tensor in net.weights.values())
+    separate = sum(_size(module) for module in modules.values())
+    bound, loaded, built = (float(np.median(each)) for each in (views, in_place, again))
+    p50, p99 = percentiles(route)
+    return Switching(p50, p99, bound, loaded, built, shared + norms, separate)
+
+
+def _routes(net: Supernet, names: Sequence[str], rounds: int) -> Floats:
+    """Return the seconds from a name to the net that answers; nothing is built, copied or set."""
+    clock, bound, found = time.perf_counter, net.bound, np.empty(rounds)
+    for at in range(rounds):
+        name = names[at % len(names)]
+        began = clock()
+        _ = bound[name]
+        found[at] = clock() - began
+    return found
+
+
+def _reload(net: Supernet, bound: Bound, file: bytes) -> Plain:
+    module: Plain = Plain(net.space, bound.convs).eval()
+    module.load_state_dict(load(io.BytesIO(file).read()))
+    return module
+
+
+def _size(module: Plain) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values() if tensor.ndim)
+
+
+def _timed(call: Callable[[], object], rounds: int) -> Floats:
+    found = np.empty(rounds)
+    for at in range(rounds):
+        began = time.perf_counter()
+        call()
+        found[at] = time.perf_counter() - began
+    return found
+
+
+def _chunks(data: Data, rows: Ints) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        yield torch.from_numpy(data.x[part]), torch.from_numpy(data.extra[part])

@@ -1,0 +1,129 @@
+"""One set of weights, many nets: the subnet is an argument of the call, never a state, so that threads may share it.
+
+Norms take batch statistics while training and keep none; afterwards each subnet has statistics of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unfold_supernet.nets.space import Conv, Space, Subnet, convs
+
+Weights = dict[str, Tensor]
+Statistics = tuple[tuple[Tensor, Tensor], ...]
+"""Mean and variance of each norm of one subnet."""
+
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A subnet ready to answer: views of the shared weights, nothing copied, and its own statistics."""
+
+    convs: tuple[Conv, ...]
+    views: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    statistics: Statistics
+    head: tuple[Tensor, Tensor, Tensor]
+
+    def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
+        """Return logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
+        for conv, view, (mean, variance) in zip(self.convs, self.views, self.statistics, strict=True):
+            weight, gamma, beta = view
+            out = _convolve(conv, x, weight)
+            out = functional.batch_norm(out, mean, variance, gamma, beta, False, 0.0, EPSILON)
+            x = functional.relu(out + x if conv.identity else out)
+        return _answer(x, extra, self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Supernet:
+    """A trained family: shared weights, and every subnet bound to them once."""
+
+    space: Space
+    weights: Mapping[str, Tensor]
+    bound: Mapping[str, Bound]
+
+    def __call__(self, name: str, x: Tensor, extra: Tensor) -> Tensor:
+        """Return the logits of the subnet ``name``. Safe to call from many threads at once."""
+        return self.bound[name](x, extra)
+
+
+def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
+    """Return fresh weights of a net of ``subnet``'s size, by default the largest: He, fan out."""
+    found = convs(space, subnet or space.largest)
+    generator = torch.Generator().manual_seed(seed)
+    weights: Weights = {}
+    for conv in found:
+        shape = (conv.out, conv.into, *([conv.kernel] * len(space.size)))
+        deviation = math.sqrt(2.0 / (conv.out * conv.kernel ** len(space.size)))
+        weights[f"{conv.name}.weight"] = torch.randn(shape, generator=generator) * deviation
+        weights[f"{conv.name}.gamma"] = torch.ones(conv.out)
+        weights[f"{conv.name}.beta"] = torch.zeros(conv.out)
+    limit = 1 / math.sqrt(found[-1].out + space.extra)
+    for name, width in (("weight", found[-1].out), ("extra", space.extra)):
+        weights[f"head.{name}"] = (torch.rand(space.classes, width, generator=generator) * 2 - 1) * limit
+    weights["head.bias"] = torch.zeros(space.classes)
+    return weights
+
+
+def train_forward(space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor) -> Tensor:
+    """Return the logits of a subnet under the statistics of the batch."""
+    for conv in convs(space, subnet):
+        weight, gamma, beta = view(weights, conv)
+        out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
+        x = functional.relu(out + x if conv.identity else out)
+    return _answer(x, extra, head(weights, x.shape[1]))
+
+
+def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: int = 512) -> Statistics:
+    """Return a subnet's own statistics: means over batches of clean examples, weighted by their sizes (OFA)."""
+    found = convs(space, subnet)
+    sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in found]
+    with torch.no_grad():
+        for part in x.split(batch):
+            value = part
+            for conv, total in zip(found, sums, strict=True):
+                weight, gamma, beta = view(weights, conv)
+                out = _convolve(conv, value, weight)
+                over = [0, *range(2, out.ndim)]
+                total[0] += out.mean(over) * len(part) / len(x)
+                total[1] += out.var(over, unbiased=False) * len(part) / len(x)
+                out = functional.batch_norm(out, None, None, gamma, beta, True, 0.0, EPSILON)
+                value = functional.relu(out + value if conv.identity else out)
+    return tuple((mean, variance) for mean, variance in sums)
+
+
+def bind(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> Bound:
+    """Return a subnet whose tensors are views of the shared ones."""
+    found = convs(space, subnet)
+    return Bound(found, tuple(view(weights, conv) for conv in found), statistics, head(weights, found[-1].out))
+
+
+def view(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weight, scale and shift of a convolution: first channels, centre of the kernel."""
+    weight = weights[f"{conv.name}.weight"][: conv.out, : conv.into]
+    for axis in range(2, weight.ndim):
+        weight = weight.narrow(axis, (weight.shape[axis] - conv.kernel) // 2, conv.kernel)
+    return weight, weights[f"{conv.name}.gamma"][: conv.out], weights[f"{conv.name}.beta"][: conv.out]
+
+
+def head(weights: Mapping[str, Tensor], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the head for ``width`` channels: weight, weight of the extra numbers, bias."""
+    return weights["head.weight"][:, :width], weights["head.extra"], weights["head.bias"]
+
+
+def _convolve(conv: Conv, x: Tensor, weight: Tensor) -> Tensor:
+    function = functional.conv1d if len(conv.size) == 1 else functional.conv2d
+    return function(x, weight, stride=conv.stride, padding=conv.kernel // 2)
+
+
+def _answer(x: Tensor, extra: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    weight, more, bias = parts
+    pooled = x.flatten(2).mean(2)
+    return functional.linear(torch.cat([pooled, extra], 1), torch.cat([weight, more], 1), bias)

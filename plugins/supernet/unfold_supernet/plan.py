@@ -1,0 +1,12 @@
+"""The verb ``plan``: which nets, what to keep on chip, and what it saves."""
+
+from __future__ import annotations
+
+from unfold_supernet.simulated import accelerator_plan
+from unfold_supernet.spec import SupernetSpec
+from unfoldkit.api import Report, Run
+
+
+def plan(spec: SupernetSpec, run: Run) -> Report:
+    """Return the plan of a family on a simulated accelerator."""
+    return accelerator_plan(spec, run)

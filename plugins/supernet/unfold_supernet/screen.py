@@ -1,0 +1,229 @@
+"""What a person sees of a plan for an accelerator."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from unfold_supernet.chip.layers import Family
+from unfold_supernet.chip.model import joules
+from unfold_supernet.chip.study import Savings, Setting
+from unfold_supernet.spec import SupernetSpec
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+
+if TYPE_CHECKING:
+    from unfold_supernet.simulated import Study
+
+MIB = 2**20
+
+
+def report(spec: SupernetSpec, what: Study) -> Report:
+    """Return the report of a plan."""
+    here = what.here
+    headline = (
+        f"{size(here.persistent)} of the shared core kept on chip save {percent(here.traffic)} of the traffic, "
+        f"{percent(here.latency)} of the latency ({percent(here.fair)} if layers may prefetch ahead instead)"
+    )
+    return Report(
+        kind="supernet",
+        verb="plan",
+        name=spec.name,
+        verdict=Verdict.YES,
+        headline=headline,
+        subtitle=subtitle(what),
+        metrics=metrics(what),
+        tables=(nets_table(what), buffers_table(what), ways_table(what), claims_table(what)),
+        figures=(savings_figure(what),),
+        lines=tuple(lines(what)),
+        notes=notes(what),
+        next="unfold plan SPEC --out report.html",
+    )
+
+
+def too_slow(spec: SupernetSpec, whole: Family, chosen: Setting) -> Report:
+    """Return the answer to a deadline that no net meets."""
+    deadline, times = spec.queries.deadline or 0.0, chosen.layered.seconds[:, chosen.fixed]
+    index = int(times.argmin())
+    net, best, bound = whole.nets[index], float(times[index]), float(chosen.works[index].compute.sum())
+    memory = "computation" if best - bound < bound else "memory"
+    lines_ = (
+        ("binding", f"net {net.name}, the fastest, takes {best * 1e3:.2f} ms: mostly {memory}"),
+        ("bound", f"{bound * 1e3:.2f} ms are computation at any bandwidth"),
+        ("relaxation", f"deadline {math.ceil(best * 1e5) / 100:.2f} ms for {net.accuracy:.1f} %"),
+    )
+    metrics_ = {"fastest_ms": Metric(best * 1e3, "ms", target=f"≤ {deadline * 1e3:g}", ok=False)}
+    headline = f"no net of {whole.name} answers within {deadline * 1e3:g} ms"
+    return Report("supernet", "plan", spec.name, Verdict.NO, headline, (), metrics_, lines=lines_)
+
+
+def subtitle(what: Study) -> tuple[str, ...]:
+    """Return the facts beside the title."""
+    machine = what.setting.machine
+    queries = f"{what.queries.count:,} {what.queries.pattern} queries"
+    return (f"{len(what.family.nets)} nets", machine.name, bandwidth(machine.bandwidth), queries, what.queries.policy)
+
+
+def metrics(what: Study) -> dict[str, Metric]:
+    """Return the shares saved, at the buffer of the spec and at every other size."""
+    found = {f"{name}_saving": Metric(value) for name, value in _shares(what.here).items()}
+    found["accuracy_gain_points"] = Metric(what.here.points, "points")
+    found["accuracy_gain_points_fair"] = Metric(what.here.fair_points, "points")
+    for point in _at_bandwidth(what):
+        label = size(point.persistent).replace(" ", "")
+        found |= {f"{name}_saving_{label}": Metric(value) for name, value in _shares(point).items()}
+    return found
+
+
+def nets_table(what: Study) -> Table:
+    """Return what each net costs without and with what is kept."""
+    columns = (
+        Column("net"),
+        Column("accuracy", "%", 1),
+        Column("weights", "MB", 2),
+        Column("work", "GMAC", 2),
+        Column("nothing kept", "ms", 2),
+        Column("core kept", "ms", 2),
+        Column("off chip", "MB", 2),
+        Column("energy", "mJ", 2),
+    )
+    setting = what.setting
+    rows: list[tuple[Cell, ...]] = []
+    for index, item in enumerate(setting.works):
+        spent = joules(item, setting.kept.graph, setting.machine) * 1e3
+        times = (setting.layered.seconds[index, at] * 1e3 for at in (0, setting.fixed))
+        moved = setting.layered.bytes[index, setting.fixed] / 1e6
+        weights, macs = float(item.weights.sum()) / 1e6, float(item.net.macs.sum()) / 1e9
+        rows.append((item.net.name, item.net.accuracy, weights, macs, *map(float, times), float(moved), spent))
+    return Table("nets", columns, tuple(rows))
+
+
+def buffers_table(what: Study) -> Table:
+    """Return the shares saved by the size of the buffer: over the stream, and by the net that gains most."""
+    names = ("traffic", "best net", "latency", "best net", "fair latency", "best net", "whole energy")
+    columns = (Column("buffer", "MiB", 2), *(Column(name, "%", 1) for name in names))
+    rows: list[tuple[Cell, ...]] = []
+    for point in _at_bandwidth(what):
+        shares = (
+            point.traffic, point.traffic_best, point.latency, point.latency_best, point.fair, point.fair_best,
+            point.energy,
+        )  # fmt: skip
+        rows.append((point.persistent / MIB, *(share * 100 for share in shares)))
+    accent = [row[0] for row in rows].index(what.here.persistent / MIB)
+    return Table("buffers", columns, tuple(rows), accent=accent)
+
+
+def ways_table(what: Study) -> Table:
+    """Return every way to save traffic, a query, on the same stream."""
+    columns = (
+        Column("way"),
+        Column("latency", "ms", 3),
+        Column("with deep prefetch", "ms", 3),
+        Column("off chip", "MB", 2),
+        Column("hits", "%", 0),
+        Column("refills", "% of time", 2),
+        Column("changes"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for way in what.ways:
+        layered = way.layered
+        share = layered.refill / layered.seconds * 100
+        times = (layered.seconds * 1e3, way.deep.seconds * 1e3)
+        rows.append((way.name, *times, layered.bytes / 1e6, layered.hit * 100, share, layered.changes))
+    return Table("ways", columns, tuple(rows), accent=1)
+
+
+def claims_table(what: Study) -> Table:
+    """Return what was published beside what is obtained, for the net that gains most."""
+    columns = (
+        Column("claimed in"),
+        Column("of"),
+        Column("up to"),
+        Column("bandwidth", "GB/s", 1),
+        Column("obtained"),
+        Column("fair"),
+        Column("needs", "MiB", 2),
+        Column("fair needs", "MiB", 2),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for item in what.claims:
+        claim, points = item.claim, item.claim.what == "accuracy points"
+        values = [_value(value, points=points) for value in (claim.value, item.layered, item.fair)]
+        needs = [None if value is None else value / MIB for value in (item.needs, item.needs_fair)]
+        rows.append((claim.version, claim.what, values[0], item.bandwidth / 1e9, *values[1:], *needs))
+    return Table("claimed and obtained", columns, tuple(rows))
+
+
+def savings_figure(what: Study) -> Figure:
+    """Return the shares saved by the size of the buffer."""
+    points = _at_bandwidth(what)
+    sizes = tuple(point.persistent / MIB for point in points)
+    series = [
+        Series(name, sizes, tuple(share * 100 for share in shares))
+        for name, shares in (
+            ("traffic and off-chip energy", [point.traffic for point in points]),
+            ("latency", [point.latency for point in points]),
+            ("latency, fair baseline", [point.fair for point in points]),
+        )
+    ]
+    return Figure("savings", "Saved by the persistent buffer", "buffer MiB", "saved %", tuple(series))
+
+
+def lines(what: Study) -> list[tuple[str, str]]:
+    """Return the sentences under the tables."""
+    kept, here = what.setting.kept, what.here
+    held = int(kept.graph.prod(axis=1).sum())
+    layers = int((kept.graph.prod(axis=1) > 0).sum())
+    fixed, others = what.ways[1], what.ways[2:6]
+    best = min(others, key=lambda way: way.layered.seconds)
+    gain = 1 - best.layered.seconds / fixed.layered.seconds
+    return [
+        ("keep", f"{size(held)} in {layers} layers, cut from the core by {kept.order}"),
+        ("cache-aware", f"{best.name}: {percent(gain)} of latency against the fixed core"),
+        ("energy", f"off chip {percent(here.traffic)} less, as traffic; in all {percent(here.energy)}"),
+        ("accuracy", f"{here.points:+.2f} points at equal deadlines ({here.fair_points:+.2f} fair)"),
+    ]
+
+
+def notes(what: Study) -> tuple[str, ...]:
+    """Return what a reader must know to quote a figure."""
+    return (
+        "Everything is computed by a model; no board was measured. The accuracies are a scale, not measured nets.",
+        "Nothing kept: the same bytes are given to the dynamic buffer; fair lets transfers run ahead through layers.",
+        f"Needs: the least buffer of the sweep, up to {size(max(p.persistent for p in what.points))}, that reaches it.",
+    )
+
+
+def size(bytes_: int) -> str:
+    """Return bytes as text in KiB or MiB."""
+    return f"{bytes_ / MIB:.3g} MiB" if bytes_ >= MIB else f"{bytes_ / 1024:.0f} KiB"
+
+
+def bandwidth(per_second: float) -> str:
+    """Return a bandwidth as text."""
+    return f"{per_second / 1e9:g} GB/s"
+
+
+def percent(share: float) -> str:
+    """Return a share as text."""
+    return f"{share * 100:.1f} %"
+
+
+def _value(value: float, *, points: bool) -> str:
+    return f"{value:.2f}" if points else percent(value)
+
+
+def _shares(point: Savings) -> dict[str, float]:
+    return {
+        "traffic": point.traffic,
+        "latency": point.latency,
+        "latency_fair": point.fair,
+        "energy": point.traffic,
+        "whole_energy": point.energy,
+        "traffic_best": point.traffic_best,
+        "latency_best": point.latency_best,
+        "latency_fair_best": point.fair_best,
+    }
+
+
+def _at_bandwidth(what: Study) -> list[Savings]:
+    return [point for point in what.points if point.bandwidth == what.setting.machine.bandwidth]

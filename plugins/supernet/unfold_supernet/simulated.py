@@ -1,0 +1,131 @@
+"""A family on a simulated accelerator: what is kept, what it saves, what else would pay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from unfold_supernet import screen
+from unfold_supernet.arrays import Floats
+from unfold_supernet.chip import stream, study
+from unfold_supernet.chip.claims import Obtained, obtained
+from unfold_supernet.chip.families import family
+from unfold_supernet.chip.layers import Family, sizes
+from unfold_supernet.chip.machine import Energy, Machine, presets
+from unfold_supernet.chip.study import Savings, Setting
+from unfold_supernet.chip.ways import Way, ways
+from unfold_supernet.files import FRONT, SPACE
+from unfold_supernet.nets.space import chip_family, space_from
+from unfold_supernet.spec import AcceleratorSpec, QueriesSpec, SupernetSpec
+from unfoldkit.api import Report, Run, fail
+
+KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """All that a plan is made from."""
+
+    family: Family
+    setting: Setting
+    queries: QueriesSpec
+    levels: Floats
+    points: tuple[Savings, ...]
+    ways: tuple[Way, ...]
+    claims: tuple[Obtained, ...]
+
+    @property
+    def here(self) -> Savings:
+        """The savings of the accelerator as it is."""
+        machine = self.setting.machine
+        at = (machine.persistent, machine.bandwidth)
+        return next(point for point in self.points if (point.persistent, point.bandwidth) == at)
+
+
+def accelerator_plan(spec: SupernetSpec, run: Run) -> Report:
+    """Return what to keep in the persistent buffer for a stream, and what that saves.
+
+    Raises:
+        UnfoldError: no layer of the family fits the buffers.
+    """
+    machine = machine_of(spec.accelerator or AcceleratorSpec())
+    whole = family_of(spec, run)
+    chosen = study.setting(whole, machine)
+    late = _late(chosen, spec.queries)
+    if len(late) == len(whole.nets):
+        return screen.too_slow(spec, whole, chosen)
+    if late:
+        whole = replace(whole, nets=tuple(net for index, net in enumerate(whole.nets) if index not in late))
+        chosen = study.setting(whole, machine)
+    run.progress("sweep", 0, 2)
+    report = screen.report(spec, _studied(spec, run, whole, chosen))
+    run.progress("sweep", 2, 2)
+    return replace(report, decision=decision(whole, chosen, spec.queries))
+
+
+def family_of(spec: SupernetSpec, run: Run) -> Family:
+    """Return the layers of the family: a built-in one, or the one that was trained in this run.
+
+    Raises:
+        UnfoldError: it was not trained yet.
+    """
+    if spec.family is not None:
+        return family(spec.family)
+    if not run.directory.has(FRONT):
+        raise fail("this family was not trained yet", file=str(run.directory.path), hint="unfold train SPEC")
+    space = space_from(json.loads(run.directory.read(SPACE)))
+    known = {item["name"]: item["accuracy"] for item in json.loads(run.directory.read(FRONT))["nets"]}
+    return chip_family(spec.name, space, [known[one.name] for one in space.subnets])
+
+
+def machine_of(given: AcceleratorSpec) -> Machine:
+    """Return the preset with what the spec says instead."""
+    machine = presets()[given.preset]
+    named = {
+        "persistent": given.persistent_buffer, "dynamic": given.dynamic_buffer, "streaming": given.streaming_buffer,
+        "clock": given.clock, "rows": given.rows, "columns": given.columns,
+    }  # fmt: skip
+    known: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    energy = Energy(given.energy.mac, given.energy.on_chip, given.energy.off_chip)
+    return replace(machine, **known, bandwidth=given.bandwidth, overlapped=given.overlapped, energy=energy)
+
+
+def decision(whole: Family, chosen: Setting, queries: QueriesSpec) -> Mapping[str, Any]:
+    """Return what to keep as data: kernels and depth of each layer that is held."""
+    kept = chosen.kept
+    held = {
+        name: {"kernels": int(row[0]), "depth": int(row[1])}
+        for name, row in zip(whole.layers, kept.graph, strict=True)
+        if row.prod()
+    }
+    return {
+        "family": whole.name,
+        "nets": [net.name for net in whole.nets],
+        "policy": queries.policy,
+        "keep": queries.keep,
+        "cut_from": kept.source,
+        "bytes": int(sizes(kept.graph).sum()),
+        "layers": held,
+    }
+
+
+def _late(chosen: Setting, queries: QueriesSpec) -> set[int]:
+    if queries.deadline is None:
+        return set()
+    times = chosen.layered.seconds[:, chosen.fixed]
+    return {index for index, time in enumerate(times) if time > queries.deadline}
+
+
+def _studied(spec: SupernetSpec, run: Run, whole: Family, chosen: Setting) -> Study:
+    given, queries, machine = spec.accelerator or AcceleratorSpec(), spec.queries, chosen.machine
+    levels = stream.levels(queries.count, queries.pattern, run.seed, queries.hold)
+    buffers = sorted({*given.sizes, machine.persistent})
+    bandwidths = sorted({*given.bandwidths, machine.bandwidth}, reverse=True)
+    points = tuple(study.sweep(whole, machine, buffers, bandwidths, levels, queries.policy))
+    run.progress("sweep", 1, 2)
+    if not any(point.traffic for point in points) and machine.persistent:
+        raise fail("no kernel of the family fits the persistent buffer", key="accelerator.persistent_buffer")
+    found = tuple(ways(chosen, levels, queries.policy, queries.every, queries.batch))
+    return Study(whole, chosen, queries, levels, points, found, tuple(obtained(points, machine.persistent)))

@@ -1,0 +1,193 @@
+"""What a user writes in a spec of kind ``supernet``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfoldkit.api import Bandwidth, Bytes, Duration, Fraction, Frequency, Model, Problem, Spec
+
+KIB = 1024
+Preset = Literal[
+    "zcu104", "alveo-u50", "weight-stationary", "output-stationary", "row-stationary", "dpu-zcu104"
+]  # fmt: skip
+SIZES = tuple(KIB * size for size in (256, 512, 1024, 1728, 2048, 3072, 4096, 6144, 8192))
+BANDWIDTHS = (19.2e9, 4e9, 2e9, 1e9)
+
+
+class EnergySpec(Model):
+    """Picojoules, by default in the manner of Horowitz's table for 45 nm."""
+
+    mac: Annotated[float, Field(ge=0, le=1e6)] = Field(default=0.23, description="of an INT8 multiply-accumulate")
+    on_chip: Annotated[float, Field(ge=0, le=1e6)] = Field(default=12.5, description="of a byte from on-chip memory")
+    off_chip: Annotated[float, Field(ge=0, le=1e6)] = Field(default=160.0, description="of a byte from off-chip memory")
+
+
+class AcceleratorSpec(Model):
+    """A simulated accelerator: a preset, and what differs from it."""
+
+    preset: Preset = "zcu104"
+    persistent_buffer: Bytes | None = Field(default=None, description="on-chip bytes that stay from query to query")
+    dynamic_buffer: Bytes | None = Field(default=None, description="on-chip bytes for weights on their way")
+    streaming_buffer: Bytes | None = Field(default=None, description="on-chip bytes for an activation map")
+    bandwidth: Annotated[Bandwidth, Field(gt=0)] = Field(
+        default=4e9, description="of off-chip memory as a layer sees it, which is less than a board's nominal figure"
+    )
+    clock: Annotated[Frequency, Field(gt=0)] | None = Field(default=None, description="of the array")
+    rows: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="of the array")
+    columns: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="of the array")
+    overlapped: bool = Field(default=False, description="a systolic array's folds follow each other without a gap")
+    energy: EnergySpec = EnergySpec()
+    sizes: Annotated[tuple[Bytes, ...], Field(max_length=64)] = Field(
+        default=SIZES, description="persistent buffers to sweep"
+    )
+    bandwidths: Annotated[tuple[Annotated[Bandwidth, Field(gt=0)], ...], Field(max_length=16)] = Field(
+        default=BANDWIDTHS, description="bandwidths to sweep"
+    )
+
+
+class QueriesSpec(Model):
+    """The stream of queries, each with a target, and what the scheduler does."""
+
+    count: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000
+    pattern: Literal["random", "bursty"] = Field(
+        default="random", description="a new target for each query, or one that is kept for a while"
+    )
+    hold: Annotated[float, Field(ge=1, le=1e6)] = Field(default=20.0, description="queries of a burst, on average")
+    policy: Literal["strict-accuracy", "strict-latency"] = Field(
+        default="strict-accuracy", description="what a query's target is"
+    )
+    keep: Literal["fixed", "avgnet", "least-latency"] = Field(
+        default="fixed", description="the core; or chosen anew by the nets of late, by distance or by latency"
+    )
+    every: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=16, description="queries between two choices")
+    batch: Annotated[int, Field(ge=2, le=4096)] = Field(default=8, description="queries of one net sent together")
+    deadline: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="nets that take longer are left out"
+    )
+
+
+class DataSpec(Model):
+    """Labelled examples."""
+
+    source: Literal["digits", "mitbih", "file"]
+    path: str | None = Field(default=None, description="beats.npz of MIT-BIH; an NPZ with x and y, or a CSV")
+    target: str = Field(default="target", description="the column of a CSV that is predicted")
+    split: Literal["random", "inter-patient"] = Field(default="random", description="of beats; the second by record")
+    test: Annotated[Fraction, Field(gt=0, lt=1)] = Field(default=0.4, description="share of each class to test on")
+
+
+class StageSpec(Model):
+    """A stage of blocks of equal width; each but the first halves the map."""
+
+    width: Annotated[int, Field(ge=1, le=4096)] = Field(description="channels of the largest net")
+
+
+class StemSpec(Model):
+    """The first convolution."""
+
+    kernel: Annotated[int, Field(ge=1, le=31)] = 3
+    stride: Annotated[int, Field(ge=1, le=8)] = 1
+
+
+Expand = Annotated[float, Field(gt=0, le=1)]
+Depth = Annotated[int, Field(ge=1, le=64)]
+Edge = Annotated[int, Field(ge=1, le=15)]
+
+
+class SpaceSpec(Model):
+    """What the members of the family may differ in."""
+
+    form: Literal["conv1d", "conv2d", "mlp"] = Field(default="conv2d", description="residual blocks of this form")
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=16)]
+    stem: StemSpec = StemSpec()
+    expand: Annotated[tuple[Expand, ...], Field(min_length=1, max_length=64)] = Field(
+        default=(1.0,), description="shares of the channels"
+    )
+    depth: Annotated[tuple[Depth, ...], Field(min_length=1, max_length=64)] = Field(
+        default=(2,), description="blocks of every stage"
+    )
+    kernel: Annotated[tuple[Edge, ...], Field(min_length=1, max_length=64)] = Field(
+        default=(3,), description="edges of the kernel, odd"
+    )
+    coupling: Literal["compound", "independent"] = Field(
+        default="compound", description="the lists go together entry by entry, or every combination"
+    )
+
+
+class TrainingSpec(Model):
+    """How the family is trained; the defaults are those that closed the gap to nets trained alone."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] = 20
+    rule: Literal["all", "sandwich"] = Field(
+        default="all", description="every subnet in every step, or largest, smallest and some at random"
+    )
+    samples: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="at random, by the sandwich rule")
+    distill: Fraction = Field(default=0.0, description="share of the loss that follows the largest net's answer")
+    delay: Annotated[int, Field(ge=0, le=10_000)] = Field(default=0, description="epochs of the largest net alone")
+    batch: Annotated[int, Field(ge=2, le=65_536)] = 256
+    rate: Annotated[float, Field(gt=0, le=100)] = Field(default=0.1, description="learning rate after warm-up")
+    warmup: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, description="epochs")
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(default=1e-4, description="weight decay")
+    clip: Annotated[float, Field(gt=0)] = Field(default=5.0, description="largest norm of a step's gradient")
+    smoothing: Fraction = Field(default=0.1, description="of the labels")
+    noise: Annotated[float, Field(ge=0, le=10)] = Field(default=0.0, description="deviation of noise on the input")
+    shift: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="places by which a batch is shifted")
+    calibrate: Annotated[int, Field(ge=16, le=1_000_000)] = Field(default=4096, description="examples for the norms")
+    alone: bool = Field(default=True, description="train smallest, middle and largest alone too, to compare")
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+class SupernetSpec(Spec):
+    """One set of weights, many models: which one answers, and what switching costs."""
+
+    kind: Literal["supernet"]
+    family: Literal["ofa-resnet50", "ofa-mobilenetv3"] | None = Field(
+        default=None, description="a family of the papers, by its layers only"
+    )
+    data: DataSpec | None = None
+    space: SpaceSpec | None = None
+    training: TrainingSpec = TrainingSpec()
+    accelerator: AcceleratorSpec | None = None
+    queries: QueriesSpec = QueriesSpec()
+
+    def problems(self) -> Iterable[Problem]:
+        """Say what does not fit together."""
+        if self.family is None and self.space is None:
+            yield Problem(("family",), "there is no family", hint="write family: ofa-resnet50, or a space to train")
+        if self.family is not None and self.space is not None:
+            yield Problem(("family",), "a family of the papers has its own space", hint="leave family or space out")
+        if self.space is not None:
+            yield from _space_problems(self.space)
+            yield from _data_problems(self.data, self.space)
+        if self.accelerator is not None:
+            yield from _accelerator_problems(self.accelerator)
+
+
+def _space_problems(space: SpaceSpec) -> Iterable[Problem]:
+    if any(edge % 2 == 0 for edge in (*space.kernel, space.stem.kernel)):
+        yield Problem(("space", "kernel"), "a kernel needs a centre, so its edge is odd")
+    lengths = {len(each) for each in (space.expand, space.depth, space.kernel)} - {1}
+    if space.coupling == "compound" and len(lengths) > 1:
+        hint = "equally long lists, or coupling: independent"
+        yield Problem(("space", "coupling"), "expand, depth and kernel do not go together", hint=hint)
+
+
+def _data_problems(data: DataSpec | None, space: SpaceSpec) -> Iterable[Problem]:
+    if data is None:
+        yield Problem(("data",), "a space needs data to train on", hint="write data: {source: digits}")
+        return
+    if data.source != "digits" and data.path is None:
+        yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
+    wanted = {"digits": "conv2d", "mitbih": "conv1d"}.get(data.source, space.form)
+    if space.form != wanted:
+        yield Problem(("space", "form"), f"{data.source} are for {wanted}")
+
+
+def _accelerator_problems(given: AcceleratorSpec) -> Iterable[Problem]:
+    if given.dynamic_buffer is not None and given.dynamic_buffer < 16 * KIB:
+        yield Problem(("accelerator", "dynamic_buffer"), "a tile of weights has 16 KiB", hint='write "576 KiB"')
+    if any(size > 1 << 40 for size in (*given.sizes, given.persistent_buffer or 0)):
+        yield Problem(("accelerator",), "no chip has a buffer of 1 TiB", hint='write persistent_buffer: "1728 KiB"')

@@ -1,0 +1,55 @@
+"""The verb ``train``: one set of weights, every subnet measured, the cost of sharing, the cost of a switch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+from unfold_supernet.files import FRONT
+from unfold_supernet.spec import SupernetSpec
+from unfoldkit.api import Report, Run, fail
+
+
+def train(spec: SupernetSpec, run: Run) -> Report:
+    """Train the family, measure every subnet, and keep weights, statistics, front and extracted subnets in the run.
+
+    Raises:
+        UnfoldError: there is no space to train, torch is missing, or the data is at fault.
+    """
+    need_torch()
+    if spec.space is None or spec.data is None:
+        raise fail("this family is known by its layers only", key="family", hint="unfold plan; or write space and data")
+    from unfold_supernet.nets import family, measure, store
+    from unfold_supernet.nets.data import load
+    from unfold_supernet.nets.space import macs
+    from unfold_supernet.told import Alone, Told, facts, report
+
+    data = load(spec.data, run)
+    trained = family.train_family(spec, data, run)
+    net = trained.net
+    found = family.qualities(net, data)
+    times = {name: measure.latencies(net.bound[name], data) for name in found}
+    ordered = {one.name: one for one in sorted(net.space.subnets, key=lambda one: macs(net.space, one))}
+    names = list(dict.fromkeys((next(iter(ordered)), list(ordered)[(len(ordered) - 1) // 2], list(ordered)[-1])))
+    alone = {}
+    if spec.training.alone:
+        alone = {name: Alone(found[name], family.trained_alone(spec, data, run, ordered[name])) for name in names}
+    for name in ordered:
+        module = store.extract(net.space, net.bound[name])
+        run.directory.write(f"subnets/{name}.safetensors", store.state_bytes(module))
+        run.directory.write(f"subnets/{name}.onnx", store.onnx_bytes(net.space, module))
+    told = Told(spec, data, net.space, found, times, alone, measure.switching(net), trained.steps, trained.seconds)
+    run.directory.write(FRONT, (json.dumps(facts(told)) + "\n").encode())
+    return report(told)
+
+
+def need_torch() -> None:
+    """Stop unless torch and safetensors are installed.
+
+    Raises:
+        UnfoldError: one of them is not (exit code 2, names the extra).
+    """
+    for name in ("torch", "safetensors"):
+        if importlib.util.find_spec(name) is None:
+            hint = "pip install 'unfoldkit[torch]'"
+            raise fail(f"training needs the package {name!r}, which is not installed", hint=hint)
