@@ -28,8 +28,8 @@ nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
-    "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "ray", "targets", "torch",
-    "tests", "gaps",
+    "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch", "ray",
+    "targets", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -118,25 +118,11 @@ def minimums(session: nox.Session) -> None:
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
     session.install(*nox.project.dependency_groups(PROJECT, "test"), "--constraint", str(constraints), built())
     # where libraries are called; the rest of the suite would say the same twice
-    words = ["-q", "tests/unit", "plugins", "-m", "not shared and not ray and not torch"]
+    words = ["-q", "tests/unit", "plugins", "-m", "not shared and not ray and not targets and not torch"]
     session.run("python", "-m", "pytest", *words, *session.posargs)
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
     if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":
         note(session, f"the lowest versions ran on Python {sys.version.split()[0]}, not {lowest}")
-
-
-@nox.session(requires=["work"])
-def ray(session: nox.Session) -> None:
-    """Test what runs on Ray, in an environment that has it."""
-    session.install(*nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[ray] @ {Path(built()).as_uri()}")
-    session.run("python", "-m", "pytest", "-q", "tests", "plugins", "-m", "ray", *session.posargs)
-
-
-@nox.session(requires=["work"])
-def targets(session: nox.Session) -> None:
-    """Hold exported plans against the clients of the servers that they are for."""
-    session.install(*nox.project.dependency_groups(PROJECT, "test", "targets"), built())
-    session.run("python", "-m", "pytest", "-q", "plugins/pipeline", "-m", "targets", *session.posargs)
 
 
 @nox.session(requires=["work"])
@@ -154,6 +140,22 @@ def fuzz(session: nox.Session) -> None:
         return
     note(session)
     run_in_work(session, "python", "-m", "tests.fuzz.fuzz_specs", *(session.posargs or ["--count", "10000"]))
+
+
+@nox.session(requires=["work"])
+def ray(session: nox.Session) -> None:
+    """Test what needs Ray, in an environment that has it."""
+    note(session)
+    session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
+    session.run("python", "-m", "pytest", "-q", "-m", "ray", *session.posargs)
+
+
+@nox.session(requires=["work"])
+def targets(session: nox.Session) -> None:
+    """Hold exported plans against the clients of KServe and Triton."""
+    note(session)
+    session.install(*nox.project.dependency_groups(PROJECT, "test"), "kserve", "tritonclient", "protobuf", built())
+    session.run("python", "-m", "pytest", "-q", "-m", "targets", *session.posargs)
 
 
 @nox.session
