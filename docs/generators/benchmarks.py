@@ -49,8 +49,12 @@ def _figures(data: Mapping[str, Any]) -> str:
 
 def _tables(data: Mapping[str, Any]) -> str:
     found = data.get("tables") or {}
-    named = found.items() if isinstance(found, Mapping) else enumerate(found)
+    named = found.items() if isinstance(found, Mapping) else [(one["name"], _rows(one)) for one in found]
     return "\n".join(f"### {name}\n\n{_table(rows)}" for name, rows in named if rows)
+
+
+def _rows(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [dict(zip(one["columns"], row, strict=True)) for row in one["rows"]]
 
 
 def _table(rows: list[Mapping[str, Any]]) -> str:
