@@ -134,6 +134,50 @@ def test_the_cap_is_never_passed_and_can_be_raised(tmp_path: Path) -> None:
     assert set(Counter((tmp_path / "log").read_text().splitlines()).values()) <= {1, 2}
 
 
+LATE = (
+    SPEC.replace("max_iters: 12", "max_iters: 60")
+    .replace("deadline: 30 s", "deadline: 3 s")
+    .replace("iteration: {mean: 50 ms}", "iteration: {mean: 1 ms}, error: 0%")
+    .replace("mean: 2 s", "mean: 1 ms")
+)
+
+
+def test_a_hopeless_deadline_is_told_with_three_ways_out(tmp_path: Path) -> None:
+    """When the truth is far slower than the profile the run says so, and how to finish late, grow, trim."""
+    report = trained(tmp_path, LATE)
+    assert report.verdict is Verdict.NO
+    told = " ".join(text for name, text in report.lines if name == "planned again")
+    assert "cannot be" in told
+    for way in ("finish late: ", "grow: ", "trim: "):
+        assert way in told
+    with sqlite3.connect(tmp_path / "run/ledger.sqlite") as base:
+        said = base.execute("SELECT value FROM facts WHERE key = 'hopeless'").fetchall()
+        ended = base.execute("SELECT MAX(ended) FROM stages").fetchone()[0]
+    base.close()
+    assert all(float(value) < ended for (value,) in said)
+
+
+def test_a_later_deadline_and_a_larger_limit_go_on_from_there(tmp_path: Path) -> None:
+    """The same run with another deadline and limit repeats nothing, and is then on time."""
+    trained(tmp_path, LATE)
+    lines = (tmp_path / "log").read_text()
+    again = trained(tmp_path, LATE.replace("deadline: 3 s", "deadline: 10 min").replace("limit: 3", "limit: 4"))
+    assert again.verdict is Verdict.YES
+    assert (tmp_path / "log").read_text() == lines
+
+
+def test_functions_are_paid_while_they_run_and_data_by_the_instance(tmp_path: Path) -> None:
+    """By function the bill is accelerator-seconds of trials; data is paid for each instance, the head for the job."""
+    machine = Machine("p", 2, 7200.0, billing=Billing(0.0, 0.0, "function"), ingress=3.0, head=3600.0)
+    with opened(tmp_path / "l.sqlite", machine, "a") as ledger:
+        ledger.fact("began", 100.0)
+        ledger.node_runs("n", 7200.0, 110.0)
+        ledger.part_begins(0, 1, "n", 120.0, 2)
+        ledger.part_ends(1, 125.0)
+        ledger.node_ends("n", 200.0)
+        assert ledger.spent() == pytest.approx(5 * 2 * 1.0 + 3.0 + 100.0)
+
+
 def test_a_run_is_not_mixed_with_another(tmp_path: Path) -> None:
     """A ledger that was begun for something else is refused: its spend is not this run's."""
     with opened(tmp_path / "l.sqlite", Machine("p", 1, 1.0), "a"):

@@ -7,8 +7,9 @@ the last checkpoint of each trial, with its spend.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from unfold_tuning.cluster import TICK, Cluster, Event
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine, Profile, log_sigma
 from unfold_tuning.ledger import Ledger, Trial
-from unfold_tuning.replan import Rest, believed, plan_again
+from unfold_tuning.replan import Belief, Rest, believed, plan_again
+from unfold_tuning.rescue import faster_by, ways_out
 from unfold_tuning.spec import Trainable
 from unfold_tuning.stages import Group, Stage
-from unfold_tuning.tables import model
+from unfold_tuning.tables import Model, model
 from unfold_tuning.trainables import sample
 from unfold_tuning.words import dollars, span
 from unfold_tuning.worker import Job
@@ -29,6 +31,7 @@ from unfoldkit.api import fail
 
 TRIES = 3
 REPLAN_SAMPLES = 1000
+TELL_EVERY = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class Executor:
     cluster: Cluster
     lost: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    told: float = 0.0
+    ends: float = 0.0
 
     def run(self) -> Outcome:
         """Run every stage that the ledger does not hold yet."""
@@ -88,10 +93,14 @@ class Executor:
             self.cluster.open()
             began = self.ledger.fact("began", self.task.wall())
             for index, stage in enumerate(self.task.stages):
-                stored = self.ledger.fact(f"plan-{index}")
-                plan = tuple(Deal(*deal) for deal in stored) if stored else plan
-                if index not in done:
-                    self._stage(index, stage, plan[index])
+                if index in done:
+                    plan = (*plan[:index], Deal(*self.ledger.fact(f"deal-{index}")), *plan[index + 1 :])
+                else:
+                    plan = self._stored(index, plan, began)
+                    # a stage that was begun is ended with what it was begun with
+                    held = [plan[index].instances, plan[index].gang, plan[index].slots]
+                    plan = (*plan[:index], Deal(*self.ledger.fact(f"deal-{index}", held)), *plan[index + 1 :])
+                    self._stage(index, stage, plan, began)
                     plan = self._again(index, plan, began)
         except OverBudget as error:
             stopped = str(error)
@@ -102,7 +111,18 @@ class Executor:
             self._winner(), began, ended, self.ledger.spent(), stopped, plan, tuple(self.notes), len(self.lost)
         )
 
-    def _stage(self, index: int, stage: Stage, deal: Deal) -> None:
+    def _stored(self, index: int, plan: Plan, began: float) -> Plan:
+        """The plan from a stage on; made again where a deadline or a limit is another than it was made for."""
+        stored = self.ledger.fact(self._key(index))
+        if stored:
+            return tuple(Deal(*deal) for deal in stored)
+        return self._again(index - 1, plan, began) if index else plan
+
+    def _key(self, index: int) -> str:
+        return f"plan-{index} by {self.task.deadline} on {self.task.machine.limit}"
+
+    def _stage(self, index: int, stage: Stage, plan: Plan, began: float) -> None:
+        deal = plan[index]
         self.ledger.stage_begins(index, self.task.wall())
         self._afford(deal.instances)
         self.cluster.resize(deal.instances, self._watch)
@@ -114,7 +134,8 @@ class Executor:
             self._fill(index, waiting, running)
             for event in self.cluster.events(TICK):
                 self._heard(event, deal, waiting, running, tries)
-            self.task.progress(f"stage {index + 1}", total - len(waiting) - len(running), total)
+            self._tell(index, plan, [*waiting, *running.values()], began)
+            self.task.progress(self._line(index), total - len(waiting) - len(running), total)
         keep = [trial.id for group in stage.groups for trial in self._ranked(group.bracket, group.done + group.iters)]
         self.ledger.stage_ends(index, self.task.wall(), keep)
 
@@ -212,21 +233,63 @@ class Executor:
         left = began + self.task.deadline - self.task.wall()
         found = self._planned(index, plan, left)
         if found.late:
-            self._late(left, found)
+            what = f"the deadline cannot be promised any more: {span(max(0.0, left))} left"
+            likely = f"P(on time) {found.after:.0%}"
+            self._say(f"{what}, {likely}", list(ways_out(self._rest(index, plan), left, self.task.share)))
         if found.changed:
             plan = (*plan[: index + 1], *found.plan)
             note = f"after stage {index + 1}: instances {' '.join(str(deal.instances) for deal in found.plan)}"
             self.notes.append(note)
             self.task.log.warning("planned again %s", note)
-        self.ledger.fact(f"plan-{index + 1}", [[d.instances, d.gang, d.slots] for d in plan])
+        self.ledger.fact(self._key(index + 1), [[d.instances, d.gang, d.slots] for d in plan])
         return plan
 
     def _planned(self, index: int, plan: Plan, left: float) -> Rest:
+        return plan_again(self._rest(index, plan), plan[index + 1 :], left, self.task.share)
+
+    def _rest(self, index: int, plan: Plan) -> Model:
+        """The job after a stage, under what is believed by now, with the instances that it holds."""
         task = self.task
-        noise = log_sigma(task.profile.trial_cv) + log_sigma(task.profile.iteration.std / task.profile.iteration.mean)
-        belief = believed(task.profile).seen(self._ratios(), noise)
-        drawn = model(task.stages, belief.applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
-        return plan_again(drawn.rest(index + 1, plan[index].instances), plan[index + 1 :], left, task.share)
+        drawn = model(task.stages, self._belief().applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
+        return drawn.rest(index + 1, plan[index].instances)
+
+    def _belief(self) -> Belief:
+        profile = self.task.profile
+        noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
+        return believed(profile).seen(self._ratios(), noise)
+
+    def _tell(self, index: int, plan: Plan, jobs: Sequence[Job], began: float) -> None:
+        """Work out when the run will end, and say so at once when no number of instances can make it in time."""
+        now = self.task.wall()
+        if now - self.told < TELL_EVERY:
+            return
+        self.told = now
+        pace = faster_by(self.task.profile, self.task.machine, math.exp(self._belief().mu))
+        here, after = pace.left(jobs, plan[index]), self.task.stages[index + 1 :]
+        self.ends = now + here + pace.planned(after, plan[index + 1 :])
+        deadline = began + (self.task.deadline or math.inf)
+        if now + here + pace.fastest(after) > deadline and self.ledger.fact("hopeless") is None:
+            self.ledger.fact("hopeless", now)
+            self._hopeless(index, plan, deadline - now - here)
+
+    def _hopeless(self, index: int, plan: Plan, left: float) -> None:
+        late = span(max(0.0, self.ends - self.task.wall()))
+        best = self._winner()
+        stop = f"stop: trial {best.id} has {best.metric:.4f}" if best and best.metric is not None else "stop"
+        rest = self._rest(index, plan)
+        ways = list(ways_out(rest, left, self.task.share)) if rest.stages else [f"finish late: {late} from now", stop]
+        self._say("the deadline cannot be met any more", ways)
+
+    def _say(self, what: str, ways: Sequence[str]) -> None:
+        self.task.log.warning("%s. %s", what, "; ".join(ways))
+        self.notes.append(f"{what}: {'; '.join(ways)}")
+
+    def _line(self, index: int) -> str:
+        """The line of the live table: stage, when it will all end, spend and what is left of the cap."""
+        budget, spent = self.task.budget, self.ledger.spent()
+        eta = f"ends in {span(max(0.0, self.ends - self.task.wall()))}" if self.ends else "starting"
+        money = f"{dollars(spent)}, {dollars(max(0.0, budget - spent))} left" if budget is not None else dollars(spent)
+        return f"stage {index + 1} of {len(self.task.stages)} · {eta} · {money}"
 
     def _ratios(self) -> list[float]:
         mean, profile = self.task.profile.iteration.mean, self.task.profile
@@ -238,14 +301,6 @@ class Executor:
             before[trial] = iters
             ratios.append(seconds / (count * mean / (profile.gain(gang, each) * self.task.machine.speed)))
         return [ratio for ratio in ratios if ratio > 0]
-
-    def _late(self, left: float, found: Rest) -> None:
-        self.task.log.warning(
-            "the deadline cannot be promised any more: %s left, P(on time) %.0f %%. Finish late (what is done now): "
-            "%s can be promised; grow: raise cloud.limit; trim: fewer trials or max_iters",
-            span(max(0.0, left)), 100 * found.after, span(found.fastest),
-        )  # fmt: skip
-        self.notes.append(f"{span(found.fastest)} were needed for a promise, {span(max(0.0, left))} were left")
 
     def _winner(self) -> Trial | None:
         there = [trial for trial in self.ledger.trials() if trial.metric is not None and not self._failed(trial.id)]

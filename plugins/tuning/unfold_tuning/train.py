@@ -35,8 +35,10 @@ def train(spec: TuningSpec, run: Run) -> Report:
     if spec.profile is None and not run.directory.has(PROFILE):
         measured(spec, run)
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
-    # a higher cap goes on from what was spent under the lower one
-    made_from = fingerprint({**dump(spec), "budget": None}, run.seed)
+    # a higher cap, a later deadline and a larger cluster go on from what was done and spent under the others
+    kept = dump(spec)
+    kept |= {"budget": None, "deadline": None, "cloud": {**kept["cloud"], "limit": None}}
+    made_from = fingerprint(kept, run.seed)
     chosen = _chosen(spec, run, stages, machines, profile, made_from)
     if isinstance(chosen, Report):
         return replace(chosen, verb="train")

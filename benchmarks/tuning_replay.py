@@ -1,0 +1,228 @@
+"""Elastic plans against Ray Tune's ASHA on a static cluster of the same deadline, replayed on recorded learning curves.
+
+The curves are those of a surrogate of LCBench (YAHPO Gym), not measured runs. Both sides try the same configurations in
+the same order, on the same instances, with the same first rung and reduction factor. ASHA is Ray Tune's own scheduler
+class, driven by a virtual clock; its deadline is when it ends on a static cluster, known to it exactly and to our plan
+as a number to promise.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import heapq
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unfold_tuning.deals import Plan
+from unfold_tuning.facts import Machine, Profile, Spread, log_sigma
+from unfold_tuning.planner import offer
+from unfold_tuning.replan import believed, plan_again
+from unfold_tuning.score import Holding, release
+from unfold_tuning.stages import successive_halving
+from unfold_tuning.tables import Model, model
+from unfoldkit.catalog.billing import Billing
+
+Floats = npt.NDArray[np.float64]
+TRIALS, FIRST, EPOCHS, ETA = 64, 4, 52, 3
+STAGES = successive_halving(TRIALS, FIRST, EPOCHS, ETA)
+NODE = Machine("g5.12xlarge", 4, 5.672, limit=32, billing=Billing(1.0, 60.0))
+PROVISION, STARTUP, SYNC = 45.0, 60.0, 10.0
+STATIC = (2, 4, 8)
+SHARE = 0.95
+PROFILED = 8
+SAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Recorded curves of one task: ``accuracy`` and ``elapsed`` seconds are [configurations, epochs + 1]."""
+
+    task: str
+    accuracy: Floats
+    elapsed: Floats
+
+    def shuffled(self, seed: int) -> Table:
+        """Return the first configurations of a random order, which both sides try."""
+        order = np.random.default_rng([seed, 7]).permutation(len(self.accuracy))[:TRIALS]
+        return Table(self.task, self.accuracy[order], self.elapsed[order])
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: seconds from the request for instances, dollars, accuracy of the best trial."""
+
+    seconds: float
+    dollars: float
+    accuracy: float
+
+
+def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
+    """Replay both sides over tasks, orders and static sizes.
+
+    Args:
+        quick: One order instead of ten.
+        seed: Of the first order.
+        data: Folder that holds ``hpo`` and ``scaling``.
+
+    Returns:
+        ``metrics``, ``peers``, ``tables`` and ``notes``.
+    """
+    tables, speedup = list(read_tables(data)), read_speedup(data)
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("fsspec") is None:
+        return {"metrics": {"cost_ratio_asha": None}, "notes": ["Ray Tune is not installed: nothing to compare with."]}
+    orders = range(seed, seed + (1 if quick else 10))
+    rows = [row for table in tables for order in orders for row in compared(table.shuffled(order), speedup, order)]
+    reached = [row for row in rows if row["accuracy"] >= row["asha_accuracy"]]
+    metrics = {
+        "cost_ratio_asha": _sum(rows, "usd") / _sum(rows, "asha_usd"),
+        "cost_ratio_asha_median": float(np.median([row["usd"] / row["asha_usd"] for row in rows])),
+        "cost_ratio_asha_where_reached": _sum(reached, "usd") / _sum(reached, "asha_usd") if reached else None,
+        "reached_share": len(reached) / len(rows),
+        "accuracy_mean": fmean(row["accuracy"] for row in rows),
+        "on_time_share": fmean(row["seconds"] <= row["deadline_s"] for row in rows),
+        "promised_share": fmean(row["promised"] for row in rows),
+        "pairs": len(rows),
+    }
+    peers = {"ray-tune-asha": {"accuracy_mean": fmean(row["asha_accuracy"] for row in rows), "on_time_share": 1.0}}
+    by_size = {f"cost_ratio_asha_{size}": _ratio(rows, size) for size in STATIC}
+    versions = {"ray": importlib.metadata.version("ray")}
+    return {"metrics": metrics | by_size, "peers": peers, "tables": {"pairs": rows}, "versions": versions} | _notes()
+
+
+def compared(table: Table, speedup: tuple[tuple[int, float], ...], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield a pair of runs for each static size."""
+    profile = profiled(table, speedup, seed)
+    believed_model = model(STAGES, profile, NODE, SAMPLES, seed)
+    found = offer(believed_model, SHARE)
+    for size in STATIC:
+        asha = asha_run(table, size, seed)
+        picked = found.pick(asha.seconds)
+        soonest = found.scores[found.soonest].plan
+        # as train does when a promise cannot be kept any more: nearly the likeliest, and the cheapest of those
+        plan = picked.plan if picked else plan_again(believed_model, soonest, asha.seconds, SHARE).plan
+        ours, held = elastic_run(table, believed_model, plan, asha.seconds)
+        yield {
+            "task": table.task, "order": seed, "asha_instances": size, "deadline_s": asha.seconds,
+            "promised": picked is not None, "instances": held, "seconds": ours.seconds, "usd": ours.dollars,
+            "accuracy": ours.accuracy, "asha_usd": asha.dollars, "asha_accuracy": asha.accuracy,
+        }  # fmt: skip
+
+
+def asha_run(table: Table, size: int, seed: int) -> Ended:
+    """Play Ray Tune's ASHA on ``size`` instances, a trial on each accelerator, until every trial has ended."""
+    from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+    scheduler = AsyncHyperBandScheduler("epoch", "accuracy", "max", EPOCHS, FIRST, ETA)
+    np.random.seed(seed)  # noqa: NPY002 - Ray Tune's scheduler draws from it
+    free, waiting, best, ended = size * NODE.accelerators, list(range(len(table.accuracy))), 0.0, 0.0
+    events: list[tuple[float, int, int]] = []
+    while waiting or events:
+        while waiting and free:
+            trial, free = waiting.pop(0), free - 1
+            scheduler.on_trial_add(SimpleNamespace(), SimpleNamespace(trial_id=trial))
+            heapq.heappush(events, (ended + table.elapsed[trial, 1], trial, 1))
+        ended, trial, epoch = heapq.heappop(events)
+        told, of = {"epoch": epoch, "accuracy": table.accuracy[trial, epoch]}, SimpleNamespace(trial_id=trial)
+        if epoch == EPOCHS or scheduler.on_trial_result(SimpleNamespace(), of, told) == TrialScheduler.STOP:
+            best = max(best, float(table.accuracy[trial, epoch]))
+            free += 1
+        else:
+            spent = table.elapsed[trial, epoch + 1] - table.elapsed[trial, epoch]
+            heapq.heappush(events, (ended + spent, trial, epoch + 1))
+    dollars = size * float(NODE.billing.cost(STARTUP + ended, NODE.price))
+    return Ended(PROVISION + STARTUP + ended, dollars, best)
+
+
+def elastic_run(table: Table, believed_model: Model, plan: Plan, deadline: float) -> tuple[Ended, list[int]]:
+    """Play a plan on the table, planning the rest again at each barrier from what was measured."""
+    profile, clock, dollars = believed_model.profile, np.zeros(1), np.zeros(1)
+    noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
+    belief, held, trials = believed(profile), list[Holding](), list(range(len(table.accuracy)))
+    for index, stage in enumerate(STAGES):
+        deal, group = plan[index], stage.groups[0]
+        new = deal.instances - sum(holding.count for holding in held)
+        if new < 0:
+            held, paid = release(held, -new, clock, NODE)
+            dollars = dollars + paid
+        elif new > 0:
+            held, clock = [*held, Holding(new, clock + PROVISION)], clock + PROVISION + STARTUP
+        trials = sorted(trials, key=lambda trial: -table.accuracy[trial, group.done])[: group.trials]
+        own = [float(table.elapsed[t, group.done + group.iters] - table.elapsed[t, group.done]) for t in trials]
+        gain = profile.gain(deal.gang, NODE.accelerators)
+        clock = clock + _makespan([seconds / gain for seconds in own], deal.slots) + (SYNC if index else 0.0)
+        belief = belief.seen([max(s, 1e-9) / (group.iters * profile.iteration.mean) for s in own], noise)
+        if index + 1 < len(STAGES):
+            rest = believed_model.with_profile(belief.applied(profile)).rest(index + 1, deal.instances)
+            plan = (*plan[: index + 1], *plan_again(rest, plan[index + 1 :], deadline - float(clock[0]), SHARE).plan)
+    dollars = dollars + release(held, sum(holding.count for holding in held), clock, NODE)[1]
+    best = max(float(table.accuracy[trial, EPOCHS]) for trial in trials)
+    return Ended(float(clock[0]), float(dollars[0]), best), [deal.instances for deal in plan]
+
+
+def profiled(table: Table, speedup: tuple[tuple[int, float], ...], seed: int) -> Profile:
+    """Return what a few configurations' first epochs tell, as ``unfold profile`` would."""
+    chosen = np.random.default_rng([seed, 8]).permutation(len(table.elapsed))[:PROFILED]
+    each = table.elapsed[chosen, 3] / 3
+    mean, cv = float(each.mean()), float(each.std() / each.mean())
+    return Profile(
+        Spread(mean), speedup, provision=Spread(PROVISION, PROVISION / 2), startup=Spread(STARTUP, 9.0),
+        sync=Spread(SYNC), trial_cv=cv, error_cv=0.1,
+    )  # fmt: skip
+
+
+def read_tables(data: Path) -> Iterator[Table]:
+    """Yield the two tasks; elapsed seconds never fall, and epoch 0 is the start."""
+    with gzip.open(data / "hpo" / "lcbench_surrogate_replay.csv.gz", "rt", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for task in sorted({row["task_id"] for row in rows}):
+        own = [row for row in rows if row["task_id"] == task]
+        pair = [np.array([float(row[key]) for row in own]).reshape(-1, EPOCHS) for key in ("val_accuracy", "elapsed_s")]
+        accuracy, elapsed = (np.pad(values, ((0, 0), (1, 0))) for values in pair)
+        yield Table(task, accuracy, np.maximum.accumulate(elapsed, axis=1))
+
+
+def read_speedup(data: Path) -> tuple[tuple[int, float], ...]:
+    """Return the measured speed-up of ResNet-50 on CIFAR-10 within an instance."""
+    with (data / "scaling" / "speedup_v100.csv").open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if (row["model"], row["dataset"]) == ("resnet50", "cifar10")]
+    return tuple((int(row["gpus"]), float(row["speedup"])) for row in rows if int(row["gpus"]) <= NODE.accelerators)
+
+
+def _makespan(lengths: Sequence[float], places: int) -> float:
+    free = [0.0] * places
+    for seconds in lengths:
+        heapq.heapreplace(free, free[0] + seconds)
+    return max(free)
+
+
+def _sum(rows: Sequence[dict[str, Any]], key: str) -> float:
+    return float(sum(row[key] for row in rows))
+
+
+def _ratio(rows: Sequence[dict[str, Any]], size: int) -> float:
+    own = [row for row in rows if row["asha_instances"] == size]
+    return _sum(own, "usd") / _sum(own, "asha_usd")
+
+
+def _notes() -> dict[str, Any]:
+    return {
+        "notes": [
+            "Surrogate learning curves (YAHPO Gym's model of LCBench), not measured runs; a virtual clock.",
+            "ASHA: Ray Tune's AsyncHyperBandScheduler, one accelerator a trial, 2, 4 or 8 instances throughout.",
+            "The deadline of our plan is the moment at which ASHA ended, the wait for its instances included.",
+            "cost_ratio_asha: dollars of all our runs over dollars of all of ASHA's, reached accuracy or not.",
+            "reached_share: pairs in which our best trial is at least as accurate as ASHA's best.",
+            "promised_share: pairs whose deadline could be promised; else a plan that is nearly the likeliest.",
+            "Speed-up of a trial on several accelerators: ResNet-50's on V100, borrowed; the curves have none.",
+        ]
+    }
