@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from unfold_pipeline.board import Diary, Promise
 from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.live import Tuner, tune
 from unfold_pipeline.orders import TICK
@@ -21,35 +21,35 @@ from unfold_pipeline.sample import draw
 from unfoldkit.serving.service import ASGIApp
 
 MOST_ROWS = 1024
-MOST_ARRIVALS = 1 << 17
 
 
-@dataclass(slots=True)
-class Diary:
-    """The arrivals of the last minutes, in seconds since ``began``: what the rule in charge looks at."""
+def application(
+    name: str,
+    pipeline: Pipeline,
+    runtime: Running,
+    seed: int,
+    tuner: Tuner | None = None,
+    diary: Diary | None = None,
+    given: Promise | None = None,
+) -> ASGIApp:
+    """Return the application; its lifespan starts and ends the replicas, and the rule that changes their number.
 
-    began: float
-    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ARRIVALS))
-
-    def note(self) -> None:
-        """Note that a query arrives now."""
-        self.arrivals.append(clock() - self.began)
-
-
-def application(name: str, pipeline: Pipeline, runtime: Running, seed: int, tuner: Tuner | None = None) -> ASGIApp:
-    """Return the application; its lifespan starts and ends the replicas, and the rule that changes their number."""
+    ``diary`` is told what happens, ``given`` is what it is held against.
+    """
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     rng = np.random.default_rng([seed, 7])
-    diary = Diary(clock())
+    diary = diary or Diary(clock())
+    limit, prices = (given.limit, given.prices) if given else (math.inf, ())
 
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
         await runtime.start()
-        watch = asyncio.create_task(_watch(runtime, tuner, diary))
+        diary.paid_until = clock()
+        watch = asyncio.create_task(_watch(runtime, tuner, diary, prices))
         yield
         watch.cancel()
         await runtime.stop()
@@ -59,7 +59,7 @@ def application(name: str, pipeline: Pipeline, runtime: Running, seed: int, tune
             rows = _rows(json.loads(await request.body()))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             return JSONResponse({"error": f"not an inference request: {error}"}, 400)
-        answers = await asyncio.gather(*(_one(pipeline, runtime, row, rng, diary) for row in rows))
+        answers = await asyncio.gather(*(_one(pipeline, runtime, row, rng, diary, limit) for row in rows))
         if None in answers:
             return JSONResponse({"error": "a stage cannot be served"}, 503)
         return JSONResponse(_answer(name, [item for item in answers if item is not None]))
@@ -86,7 +86,12 @@ def application(name: str, pipeline: Pipeline, runtime: Running, seed: int, tune
 
 
 async def _one(
-    pipeline: Pipeline, runtime: Running, row: np.ndarray[Any, Any], rng: np.random.Generator, diary: Diary
+    pipeline: Pipeline,
+    runtime: Running,
+    row: np.ndarray[Any, Any],
+    rng: np.random.Generator,
+    diary: Diary,
+    limit: float,
 ) -> dict[str, Any] | None:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[dict[str, Any] | None] = loop.create_future()
@@ -97,14 +102,20 @@ async def _one(
 
     way = routes(pipeline, draw(pipeline, np.zeros(1), rng))
     diary.note()
+    began = clock()
     runtime.submit(Query(row, way, 0, finished))
-    return await future
+    answers = await future
+    diary.answered(clock() - began, lost=answers is None, limit=limit)
+    return answers
 
 
-async def _watch(runtime: Running, tuner: Tuner | None, diary: Diary) -> None:
-    while tuner is not None:
+async def _watch(runtime: Running, tuner: Tuner | None, diary: Diary, prices: Sequence[float]) -> None:
+    while True:
         await asyncio.sleep(TICK)
-        tune(runtime, tuner, np.array(diary.arrivals), clock() - diary.began)
+        if prices:
+            diary.pay([stage["replicas"] for stage in runtime.status()], prices)
+        if tuner is not None:
+            tune(runtime, tuner, np.array(diary.arrivals), clock() - diary.began)
 
 
 def _rows(body: Any) -> np.ndarray[Any, Any]:

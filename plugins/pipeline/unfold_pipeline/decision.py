@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfold_pipeline.graph import Choice, Pipeline, Plan
 from unfold_pipeline.judge import Judge
@@ -22,8 +23,7 @@ def decision_of(judge: Judge, plan: Plan, cost: float, tail: float) -> dict[str,
         stage.name: {"hardware": stage.options[c.option].hardware, "batch": c.batch, "replicas": c.replicas}
         for stage, c in zip(judge.pipeline.stages, plan, strict=True)
     }
-    lengths = windows(judge.single(plan))
-    counts = np.max([envelope(item.sample.arrivals, lengths) for item in judge.estimators], axis=0)
+    lengths, counts = planned_envelope(judge, plan)
     return {
         "cost_per_hour": round(cost, 9),
         "p99_ms": round(tail * 1e3, 6),
@@ -31,6 +31,12 @@ def decision_of(judge: Judge, plan: Plan, cost: float, tail: float) -> dict[str,
         "envelope": {"windows_s": [round(float(item), 9) for item in lengths], "queries": [int(c) for c in counts]},
         "sample_sha256": sample_hash(judge),
     }
+
+
+def planned_envelope(judge: Judge, plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return windows in s, and the most queries in any of each length, over the samples that a plan was made for."""
+    lengths = windows(judge.single(plan))
+    return lengths, np.max([envelope(item.sample.arrivals, lengths) for item in judge.estimators], axis=0)
 
 
 def plan_of(decision: Mapping[str, Any], pipeline: Pipeline) -> Plan:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline import live, models, policies, profiles, tables, workload
+from unfold_pipeline import board, live, models, policies, profiles, tables, workload
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.plan import judge_for
@@ -18,7 +18,7 @@ from unfold_pipeline.planner import solve
 from unfold_pipeline.play import constant, play
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
-from unfold_pipeline.runtime import Running, Runtime
+from unfold_pipeline.runtime import Running, Runtime, clock
 from unfold_pipeline.sample import Sample
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Column, Engine, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
@@ -59,8 +59,11 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
         return _replayed(spec, run, ready)
     from unfold_pipeline.app import application
 
-    app = application(spec.name, ready.judge.pipeline, ready.runtime(run.engine), run.seed, _tuner(spec, ready))
-    return Service(spec.name, app, paths=(f"/v2/models/{spec.name}/infer", "/v2/health/ready", "/status"))
+    runtime, tuner = ready.runtime(run.engine), _tuner(spec, ready)
+    diary, given = board.Diary(clock()), board.promise(ready.judge, ready.plan)
+    app = application(spec.name, ready.judge.pipeline, runtime, run.seed, tuner, diary, given)
+    paths = (f"/v2/models/{spec.name}/infer", "/v2/health/ready", "/status")
+    return Service(spec.name, app, paths, watch=board.watch(spec.name, runtime, diary, given))
 
 
 def prepare(spec: PipelineSpec, run: Run) -> Ready:

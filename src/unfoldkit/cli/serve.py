@@ -55,6 +55,7 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
         )
         width = max((len(title) for title, _ in service.lines), default=0)
         told = [f"  {title:<{width}}   {text}" for title, text in service.lines]
-        console.say("\n".join([*told, *(f"  {place}{path}" for path in service.paths)]))
+        page = [f"  {place}/ to watch it"] if service.watch else []
+        console.say("\n".join([*told, *page, *(f"  {place}{path}" for path in service.paths)]))
         run_server(service, bound, token="" if is_loopback(host) and not token else token)
     return ExitCode.YES

@@ -1,0 +1,123 @@
+"""What the live page shows of a running pipeline: attainment, spend, queues, replicas, its traffic against the plan."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline.decision import planned_envelope
+from unfold_pipeline.graph import Plan
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.runtime import Running, clock
+from unfoldkit.arrivals.envelope import envelope
+from unfoldkit.serving.board import Board, Grid, Lines, Spread, Tile, Watch
+from unfoldkit.serving.metrics import SECONDS, Tally
+
+MOST_ARRIVALS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the plan promises: ``limit`` in s for the share ``quantile`` of queries.
+
+    It was made for at most ``queries`` in any window of each of the lengths ``windows``, in s.
+
+    ``prices`` are in $ an hour of one replica of each stage.
+    """
+
+    limit: float
+    quantile: float
+    prices: tuple[float, ...]
+    windows: NDArray[np.float64]
+    queries: NDArray[np.int64]
+
+
+def promise(judge: Judge, plan: Plan) -> Promise:
+    """Return what a plan promises."""
+    windows, queries = planned_envelope(judge, plan)
+    stages = judge.pipeline.stages
+    prices = tuple(stage.options[choice.option].price for stage, choice in zip(stages, plan, strict=True))
+    return Promise(judge.limit, judge.estimators[0].percentile, prices, windows, queries)
+
+
+@dataclass(slots=True)
+class Diary:
+    """What happened since ``began``: the last arrivals in s, answers by status, those in time, and $ spent so far."""
+
+    began: float
+    tally: Tally = field(default_factory=lambda: Tally("pipeline"))
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ARRIVALS))
+    in_time: int = 0
+    spent: float = 0.0
+    paid_until: float = field(default_factory=clock)
+
+    def note(self) -> None:
+        """Note that a query arrives now."""
+        self.arrivals.append(clock() - self.began)
+
+    def answered(self, seconds: float, *, lost: bool, limit: float) -> None:
+        """Note that a query was answered, or could not be."""
+        self.tally.count(503 if lost else 200, seconds)
+        self.in_time += not lost and seconds <= limit
+
+    def pay(self, replicas: Sequence[int], prices: Sequence[float]) -> None:
+        """Pay for the replicas that are there, up to now."""
+        now = clock()
+        self.spent += float(np.dot(replicas, prices)) * (now - self.paid_until) / 3600.0
+        self.paid_until = now
+
+
+def watch(name: str, runtime: Running, diary: Diary, given: Promise) -> Watch:
+    """Return the board of a running pipeline."""
+
+    def board() -> Board:
+        stages = runtime.status()
+        queues = {str(stage["name"]): float(stage["queue"]) for stage in stages}
+        replicas = {str(stage["name"]): float(stage["ready"]) for stage in stages}
+        codes = {
+            str(code): float(number) for code, number in sorted(diary.tally.codes.items()) if number or code == 200
+        }
+        lines = (
+            Lines("answers by status", "/s", codes, counts=True),
+            Lines("items that wait", "items", queues),
+            Lines("replicas that serve", "replicas", replicas),
+        )
+        spread = Spread("time to answer", "s", SECONDS, list(map(float, diary.tally.buckets)), given.limit)
+        return Board(name, "pipeline", _tiles(diary, given, stages), lines, (spread,), (), (_traffic(diary, given),))
+
+    return board
+
+
+def _tiles(diary: Diary, given: Promise, stages: Sequence[dict[str, object]]) -> tuple[Tile, ...]:
+    total = sum(diary.tally.codes.values())
+    share = diary.in_time / total if total else None
+    held = "–" if share is None else f"{share:.2%}"
+    rate = float(np.dot([int(str(stage["replicas"])) for stage in stages], given.prices))
+    wanted = f"within {given.limit * 1e3:,.0f} ms, target {given.quantile:.0%}"
+    return (
+        Tile("attainment", held, wanted, None if share is None else share >= given.quantile),
+        Tile("queries", f"{total:,}"),
+        Tile("lost", f"{diary.tally.codes.get(503, 0):,}", "", diary.tally.codes.get(503, 0) == 0),
+        Tile("spent", f"${diary.spent:,.4f}", f"now ${rate:,.2f} an hour"),
+    )
+
+
+def _traffic(diary: Diary, given: Promise) -> Grid:
+    """Return the most queries in any window of the last minutes beside those that the plan was made for."""
+    arrivals = np.array(diary.arrivals)
+    recent = arrivals[arrivals >= clock() - diary.began - 300.0]
+    seen = envelope(recent, given.windows)
+    rows = tuple(
+        (_span(length), f"{most:,}", f"{now:,}", "above the plan" if now > most else "within")
+        for length, most, now in zip(given.windows.tolist(), given.queries.tolist(), seen.tolist(), strict=True)
+    )
+    columns = ("window", "planned at most", "seen at most", "")
+    return Grid("traffic of the last five minutes against the plan's envelope", columns, rows)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f} ms" if seconds < 1 else f"{seconds:,.3g} s"
