@@ -109,7 +109,7 @@ def test_a_policy_of_one_s_own_needs_leave(tmp_path: Path) -> None:
         ("POLICY", "{gang: {by: jobs}}", 'did you mean "job"'),
         ("POLICY", "{drf: {}, all: [{wfq: {}}]}", "both order the queue"),
         ("POLICY", "{limit: {most: 1}, all: [{limit: {most: 2}}]}", "is written twice"),
-        ("{nodes:", "{ray: auto, nodes:", "together"),
+        ("{nodes:", "{trace: openb, path: x, nodes:", "together"),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, old: str, new: str, told: str) -> None:

@@ -31,22 +31,13 @@ class NodeSpec(Model):
     data: tuple[str, ...] = Field(default=(), description="blocks of data that are on these nodes")
 
 
-class KubernetesSpec(Model):
-    """A Kubernetes cluster."""
-
-    context: str | None = Field(default=None, description="of the kubeconfig; the current one if left out")
-    namespace: str = "default"
-
-
 class ClusterSpec(Model):
-    """The nodes: written here, read from a trace, or a cluster that runs."""
+    """The nodes: written here, or read from a trace."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
     trace: Literal["openb"] | None = Field(default=None, description="nodes of the openb trace (Alibaba, 2023)")
     path: str | None = Field(default=None, description="the trace's file of nodes")
     part: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="only this part of the trace's nodes")
-    ray: Literal["auto"] | str | None = Field(default=None, description="a Ray cluster: auto, or its address")  # noqa: PYI051
-    kubernetes: KubernetesSpec | None = None
 
 
 class TaskSpec(Model):
@@ -127,10 +118,10 @@ class PlacementSpec(Spec):
 
 
 def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
-    given = [key for key in ("nodes", "trace", "ray", "kubernetes") if getattr(cluster, key)]
+    given = [key for key in ("nodes", "trace") if getattr(cluster, key)]
     if len(given) != 1:
         message = f"{' and '.join(given)} together" if given else "no nodes"
-        yield Problem(("cluster",), message, hint="write nodes, or trace with path, or ray, or kubernetes")
+        yield Problem(("cluster",), message, hint="write nodes, or trace with path")
     if cluster.trace and not cluster.path:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
     for index, node in enumerate(cluster.nodes):

@@ -26,13 +26,11 @@ def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
     """Return the nodes of a spec.
 
     Raises:
-        UnfoldError: a file is missing or not what it should be, or the cluster is a live one.
+        UnfoldError: a file is missing or not what it should be.
     """
     if cluster.trace:
         found = list(openb_nodes(run.path(cluster.path or "", key="cluster.path")))
         return found[:: max(1, round(1 / cluster.part))]
-    if not cluster.nodes:
-        raise fail("a plan needs the nodes", key="cluster", hint="write nodes; unfold serve runs on live clusters")
     counts = Counter[str]()
     return [node for item in cluster.nodes for node in _nodes(item, counts)]
 
