@@ -177,7 +177,7 @@ def code_lines(text: str) -> int:
     away: set[int] = set()
     for item in ast.walk(tree):
         doc = isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str)
-        if doc or isinstance(item, (ast.Import, ast.ImportFrom)):
+        if isinstance(item, ast.stmt) and (doc or isinstance(item, (ast.Import, ast.ImportFrom))):
             away.update(range(item.lineno, (item.end_lineno or item.lineno) + 1))
     lines = enumerate(text.splitlines(), 1)
     return sum(1 for number, line in lines if line.strip() and not line.strip().startswith("#") and number not in away)
