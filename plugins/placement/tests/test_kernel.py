@@ -1,0 +1,45 @@
+"""The compiled matcher against plain Python."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugins.placement.tests.cases import Names, starts
+from unfold_placement.facts import ANYWHERE, Ask, Node, Task
+from unfold_placement.reference import replay
+from unfold_placement.simulate import simulate
+
+AMOUNT = st.integers(0, 4)
+NODES = st.lists(st.tuples(AMOUNT, AMOUNT), min_size=1, max_size=4)
+TASKS = st.lists(
+    st.tuples(
+        AMOUNT, AMOUNT, st.integers(1, 9), st.integers(0, 9), st.lists(st.integers(0, 3), max_size=3, unique=True)
+    ),
+    max_size=12,
+)
+PLACES = st.dictionaries(st.tuples(st.integers(0, 2), st.integers(0, 3)), st.integers(0, 3), max_size=8)
+
+
+@given(NODES, TASKS, PLACES, st.integers(0, 3))
+@settings(max_examples=300, deadline=None)
+def test_the_kernel_places_as_plain_python_does(
+    nodes: list[tuple[int, int]],
+    tasks: list[tuple[int, int, int, int, list[int]]],
+    places: dict[tuple[int, int], int],
+    licences: int,
+) -> None:
+    """For any nodes, tasks, names on nodes and names of the cluster, every task starts at the same time and place."""
+    machines = [Node(f"n{i}", {"cpu": cpu * 1000, "gpu": gpu * 1000}) for i, (cpu, gpu) in enumerate(nodes)]
+    work = [
+        Task(f"t{i}", {"cpu": cpu * 1000, "gpu": gpu * 1000}, float(run), float(at))
+        for i, (cpu, gpu, run, at, _) in enumerate(tasks)
+    ]
+    names = {(f"x{name}", f"n{node % len(nodes)}"): amount for (name, node), amount in places.items()}
+    names[("x3", ANYWHERE)] = licences
+    asks = {f"t{i}": [Ask(f"x{name}", 1 + name % 2) for name in wanted] for i, (*_, wanted) in enumerate(tasks)}
+    found = simulate(machines, work, [Names(names, asks)])
+    wanted = replay(machines, work, [asks[task.name] for task in work], names)
+    begun = {name: (at, found.nodes[found.node[row]].name) for row, (name, at) in enumerate(starts(found).items())
+             if found.node[row] >= 0}  # fmt: skip
+    assert begun == wanted

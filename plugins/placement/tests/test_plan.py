@@ -1,0 +1,140 @@
+"""The verb ``plan`` on whole specs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from unfold_placement.facts import BEGAN, STATIC, Ask, Event, Ops, Task
+from unfold_placement.plan import LOG, plan
+from unfold_placement.spec import PlacementSpec
+from unfold_placement.view import View
+from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: placement
+name: p
+cluster: {nodes: [{count: 4, cpu: 16, gpu: 4}]}
+workload:
+  tasks:
+    - {job: a, count: 10, gpu: 1, run: 10 min}
+    - {job: b, count: 10, gpu: 1, run: 10 min}
+policy: POLICY
+"""
+
+
+def answer(folder: Path, policy: str, extra: str = "", **run: Any) -> Report:
+    """Return the plan's report."""
+    spec = validate(PlacementSpec, parse(SPEC.replace("POLICY", policy) + extra, "p.yaml"))
+    return plan(spec, Run(directory=RunDir(folder), engine=LocalEngine(1), **run))
+
+
+def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
+    """Violations, makespan, figures of FIFO beside it, a timeline, and placements that can be read again."""
+    report = answer(tmp_path, "{gang: {by: job}}")
+    assert report.verdict is Verdict.YES
+    assert report.metrics["violations"].value == 0
+    assert report.metrics["makespan_s"].value == 1200
+    assert report.metrics["fifo_violations"].value == 2
+    assert report.metrics["decisions_per_second"].timed
+    assert {series.name: max(series.y) for series in report.figures[0].series} == {"a": 10, "b": 10}
+    rows = (tmp_path / LOG).read_text().splitlines()
+    assert rows[0] == "task,node,arrival_s,start_s,end_s"
+    assert rows[1] == "a-0,node-0,0.000000,0.000000,600.000000"
+    assert len(rows) == 21
+
+
+def test_a_waiting_task_is_explained(tmp_path: Path) -> None:
+    """The report names the missing name, where it is missing, since when, and which policy puts it."""
+    report = answer(tmp_path, "{gang: {by: job}}", "explain: {task: b-3, at: 5 min}\n")
+    rows = {str(row[0]): row[1:] for row in report.tables[1].rows}
+    assert rows["gang-b-"] == ("Gang", "nowhere", "everywhere", 0.0)
+    assert rows["1 gpu"][1:3] == ("node-2, node-3", "node-0, node-1")
+
+
+def test_a_composition_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    """Exit 2 with the smallest case, before anything is replayed."""
+    with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait for ever") as told:
+        answer(tmp_path, "{gang: {}, anti-affinity: {}}")
+    assert told.value.code == 2
+    assert "a-0 lacks gang-a-" in str(told.value)
+
+
+@dataclass
+class Hold:
+    """A policy of a user's own, which asks for nothing and puts nothing."""
+
+    word: str = "x"
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({BEGAN})
+
+    def request(self, task: Task) -> list[Ask]:
+        return []
+
+    def react(self, event: Event, view: View) -> Ops:
+        yield []
+
+
+def test_a_policy_of_one_s_own_needs_leave(tmp_path: Path) -> None:
+    """``module:Class`` runs with --allow-code only; a wrong name, class or option is told in words."""
+    mine = f"{{own: {{policy: '{Hold.__module__}:Hold', options: {{word: y}}}}}}"
+    with pytest.raises(UnfoldError, match="allow-code"):
+        answer(tmp_path, mine)
+    assert answer(tmp_path, mine, allow_code=True).verdict is Verdict.YES
+    for wrong, told in (
+        ("{own: {policy: nothing}}", "no policy"),
+        ("{own: {policy: 'no.such:Class'}}", "cannot load"),
+        ("{own: {policy: 'collections:Counter', options: {}}}", "has no phase"),
+        (mine.replace("word", "ward"), "cannot make"),
+    ):
+        with pytest.raises(UnfoldError, match=told):
+            answer(tmp_path, wrong, allow_code=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("gpu: 4}", "gpus: 4}", "did you mean"),
+        ("{count: 4, cpu: 16, gpu: 4}", "{count: 4}", "without any resource"),
+        ("run: 10 min", "run: 10", "has no unit"),
+        ("gpu: 1, run", "after: [c], gpu: 1, run", "no such job: c"),
+        ("POLICY", "{pack: {fallback: [any later]}}", "not a level and a time"),
+        ("POLICY", "{gang: {by: jobs}}", 'did you mean "job"'),
+        ("POLICY", "{drf: {}, all: [{wfq: {}}]}", "both order the queue"),
+        ("POLICY", "{limit: {most: 1}, all: [{limit: {most: 2}}]}", "is written twice"),
+        ("{nodes:", "{trace: openb, path: x, nodes:", "together"),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, old: str, new: str, told: str) -> None:
+    """What does not fit together is told with its place, before anything is replayed."""
+    text = SPEC.replace(old, new).replace("POLICY", "{gang: {}}")
+    with pytest.raises(UnfoldError, match=told) as error:
+        validate(PlacementSpec, parse(text, "p.yaml"))
+    assert all(item.line for item in error.value.diagnostics)
+
+
+def test_tasks_can_be_read_and_made(tmp_path: Path) -> None:
+    """A CSV file and a workload by chance replay like a written one; a wrong file is told with its line."""
+    file = tmp_path / "w.csv"
+    file.write_text("task,arrival,run,gpu,job,user\nx,0,5,1,j,u\ny,1,5,16,j,v\n")
+    text = SPEC.replace("POLICY", "{drf: {}}").split("workload:")[0]
+    for workload in (
+        f"{{replay: {{trace: csv, path: {file}}}}}",
+        "{made: {random: 50, demands: [{gpu: 1}, {cpu: 2}]}}",
+    ):
+        spec = validate(PlacementSpec, parse(f"{text}workload: {workload}\npolicy: {{drf: {{}}}}\n", "p.yaml"))
+        if "csv" in workload:
+            with pytest.raises(UnfoldError, match="y lacks 16 gpu"):
+                plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+            file.write_text("task,arrival,run,gpu,job,user\nx,0,5,1,j,u\ny,1,5,x,j,v\n")
+            with pytest.raises(UnfoldError, match="line 3"):
+                plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+            continue
+        assert plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1))).verdict is Verdict.YES

@@ -1,0 +1,1 @@
+"""Scheduler policies that applications write themselves, from named resources that come and go on nodes."""

@@ -1,0 +1,82 @@
+"""A bounded check of compositions, before anything is replayed: can each job run, and can two block each other?
+
+Every distinct job is played alone on the empty cluster, with the jobs that it follows or comes after; then pairs of
+jobs that come together, in both orders, one after the other and task by task. Tasks end, so whoever still waits at the
+end waits for ever: the counterexample.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from unfold_placement.explain import Reason, explain, watched
+from unfold_placement.facts import Node, Policy, Task
+from unfold_placement.simulate import outcome, play, prepare
+
+ALONE, PAIRS = 200, 60
+Make = Callable[[], Sequence[Policy]]
+
+
+@dataclass(frozen=True, slots=True)
+class Counterexample:
+    """Jobs that come together on the empty cluster, the tasks of theirs that never run, and why the first does not."""
+
+    jobs: tuple[str, ...]
+    stuck: tuple[str, ...]
+    ran: int
+    reasons: tuple[Reason, ...]
+
+
+def counterexample(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Counterexample | None:
+    """Return the smallest case that is found to block, or nothing."""
+    jobs: dict[str, list[Task]] = {}
+    for task in tasks:
+        jobs.setdefault(task.job, []).append(task)
+    kinds = list({_shape(members): job for job, members in reversed(jobs.items())}.values())[::-1]
+    if not make():
+        kinds = [job for job in kinds if any(_too_big(nodes, task) for task in jobs[job])]
+    for job in kinds[:ALONE]:
+        if found := _play(nodes, jobs, (job,), make):
+            return found
+    pairs = itertools.islice(itertools.permutations(kinds, 2), PAIRS)
+    plays = (_play(nodes, jobs, pair, make, mixed=mixed) for pair in pairs for mixed in (False, True))
+    return next((found for found in plays if found), None)
+
+
+def _too_big(nodes: Sequence[Node], task: Task) -> bool:
+    return not any(all(node.capacity.get(kind, 0) >= need for kind, need in task.demand.items()) for node in nodes)
+
+
+def _play(
+    nodes: Sequence[Node], jobs: dict[str, list[Task]], names: Sequence[str], make: Make, *, mixed: bool = False
+) -> Counterexample | None:
+    wanted = _with_needed(jobs, names)
+    ranked = [(rank if mixed else 0, task) for job in wanted for rank, task in enumerate(jobs[job])]
+    ranked.sort(key=lambda pair: pair[0])
+    tasks = [replace(task, arrival=0.0, deadline=float("inf")) for _, task in ranked]
+    loop = prepare(nodes, tasks, make())
+    history = watched(loop)
+    found = outcome(play(loop))
+    if not found.stuck:
+        return None
+    # of several that wait, one that waits for nothing else's end says most
+    shown = min(found.stuck, key=lambda task: (bool(task.after or task.follows), found.stuck.index(task)))
+    stuck = tuple(task.name for task in found.stuck)
+    return Counterexample(tuple(wanted), stuck, len(tasks) - len(stuck), tuple(explain(loop, shown, history)))
+
+
+def _with_needed(jobs: dict[str, list[Task]], names: Sequence[str]) -> list[str]:
+    found = list(names)
+    for job in found:
+        needed = [name for task in jobs[job] for name in (task.follows, *task.after) if name in jobs]
+        found += [name for name in dict.fromkeys(needed) if name not in found]
+    return found
+
+
+def _shape(members: Sequence[Task]) -> tuple[object, ...]:
+    return tuple(
+        (tuple(sorted(t.demand.items())), t.user, t.role, t.priority, t.follows, t.avoids, t.after, t.data)
+        for t in members
+    )

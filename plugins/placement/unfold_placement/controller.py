@@ -1,0 +1,231 @@
+"""Hands events to policies and carries out what they answer: the same on every backend."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from unfold_placement import arrays, facts, kernel
+from unfold_placement.book import Book
+from unfold_placement.facts import Ask, Drop, Event, Op, Policy, Put, Refuse, Task, Wake
+from unfold_placement.view import View
+
+KINDS = (facts.SUBMITTED, facts.STARTED, facts.ENDED, facts.PREEMPTED, "refused")
+
+
+class Sink(Protocol):
+    """What carries decisions out on a real cluster."""
+
+    def put(self, name: str, node: str, amount: int) -> None:
+        """Make a name be there with this amount."""
+
+    def drop(self, name: str, node: str) -> None:
+        """Make a name be gone."""
+
+    def start(self, task: Task, node: str) -> None:
+        """Start a task that was matched here."""
+
+    def stop(self, task: Task) -> None:
+        """Preempt a task."""
+
+    def refuse(self, task: Task, reason: str) -> None:
+        """Tell that a task never runs."""
+
+
+@dataclass(slots=True)
+class Controller:
+    """The loop of a backend: ``timed`` if the book knows when tasks end, ``matching`` if it decides who starts."""
+
+    book: Book
+    policies: tuple[Policy, ...]
+    view: View
+    sink: Sink | None = None
+    timed: bool = True
+    matching: bool = True
+    cursor: int = 0
+    inbox: deque[Event] = field(default_factory=deque)
+    timers: list[float] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)
+    watched: frozenset[str] = frozenset()
+    begun: bool = False
+
+    @property
+    def due(self) -> float:
+        """When the next timer or lease ends, or infinity."""
+        return min(self.timers[0] if self.timers else math.inf, self.book.soonest)
+
+    @property
+    def mask(self) -> int:
+        """The kinds of events at which the event loop must stop, as bits."""
+        names = self.watched | ({facts.ENDED, facts.PREEMPTED} if self.watched - {facts.BEGAN} else set())
+        names |= {facts.SUBMITTED} if facts.QUIET in self.watched else set()
+        return sum(1 << place for place, kind in enumerate(KINDS) if kind in names)
+
+    def begin(self) -> None:
+        """Tell the policies that it begins."""
+        self.begun = True
+        self.dispatch(Event(facts.BEGAN, self.book.now))
+        self.pump()
+
+    def pump(self) -> None:
+        """Deal with everything that happened, until nothing more can start."""
+        while True:
+            self.collect()
+            told = bool(self.inbox)
+            while self.inbox:
+                self.dispatch(self.inbox.popleft())
+            if told and facts.QUIET in self.watched:
+                self.dispatch(Event(facts.QUIET, self.book.now))
+            if not self.inbox and not self.match():
+                return
+
+    def tick(self) -> None:
+        """Tell of timers that are due, and let leases end."""
+        due = False
+        while self.timers and self.timers[0] <= self.book.now:
+            heapq.heappop(self.timers)
+            due = True
+        for gone in self.book.expire():
+            if self.sink is not None:
+                self.sink.drop(gone.name, gone.node)
+        if due:
+            self.inbox.append(Event(facts.TIMER, self.book.now))
+        self.pump()
+
+    def collect(self) -> None:
+        """Read what the event loop wrote: starts are told at once, the rest waits for its turn."""
+        while self.cursor < self.book.arena.mark[kernel.LOGGED]:
+            a, at = self.book.arena, self.cursor
+            self.cursor += 1
+            task = self.book.tasks[a.log_task[at]]
+            node = self.book.nodes[a.log_node[at]].name if a.log_node[at] >= 0 else facts.ANYWHERE
+            event = Event(KINDS[a.log_kind[at]], float(a.log_time[at]), task, node)
+            if event.kind != facts.STARTED:
+                self.inbox.append(event)
+                continue
+            if self.sink is not None and self.matching:
+                self.sink.start(task, node)
+            if facts.STARTED in self.watched:
+                self._tell(event)
+
+    def dispatch(self, event: Event) -> None:
+        """Tell every policy that watches such events, in the order of phases."""
+        if event.task is not None and event.kind == facts.SUBMITTED:
+            self.view.admit(event.task)
+        if event.task is not None and event.kind in {facts.ENDED, facts.PREEMPTED}:
+            self._release(event.task)
+        self._tell(event)
+
+    def match(self) -> bool:
+        """Start what fits; where starts are watched, one at a time. Return whether anything started."""
+        if not self.matching:
+            return False
+        self._make_room()
+        most = 1 if facts.STARTED in self.watched else 1 << 30
+        started = kernel.settle(self.book.arena, most, self.timed) > 0
+        if started:
+            self.collect()
+        return started
+
+    def apply(self, ops: Iterable[Op], policy: Policy) -> None:
+        """Carry one transaction out, tell later phases of it, and start what can start now."""
+        changed = [self._one(op, policy) for op in ops]
+        if not any(changed):
+            return
+        event = Event(facts.CREATED, self.book.now)
+        for later in self.policies:
+            if later.phase > policy.phase and facts.CREATED in later.watches:
+                self._answer(later, event)
+        while self.match():
+            pass
+
+    def _tell(self, event: Event) -> None:
+        for policy in self.policies:
+            if event.kind in policy.watches:
+                self._answer(policy, event)
+
+    def _answer(self, policy: Policy, event: Event) -> None:
+        for ops in policy.react(event, self.view):
+            self.apply(ops, policy)
+
+    def _one(self, op: Op, policy: Policy) -> bool:
+        if isinstance(op, Put):
+            return self._put(op, policy)
+        if isinstance(op, Drop):
+            return self._drop(op)
+        if isinstance(op, Wake):
+            heapq.heappush(self.timers, op.at)
+        elif isinstance(op, Refuse):
+            self._refuse(op)
+        return False
+
+    def _put(self, op: Put, policy: Policy) -> bool:
+        owner = self.owners.get(op.name)
+        if owner is None:
+            owner = self.owners[op.name] = type(policy).__name__
+        changed = self.book.put(op.name, op.node, op.amount, owner=owner, until=op.until)
+        if changed and self.sink is not None:
+            self.sink.put(op.name, op.node, op.amount)
+        return changed
+
+    def _drop(self, op: Drop) -> bool:
+        if op.node not in self.book.entries.get(op.name, {}):
+            return False
+        holders = self.book.delete(op.name, op.node, force=op.force)
+        if self.sink is not None:
+            self.sink.drop(op.name, op.node)
+        for task in holders:
+            self.preempt(task)
+        return True
+
+    def preempt(self, task: Task) -> None:
+        """Stop a running task and let it wait again."""
+        self._make_room()
+        a, row = self.book.arena, self.book.index[task.name]
+        kernel.finish(a, row, kernel.K_PREEMPTED)
+        kernel.enqueue(a, row)
+        if self.sink is not None:
+            self.sink.stop(task)
+        self.collect()
+
+    def _make_room(self) -> None:
+        mark = self.book.arena.mark
+        wanted = int(mark[kernel.LOGGED] + mark[kernel.HEAPED] + mark[kernel.QUEUED]) + 64
+        self.book.arena = arrays.with_log(self.book.arena, wanted)
+
+    def _refuse(self, op: Refuse) -> None:
+        row = self.book.index[op.task]
+        self.book.arena.state[row] = kernel.REFUSED
+        kernel.note(self.book.arena, kernel.K_REFUSED, row, -1)
+        self.refused[op.task] = op.reason
+        if self.book.arena.fresh[row] != kernel.NEW:
+            # so that the next look at the queue takes it out
+            self.book.arena.fresh[row] = kernel.NEW
+            self.book.arena.mark[kernel.FRESH] += 1
+        if self.sink is not None:
+            self.sink.refuse(self.book.tasks[row], op.reason)
+
+    def _release(self, task: Task) -> None:
+        for name, node in self.book.leases.get(task.name, ()):
+            self.owners.pop(name, None)
+            if self.sink is not None and node in self.book.entries.get(name, {}):
+                self.sink.drop(name, node)
+        self.book.release(task)
+
+
+def controller(book: Book, policies: Sequence[Policy]) -> Controller:
+    """Return the loop for a book, policies ordered by phase (within one, as they are given)."""
+    ordered = tuple(sorted(policies, key=lambda policy: policy.phase))
+    by = next((str(getattr(policy, "gathers", "")) for policy in ordered if getattr(policy, "gathers", "")), "")
+    watched = frozenset(kind for policy in ordered for kind in policy.watches)
+    return Controller(book, ordered, View(book, by), watched=watched)
+
+
+def requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, int]]:
+    """Return the names that a task asks for under some policies, each with the phase of who asks."""
+    return [(ask, policy.phase) for policy in policies for ask in policy.request(task)]

@@ -1,0 +1,19 @@
+"""What this plugin offers. Keep it light: it is imported to list the kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unfoldkit.api import Kind, hookimpl
+
+
+@hookimpl
+def unfold_kinds() -> Iterable[Kind]:
+    """Offer the kind ``placement``."""
+    yield Kind(
+        name="placement",
+        summary="places tasks by policies that the application writes itself",
+        spec="unfold_placement.spec:PlacementSpec",
+        plan="unfold_placement.plan:plan",
+        examples="unfold_placement:examples",
+    )

@@ -1,0 +1,50 @@
+"""Earliest deadline first (Liu and Layland, 1973), with a test at admission."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from unfold_placement.facts import QUEUE, SUBMITTED, Ask, Event, Ops, Refuse, Task
+from unfold_placement.policies.line import EVENTS, Line
+from unfold_placement.view import View
+
+
+@dataclass(slots=True)
+class Edf:
+    """The unit whose deadline is nearest is next; with ``admit`` one that cannot be on time is refused as it comes."""
+
+    admit: bool = True
+    backfill: bool = False
+    line: Line = field(default_factory=lambda: Line("name"))
+    phase: ClassVar[int] = QUEUE
+    watches: ClassVar[frozenset[str]] = EVENTS
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Ask for a turn."""
+        return self.line.request(task)
+
+    def react(self, event: Event, view: View) -> Ops:
+        """Refuse what comes too late, then give turns by deadline."""
+        if self.line.see(event, view):
+            yield from self.line.release(
+                lambda _, unit: (unit[0].deadline, unit[0].arrival), view, backfill=self.backfill
+            )
+        unit = view.unit(event.task) if event.task is not None and event.kind == SUBMITTED else None
+        if unit and self.admit and (late := self.late(view)):
+            self.line.leave(unit[0].name)
+            yield [Refuse(task.name, f"the work due by {late:g} s does not fit before it") for task in unit]
+
+    def late(self, view: View) -> float:
+        """Return the first deadline before which the work due does not fit, or 0 (the processor demand test)."""
+        work = [(t.deadline, t, t.run) for queue in self.line.queues.values() for unit in queue for t in unit]
+        work += [(-math.inf, t, t.run + start - view.now) for t, _, start in view.running()]
+        spent: dict[str, float] = {}
+        for deadline, task, seconds in sorted(work, key=lambda item: item[0]):
+            for kind, amount in task.demand.items():
+                spent[kind] = spent.get(kind, 0.0) + amount * seconds
+                if math.isfinite(deadline) and spent[kind] > view.total(kind) * (deadline - view.now) + 1e-6:
+                    return deadline
+        return 0.0

@@ -1,0 +1,103 @@
+"""What policies that order the queue share: waiting units by user, what each user holds, and release while it fits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.view import Unit, View
+
+EVENTS = frozenset({SUBMITTED, ENDED, PREEMPTED, QUIET})
+
+
+def turn(task: Task) -> str:
+    """Return the name that a task waits for until it is its turn."""
+    return f"turn-{task.name}"
+
+
+def _anybody(_user: str, _unit: Unit) -> bool:
+    return True
+
+
+def _nothing(_user: str, _unit: Unit) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class Line:
+    """Waiting units by ``by``, each queue in the order in which they came; ``used`` is what those released hold."""
+
+    by: str
+    queues: dict[str, deque[Unit]] = field(default_factory=dict)
+    used: dict[str, dict[str, int]] = field(default_factory=dict)
+    out: dict[str, Task] = field(default_factory=dict)
+
+    def request(self, task: Task) -> list[Ask]:
+        """Return the name of the task's turn."""
+        return [Ask(turn(task))]
+
+    def see(self, event: Event, view: View) -> bool:
+        """Take note of an event: a unit that waits as a whole joins its queue. Return whether it is time to release."""
+        task = event.task
+        if task is None:
+            return event.kind == QUIET
+        if event.kind in {ENDED, PREEMPTED} and self.out.pop(task.name, None) is not None:
+            self._count(task, -1)
+        if event.kind in {SUBMITTED, PREEMPTED}:
+            unit = view.unit(task)
+            if unit is not None:
+                self.queues.setdefault(unit[0].key(self.by), deque()).append(unit)
+        return False
+
+    def busy(self) -> list[str]:
+        """Return the users who have something waiting."""
+        return list(self.queues)
+
+    def release(
+        self,
+        order: Callable[[str, Unit], object],
+        view: View,
+        *,
+        backfill: bool = False,
+        may: Callable[[str, Unit], bool] = _anybody,
+        done: Callable[[str, Unit], None] = _nothing,
+    ) -> Ops:
+        """Give the first by ``order`` its turn while it fits; with ``backfill`` others may pass one that does not."""
+        passed: set[str] = set()
+        while busy := [user for user in self.busy() if user not in passed and may(user, self.queues[user][0])]:
+            user = min(busy, key=lambda name: order(name, self.queues[name][0]))  # type: ignore[arg-type, return-value]
+            unit = self.queues[user][0]
+            if view.room(unit, QUEUE) is None:
+                if not backfill:
+                    return
+                passed.add(user)
+                continue
+            self.leave(user)
+            for task in unit:
+                self.out[task.name] = task
+                self._count(task, 1)
+            done(user, unit)
+            yield [Put(turn(task), until=task.name) for task in unit]
+
+    def leave(self, user: str) -> None:
+        """Take the first unit out of a user's queue."""
+        self.queues[user].popleft()
+        if not self.queues[user]:
+            del self.queues[user]
+
+    def share(self, user: str, view: View) -> float:
+        """Return a user's dominant share: the largest part of any resource that it holds (Ghodsi et al., NSDI 2011)."""
+        used = self.used.get(user, {})
+        return max((amount / total for kind, amount in used.items() if (total := view.total(kind))), default=0.0)
+
+    def _count(self, task: Task, sign: int) -> None:
+        used = self.used.setdefault(task.key(self.by), {})
+        for kind, amount in task.demand.items():
+            used[kind] = used.get(kind, 0) + sign * amount
+
+
+def weight(weights: Mapping[str, float], user: str) -> float:
+    """Return a user's weight, 1 where none is written."""
+    return weights.get(user, 1.0)

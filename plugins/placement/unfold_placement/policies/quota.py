@@ -1,0 +1,59 @@
+"""Quota with borrowing and reclaim: what a team does not use others may borrow, until it wants it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from unfold_placement.facts import QUEUE, Ask, Drop, Event, Ops, Task
+from unfold_placement.policies.line import EVENTS, Line, turn
+from unfold_placement.view import Unit, View
+
+
+@dataclass(slots=True)
+class Quota:
+    """``quotas`` is how many of ``resource`` each team is owed; teams within theirs go first, and may take it back."""
+
+    quotas: Mapping[str, float]
+    resource: str = "gpu"
+    by: str = "user"
+    borrow: bool = True
+    reclaim: bool = True
+    line: Line = field(init=False)
+    phase: ClassVar[int] = QUEUE
+    watches: ClassVar[frozenset[str]] = EVENTS
+
+    def __post_init__(self) -> None:
+        self.line = Line(self.by)
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Ask for a turn."""
+        return self.line.request(task)
+
+    def react(self, event: Event, view: View) -> Ops:
+        """Give turns within quota, take back what was lent where one of these does not fit, then lend the rest."""
+        if not self.line.see(event, view):
+            return
+        yield from self.within(view)
+        owed = [user for user in self.line.busy() if self.over(user, self.line.queues[user][0]) <= 0]
+        if owed and self.reclaim:
+            lent = [task for task, _, _ in reversed(view.running()) if self.over(task.key(self.by)) > 0]
+            gone = view.victims(self.line.queues[owed[0]][0], lent)
+            if gone:
+                yield [Drop(turn(task), force=True) for task in gone]
+                yield from self.within(view)
+        if self.borrow and not owed:
+            yield from self.line.release(lambda user, unit: (self.over(user, unit), user), view, backfill=True)
+
+    def within(self, view: View) -> Ops:
+        """Give turns to teams that stay within their quota."""
+        yield from self.line.release(
+            lambda user, _: (self.line.share(user, view), user), view, may=lambda user, unit: self.over(user, unit) <= 0
+        )
+
+    def over(self, user: str, unit: Unit = ()) -> float:
+        """Return how far above its quota a team would be with a unit more."""
+        wanted = sum(task.demand.get(self.resource, 0) for task in unit)
+        held = self.line.used.get(user, {}).get(self.resource, 0)
+        return (held + wanted) / 1000 - self.quotas.get(user, 0.0)

@@ -1,0 +1,40 @@
+"""Load balancing: no node runs more than ``skew`` tasks of a group above the node that runs the fewest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from unfold_placement.facts import ENDED, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.view import View
+
+
+@dataclass(slots=True)
+class Spread:
+    """``soft`` leaves out of the count the nodes on which the task would not fit anyway."""
+
+    by: str = "job"
+    skew: int = 1
+    soft: bool = False
+    running: dict[str, dict[str, Task]] = field(default_factory=dict)
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Ask for a place of the group's."""
+        return [Ask(f"spread-{self.by}-{task.key(self.by)}")]
+
+    def react(self, event: Event, view: View) -> Ops:
+        """Set the places of every node to the fewest that run anywhere, and ``skew`` more."""
+        if event.task is None:
+            return
+        group = self.running.setdefault(event.task.key(self.by), {})
+        if event.kind == STARTED:
+            group[event.task.name] = event.task
+        elif event.kind != SUBMITTED:
+            group.pop(event.task.name, None)
+        counts = view.counts(group.values())
+        among = view.fits(event.task, STATIC) if self.soft else counts
+        most = min((counts[node] for node in among), default=0) + self.skew
+        yield [Put(f"spread-{self.by}-{event.task.key(self.by)}", node, most) for node in counts]

@@ -1,0 +1,144 @@
+"""What a user writes in a spec of kind ``placement``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from unfold_placement.options import PolicySpec
+from unfoldkit.api import Bytes, Duration, Model, Name, Problem, Spec, did_you_mean
+
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Amount = Annotated[float, Field(ge=0, le=1e6)]
+Amounts = Annotated[dict[Name, Amount], Field(max_length=16)]
+
+
+class NodeSpec(Model):
+    """Some nodes that are alike."""
+
+    count: Count = 1
+    name: Name | None = Field(
+        default=None, description="of the nodes, numbered where there are several; node if left out"
+    )
+    cpu: Amount = 0
+    gpu: Amount = 0
+    memory: Bytes = 0
+    resources: Amounts = Field(default_factory=dict, description="further resources, by name")
+    type: str = Field(default="", description="what run times by type refer to")
+    labels: dict[str, str] = Field(default_factory=dict, description="such as rack, which policies look at")
+    data: tuple[str, ...] = Field(default=(), description="blocks of data that are on these nodes")
+
+
+class ClusterSpec(Model):
+    """The nodes: written here, or read from a trace."""
+
+    nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
+    trace: Literal["openb"] | None = Field(default=None, description="nodes of the openb trace (Alibaba, 2023)")
+    path: str | None = Field(default=None, description="the trace's file of nodes")
+    part: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="only this part of the trace's nodes")
+
+
+class TaskSpec(Model):
+    """Some tasks that are alike."""
+
+    job: Name
+    count: Count = 1
+    cpu: Amount = 0
+    gpu: Amount = 0
+    memory: Bytes = 0
+    resources: Amounts = Field(default_factory=dict)
+    run: Duration = Field(description="how long one runs")
+    run_on: dict[str, Duration] = Field(default_factory=dict, description="the same by node type, where it differs")
+    at: Duration = Field(default=0.0, description="when the first comes")
+    every: Duration = Field(default=0.0, description="between two")
+    user: str = Field(default="", description="whose it is; a path such as research/vision for a hierarchy")
+    role: str = Field(default="", description="such as server or worker; tasks of a job may have several")
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    deadline: Duration | None = Field(default=None, description="after its arrival")
+    follows: str = Field(default="", description="a job whose tasks it runs beside (policy affinity)")
+    avoids: str = Field(default="", description="a job whose tasks it keeps clear of (policy avoid)")
+    after: tuple[str, ...] = Field(default=(), description="jobs that must have ended (policy barrier)")
+    data: tuple[str, ...] = Field(default=(), description="blocks that it reads (policy locality)")
+
+
+class TraceSpec(Model):
+    """A recorded workload."""
+
+    trace: Literal["openb", "csv"]
+    path: str
+    faster: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        default=1.0, description="arrivals come this many times as fast"
+    )
+    user: str = Field(default="qos", description="the column of an openb file that names the user")
+    first: Count | None = Field(default=None, description="only so many tasks")
+
+
+class ManySpec(Model):
+    """A workload made by chance: Poisson arrivals, log-normal run times, demands drawn from a list."""
+
+    random: Count = Field(description="how many tasks")
+    rate: Annotated[float, Field(gt=0, le=1e6)] = Field(default=1.0, description="arrivals in a second")
+    run: Duration = Field(default=60.0, description="mean run time")
+    spread: Annotated[float, Field(ge=0, le=5)] = Field(default=1.0, description="of the logarithm of run times")
+    users: Annotated[int, Field(ge=1, le=1000)] = 4
+    demands: Annotated[tuple[Amounts, ...], Field(min_length=1)] = ({"cpu": 1.0},)
+
+
+class WorkloadSpec(Model):
+    """The tasks."""
+
+    tasks: Annotated[tuple[TaskSpec, ...], Field(max_length=10_000)] = ()
+    replay: TraceSpec | None = Field(default=None, description="a recorded workload")
+    made: ManySpec | None = Field(default=None, description="one made by chance")
+
+
+class ExplainSpec(Model):
+    """Which waiting task is explained in the report."""
+
+    task: str
+    at: Duration | None = Field(default=None, description="at this time; half-way through its wait if left out")
+
+
+class PlacementSpec(Spec):
+    """Places tasks by policies that the application writes itself."""
+
+    kind: Literal["placement"]
+    cluster: ClusterSpec
+    workload: WorkloadSpec = WorkloadSpec()
+    policy: PolicySpec = PolicySpec()
+    explain: ExplainSpec | None = None
+
+    def problems(self) -> Iterable[Problem]:
+        """Say what does not fit together."""
+        yield from _cluster_problems(self.cluster)
+        yield from _workload_problems(self.workload)
+        yield from self.policy.problems(("policy",))
+
+
+def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
+    given = [key for key in ("nodes", "trace") if getattr(cluster, key)]
+    if len(given) != 1:
+        message = f"{' and '.join(given)} together" if given else "no nodes"
+        yield Problem(("cluster",), message, hint="write nodes, or trace with path")
+    if cluster.trace and not cluster.path:
+        yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
+    for index, node in enumerate(cluster.nodes):
+        if not (node.cpu or node.gpu or node.memory or node.resources):
+            yield Problem(("cluster", "nodes", index), "a node without any resource", hint="write cpu: 4")
+
+
+def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
+    given = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
+    if len(given) > 1:
+        yield Problem(("workload",), f"{' and '.join(given)} together", hint="one of tasks, replay, made")
+    jobs = {item.job for item in workload.tasks}
+    for index, item in enumerate(workload.tasks):
+        here: tuple[Any, ...] = ("workload", "tasks", index)
+        if item.run <= 0:
+            yield Problem((*here, "run"), "a task takes some time")
+        for key, names in (("follows", (item.follows,)), ("avoids", (item.avoids,)), ("after", item.after)):
+            for name in names:
+                if name and name not in jobs:
+                    yield Problem((*here, key), f"no such job: {name}", hint=did_you_mean(name, jobs))

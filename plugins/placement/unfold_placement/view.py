@@ -1,0 +1,167 @@
+"""What a policy may read: who waits, who runs where, and whether some tasks would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unfold_placement import kernel
+from unfold_placement.book import Book
+from unfold_placement.facts import QUEUE, Node, Task
+
+Unit = tuple[Task, ...]
+"""Tasks that start together: one, or a whole gang."""
+
+
+@dataclass(slots=True)
+class View:
+    """The state of the cluster as policies see it; ``by`` is what gangs are grouped by, or empty."""
+
+    book: Book
+    by: str = ""
+    members: dict[str, list[Task]] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds."""
+        return self.book.now
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node that is up."""
+        up = self.book.arena.up
+        return self.book.nodes if up.all() else tuple(n for n, ok in zip(self.book.nodes, up, strict=True) if ok)
+
+    def total(self, kind: str) -> int:
+        """Return the cluster's capacity of a resource, in thousandths."""
+        if not self.totals:
+            self.totals.update({k: sum(n.capacity.get(k, 0) for n in self.book.nodes) for k in self.book.kinds})
+        return self.totals[kind]
+
+    def admit(self, task: Task) -> None:
+        """Note that a task came, for ``unit``."""
+        if self.by:
+            self.members.setdefault(task.key(self.by), []).append(task)
+
+    def unit(self, task: Task) -> Unit | None:
+        """Return the tasks that must start together with this one; nothing while they do not all wait."""
+        if not self.by:
+            return (task,)
+        found = self.members.get(task.key(self.by), [])
+        complete = len(found) >= task.size and all(self.waits(item) for item in found)
+        return tuple(found) if complete else None
+
+    def waits(self, task: Task) -> bool:
+        """Return whether a task waits."""
+        return bool(self.book.arena.state[self.book.index[task.name]] == kernel.WAITING)
+
+    def waiting(self) -> Iterator[Task]:
+        """Yield the tasks that wait, in the order in which they came."""
+        a = self.book.arena
+        for row in a.queue[: a.mark[kernel.QUEUED]].copy():
+            if a.state[row] == kernel.WAITING:
+                yield self.book.tasks[row]
+
+    def running(self) -> list[tuple[Task, str, float]]:
+        """Return the tasks that run, each with its node and the time of its start, by start."""
+        a, book = self.book.arena, self.book
+        rows = np.flatnonzero(a.state[: len(book.tasks)] == kernel.RUNNING)
+        rows = rows[np.argsort(a.began[rows], kind="stable")]
+        return [(book.tasks[row], book.nodes[a.place[row]].name, float(a.began[row])) for row in rows]
+
+    def room(self, unit: Sequence[Task], phase: int, within: Iterable[str] | None = None) -> list[str] | None:
+        """Return nodes on which the tasks would fit together, or nothing.
+
+        Names count as far as policies of earlier phases than ``phase`` put them; ``within`` limits the nodes.
+        """
+        a, book = self.book.arena, self.book
+        allowed = a.up if within is None else self._mask(within)
+        if len(unit) == 1:
+            row = kernel.first(a, book.index[unit[0].name], phase, allowed)
+            return None if row < 0 else [book.nodes[row].name]
+        rows = np.array([book.index[task.name] for task in unit], np.int32)
+        out = np.empty(len(unit), np.int32)
+        return [book.nodes[row].name for row in out] if kernel.assign(a, rows, phase, allowed, out) else None
+
+    def fits(self, task: Task, phase: int) -> list[str]:
+        """Return every node on which a task would fit."""
+        out = np.empty(len(self.book.nodes), np.uint8)
+        kernel.every(self.book.arena, self.book.index[task.name], phase, out)
+        return [self.book.nodes[row].name for row in np.flatnonzero(out)]
+
+    def ready(self, unit: Unit, phase: int) -> bool:
+        """Return whether the cluster's names that the tasks ask for are there: their turn has come."""
+        a, book = self.book.arena, self.book
+        return all(kernel.wide_fits(a, book.index[task.name], phase) for task in unit)
+
+    def free(self, node: str) -> dict[str, int]:
+        """Return what is free on a node, in thousandths."""
+        row = self.book.arena.free[self.book.place[node]]
+        return dict(zip(self.book.kinds, row.tolist(), strict=True))
+
+    def node(self, name: str) -> Node:
+        """Return a node by name."""
+        return self.book.nodes[self.book.place[name]]
+
+    def placed(self, name: str) -> list[Node]:
+        """Return the nodes on which a name is."""
+        return [self.node(place) for place in self.book.entries.get(name, {}) if place]
+
+    def alike(self, label: str, name: str) -> list[str]:
+        """Return the nodes that have the same label as one of them; any label that no node has is shared by all."""
+        value = self.node(name).labels.get(label)
+        return [node.name for node in self.nodes if node.labels.get(label) == value]
+
+    def counts(self, tasks: Iterable[Task]) -> dict[str, int]:
+        """Return how many of the tasks run on each node that is up."""
+        found = dict.fromkeys((node.name for node in self.nodes), 0)
+        a, book = self.book.arena, self.book
+        for task in tasks:
+            row = book.index[task.name]
+            if a.state[row] == kernel.RUNNING:
+                found[book.nodes[a.place[row]].name] += 1
+        return found
+
+    def free_at(self, node: str, task: Task) -> float:
+        """Return when a task would fit on a node if nothing new started there: by the known ends; or infinity."""
+        a, book = self.book.arena, self.book
+        place, need = book.place[node], a.need[book.index[task.name]]
+        rows = np.flatnonzero((a.state[: len(book.tasks)] == kernel.RUNNING) & (a.place[: len(book.tasks)] == place))
+        rows = rows[np.argsort(a.ends[rows], kind="stable")]
+        free = a.free[place].copy()
+        for row in (-1, *rows):
+            free += a.need[row] if row >= 0 else 0
+            if (need <= free).all():
+                return float(a.ends[row]) if row >= 0 else self.now
+        return np.inf
+
+    def victims(self, unit: Unit, candidates: Sequence[Task]) -> list[Task] | None:
+        """Return the first of the candidates (and what starts together with them) without which ``unit`` would fit."""
+        a, book = self.book.arena, self.book
+        gone: list[Task] = []
+        try:
+            for candidate in candidates:
+                if self.room(unit, QUEUE) is not None:
+                    break
+                for task in self._together(candidate, gone):
+                    row = book.index[task.name]
+                    kernel.give(a, row, a.place[row], QUEUE)
+                    gone.append(task)
+            return gone if self.room(unit, QUEUE) is not None else None
+        finally:
+            for task in reversed(gone):
+                row = book.index[task.name]
+                kernel.take(a, row, a.place[row], QUEUE)
+
+    def _together(self, task: Task, gone: Sequence[Task]) -> list[Task]:
+        mates = self.members.get(task.key(self.by), [task]) if self.by else [task]
+        a, book = self.book.arena, self.book
+        return [mate for mate in mates if mate not in gone and a.state[book.index[mate.name]] == kernel.RUNNING]
+
+    def _mask(self, names: Iterable[str]) -> kernel.Flags:
+        mask = np.zeros(len(self.book.nodes), np.uint8)
+        mask[[self.book.place[name] for name in names]] = 1
+        return mask
