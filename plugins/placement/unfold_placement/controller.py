@@ -198,6 +198,17 @@ class Controller:
         wanted = int(mark[kernel.LOGGED] + mark[kernel.HEAPED] + mark[kernel.QUEUED]) + 64
         self.book.arena = arrays.with_log(self.book.arena, wanted)
 
+    def turn(self, node: str, *, up: bool) -> None:
+        """Let a node go (what runs there is preempted) or come back."""
+        self._make_room()
+        a, row = self.book.arena, self.book.place[node]
+        a.up[row], a.dirty[row], a.mark[kernel.DIRTY] = up, 1, 1
+        lost = [] if up else [task for task, place, _ in self.view.running() if place == node]
+        for task in lost:
+            self.preempt(task)
+        self.inbox.append(Event(facts.JOINED if up else facts.LEFT, self.book.now, node=node))
+        self.pump()
+
     def _refuse(self, op: Refuse) -> None:
         row = self.book.index[op.task]
         self.book.arena.state[row] = kernel.REFUSED

@@ -177,12 +177,7 @@ def assign(a: Arena, tasks: Small, phase: int, allowed: Flags, out: Small) -> bo
     """Find a node for each task so that all fit together, in the order of ``tasks``; nothing is taken."""
     count = 0
     for task in tasks:
-        found = -1
-        if wide_fits(a, task, phase):
-            for node in range(a.free.shape[0]):
-                if allowed[node] == 1 and roomy(a.need, a.free, task, node) and fits(a, task, node, phase):
-                    found = node
-                    break
+        found = first(a, task, phase, allowed)
         if found < 0:
             break
         out[count] = found
