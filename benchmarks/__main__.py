@@ -10,14 +10,20 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.frame import FOLDER, NeedsDataError, measure, names, summary
+from benchmarks.frame import FOLDER, NeedsDataError, NeedsExtraError, measure, names, summary
 
 OUT_OF_TIME = -1000
-OUTCOMES = {0: "measured", 2: "NOT RUN: the shared data is not here", OUT_OF_TIME: "NOT RUN: out of time"}
+NO_EXTRA = 4
+OUTCOMES = {
+    0: "measured",
+    2: "NOT RUN: the shared data is not here",
+    NO_EXTRA: "NOT RUN: an extra is not installed",
+    OUT_OF_TIME: "NOT RUN: out of time",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0, 1 if a benchmark failed, 2 if one was not found or lacks its data."""
+    """Return 0, 1 if a benchmark failed, 2 if one was not found or lacks its data, 4 without its extra."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", nargs="?", help="which; without it, the list is printed")
     parser.add_argument("--all", action="store_true", help="run every one and write benchmarks/results/*.json")
@@ -43,6 +49,9 @@ def run_one(name: str, *, quick: bool, seed: int, write: bool = False) -> int:
     except NeedsDataError as error:
         print(error, file=sys.stderr)
         return 2
+    except NeedsExtraError as error:
+        print(error, file=sys.stderr)
+        return NO_EXTRA
     line = json.dumps(found, ensure_ascii=False, allow_nan=False)
     print(line)
     if write:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import platform
@@ -23,6 +24,20 @@ PACKAGES = ("unfoldkit", "numpy", "scikit-learn", "xgboost")
 
 class NeedsDataError(Exception):
     """The benchmark needs the shared data, which is not here."""
+
+
+class NeedsExtraError(Exception):
+    """The benchmark needs an extra that is not installed."""
+
+
+def need(module: str, extra: str) -> None:
+    """Stop unless ``module`` is installed.
+
+    Raises:
+        NeedsExtraError: it is not; the message names the extra.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise NeedsExtraError(f"{module} is not installed: pip install 'unfoldkit[{extra}]'")
 
 
 def names(folder: Path = FOLDER) -> list[str]:

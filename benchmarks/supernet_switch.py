@@ -1,13 +1,15 @@
 """What it costs to answer by another net: routing to views of shared weights, against loading a model.
 
-Twelve nets (four widths, three depths) in one set of untrained weights, of the shape of the heart-beat family; weights do
-not matter to the time. Every way alternates between nets in one process, on one thread.
+Twelve nets (four widths, three depths) in one set of untrained weights, of the shape of the heart-beat family; weights
+do not matter to the time. Every way alternates between nets in one process, on one thread.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from benchmarks.frame import need
 
 MICRO = 1e6
 
@@ -23,6 +25,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     Returns:
         ``metrics``, ``peers``, ``aims`` and ``notes``.
     """
+    need("torch", "torch")
     import torch
 
     from unfold_supernet.nets import net

@@ -1,7 +1,7 @@
 """A family of nets for heart beats (MIT-BIH) in one set of weights, against the same nets trained alone.
 
-Beats are split at random, so that patients are on both sides: easier than by patient, which is given beside it. Each seed
-has a split of its own. At equal steps family and lone nets see the same batches; a cost is accuracy lost, in points.
+Beats are split at random, so that patients are on both sides: easier than by patient, which is given beside it. Each
+seed has a split of its own. At equal steps family and lone nets see the same batches; a cost is accuracy lost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.frame import FOLDER
+from benchmarks.frame import FOLDER, need
 
 CONFIG = FOLDER.parent / "configs" / "supernet" / "ecg.yaml"
 CONVERGED_EPOCHS = 40
@@ -30,6 +30,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     Returns:
         ``metrics``, ``peers``, ``tables``, ``aims`` and ``notes``.
     """
+    need("torch", "torch")
     epochs = 2 if quick else 20
     rows = [row for one in range(seed, seed + (1 if quick else 3)) for row in _compared(data, one, epochs)]
     by_net = {net: [row for row in rows if row["net"] == net] for net in dict.fromkeys(row["net"] for row in rows)}
@@ -59,7 +60,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     notes = [
         f"Cost at convergence: the middle net alone for {CONVERGED_EPOCHS} epochs against the family's 20, first seed.",
         "compound_time_ratio was not measured: there is no progressive shrinking to compare with.",
-        "front_points: the least of the seeds; each point is surely (95 %, paired) more accurate than the one before it.",
+        "front_points: the least of the seeds; each is surely (95 %, paired) more accurate than the one before it.",
     ]
     return {"metrics": metrics, "tables": {"nets": rows, "inter_patient": patient}, "aims": aims, "notes": notes}
 
@@ -71,7 +72,7 @@ def _compared(data: Path, seed: int, epochs: int) -> Iterator[dict[str, Any]]:
     from unfold_supernet.nets.space import macs
 
     with tempfile.TemporaryDirectory() as folder:
-        spec, beats, run_ = _loaded(data, Path(folder), seed, epochs)
+        spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
         began = time.perf_counter()
         trained = family.train_family(spec, beats, run_)
         seconds = time.perf_counter() - began
@@ -94,7 +95,7 @@ def _converged(data: Path, seed: int, name: str, epochs: int) -> float:
     from unfold_supernet.nets import family
 
     with tempfile.TemporaryDirectory() as folder:
-        spec, beats, run_ = _loaded(data, Path(folder), seed, epochs)
+        spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
         subnet = next(one for one in family.space(spec, beats).subnets if one.name == name)
         return family.trained_alone(spec, beats, run_, subnet).accuracy
 
@@ -104,14 +105,15 @@ def _inter_patient(data: Path, seed: int, epochs: int) -> Iterator[dict[str, Any
     from unfold_supernet.nets import family
 
     with tempfile.TemporaryDirectory() as folder:
-        spec, beats, run_ = _loaded(data, Path(folder), seed, epochs, "inter-patient")
+        spec, beats, run_ = loaded(data, Path(folder), seed, epochs, "inter-patient")
         found = family.qualities(family.train_family(spec, beats, run_).net, beats)
         for name, one in found.items():
             shares = {f"sensitivity_{c}": s for c, s in zip(beats.names, one.sensitivity, strict=True)}
             yield {"net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1, **shares}
 
 
-def _loaded(data: Path, folder: Path, seed: int, epochs: int, split: str = "random") -> Any:
+def loaded(data: Path, folder: Path, seed: int, epochs: int, split: str = "random") -> Any:
+    """Return the spec of the config with its paths and epochs, the beats, and a run in ``folder``."""
     from unfold_supernet.nets.data import load
     from unfold_supernet.spec import SupernetSpec
     from unfoldkit.api import Run, RunDir
@@ -128,4 +130,5 @@ def _loaded(data: Path, folder: Path, seed: int, epochs: int, split: str = "rand
         }
     )
     run_ = Run(directory=RunDir(folder), engine=LocalEngine(1), seed=seed)
+    assert spec.data is not None  # noqa: S101 - the config has data
     return spec, load(spec.data, run_), run_

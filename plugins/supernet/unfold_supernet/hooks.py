@@ -16,5 +16,6 @@ def unfold_kinds() -> Iterable[Kind]:
         spec="unfold_supernet.spec:SupernetSpec",
         train="unfold_supernet.train:train",
         plan="unfold_supernet.plan:plan",
+        serve="unfold_supernet.serve:serve",
         examples="unfold_supernet:examples",
     )

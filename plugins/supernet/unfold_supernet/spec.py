@@ -140,6 +140,18 @@ class TrainingSpec(Model):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
 
 
+class ServingSpec(Model):
+    """Answers with a deadline."""
+
+    slo: Annotated[Duration, Field(gt=0)] = Field(description="an answer that takes longer is late")
+    policy: Literal["slackfit", "fitted"] = Field(
+        default="fitted",
+        description="SuperServe's buckets; or the most accurate net that answers all that wait in time",
+    )
+    attainment: Fraction = Field(default=0.99, description="share of requests that must be in time")
+    guard: dict[str, Fraction] = Field(default={}, description="least sensitivity by class; nets below it never answer")
+
+
 class SupernetSpec(Spec):
     """One set of weights, many models: which one answers, and what switching costs."""
 
@@ -150,6 +162,7 @@ class SupernetSpec(Spec):
     data: DataSpec | None = None
     space: SpaceSpec | None = None
     training: TrainingSpec = TrainingSpec()
+    serving: ServingSpec | None = None
     accelerator: AcceleratorSpec | None = None
     queries: QueriesSpec = QueriesSpec()
 

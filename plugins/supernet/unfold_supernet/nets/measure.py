@@ -18,7 +18,7 @@ from unfold_supernet.nets.front import percentiles
 from unfold_supernet.nets.net import Bound, Supernet, bind
 from unfold_supernet.nets.store import Plain, extract, state_bytes
 
-BATCHES = (1, 8, 32)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CHUNK = 1024
 
 

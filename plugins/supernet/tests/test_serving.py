@@ -1,0 +1,106 @@
+"""Laws of answering under deadlines."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfold_supernet.arrays import Floats
+from unfold_supernet.replay import Entry, against
+from unfold_supernet.serving.play import Played, measure, simulate
+from unfold_supernet.serving.policies import Choice, Rule, Served, cheapest, fitted, fixed, slackfit
+
+NETS = (
+    Served("small", 80.0, ((1, 0.001), (8, 0.003), (32, 0.008))),
+    Served("middle", 85.0, ((1, 0.002), (8, 0.008), (32, 0.024))),
+    Served("large", 90.0, ((1, 0.004), (8, 0.020), (32, 0.064))),
+)
+SLO = 0.03
+
+
+def arrivals(rate: float, count: int, seed: int) -> Floats:
+    """Return Poisson arrivals."""
+    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
+
+
+def all_rules() -> dict[str, Rule]:
+    """Return every rule over the three nets."""
+    return {
+        "slackfit": slackfit(NETS), "fitted": fitted(NETS), "cheapest": cheapest(NETS), "large": fixed(NETS, 2)
+    }  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(all_rules())), st.floats(0, 0.1), st.integers(1, 60))
+def test_what_is_chosen_is_in_time(name: str, slack: float, waiting: int) -> None:
+    """No rule starts a batch that the profile says is late for the first request; none is given up that had time."""
+    choice = all_rules()[name](slack, waiting)
+    if choice is None:
+        limit = NETS[2].takes(1) if name == "large" else NETS[0].takes(1)
+        assert slack < limit
+    else:
+        assert NETS[choice.net].takes(min(choice.batch, waiting)) <= slack * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.004, 0.1), st.integers(1, 32))
+def test_fitted_is_as_accurate_as_can_be(slack: float, waiting: int) -> None:
+    """If some net answers all that wait in time, the most accurate of these is chosen, with all that wait."""
+    good = [at for at, net in enumerate(NETS) if net.takes(waiting) <= slack]
+    if good:
+        assert fitted(NETS)(slack, waiting) == Choice(max(good, key=lambda at: NETS[at].accuracy), waiting)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 100), st.floats(20, 4000), st.sampled_from(sorted(all_rules())))
+def test_every_request_has_one_end(seed: int, rate: float, name: str) -> None:
+    """Each request is answered once or given up, in order; what was given up or is late is no success."""
+    played = simulate(arrivals(rate, 300, seed), SLO, NETS, all_rules()[name])
+    assert not played.in_time[played.net < 0].any()
+    assert played.batches <= 300
+    assert 0 <= played.attainment <= 1
+
+
+def test_calm_times_get_accuracy_and_bursts_get_answers() -> None:
+    """Under little load the largest net answers; under more than it can take, more in time than by it alone."""
+    calm, storm = arrivals(20, 300, 0), arrivals(1500, 3000, 0)
+    for name in ("slackfit", "fitted"):
+        assert simulate(calm, SLO, NETS, all_rules()[name]).attainment == 1.0
+    assert simulate(calm, SLO, NETS, fitted(NETS)).accuracy(NETS) > 89
+    alone = simulate(storm, SLO, NETS, fixed(NETS, 2)).attainment
+    assert simulate(storm, SLO, NETS, fitted(NETS)).attainment > 2 * alone
+
+
+def test_swapping_costs() -> None:
+    """A server that must load a model at each change is never in time more often."""
+    busy = arrivals(700, 2000, 1)
+    free, dear = (simulate(busy, SLO, NETS, fitted(NETS), swap).attainment for swap in (0.0, 0.02))
+    assert dear < free
+
+
+def test_measured_and_simulated_agree() -> None:
+    """Played in real time on a server that takes what the profile says, a calm trace comes out as simulated."""
+    times = arrivals(60, 60, 2)
+
+    def work(at: int, first: int, last: int) -> None:
+        time.sleep(NETS[at].takes(last - first))
+
+    real, model = measure(times, 0.2, fitted(NETS), work), simulate(times, 0.2, NETS, fitted(NETS))
+    assert real.attainment == model.attainment == 1.0
+    assert real.accuracy(NETS) == pytest.approx(model.accuracy(NETS), abs=3)
+
+
+def test_the_comparison_is_with_the_best_rival() -> None:
+    """Points are over the best fixed net that is in time as often; the ratio is over those as accurate."""
+
+    def entry(name: str, share: float, accuracy: float) -> Entry:
+        in_time = np.arange(1000) < share * 1000
+        return Entry(name, Played(np.zeros(1000, int), in_time, 1, 1), accuracy)
+
+    lone = [entry("only a", 1.0, 80.0), entry("only b", 0.5, 86.0), entry("only c", 0.2, 95.0)]
+    assert against(entry("own", 1.0, 85.0), lone) == (pytest.approx(5.0), pytest.approx(2.0))
+    assert against(entry("own", 1.0, 99.0), lone)[1] is None

@@ -1,0 +1,198 @@
+"""``--replay``: a trace answered by the family under deadlines, beside every fixed net and a server that swaps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unfold_supernet.arrays import Floats
+from unfold_supernet.files import FRONT
+from unfold_supernet.serving.play import Played, measure, simulate
+from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, slackfit
+from unfold_supernet.spec import ServingSpec, SupernetSpec
+from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
+from unfoldkit.arrivals import traces
+
+RULES: dict[str, Callable[[Sequence[Served]], Rule]] = {"slackfit": slackfit, "fitted": fitted}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule by name and how the trace went under it."""
+
+    name: str
+    played: Played
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a replay needs: arrivals, nets that keep the guard, seconds to load a model, and how the spec serves."""
+
+    arrivals: Floats
+    nets: tuple[Served, ...]
+    swap: float
+    serving: ServingSpec
+
+
+def stage(spec: SupernetSpec, run: Run) -> Stage:
+    """Return the trace and the nets of a run.
+
+    Raises:
+        UnfoldError: there is nothing to serve, or no net keeps the guard.
+    """
+    if spec.serving is None:
+        raise fail("nothing says what is in time", key="serving", hint='write serving: {slo: "20 ms"}')
+    if not run.directory.has(FRONT):
+        raise fail("this family was not trained yet", file=str(run.directory.path), hint="unfold train SPEC")
+    known = json.loads(run.directory.read(FRONT))
+    nets = tuple(_served(item) for item in known["nets"] if _kept(item, known["classes"], spec.serving))
+    if not nets:
+        raise fail("no net keeps the guard", key="serving.guard", hint="a lower sensitivity, or a larger family")
+    path = Path(str(run.options["replay"]))
+    return Stage(
+        traces.read(path if path.is_file() else run.path(str(path))), nets, known["reload_seconds"], spec.serving
+    )
+
+
+def simulated(spec: SupernetSpec, run: Run) -> Report:
+    """Return the report of a trace in simulated time, from latencies that were measured in training."""
+    what = stage(spec, run)
+    slo = what.serving.slo
+    found = [(name, simulate(what.arrivals, slo, what.nets, rule)) for name, rule in rules(what)]
+    chosen = RULES[what.serving.policy](what.nets)
+    found.append(("swapping models", simulate(what.arrivals, slo, what.nets, chosen, what.swap)))
+    return report(spec, what, "plan", [Entry(name, played, played.accuracy(what.nets)) for name, played in found])
+
+
+def rules(what: Stage) -> list[tuple[str, Rule]]:
+    """Return the rule in charge first, the other adaptive one, then the baselines."""
+    names = [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
+    found = [(name, RULES[name](what.nets)) for name in names]
+    found += [(f"only {net.name}", fixed(what.nets, at)) for at, net in enumerate(what.nets)]
+    return [*found, ("cheapest", cheapest(what.nets))]
+
+
+def measured(spec: SupernetSpec, run: Run) -> Report:
+    """Return the report of a trace in real time, every answer computed by the nets of the run."""
+    import torch
+
+    from unfold_supernet.nets.data import load
+    from unfold_supernet.nets.store import read_family
+
+    assert spec.data is not None  # noqa: S101 - a trained family has data
+    what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run)
+    torch.set_num_threads(1)
+    rows = (
+        data.test[: len(what.arrivals)]
+        if len(data.test) >= len(what.arrivals)
+        else _repeated(data.test, len(what.arrivals))
+    )
+    x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
+    bound = [net.bound[one.name] for one in what.nets]
+
+    def work(at: int, first: int, last: int) -> None:
+        bound[at](x[first:last], extra[first:last]).argmax(1)
+
+    entries = []
+    with torch.inference_mode():
+        for one in range(len(bound)):
+            work(one, 0, min(32, len(rows)))
+        for name, rule in rules(what):
+            played = measure(what.arrivals, what.serving.slo, rule, work)
+            entries.append(Entry(name, played, played.accuracy(what.nets)))
+            run.progress("replay", len(entries), len(what.nets) + 3)
+    return report(spec, what, "serve", entries)
+
+
+def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry]) -> Report:
+    """Return the report of a replay, simulated or measured, in one shape."""
+    own, timed = entries[0], verb == "serve"
+    lone = [entry for entry in entries if entry.name.startswith("only ")]
+    gain, ratio = against(own, lone)
+    target, met = f"≥ {what.serving.attainment:g}", own.played.attainment >= what.serving.attainment
+    metrics = {
+        "attainment": Metric(own.played.attainment, target=target, ok=met, timed=timed),
+        "accuracy_served": Metric(own.accuracy, "%", timed=timed),
+        "accuracy_gain_points": Metric(gain, "points", timed=timed),
+        "attainment_ratio": Metric(ratio, "x", timed=timed),
+    }
+    for entry in entries[1:]:
+        label = entry.name.replace(" ", "_")
+        metrics[f"attainment_{label}"] = Metric(entry.played.attainment, timed=timed)
+        metrics[f"accuracy_served_{label}"] = Metric(entry.accuracy, "%", timed=timed)
+    rate = len(what.arrivals) / float(what.arrivals[-1] - what.arrivals[0])
+    way = "measured" if timed else "simulated"
+    return Report(
+        kind="supernet",
+        verb=verb,
+        name=spec.name,
+        verdict=Verdict.YES if met else Verdict.NO,
+        headline=f"{own.played.attainment:.1%} in time at {own.accuracy:.2f} % accuracy, {way}".replace("%", " %", 1),
+        subtitle=(f"{len(what.arrivals):,} requests", f"{rate:,.0f}/s", f"≤ {what.serving.slo * 1e3:g} ms", own.name),
+        metrics=metrics,
+        tables=(_table(entries, timed=timed),),
+        lines=_lines(gain, ratio),
+        next="" if timed else "unfold serve SPEC --replay TRACE",
+    )
+
+
+def against(own: Entry, lone: Sequence[Entry]) -> tuple[float | None, float | None]:
+    """Return points of accuracy over the best fixed net that is in time as often, and the ratio of attainment.
+
+    The ratio is against the fixed net that is in time most often among those at least as accurate as what was served.
+    """
+    level = own.played.attainment
+    steady = [entry.accuracy for entry in lone if entry.played.attainment >= level - 0.001]
+    good = [entry.played.attainment for entry in lone if entry.accuracy >= own.accuracy]
+    gain = own.accuracy - max(steady) if steady else None
+    return gain, level / max(good) if good and max(good) > 0 else None
+
+
+def _table(entries: Sequence[Entry], *, timed: bool) -> Table:
+    columns = (
+        Column("rule"),
+        Column("in time", "%", 2, timed=timed),
+        Column("accuracy served", "%", 2, timed=timed),
+        Column("given up", "%", 2, timed=timed),
+        Column("mean batch", "", 1, timed=timed),
+        Column("changes of net", timed=timed),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for entry in entries:
+        played = entry.played
+        answered = int((played.net >= 0).sum())
+        lost = 100 - answered / played.net.size * 100
+        batch = answered / max(1, played.batches)
+        rows.append((entry.name, played.attainment * 100, entry.accuracy, lost, batch, int(played.swaps)))
+    return Table("rules", columns, tuple(rows), accent=0)
+
+
+def _lines(gain: float | None, ratio: float | None) -> tuple[tuple[str, str], ...]:
+    more = f"{gain:+.2f} points against the best fixed net" if gain is not None else "no fixed net is in time as often"
+    often = f"{ratio:.2f}x the best fixed net" if ratio is not None else "no fixed net is as accurate"
+    return (("equal attainment", more), ("equal accuracy", often))
+
+
+def _served(item: dict[str, Any]) -> Served:
+    times = sorted((int(batch), seconds) for batch, seconds in item["seconds"].items())
+    # a larger batch that was measured quicker is noise
+    rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
+    return Served(item["name"], item["accuracy"], tuple(rising))
+
+
+def _kept(item: dict[str, Any], classes: Sequence[str], serving: ServingSpec) -> bool:
+    by_class = dict(zip(classes, item["sensitivity"], strict=True))
+    for name in serving.guard:
+        if name not in by_class:
+            raise fail(f"no such class: {name!r}", key="serving.guard", hint=f"one of: {', '.join(classes)}")
+    return all((by_class[name] or 0.0) >= least for name, least in serving.guard.items())
+
+
+def _repeated(rows: Any, count: int) -> Any:
+    import numpy as np
+
+    return np.resize(rows, count)

@@ -1,0 +1,86 @@
+"""A trace of arrivals played through a rule, simulated by latencies or measured on the nets themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_supernet.arrays import Floats
+from unfold_supernet.serving.policies import Rule, Served
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How a trace went: of each request the net that answered (-1: given up) and whether in time; batches, swaps."""
+
+    net: np.ndarray
+    in_time: np.ndarray
+    batches: int
+    swaps: int
+
+    @property
+    def attainment(self) -> float:
+        """Share of the requests that were answered in time."""
+        return float(self.in_time.mean())
+
+    def accuracy(self, nets: Sequence[Served]) -> float:
+        """Return the mean accuracy, in percent, of the nets over the requests that were answered in time."""
+        if not self.in_time.any():
+            return 0.0
+        return float(np.array([net.accuracy for net in nets])[self.net[self.in_time]].mean())
+
+
+def simulate(arrivals: Floats, slo: float, nets: Sequence[Served], rule: Rule, swap: float = 0.0) -> Played:
+    """Play a trace in simulated time, on one server; ``swap`` is what another net than the last one costs in seconds.
+
+    All requests have the same time to live, so that the order of arrival is that of the deadlines.
+    """
+    net, in_time = np.full(arrivals.size, -1), np.zeros(arrivals.size, bool)
+    now, head, batches, swaps, last = 0.0, 0, 0, 0, -1
+    while head < arrivals.size:
+        now = max(now, float(arrivals[head]))
+        waiting = int(np.searchsorted(arrivals, now, "right")) - head
+        choice = rule(float(arrivals[head]) + slo - now, waiting)
+        if choice is None:
+            head += 1
+            continue
+        count = min(choice.batch, waiting)
+        changed = choice.net != last
+        now += nets[choice.net].takes(count) + (swap if changed else 0.0)
+        net[head : head + count] = choice.net
+        in_time[head : head + count] = now <= arrivals[head : head + count] + slo
+        batches, swaps, last = batches + 1, swaps + changed, choice.net
+        head += count
+    return Played(net, in_time, batches, swaps)
+
+
+def measure(arrivals: Floats, slo: float, rule: Rule, work: Callable[[int, int, int], None]) -> Played:
+    """Play a trace in real time, open loop: ``work(net, first, last)`` answers those requests.
+
+    Requests count from when they are due, whether or not the server was listening.
+    """
+    net, in_time = np.full(arrivals.size, -1), np.zeros(arrivals.size, bool)
+    head, batches, swaps, last = 0, 0, 0, -1
+    began = time.perf_counter() - float(arrivals[0]) + 0.01
+    while head < arrivals.size:
+        now = time.perf_counter() - began
+        if now < arrivals[head]:
+            # asleep until just before it is due, then awake: a timer wakes too late
+            time.sleep(max(0.0, float(arrivals[head]) - now - 0.0005))
+            continue
+        waiting = int(np.searchsorted(arrivals, now, "right")) - head
+        choice = rule(float(arrivals[head]) + slo - now, waiting)
+        if choice is None:
+            head += 1
+            continue
+        count = min(choice.batch, waiting)
+        work(choice.net, head, head + count)
+        ended = time.perf_counter() - began
+        net[head : head + count] = choice.net
+        in_time[head : head + count] = ended <= arrivals[head : head + count] + slo
+        batches, swaps, last = batches + 1, swaps + (choice.net != last), choice.net
+        head += count
+    return Played(net, in_time, batches, swaps)

@@ -1,0 +1,100 @@
+"""Rules that say, at each moment, which net answers how many of the requests whose deadlines are nearest.
+
+Requests wait in the order of their deadlines. A rule sees the slack of the first and how many wait.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+BUCKETS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A net as the rules see it: accuracy in percent, seconds by batch size, ascending."""
+
+    name: str
+    accuracy: float
+    seconds: tuple[tuple[int, float], ...]
+
+    def takes(self, count: int) -> float:
+        """Return the seconds of a batch, between measured sizes by a straight line."""
+        sizes, times = zip(*self.seconds, strict=True)
+        return float(np.interp(count, sizes, times))
+
+    @property
+    def most(self) -> int:
+        """The largest batch that was measured."""
+        return self.seconds[-1][0]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A net by its place, and a batch size."""
+
+    net: int
+    batch: int
+
+
+Rule = Callable[[float, int], Choice | None]
+"""From the slack of the first request in seconds and how many wait to a choice; ``None`` gives the first one up."""
+
+
+def slackfit(nets: Sequence[Served], buckets: int = BUCKETS) -> Rule:
+    """Return SuperServe's rule: buckets of equal width over latency, in each the largest batch (tie: most accurate).
+
+    The largest bucket whose edge is within the slack is taken; below the first, nothing is in time.
+    """
+    pairs = [(time, size, at) for at, net in enumerate(nets) for size, time in net.seconds]
+    low, high = min(pair[0] for pair in pairs), max(pair[0] for pair in pairs)
+    edges = np.linspace(low, high, buckets).tolist()
+    table = [
+        max(
+            (pair for pair in pairs if pair[0] <= edge * (1 + 1e-12)),
+            key=lambda pair: (pair[1], nets[pair[2]].accuracy),
+        )
+        for edge in edges
+    ]
+
+    def choose(slack: float, _waiting: int) -> Choice | None:
+        place = bisect_right(edges, slack) - 1
+        return Choice(table[place][2], table[place][1]) if place >= 0 else None
+
+    return choose
+
+
+def fitted(nets: Sequence[Served]) -> Rule:
+    """Return our rule: the most accurate net that answers all that wait within the slack; if none, the quickest net.
+
+    Where even that is late for all, as many as the quickest net answers in time.
+    """
+    order = sorted(range(len(nets)), key=lambda at: nets[at].accuracy, reverse=True)
+    quick = min(range(len(nets)), key=lambda at: nets[at].takes(nets[at].most))
+
+    def choose(slack: float, waiting: int) -> Choice | None:
+        for at in order:
+            if waiting <= nets[at].most and nets[at].takes(waiting) <= slack:
+                return Choice(at, waiting)
+        return _largest(nets, quick, slack, waiting)
+
+    return choose
+
+
+def fixed(nets: Sequence[Served], at: int) -> Rule:
+    """Return one net all the time, with as large a batch as is in time (Clipper with deadlines)."""
+    return lambda slack, waiting: _largest(nets, at, slack, waiting)
+
+
+def cheapest(nets: Sequence[Served]) -> Rule:
+    """Return the cheapest net all the time (INFaaS without a floor of accuracy)."""
+    return fixed(nets, min(range(len(nets)), key=lambda at: nets[at].takes(1)))
+
+
+def _largest(nets: Sequence[Served], at: int, slack: float, waiting: int) -> Choice | None:
+    fits = [size for size, time in nets[at].seconds if time <= slack]
+    return Choice(at, min(waiting, max(fits))) if fits else None
