@@ -150,7 +150,7 @@ def _spec(name: str, limit: float) -> PipelineSpec:
 
 
 def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
-    stages = {stage: {"hardware": "core", "batch": BATCH, "replicas": 1} for stage in spec.stages}
+    stages = {stage: {"hardware": "core", "batch": BATCH, "replicas": 1} for stage in spec.named}
     options = {"replay": str(trace), "plan": {"decision": {"stages": stages}}}
     return Run(run.directory, run.engine, base=run.base, allow_code=True, options=options)
 
@@ -158,7 +158,7 @@ def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
 def _throughputs(name: str, run: Run) -> list[float]:
     """Return the queries a second with which each stage alone is full."""
     found = []
-    for stage, share in zip(_spec(name, 1.0).stages, SHARES[name], strict=True):
+    for stage, share in zip(_spec(name, 1.0).named, SHARES[name], strict=True):
         last = (profiles.stored(stage, run) or [])[-1]
         found.append(last.batch / last.mean / share)
     return found
@@ -166,7 +166,7 @@ def _throughputs(name: str, run: Run) -> list[float]:
 
 def _single(name: str, run: Run) -> float:
     """Return the seconds of one query that never waits, all stages one after the other."""
-    points = [(profiles.stored(stage, run) or [])[0] for stage in _spec(name, 1.0).stages]
+    points = [(profiles.stored(stage, run) or [])[0] for stage in _spec(name, 1.0).named]
     return math.fsum(point.mean + point.wake for point in points)
 
 

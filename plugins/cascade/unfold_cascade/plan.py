@@ -45,9 +45,12 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
         from unfold_cascade.time.verbs import answer
 
         return answer(spec, run, "plan")
+    from unfold_cascade import exits
     from unfold_cascade.story import tell
 
-    return tell(decide(spec, run), run, "plan")
+    found = decide(spec, run)
+    exits.keep(found, run)
+    return tell(found, run, "plan")
 
 
 def decide(spec: CascadeSpec, run: Run) -> Plan:

@@ -13,10 +13,12 @@ def train(spec: CascadeSpec, run: Run) -> Report:
         from unfold_cascade.time.verbs import answer
 
         return answer(spec, run, "train")
+    from unfold_cascade import exits
     from unfold_cascade.pack import keep_probe
     from unfold_cascade.story import tell
 
     found = decide(spec, run)
     if spec.data.source != "recorded":
         keep_probe(spec, run, found.given)
+    exits.keep(found, run)
     return tell(found, run, "train")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_pipeline.spec import PipelineSpec, StageSpec
+from unfold_pipeline.spec import FromRun, PipelineSpec, StageSpec
 from unfoldkit.api import Report, fail
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
@@ -95,19 +95,22 @@ def planned(report: Report) -> list[Planned]:
     """Return the stages of a report's plan.
 
     Raises:
-        UnfoldError: it is of another kind, or there is no plan in it.
+        UnfoldError: it is of another kind, there is no plan in it, or its stages stand in the run of a cascade.
     """
     stages: Mapping[str, Any] = (report.decision or {}).get("stages", {})
     if report.kind != "pipeline" or not stages or "spec" not in report.provenance:
         raise fail("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
     spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
-    return [_planned(name, spec, stages[name]) for name in spec.stages]
+    if isinstance(spec.stages, FromRun):
+        hint = f"unfold serve {spec.stages.run} serves the cascade"
+        raise fail("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
+    return [_planned(name, spec, stages[name]) for name in spec.named]
 
 
 def _planned(name: str, spec: PipelineSpec, chosen: Mapping[str, Any]) -> Planned:
     hardware = spec.hardware[chosen["hardware"]]
     instance = "" if hardware.price is not None else hardware.instance or chosen["hardware"]
-    return Planned(name, spec.stages[name], chosen["hardware"], instance, chosen["batch"], chosen["replicas"])
+    return Planned(name, spec.named[name], chosen["hardware"], instance, chosen["batch"], chosen["replicas"])
 
 
 def _source(item: Planned) -> dict[str, Any]:

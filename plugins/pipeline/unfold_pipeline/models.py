@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +17,29 @@ from unfoldkit.api import Run, fail, fingerprint
 
 Rows = NDArray[np.float32]
 Predict = Callable[[Rows], NDArray[Any]]
+TRUSTED = (
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+)
+"""Types of scikit-learn that hold numbers only, beside those that skops trusts by itself."""
 MEASURED = 2  # how profiles are measured; a profile of another way is measured again
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a replica finds its model: a file, or ``code`` as ``module:function`` with the folder to import from."""
+    """Where a replica finds its model: a file, or ``code`` as ``module:function`` with the folder to import from.
+
+    ``columns`` are the numbers of a query that it reads; all if there are none.
+    """
 
     path: str = ""
     code: str = ""
     folder: str = ""
+    columns: tuple[int, ...] = ()
 
 
 def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
@@ -38,20 +52,20 @@ def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
         if not run.allow_code:
             hint = "--allow-code lets it run; only for specs that you trust"
             raise fail(f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint)
-        return Source(code=model.code, folder=str(run.base.absolute()))
+        return Source(code=model.code, folder=str(run.base.absolute()), columns=model.columns or ())
     if model.file is not None:
         path = run.path(model.file, key=f"stages.{stage}.model.file")
         if path.suffix not in (".ubj", ".json", ".skops", ".onnx"):
             hint = "one of: .ubj, .json (XGBoost), .skops (scikit-learn), .onnx"
             raise fail(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
-        return Source(path=str(path.absolute()))
-    return Source(path=str(_fitted(stage, model, run)))
+        return Source(path=str(path.absolute()), columns=model.columns or ())
+    return Source(path=str(_fitted(stage, model, run)), columns=model.columns or ())
 
 
 def identity(source: Source, model: ModelSpec) -> str:
     """Return a fingerprint of a model: of its file's bytes, or of the name of its code."""
     body = Path(source.path).read_bytes() if source.path else source.code.encode()
-    return fingerprint(MEASURED, model.model_dump(mode="json"), body.hex() if len(body) < 1 << 24 else len(body))
+    return fingerprint(MEASURED, model.model_dump(mode="json", exclude_none=True), hashlib.sha256(body).hexdigest())
 
 
 def load(source: Source) -> Predict:
@@ -60,6 +74,11 @@ def load(source: Source) -> Predict:
     Raises:
         UnfoldError: the file is damaged, or the code is not there.
     """
+    whole, columns = _whole(source), list(source.columns)
+    return (lambda rows: whole(rows[:, columns])) if columns else whole
+
+
+def _whole(source: Source) -> Predict:
     if source.code:
         return _function(source)
     try:
@@ -68,11 +87,28 @@ def load(source: Source) -> Predict:
         raise fail(f"cannot load the model: {error}", file=source.path) from error
 
 
-def rows_for(model: ModelSpec, width: int | None) -> Rows:
-    """Return rows to profile with: those of the data set, or numbers drawn between 0 and 1."""
+def rows_for(model: ModelSpec, width: int | None, run: Run) -> Rows:
+    """Return rows to profile with: those that the spec names, of the data set, or numbers drawn between 0 and 1.
+
+    Raises:
+        UnfoldError: the file that the spec names is not there, or holds no queries.
+    """
+    if model.rows is not None:
+        return _named_rows(run.path(model.rows, key="stages"))
     if model.features is None and width in (None, 64):
         return _digits()[0]
     return np.random.default_rng(0).random((512, model.features or width or 1)).astype(np.float32)
+
+
+def _named_rows(path: Path) -> Rows:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            rows: Rows = stored["x"].astype(np.float32)
+    except (ValueError, KeyError, OSError) as error:
+        raise fail(f"holds no queries: {error}", file=str(path), hint="an NPZ file with an array x") from error
+    if rows.ndim != 2 or not rows.size:
+        raise fail(f"an array x of shape {rows.shape} is not rows of queries", file=str(path))
+    return rows
 
 
 def width_of(source: Source) -> int | None:
@@ -120,7 +156,8 @@ def _skops(path: str) -> Predict:
 def _skops_object(path: str) -> Any:
     import skops.io
 
-    return skops.io.load(path, trusted=[])
+    known = [name for name in skops.io.get_untrusted_types(file=path) if name in TRUSTED]
+    return skops.io.load(path, trusted=known)
 
 
 def _onnx(path: str) -> Predict:

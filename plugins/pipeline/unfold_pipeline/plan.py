@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from unfold_pipeline import infeasible, insight, tables, workload
+from unfold_pipeline.cascades import inputs, resolved, told
 from unfold_pipeline.decision import decision_of, recheck, sample_hash
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.planner import Baseline, Outcome, baselines, frontier, judge_of, solve
@@ -20,6 +21,7 @@ from unfoldkit.api import Metric, Report, Run, Verdict
 def plan(spec: PipelineSpec, run: Run) -> Report:
     """Return the report of the cheapest plan; with a replay, of a trace under the plan and its tuner."""
     began = run.clock()
+    given, spec = spec, resolved(spec, run)
     judge = judge_for(spec, run)
     if run.options.get("replay"):
         return _replayed(spec, judge, run)
@@ -30,7 +32,15 @@ def plan(spec: PipelineSpec, run: Run) -> Report:
     seconds = run.clock() - began
     report = _no(spec, judge) if outcome is None else _yes(spec, run, outcome)
     timed = Metric(seconds, "s", timed=True)
-    return replace(report, metrics={**report.metrics, "planning_seconds": timed})
+    report = replace(report, metrics={**report.metrics, "planning_seconds": timed})
+    return report if given is spec else _with_source(report, given, spec, run)
+
+
+def _with_source(report: Report, given: PipelineSpec, spec: PipelineSpec, run: Run) -> Report:
+    """Return a report that says from which run its stages are."""
+    known = {**report.provenance.get("inputs", {}), **inputs(given, run)}
+    lines = (*report.lines, *told(given, spec, run))
+    return replace(report, lines=lines, provenance={**report.provenance, "inputs": known})
 
 
 def judge_for(spec: PipelineSpec, run: Run) -> Judge:
@@ -56,7 +66,7 @@ def subtitle(spec: PipelineSpec, judge: Judge) -> tuple[str, ...]:
     burst = f"cv {gaps.std() / gaps.mean():.2g}" if gaps.size > 1 else "one query"
     count = sum(estimator.sample.size for estimator in judge.estimators)
     many = f"{len(traffic(spec))} samples" if len(traffic(spec)) > 1 else f"{sample.rate:.3g}/s"
-    stages = f"{len(spec.stages)} stage{'s' if len(spec.stages) > 1 else ''}"
+    stages = f"{len(spec.named)} stage{'s' if len(spec.named) > 1 else ''}"
     return stages, f"{count:,} queries", many, burst, f"p99 ≤ {tables.milliseconds(spec.slo.p99)}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_pipeline import models, profiles
+from unfold_pipeline.cascades import resolved
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Runtime
@@ -43,7 +44,8 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
     Raises:
         UnfoldError: no stage has a model, or one cannot be loaded.
     """
-    jobs = [_job(name, spec.stages[name], run) for name in order(spec.stages) if spec.stages[name].model]
+    spec = resolved(spec, run, fresh=False)
+    jobs = [_job(name, spec.named[name], run) for name in order(spec.named) if spec.named[name].model]
     if not jobs:
         raise fail("no stage has a model to measure", key="stages", hint="model: {file: model.onnx}")
     fresh = 0
@@ -116,7 +118,7 @@ def _job(name: str, stage: StageSpec, run: Run) -> Job:
     if stage.model is None:
         raise fail("has no model", key=f"stages.{name}")
     source = models.source_of(name, stage.model, run)
-    rows = models.rows_for(stage.model, models.width_of(source))
+    rows = models.rows_for(stage.model, models.width_of(source), run)
     batches = batches_up_to(stage.max_batch or LARGEST)
     return Job(name, source, rows, batches, models.identity(source, stage.model))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline import board, live, models, policies, profiles, tables, workload
+from unfold_pipeline.cascades import resolved
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.plan import judge_for
@@ -20,7 +21,7 @@ from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
 from unfold_pipeline.runtime import Running, Runtime, clock
 from unfold_pipeline.sample import Sample
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.spec import FromRun, PipelineSpec
 from unfoldkit.api import Column, Engine, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
 from unfoldkit.engines.ray import RayEngine
 
@@ -54,6 +55,9 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     Raises:
         UnfoldError: a stage has no model, or nothing meets the target.
     """
+    if isinstance(spec.stages, FromRun) and not run.options.get("replay"):
+        message = "a cascade's queries go where its gates say; here they would go where chance says"
+        raise fail(message, key="stages.from", hint=f"unfold serve {spec.stages.run}, or --replay TRACE to measure")
     ready = prepare(spec, run)
     if run.options.get("replay"):
         return _replayed(spec, run, ready)
@@ -68,6 +72,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
 
 def prepare(spec: PipelineSpec, run: Run) -> Ready:
     """Return the plan of the file that was named, or a new one, with the models of its stages."""
+    spec = resolved(spec, run)
     judge = judge_for(spec, run)
     chosen = saved_plan(judge, run)
     if chosen is None:
@@ -78,11 +83,11 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
     sources = []
     rows: models.Rows | None = None
     for stage in judge.pipeline.stages:
-        model = spec.stages[stage.name].model
+        model = spec.named[stage.name].model
         if model is None:
             raise fail("has no model to serve", key=f"stages.{stage.name}", hint="model: {file: model.onnx}")
         sources.append(models.source_of(stage.name, model, run))
-        rows = models.rows_for(model, models.width_of(sources[-1])) if rows is None else rows
+        rows = models.rows_for(model, models.width_of(sources[-1]), run) if rows is None else rows
     if rows is None:
         raise fail("no stage to serve", key="stages")
     return Ready(judge, chosen, tuple(sources), rows)
@@ -103,7 +108,7 @@ def _unevenness(stage: str, index: int, run: Run) -> Times:
 
 
 def _replayed(spec: PipelineSpec, run: Run, ready: Ready) -> Report:
-    sample = live_sample(spec, ready.judge.pipeline, Path(str(run.options["replay"])), run)
+    sample = live_sample(resolved(spec, run), ready.judge.pipeline, Path(str(run.options["replay"])), run)
     tuner = _tuner(spec, ready)
     measured = asyncio.run(_driven(ready, sample, tuner, run))
     return _report(spec, run, ready, sample, measured, estimate(ready, sample, run))

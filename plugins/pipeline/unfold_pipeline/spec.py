@@ -58,6 +58,10 @@ class ModelSpec(Model):
     )
     dataset: Literal["digits"] = Field(default="digits", description="for the estimator")
     features: Annotated[int, Field(ge=1)] | None = Field(default=None, description="numbers in a query, for code")
+    columns: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        default=None, description="which numbers of a query it reads, from 0; by default all"
+    )
+    rows: str | None = Field(default=None, description="an NPZ file whose array x holds queries to profile with")
 
 
 class StageSpec(Model):
@@ -73,6 +77,13 @@ class StageSpec(Model):
     model: ModelSpec | None = Field(default=None, description="what runs here, to profile and to serve")
     wait: Duration = Field(default=0.0, description="how long a batch that is not full may be held back")
     max_batch: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the largest batch to plan with")
+
+
+class FromRun(Model):
+    """The stages are the models of a cascade, as a run of it says; its exits are the routes."""
+
+    run: Annotated[str, Field(min_length=1)] = Field(alias="from", description="the folder that unfold train left")
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="the largest batch of any stage")
 
 
 class SearchSpec(Model):
@@ -108,20 +119,29 @@ class PipelineSpec(Spec):
         description="traffic to plan for; a list plans for each of them"
     )
     hardware: dict[str, Hardware] = Field(min_length=1, description="what can be bought")
-    stages: dict[str, StageSpec] = Field(min_length=1, description="the models, in any order")
+    stages: Annotated[dict[str, StageSpec], Field(min_length=1)] | FromRun = Field(
+        description="the models, in any order, or the run of a cascade"
+    )
     region: str = Field(default="us-east-1", description="of the catalog's prices")
     visits: str | None = Field(default=None, description="a CSV: for each query, how often it goes to each stage")
     machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
     search: SearchSpec = SearchSpec()
     tuner: TunerSpec = TunerSpec()
 
+    @property
+    def named(self) -> Mapping[str, StageSpec]:
+        """The stages that are written out; none while they stand in a run."""
+        return {} if isinstance(self.stages, FromRun) else self.stages
+
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
         for place, item in _traffic(self.arrivals):
             yield from _arrivals_problems(place, item)
-        for name, stage in self.stages.items():
+        for name, stage in self.named.items():
             yield from _stage_problems(name, stage, self)
-        yield from _cycles(self.stages)
+        yield from _cycles(self.named)
+        if isinstance(self.stages, FromRun) and self.visits is not None:
+            yield Problem(("visits",), "the routes are those of the cascade's run", hint="leave it out")
         for kind, hardware in self.hardware.items():
             yield from _hardware_problems(kind, hardware)
         if self.machine is not None and self.machine not in self.hardware:
@@ -177,10 +197,8 @@ def _hardware_problems(name: str, item: Hardware) -> Iterable[Problem]:
 def _stage_problems(name: str, stage: StageSpec, spec: PipelineSpec) -> Iterable[Problem]:
     here = ("stages", name)
     for parent in stage.after:
-        if parent not in spec.stages:
-            yield Problem(
-                (*here, "after", parent), "no such stage", hint=did_you_mean(parent, spec.stages), at_key=True
-            )
+        if parent not in spec.named:
+            yield Problem((*here, "after", parent), "no such stage", hint=did_you_mean(parent, spec.named), at_key=True)
     if stage.after and stage.share != 1:
         yield Problem((*here, "share"), "only a stage without after has a share", hint="write it under after")
     if stage.after and not any(stage.after.values()):

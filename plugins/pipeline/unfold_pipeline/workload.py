@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from unfold_pipeline import graph, perf_analyzer
 from unfold_pipeline.planner import Effort
 from unfold_pipeline.prices import prices
-from unfold_pipeline.profiles import latency_of, wake_of
+from unfold_pipeline.profiles import latency_of, stored, wake_of
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.spec import (
     LENGTH,
@@ -34,10 +34,10 @@ Times = NDArray[np.float64]
 
 def pipeline(spec: PipelineSpec, run: Run) -> graph.Pipeline:
     """Return the pipeline; warns of latencies that fall with the batch."""
-    names = order(spec.stages)
+    names = order(spec.named)
     places = {name: index for index, name in enumerate(names)}
     paid = {name: item.price for name, item in prices(spec, run).items()}
-    stages = tuple(_stage(name, spec.stages[name], places, spec, paid, run) for name in names)
+    stages = tuple(_stage(name, spec.named[name], places, spec, paid, run) for name in names)
     quotas = tuple((name, item.quota) for name, item in spec.hardware.items() if item.quota is not None)
     return graph.Pipeline(stages, quotas)
 
@@ -126,7 +126,9 @@ def _stage(
     run: Run,
 ) -> graph.Stage:
     parents = tuple(graph.Edge(places[parent], share) for parent, share in stage.after.items() if share > 0)
-    measured = {machine(spec): latency_of(name, stage.model, run)} if stage.model is not None else {}
+    here = machine(spec)
+    known = stored(name, run) is not None or here not in stage.latency
+    measured = {here: latency_of(name, stage.model, run)} if stage.model is not None and known else {}
     read = {
         hardware: perf_analyzer.latency_of(files, f"stages.{name}.perf_analyzer.{hardware}", run)
         for hardware, files in stage.perf_analyzer.items()

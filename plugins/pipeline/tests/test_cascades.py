@@ -1,0 +1,265 @@
+"""A cascade's run as stages: the same routes, models held against their hashes, and clear words where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import models, workload
+from unfold_pipeline.cascades import ROUTES_FILE, resolved
+from unfold_pipeline.exports import ray_serve
+from unfold_pipeline.plan import plan
+from unfold_pipeline.profile import profile
+from unfold_pipeline.serve import serve
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Run, RunDir, UnfoldError, Verdict, dump
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: pipeline
+name: stages-of-a-run
+slo: {p99: 500 ms}
+arrivals: {process: poisson, rate: 50/s, duration: 40 s}
+hardware: {core: {price: $0.05/h}}
+stages: {from: cascade, max_batch: 2}
+"""
+WAYS = (([0], 60), ([0, 1], 20), ([0, 2], 10), ([0, 1, 2], 10))
+AFTER: tuple[dict[str, float], ...] = ({}, {"quick": 0.3}, {"quick": 0.1, "slow": 1 / 3})
+NAMES = ("quick", "slow", "last")
+EXITS = "unfold_cascade.exits/1"
+
+
+def spec_of(text: str = SPEC) -> PipelineSpec:
+    """The spec of a text, as the command reads it."""
+    return validate(PipelineSpec, parse(text, "mine.yaml"))
+
+
+def model_of(seed: int) -> bytes:
+    """A stored model that reads two numbers."""
+    import skops.io
+    from sklearn.linear_model import LogisticRegression
+
+    rows = np.random.default_rng(seed).random((40, 2))
+    return bytes(skops.io.dumps(LogisticRegression().fit(rows, rows[:, 0] > rows[:, 1])))
+
+
+def exits_of(**changes: Any) -> dict[str, Any]:
+    """What a cascade of three models tells of itself."""
+    told = [
+        {
+            "name": name,
+            "file": f"models/{name}.skops",
+            "columns": [0, 2],
+            "latency_us": 1e3 * (place + 1),
+            "after": after,
+        }
+        for place, (name, after) in enumerate(zip(NAMES, AFTER, strict=True))
+    ]
+    ways = [{"models": way, "cases": count} for way, count in WAYS]
+    facts = {"schema": EXITS, "spec_sha256": "abc", "cases": 100, "columns": 3, "rows_per_call": 256, "probe": None}
+    return {**facts, "models": told, "ways": ways, "unasked": ["never"], **changes}
+
+
+def cascade(folder: Path, kind: str = "cascade", source: str = "sklearn", **changes: Any) -> RunDir:
+    """The run of a cascade, as it stands in files."""
+    directory = RunDir(folder / "cascade")
+    facts = {"schema": "unfoldkit.plan/1", "kind": kind, "spec_sha256": "abc", "spec": {"data": {"source": source}}}
+    directory.write("plan.yaml", json.dumps(facts).encode())
+    directory.write("exits.json", json.dumps(exits_of(**changes)).encode())
+    for seed, name in enumerate(NAMES):
+        directory.write(f"models/{name}.skops", model_of(seed))
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+
+
+def test_queries_take_the_ways_of_the_cases(tmp_path: Path, run: Run) -> None:
+    """As many queries take each way as cases did, none another way, and each edge has the share of the run."""
+    cascade(tmp_path)
+    spec = resolved(spec_of(), run)
+    built = workload.pipeline(spec, run)
+    sample = replace(workload.samples(spec, built, run)[0])
+    seen: list[list[int]] = [[] for _ in range(sample.size)]
+    for stage, visits in enumerate(sample.visits):
+        for owner in visits.owner.tolist():
+            seen[owner].append(stage)
+    counts = Counter(tuple(way) for way in seen[: sample.size // 100 * 100])
+    assert counts == {tuple(way): count * (sample.size // 100) for way, count in WAYS}
+    assert [stage.name for stage in built.stages] == list(NAMES)
+    assert {edge.parent: edge.share for edge in built.stages[2].parents} == {0: 0.1, 1: pytest.approx(1 / 3)}
+
+
+def test_the_plan_says_where_it_is_from(tmp_path: Path, run: Run) -> None:
+    """Without a profile a model takes the time a row that the cascade measured, and the report says so."""
+    directory = cascade(tmp_path)
+    report = plan(spec_of(), run)
+    assert report.verdict is Verdict.YES
+    lines = dict(report.lines)
+    assert "100 cases" in lines["routes"]
+    assert "256 rows a call" in lines["latency"]
+    assert "never" in lines["left out"]
+    assert report.provenance["inputs"]["exits_sha256"] == directory.files()["exits.json"]["sha256"]
+    options = workload.pipeline(resolved(spec_of(), run), run).stages[1].options
+    assert options[0].latency.tolist() == pytest.approx([0, 2e-3, 4e-3])
+
+
+def test_models_are_measured_and_again_when_trained_again(tmp_path: Path, run: Run) -> None:
+    """A profile measures the models of the run, and does not count once the run holds another model."""
+    directory = cascade(tmp_path, models=exits_of()["models"][:1], ways=[{"models": [0], "cases": 100}])
+    assert set(profile(spec_of(), run).metrics) == {"quick_ms"}
+    assert "latency" not in dict(plan(spec_of(), run).lines)
+    directory.write("models/quick.skops", model_of(9))
+    with pytest.raises(UnfoldError, match=r"stages.quick: .*trained since .*unfold profile SPEC"):
+        plan(spec_of(), run)
+    profile(spec_of(), run)
+    assert plan(spec_of(), run).verdict is Verdict.YES
+
+
+def test_a_model_reads_its_own_columns(tmp_path: Path, run: Run) -> None:
+    """A model of a run answers whole queries as the stored one answers the columns that it was fitted on."""
+    cascade(tmp_path)
+    model = resolved(spec_of(), run).named["slow"].model
+    assert model is not None
+    rows = models.rows_for(model, None, run)
+    assert rows.shape[1] == 3
+    whole = models.load(models.source_of("slow", model, run))
+    alone = models.load(models.Source(str(tmp_path / "cascade" / "models" / "slow.skops")))
+    assert np.array_equal(whole(rows), alone(rows[:, [0, 2]]))
+
+
+def test_a_model_that_may_not_be_loaded_keeps_its_measured_time(tmp_path: Path, run: Run) -> None:
+    """A model without a file is planned with the time of the run, and cannot be served."""
+    told = exits_of()["models"]
+    told[1]["file"] = None
+    cascade(tmp_path, models=told)
+    assert plan(spec_of(), run).verdict is Verdict.YES
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s\n0\n1\n")
+    with pytest.raises(UnfoldError, match=r"stages.slow: has no model to serve"):
+        serve(spec_of(), replace(run, options={"replay": str(trace)}))
+
+
+def remove_exits(directory: RunDir) -> None:
+    """Make the run one that tells nothing of its exits."""
+    manifest = json.loads((directory.path / "manifest.json").read_text())
+    del manifest["files"]["exits.json"]
+    (directory.path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def over_time(folder: Path) -> None:
+    """The run of a cascade over time."""
+    remove_exits(cascade(folder, source="physionet-2019"))
+
+
+def recorded(folder: Path) -> None:
+    """The run of a cascade of recorded predictions."""
+    remove_exits(cascade(folder, source="recorded"))
+
+
+def changed(folder: Path) -> None:
+    """A run of which a model was changed."""
+    (cascade(folder).path / "models" / "last.skops").write_bytes(b"other")
+
+
+def changed_exits(folder: Path) -> None:
+    """A run of which the exits were changed."""
+    (cascade(folder).path / "exits.json").write_bytes(b"{}")
+
+
+WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda _folder: None, "stages.from: no such file or folder: 'cascade'"),
+    "empty": (lambda folder: (folder / "cascade").mkdir(), "stages.from: no plan of a cascade .*unfold train"),
+    "other kind": (
+        lambda folder: cascade(folder, kind="tuning"),
+        "stages.from: a run of kind tuning, not of a cascade",
+    ),
+    "over time": (over_time, "stages.from: this cascade cannot be .* over time .*supported are cascades on"),
+    "recorded": (recorded, "stages.from: this cascade cannot be .* recorded.*supported are cascades on"),
+    "earlier": (lambda folder: remove_exits(cascade(folder)), "planned by an earlier version .*unfold train"),
+    "another plan": (lambda folder: cascade(folder, spec_sha256="else"), "stages.from: the plan .* of another cascade"),
+    "another schema": (lambda folder: cascade(folder, schema="x/2"), "stages.from: exits of schema 'x/2'"),
+    "no exits": (lambda folder: cascade(folder, ways=[]), "stages.from: exits of schema"),
+    "changed model": (changed, "last.skops: the file was changed"),
+    "changed exits": (changed_exits, "exits.json: the file was changed"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_planned_is_told(tmp_path: Path, run: Run, case: str) -> None:
+    """Each reason why a run cannot be the stages of a pipeline is told by key, in words, as the caller's to mend."""
+    make, told = WRONG[case]
+    make(tmp_path)
+    with pytest.raises(UnfoldError, match=told) as error:
+        plan(spec_of(), run)
+    assert error.value.code == 2
+
+
+def test_the_run_of_the_cascade_is_not_written_to(tmp_path: Path, run: Run) -> None:
+    """A pipeline whose run would be that of the cascade is refused before it writes there."""
+    directory = cascade(tmp_path)
+    before = directory.files()
+    with pytest.raises(UnfoldError, match=r"would write to the run of the cascade .*--run DIR"):
+        plan(spec_of(), replace(run, directory=directory))
+    assert directory.files() == before
+    assert not directory.has(ROUTES_FILE)
+
+
+def test_chance_does_not_answer_for_gates(tmp_path: Path, run: Run) -> None:
+    """Requests are not served by routes drawn by chance; the command that serves by the gates is named."""
+    cascade(tmp_path)
+    with pytest.raises(UnfoldError, match=r"stages.from: .*unfold serve cascade, or --replay"):
+        serve(spec_of(), run)
+
+
+def test_no_export_of_a_cascades_models(tmp_path: Path, run: Run) -> None:
+    """A plan of stages that stand in a run is not exported, and the message says what serves them."""
+    cascade(tmp_path)
+    report = plan(spec_of(), run)
+    report = replace(report, provenance={**report.provenance, "spec": dump(spec_of())})
+    with pytest.raises(UnfoldError, match=r"stages.from: .*unfold serve cascade"):
+        ray_serve(report)
+
+
+def test_mistakes_in_the_spec_are_told() -> None:
+    """Routes given twice, and keys that a run of a cascade does not have, are mistakes with their place."""
+    with pytest.raises(UnfoldError, match=r"mine.yaml:\d+:\d+: visits: the routes are those"):
+        spec_of(SPEC + "visits: mine.csv\n")
+    with pytest.raises(UnfoldError, match=r"mine.yaml:8:\d+: stages.max_bath: unknown key"):
+        spec_of(SPEC.replace("max_batch", "max_bath"))
+
+
+def test_from_training_to_a_replay(tmp_path: Path) -> None:
+    """A trained cascade is planned and replayed as a pipeline by three commands, and no query is lost."""
+    cascade_spec = Path(__file__).parents[2] / "cascade" / "unfold_cascade" / "examples" / "tumours.yaml"
+    text = SPEC.replace("from: cascade", "from: runs/tumours").replace("50/s", "20/s") + "tuner: {policy: fixed}\n"
+    (tmp_path / "pipe.yaml").write_text(text)
+    (tmp_path / "trace.csv").write_text("arrival_s\n" + "".join(f"{place * 0.05:.2f}\n" for place in range(40)))
+    assert unfold(tmp_path, "train", str(cascade_spec)).returncode == 0
+    done = unfold(tmp_path, "plan", "pipe.yaml", "--out", "plan.yaml")
+    assert done.returncode == 0, done.stderr
+    done = unfold(tmp_path, "serve", "plan.yaml", "--replay", "trace.csv", "--format", "json")
+    assert done.returncode in (0, 1), done.stderr
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["lost"]["value"] == 0
+    assert metrics["p99_ms"]["value"] > 0
+
+
+def unfold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    command = [sys.executable, "-m", "unfoldkit", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
