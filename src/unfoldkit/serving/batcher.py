@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -137,7 +137,7 @@ class Batcher:
         results: list[Result] = []
         for item in taken:
             try:
-                own = None if turn is None else Turn(turn.way, (item.due,))
+                own = None if turn is None else replace(turn, due=(item.due,))
                 results += _split(self.model.predict(_together([item], own)), [item])
             except Exception as error:  # noqa: BLE001 - as above
                 results.append(error)

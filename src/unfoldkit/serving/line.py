@@ -91,13 +91,14 @@ class Deadlines:
         """Take the most urgent requests out, as many rows as were picked, and tell the way."""
         while self.urgent:
             due, _, first = self.urgent[0]
-            picked = self.pick(due - self.clock(), self.rows)
+            now = self.clock()
+            picked = self.pick(due - now, self.rows)
             if picked is not None and first.call.rows <= picked[1]:
                 taken = self._urgent(min(picked[1], most))
-                return taken, _turn(picked[0], taken)
+                return taken, _turn(picked[0], taken, now)
             self.aside.add(self._pop())
         taken, _ = self.aside.take(most)
-        return taken, _turn(self.hopeless, taken)
+        return taken, _turn(self.hopeless, taken, self.clock())
 
     def _urgent(self, most: int) -> list[Waiting]:
         taken = [self._pop()]
@@ -113,5 +114,5 @@ class Deadlines:
         return item
 
 
-def _turn(way: int, taken: list[Waiting]) -> Turn:
-    return Turn(way, tuple(item.due for item in taken))
+def _turn(way: int, taken: list[Waiting], now: float) -> Turn:
+    return Turn(way, tuple(item.due for item in taken), now)

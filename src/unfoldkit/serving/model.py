@@ -60,10 +60,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """How a batch is answered: by which of the model's ways; ``due`` is when each call is late, on the line's clock."""
+    """How a batch is answered: by which of the model's ways.
+
+    ``due`` is when each call is late, ``picked`` when the way was picked, both on the line's clock.
+    """
 
     way: int
     due: tuple[float, ...]
+    picked: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def test_the_earliest_deadline_is_first() -> None:
         wait(line, name, deadline)
     taken, turn = line.take(LIMIT)
     assert names(taken) == ["soon", "also", "own", "late"]
-    assert turn == Turn(2, (1.0, 1.0, 2.0, 5.0))
+    assert turn == Turn(2, (1.0, 1.0, 2.0, 5.0), 0.0)
     assert line.rows == 0
 
 
@@ -70,7 +70,7 @@ def test_time_waited_counts() -> None:
     wait(line, "a", 0.2)
     clock.now = 0.15
     _, turn = line.take(LIMIT)
-    assert turn == Turn(1, (0.2,))
+    assert turn == Turn(1, (0.2,), 0.15)
 
 
 def test_the_hopeless_step_aside_and_are_answered() -> None:

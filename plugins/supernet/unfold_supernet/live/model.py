@@ -57,13 +57,14 @@ class Live:
 
     def predict(self, batch: Batch) -> Answers:
         """Return label, confidence, and who answered, for a batch."""
-        began, way = self.clock(), batch.turn.way if batch.turn else 0
+        way = batch.turn.way if batch.turn else 0
         shares = self._shares(batch.inputs, way)
         ended = self.clock()
         due = batch.turn.due if batch.turn else ()
         in_time = [ended <= limit for limit in due] or [True] * len(batch.calls)
         if batch.turn is not None and not batch.trial:
-            self.pace.learn(self.nets[way].takes(batch.rows), ended - began)
+            # from when it was picked: the way into the thread is part of it
+            self.pace.learn(self.nets[way].takes(batch.rows), ended - batch.turn.picked)
             self.count(way, in_time)
         return self._told(shares, way, np.repeat(in_time, [call.rows for call in batch.calls]))
 

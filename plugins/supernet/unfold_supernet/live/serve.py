@@ -115,7 +115,7 @@ def picking(model: Live, rule: Rule) -> Pick:
 
 def _trial(model: Live, rows: int, way: int) -> Batch:
     inputs = {item.name: np.zeros((rows, *item.shape)) for item in model.inputs}
-    return Batch(inputs, (Call(rows),), trial=True, turn=Turn(way, (0.0,)))
+    return Batch(inputs, (Call(rows),), trial=True, turn=Turn(way, (0.0,), 0.0))
 
 
 def _same(given: SpaceSpec, found: Space) -> None:
