@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from unfold_supernet.arrays import Floats
 from unfold_supernet.replay import Entry, against
 from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import Choice, Rule, Served, cheapest, fitted, fixed, slackfit
+from unfold_supernet.serving.policies import Choice, Rule, Served, cheapest, fitted, fixed, patient, slackfit
 
 NETS = (
     Served("small", 80.0, ((1, 0.001), (8, 0.003), (32, 0.008))),
@@ -104,3 +104,16 @@ def test_the_comparison_is_with_the_best_rival() -> None:
     lone = [entry("only a", 1.0, 80.0), entry("only b", 0.5, 86.0), entry("only c", 0.2, 95.0)]
     assert against(entry("own", 1.0, 85.0), lone) == (pytest.approx(5.0), pytest.approx(2.0))
     assert against(entry("own", 1.0, 99.0), lone)[1] is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 2), st.integers(1, 500))
+def test_patience_looks_past_one_batch(slack: float, waiting: int) -> None:
+    """With patience nobody is given up who was not before, and a net that answers all that wait in time is kept to."""
+    plain, choice = fitted(NETS)(slack, waiting), patient(fitted(NETS), 32)(slack, waiting)
+    assert (choice is None) == (plain is None)
+    if choice is None or waiting <= 32:
+        assert choice == plain
+        return
+    able = [at for at, net in enumerate(NETS) if net.takes(32) * waiting / 32 <= slack]
+    assert choice == (Choice(max(able), 32) if able else plain)

@@ -44,18 +44,36 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     Raises:
         UnfoldError: there is nothing to serve, or no net keeps the guard.
     """
+    serving, known = front(spec, run)
+    path = Path(str(run.options["replay"]))
+    arrivals = traces.read(path if path.is_file() else run.path(str(path)))
+    return Stage(arrivals, guarded(serving, known), known["reload_seconds"], serving)
+
+
+def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
+    """Return how the spec serves and what the run knows of its nets.
+
+    Raises:
+        UnfoldError: the spec does not say what is in time, or the run holds no trained family.
+    """
     if spec.serving is None:
         raise fail("nothing says what is in time", key="serving", hint='write serving: {slo: "20 ms"}')
     if not run.directory.has(FRONT):
         raise fail("this family was not trained yet", file=str(run.directory.path), hint="unfold train SPEC")
-    known = json.loads(run.directory.read(FRONT))
-    nets = tuple(_served(item) for item in known["nets"] if _kept(item, known["classes"], spec.serving))
+    known: dict[str, Any] = json.loads(run.directory.read(FRONT))
+    return spec.serving, known
+
+
+def guarded(serving: ServingSpec, known: dict[str, Any]) -> tuple[Served, ...]:
+    """Return the nets that keep the guard.
+
+    Raises:
+        UnfoldError: none does, or the guard names a class that is not there.
+    """
+    nets = tuple(_served(item) for item in known["nets"] if _kept(item, known["classes"], serving))
     if not nets:
         raise fail("no net keeps the guard", key="serving.guard", hint="a lower sensitivity, or a larger family")
-    path = Path(str(run.options["replay"]))
-    return Stage(
-        traces.read(path if path.is_file() else run.path(str(path))), nets, known["reload_seconds"], spec.serving
-    )
+    return nets
 
 
 def simulated(spec: SupernetSpec, run: Run) -> Report:

@@ -1,20 +1,22 @@
-"""The verb ``serve``: a trace against the nets of the run, in real time."""
+"""The verb ``serve``: requests with deadlines over HTTP, or a trace against the nets of the run in real time."""
 
 from __future__ import annotations
 
 from unfold_supernet.replay import measured
 from unfold_supernet.spec import SupernetSpec
 from unfold_supernet.train import need_torch
-from unfoldkit.api import Report, Run, fail
+from unfoldkit.api import Report, Run, Service
 
 
-def serve(spec: SupernetSpec, run: Run) -> Report:
-    """Return the report of a replay that was measured.
+def serve(spec: SupernetSpec, run: Run) -> Service | Report:
+    """Return the service of a trained family; with a replay, the report of one that was measured.
 
     Raises:
-        UnfoldError: there is no trace to replay (requests over HTTP are not answered yet), or torch is missing.
+        UnfoldError: the run holds no family of this spec, a file of it was changed, or torch is missing.
     """
-    if not run.options.get("replay"):
-        raise fail("a family is served against a trace only, so far", hint="unfold serve SPEC --replay TRACE.csv")
     need_torch()
-    return measured(spec, run)
+    if run.options.get("replay"):
+        return measured(spec, run)
+    from unfold_supernet.live.serve import service
+
+    return service(spec, run)

@@ -52,4 +52,4 @@ def need_torch() -> None:
     for name in ("torch", "safetensors"):
         if importlib.util.find_spec(name) is None:
             hint = "pip install 'unfoldkit[torch]'"
-            raise fail(f"training needs the package {name!r}, which is not installed", hint=hint)
+            raise fail(f"a family needs the package {name!r}, which is not installed", hint=hint)

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from unfoldkit.serving import openapi
 from unfoldkit.serving.batcher import Limits, batcher
 from unfoldkit.serving.infer import Endpoint
+from unfoldkit.serving.line import Arrivals, Line
 from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
 from unfoldkit.serving.model import Field, Model
 from unfoldkit.serving.protocol import reader, writer
@@ -88,6 +89,7 @@ def application(
     models: Sequence[Model],
     *,
     limits: Limits | None = None,
+    line: Callable[[], Line] = Arrivals,
     registry: CollectorRegistry | None = None,
     close: Callable[[], None] = lambda: None,
     log: logging.Logger | None = None,
@@ -98,6 +100,7 @@ def application(
     Args:
         models: one or more, with different names.
         limits: sizes of batch, queue and body.
+        line: makes, for each model, that in which its requests wait.
         registry: where the models' own metrics stand already.
         close: called after the last answer, to close what the models hold.
         log: told of a model that failed.
@@ -106,7 +109,7 @@ def application(
     found = metrics(registry)
     limits = limits or Limits()
     log = log or logging.getLogger("unfoldkit")
-    endpoints = {model.name: _endpoint(model, limits, found, clock, log) for model in models}
+    endpoints = {model.name: _endpoint(model, limits, line(), found, clock, log) for model in models}
     app = Application(endpoints, found, close)
     app.gets.update(_server_paths(app))
     for model in models:
@@ -120,11 +123,11 @@ def paths(models: Sequence[Model]) -> tuple[str, ...]:
 
 
 def _endpoint(
-    model: Model, limits: Limits, found: Metrics, clock: Callable[[], float], log: logging.Logger
+    model: Model, limits: Limits, line: Line, found: Metrics, clock: Callable[[], float], log: logging.Logger
 ) -> Endpoint:
     own = of_model(found, model.name)
     asks = reader(model.inputs, model.outputs)
-    return Endpoint(model, asks, writer(model), batcher(model, limits, own, clock), own, log)
+    return Endpoint(model, asks, writer(model), batcher(model, limits, own, clock, line), own, log)
 
 
 def _server_paths(app: Application) -> dict[str, Callable[[], Reply]]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from unfoldkit.serving.line import Arrivals, Line, Waiting
 from unfoldkit.serving.metrics import ModelMetrics
-from unfoldkit.serving.model import Answers, Array, Batch, Call, Model, Refusal, blank
+from unfoldkit.serving.model import Answers, Array, Batch, Call, Model, Refusal, Turn, blank
 from unfoldkit.serving.protocol import Cells, cells
 
 Rows = tuple[Cells, int, int]
@@ -69,16 +69,6 @@ class Timing:
         self.scale = min(max(self.scale * (1.005 if slower else 0.98), 0.1), 100.0)
 
 
-# not frozen: one is made for every request, and freezing makes that three times as dear
-@dataclass(slots=True)
-class Waiting:
-    """A request that waits for its batch."""
-
-    inputs: Mapping[str, Array]
-    call: Call
-    done: Done
-
-
 @dataclass(slots=True)
 class Batcher:
     """Gathers requests for one model and predicts them together. Lives in one event loop."""
@@ -87,7 +77,7 @@ class Batcher:
     limits: Limits
     metrics: ModelMetrics
     timing: Timing
-    waiting: deque[Waiting] = field(default_factory=deque)
+    line: Line = field(default_factory=Arrivals)
     rows: int = 0
     busy: bool = False
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "unfold-predict"))
@@ -100,7 +90,7 @@ class Batcher:
         """
         if self.rows + call.rows > self.limits.queue_rows:
             raise Full(self._retry_s())
-        self.waiting.append(Waiting(inputs, call, done))
+        self.line.add(Waiting(inputs, call, done))
         self.rows += call.rows
         if not self.busy:
             self.busy = True
@@ -112,37 +102,29 @@ class Batcher:
         self.threads.shutdown()
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        taken = self._take()
+        taken, turn = self.line.take(self.limits.batch_rows)
         if not taken:
             self.busy = False
             return
         rows = sum(item.call.rows for item in taken)
+        self.rows -= rows
         if self.timing.expected(rows) <= self.limits.loop_seconds:
-            _deliver(taken, self._answer(taken, rows))
+            _deliver(taken, self._answer(taken, rows, turn))
             loop.call_soon(self._next, loop)
             return
-        running = loop.run_in_executor(self.threads, self._answer, taken, rows)
+        running = loop.run_in_executor(self.threads, self._answer, taken, rows, turn)
         running.add_done_callback(lambda done: self._back(loop, taken, done.result()))
 
     def _back(self, loop: asyncio.AbstractEventLoop, taken: list[Waiting], results: list[Result]) -> None:
         _deliver(taken, results)
         self._next(loop)
 
-    def _take(self) -> list[Waiting]:
-        taken: list[Waiting] = []
-        rows = 0
-        while self.waiting and (not taken or rows + self.waiting[0].call.rows <= self.limits.batch_rows):
-            taken.append(self.waiting.popleft())
-            rows += taken[-1].call.rows
-        self.rows -= rows
-        return taken
-
-    def _answer(self, taken: list[Waiting], rows: int) -> list[Result]:
+    def _answer(self, taken: list[Waiting], rows: int, turn: Turn | None) -> list[Result]:
         began = time.perf_counter()
         try:
-            results = _split(self.model.predict(_together(taken)), taken)
+            results = _split(self.model.predict(_together(taken, turn)), taken)
         except Exception as error:  # noqa: BLE001 - a model may raise anything
-            results = [error] if len(taken) == 1 else self._one_by_one(taken)
+            results = [error] if len(taken) == 1 else self._one_by_one(taken, turn)
         seconds = time.perf_counter() - began
         self.timing.learn(rows, seconds)
         self.metrics.predict.observe(seconds)
@@ -150,12 +132,13 @@ class Batcher:
         self.metrics.rows.inc(rows)
         return results
 
-    def _one_by_one(self, taken: list[Waiting]) -> list[Result]:
+    def _one_by_one(self, taken: list[Waiting], turn: Turn | None) -> list[Result]:
         """One bad request must not take its neighbours along."""
         results: list[Result] = []
         for item in taken:
             try:
-                results += _split(self.model.predict(_together([item])), [item])
+                own = None if turn is None else replace(turn, due=(item.due,))
+                results += _split(self.model.predict(_together([item], own)), [item])
             except Exception as error:  # noqa: BLE001 - as above
                 results.append(error)
         return results
@@ -164,12 +147,14 @@ class Batcher:
         return max(1, math.ceil(self.timing.expected(self.rows)))
 
 
-def batcher(model: Model, limits: Limits, metrics: ModelMetrics, clock: Callable[[], float]) -> Batcher:
+def batcher(
+    model: Model, limits: Limits, metrics: ModelMetrics, clock: Callable[[], float], line: Line | None = None
+) -> Batcher:
     """Return the batcher of a model that was warmed up, with its time measured on blank rows."""
     times = {rows: min(_timed(model, rows, clock) for _ in range(3)) for rows in (1, limits.batch_rows)}
     few, many = times.values()
     slope = max((many - few) / max(limits.batch_rows - 1, 1), 1e-9)
-    found = Batcher(model, limits, metrics, Timing(max(few - slope, 1e-9), slope))
+    found = Batcher(model, limits, metrics, Timing(max(few - slope, 1e-9), slope), line or Arrivals())
     metrics.queue.set_function(lambda: found.rows)
     return found
 
@@ -181,12 +166,12 @@ def _timed(model: Model, rows: int, clock: Callable[[], float]) -> float:
     return clock() - began
 
 
-def _together(taken: list[Waiting]) -> Batch:
+def _together(taken: list[Waiting], turn: Turn | None) -> Batch:
     if len(taken) == 1:
-        return Batch(taken[0].inputs, (taken[0].call,))
+        return Batch(taken[0].inputs, (taken[0].call,), turn=turn)
     names = taken[0].inputs
     inputs = {name: np.concatenate([item.inputs[name] for item in taken]) for name in names}
-    return Batch(inputs, tuple(item.call for item in taken))
+    return Batch(inputs, tuple(item.call for item in taken), turn=turn)
 
 
 def _split(answers: Answers, taken: list[Waiting]) -> list[Result]:

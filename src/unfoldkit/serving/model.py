@@ -47,23 +47,40 @@ Column = Array | Coded | list[Any]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request as a model sees it: how many rows, whose they are, and at which logical time the first stands."""
+    """One request as a model sees it: how many rows, whose they are, and at which logical time the first stands.
+
+    ``deadline`` is how many seconds after it came its answer is late, ``None`` if it does not say.
+    """
 
     rows: int
     entity: str = ""
     time: int | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a batch is answered: by which of the model's ways.
+
+    ``due`` is when each call is late, ``picked`` when the way was picked, both on the line's clock.
+    """
+
+    way: int
+    due: tuple[float, ...]
+    picked: float
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The rows of one or more calls, one after the other: (rows, *shape) for each input.
 
-    A ``trial`` warms the model up: it is neither counted nor remembered.
+    A ``trial`` warms the model up: it is neither counted nor remembered. ``turn`` is what the line picked, if it picks.
     """
 
     inputs: Mapping[str, Array]
     calls: tuple[Call, ...]
     trial: bool = False
+    turn: Turn | None = None
 
     @property
     def rows(self) -> int:

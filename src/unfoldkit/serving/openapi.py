@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unfoldkit.serving.model import Field, Model
+from unfoldkit.serving.protocol import LONGEST_MS
 
 JSON = "application/json"
 TYPES = {"BOOL": "boolean", "BYTES": "string", "INT32": "integer", "INT64": "integer"}
@@ -53,7 +54,11 @@ def _model_paths(model: Model) -> dict[str, Any]:
 def _request(model: Model) -> dict[str, Any]:
     parameters = {
         "type": "object",
-        "properties": {"entity": {"type": "string", "maxLength": 256}, "time": {"type": "integer"}},
+        "properties": {
+            "entity": {"type": "string", "maxLength": 256},
+            "time": {"type": "integer"},
+            "deadline_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_MS},
+        },
         "additionalProperties": {"type": ["string", "number", "boolean"]},
     }
     named = {"type": "array", "items": _object({"name": {"enum": [item.name for item in model.outputs]}})}

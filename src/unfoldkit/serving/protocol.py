@@ -20,6 +20,7 @@ from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Field, M
 
 Scalar = str | int | float | bool
 SINGLE = Call(1)
+LONGEST_MS = 86_400_000
 FLOATS = frozenset({"FP32", "FP64"})
 NUMBERS = frozenset({"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"})
 
@@ -211,10 +212,10 @@ def _exact(data: Sequence[Any], item: Field, kind: type[Any]) -> Array:
 
 
 def to_call(parameters: Mapping[str, Scalar], rows: int) -> Call:
-    """Return what the parameters of a request say: ``entity`` (text) and ``time`` (a whole number).
+    """Return what the parameters of a request say: ``entity`` (text), ``time`` (whole), ``deadline_ms`` (above 0).
 
     Raises:
-        Unfit: one of the two has another type, or a time comes without an entity.
+        Unfit: one of them has another type, or a time comes without an entity.
     """
     if not parameters:
         return Call(rows)
@@ -225,7 +226,15 @@ def to_call(parameters: Mapping[str, Scalar], rows: int) -> Call:
         raise Unfit("the parameter 'time' must be a whole number")
     if time is not None and not entity:
         raise Unfit("the parameter 'time' needs the parameter 'entity'")
-    return Call(rows, entity, time)
+    return Call(rows, entity, time, _seconds(parameters.get("deadline_ms")))
+
+
+def _seconds(deadline_ms: Scalar | None) -> float | None:
+    if deadline_ms is None:
+        return None
+    if type(deadline_ms) not in (int, float) or not 0 < float(deadline_ms) <= LONGEST_MS:
+        raise Unfit("the parameter 'deadline_ms' must be a number above 0, of at most a day")
+    return float(deadline_ms) / 1e3
 
 
 Cells = Mapping[str, Sequence[bytes]]

@@ -85,6 +85,22 @@ def fitted(nets: Sequence[Served]) -> Rule:
     return choose
 
 
+def patient(rule: Rule, most: int) -> Rule:
+    """Return a rule that looks past one batch: where more than ``most`` wait, each full batch gets its share of slack.
+
+    Where no net answers a full batch within its share, ``rule`` decides as before.
+    """
+
+    def choose(slack: float, waiting: int) -> Choice | None:
+        if waiting > most:
+            shared = rule(slack * most / waiting, most)
+            if shared is not None and shared.batch == most:
+                return shared
+        return rule(slack, waiting)
+
+    return choose
+
+
 def fixed(nets: Sequence[Served], at: int) -> Rule:
     """Return one net all the time, with as large a batch as is in time (Clipper with deadlines)."""
     return lambda slack, waiting: _largest(nets, at, slack, waiting)

@@ -1,0 +1,203 @@
+"""From a trained family to answers with deadlines over HTTP, by the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.torch
+COMMAND = (sys.executable, "-m", "unfoldkit")
+SPEC = """
+version: 1
+kind: supernet
+name: tiny
+data: {source: digits}
+space: {form: conv2d, stages: [{width: 16}, {width: 32}, {width: 64}], expand: [0.125, 0.5, 1], depth: [1, 1, 2]}
+training: {epochs: 4, batch: 64, alone: false}
+serving: {slo: 500 ms}
+"""
+ROWS = 64
+
+
+def unfold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+@contextmanager
+def serving(folder: Path, what: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Serve on a free port; give the process and the address."""
+    words = [*COMMAND, "serve", what, "--port", "0"]
+    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(90, process.kill)
+    watchdog.start()
+    try:
+        assert process.stderr
+        first = process.stderr.readline()
+        found = re.search(r" on (http://\S+) · run ", first)
+        assert found, first + process.stderr.read()
+        yield process, found[1]
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.communicate()
+
+
+def ask(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as reply:
+        return json.load(reply)
+
+
+def infer(place: str, x: Any, deadline_ms: Any = None) -> dict[str, list[Any]]:
+    """Return the outputs by name."""
+    tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP64", "data": x.ravel().tolist()}
+    parameters = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
+    reply = ask(f"{place}/v2/models/tiny/infer", {"inputs": [tensor], "parameters": parameters})
+    return {output["name"]: output["data"] for output in reply["outputs"]}
+
+
+def digits(rows: int) -> Any:
+    return (load_digits().data[:rows] / 16).reshape(-1, 1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "tiny.yaml").write_text(SPEC, "utf-8")
+    done = unfold(folder, "train", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the run's folder: the other is locked while it is served."""
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def place(trained: Path) -> Iterator[str]:
+    with serving(trained, "runs/tiny") as (_, address):
+        yield address
+
+
+def nets(place: str) -> dict[str, Any]:
+    """Return what the metadata tells of the nets, smallest first."""
+    found: dict[str, Any] = ask(f"{place}/v2/models/tiny")["parameters"]["nets"]
+    return found
+
+
+def test_time_buys_accuracy(place: str) -> None:
+    """Of two kinds of requests that load the server at once, the generous get a more accurate net than the tight."""
+    known = nets(place)
+    best = max(known, key=lambda name: float(known[name]["expected_accuracy"]))
+    tight = 0.4 * known[best]["ms"][str(ROWS)]
+    x, limits = digits(ROWS), [tight, 20_000.0] * 7
+    with ThreadPoolExecutor(len(limits)) as pool:
+        said = list(pool.map(lambda limit: infer(place, x, limit), limits))
+    short, long = ([one["net"][0] for one in said[start::2]] for start in (0, 1))
+    assert set(long) == {best}
+    assert best not in short
+    for one in said:
+        assert len(set(one["net"])) == 1
+        assert one["expected_accuracy"] == [known[one["net"][0]]["expected_accuracy"]] * ROWS
+
+
+def test_what_cannot_be_in_time_is_answered_and_late(place: str) -> None:
+    """A deadline that nothing meets is answered by the smallest net, says so, and is counted as late."""
+    smallest = next(iter(nets(place)))
+    before = counts(place, smallest, "no")
+    said = infer(place, digits(1), 0.001)
+    assert (said["net"], said["in_time"]) == ([smallest], [False])
+    assert counts(place, smallest, "no") == before + 1
+
+
+def counts(place: str, net: str, in_time: str) -> float:
+    with urllib.request.urlopen(f"{place}/metrics", timeout=30) as reply:
+        text = reply.read().decode()
+    found = re.search(rf'unfold_supernet_answers_total{{in_time="{in_time}",net="{re.escape(net)}"}} (\S+)', text)
+    assert found, text
+    return float(found[1])
+
+
+def test_answers_are_those_of_the_extracted_net(trained: Path, place: str) -> None:
+    """Whichever net answers, labels and confidences are those of its ONNX file in the run."""
+    x, known, seen = digits(50), nets(place), set()
+    for limit in (0.001, *(1.3 * net["ms"]["64"] for net in known.values()), None):
+        said = infer(place, x, limit)
+        name = said["net"][0]
+        seen.add(name)
+        session = onnxruntime.InferenceSession(trained / "runs" / "tiny" / "subnets" / f"{name}.onnx")
+        logits = session.run(["logits"], {"x": x.astype(np.float32)})[0].astype(np.float64)
+        shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        assert said["label"] == [str(label) for label in shares.argmax(1)]
+        np.testing.assert_allclose(said["confidence"], shares.max(1), atol=1e-4)
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("given", [0, -1, "5", True, 1e9])
+def test_a_deadline_that_is_none_is_refused(place: str, given: Any) -> None:
+    """Zero, less, text and what is longer than a day are answered 400, and the message names the parameter."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        infer(place, digits(1), given)
+    assert caught.value.code == 400
+    assert "deadline_ms" in json.loads(caught.value.read())["error"]
+
+
+def test_the_page_tells_attainment_and_shares(place: str) -> None:
+    """The events of the live page hold the tile of attainment, and as many shares as there are nets."""
+    infer(place, digits(1))
+    with urllib.request.urlopen(f"{place}/events", timeout=30) as reply:
+        board = json.loads(reply.readline().decode().removeprefix("data: "))
+    assert {"attainment", "late", "accuracy served"} <= {tile["label"] for tile in board["tiles"]}
+    (shares,) = board["shares"]
+    assert list(shares["values"]) == list(nets(place))
+    assert sum(shares["values"].values()) >= 1
+
+
+def test_a_spec_is_served_and_ends_with_0(copied: Path) -> None:
+    """The spec that a run was trained with leads to its family; SIGTERM ends it with 0."""
+    with serving(copied, "tiny.yaml") as (process, place):
+        assert infer(place, digits(1), 20_000)["in_time"] == [True]
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "who cannot be in time is answered by" in told
+
+
+def test_without_a_family_nothing_is_served(tmp_path: Path) -> None:
+    """A spec that was not trained, and a run of a family by its layers, end with 2 and a hint."""
+    (tmp_path / "tiny.yaml").write_text(SPEC, "utf-8")
+    done = unfold(tmp_path, "serve", "tiny.yaml", "--port", "0")
+    assert done.returncode == 2
+    assert "this family was not trained yet" in done.stderr
+    (tmp_path / "layers.yaml").write_text("version: 1\nkind: supernet\nname: layers\nfamily: ofa-resnet50\n", "utf-8")
+    done = unfold(tmp_path, "serve", "layers.yaml", "--port", "0")
+    assert done.returncode == 2
+    assert "known by its layers only" in done.stderr
+
+
+def test_another_space_is_not_served(copied: Path) -> None:
+    """A spec whose space is not that of the run's family ends with 2."""
+    done = unfold(copied, "serve", "tiny.yaml", "--port", "0", "--set", "space.depth=[1, 2, 2]")
+    assert done.returncode == 2
+    assert "another space" in done.stderr

@@ -1,0 +1,1 @@
+"""A family behind an endpoint: a deadline for each request, a net for each batch."""

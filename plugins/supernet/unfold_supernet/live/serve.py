@@ -1,0 +1,153 @@
+"""The service of a trained family: deadlines in, and at each dispatch the net and the batch that the rule picks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from unfold_supernet.files import SPACE
+from unfold_supernet.live.board import counted, of_counters
+from unfold_supernet.live.model import Live
+from unfold_supernet.nets.measure import BATCHES
+from unfold_supernet.nets.space import Space, space_of
+from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
+from unfold_supernet.replay import RULES, front, guarded
+from unfold_supernet.serving.policies import Rule, Served, patient
+from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
+from unfoldkit.api import Run, Service, fail, fingerprint
+from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.batcher import Limits
+from unfoldkit.serving.board import of_requests
+from unfoldkit.serving.line import Deadlines, Pick
+from unfoldkit.serving.model import Batch, Call, Field, Turn
+
+ROUNDS = 10
+SMALLEST = 0
+
+
+def service(spec: SupernetSpec, run: Run) -> Service:
+    """Return the service of the family in a run; nothing is trained, latencies are measured anew.
+
+    Raises:
+        UnfoldError: the run holds no family, one of another space, or no net that keeps the guard.
+    """
+    from prometheus_client import CollectorRegistry
+
+    if spec.space is None:
+        raise fail("this family is known by its layers only", key="family", hint="write space and data, and train")
+    torch.set_num_threads(1)
+    registry = CollectorRegistry()
+    model, serving = live(spec, run, registry)
+    pick = picking(model, ruled(serving, model.nets))
+
+    def line() -> Deadlines:
+        return Deadlines(pick, serving.slo, SMALLEST, run.clock)
+
+    # never in the event loop: requests must be heard and stamped while a net works
+    limits = Limits(batch_rows=max(net.most for net in model.nets), loop_seconds=0.0)
+    app = application([model], limits=limits, line=line, registry=registry, log=run.log, clock=run.clock)
+    watch = of_requests(spec.name, "supernet", app.metrics, of_counters(registry, model.nets, serving.attainment))
+    told = tuple(_told(serving, model))
+    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch)
+
+
+def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec]:
+    """Return the model that answers, measured on this machine, and how it serves.
+
+    Raises:
+        UnfoldError: as ``service``.
+    """
+    serving, known = front(spec, run)
+    assert spec.space is not None  # noqa: S101 - service() looked
+    if not run.directory.has(SPACE):
+        raise fail("this run holds no family", file=str(run.directory.path), hint="unfold train SPEC")
+    nets, family = guarded(serving, known), read_family(run.directory)
+    _same(spec.space, family.space)
+    model = Live(
+        name=spec.name,
+        version=fingerprint(*(run.directory.read(name).hex() for name in (WEIGHTS, NORMS)))[:12],
+        inputs=_inputs(family.space),
+        facts={},
+        classes=tuple(known["classes"]),
+        nets=nets,
+        bound=tuple(family.bound[net.name] for net in nets),
+        count=counted(registry, nets),
+        clock=run.clock,
+    )
+    measured = tuple(timed(model, at) for at in range(len(nets)))
+    return replace(model, nets=measured, facts=_facts(serving, measured, known["classes"])), serving
+
+
+def timed(model: Live, at: int) -> Served:
+    """Return a net with the seconds in which nine in ten batches are answered on this machine."""
+    seconds, longest = [], 0.0
+    for size in BATCHES:
+        batch = _trial(model, size, at)
+        found = np.empty(ROUNDS)
+        for turn in range(-2, ROUNDS):
+            began = model.clock()
+            model.predict(batch)
+            found[turn] = model.clock() - began
+        # a larger batch that was measured quicker is noise
+        longest = max(longest, float(np.quantile(found, 0.9)))
+        seconds.append((size, longest))
+    return replace(model.nets[at], seconds=tuple(seconds))
+
+
+def ruled(serving: ServingSpec, nets: tuple[Served, ...]) -> Rule:
+    """Return the rule of the spec; ours looks past one batch, as deadlines may differ by more than a batch takes."""
+    rule = RULES[serving.policy](nets)
+    return patient(rule, max(net.most for net in nets)) if serving.policy == "fitted" else rule
+
+
+def picking(model: Live, rule: Rule) -> Pick:
+    """Return the rule as the line asks it, its profile stretched by how the last batches went."""
+
+    def pick(slack: float, rows: int) -> tuple[int, int] | None:
+        choice = rule(slack / model.pace.scale, rows)
+        return None if choice is None else (choice.net, choice.batch)
+
+    return pick
+
+
+def _trial(model: Live, rows: int, way: int) -> Batch:
+    inputs = {item.name: np.zeros((rows, *item.shape)) for item in model.inputs}
+    return Batch(inputs, (Call(rows),), trial=True, turn=Turn(way, (0.0,), 0.0))
+
+
+def _same(given: SpaceSpec, found: Space) -> None:
+    wanted = space_of(given, found.channels, found.size, found.extra, found.classes)
+    if wanted != found:
+        raise fail("the family of this run has another space", key="space", hint="unfold train SPEC")
+
+
+def _inputs(space: Space) -> tuple[Field, ...]:
+    x = Field("x", "FP64", (space.channels, *space.size))
+    return (x, Field("extra", "FP64", (space.extra,))) if space.extra else (x,)
+
+
+def _facts(serving: ServingSpec, nets: tuple[Served, ...], classes: list[str]) -> dict[str, Any]:
+    return {
+        "kind": "supernet",
+        "policy": serving.policy,
+        "slo_ms": serving.slo * 1e3,
+        "guard": dict(serving.guard),
+        "labels": classes,
+        "nets": {net.name: _facts_of(net) for net in nets},
+    }
+
+
+def _facts_of(net: Served) -> dict[str, Any]:
+    return {"expected_accuracy": net.accuracy / 100, "ms": {str(size): time * 1e3 for size, time in net.seconds}}
+
+
+def _told(serving: ServingSpec, model: Live) -> list[tuple[str, str]]:
+    nets = [f"{net.name} {net.accuracy:.1f} % in {net.takes(1) * 1e3:.2g} ms" for net in model.nets]
+    return [
+        ("nets", " · ".join(nets)),
+        ("rule", f"{serving.policy}; who cannot be in time is answered by {model.nets[SMALLEST].name}"),
+        ("deadline", f"parameters.deadline_ms of a request, else {serving.slo * 1e3:g} ms"),
+    ]

@@ -1,0 +1,138 @@
+"""How requests wait: by arrival, or the most urgent first and by the way that was picked."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfoldkit.serving.batcher import Limits, batcher
+from unfoldkit.serving.line import Arrivals, Deadlines, Waiting
+from unfoldkit.serving.metrics import metrics, of_model
+from unfoldkit.serving.model import Answers, Batch, Call, Field, Turn
+from unfoldkit.serving.protocol import Unfit, to_call
+
+LIMIT = 64
+
+
+@dataclass(slots=True)
+class Clock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def made(seconds: float = 1.0, slow: float = 0.1) -> tuple[Deadlines, Clock]:
+    """Return a line whose ways 1 and 2 take ``slow`` / 4 and ``slow`` seconds for at most four rows."""
+    clock = Clock()
+
+    def pick(slack: float, rows: int) -> tuple[int, int] | None:
+        ways = [way for way, takes in ((2, slow), (1, slow / 4)) if takes <= slack]
+        return (ways[0], min(rows, 4)) if ways else None
+
+    return Deadlines(pick, seconds, 0, clock), clock
+
+
+def wait(line: Any, name: str, deadline: float | None = None, rows: int = 1) -> None:
+    line.add(Waiting({}, Call(rows, name, None, deadline), lambda _: None))
+
+
+def names(taken: list[Waiting]) -> list[str]:
+    return [item.call.entity for item in taken]
+
+
+def test_arrivals_are_answered_in_their_order() -> None:
+    """The line of arrivals closes a batch at its limit, or at one request that is larger, and picks nothing."""
+    line = Arrivals()
+    for name, rows in (("a", 3), ("b", 2), ("c", 2), ("d", 9)):
+        wait(line, name, rows=rows)
+    assert [names(line.take(4)[0]) for _ in range(4)] == [["a"], ["b", "c"], ["d"], []]
+
+
+def test_the_earliest_deadline_is_first() -> None:
+    """Requests are taken by deadline, those of one deadline by arrival; without one of its own it has the line's."""
+    line, _ = made(seconds=2.0)
+    for name, deadline in (("late", 5.0), ("soon", 1.0), ("own", None), ("also", 1.0)):
+        wait(line, name, deadline)
+    taken, turn = line.take(LIMIT)
+    assert names(taken) == ["soon", "also", "own", "late"]
+    assert turn == Turn(2, (1.0, 1.0, 2.0, 5.0), 0.0)
+    assert line.rows == 0
+
+
+def test_time_waited_counts() -> None:
+    """What is left of a deadline, not what it was, decides the way."""
+    line, clock = made()
+    wait(line, "a", 0.2)
+    clock.now = 0.15
+    _, turn = line.take(LIMIT)
+    assert turn == Turn(1, (0.2,), 0.15)
+
+
+def test_the_hopeless_step_aside_and_are_answered() -> None:
+    """Who cannot be in time makes nobody wait, and is answered by the way for it once no other waits."""
+    line, _ = made()
+    wait(line, "hopeless", 0.001)
+    wait(line, "too many", 1.0, rows=5)
+    wait(line, "good", 1.0)
+    taken, turn = line.take(LIMIT)
+    assert (names(taken), turn and turn.way) == (["good"], 2)
+    taken, turn = line.take(LIMIT)
+    assert (names(taken), turn and turn.way) == (["hopeless", "too many"], 0)
+    assert line.take(LIMIT)[0] == []
+
+
+def test_rows_are_those_picked() -> None:
+    """A batch has no more rows than were picked, nor than the limit of all batches."""
+    line, _ = made()
+    for name in "abcdefg":
+        wait(line, name, 1.0)
+    assert names(line.take(LIMIT)[0]) == ["a", "b", "c", "d"]
+    assert names(line.take(2)[0]) == ["e", "f"]
+
+
+def test_a_deadline_is_a_number_of_milliseconds() -> None:
+    """The parameter becomes seconds; what is no positive number, or longer than a day, is refused."""
+    assert to_call({"deadline_ms": 20}, 1) == Call(1, deadline=0.02)
+    assert to_call({"entity": "a", "deadline_ms": 0.5}, 2) == Call(2, "a", None, 0.0005)
+    for bad in (0, -3, "20", True, 1e12):
+        with pytest.raises(Unfit, match="deadline_ms"):
+            to_call({"deadline_ms": bad}, 1)
+
+
+@dataclass(slots=True)
+class Ways:
+    """Answers with the way that was picked; fails on a negative number."""
+
+    name: str = "ways"
+    version: str = "1"
+    inputs: tuple[Field, ...] = (Field("x", "FP64", (1,)),)
+    outputs: tuple[Field, ...] = (Field("way", "INT64"),)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, batch: Batch) -> Answers:
+        if (batch.inputs["x"] < 0).any():
+            raise ValueError("negative")
+        assert batch.trial or (batch.turn and len(batch.turn.due) == len(batch.calls))
+        return Answers({"way": np.full(batch.rows, batch.turn.way if batch.turn else -1)})
+
+
+def test_the_model_is_told_the_way() -> None:
+    """A batch carries its turn to the model, also where its requests are tried one by one after a failure."""
+    line, _ = made()
+    found = batcher(Ways(), Limits(), of_model(metrics(), "ways"), lambda: 0.0, line)
+
+    async def ask() -> list[Any]:
+        futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
+        for value, future in zip((1.0, -1.0, 2.0), futures, strict=True):
+            found.submit({"x": np.array([[value]])}, Call(1, deadline=0.05), future.set_result)
+        return await asyncio.gather(*futures)
+
+    first, second, third = asyncio.run(ask())
+    assert isinstance(second, ValueError)
+    assert [cells["way"][at:end] for cells, at, end in (first, third)] == [[b"1"], [b"1"]]
+    assert found.rows == 0
