@@ -82,7 +82,7 @@ def test_a_trained_run_is_served_and_served_again(trained: Path) -> None:
             about = ask(f"{place}/v2/models/tumours")
             answers.append(ask(f"{place}/v2/models/tumours/infer", request(x)))
             process.send_signal(signal.SIGTERM)
-            _, told = process.communicate(timeout=30)
+            told = rest(process)
         assert process.returncode == 0
         assert re.search(r"engine +ONNX Runtime, as the native model on 285 rows", told), told
     assert answers[0] == answers[1]
