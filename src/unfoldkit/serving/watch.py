@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.resources
 from collections.abc import AsyncIterator, Mapping
 
@@ -76,18 +75,13 @@ async def _stream(watch: Watch, drains: asyncio.Event, receive: Receive, send: S
 
 
 async def _boards(watch: Watch, drains: asyncio.Event, gone: asyncio.Task[None]) -> AsyncIterator[Board]:
-    while not drains.is_set() and not gone.done():
-        yield watch()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(_first(drains, gone), EVERY_S)
-
-
-async def _first(drains: asyncio.Event, gone: asyncio.Task[None]) -> None:
-    draining = asyncio.create_task(drains.wait())
+    ends = (asyncio.create_task(drains.wait()), gone)
     try:
-        await asyncio.wait((draining, gone), return_when=asyncio.FIRST_COMPLETED)
+        while not any(end.done() for end in ends):
+            yield watch()
+            await asyncio.wait(ends, timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        draining.cancel()
+        ends[0].cancel()
 
 
 async def _until_gone(receive: Receive) -> None:
