@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +14,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import TUMOURS
-
-COMMAND = (sys.executable, "-m", "unfoldkit")
-
-
-def unfold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-
-
-@contextmanager
-def serving(folder: Path, what: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Serve on a free port; give the process and the address."""
-    words = [*COMMAND, "serve", what, "--port", "0"]
-    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(60, process.kill)
-    watchdog.start()
-    try:
-        assert process.stderr
-        first = process.stderr.readline()
-        found = re.search(r" on (http://\S+) · run ", first)
-        assert found, first + process.stderr.read()
-        yield process, found[1]
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.communicate()
-
-
-def rest(process: subprocess.Popen[str]) -> str:
-    """Return what the process still tells until its end; ``communicate`` would miss what was read ahead."""
-    assert process.stderr
-    told = process.stderr.read()
-    process.wait(30)
-    return told
+from tests.served import rest, serving, unfold
 
 
 def ask(url: str, body: Any = None) -> Any:

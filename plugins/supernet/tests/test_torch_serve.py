@@ -6,14 +6,10 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +17,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from tests.served import serving, unfold
+
 pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.torch
-COMMAND = (sys.executable, "-m", "unfoldkit")
 SPEC = """
 version: 1
 kind: supernet
@@ -36,29 +33,6 @@ training: {epochs: 4, batch: 64, alone: false}
 serving: {slo: 500 ms}
 """
 ROWS = 64
-
-
-def unfold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-
-
-@contextmanager
-def serving(folder: Path, what: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Serve on a free port; give the process and the address."""
-    words = [*COMMAND, "serve", what, "--port", "0"]
-    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(90, process.kill)
-    watchdog.start()
-    try:
-        assert process.stderr
-        first = process.stderr.readline()
-        found = re.search(r" on (http://\S+) · run ", first)
-        assert found, first + process.stderr.read()
-        yield process, found[1]
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.communicate()
 
 
 def ask(url: str, body: Any = None) -> Any:
