@@ -33,7 +33,7 @@ SPEC = {
     "version": 1, "kind": "placement", "name": "bench",
     "policy": {"gang": {"by": "job"}},
 }  # fmt: skip
-LATE = 60.0
+LATE = 300.0
 Row = dict[str, Any]
 
 
@@ -72,7 +72,7 @@ def run(quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-FULL = {"names": 500, "cycles": 1000, "trials": 1000, "tasks": 3000}
+FULL = {"names": 500, "cycles": 1000, "trials": 1000, "tasks": 2000}
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def throughput(count: int, address: str) -> Row:
     found: dict[str, list[float]] = {"plain": [], "named": [], "submitted": []}
     with served(address, "flow", {}):
         unfold.submit(_nothing, policy="flow").result(LATE)
-        for _ in range(5):
+        for _ in range(3):
             found["plain"].append(_rate(count, lambda _: plain.remote(), ray.get))
             found["named"].append(_rate(count, lambda index: inside[index % len(inside)].remote(), ray.get))
             found["submitted"].append(_rate(count // 3, lambda _: unfold.submit(_nothing, policy="flow"), _results))
