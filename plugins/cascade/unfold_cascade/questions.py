@@ -137,7 +137,7 @@ def _question(
         group,
         tuple(voice.model for voice in voices),
         np.column_stack([voice.answers[voice.probability.argmax(axis=1)] for voice in voices]),
-        np.column_stack([confidence_of(spec)(voice.probability) for voice in voices]),
+        np.column_stack([_confidence(spec, voice) for voice in voices]),
         np.array([voice.price for voice in voices]),
         tuple(voice.buys for voice in voices),
         np.array([voice.latency_us for voice in voices]),
@@ -154,6 +154,11 @@ class _Voice:
     price: float
     buys: frozenset[str]
     latency_us: float
+    confidence: FloatArray | None = None
+
+
+def _confidence(spec: CascadeSpec, voice: _Voice) -> FloatArray:
+    return confidence_of(spec)(voice.probability) if voice.confidence is None else voice.confidence
 
 
 def _voice(
@@ -165,7 +170,8 @@ def _voice(
         raise fail(f"the model {model.name!r} was not fitted", hint="unfold train fits it")
     slot, log = logged
     buys = frozenset(spec.features if model.features is None else model.features)
-    return _Voice(model.name, log.probability, slot.answers, _price(spec, slot, log, model), buys, log.latency_us)
+    price = _price(spec, slot, log, model)
+    return _Voice(model.name, log.probability, slot.answers, price, buys, log.latency_us, log.confidence)
 
 
 def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
@@ -178,14 +184,17 @@ def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
 
 
 def confidence_of(spec: CascadeSpec) -> Callable[[FloatArray], FloatArray]:
-    """Return the function from (n, C) probabilities to the (n,) confidences that gates read."""
+    """Return the function from (n, C) probabilities to the (n,) confidences that gates read.
+
+    A model that the spec's confidence cannot look into is read by its largest probability.
+    """
     functions = {
         "max-probability": confidence.max_probability,
         "margin": confidence.margin,
         "entropy": confidence.entropy,
         "label-conditional": confidence.max_probability,
     }
-    return functions[spec.gates.confidence]
+    return functions.get(spec.gates.confidence, confidence.max_probability)
 
 
 def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:

@@ -14,6 +14,7 @@ from unfoldkit.api import Duration, Model, Name, Percent, Problem, Spec, did_you
 
 Label = str | int | bool | float
 Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
+Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "evidential", "ensemble"]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
 
@@ -71,8 +72,11 @@ class FeatureGroup(Model):
     columns: tuple[str, ...] = Field(min_length=1, description="names or patterns such as pixel_*")
     price: float = Field(default=0.0, ge=0.0)
     valid_for: Duration | None = Field(default=None, description="over time: how long a purchase and its values hold")
-    derive: tuple[Derived, ...] = Field(default=("last",), min_length=1, description="over time: what is made of them")
+    derive: tuple[Derived, ...] = Field(default=("last",), description="over time: what is made of them")
     window: Duration | None = Field(default=None, description="over time: of mean, min, max, change and spread")
+    rule: Literal["sirs", "sofa"] | None = Field(
+        default=None, description="over time: also how many points of a rule these columns give, now and at most so far"
+    )
 
 
 class Recorded(Model):
@@ -149,7 +153,11 @@ class CostSpec(Model):
 class GateSpec(Model):
     """How gates are searched."""
 
-    confidence: Literal["max-probability", "margin", "entropy", "label-conditional"] = "max-probability"
+    confidence: Confidence = Field(
+        default="max-probability",
+        description="what gates read; evidential (leaf counts) and ensemble (agreement) look into trees and forests, "
+        "ensemble into xgboost too, and other models beside them are read by max-probability",
+    )
     order: Literal["sorted", "all"] = Field(default="sorted", description="only cheap to costly, or every order")
     max_models: int = Field(default=3, ge=1, le=5, description="longest chain that is searched")
     bins: int | None = Field(default=None, ge=2, le=4096, description="cuts tried per gate; by default all or many")
@@ -193,10 +201,12 @@ class CascadeSpec(Spec):
         yield from _split_problems(self.data.split)
         if self.over_time:
             yield from rules.over_time(self)
+            yield from _confidence_problems(self)
             return
         yield from rules.without_time(self)
         yield from _stage_problems(self)
         yield from _model_problems(self)
+        yield from _confidence_problems(self)
         if self.data.source != "recorded" and (self.baseline is None or not self.baseline.candidates):
             yield Problem(("baseline",), "this key is missing", "baseline: {candidates: [{estimator: svc}]}")
 
@@ -204,6 +214,19 @@ class CascadeSpec(Spec):
 def _goal_problems(goal: Goal) -> Iterator[Problem]:
     if (goal.max_loss is None) == (goal.budget is None):
         yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
+
+
+def _confidence_problems(spec: CascadeSpec) -> Iterator[Problem]:
+    """Yield a confidence that looks into models where no model of a stage can be looked into."""
+    from unfold_cascade.inside import INSIDE, inside
+
+    name = spec.gates.confidence
+    named = [model.estimator or "" for stage in spec.stages for model in stage.models]
+    if name in INSIDE and not any(inside(name, estimator) for estimator in named):
+        hint = f"it looks into {', '.join(one for one in INSIDE[name] if '.' not in one)}"
+        yield Problem(("gates", "confidence"), f"no model of the stages can be read by {name}", hint)
+    if spec.over_time and name == "label-conditional":
+        yield Problem(("gates", "confidence"), "label-conditional goes with cases without time only")
 
 
 def _split_problems(split: Split) -> Iterator[Problem]:

@@ -81,7 +81,7 @@ def _now(loaded: Loaded, table: Long) -> Seen:
 
 def _said(loaded: Loaded, model: int, x: Float32) -> Float32:
     slot = loaded.places[model]
-    engine = pack.unconverted(loaded.run, slot, "a whole table", dtype=np.float32)
+    engine = pack.drawn(pack.unconverted(loaded.run, slot, "a whole table", dtype=np.float32))
     return engine.predict(np.ascontiguousarray(x[:, slot.columns])).astype(np.float32)
 
 

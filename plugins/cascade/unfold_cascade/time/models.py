@@ -15,6 +15,8 @@ import numpy as np
 from unfold_cascade import cost, estimators
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.estimators import Recipe
+from unfold_cascade.gates.evidence import look, shrunk
+from unfold_cascade.inside import inside
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time.panel import Layout
 from unfold_cascade.zoo import AGAIN, versions
@@ -31,7 +33,7 @@ class Slot:
     """The place of one model: the stage that it answers for, how it is made, and what its answer is worth.
 
     ``own`` (n,) are the rows that it learns from where their entity is in the training part; ``y`` (n,) their labels;
-    ``groups`` the feature groups that it needs, all if ``None``.
+    ``groups`` the feature groups that it needs, all if ``None``; ``inside`` names the confidence that looks into the model.
     """
 
     key: str
@@ -43,6 +45,7 @@ class Slot:
     own: BoolArray
     y: IntArray
     made_from: str
+    inside: str | None = None
 
     @property
     def place(self) -> str:
@@ -91,6 +94,7 @@ class Job:
     fold: IntArray
     seed: int
     batch: int
+    inside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,8 @@ def logs(
     if todo:
         with _shared(run, features) as file:
             jobs = [
-                Job(slot.recipe, file, slot.columns, slot.y, slot.own, fold, run.seed, spec.cost.batch) for slot in todo
+                Job(slot.recipe, file, slot.columns, slot.y, slot.own, fold, run.seed, spec.cost.batch, slot.inside)
+                for slot in todo
             ]
             run.engine.map(work, jobs, on_result=keep)
     return [_read(run, slot) for slot in places]
@@ -191,17 +196,23 @@ def work(job: Job) -> tuple[bytes, bytes]:
     learns = job.own & (job.fold >= 0)
     model = estimators.fit(job.recipe, x[learns], job.y[learns], job.seed)
     p = np.empty((len(job.y), classes), dtype=np.float32)
-    p[job.fold < 0] = estimators.probabilities(model, x[job.fold < 0], classes)
+    p[job.fold < 0] = said(model, x[job.fold < 0], classes, job.inside)
     for held in range(int(job.fold.max()) + 1):
         other, here = learns & (job.fold != held), job.fold == held
         part = estimators.fit(job.recipe, x[other], job.y[other], job.seed)
-        p[here] = estimators.probabilities(part, x[here], classes)
+        p[here] = said(part, x[here], classes, job.inside)
     stored = estimators.to_bytes(job.recipe, model)
     facts = {"bytes": len(stored), "flops": _flops(model, x.shape[1]), "latency": _latency(model, x, job.batch)}
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     np.savez(stream, allow_pickle=False, p=p, facts=text)
     return stored, stream.getvalue()
+
+
+def said(model: Any, x: Float32, classes: int, looks: str | None) -> FloatArray:
+    """Return (n, C) probabilities, drawn to 1/C by the doubt of a confidence that looks into the model, if one does."""
+    p = estimators.probabilities(model, x, classes)
+    return p if looks is None else shrunk(p, look(looks, model, x))
 
 
 def _latency(model: Any, x: Float32, batch: int) -> float:
@@ -242,8 +253,11 @@ def _slot(
     labels = y.astype(np.int64)
     names = [layout.names[column] for column in columns]
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
-    made_from = fingerprint(facts.digest, names, how, _hash(own), _hash(labels), versions())
-    return Slot(*place, recipe, groups, columns, own, labels, made_from)
+    looks = inside(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None
+    # named only where it is there: models of runs from before stay good
+    seen = [looks] if looks else []
+    made_from = fingerprint(facts.digest, names, how, _hash(own), _hash(labels), versions(), *seen)
+    return Slot(*place, recipe, groups, columns, own, labels, made_from, looks)
 
 
 def _hash(array: np.ndarray) -> str:

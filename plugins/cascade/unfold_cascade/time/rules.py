@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from unfoldkit.api import Model, Problem, did_you_mean
@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from unfold_cascade.spec import CascadeSpec, ModelSpec, Stage
 
 Path = tuple[str | int, ...]
+# hours that a value is carried forward in the rules; what is named is what they read
+POINTS_OF: Mapping[str, Mapping[str, float]] = {
+    "sirs": {"HR": 3, "Temp": 8, "Resp": 3, "PaCO2": 12, "WBC": 24},
+    "sofa": {"MAP": 3, "Creatinine": 24, "Bilirubin_total": 24, "Platelets": 24},
+}
 TIMED = "goes with data over time (source: physionet2019 or long) only"
 
 
@@ -36,6 +41,7 @@ def over_time(spec: CascadeSpec) -> Iterator[Problem]:
     """Yield what is missing or out of place in a spec of cases over time."""
     if not spec.features:
         yield Problem(("features",), "this key is missing", "features: {all: {columns: [HR, Resp]}}")
+    yield from _given(spec)
     yield from _repeated([(("stages", s, "name"), stage.name) for s, stage in enumerate(spec.stages)])
     for s, stage in enumerate(spec.stages):
         yield from _target(stage, ("stages", s, "target"))
@@ -48,9 +54,20 @@ def over_time(spec: CascadeSpec) -> Iterator[Problem]:
     yield from _baseline(spec)
 
 
+def _given(spec: CascadeSpec) -> Iterator[Problem]:
+    """Yield the groups that give no feature at all."""
+    for name, group in spec.features.items():
+        if not group.derive and group.rule is None:
+            yield Problem(("features", name, "derive"), "gives no feature", "derive: [last]")
+        known = POINTS_OF[group.rule] if group.rule is not None else group.columns
+        if not set(known) & set(group.columns):
+            hint = f"it reads {', '.join(known)}"
+            yield Problem(("features", name, "rule"), f"no column of the group is in {group.rule}", hint)
+
+
 def _timed_features(spec: CascadeSpec) -> Iterator[Problem]:
     for name, group in spec.features.items():
-        for key in ("valid_for", "window", "derive"):
+        for key in ("valid_for", "window", "derive", "rule"):
             if _changed(group, key):
                 yield Problem(("features", name, key), TIMED, at_key=True)
 
