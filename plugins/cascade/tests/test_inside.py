@@ -1,4 +1,4 @@
-"""Laws of confidences that look into models, written in a spec: trained, planned and served alike, with time and without."""
+"""Laws of confidences that look into models, written in a spec: trained, planned and served alike."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def planned(run: Run, spec: CascadeSpec, report: Report) -> Run:
     ("confidence", "first"), [("evidential", SCALED), ("ensemble", SCALED), ("evidential", LINEAR)]
 )
 def test_gates_read_what_a_look_into_the_model_tells(tmp_path: Path, confidence: str, first: str) -> None:
-    """Scores of unseen rows are those of the stored model's leaves or members; the service sends rows as the plan did."""
+    """Scores of unseen rows are those of the stored model's leaves or members; rows are served as planned."""
     models = f"stages[0].models=[{first}, {FOREST}, {WHOLE}]"
     spec, run = spec_of(TUMOURS, models, f"gates.confidence={confidence}", "goal.max_loss=8%"), run_in(tmp_path)
     report, plan = train(spec, run), decide(spec, run)

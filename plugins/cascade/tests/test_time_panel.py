@@ -258,7 +258,7 @@ def test_only_psv_members_of_an_archive_are_read(tmp_path: Path) -> None:
 
 
 def test_a_group_with_all_columns_of_a_rule_counts_what_the_rule_counts() -> None:
-    """The points of a group are those of the rule on the same values, and the most so far begins anew with each case."""
+    """The points of a group are those of the rule on the same values; the most so far begins anew with each case."""
     rng = np.random.default_rng(5)
     starts = starts_of(rng.integers(1, 12, 30))
     n = int(starts[-1])

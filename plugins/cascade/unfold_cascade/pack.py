@@ -47,7 +47,7 @@ class Probe:
 class Engine:
     """A model that answers: ``predict`` takes (n, d) of ``dtype`` and gives (n, C) float64 probabilities.
 
-    ``name`` says what runs it, ``why`` in words how it was chosen; ``sure`` gives the (n,) confidence of a look into it.
+    ``name`` says what runs it, ``why`` how it was chosen; ``sure`` gives the (n,) confidence of a look into it.
     """
 
     predict: Predict
@@ -145,7 +145,7 @@ def unconverted(run: Run, slot: Fitted, why: str, *, dtype: type[Any] = np.float
 
 
 def drawn(engine: Engine) -> Engine:
-    """Return an engine whose probabilities are drawn to 1/C by the doubt of a look into the model, as gates over time."""
+    """Return an engine whose probabilities are drawn to 1/C by the doubt of a look into the model: gates over time."""
     if engine.sure is None:
         return engine
     predict, sure = engine.predict, engine.sure

@@ -185,7 +185,7 @@ class CascadeSpec(Spec):
     gates: GateSpec = GateSpec()
     moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
     alerts: Alerts | None = Field(default=None, description="over time: how often the last stage may say yes")
-    drift: Drift | None = Field(default=None, description="over time: what a check of new data, and an audit, tell")
+    drift: Drift | None = Field(default=None, description="what a check of new data tells, and, over time, an audit")
     goal: Goal
 
     @property

@@ -29,8 +29,8 @@ class Slot:
     """The place of one model: which question it answers, and what it is made from.
 
     ``own`` (n,) marks the rows that the question is about; ``y`` (n,) are the labels that the model learns, numbered
-    from 0; ``answers`` (C,) say which label (or group) of the whole each of them is; ``inside`` names the confidence that
-    looks into the model, if one does.
+    from 0; ``answers`` (C,) say which label (or group) of the whole each of them is; ``inside`` names the confidence
+    that looks into the model, if one does.
     """
 
     key: str
@@ -262,7 +262,7 @@ def _read(run: Run, slot: Slot) -> Log:
     try:
         with np.load(io.BytesIO(run.directory.read(slot.log_file)), allow_pickle=False) as stored:
             probability, facts = stored["probability"], json.loads(stored["facts"].tobytes())
-            confidence = stored["confidence"] if "confidence" in stored else None
+            confidence = stored.get("confidence")
     except (ValueError, KeyError, OSError) as error:
         raise fail(f"not a log of predictions: {error}", file=str(run.directory.path / slot.log_file)) from error
     flops = float("nan") if facts["flops"] is None else float(facts["flops"])

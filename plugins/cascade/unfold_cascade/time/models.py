@@ -33,7 +33,7 @@ class Slot:
     """The place of one model: the stage that it answers for, how it is made, and what its answer is worth.
 
     ``own`` (n,) are the rows that it learns from where their entity is in the training part; ``y`` (n,) their labels;
-    ``groups`` the feature groups that it needs, all if ``None``; ``inside`` names the confidence that looks into the model.
+    ``groups`` the feature groups that it needs, all if ``None``; ``inside`` the confidence that looks into the model.
     """
 
     key: str

@@ -21,7 +21,7 @@ TIMED = "goes with data over time (source: physionet2019 or long) only"
 
 def without_time(spec: CascadeSpec) -> Iterator[Problem]:
     """Yield the keys that speak of time, in a spec whose cases have none."""
-    for key in ("moves", "alerts", "drift"):
+    for key in ("moves", "alerts"):
         if getattr(spec, key) is not None:
             yield Problem((key,), TIMED, at_key=True)
     if spec.gates.learnt:
