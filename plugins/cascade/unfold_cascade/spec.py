@@ -121,6 +121,9 @@ class Stage(Model):
     fresh: Duration | None = Field(
         default=None, description="over time: no longer than this after entry is learnt from"
     )
+    learn: Literal["label", "utility"] = Field(
+        default="label", description="over time: whether the stage is entered, or whether a warning pays at that hour"
+    )
 
 
 class Candidate(Model):
@@ -132,6 +135,16 @@ class Candidate(Model):
     features: tuple[str, ...] | None = None
 
 
+class Rival(Model):
+    """Another monolithic model over time, judged beside the baseline; nothing is certified against it."""
+
+    name: Name
+    estimator: str
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
+
+
 class Baseline(Model):
     """The monolithic models that were tried, the best by cross-validation on ``train`` being the reference; or one."""
 
@@ -140,6 +153,7 @@ class Baseline(Model):
     params: Params = Field(default_factory=dict)
     scale: bool | None = None
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
+    rivals: tuple[Rival, ...] = Field(default=(), max_length=4, description="over time: others, laid beside it")
 
 
 class CostSpec(Model):

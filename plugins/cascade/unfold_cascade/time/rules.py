@@ -35,6 +35,8 @@ def without_time(spec: CascadeSpec) -> Iterator[Problem]:
         yield Problem(("cost", "by"), TIMED)
     if spec.baseline is not None and spec.baseline.estimator is not None:
         yield Problem(("baseline", "estimator"), TIMED, "candidates: [{estimator: svc}]", at_key=True)
+    if spec.baseline is not None and spec.baseline.rivals:
+        yield Problem(("baseline", "rivals"), TIMED, at_key=True)
 
 
 def over_time(spec: CascadeSpec) -> Iterator[Problem]:
@@ -44,6 +46,8 @@ def over_time(spec: CascadeSpec) -> Iterator[Problem]:
     yield from _given(spec)
     yield from _repeated([(("stages", s, "name"), stage.name) for s, stage in enumerate(spec.stages)])
     for s, stage in enumerate(spec.stages):
+        if stage.learn == "utility" and s < len(spec.stages) - 1:
+            yield Problem(("stages", s, "learn"), "only the last stage warns", at_key=True)
         yield from _target(stage, ("stages", s, "target"))
         names: list[tuple[Path, str]] = [
             (("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)
@@ -78,7 +82,7 @@ def _changed(part: Model, key: str) -> bool:
 
 
 def _timed_stage(stage: Stage, place: Path) -> Iterator[Problem]:
-    for key in ("parallel", "fresh"):
+    for key in ("parallel", "fresh", "learn"):
         if _changed(stage, key):
             yield Problem((*place, key), TIMED, at_key=True)
     for key in ("rule", "ahead"):
@@ -109,6 +113,10 @@ def _baseline(spec: CascadeSpec) -> Iterator[Problem]:
     if base.candidates:
         yield Problem(("baseline", "candidates"), "over time there is one baseline: give its estimator", at_key=True)
     yield from _features(spec, base.features, ("baseline",))
+    names: list[tuple[Path, str]] = [(("baseline", "rivals", r, "name"), one.name) for r, one in enumerate(base.rivals)]
+    yield from _repeated([(("baseline",), "monolith"), *names])
+    for r, rival in enumerate(base.rivals):
+        yield from _features(spec, rival.features, ("baseline", "rivals", r))
 
 
 def _features(spec: CascadeSpec, features: tuple[str, ...] | None, place: Path) -> Iterator[Problem]:
