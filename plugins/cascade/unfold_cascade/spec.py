@@ -86,6 +86,12 @@ class Recorded(Model):
     confidence: str
 
 
+class Tune(Model):
+    """A tuning run that found a model's parameters, within its own deadline and budget."""
+
+    run: str = Field(alias="from", min_length=1, description="its folder, such as runs/digits-sha")
+
+
 class ModelSpec(Model):
     """One model of a stage: fitted (``estimator``) or recorded."""
 
@@ -98,6 +104,7 @@ class ModelSpec(Model):
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
     params: Params = Field(default_factory=dict)
     scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
+    tune: Tune | None = Field(default=None, description="take the parameters that a tuning run found")
     recorded: Recorded | None = None
     price: float | None = Field(default=None, ge=0.0, description="of one call; for recorded models and cost by price")
 
@@ -299,14 +306,16 @@ def _recorded_problems(model: ModelSpec, place: tuple[str | int, ...]) -> Iterat
         yield Problem(place, "where is its answer?", "recorded: {prediction: COLUMN, confidence: COLUMN}")
     if model.price is None:
         yield Problem(place, "the price of one call is missing", "price: 0.001")
-    if model.estimator is not None:
-        yield Problem((*place, "estimator"), "nothing is fitted from recorded predictions", at_key=True)
+    for key in ("estimator", "tune"):
+        if getattr(model, key) is not None:
+            yield Problem((*place, key), "nothing is fitted from recorded predictions", at_key=True)
 
 
 def _fitted_problems(spec: CascadeSpec, model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:
     if model.estimator is None:
         yield Problem(place, "which estimator?", "estimator: logistic-regression")
-    if model.estimator == "baseline" and (model.params or model.features is not None or model.scale is not None):
+    given = (model.features, model.scale, model.tune)
+    if model.estimator == "baseline" and (model.params or any(one is not None for one in given)):
         yield Problem((*place, "estimator"), "the baseline is taken as it is, without params, features or scale")
     if model.recorded is not None:
         yield Problem((*place, "recorded"), "goes with data: {source: recorded} only", at_key=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade import cost, estimators
+from unfold_cascade import cost, estimators, tuned
 from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.cases import Cases, features, group_of_label
 from unfold_cascade.estimators import Recipe
@@ -228,7 +228,7 @@ def _slot(
     number = np.full(int(truth.max()) + 1, -1, dtype=np.int64)
     number[answers] = np.arange(len(answers))
     columns = given.places(model.features)
-    recipe = Recipe(model.estimator or "", dict(model.params), model.scale)
+    recipe = tuned.recipe(model, run, key=place[0])
     facts = [given.digest, dump(spec.data), given.order, columns.tolist(), answers.tolist(), _target(spec)]
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
     looks = inside(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None

@@ -17,9 +17,10 @@ from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.estimators import Recipe
 from unfold_cascade.gates.evidence import look, shrunk
 from unfold_cascade.inside import inside
-from unfold_cascade.spec import Baseline, CascadeSpec, ModelSpec, Rival, Stage
+from unfold_cascade.spec import CascadeSpec, Stage
 from unfold_cascade.time.measures import utility
 from unfold_cascade.time.panel import Layout
+from unfold_cascade.tuned import recipe
 from unfold_cascade.zoo import AGAIN, versions
 from unfoldkit.api import Run, UnfoldError, fail, fingerprint
 
@@ -120,16 +121,18 @@ def slots(spec: CascadeSpec, run: Run, facts: Facts, layout: Layout) -> list[Slo
         lesson = _lesson(stage, facts, s, own)
         for m, model in enumerate(stage.models):
             place = (f"stages[{s}].models[{m}].estimator", stage.name, model.name)
-            found.append(_slot(spec, run, facts, layout, place, _recipe(model), model.features, lesson))
+            found.append(
+                _slot(spec, run, facts, layout, place, recipe(model, run, key=place[0]), model.features, lesson)
+            )
     base = spec.baseline
     if base is None:
         return found
     whole = Lesson(np.ones(len(facts.highest), dtype=np.bool_), facts.highest, None)
     for r, rival in enumerate(base.rivals):
         place = (f"baseline.rivals[{r}].estimator", BASELINE, rival.name)
-        found.append(_slot(spec, run, facts, layout, place, _recipe(rival), rival.features, whole))
+        found.append(_slot(spec, run, facts, layout, place, recipe(rival, run, key=place[0]), rival.features, whole))
     place = ("baseline.estimator", BASELINE, MONOLITH)
-    return [*found, _slot(spec, run, facts, layout, place, _recipe(base), base.features, whole)]
+    return [*found, _slot(spec, run, facts, layout, place, recipe(base, run, key=place[0]), base.features, whole)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +151,6 @@ def _lesson(stage: Stage, facts: Facts, s: int, own: BoolArray) -> Lesson:
     worth = utility(facts.on[:, s], facts.starts)
     gain = worth.yes - worth.no
     return Lesson(own & (gain != 0.0), gain > 0.0, np.abs(gain))
-
-
-def _recipe(model: ModelSpec | Rival | Baseline) -> Recipe:
-    return Recipe(model.estimator or "", dict(model.params), model.scale)
 
 
 def rows_in_stage(highest: IntArray, since: FloatArray, s: int, *, parallel: bool, fresh: float | None) -> BoolArray:
