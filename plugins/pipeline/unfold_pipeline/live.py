@@ -16,6 +16,7 @@ from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.models import Rows
 from unfold_pipeline.orders import TICK
 from unfold_pipeline.policies import Brief, Ladder, Setting, decide
+from unfold_pipeline.prompt import prompt
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Running, clock
 from unfold_pipeline.sample import Sample
@@ -112,6 +113,7 @@ def _keep_time(moments: Times, tell: Callable[[int], object]) -> float:
 
     In a thread of its own: the timers of an event loop are coarser than a millisecond.
     """
+    prompt()
     late = 0.0
     for number, moment in enumerate(moments.tolist()):
         time.sleep(max(0.0, moment - clock()))

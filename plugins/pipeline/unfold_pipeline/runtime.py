@@ -18,6 +18,7 @@ import numpy as np
 
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source
+from unfold_pipeline.prompt import prompt
 from unfold_pipeline.replica import READY, Replica, launch
 from unfold_pipeline.routes import Item, Routes
 from unfoldkit.api import broken
@@ -67,7 +68,8 @@ class Worker:
 class StageRuntime:
     """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted.
 
-    ``need`` is the least seconds that a query still takes from here on.
+    ``need`` is the least seconds that a query still takes from here on; ``seconds`` were spent in the model, and
+    ``worked`` of them a core was busy.
     """
 
     name: str
@@ -81,6 +83,8 @@ class StageRuntime:
     replaced: int = 0
     served: int = 0
     batches: int = 0
+    seconds: float = 0.0
+    worked: float = 0.0
 
 
 class Running(Protocol):
@@ -131,6 +135,7 @@ class Runtime:
             UnfoldError: one cannot load its model, or not in time.
         """
         self._loop = asyncio.get_running_loop()
+        prompt()
         self._started = self._loop.create_future()
         for stage in self.stages:
             self._balance(stage)
@@ -196,7 +201,7 @@ class Runtime:
             self._died(stage, worker)
             return
         if worker.ready:
-            self._answered(stage, worker, told[0])
+            self._answered(stage, worker, *told)
         elif told == READY:
             worker.ready = True
             self._tell_started()
@@ -204,8 +209,9 @@ class Runtime:
             self._died(stage, worker, str(told))
         self._look()
 
-    def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any) -> None:
+    def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any, seconds: float, worked: float) -> None:
         batch, worker.batch = worker.batch, []
+        stage.seconds, stage.worked = stage.seconds + seconds, stage.worked + worked
         stage.served += len(batch)
         stage.failures = 0
         for (query, item), output in zip(batch, outputs, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from unfold_pipeline import board, live, models, policies, profiles, tables, workload
 from unfold_pipeline.cascades import resolved
+from unfold_pipeline.crowd import crowded
+from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.plan import judge_for
@@ -24,6 +26,7 @@ from unfold_pipeline.runtime import Running, Runtime, clock
 from unfold_pipeline.sample import Sample
 from unfold_pipeline.spec import FromRun, PipelineSpec
 from unfoldkit.api import Column, Engine, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
+from unfoldkit.engines.local import available_cores
 from unfoldkit.engines.ray import RayEngine
 
 Times = NDArray[np.float64]
@@ -101,15 +104,25 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
 
 
 def estimate(ready: Ready, sample: Sample, run: Run) -> Times:
-    """Return the seconds of each query by the simulator, batches being as uneven as they were when measured."""
-    factors = [_unevenness(stage.name, index, run) for index, stage in enumerate(ready.judge.pipeline.stages)]
-    targets = constant(ready.plan, sample)
+    """Return the seconds of each query by the simulator.
+
+    Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
+    """
+    points = [profiles.stored(stage.name, run) for stage in ready.judge.pipeline.stages]
+    factors = [_unevenness(found, index, run) for index, found in enumerate(points)]
     patience = ready.patience if ready.shed else None
-    return play(ready.judge.pipeline, sample, ready.plan, targets, 0.0, factors, patience).latencies
+    pipeline, cores = ready.judge.pipeline, available_cores()
+    if run.engine.name == "local" and sum(choice.replicas for choice in ready.plan) > cores:
+        most = patience or [math.inf] * len(points)
+        servers = [
+            replace(server(pipeline, index, choice), factor=factors[index], patience=most[index])
+            for index, choice in enumerate(ready.plan)
+        ]
+        return crowded(pipeline, sample, servers, [found[0].cpu if found else 1.0 for found in points], cores)
+    return play(pipeline, sample, ready.plan, constant(ready.plan, sample), 0.0, factors, patience).latencies
 
 
-def _unevenness(stage: str, index: int, run: Run) -> Times:
-    points = profiles.stored(stage, run)
+def _unevenness(points: Sequence[profiles.Point] | None, index: int, run: Run) -> Times:
     if not points:
         return np.ones(1)
     return np.random.default_rng([run.seed, 6, index]).choice(np.array(points[0].spread), LONG)
