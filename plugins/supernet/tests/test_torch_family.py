@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from unfold_supernet.nets import family, learn, net, store  # noqa: E402
+from unfold_supernet.nets import family, net, phases, store  # noqa: E402
 from unfold_supernet.nets.data import Data, load  # noqa: E402
 from unfold_supernet.nets.front import quality  # noqa: E402
 from unfold_supernet.nets.measure import answers, switching  # noqa: E402
@@ -26,6 +26,7 @@ from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
 
 pytestmark = pytest.mark.torch
+LARGEST, SMALLEST = (Subnet((e, e), (d, d), (k, k), r) for e, d, k, r in ((1.0, 2, 5, 1.0), (0.25, 1, 3, 0.5)))
 STAGES = ({"width": 8}, {"width": 12})
 SPEC = """
 version: 1
@@ -40,6 +41,7 @@ training: {epochs: 3, batch: 64, alone: false}
 def space(form: str, extra: int = 2) -> Space:
     """Return a space of every combination of three widths, two depths and two kernels."""
     lists = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "coupling": "independent"}
+    lists |= {} if form == "mlp" else {"resolution": (1.0, 0.5)}
     given = SpaceSpec.model_validate({"form": form, "stages": STAGES, **lists})
     sizes: dict[str, tuple[int, ...]] = {"conv1d": (20,), "conv2d": (9, 7), "mlp": (1,)}
     return space_of(given, 3, sizes[form], extra, 4)
@@ -156,12 +158,13 @@ def test_the_sandwich_is_drawn_by_place() -> None:
     """What a step trains depends on seed, epoch, batch and place alone; largest and smallest are always there."""
     subnets = space("conv1d").subnets
     given = TrainingSpec(rule="sandwich", samples=2, delay=1)
-    first = [learn.drawn(subnets, given, 3, 2, batch) for batch in range(50)]
-    again = [learn.drawn(list(reversed(subnets)), given, 3, 2, batch) for batch in range(50)]
+    late, same = (phases.phase_of(phases.phases(found, given), 2) for found in (subnets, list(reversed(subnets))))
+    first = [phases.drawn(late, 3, 2, batch) for batch in range(50)]
+    again = [phases.drawn(same, 3, 2, batch) for batch in range(50)]
     assert first == again
-    assert all(one[0] == Subnet(1.0, 2, 5) and one[-1] == Subnet(0.25, 1, 3) and len(one) == 4 for one in first)
+    assert all(one[0] == LARGEST and one[-1] == SMALLEST and len(one) == 4 for one in first)
     assert len({one[1] for one in first}) > 5
-    assert learn.drawn(subnets, given, 3, 0, 0) == [Subnet(1.0, 2, 5)]
+    assert phases.drawn(phases.phases(subnets, given)[0], 3, 0, 0) == [LARGEST]
 
 
 def test_a_stored_family_answers_the_same(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def last_python(target: float, keys: Floats, best: Ints, policy: int) -> int:
     passed = 0
     for at in range(keys.size):
         passed += keys[at] < target if policy == ACCURACY else keys[at] <= target
-    return best[passed]
+    return int(best[passed])
 
 
 last = compiled(last_python)

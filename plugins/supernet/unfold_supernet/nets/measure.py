@@ -94,7 +94,7 @@ def _routes(net: Supernet, names: Sequence[str], rounds: int) -> Floats:
 
 
 def _reload(net: Supernet, bound: Bound, file: bytes) -> Plain:
-    module: Plain = Plain(net.space, bound.convs).eval()
+    module: Plain = Plain(net.space, bound.convs, bound.shrink).eval()
     module.load_state_dict(load(io.BytesIO(file).read()))
     return module
 

@@ -30,9 +30,11 @@ class Bound:
     views: tuple[tuple[Tensor, Tensor, Tensor], ...]
     statistics: Statistics
     head: tuple[Tensor, Tensor, Tensor]
+    shrink: int = 1
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
         """Return logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
+        x = reduced(x, self.shrink)
         for conv, view, (mean, variance) in zip(self.convs, self.views, self.statistics, strict=True):
             weight, gamma, beta = view
             out = _convolve(conv, x, weight)
@@ -74,6 +76,7 @@ def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
 
 def train_forward(space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor) -> Tensor:
     """Return the logits of a subnet under the statistics of the batch."""
+    x = reduced(x, subnet.shrink)
     for conv in convs(space, subnet):
         weight, gamma, beta = view(weights, conv)
         out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
@@ -87,7 +90,7 @@ def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: 
     sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in found]
     with torch.no_grad():
         for part in x.split(batch):
-            value = part
+            value = reduced(part, subnet.shrink)
             for conv, total in zip(found, sums, strict=True):
                 weight, gamma, beta = view(weights, conv)
                 out = _convolve(conv, value, weight)
@@ -102,7 +105,9 @@ def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: 
 def bind(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> Bound:
     """Return a subnet whose tensors are views of the shared ones."""
     found = convs(space, subnet)
-    return Bound(found, tuple(view(weights, conv) for conv in found), statistics, head(weights, found[-1].out))
+    return Bound(
+        found, tuple(view(weights, conv) for conv in found), statistics, head(weights, found[-1].out), subnet.shrink
+    )
 
 
 def view(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,6 +121,13 @@ def view(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Ten
 def head(weights: Mapping[str, Tensor], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the head for ``width`` channels: weight, weight of the extra numbers, bias."""
     return weights["head.weight"][:, :width], weights["head.extra"], weights["head.bias"]
+
+
+def reduced(x: Tensor, shrink: int) -> Tensor:
+    """Return the input (n, channels, *size) with each ``shrink`` neighbours along every axis averaged."""
+    if shrink == 1:
+        return x
+    return functional.avg_pool1d(x, shrink) if x.ndim == 3 else functional.avg_pool2d(x, shrink)
 
 
 def _convolve(conv: Conv, x: Tensor, weight: Tensor) -> Tensor:
