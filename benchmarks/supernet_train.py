@@ -83,8 +83,8 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
 def _notes() -> list[str]:
     return [
         f"Cost at convergence: a net alone for {LONGER}x the epochs against the family's, first seed.",
-        "compound_time_ratio: seconds of the compound list against progressive shrinking by the published proportions.",
-        "There the largest net trains as long as the family, depth and width 150/180 of it each, all nets of the lists.",
+        "compound_time_ratio: seconds of the compound list against shrinking by the published proportions.",
+        "There the largest net trains as long as ours, depth and width 150/180 of it each, all nets in the lists.",
         "shrinking_points: accuracy of the compound nets less that of the shrunk ones, in the mean, first seed.",
         "front_points: the least of the seeds; each is surely (95 %, paired) more accurate than the one before it.",
         "inter_patient_*_gain: mean over the nets against the plain recipe (sandwich rule, distillation only).",

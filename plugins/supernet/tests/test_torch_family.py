@@ -13,14 +13,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from unfold_supernet import replay  # noqa: E402
 from unfold_supernet.nets import family, net, phases, store  # noqa: E402
 from unfold_supernet.nets.data import Data, load  # noqa: E402
 from unfold_supernet.nets.front import quality  # noqa: E402
 from unfold_supernet.nets.measure import answers, switching  # noqa: E402
 from unfold_supernet.nets.space import Space, Subnet, space_of  # noqa: E402
+from unfold_supernet.serving import pairs  # noqa: E402
+from unfold_supernet.serving.policies import Served  # noqa: E402
 from unfold_supernet.spec import DataSpec, SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
 from unfold_supernet.train import train  # noqa: E402
-from unfoldkit.api import Report, Run, RunDir  # noqa: E402
+from unfoldkit.api import Report, Run, RunDir, UnfoldError  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
 from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
@@ -219,3 +222,43 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.y, other.y)
     assert np.bincount(one.y[one.test]).tolist() == [5, 5, 5]
     assert set(one.train).isdisjoint(one.test)
+
+
+def test_unsure_answers_are_asked_again(tmp_path: Path) -> None:
+    """A pair gives each row the logits of the net that answers it, and is as accurate as the stored answers say."""
+    spec, data, run = digits(tmp_path, epochs=2)
+    found = family.train_family(spec, data, run).net
+    small, large = (one.name for one in found.space.subnets)
+    x, extra = torch.from_numpy(data.x[data.test]), torch.from_numpy(data.extra[data.test])
+    with torch.inference_mode():
+        first, then = found(small, x, extra), found(large, x, extra)
+        sure = torch.softmax(first, 1).max(1).values
+        below = float(sure.median())
+        both, unsure = found.ready(small, large, below)(x, extra), sure < below
+    assert 0 < int(unsure.sum()) < len(unsure)
+    assert torch.equal(both[~unsure], first[~unsure])
+    # another batch of rows: equal up to the order of sums
+    assert torch.allclose(both[unsure], then[unsure], rtol=1e-4, atol=1e-4)
+    nets = [Served(name, accuracy, ((1, 1.0),)) for name, accuracy in ((small, 1.0), (large, 2.0))]
+    (stored,) = pairs.pairs(nets, family.answered(found, data), below)
+    assert stored.accuracy == pytest.approx(float((both.argmax(1).numpy() == data.y[data.test]).mean()) * 100, abs=0.3)
+
+
+@pytest.mark.parametrize("escalate", ["60%", "null"])
+def test_a_guard_holds_for_whoever_answers(tmp_path: Path, escalate: str) -> None:
+    """Under a guard every net that may answer, alone or in a pair, has the sensitivity; unknown classes are told."""
+    text = SPEC + f"serving: {{slo: 20 ms, escalate: {escalate}, guard: {{'3': 90%}}}}\n"
+    spec = validate(SupernetSpec, parse(text.replace("epochs: 3", "epochs: 8"), "t.yaml"))
+    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), options={})
+    train(spec, run)
+    serving, known = replay.front(spec, run)
+    kept = replay.guarded(serving, known, run)
+    assert any(net.then for net in kept) == (escalate != "null")
+    data, stored = load(spec.data, run), store.read_family(run.directory)  # type: ignore[arg-type]
+    threes = data.test[data.y[data.test] == 3]
+    for net_ in kept:
+        said = answers(stored.ready(pairs.first(net_), net_.then, serving.escalate), data, threes)
+        assert (said == 3).mean() >= 0.88
+    other = serving.model_copy(update={"guard": {"11": 0.9}})
+    with pytest.raises(UnfoldError, match="no such class"):
+        replay.guarded(other, known, run)

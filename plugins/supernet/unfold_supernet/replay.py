@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unfold_supernet.arrays import Floats
-from unfold_supernet.files import FRONT
+from unfold_supernet.files import ANSWERS, FRONT
+from unfold_supernet.serving import pairs
 from unfold_supernet.serving.play import Played, measure, simulate
 from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, slackfit
 from unfold_supernet.spec import ServingSpec, SupernetSpec
@@ -47,7 +48,7 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     serving, known = front(spec, run)
     path = Path(str(run.options["replay"]))
     arrivals = traces.read(path if path.is_file() else run.path(str(path)))
-    return Stage(arrivals, guarded(serving, known), known["reload_seconds"], serving)
+    return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
 
 
 def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
@@ -64,13 +65,22 @@ def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
     return spec.serving, known
 
 
-def guarded(serving: ServingSpec, known: dict[str, Any]) -> tuple[Served, ...]:
-    """Return the nets that keep the guard.
+def guarded(serving: ServingSpec, known: dict[str, Any], run: Run) -> tuple[Served, ...]:
+    """Return the nets, and the pairs of them if answers are escalated, that keep the guard.
 
     Raises:
         UnfoldError: none does, or the guard names a class that is not there.
     """
-    nets = tuple(_served(item) for item in known["nets"] if _kept(item, known["classes"], serving))
+    classes, items = known["classes"], known["nets"]
+    for name in serving.guard:
+        if name not in classes:
+            raise fail(f"no such class: {name!r}", key="serving.guard", hint=f"one of: {', '.join(classes)}")
+    every: dict[Served, Mapping[int, float | None]] = {
+        _served(item): dict(enumerate(item["sensitivity"])) for item in items
+    }
+    if serving.escalate is not None and len(every) > 1:
+        every |= pairs.pairs(list(every), _answers(run), serving.escalate)
+    nets = tuple(net for net, by_class in every.items() if _kept(by_class, classes, serving))
     if not nets:
         raise fail("no net keeps the guard", key="serving.guard", hint="a lower sensitivity, or a larger family")
     return nets
@@ -90,7 +100,7 @@ def rules(what: Stage) -> list[tuple[str, Rule]]:
     """Return the rule in charge first, the other adaptive one, then the baselines."""
     names = [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
     found = [(name, RULES[name](what.nets)) for name in names]
-    found += [(f"only {net.name}", fixed(what.nets, at)) for at, net in enumerate(what.nets)]
+    found += [(f"only {net.name}", fixed(what.nets, at)) for at, net in enumerate(what.nets) if net.then is None]
     return [*found, ("cheapest", cheapest(what.nets))]
 
 
@@ -110,19 +120,19 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
         else _repeated(data.test, len(what.arrivals))
     )
     x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
-    bound = [net.bound[one.name] for one in what.nets]
+    bound = [net.ready(pairs.first(one), one.then, what.serving.escalate) for one in what.nets]
 
     def work(at: int, first: int, last: int) -> None:
         bound[at](x[first:last], extra[first:last]).argmax(1)
 
-    entries = []
+    entries, played_by = [], rules(what)
     with torch.inference_mode():
         for one in range(len(bound)):
             work(one, 0, min(32, len(rows)))
-        for name, rule in rules(what):
+        for name, rule in played_by:
             played = measure(what.arrivals, what.serving.slo, rule, work)
             entries.append(Entry(name, played, played.accuracy(what.nets)))
-            run.progress("replay", len(entries), len(what.nets) + 3)
+            run.progress("replay", len(entries), len(played_by))
     return report(spec, what, "serve", entries)
 
 
@@ -202,12 +212,15 @@ def _served(item: dict[str, Any]) -> Served:
     return Served(item["name"], item["accuracy"], tuple(rising))
 
 
-def _kept(item: dict[str, Any], classes: Sequence[str], serving: ServingSpec) -> bool:
-    by_class = dict(zip(classes, item["sensitivity"], strict=True))
-    for name in serving.guard:
-        if name not in by_class:
-            raise fail(f"no such class: {name!r}", key="serving.guard", hint=f"one of: {', '.join(classes)}")
-    return all((by_class[name] or 0.0) >= least for name, least in serving.guard.items())
+def _kept(by_class: Mapping[int, float | None], classes: Sequence[str], serving: ServingSpec) -> bool:
+    return all((by_class.get(classes.index(name)) or 0.0) >= least for name, least in serving.guard.items())
+
+
+def _answers(run: Run) -> pairs.Answered:
+    if not run.directory.has(ANSWERS):
+        message, hint = "this run does not hold what its nets answered", "unfold train SPEC, with this version"
+        raise fail(message, file=str(run.directory.path), key="serving.escalate", hint=hint)
+    return pairs.unpacked(run.directory.read(ANSWERS))
 
 
 def _repeated(rows: Any, count: int) -> Any:

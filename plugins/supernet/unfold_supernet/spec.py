@@ -163,7 +163,13 @@ class ServingSpec(Model):
         description="SuperServe's buckets; or the most accurate net that answers all that wait in time",
     )
     attainment: Fraction = Field(default=0.99, description="share of requests that must be in time")
-    guard: dict[str, Fraction] = Field(default={}, description="least sensitivity by class; nets below it never answer")
+    escalate: Annotated[Fraction, Field(gt=0)] | None = Field(
+        default=None, description="confidence below which a small net's answer is asked again of the most accurate net"
+    )
+    guard: dict[str, Fraction] = Field(
+        default={},
+        description="least sensitivity by class; nets that are below it never answer",
+    )
 
 
 class SupernetSpec(Spec):

@@ -12,9 +12,11 @@ from unfold_supernet.files import SPACE
 from unfold_supernet.live.board import counted, of_counters
 from unfold_supernet.live.model import Live
 from unfold_supernet.nets.measure import BATCHES
+from unfold_supernet.nets.net import Pair
 from unfold_supernet.nets.space import Space, space_of
 from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
 from unfold_supernet.replay import RULES, front, guarded
+from unfold_supernet.serving import pairs
 from unfold_supernet.serving.policies import Rule, Served, patient
 from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
 from unfoldkit.api import Run, Service, fail, fingerprint
@@ -64,7 +66,7 @@ def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec
     assert spec.space is not None  # noqa: S101 - service() looked
     if not run.directory.has(SPACE):
         raise fail("this run holds no family", file=str(run.directory.path), hint="unfold train SPEC")
-    nets, family = guarded(serving, known), read_family(run.directory)
+    nets, family = guarded(serving, known, run), read_family(run.directory)
     _same(spec.space, family.space)
     model = Live(
         name=spec.name,
@@ -73,7 +75,7 @@ def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec
         facts={},
         classes=tuple(known["classes"]),
         nets=nets,
-        bound=tuple(family.bound[net.name] for net in nets),
+        bound=tuple(family.ready(pairs.first(net), net.then, serving.escalate) for net in nets),
         count=counted(registry, nets),
         clock=run.clock,
     )
@@ -82,7 +84,18 @@ def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec
 
 
 def timed(model: Live, at: int) -> Served:
-    """Return a net with the median seconds of a batch on this machine; the pace makes up for the load."""
+    """Return a net with the median seconds of a batch on this machine; the pace makes up for the load.
+
+    Of a pair the two are measured, as what is sent to try does not say how many would be unsure.
+    """
+    net, bound = model.nets[at], model.bound[at]
+    if isinstance(bound, Pair):
+        apart = replace(model, nets=(net, net), bound=(bound.first, bound.then))
+        return pairs.timed(net, _timed(apart, 0), _timed(apart, 1))
+    return _timed(model, at)
+
+
+def _timed(model: Live, at: int) -> Served:
     seconds, longest = [], 0.0
     for size in BATCHES:
         batch = _trial(model, size, at)

@@ -15,10 +15,11 @@ from unfold_supernet.nets import store
 from unfold_supernet.nets.data import Data
 from unfold_supernet.nets.front import Quality, quality
 from unfold_supernet.nets.learn import State, learn
-from unfold_supernet.nets.measure import answers
+from unfold_supernet.nets.measure import answers, confident
 from unfold_supernet.nets.net import Statistics, Supernet, Weights, bind, calibrate, initial
 from unfold_supernet.nets.phases import epochs, phases
 from unfold_supernet.nets.space import Space, Subnet, macs, space_of
+from unfold_supernet.serving.pairs import Answered
 from unfold_supernet.spec import SupernetSpec
 from unfoldkit.api import Run, dump, fingerprint
 
@@ -86,11 +87,18 @@ def own_norms(spec: SupernetSpec, whole: Space, weights: Weights, data: Data, su
     return calibrate(whole, weights, subnet, torch.from_numpy(data.x[np.sort(rows)]))
 
 
-def qualities(net: Supernet, data: Data) -> dict[str, Quality]:
-    """Return the quality of every subnet on the test rows, cheapest first."""
+def answered(net: Supernet, data: Data) -> Answered:
+    """Return what every subnet says of the test rows, cheapest first."""
     ordered = sorted(net.space.subnets, key=lambda one: macs(net.space, one))
-    y = data.y[data.test]
-    return {one.name: quality(answers(net.bound[one.name], data, data.test), y, len(data.names)) for one in ordered}
+    found = [confident(net.bound[one.name], data, data.test) for one in ordered]
+    said, confidence = (np.stack(part) for part in zip(*found, strict=True))
+    return Answered(tuple(one.name for one in ordered), said, confidence, data.y[data.test])
+
+
+def qualities(net: Supernet, data: Data, said: Answered | None = None) -> dict[str, Quality]:
+    """Return the quality of every subnet on the test rows, cheapest first."""
+    found = said or answered(net, data)
+    return {name: quality(row, found.y, len(data.names)) for name, row in zip(found.names, found.said, strict=True)}
 
 
 def trained_alone(spec: SupernetSpec, data: Data, run: Run, subnet: Subnet) -> Quality:

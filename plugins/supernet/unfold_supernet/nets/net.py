@@ -44,6 +44,25 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Two subnets: rows that the first answers with less than ``below`` confidence are asked again of the second."""
+
+    first: Bound
+    then: Bound
+    below: float
+
+    def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
+        """Return logits (n, classes), each row those of the net that answered it."""
+        logits = self.first(x, extra)
+        unsure = (functional.softmax(logits, 1).max(1).values < self.below).nonzero().flatten()
+        if len(unsure):
+            # a clone, as what inference gave must not be written to
+            logits = logits.clone()
+            logits[unsure] = self.then(x[unsure], extra[unsure])
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
 class Supernet:
     """A trained family: shared weights, and every subnet bound to them once."""
 
@@ -54,6 +73,10 @@ class Supernet:
     def __call__(self, name: str, x: Tensor, extra: Tensor) -> Tensor:
         """Return the logits of the subnet ``name``. Safe to call from many threads at once."""
         return self.bound[name](x, extra)
+
+    def ready(self, name: str, then: str | None, below: float | None) -> Bound | Pair:
+        """Return a net, or with ``then`` the pair of it and the one that its unsure answers go to."""
+        return self.bound[name] if then is None else Pair(self.bound[name], self.bound[then], below or 0.0)
 
 
 def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:

@@ -16,11 +16,16 @@ BUCKETS = 64
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A net as the rules see it: accuracy in percent, seconds by batch size, ascending."""
+    """A net as the rules see it: accuracy in percent, seconds by batch size, ascending.
+
+    ``then`` names the net that is asked again for the share of the answers that this one is ``unsure`` of.
+    """
 
     name: str
     accuracy: float
     seconds: tuple[tuple[int, float], ...]
+    then: str | None = None
+    unsure: float = 0.0
 
     def takes(self, count: int) -> float:
         """Return the seconds of a batch, between measured sizes by a straight line."""
