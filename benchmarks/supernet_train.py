@@ -7,6 +7,8 @@ Progressive shrinking and the plain recipe (sandwich, the largest net's answers 
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -59,7 +61,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         "accuracy_max": max(means),
         **{f"sharing_cost_{at}_points": fmean(row["cost_points"] for row in by_net[net]) for at, net in places.items()},
         **{f"converged_cost_{at}_points": converged[at] - first[net]["family"] for at, net in places.items()},
-        "compound_time_ratio": first[names[0]]["seconds"] / shrinking,
+        "compound_time_ratio": first[names[0]]["processor_seconds"] / shrinking,
         "shrinking_points": fmean(first[name]["family"] - shrunk[name] for name in first),
         **{
             f"inter_patient_{what}_{end.__name__}": end(row[what] for row in of_recipe["recipe"])
@@ -83,7 +85,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
 def _notes() -> list[str]:
     return [
         f"Cost at convergence: a net alone for {LONGER}x the epochs against the family's, first seed.",
-        "compound_time_ratio: seconds of the compound list against shrinking by the published proportions.",
+        "compound_time_ratio: processor seconds of the compound list against shrinking by the published proportions.",
         "There the largest net trains as long as ours, depth and width 150/180 of it each, all nets in the lists.",
         "shrinking_points: accuracy of the compound nets less that of the shrunk ones, in the mean, first seed.",
         "front_points: the least of the seeds; each is surely (95 %, paired) more accurate than the one before it.",
@@ -99,9 +101,9 @@ def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, A
 
     with tempfile.TemporaryDirectory() as folder:
         spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         trained = family.train_family(spec, beats, run_)
-        seconds = time.perf_counter() - began
+        seconds, busy = time.perf_counter() - began, time.process_time() - busy
         found = family.qualities(trained.net, beats)
         ordered = sorted(trained.net.space.subnets, key=lambda one: macs(trained.net.space, one))
         front = separable([macs(trained.net.space, one) for one in ordered], [found[one.name] for one in ordered])
@@ -113,7 +115,8 @@ def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, A
                 alone = family.trained_alone(spec, beats, run_, one)
                 gap = difference(alone.right, found[one.name].right)
                 row |= {"alone": alone.accuracy, "cost_points": gap.points, "paired_error": gap.error}
-            yield row | {"seconds": seconds, "front_points": len(front)}
+            row |= {"seconds": seconds, "processor_seconds": busy, "front_points": len(front)}
+            yield _told(row)
 
 
 def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
@@ -125,11 +128,12 @@ def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
         longer = {"training": {"epochs": spec.training.epochs * LONGER}}
         spec, beats, run_ = loaded(data, Path(folder), seed, None, longer)
         subnet = next(one for one in family.space(spec, beats).subnets if one.name == name)
-        return float(family.trained_alone(spec, beats, run_, subnet).accuracy)
+        accuracy = family.trained_alone(spec, beats, run_, subnet).accuracy
+        return float(_told({"net": name, "converged": accuracy})["converged"])
 
 
 def _shrunk(data: Path, seed: int, epochs: int | None) -> tuple[dict[str, float], float]:
-    """Return the accuracies of the nets after progressive shrinking, and its seconds."""
+    """Return the accuracies of the nets after progressive shrinking, and its seconds of processor time."""
     from unfold_supernet.nets import family
     from unfold_supernet.nets.front import quality
     from unfold_supernet.nets.measure import answers
@@ -143,11 +147,14 @@ def _shrunk(data: Path, seed: int, epochs: int | None) -> tuple[dict[str, float]
             "training": {"rule": "progressive", "sort": True},
         }
         spec, beats, run_ = loaded(data, Path(folder), seed, epochs, changed)
+        busy = time.process_time()
         trained = family.train_family(spec, beats, run_)
+        busy = time.process_time() - busy
         y, rows = beats.y[beats.test], beats.test
         bound = trained.net.bound
         found = {name: quality(answers(bound[name], beats, rows), y, len(beats.names)).accuracy for name in names}
-        return found, trained.seconds
+        _told({"shrunk": found, "processor_seconds": busy})
+        return found, busy
 
 
 def _inter_patient(data: Path, seed: int, epochs: int | None, recipe: str) -> Iterator[dict[str, Any]]:
@@ -161,7 +168,14 @@ def _inter_patient(data: Path, seed: int, epochs: int | None, recipe: str) -> It
         found = family.qualities(family.train_family(spec, beats, run_).net, beats)
         for name, one in found.items():
             shares = {f"sensitivity_{c}": s for c, s in zip(beats.names, one.sensitivity, strict=True)}
-            yield {"recipe": recipe, "net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1, **shares}
+            row = {"recipe": recipe, "net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1}
+            yield _told(row | shares)
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    """Show a row as soon as it is there, as the whole takes long; and return it."""
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
 
 
 def loaded(data: Path, folder: Path, seed: int, epochs: int | None = None, changed: Changed | None = None) -> Any:
