@@ -21,7 +21,7 @@ from unfold_supernet.nets.store import Plain, extract, state_bytes
 
 Net = Callable[[Tensor, Tensor], Tensor]
 """From inputs and extra numbers to logits."""
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHUNK = 1024
 
 

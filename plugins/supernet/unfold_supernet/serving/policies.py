@@ -5,6 +5,7 @@ Requests wait in the order of their deadlines. A rule sees the slack of the firs
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,31 @@ def fitted(nets: Sequence[Served]) -> Rule:
         for at in order:
             if waiting <= nets[at].most and nets[at].takes(waiting) <= slack:
                 return Choice(at, waiting)
+        return _largest(nets, quick, slack, waiting)
+
+    return choose
+
+
+def steady(nets: Sequence[Served], slo: float) -> Rule:
+    """Return a rule that looks at the rate too: the most accurate net that answers what waits and keeps up with it.
+
+    A net that is only in time for those who wait now leaves a crowd behind that only the smallest net can clear, and
+    accuracy is concave in capacity: a middle net all along serves more of it than turns of the largest and smallest.
+    Who arrives after the head tells the rate, less one standard deviation, as few requests tell little; a net keeps up
+    if it can at some batch of which two in a row are in time. ``slo`` is the time to live of a request, in seconds.
+    """
+    order = sorted(range(len(nets)), key=lambda at: nets[at].accuracy, reverse=True)
+    quick = min(order, key=lambda at: nets[at].takes(nets[at].most))
+    peak = [max((size / time for size, time in net.seconds if 2 * time <= slo), default=0.0) for net in nets]
+
+    def choose(slack: float, waiting: int) -> Choice | None:
+        since, more = slo - slack, waiting - 1
+        rate = (more - math.sqrt(more)) / since if since > 0 and more > 0 else 0.0
+        for at in order:
+            count = min(waiting, nets[at].most)
+            # who waits for a second batch must be in time as well
+            if peak[at] >= rate and nets[at].takes(count) <= slack * count / waiting:
+                return Choice(at, count)
         return _largest(nets, quick, slack, waiting)
 
     return choose
