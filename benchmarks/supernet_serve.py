@@ -30,8 +30,8 @@ SHARES = (0.25, 0.5, 0.8)
 BURSTS = 2
 BELOW = 0.8
 """Confidence under which a small net's answer is asked again of the most accurate net; that of the config."""
-OWN = ("fitted", "slackfit", "fitted, escalating")
-KEYS = ("attainment", "accuracy", "gain", "ratio", "ratio_near")
+OWN = ("steady", "fitted", "slackfit", "steady, escalating")
+KEYS = ("attainment", "accuracy", "gain", "ratio", "ratio_near", "gain_shedding", "ratio_shedding")
 NEAR = 0.1
 """Points of accuracy by which a fixed net may be less accurate and still counts as equal, for ``ratio_near``."""
 
@@ -74,8 +74,13 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         "attainment_ratio_near": _most(own, "ratio_near"),
         "accuracy_gain_points_median": _middle(own, "gain"),
         "attainment_ratio_median": _middle(own, "ratio"),
-        "accuracy_gain_points_escalating": _most([row for row in every if row["rule"] == OWN[2]], "gain"),
-        "accuracy_gain_points_slackfit": _most([row for row in every if row["rule"] == OWN[1]], "gain"),
+        "accuracy_gain_points_shedding": _most(own, "gain_shedding"),
+        "attainment_ratio_shedding": _most(own, "ratio_shedding"),
+        **{
+            f"{metric}_{name.rpartition(' ')[2]}": _most([row for row in every if row["rule"] == name], key)
+            for name in OWN[1:]
+            for metric, key in (("accuracy_gain_points", "gain"), ("attainment_ratio", "ratio"))
+        },
         "accuracy_gain_points_measured": _most(live, "gain"),
         "attainment_ratio_measured": _most(live, "ratio"),
         "attainment": min(row["attainment"] for row in own),
@@ -93,8 +98,9 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
 def _notes() -> list[str]:
     return [
         "Without a suffix: the best of the traces with bursts and ramps, simulated by latencies of the same run.",
-        "gain: points of accuracy over the best fixed net that is in time as often (within 0.1 points).",
-        "ratio: of attainment, against the best fixed net that is as accurate as what was served; near: or within 0.1 points.",
+        "gain: points of accuracy over the best fixed net (Clipper+) that is in time as often (within 0.1 points).",
+        "ratio: of attainment, against the best fixed net as accurate as what was served; near: or within 0.1 points.",
+        "Clipper+ batches what fits the slack of the head; shedding: fixed nets that also give up heads for it.",
         "A gain in points is bounded by how far the family's accuracies are apart, which is about seven points here.",
     ]
 
@@ -133,11 +139,13 @@ def _profiled(data: Path, seed: int, epochs: int | None) -> Profile:
 
 def _rules(found: Profile) -> dict[str, Any]:
     """Return every rule by name, with the nets that it chooses from."""
-    from unfold_supernet.serving.policies import cheapest, fitted, fixed, slackfit
+    from unfold_supernet.serving.policies import cheapest, fitted, fixed, shedding, slackfit, steady
 
     nets, every = found.nets, (*found.nets, *found.pairs)
-    rules = {OWN[0]: (fitted(nets), nets), OWN[1]: (slackfit(nets), nets), OWN[2]: (fitted(every), every)}
+    rules: dict[str, Any] = {OWN[0]: (steady(nets, SLO_S), nets), OWN[1]: (fitted(nets), nets)}
+    rules |= {OWN[2]: (slackfit(nets), nets), OWN[3]: (steady(every, SLO_S), every)}
     rules |= {f"only {net.name}": (fixed(nets, at), nets) for at, net in enumerate(nets)}
+    rules |= {f"shedding {net.name}": (shedding(nets, at, SLO_S), nets) for at, net in enumerate(nets)}
     return rules | {"cheapest": (cheapest(nets), nets)}
 
 
@@ -178,12 +186,13 @@ def _rows(played: dict[str, Any], trace: str, how: str, requests: int) -> Iterat
 
     entries = {name: Entry(name, one, one.accuracy(nets)) for name, (one, nets) in played.items()}
     lone = [entry for name, entry in entries.items() if name.startswith("only ")]
+    strong = [entry for name, entry in entries.items() if name.startswith(("only ", "shedding "))]
     for name, entry in entries.items():
-        gain, ratio, near = None, None, None
+        found: tuple[float | None, ...] = (None,) * 5
         if name in OWN:
-            gain, ratio = against(entry, lone)
             _, near = against(replace(entry, accuracy=entry.accuracy - NEAR), lone)
-        facts = zip(KEYS, (entry.played.attainment, entry.accuracy, gain, ratio, near), strict=True)
+            found = (*against(entry, lone), near, *against(entry, strong))
+        facts = zip(KEYS, (entry.played.attainment, entry.accuracy, *found), strict=True)
         yield {"trace": trace, "how": how, "rule": name, **dict(facts), "requests": requests}
 
 

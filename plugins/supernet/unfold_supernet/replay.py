@@ -12,12 +12,17 @@ from unfold_supernet.arrays import Floats
 from unfold_supernet.files import ANSWERS, FRONT
 from unfold_supernet.serving import pairs
 from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, slackfit
+from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, shedding, slackfit, steady
 from unfold_supernet.spec import ServingSpec, SupernetSpec
 from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
 from unfoldkit.arrivals import traces
 
-RULES: dict[str, Callable[[Sequence[Served]], Rule]] = {"slackfit": slackfit, "fitted": fitted}
+RULES: dict[str, Callable[[Sequence[Served], float], Rule]] = {
+    "steady": steady,
+    "fitted": lambda nets, _slo: fitted(nets),
+    "slackfit": lambda nets, _slo: slackfit(nets),
+}
+"""From nets and the time to live of a request to a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ def simulated(spec: SupernetSpec, run: Run) -> Report:
     what = stage(spec, run)
     slo = what.serving.slo
     found = [(name, simulate(what.arrivals, slo, what.nets, rule)) for name, rule in rules(what)]
-    chosen = RULES[what.serving.policy](what.nets)
+    chosen = RULES[what.serving.policy](what.nets, slo)
     found.append(("swapping models", simulate(what.arrivals, slo, what.nets, chosen, what.swap)))
     return report(spec, what, "plan", [Entry(name, played, played.accuracy(what.nets)) for name, played in found])
 
@@ -99,8 +104,10 @@ def simulated(spec: SupernetSpec, run: Run) -> Report:
 def rules(what: Stage) -> list[tuple[str, Rule]]:
     """Return the rule in charge first, the other adaptive one, then the baselines."""
     names = [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
-    found = [(name, RULES[name](what.nets)) for name in names]
-    found += [(f"only {net.name}", fixed(what.nets, at)) for at, net in enumerate(what.nets) if net.then is None]
+    found = [(name, RULES[name](what.nets, what.serving.slo)) for name in names]
+    alone = [(at, net.name) for at, net in enumerate(what.nets) if net.then is None]
+    found += [(f"only {name}", fixed(what.nets, at)) for at, name in alone]
+    found += [(f"shedding {name}", shedding(what.nets, at, what.serving.slo)) for at, name in alone]
     return [*found, ("cheapest", cheapest(what.nets))]
 
 
@@ -139,7 +146,7 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
 def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry]) -> Report:
     """Return the report of a replay, simulated or measured, in one shape."""
     own, timed = entries[0], verb == "serve"
-    lone = [entry for entry in entries if entry.name.startswith("only ")]
+    lone = [entry for entry in entries if entry.name.startswith(("only ", "shedding "))]
     gain, ratio = against(own, lone)
     target, met = f"≥ {what.serving.attainment:g}", own.played.attainment >= what.serving.attainment
     metrics = {

@@ -158,9 +158,10 @@ class ServingSpec(Model):
     """Answers with a deadline."""
 
     slo: Annotated[Duration, Field(gt=0)] = Field(description="an answer that takes longer is late")
-    policy: Literal["slackfit", "fitted"] = Field(
-        default="fitted",
-        description="SuperServe's buckets; or the most accurate net that answers all that wait in time",
+    policy: Literal["steady", "fitted", "slackfit"] = Field(
+        default="steady",
+        description="the most accurate net that keeps up with the rate; or that answers all that wait in time; "
+        "or SuperServe's buckets",
     )
     attainment: Fraction = Field(default=0.99, description="share of requests that must be in time")
     escalate: Annotated[Fraction, Field(gt=0)] | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from unfold_supernet.nets.space import Space, space_of
 from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
 from unfold_supernet.replay import RULES, front, guarded
 from unfold_supernet.serving import pairs
-from unfold_supernet.serving.policies import Rule, Served, patient
+from unfold_supernet.serving.policies import Rule, Served, patient, slower
 from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
 from unfoldkit.api import Run, Service, fail, fingerprint
 from unfoldkit.serving.app import application, paths
@@ -28,6 +29,8 @@ from unfoldkit.serving.model import Batch, Call, Field, Turn
 
 ROUNDS = 10
 SMALLEST = 0
+STEPS = 20
+"""In which the pace of a factor of e is cut: a rule is made for each."""
 
 
 def service(spec: SupernetSpec, run: Run) -> Service:
@@ -43,7 +46,7 @@ def service(spec: SupernetSpec, run: Run) -> Service:
     torch.set_num_threads(1)
     registry = CollectorRegistry()
     model, serving = live(spec, run, registry)
-    pick = picking(model, ruled(serving, model.nets))
+    pick = picking(model, serving)
 
     def line() -> Deadlines:
         return Deadlines(pick, serving.slo, SMALLEST, run.clock)
@@ -111,16 +114,20 @@ def _timed(model: Live, at: int) -> Served:
 
 
 def ruled(serving: ServingSpec, nets: tuple[Served, ...]) -> Rule:
-    """Return the rule of the spec; ours looks past one batch, as deadlines may differ by more than a batch takes."""
-    rule = RULES[serving.policy](nets)
+    """Return the rule of the spec; ``fitted`` is made to look past one batch, as deadlines may differ."""
+    rule = RULES[serving.policy](nets, serving.slo)
     return patient(rule, max(net.most for net in nets)) if serving.policy == "fitted" else rule
 
 
-def picking(model: Live, rule: Rule) -> Pick:
+def picking(model: Live, serving: ServingSpec) -> Pick:
     """Return the rule as the line asks it, its profile stretched by how the last batches went."""
+    made: dict[int, Rule] = {}
 
     def pick(slack: float, rows: int) -> tuple[int, int] | None:
-        choice = rule(slack / model.pace.scale, rows)
+        step = round(math.log(model.pace.scale) * STEPS)
+        if step not in made:
+            made[step] = ruled(serving, slower(model.nets, math.exp(step / STEPS)))
+        choice = made[step](slack, rows)
         return None if choice is None else (choice.net, choice.batch)
 
     return pick

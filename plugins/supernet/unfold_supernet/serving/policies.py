@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,11 @@ class Choice:
 
 Rule = Callable[[float, int], Choice | None]
 """From the slack of the first request in seconds and how many wait to a choice; ``None`` gives the first one up."""
+
+
+def slower(nets: Sequence[Served], factor: float) -> tuple[Served, ...]:
+    """Return the nets with all times multiplied."""
+    return tuple(replace(net, seconds=tuple((size, time * factor) for size, time in net.seconds)) for net in nets)
 
 
 def slackfit(nets: Sequence[Served], buckets: int = BUCKETS) -> Rule:
@@ -96,11 +101,13 @@ def steady(nets: Sequence[Served], slo: float) -> Rule:
 
     A net that is only in time for those who wait now leaves a crowd behind that only the smallest net can clear, and
     accuracy is concave in capacity: a middle net all along serves more of it than turns of the largest and smallest.
-    Who arrives after the head tells the rate, less one standard deviation, as few requests tell little; a net keeps up
-    if it can at some batch of which two in a row are in time. ``slo`` is the time to live of a request, in seconds.
+    Who arrives after the head tells the rate, less one standard deviation, as few requests tell little. A net's pace is
+    that of its best batch of which two in a row are in time; it keeps up for a while with a higher rate where slack is
+    left, as the queue takes the rest. ``slo`` is the time to live of a request, in seconds.
     """
     order = sorted(range(len(nets)), key=lambda at: nets[at].accuracy, reverse=True)
     quick = min(order, key=lambda at: nets[at].takes(nets[at].most))
+    last = shedding(nets, quick, slo)
     peak = [max((size / time for size, time in net.seconds if 2 * time <= slo), default=0.0) for net in nets]
 
     def choose(slack: float, waiting: int) -> Choice | None:
@@ -109,9 +116,24 @@ def steady(nets: Sequence[Served], slo: float) -> Rule:
         for at in order:
             count = min(waiting, nets[at].most)
             # who waits for a second batch must be in time as well
-            if peak[at] >= rate and nets[at].takes(count) <= slack * count / waiting:
+            left = slack - nets[at].takes(count) * waiting / count
+            if left >= 0 and rate <= peak[at] * (1 + left / slo):
                 return Choice(at, count)
-        return _largest(nets, quick, slack, waiting)
+        return last(slack, waiting)
+
+    return choose
+
+
+def shedding(nets: Sequence[Served], at: int, slo: float) -> Rule:
+    """Return one net all the time that gives up the most urgent where many wait, rather than answer in small batches.
+
+    Under overload the slack of the head is spent, so that what fits it is a batch of few, which makes it worse.
+    """
+    fits = [pair for pair in nets[at].seconds if 2 * pair[1] <= slo]
+    size, time = max(fits, key=lambda pair: pair[0] / pair[1], default=(1, 0.0))
+
+    def choose(slack: float, waiting: int) -> Choice | None:
+        return None if waiting >= size and slack < time else _largest(nets, at, slack, waiting)
 
     return choose
 
