@@ -12,7 +12,7 @@ from unfold_supernet.arrays import Floats
 from unfold_supernet.files import ANSWERS, FRONT
 from unfold_supernet.serving import pairs
 from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, shedding, slackfit, steady
+from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, served, shedding, slackfit, steady
 from unfold_supernet.spec import ServingSpec, SupernetSpec
 from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
 from unfoldkit.arrivals import traces
@@ -81,7 +81,7 @@ def guarded(serving: ServingSpec, known: dict[str, Any], run: Run) -> tuple[Serv
         if name not in classes:
             raise fail(f"no such class: {name!r}", key="serving.guard", hint=f"one of: {', '.join(classes)}")
     every: dict[Served, Mapping[int, float | None]] = {
-        _served(item): dict(enumerate(item["sensitivity"])) for item in items
+        served(item): dict(enumerate(item["sensitivity"])) for item in items
     }
     if serving.escalate is not None and len(every) > 1:
         every |= pairs.pairs(list(every), _answers(run), serving.escalate)
@@ -210,13 +210,6 @@ def _lines(gain: float | None, ratio: float | None) -> tuple[tuple[str, str], ..
     more = f"{gain:+.2f} points against the best fixed net" if gain is not None else "no fixed net is in time as often"
     often = f"{ratio:.2f}x the best fixed net" if ratio is not None else "no fixed net is as accurate"
     return (("equal attainment", more), ("equal accuracy", often))
-
-
-def _served(item: dict[str, Any]) -> Served:
-    times = sorted((int(batch), seconds) for batch, seconds in item["seconds"].items())
-    # a larger batch that was measured quicker is noise
-    rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
-    return Served(item["name"], item["accuracy"], tuple(rising))
 
 
 def _kept(by_class: Mapping[int, float | None], classes: Sequence[str], serving: ServingSpec) -> bool:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,14 @@ class Choice:
 
 Rule = Callable[[float, int], Choice | None]
 """From the slack of the first request in seconds and how many wait to a choice; ``None`` gives the first one up."""
+
+
+def served(item: Mapping[str, Any]) -> Served:
+    """Return a net from what a run knows of it."""
+    times = sorted((int(batch), seconds) for batch, seconds in item["seconds"].items())
+    # a larger batch that was measured quicker is noise
+    rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
+    return Served(item["name"], item["accuracy"], tuple(rising))
 
 
 def slower(nets: Sequence[Served], factor: float) -> tuple[Served, ...]:
