@@ -53,6 +53,9 @@ def test_what_is_chosen_is_in_time(name: str, slack: float, waiting: int) -> Non
     choice = all_rules()[name](slack, waiting)
     if choice is None:
         limit = NETS[2].takes(1) if name == "large" else NETS[0].takes(1)
+        if name == "steady" and waiting >= 32:
+            # a crowd is not answered in small batches for the sake of its head
+            limit = NETS[0].takes(32)
         assert slack < limit
     else:
         assert NETS[choice.net].takes(min(choice.batch, waiting)) <= slack * (1 + 1e-9)
