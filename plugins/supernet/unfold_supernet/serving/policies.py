@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 BUCKETS = 64
+SHORTEST = 0.05
+"""Share of the time to live over which a rate is seen at least: a few at once are no stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def steady(nets: Sequence[Served], slo: float) -> Rule:
 
     def choose(slack: float, waiting: int) -> Choice | None:
         since, more = slo - slack, waiting - 1
-        rate = (more - math.sqrt(more)) / since if since > 0 and more > 0 else 0.0
+        rate = (more - math.sqrt(more)) / max(since, slo * SHORTEST) if since > 0 and more > 0 else 0.0
         for at in order:
             count = min(waiting, nets[at].most)
             # who waits for a second batch must be in time as well
