@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from unfoldkit.api import UnfoldError, fail
+
 if TYPE_CHECKING:
     from unfold_placement.view import View
 
@@ -64,6 +66,20 @@ class Task:
     def key(self, by: str) -> str:
         """Return what the task is grouped by: a field such as ``job`` or ``user``; the empty text is one group."""
         return str(getattr(self, by)) if by else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A name on a node. ``epoch`` grows with every change; it goes at ``expires``, or with task ``until``."""
+
+    name: str
+    node: str
+    amount: int
+    owner: str
+    epoch: int
+    since: float
+    expires: float = math.inf
+    until: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +159,11 @@ class Policy(Protocol):
 
     def react(self, event: Event, view: View) -> Ops:
         """Answer an event."""
+
+
+def stale(found: Resource, epoch: int) -> UnfoldError:
+    """Return the error of a compare-and-set that came too late."""
+    where = found.node or "the cluster"
+    return fail(
+        f"{found.name} on {where} was changed by another: epoch {found.epoch}, not {epoch}", hint="read it again"
+    )
