@@ -61,6 +61,8 @@ class Endpoint:
         """Answer a body: ``done`` is called once, in the loop, now or when its batch is through."""
         began = time.perf_counter()
         try:
+            # before the body is read: what is refused should cost as little as it can
+            self.batcher.check(1)
             question = self.reader.read(body)
             self._check_rows(question)
 
