@@ -29,7 +29,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-    "targets", "tests", "gaps",
+    "targets", "ray(plugin='pipeline')", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -143,11 +143,12 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(requires=["work"])
-def ray(session: nox.Session) -> None:
-    """Test what needs Ray, in an environment that has it."""
+@nox.parametrize("plugin", ["pipeline", "placement", "tuning"])
+def ray(session: nox.Session, plugin: str) -> None:
+    """Test what needs Ray, in an environment that has it; a process a plugin, as one cannot change its cluster."""
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
-    session.run("python", "-m", "pytest", "-q", "-m", "ray", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", "-m", "ray", f"plugins/{plugin}", *session.posargs)
 
 
 @nox.session(requires=["work"])
