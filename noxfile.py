@@ -124,8 +124,11 @@ def audit(session: nox.Session) -> None:
     session.install("pip-audit")
     words = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "-r", str(wanted), *session.posargs]
     told = str(session.run("pip-audit", *words, silent=True, success_codes=[0, 1]))
+    unknown = told.count("could not be audited")
     if re.search(r"ConnectionError|ServiceError|Max retries|Name or service|HTTPError|timed out", told):
         note(session, "pip-audit cannot reach its database from here")
+    elif unknown:
+        note(session, f"pip-audit cannot ask its database of {unknown} packages from here")
     elif "No known vulnerabilities found" in told:
         session.log(told)
     else:

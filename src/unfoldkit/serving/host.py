@@ -9,6 +9,7 @@ import gc
 import hmac
 import ipaddress
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ LINGER_S = 1.0
 SWEEP_S = 1.0
 KEEP_S = 75
 PATIENCE_S = 30.0
+SWITCH_S = 0.0005
 Beat = Callable[[], object]
 
 
@@ -111,6 +113,8 @@ def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it, after the last answer.
     """
+    # a batch in its thread waits for the lock of Python at its end: not five milliseconds, whatever the loop does
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         if runner.run(_serve(service, bound, terms or Terms())) is SIGINT:
             raise KeyboardInterrupt
