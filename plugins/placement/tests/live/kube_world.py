@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from plugins.placement.tests.live.worlds import Open
 from tests.kubernetes.cluster import ControlPlane
 from tests.kubernetes.kubelet import add_node, kubelet
 from unfold_placement.controller import requests
 from unfold_placement.facts import Ask, Node, Policy, Task
 from unfold_placement.kubernetes.api import Api, connect
 from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
-from unfold_placement.kubernetes.pods import POLICY
+from unfold_placement.kubernetes.pods import POLICY, STARTED
 from unfold_placement.kubernetes.words import DOMAIN, UNITS, Body, Scope, task_of
 from unfold_placement.live.loop import Live
 
@@ -34,8 +35,11 @@ class KubeWorld:
     def handle(self) -> Kubernetes:
         """Return a further handle with a connection of its own, who may do what the shipped roles let it do."""
         api = connect("controller", kubeconfig=str(self.plane.kubeconfig), namespace="unfold")
-        self.handles.append(kubernetes(api, self.scope, asks=self.asks))
-        return self.handles[-1]
+        made = kubernetes(api, self.scope, asks=self.asks)
+        # what ends together in the simulator is to be told together here, on a slow machine too
+        made.lull = 0.2 * self.pace
+        self.handles.append(made)
+        return made
 
     def asks(self, task: Task) -> Iterable[Ask]:
         """Return the names that a task's pod asks for."""
@@ -77,9 +81,10 @@ def clear(admin: Api, nodes: Iterable[Node]) -> None:
 
 
 def seconds(pod: Body) -> float:
-    """Return how long the stub lets a pod run: as long as its task says."""
+    """Return how long the stub lets a pod run: as its task says, from the moment at which its whole unit started."""
     scope = Scope(pod["metadata"]["labels"].get(POLICY, ""), pod["metadata"]["namespace"])
-    return task_of(pod, scope, 0.0).run
+    began = float(pod["metadata"]["annotations"][STARTED])
+    return max(0.0, began + task_of(pod, scope, 0.0).run - time.time())
 
 
 def resources(node: Node) -> dict[str, str]:
@@ -87,7 +92,7 @@ def resources(node: Node) -> dict[str, str]:
     return {UNITS.get(kind, kind): f"{amount // 1000}" for kind, amount in node.capacity.items()}
 
 
-def opener(plane: ControlPlane) -> object:
+def opener(plane: ControlPlane) -> Open:
     """Return what opens worlds on a control plane, each with a number of its own."""
 
     def opened(nodes: Sequence[Node]) -> AbstractContextManager[KubeWorld]:

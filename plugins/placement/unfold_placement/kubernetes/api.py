@@ -113,19 +113,13 @@ class Api:
             raise _refused(answer.status, answer.read())
         self.streams.append(answer)
         try:
-            for line in _lines(answer):
-                found = msgspec.json.decode(line)
-                if found["type"] == "ERROR":
-                    status = found["object"]
-                    raise Refused(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
-                yield Change(found["type"], found["object"])
+            yield from map(_change, _lines(answer))
+        except Refused:
+            raise
         except Exception as error:
             # a stream that is closed under its reader ends in many ways, none of which means anything
-            if self.closed:
-                return
-            if isinstance(error, Refused):
-                raise
-            raise fail(f"the watch of {path} was cut: {error}", key="cluster.kubernetes") from error
+            if not self.closed:
+                raise fail(f"the watch of {path} was cut: {error}", key="cluster.kubernetes") from error
         finally:
             self.streams.remove(answer)
             answer.close()
@@ -225,6 +219,14 @@ def _lines(answer: Any) -> Iterator[bytes]:
     for chunk in answer.stream(amt=None):
         *whole, rest = (rest + chunk).split(b"\n")
         yield from (line for line in whole if line)
+
+
+def _change(line: bytes) -> Change:
+    found = msgspec.json.decode(line)
+    if found["type"] == "ERROR":
+        status = found["object"]
+        raise Refused(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
+    return Change(found["type"], found["object"])
 
 
 def _refused(status: int, data: bytes) -> Refused:

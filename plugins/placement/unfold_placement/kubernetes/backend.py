@@ -22,6 +22,7 @@ from unfoldkit.api import fail
 
 PATIENCE = 10.0
 AFRESH = 5.0
+LULL = 0.02
 NAMED = {kinds.CREATED, kinds.RESIZED, kinds.DELETED, kinds.EXPIRED}
 FREED = {kinds.ENDED, kinds.FAILED, kinds.PREEMPTED, kinds.WITHDRAWN}
 
@@ -35,7 +36,8 @@ class Kubernetes:
     """One controller's or client's handle on a scope. What the leader decides is written at once before it listens.
 
     ``asks`` are the names that a task's pod asks for as extended resources; ``patience`` how long (s) an opened pod may
-    stay without a node before its unit is taken back; ``template`` the pods of tasks that are submitted here.
+    stay without a node before its unit is taken back; ``template`` the pods of tasks that are submitted here; what
+    happens within ``lull`` seconds of one another is told together.
     """
 
     api: Api
@@ -47,6 +49,7 @@ class Kubernetes:
     asks: Callable[[Task], Iterable[Ask]] = _nothing
     patience: float = PATIENCE
     template: Mapping[str, Any] | None = None
+    lull: float = LULL
     who: str = ""
     led: bool = False
     once: bool = False
@@ -75,7 +78,7 @@ class Kubernetes:
             self.tend()
         if self.mirror.shifted and time.monotonic() > self.afresh:
             return None
-        return self.register.watch(after, timeout)
+        return self._together(self.register.watch(after, timeout))
 
     def lead(self, who: str, ttl: float) -> bool:
         """Become or stay the leader; who becomes it mends what the one before left half done."""
@@ -245,6 +248,18 @@ class Kubernetes:
     def close(self) -> None:
         """Stop listening."""
         self.api.close()
+
+    def _together(self, found: Sequence[Change] | None) -> Sequence[Change] | None:
+        """Wait a little for what happens at the same moment: the server tells of pods one by one."""
+        end = time.monotonic() + 5 * self.lull
+        while found and time.monotonic() < end:
+            more = self.register.watch(found[-1].number, self.lull)
+            if more is None:
+                return None
+            if not more:
+                break
+            found = [*found, *more]
+        return found
 
     def _places(self) -> set[str]:
         """Return the nodes whose names are to be written: for a leader, all that changed since the last time."""

@@ -133,13 +133,13 @@ def state_of(pod: Body) -> str:
 def ours(pod: Body, scope: Scope) -> bool:
     """Return whether a pod is under our policy."""
     meta = pod["metadata"]
-    return meta.get("labels", {}).get(POLICY) == scope.name and meta.get("namespace") == scope.namespace
+    return (meta.get("labels", {}).get(POLICY), meta.get("namespace")) == (scope.name, scope.namespace)
 
 
 def disrupted(pod: Body) -> bool:
     """Return whether a pod is taken away by the cluster: drained, evicted, preempted by a higher class."""
     found = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", ())}
-    return found.get("DisruptionTarget") == "True"
+    return str(found.get("DisruptionTarget")) == "True"
 
 
 def outcome(pod: Body) -> str:

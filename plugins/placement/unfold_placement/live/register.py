@@ -223,9 +223,7 @@ class Register:
         """Add a change to what happened, and wake who watches."""
         self.number += 1
         record = self.records.get(task)
-        # the tasks of a unit start together, however long it takes to say so
-        time = record.started if record is not None and kind == kinds.STARTED else self.clock()
-        self.log.append(Change(self.number, kind, time, task, node, name, by, record))
+        self.log.append(Change(self.number, kind, self.clock(), task, node, name, by, record))
         self.changed.notify_all()
 
     def _checked(self, name: str, node: str, epoch: int | None) -> Resource:
