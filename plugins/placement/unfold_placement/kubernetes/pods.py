@@ -172,3 +172,8 @@ def asks_of(pod: Body) -> tuple[Ask, ...]:
 
 def _whole(text: str) -> int:
     return int(text) if text.isdigit() else 0
+
+
+def label_of(task: str) -> str:
+    """Return the label by which the pods of a task are found."""
+    return slug(task, 63)
