@@ -23,10 +23,14 @@ Body = dict[str, Any]
 
 
 def add_nodes(
-    api: Api, count: int, resources: Mapping[str, str], labels: Callable[[int], Mapping[str, str]] = lambda _: {}
+    api: Api,
+    count: int,
+    resources: Mapping[str, str],
+    labels: Callable[[int], Mapping[str, str]] = lambda _: {},
+    stem: str = "n",
 ) -> list[str]:
     """Add nodes ``n0``, ``n1``, … that say they are ready; return their names."""
-    names = [f"n{index}" for index in range(count)]
+    names = [f"{stem}{index}" for index in range(count)]
     many([partial(add_node, api, name, resources, labels(at)) for at, name in enumerate(names)])
     return names
 
