@@ -1,10 +1,10 @@
 """Placement on Kubernetes: real etcd, kube-apiserver and kube-scheduler on this machine, 100 nodes without machines.
 
 The nodes and the kubelet are stubs (no container runs), everything else is real, and the clients of the measurement
-share the processors with all of it. Throughput counts from the first pod that is made to the last that is bound, by a watch;
-``plain`` pods ask for nothing, the others for one name that is on every node: kube-scheduler alone either way.
-``controlled`` pods go through the controller too: made gated, decided on, opened, bound. ``bound_ms`` is from the patch
-that creates a name on a node to the binding of a pod that waits for it.
+share the processors with all of it. Throughput counts from the first pod that is made to the last that is bound, by a
+watch; ``plain`` pods ask for nothing, the others for one name that is on every node: kube-scheduler alone either way.
+``controlled`` pods go through the controller too: made gated, decided on, opened, bound. ``bound_ms`` is from the
+patch that creates a name on a node to the binding of a pod that waits for it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
         ``metrics``, ``peers``, ``aims``, ``versions`` and ``notes``; all metrics null where the programs are not built.
     """
     del seed, data
-    size = Size(300, 40, 10) if quick else Size(2000, 300, 100)
+    size = Size(300, 40, 10) if quick else Size(1000, 200, 60)
     lacking = build.missing()
     if lacking or importlib.util.find_spec("kubernetes") is None:
         what = f"not built: {', '.join(lacking)}" if lacking else "not installed: the extra kubernetes"
