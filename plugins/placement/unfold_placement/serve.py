@@ -92,6 +92,10 @@ def policies(spec: PlacementSpec, run: Run) -> Callable[[], Sequence[Policy]]:
 def backend_of(spec: PlacementSpec, run: Run) -> tuple[Backend, Sequence[Task], str]:
     """Return the spec's backend, the tasks that are submitted from here, and where it is in words."""
     nodes = nodes_of(spec.cluster, run)
+    if spec.cluster.kubernetes is not None:
+        from unfold_placement.kubernetes.served import backend
+
+        return backend(spec.name, spec.cluster.kubernetes, spec.policy, allow_code=run.allow_code)
     if spec.cluster.ray:
         from unfold_placement.live.rays import connect
 
