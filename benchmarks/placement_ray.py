@@ -86,8 +86,10 @@ def cluster() -> Iterator[str]:
 
     made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
-        for _ in range(NODES - 1):
-            made.add_node(**NODE)
+        while len(made.list_all_nodes()) < NODES:
+            # a busy machine may take longer than Ray waits for a node
+            with contextlib.suppress(Exception):
+                made.add_node(**NODE)
         ray.init(address=made.address, namespace="unfold", log_to_driver=False, logging_level="error")
         yield str(made.address)
     finally:
