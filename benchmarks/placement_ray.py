@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,8 @@ def cluster() -> Iterator[str]:
     import ray
     from ray.cluster_utils import Cluster
 
+    # Ray's workers are polite by default: beside other programs that would measure those
+    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0")
     made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
         while len(made.list_all_nodes()) < NODES:
