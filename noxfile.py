@@ -29,7 +29,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-    "targets", "ray(plugin='pipeline')", "tests", "gaps",
+    "ray", "targets", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def minimums(session: nox.Session) -> None:
 def torch(session: nox.Session) -> None:
     """Test what needs the extra torch, in an environment that has it."""
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[torch] @ {Path(built()).as_uri()}")
-    session.run("python", "-m", "pytest", "-q", "plugins/supernet", "-m", "torch", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", "plugins", "-m", "torch", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
@@ -143,12 +143,12 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session(requires=["work"])
-@nox.parametrize("plugin", ["pipeline", "placement", "tuning"])
-def ray(session: nox.Session, plugin: str) -> None:
+def ray(session: nox.Session) -> None:
     """Test what needs Ray, in an environment that has it; a process a plugin, as one cannot change its cluster."""
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
-    session.run("python", "-m", "pytest", "-q", "-m", "ray", f"plugins/{plugin}", *session.posargs)
+    for folder in session.posargs or ["plugins/pipeline", "plugins/placement", "plugins/tuning"]:
+        session.run("python", "-m", "pytest", "-q", "-m", "ray", folder)
 
 
 @nox.session(requires=["work"])

@@ -15,5 +15,6 @@ def unfold_kinds() -> Iterable[Kind]:
         summary="places tasks by policies that the application writes itself",
         spec="unfold_placement.spec:PlacementSpec",
         plan="unfold_placement.plan:plan",
+        serve="unfold_placement.serve:serve",
         examples="unfold_placement:examples",
     )

@@ -32,12 +32,15 @@ class NodeSpec(Model):
 
 
 class ClusterSpec(Model):
-    """The nodes: written here, or read from a trace."""
+    """The nodes: written here, read from a trace, or those of a live cluster."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
     trace: Literal["openb"] | None = Field(default=None, description="nodes of the openb trace (Alibaba, 2023)")
     path: str | None = Field(default=None, description="the trace's file of nodes")
     part: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="only this part of the trace's nodes")
+    ray: str | None = Field(
+        default=None, description="serve on this Ray cluster: an address, or auto; nodes then says more of its nodes"
+    )
 
 
 class TaskSpec(Model):
@@ -89,6 +92,11 @@ class ManySpec(Model):
 class WorkloadSpec(Model):
     """The tasks."""
 
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return bool(self.tasks or self.replay or self.made)
+
     tasks: Annotated[tuple[TaskSpec, ...], Field(max_length=10_000)] = ()
     replay: TraceSpec | None = Field(default=None, description="a recorded workload")
     made: ManySpec | None = Field(default=None, description="one made by chance")
@@ -118,14 +126,14 @@ class PlacementSpec(Spec):
 
 
 def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
-    given = [key for key in ("nodes", "trace") if getattr(cluster, key)]
-    if len(given) != 1:
+    given = [key for key in ("nodes", "trace", "ray") if getattr(cluster, key)]
+    if len(given) != 1 and given != ["nodes", "ray"]:
         message = f"{' and '.join(given)} together" if given else "no nodes"
-        yield Problem(("cluster",), message, hint="write nodes, or trace with path")
+        yield Problem(("cluster",), message, hint="write nodes, trace with path, or ray: auto")
     if cluster.trace and not cluster.path:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
     for index, node in enumerate(cluster.nodes):
-        if not (node.cpu or node.gpu or node.memory or node.resources):
+        if not (node.cpu or node.gpu or node.memory or node.resources or cluster.ray):
             yield Problem(("cluster", "nodes", index), "a node without any resource", hint="write cpu: 4")
 
 

@@ -41,6 +41,11 @@ class Application:
         return dict(places)
 
     @property
+    def healthy(self) -> bool:
+        """Whether every model comes back."""
+        return not any(endpoint.batcher.hung for endpoint in self.endpoints.values())
+
+    @property
     def body_bytes(self) -> int:
         """The largest body that any model takes."""
         return max(endpoint.batcher.limits.body_bytes for endpoint in self.endpoints.values())
@@ -140,8 +145,8 @@ def _server_paths(app: Application) -> dict[str, Callable[[], Reply]]:
     document = openapi.document([endpoint.model for endpoint in app.endpoints.values()], version)
     return {
         "/v2": lambda: json_reply(about),
-        "/v2/health/live": lambda: json_reply({"live": True}),
-        "/v2/health/ready": lambda: json_reply({"ready": True}),
+        "/v2/health/live": lambda: json_reply({"live": app.healthy}, 200 if app.healthy else 503),
+        "/v2/health/ready": lambda: json_reply({"ready": app.healthy}, 200 if app.healthy else 503),
         "/metrics": lambda: Reply(200, app.metrics.text(), TEXT.encode()),
         "/openapi.json": lambda: json_reply(document),
     }
@@ -152,7 +157,12 @@ def _add_model(app: Application, endpoint: Endpoint) -> None:
     for place in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
         app.posts[f"{place}/infer"] = endpoint.infer
         app.gets[place] = lambda: json_reply(metadata(model))
-        app.gets[f"{place}/ready"] = lambda: json_reply({"name": model.name, "ready": True})
+        app.gets[f"{place}/ready"] = lambda: _ready(endpoint)
+
+
+def _ready(endpoint: Endpoint) -> Reply:
+    ready = not endpoint.batcher.hung
+    return json_reply({"name": endpoint.model.name, "ready": ready}, 200 if ready else 503)
 
 
 def metadata(model: Described) -> dict[str, Any]:

@@ -28,6 +28,17 @@ class Desk(Protocol):
     def limits(self) -> Limits:
         """What is refused."""
 
+    @property
+    def hung(self) -> bool:
+        """Whether what answers does not come back."""
+
+    def check(self, rows: int) -> None:
+        """Stop where ``rows`` more cannot wait.
+
+        Raises:
+            Full: there is no room for them.
+        """
+
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Take the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error."""
 
@@ -61,6 +72,8 @@ class Endpoint:
         """Answer a body: ``done`` is called once, in the loop, now or when its batch is through."""
         began = time.perf_counter()
         try:
+            # before the body is read: what is refused should cost as little as it can
+            self.batcher.check(1)
             question = self.reader.read(body)
             self._check_rows(question)
 

@@ -16,6 +16,7 @@ ERRORS = {
     "413": "the body is too large, or has too many rows",
     "429": "too many rows are waiting; Retry-After says when to come back",
     "500": "the model failed",
+    "503": "the model does not come back, or the server is about to stop",
 }
 
 

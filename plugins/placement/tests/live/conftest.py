@@ -8,15 +8,37 @@ from contextlib import nullcontext
 import pytest
 
 from plugins.placement.tests.cases import cluster
+from plugins.placement.tests.live.rayworld import connected, head, ray_world
 from plugins.placement.tests.live.worlds import Open, World, local_world
 
-WORLDS = [pytest.param(lambda nodes: nullcontext(local_world(nodes)), id="local")]
+
+@pytest.fixture
+def local() -> Open:
+    """Opens worlds in this process, in virtual time."""
+    return lambda nodes: nullcontext(local_world(nodes))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of four real nodes, to which this process is connected."""
+    with head() as address, connected(address):
+        yield address
+
+
+@pytest.fixture
+def ray(ray_cluster: str) -> Open:
+    """Opens worlds on a real Ray cluster."""
+    assert ray_cluster
+    return ray_world
+
+
+WORLDS = ["local", pytest.param("ray", marks=pytest.mark.ray)]
 
 
 @pytest.fixture(params=WORLDS)
 def opened(request: pytest.FixtureRequest) -> Open:
     """Opens a world with given nodes."""
-    found: Open = request.param
+    found: Open = request.getfixturevalue(request.param)
     return found
 
 
