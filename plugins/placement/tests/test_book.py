@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job
 from unfold_placement import kernel
-from unfold_placement.book import Book, Resource, book
-from unfold_placement.facts import ANYWHERE, Ask
+from unfold_placement.book import Book, book
+from unfold_placement.facts import ANYWHERE, Ask, Resource
 from unfoldkit.api import UnfoldError
 
 OPS = st.lists(

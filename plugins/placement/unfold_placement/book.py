@@ -11,25 +11,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from unfold_placement import arrays, kernel
-from unfold_placement.facts import ANYWHERE, MILLI, Ask, Node, Task
+from unfold_placement.facts import ANYWHERE, MILLI, Ask, Node, Resource, Task, stale
 from unfold_placement.kernel import Arena
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import fail
 
-Watcher = Callable[[str, "Resource"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """A name on a node. ``epoch`` grows with every change; it goes at ``expires``, or with task ``until``."""
-
-    name: str
-    node: str
-    amount: int
-    owner: str
-    epoch: int
-    since: float
-    expires: float = np.inf
-    until: str = ""
+Watcher = Callable[[str, Resource], None]
 
 
 @dataclass(slots=True)
@@ -253,11 +239,3 @@ def book(nodes: Sequence[Node], extra: Iterable[str] = ()) -> Book:
     made = Book(tuple(nodes), kinds, arrays.empty(nodes, kinds))
     made.place.update({node.name: row for row, node in enumerate(nodes)})
     return made
-
-
-def stale(found: Resource, epoch: int) -> UnfoldError:
-    """Return the error of a compare-and-set that came too late."""
-    where = found.node or "the cluster"
-    return fail(
-        f"{found.name} on {where} was changed by another: epoch {found.epoch}, not {epoch}", hint="read it again"
-    )

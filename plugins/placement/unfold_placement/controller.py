@@ -125,7 +125,7 @@ class Controller:
         """Start what fits; where starts are watched, one at a time. Return whether anything started."""
         if not self.matching:
             return False
-        self._make_room()
+        self.room()
         most = 1 if facts.STARTED in self.watched else 1 << 30
         started = kernel.settle(self.book.arena, most, self.timed) > 0
         if started:
@@ -185,7 +185,7 @@ class Controller:
 
     def preempt(self, task: Task) -> None:
         """Stop a running task and let it wait again."""
-        self._make_room()
+        self.room()
         a, row = self.book.arena, self.book.index[task.name]
         kernel.finish(a, row, kernel.K_PREEMPTED)
         kernel.enqueue(a, row)
@@ -193,14 +193,15 @@ class Controller:
             self.sink.stop(task)
         self.collect()
 
-    def _make_room(self) -> None:
+    def room(self) -> None:
+        """Make room in the log for what one step can write."""
         mark = self.book.arena.mark
         wanted = int(mark[kernel.LOGGED] + mark[kernel.HEAPED] + mark[kernel.QUEUED]) + 64
         self.book.arena = arrays.with_log(self.book.arena, wanted)
 
     def turn(self, node: str, *, up: bool) -> None:
         """Let a node go (what runs there is preempted) or come back."""
-        self._make_room()
+        self.room()
         a, row = self.book.arena, self.book.place[node]
         a.up[row], a.dirty[row], a.mark[kernel.DIRTY] = up, 1, 1
         lost = [] if up else [task for task, place, _ in self.view.running() if place == node]
@@ -211,15 +212,20 @@ class Controller:
 
     def _refuse(self, op: Refuse) -> None:
         row = self.book.index[op.task]
-        self.book.arena.state[row] = kernel.REFUSED
-        kernel.note(self.book.arena, kernel.K_REFUSED, row, -1)
+        self.drop(row)
         self.refused[op.task] = op.reason
-        if self.book.arena.fresh[row] != kernel.NEW:
-            # so that the next look at the queue takes it out
-            self.book.arena.fresh[row] = kernel.NEW
-            self.book.arena.mark[kernel.FRESH] += 1
         if self.sink is not None:
             self.sink.refuse(self.book.tasks[row], op.reason)
+
+    def drop(self, row: int) -> None:
+        """Take a waiting task out of the queue for good."""
+        a = self.book.arena
+        a.state[row] = kernel.REFUSED
+        kernel.note(a, kernel.K_REFUSED, row, -1)
+        if a.fresh[row] != kernel.NEW:
+            # so that the next look at the queue takes it out
+            a.fresh[row] = kernel.NEW
+            a.mark[kernel.FRESH] += 1
 
     def _release(self, task: Task) -> None:
         for name, node in self.book.leases.get(task.name, ()):

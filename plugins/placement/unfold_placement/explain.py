@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unfold_placement import kernel
-from unfold_placement.book import Resource
 from unfold_placement.controller import Controller
-from unfold_placement.facts import ANYWHERE, Ask, Task
+from unfold_placement.facts import ANYWHERE, Ask, Resource, Task
 
 SHOWN = 4
 

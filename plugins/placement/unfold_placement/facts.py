@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from unfoldkit.api import UnfoldError, fail
+
 if TYPE_CHECKING:
     from unfold_placement.view import View
 
@@ -67,11 +69,30 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Resource:
+    """A name on a node. ``epoch`` grows with every change; it goes at ``expires``, or with task ``until``."""
+
+    name: str
+    node: str
+    amount: int
+    owner: str
+    epoch: int
+    since: float
+    expires: float = math.inf
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
-    """A name that a task needs beside its own demand, and how much of it."""
+    """A name that a task needs beside its own demand, and how much of it.
+
+    ``gated``: it is counted for the cluster, or lives for one task, so that on a live cluster the task's gate, and the
+    node that it is pinned to, stand for it.
+    """
 
     name: str
     amount: int = 1
+    gated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +164,11 @@ class Policy(Protocol):
 
     def react(self, event: Event, view: View) -> Ops:
         """Answer an event."""
+
+
+def stale(found: Resource, epoch: int) -> UnfoldError:
+    """Return the error of a compare-and-set that came too late."""
+    where = found.node or "the cluster"
+    return fail(
+        f"{found.name} on {where} was changed by another: epoch {found.epoch}, not {epoch}", hint="read it again"
+    )

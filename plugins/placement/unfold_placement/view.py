@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ class View:
     by: str = ""
     members: dict[str, list[Task]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
+    gone: Counter[str] = field(default_factory=Counter)
 
     @property
     def now(self) -> float:
@@ -46,17 +48,32 @@ class View:
         if self.by:
             self.members.setdefault(task.key(self.by), []).append(task)
 
+    def leave(self, task: Task, *, done: bool) -> None:
+        """Note that a task left while it waited: taken back, or done after all, so that its gang goes on without it."""
+        if self.by:
+            self.members[task.key(self.by)].remove(task)
+            self.gone[task.key(self.by)] += done
+
+    def whole(self, unit: Unit) -> Unit | None:
+        """Return the tasks of a unit that still wait, as a unit; nothing while it is not whole or none waits."""
+        left = next((task for task in unit if self.waits(task)), None)
+        return self.unit(left) if left is not None else None
+
     def unit(self, task: Task) -> Unit | None:
         """Return the tasks that must start together with this one; nothing while they do not all wait."""
         if not self.by:
             return (task,)
         found = self.members.get(task.key(self.by), [])
-        complete = len(found) >= task.size and all(self.waits(item) for item in found)
+        complete = len(found) + self.gone[task.key(self.by)] >= task.size and all(self.waits(item) for item in found)
         return tuple(found) if complete else None
 
     def waits(self, task: Task) -> bool:
         """Return whether a task waits."""
         return bool(self.book.arena.state[self.book.index[task.name]] == kernel.WAITING)
+
+    def runs(self, task: Task) -> bool:
+        """Return whether a task runs."""
+        return bool(self.book.arena.state[self.book.index[task.name]] == kernel.RUNNING)
 
     def waiting(self) -> Iterator[Task]:
         """Yield the tasks that wait, in the order in which they came."""

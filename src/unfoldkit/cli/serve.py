@@ -128,7 +128,8 @@ def _load(request: Request, stdin: str) -> Loaded:
 def _service(loaded: Loaded, run: Run) -> Service:
     function = verb_of(loaded.kind, "serve")
     run = replace(run, options={**run.options, "plan": plan_of(run, loaded)})
-    service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+    with loaded.telling():
+        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
     return service
 
 

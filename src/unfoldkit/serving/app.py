@@ -17,7 +17,7 @@ from unfoldkit.serving.batcher import Limits, batcher
 from unfoldkit.serving.infer import Endpoint
 from unfoldkit.serving.line import Arrivals, Line
 from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
-from unfoldkit.serving.model import Field, Model
+from unfoldkit.serving.model import Described, Field, Model
 from unfoldkit.serving.protocol import reader, writer
 from unfoldkit.serving.replies import Reply, error, json_reply, send_reply
 from unfoldkit.serving.service import Answer, Receive, Scope, Send
@@ -122,15 +122,19 @@ def application(
     found = metrics(registry)
     limits = limits or Limits()
     log = log or logging.getLogger("unfoldkit")
-    endpoints = {model.name: _endpoint(model, limits, line(), found, clock, log) for model in models}
-    app = Application(endpoints, found, close)
+    return assembled([_endpoint(model, limits, line(), found, clock, log) for model in models], found, close)
+
+
+def assembled(endpoints: Sequence[Endpoint], found: Metrics, close: Callable[[], None] = lambda: None) -> Application:
+    """Return the application of endpoints that stand already; ``found`` are the metrics that they count in."""
+    app = Application({endpoint.model.name: endpoint for endpoint in endpoints}, found, close)
     app.gets.update(_server_paths(app))
-    for model in models:
-        _add_model(app, endpoints[model.name])
+    for endpoint in endpoints:
+        _add_model(app, endpoint)
     return app
 
 
-def paths(models: Sequence[Model]) -> tuple[str, ...]:
+def paths(models: Sequence[Described]) -> tuple[str, ...]:
     """Return the paths that a user is told at start."""
     return (*(f"/v2/models/{model.name}/infer" for model in models), "/v2/health/ready", "/metrics", "/openapi.json")
 
@@ -169,7 +173,7 @@ def _ready(endpoint: Endpoint) -> Reply:
     return json_reply({"name": endpoint.model.name, "ready": ready}, 200 if ready else 503)
 
 
-def metadata(model: Model) -> dict[str, Any]:
+def metadata(model: Described) -> dict[str, Any]:
     """Return the protocol's metadata of a model, with its own facts under ``parameters``."""
     return {
         "name": model.name,

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from unfold_placement.facts import QUEUE, SUBMITTED, Ask, Event, Ops, Refuse, Task
 from unfold_placement.policies.line import EVENTS, Line
-from unfold_placement.view import View
+from unfold_placement.view import Unit, View
 
 
 @dataclass(slots=True)
@@ -33,12 +33,14 @@ class Edf:
                 lambda _, unit: (unit[0].deadline, unit[0].arrival), view, backfill=self.backfill
             )
         unit = view.unit(event.task) if event.task is not None and event.kind == SUBMITTED else None
-        if unit and self.admit and (late := self.late(view)):
+        if unit and self.admit and (late := self.late(unit, view)):
             self.line.leave(unit[0].name)
             yield [Refuse(task.name, f"the work due by {late:g} s does not fit before it") for task in unit]
 
-    def late(self, view: View) -> float:
+    def late(self, unit: Unit, view: View) -> float:
         """Return the first deadline before which the work due does not fit, or 0 (the processor demand test)."""
+        if alone := [task.deadline for task in unit if view.now + task.run > task.deadline + 1e-9]:
+            return min(alone)
         work = [(t.deadline, t, t.run) for queue in self.line.queues.values() for unit in queue for t in unit]
         work += [(-math.inf, t, t.run + start - view.now) for t, _, start in view.running()]
         spent: dict[str, float] = {}

@@ -51,7 +51,11 @@ class Gang:
             yield self.left(key, force=event.kind == PREEMPTED)
         if event.task is not None and (unit := view.unit(event.task)):
             self.ready.setdefault(key, (unit, view.now))
-        for name, (unit, since) in list(self.ready.items()) if event.kind in {CREATED, QUIET} else ():
+        for name, (known, since) in list(self.ready.items()) if event.kind in {CREATED, QUIET} else ():
+            unit = view.whole(known)
+            if unit is None:
+                del self.ready[name]
+                continue
             nodes = view.room(unit, GANG) if view.ready(unit, GANG) else []
             if nodes:
                 del self.ready[name]

@@ -36,7 +36,7 @@ class Line:
 
     def request(self, task: Task) -> list[Ask]:
         """Return the name of the task's turn."""
-        return [Ask(turn(task))]
+        return [Ask(turn(task), gated=True)]
 
     def see(self, event: Event, view: View) -> bool:
         """Take note of an event: a unit that waits as a whole joins its queue. Return whether it is time to release."""
@@ -69,6 +69,9 @@ class Line:
         while busy := [user for user in self.busy() if user not in passed and may(user, self.queues[user][0])]:
             user = min(busy, key=lambda name: order(name, self.queues[name][0]))  # type: ignore[arg-type, return-value]
             unit = self.queues[user][0]
+            if not all(view.waits(task) for task in unit):
+                self._skip(user, unit, view)
+                continue
             if view.room(unit, QUEUE) is None:
                 if not backfill:
                     return
@@ -80,6 +83,16 @@ class Line:
                 self._count(task, 1)
             done(user, unit)
             yield [Put(turn(task), until=task.name) for task in unit]
+
+    def _skip(self, user: str, unit: Unit, view: View) -> None:
+        # on a live cluster tasks are taken back, and found running by a controller that was started again
+        self.leave(user)
+        if rest := view.whole(unit):
+            self.queues.setdefault(user, deque()).appendleft(rest)
+        for task in unit:
+            if view.runs(task):
+                self.out[task.name] = task
+                self._count(task, 1)
 
     def leave(self, user: str) -> None:
         """Take the first unit out of a user's queue."""
