@@ -29,11 +29,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-<<<<<<< HEAD
     "ray", "targets", "faults", "audit", "tests", "gaps",
-=======
-    "ray", "targets", "tests", "gaps",
->>>>>>> pipeline
 ]  # fmt: skip
 
 
@@ -179,7 +175,6 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(requires=["work"])
 def ray(session: nox.Session) -> None:
-<<<<<<< HEAD
     """Test what needs Ray, in an environment that has it; a process a folder, as one cannot change its cluster."""
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
@@ -187,13 +182,6 @@ def ray(session: nox.Session) -> None:
         # 5: there is no such test in that folder
         words = ["python", "-m", "pytest", "-q", "-m", "ray", folder, *session.posargs]
         session.run(*words, success_codes=[0, 5])
-=======
-    """Test what needs Ray, in an environment that has it; a process a plugin, as one cannot change its cluster."""
-    note(session)
-    session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
-    for folder in session.posargs or ["plugins/pipeline", "plugins/placement", "plugins/tuning"]:
-        session.run("python", "-m", "pytest", "-q", "-m", "ray", folder)
->>>>>>> pipeline
 
 
 @nox.session(requires=["work"])
