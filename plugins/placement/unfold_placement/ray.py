@@ -45,8 +45,7 @@ def submit(
     ``policy`` is the spec's name. The function runs where and when the policy says; the future holds what it returns
     or raises, and ``cancel`` takes it back. ``cpu``, ``gpu``, ``memory`` (MiB) and ``resources`` are its demand,
     ``run`` is how long (s) it is expected to take, ``deadline`` how long (s) from now it has; ``size`` is the number
-    of tasks of its job. The rest is what policies look at, as in a spec. What is preempted, or whose
-    worker dies, runs again.
+    of tasks of its job. The rest is what policies look at, as in a spec. What is preempted, or whose worker dies, runs again.
     """
     plain = {"cpu": cpu, "gpu": gpu, "memory": memory, **(resources or {})}
     demand = {kind: math.ceil(amount * MILLI) for kind, amount in plain.items() if amount}
