@@ -29,7 +29,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-    "targets", "kubernetes", "tests", "gaps",
+    "ray", "targets", "kubernetes", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def minimums(session: nox.Session) -> None:
 def torch(session: nox.Session) -> None:
     """Test what needs the extra torch, in an environment that has it."""
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[torch] @ {Path(built()).as_uri()}")
-    session.run("python", "-m", "pytest", "-q", "plugins/supernet", "-m", "torch", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", "plugins", "-m", "torch", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])

@@ -99,7 +99,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _intervals(found: tuple[Findings, Findings]) -> dict[str, Any]:
     rows = [[name, *getattr(found[0].sure, name), *getattr(found[1].sure, name)] for name in INTERVALS]
-    rows.append(["lead_hours_gain", *found[0].lead.interval, *found[1].lead.interval])
+    rows.append(["lead_hours_gain", *found[0].lead_gain, *found[1].lead_gain])
     columns = ["difference or saving", "low", "high", "low, swapped", "high, swapped"]
     return {"name": "intervals", "columns": columns, "rows": rows}
 

@@ -33,13 +33,17 @@ HOLDS = (60.0, 120.0)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a rule is set: ``floor`` keeps the plan at least, ``margin`` multiplies need, ``hold`` delays removal."""
+    """How a rule is set: ``floor`` keeps the plan at least, ``margin`` multiplies need, ``hold`` delays removal.
+
+    ``shed`` says that queries which cannot be in time are refused in the replay.
+    """
 
     delay: float = 5.0
     floor: bool = True
     margin: float = 1.15
     hold: float = 60.0
     most: int = 100
+    shed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

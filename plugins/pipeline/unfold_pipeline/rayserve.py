@@ -1,7 +1,8 @@
 """The plan on Ray Serve: a deployment a stage, whose replica count is changed while it serves.
 
 Ray Serve has no central queue: a query goes to a replica when it arrives, and waits there for the next batch. A replica
-that dies fails its queries; each is asked again, so that none that was taken in is lost.
+that dies fails its queries; each is asked again, so that none that was taken in is lost. Queries that cannot be in time
+are shed when they come to a stage, as what waits at a replica cannot be taken back.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Deployed:
     batch: int
     wait: float
     wanted: int
+    need: float = 0.0
     handle: Any = None
     ready: int = 0
     open: int = 0
@@ -72,12 +74,20 @@ class RayRuntime:
     __slots__ = ("_address", "_changes", "_ray", "_replaced", "_tasks", "_watch", "stages")
 
     def __init__(
-        self, names: Sequence[str], sources: Sequence[Source], plan: Plan, waits: Sequence[float], address: str | None
+        self,
+        names: Sequence[str],
+        sources: Sequence[Source],
+        plan: Plan,
+        waits: Sequence[float],
+        address: str | None,
+        needs: Sequence[float] = (),
     ) -> None:
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         self.stages = [
-            Deployed(name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas)
-            for name, source, choice, wait in zip(names, sources, plan, waits, strict=True)
+            Deployed(name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas, need)
+            for name, source, choice, wait, need in zip(
+                names, sources, plan, waits, needs or [0.0] * len(names), strict=True
+            )
         ]
         self._address = address
         self._ray: ModuleType | None = None
@@ -167,6 +177,8 @@ class RayRuntime:
 
     async def _served(self, query: Query, item: Item) -> None:
         stage = self.stages[item[0]]
+        if query.hopeless(stage.need):
+            return
         stage.open += 1
         answer = await self._asked(stage, query.row)
         stage.open -= 1

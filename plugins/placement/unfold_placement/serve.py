@@ -77,7 +77,8 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
     make()
     backend, comes, where = backend_of(spec, run)
     who = f"{socket.gethostname()}-{os.getpid()}"
-    worker = Worker(Live(backend, make, who, spec.name), comes)
+    lease = spec.cluster.lease
+    worker = Worker(Live(backend, make, who, spec.name, lease / 3, lease), comes)
     lines = (("cluster", where), ("policy", ", ".join(name for name, _, _ in spec.policy.parts()) or "none"))
     paths = ("/v2/health/ready", "/status")
     return Service(spec.name, application(spec.name, worker), paths, lines=lines, watch=watch(spec.name, worker.live))

@@ -55,6 +55,9 @@ class ClusterSpec(Model):
     ray: str | None = Field(
         default=None, description="serve on this Ray cluster: an address, or auto; nodes then says more of its nodes"
     )
+    lease: Annotated[Duration, Field(ge=1, le=3600)] = Field(
+        default=15.0, description="names live so long without a sign of their controller, which leads for a third of it"
+    )
 
 
 class TaskSpec(Model):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -106,3 +108,45 @@ def test_a_lost_raylet_costs_only_the_last_step(tmp_path: Path) -> None:
     assert len(ran) == 2 * 3
     # the other trial of the node may have been in the middle of a step that was not noted yet
     assert sum(ran.values()) <= 2 * 3 + 2
+
+
+TWICE = """
+import os, sys, time
+from pathlib import Path
+from unfold_tuning.measure import profile
+from unfold_tuning.spec import TuningSpec
+from unfold_tuning.train import train
+from unfoldkit.api import Run, RunDir
+from unfoldkit.engines.ray import RayEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+spec = validate(TuningSpec, parse(Path(sys.argv[1]).read_text(), "t.yaml"))
+run = Run(directory=RunDir(Path(sys.argv[2])), engine=RayEngine(), allow_code=True)
+group = os.getpgrp()
+profile(spec, run)
+report = train(spec, run)
+assert os.getpgrp() == group, "moved out of its process group: Ctrl-C would not reach it"
+time.sleep(25)
+print("alive", report.verdict.value)
+"""
+SPEC = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: successive-halving, trials: 3, min_iters: 2, max_iters: 6, eta: 3}
+trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}
+deadline: 30 min
+cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $3.6/h}], limit: 1}
+samples: 200
+"""
+
+
+def test_a_process_outlives_the_heads_that_it_had(tmp_path: Path) -> None:
+    """Profile, then train, in one process that lives on for longer than Ray waits for a head that is gone."""
+    (tmp_path / "t.yaml").write_text(SPEC)
+    command = [sys.executable, "-c", TWICE, str(tmp_path / "t.yaml"), str(tmp_path / "run")]
+    # 60 s by default, which is when a process that still asks for a head is ended
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "alive yes"), ended.stderr[-3000:]

@@ -105,8 +105,9 @@ class Executor:
         except OverBudget as error:
             stopped = str(error)
         finally:
+            # the job is over; what giving nodes back takes is in the bill
+            ended = self.task.wall()
             self.cluster.close()
-        ended = self.task.wall()
         return Outcome(
             self._winner(), began, ended, self.ledger.spent(), stopped, plan, tuple(self.notes), len(self.lost)
         )

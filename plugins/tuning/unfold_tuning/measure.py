@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from unfold_tuning.fleet import Own
 from unfold_tuning.plan import PROFILE
 from unfold_tuning.prices import machines_of
 from unfold_tuning.spec import ProfileSpec, TuningSpec
-from unfold_tuning.trainables import Work, sample
+from unfold_tuning.trainables import SETS, Work, sample
 from unfold_tuning.words import span
 from unfold_tuning.worker import Job, Told
 from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, broken, fail, fingerprint
@@ -60,8 +61,9 @@ def work_of(spec: TuningSpec, run: Run) -> Work:
         raise fail("nothing to train", key="trainable", hint="write trainable: {estimator: xgboost, data: digits}")
     if trainable.function is not None and not run.allow_code:
         raise fail(f"the spec names code: {trainable.function}", key="trainable.function", hint="--allow-code runs it")
-    builtin = trainable.data in (None, "digits", "breast-cancer", "wine")
-    path = None if builtin else run.path(str(trainable.data), key="trainable.data")
+    if trainable.estimator == "torch-mlp" and importlib.util.find_spec("torch") is None:
+        raise fail("torch-mlp needs torch", key="trainable.estimator", hint="pip install 'unfoldkit[torch]'")
+    path = None if trainable.data in (None, *SETS) else run.path(str(trainable.data), key="trainable.data")
     return Work(trainable, path, run.seed)
 
 

@@ -82,14 +82,18 @@ class Choice(Model):
 class Trainable(Model):
     """What a trial trains: a built-in estimator on a data set, or code of your own (needs ``--allow-code``)."""
 
-    estimator: Literal["xgboost"] | None = None
+    estimator: Literal["xgboost", "sgd", "mlp", "torch-mlp"] | None = Field(
+        default=None, description="XGBoost; scikit-learn's SGDClassifier or MLPClassifier; a network of torch"
+    )
     function: str | None = Field(default=None, description="module:function of your own; see the docs for its form")
     data: str | None = Field(
         default=None, description="digits, breast-cancer, wine, or a CSV file with a target column"
     )
     target: str = Field(default="target", description="the column of a CSV file that is predicted")
     metric: Literal["accuracy", "log-loss"] = Field(default="accuracy", description="of the held-out 30 %, for ranking")
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(default=1, description="boosting rounds of an iteration")
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="boosting rounds, or passes over the data, of an iteration"
+    )
     space: dict[str, Log | Uniform | Whole | Choice] = Field(default_factory=dict)
 
 

@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from unfold_tuning.trainables import Train, Work, make
+from unfold_tuning.estimators import Train
+from unfold_tuning.trainables import Work, make
 from unfoldkit.engines.local import start_worker
 from unfoldkit.runs import write_atomically
 

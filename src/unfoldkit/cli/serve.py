@@ -46,7 +46,8 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
     run = surroundings(request, loaded)
     with run.directory.locked(), listen(Address(host, port, token)) as bound:
         run = replace(run, options={**run.options, "plan": plan_of(run, loaded)})
-        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+        with loaded.telling():
+            service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
         if loaded.run is None:
             store_spec(run, loaded.spec)
         place = f"http://{host}:{bound.getsockname()[1]}"

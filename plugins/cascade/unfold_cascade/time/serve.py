@@ -149,7 +149,7 @@ def _features(loaded: Loaded) -> Any:
 
 def _voice(loaded: Loaded, m: int, x: Any, rows: Any) -> Voice:
     slot = loaded.places[m]
-    native = pack.unconverted(loaded.run, slot, "asked near a cut", dtype=np.float32)
+    native = pack.drawn(pack.unconverted(loaded.run, slot, "asked near a cut", dtype=np.float32))
     found = pack.checked(loaded.run, slot, loaded.logs[m].p[rows], x)
     if found.name == pack.NATIVE:
         native = pack.Engine(native.predict, native.dtype, native.name, found.why)
