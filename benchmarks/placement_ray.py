@@ -87,12 +87,12 @@ def cluster() -> Iterator[str]:
 
     # Ray's workers are polite by default: beside other programs that would measure those
     os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0")
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    made = Cluster()
     try:
         while len(made.list_all_nodes()) < NODES:
             # a busy machine may take longer than Ray waits for a node
             with contextlib.suppress(Exception):
-                made.add_node(**NODE)
+                made.add_node(**NODE, include_dashboard=False)
         ray.init(address=made.address, namespace="unfold", log_to_driver=False, logging_level="error")
         yield str(made.address)
     finally:
