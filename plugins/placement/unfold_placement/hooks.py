@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from unfoldkit.api import Kind, hookimpl
+from unfoldkit.api import Kind, Renderer, hookimpl
 
 
 @hookimpl
@@ -17,4 +17,12 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_placement.plan:plan",
         serve="unfold_placement.serve:serve",
         examples="unfold_placement:examples",
+    )
+
+
+@hookimpl
+def unfold_renderers() -> Iterable[Renderer]:
+    """Offer a plan in the words of Kubernetes."""
+    yield Renderer(
+        "kubernetes", "a placement's roles and controller for Kubernetes", "unfold_placement.exports:kubernetes"
     )

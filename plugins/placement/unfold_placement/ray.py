@@ -9,6 +9,7 @@ results = [future.result() for future in done]
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -17,7 +18,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from unfold_placement.facts import MILLI, Task
-from unfold_placement.live.client import client_of
+from unfold_placement.live.client import Client, client_of
 from unfold_placement.live.groups import BUDGET
 from unfold_placement.live.rays import RayBackend, ask, connect, steward_of
 from unfoldkit.api import fail
@@ -45,8 +46,8 @@ def submit(
     ``policy`` is the spec's name. The function runs where and when the policy says; the future holds what it returns
     or raises, and ``cancel`` takes it back. ``cpu``, ``gpu``, ``memory`` (MiB) and ``resources`` are its demand,
     ``run`` is how long (s) it is expected to take, ``deadline`` how long (s) from now it has; ``size`` is the number
-    of tasks of its job. The rest is what policies look at, as in a spec. What is preempted, or whose worker dies, runs
-    again.
+    of tasks of its job. The rest is what policies look at, as in a spec. What is preempted, or whose
+    worker dies, runs again.
     """
     plain = {"cpu": cpu, "gpu": gpu, "memory": memory, **(resources or {})}
     demand = {kind: math.ceil(amount * MILLI) for kind, amount in plain.items() if amount}
@@ -54,7 +55,18 @@ def submit(
     task = Task(
         own, demand, run, 0.0, job or own, user, role, size, priority, deadline, follows, avoids, after, data
     )  # fmt: skip
-    return client_of(steward_of(policy)).submit(task, function, *args, **kwargs)
+    return _client(policy, _job()).submit(task, function, *args, **kwargs)
+
+
+@functools.cache
+def _client(policy: str, _job: str) -> Client:
+    return client_of(steward_of(policy))
+
+
+def _job() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_job_id())
 
 
 def within(name: str, node: str, policy: str, amount: float = 1.0) -> dict[str, Any]:

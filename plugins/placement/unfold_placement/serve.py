@@ -77,7 +77,8 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
     make()
     backend, comes, where = backend_of(spec, run)
     who = f"{socket.gethostname()}-{os.getpid()}"
-    worker = Worker(Live(backend, make, who, spec.name), comes)
+    lease = spec.cluster.lease
+    worker = Worker(Live(backend, make, who, spec.name, lease / 3, lease), comes)
     lines = (("cluster", where), ("policy", ", ".join(name for name, _, _ in spec.policy.parts()) or "none"))
     paths = ("/v2/health/ready", "/status")
     return Service(spec.name, application(spec.name, worker), paths, lines=lines, watch=watch(spec.name, worker.live))
@@ -91,6 +92,10 @@ def policies(spec: PlacementSpec, run: Run) -> Callable[[], Sequence[Policy]]:
 def backend_of(spec: PlacementSpec, run: Run) -> tuple[Backend, Sequence[Task], str]:
     """Return the spec's backend, the tasks that are submitted from here, and where it is in words."""
     nodes = nodes_of(spec.cluster, run)
+    if spec.cluster.kubernetes is not None:
+        from unfold_placement.kubernetes.served import backend
+
+        return backend(spec.name, spec.cluster.kubernetes, spec.policy, allow_code=run.allow_code)
     if spec.cluster.ray:
         from unfold_placement.live.rays import connect
 

@@ -28,6 +28,8 @@ _LENGTH = re.compile(rb"\r\n(content-length|host):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n
 _TOKEN = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _HEAD_BYTES = 16384
 _KNOWN_HEADS = 1024
+_AHEAD_BYTES = 4 * 2**20
+_CYCLE_BYTES = 4096
 _STATUS = {code.value: b"HTTP/1.1 %d %b\r\n" % (code.value, code.phrase.encode()) for code in HTTPStatus}
 
 
@@ -119,7 +121,9 @@ def written(reply: Reply, headers: bytes, *, last: bool) -> bytes:
 class Connection:
     """One connection of the server: an ``asyncio.Protocol`` by shape, around ``inner``, uvicorn's.
 
-    ``slow`` once it is uvicorn's for good; ``busy`` while an answer is due; ``data`` is what waits to be whole.
+    ``slow`` once it is uvicorn's for good; ``busy`` while an answer is due; ``data`` is what waits to be whole, and
+    ``began`` when its first bytes came; ``deaf`` while the client does not take its answers; ``held`` while nothing is
+    read.
     """
 
     inner: Any
@@ -130,8 +134,11 @@ class Connection:
     slow: bool = False
     busy: bool = False
     ending: bool = False
+    deaf: bool = False
+    held: bool = False
     data: bytes = b""
     seen: float = 0.0
+    began: float = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Take the place of uvicorn's protocol among the connections that are shut down."""
@@ -144,30 +151,41 @@ class Connection:
         """Tell uvicorn's protocol."""
         self.connections.discard(self)
         self.transport = None
+        # nobody hears the answers to what else was asked
+        self.inner.pipeline.clear()
         self.inner.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
         """Answer a request of the lane, or hand the bytes on."""
         if self.slow:
             self.inner.data_received(data)
+            self._bound()
             return
         self.data = self.data + data if self.data else data
-        if not self.busy:
+        if not self.busy and not self.deaf:
             self._next()
-        elif self.transport is not None:
-            self.transport.pause_reading()
+        else:
+            self._hold()
 
-    def eof_received(self) -> None:
-        """Tell uvicorn's protocol."""
+    def eof_received(self) -> bool:
+        """Let a client that has said all still hear its answer."""
         self.inner.eof_received()
+        self.ending = True
+        return self.busy
 
     def pause_writing(self) -> None:
-        """Tell uvicorn's protocol."""
+        """Read nothing more from a client that does not take its answers."""
         self.inner.pause_writing()
+        self.deaf, self.began = True, self.now()
+        if not self.slow:
+            self._hold()
 
     def resume_writing(self) -> None:
-        """Tell uvicorn's protocol."""
+        """Go on with a client that takes its answers again."""
         self.inner.resume_writing()
+        self.deaf = False
+        if not self.slow and not self.busy:
+            self._go_on()
 
     def shutdown(self) -> None:
         """End the connection, after the answer that it waits for."""
@@ -179,16 +197,48 @@ class Connection:
         """Whether nothing came for too long; connections that are uvicorn's have its own timer."""
         return not self.slow and not self.busy and self.seen < since
 
+    def is_stuck(self, since: float) -> bool:
+        """Whether a request has been coming, or an answer going, for too long."""
+        if self.deaf:
+            return self.began < since
+        if self.slow:
+            cycle = self.inner.cycle
+            answering = cycle is not None and not cycle.response_complete and not cycle.more_body
+            if answering or self.inner.timeout_keep_alive_task is not None:
+                self.began = self.now()
+                return False
+            return self.began < since
+        return bool(self.data) and not self.busy and self.began < since
+
+    def cut(self) -> None:
+        """End the connection now, whatever is still to be written."""
+        if self.inner.cycle is not None:
+            self.inner.cycle.disconnected = True
+        self.inner.pipeline.clear()
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _bound(self) -> None:
+        """Cut a client that asks on and on before it is answered: uvicorn would keep all of it."""
+        if (
+            self.inner.pipeline
+            and sum(len(cycle.body) + _CYCLE_BYTES for cycle, _ in self.inner.pipeline) > _AHEAD_BYTES
+        ):
+            self.cut()
+
     def _next(self) -> None:
         head = read_head(self.data, self.lane)
         if head is None or len(self.data) > head.end:
-            self.slow = True
+            self.slow, self.began = True, self.now()
             data, self.data = self.data, b""
             self.inner.data_received(data)
+            self._bound()
         elif len(self.data) == head.end:
             body, self.data = self.data[head.begin :], b""
-            self.busy, self.seen = True, self.now()
+            self.busy, self.seen, self.began = True, self.now(), 0.0
             head.answer(body, self._reply)
+        elif not self.began:
+            self.began = self.now()
 
     def _reply(self, reply: Reply) -> None:
         self.busy = False
@@ -198,6 +248,17 @@ class Connection:
         self.transport.write(written(reply, self.lane.headers(), last=last))
         if last:
             self.transport.close()
-        elif self.data:
+        elif self.held and not self.deaf:
+            self._go_on()
+
+    def _hold(self) -> None:
+        self.held = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def _go_on(self) -> None:
+        self.held = False
+        if self.transport is not None:
             self.transport.resume_reading()
+        if self.data:
             self._next()

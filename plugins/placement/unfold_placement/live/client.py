@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import queue
 import threading
 import time
@@ -172,4 +173,14 @@ def client_of(steward: Any) -> Client:
 def _remote(function: Callable[..., Any]) -> Any:
     import ray
 
-    return function if hasattr(function, "remote") else ray.remote(function)
+    if hasattr(function, "remote"):
+        return function
+    return ray.remote(function if inspect.isfunction(function) else _wrapped(function))
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Ray takes functions that are written in Python only
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
