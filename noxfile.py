@@ -29,7 +29,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-    "ray", "targets", "faults", "audit", "tests", "gaps",
+    "ray", "targets", "kubernetes", "faults", "audit", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -149,7 +149,13 @@ def minimums(session: nox.Session) -> None:
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
     session.install(*nox.project.dependency_groups(PROJECT, "test"), "--constraint", str(constraints), built())
     # where libraries are called; the rest of the suite would say the same twice
-    words = ["-q", "tests/unit", "plugins", "-m", "not shared and not ray and not targets and not torch"]
+    words = [
+        "-q",
+        "tests/unit",
+        "plugins",
+        "-m",
+        "not shared and not ray and not targets and not torch and not kubernetes",
+    ]
     session.run("python", "-m", "pytest", *words, *session.posargs)
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
     if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":
@@ -190,6 +196,21 @@ def targets(session: nox.Session) -> None:
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), "kserve", "tritonclient", "protobuf", built())
     session.run("python", "-m", "pytest", "-q", "-m", "targets", *session.posargs)
+
+
+@nox.session(requires=["work"])
+def kubernetes(session: nox.Session) -> None:
+    """Place tasks on a real control plane, whose programs are built once and kept in the user's cache."""
+    note(session)
+    session.install(
+        *nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[kubernetes] @ {Path(built()).as_uri()}"
+    )
+    # the first time, Go takes minutes; 69: there is no Go
+    told = str(session.run("python", "-m", "tests.kubernetes.build", success_codes=[0, 69], silent=True)).strip()
+    if not Path(told).is_dir():
+        note(session, told)
+        return
+    session.run("python", "-m", "pytest", "-q", "plugins/placement", "-m", "kubernetes", *session.posargs)
 
 
 @nox.session

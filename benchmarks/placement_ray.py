@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 
 from benchmarks.frame import need
 from unfold_placement.live import backend as kinds
+from unfold_placement.live.rays import RayBackend, steward_of
 
 NODES, PLACES, GANG = 3, 4, 8
 NODE = {"num_cpus": PLACES, "resources": {"eph": 100_000}}
@@ -97,20 +99,18 @@ def latencies(count: int) -> tuple[Row, Row]:
     """Return milliseconds of creating and deleting a name, and of Ray's own groups, in turn."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from unfold_placement.live.rays import RayBackend, steward_of
-
     handle = RayBackend(steward_of("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
     spent: dict[str, list[float]] = {"create": [], "delete": [], "make": [], "remove": []}
     for index in range(count + 5):
         node = nodes[index % len(nodes)]
-        spent["create"].append(_timed(lambda name=f"x{index}", node=node: handle.create(name, node, 2)))
-        spent["delete"].append(_timed(lambda name=f"x{index}", node=node: handle.delete(name, node)))
+        spent["create"].append(_timed(partial(handle.create, f"x{index}", node, 2)))
+        spent["delete"].append(_timed(partial(handle.delete, f"x{index}", node)))
         began = time.perf_counter()
         group = placement_group([{"eph": 2}])
         group.wait(30)
         spent["make"].append((time.perf_counter() - began) * 1e3)
-        spent["remove"].append(_timed(lambda group=group: remove_placement_group(group)))
+        spent["remove"].append(_timed(partial(remove_placement_group, group)))
     p95 = {key: float(np.percentile(values[5:], 95)) for key, values in spent.items()}
     mid = {key: median(values[5:]) for key, values in spent.items()}
     ours = {"create_p95_ms": p95["create"], "delete_p95_ms": p95["delete"], "create_p50_ms": mid["create"],
@@ -126,7 +126,7 @@ def used(count: int) -> float:
 
     from unfold_placement import ray as unfold
 
-    handle = unfold.RayBackend(unfold.steward_of("latency"))
+    handle = RayBackend(steward_of("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
     empty = ray.remote(_nothing)
 
@@ -145,7 +145,7 @@ def throughput(count: int, address: str) -> Row:
 
     from unfold_placement import ray as unfold
 
-    handle = unfold.RayBackend(unfold.steward_of("latency"))
+    handle = RayBackend(steward_of("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
     for node in nodes:
         handle.create("lane", node, PLACES)
@@ -173,7 +173,7 @@ def compete(count: int, address: str) -> Row:
 
     deadlocks, sizes = 0, Counter[int]()
     with served(address, "bench", SPEC["policy"]):
-        handle = unfold.RayBackend(unfold.steward_of("bench"))
+        handle = RayBackend(steward_of("bench"))
         unfold.submit(_nothing, policy="bench").result(LATE)
         after = handle.snapshot().after
         began = time.perf_counter()
@@ -266,7 +266,7 @@ def _timed(action: Callable[[], object]) -> float:
 def _progress(title: str, count: int, action: Callable[[int], object]) -> list[float]:
     spent = []
     for index in range(count):
-        spent.append(_timed(lambda index=index: action(index)))
+        spent.append(_timed(partial(action, index)))
         if index % 100 == 99:
             print(f"{title}: {index + 1} of {count}, median {median(spent):.1f} ms", file=sys.stderr)
     return spent

@@ -16,6 +16,7 @@ from pathlib import Path
 
 VERSION = "1.36.3"
 STAGING = "0.36.3"
+NO_GO = "there is no Go on the path (https://go.dev/dl, or Debian: apt-get install golang)"
 ETCD_FROM = (3, 5)
 SERVERS = {
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
@@ -106,7 +107,7 @@ def _go(folder: Path, *words: str) -> str:
     """Run Go in a folder and return what it printed."""
     program = shutil.which("go")
     if program is None:
-        raise RuntimeError("there is no Go on the path (https://go.dev/dl, or Debian: apt-get install golang)")
+        raise RuntimeError(NO_GO)
     surroundings = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": os.environ.get("GOFLAGS", "-p=2")}
     done = subprocess.run([program, *words], cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -121,8 +122,14 @@ def _etcd_version(program: str) -> tuple[int, ...]:
     return tuple(map(int, number.groups())) if number else (0,)
 
 
+def main() -> int:
+    """Build what is missing and print the folder; 69 where there is no Go to build it with."""
+    if missing() and shutil.which("go") is None:
+        print(f"{NO_GO}; not built: {', '.join(missing())}")
+        return 69
+    print(build())
+    return 0
+
+
 if __name__ == "__main__":
-    try:
-        print(build())
-    except RuntimeError as error:
-        sys.exit(str(error))
+    sys.exit(main())

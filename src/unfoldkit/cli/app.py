@@ -155,6 +155,9 @@ def serve(
     processes: Annotated[
         int, typer.Option("--processes", metavar="N", min=1, max=256, help="how many processes share the port")
     ] = 1,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="log to stderr as JSON, a line for every request")
+    ] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace against the service")
     ] = None,
@@ -177,7 +180,8 @@ def serve(
 
     request = _request("serve", locals())
     token = os.environ.get("UNFOLD_TOKEN", "")
-    _end(lambda: action(request, host=host, port=port, token=token, stdin=_stdin(spec), processes=processes))
+    given: dict[str, Any] = {"request": request, "host": host, "port": port, "token": token, "log_json": log_json}
+    _end(lambda: action(**given, stdin=_stdin(spec), processes=processes))
 
 
 def check(

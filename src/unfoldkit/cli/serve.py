@@ -18,6 +18,7 @@ from unfoldkit.errors import ExitCode, fail
 from unfoldkit.kinds import resolve
 from unfoldkit.serving.host import Address, Beat, Terms, bind, listen
 from unfoldkit.serving.host import host as run_server
+from unfoldkit.serving.observe import JsonLines, Observer, lines, together, tracing
 from unfoldkit.serving.service import Service
 from unfoldkit.serving.workers import Crew
 from unfoldkit.spec.load import RUN_PLAN, Loaded, load
@@ -42,6 +43,7 @@ class Serving:
     request: Request
     address: Address
     stdin: str = ""
+    log_json: bool = False
     folder: Path = field(default_factory=Path)
 
     def __call__(self, number: int, beat: Beat) -> None:
@@ -51,7 +53,7 @@ class Serving:
     def _serve(self, number: int, beat: Beat) -> int:
         loaded = _load(self.request, self.stdin)
         with listen(self.address, many=True) as bound:
-            service = _service(loaded, surroundings(self.request, loaded))
+            service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
             if not service.many:
                 raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
             keep = service.app.share(self.folder)  # type: ignore[attr-defined]
@@ -62,11 +64,24 @@ class Serving:
                 keep()
                 beat()
 
-            run_server(replace(service, watch=None), bound, Terms(self.address.token, beat=both))
+            run_server(
+                replace(service, watch=None),
+                bound,
+                Terms(self.address.token, beat=both, observer=_observer(json=self.log_json)),
+            )
         return ExitCode.YES
 
 
-def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str = "", processes: int = 1) -> ExitCode:
+def serve(
+    request: Request,
+    *,
+    host: str,
+    port: int,
+    token: str = "",
+    stdin: str = "",
+    processes: int = 1,
+    log_json: bool = False,
+) -> ExitCode:
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
@@ -76,10 +91,10 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
         # a replay comes to an end, and what it leaves is a report like that of any other verb
         return perform(request, stdin)
     loaded = _load(request, stdin)
-    run = surroundings(request, loaded)
+    run = _surroundings(request, loaded, json=log_json)
     address = Address(host, port, token)
     if processes > 1:
-        return _several(Serving(request, address, stdin), loaded, run, processes)
+        return _several(Serving(request, address, stdin, log_json), loaded, run, processes)
     with run.directory.locked(), listen(address) as bound:
         service = _service(loaded, run)
         if loaded.run is None:
@@ -87,7 +102,7 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
         place = f"http://{host}:{bound.getsockname()[1]}"
         _announce(service.name, loaded, place, run_folder(request, loaded))
         _tell(service, place, page=service.watch is not None)
-        run_server(service, bound, Terms(token))
+        run_server(service, bound, Terms(token, observer=_observer(json=log_json)))
     return ExitCode.YES
 
 
@@ -116,6 +131,21 @@ def _service(loaded: Loaded, run: Run) -> Service:
     with loaded.telling():
         service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
     return service
+
+
+def _surroundings(request: Request, loaded: Loaded, *, json: bool) -> Run:
+    run = surroundings(request, loaded)
+    for handler in run.log.handlers if json else ():
+        handler.setFormatter(JsonLines())
+    return run
+
+
+def _observer(*, json: bool) -> Observer | None:
+    """Return who is told of every request: the log, if it is asked for, and OpenTelemetry, if it is set up."""
+    log = console.logger(verbose=True)
+    log.handlers[0].setFormatter(JsonLines())
+    found = [lines(log)] if json else []
+    return together([*found, *([traced] if (traced := tracing()) else [])])
 
 
 def _announce(name: str, loaded: Loaded, place: str, folder: Path) -> None:

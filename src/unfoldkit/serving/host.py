@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import fail
 from unfoldkit.serving.lane import Connection, Lane, first_lines, lines
+from unfoldkit.serving.observe import Observer, observed
 from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 from unfoldkit.serving.watch import watched, with_page
@@ -98,13 +99,15 @@ class Terms:
     """How a service is hosted.
 
     ``token`` is asked of every request; an end waits ``drain_s`` for answers; a request must come, and its answer be
-    taken, within ``patience_s``; ``beat`` is called again and again while requests are heard and models come back.
+    taken, within ``patience_s``; ``beat`` is called again and again while requests are heard and models come back;
+    ``observer`` is told of every request.
     """
 
     token: str = ""
     drain_s: int = 10
     patience_s: float = PATIENCE_S
     beat: Beat | None = None
+    observer: Observer | None = None
 
 
 def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> None:
@@ -122,7 +125,7 @@ def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> 
 
 async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signals | None:
     drain, beat = Drain(), terms.beat
-    server = _server(service, terms.token, drain, terms.drain_s)
+    server = _server(service, terms, drain)
     for which in (SIGTERM, SIGINT):
         asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     # uvicorn would put its own handlers over these, and raise the signal again at the end
@@ -141,7 +144,7 @@ async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signal
     return drain.signal
 
 
-def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn.Server:
+def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
     import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -150,7 +153,7 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         return Connection(inner, lane, server_state.connections, time.monotonic)
 
     config = uvicorn.Config(
-        drained(outfit(service, token, drain), drain),
+        observed(drained(outfit(service, terms.token, drain), drain), terms.observer),
         http=cast("Any", connection),
         log_level="warning",
         access_log=False,
@@ -158,16 +161,17 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         proxy_headers=False,
         ws="none",
         timeout_keep_alive=KEEP_S,
-        timeout_graceful_shutdown=drain_s,
+        timeout_graceful_shutdown=terms.drain_s,
     )
     server = uvicorn.Server(config)
-    expected = f"Bearer {token}".encode()
+    expected = f"Bearer {terms.token}".encode()
     lane = Lane(
         first_lines(service.posts),
         service.body_bytes,
-        functools.partial(hmac.compare_digest, expected) if token else lambda _given: True,
+        functools.partial(hmac.compare_digest, expected) if terms.token else lambda _given: True,
         drain.asked.is_set,
         _Dated(server).headers,
+        terms.observer,
     )
     return server
 

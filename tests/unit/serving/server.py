@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ from unfoldkit.serving.app import application, paths
 from unfoldkit.serving.batcher import Limits
 from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.host import Address, Terms, bind, host, listen
+from unfoldkit.serving.observe import JsonLines, lines
 from unfoldkit.serving.remember import Remembering
 from unfoldkit.serving.service import Service
 from unfoldkit.serving.state import open_store
@@ -74,6 +76,14 @@ def jump(_number: int, _frame: Any) -> None:
     time.time = lambda: real() + 86400.0 * days
 
 
+def terms(given: dict[str, str]) -> Terms:
+    log = logging.Logger("server")  # noqa: LOG001 - of this process alone
+    log.addHandler(logging.StreamHandler(sys.stderr))
+    log.handlers[0].setFormatter(JsonLines())
+    observer = lines(log) if "log" in given else None
+    return Terms(given.get("token", ""), patience_s=float(given.get("patience", 30)), observer=observer)
+
+
 def main(name: str, *words: str) -> None:
     given = dict(word.split("=", 1) for word in words)
     address = Address(port=0, token=given.get("token", ""))
@@ -82,7 +92,7 @@ def main(name: str, *words: str) -> None:
     if many == 1:
         with listen(address) as bound:
             print(bound.getsockname()[1], os.getpid(), flush=True)
-            host(service(name, given), bound, Terms(address.token, patience_s=float(given.get("patience", 30))))
+            host(service(name, given), bound, terms(given))
         return
     with bind(address, many=True) as held, TemporaryDirectory() as folder:
         port = held.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -82,9 +83,11 @@ def clear(admin: Api, nodes: Iterable[Node]) -> None:
 
 def seconds(pod: Body) -> float:
     """Return how long the stub lets a pod run: as its task says, from the moment at which its whole unit started."""
-    scope = Scope(pod["metadata"]["labels"].get(POLICY, ""), pod["metadata"]["namespace"])
-    began = float(pod["metadata"]["annotations"][STARTED])
-    return max(0.0, began + task_of(pod, scope, 0.0).run - time.time())
+    scope, notes = Scope(pod["metadata"].get("labels", {}).get(POLICY, ""), ""), pod["metadata"].get("annotations", {})
+    if STARTED not in notes:
+        # none of ours
+        return math.inf
+    return max(0.0, float(notes[STARTED]) + task_of(pod, scope, 0.0).run - time.time())
 
 
 def resources(node: Node) -> dict[str, str]:

@@ -62,7 +62,6 @@ def stage(world: World, scenario: Scenario, who: str = "one") -> Stage:
     """Return a scenario that is about to be played by one controller."""
     handle = world.handle()
     live = Live(handle, lambda: build(policy(**scenario.policy)), who, "conformance")
-    world.policies = build(policy(**scenario.policy))
     while not live.step(0.0) or live.hands is None:
         pass
     tasks = sorted(scenario.tasks, key=lambda task: task.arrival)
