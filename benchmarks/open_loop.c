@@ -112,6 +112,10 @@ static size_t answer_size(Connection *c) { /* 0 while its head is not whole */
   c->buffer[c->have] = 0;
   char *end = strstr(c->buffer, "\r\n\r\n");
   char *length = end ? strcasestr(c->buffer, "\r\ncontent-length:") : NULL;
+  if (end && !length) { /* chunked: whole when its last chunk is there */
+    char *last = strstr(end, "\r\n0\r\n\r\n");
+    return last ? (size_t)(last + 7 - c->buffer) : 0;
+  }
   if (!end || !length || length > end) return 0;
   return (size_t)(end + 4 - c->buffer) + (size_t)atol(length + 17);
 }

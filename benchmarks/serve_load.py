@@ -49,7 +49,8 @@ PRODUCTS = (
         for batch in (1, 32)
     ),
     *(
-        Peer(f"BentoML, {way}", ("{python}", "-m", "bentoml", "serve", f"{HERE}bentoml_service:Service", *PORT), f"/{path}", body, "/livez", ("bentoml",), {"BENTOML_DO_NOT_TRACK": "True"})
+        Peer(f"BentoML, {way}", ("{python}", "-m", "bentoml", "serve", f"{HERE}bentoml_service:Service", *PORT),
+             f"/{path}", body, "/livez", ("bentoml",), {"BENTOML_DO_NOT_TRACK": "True"})
         for way, path, body in (("batches", "predict", "rows"), ("one by one", "single", "features"))
     ),
     *(

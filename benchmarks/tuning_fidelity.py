@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
@@ -32,8 +32,7 @@ from unfold_tuning.tables import model
 from unfold_tuning.trainables import Work
 from unfoldkit.catalog.billing import Billing
 
-STAGES = successive_halving(12, 2, 18, 3)
-NODE = Machine("node", 2, 3.6, limit=4, billing=Billing(0.0, 0.0))
+NODE = Machine("node", 2, 3.6, billing=Billing(0.0, 0.0))
 SHARE = 0.5
 
 
@@ -47,10 +46,20 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where plans are carried out: ``local`` or ``ray``, and how often a start is measured."""
+    """Where plans are carried out: ``local`` or ``ray``, with at most ``limit`` nodes; a start is measured so often.
+
+    A raylet takes seconds of processor time to start, so there are fewer of them on a small machine, and longer trials.
+    """
 
     name: str
     repeats: int
+    limit: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def node(self) -> Machine:
+        """The node type, as the planner sees it."""
+        return replace(NODE, limit=self.limit)
 
     def cluster(self, trainable: Trainable, ledger: Ledger) -> Cluster:
         """Return a cluster that is not open yet."""
@@ -72,7 +81,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         ``metrics``, ``tables`` and ``notes``.
     """
     there = importlib.util.find_spec("ray") is not None
-    engines = [Engine("local", 1)] if quick else [Engine("local", 3), *([Engine("ray", 2)] if there else [])]
+    local = Engine("local", 1 if quick else 3, 4, successive_halving(12, 2, 18, 3))
+    engines = [local, *([Engine("ray", 1, 2, successive_halving(12, 3, 27, 3))] if there and not quick else [])]
     rows = [row for engine in engines for row in compared(engine, quick, seed)]
     of = {engine.name: [row for row in rows if row["engine"] == engine.name] for engine in engines}
     metrics = _errors(rows, "") | {"plans": len(rows) // len(engines)}
@@ -89,14 +99,13 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
 
 def compared(engine: Engine, quick: bool, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of an engine: three plans of its curve, fastest first, or that one only."""
-    starts = {NODE.limit: measured(engine, NODE.limit)}
-    found = offer(model(STAGES, profile_of(starts[NODE.limit]), NODE, 2000, seed), SHARE)
+    start = measured(engine, engine.limit)
+    found = offer(model(engine.stages, profile_of(start), engine.node, 2000, seed), SHARE)
     last = len(found.scores) - 1
     for plan in [found.scores[index].plan for index in ([0] if quick else [0, last // 2, last])]:
-        count = plan[0].instances
-        starts[count] = starts.get(count) or measured(engine, count)
-        profile = profile_of(starts[count])
-        predicted = score(model(STAGES, profile, NODE, 2000, seed), plan)
+        # just before, as a machine that others use too is not the same a few minutes later
+        profile = profile_of(measured(engine, plan[0].instances))
+        predicted = score(model(engine.stages, profile, engine.node, 2000, seed), plan)
         row = _row(predicted, *carried_out(engine, predicted, profile, seed))
         yield {"engine": engine.name, **row, "start_s": profile.startup.mean}
 
@@ -126,7 +135,7 @@ def measured(engine: Engine, count: int) -> Start:
 def carried_out(engine: Engine, plan: Score, profile: Profile, seed: int) -> tuple[float, float]:
     """Carry a plan out and return its seconds and dollars."""
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
-        outcome = _run(engine, folder, ledger, profile, seed, STAGES, plan.plan)
+        outcome = _run(engine, folder, ledger, profile, seed, engine.stages, plan.plan)
         return outcome.ended - outcome.began, outcome.spent
 
 
@@ -134,7 +143,7 @@ def _run(
     engine: Engine, folder: str, ledger: Ledger, profile: Profile, seed: int, stages: tuple[Stage, ...], deals: Plan
 ) -> Outcome:
     trainable = Trainable(function="benchmarks.sleeper:train", space={"ceiling": Uniform(uniform=(0.0, 1.0))})
-    task = Task(stages, deals, NODE, profile, trainable, Path(folder) / "trials", seed, every=2, replan=False)
+    task = Task(stages, deals, engine.node, profile, trainable, Path(folder) / "trials", seed, every=2, replan=False)
     return Executor(task, ledger, engine.cluster(trainable, ledger)).run()
 
 

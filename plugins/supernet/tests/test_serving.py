@@ -114,7 +114,7 @@ def test_the_comparison_is_with_the_best_rival() -> None:
 
     def entry(name: str, share: float, accuracy: float) -> Entry:
         in_time = np.arange(1000) < share * 1000
-        return Entry(name, Played(np.zeros(1000, int), in_time, 1, 1), accuracy)
+        return Entry(name, Played(np.zeros(1000, int), in_time, 1, 1, np.ones(1000, int)), accuracy)
 
     lone = [entry("only a", 1.0, 80.0), entry("only b", 0.5, 86.0), entry("only c", 0.2, 95.0)]
     assert against(entry("own", 1.0, 85.0), lone) == (pytest.approx(5.0), pytest.approx(2.0))

@@ -15,6 +15,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from unfold_supernet.nets import family, stages, store  # noqa: E402
 from unfold_supernet.nets.data import load  # noqa: E402
+from unfold_supernet.plan import plan  # noqa: E402
 from unfold_supernet.spec import SupernetSpec  # noqa: E402
 from unfold_supernet.train import train  # noqa: E402
 from unfoldkit.api import Run, RunDir  # noqa: E402
@@ -30,6 +31,8 @@ name: t
 data: {source: digits}
 space: {stages: [{width: 8}, {width: 16}], expand: [0.5, 1], depth: [1, 2], resolution: [0.5, 1]}
 training: {epochs: 12, batch: 64, alone: false}
+serving: {slo: 20 ms, escalate: 60%}
+accelerator: {persistent_buffer: 16 KiB, sizes: [16 KiB], bandwidths: [4 GB/s]}
 """
 
 
@@ -78,3 +81,21 @@ def test_a_pipeline_measures_the_nets(folder: Path, tmp_path: Path) -> None:
     done = told(words)
     assert done.returncode == 0, done.stderr
     assert {"first", "again"} <= set(json.dumps(json.loads(done.stdout)).replace('"', " ").split())
+
+
+@pytest.mark.parametrize("place", ["cpu", "accelerator"])
+def test_a_plan_picks_the_nets_that_a_trace_needs(folder: Path, tmp_path: Path, place: str) -> None:
+    """The nets of the decision do what all do on the trace; on the chip with what its buffer keeps and its energy."""
+    trace = tmp_path / "trace.csv"
+    times = np.cumsum(np.random.default_rng(0).exponential(1 / 2000, 4000))
+    trace.write_text("arrival_s\n" + "\n".join(f"{time:.6f}" for time in times) + "\n", "utf-8")
+    spec = validate(SupernetSpec, parse(SPEC.replace("escalate: 60%", f"escalate: 60%, on: {place}"), "t.yaml"))
+    run = Run(directory=RunDir(folder), engine=LocalEngine(1), options={"replay": str(trace)})
+    told_ = plan(spec, run)
+    assert told_.decision is not None
+    assert 0.99 <= sum(told_.decision["nets"].values()) <= 1 + 1e-9
+    assert abs(told_.decision["attainment"] - float(told_.metrics["attainment"].value or 0)) < 0.01
+    assert ("buffer" in told_.decision) == ("energy_mj" in told_.metrics) == (place == "accelerator")
+    if place == "accelerator":
+        assert float(told_.metrics["energy_mj"].value or 0) > 0
+        assert 0 < told_.decision["buffer"]["bytes"] <= 16 * 1024

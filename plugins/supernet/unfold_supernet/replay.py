@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unfold_supernet.arrays import Floats
+from unfold_supernet.chipped import Chip, on_chip
 from unfold_supernet.files import ANSWERS, FRONT
 from unfold_supernet.serving import pairs
 from unfold_supernet.serving.play import Played, measure, simulate
@@ -23,6 +24,10 @@ RULES: dict[str, Callable[[Sequence[Served], float], Rule]] = {
     "slackfit": lambda nets, _slo: slackfit(nets),
 }
 """From nets and the time to live of a request to a rule."""
+
+
+RARE = 0.001
+"""Share of the answers below which a net is not worth having."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +99,36 @@ def guarded(serving: ServingSpec, known: dict[str, Any], run: Run) -> tuple[Serv
 def simulated(spec: SupernetSpec, run: Run) -> Report:
     """Return the report of a trace in simulated time, from latencies that were measured in training."""
     what = stage(spec, run)
+    chip = None
+    if what.serving.on == "accelerator":
+        chip = on_chip(spec, run, what.nets)
+        what = replace(what, nets=chip.nets, swap=chip.swap)
     slo = what.serving.slo
     found = [(name, simulate(what.arrivals, slo, what.nets, rule)) for name, rule in rules(what)]
     chosen = RULES[what.serving.policy](what.nets, slo)
     found.append(("swapping models", simulate(what.arrivals, slo, what.nets, chosen, what.swap)))
-    return report(spec, what, "plan", [Entry(name, played, played.accuracy(what.nets)) for name, played in found])
+    entries = [Entry(name, played, played.accuracy(what.nets)) for name, played in found]
+    return _picked(report(spec, what, "plan", entries), what, found[0][1], chip)
+
+
+def _picked(told: Report, what: Stage, played: Played, chip: Chip | None) -> Report:
+    """Return a report with the decision: the nets that are worth having for this trace, and what the chip keeps."""
+    shares = played.shares(what.nets)
+    needed = {name: share for name, share in shares.items() if share >= RARE}
+    nets = tuple(net for net in what.nets if net.name in needed)
+    few = simulate(what.arrivals, what.serving.slo, nets, RULES[what.serving.policy](nets, what.serving.slo))
+    decision: dict[str, Any] = {
+        "policy": what.serving.policy, "slo_ms": what.serving.slo * 1e3, "on": what.serving.on, "nets": needed,
+        "attainment": few.attainment, "accuracy_served": few.accuracy(nets),
+    }  # fmt: skip
+    names = " · ".join(f"{name} {share:.0%}" for name, share in needed.items())
+    told = replace(told, lines=(*told.lines, ("nets", f"{names}: with these alone {few.attainment:.1%} in time")))
+    if chip is None:
+        return replace(told, decision=decision)
+    spent = chip.millijoules(played)
+    metrics = {**told.metrics, "energy_mj": Metric(spent, "mJ")}
+    line = ("chip", f"{spent:.3g} mJ a request; {chip.about}")
+    return replace(told, decision=decision | {"buffer": chip.held}, metrics=metrics, lines=(*told.lines, line))
 
 
 def rules(what: Stage) -> list[tuple[str, Rule]]:

@@ -163,6 +163,10 @@ class ServingSpec(Model):
         description="the most accurate net that keeps up with the rate; or that answers all that wait in time; "
         "or SuperServe's buckets",
     )
+    on: Literal["cpu", "accelerator"] = Field(
+        default="cpu",
+        description="whose latencies plan --replay goes by: measured in training, or of the simulated chip",
+    )
     attainment: Fraction = Field(default=0.99, description="share of requests that must be in time")
     escalate: Annotated[Fraction, Field(gt=0)] | None = Field(
         default=None, description="confidence below which a small net's answer is asked again of the most accurate net"

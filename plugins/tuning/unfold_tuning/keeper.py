@@ -6,6 +6,7 @@ also moves it out of its process group, so that Ctrl-C would no longer reach it.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ def answer(pipe: Connection, watch: Callable[[], None]) -> str:
 def hold(parent: int, pipe: Connection) -> None:
     """Hold a cluster until the pipe closes; what is left of it ends with this process, however that ends."""
     start_worker(parent)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     from ray.cluster_utils import Cluster
 
     nodes: dict[str, Any] = {}

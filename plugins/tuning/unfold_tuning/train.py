@@ -17,6 +17,7 @@ from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.ledger import Trial, opened
 from unfold_tuning.measure import profile as measured
 from unfold_tuning.measure import work_of
+from unfold_tuning.placed import placed
 from unfold_tuning.plan import PROFILE, decision, known_profile
 from unfold_tuning.planner import affordable, best, offers, soonest
 from unfold_tuning.prices import machines_of, stages_of
@@ -31,6 +32,7 @@ from unfoldkit.api import Report, Run, dump, fail, fingerprint
 LEDGER = "ledger.sqlite"
 DECISION = "carried-out.json"
 WINNER = "winner.json"
+PLACED = "placement.yaml"
 
 
 def train(spec: TuningSpec, run: Run) -> Report:
@@ -69,6 +71,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
         ledger.close_open()
         cluster = cluster_of(spec, run, work, machine, fleet)
         outcome = Executor(task, ledger, cluster).run()
+        run.directory.write(PLACED, placed(spec, ledger, machine), made_from=made_from)
         if outcome.winner is not None:
             run.directory.write(WINNER, winner(spec, task, outcome.winner), made_from=made_from)
         return results.report(spec, task, ledger, outcome, guess)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +21,7 @@ from unfoldkit.serving.model import Described, Field, Model
 from unfoldkit.serving.protocol import reader, writer
 from unfoldkit.serving.replies import Reply, error, json_reply, send_reply
 from unfoldkit.serving.service import Answer, Receive, Scope, Send
+from unfoldkit.serving.siblings import Siblings
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -49,6 +51,12 @@ class Application:
     def body_bytes(self) -> int:
         """The largest body that any model takes."""
         return max(endpoint.batcher.limits.body_bytes for endpoint in self.endpoints.values())
+
+    def share(self, folder: Path) -> Callable[[], object]:
+        """Tell from now on the metrics of all processes with this folder; return what keeps those of this one there."""
+        siblings, registry = Siblings(folder), self.metrics.registry
+        self.gets["/metrics"] = lambda: Reply(200, siblings.text(registry), TEXT.encode())
+        return lambda: siblings.keep(registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or one lifespan."""

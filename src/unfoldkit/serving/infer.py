@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from unfoldkit.errors import UnfoldError
 from unfoldkit.serving.batcher import Done, Full, Limits, Result
 from unfoldkit.serving.metrics import ModelMetrics
 from unfoldkit.serving.model import Array, Call, Described, Refusal
@@ -93,7 +94,9 @@ class Endpoint:
         if isinstance(result, tuple):
             self.metrics.requests.count(200, seconds)
             return Reply(200, self.writer.write(question, *result))
-        if isinstance(result, Exception):
+        if isinstance(result, UnfoldError):
+            self.log.error("%s: %s", self.model.name, result)
+        elif isinstance(result, Exception):
             self.log.error("%s failed", self.model.name, exc_info=result)
         return self._refused(result, seconds)
 
@@ -114,6 +117,8 @@ def refusal(problem: Exception | Refusal) -> Reply:
         return error(413, str(problem), ((b"connection", b"close"),))
     if isinstance(problem, Full):
         return error(429, "too many rows are waiting; come back later", ((b"retry-after", b"%d" % problem.retry_s),))
+    if isinstance(problem, UnfoldError):
+        return error(503, "the model cannot answer now; the log of the server says why")
     return error(500, f"the model failed: {type(problem).__name__}")
 
 

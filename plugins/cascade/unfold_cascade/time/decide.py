@@ -128,9 +128,10 @@ def _rival(given: Searched, model: int) -> Judged:
 
 def _monolith(given: Searched, name: str, rule: Monolith) -> Judged:
     whole, moves = given.study, given.moves
-    done = decoded(whole.test, rule, moves, whole.rates, scaled(whole, rule, moves))
+    scaling = scaled(whole, rule, moves)
+    done = decoded(whole.test, rule, moves, whole.rates, scaling)
     exact = at_rate(whole.test, rule.policy, np.array([True]), moves, given.alerts.per_100h) or rule.policy
-    at = decoded(whole.test, replace(rule, policy=exact), moves, whole.rates).alert
+    at = decoded(whole.test, replace(rule, policy=exact), moves, whole.rates, scaling).alert
     return Judged(name, rule.policy, done, quality(whole.test, done), warned(whole.test, done.alert, at, given.seed))
 
 
