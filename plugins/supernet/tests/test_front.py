@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_supernet.nets.front import difference, quality, separable
-from unfold_supernet.nets.space import Subnet, chip_family, convs, macs, parameters, space_of
+from unfold_supernet.nets.space import chip_family, convs, macs, parameters, space_of
 from unfold_supernet.spec import SpaceSpec, SupernetSpec
 from unfold_supernet.train import train
 from unfoldkit.api import Run, RunDir, UnfoldError
@@ -67,7 +67,7 @@ def test_the_chip_sees_the_same_work() -> None:
     space = space_of(given_, 1, (128,), 2, 4)
     family = chip_family("f", space, [90.0, 95.0])
     assert [int(net.macs.sum()) for net in family.nets] == [macs(space, one) for one in space.subnets]
-    assert len(family.layers) == len(convs(space, Subnet(1.0, 2, 5))) + 1
+    assert len(family.layers) == len(convs(space, space.largest)) + 1
 
 
 def test_missing_torch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from unfold_supernet.arrays import Floats
 from unfold_supernet.replay import Entry, against
 from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import Choice, Rule, Served, cheapest, fitted, fixed, patient, slackfit
+from unfold_supernet.serving.policies import (
+    Choice,
+    Rule,
+    Served,
+    cheapest,
+    fitted,
+    fixed,
+    patient,
+    shedding,
+    slackfit,
+    steady,
+)
 
 NETS = (
     Served("small", 80.0, ((1, 0.001), (8, 0.003), (32, 0.008))),
@@ -30,7 +41,8 @@ def arrivals(rate: float, count: int, seed: int) -> Floats:
 def all_rules() -> dict[str, Rule]:
     """Return every rule over the three nets."""
     return {
-        "slackfit": slackfit(NETS), "fitted": fitted(NETS), "cheapest": cheapest(NETS), "large": fixed(NETS, 2)
+        "slackfit": slackfit(NETS), "fitted": fitted(NETS), "steady": steady(NETS, SLO),
+        "cheapest": cheapest(NETS), "large": fixed(NETS, 2),
     }  # fmt: skip
 
 
@@ -41,6 +53,9 @@ def test_what_is_chosen_is_in_time(name: str, slack: float, waiting: int) -> Non
     choice = all_rules()[name](slack, waiting)
     if choice is None:
         limit = NETS[2].takes(1) if name == "large" else NETS[0].takes(1)
+        if name == "steady" and waiting >= 32:
+            # a crowd is not answered in small batches for the sake of its head
+            limit = NETS[0].takes(32)
         assert slack < limit
     else:
         assert NETS[choice.net].takes(min(choice.batch, waiting)) <= slack * (1 + 1e-9)
@@ -68,7 +83,7 @@ def test_every_request_has_one_end(seed: int, rate: float, name: str) -> None:
 def test_calm_times_get_accuracy_and_bursts_get_answers() -> None:
     """Under little load the largest net answers; under more than it can take, more in time than by it alone."""
     calm, storm = arrivals(20, 300, 0), arrivals(1500, 3000, 0)
-    for name in ("slackfit", "fitted"):
+    for name in ("slackfit", "fitted", "steady"):
         assert simulate(calm, SLO, NETS, all_rules()[name]).attainment == 1.0
     assert simulate(calm, SLO, NETS, fitted(NETS)).accuracy(NETS) > 89
     alone = simulate(storm, SLO, NETS, fixed(NETS, 2)).attainment
@@ -99,7 +114,7 @@ def test_the_comparison_is_with_the_best_rival() -> None:
 
     def entry(name: str, share: float, accuracy: float) -> Entry:
         in_time = np.arange(1000) < share * 1000
-        return Entry(name, Played(np.zeros(1000, int), in_time, 1, 1), accuracy)
+        return Entry(name, Played(np.zeros(1000, int), in_time, 1, 1, np.ones(1000, int)), accuracy)
 
     lone = [entry("only a", 1.0, 80.0), entry("only b", 0.5, 86.0), entry("only c", 0.2, 95.0)]
     assert against(entry("own", 1.0, 85.0), lone) == (pytest.approx(5.0), pytest.approx(2.0))
@@ -117,3 +132,23 @@ def test_patience_looks_past_one_batch(slack: float, waiting: int) -> None:
         return
     able = [at for at, net in enumerate(NETS) if net.takes(32) * waiting / 32 <= slack]
     assert choice == (Choice(max(able), 32) if able else plain)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 100), st.floats(0.3, 0.8))
+def test_a_steady_rate_gets_a_steady_net(seed: int, share: float) -> None:
+    """At a rate that a net keeps up with, the steady rule serves nearly its accuracy, and all in time."""
+    peak = max(size / time for size, time in NETS[1].seconds if 2 * time <= SLO)
+    played = simulate(arrivals(share * peak, 2_000, seed), SLO, NETS, steady(NETS, SLO))
+    assert played.attainment > 0.99
+    assert played.accuracy(NETS) > NETS[1].accuracy - 1
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 100), st.floats(1.5, 6.0))
+def test_shedding_answers_more_under_overload(seed: int, load: float) -> None:
+    """Beyond what a net can take, giving up the most urgent answers no less than batches that fit their slack."""
+    peak = max(size / time for size, time in NETS[2].seconds)
+    storm = arrivals(load * peak, 3_000, seed)
+    plain, wise = (simulate(storm, SLO, NETS, rule) for rule in (fixed(NETS, 2), shedding(NETS, 2, SLO)))
+    assert wise.attainment >= plain.attainment - 0.02

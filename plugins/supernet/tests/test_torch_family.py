@@ -13,19 +13,23 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from unfold_supernet.nets import family, learn, net, store  # noqa: E402
+from unfold_supernet import replay  # noqa: E402
+from unfold_supernet.nets import family, net, phases, store  # noqa: E402
 from unfold_supernet.nets.data import Data, load  # noqa: E402
 from unfold_supernet.nets.front import quality  # noqa: E402
 from unfold_supernet.nets.measure import answers, switching  # noqa: E402
 from unfold_supernet.nets.space import Space, Subnet, space_of  # noqa: E402
+from unfold_supernet.serving import pairs  # noqa: E402
+from unfold_supernet.serving.policies import Served  # noqa: E402
 from unfold_supernet.spec import DataSpec, SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
 from unfold_supernet.train import train  # noqa: E402
-from unfoldkit.api import Report, Run, RunDir  # noqa: E402
+from unfoldkit.api import Report, Run, RunDir, UnfoldError  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
 from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
 
 pytestmark = pytest.mark.torch
+LARGEST, SMALLEST = (Subnet((e, e), (d, d), (k, k), r) for e, d, k, r in ((1.0, 2, 5, 1.0), (0.25, 1, 3, 0.5)))
 STAGES = ({"width": 8}, {"width": 12})
 SPEC = """
 version: 1
@@ -40,6 +44,7 @@ training: {epochs: 3, batch: 64, alone: false}
 def space(form: str, extra: int = 2) -> Space:
     """Return a space of every combination of three widths, two depths and two kernels."""
     lists = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "coupling": "independent"}
+    lists |= {} if form == "mlp" else {"resolution": (1.0, 0.5)}
     given = SpaceSpec.model_validate({"form": form, "stages": STAGES, **lists})
     sizes: dict[str, tuple[int, ...]] = {"conv1d": (20,), "conv2d": (9, 7), "mlp": (1,)}
     return space_of(given, 3, sizes[form], extra, 4)
@@ -156,12 +161,13 @@ def test_the_sandwich_is_drawn_by_place() -> None:
     """What a step trains depends on seed, epoch, batch and place alone; largest and smallest are always there."""
     subnets = space("conv1d").subnets
     given = TrainingSpec(rule="sandwich", samples=2, delay=1)
-    first = [learn.drawn(subnets, given, 3, 2, batch) for batch in range(50)]
-    again = [learn.drawn(list(reversed(subnets)), given, 3, 2, batch) for batch in range(50)]
+    late, same = (phases.phase_of(phases.phases(found, given), 2) for found in (subnets, list(reversed(subnets))))
+    first = [phases.drawn(late, 3, 2, batch) for batch in range(50)]
+    again = [phases.drawn(same, 3, 2, batch) for batch in range(50)]
     assert first == again
-    assert all(one[0] == Subnet(1.0, 2, 5) and one[-1] == Subnet(0.25, 1, 3) and len(one) == 4 for one in first)
+    assert all(one[0] == LARGEST and one[-1] == SMALLEST and len(one) == 4 for one in first)
     assert len({one[1] for one in first}) > 5
-    assert learn.drawn(subnets, given, 3, 0, 0) == [Subnet(1.0, 2, 5)]
+    assert phases.drawn(phases.phases(subnets, given)[0], 3, 0, 0) == [LARGEST]
 
 
 def test_a_stored_family_answers_the_same(tmp_path: Path) -> None:
@@ -216,3 +222,43 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.y, other.y)
     assert np.bincount(one.y[one.test]).tolist() == [5, 5, 5]
     assert set(one.train).isdisjoint(one.test)
+
+
+def test_unsure_answers_are_asked_again(tmp_path: Path) -> None:
+    """A pair gives each row the logits of the net that answers it, and is as accurate as the stored answers say."""
+    spec, data, run = digits(tmp_path, epochs=2)
+    found = family.train_family(spec, data, run).net
+    small, large = (one.name for one in found.space.subnets)
+    x, extra = torch.from_numpy(data.x[data.test]), torch.from_numpy(data.extra[data.test])
+    with torch.inference_mode():
+        first, then = found(small, x, extra), found(large, x, extra)
+        sure = torch.softmax(first, 1).max(1).values
+        below = float(sure.median())
+        both, unsure = found.ready(small, large, below)(x, extra), sure < below
+    assert 0 < int(unsure.sum()) < len(unsure)
+    assert torch.equal(both[~unsure], first[~unsure])
+    # another batch of rows: equal up to the order of sums
+    assert torch.allclose(both[unsure], then[unsure], rtol=1e-4, atol=1e-4)
+    nets = [Served(name, accuracy, ((1, 1.0),)) for name, accuracy in ((small, 1.0), (large, 2.0))]
+    (stored,) = pairs.pairs(nets, family.answered(found, data), below)
+    assert stored.accuracy == pytest.approx(float((both.argmax(1).numpy() == data.y[data.test]).mean()) * 100, abs=0.3)
+
+
+@pytest.mark.parametrize("escalate", ["60%", "null"])
+def test_a_guard_holds_for_whoever_answers(tmp_path: Path, escalate: str) -> None:
+    """Under a guard every net that may answer, alone or in a pair, has the sensitivity; unknown classes are told."""
+    text = SPEC + f"serving: {{slo: 20 ms, escalate: {escalate}, guard: {{'3': 90%}}}}\n"
+    spec = validate(SupernetSpec, parse(text.replace("epochs: 3", "epochs: 8"), "t.yaml"))
+    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), options={})
+    train(spec, run)
+    serving, known = replay.front(spec, run)
+    kept = replay.guarded(serving, known, run)
+    assert any(net.then for net in kept) == (escalate != "null")
+    data, stored = load(spec.data, run), store.read_family(run.directory)  # type: ignore[arg-type]
+    threes = data.test[data.y[data.test] == 3]
+    for net_ in kept:
+        said = answers(stored.ready(pairs.first(net_), net_.then, serving.escalate), data, threes)
+        assert (said == 3).mean() >= 0.88
+    other = serving.model_copy(update={"guard": {"11": 0.9}})
+    with pytest.raises(UnfoldError, match="no such class"):
+        replay.guarded(other, known, run)

@@ -4,3 +4,4 @@ from __future__ import annotations
 
 SPACE = "family/space.json"
 FRONT = "front.json"
+ANSWERS = "answers.npz"

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from unfold_supernet.arrays import Floats
-from unfold_supernet.files import FRONT
+from unfold_supernet.chipped import Chip, on_chip
+from unfold_supernet.files import ANSWERS, FRONT
+from unfold_supernet.serving import pairs
 from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, slackfit
+from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, served, shedding, slackfit, steady
 from unfold_supernet.spec import ServingSpec, SupernetSpec
 from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
 from unfoldkit.arrivals import traces
 
-RULES: dict[str, Callable[[Sequence[Served]], Rule]] = {"slackfit": slackfit, "fitted": fitted}
+RULES: dict[str, Callable[[Sequence[Served], float], Rule]] = {
+    "steady": steady,
+    "fitted": lambda nets, _slo: fitted(nets),
+    "slackfit": lambda nets, _slo: slackfit(nets),
+}
+"""From nets and the time to live of a request to a rule."""
+
+
+RARE = 0.001
+"""Share of the answers below which a net is not worth having."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,7 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     serving, known = front(spec, run)
     path = Path(str(run.options["replay"]))
     arrivals = traces.read(path if path.is_file() else run.path(str(path)))
-    return Stage(arrivals, guarded(serving, known), known["reload_seconds"], serving)
+    return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
 
 
 def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
@@ -64,13 +75,22 @@ def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
     return spec.serving, known
 
 
-def guarded(serving: ServingSpec, known: dict[str, Any]) -> tuple[Served, ...]:
-    """Return the nets that keep the guard.
+def guarded(serving: ServingSpec, known: dict[str, Any], run: Run) -> tuple[Served, ...]:
+    """Return the nets, and the pairs of them if answers are escalated, that keep the guard.
 
     Raises:
         UnfoldError: none does, or the guard names a class that is not there.
     """
-    nets = tuple(_served(item) for item in known["nets"] if _kept(item, known["classes"], serving))
+    classes, items = known["classes"], known["nets"]
+    for name in serving.guard:
+        if name not in classes:
+            raise fail(f"no such class: {name!r}", key="serving.guard", hint=f"one of: {', '.join(classes)}")
+    every: dict[Served, Mapping[int, float | None]] = {
+        served(item): dict(enumerate(item["sensitivity"])) for item in items
+    }
+    if serving.escalate is not None and len(every) > 1:
+        every |= pairs.pairs(list(every), _answers(run), serving.escalate)
+    nets = tuple(net for net, by_class in every.items() if _kept(by_class, classes, serving))
     if not nets:
         raise fail("no net keeps the guard", key="serving.guard", hint="a lower sensitivity, or a larger family")
     return nets
@@ -79,18 +99,45 @@ def guarded(serving: ServingSpec, known: dict[str, Any]) -> tuple[Served, ...]:
 def simulated(spec: SupernetSpec, run: Run) -> Report:
     """Return the report of a trace in simulated time, from latencies that were measured in training."""
     what = stage(spec, run)
+    chip = None
+    if what.serving.on == "accelerator":
+        chip = on_chip(spec, run, what.nets)
+        what = replace(what, nets=chip.nets, swap=chip.swap)
     slo = what.serving.slo
     found = [(name, simulate(what.arrivals, slo, what.nets, rule)) for name, rule in rules(what)]
-    chosen = RULES[what.serving.policy](what.nets)
+    chosen = RULES[what.serving.policy](what.nets, slo)
     found.append(("swapping models", simulate(what.arrivals, slo, what.nets, chosen, what.swap)))
-    return report(spec, what, "plan", [Entry(name, played, played.accuracy(what.nets)) for name, played in found])
+    entries = [Entry(name, played, played.accuracy(what.nets)) for name, played in found]
+    return _picked(report(spec, what, "plan", entries), what, found[0][1], chip)
+
+
+def _picked(told: Report, what: Stage, played: Played, chip: Chip | None) -> Report:
+    """Return a report with the decision: the nets that are worth having for this trace, and what the chip keeps."""
+    shares = played.shares(what.nets)
+    needed = {name: share for name, share in shares.items() if share >= RARE}
+    nets = tuple(net for net in what.nets if net.name in needed)
+    few = simulate(what.arrivals, what.serving.slo, nets, RULES[what.serving.policy](nets, what.serving.slo))
+    decision: dict[str, Any] = {
+        "policy": what.serving.policy, "slo_ms": what.serving.slo * 1e3, "on": what.serving.on, "nets": needed,
+        "attainment": few.attainment, "accuracy_served": few.accuracy(nets),
+    }  # fmt: skip
+    names = " · ".join(f"{name} {share:.0%}" for name, share in needed.items())
+    told = replace(told, lines=(*told.lines, ("nets", f"{names}: with these alone {few.attainment:.1%} in time")))
+    if chip is None:
+        return replace(told, decision=decision)
+    spent = chip.millijoules(played)
+    metrics = {**told.metrics, "energy_mj": Metric(spent, "mJ")}
+    line = ("chip", f"{spent:.3g} mJ a request; {chip.about}")
+    return replace(told, decision=decision | {"buffer": chip.held}, metrics=metrics, lines=(*told.lines, line))
 
 
 def rules(what: Stage) -> list[tuple[str, Rule]]:
     """Return the rule in charge first, the other adaptive one, then the baselines."""
     names = [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
-    found = [(name, RULES[name](what.nets)) for name in names]
-    found += [(f"only {net.name}", fixed(what.nets, at)) for at, net in enumerate(what.nets)]
+    found = [(name, RULES[name](what.nets, what.serving.slo)) for name in names]
+    alone = [(at, net.name) for at, net in enumerate(what.nets) if net.then is None]
+    found += [(f"only {name}", fixed(what.nets, at)) for at, name in alone]
+    found += [(f"shedding {name}", shedding(what.nets, at, what.serving.slo)) for at, name in alone]
     return [*found, ("cheapest", cheapest(what.nets))]
 
 
@@ -110,26 +157,26 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
         else _repeated(data.test, len(what.arrivals))
     )
     x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
-    bound = [net.bound[one.name] for one in what.nets]
+    bound = [net.ready(pairs.first(one), one.then, what.serving.escalate) for one in what.nets]
 
     def work(at: int, first: int, last: int) -> None:
         bound[at](x[first:last], extra[first:last]).argmax(1)
 
-    entries = []
+    entries, played_by = [], rules(what)
     with torch.inference_mode():
         for one in range(len(bound)):
             work(one, 0, min(32, len(rows)))
-        for name, rule in rules(what):
+        for name, rule in played_by:
             played = measure(what.arrivals, what.serving.slo, rule, work)
             entries.append(Entry(name, played, played.accuracy(what.nets)))
-            run.progress("replay", len(entries), len(what.nets) + 3)
+            run.progress("replay", len(entries), len(played_by))
     return report(spec, what, "serve", entries)
 
 
 def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry]) -> Report:
     """Return the report of a replay, simulated or measured, in one shape."""
     own, timed = entries[0], verb == "serve"
-    lone = [entry for entry in entries if entry.name.startswith("only ")]
+    lone = [entry for entry in entries if entry.name.startswith(("only ", "shedding "))]
     gain, ratio = against(own, lone)
     target, met = f"≥ {what.serving.attainment:g}", own.played.attainment >= what.serving.attainment
     metrics = {
@@ -195,19 +242,15 @@ def _lines(gain: float | None, ratio: float | None) -> tuple[tuple[str, str], ..
     return (("equal attainment", more), ("equal accuracy", often))
 
 
-def _served(item: dict[str, Any]) -> Served:
-    times = sorted((int(batch), seconds) for batch, seconds in item["seconds"].items())
-    # a larger batch that was measured quicker is noise
-    rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
-    return Served(item["name"], item["accuracy"], tuple(rising))
+def _kept(by_class: Mapping[int, float | None], classes: Sequence[str], serving: ServingSpec) -> bool:
+    return all((by_class.get(classes.index(name)) or 0.0) >= least for name, least in serving.guard.items())
 
 
-def _kept(item: dict[str, Any], classes: Sequence[str], serving: ServingSpec) -> bool:
-    by_class = dict(zip(classes, item["sensitivity"], strict=True))
-    for name in serving.guard:
-        if name not in by_class:
-            raise fail(f"no such class: {name!r}", key="serving.guard", hint=f"one of: {', '.join(classes)}")
-    return all((by_class[name] or 0.0) >= least for name, least in serving.guard.items())
+def _answers(run: Run) -> pairs.Answered:
+    if not run.directory.has(ANSWERS):
+        message, hint = "this run does not hold what its nets answered", "unfold train SPEC, with this version"
+        raise fail(message, file=str(run.directory.path), key="serving.escalate", hint=hint)
+    return pairs.unpacked(run.directory.read(ANSWERS))
 
 
 def _repeated(rows: Any, count: int) -> Any:

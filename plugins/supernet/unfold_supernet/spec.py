@@ -93,6 +93,7 @@ class StemSpec(Model):
 
 
 Expand = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0.03125, le=1)]
 Depth = Annotated[int, Field(ge=1, le=64)]
 Edge = Annotated[int, Field(ge=1, le=15)]
 
@@ -112,6 +113,12 @@ class SpaceSpec(Model):
     kernel: Annotated[tuple[Edge, ...], Field(min_length=1, max_length=64)] = Field(
         default=(3,), description="edges of the kernel, odd"
     )
+    resolution: Annotated[tuple[Share, ...], Field(min_length=1, max_length=8)] = Field(
+        default=(1.0,), description="shares of the input's edges, each one over a whole number"
+    )
+    scope: Literal["net", "stage"] = Field(
+        default="net", description="an entry of the lists holds for the whole net, or every stage takes its own"
+    )
     coupling: Literal["compound", "independent"] = Field(
         default="compound", description="the lists go together entry by entry, or every combination"
     )
@@ -121,12 +128,17 @@ class TrainingSpec(Model):
     """How the family is trained; the defaults are those that closed the gap to nets trained alone."""
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] = 20
-    rule: Literal["all", "sandwich"] = Field(
-        default="all", description="every subnet in every step, or largest, smallest and some at random"
+    rule: Literal["all", "sandwich", "progressive"] = Field(
+        default="all",
+        description="every subnet in every step; largest, smallest and some at random; or the largest for the epochs, "
+        "then kernel, depth and width opened one after the other (OFA)",
     )
     samples: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="at random, by the sandwich rule")
     distill: Fraction = Field(default=0.0, description="share of the loss that follows the largest net's answer")
     delay: Annotated[int, Field(ge=0, le=10_000)] = Field(default=0, description="epochs of the largest net alone")
+    sort: bool = Field(
+        default=False, description="order the channels by importance before narrow nets join (delay or progressive)"
+    )
     batch: Annotated[int, Field(ge=2, le=65_536)] = 256
     rate: Annotated[float, Field(gt=0, le=100)] = Field(default=0.1, description="learning rate after warm-up")
     warmup: Annotated[int, Field(ge=0, le=1000)] = Field(default=2, description="epochs")
@@ -134,7 +146,9 @@ class TrainingSpec(Model):
     clip: Annotated[float, Field(gt=0)] = Field(default=5.0, description="largest norm of a step's gradient")
     smoothing: Fraction = Field(default=0.1, description="of the labels")
     noise: Annotated[float, Field(ge=0, le=10)] = Field(default=0.0, description="deviation of noise on the input")
-    shift: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="places by which a batch is shifted")
+    shift: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0, description="places by which inputs are moved, at most"
+    )
     calibrate: Annotated[int, Field(ge=16, le=1_000_000)] = Field(default=4096, description="examples for the norms")
     alone: bool = Field(default=True, description="train smallest, middle and largest alone too, to compare")
     threads: Annotated[int, Field(ge=1, le=256)] = 1
@@ -144,12 +158,23 @@ class ServingSpec(Model):
     """Answers with a deadline."""
 
     slo: Annotated[Duration, Field(gt=0)] = Field(description="an answer that takes longer is late")
-    policy: Literal["slackfit", "fitted"] = Field(
-        default="fitted",
-        description="SuperServe's buckets; or the most accurate net that answers all that wait in time",
+    policy: Literal["steady", "fitted", "slackfit"] = Field(
+        default="steady",
+        description="the most accurate net that keeps up with the rate; or that answers all that wait in time; "
+        "or SuperServe's buckets",
+    )
+    on: Literal["cpu", "accelerator"] = Field(
+        default="cpu",
+        description="whose latencies plan --replay goes by: measured in training, or of the simulated chip",
     )
     attainment: Fraction = Field(default=0.99, description="share of requests that must be in time")
-    guard: dict[str, Fraction] = Field(default={}, description="least sensitivity by class; nets below it never answer")
+    escalate: Annotated[Fraction, Field(gt=0)] | None = Field(
+        default=None, description="confidence below which a small net's answer is asked again of the most accurate net"
+    )
+    guard: dict[str, Fraction] = Field(
+        default={},
+        description="least sensitivity by class; nets that are below it never answer",
+    )
 
 
 class SupernetSpec(Spec):
@@ -175,6 +200,7 @@ class SupernetSpec(Spec):
         if self.space is not None:
             yield from _space_problems(self.space)
             yield from _data_problems(self.data, self.space)
+            yield from _training_problems(self.training, self.space)
         if self.accelerator is not None:
             yield from _accelerator_problems(self.accelerator)
 
@@ -182,10 +208,24 @@ class SupernetSpec(Spec):
 def _space_problems(space: SpaceSpec) -> Iterable[Problem]:
     if any(edge % 2 == 0 for edge in (*space.kernel, space.stem.kernel)):
         yield Problem(("space", "kernel"), "a kernel needs a centre, so its edge is odd")
-    lengths = {len(each) for each in (space.expand, space.depth, space.kernel)} - {1}
+    if any(abs(1 / share - round(1 / share)) > 1e-6 for share in space.resolution):
+        hint = "1, 0.5, 0.25 or another that is one over a whole number"
+        yield Problem(("space", "resolution"), "neighbours are averaged, so no part of one is left over", hint=hint)
+    if space.form == "mlp" and space.resolution != (1.0,):
+        yield Problem(("space", "resolution"), "columns have no neighbours to average", hint="leave it out")
+    coupled = (space.expand, space.depth, space.kernel, *((space.resolution,) if space.scope == "net" else ()))
+    lengths = {len(each) for each in coupled} - {1}
     if space.coupling == "compound" and len(lengths) > 1:
         hint = "equally long lists, or coupling: independent"
-        yield Problem(("space", "coupling"), "expand, depth and kernel do not go together", hint=hint)
+        yield Problem(("space", "coupling"), "the lists do not go together entry by entry", hint=hint)
+
+
+def _training_problems(training: TrainingSpec, space: SpaceSpec) -> Iterable[Problem]:
+    if training.rule == "progressive" and space.coupling == "compound":
+        hint = "coupling: independent, or rule: all"
+        yield Problem(("training", "rule"), "progressive shrinking opens one list after the other", hint=hint)
+    if training.sort and training.rule != "progressive" and not training.delay:
+        yield Problem(("training", "sort"), "narrow nets are there from the first step", hint="write a delay")
 
 
 def _data_problems(data: DataSpec | None, space: SpaceSpec) -> Iterable[Problem]:

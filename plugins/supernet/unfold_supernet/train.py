@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 
-from unfold_supernet.files import FRONT
+from unfold_supernet.files import ANSWERS, FRONT
 from unfold_supernet.spec import SupernetSpec
 from unfoldkit.api import Report, Run, fail
 
@@ -19,15 +19,18 @@ def train(spec: SupernetSpec, run: Run) -> Report:
     need_torch()
     if spec.space is None or spec.data is None:
         raise fail("this family is known by its layers only", key="family", hint="unfold plan; or write space and data")
-    from unfold_supernet.nets import family, measure, store
+    from unfold_supernet.nets import family, measure, stages, store
     from unfold_supernet.nets.data import load
     from unfold_supernet.nets.space import macs
+    from unfold_supernet.serving import pairs
+    from unfold_supernet.serving.policies import served
     from unfold_supernet.told import Alone, Told, facts, report
 
     data = load(spec.data, run)
     trained = family.train_family(spec, data, run)
     net = trained.net
-    found = family.qualities(net, data)
+    said = family.answered(net, data)
+    found = family.qualities(net, data, said)
     times = {name: measure.latencies(net.bound[name], data) for name in found}
     ordered = {one.name: one for one in sorted(net.space.subnets, key=lambda one: macs(net.space, one))}
     names = list(dict.fromkeys((next(iter(ordered)), list(ordered)[(len(ordered) - 1) // 2], list(ordered)[-1])))
@@ -38,8 +41,12 @@ def train(spec: SupernetSpec, run: Run) -> Report:
         module = store.extract(net.space, net.bound[name])
         run.directory.write(f"subnets/{name}.safetensors", store.state_bytes(module))
         run.directory.write(f"subnets/{name}.onnx", store.onnx_bytes(net.space, module))
+        run.directory.write(f"stages/{name}.onnx", stages.rows_onnx(net.space, module))
     told = Told(spec, data, net.space, found, times, alone, measure.switching(net), trained.steps, trained.seconds)
-    run.directory.write(FRONT, (json.dumps(facts(told)) + "\n").encode())
+    run.directory.write(ANSWERS, pairs.packed(said))
+    known = facts(told)
+    run.directory.write(FRONT, (json.dumps(known) + "\n").encode())
+    stages.keep(run.directory, spec.name, data, [served(item) for item in known["nets"]], said)
     return report(told)
 
 

@@ -26,11 +26,14 @@ def seconds(item: Work, cached: Ints, machine: Machine, *, deep: bool, dynamic: 
 
 
 def tile_seconds(item: Work, cached: Ints, machine: Machine) -> float:
-    """Return the sum over layers of one tile's time, the longer of transfer and computation: the allowed difference."""
+    """Return the sum over layers of one tile's time, to bring it and to compute it: the allowed difference.
+
+    Where the buffer is full, the next transfer waits for a computation as well.
+    """
     load = missing(item, cached) + item.activations
     first = np.minimum(load, machine.tile)
     part = item.compute * first / np.maximum(1, load)
-    return float(np.maximum(first / machine.bandwidth, part).sum())
+    return float((first / machine.bandwidth + part).sum())
 
 
 def play_python(

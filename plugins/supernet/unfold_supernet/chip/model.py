@@ -44,9 +44,15 @@ def missing(item: Work, cached: Ints) -> Ints:
 
 
 def seconds(item: Work, cached: Ints, machine: Machine) -> float:
-    """Return the time of a net in seconds, with prefetch within the layer only."""
-    load = (missing(item, cached) + item.activations) / machine.bandwidth
-    return float(np.maximum(item.compute, load).sum()) + exposed(item, cached, machine)
+    """Return the time of a net in seconds, with prefetch within the layer only.
+
+    What is on chip is computed first, meanwhile no more is brought than the dynamic buffer holds.
+    """
+    bytes_ = missing(item, cached) + item.activations
+    held = item.compute * (1.0 - bytes_ / np.maximum(1, item.weights + item.activations))
+    crowded = held + np.maximum(0, bytes_ - machine.dynamic) / machine.bandwidth
+    each = np.maximum(np.maximum(item.compute, bytes_ / machine.bandwidth), crowded)
+    return float(each.sum()) + exposed(item, cached, machine)
 
 
 def exposed(item: Work, cached: Ints, machine: Machine) -> float:

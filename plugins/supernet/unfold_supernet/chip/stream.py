@@ -120,21 +120,65 @@ answers = compiled(answers_python)
 """Compiled :func:`answers_python`."""
 
 
-def choose_python(counts: Floats, seconds: Floats, near: Floats, norm: Floats, cache: int, now: int, every: int) -> int:
-    """Return the column to keep next: nearest to AvgNet, or of least mean latency for the last queries."""
-    chosen, least = now, np.inf
-    for one in range(1, norm.size):
-        score = norm[one] if cache == AVGNET else 0.0
-        for net in range(counts.size):
-            part = -2.0 * near[net, one] if cache == AVGNET else seconds[net, one]
-            score += counts[net] / every * part
-        if score < least:
-            chosen, least = one, score
+def choose_python(counts: Floats, table: Floats, norm: Floats, scores: Floats, every: int) -> int:
+    """Return the column of least score: ``norm`` plus the rows of ``table`` by how often each net was served.
+
+    For AvgNet that is the squared distance less a constant, for the latency rule the mean latency of the last queries.
+    """
+    scores[:] = norm
+    for net in range(counts.size):
+        # net by net over all columns: no sum runs along the loop, so that it is done several columns at a time
+        if counts[net]:
+            share = counts[net] / every
+            for one in range(norm.size):
+                scores[one] += share * table[net, one]
+    chosen = 1
+    for one in range(2, norm.size):
+        if scores[one] < scores[chosen]:
+            chosen = one
     return chosen
 
 
 choose = compiled(choose_python)
 """Compiled :func:`choose_python`."""
+
+
+def served_python(wanted: Floats, keys: Floats, best: Ints, policy: int, counts: Floats) -> int:
+    """Add to ``counts`` which nets answer the targets under one buffer; return how many targets no net meets."""
+    above = wanted.size
+    missed = 0
+    for at in range(keys.size):
+        passed = 0
+        key = keys[at]
+        if policy == ACCURACY:
+            for query in range(wanted.size):
+                passed += key < wanted[query]
+        else:
+            for query in range(wanted.size):
+                passed += key <= wanted[query]
+        # the keys ascend, so that those who pass this one are among those who passed the last
+        counts[best[at]] += above - passed
+        if at == 0 and policy != ACCURACY:
+            missed = above - passed
+        above = passed
+    counts[best[keys.size]] += above
+    return above if policy == ACCURACY else missed
+
+
+served = compiled(served_python)
+"""Compiled :func:`served_python`."""
+
+
+def last_python(target: float, keys: Floats, best: Ints, policy: int) -> int:
+    """Return the net that answers one target."""
+    passed = 0
+    for at in range(keys.size):
+        passed += keys[at] < target if policy == ACCURACY else keys[at] <= target
+    return int(best[passed])
+
+
+last = compiled(last_python)
+"""Compiled :func:`last_python`."""
 
 
 def run_python(
@@ -153,30 +197,29 @@ def run_python(
     every: int,
 ) -> Floats:
     """Return the sums over a stream, in the order of the module's constants."""
-    nets = accuracy.size
-    keys, best, counts, sums = np.empty(nets), np.empty(nets + 1, np.int64), np.zeros(nets), np.zeros(SUMS)
-    now = column
-    answers(seconds[:, now].copy(), accuracy, policy, keys, best)
-    for query in range(wanted.size):
-        passed = 0
-        for at in range(nets):
-            passed += keys[at] < wanted[query] if policy == ACCURACY else keys[at] <= wanted[query]
-        net = best[passed]
-        counts[net] += 1.0
-        sums[MISSED] += passed == nets if policy == ACCURACY else passed == 0
-        if cache == FIXED or (query + 1) % every:
-            continue
-        add(sums, counts, seconds, bytes_, hit, accuracy, now)
-        chosen = choose(counts, seconds, near, norm, cache, now, every)
-        brought = refill[net, now, chosen]
-        sums[SECONDS] += brought / bandwidth
-        sums[REFILLED] += brought / bandwidth
-        sums[BYTES] += brought
-        sums[CHANGES] += chosen != now
-        now = chosen
+    nets, columns = seconds.shape
+    keys, best = np.empty((columns, nets)), np.empty((columns, nets + 1), np.int64)
+    for one in range(columns):
+        answers(seconds[:, one].copy(), accuracy, policy, keys[one], best[one])
+    table = -2.0 * near if cache == AVGNET else seconds
+    start = norm if cache == AVGNET else np.zeros(columns)
+    counts, sums, scores = np.zeros(nets), np.zeros(SUMS), np.empty(columns)
+    now, window = column, wanted.size if cache == FIXED else every
+    for first in range(0, wanted.size, window):
+        part = wanted[first : first + window]
         counts[:] = 0.0
-        answers(seconds[:, now].copy(), accuracy, policy, keys, best)
-    add(sums, counts, seconds, bytes_, hit, accuracy, now)
+        sums[MISSED] += served(part, keys[now], best[now], policy, counts)
+        add(sums, counts, seconds, bytes_, hit, accuracy, now)
+        if cache == FIXED or part.size < every:
+            continue
+        chosen = choose(counts, table, start, scores, every)
+        if chosen != now:
+            brought = refill[last(part[-1], keys[now], best[now], policy), now, chosen]
+            sums[SECONDS] += brought / bandwidth
+            sums[REFILLED] += brought / bandwidth
+            sums[BYTES] += brought
+            sums[CHANGES] += 1.0
+            now = chosen
     return sums
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,12 @@ from unfold_supernet.files import SPACE
 from unfold_supernet.live.board import counted, of_counters
 from unfold_supernet.live.model import Live
 from unfold_supernet.nets.measure import BATCHES
+from unfold_supernet.nets.net import Pair
 from unfold_supernet.nets.space import Space, space_of
 from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
 from unfold_supernet.replay import RULES, front, guarded
-from unfold_supernet.serving.policies import Rule, Served, patient
+from unfold_supernet.serving import pairs
+from unfold_supernet.serving.policies import Rule, Served, patient, slower
 from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
 from unfoldkit.api import Run, Service, fail, fingerprint
 from unfoldkit.serving.app import application, paths
@@ -26,6 +29,8 @@ from unfoldkit.serving.model import Batch, Call, Field, Turn
 
 ROUNDS = 10
 SMALLEST = 0
+STEPS = 20
+"""In which the pace of a factor of e is cut: a rule is made for each."""
 
 
 def service(spec: SupernetSpec, run: Run) -> Service:
@@ -41,7 +46,7 @@ def service(spec: SupernetSpec, run: Run) -> Service:
     torch.set_num_threads(1)
     registry = CollectorRegistry()
     model, serving = live(spec, run, registry)
-    pick = picking(model, ruled(serving, model.nets))
+    pick = picking(model, serving)
 
     def line() -> Deadlines:
         return Deadlines(pick, serving.slo, SMALLEST, run.clock)
@@ -64,7 +69,7 @@ def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec
     assert spec.space is not None  # noqa: S101 - service() looked
     if not run.directory.has(SPACE):
         raise fail("this run holds no family", file=str(run.directory.path), hint="unfold train SPEC")
-    nets, family = guarded(serving, known), read_family(run.directory)
+    nets, family = guarded(serving, known, run), read_family(run.directory)
     _same(spec.space, family.space)
     model = Live(
         name=spec.name,
@@ -73,7 +78,7 @@ def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec
         facts={},
         classes=tuple(known["classes"]),
         nets=nets,
-        bound=tuple(family.bound[net.name] for net in nets),
+        bound=tuple(family.ready(pairs.first(net), net.then, serving.escalate) for net in nets),
         count=counted(registry, nets),
         clock=run.clock,
     )
@@ -82,7 +87,18 @@ def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec
 
 
 def timed(model: Live, at: int) -> Served:
-    """Return a net with the median seconds of a batch on this machine; the pace makes up for the load."""
+    """Return a net with the median seconds of a batch on this machine; the pace makes up for the load.
+
+    Of a pair the two are measured, as what is sent to try does not say how many would be unsure.
+    """
+    net, bound = model.nets[at], model.bound[at]
+    if isinstance(bound, Pair):
+        apart = replace(model, nets=(net, net), bound=(bound.first, bound.then))
+        return pairs.timed(net, _timed(apart, 0), _timed(apart, 1))
+    return _timed(model, at)
+
+
+def _timed(model: Live, at: int) -> Served:
     seconds, longest = [], 0.0
     for size in BATCHES:
         batch = _trial(model, size, at)
@@ -98,16 +114,20 @@ def timed(model: Live, at: int) -> Served:
 
 
 def ruled(serving: ServingSpec, nets: tuple[Served, ...]) -> Rule:
-    """Return the rule of the spec; ours looks past one batch, as deadlines may differ by more than a batch takes."""
-    rule = RULES[serving.policy](nets)
+    """Return the rule of the spec; ``fitted`` is made to look past one batch, as deadlines may differ."""
+    rule = RULES[serving.policy](nets, serving.slo)
     return patient(rule, max(net.most for net in nets)) if serving.policy == "fitted" else rule
 
 
-def picking(model: Live, rule: Rule) -> Pick:
+def picking(model: Live, serving: ServingSpec) -> Pick:
     """Return the rule as the line asks it, its profile stretched by how the last batches went."""
+    made: dict[int, Rule] = {}
 
     def pick(slack: float, rows: int) -> tuple[int, int] | None:
-        choice = rule(slack / model.pace.scale, rows)
+        step = round(math.log(model.pace.scale) * STEPS)
+        if step not in made:
+            made[step] = ruled(serving, slower(model.nets, math.exp(step / STEPS)))
+        choice = made[step](slack, rows)
         return None if choice is None else (choice.net, choice.batch)
 
     return pick

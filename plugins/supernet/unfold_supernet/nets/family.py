@@ -15,9 +15,11 @@ from unfold_supernet.nets import store
 from unfold_supernet.nets.data import Data
 from unfold_supernet.nets.front import Quality, quality
 from unfold_supernet.nets.learn import State, learn
-from unfold_supernet.nets.measure import answers
+from unfold_supernet.nets.measure import answers, confident
 from unfold_supernet.nets.net import Statistics, Supernet, Weights, bind, calibrate, initial
+from unfold_supernet.nets.phases import epochs, phases
 from unfold_supernet.nets.space import Space, Subnet, macs, space_of
+from unfold_supernet.serving.pairs import Answered
 from unfold_supernet.spec import SupernetSpec
 from unfoldkit.api import Run, dump, fingerprint
 
@@ -64,12 +66,12 @@ def train(
     if run.directory.has(file, made_from=made_from):
         start = _unpacked(run.directory.read(file), [one.name for one in subnets])
     label = f"train {alone.name} alone" if alone else "train family"
-    run.progress(label, start.epoch, spec.training.epochs)
+    whole_epochs = epochs(phases(subnets, spec.training), spec.training)
+    run.progress(label, start.epoch, whole_epochs)
 
-    def keep(epoch: int, weights: Weights, momentum: Weights, steps: dict[str, int]) -> None:
-        packed = _packed(State(epoch, weights, momentum, steps), [one.name for one in subnets])
-        run.directory.write(file, packed, made_from=made_from)
-        run.progress(label, epoch, spec.training.epochs)
+    def keep(state: State) -> None:
+        run.directory.write(file, _packed(state, [one.name for one in subnets]), made_from=made_from)
+        run.progress(label, state.epoch, whole_epochs)
 
     return learn(whole, subnets, data, spec.training, run.seed, start, keep)
 
@@ -85,11 +87,18 @@ def own_norms(spec: SupernetSpec, whole: Space, weights: Weights, data: Data, su
     return calibrate(whole, weights, subnet, torch.from_numpy(data.x[np.sort(rows)]))
 
 
-def qualities(net: Supernet, data: Data) -> dict[str, Quality]:
-    """Return the quality of every subnet on the test rows, cheapest first."""
+def answered(net: Supernet, data: Data) -> Answered:
+    """Return what every subnet says of the test rows, cheapest first."""
     ordered = sorted(net.space.subnets, key=lambda one: macs(net.space, one))
-    y = data.y[data.test]
-    return {one.name: quality(answers(net.bound[one.name], data, data.test), y, len(data.names)) for one in ordered}
+    found = [confident(net.bound[one.name], data, data.test) for one in ordered]
+    said, confidence = (np.stack(part) for part in zip(*found, strict=True))
+    return Answered(tuple(one.name for one in ordered), said, confidence, data.y[data.test])
+
+
+def qualities(net: Supernet, data: Data, said: Answered | None = None) -> dict[str, Quality]:
+    """Return the quality of every subnet on the test rows, cheapest first."""
+    found = said or answered(net, data)
+    return {name: quality(row, found.y, len(data.names)) for name, row in zip(found.names, found.said, strict=True)}
 
 
 def trained_alone(spec: SupernetSpec, data: Data, run: Run, subnet: Subnet) -> Quality:
@@ -104,6 +113,7 @@ def trained_alone(spec: SupernetSpec, data: Data, run: Run, subnet: Subnet) -> Q
 def _packed(state: State, names: Sequence[str]) -> bytes:
     tensors = {f"weights/{name}": tensor.contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"momentum/{name}": tensor.contiguous() for name, tensor in state.momentum.items()}
+    tensors |= {f"teacher/{name}": tensor.contiguous() for name, tensor in state.teacher.items()}
     tensors["epoch"] = torch.tensor(state.epoch)
     tensors["steps"] = torch.tensor([state.steps.get(name, 0) for name in names])
     return bytes(save(tensors))
@@ -111,9 +121,9 @@ def _packed(state: State, names: Sequence[str]) -> bytes:
 
 def _unpacked(content: bytes, names: Sequence[str]) -> State:
     tensors = read_tensors(content)
-    weights, momentum = (
+    weights, momentum, teacher = (
         {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
-        for part in ("weights/", "momentum/")
+        for part in ("weights/", "momentum/", "teacher/")
     )
     steps = dict(zip(names, tensors["steps"].tolist(), strict=True))
-    return State(int(tensors["epoch"]), weights, momentum, steps)
+    return State(int(tensors["epoch"]), weights, momentum, steps, teacher)

@@ -1,14 +1,14 @@
 """Training: by default every subnet of a short list in every step, which closes the gap to nets trained alone.
 
 The sandwich rule (largest, smallest, some drawn at random from (seed, epoch, batch, place)) is for spaces that are too
-large for that; it counts the steps that each subnet got.
+large for that; progressive shrinking opens one dimension after the other. Both count the steps that each subnet got.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,20 +17,30 @@ from torch.nn import functional
 
 from unfold_supernet.nets.data import Data
 from unfold_supernet.nets.net import Weights, train_forward
+from unfold_supernet.nets.phases import Phase, drawn, epochs, phase_of, phases
+from unfold_supernet.nets.sorting import order, sort
 from unfold_supernet.nets.space import Space, Subnet
 from unfold_supernet.spec import TrainingSpec
 
-Keep = Callable[[int, Weights, Weights, dict[str, int]], None]
+Examples = tuple[Tensor, Tensor, Tensor]
+"""Inputs, numbers that join at the head, labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where training stands: epochs done, weights, momentum, and steps that each subnet got."""
+    """Where training stands: epochs done, weights, momentum, and steps that each subnet got.
+
+    ``teacher`` holds the largest net as it was before it was shrunk, if the training shrinks it.
+    """
 
     epoch: int
     weights: Weights
     momentum: Weights
     steps: dict[str, int]
+    teacher: Weights = field(default_factory=dict)
+
+
+Keep = Callable[[State], None]
 
 
 def learn(
@@ -38,48 +48,71 @@ def learn(
 ) -> State:
     """Train to the end and return the state; ``keep`` is called after each epoch, and the same state resumes from it.
 
-    SGD with Nesterov's momentum, linear warm-up times a cosine to zero, gradients of the subnets summed.
+    SGD with Nesterov's momentum, linear warm-up times a cosine to zero in each phase, gradients of the subnets summed.
     """
     x, extra, y = (torch.from_numpy(part[data.train]) for part in (data.x, data.extra, data.y))
+    found = phases(subnets, given)
+    for epoch in range(state.epoch, epochs(found, given)):
+        phase = phase_of(found, epoch)
+        if epoch == phase.first and epoch:
+            state = _entered(space, state, phase)
+        state = _epoch(space, (x, extra, y), given, seed, state, phase)
+        keep(state)
+    return state
+
+
+def _entered(space: Space, state: State, phase: Phase) -> State:
+    """Return the state as a phase finds it: channels in order, the largest net kept as a teacher."""
+    if phase.taught and not state.teacher:
+        state = replace(state, teacher=dict(state.weights))
+    if phase.taught:
+        state = replace(state, momentum={})
+    if not phase.sort:
+        return state
+    places = order(space, state.weights)
+    weights, momentum = (sort(space, part, places) for part in (state.weights, state.momentum))
+    return replace(state, weights=weights, momentum=momentum)
+
+
+def _epoch(space: Space, examples: Examples, given: TrainingSpec, seed: int, state: State, phase: Phase) -> State:
+    """Return the state after another epoch."""
+    x, extra, y = examples
     weights = {name: tensor.clone().requires_grad_() for name, tensor in state.weights.items()}
     optimizer = torch.optim.SGD(
-        list(weights.values()), lr=given.rate, momentum=0.9, nesterov=True, weight_decay=given.decay
+        list(weights.values()), lr=phase.rate, momentum=0.9, nesterov=True, weight_decay=given.decay
     )
     _restore(optimizer, weights, state.momentum)
-    steps, batches = dict(state.steps), max(1, len(y) // given.batch)
-    for epoch in range(state.epoch, given.epochs):
-        order = torch.from_numpy(np.random.default_rng([seed, epoch, 0xB0]).permutation(len(y)))
-        for batch in range(batches):
-            rows = order[batch * given.batch : (batch + 1) * given.batch]
-            for group in optimizer.param_groups:
-                group["lr"] = given.rate * schedule(epoch * batches + batch, given, batches)
-            chosen = drawn(subnets, given, seed, epoch, batch)
-            inputs = _augmented(x[rows], given, seed, epoch, batch)
-            _step(space, chosen, weights, optimizer, given, (inputs, extra[rows], y[rows]))
-            for subnet in chosen:
-                steps[subnet.name] = steps.get(subnet.name, 0) + 1
-        plain = {name: tensor.detach().clone() for name, tensor in weights.items()}
-        keep(epoch + 1, plain, _momentum(optimizer, weights), steps)
-    plain = {name: tensor.detach().clone() for name, tensor in weights.items()}
-    return State(given.epochs, plain, _momentum(optimizer, weights), steps)
+    steps, batches, epoch = dict(state.steps), max(1, len(y) // given.batch), state.epoch
+    rows = torch.from_numpy(np.random.default_rng([seed, epoch, 0xB0]).permutation(len(y)))
+    for batch, part in enumerate(rows.split(given.batch)[:batches]):
+        for group in optimizer.param_groups:
+            group["lr"] = phase.rate * schedule((epoch - _start(phase, given)) * batches + batch, phase, given, batches)
+        chosen = drawn(phase, seed, epoch, batch)
+        inputs = augmented(x[part], given, seed, epoch, batch)
+        teacher = _told(space, state, phase, inputs, extra[part])
+        _step(space, chosen, weights, optimizer, given, (inputs, extra[part], y[part]), teacher)
+        for subnet in chosen:
+            steps[subnet.name] = steps.get(subnet.name, 0) + 1
+    plain = {name: tensor.detach() for name, tensor in weights.items()}
+    return State(epoch + 1, plain, _momentum(optimizer, weights), steps, state.teacher)
 
 
-def schedule(step: int, given: TrainingSpec, batches: int) -> float:
-    """Return the share of the learning rate at a step."""
+def schedule(step: int, phase: Phase, given: TrainingSpec, batches: int) -> float:
+    """Return the share of a phase's learning rate at a step of it."""
     warm = min(1.0, (step + 1) / max(1, given.warmup * batches))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / (given.epochs * batches)))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / (phase.epochs * batches)))
 
 
-def drawn(subnets: Sequence[Subnet], given: TrainingSpec, seed: int, epoch: int, batch: int) -> list[Subnet]:
-    """Return the subnets of a step, largest first; a pure function of its arguments."""
-    ordered = sorted(subnets, key=lambda one: (one.expand, one.depth, one.kernel), reverse=True)
-    if epoch < given.delay:
-        return ordered[:1]
-    if given.rule == "all" or len(ordered) <= given.samples + 2:
-        return ordered
-    middle = ordered[1:-1]
-    places = [int(np.random.default_rng([seed, epoch, batch, i]).integers(len(middle))) for i in range(given.samples)]
-    return [ordered[0], *(middle[place] for place in places), ordered[-1]]
+def _start(phase: Phase, given: TrainingSpec) -> int:
+    """Return the epoch that a phase's schedule counts from; a delay shares the schedule of what comes before it."""
+    return phase.first if given.rule == "progressive" else 0
+
+
+def _told(space: Space, state: State, phase: Phase, x: Tensor, extra: Tensor) -> Tensor | None:
+    if not phase.taught:
+        return None
+    with torch.no_grad():
+        return functional.softmax(train_forward(space, state.teacher, space.largest, x, extra), 1)
 
 
 def _step(
@@ -88,17 +121,20 @@ def _step(
     weights: Weights,
     optimizer: torch.optim.SGD,
     given: TrainingSpec,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Examples,
+    told: Tensor | None,
 ) -> None:
+    """Take one step by summed gradients; ``told`` is added to the labels (OFA), ``distill`` is a share (BigNAS)."""
     x, extra, y = batch
     optimizer.zero_grad(set_to_none=True)
     teacher: Tensor | None = None
     for subnet in chosen:
         logits = train_forward(space, weights, subnet, x, extra)
         loss = functional.cross_entropy(logits, y, label_smoothing=given.smoothing)
-        if teacher is not None and given.distill > 0:
-            soft = -(teacher * functional.log_softmax(logits, 1)).sum(1).mean()
-            loss = given.distill * soft + (1 - given.distill) * loss
+        if told is not None:
+            loss = loss + _soft(logits, told)
+        elif teacher is not None and given.distill > 0:
+            loss = given.distill * _soft(logits, teacher) + (1 - given.distill) * loss
         loss.backward()
         teacher = functional.softmax(logits.detach(), 1) if teacher is None else teacher
     # a subnet alone leaves weights that it does not use without a gradient
@@ -106,13 +142,27 @@ def _step(
     optimizer.step()
 
 
-def _augmented(x: Tensor, given: TrainingSpec, seed: int, epoch: int, batch: int) -> Tensor:
+def _soft(logits: Tensor, teacher: Tensor) -> Tensor:
+    return -(teacher * functional.log_softmax(logits, 1)).sum(1).mean()
+
+
+def augmented(x: Tensor, given: TrainingSpec, seed: int, epoch: int, batch: int) -> Tensor:
+    """Return a batch moved by up to ``shift`` places along each axis, zeros coming in, with noise; each row its own."""
     if not given.noise and not given.shift:
         return x
     rng = np.random.default_rng([seed, epoch, batch, 0xA6])
-    if given.shift:
-        x = torch.roll(x, int(rng.integers(-given.shift, given.shift + 1)), -1)
-    return x + torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32)) * given.noise
+    for axis in range(2, x.ndim) if given.shift else ():
+        x = _moved(x, torch.from_numpy(rng.integers(-given.shift, given.shift + 1, len(x))), given.shift, axis)
+    return x + torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32)) * given.noise if given.noise else x
+
+
+def _moved(x: Tensor, by: Tensor, most: int, axis: int) -> Tensor:
+    size = x.shape[axis]
+    wide = functional.pad(x, [0, 0] * (x.ndim - 1 - axis) + [most, most])
+    places = torch.arange(size)[None] + most + by[:, None]
+    shape = [len(x), *([1] * (x.ndim - 1))]
+    shape[axis] = size
+    return wide.gather(axis, places.reshape(shape).expand(*x.shape))
 
 
 def _momentum(optimizer: torch.optim.SGD, weights: Weights) -> Weights:

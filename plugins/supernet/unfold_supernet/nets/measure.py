@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor
 
@@ -18,7 +19,9 @@ from unfold_supernet.nets.front import percentiles
 from unfold_supernet.nets.net import Bound, Supernet, bind
 from unfold_supernet.nets.store import Plain, extract, state_bytes
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+Net = Callable[[Tensor, Tensor], Tensor]
+"""From inputs and extra numbers to logits."""
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHUNK = 1024
 
 
@@ -39,16 +42,23 @@ class Switching:
     separate: int
 
 
-def answers(bound: Bound, data: Data, rows: Ints) -> Ints:
+def answers(bound: Net, data: Data, rows: Ints) -> Ints:
     """Return the classes that a subnet gives for some rows."""
-    found = []
+    return confident(bound, data, rows)[0]
+
+
+def confident(bound: Net, data: Data, rows: Ints) -> tuple[Ints, NDArray[np.float32]]:
+    """Return the classes that a subnet gives for some rows, and the share that it gives each."""
+    said, shares = [], []
     with torch.inference_mode():
         for x, extra in _chunks(data, rows):
-            found.append(bound(x, extra).argmax(1).numpy())
-    return np.concatenate(found).astype(np.int64)
+            most = torch.softmax(bound(x, extra), 1).max(1)
+            said.append(most.indices.numpy())
+            shares.append(most.values.numpy())
+    return np.concatenate(said).astype(np.int64), np.concatenate(shares)
 
 
-def latencies(bound: Bound, data: Data, batches: Sequence[int] = BATCHES, rounds: int = 30) -> dict[int, float]:
+def latencies(bound: Net, data: Data, batches: Sequence[int] = BATCHES, rounds: int = 30) -> dict[int, float]:
     """Return the median seconds of a forward pass by batch size."""
     result = {}
     with torch.inference_mode():
@@ -94,7 +104,7 @@ def _routes(net: Supernet, names: Sequence[str], rounds: int) -> Floats:
 
 
 def _reload(net: Supernet, bound: Bound, file: bytes) -> Plain:
-    module: Plain = Plain(net.space, bound.convs).eval()
+    module: Plain = Plain(net.space, bound.convs, bound.shrink).eval()
     module.load_state_dict(load(io.BytesIO(file).read()))
     return module
 

@@ -30,15 +30,36 @@ class Bound:
     views: tuple[tuple[Tensor, Tensor, Tensor], ...]
     statistics: Statistics
     head: tuple[Tensor, Tensor, Tensor]
+    shrink: int = 1
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
         """Return logits (n, classes) for inputs (n, channels, *size) and (n, extra)."""
+        x = reduced(x, self.shrink)
         for conv, view, (mean, variance) in zip(self.convs, self.views, self.statistics, strict=True):
             weight, gamma, beta = view
             out = _convolve(conv, x, weight)
             out = functional.batch_norm(out, mean, variance, gamma, beta, False, 0.0, EPSILON)
             x = functional.relu(out + x if conv.identity else out)
         return _answer(x, extra, self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two subnets: rows that the first answers with less than ``below`` confidence are asked again of the second."""
+
+    first: Bound
+    then: Bound
+    below: float
+
+    def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
+        """Return logits (n, classes), each row those of the net that answered it."""
+        logits = self.first(x, extra)
+        unsure = (functional.softmax(logits, 1).max(1).values < self.below).nonzero().flatten()
+        if len(unsure):
+            # a clone, as what inference gave must not be written to
+            logits = logits.clone()
+            logits[unsure] = self.then(x[unsure], extra[unsure])
+        return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +73,10 @@ class Supernet:
     def __call__(self, name: str, x: Tensor, extra: Tensor) -> Tensor:
         """Return the logits of the subnet ``name``. Safe to call from many threads at once."""
         return self.bound[name](x, extra)
+
+    def ready(self, name: str, then: str | None, below: float | None) -> Bound | Pair:
+        """Return a net, or with ``then`` the pair of it and the one that its unsure answers go to."""
+        return self.bound[name] if then is None else Pair(self.bound[name], self.bound[then], below or 0.0)
 
 
 def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
@@ -74,6 +99,7 @@ def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
 
 def train_forward(space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor) -> Tensor:
     """Return the logits of a subnet under the statistics of the batch."""
+    x = reduced(x, subnet.shrink)
     for conv in convs(space, subnet):
         weight, gamma, beta = view(weights, conv)
         out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
@@ -87,7 +113,7 @@ def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: 
     sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in found]
     with torch.no_grad():
         for part in x.split(batch):
-            value = part
+            value = reduced(part, subnet.shrink)
             for conv, total in zip(found, sums, strict=True):
                 weight, gamma, beta = view(weights, conv)
                 out = _convolve(conv, value, weight)
@@ -102,7 +128,9 @@ def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: 
 def bind(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> Bound:
     """Return a subnet whose tensors are views of the shared ones."""
     found = convs(space, subnet)
-    return Bound(found, tuple(view(weights, conv) for conv in found), statistics, head(weights, found[-1].out))
+    return Bound(
+        found, tuple(view(weights, conv) for conv in found), statistics, head(weights, found[-1].out), subnet.shrink
+    )
 
 
 def view(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,6 +144,13 @@ def view(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Ten
 def head(weights: Mapping[str, Tensor], width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the head for ``width`` channels: weight, weight of the extra numbers, bias."""
     return weights["head.weight"][:, :width], weights["head.extra"], weights["head.bias"]
+
+
+def reduced(x: Tensor, shrink: int) -> Tensor:
+    """Return the input (n, channels, *size) with each ``shrink`` neighbours along every axis averaged."""
+    if shrink == 1:
+        return x
+    return functional.avg_pool1d(x, shrink) if x.ndim == 3 else functional.avg_pool2d(x, shrink)
 
 
 def _convolve(conv: Conv, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
-"""The members of a family: residual convolutions (or linear layers) of elastic width, depth and kernel.
+"""The members of a family: residual convolutions (or linear layers) of elastic width, depth, kernel and resolution.
 
-Width keeps the first channels, depth the first blocks of every stage, a kernel the centre of the largest.
+Width keeps the first channels, depth the first blocks of a stage, a kernel the centre of the largest; a lower
+resolution averages neighbours of the input.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +20,24 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One configuration: share of the channels, blocks a stage, edge of the kernel."""
+    """One configuration, by stage: share of the channels, blocks, edge of the kernel; and the input's resolution."""
 
-    expand: float
-    depth: int
-    kernel: int
+    expand: tuple[float, ...]
+    depth: tuple[int, ...]
+    kernel: tuple[int, ...]
+    resolution: float = 1.0
 
     @property
     def name(self) -> str:
-        """Its short name, such as ``0.5x2`` or ``0.5x2k3``."""
-        return f"{self.expand:g}x{self.depth}k{self.kernel}"
+        """Its short name: ``0.5x2k3``; ``0.5x1k3-1x2k3`` where stages differ; ``0.5x2k3r0.5`` at half the input."""
+        stages = [f"{e:g}x{d}k{k}" for e, d, k in zip(self.expand, self.depth, self.kernel, strict=True)]
+        told = stages[0] if len(set(stages)) == 1 else "-".join(stages)
+        return told if self.resolution == 1 else f"{told}r{self.resolution:g}"
+
+    @property
+    def shrink(self) -> int:
+        """How many neighbours of the input become one, along each axis."""
+        return round(1 / self.resolution)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,42 +84,72 @@ class Space:
     @property
     def largest(self) -> Subnet:
         """The subnet that every other one is cut from; it need not be one of them."""
-        ends = (max(getattr(one, key) for one in self.subnets) for key in ("expand", "depth", "kernel"))
-        return Subnet(*ends)
+        expand, depth, kernel = (
+            tuple(max(stage) for stage in zip(*found, strict=True))
+            for found in zip(*((one.expand, one.depth, one.kernel) for one in self.subnets), strict=True)
+        )
+        return Subnet(expand, depth, kernel, max(one.resolution for one in self.subnets))
+
+
+def count(given: SpaceSpec) -> int:
+    """Return how many subnets a spec describes, before doubles are taken out; nothing is enumerated."""
+    lists = (given.expand, given.depth, (1,) if given.form == "mlp" else given.kernel, given.resolution)
+    if given.scope == "net":
+        return math.prod(map(len, lists)) if given.coupling == "independent" else max(map(len, lists))
+    each = math.prod(map(len, lists[:3])) if given.coupling == "independent" else max(map(len, lists[:3]))
+    return int(each ** len(given.stages)) * len(given.resolution)
 
 
 def space_of(given: SpaceSpec, channels: int, size: Size, extra: int, classes: int) -> Space:
     """Return the space of a spec for inputs of (channels, *size)."""
     flat = given.form == "mlp"
-    kernels = (1,) if flat else given.kernel
-    lists = (given.expand, given.depth, kernels)
-    if given.coupling == "independent":
-        chosen = list(itertools.product(*lists))
-    else:
-        most = max(map(len, lists))
-        chosen = list(zip(*(each * most if len(each) == 1 else each for each in lists), strict=True))
-    subnets = tuple(dict.fromkeys(Subnet(*one) for one in chosen))
+    subnets = tuple(dict.fromkeys(_chosen(given, (1,) if flat else given.kernel)))
     stem = (1, 1) if flat else (given.stem.kernel, given.stem.stride)
     return Space(tuple(stage.width for stage in given.stages), subnets, channels, size, extra, classes, stem)
 
 
 def space_from(stored: dict[str, Any]) -> Space:
     """Return the space that was written as JSON."""
-    subnets = tuple(Subnet(**one) for one in stored["subnets"])
+    subnets = tuple(
+        Subnet(tuple(one["expand"]), tuple(one["depth"]), tuple(one["kernel"]), one["resolution"])
+        for one in stored["subnets"]
+    )
     size, stem = tuple(stored["size"]), (stored["stem"][0], stored["stem"][1])
     return Space(tuple(stored["widths"]), subnets, stored["channels"], size, stored["extra"], stored["classes"], stem)
 
 
+def _chosen(given: SpaceSpec, kernels: tuple[int, ...]) -> Iterator[Subnet]:
+    """Yield the subnets: one entry for the whole net, or (CompOFA) one for each stage and a resolution beside."""
+    stages = len(given.stages)
+    if given.scope == "net":
+        for expand, depth, kernel, resolution in _coupled(given, given.expand, given.depth, kernels, given.resolution):
+            yield Subnet((expand,) * stages, (depth,) * stages, (kernel,) * stages, resolution)
+        return
+    entries = _coupled(given, given.expand, given.depth, kernels)
+    for chosen, resolution in itertools.product(itertools.product(entries, repeat=stages), given.resolution):
+        expand, depth, kernel = zip(*chosen, strict=True)
+        yield Subnet(expand, depth, kernel, resolution)
+
+
+def _coupled(given: SpaceSpec, *lists: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return the entries: every combination, or entry by entry with lists of one repeated."""
+    if given.coupling == "independent":
+        return list(itertools.product(*lists))
+    most = max(map(len, lists))
+    return list(zip(*(tuple(each) * most if len(each) == 1 else each for each in lists), strict=True))
+
+
 def convs(space: Space, subnet: Subnet) -> tuple[Conv, ...]:
     """Return the convolutions of a subnet, in order; the head comes after them."""
-    into, size = _channels(space.widths[0], subnet), space.size
+    into = _channels(space.widths[0], subnet.expand[0])
+    size = tuple(edge // subnet.shrink for edge in space.size)
     found = [Conv("stem", into, space.channels, space.stem[0], space.stem[1], identity=False, size=size)]
     size = found[0].out_size
-    for stage, width in enumerate(space.widths):
-        for block in range(subnet.depth):
+    for stage, (width, expand, depth) in enumerate(zip(space.widths, subnet.expand, subnet.depth, strict=True)):
+        out, kernel = _channels(width, expand), subnet.kernel[stage]
+        for block in range(depth):
             stride = 2 if stage and not block and min(size) > 1 else 1
-            out = _channels(width, subnet)
-            found.append(Conv(f"stage{stage}.{block}", out, into, subnet.kernel, stride, identity=block > 0, size=size))
+            found.append(Conv(f"stage{stage}.{block}", out, into, kernel, stride, identity=block > 0, size=size))
             into, size = out, found[-1].out_size
     return tuple(found)
 
@@ -141,8 +181,8 @@ def chip_family(name: str, space: Space, accuracies: Sequence[float]) -> Family:
     return Family(name, places, tuple(nets), "one byte a weight")
 
 
-def _channels(width: int, subnet: Subnet) -> int:
-    return max(1, round(width * subnet.expand))
+def _channels(width: int, expand: float) -> int:
+    return max(1, round(width * expand))
 
 
 def _layer(conv: Conv) -> Layer:

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from unfold_supernet.files import SPACE
-from unfold_supernet.nets.net import Bound, Statistics, Supernet, Weights, bind
+from unfold_supernet.nets.net import Bound, Statistics, Supernet, Weights, bind, reduced
 from unfold_supernet.nets.space import Conv, Space, Subnet, space_from
 from unfoldkit.api import RunDir
 
@@ -54,8 +54,9 @@ def _norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:
 class Plain(torch.nn.Module):  # type: ignore[misc,unused-ignore]
     """A subnet on its own, by standard modules: what ``extract`` gives."""
 
-    def __init__(self, space: Space, found: tuple[Conv, ...]) -> None:
+    def __init__(self, space: Space, found: tuple[Conv, ...], shrink: int = 1) -> None:
         super().__init__()
+        self.shrink = shrink
         conv, norm = (
             (torch.nn.Conv1d, torch.nn.BatchNorm1d) if len(space.size) == 1 else (torch.nn.Conv2d, torch.nn.BatchNorm2d)
         )
@@ -68,6 +69,7 @@ class Plain(torch.nn.Module):  # type: ignore[misc,unused-ignore]
 
     def forward(self, x: Tensor, extra: Tensor) -> Tensor:
         """Return logits."""
+        x = reduced(x, self.shrink)
         for one, conv, norm in zip(self.layers, self.convs, self.norms, strict=True):
             out = norm(conv(x))
             x = torch.relu(out + x if one.identity else out)
@@ -77,7 +79,7 @@ class Plain(torch.nn.Module):  # type: ignore[misc,unused-ignore]
 
 def extract(space: Space, bound: Bound) -> Plain:
     """Return a subnet as a plain module with tensors of its own."""
-    module: Plain = Plain(space, bound.convs).eval()
+    module: Plain = Plain(space, bound.convs, bound.shrink).eval()
     with torch.no_grad():
         parts = zip(module.convs, module.norms, bound.views, bound.statistics, strict=True)
         for conv, norm, (weight, gamma, beta), (mean, variance) in parts:
@@ -108,6 +110,10 @@ def onnx_bytes(space: Space, module: Plain) -> bytes:
         tensors.append(numpy_helper.from_array(tensor.detach().numpy(), name))
         return name
 
+    if module.shrink > 1:
+        edge = [module.shrink] * len(space.size)
+        nodes.append(helper.make_node("AveragePool", ["x"], ["small"], kernel_shape=edge, strides=edge))
+        value = "small"
     for at, (one, conv, norm) in enumerate(zip(module.layers, module.convs, module.norms, strict=True)):
         dims = len(space.size)
         edges: dict[str, Any] = {"strides": [one.stride] * dims, "pads": [one.kernel // 2] * 2 * dims}

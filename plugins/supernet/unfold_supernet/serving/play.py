@@ -14,12 +14,16 @@ from unfold_supernet.serving.policies import Rule, Served
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """How a trace went: of each request the net that answered (-1: given up) and whether in time; batches, swaps."""
+    """How a trace went: of each request the net that answered (-1: given up) and whether in time; batches, swaps.
+
+    ``size`` is the batch that a request was answered in, 0 if it was given up.
+    """
 
     net: np.ndarray
     in_time: np.ndarray
     batches: int
     swaps: int
+    size: np.ndarray
 
     @property
     def attainment(self) -> float:
@@ -32,13 +36,18 @@ class Played:
             return 0.0
         return float(np.array([net.accuracy for net in nets])[self.net[self.in_time]].mean())
 
+    def shares(self, nets: Sequence[Served]) -> dict[str, float]:
+        """Return the share of the answered requests by net, of those that answered any."""
+        counts = np.bincount(self.net[self.net >= 0], minlength=len(nets))
+        return {net.name: float(count / counts.sum()) for net, count in zip(nets, counts, strict=True) if count}
+
 
 def simulate(arrivals: Floats, slo: float, nets: Sequence[Served], rule: Rule, swap: float = 0.0) -> Played:
     """Play a trace in simulated time, on one server; ``swap`` is what another net than the last one costs in seconds.
 
     All requests have the same time to live, so that the order of arrival is that of the deadlines.
     """
-    net, in_time = np.full(arrivals.size, -1), np.zeros(arrivals.size, bool)
+    net, in_time, size = np.full(arrivals.size, -1), np.zeros(arrivals.size, bool), np.zeros(arrivals.size, np.int64)
     now, head, batches, swaps, last = 0.0, 0, 0, 0, -1
     while head < arrivals.size:
         now = max(now, float(arrivals[head]))
@@ -50,11 +59,11 @@ def simulate(arrivals: Floats, slo: float, nets: Sequence[Served], rule: Rule, s
         count = min(choice.batch, waiting)
         changed = choice.net != last
         now += nets[choice.net].takes(count) + (swap if changed else 0.0)
-        net[head : head + count] = choice.net
+        net[head : head + count], size[head : head + count] = choice.net, count
         in_time[head : head + count] = now <= arrivals[head : head + count] + slo
         batches, swaps, last = batches + 1, swaps + changed, choice.net
         head += count
-    return Played(net, in_time, batches, swaps)
+    return Played(net, in_time, batches, swaps, size)
 
 
 def measure(arrivals: Floats, slo: float, rule: Rule, work: Callable[[int, int, int], None]) -> Played:
@@ -62,7 +71,7 @@ def measure(arrivals: Floats, slo: float, rule: Rule, work: Callable[[int, int, 
 
     Requests count from when they are due, whether or not the server was listening.
     """
-    net, in_time = np.full(arrivals.size, -1), np.zeros(arrivals.size, bool)
+    net, in_time, size = np.full(arrivals.size, -1), np.zeros(arrivals.size, bool), np.zeros(arrivals.size, np.int64)
     head, batches, swaps, last = 0, 0, 0, -1
     began = time.perf_counter() - float(arrivals[0]) + 0.01
     while head < arrivals.size:
@@ -79,8 +88,8 @@ def measure(arrivals: Floats, slo: float, rule: Rule, work: Callable[[int, int, 
         count = min(choice.batch, waiting)
         work(choice.net, head, head + count)
         ended = time.perf_counter() - began
-        net[head : head + count] = choice.net
+        net[head : head + count], size[head : head + count] = choice.net, count
         in_time[head : head + count] = ended <= arrivals[head : head + count] + slo
         batches, swaps, last = batches + 1, swaps + (choice.net != last), choice.net
         head += count
-    return Played(net, in_time, batches, swaps)
+    return Played(net, in_time, batches, swaps, size)

@@ -5,22 +5,31 @@ Requests wait in the order of their deadlines. A rule sees the slack of the firs
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 BUCKETS = 64
+SHORTEST = 0.05
+"""Share of the time to live over which a rate is seen at least: a few at once are no stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A net as the rules see it: accuracy in percent, seconds by batch size, ascending."""
+    """A net as the rules see it: accuracy in percent, seconds by batch size, ascending.
+
+    ``then`` names the net that is asked again for the share of the answers that this one is ``unsure`` of.
+    """
 
     name: str
     accuracy: float
     seconds: tuple[tuple[int, float], ...]
+    then: str | None = None
+    unsure: float = 0.0
 
     def takes(self, count: int) -> float:
         """Return the seconds of a batch, between measured sizes by a straight line."""
@@ -43,6 +52,19 @@ class Choice:
 
 Rule = Callable[[float, int], Choice | None]
 """From the slack of the first request in seconds and how many wait to a choice; ``None`` gives the first one up."""
+
+
+def served(item: Mapping[str, Any]) -> Served:
+    """Return a net from what a run knows of it."""
+    times = sorted((int(batch), seconds) for batch, seconds in item["seconds"].items())
+    # a larger batch that was measured quicker is noise
+    rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
+    return Served(item["name"], item["accuracy"], tuple(rising))
+
+
+def slower(nets: Sequence[Served], factor: float) -> tuple[Served, ...]:
+    """Return the nets with all times multiplied."""
+    return tuple(replace(net, seconds=tuple((size, time * factor) for size, time in net.seconds)) for net in nets)
 
 
 def slackfit(nets: Sequence[Served], buckets: int = BUCKETS) -> Rule:
@@ -81,6 +103,48 @@ def fitted(nets: Sequence[Served]) -> Rule:
             if waiting <= nets[at].most and nets[at].takes(waiting) <= slack:
                 return Choice(at, waiting)
         return _largest(nets, quick, slack, waiting)
+
+    return choose
+
+
+def steady(nets: Sequence[Served], slo: float) -> Rule:
+    """Return a rule that looks at the rate too: the most accurate net that answers what waits and keeps up with it.
+
+    A net that is only in time for those who wait now leaves a crowd behind that only the smallest net can clear, and
+    accuracy is concave in capacity: a middle net all along serves more of it than turns of the largest and smallest.
+    Who arrives after the head tells the rate, less one standard deviation, as few requests tell little. A net's pace is
+    that of its best batch of which two in a row are in time; it keeps up for a while with a higher rate where slack is
+    left, as the queue takes the rest. ``slo`` is the time to live of a request, in seconds.
+    """
+    order = sorted(range(len(nets)), key=lambda at: nets[at].accuracy, reverse=True)
+    quick = min(order, key=lambda at: nets[at].takes(nets[at].most))
+    last = shedding(nets, quick, slo)
+    peak = [max((size / time for size, time in net.seconds if 2 * time <= slo), default=0.0) for net in nets]
+
+    def choose(slack: float, waiting: int) -> Choice | None:
+        since, more = slo - slack, waiting - 1
+        rate = (more - math.sqrt(more)) / max(since, slo * SHORTEST) if since > 0 and more > 0 else 0.0
+        for at in order:
+            count = min(waiting, nets[at].most)
+            # who waits for a second batch must be in time as well
+            left = slack - nets[at].takes(count) * waiting / count
+            if left >= 0 and rate <= peak[at] * (1 + left / slo):
+                return Choice(at, count)
+        return last(slack, waiting)
+
+    return choose
+
+
+def shedding(nets: Sequence[Served], at: int, slo: float) -> Rule:
+    """Return one net all the time that gives up the most urgent where many wait, rather than answer in small batches.
+
+    Under overload the slack of the head is spent, so that what fits it is a batch of few, which makes it worse.
+    """
+    fits = [pair for pair in nets[at].seconds if 2 * pair[1] <= slo]
+    size, time = max(fits, key=lambda pair: pair[0] / pair[1], default=(1, 0.0))
+
+    def choose(slack: float, waiting: int) -> Choice | None:
+        return None if waiting >= size and slack < time else _largest(nets, at, slack, waiting)
 
     return choose
 

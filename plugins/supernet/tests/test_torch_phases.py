@@ -1,0 +1,119 @@
+"""Laws of training in phases: what is trained when, in which order the channels lie, how inputs are moved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+
+from unfold_supernet.nets import family, learn, net, phases, sorting  # noqa: E402
+from unfold_supernet.nets.data import load  # noqa: E402
+from unfold_supernet.nets.space import Space, space_of  # noqa: E402
+from unfold_supernet.spec import SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
+from unfoldkit.api import Run, RunDir  # noqa: E402
+from unfoldkit.engines.local import LocalEngine  # noqa: E402
+from unfoldkit.spec.loader import parse  # noqa: E402
+from unfoldkit.spec.validate import validate  # noqa: E402
+
+pytestmark = pytest.mark.torch
+SPEC = """
+version: 1
+kind: supernet
+name: t
+data: {source: digits}
+space: {stages: [{width: 4}, {width: 8}], expand: [0.5, 1], depth: [1, 2], coupling: independent}
+training: {epochs: 2, batch: 256, rule: progressive, sort: true, alone: false}
+"""
+
+
+def space(**lists: object) -> Space:
+    """Return a space over three widths, depths and two kernels, or over what is given."""
+    given_ = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2, 3), "kernel": (3, 5), "coupling": "independent"}
+    stages = ({"width": 8}, {"width": 12})
+    return space_of(SpaceSpec.model_validate({"stages": stages, **given_, **lists}), 3, (9, 7), 2, 4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.booleans())
+def test_shrinking_opens_one_dimension_after_the_other(epochs: int, sort: bool) -> None:
+    """Phases follow without a gap, the list only grows, and the last one has every net; channels are sorted once."""
+    subnets = space().subnets
+    found = phases.phases(subnets, TrainingSpec(epochs=epochs, rule="progressive", sort=sort))
+    assert [one.first for one in found] == [0, *(one.last for one in found[:-1])]
+    assert len(found[0].subnets) == 1
+    for before, after in pairwise(found):
+        assert set(before.subnets) <= set(after.subnets)
+    assert set(found[-1].subnets) == set(subnets)
+    assert sum(one.sort for one in found) == sort
+    assert not any(min(one.expand) < 1 for phase in found for one in phase.subnets if phase.samples in (1, 2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([(9, 7), (11,)]))
+def test_sorted_channels_leave_the_largest_net_as_it_was(seed: int, size: tuple[int, ...]) -> None:
+    """After sorting, the largest net answers as before, and each group's importances descend."""
+    whole = replace(space(), size=size)
+    weights = net.initial(whole, seed)
+    x, extra = torch.randn((6, 3, *size)), torch.randn((6, 2))
+    places = sorting.order(whole, weights)
+    after = sorting.sort(whole, weights, places)
+    one, other = (net.train_forward(whole, each, whole.largest, x, extra) for each in (weights, after))
+    assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+    again = sorting.order(whole, after)
+    assert all(torch.equal(found, torch.arange(len(found))) for found in again.values())
+
+
+def test_every_stage_may_take_its_own() -> None:
+    """With scope stage, entries are chosen for each stage (CompOFA: entries to the power of stages), once each."""
+    lists = {"expand": (0.5, 1.0), "depth": (1, 2), "kernel": (3,)}
+    compound = space(**lists, coupling="compound", scope="stage", resolution=(1.0, 0.5))
+    every = space(**lists, scope="stage")
+    assert len(compound.subnets) == len(set(compound.subnets)) == 2**2 * 2
+    assert len(every.subnets) == len({one.name for one in every.subnets}) == 4**2
+    assert compound.largest in compound.subnets
+
+
+def test_shrinking_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    """Progressive shrinking that dies in any epoch, sorted channels and teacher or not, ends with the same weights."""
+    spec = validate(SupernetSpec, parse(SPEC, "t.yaml"))
+    run = Run(directory=RunDir(tmp_path / "whole"), engine=LocalEngine(1))
+    assert spec.data is not None
+    data = load(spec.data, run)
+    whole = family.train_family(spec, data, run)
+    last = phases.phases(whole.net.space.subnets, spec.training)[-1].last
+    for at in range(1, last):
+        broken = replace(run, directory=RunDir(tmp_path / str(at)), progress=_dying(at))
+        with pytest.raises(KeyboardInterrupt):
+            family.train_family(spec, data, broken)
+        resumed = family.train_family(spec, data, replace(broken, progress=run.progress))
+        assert resumed.steps == whole.steps
+        for name, tensor in whole.net.weights.items():
+            assert torch.equal(tensor, resumed.net.weights[name]), (at, name)
+
+
+def _dying(at: int) -> object:
+    def dies(_step: str, done: int, _total: int) -> None:
+        if done == at:
+            raise KeyboardInterrupt
+
+    return dies
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 3), st.integers(0, 99), st.booleans())
+def test_moved_inputs_keep_what_stays_inside(shift: int, seed: int, flat: bool) -> None:
+    """Each input is moved by at most ``shift`` places an axis: what it holds is found again, and zeros came in."""
+    size = (12,) if flat else (8, 9)
+    x = torch.zeros((5, 1, *size))
+    x[(slice(None), 0, *(edge // 2 for edge in size))] = 1.0
+    moved = learn.augmented(x, TrainingSpec(shift=shift), seed, 1, 2)
+    assert moved.shape == x.shape
+    assert torch.equal(moved.flatten(1).sum(1), torch.ones(5))
+    for before, after in zip(x, moved, strict=True):
+        assert ((before.nonzero() - after.nonzero()).abs() <= shift).all()

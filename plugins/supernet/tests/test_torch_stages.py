@@ -1,0 +1,101 @@
+"""Laws of a family as models for other kinds: the files that it leaves are read by them, and give the same answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from unfold_supernet.nets import family, stages, store  # noqa: E402
+from unfold_supernet.nets.data import load  # noqa: E402
+from unfold_supernet.plan import plan  # noqa: E402
+from unfold_supernet.spec import SupernetSpec  # noqa: E402
+from unfold_supernet.train import train  # noqa: E402
+from unfoldkit.api import Run, RunDir  # noqa: E402
+from unfoldkit.engines.local import LocalEngine  # noqa: E402
+from unfoldkit.spec.loader import parse  # noqa: E402
+from unfoldkit.spec.validate import validate  # noqa: E402
+
+pytestmark = pytest.mark.torch
+SPEC = """
+version: 1
+kind: supernet
+name: t
+data: {source: digits}
+space: {stages: [{width: 8}, {width: 16}], expand: [0.5, 1], depth: [1, 2], resolution: [0.5, 1]}
+training: {epochs: 12, batch: 64, alone: false}
+serving: {slo: 20 ms, escalate: 60%}
+accelerator: {persistent_buffer: 16 KiB, sizes: [16 KiB], bandwidths: [4 GB/s]}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run of a small family."""
+    path = tmp_path_factory.mktemp("run")
+    train(validate(SupernetSpec, parse(SPEC, "t.yaml")), Run(directory=RunDir(path), engine=LocalEngine(1)))
+    return path
+
+
+def told(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Return how a command ended."""
+    command = [sys.executable, "-m", "unfoldkit", *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+
+
+def test_a_net_of_rows_gives_the_shares_of_the_family(folder: Path) -> None:
+    """Each net that a stage can run gives, for plain rows, the shares of the net in the family."""
+    spec, run = validate(SupernetSpec, parse(SPEC, "t.yaml")), Run(directory=RunDir(folder), engine=LocalEngine(1))
+    assert spec.data is not None
+    data, found = load(spec.data, run), store.read_family(run.directory)
+    places = data.test[:40]
+    rows = stages.rows_of(data, places).astype(np.float32)
+    for name in found.bound:
+        session = onnxruntime.InferenceSession(str(folder / "stages" / f"{name}.onnx"))
+        shares, label = session.run(None, {"rows": rows})
+        logits = found(name, torch.from_numpy(data.x[places]), torch.from_numpy(data.extra[places]))
+        np.testing.assert_allclose(shares, torch.softmax(logits, 1).numpy(), rtol=1e-3, atol=1e-5)
+        np.testing.assert_array_equal(label, shares.argmax(1))
+    assert set(family.answered(found, data).names) == set(found.bound)
+
+
+@pytest.mark.parametrize("spec", ["cascade", "pipeline"])
+def test_other_kinds_plan_with_the_files(folder: Path, tmp_path: Path, spec: str) -> None:
+    """The specs that a family leaves are valid, and planned by the other kinds as they are."""
+    words = ["plan", str(folder / "stages" / f"{spec}.yaml"), "--run", str(tmp_path / spec), "--format", "json"]
+    done = told(words)
+    assert done.returncode in {0, 1}, done.stderr
+    assert json.loads(done.stdout)["kind"] == spec
+
+
+def test_a_pipeline_measures_the_nets(folder: Path, tmp_path: Path) -> None:
+    """The verb profile of a pipeline runs the nets on the family's own queries."""
+    words = ["profile", str(folder / "stages" / "pipeline.yaml"), "--run", str(tmp_path / "p"), "--format", "json"]
+    done = told(words)
+    assert done.returncode == 0, done.stderr
+    assert {"first", "again"} <= set(json.dumps(json.loads(done.stdout)).replace('"', " ").split())
+
+
+@pytest.mark.parametrize("place", ["cpu", "accelerator"])
+def test_a_plan_picks_the_nets_that_a_trace_needs(folder: Path, tmp_path: Path, place: str) -> None:
+    """The nets of the decision do what all do on the trace; on the chip with what its buffer keeps and its energy."""
+    trace = tmp_path / "trace.csv"
+    times = np.cumsum(np.random.default_rng(0).exponential(1 / 2000, 4000))
+    trace.write_text("arrival_s\n" + "\n".join(f"{time:.6f}" for time in times) + "\n", "utf-8")
+    spec = validate(SupernetSpec, parse(SPEC.replace("escalate: 60%", f"escalate: 60%, on: {place}"), "t.yaml"))
+    run = Run(directory=RunDir(folder), engine=LocalEngine(1), options={"replay": str(trace)})
+    told_ = plan(spec, run)
+    assert told_.decision is not None
+    assert 0.99 <= sum(told_.decision["nets"].values()) <= 1 + 1e-9
+    assert abs(told_.decision["attainment"] - float(told_.metrics["attainment"].value or 0)) < 0.01
+    assert ("buffer" in told_.decision) == ("energy_mj" in told_.metrics) == (place == "accelerator")
+    if place == "accelerator":
+        assert float(told_.metrics["energy_mj"].value or 0) > 0
+        assert 0 < told_.decision["buffer"]["bytes"] <= 16 * 1024
