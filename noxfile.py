@@ -29,7 +29,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
     "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-    "targets", "tests", "gaps",
+    "ray", "targets", "kubernetes", "faults", "audit", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -74,6 +74,7 @@ def tests(session: nox.Session) -> None:
         "pytest",
         "--ignore=tests/docs",
         "--ignore=tests/browser",
+        "--ignore=tests/faults",
         f"--junitxml={result}",
         *session.posargs,
     )
@@ -104,6 +105,36 @@ def browser(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-q", "tests/browser", *session.posargs)
 
 
+@nox.session(requires=["work"])
+def faults(session: nox.Session) -> None:
+    """Do to a real server what goes wrong in production."""
+    session.install(*nox.project.dependency_groups(PROJECT, "test", "faults"), built())
+    session.run("python", "-m", "pytest", "-q", "tests/faults", *session.posargs)
+
+
+@nox.session(requires=["work"])
+def audit(session: nox.Session) -> None:
+    """Ask the database of known weaknesses about every dependency, where it can be reached."""
+    note(session)
+    session.install(built())
+    folder = place(session)
+    listed = session.run("uv", "pip", "freeze", "-p", session.virtualenv.location, silent=True, external=True)
+    wanted = folder / "installed.txt"
+    wanted.write_text("".join(f"{line}\n" for line in str(listed).splitlines() if "==" in line), encoding="utf-8")
+    session.install("pip-audit")
+    words = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "-r", str(wanted), *session.posargs]
+    told = str(session.run("pip-audit", *words, silent=True, success_codes=[0, 1]))
+    unknown = told.count("could not be audited")
+    if re.search(r"ConnectionError|ServiceError|Max retries|Name or service|HTTPError|timed out", told):
+        note(session, "pip-audit cannot reach its database from here")
+    elif unknown:
+        note(session, f"pip-audit cannot ask its database of {unknown} packages from here")
+    elif "No known vulnerabilities found" in told:
+        session.log(told)
+    else:
+        session.error(told)
+
+
 @nox.session(python=False, requires=["work"])
 def startup(session: nox.Session) -> None:
     """Measure how long help and check take; prints, asserts nothing."""
@@ -118,7 +149,13 @@ def minimums(session: nox.Session) -> None:
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
     session.install(*nox.project.dependency_groups(PROJECT, "test"), "--constraint", str(constraints), built())
     # where libraries are called; the rest of the suite would say the same twice
-    words = ["-q", "tests/unit", "plugins", "-m", "not shared and not ray and not targets and not torch"]
+    words = [
+        "-q",
+        "tests/unit",
+        "plugins",
+        "-m",
+        "not shared and not ray and not targets and not torch and not kubernetes",
+    ]
     session.run("python", "-m", "pytest", *words, *session.posargs)
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
     if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":
@@ -129,7 +166,7 @@ def minimums(session: nox.Session) -> None:
 def torch(session: nox.Session) -> None:
     """Test what needs the extra torch, in an environment that has it."""
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[torch] @ {Path(built()).as_uri()}")
-    session.run("python", "-m", "pytest", "-q", "plugins/supernet", "-m", "torch", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", "plugins", "-m", "torch", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
@@ -144,10 +181,13 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(requires=["work"])
 def ray(session: nox.Session) -> None:
-    """Test what needs Ray, in an environment that has it."""
+    """Test what needs Ray, in an environment that has it; a process a folder, as one cannot change its cluster."""
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
-    session.run("python", "-m", "pytest", "-q", "-m", "ray", *session.posargs)
+    for folder in ("tests", *(str(path.relative_to(ROOT)) for path in plugin_folders())):
+        # 5: there is no such test in that folder
+        words = ["python", "-m", "pytest", "-q", "-m", "ray", folder, *session.posargs]
+        session.run(*words, success_codes=[0, 5])
 
 
 @nox.session(requires=["work"])
@@ -156,6 +196,21 @@ def targets(session: nox.Session) -> None:
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), "kserve", "tritonclient", "protobuf", built())
     session.run("python", "-m", "pytest", "-q", "-m", "targets", *session.posargs)
+
+
+@nox.session(requires=["work"])
+def kubernetes(session: nox.Session) -> None:
+    """Place tasks on a real control plane, whose programs are built once and kept in the user's cache."""
+    note(session)
+    session.install(
+        *nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[kubernetes] @ {Path(built()).as_uri()}"
+    )
+    # the first time, Go takes minutes; 69: there is no Go
+    told = str(session.run("python", "-m", "tests.kubernetes.build", success_codes=[0, 69], silent=True)).strip()
+    if not Path(told).is_dir():
+        note(session, told)
+        return
+    session.run("python", "-m", "pytest", "-q", "plugins/placement", "-m", "kubernetes", *session.posargs)
 
 
 @nox.session

@@ -1,10 +1,10 @@
 """A running pipeline beside its estimate: p99 and attainment of three pipelines at loads of 30, 50 and 70 %.
 
 Each attempt profiles the stages, estimates a Poisson trace, and replays it, open loop, against real processes on this
-machine. Other programs disturb it: an attempt counts if they took less than 15 % of a core; after three that did not,
-the least disturbed one counts, and is counted as disturbed. "chain": a small and a large convolutional network (ONNX);
-"cascade": the large one sees 40 % of the queries; "waiting": four stages with a fork and a join that wait as for
-accelerators of their own, as two cores can compute for two replicas only.
+machine. Other programs disturb it: an attempt counts if they took less than 5 % of a core while it profiled and while
+it replayed; after five that did not, the least disturbed one counts, and is counted as disturbed. "chain": a small and
+a large convolutional network (ONNX); "cascade": the large one sees 40 % of the queries; "diamond": four networks with a
+fork and a join, more replicas than two cores can compute for; "waiting": the same shape, waiting as for accelerators.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,13 +26,14 @@ from unfold_pipeline.profile import profile
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Report, Run, RunDir
 from unfoldkit.arrivals import processes
-from unfoldkit.engines.local import LocalEngine
+from unfoldkit.engines.local import LocalEngine, available_cores
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
 
+T = TypeVar("T")
 LOADS = (0.3, 0.5, 0.7)
-QUIET = 0.15
-TRIES = 3
+QUIET = 0.05
+TRIES = 5
 QUERIES = 1000
 BATCH = 4
 SLACK = 3.0
@@ -55,6 +56,12 @@ STAGES = {
   quick: {model: {file: small.onnx}, max_batch: 4}
   sure: {after: {quick: 40%}, model: {file: large.onnx}, max_batch: 4}
 """,
+    "diamond": """
+  enter: {model: {file: tiny.onnx}, max_batch: 4}
+  left: {after: {enter: 100%}, model: {file: small.onnx}, max_batch: 4}
+  right: {after: {enter: 60%}, model: {file: small.onnx}, max_batch: 4}
+  join: {after: {left: 100%, right: 100%}, model: {file: tiny.onnx}, max_batch: 4}
+""",
     "waiting": """
   enter: {model: {code: "benchmarks.fidelity_models:quick", features: 64}, max_batch: 4}
   left: {after: {enter: 100%}, model: {code: "benchmarks.fidelity_models:slow", features: 64}, max_batch: 4}
@@ -65,7 +72,12 @@ STAGES = {
     max_batch: 4
 """,
 }
-SHARES = {"chain": (1.0, 1.0), "cascade": (1.0, 0.4), "waiting": (1.0, 1.0, 0.6, 1.0)}
+SHARES = {
+    "chain": (1.0, 1.0),
+    "cascade": (1.0, 0.4),
+    "diamond": (1.0, 1.0, 0.6, 1.0),
+    "waiting": (1.0, 1.0, 0.6, 1.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +94,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     rows = []
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
+        fidelity_models.convolution(folder / "tiny.onnx", 64, 3, seed)
         fidelity_models.convolution(folder / "small.onnx", 96, 4, seed)
         fidelity_models.convolution(folder / "large.onnx", 128, 5, seed)
         for name in ["waiting"] if quick else STAGES:
@@ -99,8 +112,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
 def notes() -> list[str]:
     """Return what a reader must know of the figures."""
     return [
-        "load: of the busiest stage, mean rate over throughput with full batches; one replica a stage",
-        f"foreign cores: what other programs took during the attempt; niceness of the benchmark {os.nice(0)}",
+        "load: of the busiest stage or of all cores, rate over throughput with full batches; one replica a stage",
+        f"foreign cores: the larger of what others took while profiling and replaying; niceness here {os.nice(0)}",
     ]
 
 
@@ -126,23 +139,28 @@ def _case(name: str, load: float, folder: Path, seed: int, *, quick: bool) -> li
 
 
 def _attempt(name: str, load: float, folder: Path, seed: list[int], count: int) -> Attempt:
-    began, busy, own = time.perf_counter(), _busy(), sum(os.times()[:4])
     with tempfile.TemporaryDirectory(dir=folder) as text:
         place = Path(text)
         run = Run(RunDir(place / "run"), LocalEngine(1), base=folder, allow_code=True)
-        profile(_spec(name, 1.0), run)
+        _, while_profiling = _watched(lambda: profile(_spec(name, 1.0), run))
         spec = validate(
             PipelineSpec, parse(HEAD.format(name=name, limit=SLACK * _single(name, run)) + STAGES[name], name)
         )
         rate = load * min(_throughputs(name, run))
         gaps = processes.gamma(rate, count / rate, np.random.default_rng(seed))
         np.savez(place / "trace.npz", arrival_s=gaps)
-        report = serve.serve(spec, _with_plan(run, spec, place / "trace.npz"))
+        report, while_replaying = _watched(lambda: serve.serve(spec, _with_plan(run, spec, place / "trace.npz")))
     if not isinstance(report, Report):
         raise TypeError("a replay ends in a report")
+    return Attempt(report, max(while_profiling, while_replaying), rate)
+
+
+def _watched(action: Callable[[], T]) -> tuple[T, float]:
+    """Return what an action returns, and the cores that other programs took meanwhile."""
+    began, busy, own = time.perf_counter(), _busy(), sum(os.times()[:4])
+    result = action()
     seconds = time.perf_counter() - began
-    foreign = max(0.0, _busy() - busy - (sum(os.times()[:4]) - own)) / seconds
-    return Attempt(report, foreign, rate)
+    return result, max(0.0, _busy() - busy - (sum(os.times()[:4]) - own)) / seconds
 
 
 def _spec(name: str, limit: float) -> PipelineSpec:
@@ -156,12 +174,13 @@ def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
 
 
 def _throughputs(name: str, run: Run) -> list[float]:
-    """Return the queries a second with which each stage alone is full."""
-    found = []
+    """Return the queries a second with which each stage alone is full, and with which all cores are."""
+    found, work = [], 0.0
     for stage, share in zip(_spec(name, 1.0).named, SHARES[name], strict=True):
         last = (profiles.stored(stage, run) or [])[-1]
         found.append(last.batch / last.mean / share)
-    return found
+        work += last.cpu * share * last.mean / last.batch
+    return [*found, available_cores() / max(work, 1e-9)]
 
 
 def _single(name: str, run: Run) -> float:

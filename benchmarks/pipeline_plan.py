@@ -28,6 +28,9 @@ from unfoldkit.spec.loader import read_document
 from unfoldkit.spec.validate import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "pipeline"
+RATES = (20.0, 50.0, 150.0, 300.0)
+SCVS = (1.0, 4.0, 16.0)
+TIGHT = 0.15  # s; of the paper's comparison with coarse-grained planning
 NAMES = ("image-processing", "cascade", "video-monitoring", "social-media")
 COLUMNS = [
     "pipeline",
@@ -59,8 +62,10 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         "points": len(rows),
     }
     tables = [{"name": "points", "columns": COLUMNS, "rows": rows}]
+    best = max(rows, key=lambda row: row[6])
+    where = f"largest ratio to CG-Peak: {best[0]} at {best[1]:g}/s, scv {best[2]:g}, target {best[3] * 1e3:.0f} ms"
     note = "latencies and prices are those of configs/pipeline; the paper's 7.6x is of its own pipelines and cluster"
-    return {"metrics": metrics, "peers": {}, "tables": tables, "notes": [note]}
+    return {"metrics": metrics, "peers": {}, "tables": tables, "notes": [note, where]}
 
 
 def spec_of(name: str) -> PipelineSpec:
@@ -77,13 +82,14 @@ def points(name: str, quick: bool, seed: int) -> Iterator[list[Any]]:
     """Yield a row for each rate, squared coefficient of variation and target of a pipeline."""
     spec = spec_of(name)
     pipeline = pipeline_of(spec)
-    grid = ((100.0,), (4.0,), (1.0, 2.0)) if quick else ((50.0, 150.0, 300.0), (1.0, 4.0, 16.0), (1.0, 2.0))
-    for rate, scv, looser in itertools.product(*grid):
+    slo = spec.slo.p99
+    grid = ((100.0,), (4.0,), (slo, 2 * slo)) if quick else (RATES, SCVS, tuple(sorted({TIGHT, slo, 2 * slo})))
+    for rate, scv, limit in itertools.product(*grid):
         arrivals = processes.gamma(rate, (6e3 if quick else 3e4) / rate, np.random.default_rng(seed), scv=scv)
         sample = draw(pipeline, arrivals, np.random.default_rng([seed, 1]))
-        row = _row(planner.judge_of(pipeline, [sample], spec.slo.p99 * looser))
+        row = _row(planner.judge_of(pipeline, [sample], limit))
         if row is not None:
-            yield [name, rate, scv, spec.slo.p99 * looser, *row]
+            yield [name, rate, scv, limit, *row]
 
 
 def _row(judge: Judge) -> list[Any] | None:

@@ -1,27 +1,30 @@
-"""Tuning plans carried out: predicted against executed time and cost of three plans, on local processes.
+"""Tuning plans carried out: predicted against executed time and cost of three plans, on local processes and on Ray.
 
-Trials sleep as long as an iteration is said to take, so that four nodes fit on a small machine; nodes, workers,
-checkpoints, barriers, ledger and the shrinking of the cluster are real. The start of so many nodes at once as a plan
-begins with is measured just before.
+Trials sleep as long as an iteration is said to take, so that four nodes fit on a small machine; nodes (processes, or
+raylets), workers, checkpoints, barriers, ledger and the shrinking of the cluster are real. The start of so many nodes
+at once as a plan begins with is measured just before, on the same engine.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
 
 from benchmarks import sleeper
-from unfold_tuning.cluster import LocalCluster
+from unfold_tuning.cluster import Cluster, LocalCluster
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.executor import Executor, Outcome, Task
 from unfold_tuning.facts import Machine, Profile, Spread
 from unfold_tuning.fleet import own
 from unfold_tuning.ledger import Ledger, opened
 from unfold_tuning.planner import offer
+from unfold_tuning.ray_cluster import RayCluster
+from unfold_tuning.raylets import Here
 from unfold_tuning.score import Score, score
 from unfold_tuning.spec import Trainable, Uniform
 from unfold_tuning.stages import Stage, random_search, successive_halving
@@ -29,8 +32,7 @@ from unfold_tuning.tables import model
 from unfold_tuning.trainables import Work
 from unfoldkit.catalog.billing import Billing
 
-STAGES = successive_halving(12, 2, 18, 3)
-NODE = Machine("node", 2, 3.6, limit=4, billing=Billing(0.0, 0.0))
+NODE = Machine("node", 2, 3.6, billing=Billing(0.0, 0.0))
 SHARE = 0.5
 
 
@@ -42,34 +44,70 @@ class Start:
     trial: Spread
 
 
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where plans are carried out: ``local`` or ``ray``, with at most ``limit`` nodes; a start is measured so often.
+
+    A raylet takes seconds of processor time to start, so there are fewer of them on a small machine, and longer trials.
+    """
+
+    name: str
+    repeats: int
+    limit: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def node(self) -> Machine:
+        """The node type, as the planner sees it."""
+        return replace(NODE, limit=self.limit)
+
+    def cluster(self, trainable: Trainable, ledger: Ledger) -> Cluster:
+        """Return a cluster that is not open yet."""
+        work, fleet = Work(trainable), own(ledger, NODE.price)
+        if self.name == "local":
+            return LocalCluster(work, NODE.accelerators, fleet)
+        return RayCluster(work, NODE.accelerators, fleet, Here(NODE.accelerators))
+
+
 def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: ARG001 - no data is needed
-    """Carry out three plans (one if quick) and compare.
+    """Carry out three plans (one, on local processes, if quick) and compare.
 
     Args:
-        quick: The fastest plan only.
+        quick: The fastest plan only, without Ray.
         seed: Seed of the trials.
         data: Not used.
 
     Returns:
         ``metrics``, ``tables`` and ``notes``.
     """
-    repeats = 1 if quick else 3
-    found = offer(model(STAGES, profile_of(measured(NODE.limit, repeats)), NODE, 2000, seed), SHARE)
-    last = len(found.scores) - 1
-    chosen = [found.scores[index].plan for index in ([0] if quick else [0, last // 2, last])]
-    rows = [_compared(plan, repeats, seed) for plan in chosen]
-    metrics = {
-        "time_error_percent_max": max(abs(row["time_error_percent"]) for row in rows),
-        "cost_error_percent_max": max(abs(row["cost_error_percent"]) for row in rows),
-        "plans": len(rows),
-        "node_start_s": max(row["start_s"] for row in rows),
-    }
+    there = importlib.util.find_spec("ray") is not None
+    local = Engine("local", 1 if quick else 3, 4, successive_halving(12, 2, 18, 3))
+    engines = [local, *([Engine("ray", 1, 2, successive_halving(12, 3, 27, 3))] if there and not quick else [])]
+    rows = [row for engine in engines for row in compared(engine, quick, seed)]
+    of = {engine.name: [row for row in rows if row["engine"] == engine.name] for engine in engines}
+    metrics = _errors(rows, "") | {"plans": len(rows) // len(engines)}
+    for name in ("local", "ray"):
+        metrics |= _errors(of.get(name, []), f"_{name}")
     notes = [
-        "Local processes only; not measured on Ray.",
-        "Iterations sleep; processes, checkpoints, barriers, ledger and the shrinking of the cluster are real.",
+        "Iterations sleep; processes or raylets, checkpoints, barriers, ledger and the shrinking are real.",
         "On a busy machine the start of a node varies; it is part of the error.",
+        "A prediction is of the mean run; what is executed is one run, with spread of its own.",
     ]
-    return {"metrics": metrics, "tables": {"plans": rows}, "notes": notes}
+    missing = [] if "ray" in of else ["Not measured on Ray: quick, or it is not installed."]
+    return {"metrics": metrics, "tables": {"plans": rows}, "notes": notes + missing}
+
+
+def compared(engine: Engine, quick: bool, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an engine: three plans of its curve, fastest first, or that one only."""
+    start = measured(engine, engine.limit)
+    found = offer(model(engine.stages, profile_of(start), engine.node, 2000, seed), SHARE)
+    last = len(found.scores) - 1
+    for plan in [found.scores[index].plan for index in ([0] if quick else [0, last // 2, last])]:
+        # just before, as a machine that others use too is not the same a few minutes later
+        profile = profile_of(measured(engine, plan[0].instances))
+        predicted = score(model(engine.stages, profile, engine.node, 2000, seed), plan)
+        row = _row(predicted, *carried_out(engine, predicted, profile, seed))
+        yield {"engine": engine.name, **row, "start_s": profile.startup.mean}
 
 
 def profile_of(start: Start) -> Profile:
@@ -79,43 +117,41 @@ def profile_of(start: Start) -> Profile:
     return Profile(iteration, speedup, startup=start.node, start=start.trial, sync=Spread(0.05))
 
 
-def measured(count: int, repeats: int) -> Start:
+def measured(engine: Engine, count: int) -> Start:
     """Measure the start of ``count`` nodes side by side, and what a trial takes beside its sleep."""
     starts, extra = [], []
     places = count * NODE.accelerators
-    for index in range(repeats):
+    for index in range(engine.repeats):
         with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
             plan = (Deal(count, 1, places),)
-            _, began = _run(folder, ledger, Profile(Spread(1.0)), index, random_search(places, 1), plan)
+            _run(engine, folder, ledger, Profile(Spread(1.0)), index, random_search(places, 1), plan)
             parts = ledger.parts()
             slept = {trial: seconds for trial, _, _, seconds, _ in ledger.steps()}
-            starts.append(min(part[3] for part in parts) - began)
+            starts.append(min(part[3] for part in parts) - ledger.fact("began"))
             extra += [(part[4] or 0.0) - part[3] - slept[part[1]] for part in parts]
     return Start(Spread(median(starts)), Spread(max(1e-4, fmean(extra)), pstdev(extra)))
 
 
-def _compared(plan: Plan, repeats: int, seed: int) -> dict[str, Any]:
-    profile = profile_of(measured(plan[0].instances, repeats))
-    predicted = score(model(STAGES, profile, NODE, 2000, seed), plan)
-    row = _row(predicted, *carried_out(predicted, profile, seed))
-    return row | {"start_s": profile.startup.mean}
-
-
-def carried_out(plan: Score, profile: Profile, seed: int) -> tuple[float, float]:
+def carried_out(engine: Engine, plan: Score, profile: Profile, seed: int) -> tuple[float, float]:
     """Carry a plan out and return its seconds and dollars."""
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
-        outcome, _ = _run(folder, ledger, profile, seed, STAGES, plan.plan)
+        outcome = _run(engine, folder, ledger, profile, seed, engine.stages, plan.plan)
         return outcome.ended - outcome.began, outcome.spent
 
 
 def _run(
-    folder: str, ledger: Ledger, profile: Profile, seed: int, stages: tuple[Stage, ...], deals: Plan
-) -> tuple[Outcome, float]:
+    engine: Engine, folder: str, ledger: Ledger, profile: Profile, seed: int, stages: tuple[Stage, ...], deals: Plan
+) -> Outcome:
     trainable = Trainable(function="benchmarks.sleeper:train", space={"ceiling": Uniform(uniform=(0.0, 1.0))})
-    task = Task(stages, deals, NODE, profile, trainable, Path(folder) / "trials", seed, every=2, replan=False)
-    cluster = LocalCluster(Work(trainable), NODE.accelerators, own(ledger, NODE.price))
-    began = time.time()
-    return Executor(task, ledger, cluster).run(), began
+    task = Task(stages, deals, engine.node, profile, trainable, Path(folder) / "trials", seed, every=2, replan=False)
+    return Executor(task, ledger, engine.cluster(trainable, ledger)).run()
+
+
+def _errors(rows: Sequence[dict[str, Any]], suffix: str) -> dict[str, float | None]:
+    return {
+        f"{name}_error_percent_max{suffix}": max((abs(row[f"{name}_error_percent"]) for row in rows), default=None)
+        for name in ("time", "cost")
+    }
 
 
 def _row(plan: Score, seconds: float, dollars: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from scipy.stats import poisson
 from unfoldkit.arrivals import processes
 from unfoldkit.queueing import reference, stage
 
-Case = tuple[list[float], list[float], int, float, list[tuple[float, int]], list[float], float]
+Case = tuple[list[float], list[float], int, float, list[tuple[float, int]], list[float], float, float]
 
 
 @st.composite
@@ -30,13 +30,14 @@ def cases(draw: st.DrawFn) -> Case:
         changes.append((when, change))
     factor = draw(st.sampled_from([[1.0], [1.0, 2.0], [0.5, 1.0, 4.0, 1.5]]))
     wait, wake = draw(st.sampled_from([0.0, 0.25, 1.0])), draw(st.sampled_from([0.0, 0.125, 2.0]))
-    return times, latency, replicas, wait, changes, factor, wake
+    patience = draw(st.sampled_from([np.inf, np.inf, 0.0, 0.5, 2.0]))
+    return times, latency, replicas, wait, changes, factor, wake, patience
 
 
 def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
     """Serve a case by the kernel, in one go or a slice of time after another."""
-    times, latency, replicas, wait, changes, factor, wake = case
-    server = stage.Server(np.array(latency), replicas, wait, np.array(factor), wake)
+    times, latency, replicas, wait, changes, factor, wake, patience = case
+    server = stage.Server(np.array(latency), replicas, wait, np.array(factor), wake, patience)
     schedule = stage.Schedule(np.array([t for t, _ in changes]), np.array([c for _, c in changes], dtype=np.int64))
     arrivals, items = np.array(times), np.arange(len(times), dtype=np.int32)
     state = stage.start(server, len(times), schedule)
@@ -50,10 +51,18 @@ def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
 @given(cases())
 @settings(max_examples=300, deadline=None)
 def test_kernel_equals_the_plain_queue(case: Case) -> None:
-    """Completions, their order and the drained seconds are those of the event heap, ties and changes included."""
-    times, latency, replicas, wait, changes, factor, wake = case
+    """Completions, their order and drained seconds are those of the event heap: ties, changes, shedding."""
+    times, latency, replicas, wait, changes, factor, wake, patience = case
     done, drained = reference.serve(
-        times, range(len(times)), latency, replicas, factor=factor, wait=wait, wake=wake, changes=changes
+        times,
+        range(len(times)),
+        latency,
+        replicas,
+        factor=factor,
+        wait=wait,
+        wake=wake,
+        patience=patience,
+        changes=changes,
     )
     found, found_drained = fast(case)
     assert [time for time, _ in found] == [time for time, _ in done]

@@ -21,7 +21,7 @@ from unfold_cascade.time import measures
 from unfold_cascade.time.choose import patient_means, sequence
 from unfold_cascade.time.decide import Searched, judge, searched, swapped
 from unfold_cascade.time.judge import at_rate, outcome
-from unfold_cascade.time.keys import Moves
+from unfold_cascade.time.keys import Alerts, Moves
 from unfold_cascade.time.long import entity_of_row, starts_of
 from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.policy import Step
@@ -272,7 +272,8 @@ def test_real_records_give_a_cascade_that_costs_less(archive: Path, tmp_path: Pa
     names = (
         "price_saving flops_saving latency_saving naive_price_saving naive_flops_saving loss_points lead_hours_gain "
         "loss_points_interval auprc auprc_baseline utility utility_baseline alerts_per_100h "
-        "cheapest_single_price_saving cheapest_single_utility"
+        "cheapest_single_price_saving cheapest_single_utility informed_loss_points informed_price_saving "
+        "alerts_per_100h_low alerts_per_100h_high lead_hours_gain_low lead_hours_gain_high"
     )
     values: Mapping[str, Any] = {name: report.metrics[name].value for name in names.split()}
     assert all(value is not None for value in values.values()), values
@@ -288,7 +289,9 @@ def _small(spec: CascadeSpec, archive: Path) -> CascadeSpec:
     ]
     data = spec.data.model_copy(update={"path": str(archive), "patients": 800})
     assert spec.baseline is not None
-    update = {"data": data, "stages": tuple(stages), "baseline": _quick(spec.baseline)}
+    # so few patients cannot tell one alarm from another
+    alerts = Alerts(per_100h=10, utility_margin=0.3, auprc_margin=0.05)
+    update = {"data": data, "stages": tuple(stages), "baseline": _quick(spec.baseline), "alerts": alerts}
     return spec.model_copy(update=update)
 
 

@@ -17,7 +17,7 @@ from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.panel import layout, panel
 from unfold_cascade.time.readers import read_long, read_psv
 from unfold_cascade.time.sight import Past, sight
-from unfold_cascade.time.targets import entered, partial_sofa, sirs, truth
+from unfold_cascade.time.targets import entered, partial_sofa, rule, sirs, truth
 from unfold_cascade.time.windows import STATISTICS, carried, statistics
 from unfoldkit.errors import UnfoldError
 
@@ -257,6 +257,23 @@ def test_only_psv_members_of_an_archive_are_read(tmp_path: Path) -> None:
         read_psv(tmp_path / "x.tar")
 
 
+def test_a_group_with_all_columns_of_a_rule_counts_what_the_rule_counts() -> None:
+    """The points of a group are those of the rule on the same values; the most so far begins anew with each case."""
+    rng = np.random.default_rng(5)
+    starts = starts_of(rng.integers(1, 12, 30))
+    n = int(starts[-1])
+    hour = np.concatenate([np.arange(float(b - a)) for a, b in itertools.pairwise(starts)])
+    signs = rng.normal((90, 37.5, 19, 36, 11), (15, 1, 4, 6, 4), (n, 5))
+    values = np.where(rng.random((n, 5)) < 0.4, signs, np.nan).astype(np.float32)
+    table = Long(tuple(map(str, range(30))), starts, hour, ("HR", "Temp", "Resp", "PaCO2", "WBC"), values, "", "t")
+    groups = {"all": FeatureGroup(columns=table.columns, derive=(), rule="sirs")}
+    now, most = panel(table, groups).T
+    assert layout(groups).names == ("all_sirs", "all_sirs_most")
+    assert np.array_equal(now >= 2, rule(table, "sirs", key=""))
+    for begin, end in itertools.pairwise(starts):
+        assert np.array_equal(most[begin:end], np.maximum.accumulate(now[begin:end]))
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_features_made_hour_by_hour_are_those_of_the_table(seed: int) -> None:
     """From a small memory of each entity, every feature of every hour is what the whole table gives, to the bit."""
@@ -265,8 +282,11 @@ def test_features_made_hour_by_hour_are_those_of_the_table(seed: int) -> None:
     starts = starts_of(sizes)
     n = int(sizes.sum())
     hour = np.concatenate([np.cumsum(rng.choice([0.25, 1.0, 2.0, 5.0], size)) for size in sizes])
-    values = np.where(rng.random((n, 4)) < 0.6, rng.normal(50, 20, (n, 4)), np.nan).astype(np.float32)
-    table = Long(tuple(map(str, range(9))), starts, hour, ("a", "b", "c", "d"), values, "", "t")
+    signs = rng.normal((95, 37.5, 19, 11), (15, 1, 4, 4), (n, 4))
+    every = np.column_stack((rng.normal(50, 20, (n, 4)), signs))
+    values = np.where(rng.random((n, 8)) < 0.6, every, np.nan).astype(np.float32)
+    names = ("a", "b", "c", "d", "HR", "Temp", "Resp", "WBC")
+    table = Long(tuple(map(str, range(9))), starts, hour, names, values, "", "t")
     groups = {
         "now": FeatureGroup(columns=("a", "d")),
         "short": FeatureGroup(
@@ -275,6 +295,8 @@ def test_features_made_hour_by_hour_are_those_of_the_table(seed: int) -> None:
         "long": FeatureGroup(
             columns=("b", "c"), derive=("last", "age", "max", "spread"), window="7 h", valid_for="6 h"
         ),
+        "vital": FeatureGroup(columns=("HR", "Temp", "Resp"), derive=(), rule="sirs"),
+        "blood": FeatureGroup(columns=("WBC", "HR", "a"), derive=("last",), rule="sirs"),
     }
     view, whole = sight(groups), panel(table, groups)
     x = values[:, [table.columns.index(name) for name in view.columns]].astype(np.float64)

@@ -48,8 +48,12 @@ def cases(spec: CascadeSpec, run: Run) -> Cases:
     Raises:
         UnfoldError: a file, column or label is not as the spec says.
     """
-    made_from = fingerprint(dump(spec.data), _targets(spec), dump_features(spec), run.seed, source_digest(spec, run))
-    return _unpacked(run.directory.once(FILE, made_from, lambda: _packed(_read(spec, run))))
+    return _unpacked(run.directory.once(FILE, made_from(spec, run), lambda: _packed(_read(spec, run))))
+
+
+def made_from(spec: CascadeSpec, run: Run) -> str:
+    """Return the fingerprint of what the cases of a spec are made from."""
+    return fingerprint(dump(spec.data), _targets(spec), dump_features(spec), run.seed, source_digest(spec, run))
 
 
 def stored_cases(run: Run) -> Cases:

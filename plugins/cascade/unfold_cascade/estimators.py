@@ -88,11 +88,18 @@ def probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
     return result
 
 
-def fit(recipe: Recipe, x: Matrix, y: IntArray, seed: int) -> Any:
+def fit(recipe: Recipe, x: Matrix, y: IntArray, seed: int, weight: FloatArray | None = None) -> Any:
     """Return a model fitted on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
 
+    Args:
+        recipe: how the model is made.
+        x: (n, d) features.
+        y: (n,) labels.
+        seed: of whatever it draws.
+        weight: (n,) how much each row counts; once each by default.
+
     Raises:
-        UnfoldError: the estimator refuses the data or its parameters.
+        UnfoldError: the estimator refuses the data, its parameters, or weights.
     """
     import warnings
 
@@ -100,9 +107,16 @@ def fit(recipe: Recipe, x: Matrix, y: IntArray, seed: int) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return model.fit(x, y)
+            return model.fit(x, y, **_weights(model, weight))
     except (ValueError, TypeError) as error:
         raise fail(f"{recipe.estimator} cannot be fitted: {str(error).splitlines()[0]}") from error
+
+
+def _weights(model: Any, weight: FloatArray | None) -> dict[str, FloatArray]:
+    if weight is None:
+        return {}
+    last = f"{model.steps[-1][0]}__" if hasattr(model, "steps") else ""
+    return {f"{last}sample_weight": weight}
 
 
 def to_bytes(recipe: Recipe, model: Any) -> bytes:

@@ -35,10 +35,17 @@ class Voice:
 
     def ask(self, batch: Rows, rows: Sequence[int]) -> FloatArray:
         """Return (m, C) probabilities of some rows of a batch."""
+        return self.engine.predict(self._own(batch, rows))
+
+    def sure(self, batch: Rows, rows: Sequence[int]) -> FloatArray | None:
+        """Return the (m,) confidence of a look into the model, if that is what its gate reads."""
+        return None if self.engine.sure is None else self.engine.sure(self._own(batch, rows))
+
+    def _own(self, batch: Rows, rows: Sequence[int]) -> Array:
         x = batch.x[self.engine.dtype]
         if len(rows) < len(x):
             x = x.take(rows, axis=0)
-        return self.engine.predict(x if self.columns is None else x[:, self.columns])
+        return x if self.columns is None else x[:, self.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,9 @@ class Whole:
     share: FloatArray
     within: bool
     answers: IntArray
+
+    def sure(self, _batch: Rows, _rows: Sequence[int]) -> None:
+        """Tell that its gate reads its probabilities."""
 
     def ask(self, batch: Rows, rows: Sequence[int]) -> FloatArray:
         """Return (m, A) probabilities of some rows of a batch."""
@@ -106,7 +116,8 @@ def _heard(
     """Return the answers of one model and the scores that its gate reads; ``earlier`` are the answers before it."""
     probability = link.voice.ask(batch, rows)
     answer = link.voice.answers[probability.argmax(axis=1)]
-    score = confidence(probability)
+    seen = link.voice.sure(batch, rows)
+    score = confidence(probability) if seen is None else seen
     if link.curve is not None:
         asked = np.column_stack([np.array(earlier, dtype=np.int64).reshape(len(rows), -1), answer])
         score = link.curve(score, contexts(asked, tuple(range(asked.shape[1]))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from unfold_cascade import estimators, svm
 from unfold_cascade.arrays import FloatArray, IntArray, Matrix
 from unfold_cascade.cases import Cases, features
+from unfold_cascade.gates.evidence import look, shrunk
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.zoo import Log, Slot
 from unfoldkit.api import Run, fingerprint
@@ -46,13 +47,14 @@ class Probe:
 class Engine:
     """A model that answers: ``predict`` takes (n, d) of ``dtype`` and gives (n, C) float64 probabilities.
 
-    ``name`` says what runs it, ``why`` in words how it was chosen.
+    ``name`` says what runs it, ``why`` how it was chosen; ``sure`` gives the (n,) confidence of a look into it.
     """
 
     predict: Predict
     dtype: type[Any]
     name: str
     why: str
+    sure: Predict | None = None
 
 
 class Fitted(Protocol):
@@ -78,6 +80,10 @@ class Fitted(Protocol):
     def made_from(self) -> str:
         """The fingerprint of what it was made from."""
 
+    @property
+    def inside(self) -> str | None:
+        """The confidence that looks into the model, if one does."""
+
 
 def keep_probe(spec: CascadeSpec, run: Run, given: Cases) -> Probe:
     """Return the probe of a run; the table is read only if the run does not hold it yet."""
@@ -96,8 +102,8 @@ def engine(run: Run, slot: Slot, log: Log, probe: Probe, *, native: bool = False
 
 def checked(run: Run, slot: Fitted, said: Matrix, x: Matrix, *, native: bool = False) -> Engine:
     """Return what answers for one model: ``said`` (m, C) is what the native model said of the rows ``x`` (m, d)."""
-    wrong = "asked for"
-    for form in () if native else _forms(slot):
+    wrong = "asked for" if slot.inside is None else f"its {slot.inside} confidence looks into it"
+    for form in () if native or slot.inside else _forms(slot):
         found = _onnx(_converted(run, slot, form), form, slot.classes, run.log)
         now = None if found is None else found(x[:, slot.columns].astype(form))
         wrong = _difference(now, said)
@@ -133,8 +139,17 @@ def unconverted(run: Run, slot: Fitted, why: str, *, dtype: type[Any] = np.float
     data = run.directory.read(slot.model_file)
     file = str(run.directory.path / slot.model_file)
     model = estimators.from_bytes(data, ubjson=slot.model_file.endswith(".ubj"), file=file)
-    classes = slot.classes
-    return Engine(lambda x: estimators.probabilities(model, x, classes), dtype, NATIVE, why)
+    classes, looks = slot.classes, slot.inside
+    sure = None if looks is None else lambda x: look(looks, model, x)
+    return Engine(lambda x: estimators.probabilities(model, x, classes), dtype, NATIVE, why, sure)
+
+
+def drawn(engine: Engine) -> Engine:
+    """Return an engine whose probabilities are drawn to 1/C by the doubt of a look into the model: gates over time."""
+    if engine.sure is None:
+        return engine
+    predict, sure = engine.predict, engine.sure
+    return replace(engine, predict=lambda x: shrunk(predict(x), sure(x)))
 
 
 def _converted(run: Run, slot: Fitted, form: type[Any]) -> bytes:

@@ -46,8 +46,12 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
 
         return answer(spec, run, "plan")
     from unfold_cascade import exits
+    from unfold_cascade.check import check, new_data
     from unfold_cascade.story import tell
 
+    before = new_data(spec, run)
+    if before is not None:
+        return check(spec, before, run)
     found = decide(spec, run)
     exits.keep(found, run)
     return tell(found, run, "plan")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.cases import Cases, group_of_label, source_digest
-from unfold_cascade.data import load_frame
+from unfold_cascade.data import Frame, load_frame
 from unfold_cascade.gates import confidence
 from unfold_cascade.spec import CascadeSpec, ModelSpec
 from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, candidate_name, logs
@@ -137,7 +137,7 @@ def _question(
         group,
         tuple(voice.model for voice in voices),
         np.column_stack([voice.answers[voice.probability.argmax(axis=1)] for voice in voices]),
-        np.column_stack([confidence_of(spec)(voice.probability) for voice in voices]),
+        np.column_stack([_confidence(spec, voice) for voice in voices]),
         np.array([voice.price for voice in voices]),
         tuple(voice.buys for voice in voices),
         np.array([voice.latency_us for voice in voices]),
@@ -154,6 +154,11 @@ class _Voice:
     price: float
     buys: frozenset[str]
     latency_us: float
+    confidence: FloatArray | None = None
+
+
+def _confidence(spec: CascadeSpec, voice: _Voice) -> FloatArray:
+    return confidence_of(spec)(voice.probability) if voice.confidence is None else voice.confidence
 
 
 def _voice(
@@ -165,7 +170,8 @@ def _voice(
         raise fail(f"the model {model.name!r} was not fitted", hint="unfold train fits it")
     slot, log = logged
     buys = frozenset(spec.features if model.features is None else model.features)
-    return _Voice(model.name, log.probability, slot.answers, _price(spec, slot, log, model), buys, log.latency_us)
+    price = _price(spec, slot, log, model)
+    return _Voice(model.name, log.probability, slot.answers, price, buys, log.latency_us, log.confidence)
 
 
 def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
@@ -178,14 +184,17 @@ def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
 
 
 def confidence_of(spec: CascadeSpec) -> Callable[[FloatArray], FloatArray]:
-    """Return the function from (n, C) probabilities to the (n,) confidences that gates read."""
+    """Return the function from (n, C) probabilities to the (n,) confidences that gates read.
+
+    A model that the spec's confidence cannot look into is read by its largest probability.
+    """
     functions = {
         "max-probability": confidence.max_probability,
         "margin": confidence.margin,
         "entropy": confidence.entropy,
         "label-conditional": confidence.max_probability,
     }
-    return functions[spec.gates.confidence]
+    return functions.get(spec.gates.confidence, confidence.max_probability)
 
 
 def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:
@@ -201,18 +210,35 @@ def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:
 def _recorded(spec: CascadeSpec, run: Run, given: Cases) -> Question:
     models = spec.stages[0].models
     made_from = fingerprint([dump(model) for model in models], given.names, source_digest(spec, run))
-    data = run.directory.once(RECORDED_FILE, made_from, lambda: _read_recorded(spec, run, given))
+    data = run.directory.once(
+        RECORDED_FILE, made_from, lambda: _packed(heard(spec, given.names, load_frame(spec, run)))
+    )
+    return _question_of(spec, data)
+
+
+def recorded_again(spec: CascadeSpec, run: Run, names: Sequence[str], frame: Frame | None = None) -> Zoo:
+    """Return the tables that a run holds of recorded models, lengthened by the rows of ``frame``."""
+    question = _question_of(spec, run.directory.read(RECORDED_FILE))
+    if frame is not None:
+        answer, score = heard(spec, names, frame)
+        longer = np.concatenate([question.answer, answer]), np.concatenate([question.score, score])
+        question = replace(question, answer=longer[0], score=longer[1])
+    return Zoo(question, {}, question, {}, {}, unit(spec))
+
+
+def _question_of(spec: CascadeSpec, data: bytes) -> Question:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         answer, score = stored["answer"], stored["score"]
+    models = spec.stages[0].models
     price = np.array([model.price or 0.0 for model in models])
     buys = tuple(frozenset[str]() for _ in models)
     names = tuple(model.name for model in models)
     return Question(spec.stages[0].name, WHOLE, names, answer, score, price, buys, np.full(len(models), np.nan))
 
 
-def _read_recorded(spec: CascadeSpec, run: Run, given: Cases) -> bytes:
-    frame = load_frame(spec, run)
-    number = {name: index for index, name in enumerate(given.names)}
+def heard(spec: CascadeSpec, names: Sequence[str], frame: Frame) -> tuple[IntArray, FloatArray]:
+    """Return (n, M) answers and (n, M) confidences of recorded models; ``names`` are those of the labels."""
+    number = {name: index for index, name in enumerate(names)}
     answers, scores = [], []
     for m, model in enumerate(spec.stages[0].models):
         columns = model.recorded
@@ -223,6 +249,10 @@ def _read_recorded(spec: CascadeSpec, run: Run, given: Cases) -> bytes:
         # an answer that is no label of the data is wrong whatever the truth
         answers.append([number.get(str(value), len(number)) for value in text])
         scores.append(np.nan_to_num(frame.numbers(columns.confidence, key=f"{key}.confidence"), nan=-np.inf))
+    return np.array(answers, dtype=np.int64).T, np.array(scores).T
+
+
+def _packed(tables: tuple[IntArray, FloatArray]) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, answer=np.array(answers, dtype=np.int64).T, score=np.array(scores).T)
+    np.savez(stream, allow_pickle=False, answer=tables[0], score=tables[1])
     return stream.getvalue()

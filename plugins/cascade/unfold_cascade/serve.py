@@ -15,7 +15,7 @@ from unfold_cascade.pack import Engine, Probe, engine, keep_probe
 from unfold_cascade.plan import FRONT_FILE, from_json
 from unfold_cascade.planned import planned
 from unfold_cascade.policy import Policy, Step, follow, in_words
-from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of
+from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of, recorded_again
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.ways import outputs, table, written
 from unfold_cascade.zoo import AGAIN, BASELINE, WHOLE, Log, Slot, stored
@@ -63,15 +63,20 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     app = application([model], registry=registry, log=run.log, clock=run.clock)
     told = tuple(_told(loaded, engines))
     watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, loaded.zoo.unit, loaded.whole))
-    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch)
+    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch, many=True)
 
 
 def load(spec: CascadeSpec, run: Run) -> Loaded:
     """Return what the run holds of this spec, each file against its hash."""
-    plan = _plan(spec, run)
+    return loaded_from(spec, run, _plan(spec, run))
+
+
+def loaded_from(spec: CascadeSpec, run: Run, plan: Mapping[str, Any]) -> Loaded:
+    """Return what the run holds of a plan; of recorded models, which have no logs, the tables."""
     given = stored_cases(run)
-    logged = stored(spec, replace(run, seed=int(plan["seed"])), given)
-    zoo = assemble(spec, given, logged)
+    recorded = spec.data.source == "recorded"
+    logged = [] if recorded else stored(spec, replace(run, seed=int(plan["seed"])), given)
+    zoo = recorded_again(spec, run, given.names) if recorded else assemble(spec, given, logged)
     found = {(slot.stage, slot.group, slot.model): (slot, log) for slot, log in logged}
     best = best_single(spec, zoo.monoliths, given)
     steps = plan["decision"].get("cascade")

@@ -14,6 +14,7 @@ from unfoldkit.api import Duration, Model, Name, Percent, Problem, Spec, did_you
 
 Label = str | int | bool | float
 Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
+Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "evidential", "ensemble"]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
 
@@ -71,8 +72,11 @@ class FeatureGroup(Model):
     columns: tuple[str, ...] = Field(min_length=1, description="names or patterns such as pixel_*")
     price: float = Field(default=0.0, ge=0.0)
     valid_for: Duration | None = Field(default=None, description="over time: how long a purchase and its values hold")
-    derive: tuple[Derived, ...] = Field(default=("last",), min_length=1, description="over time: what is made of them")
+    derive: tuple[Derived, ...] = Field(default=("last",), description="over time: what is made of them")
     window: Duration | None = Field(default=None, description="over time: of mean, min, max, change and spread")
+    rule: Literal["sirs", "sofa"] | None = Field(
+        default=None, description="over time: also how many points of a rule these columns give, now and at most so far"
+    )
 
 
 class Recorded(Model):
@@ -80,6 +84,12 @@ class Recorded(Model):
 
     prediction: str
     confidence: str
+
+
+class Tune(Model):
+    """A tuning run that found a model's parameters, within its own deadline and budget."""
+
+    run: str = Field(alias="from", min_length=1, description="its folder, such as runs/digits-sha")
 
 
 class ModelSpec(Model):
@@ -94,6 +104,7 @@ class ModelSpec(Model):
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
     params: Params = Field(default_factory=dict)
     scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
+    tune: Tune | None = Field(default=None, description="take the parameters that a tuning run found")
     recorded: Recorded | None = None
     price: float | None = Field(default=None, ge=0.0, description="of one call; for recorded models and cost by price")
 
@@ -117,6 +128,9 @@ class Stage(Model):
     fresh: Duration | None = Field(
         default=None, description="over time: no longer than this after entry is learnt from"
     )
+    learn: Literal["label", "utility"] = Field(
+        default="label", description="over time: whether the stage is entered, or whether a warning pays at that hour"
+    )
 
 
 class Candidate(Model):
@@ -128,6 +142,16 @@ class Candidate(Model):
     features: tuple[str, ...] | None = None
 
 
+class Rival(Model):
+    """Another monolithic model over time, judged beside the baseline; nothing is certified against it."""
+
+    name: Name
+    estimator: str
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
+
+
 class Baseline(Model):
     """The monolithic models that were tried, the best by cross-validation on ``train`` being the reference; or one."""
 
@@ -136,6 +160,7 @@ class Baseline(Model):
     params: Params = Field(default_factory=dict)
     scale: bool | None = None
     features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if left out")
+    rivals: tuple[Rival, ...] = Field(default=(), max_length=4, description="over time: others, laid beside it")
 
 
 class CostSpec(Model):
@@ -149,7 +174,11 @@ class CostSpec(Model):
 class GateSpec(Model):
     """How gates are searched."""
 
-    confidence: Literal["max-probability", "margin", "entropy", "label-conditional"] = "max-probability"
+    confidence: Confidence = Field(
+        default="max-probability",
+        description="what gates read; evidential (leaf counts) and ensemble (agreement) look into trees and forests, "
+        "ensemble into xgboost too, and other models beside them are read by max-probability",
+    )
     order: Literal["sorted", "all"] = Field(default="sorted", description="only cheap to costly, or every order")
     max_models: int = Field(default=3, ge=1, le=5, description="longest chain that is searched")
     bins: int | None = Field(default=None, ge=2, le=4096, description="cuts tried per gate; by default all or many")
@@ -177,7 +206,7 @@ class CascadeSpec(Spec):
     gates: GateSpec = GateSpec()
     moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
     alerts: Alerts | None = Field(default=None, description="over time: how often the last stage may say yes")
-    drift: Drift | None = Field(default=None, description="over time: what a check of new data, and an audit, tell")
+    drift: Drift | None = Field(default=None, description="what a check of new data tells, and, over time, an audit")
     goal: Goal
 
     @property
@@ -193,10 +222,12 @@ class CascadeSpec(Spec):
         yield from _split_problems(self.data.split)
         if self.over_time:
             yield from rules.over_time(self)
+            yield from _confidence_problems(self)
             return
         yield from rules.without_time(self)
         yield from _stage_problems(self)
         yield from _model_problems(self)
+        yield from _confidence_problems(self)
         if self.data.source != "recorded" and (self.baseline is None or not self.baseline.candidates):
             yield Problem(("baseline",), "this key is missing", "baseline: {candidates: [{estimator: svc}]}")
 
@@ -204,6 +235,19 @@ class CascadeSpec(Spec):
 def _goal_problems(goal: Goal) -> Iterator[Problem]:
     if (goal.max_loss is None) == (goal.budget is None):
         yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
+
+
+def _confidence_problems(spec: CascadeSpec) -> Iterator[Problem]:
+    """Yield a confidence that looks into models where no model of a stage can be looked into."""
+    from unfold_cascade.inside import INSIDE, inside
+
+    name = spec.gates.confidence
+    named = [model.estimator or "" for stage in spec.stages for model in stage.models]
+    if name in INSIDE and not any(inside(name, estimator) for estimator in named):
+        hint = f"it looks into {', '.join(one for one in INSIDE[name] if '.' not in one)}"
+        yield Problem(("gates", "confidence"), f"no model of the stages can be read by {name}", hint)
+    if spec.over_time and name == "label-conditional":
+        yield Problem(("gates", "confidence"), "label-conditional goes with cases without time only")
 
 
 def _split_problems(split: Split) -> Iterator[Problem]:
@@ -262,14 +306,16 @@ def _recorded_problems(model: ModelSpec, place: tuple[str | int, ...]) -> Iterat
         yield Problem(place, "where is its answer?", "recorded: {prediction: COLUMN, confidence: COLUMN}")
     if model.price is None:
         yield Problem(place, "the price of one call is missing", "price: 0.001")
-    if model.estimator is not None:
-        yield Problem((*place, "estimator"), "nothing is fitted from recorded predictions", at_key=True)
+    for key in ("estimator", "tune"):
+        if getattr(model, key) is not None:
+            yield Problem((*place, key), "nothing is fitted from recorded predictions", at_key=True)
 
 
 def _fitted_problems(spec: CascadeSpec, model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:
     if model.estimator is None:
         yield Problem(place, "which estimator?", "estimator: logistic-regression")
-    if model.estimator == "baseline" and (model.params or model.features is not None or model.scale is not None):
+    given = (model.features, model.scale, model.tune)
+    if model.estimator == "baseline" and (model.params or any(one is not None for one in given)):
         yield Problem((*place, "estimator"), "the baseline is taken as it is, without params, features or scale")
     if model.recorded is not None:
         yield Problem((*place, "recorded"), "goes with data: {source: recorded} only", at_key=True)

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade import cost, estimators
+from unfold_cascade import cost, estimators, tuned
 from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.cases import Cases, features, group_of_label
 from unfold_cascade.estimators import Recipe
+from unfold_cascade.inside import inside
 from unfold_cascade.spec import Candidate, CascadeSpec, ModelSpec
 from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
 
@@ -28,7 +29,8 @@ class Slot:
     """The place of one model: which question it answers, and what it is made from.
 
     ``own`` (n,) marks the rows that the question is about; ``y`` (n,) are the labels that the model learns, numbered
-    from 0; ``answers`` (C,) say which label (or group) of the whole each of them is.
+    from 0; ``answers`` (C,) say which label (or group) of the whole each of them is; ``inside`` names the confidence
+    that looks into the model, if one does.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Slot:
     y: IntArray
     answers: IntArray
     made_from: str
+    inside: str | None = None
 
     @property
     def place(self) -> str:
@@ -74,16 +77,21 @@ class Job:
     folds: int
     seed: int
     batch: int
+    inside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """What one model says of every row: (n, C) probabilities, out of fold on its training rows; and its costs."""
+    """What one model says of every row: (n, C) probabilities, out of fold on its training rows; and its costs.
+
+    ``confidence`` (n,) is what a look into the model tells, out of fold too; ``None`` where its probabilities are read.
+    """
 
     probability: FloatArray
     flops: float
     bytes: float
     latency_us: float
+    confidence: FloatArray | None = None
 
 
 def logs(spec: CascadeSpec, run: Run, given: Cases) -> list[tuple[Slot, Log]]:
@@ -151,8 +159,8 @@ def work(job: Job) -> tuple[bytes, bytes]:
     """Fit one model and log it; returns the stored model and the stored log. Runs in a worker."""
     model = estimators.fit(job.recipe, job.x[job.fit], job.y[job.fit], job.seed)
     classes = int(job.y.max()) + 1
-    probability = estimators.probabilities(model, job.x, classes)
-    probability[job.fit] = _out_of_fold(job, classes)
+    said = _said(job, model, job.x, classes)
+    said[job.fit] = _out_of_fold(job, classes)
     stored = estimators.to_bytes(job.recipe, model)
     predict = getattr(model, "predict_proba", None) or model.decision_function
     facts = {
@@ -162,20 +170,29 @@ def work(job: Job) -> tuple[bytes, bytes]:
     }
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    np.savez(stream, allow_pickle=False, probability=probability, facts=text)
+    seen = {} if job.inside is None else {"confidence": said[:, classes]}
+    np.savez(stream, allow_pickle=False, probability=said[:, :classes], facts=text, **seen)
     return stored, stream.getvalue()
 
 
+def _said(job: Job, model: Any, x: FloatArray, classes: int) -> FloatArray:
+    """Return (n, C) probabilities, and in one more column the confidence if it looks into the model."""
+    from unfold_cascade.gates.evidence import look
+
+    probability = estimators.probabilities(model, x, classes)
+    return probability if job.inside is None else np.column_stack([probability, look(job.inside, model, x)])
+
+
 def _out_of_fold(job: Job, classes: int) -> FloatArray:
-    """Return what models that never saw a row say of it (k folds, stratified)."""
+    """Return what models that never saw a row say of it (k folds, stratified), as ``_said``."""
     from sklearn.model_selection import StratifiedKFold
 
     x, y = job.x[job.fit], job.y[job.fit]
     folds = min(job.folds, int(np.unique(y, return_counts=True)[1].min()))
-    result = np.zeros((len(y), classes))
+    result = np.zeros((len(y), classes + (job.inside is not None)))
     for fitted, held in StratifiedKFold(folds, shuffle=True, random_state=job.seed).split(x, y):
         model = estimators.fit(job.recipe, x[fitted], y[fitted], job.seed)
-        result[held] = estimators.probabilities(model, x[held], classes)
+        result[held] = _said(job, model, x[held], classes)
     return result
 
 
@@ -211,12 +228,13 @@ def _slot(
     number = np.full(int(truth.max()) + 1, -1, dtype=np.int64)
     number[answers] = np.arange(len(answers))
     columns = given.places(model.features)
-    recipe = Recipe(model.estimator or "", dict(model.params), model.scale)
+    recipe = tuned.recipe(model, run, key=place[0])
     facts = [given.digest, dump(spec.data), given.order, columns.tolist(), answers.tolist(), _target(spec)]
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
-    return Slot(
-        *place, recipe, columns, own, np.where(own, number[truth], -1), answers, fingerprint(facts, how, versions())
-    )
+    looks = inside(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None
+    # named only where it is there: models of runs from before stay good
+    made_from = fingerprint(facts, how, versions(), *([looks] if looks else []))
+    return Slot(*place, recipe, columns, own, np.where(own, number[truth], -1), answers, made_from, looks)
 
 
 def _target(spec: CascadeSpec) -> list[Any]:
@@ -226,7 +244,7 @@ def _target(spec: CascadeSpec) -> list[Any]:
 def _job(spec: CascadeSpec, run: Run, given: Cases, slot: Slot, x: FloatArray) -> Job:
     rows = given.rows.train[slot.own[given.rows.train]]
     chosen = np.ascontiguousarray(x[:, slot.columns])
-    return Job(slot.recipe, chosen, slot.y, rows, spec.gates.folds, run.seed, spec.cost.batch)
+    return Job(slot.recipe, chosen, slot.y, rows, spec.gates.folds, run.seed, spec.cost.batch, slot.inside)
 
 
 def versions() -> list[str]:
@@ -244,7 +262,8 @@ def _read(run: Run, slot: Slot) -> Log:
     try:
         with np.load(io.BytesIO(run.directory.read(slot.log_file)), allow_pickle=False) as stored:
             probability, facts = stored["probability"], json.loads(stored["facts"].tobytes())
+            confidence = stored.get("confidence")
     except (ValueError, KeyError, OSError) as error:
         raise fail(f"not a log of predictions: {error}", file=str(run.directory.path / slot.log_file)) from error
     flops = float("nan") if facts["flops"] is None else float(facts["flops"])
-    return Log(probability, flops, float(facts["bytes"]), float(facts["latency_us"]))
+    return Log(probability, flops, float(facts["bytes"]), float(facts["latency_us"]), confidence)

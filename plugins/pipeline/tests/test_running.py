@@ -19,6 +19,7 @@ from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Running, Runtime
 from unfold_pipeline.sample import Sample, draw
+from unfoldkit.engines.ray import connected
 
 CODE = """import time
 
@@ -44,12 +45,24 @@ ON_RAY = [
 ]
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One Ray for all tests: a process that has closed one and opens another may be ended by Ray."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    connected(None)
+    yield
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+
+
 @pytest.fixture(params=["local", pytest.param("ray", marks=ON_RAY)])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Return what makes the running pipeline of each engine."""
     (tmp_path / "served.py").write_text(CODE)
     if request.param == "ray":
-        ray = pytest.importorskip("ray", reason="Ray is not installed")
+        request.getfixturevalue("cluster")
 
     def made(*names: str) -> Running:
         sources = [models.Source(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
@@ -57,9 +70,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
             return RayRuntime(["a", "b"], sources, PLAN, [0.0, 0.0], None)
         return Runtime(["a", "b"], sources, PLAN)
 
-    yield made
-    if request.param == "ray":
-        ray.shutdown()
+    return made
 
 
 def quiet(_step: str, _done: int, _total: int) -> None:

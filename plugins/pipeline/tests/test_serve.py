@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unfold_pipeline import models, serve
-from unfold_pipeline.app import application
+from unfold_pipeline.app import Given, application
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.profile import profile
 from unfold_pipeline.routes import routes
@@ -82,7 +82,7 @@ def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:
 def test_inference_over_http(tmp_path: Path) -> None:
     """A request with three rows gets three answers of each stage that was visited; a bad one gets 400."""
     runtime = Runtime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
-    app = application("pipe", PIPE, runtime, 0)
+    app = application("pipe", PIPE, runtime, 2, Given(0))
 
     async def ask(path: str, body: bytes = b"", method: str = "GET") -> tuple[int, bytes]:
         sent: list[dict[str, object]] = []

@@ -1,12 +1,14 @@
-"""The running pipeline as an ASGI application: the Open Inference Protocol, health, and what the stages are doing."""
+"""The running pipeline behind the server of the serving room: its queries are handed in where a model's batcher is."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,123 +20,222 @@ from unfold_pipeline.orders import TICK
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Running, clock
 from unfold_pipeline.sample import draw
-from unfoldkit.serving.service import ASGIApp
+from unfoldkit.api import UnfoldError
+from unfoldkit.serving.app import Application, assembled
+from unfoldkit.serving.batcher import Done, Full, Limits
+from unfoldkit.serving.infer import Endpoint
+from unfoldkit.serving.metrics import ModelMetrics, metrics, of_model
+from unfoldkit.serving.model import Array, Call, Field, Refusal
+from unfoldkit.serving.protocol import cells, reader, writer
+from unfoldkit.serving.replies import json_reply
+from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send
 
-MOST_ROWS = 1024
+Answer = dict[str, Any] | None
+INPUT = "x"
+MOST_INSIDE = 1024
+LATE = Refusal(503, "shed: it could not be answered in time any more")
+BROKEN = Refusal(503, "a stage cannot be served")
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """How the pipeline is told to clients: rows of numbers in, what each stage said as JSON text out."""
+
+    name: str
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    version: str = "1"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a service is told: the stream of its routes, the rule in charge, and what it promised.
+
+    ``shed`` says that queries which cannot be in time are refused.
+    """
+
+    seed: int
+    tuner: Tuner | None = None
+    promise: Promise | None = None
+    shed: bool = False
+
+    @property
+    def limit(self) -> float:
+        """Within how many seconds a query should be answered."""
+        return self.promise.limit if self.promise else math.inf
+
+
+@dataclass(slots=True)
+class Entrance:
+    """Takes requests into the pipeline, row by row; at most ``limits.queue_rows`` are inside at a time."""
+
+    pipeline: Pipeline
+    runtime: Running
+    given: Given
+    diary: Diary
+    limits: Limits
+    rng: np.random.Generator
+    inside: int = 0
+    hung: bool = False
+
+    def check(self, rows: int) -> None:
+        """Refuse rows for which there is no room.
+
+        Raises:
+            Full: as many rows are inside as may be.
+        """
+        if self.inside + rows > self.limits.queue_rows:
+            raise Full(1)
+
+    def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
+        """Let the rows of a request in; ``done`` is called with their answer or a refusal.
+
+        Raises:
+            Full: as many rows are inside as may be.
+        """
+        self.check(call.rows)
+        Party(self, done, [None] * call.rows).enter(inputs[INPUT], call.deadline)
+
+    def close(self) -> None:
+        """Nothing is left to wait for: the server drains before."""
+
+    def query(self, row: Array, finished: Callable[[Answer], None], deadline: float | None) -> Query:
+        """Return a query that is to be submitted now."""
+        way = routes(self.pipeline, draw(self.pipeline, np.zeros(1), self.rng))
+        limit = deadline if deadline is not None else self.given.limit
+        return Query(row, way, 0, finished, due=clock() + limit if self.given.shed else math.inf)
+
+
+@dataclass(slots=True)
+class Party:
+    """The rows of one request, which end one by one."""
+
+    entrance: Entrance
+    done: Done
+    answers: list[Answer]
+    left: int = 0
+    shed: bool = False
+
+    def enter(self, rows: Array, deadline: float | None) -> None:
+        """Submit each row as a query."""
+        self.left = len(rows)
+        self.entrance.inside += self.left
+        for index, row in enumerate(rows):
+            self._submit(index, row, deadline)
+
+    def _submit(self, index: int, row: Array, deadline: float | None) -> None:
+        began, ended = clock(), False
+        entrance = self.entrance
+        entrance.diary.note()
+
+        def finished(answer: Answer) -> None:
+            nonlocal ended
+            if ended:
+                return
+            ended = True
+            self.shed |= query.shed
+            entrance.diary.answered(clock() - began, lost=answer is None, limit=entrance.given.limit)
+            self._end(index, answer)
+
+        query = entrance.query(row, finished, deadline)
+        entrance.runtime.submit(query)
+
+    def _end(self, index: int, answer: Answer) -> None:
+        self.answers[index] = answer
+        self.left -= 1
+        self.entrance.inside -= 1
+        if self.left == 0:
+            self.done(self._result())
+
+    def _result(self) -> tuple[Mapping[str, Sequence[bytes]], int, int] | Refusal:
+        found = [answer for answer in self.answers if answer is not None]
+        if len(found) < len(self.answers):
+            return LATE if self.shed else BROKEN
+        names = [stage.name for stage in self.entrance.pipeline.stages]
+        return cells({name: [json.dumps(answer.get(name)) for answer in found] for name in names}), 0, len(found)
 
 
 def application(
     name: str,
     pipeline: Pipeline,
     runtime: Running,
-    seed: int,
-    tuner: Tuner | None = None,
+    width: int,
+    given: Given,
     diary: Diary | None = None,
-    given: Promise | None = None,
+    limits: Limits | None = None,
 ) -> ASGIApp:
     """Return the application; its lifespan starts and ends the replicas, and the rule that changes their number.
 
-    ``diary`` is told what happens, ``given`` is what it is held against.
+    ``width`` is how many numbers a query has; ``diary`` is told what happens.
     """
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
-
-    rng = np.random.default_rng([seed, 7])
     diary = diary or Diary(clock())
-    limit, prices = (given.limit, given.prices) if given else (math.inf, ())
+    limits = limits or Limits(queue_rows=MOST_INSIDE)
+    entrance = Entrance(pipeline, runtime, given, diary, limits, np.random.default_rng([given.seed, 7]))
+    outputs = tuple(Field(stage.name, "BYTES") for stage in pipeline.stages)
+    app = _assembled(Front(name, (Field(INPUT, "FP32", (width,)),), outputs), entrance)
 
-    @asynccontextmanager
-    async def lifespan(_app: Any) -> AsyncIterator[None]:
-        await runtime.start()
-        diary.paid_until = clock()
-        watch = asyncio.create_task(_watch(runtime, tuner, diary, prices))
+    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send, runtime, given, diary)
+        else:
+            await app(scope, receive, send)
+
+    return passing
+
+
+def paths(name: str) -> tuple[str, ...]:
+    """Return the paths that a user is told at start."""
+    return (f"/v2/models/{name}/infer", "/v2/health/ready", "/status", "/metrics", "/openapi.json")
+
+
+def _assembled(front: Front, entrance: Entrance) -> Application:
+    found = metrics()
+    own: ModelMetrics = of_model(found, front.name)
+    own.queue.set_function(lambda: entrance.inside)
+    asks = reader(front.inputs, front.outputs)
+    log = logging.getLogger("unfoldkit")
+    app = assembled([Endpoint(front, asks, writer(front), entrance, own, log)], found)
+
+    def ready(about: dict[str, Any]) -> Any:
+        good = all(entrance.runtime.serving())
+        return json_reply({**about, "ready": good}, 200 if good else 503)
+
+    app.gets["/v2/health/ready"] = lambda: ready({})
+    app.gets[f"/v2/models/{front.name}/ready"] = lambda: ready({"name": front.name})
+    app.gets["/status"] = lambda: json_reply({"name": front.name, "stages": entrance.runtime.status()})
+    return app
+
+
+async def _lifespan(receive: Receive, send: Send, runtime: Running, given: Given, diary: Diary) -> None:
+    await receive()
+    try:
+        async with _running(runtime, given, diary):
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+    except UnfoldError as error:
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+@asynccontextmanager
+async def _running(runtime: Running, given: Given, diary: Diary) -> AsyncIterator[None]:
+    await runtime.start()
+    diary.paid_until = clock()
+    watch = asyncio.create_task(_watch(runtime, given, diary))
+    try:
         yield
+    finally:
         watch.cancel()
         await runtime.stop()
 
-    async def infer(request: Request) -> JSONResponse:
-        try:
-            rows = _rows(json.loads(await request.body()))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            return JSONResponse({"error": f"not an inference request: {error}"}, 400)
-        answers = await asyncio.gather(*(_one(pipeline, runtime, row, rng, diary, limit) for row in rows))
-        if None in answers:
-            return JSONResponse({"error": "a stage cannot be served"}, 503)
-        return JSONResponse(_answer(name, [item for item in answers if item is not None]))
 
-    async def live(_request: Request) -> JSONResponse:
-        return JSONResponse({"live": True})
-
-    async def ready(_request: Request) -> JSONResponse:
-        good = all(runtime.serving())
-        return JSONResponse({"ready": good}, 200 if good else 503)
-
-    async def status(_request: Request) -> JSONResponse:
-        return JSONResponse({"name": name, "stages": runtime.status()})
-
-    return Starlette(
-        lifespan=lifespan,
-        routes=[
-            Route(f"/v2/models/{name}/infer", infer, methods=["POST"]),
-            Route("/v2/health/live", live),
-            Route("/v2/health/ready", ready),
-            Route("/status", status),
-        ],
-    )
-
-
-async def _one(
-    pipeline: Pipeline,
-    runtime: Running,
-    row: np.ndarray[Any, Any],
-    rng: np.random.Generator,
-    diary: Diary,
-    limit: float,
-) -> dict[str, Any] | None:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[dict[str, Any] | None] = loop.create_future()
-
-    def finished(answers: dict[str, Any] | None) -> None:
-        if not future.done():
-            future.set_result(answers)
-
-    way = routes(pipeline, draw(pipeline, np.zeros(1), rng))
-    diary.note()
-    began = clock()
-    runtime.submit(Query(row, way, 0, finished))
-    answers = await future
-    diary.answered(clock() - began, lost=answers is None, limit=limit)
-    return answers
-
-
-async def _watch(runtime: Running, tuner: Tuner | None, diary: Diary, prices: Sequence[float]) -> None:
+async def _watch(runtime: Running, given: Given, diary: Diary) -> None:
+    prices = given.promise.prices if given.promise else ()
     while True:
         await asyncio.sleep(TICK)
         if prices:
             diary.pay([stage["replicas"] for stage in runtime.status()], prices)
-        if tuner is not None:
-            tune(runtime, tuner, np.array(diary.arrivals), clock() - diary.began)
-
-
-def _rows(body: Any) -> np.ndarray[Any, Any]:
-    tensor = body["inputs"][0]
-    rows = np.asarray(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
-    if rows.ndim != 2 or not 0 < len(rows) <= MOST_ROWS:
-        raise ValueError(f"shape {list(rows.shape)} is not (1 to {MOST_ROWS} rows, features)")
-    return rows
-
-
-def _answer(name: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
-    names = sorted({stage for answer in answers for stage in answer})
-    outputs = [
-        {
-            "name": stage,
-            "datatype": "BYTES",
-            "shape": [len(answers)],
-            "data": [json.dumps(answer.get(stage)) for answer in answers],
-        }
-        for stage in names
-    ]
-    return {"model_name": name, "outputs": outputs}
+        if given.tuner is not None:
+            tune(runtime, given.tuner, np.array(diary.arrivals), clock() - diary.began)

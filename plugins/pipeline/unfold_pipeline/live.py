@@ -16,6 +16,7 @@ from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.models import Rows
 from unfold_pipeline.orders import TICK
 from unfold_pipeline.policies import Brief, Ladder, Setting, decide
+from unfold_pipeline.prompt import prompt
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Running, clock
 from unfold_pipeline.sample import Sample
@@ -36,7 +37,7 @@ class Tuner:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of each query from its arrival in the trace (inf: lost), and what the stages counted.
+    """Seconds of each query from its arrival in the trace (inf: no answer), and what the stages counted.
 
     ``timeline`` holds, a second, the time in s and the replicas of each stage that serve.
     """
@@ -46,44 +47,55 @@ class Measured:
     replaced: int
     last: tuple[int, ...]
     timeline: tuple[tuple[float, tuple[int, ...]], ...] = ()
+    shed: int = 0
 
     @property
     def lost(self) -> int:
-        """Queries that were never answered."""
-        return int(np.isinf(self.latencies).sum())
+        """Queries that were never answered, though nobody refused them."""
+        return int(np.isinf(self.latencies).sum()) - self.shed
 
 
 async def drive(
-    runtime: Running, pipeline: Pipeline, sample: Sample, rows: Rows, tuner: Tuner | None, progress: Progress
+    runtime: Running,
+    pipeline: Pipeline,
+    sample: Sample,
+    rows: Rows,
+    tuner: Tuner | None,
+    progress: Progress,
+    patience: float = math.inf,
 ) -> Measured:
     """Send each query at its time, whatever became of those before, and wait for all answers.
 
-    Latency counts from the arrival in the trace, so that a sender that is late itself hides nothing.
+    Latency counts from the arrival in the trace, so that a sender that is late itself hides nothing. A query that
+    cannot be answered within ``patience`` seconds of it is shed.
     """
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     latencies = np.full(sample.size, np.inf)
-    open_queries = sample.size
-    ended: set[int] = set()
+    left, shed = sample.size, 0
+    waiting: dict[int, Query] = {}
     way = routes(pipeline, sample)
     began = clock() + 0.05
 
     def finished(number: int, answers: dict[str, object] | None) -> None:
-        nonlocal open_queries
-        if number in ended:
+        nonlocal left, shed
+        query = waiting.pop(number, None)
+        if query is None:
             return
-        ended.add(number)
         if answers is not None:
             latencies[number] = clock() - began - sample.arrivals[number]
-        open_queries -= 1
-        if open_queries == 0 and not done.done():
+        left, shed = left - 1, shed + query.shed
+        if left == 0:
             done.set_result(None)
 
     seen: list[tuple[float, tuple[int, ...]]] = []
     watch = asyncio.create_task(_watch(runtime, tuner, sample.arrivals, began, seen))
 
     def send(number: int) -> None:
-        runtime.submit(Query(rows[number % len(rows)], way, number, functools.partial(finished, number)))
+        due = began + sample.arrivals[number] + patience
+        query = Query(rows[number % len(rows)], way, number, functools.partial(finished, number), due=due)
+        waiting[number] = query
+        runtime.submit(query)
         if number % 64 == 0:
             progress("replay", number, sample.size)
 
@@ -93,7 +105,7 @@ async def drive(
     late = await asyncio.to_thread(_keep_time, began + sample.arrivals, tell)
     await done
     watch.cancel()
-    return Measured(latencies, late, runtime.replaced(), runtime.serving(), tuple(seen))
+    return Measured(latencies, late, runtime.replaced(), runtime.serving(), tuple(seen), shed)
 
 
 def _keep_time(moments: Times, tell: Callable[[int], object]) -> float:
@@ -101,6 +113,7 @@ def _keep_time(moments: Times, tell: Callable[[int], object]) -> float:
 
     In a thread of its own: the timers of an event loop are coarser than a millisecond.
     """
+    prompt()
     late = 0.0
     for number, moment in enumerate(moments.tolist()):
         time.sleep(max(0.0, moment - clock()))
@@ -135,9 +148,14 @@ def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:
 
 
 def shares(measured: Times, estimated: Times, limit: float) -> Sequence[tuple[str, float, float]]:
-    """Return ``(name, measured, estimated)`` for p50, p90 and p99 in seconds and attainment."""
+    """Return ``(name, measured, estimated)`` for p50, p90 and p99 in seconds, of what was answered, and attainment."""
+    seen, thought = (values[np.isfinite(values)] for values in (measured, estimated))
     rows = [
-        (name, float(np.quantile(measured, share)), float(np.quantile(estimated, share)))
+        (name, _quantile(seen, share), _quantile(thought, share))
         for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
     ]
     return [*rows, ("attainment", float((measured <= limit).mean()), float((estimated <= limit).mean()))]
+
+
+def _quantile(values: Times, share: float) -> float:
+    return float(np.quantile(values, share)) if values.size else math.inf

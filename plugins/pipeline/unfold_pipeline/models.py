@@ -26,7 +26,7 @@ TRUSTED = (
     "sklearn.tree._tree.Tree",
 )
 """Types of scikit-learn that hold numbers only, beside those that skops trusts by itself."""
-MEASURED = 2  # how profiles are measured; a profile of another way is measured again
+MEASURED = 3  # how profiles are measured; a profile of another way is measured again
 
 
 @dataclass(frozen=True, slots=True)

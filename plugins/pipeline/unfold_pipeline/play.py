@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline.estimator import _passed_on, inputs, server
-from unfold_pipeline.graph import Pipeline, Plan
+from unfold_pipeline.graph import Pipeline, Plan, depths
 from unfold_pipeline.orders import TICK, Counts, Ledger, carried_out
 from unfold_pipeline.sample import Sample
 from unfoldkit.queueing import kernel
@@ -21,7 +22,7 @@ Look = Callable[[float, Sequence[int], Sequence[int]], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """How a trace went: seconds of each query, $ an hour over the trace, orders given, ledgers by stage."""
+    """How a trace went: seconds of each query (inf: shed), $ an hour over the trace, orders given, ledgers by stage."""
 
     latencies: Times
     cost: float
@@ -33,13 +34,21 @@ class Played:
         return sum(ledger.orders for ledger in self.ledgers)
 
     def missed(self, limit: float) -> float:
-        """Return the share of queries that took longer than ``limit`` seconds."""
+        """Return the share of queries that took longer than ``limit`` seconds, those that were shed among them."""
         return float((self.latencies > limit).mean())
 
+    @property
+    def shed(self) -> float:
+        """The share of queries that were shed."""
+        return float(np.isinf(self.latencies).mean())
+
     def tail(self, percentile: float = 0.99) -> float:
-        """Return the percentile of the seconds, by nearest rank."""
-        place = self.latencies.size - 1 - int((1 - percentile) * self.latencies.size + 1e-9)
-        return float(np.partition(self.latencies, place)[place])
+        """Return the percentile of the seconds of the queries that were answered, by nearest rank."""
+        answered = self.latencies[np.isfinite(self.latencies)]
+        if answered.size == 0:
+            return math.inf
+        place = answered.size - 1 - int((1 - percentile) * answered.size + 1e-9)
+        return float(np.partition(answered, place)[place])
 
 
 def play(
@@ -49,10 +58,12 @@ def play(
     targets: Sequence[Counts],
     delay: float,
     factors: Sequence[Times] | None = None,
+    patience: Sequence[float] | None = None,
 ) -> Played:
     """Return how a trace goes if stage ``m`` is to have ``targets[m][i]`` replicas at second ``i``.
 
-    ``factors`` make the batches of a stage take longer or shorter in turn, as measured (see ``Server.factor``).
+    ``factors`` make the batches of a stage take longer or shorter in turn, as measured (see ``Server.factor``); with
+    ``patience`` (see :func:`patience_of`) queries that cannot be in time are shed.
     """
     end = length(sample)
     ledgers = [carried_out(c.replicas, wanted, delay, end) for c, wanted in zip(plan, targets, strict=True)]
@@ -63,9 +74,38 @@ def play(
         goal = Goal(sample.visits[index].origin)
         how = server(pipeline, index, choice)
         how = how if factors is None else replace(how, factor=factors[index])
+        if patience is not None:
+            how = replace(how, patience=patience[index])
+            times, items = _whole(sample, index, parents, times, items)
         flows.append(serve(times, items, how, goal, ledgers[index].schedule()))
     paid = [ledger.paid + flow.drained for ledger, flow in zip(ledgers, flows, strict=True)]
     return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
+
+
+def patience_of(pipeline: Pipeline, plan: Plan, limit: float) -> tuple[float, ...]:
+    """Return how long after its arrival a query may at most be taken at each stage to be answered in ``limit`` s.
+
+    A query alone in its batch, which never waits again: one that comes later cannot be in time.
+    """
+    options = [stage.options[choice.option] for stage, choice in zip(pipeline.stages, plan, strict=True)]
+    below = depths(pipeline, [option.quickest for option in options]).below
+    return tuple(limit - option.quickest - rest for option, rest in zip(options, below, strict=True))
+
+
+def _whole(
+    sample: Sample, index: int, parents: Mapping[int, Flow], times: Times, items: NDArray[np.int32]
+) -> tuple[Times, NDArray[np.int32]]:
+    """Leave out the joined items of which a flow was shed."""
+    visits = sample.visits[index]
+    if len(parents) < 2:
+        return times, items
+    owed = np.zeros(visits.owner.size, dtype=np.int32)
+    for parent, flow in parents.items():
+        goes = visits.count[parent] > 0
+        np.add.at(owed, visits.first[parent][goes], 1)
+        np.add.at(owed, visits.first[parent][flow.items[goes[flow.items]]], -1)
+    kept = owed[items] == 0
+    return times[kept], items[kept]
 
 
 def constant(plan: Plan, sample: Sample) -> list[Counts]:
@@ -91,13 +131,23 @@ class Inlet:
     ready: Times | None = None
 
 
-def follow(pipeline: Pipeline, sample: Sample, plan: Plan, look: Look, delay: float) -> Played:
+def follow(
+    pipeline: Pipeline,
+    sample: Sample,
+    plan: Plan,
+    look: Look,
+    delay: float,
+    patience: Sequence[float] | None = None,
+) -> Played:
     """Return how a trace goes under a rule that looks at the queues once a second.
 
     ``look(now, inside, ordered)`` is told, a stage, the queries waiting or being served and the replicas ordered, and
     returns the replicas that there should be.
     """
-    states = [start(server(pipeline, i, c), sample.visits[i].owner.size, most=8192) for i, c in enumerate(plan)]
+    servers = [server(pipeline, index, choice) for index, choice in enumerate(plan)]
+    if patience is not None:
+        servers = [replace(how, patience=most) for how, most in zip(servers, patience, strict=True)]
+    states = [start(how, sample.visits[i].owner.size, most=8192) for i, how in enumerate(servers)]
     inlets = [_inlet(pipeline, sample, index) for index in range(len(plan))]
     ledgers = [Ledger(choice.replicas, delay) for choice in plan]
     drained = [0.0] * len(plan)
@@ -106,14 +156,14 @@ def follow(pipeline: Pipeline, sample: Sample, plan: Plan, look: Look, delay: fl
         now = tick * TICK
         if tick:
             _slice(pipeline, sample, states, inlets, ledgers, drained, now)
-        inside = [inlet.known - state.done for inlet, state in zip(inlets, states, strict=True)]
+        inside = [inlet.known - state.done - state.shed for inlet, state in zip(inlets, states, strict=True)]
         wanted = look(now, inside, [ledger.ordered for ledger in ledgers])
         for ledger, count in zip(ledgers, wanted, strict=True):
             ledger.want(now, count)
     for ledger in ledgers:
         ledger.settle(end)
     _slice(pipeline, sample, states, inlets, ledgers, drained, np.inf)
-    flows = [Flow(state.times, state.items) for state in states]
+    flows = [Flow(state.times[: state.done], state.items[: state.done]) for state in states]
     paid = [ledger.paid + more for ledger, more in zip(ledgers, drained, strict=True)]
     return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
 
@@ -209,6 +259,10 @@ def _latencies(pipeline: Pipeline, sample: Sample, flows: Sequence[Flow]) -> Tim
     for index, flow in enumerate(flows):
         if not _passed_on(pipeline, sample, index):
             kernel.latest(flow.times, flow.items, flow.times.size, sample.visits[index].owner, finish)
+        if flow.items.size < sample.visits[index].owner.size:
+            ended = np.zeros(sample.visits[index].owner.size, dtype=np.bool_)
+            ended[flow.items] = True
+            finish[sample.visits[index].owner[~ended]] = np.inf
     latencies: Times = finish - sample.arrivals
     return latencies
 

@@ -22,7 +22,7 @@ from unfold_pipeline.sample import Sample, Visits
 from unfoldkit.arrivals import envelope
 
 Rates = NDArray[np.float64]
-FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 17))
+FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 33))
 STEADY_S = 15.0
 LOOK_BACK_S = 30
 STEP_S = 5
@@ -33,13 +33,17 @@ HOLDS = (60.0, 120.0)
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a rule is set: ``floor`` keeps the plan at least, ``margin`` multiplies need, ``hold`` delays removal."""
+    """How a rule is set: ``floor`` keeps the plan at least, ``margin`` multiplies need, ``hold`` delays removal.
+
+    ``shed`` says that queries which cannot be in time are refused in the replay.
+    """
 
     delay: float = 5.0
     floor: bool = True
     margin: float = 1.15
     hold: float = 60.0
     most: int = 100
+    shed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

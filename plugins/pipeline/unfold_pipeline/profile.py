@@ -84,13 +84,16 @@ async def _point(runtime: Runtime, rows: models.Rows, batch: int, idle: bool, ru
         await _call(runtime, rows[pick.integers(0, len(rows), batch)], run)
     seconds: list[float] = []
     paused: list[float] = []
+    stage = runtime.stages[0]
+    stage.seconds = stage.worked = 0.0
     began = run.clock()
     while len(seconds) < MOST_CALLS and (len(seconds) < LEAST_CALLS or run.clock() - began < SECONDS):
         seconds.append(await _call(runtime, rows[pick.integers(0, len(rows), batch)], run))
+    cpu = min(1.0, stage.worked / max(stage.seconds, 1e-9))
     for _ in range(PAUSES if idle else 0):
         await asyncio.sleep(PAUSE_S)
         paused.append(await _call(runtime, rows[pick.integers(0, len(rows), batch)], run))
-    return profiles.point(batch, seconds, paused)
+    return profiles.point(batch, seconds, paused, cpu)
 
 
 async def _call(runtime: Runtime, rows: models.Rows, run: Run) -> float:

@@ -19,7 +19,8 @@ SPREAD = 64
 class Point:
     """The seconds of a batch of one size: mean, percentiles, number of measurements, and 64 quantiles over the mean.
 
-    ``wake`` is what a batch took longer on a replica that had stood idle; measured for the smallest batch.
+    ``wake`` is what a batch took longer on a replica that had stood idle; measured for the smallest batch. ``cpu`` is
+    the share of the time in which it kept a core busy.
     """
 
     batch: int
@@ -30,17 +31,18 @@ class Point:
     count: int
     spread: tuple[float, ...]
     wake: float = 0.0
+    cpu: float = 1.0
 
 
-def point(batch: int, seconds: Sequence[float], idle: Sequence[float] = ()) -> Point:
-    """Return the summary of some measurements; ``idle`` are those after a pause."""
+def point(batch: int, seconds: Sequence[float], idle: Sequence[float] = (), cpu: float = 1.0) -> Point:
+    """Return the summary of some measurements; ``idle`` are those after a pause, ``cpu`` the share of a core."""
     values = np.array(seconds)
     p50, p90, p99 = (float(np.quantile(values, share)) for share in (0.5, 0.9, 0.99))
     mean = float(values.mean())
     spread = np.quantile(values, (np.arange(SPREAD) + 0.5) / SPREAD) / mean
     # medians, as a pause may also end in a hiccup of the machine, which is no part of waking up
     wake = max(0.0, float(np.median(idle)) - p50) if idle else 0.0
-    return Point(batch, mean, p50, p90, p99, values.size, tuple(float(item) for item in spread), wake)
+    return Point(batch, mean, p50, p90, p99, values.size, tuple(float(item) for item in spread), wake, cpu)
 
 
 def store(stage: str, points: Sequence[Point], made_from: str, run: Run) -> None:

@@ -1,12 +1,14 @@
 """The plan on Ray Serve: a deployment a stage, whose replica count is changed while it serves.
 
 Ray Serve has no central queue: a query goes to a replica when it arrives, and waits there for the next batch. A replica
-that dies fails its queries; each is asked again, so that none that was taken in is lost.
+that dies fails its queries; each is asked again, so that none that was taken in is lost. Queries that cannot be in time
+are shed when they come to a stage, as what waits at a replica cannot be taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +20,11 @@ import numpy as np
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source, load
 from unfold_pipeline.routes import Item
-from unfold_pipeline.runtime import Query
+from unfold_pipeline.runtime import Query, clock
 from unfoldkit.api import broken
 from unfoldkit.engines.ray import connected
 
-TRIES = 10
+PATIENCE_S = 60.0
 PAUSE_S = 0.2
 VERSION = "1"
 
@@ -58,6 +60,7 @@ class Deployed:
     batch: int
     wait: float
     wanted: int
+    need: float = 0.0
     handle: Any = None
     ready: int = 0
     open: int = 0
@@ -69,19 +72,28 @@ class Deployed:
 class RayRuntime:
     """Starts, feeds, scales and ends the deployments of a plan."""
 
-    __slots__ = ("_address", "_changes", "_ray", "_replaced", "_tasks", "_watch", "stages")
+    __slots__ = ("_address", "_changes", "_ended", "_ray", "_replaced", "_tasks", "_watch", "stages")
 
     def __init__(
-        self, names: Sequence[str], sources: Sequence[Source], plan: Plan, waits: Sequence[float], address: str | None
+        self,
+        names: Sequence[str],
+        sources: Sequence[Source],
+        plan: Plan,
+        waits: Sequence[float],
+        address: str | None,
+        needs: Sequence[float] = (),
     ) -> None:
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         self.stages = [
-            Deployed(name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas)
-            for name, source, choice, wait in zip(names, sources, plan, waits, strict=True)
+            Deployed(name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas, need)
+            for name, source, choice, wait, need in zip(
+                names, sources, plan, waits, needs or [0.0] * len(names), strict=True
+            )
         ]
         self._address = address
         self._ray: ModuleType | None = None
         self._changes = asyncio.Lock()
+        self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._replaced = 0
@@ -109,12 +121,15 @@ class RayRuntime:
         """End all replicas."""
         from ray import serve
 
+        self._ended = True
         if self._watch is not None:
             self._watch.cancel()
+        # a change under way would deploy again what is deleted here
+        async with self._changes:
+            for stage in self.stages:
+                await asyncio.to_thread(serve.delete, stage.app)
         for task in self._tasks:
             task.cancel()
-        for stage in self.stages:
-            await asyncio.to_thread(serve.delete, stage.app)
 
     def submit(self, query: Query) -> None:
         """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
@@ -160,13 +175,19 @@ class RayRuntime:
     async def _deploy(self, stage: Deployed) -> None:
         """Bring a stage to the wanted count; one change at a time, as the last one asked for must be the last made."""
         async with self._changes:
-            stage.handle = await asyncio.to_thread(_deployed, stage)
+            if self._ended:
+                return
+            handle = await asyncio.to_thread(_deployed, stage)
+            # a handle learns of new replicas by itself, and one that is new knows of none at first
+            stage.handle = stage.handle or handle
 
     def _send(self, query: Query, item: Item) -> None:
         self._keep(self._served(query, item))
 
     async def _served(self, query: Query, item: Item) -> None:
         stage = self.stages[item[0]]
+        if query.hopeless(stage.need):
+            return
         stage.open += 1
         answer = await self._asked(stage, query.row)
         stage.open -= 1
@@ -181,23 +202,29 @@ class RayRuntime:
             query.finished(query.answers)
 
     async def _asked(self, stage: Deployed, row: Rows) -> Any:
-        """Ask until a replica answers; a model that fails is not asked again."""
+        """Ask until a replica answers, as one that died is being replaced; a model that fails is not asked again."""
         if self._ray is None:
             raise RuntimeError("start() comes first")
-        for _ in range(TRIES):
+        from ray.serve.exceptions import RayServeException
+
+        late = clock() + PATIENCE_S
+        while clock() < late:
             try:
                 return await stage.handle.remote(row)
             except self._ray.exceptions.RayTaskError:
                 stage.failures += 1
                 return None
-            except self._ray.exceptions.RayError:
+            except (self._ray.exceptions.RayError, RayServeException):
                 await asyncio.sleep(PAUSE_S)
         return None
 
     async def _keep_looking(self) -> None:
+        if self._ray is None:
+            raise RuntimeError("start() comes first")
         while True:
             await asyncio.sleep(PAUSE_S)
-            await self._look()
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                await self._look()
 
     async def _look(self) -> None:
         """Read from Ray Serve which replicas run; one that is gone though as many are wanted has died."""
@@ -215,6 +242,8 @@ def _deployed(stage: Deployed) -> Any:
 
     options = {"num_replicas": stage.wanted, "max_ongoing_requests": 2 * stage.batch, "version": VERSION}
     options |= {"ray_actor_options": {"num_cpus": 0}, "graceful_shutdown_wait_loop_s": 0.1}
+    # by default a death is noticed after 10 s only
+    options |= {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
     made = serve.deployment(Replica).options(name=stage.name, _internal=True, **options)
     return serve.run(made.bind(stage.source, stage.batch, stage.wait), name=stage.app, route_prefix=None)
 

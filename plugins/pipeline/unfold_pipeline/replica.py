@@ -21,7 +21,10 @@ READY = "ready"
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """A process and the pipe to it. A batch is sent as an array; the answer is ``(outputs, seconds in the model)``."""
+    """A process and the pipe to it.
+
+    A batch is sent as an array; the answer is ``(outputs, seconds in the model, seconds that a core worked for it)``.
+    """
 
     process: SpawnProcess
     pipe: Connection
@@ -44,7 +47,7 @@ class Replica:
         """Return the outputs of a batch and the seconds from sending it to having them."""
         began = time.perf_counter()
         self.pipe.send(rows)
-        outputs, _ = self.pipe.recv()
+        outputs, *_ = self.pipe.recv()
         return outputs, time.perf_counter() - began
 
     def stop(self) -> None:
@@ -87,6 +90,6 @@ def work(pipe: Connection, source: Source, parent: int) -> None:
             rows = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         outputs = np.asarray(predict(rows))
-        pipe.send((outputs, time.perf_counter() - began))
+        pipe.send((outputs, time.perf_counter() - began, time.process_time() - worked))

@@ -7,6 +7,7 @@ at one turn of the loop before anything is started. A replica that dies is repla
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source
+from unfold_pipeline.prompt import prompt
 from unfold_pipeline.replica import READY, Replica, launch
 from unfold_pipeline.routes import Item, Routes
 from unfoldkit.api import broken
@@ -27,13 +29,26 @@ TRIES = 3
 
 @dataclass(slots=True)
 class Query:
-    """A query under way: its input, its routes, what the stages answered, and who waits."""
+    """A query under way: its input, its routes, what the stages answered, and who waits.
+
+    ``due`` is when its answer is late, on :func:`clock`; ``shed`` says that it was refused because it would be.
+    """
 
     row: Rows
     routes: Routes
     number: int
     finished: Finished
     answers: dict[str, Any] = field(default_factory=dict)
+    due: float = math.inf
+    shed: bool = False
+
+    def hopeless(self, need: float) -> bool:
+        """Whether it cannot be in time any more if it still needs ``need`` seconds; then it is refused."""
+        if self.shed or clock() + need <= self.due:
+            return self.shed
+        self.shed = True
+        self.finished(None)
+        return True
 
 
 Work = tuple[Query, Item]
@@ -51,18 +66,25 @@ class Worker:
 
 @dataclass(slots=True)
 class StageRuntime:
-    """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted."""
+    """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted.
+
+    ``need`` is the least seconds that a query still takes from here on; ``seconds`` were spent in the model, and
+    ``worked`` of them a core was busy.
+    """
 
     name: str
     source: Source
     batch: int
     wanted: int
+    need: float = 0.0
     queue: deque[Work] = field(default_factory=deque)
     workers: list[Worker] = field(default_factory=list)
     failures: int = 0
     replaced: int = 0
     served: int = 0
     batches: int = 0
+    seconds: float = 0.0
+    worked: float = 0.0
 
 
 class Running(Protocol):
@@ -75,7 +97,7 @@ class Running(Protocol):
         """End all replicas."""
 
     def submit(self, query: Query) -> None:
-        """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
+        """Take a query in; ``finished`` is called with its answers, or with ``None`` if it has none."""
 
     def want(self, stage: int, count: int) -> None:
         """Set how many replicas a stage should have."""
@@ -95,10 +117,12 @@ class Runtime:
 
     __slots__ = ("_asked", "_loop", "_started", "stages")
 
-    def __init__(self, names: Sequence[str], sources: Sequence[Source], plan: Plan) -> None:
+    def __init__(
+        self, names: Sequence[str], sources: Sequence[Source], plan: Plan, needs: Sequence[float] = ()
+    ) -> None:
         self.stages = [
-            StageRuntime(name, source, choice.batch, choice.replicas)
-            for name, source, choice in zip(names, sources, plan, strict=True)
+            StageRuntime(name, source, choice.batch, choice.replicas, need)
+            for name, source, choice, need in zip(names, sources, plan, needs or [0.0] * len(names), strict=True)
         ]
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = False
@@ -111,6 +135,7 @@ class Runtime:
             UnfoldError: one cannot load its model, or not in time.
         """
         self._loop = asyncio.get_running_loop()
+        prompt()
         self._started = self._loop.create_future()
         for stage in self.stages:
             self._balance(stage)
@@ -176,7 +201,7 @@ class Runtime:
             self._died(stage, worker)
             return
         if worker.ready:
-            self._answered(stage, worker, told[0])
+            self._answered(stage, worker, *told)
         elif told == READY:
             worker.ready = True
             self._tell_started()
@@ -184,8 +209,9 @@ class Runtime:
             self._died(stage, worker, str(told))
         self._look()
 
-    def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any) -> None:
+    def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any, seconds: float, worked: float) -> None:
         batch, worker.batch = worker.batch, []
+        stage.seconds, stage.worked = stage.seconds + seconds, stage.worked + worked
         stage.served += len(batch)
         stage.failures = 0
         for (query, item), output in zip(batch, outputs, strict=True):
@@ -246,7 +272,9 @@ class Runtime:
                     self._give(stage, worker)
 
     def _give(self, stage: StageRuntime, worker: Worker) -> None:
-        worker.batch = [stage.queue.popleft() for _ in range(min(stage.batch, len(stage.queue)))]
+        worker.batch = _taken(stage)
+        if not worker.batch:
+            return
         stage.batches += 1
         try:
             worker.replica.pipe.send(np.stack([query.row for query, _ in worker.batch]))
@@ -257,6 +285,16 @@ class Runtime:
         if self._loop is None:
             raise RuntimeError("start() comes first")
         return self._loop
+
+
+def _taken(stage: StageRuntime) -> list[Work]:
+    """Take the next batch out of the queue; queries that cannot be in time any more are refused, and take no place."""
+    batch: list[Work] = []
+    while stage.queue and len(batch) < stage.batch:
+        work = stage.queue.popleft()
+        if not work[0].hopeless(stage.need):
+            batch.append(work)
+    return batch
 
 
 def _status(stage: StageRuntime) -> dict[str, Any]:

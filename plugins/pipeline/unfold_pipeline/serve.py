@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,20 @@ from numpy.typing import NDArray
 
 from unfold_pipeline import board, live, models, policies, profiles, tables, workload
 from unfold_pipeline.cascades import resolved
+from unfold_pipeline.crowd import crowded
+from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import solve
-from unfold_pipeline.play import constant, play
+from unfold_pipeline.play import constant, patience_of, play
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
 from unfold_pipeline.runtime import Running, Runtime, clock
 from unfold_pipeline.sample import Sample
 from unfold_pipeline.spec import FromRun, PipelineSpec
 from unfoldkit.api import Column, Engine, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
+from unfoldkit.engines.local import available_cores
 from unfoldkit.engines.ray import RayEngine
 
 Times = NDArray[np.float64]
@@ -32,21 +36,28 @@ PLACES = {"local": "local processes", "ray": "Ray Serve"}
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What is needed to run: the plan, where the models are, and rows to send."""
+    """What is needed to run: the plan, where the models are, rows to send, and whether hopeless queries are shed."""
 
     judge: Judge
     plan: Plan
     sources: tuple[models.Source, ...]
     rows: models.Rows
+    shed: bool = False
+
+    @property
+    def patience(self) -> tuple[float, ...]:
+        """How long after its arrival a query may be taken at each stage, in s."""
+        return patience_of(self.judge.pipeline, self.plan, self.judge.limit)
 
     def runtime(self, engine: Engine) -> Running:
         """Return the plan on an engine, not started yet."""
         stages = self.judge.pipeline.stages
         names = [stage.name for stage in stages]
+        needs = [self.judge.limit - most for most in self.patience] if self.shed else []
         if isinstance(engine, RayEngine):
             waits = [stage.wait for stage in stages]
-            return RayRuntime(names, self.sources, self.plan, waits, engine.address)
-        return Runtime(names, self.sources, self.plan)
+            return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs)
+        return Runtime(names, self.sources, self.plan, needs)
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:
@@ -61,13 +72,12 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     ready = prepare(spec, run)
     if run.options.get("replay"):
         return _replayed(spec, run, ready)
-    from unfold_pipeline.app import application
+    from unfold_pipeline.app import Given, application, paths
 
-    runtime, tuner = ready.runtime(run.engine), _tuner(spec, ready)
-    diary, given = board.Diary(clock()), board.promise(ready.judge, ready.plan)
-    app = application(spec.name, ready.judge.pipeline, runtime, run.seed, tuner, diary, given)
-    paths = (f"/v2/models/{spec.name}/infer", "/v2/health/ready", "/status")
-    return Service(spec.name, app, paths, watch=board.watch(spec.name, runtime, diary, given))
+    runtime, promise = ready.runtime(run.engine), board.promise(ready.judge, ready.plan)
+    diary, given = board.Diary(clock()), Given(run.seed, _tuner(spec, ready), promise, spec.slo.shed)
+    app = application(spec.name, ready.judge.pipeline, runtime, ready.rows.shape[1], given, diary)
+    return Service(spec.name, app, paths(spec.name), watch=board.watch(spec.name, runtime, diary, promise))
 
 
 def prepare(spec: PipelineSpec, run: Run) -> Ready:
@@ -90,18 +100,29 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
         rows = models.rows_for(model, models.width_of(sources[-1]), run) if rows is None else rows
     if rows is None:
         raise fail("no stage to serve", key="stages")
-    return Ready(judge, chosen, tuple(sources), rows)
+    return Ready(judge, chosen, tuple(sources), rows, spec.slo.shed)
 
 
 def estimate(ready: Ready, sample: Sample, run: Run) -> Times:
-    """Return the seconds of each query by the simulator, batches being as uneven as they were when measured."""
-    factors = [_unevenness(stage.name, index, run) for index, stage in enumerate(ready.judge.pipeline.stages)]
-    targets = constant(ready.plan, sample)
-    return play(ready.judge.pipeline, sample, ready.plan, targets, 0.0, factors).latencies
+    """Return the seconds of each query by the simulator.
+
+    Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
+    """
+    points = [profiles.stored(stage.name, run) for stage in ready.judge.pipeline.stages]
+    factors = [_unevenness(found, index, run) for index, found in enumerate(points)]
+    patience = ready.patience if ready.shed else None
+    pipeline, cores = ready.judge.pipeline, available_cores()
+    if run.engine.name == "local" and sum(choice.replicas for choice in ready.plan) > cores:
+        most = patience or [math.inf] * len(points)
+        servers = [
+            replace(server(pipeline, index, choice), factor=factors[index], patience=most[index])
+            for index, choice in enumerate(ready.plan)
+        ]
+        return crowded(pipeline, sample, servers, [found[0].cpu if found else 1.0 for found in points], cores)
+    return play(pipeline, sample, ready.plan, constant(ready.plan, sample), 0.0, factors, patience).latencies
 
 
-def _unevenness(stage: str, index: int, run: Run) -> Times:
-    points = profiles.stored(stage, run)
+def _unevenness(points: Sequence[profiles.Point] | None, index: int, run: Run) -> Times:
     if not points:
         return np.ones(1)
     return np.random.default_rng([run.seed, 6, index]).choice(np.array(points[0].spread), LONG)
@@ -118,7 +139,8 @@ async def _driven(ready: Ready, sample: Sample, tuner: live.Tuner | None, run: R
     runtime = ready.runtime(run.engine)
     try:
         await runtime.start()
-        return await live.drive(runtime, ready.judge.pipeline, sample, ready.rows, tuner, run.progress)
+        patience = ready.judge.limit if ready.shed else math.inf
+        return await live.drive(runtime, ready.judge.pipeline, sample, ready.rows, tuner, run.progress, patience)
     finally:
         await runtime.stop()
 
@@ -127,7 +149,7 @@ def _tuner(spec: PipelineSpec, ready: Ready) -> live.Tuner | None:
     """The running service knows the table rule; the others are there to be compared with in simulation."""
     if spec.tuner.policy not in ("table", "calibrated"):
         return None
-    setting = setting_of(spec.tuner)
+    setting = setting_of(spec)
     brief = policies.brief(ready.judge.pipeline, ready.plan, ready.judge.estimators[0].sample, ready.judge.limit)
     steps = policies.ladder(brief, setting.most)
     if spec.tuner.policy == "calibrated":
@@ -159,6 +181,7 @@ def _report(
             "p99_ms": Metric(p99[0] * 1e3, "ms", timed=True),
             "estimated_p99_ms": Metric(p99[1] * 1e3, "ms", timed=True),
             "lost": Metric(measured.lost, "", target="0", ok=measured.lost == 0),
+            **(_shed(measured, expected) if ready.shed else {}),
             "replaced": Metric(measured.replaced, "replicas", timed=True),
             "sender_lateness_ms": Metric(measured.lateness * 1e3, "ms", timed=True),
         },
@@ -167,6 +190,13 @@ def _report(
         lines=(("replicas", _replicas(ready, measured)),),
         next=f"unfold plan {spec.name}.yaml --replay TRACE",
     )
+
+
+def _shed(measured: live.Measured, expected: Times) -> dict[str, Metric]:
+    return {
+        "shed": Metric(measured.shed / measured.latencies.size, timed=True),
+        "estimated_shed": Metric(float(np.isinf(expected).mean()), timed=True),
+    }
 
 
 def _table(rows: Sequence[tuple[str, float, float]]) -> Table:
@@ -204,6 +234,9 @@ def _figure(measured: Times, expected: Times) -> Figure:
     shares = np.linspace(0.0, 1.0, 200)
     series = tuple(
         Series(name, tuple((np.quantile(values, shares) * 1e3).tolist()), tuple(shares.tolist()))
-        for name, values in (("measured", measured[np.isfinite(measured)]), ("estimated", expected))
+        for name, values in (
+            ("measured", measured[np.isfinite(measured)]),
+            ("estimated", expected[np.isfinite(expected)]),
+        )
     )
     return Figure("latencies", "Share of queries answered within a time", "ms", "share", series, timed=True)

@@ -20,6 +20,7 @@ class Objective(Model):
     """The target."""
 
     p99: Annotated[Duration, Field(gt=0)] = Field(description="99 % of the queries are answered within this time")
+    shed: bool = Field(default=False, description="refuse a query as soon as it cannot be in time any more")
 
 
 class Arrivals(Model):

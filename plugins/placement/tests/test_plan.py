@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,3 +140,22 @@ def test_tasks_can_be_read_and_made(tmp_path: Path) -> None:
                 plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
             continue
         assert plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1))).verdict is Verdict.YES
+
+
+def test_a_composition_that_never_holds_is_told_with_its_line(tmp_path: Path) -> None:
+    """The error of a refused composition names the file and the line of the policy."""
+    spec = tmp_path / "wide.yaml"
+    spec.write_text(WIDE, "utf-8")
+    words = [sys.executable, "-m", "unfoldkit", "plan", str(spec), "--run", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{spec}:6:1: policy: never satisfied" in done.stderr
+
+
+WIDE = """version: 1
+kind: placement
+name: wide
+cluster: {nodes: [{count: 2, gpu: 4}]}
+workload: {tasks: [{job: wide, count: 3, gpu: 1, run: 1 min}]}
+policy: {gang: {by: job}, anti-affinity: {by: job}}
+"""

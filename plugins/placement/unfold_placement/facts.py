@@ -84,10 +84,15 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A name that a task needs beside its own demand, and how much of it."""
+    """A name that a task needs beside its own demand, and how much of it.
+
+    ``gated``: it is counted for the cluster, or lives for one task, so that on a live cluster the task's gate, and the
+    node that it is pinned to, stand for it.
+    """
 
     name: str
     amount: int = 1
+    gated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

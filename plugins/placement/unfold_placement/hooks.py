@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from unfoldkit.api import Kind, hookimpl
+from unfoldkit.api import Kind, Renderer, hookimpl
 
 
 @hookimpl
@@ -15,5 +15,14 @@ def unfold_kinds() -> Iterable[Kind]:
         summary="places tasks by policies that the application writes itself",
         spec="unfold_placement.spec:PlacementSpec",
         plan="unfold_placement.plan:plan",
+        serve="unfold_placement.serve:serve",
         examples="unfold_placement:examples",
+    )
+
+
+@hookimpl
+def unfold_renderers() -> Iterable[Renderer]:
+    """Offer a plan in the words of Kubernetes."""
+    yield Renderer(
+        "kubernetes", "a placement's roles and controller for Kubernetes", "unfold_placement.exports:kubernetes"
     )

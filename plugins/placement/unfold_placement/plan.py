@@ -48,6 +48,12 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
         UnfoldError: the policies can never let some task start, or can block each other; with the counterexample.
     """
     nodes, tasks = nodes_of(spec.cluster, run), tasks_of(spec.workload, run)
+    if not nodes and spec.cluster.kubernetes is not None:
+        from unfold_placement.kubernetes.served import nodes as live_nodes
+
+        nodes = live_nodes(spec.name, spec.cluster.kubernetes)
+    if not nodes:
+        raise fail("a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve")
 
     def make() -> Sequence[Policy]:
         return build(spec.policy, allow_code=run.allow_code)

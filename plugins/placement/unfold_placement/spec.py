@@ -31,13 +31,33 @@ class NodeSpec(Model):
     data: tuple[str, ...] = Field(default=(), description="blocks of data that are on these nodes")
 
 
+class KubernetesSpec(Model):
+    """A Kubernetes cluster, and where on it the policy's pods are."""
+
+    context: str = Field(default="", description="of the kubeconfig; the current one, or the own cluster, if left out")
+    kubeconfig: str = Field(default="", description="the file; KUBECONFIG or ~/.kube/config if left out")
+    namespace: Name = Field(default="unfold", description="of the pods and of the controller's books")
+    resources: dict[str, str] = Field(
+        default_factory=dict, description="what the cluster calls a resource, such as gpu: nvidia.com/gpu"
+    )
+    patience: Duration = Field(default=10.0, description="how long an opened pod may stay without a node")
+    image: str = Field(default="", description="of the controller, for --format kubernetes")
+
+
 class ClusterSpec(Model):
-    """The nodes: written here, or read from a trace."""
+    """The nodes: written here, read from a trace, or those of a live cluster."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
     trace: Literal["openb"] | None = Field(default=None, description="nodes of the openb trace (Alibaba, 2023)")
     path: str | None = Field(default=None, description="the trace's file of nodes")
     part: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="only this part of the trace's nodes")
+    kubernetes: KubernetesSpec | None = Field(default=None, description="serve on this Kubernetes cluster")
+    ray: str | None = Field(
+        default=None, description="serve on this Ray cluster: an address, or auto; nodes then says more of its nodes"
+    )
+    lease: Annotated[Duration, Field(ge=1, le=3600)] = Field(
+        default=15.0, description="names live so long without a sign of their controller, which leads for a third of it"
+    )
 
 
 class TaskSpec(Model):
@@ -89,6 +109,11 @@ class ManySpec(Model):
 class WorkloadSpec(Model):
     """The tasks."""
 
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return bool(self.tasks or self.replay or self.made)
+
     tasks: Annotated[tuple[TaskSpec, ...], Field(max_length=10_000)] = ()
     replay: TraceSpec | None = Field(default=None, description="a recorded workload")
     made: ManySpec | None = Field(default=None, description="one made by chance")
@@ -118,14 +143,15 @@ class PlacementSpec(Spec):
 
 
 def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
-    given = [key for key in ("nodes", "trace") if getattr(cluster, key)]
-    if len(given) != 1:
+    live = [key for key in ("ray", "kubernetes") if getattr(cluster, key) is not None]
+    given = [*(key for key in ("nodes", "trace") if getattr(cluster, key)), *live]
+    if len(given) != 1 and given not in (["nodes", "ray"], ["nodes", "kubernetes"]):
         message = f"{' and '.join(given)} together" if given else "no nodes"
-        yield Problem(("cluster",), message, hint="write nodes, or trace with path")
+        yield Problem(("cluster",), message, hint="write nodes, trace with path, ray: auto, or kubernetes: {}")
     if cluster.trace and not cluster.path:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
     for index, node in enumerate(cluster.nodes):
-        if not (node.cpu or node.gpu or node.memory or node.resources):
+        if not (node.cpu or node.gpu or node.memory or node.resources or cluster.ray):
             yield Problem(("cluster", "nodes", index), "a node without any resource", hint="write cpu: 4")
 
 

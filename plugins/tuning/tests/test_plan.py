@@ -87,6 +87,22 @@ def test_either_market_is_the_better_of_both(tmp_path: Path) -> None:
     assert costs["either"] == pytest.approx(min(costs["on-demand"], costs["spot"]))
 
 
+@pytest.mark.parametrize("deadline", ["7 min", "20 min", "2 h"])
+def test_of_several_types_the_best_is_taken(tmp_path: Path, deadline: str) -> None:
+    """With a fast dear type and a slow cheap one the plan costs what the better of the two costs alone."""
+    fast = "{type: fast, price: $12/h, accelerators: 4}"
+    slow = "{type: slow, price: $4/h, accelerators: 4, speed: 0.4}"
+    reports = {}
+    for name, types in (("fast", fast), ("slow", slow), ("both", f"{fast}, {slow}")):
+        text = SPEC.replace("{type: mine, price: $12/h, spot: $4/h, accelerators: 4}", types)
+        text = text.replace("DEADLINE", deadline).replace("MARKET", "on-demand")
+        spec = validate(TuningSpec, parse(text, "t.yaml"))
+        reports[name] = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    alone = [value(reports[name], "cost_usd") for name in ("fast", "slow") if reports[name].verdict is Verdict.YES]
+    assert value(reports["both"], "cost_usd") == pytest.approx(min(alone))
+    assert "fast" in dict(reports["both"].lines)["options"]
+
+
 def test_side_by_side_brackets_can_be_planned(tmp_path: Path) -> None:
     """Brackets that share the cluster end sooner than in sequence at the fastest."""
     ends = {}

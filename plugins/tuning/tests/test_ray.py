@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import signal
+import sqlite3
+import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,3 +114,103 @@ def test_a_lost_raylet_costs_only_the_last_step(tmp_path: Path) -> None:
     assert len(ran) == 2 * 3
     # the other trial of the node may have been in the middle of a step that was not noted yet
     assert sum(ran.values()) <= 2 * 3 + 2
+
+
+TWICE = """
+import os, sys, time
+from pathlib import Path
+from unfold_tuning.measure import profile
+from unfold_tuning.spec import TuningSpec
+from unfold_tuning.train import train
+from unfoldkit.api import Run, RunDir
+from unfoldkit.engines.ray import RayEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+spec = validate(TuningSpec, parse(Path(sys.argv[1]).read_text(), "t.yaml"))
+run = Run(directory=RunDir(Path(sys.argv[2])), engine=RayEngine(), allow_code=True)
+group = os.getpgrp()
+profile(spec, run)
+report = train(spec, run)
+assert os.getpgrp() == group, "moved out of its process group: Ctrl-C would not reach it"
+time.sleep(25)
+print("alive", report.verdict.value)
+"""
+SPEC = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: successive-halving, trials: 3, min_iters: 2, max_iters: 6, eta: 3}
+trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}
+deadline: 30 min
+cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $3.6/h}], limit: 1}
+samples: 200
+"""
+
+
+def test_a_process_outlives_the_heads_that_it_had(tmp_path: Path) -> None:
+    """Profile, then train, in one process that lives on for longer than Ray waits for a head that is gone."""
+    (tmp_path / "t.yaml").write_text(SPEC)
+    command = [sys.executable, "-c", TWICE, str(tmp_path / "t.yaml"), str(tmp_path / "run")]
+    # 60 s by default, which is when a process that still asks for a head is ended
+    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "alive yes"), ended.stderr[-3000:]
+
+
+GIVEN = (
+    SPEC.replace("min_iters: 2, max_iters: 6", "min_iters: 20, max_iters: 40")
+    + "profile: {iteration: {mean: 50 ms}, provision: {mean: 0 s}, startup: {mean: 20 s}, sync: {mean: 0 s}}\n"
+)
+
+
+def test_a_driver_that_is_killed_leaves_no_raylet_and_goes_on(tmp_path: Path) -> None:
+    """After kill -9 Ray's processes end by themselves; the same command goes on and finds the winner of a quiet run."""
+    (tmp_path / "t.yaml").write_text(GIVEN)
+    words = ["train", str(tmp_path / "t.yaml"), "--engine", "ray", "--allow-code", "--run"]
+    command = [sys.executable, "-m", "unfoldkit", *words]
+    with subprocess.Popen([*command, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+        wait_until(lambda: driver.poll() is not None or ran(tmp_path) >= 5)
+        driver.send_signal(signal.SIGKILL)
+    before = ran(tmp_path)
+    assert 5 <= before < 3 * 20 + 20, "it was killed in the middle"
+    wait_until(lambda: not raylets_of(tmp_path / "run"))
+    ended = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    counts = Counter((tmp_path / "log").read_text().splitlines())
+    assert len(counts) == 3 * 20 + 20
+    # of a trial's step that was under way nothing had been noted
+    assert sum(counts.values()) <= len(counts) + 1
+    quiet = subprocess.run([*command[:6], "local", *command[7:], str(tmp_path / "quiet")], check=False)
+    assert quiet.returncode == 0
+    assert winner(tmp_path / "run") == winner(tmp_path / "quiet")
+    assert not raylets_of(tmp_path / "run")
+
+
+def wait_until(there: Callable[[], bool]) -> None:
+    """Wait until something is so, as long as a slow machine may take."""
+    began = time.monotonic()
+    while not there():
+        assert time.monotonic() - began < 200
+        time.sleep(0.05)
+
+
+def ran(folder: Path) -> int:
+    """Return how many iterations have begun."""
+    return len((folder / "log").read_text().splitlines()) if (folder / "log").exists() else 0
+
+
+def winner(run: Path) -> Any:
+    """Return the file of the best trial."""
+    return json.loads((run / "winner.json").read_text())
+
+
+def raylets_of(run: Path) -> list[str]:
+    """Return the processes of this machine that name a node of a run's ledger."""
+    with closing(sqlite3.connect(run / "ledger.sqlite")) as base:
+        nodes = [row[0] for row in base.execute("SELECT id FROM nodes")]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return [text for text in found if any(f"unfold-{node}" in text for node in nodes)]

@@ -18,6 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from unfold_tuning.cluster import LocalCluster
+from unfold_tuning.clusters import cluster_of
 from unfold_tuning.deals import Deal
 from unfold_tuning.executor import Executor, Task
 from unfold_tuning.facts import Machine, Profile, Spread
@@ -113,6 +114,43 @@ def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
     assert sum(count - 1 for count in ran.values()) == 0
 
 
+def test_the_winner_is_left_for_others(tmp_path: Path) -> None:
+    """A run leaves the best trial as a file: its parameters, its metric, and a checkpoint that is there."""
+    report = trained(tmp_path)
+    told = json.loads((tmp_path / "run/winner.json").read_text())
+    assert told["value"] == report.metrics["best_accuracy"].value
+    assert (told["iterations"], told["finished"], told["schema"]) == (12, True, "unfoldkit.winner/1")
+    assert set(told["params"]) == {"ceiling"}
+    assert json.loads((tmp_path / "run" / told["state"]).read_bytes()) == {"done": 12}
+
+
+def test_what_was_run_is_a_spec_of_placement(tmp_path: Path) -> None:
+    """The file that a run leaves for the kind placement is accepted by it, with a job for each trial's part."""
+    trained(tmp_path)
+    command = [sys.executable, "-m", "unfoldkit", "check", "run/placement.yaml"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr + told.stdout
+    assert len(json.loads((tmp_path / "run/placement.yaml").read_text())["workload"]["tasks"]) == 6 + 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("word", "nodes"),
+    [("", 1), ("placement: {gang: trial, pack: node}\n", 1), ("placement: {spread: {by: node}}\n", 2)],
+)
+def test_trials_are_placed_as_the_policy_says(tmp_path: Path, word: str, nodes: int) -> None:
+    """Two trials on two nodes of two accelerators share one node when packed, and have one each when spread."""
+    spec = validate(TuningSpec, parse(SPEC + word, "t.yaml"))
+    machine = Machine("p", 2, 1.0)
+    run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1), allow_code=True)
+    assert spec.trainable is not None
+    with opened(tmp_path / "l.sqlite", machine, "a") as ledger:
+        cluster = cluster_of(spec, run, Work(spec.trainable), machine, own(ledger, 1.0))
+        stages, plan = custom([(2, 2)]), (Deal(2, 1, 4),)
+        task = Task(stages, plan, machine, Profile(Spread(0.05)), spec.trainable, tmp_path / "trials", 0, 1)
+        Executor(task, ledger, cluster).run()
+        assert len({node for _, _, node, _, _ in ledger.parts()}) == nodes
+
+
 def test_a_failing_trial_is_left_out(tmp_path: Path) -> None:
     """A configuration whose function raises three times is left out and told; the others go on."""
     report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:broken"))
@@ -205,6 +243,7 @@ def test_a_measured_profile_is_near_the_truth(tmp_path: Path) -> None:
     spec = validate(TuningSpec, parse(SPEC, "t.yaml"))
     report = profile(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
     assert 0.05 <= (report.metrics["iteration_s"].value or 0) < 0.2
+    assert 0 < (report.metrics["checkpoint_s"].value or 0) < 0.1
     assert json.loads((tmp_path / "profile.json").read_text())["speedup"] == {"1": 1.0}
 
 

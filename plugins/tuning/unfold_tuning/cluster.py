@@ -42,7 +42,7 @@ class Cluster(Protocol):
         """
 
     def free(self, gang: int) -> str | None:
-        """Return a node with room for a trial of ``gang`` accelerators, the fullest that has it, or nothing."""
+        """Return a node with room for a trial of ``gang`` accelerators, by the policy, or nothing."""
 
     def start(self, node: str, job: Job) -> None:
         """Start a trial on a node."""
@@ -73,11 +73,12 @@ class Node:
 
 @dataclass(slots=True)
 class LocalCluster:
-    """Nodes as groups of local processes."""
+    """Nodes as groups of local processes; trials go to the fullest node, or with ``spread`` to the emptiest."""
 
     work: Work
     accelerators: int
     fleet: Fleet
+    spread: bool = False
     nodes: list[Node] = field(default_factory=list)
 
     def open(self) -> None:
@@ -104,7 +105,7 @@ class LocalCluster:
         if gang > self.accelerators:
             room = [node for node in room if not node.busy]
             return room[0].name if len(room) >= -(-gang // self.accelerators) else None
-        return max(room, key=lambda node: node.used).name if room else None
+        return (min if self.spread else max)(room, key=lambda node: node.used).name if room else None
 
     def start(self, node: str, job: Job) -> None:
         """See :class:`Cluster`."""

@@ -37,12 +37,13 @@ def fleet_of(spec: TuningSpec, run: Run, machine: Machine, ledger: Ledger) -> Fl
 
 def cluster_of(spec: TuningSpec, run: Run, work: Work, machine: Machine, fleet: Fleet) -> Cluster:
     """Return the cluster of the engine, on nodes of a fleet."""
+    spread = spec.placement.spread is not None
     if run.engine.name == "local":
-        return LocalCluster(work, machine.accelerators, fleet)
+        return LocalCluster(work, machine.accelerators, fleet, spread)
     address = getattr(run.engine, "address", None)
     if spec.cloud.provider == "aws":
-        return RayCluster(work, machine.accelerators, fleet, Joining(str(address)))
+        return RayCluster(work, machine.accelerators, fleet, Joining(str(address)), spread)
     if address is not None:
         hint = "leave --ray-address out: raylets are started and ended here as the plan says"
         raise fail("a running Ray cluster does not grow and shrink by itself", key="cloud.provider", hint=hint)
-    return RayCluster(work, machine.accelerators, fleet, Here(machine.accelerators))
+    return RayCluster(work, machine.accelerators, fleet, Here(machine.accelerators), spread)

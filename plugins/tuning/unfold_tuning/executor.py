@@ -19,11 +19,11 @@ from unfold_tuning.cluster import TICK, Cluster, Event
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine, Profile, log_sigma
 from unfold_tuning.ledger import Ledger, Trial
-from unfold_tuning.replan import Belief, Rest, believed, plan_again
+from unfold_tuning.replan import Belief, Rest, believed, paces_of, plan_again
 from unfold_tuning.rescue import faster_by, ways_out
 from unfold_tuning.spec import Trainable
 from unfold_tuning.stages import Group, Stage
-from unfold_tuning.tables import Model, model
+from unfold_tuning.tables import Model, Paces, model
 from unfold_tuning.trainables import sample
 from unfold_tuning.words import dollars, span
 from unfold_tuning.worker import Job
@@ -105,8 +105,9 @@ class Executor:
         except OverBudget as error:
             stopped = str(error)
         finally:
+            # the job is over; what giving nodes back takes is in the bill
+            ended = self.task.wall()
             self.cluster.close()
-        ended = self.task.wall()
         return Outcome(
             self._winner(), began, ended, self.ledger.spent(), stopped, plan, tuple(self.notes), len(self.lost)
         )
@@ -251,12 +252,26 @@ class Executor:
         """The job after a stage, under what is believed by now, with the instances that it holds."""
         task = self.task
         drawn = model(task.stages, self._belief().applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
-        return drawn.rest(index + 1, plan[index].instances)
+        return drawn.rest(index + 1, plan[index].instances).paced(self._paces(index + 1))
+
+    def _paces(self, index: int) -> Paces | None:
+        """How slow the trials are that enter a stage, once all of them have come to it."""
+        groups = self.task.stages[index].groups if index < len(self.task.stages) else ()
+        if len(groups) != 1 or groups[0].done == 0:
+            return None
+        spent: dict[int, list[float]] = {}
+        for trial, ratio in self._ratios():
+            spent.setdefault(trial, []).append(ratio)
+        entrants = self._entrants(groups[0])
+        if len(entrants) < groups[0].trials:
+            return None
+        ratios = [float(np.mean(spent[trial.id])) for trial in entrants]
+        return paces_of(ratios, groups[0].done, self.task.profile, self._belief())
 
     def _belief(self) -> Belief:
         profile = self.task.profile
         noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
-        return believed(profile).seen(self._ratios(), noise)
+        return believed(profile).seen([ratio for _, ratio in self._ratios()], noise)
 
     def _tell(self, index: int, plan: Plan, jobs: Sequence[Job], began: float) -> None:
         """Work out when the run will end, and say so at once when no number of instances can make it in time."""
@@ -291,7 +306,8 @@ class Executor:
         money = f"{dollars(spent)}, {dollars(max(0.0, budget - spent))} left" if budget is not None else dollars(spent)
         return f"stage {index + 1} of {len(self.task.stages)} · {eta} · {money}"
 
-    def _ratios(self) -> list[float]:
+    def _ratios(self) -> list[tuple[int, float]]:
+        """Return, for each checkpoint, the trial and how long it took against the profile."""
         mean, profile = self.task.profile.iteration.mean, self.task.profile
         each = self.task.machine.accelerators
         before: dict[int, int] = {}
@@ -299,8 +315,8 @@ class Executor:
         for trial, iters, _, seconds, gang in self.ledger.steps():
             count = iters - before.get(trial, 0)
             before[trial] = iters
-            ratios.append(seconds / (count * mean / (profile.gain(gang, each) * self.task.machine.speed)))
-        return [ratio for ratio in ratios if ratio > 0]
+            ratios.append((trial, seconds / (count * mean / (profile.gain(gang, each) * self.task.machine.speed))))
+        return [(trial, ratio) for trial, ratio in ratios if ratio > 0]
 
     def _winner(self) -> Trial | None:
         there = [trial for trial in self.ledger.trials() if trial.metric is not None and not self._failed(trial.id)]

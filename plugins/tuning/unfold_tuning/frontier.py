@@ -90,11 +90,12 @@ def new_instances(counts: Ints, held: int = 0) -> Ints:
 def curve(table: Grid, deadline: float = np.inf) -> Curve:
     """Return every plan that no other beats in both expected time and cost, up to a deadline."""
     time, cost, parent, level, last = labels(table.time, table.cost, table.grow_time, table.grow_cost, deadline)
-    plans = tuple(_walk(table.deals, parent, level, int(index)) for index in last)
+    plans = tuple(walk(table.deals, parent, level, int(index)) for index in last)
     return Curve(plans, time[last], cost[last], len(time))
 
 
-def _walk(deals: Sequence[Sequence[Deal]], parent: Ints, level: Ints, index: int) -> Plan:
+def walk(deals: Sequence[Sequence[Deal]], parent: Ints, level: Ints, index: int) -> Plan:
+    """Return the plan whose last label has this index."""
     steps: list[Deal] = []
     for row in reversed(deals):
         steps.append(row[int(level[index])])

@@ -161,6 +161,10 @@ class Ledger:
         """Return who ran where: stage, trial, node, begin, end."""
         return self.base.execute("SELECT stage, trial, node, began, ended FROM parts ORDER BY began").fetchall()
 
+    def sized_parts(self) -> list[tuple[int, int, str, float, float | None, int]]:
+        """Return who ran where, and on how many accelerators: stage, trial, node, begin, end, gang."""
+        return self.base.execute("SELECT stage, trial, node, began, ended, gang FROM parts ORDER BY began").fetchall()
+
     def stage_begins(self, stage: int, now: float) -> None:
         """Note that a stage has begun; a resumed one keeps its first begin."""
         self._write("INSERT OR IGNORE INTO stages VALUES (?, ?, NULL, NULL)", (stage, now))

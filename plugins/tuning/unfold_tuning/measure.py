@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from unfold_tuning.fleet import Own
 from unfold_tuning.plan import PROFILE
 from unfold_tuning.prices import machines_of
 from unfold_tuning.spec import ProfileSpec, TuningSpec
-from unfold_tuning.trainables import Work, sample
+from unfold_tuning.trainables import SETS, Work, sample
 from unfold_tuning.words import span
 from unfold_tuning.worker import Job, Told
 from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, broken, fail, fingerprint
@@ -30,11 +31,12 @@ LONGEST = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of every step by (gang, trial), of every node's start, and of every trial's start beside its steps."""
+    """Seconds of steps by (gang, trial), of nodes' starts, of trials' starts beside their steps, of checkpoints."""
 
     steps: dict[tuple[int, int], list[float]]
     startups: list[float]
     starts: list[float]
+    saves: list[float]
 
 
 def profile(spec: TuningSpec, run: Run) -> Report:
@@ -60,8 +62,9 @@ def work_of(spec: TuningSpec, run: Run) -> Work:
         raise fail("nothing to train", key="trainable", hint="write trainable: {estimator: xgboost, data: digits}")
     if trainable.function is not None and not run.allow_code:
         raise fail(f"the spec names code: {trainable.function}", key="trainable.function", hint="--allow-code runs it")
-    builtin = trainable.data in (None, "digits", "breast-cancer", "wine")
-    path = None if builtin else run.path(str(trainable.data), key="trainable.data")
+    if trainable.estimator == "torch-mlp" and importlib.util.find_spec("torch") is None:
+        raise fail("torch-mlp needs torch", key="trainable.estimator", hint="pip install 'unfoldkit[torch]'")
+    path = None if trainable.data in (None, *SETS) else run.path(str(trainable.data), key="trainable.data")
     return Work(trainable, path, run.seed)
 
 
@@ -69,7 +72,7 @@ def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: R
     """Run a few trials at every gang size, on a node of their own."""
     rng = np.random.default_rng([run.seed, 31])
     configs = [sample(work.trainable.space, rng) for _ in range(TRIALS)]
-    found = Measured({}, [], [])
+    found = Measured({}, [], [], [])
     for gang in _gangs(machine.accelerators):
         cluster = cluster_of(spec, run, work, machine, Own(_nothing, _nothing))
         try:
@@ -121,6 +124,7 @@ def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run) -> N
         for event in cluster.events(1.0):
             told = _fine(event.told)
             spent[told.trial] += told.seconds
+            found.saves.append(told.saved)
             job = open_[told.trial]
             found.steps.setdefault((job.gang, told.trial), []).append(told.seconds / every)
             if told.iters >= job.target:
@@ -165,6 +169,7 @@ def _report(spec: TuningSpec, made: ProfileSpec, found: Measured) -> Report:
         "iteration_std_s": Metric(made.iteration.std, "s", timed=True),
         "startup_s": Metric(startup, "s", timed=True),
         "trial_start_s": Metric(float(np.mean(found.starts)), "s", timed=True),
+        "checkpoint_s": Metric(float(np.mean(found.saves)), "s", timed=True),
         "trial_spread": Metric(made.trial_spread, timed=True),
         "steps": Metric(sum(len(values) for values in found.steps.values())),
     }

@@ -9,7 +9,8 @@ import numpy as np
 
 from unfold_tuning.bound import lower_bound
 from unfold_tuning.facts import Machine, Profile
-from unfold_tuning.frontier import Curve, Grid, curve, grid
+from unfold_tuning.frontier import Curve, Grid, grid
+from unfold_tuning.prepaid import exact_curve
 from unfold_tuning.rivals import Found, Goal, cheapest, greedy, naive_scores, static_scores
 from unfold_tuning.score import Score, score
 from unfold_tuning.stages import Stage
@@ -68,7 +69,7 @@ def offers(
 def offer(drawn: Model, share: float) -> Offer:
     """Return a machine's curve with the time that each of its plans can promise."""
     table = grid(drawn)
-    exact = curve(table)
+    exact = exact_curve(drawn, table)
     chosen = thin(len(exact.plans), MOST_POINTS)
     scores = tuple(score(drawn, exact.plans[index]) for index in chosen)
     promised = np.array([item.promise(share) for item in scores])

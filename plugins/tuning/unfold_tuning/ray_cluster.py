@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unfold_tuning.cluster import ATTEMPTS, Event
@@ -41,6 +41,7 @@ class RayCluster:
     accelerators: int
     fleet: Fleet
     raylets: Raylets
+    spread: bool = False
     nodes: dict[str, str] = field(default_factory=dict)
     running: dict[int, Running] = field(default_factory=dict)
     checked: float = 0.0
@@ -71,7 +72,7 @@ class RayCluster:
             empty = [name for name in self.nodes if not self._used(name)]
             return empty[0] if len(empty) >= -(-gang // self.accelerators) else None
         room = [name for name in self.nodes if self.accelerators - self._used(name) >= gang]
-        return max(room, key=self._used) if room else None
+        return (min if self.spread else max)(room, key=self._used) if room else None
 
     def start(self, node: str, job: Job) -> None:
         """See :class:`~unfold_tuning.cluster.Cluster`."""
@@ -130,9 +131,11 @@ class RayCluster:
             if held.nodes[0] not in alive():
                 return None
             return Told("failed", held.job.trial, error=f"its worker is gone: {type(error).__name__}")
-        if told.what == "step":
-            keep(held.job, told.iters, state)
-        return told  # type: ignore[no-any-return]
+        if told.what != "step":
+            return told  # type: ignore[no-any-return]
+        began = time.perf_counter()
+        keep(held.job, told.iters, state)
+        return replace(told, saved=time.perf_counter() - began)  # type: ignore[no-any-return]
 
     def _losses(self) -> Iterator[Event]:
         if time.monotonic() - self.checked < CHECK_EVERY:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from unfold_tuning.keeper import Keeper, Order, started
 from unfoldkit.api import broken, fail
 
 LONGEST_JOIN = 900.0
 PAUSE = 0.05
-STORE_BYTES = 80 * 2**20
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
@@ -36,48 +36,43 @@ class Here:
     """Raylets of this machine, each with processes of its own, around a head without accelerators."""
 
     accelerators: int
-    cluster: Any = None
-    nodes: dict[str, Any] = field(default_factory=dict)
+    keeper: Keeper | None = None
+    names: set[str] = field(default_factory=set)
 
     def open(self) -> None:
         """See :class:`Raylets`."""
-        if self.cluster is None:
-            self._head()
+        ray = imported()
+        if self.keeper is None:
+            if ray.is_initialized():
+                raise fail("this process is connected to another Ray cluster", hint="ray.shutdown() first")
+            self.keeper = started(_nothing)
+            ray.init(address=self.keeper.address, **QUIET)
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
         """See :class:`Raylets`."""
         for name in names:
-            resources = {place(name): float(self.accelerators)}
-            self.nodes[name] = self.cluster.add_node(
-                wait=False, num_cpus=self.accelerators, resources=resources, object_store_memory=STORE_BYTES
-            )
+            self.names.add(name)
+            self._tell(Order("add", name, self.accelerators, {place(name): float(self.accelerators)}))
             watch()
         joined(names, watch)
 
     def stop(self, name: str) -> None:
         """See :class:`Raylets`."""
-        node = self.nodes.pop(name, None)
-        if node is not None:
-            # a raylet that ends without a word makes Ray print its last log lines into ours
-            self.cluster.remove_node(node, allow_graceful=True)
+        if name in self.names:
+            self.names.remove(name)
+            self._tell(Order("remove", name))
 
     def close(self) -> None:
         """See :class:`Raylets`."""
-        ray = imported()
-        ray.shutdown()
-        if self.cluster is not None:
-            self.cluster.shutdown()
-            self.cluster = None
+        # while the head is there: a driver that loses it first is ended by Ray
+        imported().shutdown()
+        if self.keeper is not None:
+            self.keeper.close()
+            self.keeper = None
 
-    def _head(self) -> None:
-        ray = imported()
-        if ray.is_initialized():
-            raise fail("this process is connected to another Ray cluster", hint="ray.shutdown() first")
-        from ray.cluster_utils import Cluster
-
-        arguments = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
-        ray.init(address=self.cluster.address, **QUIET)
+    def _tell(self, order: Order) -> None:
+        if self.keeper is not None:
+            self.keeper.tell(order)
 
 
 @dataclass(slots=True)
@@ -146,6 +141,10 @@ def living() -> list[Any]:
 def place(name: str) -> str:
     """Return the name of the resource that only a node of this name has."""
     return f"unfold-{name}"
+
+
+def _nothing() -> None:
+    return None
 
 
 def imported() -> Any:

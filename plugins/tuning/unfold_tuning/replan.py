@@ -12,7 +12,7 @@ from unfold_tuning.deals import Plan
 from unfold_tuning.facts import Profile, Spread, log_sigma
 from unfold_tuning.planner import Offer, offer
 from unfold_tuning.score import Score, score
-from unfold_tuning.tables import Model, slower
+from unfold_tuning.tables import Model, Paces, slower
 
 HYSTERESIS = 0.1
 NEARLY = 0.02
@@ -38,6 +38,19 @@ class Belief:
     def applied(self, profile: Profile) -> Profile:
         """Return the profile as it is now believed."""
         return replace(slower(profile, math.exp(self.mu)), error_cv=math.sqrt(math.expm1(self.sigma**2)))
+
+
+def paces_of(ratios: Sequence[float], iters: int, profile: Profile, belief: Belief) -> Paces:
+    """Return the paces of trials that took ``ratios`` of their expected times over ``iters`` iterations each.
+
+    Normal and normal in logarithms: a ratio counts by how much trials vary against how much iterations do; the rest
+    of it is luck. Relative to the profile as it is believed.
+    """
+    between = log_sigma(profile.trial_cv) ** 2
+    within = math.log1p((profile.iteration.std / profile.iteration.mean) ** 2 / max(1, iters))
+    weight = between / (between + within) if between > 0 else 0.0
+    factors = tuple(math.exp(weight * (math.log(max(ratio, 1e-9)) - belief.mu)) for ratio in ratios)
+    return Paces(factors, math.sqrt(weight * within))
 
 
 def waited(profile: Profile, seconds: float) -> Profile:

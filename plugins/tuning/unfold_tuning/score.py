@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -46,10 +46,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Instances that began to be billed together; ``since`` is [samples] seconds after the start of the run."""
+    """Instances that began to be billed together; ``since`` is [samples] seconds after the start of the run.
+
+    ``old`` ones are past their minimum: they were there before.
+    """
 
     count: int
     since: Floats
+    old: bool = False
 
 
 def quantile(values: Floats, share: float) -> float:
@@ -61,7 +65,7 @@ def quantile(values: Floats, share: float) -> float:
 def score(model: Model, plan: Plan) -> Score:
     """Play a plan in every sampled run."""
     clock = np.zeros(model.samples)
-    held = [Holding(model.held, clock)] if model.held else []
+    held = [Holding(model.held, clock, old=True)] if model.held else []
     dollars = np.zeros(model.samples)
     ends = []
     for index, deal in enumerate(plan):
@@ -94,9 +98,10 @@ def release(held: list[Holding], count: int, now: Floats, machine: Machine) -> t
         gone = min(count, holding.count)
         count -= gone
         if gone:
-            paid += gone * machine.billing.cost(now - holding.since, machine.price)
+            life = now - holding.since
+            paid += gone * (life * machine.per_second if holding.old else machine.billing.cost(life, machine.price))
         if holding.count > gone:
-            left.append(Holding(holding.count - gone, holding.since))
+            left.append(replace(holding, count=holding.count - gone))
     return left, paid
 
 

@@ -82,14 +82,18 @@ class Choice(Model):
 class Trainable(Model):
     """What a trial trains: a built-in estimator on a data set, or code of your own (needs ``--allow-code``)."""
 
-    estimator: Literal["xgboost"] | None = None
+    estimator: Literal["xgboost", "sgd", "mlp", "torch-mlp"] | None = Field(
+        default=None, description="XGBoost; scikit-learn's SGDClassifier or MLPClassifier; a network of torch"
+    )
     function: str | None = Field(default=None, description="module:function of your own; see the docs for its form")
     data: str | None = Field(
         default=None, description="digits, breast-cancer, wine, or a CSV file with a target column"
     )
     target: str = Field(default="target", description="the column of a CSV file that is predicted")
     metric: Literal["accuracy", "log-loss"] = Field(default="accuracy", description="of the held-out 30 %, for ranking")
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(default=1, description="boosting rounds of an iteration")
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=1, description="boosting rounds, or passes over the data, of an iteration"
+    )
     space: dict[str, Log | Uniform | Whole | Choice] = Field(default_factory=dict)
 
 
@@ -176,6 +180,32 @@ class Cloud(Model):
     prices: str | None = Field(default=None, description="a SkyPilot vms.csv, or live to ask AWS")
 
 
+class GangWords(Model):
+    """All workers of a trial start at once, or none does: what this executor always holds."""
+
+    by: Literal["trial"] = "trial"
+
+
+class PackWords(Model):
+    """A trial within one node where it fits, on the node that it fills best."""
+
+    level: Literal["node"] = "node"
+
+
+class SpreadWords(Model):
+    """A trial on the node that runs the fewest others."""
+
+    by: Literal["node"] = "node"
+
+
+class Placing(Model):
+    """The policy by which trials are placed, in the words of the kind ``placement``."""
+
+    gang: Literal["trial"] | GangWords = "trial"
+    pack: Literal["node"] | PackWords | None = None
+    spread: Literal["node"] | SpreadWords | None = None
+
+
 class TuningSpec(Spec):
     """Sizes the cluster of a tuning job stage by stage, and carries it out."""
 
@@ -189,6 +219,7 @@ class TuningSpec(Spec):
     on_time: Fraction = Field(default=0.95, description="how sure to be on time")
     cloud: Cloud
     profile: ProfileSpec | None = None
+    placement: Placing = Field(default=Placing(), description="which node a trial is given; packed if left out")
     samples: Annotated[int, Field(ge=100, le=100_000)] = Field(default=10_000, description="simulated runs of a plan")
 
     def problems(self) -> Iterable[Problem]:
@@ -201,6 +232,8 @@ class TuningSpec(Spec):
         if self.profile is not None:
             yield from _profile_problems(self.profile)
         yield from _cloud_problems(self.cloud)
+        if self.placement.pack is not None and self.placement.spread is not None:
+            yield Problem(("placement",), "pack and spread together", hint="packed nodes fall empty: write pack: node")
         if self.trainable is not None:
             yield from _trainable_problems(self.trainable)
 

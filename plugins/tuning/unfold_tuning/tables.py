@@ -38,10 +38,30 @@ class Draws:
 
 
 @dataclass(frozen=True, slots=True)
+class Paces:
+    """How slow the trials are that go on, relative to the profile, best trial first; ``doubt`` as log-deviation.
+
+    Configurations differ lastingly (batch size, width); once a trial has run its own pace is known.
+    """
+
+    factors: tuple[float, ...]
+    doubt: float = 0.0
+
+    def drawn(self, samples: int, trials: int) -> Floats:
+        """Return the factors of ``trials`` of them, [samples, trials]; who survives is drawn, each time the same."""
+        known = np.asarray(self.factors)
+        if trials == len(known):
+            return np.broadcast_to(known, (samples, trials))
+        order = np.random.default_rng(len(known)).random((samples, len(known))).argsort(axis=1)
+        return np.asarray(known[order[:, :trials]])
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A job on a machine, with its draws. ``common`` [samples] is the factor by which the profile may be wrong.
 
-    ``held`` instances run already when the first stage begins, as where the rest of a job is planned again.
+    ``held`` instances run already when the first stage begins, as where the rest of a job is planned again; ``paces``
+    are then those of the trials that go on.
     ``memory`` keeps stage durations by deal, since planners ask for the same ones again and again.
     """
 
@@ -51,6 +71,7 @@ class Model:
     draws: tuple[Draws, ...]
     common: Floats
     held: int = 0
+    paces: Paces | None = None
     memory: dict[tuple[int, int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -65,6 +86,10 @@ class Model:
     def rest(self, index: int, held: int) -> Model:
         """Return the job from stage ``index`` on, with instances that it holds already."""
         return replace(self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={})
+
+    def paced(self, paces: Paces | None) -> Model:
+        """Return the same runs with trials whose pace is known."""
+        return replace(self, paces=paces, memory={})
 
     def one(self, sample: int) -> Model:
         """Return the one run with this number."""
@@ -126,8 +151,16 @@ class Model:
         """A trial's own factor times that of the mean of its iterations, together a log-normal of mean 1."""
         drawn, iteration = self.draws[index], self.profile.iteration
         cv = iteration.std / iteration.mean
-        variance = log_sigma(self.profile.trial_cv) ** 2 + np.log1p(cv * cv / np.maximum(drawn.lengths, 1))
-        return np.asarray(np.exp(np.sqrt(variance) * drawn.trial - variance / 2))
+        known = self.paces if self.paces and self._goes_on(index, len(self.paces.factors)) else None
+        own = known.doubt if known else log_sigma(self.profile.trial_cv)
+        variance = own**2 + np.log1p(cv * cv / np.maximum(drawn.lengths, 1))
+        factor = np.asarray(np.exp(np.sqrt(variance) * drawn.trial - variance / 2))
+        return factor * known.drawn(self.samples, factor.shape[1]) if known else factor
+
+    def _goes_on(self, index: int, most: int) -> bool:
+        """Whether a stage's trials are among ``most`` that have run: no fresh bracket has begun by then."""
+        so_far = self.stages[: index + 1]
+        return all(len(stage.groups) == 1 and stage.groups[0].done > 0 and stage.trials <= most for stage in so_far)
 
     def _interrupted(self, index: int, gang: int, seconds: Floats) -> Floats:
         """What losing its spot instances, at most twice a stage, costs a trial: wait, start-up, and work done again."""

@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from unfold_tuning import results
 from unfold_tuning.clusters import cluster_of, fleet_of
 from unfold_tuning.deals import Deal, Plan
+from unfold_tuning.estimators import ROUNDS_KEY
 from unfold_tuning.executor import Executor, Task
 from unfold_tuning.facts import Machine, Profile
-from unfold_tuning.ledger import opened
+from unfold_tuning.ledger import Trial, opened
 from unfold_tuning.measure import profile as measured
 from unfold_tuning.measure import work_of
+from unfold_tuning.placed import placed
 from unfold_tuning.plan import PROFILE, decision, known_profile
 from unfold_tuning.planner import affordable, best, offers, soonest
 from unfold_tuning.prices import machines_of, stages_of
 from unfold_tuning.score import Score, score
 from unfold_tuning.screen import too_late, too_poor
-from unfold_tuning.spec import TuningSpec
+from unfold_tuning.spec import Trainable, TuningSpec
 from unfold_tuning.stages import Stage
 from unfold_tuning.tables import model
+from unfold_tuning.worker import state_file
 from unfoldkit.api import Report, Run, dump, fail, fingerprint
 
 LEDGER = "ledger.sqlite"
 DECISION = "carried-out.json"
+WINNER = "winner.json"
+PLACED = "placement.yaml"
 
 
 def train(spec: TuningSpec, run: Run) -> Report:
@@ -65,7 +71,31 @@ def train(spec: TuningSpec, run: Run) -> Report:
         ledger.close_open()
         cluster = cluster_of(spec, run, work, machine, fleet)
         outcome = Executor(task, ledger, cluster).run()
+        run.directory.write(PLACED, placed(spec, ledger, machine), made_from=made_from)
+        if outcome.winner is not None:
+            run.directory.write(WINNER, winner(spec, task, outcome.winner), made_from=made_from)
         return results.report(spec, task, ledger, outcome, guess)
+
+
+def winner(spec: TuningSpec, task: Task, best: Trial) -> bytes:
+    """Return the best trial as the file that other kinds read; see the page on run folders."""
+    trainable = spec.trainable or Trainable()
+    last = max(group.done + group.iters for group in task.stages[-1].groups)
+    passes = {ROUNDS_KEY[trainable.estimator]: best.iters * trainable.rounds} if trainable.estimator else {}
+    told = {
+        "schema": "unfoldkit.winner/1",
+        "estimator": trainable.estimator,
+        "function": trainable.function,
+        "data": trainable.data,
+        "params": {**best.config, **passes},
+        "metric": trainable.metric,
+        "value": best.metric,
+        "iterations": best.iters,
+        "finished": best.iters >= last,
+        "seed": task.seed,
+        "state": f"trials/{state_file(Path(f'trial-{best.id:05d}'), best.iters)}",
+    }
+    return json.dumps(told, indent=1).encode()
 
 
 def _chosen(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unfold_tuning.estimators import BUILT_IN, Train, split
 from unfold_tuning.spec import Choice, Log, Trainable, Uniform, Whole
 from unfoldkit.api import fail
 
-Config = Mapping[str, Any]
-Train = Callable[[Config, bytes | None, int, int, int], tuple[float, bytes]]
 SETS = ("digits", "breast-cancer", "wine")
 
 
@@ -40,7 +39,9 @@ def make(work: Work) -> Train:
     """
     if work.trainable.function is not None:
         return own(work.trainable.function)
-    return boosted(work)
+    x, y = _data(work)
+    given = work.trainable
+    return BUILT_IN[str(given.estimator)](split(x, y, given.rounds, given.metric, work.seed))
 
 
 def own(reference: str) -> Train:
@@ -53,27 +54,6 @@ def own(reference: str) -> Train:
         hint = "write module:function; the module must be importable"
         raise fail(f"cannot load {reference!r}: {error}", key="trainable.function", hint=hint) from error
     return found
-
-
-def boosted(work: Work) -> Train:
-    """Return gradient boosting by XGBoost; an iteration is ``rounds`` boosting rounds, the state is UBJSON."""
-    import xgboost
-
-    x, y = _data(work)
-    held_out = np.random.default_rng([work.seed, 77]).random(len(y)) < 0.3
-    train = xgboost.DMatrix(x[~held_out], y[~held_out])
-    test, truth = xgboost.DMatrix(x[held_out]), y[held_out]
-    classes = int(y.max()) + 1
-
-    def run(config: Config, state: bytes | None, iters: int, accelerators: int, seed: int) -> tuple[float, bytes]:
-        given = {"objective": "multi:softprob", "num_class": classes, "nthread": accelerators, "seed": seed}
-        before = xgboost.Booster(model_file=bytearray(state)) if state else None
-        model = xgboost.train(
-            {**given, **config}, train, num_boost_round=iters * work.trainable.rounds, xgb_model=before
-        )
-        return _metric(work.trainable.metric, model.predict(test), truth), bytes(model.save_raw("ubj"))
-
-    return run
 
 
 def sample(space: Mapping[str, Log | Uniform | Whole | Choice], rng: np.random.Generator) -> dict[str, Any]:
@@ -89,12 +69,6 @@ def _one(item: Log | Uniform | Whole | Choice, rng: np.random.Generator) -> Any:
     if isinstance(item, Whole):
         return int(rng.integers(item.int_[0], item.int_[1] + 1))
     return item.choice[int(rng.integers(len(item.choice)))]
-
-
-def _metric(name: str, shares: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> float:
-    if name == "accuracy":
-        return float((shares.argmax(axis=1) == truth).mean())
-    return float(np.log(np.maximum(shares[np.arange(len(truth)), truth], 1e-12)).mean())
 
 
 def _data(work: Work) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

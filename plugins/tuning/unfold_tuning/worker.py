@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from unfold_tuning.trainables import Train, Work, make
+from unfold_tuning.estimators import Train
+from unfold_tuning.trainables import Work, make
 from unfoldkit.engines.local import start_worker
 from unfoldkit.runs import write_atomically
 
@@ -33,13 +34,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a worker says: it is ``ready``, a trial has got to ``iters`` (``step``), or its function ``failed``."""
+    """What a worker says: it is ``ready``, a trial has got to ``iters`` (``step``), or its function ``failed``.
+
+    ``seconds`` are those of a step, its checkpoint included, which took ``saved`` of them.
+    """
 
     what: Literal["ready", "step", "failed"]
     trial: int = -1
     iters: int = 0
     metric: float = 0.0
     seconds: float = 0.0
+    saved: float = 0.0
     error: str = ""
 
 
@@ -69,8 +74,10 @@ def perform(job: Job, train: Train, state: bytes | None, kept: Callable[[int, by
         iters = min(job.every, job.target - done)
         metric, state = train(job.config, state, iters, job.gang, job.seed)
         done += iters
+        trained = time.perf_counter()
         kept(done, state)
-        yield Told("step", job.trial, done, metric, time.perf_counter() - began)
+        ended = time.perf_counter()
+        yield Told("step", job.trial, done, metric, ended - began, ended - trained)
 
 
 def state_of(job: Job) -> bytes | None:

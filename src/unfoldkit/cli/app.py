@@ -152,6 +152,12 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="port to listen on; 0 takes a free one")
     ] = 8080,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", min=1, max=256, help="how many processes share the port")
+    ] = 1,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="log to stderr as JSON, a line for every request")
+    ] = False,
     replay: Annotated[
         Path | None, typer.Option("--replay", metavar="TRACE", help="play a trace against the service")
     ] = None,
@@ -173,7 +179,9 @@ def serve(
     from unfoldkit.cli.serve import serve as action
 
     request = _request("serve", locals())
-    _end(lambda: action(request, host=host, port=port, token=os.environ.get("UNFOLD_TOKEN", ""), stdin=_stdin(spec)))
+    token = os.environ.get("UNFOLD_TOKEN", "")
+    given: dict[str, Any] = {"request": request, "host": host, "port": port, "token": token, "log_json": log_json}
+    _end(lambda: action(**given, stdin=_stdin(spec), processes=processes))
 
 
 def check(

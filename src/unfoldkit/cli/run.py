@@ -107,7 +107,8 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
             if baseline is None:
                 store_spec(run, loaded.spec)
             began = run.clock()
-            report = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+            with loaded.telling():
+                report = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
             report = _with_provenance(report, loaded, run, run.clock() - began)
             if baseline is None:
                 _keep(run.directory, report)

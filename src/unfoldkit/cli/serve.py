@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from signal import SIGINT
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfoldkit.cli import console, plugins
@@ -11,11 +14,13 @@ from unfoldkit.cli.drift import read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.cli.run import perform, run_folder, store_spec, surroundings, verb_of
 from unfoldkit.context import Run
-from unfoldkit.errors import ExitCode
+from unfoldkit.errors import ExitCode, fail
 from unfoldkit.kinds import resolve
-from unfoldkit.serving.host import Address, is_loopback, listen
+from unfoldkit.serving.host import Address, Beat, Terms, bind, listen
 from unfoldkit.serving.host import host as run_server
+from unfoldkit.serving.observe import JsonLines, Observer, lines, together, tracing
 from unfoldkit.serving.service import Service
+from unfoldkit.serving.workers import Crew
 from unfoldkit.spec.load import RUN_PLAN, Loaded, load
 
 
@@ -31,7 +36,52 @@ def plan_of(run: Run, loaded: Loaded) -> Mapping[str, Any]:
     return read_plan(run.directory.path / RUN_PLAN)
 
 
-def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str = "") -> ExitCode:
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a process needs to serve: the request, where to listen, the text of a spec that came by stdin."""
+
+    request: Request
+    address: Address
+    stdin: str = ""
+    log_json: bool = False
+    folder: Path = field(default_factory=Path)
+
+    def __call__(self, number: int, beat: Beat) -> None:
+        """Serve as one of several processes; the first tells the user what there is."""
+        raise SystemExit(console.guarded(lambda: self._serve(number, beat)))
+
+    def _serve(self, number: int, beat: Beat) -> int:
+        loaded = _load(self.request, self.stdin)
+        with listen(self.address, many=True) as bound:
+            service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
+            if not service.many:
+                raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
+            keep = service.app.share(self.folder)  # type: ignore[attr-defined]
+            if number == 0:
+                _tell(service, f"http://{self.address.host}:{self.address.port}", page=False)
+
+            def both() -> None:
+                keep()
+                beat()
+
+            run_server(
+                replace(service, watch=None),
+                bound,
+                Terms(self.address.token, beat=both, observer=_observer(json=self.log_json)),
+            )
+        return ExitCode.YES
+
+
+def serve(
+    request: Request,
+    *,
+    host: str,
+    port: int,
+    token: str = "",
+    stdin: str = "",
+    processes: int = 1,
+    log_json: bool = False,
+) -> ExitCode:
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
@@ -40,22 +90,70 @@ def serve(request: Request, *, host: str, port: int, token: str = "", stdin: str
     if request.dry_run or request.options.get("replay"):
         # a replay comes to an end, and what it leaves is a report like that of any other verb
         return perform(request, stdin)
-    registry = plugins.registry(builtin_only=request.builtin_only)
-    loaded = load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
-    function = verb_of(loaded.kind, "serve")
-    run = surroundings(request, loaded)
-    with run.directory.locked(), listen(Address(host, port, token)) as bound:
-        run = replace(run, options={**run.options, "plan": plan_of(run, loaded)})
-        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+    loaded = _load(request, stdin)
+    run = _surroundings(request, loaded, json=log_json)
+    address = Address(host, port, token)
+    if processes > 1:
+        return _several(Serving(request, address, stdin, log_json), loaded, run, processes)
+    with run.directory.locked(), listen(address) as bound:
+        service = _service(loaded, run)
         if loaded.run is None:
             store_spec(run, loaded.spec)
         place = f"http://{host}:{bound.getsockname()[1]}"
-        console.say(
-            f"{service.name} · {loaded.kind.name} on {place} · run {run_folder(request, loaded)} · Ctrl-C ends it"
-        )
-        width = max((len(title) for title, _ in service.lines), default=0)
-        told = [f"  {title:<{width}}   {text}" for title, text in service.lines]
-        page = [f"  {place}/ to watch it"] if service.watch else []
-        console.say("\n".join([*told, *page, *(f"  {place}{path}" for path in service.paths)]))
-        run_server(service, bound, token="" if is_loopback(host) and not token else token)
+        _announce(service.name, loaded, place, run_folder(request, loaded))
+        _tell(service, place, page=service.watch is not None)
+        run_server(service, bound, Terms(token, observer=_observer(json=log_json)))
     return ExitCode.YES
+
+
+def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> ExitCode:
+    """Serve by several processes; this one holds the run and the port, and replaces who dies or hangs."""
+    with run.directory.locked(), bind(serving.address, many=True) as held, TemporaryDirectory() as folder:
+        if loaded.run is None:
+            store_spec(run, loaded.spec)
+        address = replace(serving.address, port=held.getsockname()[1])
+        place = f"http://{address.host}:{address.port}"
+        _announce(loaded.spec.name, loaded, place, run_folder(serving.request, loaded))
+        crew = Crew(replace(serving, address=address, folder=Path(folder)), processes, console.say)
+        if crew.run() == SIGINT:
+            raise KeyboardInterrupt
+    return ExitCode.YES
+
+
+def _load(request: Request, stdin: str) -> Loaded:
+    registry = plugins.registry(builtin_only=request.builtin_only)
+    return load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
+
+
+def _service(loaded: Loaded, run: Run) -> Service:
+    function = verb_of(loaded.kind, "serve")
+    run = replace(run, options={**run.options, "plan": plan_of(run, loaded)})
+    with loaded.telling():
+        service: Service = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+    return service
+
+
+def _surroundings(request: Request, loaded: Loaded, *, json: bool) -> Run:
+    run = surroundings(request, loaded)
+    for handler in run.log.handlers if json else ():
+        handler.setFormatter(JsonLines())
+    return run
+
+
+def _observer(*, json: bool) -> Observer | None:
+    """Return who is told of every request: the log, if it is asked for, and OpenTelemetry, if it is set up."""
+    log = console.logger(verbose=True)
+    log.handlers[0].setFormatter(JsonLines())
+    found = [lines(log)] if json else []
+    return together([*found, *([traced] if (traced := tracing()) else [])])
+
+
+def _announce(name: str, loaded: Loaded, place: str, folder: Path) -> None:
+    console.say(f"{name} · {loaded.kind.name} on {place} · run {folder} · Ctrl-C ends it")
+
+
+def _tell(service: Service, place: str, *, page: bool) -> None:
+    width = max((len(title) for title, _ in service.lines), default=0)
+    told = [f"  {title:<{width}}   {text}" for title, text in service.lines]
+    watch = [f"  {place}/ to watch it"] if page else []
+    console.say("\n".join([*told, *watch, *(f"  {place}{path}" for path in service.paths)]))

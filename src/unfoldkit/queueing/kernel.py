@@ -14,9 +14,10 @@ from unfoldkit.arrivals.compiled import compiled
 Times = NDArray[np.float64]
 Items = NDArray[np.int32]
 Counts = NDArray[np.int64]
+Flags = NDArray[np.uint8]
 
-HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES = range(7)
-MARKS = 7
+HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED = range(8)
+MARKS = 8
 
 
 @compiled
@@ -28,6 +29,7 @@ def advance(  # noqa: C901, PLR0912, PLR0915
     factor: Times,
     wait: float,
     wake: float,
+    patience: float,
     when: Times,
     change: Counts,
     until: float,
@@ -39,15 +41,17 @@ def advance(  # noqa: C901, PLR0912, PLR0915
     mark: Counts,
     out_times: Times,
     out_items: Items,
+    gone: Flags,
 ) -> float:
     """Serve the first ``known`` items up to the time ``until``; return the seconds that drained replicas were kept.
 
     ``free`` and ``span`` (low, high, leaving) are the ring, ``mark`` where it stands. Ends early once more than
-    ``allowed`` items left later than ``budget`` seconds after their ``origin``.
+    ``allowed`` items left later than ``budget`` seconds after their ``origin``. Items that would start later than
+    ``patience`` seconds after it are shed: ``gone`` marks them.
     """
     mask = free.size - 1
     head, size, at, event, out, late = mark[0], mark[1], mark[2], mark[3], mark[4], mark[5]
-    batches = mark[6]
+    batches, shed = mark[6], mark[7]
     batch = latency.size - 1
     drained = 0.0
     while late <= allowed:
@@ -91,21 +95,39 @@ def advance(  # noqa: C901, PLR0912, PLR0915
         end = free[slot]
         for index in range(span[slot, 0], span[slot, 1]):
             item = items[index]
+            if shed > 0 and gone[item]:
+                continue
             out_times[out] = end
             out_items[out] = item
             out += 1
             if end - origin[item] > budget:
                 late += 1
+        span[slot, 0] = span[slot, 1]
+        if leaving:
+            head += 1
+            size -= 1
+            continue
+        low, taken = at, 0
+        if patience == np.inf:
+            limit = min(known, at + batch)
+            at += 1
+            while at < limit and times[at] <= start:
+                at += 1
+            taken = at - low
+        else:
+            while at < known and taken < batch and times[at] <= start:
+                item = items[at]
+                if start - origin[item] > patience:
+                    gone[item] = 1
+                    shed += 1
+                else:
+                    taken += 1
+                at += 1
+        if taken == 0:
+            continue
         head += 1
         size -= 1
-        if leaving:
-            continue
-        low = at
-        limit = min(known, at + batch)
-        at += 1
-        while at < limit and times[at] <= start:
-            at += 1
-        end = start + latency[at - low] * factor[batches & (factor.size - 1)]
+        end = start + latency[taken] * factor[batches & (factor.size - 1)]
         if start > free[slot]:
             end += wake
         batches += 1
@@ -128,6 +150,8 @@ def advance(  # noqa: C901, PLR0912, PLR0915
             break
         for index in range(span[slot, 0], span[slot, 1]):
             item = items[index]
+            if shed > 0 and gone[item]:
+                continue
             out_times[out] = free[slot]
             out_items[out] = item
             out += 1
@@ -135,7 +159,7 @@ def advance(  # noqa: C901, PLR0912, PLR0915
                 late += 1
         span[slot, 0] = span[slot, 1]
     mark[0], mark[1], mark[2], mark[3], mark[4], mark[5] = head, size, at, event, out, late
-    mark[6] = batches
+    mark[6], mark[7] = batches, shed
     return drained
 
 

@@ -9,13 +9,15 @@
 4. With a time-out, a batch that is not full starts only when its oldest query has waited that long.
 5. Completions leave in the order of time; at one instant in the order in which the batches were started.
 6. A replica that is removed is an idle one, or else the one that would end first, and it ends its batch.
+7. With patience, a replica that takes queries passes over those that come to it later than that after their origin:
+   they are shed, and never complete.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 ARRIVE, END, CHANGE, WAKE = range(4)
@@ -39,6 +41,8 @@ class Stage:
     wait: float
     wake: float
     replicas: list[Replica]
+    patience: float = float("inf")
+    origin: Mapping[int, float] = field(default_factory=dict)
     queue: deque[tuple[float, int]] = field(default_factory=deque)
     events: list[tuple[float, int, int, object]] = field(default_factory=list)
     done: list[tuple[float, int]] = field(default_factory=list)
@@ -56,10 +60,15 @@ def serve(
     factor: Sequence[float] = (1.0,),
     wait: float = 0.0,
     wake: float = 0.0,
+    patience: float = float("inf"),
     changes: Sequence[tuple[float, int]] = (),
 ) -> tuple[list[tuple[float, int]], float]:
-    """Return ``(completion, item)`` in the order of completion, and the seconds that drained replicas were kept."""
-    stage = Stage(latency, factor, wait, wake, [Replica(float("-inf")) for _ in range(replicas)])
+    """Return ``(completion, item)`` in the order of completion, and the seconds that drained replicas were kept.
+
+    The origin of an item is its arrival.
+    """
+    idle = [Replica(float("-inf")) for _ in range(replicas)]
+    stage = Stage(latency, factor, wait, wake, idle, patience, dict(zip(items, times, strict=True)))
     for time, item in zip(times, items, strict=True):
         _push(stage, time, ARRIVE, item)
     for time, change in changes:
@@ -112,10 +121,21 @@ def _start(stage: Stage, now: float) -> None:
         idle = [replica for replica in stage.replicas if not replica.busy and not replica.leaving]
         if not ready or not idle:
             return
-        batch = [stage.queue.popleft()[1] for _ in range(min(full, len(stage.queue)))]
+        batch = _taken(stage, now, full)
+        if not batch:
+            continue
         replica = min(idle, key=lambda item: item.free)
         slowness = stage.factor[stage.batches % len(stage.factor)]
         stage.batches += 1
         awake = 0.0 if replica.free == now else stage.wake
         replica.busy, replica.free = True, now + stage.latency[len(batch)] * slowness + awake
         _push(stage, replica.free, END, (replica, batch))
+
+
+def _taken(stage: Stage, now: float, full: int) -> list[int]:
+    batch: list[int] = []
+    while stage.queue and len(batch) < full:
+        item = stage.queue.popleft()[1]
+        if now - stage.origin[item] <= stage.patience:
+            batch.append(item)
+    return batch

@@ -16,6 +16,8 @@ Counts = NDArray[np.int64]
 NEVER: Times = np.empty(0)
 STEADY: Times = np.ones(1)
 NOTHING: Counts = np.empty(0, dtype=np.int64)
+Flags = NDArray[np.uint8]
+KEPT: Flags = np.empty(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Server:
 
     ``wait`` is how long a batch that is not full may be held back for more (0: never, as in InferLine). ``factor``
     makes the ``i``-th batch take ``factor[i % size]`` times as long; its size is a power of two. ``wake`` is what the
-    first batch takes longer on a replica that stood idle.
+    first batch takes longer on a replica that stood idle. An item that would start later than ``patience`` seconds
+    after its origin is shed: it takes no place in a batch and never completes.
     """
 
     latency: Times
@@ -32,6 +35,7 @@ class Server:
     wait: float = 0.0
     factor: Times = field(default_factory=lambda: STEADY)
     wake: float = 0.0
+    patience: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Goal:
 class Flow:
     """Completions of a stage: ``times`` sorted, ``items`` beside them. ``late`` is the number counted by the goal.
 
-    ``ok`` is false if the pass ended early; then the arrays end early too.
+    ``ok`` is false if the pass ended early; then the arrays end early too. ``gone`` marks the items that were shed; it
+    is empty for a stage that sheds none.
     """
 
     times: Times
@@ -67,6 +72,7 @@ class Flow:
     ok: bool = True
     drained: float = 0.0
     batches: int = 0
+    gone: Flags = field(default_factory=lambda: KEPT)
 
 
 def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Schedule | None = None) -> Flow:
@@ -74,12 +80,12 @@ def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Sche
 
     ``times`` are sorted arrivals in seconds, ``items`` the number of each (an index into ``goal.origin``).
     """
-    state = start(server, times.size, schedule)
+    state = start(server, times.size, schedule, names=goal.origin.size)
     drained = state.advance(times, items, times.size, goal, schedule or Schedule())
     done = state.done
     late = int(state.mark[kernel.LATE])
     batches = int(state.mark[kernel.BATCHES])
-    return Flow(state.times[:done], state.items[:done], late, late <= goal.allowed, drained, batches)
+    return Flow(state.times[:done], state.items[:done], late, late <= goal.allowed, drained, batches, state.gone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +98,17 @@ class State:
     mark: Counts
     times: Times
     items: Items
+    gone: Flags
 
     @property
     def done(self) -> int:
         """The number of completions so far."""
         return int(self.mark[kernel.OUT])
+
+    @property
+    def shed(self) -> int:
+        """The number of items that were shed."""
+        return int(self.mark[kernel.SHED])
 
     @property
     def begun(self) -> int:
@@ -109,16 +121,21 @@ class State:
         """Serve all that happens before ``until``; return the seconds that drained replicas were kept."""
         return kernel.advance(
             times, items, known, self.server.latency, self.server.factor, self.server.wait,
-            self.server.wake, schedule.when, schedule.change, until, goal.origin, goal.budget, goal.allowed,
-            self.free, self.span, self.mark, self.times, self.items,
+            self.server.wake, self.server.patience, schedule.when, schedule.change, until,
+            goal.origin, goal.budget, goal.allowed,
+            self.free, self.span, self.mark, self.times, self.items, self.gone,
         )  # fmt: skip
 
 
-def start(server: Server, count: int, schedule: Schedule | None = None, *, most: int = 0) -> State:
-    """Return a stage before its first arrival, with room for ``count`` items and ``most`` replicas."""
+def start(server: Server, count: int, schedule: Schedule | None = None, *, most: int = 0, names: int = 0) -> State:
+    """Return a stage before its first arrival, with room for ``count`` items and ``most`` replicas.
+
+    Items that may be shed are numbered below ``names`` (by default ``count``).
+    """
     added = int(np.maximum(schedule.change, 0).sum()) if schedule else 0
     size = 1 << (max(server.replicas + added, most) + 1).bit_length()
     mark = np.zeros(kernel.MARKS, dtype=np.int64)
     mark[kernel.SIZE] = server.replicas
-    free = np.full(size, -np.inf)
-    return State(server, free, np.zeros((size, 3), np.int64), mark, np.empty(count), np.empty(count, dtype=np.int32))
+    free, span = np.full(size, -np.inf), np.zeros((size, 3), np.int64)
+    gone = np.zeros(max(count, names), dtype=np.uint8) if server.patience < math.inf else KEPT
+    return State(server, free, span, mark, np.empty(count), np.empty(count, dtype=np.int32), gone)

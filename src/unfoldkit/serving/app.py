@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -16,10 +17,11 @@ from unfoldkit.serving.batcher import Limits, batcher
 from unfoldkit.serving.infer import Endpoint
 from unfoldkit.serving.line import Arrivals, Line
 from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
-from unfoldkit.serving.model import Field, Model
+from unfoldkit.serving.model import Described, Field, Model
 from unfoldkit.serving.protocol import reader, writer
 from unfoldkit.serving.replies import Reply, error, json_reply, send_reply
 from unfoldkit.serving.service import Answer, Receive, Scope, Send
+from unfoldkit.serving.siblings import Siblings
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -41,9 +43,20 @@ class Application:
         return dict(places)
 
     @property
+    def healthy(self) -> bool:
+        """Whether every model comes back."""
+        return not any(endpoint.batcher.hung for endpoint in self.endpoints.values())
+
+    @property
     def body_bytes(self) -> int:
         """The largest body that any model takes."""
         return max(endpoint.batcher.limits.body_bytes for endpoint in self.endpoints.values())
+
+    def share(self, folder: Path) -> Callable[[], object]:
+        """Tell from now on the metrics of all processes with this folder; return what keeps those of this one there."""
+        siblings, registry = Siblings(folder), self.metrics.registry
+        self.gets["/metrics"] = lambda: Reply(200, siblings.text(registry), TEXT.encode())
+        return lambda: siblings.keep(registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or one lifespan."""
@@ -109,15 +122,19 @@ def application(
     found = metrics(registry)
     limits = limits or Limits()
     log = log or logging.getLogger("unfoldkit")
-    endpoints = {model.name: _endpoint(model, limits, line(), found, clock, log) for model in models}
-    app = Application(endpoints, found, close)
+    return assembled([_endpoint(model, limits, line(), found, clock, log) for model in models], found, close)
+
+
+def assembled(endpoints: Sequence[Endpoint], found: Metrics, close: Callable[[], None] = lambda: None) -> Application:
+    """Return the application of endpoints that stand already; ``found`` are the metrics that they count in."""
+    app = Application({endpoint.model.name: endpoint for endpoint in endpoints}, found, close)
     app.gets.update(_server_paths(app))
-    for model in models:
-        _add_model(app, endpoints[model.name])
+    for endpoint in endpoints:
+        _add_model(app, endpoint)
     return app
 
 
-def paths(models: Sequence[Model]) -> tuple[str, ...]:
+def paths(models: Sequence[Described]) -> tuple[str, ...]:
     """Return the paths that a user is told at start."""
     return (*(f"/v2/models/{model.name}/infer" for model in models), "/v2/health/ready", "/metrics", "/openapi.json")
 
@@ -136,8 +153,8 @@ def _server_paths(app: Application) -> dict[str, Callable[[], Reply]]:
     document = openapi.document([endpoint.model for endpoint in app.endpoints.values()], version)
     return {
         "/v2": lambda: json_reply(about),
-        "/v2/health/live": lambda: json_reply({"live": True}),
-        "/v2/health/ready": lambda: json_reply({"ready": True}),
+        "/v2/health/live": lambda: json_reply({"live": app.healthy}, 200 if app.healthy else 503),
+        "/v2/health/ready": lambda: json_reply({"ready": app.healthy}, 200 if app.healthy else 503),
         "/metrics": lambda: Reply(200, app.metrics.text(), TEXT.encode()),
         "/openapi.json": lambda: json_reply(document),
     }
@@ -148,10 +165,15 @@ def _add_model(app: Application, endpoint: Endpoint) -> None:
     for place in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
         app.posts[f"{place}/infer"] = endpoint.infer
         app.gets[place] = lambda: json_reply(metadata(model))
-        app.gets[f"{place}/ready"] = lambda: json_reply({"name": model.name, "ready": True})
+        app.gets[f"{place}/ready"] = lambda: _ready(endpoint)
 
 
-def metadata(model: Model) -> dict[str, Any]:
+def _ready(endpoint: Endpoint) -> Reply:
+    ready = not endpoint.batcher.hung
+    return json_reply({"name": endpoint.model.name, "ready": ready}, 200 if ready else 503)
+
+
+def metadata(model: Described) -> dict[str, Any]:
     """Return the protocol's metadata of a model, with its own facts under ``parameters``."""
     return {
         "name": model.name,

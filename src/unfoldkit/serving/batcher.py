@@ -10,7 +10,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from unfoldkit.serving.line import Arrivals, Line, Waiting
 from unfoldkit.serving.metrics import ModelMetrics
 from unfoldkit.serving.model import Answers, Array, Batch, Call, Model, Refusal, Turn, blank
 from unfoldkit.serving.protocol import Cells, cells
+from unfoldkit.serving.thread import Thread
 
 Rows = tuple[Cells, int, int]
 """The JSON of a batch, the first row of one request in it, and the one after its last."""
@@ -31,17 +31,24 @@ Done = Callable[[Result], None]
 class Limits:
     """``batch_rows`` close a batch; more than ``queue_rows`` waiting are refused; ``body_bytes`` bound a request.
 
-    A batch that is expected to take longer than ``loop_seconds`` is computed in a thread, so that others are heard.
+    What would wait longer than ``queue_seconds`` is refused too: who is overloaded long would answer all too late. A
+    batch that is expected to take longer than ``loop_seconds`` is computed in a thread, so that others are heard; one
+    that takes longer than ``hung_seconds`` there is given up.
     """
 
     batch_rows: int = 64
     queue_rows: int = 1024
     body_bytes: int = 4 * 2**20
     loop_seconds: float = 0.001
+    queue_seconds: float = 0.5
+    hung_seconds: float = 30.0
+
+
+HUNG = Refusal(503, "the model does not come back; its server must be started again")
 
 
 class Full(Exception):  # noqa: N818 - a state of the queue, not a mistake
-    """The queue holds as many rows as it may; ``retry_s`` is when to come back."""
+    """The queue holds as much as it may; ``retry_s`` is when to come back."""
 
     def __init__(self, retry_s: int) -> None:
         super().__init__(retry_s)
@@ -60,6 +67,10 @@ class Timing:
         """Return the expected seconds of a batch."""
         return self.scale * (self.base + rows * self.slope)
 
+    def each(self, rows: int) -> float:
+        """Return the expected seconds of one row in a batch of ``rows``."""
+        return self.scale * (self.base / rows + self.slope)
+
     def learn(self, rows: int, seconds: float) -> None:
         """Take a measured batch into account.
 
@@ -71,7 +82,10 @@ class Timing:
 
 @dataclass(slots=True)
 class Batcher:
-    """Gathers requests for one model and predicts them together. Lives in one event loop."""
+    """Gathers requests for one model and predicts them together. Lives in one event loop.
+
+    ``rows`` wait; ``busy`` while a batch is due or under way; ``hung`` while the model does not come back.
+    """
 
     model: Model
     limits: Limits
@@ -80,16 +94,29 @@ class Batcher:
     line: Line = field(default_factory=Arrivals)
     rows: int = 0
     busy: bool = False
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "unfold-predict"))
+    hung: bool = False
+    thread: Thread = field(default_factory=lambda: Thread("unfold-predict"))
+
+    def check(self, rows: int) -> None:
+        """Stop where ``rows`` more cannot wait; cheap, so that refusing costs little of what is short.
+
+        Raises:
+            Full: too many rows wait already, or they will take too long.
+        """
+        wait = self.rows * self.timing.each(self.limits.batch_rows)
+        if self.rows + rows > self.limits.queue_rows or (self.rows and wait > self.limits.queue_seconds):
+            raise Full(max(1, math.ceil(wait)))
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Queue the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error.
 
         Raises:
-            Full: too many rows wait already.
+            Full: too many rows wait already, or they will take too long.
         """
-        if self.rows + call.rows > self.limits.queue_rows:
-            raise Full(self._retry_s())
+        if self.hung:
+            done(HUNG)
+            return
+        self.check(call.rows)
         self.line.add(Waiting(inputs, call, done))
         self.rows += call.rows
         if not self.busy:
@@ -98,8 +125,9 @@ class Batcher:
             loop.call_soon(self._next, loop)
 
     def close(self) -> None:
-        """Wait for the batch in the thread, if there is one."""
-        self.threads.shutdown()
+        """Wait for the batch in the thread, if there is one that comes back."""
+        if not self.hung:
+            self.thread.close()
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         taken, turn = self.line.take(self.limits.batch_rows)
@@ -112,12 +140,25 @@ class Batcher:
             _deliver(taken, self._answer(taken, rows, turn))
             loop.call_soon(self._next, loop)
             return
-        running = loop.run_in_executor(self.threads, self._answer, taken, rows, turn)
-        running.add_done_callback(lambda done: self._back(loop, taken, done.result()))
+        late = loop.call_later(self.limits.hung_seconds, self._give_up, taken)
 
-    def _back(self, loop: asyncio.AbstractEventLoop, taken: list[Waiting], results: list[Result]) -> None:
-        _deliver(taken, results)
-        self._next(loop)
+        def back(results: list[Result]) -> None:
+            late.cancel()
+            if self.hung:
+                self.hung = False
+            else:
+                _deliver(taken, results)
+            self._next(loop)
+
+        self.thread.run(lambda: self._answer(taken, rows, turn), lambda found: loop.call_soon_threadsafe(back, found))
+
+    def _give_up(self, taken: list[Waiting]) -> None:
+        """Answer those whom the model keeps waiting, and all behind them."""
+        self.hung = True
+        while taken:
+            _deliver(taken, [HUNG] * len(taken))
+            taken, _ = self.line.take(self.limits.batch_rows)
+        self.rows = 0
 
     def _answer(self, taken: list[Waiting], rows: int, turn: Turn | None) -> list[Result]:
         began = time.perf_counter()
@@ -142,9 +183,6 @@ class Batcher:
             except Exception as error:  # noqa: BLE001 - as above
                 results.append(error)
         return results
-
-    def _retry_s(self) -> int:
-        return max(1, math.ceil(self.timing.expected(self.rows)))
 
 
 def batcher(

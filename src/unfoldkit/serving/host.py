@@ -9,6 +9,7 @@ import gc
 import hmac
 import ipaddress
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import fail
 from unfoldkit.serving.lane import Connection, Lane, first_lines, lines
+from unfoldkit.serving.observe import Observer, observed
 from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 from unfoldkit.serving.watch import watched, with_page
@@ -28,8 +30,11 @@ READY = "/v2/health/ready"
 OPEN_PATHS = ("/v2/health/live", READY)
 CLOSE = (b"connection", b"close")
 LINGER_S = 1.0
-SWEEP_S = 5.0
+SWEEP_S = 1.0
 KEEP_S = 75
+PATIENCE_S = 30.0
+SWITCH_S = 0.0005
+Beat = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +54,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def listen(address: Address) -> socket.socket:
-    """Return a listening socket.
+def listen(address: Address, *, many: bool = False) -> socket.socket:
+    """Return a listening socket; with ``many``, one of several processes that share the port.
 
     Raises:
         UnfoldError: the address is open to others and there is no token, or it cannot be bound.
+    """
+    bound = bind(address, many=many)
+    # from here on callers wait instead of being refused: the address is announced before the service is ready
+    bound.listen(2048)
+    return bound
+
+
+def bind(address: Address, *, many: bool = False) -> socket.socket:
+    """Return a socket that holds the address; nobody is heard on it yet.
+
+    Raises:
+        UnfoldError: as ``listen``.
     """
     if not is_loopback(address.host) and not address.token:
         raise fail(
@@ -63,10 +80,11 @@ def listen(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if many:
+        # the kernel hands each new connection to one of the processes
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind((address.host, address.port))
-        # from here on callers wait instead of being refused: the address is announced before the service is ready
-        bound.listen(2048)
     except OSError as error:
         bound.close()
         raise fail(
@@ -76,20 +94,38 @@ def listen(address: Address) -> socket.socket:
     return bound
 
 
-def host(service: Service, bound: socket.socket, *, token: str = "", drain_s: int = 10) -> None:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a service is hosted.
+
+    ``token`` is asked of every request; an end waits ``drain_s`` for answers; a request must come, and its answer be
+    taken, within ``patience_s``; ``beat`` is called again and again while requests are heard and models come back;
+    ``observer`` is told of every request.
+    """
+
+    token: str = ""
+    drain_s: int = 10
+    patience_s: float = PATIENCE_S
+    beat: Beat | None = None
+    observer: Observer | None = None
+
+
+def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that were accepted are answered first.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it, after the last answer.
     """
+    # a batch in its thread waits for the lock of Python at its end: not five milliseconds, whatever the loop does
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
-        if runner.run(_serve(service, bound, token, drain_s)) is SIGINT:
+        if runner.run(_serve(service, bound, terms or Terms())) is SIGINT:
             raise KeyboardInterrupt
 
 
-async def _serve(service: Service, bound: socket.socket, token: str, drain_s: int) -> Signals | None:
-    drain = Drain()
-    server = _server(service, token, drain, drain_s)
+async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signals | None:
+    drain, beat = Drain(), terms.beat
+    server = _server(service, terms, drain)
     for which in (SIGTERM, SIGINT):
         asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     # uvicorn would put its own handlers over these, and raise the signal again at the end
@@ -98,15 +134,17 @@ async def _serve(service: Service, bound: socket.socket, token: str, drain_s: in
     await _until(lambda: server.started or ends.done())
     freeze()
     while not ends.done() and not drain.asked.is_set():
+        if beat is not None and getattr(service.app, "healthy", True):
+            beat()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(drain.asked.wait(), SWEEP_S)
-        _sweep(server)
+        _sweep(server, terms.patience_s)
     await _let_go(server)
     await ends
     return drain.signal
 
 
-def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn.Server:
+def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
     import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -115,7 +153,7 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         return Connection(inner, lane, server_state.connections, time.monotonic)
 
     config = uvicorn.Config(
-        drained(outfit(service, token, drain), drain),
+        observed(drained(outfit(service, terms.token, drain), drain), terms.observer),
         http=cast("Any", connection),
         log_level="warning",
         access_log=False,
@@ -123,16 +161,17 @@ def _server(service: Service, token: str, drain: Drain, drain_s: int) -> uvicorn
         proxy_headers=False,
         ws="none",
         timeout_keep_alive=KEEP_S,
-        timeout_graceful_shutdown=drain_s,
+        timeout_graceful_shutdown=terms.drain_s,
     )
     server = uvicorn.Server(config)
-    expected = f"Bearer {token}".encode()
+    expected = f"Bearer {terms.token}".encode()
     lane = Lane(
         first_lines(service.posts),
         service.body_bytes,
-        functools.partial(hmac.compare_digest, expected) if token else lambda _given: True,
+        functools.partial(hmac.compare_digest, expected) if terms.token else lambda _given: True,
         drain.asked.is_set,
         _Dated(server).headers,
+        terms.observer,
     )
     return server
 
@@ -160,12 +199,15 @@ class _Dated:
         return self.text
 
 
-def _sweep(server: uvicorn.Server) -> None:
-    """Close connections on which nothing came for long."""
-    since = time.monotonic() - KEEP_S
+def _sweep(server: uvicorn.Server, patience_s: float) -> None:
+    """Close connections on which nothing came for long, and those that take too long with a request or an answer."""
+    now = time.monotonic()
     for connection in list(server.server_state.connections):
-        if isinstance(connection, Connection) and connection.is_idle(since) and connection.transport:
-            connection.transport.close()
+        if isinstance(connection, Connection) and connection.transport:
+            if connection.is_stuck(now - patience_s):
+                connection.cut()
+            elif connection.is_idle(now - KEEP_S):
+                connection.transport.close()
 
 
 async def _let_go(server: uvicorn.Server) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from unfoldkit.serving.batcher import Batcher, Full, Result
+from unfoldkit.errors import UnfoldError
+from unfoldkit.serving.batcher import Done, Full, Limits, Result
 from unfoldkit.serving.metrics import ModelMetrics
-from unfoldkit.serving.model import Model, Refusal
+from unfoldkit.serving.model import Array, Call, Described, Refusal
 from unfoldkit.serving.protocol import Question, Reader, Unfit, Writer
 from unfoldkit.serving.replies import Reply, error, send_reply
 from unfoldkit.serving.service import Receive, Scope, Send
@@ -20,14 +22,39 @@ class TooLarge(Exception):  # noqa: N818 - the client's, not ours
     """The body is larger than is allowed."""
 
 
+class Desk(Protocol):
+    """Where requests that fit are handed in: the batcher of a model in this process, or what stands in its place."""
+
+    @property
+    def limits(self) -> Limits:
+        """What is refused."""
+
+    @property
+    def hung(self) -> bool:
+        """Whether what answers does not come back."""
+
+    def check(self, rows: int) -> None:
+        """Stop where ``rows`` more cannot wait.
+
+        Raises:
+            Full: there is no room for them.
+        """
+
+    def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
+        """Take the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error."""
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One model with all that answers its requests."""
 
-    model: Model
+    model: Described
     reader: Reader
     writer: Writer
-    batcher: Batcher
+    batcher: Desk
     metrics: ModelMetrics
     log: logging.Logger
 
@@ -46,6 +73,8 @@ class Endpoint:
         """Answer a body: ``done`` is called once, in the loop, now or when its batch is through."""
         began = time.perf_counter()
         try:
+            # before the body is read: what is refused should cost as little as it can
+            self.batcher.check(1)
             question = self.reader.read(body)
             self._check_rows(question)
 
@@ -65,7 +94,9 @@ class Endpoint:
         if isinstance(result, tuple):
             self.metrics.requests.count(200, seconds)
             return Reply(200, self.writer.write(question, *result))
-        if isinstance(result, Exception):
+        if isinstance(result, UnfoldError):
+            self.log.error("%s: %s", self.model.name, result)
+        elif isinstance(result, Exception):
             self.log.error("%s failed", self.model.name, exc_info=result)
         return self._refused(result, seconds)
 
@@ -86,6 +117,8 @@ def refusal(problem: Exception | Refusal) -> Reply:
         return error(413, str(problem), ((b"connection", b"close"),))
     if isinstance(problem, Full):
         return error(429, "too many rows are waiting; come back later", ((b"retry-after", b"%d" % problem.retry_s),))
+    if isinstance(problem, UnfoldError):
+        return error(503, "the model cannot answer now; the log of the server says why")
     return error(500, f"the model failed: {type(problem).__name__}")
 
 

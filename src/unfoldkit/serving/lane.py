@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from unfoldkit.serving.observe import ID, PARENT, Note, Observer, known_id, new_id
 from unfoldkit.serving.replies import Header, Reply
 
 Answer = Callable[[bytes, Callable[[Reply], None]], None]
@@ -26,8 +27,12 @@ _UNUSUAL = re.compile(
 )
 _LENGTH = re.compile(rb"\r\n(content-length|host):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _TOKEN = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
+# of a head with one of these there is no second one, or it must not be kept
+_OWN = re.compile(rb"\r\n(?:authorization|x-request-id|traceparent):", re.IGNORECASE)
 _HEAD_BYTES = 16384
 _KNOWN_HEADS = 1024
+_AHEAD_BYTES = 4 * 2**20
+_CYCLE_BYTES = 4096
 _STATUS = {code.value: b"HTTP/1.1 %d %b\r\n" % (code.value, code.phrase.encode()) for code in HTTPStatus}
 
 
@@ -36,7 +41,8 @@ class Lane:
     """What the lane answers: by the first line of a request, the function that takes its body.
 
     ``limit`` bounds a body; ``allowed`` judges an Authorization header (empty without one); ``closing`` says that
-    connections end with their next answer; ``headers`` are lines that go with every answer.
+    connections end with their next answer; ``headers`` are lines that go with every answer; ``observer`` is told of
+    every request.
     """
 
     answers: Mapping[bytes, Answer]
@@ -44,16 +50,20 @@ class Lane:
     allowed: Callable[[bytes], bool]
     closing: Callable[[], bool]
     headers: Callable[[], bytes]
+    observer: Observer | None = None
     known: dict[bytes, Head] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request of the lane: who answers it, where its body begins, where it ends."""
+    """A request of the lane: who answers it, where its body begins, where it ends, its path, id and trace parent."""
 
     answer: Answer
     begin: int
     end: int
+    path: str = ""
+    id: str = ""
+    parent: str = ""
 
 
 def first_lines(posts: Mapping[str, Answer]) -> dict[bytes, Answer]:
@@ -66,7 +76,7 @@ def read_head(data: bytes, lane: Lane) -> Head | None:
     stop = data.find(b"\r\n\r\n", 0, _HEAD_BYTES) + 4
     head = data[: max(stop, 4)]
     found = lane.known.get(head)
-    if found is None and stop > 3 and (found := _parsed(head, lane)) and not _TOKEN.search(head):
+    if found is None and stop > 3 and (found := _parsed(head, lane)) and not _OWN.search(head):
         # a client sends the same few heads again and again
         if len(lane.known) >= _KNOWN_HEADS:
             lane.known.clear()
@@ -87,7 +97,14 @@ def _parsed(head: bytes, lane: Lane) -> Head | None:
     plain = once and _PLAIN.fullmatch(rest) is not None and not _UNUSUAL.search(rest)
     if not plain or int(size) > lane.limit or not _allowed(rest, lane):
         return None
-    return Head(answer, len(head), len(head) + int(size))
+    path = head[5 : line - 9].decode()
+    return Head(answer, len(head), len(head) + int(size), path, _named(rest, ID), _named(rest, PARENT))
+
+
+def _named(head: bytes, name: bytes) -> str:
+    """Return a header that is fit to be repeated."""
+    found = re.search(rb"\r\n%b:[ \t]*([^\r\n]*)" % name, head, re.IGNORECASE)
+    return known_id(found[1].strip()) if found else ""
 
 
 def _allowed(head: bytes, lane: Lane) -> bool:
@@ -100,9 +117,11 @@ def lines(headers: Iterable[Header]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def written(reply: Reply, headers: bytes, *, last: bool) -> bytes:
+def written(reply: Reply, headers: bytes, *, last: bool, name: str = "") -> bytes:
     """Return a reply as it goes over the wire; ``last`` tells the client that the connection ends with it."""
     more = lines(reply.headers) if reply.headers else b""
+    if name:
+        more += b"%b: %b\r\n" % (ID, name.encode())
     if last and (b"connection", b"close") not in reply.headers:
         more += b"connection: close\r\n"
     return b"%b%b%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
@@ -119,7 +138,9 @@ def written(reply: Reply, headers: bytes, *, last: bool) -> bytes:
 class Connection:
     """One connection of the server: an ``asyncio.Protocol`` by shape, around ``inner``, uvicorn's.
 
-    ``slow`` once it is uvicorn's for good; ``busy`` while an answer is due; ``data`` is what waits to be whole.
+    ``slow`` once it is uvicorn's for good; ``busy`` while an answer is due; ``data`` is what waits to be whole, and
+    ``began`` when its first bytes came; ``deaf`` while the client does not take its answers; ``held`` while nothing is
+    read; ``name`` is the id of the request that is answered, and ``head`` its head if somebody observes.
     """
 
     inner: Any
@@ -130,8 +151,13 @@ class Connection:
     slow: bool = False
     busy: bool = False
     ending: bool = False
+    deaf: bool = False
+    held: bool = False
     data: bytes = b""
     seen: float = 0.0
+    began: float = 0.0
+    name: str = ""
+    head: Head | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Take the place of uvicorn's protocol among the connections that are shut down."""
@@ -144,30 +170,41 @@ class Connection:
         """Tell uvicorn's protocol."""
         self.connections.discard(self)
         self.transport = None
+        # nobody hears the answers to what else was asked
+        self.inner.pipeline.clear()
         self.inner.connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
         """Answer a request of the lane, or hand the bytes on."""
         if self.slow:
             self.inner.data_received(data)
+            self._bound()
             return
         self.data = self.data + data if self.data else data
-        if not self.busy:
+        if not self.busy and not self.deaf:
             self._next()
-        elif self.transport is not None:
-            self.transport.pause_reading()
+        else:
+            self._hold()
 
-    def eof_received(self) -> None:
-        """Tell uvicorn's protocol."""
+    def eof_received(self) -> bool:
+        """Let a client that has said all still hear its answer."""
         self.inner.eof_received()
+        self.ending = True
+        return self.busy
 
     def pause_writing(self) -> None:
-        """Tell uvicorn's protocol."""
+        """Read nothing more from a client that does not take its answers."""
         self.inner.pause_writing()
+        self.deaf, self.began = True, self.now()
+        if not self.slow:
+            self._hold()
 
     def resume_writing(self) -> None:
-        """Tell uvicorn's protocol."""
+        """Go on with a client that takes its answers again."""
         self.inner.resume_writing()
+        self.deaf = False
+        if not self.slow and not self.busy:
+            self._go_on()
 
     def shutdown(self) -> None:
         """End the connection, after the answer that it waits for."""
@@ -179,25 +216,74 @@ class Connection:
         """Whether nothing came for too long; connections that are uvicorn's have its own timer."""
         return not self.slow and not self.busy and self.seen < since
 
+    def is_stuck(self, since: float) -> bool:
+        """Whether a request has been coming, or an answer going, for too long."""
+        if self.deaf:
+            return self.began < since
+        if self.slow:
+            cycle = self.inner.cycle
+            answering = cycle is not None and not cycle.response_complete and not cycle.more_body
+            if answering or self.inner.timeout_keep_alive_task is not None:
+                self.began = self.now()
+                return False
+            return self.began < since
+        return bool(self.data) and not self.busy and self.began < since
+
+    def cut(self) -> None:
+        """End the connection now, whatever is still to be written."""
+        if self.inner.cycle is not None:
+            self.inner.cycle.disconnected = True
+        self.inner.pipeline.clear()
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _bound(self) -> None:
+        """Cut a client that asks on and on before it is answered: uvicorn would keep all of it."""
+        if (
+            self.inner.pipeline
+            and sum(len(cycle.body) + _CYCLE_BYTES for cycle, _ in self.inner.pipeline) > _AHEAD_BYTES
+        ):
+            self.cut()
+
     def _next(self) -> None:
         head = read_head(self.data, self.lane)
         if head is None or len(self.data) > head.end:
-            self.slow = True
+            self.slow, self.began = True, self.now()
             data, self.data = self.data, b""
             self.inner.data_received(data)
+            self._bound()
         elif len(self.data) == head.end:
             body, self.data = self.data[head.begin :], b""
-            self.busy, self.seen = True, self.now()
+            self.busy, self.seen, self.began = True, self.now(), 0.0
+            self.name = head.id
+            if self.lane.observer is not None:
+                self.name = head.id or new_id()
+                self.head = head
             head.answer(body, self._reply)
+        elif not self.began:
+            self.began = self.now()
 
     def _reply(self, reply: Reply) -> None:
         self.busy = False
+        if self.lane.observer is not None and (head := self.head) is not None:
+            self.lane.observer(Note(self.name, "POST", head.path, reply.status, self.now() - self.seen, head.parent))
         if self.transport is None or self.transport.is_closing():
             return
         last = self.ending or self.lane.closing() or (b"connection", b"close") in reply.headers
-        self.transport.write(written(reply, self.lane.headers(), last=last))
+        self.transport.write(written(reply, self.lane.headers(), last=last, name=self.name))
         if last:
             self.transport.close()
-        elif self.data:
+        elif self.held and not self.deaf:
+            self._go_on()
+
+    def _hold(self) -> None:
+        self.held = True
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def _go_on(self) -> None:
+        self.held = False
+        if self.transport is not None:
             self.transport.resume_reading()
+        if self.data:
             self._next()

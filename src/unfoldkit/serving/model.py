@@ -104,8 +104,8 @@ class Answers:
     refused: Mapping[int, Refusal] = field(default_factory=dict)
 
 
-class Model(Protocol):
-    """Answers batches. It is called by one thread at a time."""
+class Described(Protocol):
+    """What answers under a name, as the protocol tells it."""
 
     @property
     def name(self) -> str:
@@ -126,6 +126,10 @@ class Model(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]:
         """What the metadata tells beside inputs and outputs, as plain data."""
+
+
+class Model(Described, Protocol):
+    """Answers batches. It is called by one thread at a time."""
 
     def predict(self, batch: Batch) -> Answers:
         """Return the answers for a batch of at least one row."""

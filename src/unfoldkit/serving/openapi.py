@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unfoldkit.serving.model import Field, Model
+from unfoldkit.serving.model import Described, Field
 from unfoldkit.serving.protocol import LONGEST_MS
 
 JSON = "application/json"
@@ -16,10 +16,11 @@ ERRORS = {
     "413": "the body is too large, or has too many rows",
     "429": "too many rows are waiting; Retry-After says when to come back",
     "500": "the model failed",
+    "503": "the model does not come back, or the server is about to stop",
 }
 
 
-def document(models: Sequence[Model], version: str) -> dict[str, Any]:
+def document(models: Sequence[Described], version: str) -> dict[str, Any]:
     """Return the OpenAPI 3.1 description of a server with these models."""
     gets = {
         "/v2": "what this server is",
@@ -36,7 +37,7 @@ def document(models: Sequence[Model], version: str) -> dict[str, Any]:
     return {"openapi": "3.1.0", "info": about, "paths": paths, "components": components}
 
 
-def _model_paths(model: Model) -> dict[str, Any]:
+def _model_paths(model: Described) -> dict[str, Any]:
     place = f"/v2/models/{model.name}"
     errors = {code: _answer(text, {"$ref": "#/components/schemas/Error"}) for code, text in ERRORS.items()}
     infer = {
@@ -51,7 +52,7 @@ def _model_paths(model: Model) -> dict[str, Any]:
     }
 
 
-def _request(model: Model) -> dict[str, Any]:
+def _request(model: Described) -> dict[str, Any]:
     parameters = {
         "type": "object",
         "properties": {
@@ -66,7 +67,7 @@ def _request(model: Model) -> dict[str, Any]:
     return _object({"inputs": inputs}, id={"type": "string"}, parameters=parameters, outputs=named)
 
 
-def _response(model: Model) -> dict[str, Any]:
+def _response(model: Described) -> dict[str, Any]:
     text = {"type": "string"}
     outputs = {"type": "array", "items": {"anyOf": [_tensor(item) for item in model.outputs]}}
     return _object({"model_name": text, "model_version": text, "outputs": outputs}, id=text)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Field, Model
+from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Described, Field
 
 Scalar = str | int | float | bool
 SINGLE = Call(1)
@@ -279,7 +279,7 @@ class Writer:
         return b"".join((self.head, b"]},".join(parts), b"]}]", _about(question), b"}"))
 
 
-def writer(model: Model) -> Writer:
+def writer(model: Described) -> Writer:
     """Return the writer for a model."""
     head = b'{"model_name":%b,"model_version":%b,"outputs":[' % (encode(model.name), encode(model.version))
     fields = {item.name: item for item in model.outputs}

@@ -103,10 +103,12 @@ class Remembering:
         if batch.trial:
             columns, _ = self.stepper.step(batch.inputs, [0] * batch.rows, [None] * batch.rows)
             return Answers({**columns, "time": np.zeros(batch.rows, dtype=np.int64)})
-        known = self.store.read(call.entity for call in batch.calls if call.entity)
-        rows, refused = in_order(batch.calls, {entity: memory.now.time for entity, memory in known.items()})
-        columns, changed = self._stepped(batch, waves(rows), known)
-        self.store.write(changed)
+        # another process may answer for the same entity: nobody else steps between what is read and what is kept
+        with self.store.alone():
+            known = self.store.read(call.entity for call in batch.calls if call.entity)
+            rows, refused = in_order(batch.calls, {entity: memory.now.time for entity, memory in known.items()})
+            columns, changed = self._stepped(batch, waves(rows), known)
+            self.store.write(changed)
         return Answers(columns, refused)
 
     def _stepped(

@@ -36,5 +36,10 @@ def error(status: int, message: str, headers: tuple[Header, ...] = ()) -> Reply:
 async def send_reply(reply: Reply, send: Send) -> None:
     """Send a reply."""
     head = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]
-    await send({"type": "http.response.start", "status": reply.status, "headers": head})
-    await send({"type": "http.response.body", "body": reply.body})
+    try:
+        await send({"type": "http.response.start", "status": reply.status, "headers": head})
+        await send({"type": "http.response.body", "body": reply.body})
+    except RuntimeError as problem:
+        # uvloop's word for a connection that was cut while its answer was made; uvicorn does not know of it
+        if "closed" not in str(problem):
+            raise

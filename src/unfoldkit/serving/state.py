@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS entities (
 ) WITHOUT ROWID;
 """
 _CHUNK = 500
+WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +44,11 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """The memories of all entities of one service. Safe to use from any thread of one process."""
+    """The memories of all entities of one service. Safe to use from any thread, and by several processes at once."""
 
     file: Path
     connection: sqlite3.Connection
-    lock: threading.Lock
+    lock: threading.RLock
 
     def read(self, entities: Iterable[str]) -> dict[str, Memory]:
         """Return what is known of these entities; unknown ones are left out."""
@@ -63,14 +64,19 @@ class Store:
     def write(self, memories: Mapping[str, Memory]) -> None:
         """Store these memories, all of them or (if the process dies) none."""
         rows = [_row(entity, memory) for entity, memory in memories.items()]
+        with self._guarded(), self._whole():
+            self.connection.executemany("INSERT OR REPLACE INTO entities VALUES (?,?,?,?,?)", rows)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process read or write until the end; what is written inside is kept as a whole or not at all."""
         with self._guarded(), self.connection:
             self.connection.execute("BEGIN IMMEDIATE")
-            self.connection.executemany("INSERT OR REPLACE INTO entities VALUES (?,?,?,?,?)", rows)
+            yield
 
     def forget(self, entities: Iterable[str]) -> int:
         """Delete what is known of these entities; return how many were known."""
-        with self._guarded(), self.connection:
-            self.connection.execute("BEGIN IMMEDIATE")
+        with self._guarded(), self._whole():
             delete = "DELETE FROM entities WHERE entity = ?"
             return sum(self.connection.execute(delete, (entity,)).rowcount for entity in entities)
 
@@ -83,6 +89,16 @@ class Store:
         """Close the file; its log is folded into it."""
         with self._guarded():
             self.connection.close()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A transaction of its own, or a part of the one that ``alone`` began."""
+        if self.connection.in_transaction:
+            yield
+            return
+        with self.connection:
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -101,7 +117,7 @@ def open_store(file: Path, *, made_from: str) -> Store:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=5.0)
+        connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=WAIT_S)
         try:
             known = _prepared(connection, made_from)
         except sqlite3.Error:
@@ -113,7 +129,7 @@ def open_store(file: Path, *, made_from: str) -> Store:
         connection.close()
         hint = "its states mean nothing to this one; delete the file to start afresh"
         raise fail("what is remembered here was kept by another plan", file=str(file), hint=hint)
-    return Store(file, connection, threading.Lock())
+    return Store(file, connection, threading.RLock())
 
 
 def _prepared(connection: sqlite3.Connection, made_from: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from unfoldkit.kinds import Kind, resolve
 from unfoldkit.runs import RunDir, fingerprint
 from unfoldkit.spec.base import Model, Spec
 from unfoldkit.spec.loader import Document, decoded, parse, read_document
-from unfoldkit.spec.locate import diagnostic
+from unfoldkit.spec.locate import diagnostic, located
 from unfoldkit.spec.override import override
 from unfoldkit.spec.validate import validate
 from unfoldkit.yaml12 import PLAN_SCHEMA
@@ -34,6 +35,18 @@ class Loaded:
     base: Path
     plan: Mapping[str, Any] = field(default_factory=dict)
     run: Path | None = None
+    document: Document | None = None
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Give the errors of a verb that name a key the file and line where it is written."""
+        try:
+            yield
+        except UnfoldError as error:
+            if self.document is None:
+                raise
+            placed = [located(self.document, item) for item in error.diagnostics]
+            raise UnfoldError(*placed, code=error.code) from error
 
 
 def load(
@@ -58,7 +71,7 @@ def load(
     document = override(document, settings)
     kind = _kind(document, kinds, find_kind)
     model = resolve(kind.spec, extra=kind.extra)
-    return Loaded(kind, validate(model, document), base, plan, folder)
+    return Loaded(kind, validate(model, document), base, plan, folder, document)
 
 
 def dump(spec: Model) -> dict[str, Any]:

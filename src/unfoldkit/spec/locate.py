@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,6 +22,19 @@ def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "
             return Diagnostic(message, document.origins[path[:length]], key=key, hint=hint)
     line, column = _mark(document, path, at_key=at_key)
     return Diagnostic(message, document.file, line, column, key, hint)
+
+
+def located(document: Document, found: Diagnostic) -> Diagnostic:
+    """Return a verb's diagnostic with the line of the key that it names, or of the nearest that is written there."""
+    if found.file or not found.key:
+        return found
+    written = {dotted(path): path for path in (*document.values, *document.keys)}
+    near = [name for name in written if name and f"{found.key}.".startswith((f"{name}.", f"{name}["))]
+    if not near:
+        return found
+    path = written[max(near, key=len)]
+    placed = diagnostic(document, path, found.message, hint=found.hint, at_key=True)
+    return replace(placed, key=found.key)
 
 
 def real_path(data: Any, location: tuple[str | int, ...], *, missing: bool = False) -> PathKey:

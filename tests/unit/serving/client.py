@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 SERVER = Path(__file__).with_name("server.py")
 
@@ -32,6 +33,7 @@ class Reply:
 class Server:
     process: subprocess.Popen[str]
     port: int
+    log: IO[str]
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -41,6 +43,11 @@ class Server:
             wire.sendall(request(path, body, headers=headers, method=method))
             return read(wire)
 
+    def told(self) -> str:
+        """Return what the server wrote to stderr so far."""
+        self.log.seek(0)
+        return self.log.read()
+
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
         return self.process.wait(20)
@@ -48,10 +55,16 @@ class Server:
 
 @contextmanager
 def serving(*words: str) -> Iterator[Server]:
-    process = subprocess.Popen([sys.executable, str(SERVER), *words], stdout=subprocess.PIPE, text=True)
+    with TemporaryFile("w+") as log:
+        command = [sys.executable, str(SERVER), *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        yield from _started(process, log)
+
+
+def _started(process: subprocess.Popen[str], log: IO[str]) -> Iterator[Server]:
     assert process.stdout is not None
     try:
-        server = Server(process, int(process.stdout.readline().split()[0]))
+        server = Server(process, int(process.stdout.readline().split()[0]), log)
         wait_until_ready(server)
         yield server
     finally:

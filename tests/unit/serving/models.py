@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +17,17 @@ from unfoldkit.serving.model import Answers, Array, Batch, Column, Field, Refusa
 from unfoldkit.serving.state import State
 
 POISON = 666.0
+HANG = 888.0
+DEATH = 999.0
 REFUSED = 409.0
 
 
 @dataclass(slots=True)
 class Total:
-    """Adds up three numbers; sleeps, fails on POISON and refuses REFUSED; remembers how many rows each batch had."""
+    """Adds up three numbers; sleeps, fails on POISON, refuses REFUSED, never ends on HANG, ends its process on DEATH.
+
+    It remembers how many rows each batch had.
+    """
 
     name: str = "total"
     version: str = "1"
@@ -34,6 +42,10 @@ class Total:
             self.batches.append(batch.rows)
         time.sleep(self.delay_s)
         x = batch.inputs["x"]
+        if (x == HANG).any():
+            threading.Event().wait()
+        if (x == DEATH).any():
+            os.kill(os.getpid(), signal.SIGKILL)
         if (x == POISON).any():
             raise ZeroDivisionError("poison")
         total = x.sum(axis=1)

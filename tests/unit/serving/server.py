@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -13,15 +21,23 @@ from models import Diary, Total
 from unfoldkit.serving.app import application, paths
 from unfoldkit.serving.batcher import Limits
 from unfoldkit.serving.board import of_requests
-from unfoldkit.serving.host import Address, host, listen
+from unfoldkit.serving.host import Address, Terms, bind, host, listen
+from unfoldkit.serving.observe import JsonLines, lines
 from unfoldkit.serving.remember import Remembering
 from unfoldkit.serving.service import Service
 from unfoldkit.serving.state import open_store
+from unfoldkit.serving.workers import Crew
+
+REAL, JUMPS = time.time, itertools.cycle((1, -2, 0))
 
 
-def main(name: str, *words: str) -> None:
-    given = dict(word.split("=", 1) for word in words)
-    limits = Limits(queue_rows=int(given.get("queue", 1024)), body_bytes=int(given.get("body", 100_000)))
+def service(name: str, given: dict[str, str]) -> Service:
+    limits = Limits(
+        queue_rows=int(given.get("queue", 1024)),
+        body_bytes=int(given.get("body", 100_000)),
+        queue_seconds=float(given.get("wait", 5)),
+        hung_seconds=float(given.get("hung", 30)),
+    )
     close = lambda: None  # noqa: E731 - replaced by the store's
     if name == "total":
         model = Total(delay_s=float(given.get("delay", 0)))
@@ -29,12 +45,61 @@ def main(name: str, *words: str) -> None:
         store = open_store(Path(given["store"]), made_from="diary")
         model, close = Remembering(Diary(), store), store.close
     app = application([model], limits=limits, close=close)
-    bound = listen(Address(port=0, token=given.get("token", "")))
-    print(bound.getsockname()[1], os.getpid(), flush=True)
-    service = Service(
-        name, app, paths([model]), app.answers, app.body_bytes, watch=of_requests(name, "toy", app.metrics)
-    )
-    host(service, bound, token=given.get("token", ""))
+    watch = of_requests(name, "toy", app.metrics)
+    return Service(name, app, paths([model]), app.answers, app.body_bytes, watch=watch, many=True)
 
 
-main(*sys.argv[1:])
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One of several processes."""
+
+    name: str
+    given: dict[str, str]
+    address: Address
+    folder: Path
+
+    def __call__(self, number: int, beat: Callable[[], object]) -> None:
+        found = service(self.name, self.given)
+        keep = found.app.share(self.folder)
+
+        def both() -> None:
+            keep()
+            beat()
+
+        with listen(self.address, many=True) as bound:
+            host(replace(found, watch=None), bound, Terms(self.address.token, beat=both))
+
+
+def jump(_number: int, _frame: Any) -> None:
+    """Set the clock on the wall of this process back and forth by days: in turn a day ahead and two days back."""
+    days, real = (next(JUMPS), REAL)
+    time.time = lambda: real() + 86400.0 * days
+
+
+def terms(given: dict[str, str]) -> Terms:
+    log = logging.Logger("server")  # noqa: LOG001 - of this process alone
+    log.addHandler(logging.StreamHandler(sys.stderr))
+    log.handlers[0].setFormatter(JsonLines())
+    observer = lines(log) if "log" in given else None
+    return Terms(given.get("token", ""), patience_s=float(given.get("patience", 30)), observer=observer)
+
+
+def main(name: str, *words: str) -> None:
+    given = dict(word.split("=", 1) for word in words)
+    address = Address(port=0, token=given.get("token", ""))
+    many = int(given.get("processes", 1))
+    signal.signal(signal.SIGUSR1, jump)
+    if many == 1:
+        with listen(address) as bound:
+            print(bound.getsockname()[1], os.getpid(), flush=True)
+            host(service(name, given), bound, terms(given))
+        return
+    with bind(address, many=True) as held, TemporaryDirectory() as folder:
+        port = held.getsockname()[1]
+        print(port, os.getpid(), flush=True)
+        work = Work(name, given, replace(address, port=port), Path(folder))
+        Crew(work, many, lambda text: print(text, file=sys.stderr, flush=True), silent_s=3.0).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

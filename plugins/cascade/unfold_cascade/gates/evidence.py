@@ -12,6 +12,33 @@ from unfold_cascade.arrays import FloatArray, Matrix
 MEMBERS = 8
 
 
+def look(confidence: str, model: Any, x: Matrix) -> FloatArray:
+    """Return the (n,) confidence that a look into a fitted model gives, behind its scaling and its filling of gaps.
+
+    Args:
+        confidence: ``evidential`` or ``ensemble``.
+        model: as ``estimators.fit`` returns it.
+        x: (n, d) features.
+
+    Raises:
+        TypeError: there is nothing to look into.
+    """
+    steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
+    for step in steps[:-1]:
+        x = step.transform(x)
+    return evidential(steps[-1], x) if confidence == "evidential" else ensemble(steps[-1], x)
+
+
+def shrunk(probability: FloatArray, confidence: FloatArray) -> FloatArray:
+    """Return (n, C) probabilities drawn to 1/C by what is lacking in (n,) confidence.
+
+    With the evidential confidence that is the mean of the Dirichlet distribution, ``(e_k + 1) / (sum of e + C)``.
+    """
+    even = 1.0 / probability.shape[1]
+    result: FloatArray = even + (probability - even) * confidence[:, None]
+    return result
+
+
 def evidential(model: Any, x: Matrix) -> FloatArray:
     """Return ``1 - u`` for the vacuity ``u = C / sum_k (e_k + 1)`` of a Dirichlet distribution over C classes.
 

@@ -6,42 +6,32 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_cascade.arrays import BoolArray, FloatArray
+from unfold_cascade.arrays import BoolArray
 from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time import measures
 from unfold_cascade.time.alarms import Alarm
 from unfold_cascade.time.choose import Choice, Reference, choose
-from unfold_cascade.time.intervals import Interval, Intervals, intervals, lead_interval
+from unfold_cascade.time.intervals import Interval, Intervals, intervals, mean_interval
 from unfold_cascade.time.judge import Outcome, Quality, at_rate, outcome, quality, scale
 from unfold_cascade.time.keys import Alerts, Moves
-from unfold_cascade.time.monolith import Monolith, decoded
+from unfold_cascade.time.monolith import Monolith, decoded, tuned
 from unfold_cascade.time.policy import Policy
-from unfold_cascade.time.rivals import Rivals, rivals
+from unfold_cascade.time.rivals import Rivals, rivals, scaled
 from unfold_cascade.time.search import Front, Point, adequate, cheapest, nearest, parallel, search
 from unfold_cascade.time.steps import Yard
 from unfold_cascade.time.study import Part, Study, study
+from unfold_cascade.time.warned import Warned, warned
 from unfoldkit.api import Run
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A policy on the test patients."""
+    """A policy on the test patients: what it did, its figures, and how it warns."""
 
     name: str
     policy: Policy | None
     done: Outcome
     found: Quality
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """Mean hours of warning at exactly the same rate of alerts, the gain over the monolith, and the shares caught."""
-
-    own: float
-    base: float
-    interval: Interval
-    caught: float
-    caught_base: float
+    warns: Warned
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +43,7 @@ class Searched:
     front: Front
     moves: Moves
     alerts: Alerts
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +62,9 @@ class Findings:
     argmax: Judged
     single: Judged
     one_stage: Judged
+    others: tuple[Judged, ...]
     sure: Intervals
-    lead: Lead
+    lead_gain: Interval
     rate: float
 
 
@@ -87,7 +79,7 @@ def searched(spec: CascadeSpec, run: Run) -> Searched:
     run.log.info("searching the gates on %d hours", len(whole.train.highest))
     known = rivals(whole, moves, alerts.per_100h)
     yard = Yard(whole.rates, known.latched_quality.bill, spec.cost.by, moves)
-    return Searched(whole, known, search(whole, known, yard, alerts), moves, alerts)
+    return Searched(whole, known, search(whole, known, yard, alerts), moves, alerts, run.seed)
 
 
 def swapped(given: Searched) -> Searched:
@@ -98,11 +90,11 @@ def swapped(given: Searched) -> Searched:
 
 def judge(given: Searched, run: Run) -> Findings:
     """Choose and certify a cascade against each monolith, and judge all of it on the test patients."""
-    whole, known, moves = given.study, given.known, given.moves
+    whole, known = given.study, given.known
     flags, goal, by = parallel(whole), whole.spec.goal, whole.spec.cost.by
     fair, naive = (choose(whole, given.front, _reference(given, place), goal, by) for place in (0, 1))
-    latched, argmax = known.both(whole.test, moves, whole)
-    cascade = _on_test(whole, "cascade", fair.point.policy, flags, moves)
+    latched, argmax = (_monolith(given, name, rule) for name, rule in _rules(known))
+    cascade = _on_test(given, "cascade", fair.point.policy, flags)
     return Findings(
         study=whole,
         front=given.front,
@@ -110,16 +102,37 @@ def judge(given: Searched, run: Run) -> Findings:
         choice=fair,
         naive=naive,
         cascade=cascade,
-        naive_cascade=_on_test(whole, "cascade", naive.point.policy, flags, moves),
-        tuned=_on_test(whole, "cascade", cheapest_within(given).policy, flags, moves),
-        latched=Judged("monolith, latched", known.latched.policy, latched, quality(whole.test, latched)),
-        argmax=Judged("monolith, argmax", known.argmax.policy, argmax, quality(whole.test, argmax)),
+        naive_cascade=_on_test(given, "cascade", naive.point.policy, flags),
+        tuned=_on_test(given, "cascade", cheapest_within(given).policy, flags),
+        latched=latched,
+        argmax=argmax,
         single=_alone(given, longest=1),
         one_stage=_alone(given, longest=99),
-        sure=intervals(whole.test, cascade.done, latched, whole.rates, run.seed),
-        lead=_lead(given, fair.point.policy, flags, run.seed),
+        others=tuple(_rival(given, model) for model in whole.rivals),
+        sure=intervals(whole.test, cascade.done, latched.done, whole.rates, run.seed),
+        lead_gain=mean_interval(cascade.warns.hours - latched.warns.hours, run.seed),
         rate=given.alerts.per_100h,
     )
+
+
+def _rules(known: Rivals) -> list[tuple[str, Monolith]]:
+    return [("monolith, latched", known.latched), ("monolith, argmax", known.argmax)]
+
+
+def _rival(given: Searched, model: int) -> Judged:
+    """Judge another monolith that remembers the stage, tuned as the one to compare with."""
+    whole = given.study
+    rule = tuned(whole.train, model, given.moves, whole.rates, given.alerts.per_100h)
+    return _monolith(given, whole.models[model].split("/", 1)[1], rule)
+
+
+def _monolith(given: Searched, name: str, rule: Monolith) -> Judged:
+    whole, moves = given.study, given.moves
+    scaling = scaled(whole, rule, moves)
+    done = decoded(whole.test, rule, moves, whole.rates, scaling)
+    exact = at_rate(whole.test, rule.policy, np.array([True]), moves, given.alerts.per_100h) or rule.policy
+    at = decoded(whole.test, replace(rule, policy=exact), moves, whole.rates, scaling).alert
+    return Judged(name, rule.policy, done, quality(whole.test, done), warned(whole.test, done.alert, at, given.seed))
 
 
 def cheapest_within(given: Searched) -> Point:
@@ -135,12 +148,15 @@ def _reference(given: Searched, place: int) -> Reference:
     return Reference(answers[0], answers[1])
 
 
-def _on_test(whole: Study, name: str, policy: Policy, flags: BoolArray, moves: Moves) -> Judged:
+def _on_test(given: Searched, name: str, policy: Policy, flags: BoolArray) -> Judged:
     """Judge a policy on the test patients; its scores are scaled by what the tuning patients showed."""
-    tuned = outcome(whole.train, policy, flags, moves, whole.rates)
-    scaling = scale(whole.train, policy[-1].chain, tuned.walk.asked[:, -1].astype(np.int64))
-    done = outcome(whole.test, policy, flags, moves, whole.rates, scaling)
-    return Judged(name, policy, done, quality(whole.test, done))
+    whole, moves, test = given.study, given.moves, given.study.test
+    seen = outcome(whole.train, policy, flags, moves, whole.rates)
+    scaling = scale(whole.train, policy[-1].chain, seen.walk.asked[:, -1].astype(np.int64))
+    done = outcome(test, policy, flags, moves, whole.rates, scaling)
+    exact = at_rate(test, policy, flags, moves, given.alerts.per_100h) or policy
+    at = outcome(test, exact, flags, moves, whole.rates, scaling).alert
+    return Judged(name, policy, done, quality(test, done), warned(test, done.alert, at, given.seed))
 
 
 def _alone(given: Searched, *, longest: int) -> Judged:
@@ -149,25 +165,7 @@ def _alone(given: Searched, *, longest: int) -> Judged:
     tried = [one for one in given.front.watch if len(one.step.chain) <= longest]
     best: Alarm = cheapest(adequate(tried, base, given.alerts) or nearest(tried, base))[0]
     names = " → ".join(whole.models[model] for model in best.step.chain)
-    return _on_test(whole, names, (best.step,), np.array([True]), given.moves)
-
-
-def _lead(given: Searched, policy: Policy, flags: BoolArray, seed: int) -> Lead:
-    """Compare warnings at exactly the same rate on the test patients: both final cuts are set there, alike."""
-    whole, known, moves, rate = given.study, given.known, given.moves, given.alerts.per_100h
-    test = whole.test
-    exact = at_rate(test, policy, flags, moves, rate) or policy
-    own = outcome(test, exact, flags, moves, whole.rates).alert
-    base = at_rate(test, known.latched.policy, np.array([True]), moves, rate) or known.latched.policy
-    other = decoded(test, replace(known.latched, policy=base), moves, whole.rates).alert
-    hours = [measures.lead_hours(alert, test.events, test.clock.starts) for alert in (own, other)]
-    means = [_mean(values) for values in hours]
-    caught = [_mean((values > 0).astype(np.float64)) for values in hours]
-    return Lead(means[0], means[1], lead_interval(hours[0] - hours[1], seed), caught[0], caught[1])
-
-
-def _mean(values: FloatArray) -> float:
-    return float(values.mean()) if values.size else float("nan")
+    return _on_test(given, names, (best.step,), np.array([True]))
 
 
 def part_names(whole: Study) -> tuple[tuple[str, Part], ...]:

@@ -115,6 +115,17 @@ def compared(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: 
     return distance, (above + 1) / (rounds + 1)
 
 
+def dealt(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
+    """Return the same for (K,) counts of cases that count once each: then only their numbers are dealt anew."""
+    total, rounds = old + new, max(ROUNDS, int(np.ceil(4 / level)))
+    distance = float(_distances(old[None], new[None])[0])
+    if not total.any():
+        return distance, 1.0
+    chosen = rng.multivariate_hypergeometric(total.astype(np.int64), int(old.sum()), size=rounds, method="marginals")
+    above = int((_distances(chosen.astype(np.float64), total - chosen) >= distance - 1e-12).sum())
+    return distance, (above + 1) / (rounds + 1)
+
+
 def _dealt(rng: np.random.Generator, entities: int, size: int, rounds: int) -> FloatArray:
     rank = rng.random((rounds, entities)).argsort(axis=1)
     chosen: BoolArray = rank < size

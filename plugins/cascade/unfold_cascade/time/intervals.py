@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.time import measures
 from unfold_cascade.time.cost import Rates, totals
 from unfold_cascade.time.judge import Outcome
@@ -51,12 +51,21 @@ def intervals(part: Part, own: Outcome, base: Outcome, rates: Rates, seed: int) 
     return Intervals(*(_bounds(column) for column in found.T), *savings)
 
 
-def lead_interval(gain: FloatArray, seed: int) -> Interval:
-    """Return the 95 % interval of the mean of (J,) gains, one a patient."""
-    if not gain.size:
+def mean_interval(values: FloatArray, seed: int) -> Interval:
+    """Return the 95 % interval of the mean of (J,) values, one a patient."""
+    if not values.size:
         return float("nan"), float("nan")
-    drawn = measures.bootstrap_weights(len(gain), REPLICATES, seed)
-    return _bounds(drawn @ gain / len(gain))
+    drawn = measures.bootstrap_weights(len(values), REPLICATES, seed)
+    return _bounds(drawn @ values / len(values))
+
+
+def alert_interval(part: Part, alert: BoolArray, seed: int) -> Interval:
+    """Return the 95 % interval of the warned hours among 100 hours without the event."""
+    entities, entity = len(part.clock.starts) - 1, part.entity
+    free = np.bincount(entity, part.events.free, entities)
+    warned = np.bincount(entity, part.events.free & alert, entities)
+    drawn = measures.bootstrap_weights(entities, REPLICATES, seed)
+    return _bounds(100.0 * (drawn @ warned) / np.maximum(drawn @ free, 1e-300))
 
 
 def _saving(part: Part, own: Outcome, base: Outcome, rates: Rates, notion: str, drawn: IntArray) -> Interval:

@@ -14,7 +14,7 @@ from unfold_cascade.time.moves import Walk, walk
 from unfold_cascade.time.policy import Policy, Step, ladder
 from unfold_cascade.time.study import Part
 
-ROUNDS = 24
+KNOTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,18 @@ def scale(part: Part, chain: tuple[int, ...], asked: IntArray) -> Scale:
         if p.size < 2 or np.ptp(p) == 0.0:
             knots.append((np.array([0.0, 1.0]), np.full(2, y.mean() if y.size else 0.0)))
             continue
-        fitted = IsotonicRegression(out_of_bounds="clip").fit(p, y)
+        fitted = IsotonicRegression(out_of_bounds="clip").fit(*_pooled(p, y))
         knots.append((np.asarray(fitted.X_thresholds_), np.asarray(fitted.y_thresholds_)))
     return Scale(tuple(knots))
+
+
+def _pooled(p: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return means of (n,) pairs over at most ``KNOTS`` groups of like rank, and their sizes: as good, and quicker."""
+    order = np.argsort(p)
+    first = np.unique(np.linspace(0, len(p), KNOTS + 1).astype(np.int64))[:-1]
+    size = np.diff(np.append(first, len(p)))
+    means = [np.add.reduceat(values[order], first) / size for values in (p, y)]
+    return means[0], means[1], size.astype(np.float64)
 
 
 def outcome(

@@ -15,8 +15,12 @@ import numpy as np
 from unfold_cascade import cost, estimators
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.estimators import Recipe
-from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.gates.evidence import look, shrunk
+from unfold_cascade.inside import inside
+from unfold_cascade.spec import CascadeSpec, Stage
+from unfold_cascade.time.measures import utility
 from unfold_cascade.time.panel import Layout
+from unfold_cascade.tuned import recipe
 from unfold_cascade.zoo import AGAIN, versions
 from unfoldkit.api import Run, UnfoldError, fail, fingerprint
 
@@ -31,7 +35,8 @@ class Slot:
     """The place of one model: the stage that it answers for, how it is made, and what its answer is worth.
 
     ``own`` (n,) are the rows that it learns from where their entity is in the training part; ``y`` (n,) their labels;
-    ``groups`` the feature groups that it needs, all if ``None``.
+    ``groups`` the feature groups that it needs, all if ``None``; ``inside`` the confidence that looks into the model.
+    ``weight`` (n,) says how much each row counts, once each if ``None``.
     """
 
     key: str
@@ -43,6 +48,8 @@ class Slot:
     own: BoolArray
     y: IntArray
     made_from: str
+    inside: str | None = None
+    weight: FloatArray | None = None
 
     @property
     def place(self) -> str:
@@ -91,12 +98,15 @@ class Job:
     fold: IntArray
     seed: int
     batch: int
+    inside: str | None = None
+    weight: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What slots are made from: the (n, S) stages entered, hours since the entry (n, S), and the parts of the split."""
+    """What slots are made from: (P+1,) starts, (n, S) stages entered and hours since, the highest (n,), a digest."""
 
+    starts: IntArray
     on: BoolArray
     since: FloatArray
     highest: IntArray
@@ -104,21 +114,43 @@ class Facts:
 
 
 def slots(spec: CascadeSpec, run: Run, facts: Facts, layout: Layout) -> list[Slot]:
-    """Return the place of every model, stage by stage, then the monolith."""
+    """Return the place of every model, stage by stage, then the rivals of the monolith, and last itself."""
     found = []
     for s, stage in enumerate(spec.stages):
         own = rows_in_stage(facts.highest, facts.since, s, parallel=stage.parallel, fresh=stage.fresh)
+        lesson = _lesson(stage, facts, s, own)
         for m, model in enumerate(stage.models):
-            recipe = Recipe(model.estimator or "", dict(model.params), model.scale)
             place = (f"stages[{s}].models[{m}].estimator", stage.name, model.name)
-            found.append(_slot(spec, run, facts, layout, place, recipe, model.features, own, facts.on[:, s]))
+            found.append(
+                _slot(spec, run, facts, layout, place, recipe(model, run, key=place[0]), model.features, lesson)
+            )
     base = spec.baseline
-    if base is not None:
-        recipe = Recipe(base.estimator or "", dict(base.params), base.scale)
-        every = np.ones(len(facts.highest), dtype=np.bool_)
-        place = ("baseline.estimator", BASELINE, MONOLITH)
-        found.append(_slot(spec, run, facts, layout, place, recipe, base.features, every, facts.highest))
-    return found
+    if base is None:
+        return found
+    whole = Lesson(np.ones(len(facts.highest), dtype=np.bool_), facts.highest, None)
+    for r, rival in enumerate(base.rivals):
+        place = (f"baseline.rivals[{r}].estimator", BASELINE, rival.name)
+        found.append(_slot(spec, run, facts, layout, place, recipe(rival, run, key=place[0]), rival.features, whole))
+    place = ("baseline.estimator", BASELINE, MONOLITH)
+    return [*found, _slot(spec, run, facts, layout, place, recipe(base, run, key=place[0]), base.features, whole)]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a model learns: the (n,) rows, their (n,) labels, and the (n,) weights, once each if ``None``."""
+
+    own: BoolArray
+    y: np.ndarray
+    weight: FloatArray | None
+
+
+def _lesson(stage: Stage, facts: Facts, s: int, own: BoolArray) -> Lesson:
+    """Return the labels of a stage; or, to learn the utility, whether a warning pays, weighted by how much."""
+    if stage.learn == "label":
+        return Lesson(own, facts.on[:, s], None)
+    worth = utility(facts.on[:, s], facts.starts)
+    gain = worth.yes - worth.no
+    return Lesson(own & (gain != 0.0), gain > 0.0, np.abs(gain))
 
 
 def rows_in_stage(highest: IntArray, since: FloatArray, s: int, *, parallel: bool, fresh: float | None) -> BoolArray:
@@ -165,7 +197,19 @@ def logs(
     if todo:
         with _shared(run, features) as file:
             jobs = [
-                Job(slot.recipe, file, slot.columns, slot.y, slot.own, fold, run.seed, spec.cost.batch) for slot in todo
+                Job(
+                    slot.recipe,
+                    file,
+                    slot.columns,
+                    slot.y,
+                    slot.own,
+                    fold,
+                    run.seed,
+                    spec.cost.batch,
+                    slot.inside,
+                    slot.weight,
+                )
+                for slot in todo
             ]
             run.engine.map(work, jobs, on_result=keep)
     return [_read(run, slot) for slot in places]
@@ -189,19 +233,30 @@ def work(job: Job) -> tuple[bytes, bytes]:
     classes = int(job.y.max()) + 1
     x = np.ascontiguousarray(np.load(job.file, mmap_mode="r")[:, job.columns])
     learns = job.own & (job.fold >= 0)
-    model = estimators.fit(job.recipe, x[learns], job.y[learns], job.seed)
+    model = _fitted(job, x, learns)
     p = np.empty((len(job.y), classes), dtype=np.float32)
-    p[job.fold < 0] = estimators.probabilities(model, x[job.fold < 0], classes)
+    p[job.fold < 0] = said(model, x[job.fold < 0], classes, job.inside)
     for held in range(int(job.fold.max()) + 1):
         other, here = learns & (job.fold != held), job.fold == held
-        part = estimators.fit(job.recipe, x[other], job.y[other], job.seed)
-        p[here] = estimators.probabilities(part, x[here], classes)
+        part = _fitted(job, x, other)
+        p[here] = said(part, x[here], classes, job.inside)
     stored = estimators.to_bytes(job.recipe, model)
     facts = {"bytes": len(stored), "flops": _flops(model, x.shape[1]), "latency": _latency(model, x, job.batch)}
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
     np.savez(stream, allow_pickle=False, p=p, facts=text)
     return stored, stream.getvalue()
+
+
+def _fitted(job: Job, x: Float32, rows: BoolArray) -> Any:
+    weight = None if job.weight is None else job.weight[rows]
+    return estimators.fit(job.recipe, x[rows], job.y[rows], job.seed, weight)
+
+
+def said(model: Any, x: Float32, classes: int, looks: str | None) -> FloatArray:
+    """Return (n, C) probabilities, drawn to 1/C by the doubt of a confidence that looks into the model, if one does."""
+    p = estimators.probabilities(model, x, classes)
+    return p if looks is None else shrunk(p, look(looks, model, x))
 
 
 def _latency(model: Any, x: Float32, batch: int) -> float:
@@ -235,15 +290,17 @@ def _slot(
     place: tuple[str, str, str],
     recipe: Recipe,
     groups: tuple[str, ...] | None,
-    own: BoolArray,
-    y: np.ndarray,
+    lesson: Lesson,
 ) -> Slot:
-    columns = layout.places(groups)
-    labels = y.astype(np.int64)
+    columns, own = layout.places(groups), lesson.own
+    labels = lesson.y.astype(np.int64)
     names = [layout.names[column] for column in columns]
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
-    made_from = fingerprint(facts.digest, names, how, _hash(own), _hash(labels), versions())
-    return Slot(*place, recipe, groups, columns, own, labels, made_from)
+    looks = inside(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None
+    # named only where it is there: models of runs from before stay good
+    seen = [*([looks] if looks else []), *([] if lesson.weight is None else [_hash(lesson.weight)])]
+    made_from = fingerprint(facts.digest, names, how, _hash(own), _hash(labels), versions(), *seen)
+    return Slot(*place, recipe, groups, columns, own, labels, made_from, looks, lesson.weight)
 
 
 def _hash(array: np.ndarray) -> str:

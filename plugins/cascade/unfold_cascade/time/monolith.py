@@ -35,7 +35,7 @@ def tuned(part: Part, model: int, moves: Moves, rates: Rates, per_100h: float) -
     alert = outcome(part, policy, np.array([True]), moves, rates).alert
     cuts: tuple[float, ...] = ()
     for s in range(1, part.on.shape[1]):
-        best = _best_cut(part, _running_max(at_least(part.base, s), part.clock.starts), s, alert)
+        best = _best_cut(part, _running_max(at_least(part.bases[model], s), part.clock.starts), s, alert)
         cuts = (*cuts, best)
     return Monolith(policy, cuts)
 
@@ -57,15 +57,16 @@ def decoded(part: Part, base: Monolith, moves: Moves, rates: Rates, scaling: Sca
     """Return what the monolith answers; it is paid at every hour in which it is asked."""
     done = outcome(part, base.policy, np.array([True]), moves, rates, scaling)
     last = part.on.shape[1]
-    stage = _largest(part) if base.cuts is None else latched(part.base, part.clock.starts, base.cuts)
+    p = part.bases[base.policy[-1].chain[0]]
+    stage = _largest(p) if base.cuts is None else latched(p, part.clock.starts, base.cuts)
     answer = np.where(done.alert, last, np.minimum(stage, last - 1))
     return Outcome(answer, done.alert, done.score, done.bill, done.walk)
 
 
-def _largest(part: Part) -> IntArray:
+def _largest(base: Float32) -> IntArray:
     """Return the largest class; the chance of the last goes to the one before, as alarms are decided by a cut."""
-    p = part.base[:, :-1].astype(np.float64)
-    p[:, -1] += part.base[:, -1]
+    p = base[:, :-1].astype(np.float64)
+    p[:, -1] += base[:, -1]
     stage: IntArray = p.argmax(axis=1)
     return stage
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from unfold_cascade.arrays import Float32, FloatArray, IntArray
 from unfold_cascade.spec import FeatureGroup
-from unfold_cascade.time.long import Long
+from unfold_cascade.time.long import Long, entity_of_row
+from unfold_cascade.time.rules import POINTS_OF
+from unfold_cascade.time.targets import points
 from unfold_cascade.time.windows import STATISTICS, carried, statistics
 
 HOUR = 3600.0
@@ -56,7 +58,10 @@ def purchase(groups: Mapping[str, FeatureGroup]) -> Purchase:
 
 def layout(groups: Mapping[str, FeatureGroup]) -> Layout:
     """Return which features there are: each column of a group in each form that the group derives."""
-    own = {name: [named(column, how) for column, how in _forms(group)] for name, group in groups.items()}
+    own = {
+        name: [named(column, how) for column, how in _forms(group)] + rule_names(name, group)
+        for name, group in groups.items()
+    }
     names = tuple(dict.fromkeys(name for found in own.values() for name in found))
     place = {name: number for number, name in enumerate(names)}
     return Layout(names, {group: tuple(place[name] for name in found) for group, found in own.items()})
@@ -91,6 +96,27 @@ def _derived(table: Long, name: str, group: FeatureGroup) -> Iterator[tuple[str,
             found |= statistics(raw, table.hour, table.starts, window)
         for how in group.derive:
             yield named(column, how), found[how]
+    yield from zip(rule_names(name, group), _points(table, group), strict=True)
+
+
+def _points(table: Long, group: FeatureGroup) -> tuple[Float32, ...]:
+    """Return the points of the rule of a group at each hour, and the most so far; nothing without a rule."""
+    if group.rule is None:
+        return ()
+    read = {column: hours for column, hours in POINTS_OF[group.rule].items() if column in group.columns}
+    values = {
+        column: carried(table.values[:, table.columns.index(column)], table.hour, table.starts, hours)[0]
+        for column, hours in read.items()
+    }
+    now = points(values, group.rule)
+    # entities are lifted apart, so that the most of one is not carried into the next
+    lift = (int(now.max()) + 1) * entity_of_row(table.starts)
+    return now.astype(np.float32), (np.maximum.accumulate(now + lift) - lift).astype(np.float32)
+
+
+def rule_names(name: str, group: FeatureGroup) -> list[str]:
+    """Return the names of what the rule of a group gives: its points now, and the most so far."""
+    return [f"{name}_{group.rule}", f"{name}_{group.rule}_most"] if group.rule is not None else []
 
 
 def named(column: str, how: str) -> str:

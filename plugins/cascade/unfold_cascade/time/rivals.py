@@ -32,6 +32,10 @@ def rivals(study: Study, moves: Moves, per_100h: float) -> Rivals:
     latched = tuned(part, study.monolith, moves, study.rates, per_100h)
     argmax = replace(latched, cuts=None)
     done = [decoded(part, one, moves, study.rates) for one in (latched, argmax)]
-    asked = done[0].walk.asked[:, -1].astype("int64")
-    scaling = scale(part, latched.policy[-1].chain, asked)
-    return Rivals(latched, argmax, scaling, quality(part, done[0]), quality(part, done[1]))
+    return Rivals(latched, argmax, scaled(study, latched, moves), quality(part, done[0]), quality(part, done[1]))
+
+
+def scaled(study: Study, rule: Monolith, moves: Moves) -> Scale:
+    """Return the map from a monolith's probabilities to the chance of the event, fitted on the tuning patients."""
+    asked = decoded(study.train, rule, moves, study.rates).walk.asked[:, -1].astype("int64")
+    return scale(study.train, rule.policy[-1].chain, asked)

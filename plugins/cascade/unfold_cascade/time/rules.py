@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from unfoldkit.api import Model, Problem, did_you_mean
@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from unfold_cascade.spec import CascadeSpec, ModelSpec, Stage
 
 Path = tuple[str | int, ...]
+# hours that a value is carried forward in the rules; what is named is what they read
+POINTS_OF: Mapping[str, Mapping[str, float]] = {
+    "sirs": {"HR": 3, "Temp": 8, "Resp": 3, "PaCO2": 12, "WBC": 24},
+    "sofa": {"MAP": 3, "Creatinine": 24, "Bilirubin_total": 24, "Platelets": 24},
+}
 TIMED = "goes with data over time (source: physionet2019 or long) only"
 
 
 def without_time(spec: CascadeSpec) -> Iterator[Problem]:
     """Yield the keys that speak of time, in a spec whose cases have none."""
-    for key in ("moves", "alerts", "drift"):
+    for key in ("moves", "alerts"):
         if getattr(spec, key) is not None:
             yield Problem((key,), TIMED, at_key=True)
     if spec.gates.learnt:
@@ -30,14 +35,19 @@ def without_time(spec: CascadeSpec) -> Iterator[Problem]:
         yield Problem(("cost", "by"), TIMED)
     if spec.baseline is not None and spec.baseline.estimator is not None:
         yield Problem(("baseline", "estimator"), TIMED, "candidates: [{estimator: svc}]", at_key=True)
+    if spec.baseline is not None and spec.baseline.rivals:
+        yield Problem(("baseline", "rivals"), TIMED, at_key=True)
 
 
 def over_time(spec: CascadeSpec) -> Iterator[Problem]:
     """Yield what is missing or out of place in a spec of cases over time."""
     if not spec.features:
         yield Problem(("features",), "this key is missing", "features: {all: {columns: [HR, Resp]}}")
+    yield from _given(spec)
     yield from _repeated([(("stages", s, "name"), stage.name) for s, stage in enumerate(spec.stages)])
     for s, stage in enumerate(spec.stages):
+        if stage.learn == "utility" and s < len(spec.stages) - 1:
+            yield Problem(("stages", s, "learn"), "only the last stage warns", at_key=True)
         yield from _target(stage, ("stages", s, "target"))
         names: list[tuple[Path, str]] = [
             (("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)
@@ -48,9 +58,20 @@ def over_time(spec: CascadeSpec) -> Iterator[Problem]:
     yield from _baseline(spec)
 
 
+def _given(spec: CascadeSpec) -> Iterator[Problem]:
+    """Yield the groups that give no feature at all."""
+    for name, group in spec.features.items():
+        if not group.derive and group.rule is None:
+            yield Problem(("features", name, "derive"), "gives no feature", "derive: [last]")
+        known = POINTS_OF[group.rule] if group.rule is not None else group.columns
+        if not set(known) & set(group.columns):
+            hint = f"it reads {', '.join(known)}"
+            yield Problem(("features", name, "rule"), f"no column of the group is in {group.rule}", hint)
+
+
 def _timed_features(spec: CascadeSpec) -> Iterator[Problem]:
     for name, group in spec.features.items():
-        for key in ("valid_for", "window", "derive"):
+        for key in ("valid_for", "window", "derive", "rule"):
             if _changed(group, key):
                 yield Problem(("features", name, key), TIMED, at_key=True)
 
@@ -61,7 +82,7 @@ def _changed(part: Model, key: str) -> bool:
 
 
 def _timed_stage(stage: Stage, place: Path) -> Iterator[Problem]:
-    for key in ("parallel", "fresh"):
+    for key in ("parallel", "fresh", "learn"):
         if _changed(stage, key):
             yield Problem((*place, key), TIMED, at_key=True)
     for key in ("rule", "ahead"):
@@ -92,6 +113,10 @@ def _baseline(spec: CascadeSpec) -> Iterator[Problem]:
     if base.candidates:
         yield Problem(("baseline", "candidates"), "over time there is one baseline: give its estimator", at_key=True)
     yield from _features(spec, base.features, ("baseline",))
+    names: list[tuple[Path, str]] = [(("baseline", "rivals", r, "name"), one.name) for r, one in enumerate(base.rivals)]
+    yield from _repeated([(("baseline",), "monolith"), *names])
+    for r, rival in enumerate(base.rivals):
+        yield from _features(spec, rival.features, ("baseline", "rivals", r))
 
 
 def _features(spec: CascadeSpec, features: tuple[str, ...] | None, place: Path) -> Iterator[Problem]:

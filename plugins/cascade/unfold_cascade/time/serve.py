@@ -54,7 +54,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     told.begin()
     lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
     watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, spec.cost.unit or spec.cost.by))
-    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines, watch)
+    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines, watch, many=True)
 
 
 def timed(loaded: Loaded, told: Counts) -> Timed:
@@ -149,7 +149,7 @@ def _features(loaded: Loaded) -> Any:
 
 def _voice(loaded: Loaded, m: int, x: Any, rows: Any) -> Voice:
     slot = loaded.places[m]
-    native = pack.unconverted(loaded.run, slot, "asked near a cut", dtype=np.float32)
+    native = pack.drawn(pack.unconverted(loaded.run, slot, "asked near a cut", dtype=np.float32))
     found = pack.checked(loaded.run, slot, loaded.logs[m].p[rows], x)
     if found.name == pack.NATIVE:
         native = pack.Engine(native.predict, native.dtype, native.name, found.why)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.spec import FeatureGroup
-from unfold_cascade.time.panel import HOUR, WINDOW_H, layout, named
+from unfold_cascade.time.panel import HOUR, WINDOW_H, layout, named, rule_names
+from unfold_cascade.time.rules import POINTS_OF
+from unfold_cascade.time.targets import points
 from unfold_cascade.time.windows import STATISTICS, statistics
 
 
@@ -19,19 +21,21 @@ class Past:
     """What is kept of one entity.
 
     ``last`` (C,) is the last value measured of each column and ``seen`` (C,) its hour, both NaN where there is none;
-    ``recent`` holds, for each hour within the longest window, the hour and the (W,) raw values of windowed columns.
+    ``recent`` holds, for each hour within the longest window, the hour and the (W,) raw values of windowed columns;
+    ``most`` the most points so far of each group that has a rule.
     """
 
     last: list[float]
     seen: list[float]
     recent: list[list[float]]
+    most: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """One feature group: the places of its columns, how many hours a value holds, and the hours of its window.
 
-    ``places`` are, by column and form (in that order), those among all features.
+    ``places`` are, by column and form (in that order), those among all features; ``points`` those of the rule, if any.
     """
 
     columns: tuple[int, ...]
@@ -39,6 +43,8 @@ class Group:
     carry: float
     window: float
     places: tuple[tuple[int, ...], ...]
+    rule: str | None
+    points: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +77,32 @@ class Sight:
         features = np.full((len(x), self.width), np.nan, dtype=np.float32)
         for group in self.groups:
             self._fill(features, group, last, hour[:, None] - seen, recent)
-        kept = [Past(*row) for row in zip(last.tolist(), seen.tolist(), recent, strict=True)]
+        before = np.array([past.most for past in known], dtype=np.float64)
+        most = self._points(features, last, hour[:, None] - seen, before)
+        kept = [Past(*row) for row in zip(last.tolist(), seen.tolist(), recent, most, strict=True)]
         return features, kept
 
     def nothing(self) -> Past:
         """Return the past of an entity that was never seen."""
         unknown = [math.nan] * len(self.columns)
-        return Past(unknown, unknown, [])
+        return Past(unknown, unknown, [], [0.0] * sum(group.rule is not None for group in self.groups))
 
     def _recent(self, past: Past, row: Float32, now: float) -> list[list[float]]:
         kept = [item for item in past.recent if now - item[0] <= self.window]
         return [*kept, [float(now), *row[self.windowed].tolist()]] if len(self.windowed) else []
+
+    def _points(self, out: Float32, last: Float32, age: FloatArray, most: FloatArray) -> list[list[float]]:
+        """Fill in what rules give; ``most`` (B, R) was seen before, and what is to be kept is returned."""
+        ruled = [group for group in self.groups if group.rule is not None]
+        found = most.reshape(len(out), len(ruled))
+        for place, group in enumerate(ruled):
+            hours = POINTS_OF[group.rule or ""]
+            read = {self.columns[at]: at for at in group.columns if self.columns[at] in hours}
+            values = {name: np.where(_good(age[:, at], hours[name]), last[:, at], np.nan) for name, at in read.items()}
+            now = points(values, group.rule or "")
+            found[:, place] = np.maximum(found[:, place], now)
+            out[:, group.points[0]], out[:, group.points[1]] = now, found[:, place]
+        return found.tolist()
 
     def _fill(
         self, out: Float32, group: Group, last: Float32, age: FloatArray, recent: Sequence[Sequence[Sequence[float]]]
@@ -119,18 +140,20 @@ def sight(groups: Mapping[str, FeatureGroup]) -> Sight:
     """Return how the features of ``layout`` are made hour by hour."""
     columns = tuple(dict.fromkeys(column for group in groups.values() for column in group.columns))
     names = {name: place for place, name in enumerate(layout(groups).names)}
-    made = tuple(_group(group, columns, names) for group in groups.values())
+    made = tuple(_group(name, group, columns, names) for name, group in groups.items())
     watched = [group for group in made if set(group.forms) & set(STATISTICS)]
     windowed = sorted({at for group in watched for at in group.columns})
     longest = max((group.window for group in watched), default=0.0)
     return Sight(columns, made, len(names), np.array(windowed, dtype=np.int64), longest)
 
 
-def _group(group: FeatureGroup, columns: Sequence[str], names: Mapping[str, int]) -> Group:
+def _group(name: str, group: FeatureGroup, columns: Sequence[str], names: Mapping[str, int]) -> Group:
     return Group(
         tuple(columns.index(column) for column in group.columns),
         tuple(group.derive),
         group.valid_for / HOUR if group.valid_for is not None else math.inf,
         group.window / HOUR if group.window is not None else WINDOW_H,
         tuple(tuple(names[named(column, how)] for how in group.derive) for column in group.columns),
+        group.rule,
+        tuple(names[one] for one in rule_names(name, group)),
     )

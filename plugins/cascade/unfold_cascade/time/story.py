@@ -25,7 +25,7 @@ def tell(found: Findings, run: Run, verb: str) -> Report:
         headline=_headline(found, run),
         subtitle=_subtitle(found),
         metrics=_metrics(found),
-        tables=(_policies(found), _route(found), _alarms(found)),
+        tables=(_policies(found), _warnings(found), _route(found), _alarms(found)),
         figures=(_figure(found),),
         lines=_lines(found),
         next=_next(found, run),
@@ -46,7 +46,8 @@ def _relaxed(found: Findings) -> float:
 
 
 def _metrics(found: Findings) -> dict[str, Metric]:
-    own, base, lead = found.cascade.found, found.latched.found, found.lead
+    own, base = found.cascade.found, found.latched.found
+    warns, other = found.cascade.warns, found.latched.warns
     fair = savings(base.bill, own.bill, NOTIONS)
     naive = savings(found.argmax.found.bill, found.naive_cascade.found.bill, NOTIONS)
     single = savings(base.bill, found.single.found.bill, NOTIONS)
@@ -65,8 +66,10 @@ def _metrics(found: Findings) -> dict[str, Metric]:
         "tuned_flops_saving": (tuned.get("flops"), "x"),
         "tuned_loss_points": (100 * (found.tuned.found.loss - base.loss), "points"),
         "certified_loss_points": (100 * found.choice.certified, "points"),
-        "lead_hours_gain": (lead.own - lead.base, "h"),
-        "lead_hours": (lead.own, "h"),
+        "lead_hours_gain": (warns.lead - other.lead, "h"),
+        "lead_hours_gain_low": (found.lead_gain[0], "h"),
+        "lead_hours_gain_high": (found.lead_gain[1], "h"),
+        "lead_hours": (warns.lead, "h"),
         "auprc": (own.auprc, ""),
         "auprc_baseline": (base.auprc, ""),
         "auroc": (own.auroc, ""),
@@ -78,7 +81,11 @@ def _metrics(found: Findings) -> dict[str, Metric]:
         "accuracy": (1 - own.loss, ""),
         "accuracy_baseline": (1 - base.loss, ""),
         "alerts_per_100h": (own.alerts, ""),
+        "alerts_per_100h_low": (warns.alerts_interval[0], ""),
+        "alerts_per_100h_high": (warns.alerts_interval[1], ""),
         "alerts_per_100h_baseline": (base.alerts, ""),
+        "alerts_per_100h_baseline_low": (other.alerts_interval[0], ""),
+        "alerts_per_100h_baseline_high": (other.alerts_interval[1], ""),
         "cheapest_single_price_saving": (single.get("price"), "x"),
         "cheapest_single_flops_saving": (single.get("flops"), "x"),
         "cheapest_single_utility": (found.single.found.utility, ""),
@@ -91,6 +98,7 @@ def _metrics(found: Findings) -> dict[str, Metric]:
         metrics
         | {"latency_saving": Metric(_clean(fair.get("latency")), "x", timed=True)}
         | _sure(found)
+        | _others(found)
         | _promise(found)
     )
 
@@ -102,6 +110,17 @@ def _sure(found: Findings) -> dict[str, Metric]:
         (name, end): getattr(found.sure, name)[place] for name in names for place, end in enumerate(("low", "high"))
     }
     return {f"{name}_change_{end}": Metric(_clean(value)) for (name, end), value in ends.items()}
+
+
+def _others(found: Findings) -> dict[str, Metric]:
+    """Return what the cascade loses and saves against each other monolith."""
+    made: dict[str, Metric] = {}
+    for rival in found.others:
+        less = savings(rival.found.bill, found.cascade.found.bill, NOTIONS)
+        loss = 100 * (found.cascade.found.loss - rival.found.loss)
+        made |= {f"{rival.name}_loss_points": Metric(loss, "points")}
+        made |= {f"{rival.name}_{name}_saving": Metric(_clean(less.get(name)), "x") for name in NOTIONS[:2]}
+    return made
 
 
 def _promise(found: Findings) -> dict[str, Metric]:
@@ -131,6 +150,7 @@ def _policies(found: Findings) -> Table:
     rivals = (
         found.argmax,
         found.latched,
+        *found.others,
         found.single,
         found.one_stage,
         found.naive_cascade,
@@ -140,6 +160,7 @@ def _policies(found: Findings) -> Table:
     names = (
         "monolith, argmax",
         "monolith, latched",
+        *(f"monolith, latched: {rival.name}" for rival in found.others),
         f"one model alone: {found.single.name}",
         f"last stage alone: {found.one_stage.name}",
         "cascade, against argmax",
@@ -156,6 +177,32 @@ def _policy_row(found: Findings, name: str, judged: Judged) -> tuple[Cell, ...]:
     knows = judged is not found.single and judged is not found.one_stage
     stage = (100 * (1 - own.loss), own.macro_f1) if knows else (None, None)
     return (name, *stage, own.utility, _clean(own.auprc), own.alerts, less.get("price"), less.get("flops"))
+
+
+def _warnings(found: Findings) -> Table:
+    """Return how each policy warns: alerts with its cut from tuning, lead time at exactly one rate."""
+    columns = (
+        Column("warnings"),
+        Column("AUROC", "", 3),
+        Column("alerts", "per 100 h", 2),
+        Column("from", "", 2),
+        Column("to", "", 2),
+        Column("lead at one rate", "h", 1),
+        Column("caught", "%", 1),
+    )
+    rivals = (found.latched, *found.others, found.single, found.one_stage, found.cascade)
+    rows = tuple(
+        (
+            one.name,
+            _clean(one.found.auroc),
+            one.warns.alerts,
+            *one.warns.alerts_interval,
+            _clean(one.warns.lead),
+            _clean(100 * one.warns.caught),
+        )
+        for one in rivals
+    )
+    return Table("warnings", columns, rows, len(rows) - 1)
 
 
 def _route(found: Findings) -> Table:
@@ -223,13 +270,14 @@ def _figure(found: Findings) -> Figure:
 
 
 def _lines(found: Findings) -> tuple[tuple[str, str], ...]:
-    own, base, sure, lead = found.cascade.found, found.latched.found, found.sure, found.lead
+    own, base, sure = found.cascade.found, found.latched.found, found.sure
+    warns, other = found.cascade.warns, found.latched.warns
     loss = f"{100 * (own.loss - base.loss):+.2f} points {_range(sure.loss, 100)} against the latched monolith"
     kept = f"utility {own.utility - base.utility:+.3f} {_range(sure.utility)}, AUPRC "
     kept += f"{own.auprc - base.auprc:+.4f} {_range(sure.auprc)}"
-    early = f"{lead.own:.1f} h against {lead.base:.1f} h at exactly {found.rate:g} alerts per 100 h: "
-    early += f"{lead.own - lead.base:+.2f} h {_range(lead.interval)}; "
-    early += f"caught {lead.caught:.0%} against {lead.caught_base:.0%}"
+    early = f"{warns.lead:.1f} h against {other.lead:.1f} h at exactly {found.rate:g} alerts per 100 h: "
+    early += f"{warns.lead - other.lead:+.2f} h {_range(found.lead_gain)}; "
+    early += f"caught {warns.caught:.0%} against {other.caught:.0%}"
     lines = [
         ("certificate", _certificate(found)),
         ("loss", loss),

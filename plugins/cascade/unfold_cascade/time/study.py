@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from unfold_cascade.time import measures
 from unfold_cascade.time.cost import Rates
 from unfold_cascade.time.keep import keep
 from unfold_cascade.time.long import Long, entity_of_row, first_true, rows_of, starts_of
-from unfold_cascade.time.models import Facts, Log, Slot, kept, logs, slots
+from unfold_cascade.time.models import BASELINE, Facts, Log, Slot, kept, logs, slots
 from unfold_cascade.time.moves import Clock, Zoo
 from unfold_cascade.time.panel import layout, panel, purchase
 from unfold_cascade.time.readers import read
@@ -35,8 +35,8 @@ class Part:
     """The entities of one part of the split.
 
     ``on`` (n, S) are the stages entered, ``since`` (n, S) the hours since then, ``highest`` (n,) the highest of them;
-    ``base`` (n, S+1) the monolith's probabilities. In ``zoo`` the models stand stage by stage, and last the monolith
-    with its probability of the last stage.
+    ``bases`` holds the (n, S+1) probabilities of the monoliths by number. In ``zoo`` the models stand stage by stage,
+    then the monoliths with their probability of the last stage, the one to compare with last.
     """
 
     clock: Clock
@@ -44,7 +44,7 @@ class Part:
     on: BoolArray
     since: FloatArray
     highest: IntArray
-    base: Float32
+    bases: Mapping[int, Float32]
     utility: measures.Utility
     events: measures.Events
 
@@ -77,6 +77,11 @@ class Study:
     def monolith(self) -> int:
         """The number of the monolith among the models."""
         return len(self.models) - 1
+
+    @property
+    def rivals(self) -> range:
+        """The numbers of the other monoliths."""
+        return range(sum(map(len, self.stages)), self.monolith)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,8 @@ def stored(spec: CascadeSpec, run: Run) -> Stored:
 
 def rates_of(spec: CascadeSpec, found: Sequence[Log]) -> Rates:
     """Return what one call of each model costs; the monolith, which has no price of its own, is the last."""
-    price = [model.price or 0.0 for stage in spec.stages for model in stage.models] + [0.0]
+    price = [model.price or 0.0 for stage in spec.stages for model in stage.models]
+    price += [0.0] * (len(found) - len(price))
     flops, size, latency = (np.array([getattr(log, name) for log in found]) for name in ("flops", "bytes", "latency"))
     return Rates(np.array(price), flops, size, latency)
 
@@ -138,14 +144,15 @@ def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], 
     p = np.array([log.p[:, -1] for log in found])
     needs = np.array([bought.mask(slot.groups) for slot in places], dtype=np.int64)
     zoo = Zoo(p, needs, bought)
-    parts = [_part(hours, zoo, found[-1].p, entities) for entities in (rows.train, rows.calibrate, rows.test)]
+    bases = {place: log.p for place, log in enumerate(found) if places[place].stage == BASELINE}
+    parts = [_part(hours, zoo, bases, entities) for entities in (rows.train, rows.calibrate, rows.test)]
     names = [stage.name for stage in spec.stages]
     numbers = tuple(tuple(m for m, slot in enumerate(places) if slot.stage == name) for name in names)
     models = tuple(f"{slot.stage}/{slot.model}" for slot in places)
     return Study(spec, parts[0], parts[1], parts[2], models, numbers, rates_of(spec, found), hours.facts.digest)
 
 
-def _part(hours: Hours, zoo: Zoo, base: Float32, entities: IntArray) -> Part:
+def _part(hours: Hours, zoo: Zoo, bases: Mapping[int, Float32], entities: IntArray) -> Part:
     clock, facts = hours.clock, hours.facts
     rows = rows_of(clock.starts, entities)
     starts = starts_of(np.diff(clock.starts)[entities])
@@ -156,7 +163,7 @@ def _part(hours: Hours, zoo: Zoo, base: Float32, entities: IntArray) -> Part:
         facts.on[rows],
         facts.since[rows],
         facts.highest[rows],
-        base[rows],
+        {place: p[rows] for place, p in bases.items()},
         measures.utility(label, starts),
         measures.events(label, starts),
     )
@@ -241,4 +248,4 @@ def _unpacked(data: bytes) -> Hours:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         clock = Clock(stored["starts"], stored["hour"])
         digest = json.loads(stored["facts"].tobytes())["digest"]
-        return Hours(clock, Facts(stored["on"], stored["since"], stored["highest"], digest))
+        return Hours(clock, Facts(clock.starts, stored["on"], stored["since"], stored["highest"], digest))

@@ -9,13 +9,11 @@ import numpy as np
 from unfold_cascade.arrays import BoolArray, Float32, IntArray
 from unfold_cascade.spec import Stage, Target
 from unfold_cascade.time.long import Long, first_true
+from unfold_cascade.time.rules import POINTS_OF
 from unfold_cascade.time.windows import carried
 from unfoldkit.api import fail
 
 HOUR = 3600.0
-# hours that a value is carried forward in the rules
-SIRS_HOURS: Mapping[str, float] = {"HR": 3, "Temp": 8, "Resp": 3, "PaCO2": 12, "WBC": 24}
-SOFA_HOURS: Mapping[str, float] = {"MAP": 3, "Creatinine": 24, "Bilirubin_total": 24, "Platelets": 24}
 
 
 def entered(table: Long, target: Target, *, key: str) -> BoolArray:
@@ -45,14 +43,25 @@ def truth(table: Long, stages: Sequence[Stage]) -> tuple[BoolArray, IntArray]:
 
 def rule(table: Long, name: str, *, key: str) -> BoolArray:
     """Return (n,) whether a rule holds at each hour, on values carried forward."""
-    hours = SIRS_HOURS if name == "sirs" else SOFA_HOURS
     values = {
         column: carried(table.values[:, table.place(column, key=key)], table.hour, table.starts, valid)[0]
-        for column, valid in hours.items()
+        for column, valid in POINTS_OF[name].items()
     }
-    with np.errstate(invalid="ignore"):
-        found: BoolArray = (sirs(values) if name == "sirs" else partial_sofa(values)) >= 2
+    found: BoolArray = points(values, name) >= 2
     return found
+
+
+def points(values: Mapping[str, Float32], name: str) -> IntArray:
+    """Return (n,) the points of a rule that the columns given show; a column that is not given shows none.
+
+    Args:
+        values: by column (n,) values, NaN where the rule may not read one any more.
+        name: of the rule.
+    """
+    unknown = np.full(len(next(iter(values.values()))), np.nan, dtype=np.float32)
+    every = {column: values.get(column, unknown) for column in POINTS_OF[name]}
+    with np.errstate(invalid="ignore"):
+        return sirs(every) if name == "sirs" else partial_sofa(every)
 
 
 def sirs(v: Mapping[str, Float32]) -> IntArray:

@@ -2,21 +2,74 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
 
 from plugins.placement.tests.cases import cluster
+from plugins.placement.tests.live.rayworld import connected, head, ray_world
 from plugins.placement.tests.live.worlds import Open, World, local_world
+from tests.kubernetes import build
+from tests.kubernetes.cluster import ControlPlane, control_plane
 
-WORLDS = [pytest.param(lambda nodes: nullcontext(local_world(nodes)), id="local")]
+
+@pytest.fixture
+def local() -> Open:
+    """Opens worlds in this process, in virtual time."""
+    return lambda nodes: nullcontext(local_world(nodes))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of four real nodes, to which this process is connected."""
+    with head() as address, connected(address):
+        yield address
+
+
+@pytest.fixture
+def ray(ray_cluster: str) -> Open:
+    """Opens worlds on a real Ray cluster."""
+    assert ray_cluster
+    return ray_world
+
+
+@pytest.fixture(scope="session")
+def plane() -> Iterator[ControlPlane]:
+    """A real control plane with the shipped roles, for all tests that need one."""
+    if importlib.util.find_spec("kubernetes") is None:
+        pytest.skip("needs the extra kubernetes: nox -s kubernetes")
+    if build.missing():
+        pytest.skip(f"not built: {', '.join(build.missing())}: nox -s kubernetes")
+    from tests.kubernetes.apply import apply
+    from unfold_placement.kubernetes.api import connect
+    from unfold_placement.kubernetes.manifests import roles
+
+    with control_plane() as made:
+        apply(connect("admin", kubeconfig=str(made.kubeconfig)), roles())
+        yield made
+
+
+@pytest.fixture
+def kubernetes(plane: ControlPlane) -> Open:
+    """Opens worlds on a real control plane, with nodes and a kubelet that are stubs."""
+    from plugins.placement.tests.live.kube_world import opener
+
+    return opener(plane)
+
+
+WORLDS = [
+    "local",
+    pytest.param("ray", marks=pytest.mark.ray),
+    pytest.param("kubernetes", marks=pytest.mark.kubernetes),
+]
 
 
 @pytest.fixture(params=WORLDS)
 def opened(request: pytest.FixtureRequest) -> Open:
     """Opens a world with given nodes."""
-    found: Open = request.param
+    found: Open = request.getfixturevalue(request.param)
     return found
 
 

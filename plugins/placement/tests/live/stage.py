@@ -84,7 +84,7 @@ def outcome(scenario: Scenario, changes: Sequence[Change], origin: float) -> Out
     place = {node.name: row for row, node in enumerate(scenario.nodes)}
     told = [change for change in changes if change.kind in TOLD and change.task in rows]
     log = Log(
-        np.array([change.time - origin for change in told]),
+        np.array([when(change) - origin for change in told]),
         np.array([TOLD[change.kind] for change in told], np.int32),
         np.array([rows[change.task] for change in told], np.int32),
         np.array([place.get(change.node, -1) for change in told], np.int32),
@@ -92,12 +92,17 @@ def outcome(scenario: Scenario, changes: Sequence[Change], origin: float) -> Out
     last = {change.task: change for change in told if change.kind == kinds.STARTED}
     ends = {change.task: change for change in told if change.kind == kinds.ENDED}
     names = [task.name for task in scenario.tasks]
-    start = np.array([last[name].time - origin if name in last else math.inf for name in names])
+    start = np.array([when(last[name]) - origin if name in last else math.inf for name in names])
     end = np.array([ends[name].time - origin if name in ends else math.inf for name in names])
     node = np.array([place[last[name].node] if name in last else -1 for name in names], np.int32)
     refused = {change.task: "" for change in told if change.kind == kinds.DECLINED}
     nothing = cast("Any", None)
     return Outcome(tuple(scenario.nodes), tuple(scenario.tasks), start, end, node, log, 0, refused, nothing)
+
+
+def when(change: Change) -> float:
+    """Return when something happened: tasks of a unit start at one moment, however long it takes to write that down."""
+    return change.record.started if change.kind == kinds.STARTED and change.record else change.time
 
 
 def simulated(scenario: Scenario) -> Outcome:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfold_placement.facts import Node, Task
+from unfold_placement.facts import Node, Policy, Task
 from unfold_placement.live.backend import Backend
 from unfold_placement.live.local import Local
 from unfold_placement.live.loop import Live
@@ -15,9 +15,13 @@ from unfold_placement.live.register import Register, register
 
 
 class World(Protocol):
-    """A cluster. ``pace`` is how many seconds of its clock a second of a scenario takes."""
+    """A cluster. ``pace`` is how many seconds of its clock a second of a scenario takes.
+
+    ``policies`` are those under which tasks are submitted, for clusters on which a task itself asks for names.
+    """
 
     pace: float
+    policies: Sequence[Policy]
 
     def handle(self) -> Backend:
         """Return a handle of its own for a controller or a client."""
@@ -51,6 +55,7 @@ class LocalWorld:
     register: Register
     first: Local
     pace: float = 1.0
+    policies: Sequence[Policy] = ()
     more: list[Local] = field(default_factory=list)
 
     def handle(self) -> Local:

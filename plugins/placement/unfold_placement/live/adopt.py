@@ -21,13 +21,15 @@ def adopt(loop: Controller, records: Sequence[Record], now: float) -> dict[str, 
     """Bring a loop to where the cluster is without starting anything; return the tasks that it cannot take, and why.
 
     Policies see every task that is remembered come, start where it did, and end; so what they keep in mind (turns,
-    shares, stages) is there again. What they would decide otherwise by now never moves a task that runs.
+    shares, stages) is there again. What they would decide otherwise by now never moves a task that runs. Those that
+    wait come last, now, when it is known what is free: only then is anything decided.
     """
     loop.matching = False
     loop.book.arena.clock[0] = 0.0
     loop.begin()
     refused: dict[str, str] = {}
-    for time, batch in groupby(sorted(_happenings(records), key=lambda item: item[:2]), key=lambda item: item[0]):
+    past = [record for record in records if record.state != kinds.WAITING]
+    for time, batch in groupby(sorted(_happenings(past), key=lambda item: item[:2]), key=lambda item: item[0]):
         _forward(loop, time)
         for _, what, record in batch:
             if record.task.name not in refused:
@@ -36,7 +38,10 @@ def adopt(loop: Controller, records: Sequence[Record], now: float) -> dict[str, 
     _hold(loop, [record for record in records if record.state == kinds.RUNNING])
     _forward(loop, now)
     loop.matching = True
-    return {**loop.refused, **refused}
+    for record in records:
+        if record.state == kinds.WAITING:
+            refused.update(_tell(loop, COMES, record))
+    return refused
 
 
 def take(loop: Controller, task: Task) -> None:
@@ -108,6 +113,5 @@ def _hold(loop: Controller, running: Sequence[Record]) -> None:
     for record in running:
         row = loop.book.index.get(record.task.name)
         if row is not None and loop.book.arena.state[row] != kernel.RUNNING:
-            loop.refused.pop(record.task.name, None)
             run(loop, record.task.name, record.node)
     loop.pump()

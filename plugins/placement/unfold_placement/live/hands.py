@@ -17,6 +17,8 @@ Key = tuple[str, str]
 class Hands:
     """Writes down what a loop decides, and does it at ``flush``.
 
+    A name that lives as long as one task is nobody else's: the task's gate, and its node, stand for it on the cluster.
+
     ``mine`` are the owner's names that are there by now; ``attempts`` how often each task was started; ``gated`` the
     tasks that the backend itself has stopped.
     """
@@ -33,8 +35,8 @@ class Hands:
 
     def put(self, name: str, node: str, amount: int) -> None:
         """Make a name be there with this amount."""
-        until = self.loop.book.entries[name][node].until
-        self.todo.append(partial(self._put, name, node, amount, until))
+        if not self.loop.book.entries[name][node].until:
+            self.todo.append(partial(self._put, name, node, amount))
 
     def drop(self, name: str, node: str) -> None:
         """Make a name be gone."""
@@ -56,7 +58,6 @@ class Hands:
             self.gated.discard(task.name)
         else:
             self.todo.append(partial(self.backend.preempt, task.name))
-        self.todo.append(partial(self.forget, task.name))
 
     def refuse(self, task: Task, reason: str) -> None:
         """Tell that a task never runs."""
@@ -69,27 +70,22 @@ class Hands:
         for action in todo:
             action()
 
-    def forget(self, task: str) -> None:
-        """Take note that the names that live as long as a task are gone with it."""
-        for key in [key for key, item in self.mine.items() if item.until == task]:
-            del self.mine[key]
-
     def reconcile(self, there: Sequence[Resource]) -> None:
         """Make the owner's names on the cluster be what the loop wants: drift, leaks and gaps are mended."""
         self.mine = {(item.name, item.node): item for item in there if item.owner == self.owner}
-        needed = {(item.name, item.node): item for item in self.loop.book.snapshot()}
+        needed = {(item.name, item.node): item for item in self.loop.book.snapshot() if not item.until}
         for key in [key for key in self.mine if key not in needed]:
             self._drop(key)
         for key, item in needed.items():
             if key not in self.mine or self.mine[key].amount != item.amount:
-                self._put(*key, item.amount, item.until)
+                self._put(*key, item.amount)
 
-    def _put(self, name: str, node: str, amount: int, until: str) -> None:
+    def _put(self, name: str, node: str, amount: int) -> None:
         there = self.mine.get((name, node))
         if there is not None:
             made = self.backend.resize(name, node, amount, epoch=there.epoch)
         else:
-            made = self.backend.create(name, node, amount, owner=self.owner, ttl=self.lease, until=until)
+            made = self.backend.create(name, node, amount, owner=self.owner, ttl=self.lease)
         self.mine[name, node] = made
 
     def _drop(self, key: Key) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from unfold_placement import kernel
 from unfold_placement.book import book
 from unfold_placement.controller import Controller, controller
+from unfold_placement.explain import History, watched
 from unfold_placement.facts import Policy, Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.adopt import adopt, end, take
@@ -39,6 +41,8 @@ class Live:
     leads: bool = False
     again: float = 0.0
     failures: int = 0
+    history: History = field(default_factory=History)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def step(self, timeout: float = 1.0) -> bool:
         """Deal with what happens within ``timeout`` seconds at most; return whether this one leads.
@@ -79,6 +83,7 @@ class Live:
         seen = self.backend.snapshot()
         self.after = seen.after
         loop = self._fresh(seen)
+        self.history = watched(loop)
         refused = adopt(loop, seen.records, self.backend.now())
         waiting = {record.task.name for record in seen.records if record.state == kinds.WAITING}
         for task in waiting & refused.keys():
@@ -101,11 +106,13 @@ class Live:
         changes = self.backend.watch(self.after, max(0.0, min(timeout, loop.due - now, self.again - now)))
         if changes is None or len(loop.book.tasks) > ROWS or any(self._strange(loop, change) for change in changes):
             return None
-        loop.book.arena.clock[0] = max(loop.book.now, self.backend.now())
-        for change in changes:
-            self.after = change.number
-            self._hear(mine, change)
-        loop.tick() if loop.due <= loop.book.now else loop.pump()
+        now = self.backend.now()
+        with self.lock:
+            loop.book.arena.clock[0] = max(loop.book.now, now)
+            for change in changes:
+                self.after = change.number
+                self._hear(mine, change)
+            loop.tick() if loop.due <= loop.book.now else loop.pump()
         mine.flush()
         return mine
 
@@ -133,7 +140,6 @@ class Live:
     def _happened(self, mine: Hands, change: Change) -> None:
         loop, row = mine.loop, mine.loop.book.index[change.task]
         if change.kind in {kinds.ENDED, kinds.WITHDRAWN}:
-            mine.forget(change.task)
             end(loop, change.task, done=change.kind == kinds.ENDED)
         elif change.kind in {kinds.FAILED, kinds.PREEMPTED} and self._last(mine, change):
             mine.gated.add(change.task)

@@ -21,7 +21,7 @@ class Barrier:
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for the end of each job before."""
-        return [Ask(f"done-{job}") for job in task.after]
+        return [Ask(f"done-{job}", gated=True) for job in task.after]
 
     def react(self, event: Event, view: View) -> Ops:
         """Put the name as a job's last task ends."""

@@ -23,7 +23,8 @@ class Limit:
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for one of the licences."""
-        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}")] if not self.jobs or task.job in self.jobs else []
+        mine = not self.jobs or task.job in self.jobs
+        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True)] if mine else []
 
     def react(self, event: Event, view: View) -> Ops:
         """Put the licences as the first task asks for them."""

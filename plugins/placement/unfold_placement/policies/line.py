@@ -36,7 +36,7 @@ class Line:
 
     def request(self, task: Task) -> list[Ask]:
         """Return the name of the task's turn."""
-        return [Ask(turn(task))]
+        return [Ask(turn(task), gated=True)]
 
     def see(self, event: Event, view: View) -> bool:
         """Take note of an event: a unit that waits as a whole joins its queue. Return whether it is time to release."""

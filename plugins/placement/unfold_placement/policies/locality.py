@@ -22,7 +22,7 @@ class Locality:
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask to be where the data is."""
-        return [Ask(f"local-{task.name}")] if task.data else []
+        return [Ask(f"local-{task.name}", gated=True)] if task.data else []
 
     def react(self, event: Event, view: View) -> Ops:
         """Put the name where the data is, and copies of it further away as time passes."""

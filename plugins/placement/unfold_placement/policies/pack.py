@@ -36,7 +36,7 @@ class Pack:
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for the place that is chosen."""
-        return [Ask(f"pack-{task.name}")]
+        return [Ask(f"pack-{task.name}", gated=True)]
 
     def react(self, event: Event, view: View) -> Ops:
         """Choose places for every unit that is ready, again as long as it waits."""

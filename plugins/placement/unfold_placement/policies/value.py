@@ -20,7 +20,7 @@ class Value:
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for the node that is chosen."""
-        return [Ask(f"plan-{task.name}")]
+        return [Ask(f"plan-{task.name}", gated=True)]
 
     def react(self, event: Event, view: View) -> Ops:
         """For each task in its turn, compare the ends of starting now and of waiting for a faster node."""

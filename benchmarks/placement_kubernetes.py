@@ -1,0 +1,189 @@
+"""Placement on Kubernetes: real etcd, kube-apiserver and kube-scheduler on this machine, 100 nodes without machines.
+
+The nodes and the kubelet are stubs (no container runs), everything else is real, and the clients of the measurement
+share the processors with all of it. Throughput counts from the first pod that is made to the last that is bound, by a
+watch; ``plain`` pods ask for nothing, the others for one name that is on every node: kube-scheduler alone either way.
+``controlled`` pods go through the controller too: made gated, decided on, opened, bound. ``bound_ms`` is from the
+patch that creates a name on a node to the binding of a pod that waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from tests.kubernetes import build
+from tests.kubernetes.bench import Bindings, Controlled, Native, bindings, controlled, native, pod
+from tests.kubernetes.cluster import ControlPlane, control_plane
+from tests.kubernetes.kubelet import add_nodes, kubelet
+from unfold_placement.kubernetes.api import Api, connect, many
+from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
+
+NODES = 100
+GANG = 8
+NATIVE = "GenericWorkload=true,GangScheduling=true"
+ALPHA = "scheduling.k8s.io/v1alpha2=true"
+METRICS = (
+    "bound_p95_ms", "bound_p50_ms", "bound_max_ms", "pods_per_s", "plain_pods_per_s", "controlled_pods_per_s",
+    "partial_gangs", "gang_trials", "gang_p50_ms", "gang_p95_ms",
+)  # fmt: skip
+AIMS = {"bound_p95_ms": "≤ 1,500", "pods_per_s": "≥ 150", "partial_gangs": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    pods: int
+    trials: int
+    gangs: int
+
+
+def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
+    """Measure the mechanism and the controller.
+
+    Args:
+        quick: Fewer pods and trials.
+        seed: Not used: nothing here is drawn by chance.
+        data: Not used.
+
+    Returns:
+        ``metrics``, ``peers``, ``aims``, ``versions`` and ``notes``; all metrics null where the programs are not built.
+    """
+    del seed, data
+    size = Size(300, 40, 10) if quick else Size(1000, 200, 60)
+    lacking = build.missing()
+    if lacking or importlib.util.find_spec("kubernetes") is None:
+        what = f"not built: {', '.join(lacking)}" if lacking else "not installed: the extra kubernetes"
+        return {"metrics": dict.fromkeys(METRICS), "aims": AIMS, "notes": [f"{what} (nox -s kubernetes)"]}
+    with control_plane() as plane:
+        metrics = {**mechanism(plane, size), **policies(plane, size)}
+    with control_plane(gates=NATIVE, runtime=ALPHA) as plane:
+        peer = pod_groups(plane, size)
+    notes = [
+        "the nodes and the kubelet are stubs; etcd, kube-apiserver and kube-scheduler are real, on this machine",
+        f"kube-scheduler at a client QPS of 1,000; {size.pods} pods a round, {NODES} nodes",
+        "gang times of both sides are from the first pod's creation to the last binding, one gang at a time waiting",
+    ]
+    return {
+        "metrics": metrics, "peers": {"kube-scheduler PodGroup (v1alpha2)": peer}, "aims": AIMS, "notes": notes,
+        "versions": {"kubernetes": build.VERSION},
+    }  # fmt: skip
+
+
+def mechanism(plane: ControlPlane, size: Size) -> dict[str, float]:
+    """Measure kube-scheduler with and without a name, and how soon a new name binds who waits for it."""
+    api = connect("admin", kubeconfig=str(plane.kubeconfig))
+    add_nodes(api, NODES, {"cpu": "64", "memory": "256Gi"})
+    with _backend(plane, "bench") as backend, bindings(api) as seen:
+        for node in [item.name for item in backend.snapshot().nodes]:
+            backend.create("slot", node, size.pods)
+        name = backend.scope.resource("slot")
+        plain = _throughput(api, seen, "plain", size.pods, {})
+        named = _throughput(api, seen, "named", size.pods, {name: "1"})
+        waits = _bound(api, backend, seen, size.trials)
+    return {
+        "bound_p95_ms": _percentile(waits, 95), "bound_p50_ms": _percentile(waits, 50), "bound_max_ms": max(waits),
+        "pods_per_s": named, "plain_pods_per_s": plain,
+    }  # fmt: skip
+
+
+def policies(plane: ControlPlane, size: Size) -> dict[str, float]:
+    """Measure pods through the controller, and gangs that compete for room for one of them."""
+    kubelet_api = connect("admin", kubeconfig=str(plane.kubeconfig))
+    with kubelet(kubelet_api, lambda _pod: float("inf")):
+        with controlled(plane, "spread", {"spread": {"skew": size.pods}}) as world:
+            seconds = world.throughput(size.pods)
+        api = connect("admin", kubeconfig=str(plane.kubeconfig))
+        add_nodes(api, 3, {"cpu": "64", "memory": "256Gi", "nvidia.com/gpu": "4"}, lambda _: {}, "g")
+        with controlled(plane, "gangs", {"gang": {"patience": "1 h"}}) as world:
+            times, partial_gangs = gangs(world, size.gangs)
+    return {
+        "controlled_pods_per_s": size.pods / seconds, "partial_gangs": partial_gangs, "gang_trials": size.gangs,
+        "gang_p50_ms": 1e3 * median(times), "gang_p95_ms": _percentile([1e3 * item for item in times], 95),
+    }  # fmt: skip
+
+
+def pod_groups(plane: ControlPlane, size: Size) -> dict[str, float]:
+    """Measure the gangs of this version of Kubernetes, off by default: the same trials."""
+    api = connect("admin", kubeconfig=str(plane.kubeconfig))
+    add_nodes(api, NODES, {"cpu": "64", "memory": "256Gi"})
+    add_nodes(api, 3, {"cpu": "64", "memory": "256Gi", "nvidia.com/gpu": "4"}, lambda _: {}, "g")
+    with kubelet(connect("admin", kubeconfig=str(plane.kubeconfig)), lambda _pod: float("inf")), native(api) as world:
+        times, partial_gangs = gangs(world, size.gangs)
+    return {
+        "gang_p50_ms": 1e3 * median(times), "gang_p95_ms": _percentile([1e3 * item for item in times], 95),
+        "partial_gangs": partial_gangs, "gang_trials": size.gangs,
+    }  # fmt: skip
+
+
+def gangs(world: Controlled | Native, trials: int) -> tuple[list[float], int]:
+    """Let two gangs of 8 compete for 12 places, again and again.
+
+    Returns:
+        Seconds from the first pod made to the last bound of the gang that won, by trial; and gangs seen in part.
+    """
+    times, partly = [], 0
+    for trial in range(trials):
+        names = [f"t{trial}-{side}" for side in "ab"]
+        began = time.monotonic()
+        world.submit(names, GANG)
+        won = world.first_whole(names, GANG)
+        times.append(time.monotonic() - began)
+        partly += sum(0 < world.placed(name) < GANG for name in names if name != won)
+        world.clear(names, GANG)
+    return times, partly
+
+
+def _throughput(api: Api, seen: Bindings, stem: str, count: int, asks: Mapping[str, str]) -> float:
+    """Return pods a second, from the first made to the last bound; the pods are deleted afterwards."""
+    names = [f"{stem}-{index}" for index in range(count)]
+    began = time.monotonic()
+    many([partial(api.post, seen.path, pod(name, asks)) for name in names])
+    last = max(seen.until(name) for name in names)
+    many([partial(api.delete, f"{seen.path}/{name}", {"gracePeriodSeconds": 0}) for name in names])
+    return count / (last - began)
+
+
+def _bound(api: Api, backend: Kubernetes, seen: Bindings, trials: int) -> list[float]:
+    """Return ms from the patch that creates a name to the binding of the pod that waits for it, ten nodes at a time."""
+    waits = []
+    nodes = [node.name for node in backend.snapshot().nodes]
+    for first in range(0, trials, 10):
+        names = [f"wait-{index}" for index in range(first, min(first + 10, trials))]
+        many([partial(api.post, seen.path, pod(name, {backend.scope.resource(name): "1"})) for name in names])
+        for name in names:
+            seen.unschedulable(name)
+        calls: list[Callable[[], float]] = []
+        for place, name in enumerate(names):
+            calls.append(partial(_create, backend, name, nodes[(first + place) % len(nodes)]))
+        began = [call() for call in calls]
+        waits += [1e3 * (seen.until(name) - at) for name, at in zip(names, began, strict=True)]
+    return waits
+
+
+def _create(backend: Kubernetes, name: str, node: str) -> float:
+    began = time.monotonic()
+    backend.create(name, node, 1)
+    return began
+
+
+@contextlib.contextmanager
+def _backend(plane: ControlPlane, name: str) -> Iterator[Kubernetes]:
+    made = kubernetes(connect("admin", kubeconfig=str(plane.kubeconfig)), name)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _percentile(values: Sequence[float], part: float) -> float:
+    return float(np.percentile(values, part))

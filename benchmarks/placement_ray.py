@@ -1,0 +1,278 @@
+"""Placement on Ray: names made and deleted, tasks inside them, competing gangs, throughput; native groups beside it.
+
+Three nodes on this machine. ``create`` and ``delete`` are calls from outside through the steward, native ones are
+Ray's own placement groups made and removed by this process, in turn. A cycle creates a name, runs a task inside and
+deletes it. In a trial two gangs of eight compete for twelve places, under a controller that runs as ``unfold serve``;
+``partial`` are starts of fewer than eight. Throughput is of empty tasks: plain ones, those that ask for a live name,
+and those that are submitted to the controller (one decision, one reservation and one message each).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.frame import need
+from unfold_placement.live import backend as kinds
+from unfold_placement.live.rays import RayBackend, steward_of
+
+NODES, PLACES, GANG = 3, 4, 8
+NODE = {"num_cpus": PLACES, "resources": {"eph": 100_000}}
+SPEC = {
+    "version": 1, "kind": "placement", "name": "bench",
+    "policy": {"gang": {"by": "job"}},
+}  # fmt: skip
+LATE = 300.0
+Row = dict[str, Any]
+
+
+def run(quick: bool, seed: int, data: Path | None = None) -> dict[str, Any]:
+    """Measure the Ray backend.
+
+    Args:
+        quick: Fewer of everything.
+        seed: Not used: nothing here is drawn by chance.
+        data: Not used.
+
+    Returns:
+        ``metrics``, ``peers``, ``tables``, ``aims`` and ``notes``.
+    """
+    del seed, data
+    count = {"names": 60, "cycles": 60, "trials": 15, "tasks": 300} if quick else FULL
+    with cluster() as address:
+        names, native = latencies(count["names"])
+        cycles = used(count["cycles"])
+        speeds = throughput(count["tasks"], address)
+        trials = compete(count["trials"], address)
+        pairs = native_pairs(max(3, count["trials"] // 50))
+        deaths = dead()
+    metrics = {
+        **names, "cycles": count["cycles"], "cycle_ms": cycles, "raylet_deaths": deaths,
+        "gang_trials": count["trials"], **trials, **speeds,
+    }  # fmt: skip
+    return {
+        "metrics": metrics,
+        "peers": {"native placement groups": {**native, **pairs}},
+        "aims": {
+            "create_p95_ms": "<= 10", "delete_p95_ms": "<= 5", "cycles": "1,000", "raylet_deaths": "0",
+            "gang_trials": "1,000", "gang_deadlocks": "0", "throughput_ratio": ">= 0.8",
+        },
+        "versions": {"ray": _ray_version()},
+    }  # fmt: skip
+
+
+FULL = {"names": 500, "cycles": 1000, "trials": 1000, "tasks": 2000}
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[str]:
+    """Start three nodes and connect to them; yield the address."""
+    need("ray", "ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    try:
+        for _ in range(NODES - 1):
+            made.add_node(**NODE)
+        ray.init(address=made.address, namespace="unfold", log_to_driver=False, logging_level="error")
+        yield str(made.address)
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def latencies(count: int) -> tuple[Row, Row]:
+    """Return milliseconds of creating and deleting a name, and of Ray's own groups, in turn."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    handle = RayBackend(steward_of("latency"))
+    nodes = [node.name for node in handle.snapshot().nodes]
+    spent: dict[str, list[float]] = {"create": [], "delete": [], "make": [], "remove": []}
+    for index in range(count + 5):
+        node = nodes[index % len(nodes)]
+        spent["create"].append(_timed(partial(handle.create, f"x{index}", node, 2)))
+        spent["delete"].append(_timed(partial(handle.delete, f"x{index}", node)))
+        began = time.perf_counter()
+        group = placement_group([{"eph": 2}])
+        group.wait(30)
+        spent["make"].append((time.perf_counter() - began) * 1e3)
+        spent["remove"].append(_timed(partial(remove_placement_group, group)))
+    p95 = {key: float(np.percentile(values[5:], 95)) for key, values in spent.items()}
+    mid = {key: median(values[5:]) for key, values in spent.items()}
+    ours = {"create_p95_ms": p95["create"], "delete_p95_ms": p95["delete"], "create_p50_ms": mid["create"],
+            "delete_p50_ms": mid["delete"]}  # fmt: skip
+    theirs = {"create_p95_ms": p95["make"], "delete_p95_ms": p95["remove"], "create_p50_ms": mid["make"],
+              "delete_p50_ms": mid["remove"]}  # fmt: skip
+    return ours, theirs
+
+
+def used(count: int) -> float:
+    """Return the median milliseconds of a cycle: create a name, run a task inside, delete the name."""
+    import ray
+
+    from unfold_placement import ray as unfold
+
+    handle = RayBackend(steward_of("latency"))
+    nodes = [node.name for node in handle.snapshot().nodes]
+    empty = ray.remote(_nothing)
+
+    def cycle(index: int) -> None:
+        name, node = f"c{index}", nodes[index % len(nodes)]
+        handle.create(name, node)
+        ray.get(empty.options(**unfold.within(name, node, "latency")).remote())
+        handle.delete(name, node, force=True)
+
+    return median(_progress("cycles", count, cycle))
+
+
+def throughput(count: int, address: str) -> Row:
+    """Return empty tasks a second: plain, asking for a live name, and submitted to a controller; medians of rounds."""
+    import ray
+
+    from unfold_placement import ray as unfold
+
+    handle = RayBackend(steward_of("latency"))
+    nodes = [node.name for node in handle.snapshot().nodes]
+    for node in nodes:
+        handle.create("lane", node, PLACES)
+    inside = [ray.remote(_nothing).options(**unfold.within("lane", node, "latency")) for node in nodes]
+    plain = ray.remote(_nothing).options(num_cpus=1)
+    found: dict[str, list[float]] = {"plain": [], "named": [], "submitted": []}
+    with served(address, "flow", {}):
+        unfold.submit(_nothing, policy="flow").result(LATE)
+        for _ in range(3):
+            found["plain"].append(_rate(count, lambda _: plain.remote(), ray.get))
+            found["named"].append(_rate(count, lambda index: inside[index % len(inside)].remote(), ray.get))
+            found["submitted"].append(_rate(count // 3, lambda _: unfold.submit(_nothing, policy="flow"), _results))
+    for node in nodes:
+        handle.delete("lane", node, force=True)
+    ratios = [named / bare for named, bare in zip(found["named"], found["plain"], strict=True)]
+    return {
+        "throughput_ratio": median(ratios), "named_per_s": median(found["named"]),
+        "plain_per_s": median(found["plain"]), "submitted_per_s": median(found["submitted"]),
+    }  # fmt: skip
+
+
+def compete(count: int, address: str) -> Row:
+    """Let two gangs of eight compete for twelve places, again and again; count what never ends or starts in part."""
+    from unfold_placement import ray as unfold
+
+    deadlocks, sizes = 0, Counter[int]()
+    with served(address, "bench", SPEC["policy"]):
+        handle = RayBackend(steward_of("bench"))
+        unfold.submit(_nothing, policy="bench").result(LATE)
+        after = handle.snapshot().after
+        began = time.perf_counter()
+
+        def trial(index: int) -> None:
+            nonlocal deadlocks, after
+            jobs = [f"{side}{index}" for side in "ab"]
+            tasks = [(job, member) for member in range(GANG) for job in jobs]
+            done = [
+                unfold.submit(_nothing, policy="bench", name=f"{job}-{member}", job=job, size=GANG)
+                for job, member in tasks
+            ]
+            deadlocks += bool(wait(done, LATE).not_done)
+            changes = handle.watch(after, 0.0) or ()
+            after = changes[-1].number if changes else after
+            starts = Counter(
+                (change.record.task.job, change.record.started) for change in changes
+                if change.kind == kinds.STARTED and change.record
+            )  # fmt: skip
+            sizes.update(starts.values())
+
+        _progress("gangs", count, trial)
+        seconds = time.perf_counter() - began
+    partial = sum(number for size, number in sizes.items() if size != GANG)
+    return {"gang_deadlocks": deadlocks, "gang_partial": partial, "gang_pair_ms": seconds / count * 1e3}
+
+
+def native_pairs(count: int) -> Row:
+    """Return the milliseconds of the same pair of gangs as Ray's own placement groups."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    empty = ray.remote(_nothing)
+
+    def pair(_index: int) -> None:
+        groups = [placement_group([{"CPU": 1}] * GANG) for _ in range(2)]
+        for group in groups:
+            group.wait(LATE)
+            inside = empty.options(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+            ray.get([inside.remote() for _ in range(GANG)])
+            remove_placement_group(group)
+
+    return {"gang_pair_ms": median(_progress("native gangs", count, pair))}
+
+
+@contextlib.contextmanager
+def served(address: str, name: str, policy: Any) -> Iterator[None]:
+    """Serve a policy by the command, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder) / "spec.yaml"
+        spec.write_text(json.dumps({**SPEC, "name": name, "policy": policy, "cluster": {"ray": address}}), "utf-8")
+        words = [sys.executable, "-m", "unfoldkit", "serve", str(spec), "--port", "0", "--run", f"{folder}/run"]
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.terminate()
+                process.wait(30)
+
+
+def dead() -> int:
+    """Return how many nodes have died."""
+    import ray
+
+    return sum(not node["Alive"] for node in ray.nodes())
+
+
+def _nothing() -> None:
+    return None
+
+
+def _results(futures: Sequence[Future[Any]]) -> None:
+    for future in futures:
+        future.result(LATE)
+
+
+def _rate(count: int, begin: Callable[[int], Any], finish: Callable[[list[Any]], object]) -> float:
+    began = time.perf_counter()
+    finish([begin(index) for index in range(count)])
+    return count / (time.perf_counter() - began)
+
+
+def _timed(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * 1e3
+
+
+def _progress(title: str, count: int, action: Callable[[int], object]) -> list[float]:
+    spent = []
+    for index in range(count):
+        spent.append(_timed(partial(action, index)))
+        if index % 100 == 99:
+            print(f"{title}: {index + 1} of {count}, median {median(spent):.1f} ms", file=sys.stderr)
+    return spent
+
+
+def _ray_version() -> str:
+    import ray
+
+    return str(ray.__version__)

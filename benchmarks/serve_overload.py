@@ -1,0 +1,143 @@
+"""Five times more requests than the server can answer: what is still answered, how the rest is refused, and after.
+
+A network of 17 million weights (30 features, about a millisecond a row on one core) behind the project's server on one
+core; open loop from another. Peak: closed loop. Then a minute at five times the peak, then at half of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.serve_load import BODY, INFER, OURS
+from benchmarks.servers import Generator, cores, generator, memory_mib, started, write_requests
+
+WIDTH, HIDDEN, CLASSES = 30, 4096, 2
+TIMES = 5
+CONNECTIONS = 2048
+CALM_MS = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """How long each part takes."""
+
+    peak: float
+    overload: float
+    after: float
+
+
+def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
+    """Measure the peak, then overload the same process, then let it recover.
+
+    Args:
+        quick: Ten seconds of overload in place of sixty.
+        seed: Seed of weights, rows and arrivals.
+        data: Not used.
+    """
+    del data
+    plan = Seconds(4.0, 10.0, 5.0) if quick else Seconds(10.0, 60.0, 10.0)
+    server_core, driver_core = cores()
+    with tempfile.TemporaryDirectory() as name, generator(driver_core) as driver:
+        folder = Path(name)
+        environment = prepare(folder, seed)
+        with started(OURS, server_core, environment, folder / "log") as (port, process):
+            return _measured(driver, port, process, folder / "requests", plan, seed)
+
+
+def prepare(folder: Path, seed: int) -> dict[str, str]:
+    """Write the network and rows for it; return where they are."""
+    rng = np.random.default_rng(seed)
+    (folder / "model.onnx").write_bytes(network(rng, (WIDTH, HIDDEN, HIDDEN, CLASSES)))
+    rows = rng.normal(size=(256, WIDTH)).round(4).tolist()
+    write_requests(folder / "requests", INFER, [json.dumps(BODY["v2"](row)).encode() for row in rows])
+    return {"PEER_ONNX": str(folder / "model.onnx"), "WIDTH": str(WIDTH), "CLASSES": str(CLASSES)}
+
+
+def network(rng: np.random.Generator, sizes: Sequence[int]) -> bytes:
+    """Return a network of these layer sizes with random weights, as an ONNX file."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, weights, at = [], [], "x"
+    for layer, (few, many) in enumerate(itertools.pairwise(sizes)):
+        weight = rng.normal(size=(few, many), scale=few**-0.5).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"w{layer}"))
+        last = layer == len(sizes) - 2
+        nodes.append(helper.make_node("MatMul", [at, f"w{layer}"], [f"m{layer}"]))
+        nodes.append(helper.make_node("Softmax" if last else "Relu", [f"m{layer}"], ["p" if last else f"r{layer}"]))
+        at = f"r{layer}"
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, size])
+        for name, size in (("x", sizes[0]), ("p", sizes[-1]))
+    ]
+    graph = helper.make_graph(nodes, "network", ends[:1], ends[1:], weights)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+def _measured(driver: Generator, port: int, process: int, requests: Path, plan: Seconds, seed: int) -> dict[str, Any]:
+    warm = driver.drive(port, requests, 128, [(0, plan.peak / 2), (0, plan.peak)])["phases"][1]
+    peak = warm["ok"] / plan.peak
+    sys.stderr.write(f"serve-overload: peak {peak:,.0f} a second\n")
+    # connections and buffers of the overload are there once, then it is held against itself
+    driver.drive(port, requests, CONNECTIONS, [(TIMES * peak, 2.0)], seed)
+    before = memory_mib(process)
+    phases = [(peak / 2, 2.0), (TIMES * peak, plan.overload), (peak / 2, plan.after)]
+    found = driver.drive(port, requests, CONNECTIONS, phases, seed)
+    grown = 100 * (memory_mib(process) / before - 1)
+    return _summary(found, peak, grown, before, plan)
+
+
+def _summary(found: dict[str, Any], peak: float, grown: float, before: float, plan: Seconds) -> dict[str, Any]:
+    calm, loud, after = found["phases"]
+    goodput = loud["ok"] / plan.overload
+    begin = round((2.0 + plan.overload) / found["window_s"])
+    recovery = recovered(found["windows"], begin, found["window_s"], plan.after)
+    lost = sum(phase["broken"] + phase["other"] for phase in found["phases"]) + found["unanswered"]
+    return {
+        "metrics": {
+            "goodput_ratio": goodput / peak,
+            "rejected_p99_ms": loud["refused_p99_ms"],
+            "recovery_s": recovery,
+            "memory_growth_percent": grown,
+            "peak_per_s": peak,
+            "offered_per_s": loud["sent"] / plan.overload,
+            "goodput_per_s": goodput,
+            "rejected_per_s": loud["refused"] / plan.overload,
+            "rejected_max_ms": loud["refused_max_ms"],
+            "answered_p99_ms": loud["ok_p99_ms"],
+            "lost": lost,
+            "memory_mib": before,
+        },
+        "tables": {"phases": [{"phase": name, **phase} for name, phase in zip(PHASES, found["phases"], strict=True)]},
+        "aims": {
+            "goodput_ratio": "≥ 0.9", "rejected_p99_ms": "≤ 100", "recovery_s": "< 2", "memory_growth_percent": "≤ 5",
+        },
+        "notes": [
+            f"at half of the peak: p99 {calm['ok_p99_ms']:.3g} ms before, {after['ok_p99_ms']:.3g} ms after it",
+            f"{CONNECTIONS} connections, each with one request at a time; times count from when a request was due",
+            f"recovered: from then on nothing is refused and every answer comes within {CALM_MS:g} ms",
+            "refusing costs what a row of a small model costs: one of microseconds a row cannot keep its peak so",
+            "memory growth: resident memory after the overload against that after two seconds of it",
+        ],
+    }  # fmt: skip
+
+
+PHASES = ("half", "five times", "half again")
+
+
+def recovered(windows: Sequence[Sequence[float]], begin: int, window_s: float, after_s: float) -> float | None:
+    """Return the seconds from window ``begin`` until all are answered in time; ``None`` if they never are."""
+    end = min(len(windows), begin + round(after_s / window_s))
+    bad = [at for at in range(begin, end) if windows[at][2] or windows[at][3] or windows[at][4] > CALM_MS]
+    if bad and bad[-1] >= end - 1:
+        return None
+    return (bad[-1] + 1 - begin) * window_s if bad else 0.0

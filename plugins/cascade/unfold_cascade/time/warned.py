@@ -1,0 +1,51 @@
+"""How a policy warns: alerts among hours without the event as it was tuned, and lead time at exactly one rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade.arrays import BoolArray, FloatArray
+from unfold_cascade.time import measures
+from unfold_cascade.time.intervals import Interval, alert_interval, mean_interval
+from unfold_cascade.time.study import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """The warnings of one policy on the test patients; ``hours`` (J,) of lead are at exactly the rate of all others.
+
+    Intervals are by patient bootstrap; ``caught`` is the share of the J patients who were warned at all.
+    """
+
+    alerts: float
+    alerts_interval: Interval
+    hours: FloatArray
+    lead: float
+    lead_interval: Interval
+    caught: float
+
+
+def warned(part: Part, alert: BoolArray, exact: BoolArray, seed: int) -> Warned:
+    """Return how a policy warns.
+
+    Args:
+        part: the patients.
+        alert: (n,) its alarms with the cut from the tuning patients.
+        exact: (n,) its alarms with the cut that gives the rate on these patients.
+        seed: of the bootstrap.
+    """
+    hours = measures.lead_hours(exact, part.events, part.clock.starts)
+    return Warned(
+        measures.alerts_per_100h(alert, part.events),
+        alert_interval(part, alert, seed),
+        hours,
+        _mean(hours),
+        mean_interval(hours, seed),
+        _mean((hours > 0).astype(np.float64)),
+    )
+
+
+def _mean(values: FloatArray) -> float:
+    return float(values.mean()) if values.size else float("nan")

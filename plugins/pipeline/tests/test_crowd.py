@@ -1,0 +1,64 @@
+"""Replicas that share the cores of one machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.crowd import crowded
+from unfold_pipeline.estimator import server
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.play import constant, patience_of, play
+from unfold_pipeline.sample import draw
+from unfoldkit.arrivals import processes
+
+CPU = Option("core", 0.05, table([(1, 0.05), (4, 0.11)]), wake=0.002)
+JOIN = Pipeline(
+    (
+        Stage("in", (), (CPU,)),
+        Stage("left", (Edge(0, 0.7),), (CPU,)),
+        Stage("right", (Edge(0, 0.6),), (CPU,)),
+        Stage("join", (Edge(1), Edge(2)), (CPU,)),
+    )
+)
+PLAN = (Choice(0, 4, 2), Choice(0, 4, 1), Choice(0, 4, 1), Choice(0, 4, 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shed", [False, True])
+def test_with_cores_for_all_it_equals_the_estimator(seed: int, *, shed: bool) -> None:
+    """Where every replica has a core of its own each query takes the seconds of the stage-after-stage simulator."""
+    rng = np.random.default_rng(seed)
+    sample = draw(JOIN, processes.poisson(40.0, 20.0, rng), rng)
+    factors = [rng.choice([0.8, 1.0, 1.3], 64) for _ in PLAN]
+    patience = patience_of(JOIN, PLAN, 0.35) if shed else (np.inf,) * 4
+    expected = play(JOIN, sample, PLAN, constant(PLAN, sample), 0.0, factors, patience if shed else None).latencies
+    servers = [
+        replace(server(JOIN, index, choice), factor=factors[index], patience=patience[index])
+        for index, choice in enumerate(PLAN)
+    ]
+    found = crowded(JOIN, sample, servers, [1.0] * 4, 5)
+    assert np.array_equal(np.isinf(found), np.isinf(expected))
+    known = np.isfinite(expected)
+    assert found[known] == pytest.approx(expected[known], abs=1e-9)
+
+
+def test_two_on_one_core_take_twice_as_long() -> None:
+    """Two queries that start together on one core end after twice their service, if the service is all work."""
+    pair = Pipeline((Stage("a", (), (CPU,)), Stage("b", (), (CPU,))))
+    sample = draw(pair, np.zeros(1), np.random.default_rng(0))
+    plan = (Choice(0, 1, 1), Choice(0, 1, 1))
+    servers = [replace(server(pair, index, choice), wake=0.0) for index, choice in enumerate(plan)]
+    for share, cores, seconds in ((1.0, 1, 0.1), (1.0, 2, 0.05), (0.0, 1, 0.05), (0.5, 1, 0.05)):
+        assert crowded(pair, sample, servers, [share] * 2, cores)[0] == pytest.approx(seconds)
+
+
+def test_three_on_two_cores_are_spread_when_one_ends() -> None:
+    """Of three batches on two cores the pair takes turns until the lone one ends, then one of them moves over."""
+    three = Pipeline(tuple(Stage(name, (), (CPU,)) for name in "abc"))
+    sample = draw(three, np.zeros(1), np.random.default_rng(0))
+    servers = [replace(server(three, index, Choice(0, 1, 1)), wake=0.0) for index in range(3)]
+    # 50 ms alone; the pair has done 25 ms each by then, and ends 25 ms later, each on a core
+    assert crowded(three, sample, servers, [1.0] * 3, 2)[0] == pytest.approx(0.075)

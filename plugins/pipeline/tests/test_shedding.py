@@ -1,0 +1,148 @@
+"""Queries that cannot be in time are refused: in the replay, on running replicas, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import models
+from unfold_pipeline.app import Given, application
+from unfold_pipeline.board import Promise
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.live import Measured, drive
+from unfold_pipeline.play import constant, follow, patience_of, play
+from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.sample import draw
+from unfoldkit.arrivals import processes
+from unfoldkit.serving.batcher import Limits
+
+CODE = """import time
+
+def nap(rows):
+    time.sleep(0.05)
+    return rows.sum(axis=1)
+"""
+CPU = Option("core", 0.05, table([(1, 0.05), (2, 0.05)]))
+ALONE = Pipeline((Stage("a", (), (CPU,)),))
+JOIN = Pipeline(
+    (
+        Stage("in", (), (CPU,)),
+        Stage("left", (Edge(0, 0.7),), (CPU,)),
+        Stage("right", (Edge(0, 0.6),), (CPU,)),
+        Stage("join", (Edge(1), Edge(2)), (CPU,)),
+    )
+)
+PLAN = (Choice(0, 2, 1),) * 4
+LIMIT = 0.3
+
+
+def overloaded(pipeline: Pipeline, seed: int) -> Any:
+    """Traffic of half as much again as one replica a stage can serve."""
+    rng = np.random.default_rng(seed)
+    return draw(pipeline, processes.poisson(60.0, 20.0, rng), rng)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("pipeline", "gain"), [(ALONE, 0.5), (JOIN, 0.05)])
+def test_shedding_keeps_the_rest_in_time(pipeline: Pipeline, gain: float, seed: int) -> None:
+    """Under overload more queries are in time with shedding than without, and those shed are counted as misses."""
+    sample, plan = overloaded(pipeline, seed), PLAN[: len(pipeline.stages)]
+    patience = patience_of(pipeline, plan, LIMIT)
+    targets = constant(plan, sample)
+    without = play(pipeline, sample, plan, targets, 0.0)
+    shed = play(pipeline, sample, plan, targets, 0.0, patience=patience)
+    assert shed.missed(LIMIT) < without.missed(LIMIT) - gain
+    assert shed.missed(LIMIT) >= shed.shed > 0
+    assert without.shed == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_second_by_second_equals_the_whole(seed: int) -> None:
+    """A rule that looks each second and changes nothing gives every query the fate that it has in one pass."""
+    sample = overloaded(JOIN, seed)
+    patience = patience_of(JOIN, PLAN, LIMIT)
+    whole = play(JOIN, sample, PLAN, constant(PLAN, sample), 0.0, patience=patience)
+    looked = follow(JOIN, sample, PLAN, lambda _now, _inside, ordered: ordered, 0.0, patience)
+    assert np.array_equal(whole.latencies, looked.latencies)
+
+
+def test_idle_pipeline_sheds_nothing() -> None:
+    """Where nobody waits no query is shed, and a limit below the service time sheds all."""
+    sample = draw(ALONE, np.arange(20.0), np.random.default_rng(0))
+    for limit, share in ((0.06, 0.0), (0.04, 1.0)):
+        patience = patience_of(ALONE, PLAN[:1], limit)
+        assert play(ALONE, sample, PLAN[:1], constant(PLAN[:1], sample), 0.0, patience=patience).shed == share
+
+
+def runtime(folder: Path, need: float) -> Runtime:
+    """One replica of a model that takes 50 ms."""
+    (folder / "served.py").write_text(CODE)
+    return Runtime(["a"], [models.Source(code="served:nap", folder=str(folder))], PLAN[:1], [need])
+
+
+def test_running_pipeline_sheds_and_loses_nothing(tmp_path: Path) -> None:
+    """Under overload each query is answered or shed, some of either, and those shed are not called lost."""
+
+    async def scene() -> Measured:
+        running = runtime(tmp_path, 0.05)
+        await running.start()
+        sample = draw(ALONE, np.arange(200) / 100.0, np.random.default_rng(0))
+        rows = np.ones((3, 2), dtype=np.float32)
+        measured = await drive(running, ALONE, sample, rows, None, lambda *_told: None, 0.3)
+        await running.stop()
+        return measured
+
+    measured = asyncio.run(asyncio.wait_for(scene(), 120))
+    assert measured.lost == 0
+    assert 0 < measured.shed < 200
+    assert np.isinf(measured.latencies).sum() == measured.shed
+
+
+def test_server_bounds_what_comes_in(tmp_path: Path) -> None:
+    """Too large a body is told 413, too many rows 413 or 429, a query that would be late 503, and the rest 200."""
+    running = runtime(tmp_path, 0.05)
+    nothing = np.empty(0)
+    promise = Promise(10.0, 0.99, (), nothing, nothing.astype(np.int64))
+    limits = Limits(queue_rows=4, body_bytes=4096)
+    app = application("pipe", ALONE, running, 2, Given(0, None, promise, shed=True), limits=limits)
+
+    async def ask(path: str, body: bytes, method: str = "POST") -> tuple[int, bytes]:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
+        return sent[0]["status"], sent[1]["body"]
+
+    def body(rows: int, **parameters: float) -> bytes:
+        data = {"name": "x", "datatype": "FP32", "shape": [rows, 2], "data": [1.0] * (2 * rows)}
+        return json.dumps({"inputs": [data], "parameters": parameters}).encode()
+
+    async def scene() -> list[tuple[int, bytes]]:
+        await running.start()
+        infer = "/v2/models/pipe/infer"
+        together = await asyncio.gather(ask(infer, body(3)), ask(infer, body(2)))
+        found = [
+            *together,
+            await ask(infer, body(5)),
+            await ask(infer, b" " * 5000),
+            await ask(infer, body(1, deadline_ms=20)),
+            await ask(infer, body(1, deadline_ms=5000)),
+            await ask("/metrics", b"", "GET"),
+        ]
+        await running.stop()
+        return found
+
+    found = asyncio.run(asyncio.wait_for(scene(), 120))
+    assert [code for code, _ in found] == [200, 429, 413, 413, 503, 200, 200]
+    assert b"shed" in found[4][1]
+    assert b'unfold_requests_total{code="429",model="pipe"} 1.0' in found[6][1]

@@ -1,0 +1,166 @@
+"""A pipeline whose replicas share the cores of one machine: a busy core makes a batch take longer.
+
+The stages can no longer be simulated one after the other, as a batch of one slows a batch of another down. The rules of
+a stage are those of :mod:`unfoldkit.queueing.reference`; the cores are those of an operating system: a batch starts on
+the core with the fewest, those on one core share it evenly, and a core that runs dry takes one from the fullest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline.graph import Pipeline
+from unfold_pipeline.routes import Item, Routes, routes
+from unfold_pipeline.sample import Sample
+from unfoldkit.queueing.stage import Server
+
+Times = NDArray[np.float64]
+NEVER = float("-inf")
+
+
+# not frozen: they are the state of the simulation
+@dataclass(slots=True)
+class Work:
+    """A batch being served: when it ends if nothing changes, how many times as long as alone it takes at present."""
+
+    stage: int
+    items: list[Item]
+    end: float
+    core: int
+    slow: float = 1.0
+
+
+@dataclass(slots=True)
+class Line:
+    """A stage at a moment: how it serves, the share of its service that needs a core, its queue, idle replicas."""
+
+    server: Server
+    cpu: float
+    idle: deque[float]
+    queue: deque[Item] = field(default_factory=deque)
+    batches: int = 0
+
+    def end(self, batch: int, now: float, since: float) -> float:
+        """Return when a batch that starts now on a replica idle ``since`` would end on a core of its own."""
+        factor = self.server.factor
+        end = now + float(self.server.latency[batch]) * float(factor[self.batches % factor.size])
+        return end + self.server.wake if now > since else end
+
+
+@dataclass(slots=True)
+class Machine:
+    """What is served at a moment, on which core."""
+
+    lines: list[Line]
+    cores: int
+    works: list[Work] = field(default_factory=list)
+
+    def place(self) -> int:
+        """Return the core with the fewest batches."""
+        return min(range(self.cores), key=lambda core: sum(work.core == core for work in self.works))
+
+    def settle(self, now: float) -> None:
+        """Take in that the batches on the cores have changed."""
+        for core in range(self.cores):
+            here = [work for work in self.works if work.core == core]
+            wanted = max(1.0, math.fsum(self.lines[work.stage].cpu for work in here))
+            for work in here:
+                slow = 1.0 + self.lines[work.stage].cpu * (wanted - 1.0)
+                if slow != work.slow:
+                    work.end = now + (work.end - now) / work.slow * slow
+                    work.slow = slow
+
+    def next_end(self) -> float:
+        """Return when the next batch ends if none starts before."""
+        return min((work.end for work in self.works), default=math.inf)
+
+    def ended(self, now: float) -> list[Work]:
+        """Return the batches that end now, in the order of their start."""
+        done = [work for work in self.works if work.end <= now]
+        self.works = [work for work in self.works if work.end > now]
+        self._spread()
+        return done
+
+    def _spread(self) -> None:
+        counts = [[work for work in self.works if work.core == core] for core in range(self.cores)]
+        while (most := max(counts, key=len)) and len(most) > 1 and (least := min(counts, key=len)) == []:
+            work = most.pop()
+            work.core = counts.index(least)
+            least.append(work)
+
+
+def crowded(
+    pipeline: Pipeline, sample: Sample, servers: Sequence[Server], shares: Sequence[float], cores: int
+) -> Times:
+    """Return the seconds of every query (inf: shed) if all replicas run on one machine.
+
+    Args:
+        pipeline: the stages.
+        sample: arrivals and routes.
+        servers: how each stage serves on a core of its own, with its replicas, factors and patience.
+        shares: the share of each stage's service in which it needs a core, 0 to 1.
+        cores: of the machine.
+    """
+    way = routes(pipeline, sample)
+    lines = [
+        Line(server, share, deque([NEVER] * server.replicas)) for server, share in zip(servers, shares, strict=True)
+    ]
+    machine = Machine(lines, cores)
+    finish = np.full(sample.size, np.inf)
+    arrivals = sample.arrivals.tolist()
+    query = 0
+    while query < len(arrivals) or machine.works:
+        came = arrivals[query] if query < len(arrivals) else math.inf
+        now = min(came, machine.next_end())
+        _end(machine, way, machine.ended(now), now, finish)
+        while query < len(arrivals) and arrivals[query] <= now:
+            _enter(lines, way, query, now, finish)
+            query += 1
+        for stage in range(len(lines)):
+            _start(machine, stage, sample, now)
+        machine.settle(now)
+    result: Times = finish - sample.arrivals
+    return result
+
+
+def _enter(lines: list[Line], way: Routes, query: int, now: float, finish: Times) -> None:
+    if way.left[query] == 0:
+        finish[query] = now
+    for item in way.entries(query):
+        lines[item[0]].queue.append(item)
+
+
+def _end(machine: Machine, way: Routes, done: list[Work], now: float, finish: Times) -> None:
+    come: list[list[Item]] = [[] for _ in machine.lines]
+    for work in done:
+        machine.lines[work.stage].idle.append(now)
+        for item in work.items:
+            for after in way.after(item):
+                come[after[0]].append(after)
+            if way.finished(item):
+                finish[way.query(item)] = now
+    for line, stage, items in zip(machine.lines, way.pipeline.stages, come, strict=True):
+        # behind a join those of one instant queue by query, as in the estimator
+        line.queue.extend(sorted(items) if len(stage.parents) > 1 else items)
+
+
+def _start(machine: Machine, stage: int, sample: Sample, now: float) -> None:
+    line = machine.lines[stage]
+    full = line.server.latency.size - 1
+    origin = sample.visits[stage].origin
+    while line.queue and line.idle:
+        batch: list[Item] = []
+        while line.queue and len(batch) < full:
+            item = line.queue.popleft()
+            if now - origin[item[1]] <= line.server.patience:
+                batch.append(item)
+        if batch:
+            end = line.end(len(batch), now, line.idle.popleft())
+            machine.works.append(Work(stage, batch, end, machine.place()))
+            line.batches += 1

@@ -1,0 +1,236 @@
+"""What only Kubernetes has: extended resources, gates, roles, others' pods, and a controller in its own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job
+from plugins.placement.tests.live.kube_world import KubeWorld
+from plugins.placement.tests.live.test_contract import record, until
+from plugins.placement.tests.live.worlds import Open
+from tests.kubernetes.apply import apply
+from tests.served import serving
+from unfold_placement.facts import Ask, Task
+from unfold_placement.kubernetes.api import MERGE, Api, Refused, connect
+from unfold_placement.kubernetes.backend import Kubernetes
+from unfold_placement.kubernetes.client import client
+from unfold_placement.kubernetes.manifests import deployment, roles, submitter
+from unfold_placement.live import backend as kinds
+from unfold_placement.live.backend import Start
+from unfold_placement.options import PolicySpec, build
+
+pytestmark = pytest.mark.kubernetes
+PODS = "/api/v1/namespaces/unfold/pods"
+
+
+@pytest.fixture
+def kube(kubernetes: Open) -> Iterator[KubeWorld]:
+    """Three nodes of four GPUs on a real control plane."""
+    with kubernetes(cluster(3)) as made:
+        assert isinstance(made, KubeWorld)
+        yield made
+
+
+@pytest.fixture
+def admin(kube: KubeWorld) -> Api:
+    """Returns who may do everything."""
+    return connect("admin", kubeconfig=str(kube.plane.kubeconfig))
+
+
+def node_has(admin: Api, node: str, resource: str) -> dict[str, str | None]:
+    """Return what a node says of an extended resource."""
+    status = admin.get(f"/api/v1/nodes/{node}")["status"]
+    return {part: status[part].get(resource) for part in ("capacity", "allocatable")}
+
+
+def soon(holds: Callable[[], bool], most: float = 30.0) -> None:
+    """Ask again and again until something holds: the server tells nobody of what this asks for."""
+    end = time.monotonic() + most
+    while not holds():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+def other(name: str, asks: dict[str, str], **spec: Any) -> dict[str, Any]:
+    """Return a pod of somebody else."""
+    container = {"name": "x", "image": "x", "resources": {"requests": asks, "limits": asks}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container], **spec}}
+
+
+def node_of(admin: Api, pod: str) -> str:
+    """Return where a pod is bound, or nothing."""
+    return str(admin.get(f"{PODS}/{pod}")["spec"].get("nodeName", ""))
+
+
+def test_a_name_is_an_extended_resource_that_wakes_who_waits_for_it(kube: KubeWorld, admin: Api) -> None:
+    """A pod that asks for a name waits, and is bound to the node on which the name is created; both parts say so."""
+    one = kube.handle()
+    resource = one.scope.resource("gang a/7")
+    admin.post(PODS, other("waits", {resource: "1"}))
+    assert node_of(admin, "waits") == ""
+    one.create("gang a/7", "n2", 1)
+    soon(lambda: node_of(admin, "waits") == "n2")
+    assert node_has(admin, "n2", resource) == {"capacity": "1", "allocatable": "1"}
+    one.delete("gang a/7", "n2")
+    assert node_has(admin, "n2", resource) == {"capacity": None, "allocatable": None}
+
+
+def test_a_name_that_is_deleted_while_held_matches_nothing_new(kube: KubeWorld, admin: Api) -> None:
+    """Its holder goes on; what is left of it goes with the holder."""
+    one = kube.handle()
+    kube.policies = [Holding()]
+    resource = one.scope.resource("held")
+    one.lead("me", 60.0)
+    one.create("held", "n0", 2)
+    kube.submit(job("a", 1, run=3600)[0])
+    one.start([Start("a-0", "n0", (Ask("held"),))])
+    one.flush()
+    soon(lambda: one.mirror.bound("a-0"))
+    one.delete("held", "n0")
+    one.flush()
+    assert node_has(admin, "n0", resource)["allocatable"] == "1"
+    one.withdraw("a-0")
+    one.flush()
+    assert node_has(admin, "n0", resource)["allocatable"] is None
+
+
+class Holding:
+    """Asks for one name."""
+
+    phase = 0
+    watches: frozenset[str] = frozenset()
+
+    def request(self, task: Task) -> list[Ask]:
+        return [Ask("held")]
+
+    def react(self, event: object, view: object) -> Iterator[list[Any]]:
+        yield from ()
+
+
+def test_what_a_node_forgets_is_put_back(kube: KubeWorld, admin: Api) -> None:
+    """A kubelet that starts again drops extended resources: the leader sees it and mends it."""
+    one = kube.handle()
+    one.lead("me", 60.0)
+    one.create("x", "n1", 3)
+    one.flush()
+    resource = one.scope.resource("x")
+    none = {"status": {"capacity": {resource: None}, "allocatable": {resource: None}}}
+    admin.patch("/api/v1/nodes/n1/status", none, MERGE)
+    soon(lambda: bool(one.mirror.drifted))
+    one.flush()
+    assert node_has(admin, "n1", resource) == {"capacity": "3", "allocatable": "3"}
+
+
+def test_a_gang_whose_room_is_taken_is_taken_back_as_a_whole(kube: KubeWorld, admin: Api) -> None:
+    """Another's pod is in the way of one task: after a while all of the gang wait again, none stays half placed."""
+    one = kube.handle()
+    one.patience = 1.0
+    one.lead("me", 60.0)
+    admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
+    for task in job("a", 2, run=3600):
+        kube.submit(task)
+    one.start([Start("a-0", "n0"), Start("a-1", "n1")])
+    until(one, lambda: {record(one, f"a-{index}").state for index in range(2)} == {kinds.WAITING})
+    one.flush()
+    assert [node_of(admin, f"a-{index}-1") for index in range(2)] == ["", ""]
+
+
+def test_what_others_hold_is_not_free(kube: KubeWorld, admin: Api) -> None:
+    """The GPUs of a pod that no policy knows are taken off its node, and come back with its end."""
+    one = kube.handle()
+    admin.post(PODS, other("theirs", {"nvidia.com/gpu": "3"}, nodeName="n0"))
+    free = {node.name: node.capacity["gpu"] for node in one.snapshot().nodes if "gpu" in node.capacity}
+    soon(lambda: {n.name: n.capacity.get("gpu", 0) for n in one.snapshot().nodes}["n0"] == 1000)
+    assert free.keys() == {"n0", "n1", "n2"}
+    admin.delete(f"{PODS}/theirs", {"gracePeriodSeconds": 0})
+    soon(lambda: {n.name: n.capacity.get("gpu", 0) for n in one.snapshot().nodes}["n0"] == 4000)
+
+
+def test_a_pod_that_the_cluster_takes_away_waits_again(kube: KubeWorld, admin: Api) -> None:
+    """Drained or evicted: its task is gated again under the same name, as one that was never started."""
+    one = kube.handle()
+    one.lead("me", 60.0)
+    kube.submit(job("a", 1, run=3600)[0])
+    one.start([Start("a-0", "n0")])
+    one.flush()
+    soon(lambda: one.mirror.bound("a-0"))
+    gone = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}
+    admin.patch(f"{PODS}/a-0-0/status", {"status": {"conditions": [gone]}}, MERGE)
+    admin.delete(f"{PODS}/a-0-0")
+    until(one, lambda: record(one, "a-0").state == kinds.WAITING)
+    one.flush()
+    assert admin.get(f"{PODS}/a-0-1")["spec"]["schedulingGates"] == [{"name": one.scope.gate}]
+
+
+def test_roles_are_enough_and_no_more(kube: KubeWorld, admin: Api) -> None:
+    """The controller may not touch nodes beyond their status; an application makes pods, and reads no node."""
+    apply(admin, [submitter()])
+    subject = {"kind": "User", "name": "application", "apiGroup": "rbac.authorization.k8s.io"}
+    role = {"kind": "Role", "name": "unfold-submit", "apiGroup": "rbac.authorization.k8s.io"}
+    bound = {"metadata": {"name": "unfold-submit", "namespace": "unfold"}, "roleRef": role, "subjects": [subject]}
+    apply(admin, [{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", **bound}])
+    one = kube.handle()
+    with pytest.raises(Refused, match="403"):
+        one.api.patch("/api/v1/nodes/n0", {"metadata": {"labels": {"x": "y"}}}, MERGE)
+    theirs = client(kube.scope, context="application", kubeconfig=str(kube.plane.kubeconfig))
+    template = {"spec": {"containers": [{"name": "train", "image": "mine", "env": [{"name": "A", "value": "b"}]}]}}
+    assert theirs.submit(replace(job("a", 1)[0], deadline=60.0), template) == "a-0-0"
+    until(one, lambda: any(item.task.name == "a-0" for item in one.snapshot().records))
+    assert admin.get(f"{PODS}/a-0-0")["spec"]["containers"][0]["image"] == "mine"
+    with pytest.raises(Refused, match="403"):
+        theirs.api.get("/api/v1/nodes")
+    theirs.withdraw("a-0")
+    until(one, lambda: record(one, "a-0").state == kinds.GONE)
+
+
+def test_exported_manifests_are_what_the_server_takes(kube: KubeWorld, admin: Api) -> None:
+    """Roles and Deployment, as exported, pass the server's own validation."""
+    apply(admin, [*roles("elsewhere"), submitter("elsewhere"), *deployment("mine", "version: 1\n", "x:1", "elsewhere")])
+    made = admin.get("/apis/apps/v1/namespaces/elsewhere/deployments/unfold-placement-mine")
+    assert made["spec"]["replicas"] == 2
+
+
+SPEC = """
+version: 1
+kind: placement
+name: {name}
+cluster: {{kubernetes: {{context: controller, kubeconfig: {config}, namespace: unfold}}}}
+policy: {{gang: {{by: job}}}}
+"""
+
+
+def test_a_controller_is_killed_and_another_goes_on(kube: KubeWorld, admin: Api, tmp_path: Path) -> None:
+    """Killed with -9 among gangs: of two controllers one leads, the other adopts; every gang runs as a whole."""
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC.format(name=kube.scope, config=kube.plane.kubeconfig), encoding="utf-8")
+    eye = kube.handle()
+    kube.policies = build(PolicySpec.model_validate({"gang": {"by": "job"}}))
+    for name in "abcd":
+        for task in job(name, 8, run=1.5):
+            kube.submit(task)
+    with serving(tmp_path, f"{spec.name}") as (first, _):
+        until(eye, lambda: any(item.state == kinds.RUNNING for item in eye.snapshot().records))
+        (tmp_path / "second").mkdir()
+        (tmp_path / "second/spec.yaml").write_text(spec.read_text("utf-8"), encoding="utf-8")
+        with serving(tmp_path / "second", "spec.yaml"):
+            first.kill()
+            until(eye, lambda: {item.state for item in eye.snapshot().records} == {kinds.DONE}, 60.0)
+            soon(lambda: not left_over(admin, eye))
+    starts = {item.task.name: item for item in eye.snapshot().records}
+    for name in "abcd":
+        assert len({starts[f"{name}-{index}"].started for index in range(8)}) == 1
+    assert admin.get("/apis/coordination.k8s.io/v1/namespaces/unfold/leases/" + eye.scope.record)["spec"][
+        "leaseTransitions"
+    ] in {1, 2}
+
+
+def left_over(admin: Api, eye: Kubernetes) -> list[str]:
+    """Return the names of a scope that nodes still have."""
+    nodes = admin.get("/api/v1/nodes")["items"]
+    return [name for node in nodes for name in node["status"]["allocatable"] if name.startswith(eye.scope.prefix)]

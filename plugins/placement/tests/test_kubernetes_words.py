@@ -1,0 +1,92 @@
+"""How names, tasks and nodes are written in the words of Kubernetes: needs no cluster."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unfold_placement.facts import Ask, Resource, Task
+from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.words import Scope, from_text, key, pod_name, pointer, slug, task_of, to_text
+from unfold_placement.kubernetes.writer import node_patch
+
+SCOPE = Scope("mine", "unfold")
+TEXTS = st.text(min_size=1, max_size=90)
+
+
+@given(TEXTS, TEXTS)
+def test_slugs_are_labels_and_tell_names_apart(one: str, two: str) -> None:
+    """Whatever a name is, its label is valid, and equal only for equal names."""
+    assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", slug(one, 63))
+    assert (slug(one, 63) == slug(two, 63)) == (one == two)
+
+
+@given(TEXTS, TEXTS, st.integers(0, 99), st.integers(0, 99))
+def test_pods_are_named_after_task_and_attempt(one: str, two: str, first: int, second: int) -> None:
+    """Names of pods are valid names of objects, and equal only for the same attempt of the same task."""
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", pod_name(one, first))
+    assert (pod_name(one, first) == pod_name(two, second)) == ((one, first) == (two, second))
+
+
+@given(st.lists(st.tuples(TEXTS, st.integers(0, 1 << 30), st.floats(0, 1e6), st.booleans()), unique_by=lambda x: x[0]))
+def test_names_are_read_as_they_were_written(rows: list[tuple[str, int, float, bool]]) -> None:
+    """An annotation gives back the names, amounts and leases that it was made of; equal names are equal texts."""
+    names = [
+        Resource(name, "n0", amount, "me", 3, since, since + 5.0 if leased else float("inf"), "t")
+        for name, amount, since, leased in rows
+    ]
+    text = to_text(names, 1000.0)
+    back = from_text(text, "n0", 1000.0)
+    assert {item.name: item.amount for item in names} == {name: item.amount for name, item in back.items()}
+    assert all(abs(back[item.name].expires - item.expires) < 1e-6 for item in names if item.expires < float("inf"))
+    assert text == to_text(reversed(names), 1000.0)
+
+
+def test_a_damaged_annotation_is_no_name() -> None:
+    """Whatever somebody wrote there, nothing breaks and nothing is run."""
+    assert from_text("{broken", "n0", 0.0) == {}
+    assert from_text('{"x": 1}', "n0", 0.0) == {}
+
+
+def test_a_task_is_read_from_its_pod() -> None:
+    """What policies look at comes back, times of the day become times of the scope."""
+    task = Task("a/0", {"gpu": 1000}, 60.0, job="a", user="ann", size=4, deadline=30.0, data=("x",), run_on={"t4": 9.0})
+    body = pods.gated(task, [Ask("x"), Ask("x", 2), Ask("turn", gated=True)], SCOPE, 1000.0)
+    body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    first = body["spec"]["containers"][0]["resources"]
+    assert first["requests"] == {"nvidia.com/gpu": "1", "mine.placement.unfoldkit/x": "3"} == first["limits"]
+    assert body["spec"]["schedulingGates"] == [{"name": "placement.unfoldkit/mine"}]
+    body["spec"]["containers"] = []
+    found = task_of(body, SCOPE, 900.0)
+    assert (found.name, found.arrival, found.deadline) == ("a/0", 100.0, 130.0)
+    assert (found.demand, found.run_on, found.data, found.size) == (task.demand, task.run_on, ("x",), 4)
+
+
+def test_the_next_attempt_is_gated_and_unpinned() -> None:
+    """What a start wrote is gone from the pod that is made again, all else is kept."""
+    body = pods.gated(Task("a", {}, 1.0), [], SCOPE, 1000.0, {"metadata": {"labels": {"mine": "1"}}})
+    body["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    body["spec"] |= {"nodeName": "n0", "schedulingGates": [], "nodeSelector": {"kubernetes.io/hostname": "n0"}}
+    body["metadata"]["annotations"] |= {pods.STARTED: "1", pods.NODE: "n0", pods.STARTS: "1"}
+    made = pods.again(body, SCOPE.gate, "preempted", "me")
+    assert made["metadata"]["name"] == "a-1"
+    assert (made["metadata"]["labels"]["mine"], pods.index_of(made), pods.starts_of(made)) == ("1", 1, 1)
+    assert made["spec"].keys() & {"nodeName", "nodeSelector"} == set()
+    assert pods.state_of(made) == "waiting"
+
+
+def test_a_patch_tests_before_it_writes() -> None:
+    """Names are compared and set: the first operation is a test; where nothing differs there is no patch."""
+    key_of = SCOPE.names_key
+    body = {
+        "metadata": {"name": "n0", "resourceVersion": "7", "annotations": {key_of: "{}"}},
+        "status": {"capacity": {"cpu": "4"}, "allocatable": {"cpu": "4"}},
+    }
+    ops = node_patch(body, SCOPE, "{}", '{"x":1}', {SCOPE.resource("x"): 1})
+    path = f"/metadata/annotations/{pointer(key_of)}"
+    assert ops[0] == {"op": "test", "path": path, "value": "{}"}
+    assert [op["path"].rpartition("/")[0] for op in ops[2:]] == ["/status/capacity", "/status/allocatable"]
+    assert node_patch(body, SCOPE, "{}", "{}", {}) == []
+    assert key("x") == "placement.unfoldkit/x"

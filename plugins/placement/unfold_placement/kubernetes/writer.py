@@ -1,0 +1,214 @@
+"""What a controller decided, written to the server: names by node, then pods, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from unfold_placement.facts import ANYWHERE
+from unfold_placement.kubernetes import pods
+from unfold_placement.kubernetes.api import MERGE, Api, Refused, many
+from unfold_placement.kubernetes.mirror import NODES, Mirror, resources
+from unfold_placement.kubernetes.words import HOSTNAME, Body, Scope, pointer, seconds, to_text
+from unfold_placement.live.backend import Start
+from unfoldkit.api import fail
+
+TRIES = 4
+Units = dict[str, dict[str, int]]
+"""Units that are being opened: by the first of their tasks, each task with the attempt that it is to become."""
+
+
+@dataclass(slots=True)
+class Writer:
+    """Writes for one mirror. ``config`` is the ConfigMap as it was seen last."""
+
+    api: Api
+    scope: Scope
+    mirror: Mirror
+    config: Body = field(default_factory=dict)
+
+    def names(self, places: Iterable[str], units: Units) -> None:
+        """Write the names of some nodes and of the cluster.
+
+        Raises:
+            UnfoldError: somebody else wrote them meanwhile.
+        """
+        chosen = sorted(place for place in set(places) if place == ANYWHERE or place in self.mirror.nodes)
+        wanted = self.mirror.wanted(chosen)
+        calls = [lambda place=place: self._place(place, units, wanted[place]) for place in chosen]
+        # the watch may tell of our own write before its answer is here
+        self.mirror.dirty.update(chosen)
+        answers = many(calls) if chosen else []
+        self.mirror.dirty.difference_update(chosen)
+        self.mirror.drifted.difference_update(chosen)
+        taken = [p for p, answer in zip(chosen, answers, strict=True) if isinstance(answer, Refused) and answer.lost]
+        for place in taken:
+            self.reread(place)
+        if taken:
+            where = ", ".join(place or "the cluster" for place in taken)
+            raise fail(f"the names of {where} were changed by another", hint="a snapshot tells what is there now")
+
+    def reread(self, place: str) -> None:
+        """Take the names of a place as they are on the server now."""
+        if place == ANYWHERE:
+            text = self.claim().get("data", {}).get("names", "")
+        else:
+            body = self.mirror.nodes[place] = self.api.get(f"{NODES}/{place}")
+            text = body["metadata"].get("annotations", {}).get(self.scope.names_key, "")
+        self.mirror.texts.pop(place, None)
+        self.mirror.reread(place, text)
+
+    def open(self, unit_starts: Sequence[Sequence[Start]], by: str) -> list[Sequence[Start]]:
+        """Open the gates of all tasks of some units; return the units of which some task could not be opened."""
+        flat = [(unit, item) for unit in unit_starts for item in unit]
+        answers = many([lambda item=item: self._open(item, by) for _, item in flat]) if flat else []
+        bad = {id(unit) for (unit, _), answer in zip(flat, answers, strict=True) if isinstance(answer, Refused)}
+        return [unit for unit in unit_starts if id(unit) in bad]
+
+    def again(self, lost: Sequence[tuple[str, str]], by: str) -> None:
+        """Make the pods of tasks that lost their place again, gated, and only then delete the old ones."""
+        if lost:
+            many([lambda task=task, kind=kind: self._again(task, kind, by) for task, kind in lost])
+
+    def claim(self) -> Body:
+        """Return the ConfigMap of this scope, made if nobody did yet."""
+        path = f"/api/v1/namespaces/{self.api.namespace}/configmaps"
+        try:
+            self.config = self.api.get(f"{path}/{self.scope.record}")
+        except Refused as refused:
+            if not refused.absent:
+                raise
+            made = {"metadata": {"name": self.scope.record}, "data": {"names": "{}", "units": "{}"}}
+            try:
+                self.config = self.api.post(path, {"apiVersion": "v1", "kind": "ConfigMap", **made})
+            except Refused as late:
+                if not late.lost:
+                    raise
+                self.config = self.api.get(f"{path}/{self.scope.record}")
+        return self.config
+
+    @property
+    def origin(self) -> float:
+        """When the bookkeeping of this scope began, in seconds of the day's clock."""
+        return seconds(self.config["metadata"]["creationTimestamp"])
+
+    def units(self) -> Units:
+        """Return the units that somebody was opening."""
+        return msgspec.json.decode(self.config.get("data", {}).get("units", "{}"), type=Units)
+
+    def _place(self, place: str, units: Units, wanted: Mapping[str, int]) -> Body | None:
+        return self._cluster(units) if place == ANYWHERE else self._node(place, wanted)
+
+    def _cluster(self, units: Units) -> Body | None:
+        data = {"names": self._text(ANYWHERE), "units": msgspec.json.encode(units).decode()}
+        if data == self.config.get("data"):
+            return None
+        path = f"/api/v1/namespaces/{self.api.namespace}/configmaps/{self.scope.record}"
+        # the version makes it a compare and set
+        meta = {"resourceVersion": self.config["metadata"]["resourceVersion"]}
+        self.config = self.api.patch(path, {"metadata": meta, "data": data}, MERGE)
+        self.mirror.texts[ANYWHERE] = data["names"]
+        return self.config
+
+    def _node(self, name: str, wanted: Mapping[str, int]) -> Body | None:
+        """Write one node's names, again where only something else of the node had changed.
+
+        Raises:
+            Refused: the names themselves were changed by another.
+        """
+        for attempt in range(TRIES):
+            body, before = self.mirror.nodes[name], self.mirror.texts.get(name, "")
+            text = self._text(name)
+            patch = node_patch(body, self.scope, before, text, wanted)
+            if not patch:
+                return None
+            try:
+                answer = self.api.patch(f"{NODES}/{name}/status", patch)
+            except Refused as refused:
+                if not refused.lost or attempt == TRIES - 1:
+                    raise
+                fresh = self.api.get(f"{NODES}/{name}")
+                if fresh["metadata"].get("annotations", {}).get(self.scope.names_key, "") != before:
+                    raise
+                self.mirror.nodes[name] = fresh
+                continue
+            self.mirror.texts[name] = text
+            self.mirror.node(answer)
+            return answer
+        return None
+
+    def _text(self, place: str) -> str:
+        with self.mirror.register.changed:
+            there = [item for (_, node), item in self.mirror.register.names.items() if node == place]
+            return to_text(there, self.mirror.origin)
+
+    def _open(self, item: Start, by: str) -> Body:
+        body = self.mirror.bodies[self.mirror.current[item.task]]
+        labels = self.mirror.nodes.get(item.node, {}).get("metadata", {}).get("labels", {})
+        record = self.mirror.register.records[item.task]
+        since = record.started + self.mirror.origin
+        patch = pods.opened(body, item, labels.get(HOSTNAME, item.node), by, since, record.attempt)
+        answer = self.api.patch(_pod(self.api, body["metadata"]["name"]), patch)
+        self.mirror.pod(answer)
+        return answer
+
+    def _again(self, task: str, kind: str, by: str) -> None:
+        body = self.mirror.bodies.get(self.mirror.current.get(task, ""))
+        if body is None:
+            return
+        made = pods.again(body, self.scope.gate, kind, by)
+        try:
+            self.mirror.pod(self.api.post(_pod(self.api), made))
+        except Refused as refused:
+            # somebody else made it already
+            if not refused.lost:
+                raise
+        self.remove(body["metadata"]["name"])
+
+    def remove(self, name: str) -> None:
+        """Delete a pod, if it is there."""
+        try:
+            self.api.delete(_pod(self.api, name))
+        except Refused as refused:
+            if not refused.absent:
+                raise
+
+
+def node_patch(body: Body, scope: Scope, before: str, text: str, wanted: Mapping[str, int]) -> list[Body]:
+    """Return the JSON patch that makes a node's names ``wanted``, if its annotation still says ``before``."""
+    there = resources(body, scope)
+    if text == before and there == wanted:
+        return []
+    ops: list[dict[str, Any]] = []
+    for part in ("capacity", "allocatable"):
+        known = body.get("status", {}).get(part, {})
+        ops += [
+            {"op": "remove", "path": f"/status/{part}/{pointer(name)}"}
+            for name in known
+            if name.startswith(scope.prefix) and name not in wanted
+        ]
+        ops += [
+            {"op": "add", "path": f"/status/{part}/{pointer(name)}", "value": str(amount)}
+            for name, amount in wanted.items()
+            if there.get(name) != amount or name not in known
+        ]
+    return [*_annotate(body, scope.names_key, before, text), *ops]
+
+
+def _annotate(body: Body, name: str, before: str, text: str) -> list[Body]:
+    notes = body["metadata"].get("annotations")
+    path = f"/metadata/annotations/{pointer(name)}"
+    if notes and name in notes:
+        return [{"op": "test", "path": path, "value": before}, {"op": "replace", "path": path, "value": text}]
+    same = {"op": "test", "path": "/metadata/resourceVersion", "value": body["metadata"]["resourceVersion"]}
+    if notes:
+        return [same, {"op": "add", "path": path, "value": text}]
+    return [same, {"op": "add", "path": "/metadata/annotations", "value": {name: text}}]
+
+
+def _pod(api: Api, name: str = "") -> str:
+    path = f"/api/v1/namespaces/{api.namespace}/pods"
+    return f"{path}/{name}" if name else path

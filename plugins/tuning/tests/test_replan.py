@@ -1,0 +1,65 @@
+"""Planning again with what is known of each trial."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+import jobs
+
+from unfold_tuning.deals import at, ladder
+from unfold_tuning.planner import offer
+from unfold_tuning.replan import Belief, paces_of, plan_again
+from unfold_tuning.score import score
+from unfold_tuning.stages import custom
+from unfold_tuning.tables import Paces, model
+
+
+@given(st.lists(st.floats(0.2, 5.0), min_size=1, max_size=8), st.integers(1, 50), st.floats(0.0, 1.0))
+def test_a_pace_lies_between_what_was_seen_and_what_is_believed(ratios: list[float], iters: int, spread: float) -> None:
+    """A trial's pace is drawn from its own ratio towards the mean, less so the more it has run."""
+    profile = replace(jobs.noisy("J1"), trial_cv=spread)
+    few, many = (paces_of(ratios, count, profile, Belief(0.0, 0.1)) for count in (iters, 10 * iters))
+    for ratio, short, long in zip(ratios, few.factors, many.factors, strict=True):
+        assert min(1.0, ratio) - 1e-9 <= short <= max(1.0, ratio) + 1e-9
+        assert abs(np.log(long / ratio)) <= abs(np.log(short / ratio)) + 1e-9
+    assert many.doubt <= few.doubt + 1e-12
+
+
+def test_known_paces_are_the_times_of_the_stage() -> None:
+    """Without other spread the next stage takes what its slowest known trial takes; fresh brackets stay unknown."""
+    profile = replace(jobs.still("J1"), trial_cv=0.5)
+    stages = custom([(4, 1), (2, 3), (4, 1)])
+    rest = model(stages, profile, jobs.P3, 50, 0).rest(1, 2).paced(Paces((0.5, 2.0)))
+    deal = at(ladder(stages[1], profile, jobs.P3), 2)
+    gain = profile.gain(deal.gang, jobs.P3.accelerators)
+    assert rest.seconds(0, deal) == pytest.approx(3 * 40.0 * 2.0 / gain + 10.0)
+    assert rest.seconds(1, at(ladder(stages[2], profile, jobs.P3), 2)).std() > 0
+
+
+def test_survivors_are_some_of_those_whose_pace_is_known() -> None:
+    """In later stages each sampled run draws its survivors among the known trials, the later ones among the earlier."""
+    paces = Paces(tuple(float(k) for k in range(1, 10)))
+    three, one = paces.drawn(400, 3), paces.drawn(400, 1)
+    assert all(len(set(row)) == 3 for row in three.tolist())
+    assert (three == one).any(axis=1).all()
+    assert three.mean() == pytest.approx(5.0, abs=0.4)
+
+
+def test_knowing_that_the_survivors_are_quick_is_cheaper() -> None:
+    """With survivors known to be quick the rest is promised for less than with the spread of all trials."""
+    stages = custom([(32, 1), (10, 4), (3, 12)])
+    profile = replace(jobs.noisy("J1"), trial_cv=0.8)
+    rest = model(stages, profile, jobs.P3, 500, 0).rest(1, 8)
+    known = rest.paced(Paces((0.4,) * 10, 0.05))
+    plan = offer(rest, 0.95).scores[0].plan
+    left = float(np.quantile(score(rest, plan).seconds, 0.96))
+    blind, seeing = plan_again(rest, plan, left, 0.95), plan_again(known, plan, left, 0.95)
+    assert score(known, seeing.plan).cost < score(known, blind.plan).cost

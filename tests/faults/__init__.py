@@ -1,0 +1,1 @@
+"""What goes wrong in production, done to real servers over real sockets."""

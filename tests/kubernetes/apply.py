@@ -1,0 +1,27 @@
+"""Manifests, created as ``kubectl apply`` would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from unfold_placement.kubernetes.api import Api, Body, Refused
+
+PLURALS = {
+    "Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "Role": "roles",
+    "RoleBinding": "rolebindings", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
+    "Deployment": "deployments",
+}  # fmt: skip
+
+
+def apply(api: Api, documents: Iterable[Body]) -> None:
+    """Create some objects; what is there already stays."""
+    for document in documents:
+        group, _, version = document["apiVersion"].rpartition("/")
+        root = f"/apis/{group}/{version}" if group else f"/api/{version}"
+        space = document["metadata"].get("namespace")
+        place = f"{root}/namespaces/{space}" if space else root
+        try:
+            api.post(f"{place}/{PLURALS[document['kind']]}", document)
+        except Refused as refused:
+            if refused.reason != "AlreadyExists":
+                raise

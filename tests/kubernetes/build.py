@@ -1,0 +1,135 @@
+"""The programs of a Kubernetes control plane: built once from their Go modules, kept outside the checkout.
+
+``python -m tests.kubernetes.build`` prints the folder that holds them. Nothing here is shipped in the wheel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+VERSION = "1.36.3"
+STAGING = "0.36.3"
+NO_GO = "there is no Go on the path (https://go.dev/dl, or Debian: apt-get install golang)"
+ETCD_FROM = (3, 5)
+SERVERS = {
+    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+}
+ETCD = "go.etcd.io/etcd/server/v3"
+
+
+def place() -> Path:
+    """Return the folder of the programs: below UNFOLD_KUBERNETES, or below the user's cache."""
+    given = os.environ.get("UNFOLD_KUBERNETES")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(given) if given else cache / "unfoldkit" / "kubernetes") / VERSION
+
+
+def found() -> dict[str, Path]:
+    """Return the programs that are there, by name."""
+    names = {name: place() / name for name in (*SERVERS, "etcd")}
+    there = {name: path for name, path in names.items() if os.access(path, os.X_OK)}
+    installed = shutil.which("etcd")
+    if "etcd" not in there and installed and _etcd_version(installed) >= ETCD_FROM:
+        there["etcd"] = Path(installed)
+    return there
+
+
+def missing() -> list[str]:
+    """Return the names of the programs that are not there."""
+    return [name for name in (*SERVERS, "etcd") if name not in found()]
+
+
+def build() -> Path:
+    """Build what is missing; a build that was stopped leaves nothing half written.
+
+    Raises:
+        RuntimeError: if there is no Go, or Go fails; holds what Go said.
+    """
+    names = missing()
+    if names:
+        with tempfile.TemporaryDirectory(prefix="control-plane-") as folder:
+            _write_module(Path(folder))
+            for name in names:
+                _build_one(Path(folder), name)
+    return place()
+
+
+def _build_one(folder: Path, name: str) -> None:
+    """Build one program and move it, whole, into its place."""
+    place().mkdir(parents=True, exist_ok=True)
+    partial = place() / f".{name}.{os.getpid()}"
+    words = ["build", "-mod=mod", "-trimpath", "-buildvcs=false", "-ldflags", _flags(name), "-o", str(partial)]
+    _go(folder, *words, SERVERS.get(name, ETCD))
+    partial.replace(place() / name)
+
+
+def _flags(name: str) -> str:
+    """Return the linker's flags: no symbols, and the version that clients are told, as upstream sets it."""
+    if name == "etcd":
+        return "-s -w"
+    major, minor, _ = VERSION.split(".")
+    told = {"gitVersion": f"v{VERSION}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    # both packages carry the version: the servers' own, and the client's user agent
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return "-s -w " + " ".join(f"-X {package}.{key}={value}" for package in packages for key, value in told.items())
+
+
+def _write_module(folder: Path) -> None:
+    """Write a module that requires Kubernetes, with the replacements that Kubernetes keeps to itself."""
+    (folder / "go.mod").write_text("module unfoldkit/controlplane\n", encoding="utf-8")
+    told = json.loads(_go(folder, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
+    theirs = Path(told["GoMod"]).read_text("utf-8")
+    (folder / "go.mod").write_text(_module(theirs), encoding="utf-8")
+
+
+def _module(theirs: str) -> str:
+    """Return our ``go.mod``, from that of Kubernetes: replacements in a dependency's file do not count."""
+    go = re.search(r"^go (\S+)", theirs, re.MULTILINE)
+    etcd = re.search(rf"^\s*{re.escape(ETCD)} (v\S+)", theirs, re.MULTILINE)
+    if go is None or etcd is None:
+        raise RuntimeError(f"the go.mod of k8s.io/kubernetes {VERSION} has no go line or no {ETCD}")
+    staging = re.findall(r"^\s*(?:replace )?(k8s\.io/\S+) => \./staging/", theirs, re.MULTILINE)
+    lines = ["module unfoldkit/controlplane", f"go {go[1]}"]
+    lines += [f"require k8s.io/kubernetes v{VERSION}", f"require {ETCD} {etcd[1]}"]
+    lines += [f"replace {name} => {name} v{STAGING}" for name in staging]
+    return "\n".join(lines) + "\n"
+
+
+def _go(folder: Path, *words: str) -> str:
+    """Run Go in a folder and return what it printed."""
+    program = shutil.which("go")
+    if program is None:
+        raise RuntimeError(NO_GO)
+    surroundings = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": os.environ.get("GOFLAGS", "-p=2")}
+    done = subprocess.run([program, *words], cwd=folder, env=surroundings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"go {words[0]} ended with {done.returncode}: {done.stderr.strip()[-4000:]}")
+    return done.stdout
+
+
+def _etcd_version(program: str) -> tuple[int, ...]:
+    """Return the version of an installed etcd, (0,) if it does not tell."""
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
+    number = re.search(r"etcd Version: (\d+)\.(\d+)", told)
+    return tuple(map(int, number.groups())) if number else (0,)
+
+
+def main() -> int:
+    """Build what is missing and print the folder; 69 where there is no Go to build it with."""
+    if missing() and shutil.which("go") is None:
+        print(f"{NO_GO}; not built: {', '.join(missing())}")
+        return 69
+    print(build())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
