@@ -228,6 +228,8 @@ def native_pairs(count: int) -> Row:
 @contextlib.contextmanager
 def served(address: str, name: str, policy: Any) -> Iterator[None]:
     """Serve a policy by the command, until the block ends."""
+    from unfold_placement import ray as unfold
+
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "spec.yaml"
         spec.write_text(json.dumps({**SPEC, "name": name, "policy": policy, "cluster": {"ray": address}}), "utf-8")
@@ -236,6 +238,7 @@ def served(address: str, name: str, policy: Any) -> Iterator[None]:
             try:
                 yield
             finally:
+                unfold.close(name)
                 process.terminate()
                 process.wait(30)
 

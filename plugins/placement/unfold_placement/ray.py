@@ -58,6 +58,11 @@ def submit(
     return _client(policy, _job()).submit(task, function, *args, **kwargs)
 
 
+def close(policy: str) -> None:
+    """End what this process waits for under a policy; call it before ``ray.shutdown``. At exit it happens by itself."""
+    _client(policy, _job()).close()
+
+
 @functools.cache
 def _client(policy: str, _job: str) -> Client:
     return client_of(steward_of(policy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import inspect
@@ -165,6 +166,8 @@ def client_of(steward: Any) -> Client:
     """Return this process's client of a steward."""
     made = Client(steward)
     made.begin()
+    # Ray ends a process whose threads still ask for something once it has shut down, which it does at exit
+    atexit.register(made.close)
     return made
 
 
