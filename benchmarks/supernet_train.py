@@ -45,23 +45,42 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     need("torch", "torch")
     epochs = 1 if quick else None
     rows = [row for one in range(seed, seed + (1 if quick else 3)) for row in _compared(data, one, epochs)]
-    by_net = {net: [row for row in rows if row["net"] == net] for net in dict.fromkeys(row["net"] for row in rows)}
-    names = list(dict.fromkeys(row["net"] for row in rows if row["alone"] is not None))
-    places = dict(zip(PLACES, names, strict=True))
-    means = [fmean(row["family"] for row in found) for found in by_net.values()]
-    first = {name: found[0] for name, found in by_net.items()}
+    places = _places(rows)
     converged = {place: _converged(data, seed, name, epochs) for place, name in places.items()}
     shrunk, shrinking = _shrunk(data, seed, epochs)
     patient = [row for recipe in ("recipe", "plain") for row in _inter_patient(data, seed, epochs, recipe)]
+    return summary(rows, converged, shrunk, shrinking, patient)
+
+
+def summary(
+    rows: list[dict[str, Any]],
+    converged: dict[str, float],
+    shrunk: dict[str, float],
+    shrinking: float,
+    patient: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what was measured as metrics and tables.
+
+    Args:
+        rows: Of every net of every seed, the first seed first.
+        converged: Accuracy alone after long training, by place.
+        shrunk: Accuracy after progressive shrinking, by net.
+        shrinking: Its processor seconds.
+        patient: Nets between patients, of the recipe and of the plain one.
+    """
+    by_net = {net: [row for row in rows if row["net"] == net] for net in dict.fromkeys(row["net"] for row in rows)}
+    places = _places(rows)
+    means = [fmean(row["family"] for row in found) for found in by_net.values()]
+    first = {name: found[0] for name, found in by_net.items()}
     of_recipe = {recipe: [row for row in patient if row["recipe"] == recipe] for recipe in ("recipe", "plain")}
     metrics = {
-        "seconds": max(row["seconds"] for row in rows),
+        "seconds": max(row["processor_seconds"] for row in rows),
         "front_points": min(row["front_points"] for row in rows),
         "accuracy_min": min(means),
         "accuracy_max": max(means),
         **{f"sharing_cost_{at}_points": fmean(row["cost_points"] for row in by_net[net]) for at, net in places.items()},
         **{f"converged_cost_{at}_points": converged[at] - first[net]["family"] for at, net in places.items()},
-        "compound_time_ratio": first[names[0]]["processor_seconds"] / shrinking,
+        "compound_time_ratio": rows[0]["processor_seconds"] / shrinking,
         "shrinking_points": fmean(first[name]["family"] - shrunk[name] for name in first),
         **{
             f"inter_patient_{what}_{end.__name__}": end(row[what] for row in of_recipe["recipe"])
@@ -82,8 +101,15 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     return {"metrics": metrics, "tables": tables, "aims": AIMS, "notes": _notes()}
 
 
+def _places(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the nets that were trained alone too, by place."""
+    names = list(dict.fromkeys(row["net"] for row in rows if row["alone"] is not None))
+    return dict(zip(PLACES, names, strict=True))
+
+
 def _notes() -> list[str]:
     return [
+        "seconds: of the processor, on one thread, the longest of the seeds.",
         f"Cost at convergence: a net alone for {LONGER}x the epochs against the family's, first seed.",
         "compound_time_ratio: processor seconds of the compound list against shrinking by the published proportions.",
         "There the largest net trains as long as ours, depth and width 150/180 of it each, all nets in the lists.",

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 
-from unfold_supernet.nets import family, learn, net, phases, sorting  # noqa: E402
+from unfold_supernet.nets import family, learn, net, phases, sorting, store  # noqa: E402
 from unfold_supernet.nets.data import load  # noqa: E402
 from unfold_supernet.nets.space import Space, space_of  # noqa: E402
 from unfold_supernet.spec import SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
+from unfold_supernet.train import train  # noqa: E402
 from unfoldkit.api import Run, RunDir  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
 from unfoldkit.spec.loader import parse  # noqa: E402
@@ -117,3 +118,29 @@ def test_moved_inputs_keep_what_stays_inside(shift: int, seed: int, flat: bool) 
     assert torch.equal(moved.flatten(1).sum(1), torch.ones(5))
     for before, after in zip(x, moved, strict=True):
         assert ((before.nonzero() - after.nonzero()).abs() <= shift).all()
+
+
+LARGE = """
+version: 1
+kind: supernet
+name: t
+data: {source: digits}
+space:
+  stages: [{width: 4}, {width: 8}]
+  expand: [0.5, 1]
+  depth: [1, 2]
+  coupling: independent
+  scope: stage
+  search: {above: 8, measured: 10, points: 3, population: 8, generations: 2}
+training: {epochs: 2, batch: 256, rule: sandwich, alone: false, calibrate: 256}
+"""
+
+
+def test_a_large_space_is_trained_by_sandwich_and_searched(tmp_path: Path) -> None:
+    """Of a space above the limit, the family holds the nets that a search found, with the largest."""
+    spec = validate(SupernetSpec, parse(LARGE, "t.yaml"))
+    report = train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    held = store.read_family(RunDir(tmp_path)).space
+    assert 2 <= len(held.subnets) <= 3
+    assert held.largest in held.subnets
+    assert dict(report.lines)["search"].startswith("16 nets, ")

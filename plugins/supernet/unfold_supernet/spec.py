@@ -10,6 +10,8 @@ from pydantic import Field
 from unfoldkit.api import Bandwidth, Bytes, Duration, Fraction, Frequency, Model, Problem, Spec
 
 KIB = 1024
+MOST = 300_000
+"""Nets of a space: a search looks at each of them."""
 Preset = Literal[
     "zcu104", "alveo-u50", "weight-stationary", "output-stationary", "row-stationary", "dpu-zcu104"
 ]  # fmt: skip
@@ -98,6 +100,21 @@ Depth = Annotated[int, Field(ge=1, le=64)]
 Edge = Annotated[int, Field(ge=1, le=15)]
 
 
+class SearchSpec(Model):
+    """How members of a large space are found: some are measured, a predictor learns from them, evolution asks it."""
+
+    above: Annotated[int, Field(ge=2, le=4096)] = Field(
+        default=64, description="nets from which on a space is searched"
+    )
+    measured: Annotated[int, Field(ge=10, le=10_000)] = Field(default=100, description="nets, for the predictor")
+    held: Annotated[Fraction, Field(gt=0, lt=1)] = Field(
+        default=0.15, description="of the training rows, to measure on"
+    )
+    points: Annotated[int, Field(ge=2, le=64)] = Field(default=8, description="limits of work, a member for each")
+    population: Annotated[int, Field(ge=4, le=10_000)] = 100
+    generations: Annotated[int, Field(ge=1, le=10_000)] = 30
+
+
 class SpaceSpec(Model):
     """What the members of the family may differ in."""
 
@@ -119,6 +136,7 @@ class SpaceSpec(Model):
     scope: Literal["net", "stage"] = Field(
         default="net", description="an entry of the lists holds for the whole net, or every stage takes its own"
     )
+    search: SearchSpec = SearchSpec()
     coupling: Literal["compound", "independent"] = Field(
         default="compound", description="the lists go together entry by entry, or every combination"
     )
@@ -201,6 +219,7 @@ class SupernetSpec(Spec):
             yield from _space_problems(self.space)
             yield from _data_problems(self.data, self.space)
             yield from _training_problems(self.training, self.space)
+            yield from _count_problems(self.space)
         if self.accelerator is not None:
             yield from _accelerator_problems(self.accelerator)
 
@@ -218,6 +237,14 @@ def _space_problems(space: SpaceSpec) -> Iterable[Problem]:
     if space.coupling == "compound" and len(lengths) > 1:
         hint = "equally long lists, or coupling: independent"
         yield Problem(("space", "coupling"), "the lists do not go together entry by entry", hint=hint)
+
+
+def _count_problems(given: SpaceSpec) -> Iterable[Problem]:
+    from unfold_supernet.nets.space import count
+
+    if count(given) > MOST:
+        hint = f"coarser lists, coupling: compound, or scope: net; at most {MOST:,}"
+        yield Problem(("space",), f"a space of {count(given):,} nets", hint=hint)
 
 
 def _training_problems(training: TrainingSpec, space: SpaceSpec) -> Iterable[Problem]:

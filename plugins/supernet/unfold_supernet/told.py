@@ -14,8 +14,10 @@ from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, V
 if TYPE_CHECKING:
     from unfold_supernet.nets.data import Data
     from unfold_supernet.nets.measure import Switching
+    from unfold_supernet.nets.search import Searched
 
 MICRO = 1e6
+MANY = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Told:
     switching: Switching
     steps: dict[str, int]
     seconds: float
+    searched: Searched | None = None
 
     @property
     def front(self) -> list[str]:
@@ -208,12 +211,30 @@ def _figure(told: Told) -> Figure:
 
 def _lines(told: Told) -> list[tuple[str, str]]:
     switch = told.switching
-    counts = " · ".join(f"{name} {count:,}" for name, count in told.steps.items())
+    counts = _steps(told.steps)
     family = f"{switch.bytes / 1e3:.0f} kB with statistics against {switch.separate / 1e3:.0f} kB of separate nets"
     return [
+        *_search(told.searched),
         ("front", f"{' < '.join(told.front)}: each surely more accurate than the one before it (95 %, paired)"),
         ("steps", counts),
         ("switch", "every subnet is bound to views of the shared weights once; a switch is to look it up"),
         ("memory", family),
         ("files", "family/ holds weights and statistics, subnets/ each net alone (safetensors, ONNX)"),
     ]
+
+
+def _steps(steps: dict[str, int]) -> str:
+    """Return the steps by subnet; of many, the least, the median and the most."""
+    if len(steps) <= MANY:
+        return " · ".join(f"{name} {count:,}" for name, count in steps.items())
+    ordered = sorted(steps.values())
+    return f"{ordered[0]:,} at least, {ordered[len(ordered) // 2]:,} in the middle, {ordered[-1]:,} at most a net"
+
+
+def _search(found: Searched | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    told = (
+        f"{found.count:,} nets, {found.measured:,} measured on rows held back; the predictor's ranks: {found.rank:.2f}"
+    )
+    return [("search", told)]

@@ -19,14 +19,16 @@ def train(spec: SupernetSpec, run: Run) -> Report:
     need_torch()
     if spec.space is None or spec.data is None:
         raise fail("this family is known by its layers only", key="family", hint="unfold plan; or write space and data")
-    from unfold_supernet.nets import family, measure, stages, store
+    from unfold_supernet.nets import family, measure, search, stages, store
     from unfold_supernet.nets.data import load
-    from unfold_supernet.nets.space import macs
+    from unfold_supernet.nets.space import count, macs
     from unfold_supernet.serving import pairs
     from unfold_supernet.serving.policies import served
     from unfold_supernet.told import Alone, Told, facts, report
 
     data = load(spec.data, run)
+    if count(spec.space) > spec.space.search.above:
+        data = search.apart(data, spec.space.search, run.seed)
     trained = family.train_family(spec, data, run)
     net = trained.net
     said = family.answered(net, data)
@@ -42,7 +44,18 @@ def train(spec: SupernetSpec, run: Run) -> Report:
         run.directory.write(f"subnets/{name}.safetensors", store.state_bytes(module))
         run.directory.write(f"subnets/{name}.onnx", store.onnx_bytes(net.space, module))
         run.directory.write(f"stages/{name}.onnx", stages.rows_onnx(net.space, module))
-    told = Told(spec, data, net.space, found, times, alone, measure.switching(net), trained.steps, trained.seconds)
+    told = Told(
+        spec,
+        data,
+        net.space,
+        found,
+        times,
+        alone,
+        measure.switching(net),
+        trained.steps,
+        trained.seconds,
+        trained.searched,
+    )
     run.directory.write(ANSWERS, pairs.packed(said))
     known = facts(told)
     run.directory.write(FRONT, (json.dumps(known) + "\n").encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,10 @@ RR_MOST = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Inputs (n, channels, *size), numbers that join at the head (n, extra), labels and their names, rows by use."""
+    """Inputs (n, channels, *size), numbers that join at the head (n, extra), labels and their names, rows by use.
+
+    ``held`` are rows kept back from training to choose nets by.
+    """
 
     x: Numbers
     extra: Numbers
@@ -32,6 +35,7 @@ class Data:
     test: Ints
     digest: str
     about: str
+    held: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def load(given: DataSpec, run: Run) -> Data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from unfold_supernet.nets.learn import State, learn
 from unfold_supernet.nets.measure import answers, confident
 from unfold_supernet.nets.net import Statistics, Supernet, Weights, bind, calibrate, initial
 from unfold_supernet.nets.phases import epochs, phases
+from unfold_supernet.nets.search import Searched, search
 from unfold_supernet.nets.space import Space, Subnet, macs, space_of
 from unfold_supernet.serving.pairs import Answered
 from unfold_supernet.spec import SupernetSpec
@@ -31,6 +32,7 @@ class Trained:
     net: Supernet
     steps: dict[str, int]
     seconds: float
+    searched: Searched | None = None
 
 
 def space(spec: SupernetSpec, data: Data) -> Space:
@@ -51,9 +53,24 @@ def train_family(spec: SupernetSpec, data: Data, run: Run) -> Trained:
     whole, made_from = space(spec, data), mark(spec, data, run.seed)
     began = run.clock()
     found = train(spec, whole, whole.subnets, data, run, made_from, store.CHECKPOINT)
+    searched = _searched(spec, whole, found.weights, data, run)
+    members = whole if searched is None else replace(whole, subnets=searched.nets)
     if not run.directory.has(SPACE, made_from=made_from):
-        store.keep_family(run.directory, whole, found.weights, norms(spec, whole, found.weights, data), made_from)
-    return Trained(store.read_family(run.directory), found.steps, run.clock() - began)
+        store.keep_family(run.directory, members, found.weights, norms(spec, members, found.weights, data), made_from)
+    return Trained(store.read_family(run.directory), found.steps, run.clock() - began, searched)
+
+
+def _searched(spec: SupernetSpec, whole: Space, weights: Weights, data: Data, run: Run) -> Searched | None:
+    """Return the members that a search finds in a large space, or nothing: then all are."""
+    if not len(data.held):
+        return None
+
+    def measure(subnet: Subnet) -> float:
+        bound = bind(whole, weights, subnet, own_norms(spec, whole, weights, data, subnet))
+        return float((answers(bound, data, data.held) == data.y[data.held]).mean() * 100)
+
+    assert spec.space is not None  # noqa: S101 - the spec was validated
+    return search(whole, spec.space.search, measure, run.seed)
 
 
 def train(

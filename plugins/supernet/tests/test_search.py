@@ -1,0 +1,86 @@
+"""Laws of the search in spaces too large to measure whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unfold_supernet.nets.search import features, search
+from unfold_supernet.nets.space import Space, Subnet, count, macs, space_of
+from unfold_supernet.spec import SearchSpec, SpaceSpec
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+STAGES = ({"width": 16}, {"width": 32}, {"width": 64})
+GIVEN = SearchSpec(measured=80, points=6, population=40, generations=10)
+
+
+def large() -> Space:
+    """Return a space in which every stage takes one of eight entries."""
+    lists = {"expand": (0.25, 0.5, 0.75, 1.0), "depth": (1, 2), "coupling": "independent", "scope": "stage"}
+    return space_of(SpaceSpec.model_validate({"stages": STAGES, **lists}), 1, (16, 16), 0, 10)
+
+
+def accuracy(one: Subnet, seed: int) -> float:
+    """Return an accuracy to which each stage adds by its own weight, and a little that no feature explains."""
+    weights = np.random.default_rng(seed).random((2, 3))
+    noise = np.random.default_rng([seed, hash(one) % 2**32]).normal(0, 0.05)
+    return 80 + float(weights[0] @ np.sqrt(one.expand) * 4 + weights[1] @ np.log2(np.add(one.depth, 1)) * 3 + noise)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 1000))
+def test_the_search_finds_nearly_the_best(seed: int) -> None:
+    """Nets rise in work from the smallest to the largest; each is nearly as accurate as the best of its limit."""
+    space = large()
+    found = search(space, GIVEN, lambda one: accuracy(one, seed), seed)
+    work = {one: macs(space, one) for one in space.subnets}
+    assert found.count == 8**3
+    assert found.measured < 8**3 / 2
+    costs = [work[one] for one in found.nets]
+    assert costs == sorted(costs)
+    assert (costs[0], costs[-1]) == (min(work.values()), max(work.values()))
+    assert found.rank > 0.8
+    for one in found.nets[1:-1]:
+        best = max(accuracy(other, seed) for other in space.subnets if work[other] <= work[one])
+        assert accuracy(one, seed) > best - 1.0
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    """A search is a function of its seed."""
+    one, other = (search(large(), GIVEN, lambda net: accuracy(net, 1), 7) for _ in range(2))
+    assert one == other
+
+
+def test_features_tell_nets_apart() -> None:
+    """Each feature is zero or one, a net has one for each choice, and no two nets have the same."""
+    space = large()
+    table = features(space, space.subnets)
+    assert set(np.unique(table)) == {0.0, 1.0}
+    assert set(table.sum(1)) == {3 * 3 + 1}
+    assert len(np.unique(table, axis=0)) == len(space.subnets)
+
+
+@pytest.mark.parametrize("scope", ["net", "stage"])
+@pytest.mark.parametrize("coupling", ["compound", "independent"])
+def test_what_is_counted_is_enumerated(scope: str, coupling: str) -> None:
+    """The count of a space, made without enumerating it, is that of its nets."""
+    lists = {"expand": (0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "resolution": (1.0, 0.5)}
+    given_ = SpaceSpec.model_validate({"stages": STAGES, **lists, "scope": scope, "coupling": coupling})
+    assert len(space_of(given_, 1, (16, 16), 0, 10).subnets) == count(given_)
+
+
+def test_a_boundless_space_is_refused() -> None:
+    """A space of more nets than can be looked at is told with its size."""
+    from unfold_supernet.spec import SupernetSpec
+    from unfoldkit.api import UnfoldError
+
+    text = (
+        "version: 1\nkind: supernet\nname: t\ndata: {source: digits}\nspace:\n"
+        "  stages: [{width: 8}, {width: 8}, {width: 8}, {width: 8}, {width: 8}, {width: 8}, {width: 8}, {width: 8}]\n"
+        "  expand: [0.25, 0.5, 1]\n  depth: [1, 2]\n  coupling: independent\n  scope: stage\n"
+    )
+    with pytest.raises(UnfoldError, match="1,679,616"):
+        validate(SupernetSpec, parse(text, "t.yaml"))
