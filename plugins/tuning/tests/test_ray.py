@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +126,7 @@ group = os.getpgrp()
 profile(spec, run)
 report = train(spec, run)
 assert os.getpgrp() == group, "moved out of its process group: Ctrl-C would not reach it"
-time.sleep(25)
+time.sleep(70)
 print("alive", report.verdict.value)
 """
 SPEC = """
@@ -152,76 +145,6 @@ def test_a_process_outlives_the_heads_that_it_had(tmp_path: Path) -> None:
     """Profile, then train, in one process that lives on for longer than Ray waits for a head that is gone."""
     (tmp_path / "t.yaml").write_text(SPEC)
     command = [sys.executable, "-c", TWICE, str(tmp_path / "t.yaml"), str(tmp_path / "run")]
-    # 60 s by default, which is when a process that still asks for a head is ended
-    environment = {**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    # after 60 s a process that still asks for a head is ended
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
     assert (ended.returncode, ended.stdout.strip()) == (0, "alive yes"), ended.stderr[-3000:]
-
-
-GIVEN = (
-    SPEC.replace("min_iters: 2, max_iters: 6", "min_iters: 20, max_iters: 40")
-    + "profile: {iteration: {mean: 50 ms}, provision: {mean: 0 s}, startup: {mean: 20 s}, sync: {mean: 0 s}}\n"
-)
-
-
-def test_a_driver_that_is_killed_leaves_no_raylet_and_goes_on(tmp_path: Path) -> None:
-    """After kill -9 Ray's processes end by themselves; the same command goes on and finds the winner of a quiet run."""
-    (tmp_path / "t.yaml").write_text(GIVEN)
-    words = ["train", str(tmp_path / "t.yaml"), "--engine", "ray", "--allow-code", "--run"]
-    command = [sys.executable, "-m", "unfoldkit", *words]
-    with subprocess.Popen([*command, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
-        wait_until(lambda: driver.poll() is not None or ran(tmp_path) >= 5)
-        driver.send_signal(signal.SIGKILL)
-    before = ran(tmp_path)
-    assert 5 <= before < 3 * 20 + 20, "it was killed in the middle"
-    wait_until(lambda: not raylets_of(tmp_path / "run"))
-    covered = {f"{json.loads(config)['ceiling']:.9f}": iters for config, iters in rows_of(tmp_path / "run", TRIALS)}
-    ended = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    counts = Counter((tmp_path / "log").read_text().splitlines())
-    assert len(counts) == 3 * 20 + 20
-    # a worker may go on for a moment after its driver: what nobody has noted is run again, and nothing else
-    again = [line.split() for line, count in counts.items() if count > 1]
-    assert all(int(step) >= covered[ceiling] for ceiling, step in again)
-    assert len({ceiling for ceiling, _ in again}) <= 1
-    quiet = subprocess.run([*command[:6], "local", *command[7:], str(tmp_path / "quiet")], check=False)
-    assert quiet.returncode == 0
-    assert winner(tmp_path / "run") == winner(tmp_path / "quiet")
-    assert not raylets_of(tmp_path / "run")
-
-
-TRIALS = "SELECT config, iters FROM trials"
-
-
-def wait_until(there: Callable[[], bool]) -> None:
-    """Wait until something is so, as long as a slow machine may take."""
-    began = time.monotonic()
-    while not there():
-        assert time.monotonic() - began < 200
-        time.sleep(0.05)
-
-
-def ran(folder: Path) -> int:
-    """Return how many iterations have begun."""
-    return len((folder / "log").read_text().splitlines()) if (folder / "log").exists() else 0
-
-
-def winner(run: Path) -> Any:
-    """Return the file of the best trial."""
-    return json.loads((run / "winner.json").read_text())
-
-
-def rows_of(run: Path, text: str) -> list[Any]:
-    """Return rows of a run's ledger."""
-    with closing(sqlite3.connect(run / "ledger.sqlite")) as base:
-        return base.execute(text).fetchall()
-
-
-def raylets_of(run: Path) -> list[str]:
-    """Return the processes of this machine that name a node of a run's ledger."""
-    nodes = [row[0] for row in rows_of(run, "SELECT id FROM nodes")]
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            found.append(path.read_bytes().decode(errors="replace"))
-    return [text for text in found if any(f"unfold-{node}" in text for node in nodes)]
