@@ -51,7 +51,8 @@ class Bindings:
             with contextlib.suppress(UnfoldError, Refused):
                 for change in self.api.watch(self.path, version):
                     version = change.item["metadata"]["resourceVersion"]
-                    self._take(change.kind, change.item)
+                    if change.kind != "BOOKMARK":
+                        self._take(change.kind, change.item)
             version = "" if self.api.closed else self._again()
 
     def _again(self) -> str:

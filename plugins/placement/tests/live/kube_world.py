@@ -20,7 +20,7 @@ from unfold_placement.kubernetes.pods import POLICY, STARTED
 from unfold_placement.kubernetes.words import DOMAIN, UNITS, Body, Scope, task_of
 from unfold_placement.live.loop import Live
 
-PACE = 0.5
+PACE = 0.6
 
 
 @dataclass(slots=True)
