@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -84,10 +85,14 @@ def cluster() -> Iterator[str]:
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    # Ray's workers are polite by default: beside other programs that would measure those
+    os.environ.update(RAY_worker_niceness="0", RAY_USAGE_STATS_ENABLED="0")
+    made = Cluster()
     try:
-        for _ in range(NODES - 1):
-            made.add_node(**NODE)
+        while len(made.list_all_nodes()) < NODES:
+            # a busy machine may take longer than Ray waits for a node
+            with contextlib.suppress(Exception):
+                made.add_node(**NODE, include_dashboard=False)
         ray.init(address=made.address, namespace="unfold", log_to_driver=False, logging_level="error")
         yield str(made.address)
     finally:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 SCHEMA = "unfoldkit.report/1"
 Cell = str | int | float | bool | None
-SeriesStyle = Literal["line", "steps", "points", "bars"]
+SeriesStyle = Literal["line", "steps", "points", "bars", "segments"]
 
 
 class Verdict(StrEnum):
@@ -53,7 +53,10 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One set of points of a figure; ``x`` and ``y`` have equal length."""
+    """One set of points of a figure; ``x`` and ``y`` have equal length.
+
+    Of ``segments`` the points are pairs, each drawn by itself: level ones thick, as the bars of a time table.
+    """
 
     name: str
     x: tuple[float, ...]

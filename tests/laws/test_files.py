@@ -101,7 +101,7 @@ def tables(draw: st.DrawFn) -> Table:
 def series(draw: st.DrawFn) -> Series:
     """Draw a series of as many x as y."""
     points = draw(st.lists(st.tuples(st.floats(), st.floats()), max_size=4))
-    style: SeriesStyle = draw(st.sampled_from(["line", "steps", "points", "bars"]))
+    style: SeriesStyle = draw(st.sampled_from(["line", "steps", "points", "bars", "segments"]))
     return Series(draw(SHORT), tuple(x for x, _ in points), tuple(y for _, y in points), style)
 
 

@@ -52,7 +52,7 @@ class Trained:
 
 
 def unfold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([*COMMAND, *words], cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 
 def loaded_of(folder: Path) -> Loaded:

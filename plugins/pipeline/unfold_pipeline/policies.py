@@ -22,7 +22,7 @@ from unfold_pipeline.sample import Sample, Visits
 from unfoldkit.arrivals import envelope
 
 Rates = NDArray[np.float64]
-FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 33))
+FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 17))
 STEADY_S = 15.0
 LOOK_BACK_S = 30
 STEP_S = 5

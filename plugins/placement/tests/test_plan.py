@@ -142,6 +142,17 @@ def test_tasks_can_be_read_and_made(tmp_path: Path) -> None:
         assert plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1))).verdict is Verdict.YES
 
 
+def test_an_installed_policy_is_known_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another distribution offers is used by its name, without leave to run code that a spec names."""
+    made = tmp_path / "site" / "waits-1.dist-info"
+    made.mkdir(parents=True)
+    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: waits\nVersion: 1\n", "utf-8")
+    offered = f"[unfoldkit.placement]\nwaits = {Hold.__module__}:Hold\n"
+    (made / "entry_points.txt").write_text(offered, "utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert answer(tmp_path, "{own: {policy: waits, options: {word: y}}}").verdict is Verdict.YES
+
+
 def test_a_composition_that_never_holds_is_told_with_its_line(tmp_path: Path) -> None:
     """The error of a refused composition names the file and the line of the policy."""
     spec = tmp_path / "wide.yaml"

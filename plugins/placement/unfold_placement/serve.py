@@ -51,13 +51,16 @@ class Worker:
     @property
     def well(self) -> bool:
         """Whether the thread is there and has not failed."""
-        return self.thread is not None and self.thread.is_alive() and not self.failed
+        return self.thread is not None and self.thread.is_alive() and (not self.failed or self.live.hands is not None)
 
     def _control(self) -> None:
-        try:
-            run(self.live, self.stopped.is_set, self.stopped.wait)
-        except UnfoldError as error:
-            self.failed = str(error)
+        # a cluster that does not answer may answer again; until then nobody is told that all is well
+        while not self.stopped.is_set():
+            try:
+                run(self.live, self.stopped.is_set, self.stopped.wait)
+            except UnfoldError as error:
+                self.failed = str(error)
+                self.stopped.wait(1.0)
 
     def _submit(self) -> None:
         began = time.monotonic()

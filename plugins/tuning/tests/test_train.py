@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -102,7 +103,8 @@ def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
     again = trained(tmp_path)
     assert (tmp_path / "log").read_text() == lines
     assert nodes(tmp_path) == lives
-    assert again.metrics["best_accuracy"] == first.metrics["best_accuracy"]
+    for name in ("best_accuracy", "wall_s", "cost_usd"):
+        assert again.metrics[name] == first.metrics[name]
 
 
 def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
@@ -112,6 +114,17 @@ def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
     assert report.metrics["lost_nodes"].value == 1
     ran = Counter((tmp_path / "log").read_text().splitlines())
     assert sum(count - 1 for count in ran.values()) == 0
+
+
+def test_bars_show_who_ran_where(tmp_path: Path) -> None:
+    """The picture of a run has a bar for each accelerator of each trial's part, and no two in a lane overlap."""
+    figure = next(item for item in trained(tmp_path).figures if item.name == "gantt")
+    bars = sorted(
+        (series.y[at], series.x[at], series.x[at + 1]) for series in figure.series for at in range(0, len(series.x), 2)
+    )
+    assert len(bars) == 6 + 2 + 1
+    for (lane, _, ended), (other, began, _) in itertools.pairwise(bars):
+        assert lane != other or began >= ended - 1e-6
 
 
 def test_the_winner_is_left_for_others(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ class Executor:
         plan, stopped, began = self.task.plan, "", 0.0
         done = {stage for stage, *_ in self.ledger.stages()}
         try:
-            self.cluster.open()
+            if len(done) < len(self.task.stages):
+                self.cluster.open()
             began = self.ledger.fact("began", self.task.wall())
             for index, stage in enumerate(self.task.stages):
                 if index in done:
@@ -105,12 +106,16 @@ class Executor:
         except OverBudget as error:
             stopped = str(error)
         finally:
-            # the job is over; what giving nodes back takes is in the bill
-            ended = self.task.wall()
+            ended = self._ended()
             self.cluster.close()
         return Outcome(
             self._winner(), began, ended, self.ledger.spent(), stopped, plan, tuple(self.notes), len(self.lost)
         )
+
+    def _ended(self) -> float:
+        """When the last stage ended, or now; what giving nodes back takes is in the bill only."""
+        ends = [ended for _, _, ended, _ in self.ledger.stages()]
+        return ends[-1] if len(ends) == len(self.task.stages) else self.task.wall()
 
     def _stored(self, index: int, plan: Plan, began: float) -> Plan:
         """The plan from a stage on; made again where a deadline or a limit is another than it was made for."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from unfold_tuning.executor import Outcome, Task
+from unfold_tuning.figures import curves, gantt
 from unfold_tuning.ledger import Ledger
 from unfold_tuning.score import Score
 from unfold_tuning.spec import TuningSpec
 from unfold_tuning.words import counted, dollars, span
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
 COLUMNS = (
     Column("stage"),
@@ -36,7 +37,7 @@ def report(spec: TuningSpec, task: Task, ledger: Ledger, outcome: Outcome, guess
         subtitle=(counted(len(task.stages), "stage"), counted(len(ledger.trials()), "trial"), task.machine.name),
         metrics=_metrics(spec, ledger, outcome, guess, metric),
         tables=(_stages(task, ledger, outcome, guess),),
-        figures=(_gantt(ledger, outcome), _curves(ledger)),
+        figures=(gantt(task, ledger, outcome), curves(ledger)),
         lines=tuple(_lines(outcome)),
         next=f"unfold report runs/{spec.name} --out report.html" if good else "",
         provenance={"plan": [[deal.instances, deal.gang] for deal in task.plan]},
@@ -98,24 +99,3 @@ def _lines(outcome: Outcome) -> Iterable[tuple[str, str]]:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _gantt(ledger: Ledger, outcome: Outcome) -> Figure:
-    nodes = {life.id: float(index + 1) for index, life in enumerate(ledger.lives())}
-    series = tuple(
-        Series(f"trial {trial}", (began - outcome.began, ended - outcome.began), (nodes[node], nodes[node]))
-        for _, trial, node, began, ended in ledger.parts()
-        if ended is not None
-    )
-    return Figure("gantt", "Trials on nodes", "seconds", "node", series, timed=True)
-
-
-def _curves(ledger: Ledger) -> Figure:
-    curves: dict[int, list[tuple[int, float]]] = {}
-    for trial, iters, metric, _, _ in ledger.steps():
-        curves.setdefault(trial, []).append((iters, metric))
-    series = tuple(
-        Series(f"trial {trial}", tuple(float(i) for i, _ in points), tuple(m for _, m in points))
-        for trial, points in curves.items()
-    )
-    return Figure("learning", "Learning curves", "iterations", "metric", series)

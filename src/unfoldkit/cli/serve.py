@@ -52,23 +52,21 @@ class Serving:
 
     def _serve(self, number: int, beat: Beat) -> int:
         loaded = _load(self.request, self.stdin)
+        service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
+        if not service.many:
+            raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
+        keep = service.app.share(self.folder)  # type: ignore[attr-defined]
+
+        def both() -> None:
+            keep()
+            beat()
+
+        # not before all is ready: the kernel would hand connections to a process that does not hear them yet
         with listen(self.address, many=True) as bound:
-            service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
-            if not service.many:
-                raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
-            keep = service.app.share(self.folder)  # type: ignore[attr-defined]
             if number == 0:
                 _tell(service, f"http://{self.address.host}:{self.address.port}", page=False)
-
-            def both() -> None:
-                keep()
-                beat()
-
-            run_server(
-                replace(service, watch=None),
-                bound,
-                Terms(self.address.token, beat=both, observer=_observer(json=self.log_json)),
-            )
+            terms = Terms(self.address.token, beat=both, observer=_observer(json=self.log_json))
+            run_server(replace(service, watch=None), bound, terms)
         return ExitCode.YES
 
 

@@ -99,10 +99,29 @@ def _series(axes: Axes, series: Series, colour: str, index: int, count: int) -> 
             color=colour,
             label=series.name,
         )
+    elif series.style == "segments":
+        _segments(axes, series, colour)
     elif series.style == "steps":
         axes.step(x, y, where="post", color=colour, label=series.name, linewidth=1.8)
     else:
         axes.plot(x, y, color=colour, label=series.name, linewidth=1.8)
+
+
+def _segments(axes: Axes, series: Series, colour: str) -> None:
+    from matplotlib.collections import LineCollection
+    from matplotlib.ticker import MaxNLocator
+
+    points = list(zip(series.x, series.y, strict=True))
+    pairs = list(zip(points[::2], points[1::2], strict=False))
+    level = all(first[1] == second[1] for first, second in pairs)
+    width = 5.0 if level else 0.8
+    axes.add_collection(LineCollection(pairs, colors=colour, linewidths=width, label=series.name, capstyle="butt"))
+    if level and pairs:
+        # where a bar begins, as two that touch would look like one
+        x, y = zip(*(first for first, _ in pairs), strict=True)
+        axes.scatter(x, y, s=40, color=INK, marker="|", linewidths=0.8, zorder=3)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.autoscale_view()
 
 
 def _scales(axes: Axes, figure: Figure) -> None:

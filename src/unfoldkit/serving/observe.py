@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -58,12 +59,12 @@ def together(observers: Sequence[Observer]) -> Observer | None:
     return each
 
 
-def lines(log: logging.Logger, wall: Callable[[], float] = time.time) -> Observer:
+def lines(log: logging.Logger) -> Observer:
     """Return what writes one line of JSON a request; neither headers nor bodies nor what follows a ``?`` is in it."""
 
     def write(note: Note) -> None:
         level = logging.ERROR if note.status >= 500 else logging.INFO
-        log.log(level, "request", extra={"fields": _fields(note), "wall": wall()})
+        log.log(level, "request", extra={"fields": _fields(note)})
 
     return write
 
@@ -79,7 +80,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         about = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{record.msecs:03.0f}",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **getattr(record, "fields", {}),

@@ -139,7 +139,7 @@ def test_a_report_without_plots_has_no_picture() -> None:
         picture.render(replace(REPORT, figures=()))
 
 
-@pytest.mark.parametrize("style", ["line", "steps", "points", "bars"])
+@pytest.mark.parametrize("style", ["line", "steps", "points", "bars", "segments"])
 def test_every_style_is_drawn(style: str) -> None:
     """Each style of series is drawn, on plain and logarithmic axes, with points that are not finite left out."""
     series = Series("s", (1.0, 2.0, 3.0), (1.0, float("nan"), 10.0), style)  # type: ignore[arg-type]

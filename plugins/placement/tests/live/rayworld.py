@@ -18,7 +18,11 @@ from unfold_placement.live.loop import Live
 from unfold_placement.live.rays import SPACE, RayBackend, steward_of
 
 HEAD = Path(__file__).with_name("ray_head.py")
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore"}
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore",
+    # Ray's workers step back for everything else on a machine, which on a busy one stops them altogether
+    "RAY_worker_niceness": "0",
+}  # fmt: skip
 
 
 @dataclass(slots=True)

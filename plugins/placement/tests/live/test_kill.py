@@ -24,9 +24,9 @@ from unfold_placement.live.client import client_of
 from unfold_placement.live.rays import RayBackend, steward_of
 from unfold_placement.ray import submit
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 LEASE = 6.0
-WAIT = 120.0
+WAIT = 240.0
 POLICY = {"gang": {"by": "job"}, "anti-affinity": {"by": "job", "density": 2}}
 SPEC = """version: 1
 kind: placement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,34 +201,42 @@ SPEC = """
 version: 1
 kind: placement
 name: {name}
-cluster: {{kubernetes: {{context: controller, kubeconfig: {config}, namespace: unfold}}}}
+cluster: {{kubernetes: {{context: controller, kubeconfig: {config}, namespace: unfold}}, lease: 6 s}}
 policy: {{gang: {{by: job}}}}
 """
 
 
 def test_a_controller_is_killed_and_another_goes_on(kube: KubeWorld, admin: Api, tmp_path: Path) -> None:
-    """Killed with -9 among gangs: of two controllers one leads, the other adopts; every gang runs as a whole."""
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(SPEC.format(name=kube.scope, config=kube.plane.kubeconfig), encoding="utf-8")
+    """Of two controllers one leads; killed with -9 among gangs, the other adopts, and every gang runs as a whole."""
     eye = kube.handle()
     kube.policies = build(PolicySpec.model_validate({"gang": {"by": "job"}}))
-    for name in "abcd":
-        for task in job(name, 8, run=1.5):
-            kube.submit(task)
-    with serving(tmp_path, f"{spec.name}") as (first, _):
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/unfold/leases/{eye.scope.record}"
+    with ExitStack() as stack:
+        processes = [stack.enter_context(serving(folder(tmp_path, kube, name), "spec.yaml"))[0] for name in ("x", "y")]
+        for name in "abcd":
+            for task in job(name, 8, run=1.5):
+                kube.submit(task)
         until(eye, lambda: any(item.state == kinds.RUNNING for item in eye.snapshot().records))
-        (tmp_path / "second").mkdir()
-        (tmp_path / "second/spec.yaml").write_text(spec.read_text("utf-8"), encoding="utf-8")
-        with serving(tmp_path / "second", "spec.yaml"):
-            first.kill()
-            until(eye, lambda: {item.state for item in eye.snapshot().records} == {kinds.DONE}, 60.0)
-            soon(lambda: not left_over(admin, eye))
+        led = admin.get(lease)["spec"]
+        (leader,) = [item for item in processes if led["holderIdentity"].endswith(f"-{item.pid}")]
+        leader.kill()
+        until(eye, lambda: {item.state for item in eye.snapshot().records} == {kinds.DONE}, 60.0)
+        soon(lambda: not left_over(admin, eye))
+        now = admin.get(lease)["spec"]
+    assert now["holderIdentity"] != led["holderIdentity"]
+    assert now["leaseTransitions"] == led["leaseTransitions"] + 1
     starts = {item.task.name: item for item in eye.snapshot().records}
     for name in "abcd":
         assert len({starts[f"{name}-{index}"].started for index in range(8)}) == 1
-    assert admin.get("/apis/coordination.k8s.io/v1/namespaces/unfold/leases/" + eye.scope.record)["spec"][
-        "leaseTransitions"
-    ] in {1, 2}
+
+
+def folder(place: Path, kube: KubeWorld, name: str) -> Path:
+    """Return a folder with the spec of a controller."""
+    made = place / name
+    made.mkdir()
+    text = SPEC.format(name=kube.scope, config=kube.plane.kubeconfig)
+    (made / "spec.yaml").write_text(text, encoding="utf-8")
+    return made
 
 
 def left_over(admin: Api, eye: Kubernetes) -> list[str]:

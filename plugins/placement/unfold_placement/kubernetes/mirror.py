@@ -202,10 +202,11 @@ class Mirror:
             return
         if body.get("status", {}).get("phase") in pods.ENDED:
             self.register.end(task, record.attempt, pods.outcome(body))
-        elif pods.disrupted(body) and self.register.fail(task, record.attempt, "taken away by the cluster"):
-            self.bodies.setdefault(body["metadata"]["name"], body)
-            self.lost.append(task)
-        else:
+        elif pods.disrupted(body):
+            if self.register.fail(task, record.attempt, "taken away by the cluster"):
+                self.bodies.setdefault(body["metadata"]["name"], body)
+                self.lost.append(task)
+        elif task not in self.opening:
             self.register.withdraw(task)
 
     def _other(self, body: Body, *, gone: bool) -> None:

@@ -158,6 +158,8 @@ class Writer:
     def _again(self, task: str, kind: str, by: str) -> None:
         body = self.mirror.bodies.get(self.mirror.current.get(task, ""))
         if body is None:
+            # whoever submitted it deleted the pod meanwhile
+            self.mirror.register.withdraw(task)
             return
         made = pods.again(body, self.scope.gate, kind, by)
         try:

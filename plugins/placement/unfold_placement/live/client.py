@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ class Client:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def submit(self, task: Task, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Submit a call of a function; a cancelled future takes it back as far as it has not begun.
+        """Submit a call of a function; a cancelled future takes it back, whether it runs or not.
 
         Raises:
             UnfoldError: this client has a task of that name already.
@@ -134,10 +134,9 @@ class Client:
             self.outbox.put(Ended(job.task.name, attempt, type(error).__name__, died=True))
             return
         self.jobs.pop(job.task.name, None)
-        if error is None:
-            job.result.set_result(running.result())
-        else:
-            job.result.set_exception(error)
+        with contextlib.suppress(InvalidStateError):
+            # cancelled at this very moment
+            job.result.set_result(running.result()) if error is None else job.result.set_exception(error)
         self.outbox.put(Ended(job.task.name, attempt, "" if error is None else type(error).__name__))
 
     def _closed(self, record: Record) -> None:

@@ -56,8 +56,12 @@ class Groups:
 
     def reserve(self, wanted: Iterable[tuple[str, Shape]], seconds: float) -> list[Slot] | None:
         """Reserve everything that is wanted, or nothing after so many seconds."""
-        slots = [self._again(node, shape) or Slot(node, shape, self.make(node, shape)) for node, shape in wanted]
-        if all(slot.group.wait(seconds) for slot in slots):
+        kept = [(node, shape, self._again(node, shape)) for node, shape in wanted]
+        made = {
+            at: Slot(node, shape, self.make(node, shape)) for at, (node, shape, slot) in enumerate(kept) if not slot
+        }
+        slots = [slot or made[at] for at, (_, _, slot) in enumerate(kept)]
+        if all(slot.group.wait(seconds) for slot in made.values()):
             return slots
         for slot in slots:
             self.remove(slot.group)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from unfold_placement.facts import ANYWHERE, Node, Resource, Task
@@ -20,16 +21,20 @@ THREADS = 64
 
 @dataclass(slots=True)
 class RayBackend:
-    """One controller's or client's handle. ``sent`` are writes whose answer nobody has waited for yet."""
+    """One controller's or client's handle. ``ahead`` is its clock less this machine's, in s."""
 
     steward: Any
     who: str = ""
     term: int = 0
-    sent: list[Any] = field(default_factory=list)
+    ahead: float = math.nan
 
     def now(self) -> float:
-        """Return the steward's time, in seconds."""
-        return float(self._ask("now"))
+        """Return the steward's time, in seconds, by this machine's clock: set anew with every lease of the lead."""
+        if math.isnan(self.ahead):
+            began = time.monotonic()
+            told = float(self._ask("now"))
+            self.ahead = told - (began + time.monotonic()) / 2
+        return time.monotonic() + self.ahead
 
     def snapshot(self) -> Snapshot:
         """Return everything."""
@@ -43,6 +48,7 @@ class RayBackend:
 
     def lead(self, who: str, ttl: float) -> bool:
         """Become or stay the leader."""
+        self.ahead = math.nan
         term = int(self._ask("lead", who, ttl))
         self.who, self.term = who, term or self.term
         return term > 0
