@@ -50,7 +50,8 @@ def connected(address: str | None) -> ModuleType:
         raise fail("--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'") from error
     if not ray.is_initialized():
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            # without an address Ray would look for the last cluster of this machine, which may be gone
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except ConnectionError as error:
             raise fail(
                 f"no Ray cluster answers at {address}", hint="ray start --head, or leave --ray-address out"
