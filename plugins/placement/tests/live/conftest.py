@@ -24,6 +24,8 @@ def local() -> Open:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """The address of four real nodes, to which this process is connected."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("needs the extra ray: nox -s ray")
     with head() as address, connected(address):
         yield address
 
