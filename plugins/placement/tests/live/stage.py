@@ -24,7 +24,7 @@ TOLD = {
     kinds.SUBMITTED: kernel.K_SUBMITTED, kinds.STARTED: kernel.K_STARTED, kinds.ENDED: kernel.K_ENDED,
     kinds.PREEMPTED: kernel.K_PREEMPTED, kinds.FAILED: kernel.K_PREEMPTED, kinds.DECLINED: kernel.K_REFUSED,
 }  # fmt: skip
-MOST = 120.0
+MOST = 480.0
 
 
 @dataclass(slots=True)

@@ -140,8 +140,10 @@ class Mirror:
                 return
             name = body["metadata"]["name"]
             if gone:
-                self.bodies.pop(name, None)
                 self._vanished(body)
+                # what was taken away is made again from its body, also where it has gone by then
+                if not self._awaited(body):
+                    self.bodies.pop(name, None)
                 self.asked.pop(name, None)
             elif _newer(body, self.bodies.get(name)):
                 self.bodies[name] = body
@@ -208,6 +210,12 @@ class Mirror:
                 self.lost.append(task)
         elif task not in self.opening:
             self.register.withdraw(task)
+
+    def _awaited(self, body: Body) -> bool:
+        task = pods.name_of(body)
+        record = self.register.records.get(task)
+        waits = record is not None and record.state == kinds.WAITING
+        return waits and self.current.get(task) == body["metadata"]["name"] and pods.disrupted(body)
 
     def _other(self, body: Body, *, gone: bool) -> None:
         meta = body["metadata"]

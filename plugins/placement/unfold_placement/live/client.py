@@ -63,7 +63,7 @@ class Client:
 
     def sleep(self, task: Task) -> None:
         """Submit a task that sleeps for its run time, and wait until it is in the queue."""
-        job = self.jobs[task.name] = Job(task, _remote(_sleep), (task.run,), {}, Future())
+        job = self.jobs[task.name] = Job(task, _sleeper(), (task.run,), {}, Future())
         if refused := ask(self.steward, "tell", self.name, [task], []):
             del self.jobs[task.name]
             job.result.cancel()
@@ -178,6 +178,14 @@ def _remote(function: Callable[..., Any]) -> Any:
     if hasattr(function, "remote"):
         return function
     return ray.remote(function if inspect.isfunction(function) else _wrapped(function))
+
+
+@functools.cache
+def _sleeper() -> Any:
+    import ray
+
+    # Ray starts a process anew for every task with a GPU, for the sake of its memory; who sleeps leaves none behind
+    return ray.remote(max_calls=0)(_sleep)
 
 
 def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
