@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from plugins.placement.tests.cases import cluster
-from plugins.placement.tests.live.rayworld import connected, head, ray_world
+from plugins.placement.tests.live.rayworld import connected, head, ray_world, warm
 from plugins.placement.tests.live.worlds import Open, World, local_world
 from tests.kubernetes import build
 from tests.kubernetes.cluster import ControlPlane, control_plane
@@ -27,6 +27,7 @@ def ray_cluster() -> Iterator[str]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs the extra ray: nox -s ray")
     with head() as address, connected(address):
+        warm()
         yield address
 
 

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from unfold_placement.facts import Node, Task
-from unfold_placement.live.client import client_of
+from unfold_placement.live.client import client_of, sleeper
 from unfold_placement.live.loop import Live
 from unfold_placement.live.rays import SPACE, RayBackend, steward_of
 
+START_S = 10.0
 HEAD = Path(__file__).with_name("ray_head.py")
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore",
     # Ray's workers step back for everything else on a machine, which on a busy one stops them altogether
     "RAY_worker_niceness": "0",
+    # a process that starts takes a second of a core: those that are there stay for the next task
+    "RAY_num_workers_soft_limit": "16", "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }  # fmt: skip
 
 
@@ -71,6 +74,14 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def warm() -> None:
+    """Have a process on each accelerator, so that a scenario does not wait for a dozen of them to start."""
+    import ray
+
+    asleep = [sleeper().options(num_cpus=0, num_gpus=1).remote(START_S) for _ in range(16)]
+    ray.get(asleep)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Client:
 
     def sleep(self, task: Task) -> None:
         """Submit a task that sleeps for its run time, and wait until it is in the queue."""
-        job = self.jobs[task.name] = Job(task, _sleeper(), (task.run,), {}, Future())
+        job = self.jobs[task.name] = Job(task, sleeper(), (task.run,), {}, Future())
         if refused := ask(self.steward, "tell", self.name, [task], []):
             del self.jobs[task.name]
             job.result.cancel()
@@ -181,7 +181,8 @@ def _remote(function: Callable[..., Any]) -> Any:
 
 
 @functools.cache
-def _sleeper() -> Any:
+def sleeper() -> Any:
+    """Return the remote function of tasks that only sleep, for so many seconds."""
     import ray
 
     # Ray starts a process anew for every task with a GPU, for the sake of its memory; who sleeps leaves none behind
