@@ -124,24 +124,30 @@ def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> 
 
 
 async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signals | None:
-    drain, beat = Drain(), terms.beat
+    drain = Drain()
     server = _server(service, terms, drain)
     for which in (SIGTERM, SIGINT):
         asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     # uvicorn would put its own handlers over these, and raise the signal again at the end
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    # the first beat comes before the first request, which may hang this process: from then on its silence is heard
+    _beat(service, terms)
     ends = asyncio.create_task(server.serve(sockets=[bound]))
     await _until(lambda: server.started or ends.done())
     freeze()
     while not ends.done() and not drain.asked.is_set():
-        if beat is not None and getattr(service.app, "healthy", True):
-            beat()
+        _beat(service, terms)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(drain.asked.wait(), SWEEP_S)
         _sweep(server, terms.patience_s)
     await _let_go(server)
     await ends
     return drain.signal
+
+
+def _beat(service: Service, terms: Terms) -> None:
+    if terms.beat is not None and getattr(service.app, "healthy", True):
+        terms.beat()
 
 
 def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:

@@ -51,6 +51,7 @@ class Crew:
     workers: dict[int, Worker] = field(default_factory=dict)
     quick: int = 0
     signal: int = 0
+    looked: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return which, after the last process has ended.
@@ -90,9 +91,13 @@ class Crew:
                 worker.heard, worker.ready = time.monotonic(), True
 
     def _look(self) -> None:
+        now = time.monotonic()
+        # a machine that slept, or was too busy for this process, had no time for the others either
+        asleep, self.looked = max(now - self.looked - 2 * LOOK_S, 0.0), now
         for worker in list(self.workers.values()):
+            worker.heard += asleep
             limit = self.silent_s if worker.ready else START_S
-            if worker.process.is_alive() and time.monotonic() - worker.heard > limit:
+            if worker.process.is_alive() and now - worker.heard > limit:
                 self.say(f"process {worker.process.pid} does not answer; it is replaced")
                 worker.process.kill()
                 worker.process.join()
