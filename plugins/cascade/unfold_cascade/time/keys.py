@@ -59,12 +59,12 @@ class Alerts(Model):
     """How often the last stage may say yes, per 100 hours without the event; all policies are compared at it.
 
     ``utility_margin`` and ``auprc_margin`` are what a cascade may lose of either against the monolith, on the tuning
-    patients; none by default.
+    patients; none by default, and below zero it must gain.
     """
 
     per_100h: Annotated[float, Field(gt=0, lt=100)] = 10.0
-    utility_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    auprc_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    utility_margin: Annotated[float, Field(gt=-1, lt=1)] = 0.0
+    auprc_margin: Annotated[float, Field(gt=-1, lt=1)] = 0.0
 
 
 class Drift(Model):
