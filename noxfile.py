@@ -29,8 +29,8 @@ nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
-    "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-    "ray", "targets", "kubernetes", "faults", "audit", "tests", "gaps",
+    "lint", "typing", "docs", "wheel", "plugins", "thirdparty", "minimums", "startup", "fuzz", "bench", "browser",
+    "torch", "ray", "targets", "kubernetes", "faults", "audit", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -76,6 +76,7 @@ def tests(session: nox.Session) -> None:
         "--ignore=tests/docs",
         "--ignore=tests/browser",
         "--ignore=tests/faults",
+        "--ignore=tests/thirdparty",
         f"--junitxml={result}",
         *session.posargs,
     )
@@ -236,6 +237,13 @@ def plugins(session: nox.Session) -> None:
         names = top_level(next(out.glob("*.whl")))
         if names != {package_of(folder)}:
             session.error(f"{folder} alone ships {sorted(names)}, not {package_of(folder)}")
+
+
+@nox.session(requires=["work"], reuse_venv=False)
+def thirdparty(session: nox.Session) -> None:
+    """Install a plugin of somebody else beside the wheel, in a fresh environment, and use it from spec to report."""
+    session.install(built(), "./examples/plugin-storage", "hypothesis", "pytest", "pytest-timeout")
+    session.run("python", "-m", "pytest", "-q", "tests/thirdparty", "examples/plugin-storage", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
