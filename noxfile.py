@@ -59,8 +59,11 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["work"])
 def docs(session: nox.Session) -> None:
-    """Check that generated pages are current, links resolve, and commands on the pages are real."""
+    """Check that generated pages are current, links resolve, and commands on the pages are real; build the site."""
     run_in_work(session, "python", "-m", "docs.generate", "--check")
+    run_in_work(session, "python", "-m", "pytest", "-q", "--doctest-modules", "src", "docs/generators")
+    run_in_work(session, "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(place(session) / "site"))
+    run_in_work(session, "python", "-m", "docs.web.check", str(place(session) / "site"))
     run_in_work(session, "python", "-m", "pytest", "tests/docs", "-q", *session.posargs)
 
 
