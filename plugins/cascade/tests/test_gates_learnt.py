@@ -11,6 +11,8 @@ from scipy.optimize import check_grad
 from unfold_cascade.arrays import FloatArray
 from unfold_cascade.gates.evaluate import evaluate
 from unfold_cascade.gates.induction import best_interval, induce_gates
+from unfold_cascade.gates.learnt import learnt_cuts
+from unfold_cascade.gates.orders import search_chains
 from unfold_cascade.gates.search import exact_front
 from unfold_cascade.gates.soft import expected, learn_gates, soft_or_exact
 
@@ -91,3 +93,44 @@ def test_induction_of_one_gate_is_exact(seed: int) -> None:
         front = exact_front(*tables, bins=999, two_sided=True)
         best = float((front.loss + lam * front.cost).min())
         assert _priced(tables, induce_gates(*tables, lam, bins=999), lam) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_sided_induction_of_one_gate_is_exact(seed: int) -> None:
+    """With two models and nothing stopped from below, backward induction equals the exact one-sided search."""
+    tables = _zoo(seed, models=2, rows=60)
+    for lam in (0.01, 0.1, 0.5):
+        front = exact_front(*tables)
+        best = float((front.loss + lam * front.cost).min())
+        cuts = induce_gates(*tables, lam, bins=999, one_sided=True)
+        assert np.isneginf(cuts[:, 0]).all()
+        assert _priced(tables, cuts, lam) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_learnt_gates_beside_coarse_exact_ones_only_add(seed: int) -> None:
+    """With gates learnt beside a coarse search, each point has the loss and cost of its cuts, and none is lost."""
+    tables = _zoo(seed)
+    alone, both = (
+        search_chains(
+            [(0, 1, 2)], lambda _chain: tables, bins=4, also=lambda given, kinds=kinds: learnt_cuts(given, kinds)
+        )  # type: ignore[misc]
+        for kinds in ((), ("soft", "induction"))
+    )
+    for point in range(len(both.front)):
+        found = evaluate(*tables, both.policy(point)[1])
+        assert found == pytest.approx((both.front.loss[point], both.front.cost[point]))
+    for loss, cost in zip(alone.front.loss, alone.front.cost, strict=True):
+        assert ((both.front.loss <= loss) & (both.front.cost <= cost)).any()
+
+
+def test_learnt_gates_beat_coarse_exact_ones_somewhere() -> None:
+    """Where the exact search has few bins, gates learnt on the rows themselves add points that it has not."""
+    gained = 0
+    for seed in SEEDS:
+        tables = _zoo(seed)
+        coarse = exact_front(*tables, bins=3)
+        for cuts in learnt_cuts(tables, ("soft", "induction")):
+            loss, cost = evaluate(*tables, cuts)
+            gained += not ((coarse.loss <= loss) & (coarse.cost <= cost)).any()
+    assert gained > len(SEEDS)

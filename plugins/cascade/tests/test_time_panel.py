@@ -160,6 +160,22 @@ def test_a_feature_of_two_groups_is_one_column() -> None:
     assert found.places(None).tolist() == [0, 1]
 
 
+def test_the_same_column_over_another_window_is_another_feature() -> None:
+    """Groups that look back, or carry forward, for other hours give features of their own, as each would alone."""
+    table = _table(np.random.default_rng(1), 6)
+    groups = {
+        "six": FeatureGroup(columns=("HR",), derive=("last", "mean", "max")),
+        "day": FeatureGroup(columns=("HR",), derive=("mean", "max"), window="24 h"),
+        "short": FeatureGroup(columns=("HR",), derive=("last", "age"), valid_for="2 h"),
+    }
+    names = ("HR", "HR_mean", "HR_max", "HR_mean_24h", "HR_max_24h", "HR_2h", "HR_age_2h")
+    assert layout(groups).names == names
+    x = panel(table, groups)
+    for name, group in groups.items():
+        alone = panel(table, {name: group})
+        np.testing.assert_array_equal(x[:, layout(groups).places((name,))], alone)
+
+
 def test_sirs_counts_each_criterion_once() -> None:
     """Heart rate, temperature, breathing (rate or gas) and white cells count one each, at their bounds exactly."""
     cases = [

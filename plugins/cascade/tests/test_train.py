@@ -70,6 +70,17 @@ def test_train_answers_with_the_metrics_of_the_kind(trained: tuple[Path, Report]
     assert metrics["loss_points"].value == pytest.approx(loss)
 
 
+def test_learnt_gates_only_add_to_the_front(trained: tuple[Path, Report]) -> None:
+    """With gates learnt beside a coarse exact search, no cascade of the front is lost."""
+    folder, _ = trained
+    coarse, more = (
+        decide(spec_of(TUMOURS, "gates.bins=3", f"gates.learnt={learnt}"), run_in(folder)).front
+        for learnt in ("[]", "[soft, induction]")
+    )
+    for loss, cost in zip(coarse.loss, coarse.cost, strict=True):
+        assert ((more.loss <= loss + 1e-12) & (more.cost <= cost + 1e-12)).any()
+
+
 def test_plan_fits_nothing_again(trained: tuple[Path, Report]) -> None:
     """`plan` with another goal uses the models and the front of the run."""
     jobs: list[int] = []

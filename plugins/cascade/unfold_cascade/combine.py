@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.gates.front import Front, minkowski, pareto, thin
+from unfold_cascade.gates.learnt import learnt_cuts
 from unfold_cascade.gates.orders import Chain, ChainFront, Tables, chains_of, search_chains
 from unfold_cascade.policy import Policy, Step, answers, exits, path_cost, second_cost
 from unfold_cascade.questions import Question, Zoo
@@ -115,7 +117,8 @@ def _searched(
         return scorer.scores(chain), loss[:, list(chain)], marginal(chain)
 
     chains = chains_of(price, order=gates.order, max_models=gates.max_models)
-    return Found(search_chains(chains, tables, bins=gates.bins), scorer)
+    also = partial(learnt_cuts, kinds=gates.learnt)
+    return Found(search_chains(chains, tables, bins=gates.bins, also=also), scorer)
 
 
 def _scaled(front: Front, share: float) -> Front:

@@ -182,7 +182,9 @@ class GateSpec(Model):
     order: Literal["sorted", "all"] = Field(default="sorted", description="only cheap to costly, or every order")
     max_models: int = Field(default=3, ge=1, le=5, description="longest chain that is searched")
     bins: int | None = Field(default=None, ge=2, le=4096, description="cuts tried per gate; by default all or many")
-    learnt: tuple[Literal["soft", "induction"], ...] = Field(default=(), description="over time: also tried")
+    learnt: tuple[Literal["soft", "induction"], ...] = Field(
+        default=(), description="also tried beside the exact search: gates by gradient, or by backward induction"
+    )
     folds: int = Field(default=5, ge=2, le=20, description="gates are tuned on out-of-fold answers of this many folds")
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.gates.evaluate import evaluate
 from unfold_cascade.gates.front import Front, pareto
 from unfold_cascade.gates.search import exact_front
 
@@ -96,6 +97,7 @@ def search_chains(
     *,
     bins: int | None = None,
     two_sided: bool = False,
+    also: Callable[[Tables], Iterable[FloatArray]] = lambda _tables: (),
 ) -> ChainFront:
     """Merge the exact fronts of given chains.
 
@@ -106,12 +108,14 @@ def search_chains(
             what the chain has answered so far.
         bins: Bins a gate, as for ``exact_front``.
         two_sided: Search intervals, as for ``exact_front``.
+        also: Gives (G, 2) cuts of a chain that are tried beside those of the exact search, which has its bins.
 
     Raises:
         ValueError: There is no chain, or a table is refused by ``exact_front``.
     """
     chains = tuple(chains)
-    fronts = [exact_front(*tables(chain), bins=bins, two_sided=two_sided) for chain in chains]
+    found = [tables(chain) for chain in chains]
+    fronts = [_with(exact_front(*given, bins=bins, two_sided=two_sided), given, also(given)) for given in found]
     gates = max(front.cuts.shape[1] for front in fronts)
     merged = Front(
         np.concatenate([front.loss for front in fronts]),
@@ -121,6 +125,19 @@ def search_chains(
     best = pareto(merged.loss, merged.cost)
     origin = np.repeat(np.arange(len(fronts)), [len(front) for front in fronts])
     return ChainFront(merged.take(best), origin[best], chains)
+
+
+def _with(front: Front, given: Tables, more: Iterable[FloatArray]) -> Front:
+    """Return a front with more points behind it, unsorted."""
+    cuts = list(more)
+    if not cuts:
+        return front
+    worth = np.array([evaluate(*given, one) for one in cuts])
+    return Front(
+        np.concatenate((front.loss, worth[:, 0])),
+        np.concatenate((front.cost, worth[:, 1])),
+        np.concatenate((front.cuts, np.array(cuts))),
+    )
 
 
 def _padded(cuts: FloatArray, gates: int) -> FloatArray:

@@ -59,7 +59,7 @@ def purchase(groups: Mapping[str, FeatureGroup]) -> Purchase:
 def layout(groups: Mapping[str, FeatureGroup]) -> Layout:
     """Return which features there are: each column of a group in each form that the group derives."""
     own = {
-        name: [named(column, how) for column, how in _forms(group)] + rule_names(name, group)
+        name: [named(column, how, group) for column, how in _forms(group)] + rule_names(name, group)
         for name, group in groups.items()
     }
     names = tuple(dict.fromkeys(name for found in own.values() for name in found))
@@ -86,16 +86,14 @@ def _forms(group: FeatureGroup) -> list[tuple[str, str]]:
 
 
 def _derived(table: Long, name: str, group: FeatureGroup) -> Iterator[tuple[str, Float32]]:
-    carry = group.valid_for / HOUR if group.valid_for is not None else np.inf
-    window = group.window / HOUR if group.window is not None else WINDOW_H
     for column in group.columns:
         raw = table.values[:, table.place(column, key=f"features.{name}.columns")]
-        value, age = carried(raw, table.hour, table.starts, carry)
+        value, age = carried(raw, table.hour, table.starts, carry_h(group))
         found = {"last": value, "age": age}
         if set(group.derive) & set(STATISTICS):
-            found |= statistics(raw, table.hour, table.starts, window)
+            found |= statistics(raw, table.hour, table.starts, window_h(group))
         for how in group.derive:
-            yield named(column, how), found[how]
+            yield named(column, how, group), found[how]
     yield from zip(rule_names(name, group), _points(table, group), strict=True)
 
 
@@ -119,6 +117,18 @@ def rule_names(name: str, group: FeatureGroup) -> list[str]:
     return [f"{name}_{group.rule}", f"{name}_{group.rule}_most"] if group.rule is not None else []
 
 
-def named(column: str, how: str) -> str:
-    """Return the name of a form of a column."""
-    return column if how == "last" else f"{column}_{how}"
+def named(column: str, how: str, group: FeatureGroup) -> str:
+    """Return the name of a form of a column; another window or validity than usual makes another feature of it."""
+    hours, usual = (window_h(group), WINDOW_H) if how in STATISTICS else (carry_h(group), np.inf)
+    plain = column if how == "last" else f"{column}_{how}"
+    return plain if hours == usual else f"{plain}_{hours:g}h"
+
+
+def carry_h(group: FeatureGroup) -> float:
+    """Return for how many hours a value of the group is carried forward."""
+    return group.valid_for / HOUR if group.valid_for is not None else np.inf
+
+
+def window_h(group: FeatureGroup) -> float:
+    """Return over how many hours the statistics of the group are taken."""
+    return group.window / HOUR if group.window is not None else WINDOW_H

@@ -24,8 +24,6 @@ def without_time(spec: CascadeSpec) -> Iterator[Problem]:
     for key in ("moves", "alerts"):
         if getattr(spec, key) is not None:
             yield Problem((key,), TIMED, at_key=True)
-    if spec.gates.learnt:
-        yield Problem(("gates", "learnt"), TIMED, at_key=True)
     yield from _timed_features(spec)
     for s, stage in enumerate(spec.stages):
         yield from _timed_stage(stage, ("stages", s))

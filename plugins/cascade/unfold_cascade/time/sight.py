@@ -10,7 +10,7 @@ import numpy as np
 
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.spec import FeatureGroup
-from unfold_cascade.time.panel import HOUR, WINDOW_H, layout, named, rule_names
+from unfold_cascade.time.panel import carry_h, layout, named, rule_names, window_h
 from unfold_cascade.time.rules import POINTS_OF
 from unfold_cascade.time.targets import points
 from unfold_cascade.time.windows import STATISTICS, statistics
@@ -151,9 +151,9 @@ def _group(name: str, group: FeatureGroup, columns: Sequence[str], names: Mappin
     return Group(
         tuple(columns.index(column) for column in group.columns),
         tuple(group.derive),
-        group.valid_for / HOUR if group.valid_for is not None else math.inf,
-        group.window / HOUR if group.window is not None else WINDOW_H,
-        tuple(tuple(names[named(column, how)] for how in group.derive) for column in group.columns),
+        carry_h(group),
+        window_h(group),
+        tuple(tuple(names[named(column, how, group)] for how in group.derive) for column in group.columns),
         group.rule,
         tuple(names[one] for one in rule_names(name, group)),
     )

@@ -15,6 +15,7 @@ import numpy as np
 from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.gates.front import pareto, thin
 from unfold_cascade.gates.induction import induce_gates
+from unfold_cascade.gates.learnt import LAMBDAS, ROWS
 from unfold_cascade.gates.orders import Chain, chains_of
 from unfold_cascade.gates.search import exact_front
 from unfold_cascade.gates.soft import learn_gates
@@ -31,8 +32,6 @@ BINS = 16
 KEPT = 48
 SHIFTS = (-0.06, -0.02, 0.02, 0.06)
 ROUNDS = 2
-LAMBDAS = (0.03, 0.1, 0.3, 1.0)
-LEARNT_ROWS = 5000
 LEARNT_CUT = 0.7
 
 
@@ -130,7 +129,7 @@ def learnt(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> 
     They are simulated beside the exact ones, so that offering them never makes the front worse.
     """
     every = np.flatnonzero(where.gates)
-    rows = every[:: max(len(every) // LEARNT_ROWS, 1)]
+    rows = every[:: max(len(every) // ROWS, 1)]
     for chain in ordered_chains(where, models, yard, gates) if gates.learnt else ():
         p = where.zoo.p[np.ix_(np.array(chain), rows)].T.astype(np.float64)
         loss = ((p >= LEARNT_CUT) != where.on[rows][:, None]).astype(np.float64)
