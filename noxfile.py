@@ -29,8 +29,8 @@ nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = [
-    "lint", "typing", "docs", "wheel", "plugins", "minimums", "startup", "fuzz", "bench", "browser", "torch",
-    "ray", "targets", "kubernetes", "faults", "audit", "tests", "gaps",
+    "lint", "typing", "docs", "wheel", "plugins", "thirdparty", "minimums", "startup", "fuzz", "bench", "browser",
+    "torch", "ray", "targets", "kubernetes", "faults", "audit", "tests", "gaps",
 ]  # fmt: skip
 
 
@@ -59,8 +59,11 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["work"])
 def docs(session: nox.Session) -> None:
-    """Check that generated pages are current, links resolve, and commands on the pages are real."""
+    """Check that generated pages are current, links resolve, and commands on the pages are real; build the site."""
     run_in_work(session, "python", "-m", "docs.generate", "--check")
+    run_in_work(session, "python", "-m", "pytest", "-q", "--doctest-modules", "src", "docs/generators")
+    run_in_work(session, "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(place(session) / "site"))
+    run_in_work(session, "python", "-m", "docs.web.check", str(place(session) / "site"))
     run_in_work(session, "python", "-m", "pytest", "tests/docs", "-q", *session.posargs)
 
 
@@ -76,6 +79,7 @@ def tests(session: nox.Session) -> None:
         "--ignore=tests/docs",
         "--ignore=tests/browser",
         "--ignore=tests/faults",
+        "--ignore=tests/thirdparty",
         f"--junitxml={result}",
         *session.posargs,
     )
@@ -236,6 +240,13 @@ def plugins(session: nox.Session) -> None:
         names = top_level(next(out.glob("*.whl")))
         if names != {package_of(folder)}:
             session.error(f"{folder} alone ships {sorted(names)}, not {package_of(folder)}")
+
+
+@nox.session(requires=["work"], reuse_venv=False)
+def thirdparty(session: nox.Session) -> None:
+    """Install a plugin of somebody else beside the wheel, in a fresh environment, and use it from spec to report."""
+    session.install(built(), "./examples/plugin-storage", "hypothesis", "pytest", "pytest-timeout")
+    session.run("python", "-m", "pytest", "-q", "tests/thirdparty", "examples/plugin-storage", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])

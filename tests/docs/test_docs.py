@@ -14,6 +14,7 @@ import typer
 from benchmarks.frame import names
 from docs import console, generate
 from docs.generators.cli import commands
+from tests.support import Unfold
 from unfoldkit.cli import plugins
 from unfoldkit.cli.app import EPILOG, application
 from unfoldkit.cli.groups import EXIT_CODES, GROUPS
@@ -164,6 +165,24 @@ def test_shown_commands_parse(file: str, line: str) -> None:
         words = words[1:]
     if words and not {"--help", "-h"} & set(words):
         root.commands[words[0]].make_context(words[0], words[1:], parent=root.make_context("unfold", [words[0]]))
+
+
+def test_page_for_authors_builds_the_example(unfold: Unfold, tmp_path: Path) -> None:
+    """The template with the files of the page in it is the plugin that CI installs, file for file."""
+    assert unfold("plugins", "new", "storage").code == 0
+    for step in console.steps(page("how-to/write-a-plugin.md")):
+        if step.file:
+            (tmp_path / step.file).write_text(step.text, "utf-8")
+    example = ROOT / "examples/plugin-storage"
+    built, kept = (
+        {path.relative_to(top).as_posix(): path.read_text("utf-8") for path in top.rglob("*.*") if own(path)}
+        for top in (tmp_path / "unfold-storage", example)
+    )
+    assert built == kept
+
+
+def own(path: Path) -> bool:
+    return path.is_file() and not {"__pycache__", "build", "dist"} & set(path.parts) and "egg-info" not in str(path)
 
 
 @pytest.mark.parametrize("path", console.pages(installs=False), ids=lambda path: path.stem)

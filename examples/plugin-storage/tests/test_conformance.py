@@ -1,0 +1,18 @@
+"""The kind does what every kind must do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unfold_storage import hooks
+from unfoldkit.api import Kind
+from unfoldkit.testing import Law, laws
+
+
+@pytest.mark.parametrize("law", laws(), ids=lambda law: law.__name__)
+@pytest.mark.parametrize("kind", list(hooks.unfold_kinds()), ids=lambda kind: kind.name)
+def test_kind_keeps_the_law(kind: Kind, law: Law, tmp_path: Path) -> None:
+    """Every law of the conformance kit holds."""
+    law(kind, tmp_path)

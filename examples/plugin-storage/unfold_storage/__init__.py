@@ -1,0 +1,1 @@
+"""The smallest plugin: a template for authors and a fake for the tests of the core."""
