@@ -25,7 +25,7 @@ from unfold_cascade.time.keys import Alerts, Moves
 from unfold_cascade.time.long import entity_of_row, starts_of
 from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.policy import Step
-from unfold_cascade.time.search import parallel
+from unfold_cascade.time.search import SLACK, adequate, parallel
 from unfold_cascade.time.steps import Yard, candidates, field, learnt
 from unfold_cascade.time.study import study
 from unfold_cascade.train import train
@@ -156,6 +156,23 @@ def test_alarms_meet_their_rate_and_no_lower_cut_does(found: Searched) -> None:
             ]
             assert rates[0] <= 10.0
             assert rates[1] >= rates[0]
+
+
+def test_only_the_last_model_of_an_alarm_warns(found: Searched) -> None:
+    """A cheap model of the last stage rules an hour out or asks on; none but the last one of its chain says yes."""
+    chains = [one.step for one in found.front.watch if len(one.step.chain) > 1]
+    assert chains
+    assert all(hi == np.inf for step in chains for _, hi in step.spans)
+
+
+def test_alarms_for_the_paper_s_monolith_may_be_worse_by_chance_only(found: Searched) -> None:
+    """Every alarm of the front keeps what was asked; those of the loose front keep it within the slack."""
+    base, whole = found.known.latched_quality, found.front
+    kept = {one.step for one in adequate(whole.watch, base, found.alerts)}
+    near = {one.step for one in adequate(whole.watch, base, SLACK)}
+    if whole.kept:
+        assert {point.policy[-1] for point in whole.points} <= kept
+    assert {point.policy[-1] for point in whole.loose} <= (near or {point.policy[-1] for point in whole.points})
 
 
 def test_the_front_is_what_its_policies_do(found: Searched) -> None:

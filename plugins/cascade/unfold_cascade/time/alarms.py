@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unfold_cascade.arrays import FloatArray
 from unfold_cascade.gates.front import thin
 from unfold_cascade.gates.search import exact_front
 from unfold_cascade.spec import GateSpec
 from unfold_cascade.time import measures
 from unfold_cascade.time.judge import Quality, at_rate, outcome, quality
 from unfold_cascade.time.keys import Moves
-from unfold_cascade.time.policy import Step
+from unfold_cascade.time.policy import Span, Step
 from unfold_cascade.time.steps import Field, Yard, ordered_chains, rough_costs
 from unfold_cascade.time.study import Part
 
 POINTS = 10
-BINS = 20
+BINS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ def alarms(
 
     The gates come from the exact search, with the utility of an hour as its gain (it is additive over hours): each
     model warns at the cut where it alone would meet the rate. Then each step gets the final cut that meets the rate.
+    A cheap model may only say no: what it does not rule out the next one is asked, and the last one alone warns.
     """
     found = []
     alone = Moves(entry=yard.moves.entry, confirm=yard.moves.confirm, alarm=yard.moves.alarm)
@@ -60,7 +62,11 @@ def _exact(
         p = part.zoo.p[list(chain)].T.astype(np.float64)
         cuts = [measures.cut_at_rate(column, part.events.free, per_100h) for column in p.T]
         loss = -np.where(p >= np.array(cuts), gain[:, None] / best, 0.0)
-        front = exact_front(p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS, two_sided=True)
+        front = exact_front(-p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS)
         for point in thin(front, POINTS) if len(front) > 1 else [0]:
-            spans = tuple((float(lo), float(hi)) for lo, hi in front.cuts[point])
-            yield Step(chain, spans, cuts[-1])
+            yield Step(chain, _above(front.cuts[point]), cuts[-1])
+
+
+def _above(cuts: FloatArray) -> tuple[Span, ...]:
+    """Return the probabilities that ask on, where (G, 2) cuts stop the scores ``-p >= hi``."""
+    return tuple((float(np.nextafter(-hi, np.inf)), float("inf")) for _, hi in cuts)

@@ -92,7 +92,8 @@ def judge(given: Searched, run: Run) -> Findings:
     """Choose and certify a cascade against each monolith, and judge all of it on the test patients."""
     whole, known = given.study, given.known
     flags, goal, by = parallel(whole), whole.spec.goal, whole.spec.cost.by
-    fair, naive = (choose(whole, given.front, _reference(given, place), goal, by) for place in (0, 1))
+    fronts = given.front, replace(given.front, points=given.front.loose)
+    fair, naive = (choose(whole, front, _reference(given, place), goal, by) for place, front in enumerate(fronts))
     latched, argmax = (_monolith(given, name, rule) for name, rule in _rules(known))
     cascade = _on_test(given, "cascade", fair.point.policy, flags)
     return Findings(
