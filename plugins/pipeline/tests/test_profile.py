@@ -75,7 +75,7 @@ def test_saved_models_answer_as_before(tmp_path: Path) -> None:
         model = ModelSpec(estimator=name)  # type: ignore[arg-type]
         source = models.source_of("stage", model, run)
         answers = models.load(source)(rows[:300])
-        assert models.width_of(source) == 64
+        assert models.width_of("s", source) == 64
         assert (answers.argmax(axis=1) == labels[:300]).mean() > 0.9
 
 

@@ -74,9 +74,11 @@ def test_routes_of_a_running_pipeline_are_those_of_the_estimator() -> None:
 
 
 def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:
-    """A model that is not there is told at the start, by name of the stage."""
-    with pytest.raises(UnfoldError, match="replicas of a do not start"):
-        asyncio.run(Runtime(["a", "b"], sources(tmp_path, "none", "nap"), PLAN).start())
+    """A model that is not there is told at the start, by the key of the stage, and no replica is left."""
+    runtime = Runtime(["a", "b"], sources(tmp_path, "none", "nap"), PLAN)
+    with pytest.raises(UnfoldError, match=r"stages.a.model: replicas of a do not start: cannot import served:none"):
+        asyncio.run(runtime.start())
+    assert not any(stage.workers for stage in runtime.stages)
 
 
 def test_inference_over_http(tmp_path: Path) -> None:

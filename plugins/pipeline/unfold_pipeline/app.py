@@ -214,7 +214,7 @@ async def _lifespan(receive: Receive, send: Send, runtime: Running, given: Given
             await send({"type": "lifespan.startup.complete"})
             await receive()
     except UnfoldError as error:
-        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        await send({"type": "lifespan.startup.failed", "message": str(error), "error": error})
         return
     await send({"type": "lifespan.shutdown.complete"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,13 @@ def _whole(source: Source) -> Predict:
     try:
         return {".onnx": _onnx, ".skops": _skops}.get(Path(source.path).suffix, _xgboost)(source.path)
     except Exception as error:  # each library has errors of its own for a damaged file
-        raise fail(f"cannot load the model: {error}", file=source.path) from error
+        raise fail(f"cannot load the model: {brief(error)}", file=source.path) from error
+
+
+def brief(error: Exception) -> str:
+    """Return the first line of what a library says, without the place in its own sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0])[:200] if lines else type(error).__name__
 
 
 def rows_for(model: ModelSpec, width: int | None, run: Run) -> Rows:
@@ -111,8 +118,23 @@ def _named_rows(path: Path) -> Rows:
     return rows
 
 
-def width_of(source: Source) -> int | None:
-    """Return the numbers that a model wants in a row, where its file says so."""
+def width_of(stage: str, source: Source) -> int | None:
+    """Return the numbers that a stage's model wants in a row, where its file says so.
+
+    Raises:
+        UnfoldError: the file is damaged.
+    """
+    try:
+        return _width(source)
+    except Exception as error:  # each library has errors of its own for a damaged file
+        message, hint = (
+            f"cannot load the model {source.path}: {brief(error)}",
+            "is the file whole? save the model again",
+        )
+        raise fail(message, key=f"stages.{stage}.model", hint=hint) from error
+
+
+def _width(source: Source) -> int | None:
     suffix = Path(source.path).suffix if source.path else ""
     if suffix in (".ubj", ".json"):
         import xgboost

@@ -15,7 +15,7 @@ from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Runtime
 from unfold_pipeline.sample import draw
 from unfold_pipeline.spec import PipelineSpec, StageSpec, machine, order
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict, broken, fail
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict, fail
 
 LARGEST = 32
 WARM_UP = 5
@@ -106,7 +106,8 @@ async def _call(runtime: Runtime, rows: models.Rows, run: Run) -> float:
         nonlocal open_queries
         open_queries -= 1
         if answers is None and not done.done():
-            done.set_exception(broken("a replica died while it was measured"))
+            message, key = "a replica died while it was measured", f"stages.{runtime.stages[0].name}.model"
+            done.set_exception(fail(message, key=key, hint="does the model answer a batch of such rows?"))
         elif open_queries == 0 and not done.done():
             done.set_result(None)
 
@@ -121,7 +122,7 @@ def _job(name: str, stage: StageSpec, run: Run) -> Job:
     if stage.model is None:
         raise fail("has no model", key=f"stages.{name}")
     source = models.source_of(name, stage.model, run)
-    rows = models.rows_for(stage.model, models.width_of(source), run)
+    rows = models.rows_for(stage.model, models.width_of(name, source), run)
     batches = batches_up_to(stage.max_batch or LARGEST)
     return Job(name, source, rows, batches, models.identity(source, stage.model))
 

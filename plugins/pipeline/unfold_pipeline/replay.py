@@ -49,7 +49,8 @@ def replay(spec: PipelineSpec, judge: Judge, plan: Plan, run: Run) -> Report:
 
 def live_sample(spec: PipelineSpec, pipeline: Pipeline, trace: Path, run: Run) -> Sample:
     """Return a trace as live traffic; its routes are drawn anew."""
-    times = workload.arrivals(Arrivals(trace=str(trace.absolute())), run, np.random.default_rng([run.seed, 4]))
+    given, rng = Arrivals(trace=str(trace.absolute())), np.random.default_rng([run.seed, 4])
+    times = workload.arrivals(given, run, rng, key="--replay")
     names = [stage.name for stage in pipeline.stages]
     table = workload.recorded(run.path(spec.visits, key="visits"), names) if spec.visits else None
     return draw(pipeline, times, np.random.default_rng([run.seed, 5]), table)

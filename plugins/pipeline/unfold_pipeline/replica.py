@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline.models import Rows, Source
-from unfoldkit.api import broken
+from unfoldkit.api import UnfoldError, broken
 
 READY = "ready"
 
@@ -50,6 +51,12 @@ class Replica:
         outputs, *_ = self.pipe.recv()
         return outputs, time.perf_counter() - began
 
+    def end(self) -> str:
+        """Say in words how its process ended, which it has just done."""
+        self.process.join(1.0)
+        code = self.process.exitcode
+        return "its process ended" if code is None else f"its process ended {told(code)}"
+
     def stop(self) -> None:
         """End the process."""
         self.pipe.close()
@@ -57,6 +64,11 @@ class Replica:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+def told(code: int) -> str:
+    """Return an exit code of a process in words."""
+    return f"with exit code {code}" if code >= 0 else f"by signal {-code} ({signal.Signals(-code).name})"
 
 
 def launch(source: Source) -> Replica:
@@ -73,7 +85,7 @@ def work(pipe: Connection, source: Source, parent: int) -> None:
     """Be a replica."""
     from threadpoolctl import threadpool_limits
 
-    from unfold_pipeline.models import load
+    from unfold_pipeline.models import brief, load
     from unfoldkit.engines.local import start_worker
 
     start_worker(parent)
@@ -82,7 +94,7 @@ def work(pipe: Connection, source: Source, parent: int) -> None:
         # the libraries were loaded before the variables were set, and a replica must not take its neighbours' cores
         threadpool_limits(1)
     except Exception as error:  # noqa: BLE001  # whatever it is, the one who waits must be told
-        pipe.send(f"{type(error).__name__}: {error}")
+        pipe.send(str(error) if isinstance(error, UnfoldError) else f"{type(error).__name__}: {brief(error)}")
         return
     pipe.send(READY)
     while True:

@@ -21,7 +21,7 @@ from unfold_pipeline.models import Rows, Source
 from unfold_pipeline.prompt import prompt
 from unfold_pipeline.replica import READY, Replica, launch
 from unfold_pipeline.routes import Item, Routes
-from unfoldkit.api import broken
+from unfoldkit.api import UnfoldError, fail
 
 Finished = Callable[[dict[str, Any] | None], None]
 TRIES = 3
@@ -143,15 +143,21 @@ class Runtime:
             await asyncio.wait_for(asyncio.shield(self._started), patience)
         except TimeoutError as error:
             await self.stop()
-            raise broken("the replicas did not start in time", hint="fewer replicas, or a smaller model") from error
+            raise fail("the replicas did not start in time", hint="fewer replicas, or a smaller model") from error
+        except UnfoldError:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """End all replicas."""
+        workers = [worker for stage in self.stages for worker in stage.workers]
+        # none of them is heard any more before the first is ended, or its death would be made good
+        for worker in workers:
+            self._forget(worker)
         for stage in self.stages:
-            for worker in stage.workers:
-                self._forget(worker)
-                await asyncio.to_thread(worker.replica.stop)
             stage.workers.clear()
+        for worker in workers:
+            await asyncio.to_thread(worker.replica.stop)
 
     def submit(self, query: Query) -> None:
         """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
@@ -198,15 +204,18 @@ class Runtime:
         try:
             told = worker.replica.pipe.recv()
         except (EOFError, OSError):
-            self._died(stage, worker)
+            self._died(stage, worker, "" if self._has_started() else worker.replica.end())
             return
         if worker.ready:
             self._answered(stage, worker, *told)
         elif told == READY:
             worker.ready = True
             self._tell_started()
-        else:
+        elif self._has_started():
             self._died(stage, worker, str(told))
+        else:
+            # another would say the same
+            self._give_up(stage, str(told))
         self._look()
 
     def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any, seconds: float, worked: float) -> None:
@@ -223,7 +232,10 @@ class Runtime:
         if worker.leaving:
             self._end(stage, worker)
 
-    def _died(self, stage: StageRuntime, worker: Worker, why: str = "its process ended") -> None:
+    def _has_started(self) -> bool:
+        return self._started is not None and self._started.done()
+
+    def _died(self, stage: StageRuntime, worker: Worker, why: str = "") -> None:
         """Put back what it was serving, in order, and start another in its place."""
         stage.queue.extendleft(reversed(worker.batch))
         worker.batch = []
@@ -237,7 +249,8 @@ class Runtime:
 
     def _give_up(self, stage: StageRuntime, why: str) -> None:
         if self._started is not None and not self._started.done():
-            self._started.set_exception(broken(f"replicas of {stage.name} do not start: {why}"))
+            message, key = f"replicas of {stage.name} do not start: {why}", f"stages.{stage.name}.model"
+            self._started.set_exception(fail(message, key=key, hint="unfold profile SPEC tries the model alone"))
         while stage.queue:
             stage.queue.popleft()[0].finished(None)
 

@@ -97,7 +97,8 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
         if model is None:
             raise fail("has no model to serve", key=f"stages.{stage.name}", hint="model: {file: model.onnx}")
         sources.append(models.source_of(stage.name, model, run))
-        rows = models.rows_for(model, models.width_of(sources[-1]), run) if rows is None else rows
+        width = models.width_of(stage.name, sources[-1])
+        rows = models.rows_for(model, width, run) if rows is None else rows
     if rows is None:
         raise fail("no stage to serve", key="stages")
     return Ready(judge, chosen, tuple(sources), rows, spec.slo.shed)

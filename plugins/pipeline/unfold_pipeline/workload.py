@@ -59,14 +59,14 @@ def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample
     return tuple(result)
 
 
-def arrivals(item: Arrivals, run: Run, rng: np.random.Generator) -> Times:
-    """Return the arrival times in s that a spec asks for.
+def arrivals(item: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals") -> Times:
+    """Return the arrival times in s that a spec asks for; ``key`` is where it asks.
 
     Raises:
-        UnfoldError: the trace cannot be read, or nothing arrives.
+        UnfoldError: the trace cannot be read, nothing arrives, or all of it at one instant, which is no rate.
     """
     if item.trace is not None:
-        times = traces.read(run.path(item.trace, key="arrivals.trace"), column=item.column)
+        times = traces.read(run.path(item.trace, key=f"{key}.trace" if key == "arrivals" else key), column=item.column)
         times = traces.compress(times, item.compress)
         times = traces.scale(times, item.scale, rng) if item.scale != 1 else times
     else:
@@ -74,7 +74,10 @@ def arrivals(item: Arrivals, run: Run, rng: np.random.Generator) -> Times:
     if item.share < 1 and times.size:
         times = traces.window(times, 0.0, float(times[-1]) * item.share)
     if times.size == 0:
-        raise fail("no query arrives in the sample", key="arrivals", hint="a longer duration or a larger share")
+        raise fail("no query arrives in the sample", key=key, hint="a longer duration or a larger share")
+    if times[-1] <= times[0]:
+        told = "one query is" if times.size == 1 else f"{times.size:,} queries at one instant are"
+        raise fail(f"{told} no traffic: there is no rate", key=key, hint="a sample that lasts")
     return times
 
 

@@ -100,7 +100,8 @@ def serve(
         place = f"http://{host}:{bound.getsockname()[1]}"
         _announce(service.name, loaded, place, run_folder(request, loaded))
         _tell(service, place, page=service.watch is not None)
-        run_server(service, bound, Terms(token, observer=_observer(json=log_json)))
+        with loaded.telling():
+            run_server(service, bound, Terms(token, observer=_observer(json=log_json)))
     return ExitCode.YES
 
 

@@ -12,15 +12,16 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from signal import SIGINT, SIGTERM, Signals
 from typing import TYPE_CHECKING, Any, cast
 
-from unfoldkit.errors import fail
+from unfoldkit.errors import broken, fail
 from unfoldkit.serving.lane import Connection, Lane, first_lines, lines
 from unfoldkit.serving.observe import Observer, observed
 from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
+from unfoldkit.serving.start import Start, heard
 from unfoldkit.serving.watch import watched, with_page
 
 if TYPE_CHECKING:
@@ -124,16 +125,19 @@ def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> 
 
 
 async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signals | None:
-    drain = Drain()
-    server = _server(service, terms, drain)
+    drain, start = Drain(), Start()
+    server = _server(replace(service, app=heard(service.app, start)), terms, drain)
     for which in (SIGTERM, SIGINT):
         asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     # uvicorn would put its own handlers over these, and raise the signal again at the end
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     # the first beat comes before the first request, which may hang this process: from then on its silence is heard
     _beat(service, terms)
-    ends = asyncio.create_task(server.serve(sockets=[bound]))
+    ends = asyncio.create_task(_run(server, bound, start))
     await _until(lambda: server.started or ends.done())
+    if not server.started:
+        await ends
+        return drain.signal
     freeze()
     while not ends.done() and not drain.asked.is_set():
         _beat(service, terms)
@@ -143,6 +147,14 @@ async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signal
     await _let_go(server)
     await ends
     return drain.signal
+
+
+async def _run(server: uvicorn.Server, bound: socket.socket, start: Start) -> None:
+    try:
+        await server.serve(sockets=[bound])
+    except SystemExit:
+        # so uvicorn ends when the lifespan of the application failed
+        raise start.error or broken("the service did not start") from None
 
 
 def _beat(service: Service, terms: Terms) -> None:

@@ -1,0 +1,153 @@
+"""Models that cannot be loaded, traces without traffic and replicas that do not start: each told in words."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import models
+from unfold_pipeline.graph import Choice
+from unfold_pipeline.plan import plan
+from unfold_pipeline.profile import profile
+from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.serve import serve
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: pipeline
+name: damaged
+slo: {p99: 500 ms}
+arrivals: {process: poisson, rate: 20/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages:
+  good: {model: {file: good.onnx}, latency: {core: {1: 2 ms}}}
+  bad: {after: {good: 1}, model: {file: bad.onnx}, latency: {core: {1: 2 ms}}}
+"""
+ENDS = {
+    "exit": ("import os\nos._exit(9)\n", "its process ended with exit code 9"),
+    "kill": ("import os\nos.kill(os.getpid(), 9)\n", r"its process ended by signal 9 \(SIGKILL\)"),
+    "raise": ("raise RuntimeError('no weights\\nhere')\n", "RuntimeError: no weights"),
+}
+
+
+def spec_of(text: str = SPEC) -> PipelineSpec:
+    """The spec of a text, as the command reads it."""
+    return validate(PipelineSpec, parse(text, "mine.yaml"))
+
+
+def stored(suffix: str) -> bytes:
+    """A stored model that reads two numbers."""
+    import skl2onnx
+    import skops.io
+    import xgboost
+    from sklearn.linear_model import LogisticRegression
+
+    rows = np.random.default_rng(0).random((40, 2)).astype(np.float32)
+    labels = (rows[:, 0] > rows[:, 1]).astype(int)
+    if suffix in ("ubj", "json"):
+        fitted = xgboost.XGBClassifier(n_estimators=3, max_depth=2).fit(rows, labels)
+        return bytes(fitted.get_booster().save_raw(suffix))
+    linear = LogisticRegression().fit(rows, labels)
+    if suffix == "skops":
+        return bytes(skops.io.dumps(linear))
+    return bytes(skl2onnx.to_onnx(linear, rows[:1]).SerializeToString())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run beside a model that is whole and a trace of three seconds."""
+    (tmp_path / "good.onnx").write_bytes(stored("onnx"))
+    (tmp_path / "t.csv").write_text("arrival_s\n" + "".join(f"{place / 10}\n" for place in range(30)))
+    return Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["ubj", "json", "skops", "onnx"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_truncated_model_is_told_by_stage_and_file(tmp_path: Path, run: Run, suffix: str, share: float) -> None:
+    """A file of half a model, or of nothing, is told with stage, file and hint, whoever wants to load it."""
+    whole = stored(suffix)
+    (tmp_path / f"bad.{suffix}").write_bytes(whole[: int(len(whole) * share)])
+    spec = spec_of(SPEC.replace("bad.onnx", f"bad.{suffix}"))
+    told = rf"stages.bad.model: cannot load the model .*bad.{suffix}: .* \(is the file whole\?"
+    for verb, options in ((profile, {}), (serve, {}), (serve, {"replay": str(tmp_path / "t.csv")})):
+        with pytest.raises(UnfoldError, match=told) as error:
+            verb(spec, replace(run, options=options))
+        assert error.value.code == 2
+        assert str(error.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_replica_that_dies_at_its_start_is_told(tmp_path: Path, how: str) -> None:
+    """A process that ends before it is ready is told with stage and end, as the caller's, and nothing is left of it."""
+    code, told = ENDS[how]
+    (tmp_path / "dying.py").write_text(code)
+    runtime = Runtime(["a"], [models.Source(code="dying:x", folder=str(tmp_path))], (Choice(0, 1, 2),))
+    with pytest.raises(UnfoldError) as error:
+        asyncio.run(runtime.start())
+    assert error.value.code == 2
+    assert error.value.diagnostics[0].key == "stages.a.model"
+    assert re.fullmatch(f"replicas of a do not start: {told}", error.value.diagnostics[0].message)
+    assert not runtime.stages[0].workers
+
+
+def test_a_service_that_does_not_start_ends_with_words(tmp_path: Path) -> None:
+    """The command that serves a model that dies at its start ends with 2 and the line of the spec, without a trace."""
+    (tmp_path / "dying.py").write_text(ENDS["exit"][0])
+    text = SPEC.replace("file: good.onnx", "code: 'dying:x', features: 2").split("  bad:")[0]
+    (tmp_path / "mine.yaml").write_text(text)
+    command = [sys.executable, "-m", "unfoldkit", "serve", "mine.yaml", "--port", "0", "--allow-code"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "never retrieved" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("mine.yaml:9:10: stages.good.model: replicas of good do not start")
+
+
+@pytest.mark.parametrize(
+    ("traffic", "told"),
+    [
+        ("{trace: empty.csv}", "empty.csv: the trace has no arrival"),
+        ("{trace: one.csv}", "arrivals: one query is no traffic"),
+        ("{trace: same.csv}", "arrivals: 3 queries at one instant are no traffic"),
+        ("{trace: same.csv, share: 0.5}", "arrivals: no query arrives in the sample .*larger share"),
+        ("{process: poisson, rate: 1/s, duration: 1 ms}", "arrivals: no query arrives in the sample .*longer duration"),
+    ],
+)
+def test_traffic_without_a_rate_is_told(tmp_path: Path, run: Run, traffic: str, told: str) -> None:
+    """A sample in which nothing arrives, or all of it at one instant, is refused: it has no rate to plan for."""
+    traces(tmp_path)
+    text = SPEC.replace("{process: poisson, rate: 20/s, duration: 20 s}", traffic)
+    with pytest.raises(UnfoldError, match=told) as error:
+        plan(spec_of(text), run)
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["empty", "one", "none"])
+def test_a_replay_without_traffic_is_told(tmp_path: Path, run: Run, name: str) -> None:
+    """A replayed trace that is not there or holds no traffic is told by its file or the flag."""
+    traces(tmp_path)
+    (tmp_path / "bad.onnx").write_bytes(stored("onnx"))
+    given: dict[str, Any] = {"replay": str(tmp_path / f"{name}.csv")}
+    for verb in (plan, serve):
+        with pytest.raises(UnfoldError, match=rf"^(--replay: .*|.*{name}.csv: .*)") as error:
+            verb(spec_of(), replace(run, options=given))
+        assert error.value.code == 2
+
+
+def traces(folder: Path) -> None:
+    """Write traces with no traffic in them."""
+    for name, rows in (("empty", []), ("one", [0]), ("same", [4, 4, 4])):
+        (folder / f"{name}.csv").write_text("\n".join(["arrival_s", *map(str, rows)]) + "\n")

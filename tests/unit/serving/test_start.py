@@ -1,0 +1,35 @@
+"""A service whose start fails is told in words, with the error of its application."""
+
+from __future__ import annotations
+
+import pytest
+
+from unfoldkit.errors import ExitCode, UnfoldError, fail
+from unfoldkit.serving.host import Address, host, listen
+from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
+from unfoldkit.serving.start import FAILED
+
+
+def refusing(**more: object) -> ASGIApp:
+    """Return an application that says of its start that it failed."""
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": FAILED, **more})
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"message": "no weights", "error": fail("no weights", key="model")}, "model: no weights"),
+        ({"message": "no weights"}, "no weights"),
+        ({}, "the service did not start"),
+    ],
+)
+def test_a_failed_start_is_told_in_words(said: dict[str, object], told: str) -> None:
+    """The error of the application is raised as it is, a message alone becomes one, and nothing ends the process."""
+    with listen(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=f"^{told}$") as error:
+        host(Service("mine", refusing(**said)), bound)
+    assert error.value.code is ExitCode.USAGE
