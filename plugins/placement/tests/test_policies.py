@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
-from unfold_placement.facts import MILLI, Node, Task
+from unfold_placement.facts import MILLI, SEATS, Node, Task
 from unfold_placement.laws import audit
 from unfold_placement.measure import fairness_error
 from unfold_placement.options import build
@@ -272,3 +272,23 @@ def test_the_audit_sees_what_is_wrong() -> None:
         spec = policy(**{name: options})
         assert list(audit(simulate(cluster(), work), spec)), name
         assert build(spec)
+
+
+@pytest.mark.parametrize("order", ["drf", "hierarchy", "wfq"])
+@given(st.integers(0, 10_000))
+@settings(max_examples=8, deadline=None)
+def test_places_for_pods_are_room_and_no_wealth(order: str, seed: int) -> None:
+    """Where a node's pods are limited but never run out, shares and packing decide as if there were no limit."""
+    tasks = some_tasks(seed)
+    more = {order: {}, "pack": {"level": "node", "fallback": ["any after 5 s"]}}
+    seated = [replace(node, capacity={**node.capacity, SEATS: 5 * MILLI}) for node in cluster(3)]
+    sitting = [replace(task, demand={**task.demand, SEATS: MILLI}) for task in tasks]
+    found, plain = run(seated, sitting, **more), run(cluster(3), tasks, **more)
+    assert (found.start.tolist(), found.node.tolist()) == (plain.start.tolist(), plain.node.tolist())
+
+
+def test_a_node_with_no_place_for_a_pod_takes_none() -> None:
+    """Free GPUs are not enough: of four tasks for four GPUs only as many run at once as the node takes pods."""
+    node = Node("n0", {"gpu": 4000, SEATS: 3000})
+    found = run([node], [replace(task, demand={**task.demand, SEATS: MILLI}) for task in job("a", 4)])
+    assert sorted(starts(found).values()) == [0.0, 0.0, 0.0, 10.0]
