@@ -296,3 +296,26 @@ def test_a_node_with_no_place_for_a_pod_takes_none() -> None:
     node = Node("n0", {"gpu": 4000, SEATS: 3000})
     found = run([node], [replace(task, demand={**task.demand, SEATS: MILLI}) for task in job("a", 4)])
     assert sorted(starts(found).values()) == [0.0, 0.0, 0.0, 10.0]
+
+
+def test_a_gang_that_was_stopped_goes_on_without_those_that_had_ended() -> None:
+    """Its quickest task is through before a more urgent job comes: only the other three run again, together."""
+    tasks = [*job("a", 4, run=10.0), *job("b", 2, run=5.0, at=5.0, priority=5)]
+    found = run(cluster(1), [replace(tasks[0], run=2.0), *tasks[1:]], gang={}, priority={})
+    assert not found.stuck
+    assert {name: at for name, at in starts(found).items() if at != 5.0} == {
+        "a-0": 0.0,
+        "a-1": 10.0,
+        "a-2": 10.0,
+        "a-3": 10.0,
+    }
+
+
+def test_the_next_gang_of_a_name_is_another() -> None:
+    """A job that comes again after its first gang is over starts as a whole, and not before it is there as a whole."""
+    again = [
+        replace(task, name=f"{task.name}-again", arrival=20.0 + at) for at, task in enumerate(job("a", 3, run=4.0))
+    ]
+    spec = policy(gang={})
+    found = simulate(cluster(1), [*job("a", 3, run=4.0), *again], build(spec))
+    assert [at for name, at in starts(found).items() if name.endswith("again")] == [22.0] * 3
