@@ -7,9 +7,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_placement.facts import Ask, Resource, Task
+from unfold_placement.facts import SEATS, Ask, Resource, Task
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.words import Scope, from_text, key, pod_name, pointer, slug, task_of, to_text
+from unfold_placement.kubernetes.words import Scope, from_text, key, pod_name, pointer, requests, slug, task_of, to_text
 from unfold_placement.kubernetes.writer import node_patch
 
 SCOPE = Scope("mine", "unfold")
@@ -61,7 +61,8 @@ def test_a_task_is_read_from_its_pod() -> None:
     body["spec"]["containers"] = []
     found = task_of(body, SCOPE, 900.0)
     assert (found.name, found.arrival, found.deadline) == ("a/0", 100.0, 130.0)
-    assert (found.demand, found.run_on, found.data, found.size) == (task.demand, task.run_on, ("x",), 4)
+    assert (found.demand, found.run_on) == ({**task.demand, SEATS: 1000}, task.run_on)
+    assert (found.data, found.size) == (("x",), 4)
 
 
 def test_the_next_attempt_is_gated_and_unpinned() -> None:
@@ -90,3 +91,12 @@ def test_a_patch_tests_before_it_writes() -> None:
     assert [op["path"].rpartition("/")[0] for op in ops[2:]] == ["/status/capacity", "/status/allocatable"]
     assert node_patch(body, SCOPE, "{}", "{}", {}) == []
     assert key("x") == "placement.unfoldkit/x"
+
+
+def test_a_task_read_from_a_pod_asks_for_no_more_than_it_was_submitted_with() -> None:
+    """The place that a pod takes of its node is not a resource that a container may ask for."""
+    task = Task("a", {"cpu": 500}, 1.0)
+    body = pods.gated(task, [], SCOPE, 1000.0)
+    body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    body["spec"]["containers"] = []
+    assert requests(task_of(body, SCOPE, 0.0), [], SCOPE) == {"cpu": "500m"} == requests(task, [], SCOPE)

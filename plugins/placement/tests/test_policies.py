@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
-from unfold_placement.facts import MILLI, Node, Task
+from unfold_placement.facts import MILLI, SEATS, Node, Task
 from unfold_placement.laws import audit
 from unfold_placement.measure import fairness_error
 from unfold_placement.options import build
@@ -272,3 +272,50 @@ def test_the_audit_sees_what_is_wrong() -> None:
         spec = policy(**{name: options})
         assert list(audit(simulate(cluster(), work), spec)), name
         assert build(spec)
+
+
+@pytest.mark.parametrize("order", ["drf", "hierarchy"])
+def test_places_for_pods_are_no_wealth(order: str) -> None:
+    """Whoever has many small tasks gets as much of the processors as who has few large ones, whatever nodes take."""
+    small, large = ({"cpu": 320, SEATS: MILLI}, {"cpu": 1600, SEATS: MILLI})
+    tasks = [replace(task, demand=small) for task in job("a", 40)] + [replace(t, demand=large) for t in job("b", 8)]
+    found = run([Node("n0", {"cpu": 16_000, SEATS: 32_000})], tasks, **{order: {}})
+    first = Counter(name[0] for name, at in starts(found).items() if at == 0.0)
+    assert first == {"a": 25, "b": 5}
+
+
+def test_packing_looks_past_places_for_pods() -> None:
+    """The node with the fewest free GPUs is filled first, not the one that takes the fewest pods."""
+    nodes = [Node("n0", {"gpu": 4000, SEATS: 10_000}), Node("n1", {"gpu": 2000, SEATS: 20_000})]
+    found = run(nodes, [Task("a", {"gpu": 1000, SEATS: MILLI}, 10.0)], pack={})
+    assert places(found) == {"a": "n1"}
+
+
+def test_a_node_with_no_place_for_a_pod_takes_none() -> None:
+    """Free GPUs are not enough: of four tasks for four GPUs only as many run at once as the node takes pods."""
+    node = Node("n0", {"gpu": 4000, SEATS: 3000})
+    found = run([node], [replace(task, demand={**task.demand, SEATS: MILLI}) for task in job("a", 4)])
+    assert sorted(starts(found).values()) == [0.0, 0.0, 0.0, 10.0]
+
+
+def test_a_gang_that_was_stopped_goes_on_without_those_that_had_ended() -> None:
+    """Its quickest task is through before a more urgent job comes: only the other three run again, together."""
+    tasks = [*job("a", 4, run=10.0), *job("b", 2, run=5.0, at=5.0, priority=5)]
+    found = run(cluster(1), [replace(tasks[0], run=2.0), *tasks[1:]], gang={}, priority={})
+    assert not found.stuck
+    assert {name: at for name, at in starts(found).items() if at != 5.0} == {
+        "a-0": 0.0,
+        "a-1": 10.0,
+        "a-2": 10.0,
+        "a-3": 10.0,
+    }
+
+
+def test_the_next_gang_of_a_name_is_another() -> None:
+    """A job that comes again after its first gang is over starts as a whole, and not before it is there as a whole."""
+    again = [
+        replace(task, name=f"{task.name}-again", arrival=20.0 + at) for at, task in enumerate(job("a", 3, run=4.0))
+    ]
+    spec = policy(gang={})
+    found = simulate(cluster(1), [*job("a", 3, run=4.0), *again], build(spec))
+    assert [at for name, at in starts(found).items() if name.endswith("again")] == [22.0] * 3

@@ -119,6 +119,8 @@ class Controller:
             self.view.admit(event.task)
         if event.task is not None and event.kind in {facts.ENDED, facts.PREEMPTED}:
             self._release(event.task)
+        if event.task is not None and event.kind == facts.ENDED:
+            self.view.leave(event.task, done=True)
         self._tell(event)
 
     def match(self) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MILLI = 1000
 MANY = 1 << 30
 """More than any task asks for: a name without a limit."""
+SEATS = "pods"
+"""How many pods a node takes (Kubernetes): room like any other, but nobody's wealth, so no share counts it."""
 ANYWHERE = ""
 """The place of a name that is counted once for the whole cluster."""
 

@@ -62,7 +62,7 @@ def audit(found: Outcome, policy: options.PolicySpec) -> Iterator[str]:
             capacity[node.name].subtract(task.demand)
     for name, part, _ in policy.parts():
         if name == "gang":
-            yield from _gangs(found.tasks, starts, part)
+            yield from _gangs(found, starts, part)
 
 
 def _start(
@@ -93,15 +93,18 @@ def _step(world: World, kind: int, task: Task, node: Node) -> None:
         del world.waiting[task.name]
 
 
-def _gangs(tasks: Sequence[Task], starts: dict[str, list[float]], part: Any) -> Iterator[str]:
-    groups: dict[str, list[Task]] = defaultdict(list)
-    for task in tasks:
-        groups[task.key(part.by)].append(task)
+def _gangs(found: Outcome, starts: dict[str, list[float]], part: Any) -> Iterator[str]:
+    """All start at one instant; a gang that was stopped goes on, as a whole, without those that had ended."""
+    groups: dict[str, list[tuple[Task, float]]] = defaultdict(list)
+    for task, end in zip(found.tasks, found.end.tolist(), strict=True):
+        groups[task.key(part.by)].append((task, end))
     for key, members in groups.items():
-        times = Counter(time for task in members for time in starts[task.name])
+        times = Counter(time for task, _ in members for time in starts[task.name])
         for time, count in times.items():
-            if count != len(members):
-                yield f"{time:g} s: {count} of the {len(members)} tasks of gang {key} start"
+            fresh = any(starts[task.name][:1] == [time] for task, _ in members)
+            wanted = len(members) if fresh else sum(end > time for _, end in members)
+            if count != wanted:
+                yield f"{time:g} s: {count} of the {wanted} tasks of gang {key} start"
 
 
 def _spread(part: Any, world: World, task: Task, node: Node) -> str:

@@ -41,6 +41,7 @@ class KubernetesSpec(Model):
         default_factory=dict, description="what the cluster calls a resource, such as gpu: nvidia.com/gpu"
     )
     patience: Duration = Field(default=10.0, description="how long an opened pod may stay without a node")
+    in_flight: Count = Field(default=64, description="how many pods may be opened and without a node at a time")
     image: str = Field(default="", description="of the controller, for --format kubernetes")
 
 

@@ -22,7 +22,7 @@ class View:
 
     book: Book
     by: str = ""
-    members: dict[str, list[Task]] = field(default_factory=dict)
+    members: dict[str, dict[str, Task]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
     gone: Counter[str] = field(default_factory=Counter)
 
@@ -46,13 +46,17 @@ class View:
     def admit(self, task: Task) -> None:
         """Note that a task came, for ``unit``."""
         if self.by:
-            self.members.setdefault(task.key(self.by), []).append(task)
+            self.members.setdefault(task.key(self.by), {})[task.name] = task
 
     def leave(self, task: Task, *, done: bool) -> None:
-        """Note that a task left while it waited: taken back, or done after all, so that its gang goes on without it."""
-        if self.by:
-            self.members[task.key(self.by)].remove(task)
-            self.gone[task.key(self.by)] += done
+        """Note that a task is over: done, so that its gang, if it starts again, does so without it; or taken back."""
+        key = task.key(self.by)
+        if not self.by or self.members.get(key, {}).pop(task.name, None) is None:
+            return
+        self.gone[key] += done
+        if not self.members[key] and self.gone[key] >= task.size:
+            # all of it is over: the next of its name is another
+            del self.members[key], self.gone[key]
 
     def whole(self, unit: Unit) -> Unit | None:
         """Return the tasks of a unit that still wait, as a unit; nothing while it is not whole or none waits."""
@@ -63,7 +67,7 @@ class View:
         """Return the tasks that must start together with this one; nothing while they do not all wait."""
         if not self.by:
             return (task,)
-        found = self.members.get(task.key(self.by), [])
+        found = self.members.get(task.key(self.by), {}).values()
         complete = len(found) + self.gone[task.key(self.by)] >= task.size and all(self.waits(item) for item in found)
         return tuple(found) if complete else None
 
@@ -174,7 +178,7 @@ class View:
                 kernel.take(a, row, a.place[row], QUEUE)
 
     def _together(self, task: Task, gone: Sequence[Task]) -> list[Task]:
-        mates = self.members.get(task.key(self.by), [task]) if self.by else [task]
+        mates = list(self.members.get(task.key(self.by), {}).values()) or [task]
         a, book = self.book.arena, self.book
         return [mate for mate in mates if mate not in gone and a.state[book.index[mate.name]] == kernel.RUNNING]
 

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.deals import at, ladder
+from unfold_tuning.deals import Deal, at, ladder
 from unfold_tuning.planner import offer
-from unfold_tuning.replan import Belief, paces_of, plan_again
+from unfold_tuning.replan import Belief, leftover, paces_of, plan_again, regrown
 from unfold_tuning.score import score
 from unfold_tuning.stages import custom
 from unfold_tuning.tables import Paces, model
+from unfold_tuning.worker import Job
 
 
 @given(st.lists(st.floats(0.2, 5.0), min_size=1, max_size=8), st.integers(1, 50), st.floats(0.0, 1.0))
@@ -51,6 +52,14 @@ def test_survivors_are_some_of_those_whose_pace_is_known() -> None:
     assert all(len(set(row)) == 3 for row in three.tolist())
     assert (three == one).any(axis=1).all()
     assert three.mean() == pytest.approx(5.0, abs=0.4)
+
+
+def test_what_is_left_of_a_stage_is_what_its_trials_have_not_run() -> None:
+    """Each open trial counts with the iterations to its target; the deal keeps the accelerators of those that run."""
+    here = [Job(1, {}, 3, 10, 1, 2, 0, Path()), Job(2, {}, 0, 10, 1, 2, 0, Path())]
+    assert leftover(here).lengths() == [10, 7]
+    assert regrown(Deal(1, 2, 2), Deal(3, 4, 3), 4) == Deal(3, 2, 6)
+    assert regrown(Deal(2, 8, 1), Deal(1, 4, 1), 4) == Deal(2, 8, 1)
 
 
 def test_knowing_that_the_survivors_are_quick_is_cheaper() -> None:

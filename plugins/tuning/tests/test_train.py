@@ -116,6 +116,28 @@ def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
     assert sum(count - 1 for count in ran.values()) == 0
 
 
+def test_the_rest_is_planned_again_as_soon_as_a_node_is_lost(tmp_path: Path) -> None:
+    """Slower than the profile and a node short, the stage is not on time as planned: it goes on with more instances."""
+    search = "{algorithm: custom, stages: [{trials: 4, iters: 50}, {trials: 1, iters: 4}]}"
+    text = SPEC.replace("sleeper:train", "sleeper:suicidal").replace("limit: 3", "limit: 4")
+    text = text.replace("iteration: {mean: 50 ms}", "iteration: {mean: 35 ms}").replace(
+        "deadline: 30 s", "deadline: 11 s"
+    )
+    text = text.replace("{algorithm: successive-halving, trials: 6, min_iters: 2, max_iters: 12, eta: 3}", search)
+    report = trained(tmp_path, text)
+    assert report.metrics["lost_nodes"].value == 1
+    lost, *after = nodes(tmp_path)
+    assert lost[4] is not None
+    assert len(after) > 1, "one instance, as planned, took the place of the lost one"
+    assert any("in stage 1, a node was lost" in line for name, line in report.lines if name == "planned again")
+    ran = Counter((tmp_path / "log").read_text().splitlines())
+    assert set(ran.values()) == {1}
+    with sqlite3.connect(tmp_path / "run/ledger.sqlite") as base:
+        row = base.execute("SELECT value FROM facts WHERE key = 'deal-0 after 1'").fetchone()
+    base.close()
+    assert json.loads(row[0])[0] == len(after)
+
+
 def test_bars_show_who_ran_where(tmp_path: Path) -> None:
     """The picture of a run has a bar for each accelerator of each trial's part, and no two in a lane overlap."""
     figure = next(item for item in trained(tmp_path).figures if item.name == "gantt")

@@ -6,6 +6,7 @@ the last checkpoint of each trial, with its spend.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -19,7 +20,7 @@ from unfold_tuning.cluster import TICK, Cluster, Event
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine, Profile, log_sigma
 from unfold_tuning.ledger import Ledger, Trial
-from unfold_tuning.replan import Belief, Rest, believed, paces_of, plan_again
+from unfold_tuning.replan import Belief, believed, leftover, paces_of, plan_again, regrown
 from unfold_tuning.rescue import faster_by, ways_out
 from unfold_tuning.spec import Trainable
 from unfold_tuning.stages import Group, Stage
@@ -95,13 +96,12 @@ class Executor:
             began = self.ledger.fact("began", self.task.wall())
             for index, stage in enumerate(self.task.stages):
                 if index in done:
-                    plan = (*plan[:index], Deal(*self.ledger.fact(f"deal-{index}")), *plan[index + 1 :])
+                    plan = (*plan[:index], self._dealt(index), *plan[index + 1 :])
                 else:
                     plan = self._stored(index, plan, began)
                     # a stage that was begun is ended with what it was begun with
-                    held = [plan[index].instances, plan[index].gang, plan[index].slots]
-                    plan = (*plan[:index], Deal(*self.ledger.fact(f"deal-{index}", held)), *plan[index + 1 :])
-                    self._stage(index, stage, plan, began)
+                    plan = (*plan[:index], self._dealt(index, plan[index]), *plan[index + 1 :])
+                    plan = self._stage(index, stage, plan, began)
                     plan = self._again(index, plan, began)
         except OverBudget as error:
             stopped = str(error)
@@ -117,6 +117,16 @@ class Executor:
         ends = [ended for _, _, ended, _ in self.ledger.stages()]
         return ends[-1] if len(ends) == len(self.task.stages) else self.task.wall()
 
+    def _dealt(self, index: int, deal: Deal | None = None) -> Deal:
+        """What a stage was begun with, or holds since a node of it was lost."""
+        found = self.ledger.fact(f"deal-{index}", _row(deal) if deal else None)
+        changed = [self.ledger.fact(f"deal-{index} after {count}") for count in range(1, self._losses(index) + 1)]
+        return Deal(*(changed[-1] if changed else found))
+
+    def _losses(self, index: int) -> int:
+        """How often a stage went on with another number of instances."""
+        return next(n for n in itertools.count() if self.ledger.fact(f"deal-{index} after {n + 1}") is None)
+
     def _stored(self, index: int, plan: Plan, began: float) -> Plan:
         """The plan from a stage on; made again where a deadline or a limit is another than it was made for."""
         stored = self.ledger.fact(self._key(index))
@@ -127,7 +137,7 @@ class Executor:
     def _key(self, index: int) -> str:
         return f"plan-{index} by {self.task.deadline} on {self.task.machine.limit}"
 
-    def _stage(self, index: int, stage: Stage, plan: Plan, began: float) -> None:
+    def _stage(self, index: int, stage: Stage, plan: Plan, began: float) -> Plan:
         deal = plan[index]
         self.ledger.stage_begins(index, self.task.wall())
         self._afford(deal.instances)
@@ -139,11 +149,38 @@ class Executor:
             self._watch()
             self._fill(index, waiting, running)
             for event in self.cluster.events(TICK):
-                self._heard(event, deal, waiting, running, tries)
+                if event.told is None:
+                    plan = self._replaced(event.node, index, plan, [*waiting, *running.values()], began)
+                self._heard(event, waiting, running, tries)
             self._tell(index, plan, [*waiting, *running.values()], began)
             self.task.progress(self._line(index), total - len(waiting) - len(running), total)
         keep = [trial.id for group in stage.groups for trial in self._ranked(group.bracket, group.done + group.iters)]
         self.ledger.stage_ends(index, self.task.wall(), keep)
+        return plan
+
+    def _replaced(self, node: str, index: int, plan: Plan, jobs: Sequence[Job], began: float) -> Plan:
+        """Go on without a node that is lost: plan what is left again at once, and hold what that says."""
+        if node not in self.lost:
+            self.lost.add(node)
+            self.task.log.warning("%s is lost; its trials go on from their checkpoints", node)
+            plan = self._regrown(index, plan, jobs, began)
+        self._afford(plan[index].instances)
+        self.cluster.resize(plan[index].instances, self._watch)
+        return plan
+
+    def _regrown(self, index: int, plan: Plan, jobs: Sequence[Job], began: float) -> Plan:
+        if self.task.deadline is None or not self.task.replan or not jobs:
+            return plan
+        left, task = began + self.task.deadline - self.task.wall(), self.task
+        stages = (leftover(jobs), *task.stages[index + 1 :])
+        drawn = model(stages, self._belief().applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
+        held = sum(life.until is None for life in self.ledger.lives())
+        found = self._decided(replace(drawn, held=held), plan[index:], left, f"in stage {index + 1}, a node was lost")
+        if found == plan[index:]:
+            return plan
+        deal = regrown(plan[index], found[0], task.machine.accelerators)
+        self.ledger.fact(f"deal-{index} after {self._losses(index) + 1}", _row(deal))
+        return (*plan[:index], deal, *found[1:])
 
     def _jobs(self, stage: Stage, deal: Deal) -> list[Job]:
         jobs = [self._job(trial, group, deal) for group in stage.groups for trial in self._entrants(group)]
@@ -180,9 +217,7 @@ class Executor:
             self.ledger.part_begins(index, job.trial, node, self.task.wall(), job.gang)
             self.cluster.start(node, job)
 
-    def _heard(
-        self, event: Event, deal: Deal, waiting: list[Job], running: dict[int, Job], tries: dict[int, int]
-    ) -> None:
+    def _heard(self, event: Event, waiting: list[Job], running: dict[int, Job], tries: dict[int, int]) -> None:
         told, job = event.told, running.get(event.trial)
         if told is not None and told.what == "step" and job is not None:
             self.ledger.step(told.trial, told.iters, told.metric, told.seconds, job.gang)
@@ -190,11 +225,6 @@ class Executor:
             if told.iters >= job.target:
                 self._left(job.trial, running)
             return
-        if told is None:
-            self.lost.add(event.node)
-            self.task.log.warning("%s is lost; its trials go on from their checkpoints", event.node)
-            self._afford(deal.instances)
-            self.cluster.resize(deal.instances, self._watch)
         if job is not None:
             self._once_more(self._left(job.trial, running), tries, told.error if told else "its node was lost", waiting)
 
@@ -237,21 +267,23 @@ class Executor:
         if not rest or self.task.deadline is None or not self.task.replan:
             return plan
         left = began + self.task.deadline - self.task.wall()
-        found = self._planned(index, plan, left)
+        found = self._decided(self._rest(index, plan), plan[index + 1 :], left, f"after stage {index + 1}")
+        plan = (*plan[: index + 1], *found)
+        self.ledger.fact(self._key(index + 1), [_row(deal) for deal in plan])
+        return plan
+
+    def _decided(self, rest: Model, plan: Plan, left: float, when: str) -> Plan:
+        """Plan the rest again, and say what changes and whether it is late."""
+        found = plan_again(rest, plan, left, self.task.share)
         if found.late:
             what = f"the deadline cannot be promised any more: {span(max(0.0, left))} left"
             likely = f"P(on time) {found.after:.0%}"
-            self._say(f"{what}, {likely}", list(ways_out(self._rest(index, plan), left, self.task.share)))
+            self._say(f"{what}, {likely}", list(ways_out(rest, left, self.task.share)))
         if found.changed:
-            plan = (*plan[: index + 1], *found.plan)
-            note = f"after stage {index + 1}: instances {' '.join(str(deal.instances) for deal in found.plan)}"
+            note = f"{when}: instances {' '.join(str(deal.instances) for deal in found.plan)}"
             self.notes.append(note)
             self.task.log.warning("planned again %s", note)
-        self.ledger.fact(self._key(index + 1), [[d.instances, d.gang, d.slots] for d in plan])
-        return plan
-
-    def _planned(self, index: int, plan: Plan, left: float) -> Rest:
-        return plan_again(self._rest(index, plan), plan[index + 1 :], left, self.task.share)
+        return found.plan if found.changed else plan
 
     def _rest(self, index: int, plan: Plan) -> Model:
         """The job after a stage, under what is believed by now, with the instances that it holds."""
@@ -327,3 +359,7 @@ class Executor:
         there = [trial for trial in self.ledger.trials() if trial.metric is not None and not self._failed(trial.id)]
         full = max((trial.iters for trial in there), default=0)
         return max((t for t in there if t.iters == full), key=lambda t: (t.metric or 0.0, -t.id), default=None)
+
+
+def _row(deal: Deal) -> list[int]:
+    return [deal.instances, deal.gang, deal.slots]

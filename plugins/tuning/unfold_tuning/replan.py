@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_tuning.deals import Plan
+from unfold_tuning.deals import Deal, Plan, slots
 from unfold_tuning.facts import Profile, Spread, log_sigma
 from unfold_tuning.planner import Offer, offer
 from unfold_tuning.score import Score, score
+from unfold_tuning.stages import Group, Stage
 from unfold_tuning.tables import Model, Paces, slower
+from unfold_tuning.worker import Job
 
 HYSTERESIS = 0.1
 NEARLY = 0.02
@@ -99,6 +101,17 @@ def plan_again(rest: Model, plan: Plan, time_left: float, share: float) -> Rest:
     if before >= share and picked.cost > (1 - HYSTERESIS) * kept.cost:
         return Rest(plan, False, before, before, False, soonest)
     return Rest(picked.plan, picked.plan != plan, before, picked.on_time(time_left), False, soonest)
+
+
+def leftover(jobs: Iterable[Job]) -> Stage:
+    """Return what is left of a stage that runs: each of its trials with the iterations to its target."""
+    return Stage(tuple(Group(1, job.target - job.done, job.done) for job in jobs))
+
+
+def regrown(deal: Deal, planned: Deal, accelerators: int) -> Deal:
+    """Return a running stage's deal on the planned instances: trials that run keep their accelerators."""
+    places = slots(planned.instances, deal.gang, accelerators)
+    return Deal(planned.instances, deal.gang, places) if places else deal
 
 
 def _fastest_in_time(found: Offer, time_left: float) -> Score:

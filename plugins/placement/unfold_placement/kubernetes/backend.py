@@ -13,8 +13,9 @@ from unfold_placement.kubernetes import lease, pods
 from unfold_placement.kubernetes.api import MERGE, Api, Refused
 from unfold_placement.kubernetes.lease import Leader
 from unfold_placement.kubernetes.mirror import Mirror
+from unfold_placement.kubernetes.turns import IN_FLIGHT, Turn, Turns
 from unfold_placement.kubernetes.words import Scope
-from unfold_placement.kubernetes.writer import Units, Writer
+from unfold_placement.kubernetes.writer import Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.register import Register
@@ -46,6 +47,7 @@ class Kubernetes:
     mirror: Mirror
     writer: Writer
     leader: Leader
+    turns: Turns
     asks: Callable[[Task], Iterable[Ask]] = _nothing
     patience: float = PATIENCE
     template: Mapping[str, Any] | None = None
@@ -54,9 +56,8 @@ class Kubernetes:
     led: bool = False
     once: bool = False
     read: int = 0
-    starts: list[Sequence[Start]] = field(default_factory=list)
+    gangs: bool = False
     lost: list[tuple[str, str]] = field(default_factory=list)
-    units: Units = field(default_factory=dict)
     afresh: float = 0.0
 
     def now(self) -> float:
@@ -73,19 +74,25 @@ class Kubernetes:
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Write what was decided, then wait for changes; None also where others took or freed room on nodes."""
-        self.flush()
-        if self.led:
-            self.tend()
-        if self.mirror.shifted and time.monotonic() > self.afresh:
-            return None
-        return self._together(self.register.watch(after, timeout))
+        end = time.monotonic() + timeout
+        while True:
+            self.flush()
+            if self.led:
+                self.tend()
+            if self.mirror.shifted and time.monotonic() > self.afresh:
+                return None
+            found = self._heard(after, end)
+            if found is None or found or time.monotonic() >= end:
+                return self._together(found)
 
     def lead(self, who: str, ttl: float) -> bool:
         """Become or stay the leader; who becomes it mends what the one before left half done."""
         before = self.led
         self.who, self.led = who, self.leader.lead(who, ttl)
+        if before != self.led:
+            self._forget()
         if self.led and not before:
-            self.once, self.starts, self.lost = True, [], []
+            self.once = True
             self.renewed()
             self.mend()
         return self.led
@@ -144,14 +151,14 @@ class Kubernetes:
             raise fail(f"task {task.name} is refused: {refused.message}", key="workload") from refused
 
     def start(self, unit: Sequence[Start]) -> None:
-        """Let a unit run: all of its gates are opened when the decisions of this round are written."""
+        """Let a unit run: all of its gates are opened together, after this round's names, when it is its turn."""
         self.fence()
         records = self.register.start(unit, by=self.who)
         if not records:
             return
         self.mirror.opening.update(item.task for item in unit)
-        self.units[unit[0].task] = {record.task.name: record.attempt for record in records}
-        self.starts.append(unit)
+        self.turns.add(unit, records)
+        self.gangs |= len(unit) > 1
         self._settle()
 
     def preempt(self, task: str) -> None:
@@ -172,59 +179,48 @@ class Kubernetes:
     def withdraw(self, task: str) -> None:
         """Take a task back: its pod is deleted."""
         if self.register.withdraw(task):
+            self.mirror.opening.discard(task)
             self.writer.remove(self.mirror.current[task])
             self._settle()
 
     def flush(self) -> None:
-        """Write what was decided: places that are lost, then names, then gates.
+        """Write what was decided: places that are lost, then names, then gates as many as may be open at a time.
 
         Raises:
             UnfoldError: another controller leads, or wrote names that we thought were ours.
         """
         with self.register.changed:
             places = self._places()
-            starts, self.starts = self.starts, []
-            lost, self.lost = self.lost, []
             if self.led:
-                lost += [(task, kinds.FAILED) for task in self.mirror.lost]
+                self.lost += [(task, kinds.FAILED) for task in self.mirror.lost]
                 self.mirror.lost = []
-        if not (places or starts or lost) or (self.once and not self.led):
+        if not (places or self.turns.queue or self.lost) or (self.once and not self.led):
             # who led and does no longer writes nothing
             return
         self.fence()
-        try:
-            self.writer.again(lost, self.who)
-            shared = {first: members for first, members in self.units.items() if len(members) > 1}
-            self.writer.names(places | ({ANYWHERE} if any(len(unit) > 1 for unit in starts) else set()), shared)
-            self._back(self.writer.open(starts, self.who), "its pod could not be opened")
-        finally:
-            self.mirror.opening.difference_update(task for task, _ in lost)
-            self.mirror.opening.difference_update(item.task for unit in starts for item in unit)
+        self._regate()
+        self.writer.names(places | ({ANYWHERE} if self.gangs else set()), self.turns.shared())
+        self.gangs = False
+        self._open(self.turns.take())
 
     def tend(self) -> None:
         """Look after units that were opened: wholly bound ones are done, others are taken back after a while."""
-        for first, members in list(self.units.items()):
-            known = {task: self.register.records.get(task) for task in members}
-            if all(r is None or r.attempt != members[t] or self.mirror.bound(t) for t, r in known.items()):
-                del self.units[first]
-                continue
-            since = max((r.started for r in known.values() if r is not None and math.isfinite(r.started)), default=0.0)
-            if self.now() - since > self.patience:
-                self._back([[Start(task, ANYWHERE) for task in members]], "the scheduler found no room")
+        for first in self.turns.late(self.now() - self.patience):
+            self._back(first, "the scheduler found no room")
 
     def mend(self) -> None:
         """Go on from what another controller left: units half opened are taken back, pods without a node watched."""
-        self.units = self.writer.units()
-        inside = {task for members in self.units.values() for task in members}
-        for first, members in list(self.units.items()):
+        self.turns.units = self.writer.units()
+        for first, members in list(self.turns.units.items()):
             known = [self.register.records.get(task) for task in members]
             if any(r is not None and r.state == kinds.WAITING and r.attempt < members[r.task.name] for r in known):
-                self._back([[Start(task, ANYWHERE) for task in members]], "its controller ended half-way")
-                self.units.pop(first, None)
+                self._back(first, "its controller ended half-way")
         self._leftovers()
+        inside = {task for members in self.turns.units.values() for task in members}
         for name, record in self.register.records.items():
             if record.state == kinds.RUNNING and name not in inside and not self.mirror.bound(name):
-                self.units[name] = {name: record.attempt}
+                self.turns.units[name] = {name: record.attempt}
+        self.turns.since = dict.fromkeys(self.turns.units, self.now())
         self._orphans()
 
     def renewed(self) -> None:
@@ -243,11 +239,19 @@ class Kubernetes:
         """
         if self.once and not (self.led and self.leader.leads):
             self.led = False
+            self._forget()
             raise fail("another controller leads by now", hint="this one waits until it may lead again")
 
     def close(self) -> None:
         """Stop listening."""
         self.api.close()
+
+    def _heard(self, after: int, end: float) -> Sequence[Change] | None:
+        """Wait for changes, or for a unit whose turn has come."""
+        with self.register.changed:
+            left = max(0.0, end - time.monotonic())
+            self.register.changed.wait_for(lambda: self.register.number > after or self.turns.room(), left)
+        return self.register.watch(after, 0.0)
 
     def _together(self, found: Sequence[Change] | None) -> Sequence[Change] | None:
         """Wait a little for what happens at the same moment: the server tells of pods one by one."""
@@ -292,13 +296,33 @@ class Kubernetes:
         self.mirror.opening.update(tasks)
         self.lost += [(task, kind) for task in tasks]
 
-    def _back(self, units: Iterable[Sequence[Start]], reason: str) -> None:
-        """Take the places of whole units back; their tasks wait again."""
-        for unit in units:
-            members = self.units.pop(unit[0].task, {})
-            for task, attempt in members.items():
-                if self.register.fail(task, attempt, reason):
-                    self._lose((task,), kinds.FAILED)
+    def _regate(self) -> None:
+        """Make the pods of tasks that lost their place again; those that are refused are tried again with the next."""
+        again = self.writer.again(self.lost, self.who)
+        self.mirror.opening.difference_update({task for task, _ in self.lost} - {task for task, _ in again})
+        self.lost = again
+
+    def _open(self, turns: Sequence[Turn]) -> None:
+        """Open the gates of some units; where one of a unit's cannot be opened, all of it is taken back."""
+        bad: list[int] = []
+        try:
+            bad = self.writer.open([turn.unit for turn in turns], self.who)
+        finally:
+            self.turns.opened(turns, self.now())
+        for place in bad:
+            self._back(turns[place].first, "its pod could not be opened")
+
+    def _back(self, first: str, reason: str) -> None:
+        """Take the places of a whole unit back; its tasks wait again."""
+        for task, attempt in self.turns.drop(first).items():
+            if self.register.fail(task, attempt, reason):
+                self._lose((task,), kinds.FAILED)
+
+    def _forget(self) -> None:
+        """Let go of what was decided and not written: tasks are where their pods are."""
+        self.turns.clear()
+        self.lost, self.gangs = [], False
+        self.mirror.follow()
 
     def _leftovers(self) -> None:
         """Forget names that lived with tasks that are no more."""
@@ -327,6 +351,7 @@ def kubernetes(
     units: Mapping[str, str] | None = None,
     patience: float = PATIENCE,
     template: Mapping[str, Any] | None = None,
+    in_flight: int = IN_FLIGHT,
 ) -> Kubernetes:
     """Return a handle on the scope ``name`` of a cluster; it listens until it is closed.
 
@@ -345,4 +370,5 @@ def kubernetes(
         hint = "unfold plan SPEC --format kubernetes writes the roles that are needed"
         raise fail(f"the cluster refuses: {refused.message}", key="cluster.kubernetes", hint=hint) from refused
     leader = Leader(api, scope.record)
-    return Kubernetes(api, scope, register, mirror, writer, leader, asks, patience, template)
+    turns = Turns(mirror, in_flight)
+    return Kubernetes(api, scope, register, mirror, writer, leader, turns, asks, patience, template)

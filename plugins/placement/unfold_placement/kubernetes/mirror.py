@@ -149,11 +149,30 @@ class Mirror:
                 self.bodies[name] = body
                 self.asked.setdefault(name, asked(body, self.scope))
                 self._appeared(body)
+                if body["spec"].get("nodeName"):
+                    # whoever opens gates some at a time may go on
+                    self.register.changed.notify_all()
+
+    def body(self, task: str) -> Body | None:
+        """Return a task's pod, as far as we have heard."""
+        return self.bodies.get(self.current.get(task, ""))
 
     def bound(self, task: str) -> bool:
         """Return whether a task's pod has its node."""
-        body = self.bodies.get(self.current.get(task, ""), {})
-        return bool(body.get("spec", {}).get("nodeName"))
+        return bool((self.body(task) or {}).get("spec", {}).get("nodeName"))
+
+    def follow(self) -> None:
+        """Take tasks that we meant to move to be where their pods are: whoever leads by now moves them."""
+        with self.register.changed:
+            tasks, self.opening = self.opening, set()
+            for task in sorted(tasks):
+                record, body = self.register.records.get(task), self.body(task)
+                if record is not None and record.state == kinds.RUNNING:
+                    self.register._regate(record, kinds.FAILED, "")  # noqa: SLF001 - one house
+                if body is None:
+                    self.register.withdraw(task)
+                elif record is not None:
+                    self._moved(body, self.register.records[task])
 
     def _appeared(self, body: Body) -> None:
         task, index = pods.name_of(body), pods.index_of(body)

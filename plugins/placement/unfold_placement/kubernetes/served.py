@@ -25,7 +25,7 @@ def backend(
     policies = build(policy, allow_code=allow_code)
     made = kubernetes(
         api, name, asks=lambda task: [ask for ask, _ in requests(policies, task)],
-        units={**UNITS, **cluster.resources}, patience=cluster.patience,
+        units={**UNITS, **cluster.resources}, patience=cluster.patience, in_flight=cluster.in_flight,
     )  # fmt: skip
     return made, (), f"Kubernetes at {api.client.configuration.host}, namespace {cluster.namespace}"
 

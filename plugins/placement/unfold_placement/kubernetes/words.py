@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from unfold_placement.facts import ANYWHERE, MILLI, Ask, Node, Resource, Task
+from unfold_placement.facts import ANYWHERE, MILLI, SEATS, Ask, Node, Resource, Task
 from unfoldkit.api import fail
 
 DOMAIN = "placement.unfoldkit"
@@ -123,13 +123,13 @@ def task_of(pod: Body, scope: Scope, origin: float) -> Task:
     except msgspec.MsgspecError as error:
         raise fail(f"pod {pod['metadata']['name']}: {key('task')} says nothing: {error}") from error
     arrival = float(notes.get(key("arrival")) or seconds(pod["metadata"]["creationTimestamp"])) - origin
-    return replace(task, arrival=arrival, deadline=arrival + task.deadline)
+    return replace(task, demand=_seated(task.demand), arrival=arrival, deadline=arrival + task.deadline)
 
 
 def demand(pod: Body, scope: Scope) -> dict[str, int]:
-    """Return what a pod asks for of a node, in thousandths of our units; names of ours are not part of it."""
+    """Return what a pod takes of a node, in thousandths of our units; names of ours are not part of it."""
     back = {theirs: ours for ours, theirs in scope.units.items()}
-    total: dict[str, int] = {}
+    total = _seated({})
     for container in pod["spec"].get("containers", ()):
         for theirs, text in container.get("resources", {}).get("requests", {}).items():
             if not theirs.partition("/")[0].endswith(DOMAIN):
@@ -152,6 +152,8 @@ def requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[str, str]:
     """
     found = {}
     for ours, milli in task.demand.items():
+        if ours == SEATS:
+            continue
         theirs = scope.units.get(ours, ours)
         if theirs not in {"cpu", "memory"} and milli % MILLI:
             raise fail(f"task {task.name} asks for {milli / MILLI:g} of {theirs}", hint="Kubernetes gives it whole")
@@ -179,7 +181,7 @@ def node_of(body: Body, scope: Scope, used: Mapping[str, int]) -> Node:
     capacity = {
         back.get(theirs, theirs): amount(theirs, text)
         for theirs, text in body.get("status", {}).get("allocatable", {}).items()
-        if not theirs.partition("/")[0].endswith(DOMAIN) and theirs not in {"pods", "ephemeral-storage"}
+        if not theirs.partition("/")[0].endswith(DOMAIN) and theirs != "ephemeral-storage"
     }
     left = {kind: max(0, total - used.get(kind, 0)) for kind, total in capacity.items() if total}
     return Node(body["metadata"]["name"], left, {**labels, **kinds}, data)
@@ -205,6 +207,11 @@ def stamp(time: float) -> str:
 def place_of(resource: Resource) -> str:
     """Return where a resource is, in words."""
     return resource.node if resource.node != ANYWHERE else "the cluster"
+
+
+def _seated(taken: Mapping[str, int]) -> dict[str, int]:
+    """Return what a pod takes, with the one place that it needs: a kubelet runs no more pods than it says."""
+    return {**taken, SEATS: MILLI}
 
 
 def _size(theirs: str) -> int:

@@ -10,9 +10,10 @@ import msgspec
 
 from unfold_placement.facts import ANYWHERE
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import MERGE, Api, Refused, many
+from unfold_placement.kubernetes.api import GONE, MERGE, Api, Refused, many
 from unfold_placement.kubernetes.mirror import NODES, Mirror, resources
 from unfold_placement.kubernetes.words import HOSTNAME, Body, Scope, pointer, seconds, to_text
+from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import fail
 
@@ -61,17 +62,22 @@ class Writer:
         self.mirror.texts.pop(place, None)
         self.mirror.reread(place, text)
 
-    def open(self, unit_starts: Sequence[Sequence[Start]], by: str) -> list[Sequence[Start]]:
-        """Open the gates of all tasks of some units; return the units of which some task could not be opened."""
-        flat = [(unit, item) for unit in unit_starts for item in unit]
+    def open(self, units: Sequence[Sequence[Start]], by: str) -> list[int]:
+        """Open the gates of all tasks of some units; return which units have a task that could not be opened."""
+        flat = [(place, item) for place, unit in enumerate(units) for item in unit]
         answers = many([lambda item=item: self._open(item, by) for _, item in flat]) if flat else []
-        bad = {id(unit) for (unit, _), answer in zip(flat, answers, strict=True) if isinstance(answer, Refused)}
-        return [unit for unit in unit_starts if id(unit) in bad]
+        return sorted({place for (place, _), told in zip(flat, answers, strict=True) if isinstance(told, Refused)})
 
-    def again(self, lost: Sequence[tuple[str, str]], by: str) -> None:
-        """Make the pods of tasks that lost their place again, gated, and only then delete the old ones."""
-        if lost:
-            many([lambda task=task, kind=kind: self._again(task, kind, by) for task, kind in lost])
+    def again(self, lost: Sequence[tuple[str, str]], by: str) -> list[tuple[str, str]]:
+        """Make the pods of tasks that lost their place again, gated, and only then delete the old ones.
+
+        Returns:
+            Those that the server refused: their old pods are still there.
+        """
+        if not lost:
+            return []
+        answers = many([lambda task=task, kind=kind: self._again(task, kind, by) for task, kind in lost])
+        return [item for item, told in zip(lost, answers, strict=True) if isinstance(told, Refused)]
 
     def claim(self) -> Body:
         """Return the ConfigMap of this scope, made if nobody did yet."""
@@ -146,7 +152,9 @@ class Writer:
             return to_text(there, self.mirror.origin)
 
     def _open(self, item: Start, by: str) -> Body:
-        body = self.mirror.bodies[self.mirror.current[item.task]]
+        body = self.mirror.body(item.task)
+        if body is None:
+            raise Refused(GONE, "Gone", f"the pod of {item.task} was deleted")
         labels = self.mirror.nodes.get(item.node, {}).get("metadata", {}).get("labels", {})
         record = self.mirror.register.records[item.task]
         since = record.started + self.mirror.origin
@@ -156,19 +164,37 @@ class Writer:
         return answer
 
     def _again(self, task: str, kind: str, by: str) -> None:
-        body = self.mirror.bodies.get(self.mirror.current.get(task, ""))
+        record = self.mirror.register.records.get(task)
+        if record is None or record.state == kinds.GONE:
+            return
+        body = self._now(task)
         if body is None:
             # whoever submitted it deleted the pod meanwhile
             self.mirror.register.withdraw(task)
+            return
+        if pods.state_of(body) == kinds.WAITING:
+            # its gate was never opened: it waits as it is
             return
         made = pods.again(body, self.scope.gate, kind, by)
         try:
             self.mirror.pod(self.api.post(_pod(self.api), made))
         except Refused as refused:
             # somebody else made it already
-            if not refused.lost:
+            if refused.reason != "AlreadyExists":
                 raise
         self.remove(body["metadata"]["name"])
+
+    def _now(self, task: str) -> Body | None:
+        """Return a task's pod; one whose gate seems shut as the server has it, as we may not have heard of it yet."""
+        body = self.mirror.body(task)
+        if body is None or pods.state_of(body) != kinds.WAITING:
+            return body
+        try:
+            return self.api.get(_pod(self.api, body["metadata"]["name"]))
+        except Refused as refused:
+            if refused.absent:
+                return None
+            raise
 
     def remove(self, name: str) -> None:
         """Delete a pod, if it is there."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, SEATS, SUBMITTED, Ask, Event, Ops, Put, Task
 from unfold_placement.view import Unit, View
 
 EVENTS = frozenset({SUBMITTED, ENDED, PREEMPTED, QUIET})
@@ -108,7 +108,8 @@ class Line:
     def _count(self, task: Task, sign: int) -> None:
         used = self.used.setdefault(task.key(self.by), {})
         for kind, amount in task.demand.items():
-            used[kind] = used.get(kind, 0) + sign * amount
+            if kind != SEATS:
+                used[kind] = used.get(kind, 0) + sign * amount
 
 
 def weight(weights: Mapping[str, float], user: str) -> float:

@@ -12,6 +12,7 @@ from unfold_placement.facts import (
     PACK,
     PREEMPTED,
     QUIET,
+    SEATS,
     SUBMITTED,
     Ask,
     Drop,
@@ -66,8 +67,7 @@ class Pack:
 
     def spare(self, task: Task, names: Iterable[str], view: View) -> tuple[float, ...]:
         """Return what is free on some nodes as parts of the cluster, first of what the task asks for."""
-        free = {
-            kind: sum(view.free(name)[kind] for name in names) / (view.total(kind) or 1) for kind in view.book.kinds
-        }
-        wanted = [kind for kind in reversed(view.book.kinds) if task.demand.get(kind)]
+        kinds = [kind for kind in view.book.kinds if kind != SEATS]
+        free = {kind: sum(view.free(name)[kind] for name in names) / (view.total(kind) or 1) for kind in kinds}
+        wanted = [kind for kind in reversed(kinds) if task.demand.get(kind)]
         return tuple(free[kind] for kind in [*wanted, *(kind for kind in free if kind not in wanted)])
