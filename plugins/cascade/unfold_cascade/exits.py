@@ -130,22 +130,29 @@ def _once(way: Sequence[int], asked: Sequence[Asked]) -> Way:
 
 
 def _names(asked: Sequence[Asked]) -> list[str]:
-    """Return a name for each place that can be a key and a file."""
-    words = [(a.stage, a.group, a.model) if a.group != WHOLE else (a.stage, a.model) for a in asked]
+    return named([(a.stage, a.group, a.model) if a.group != WHOLE else (a.stage, a.model) for a in asked])
+
+
+def named(words: Sequence[Sequence[str]]) -> list[str]:
+    """Return a name for each place, made of its words, that can be a key and a file."""
     names = [re.sub(r"[^\w.-]", "_", "-".join(parts)) for parts in words]
     again = Counter(names)
     return [name if again[name] == 1 else f"{name}-{index + 1}" for index, name in enumerate(names)]
 
 
+def loadable(estimator: str) -> bool:
+    """Whether another kind may load what is stored of an estimator: it is one of libraries that are trusted."""
+    return estimators.SHORT_NAMES.get(estimator, estimator).startswith(TRUSTED)
+
+
 def _told(asked: Asked, names: Sequence[str], place: int, ways: Mapping[Way, int]) -> dict[str, Any]:
     after = {names[parent]: share for (parent, child), share in shares(ways).items() if child == place}
-    path = estimators.SHORT_NAMES.get(asked.slot.recipe.estimator, asked.slot.recipe.estimator)
     return {
         "name": names[place],
         "stage": asked.stage,
         "group": asked.group,
         "model": asked.model,
-        "file": asked.slot.model_file if path.startswith(TRUSTED) else None,
+        "file": asked.slot.model_file if loadable(asked.slot.recipe.estimator) else None,
         "columns": asked.slot.columns.tolist(),
         "latency_us": asked.log.latency_us,
         "cases": sum(count for way, count in ways.items() if place in way),

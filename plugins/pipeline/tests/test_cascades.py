@@ -16,7 +16,9 @@ import pytest
 
 from unfold_pipeline import models, workload
 from unfold_pipeline.cascades import ROUTES_FILE, resolved
+from unfold_pipeline.estimator import Estimator
 from unfold_pipeline.exports import ray_serve
+from unfold_pipeline.graph import Choice
 from unfold_pipeline.plan import plan
 from unfold_pipeline.profile import profile
 from unfold_pipeline.serve import serve
@@ -35,6 +37,7 @@ arrivals: {process: poisson, rate: 50/s, duration: 40 s}
 hardware: {core: {price: $0.05/h}}
 stages: {from: cascade, max_batch: 2}
 """
+ROOT = Path(__file__).parents[3]
 WAYS = (([0], 60), ([0, 1], 20), ([0, 2], 10), ([0, 1, 2], 10))
 AFTER: tuple[dict[str, float], ...] = ({}, {"quick": 0.3}, {"quick": 0.1, "slow": 1 / 3})
 NAMES = ("quick", "slow", "last")
@@ -72,10 +75,13 @@ def exits_of(**changes: Any) -> dict[str, Any]:
     return {**facts, "models": told, "ways": ways, "unasked": ["never"], **changes}
 
 
-def cascade(folder: Path, kind: str = "cascade", source: str = "sklearn", **changes: Any) -> RunDir:
+def cascade(
+    folder: Path, kind: str = "cascade", source: str = "sklearn", moves: dict[str, str] | None = None, **changes: Any
+) -> RunDir:
     """The run of a cascade, as it stands in files."""
     directory = RunDir(folder / "cascade")
-    facts = {"schema": "unfoldkit.plan/1", "kind": kind, "spec_sha256": "abc", "spec": {"data": {"source": source}}}
+    spec = {"data": {"source": source}, **({"moves": moves} if moves else {})}
+    facts = {"schema": "unfoldkit.plan/1", "kind": kind, "spec_sha256": "abc", "spec": spec}
     directory.write("plan.yaml", json.dumps(facts).encode())
     directory.write("exits.json", json.dumps(exits_of(**changes)).encode())
     for seed, name in enumerate(NAMES):
@@ -102,6 +108,38 @@ def test_queries_take_the_ways_of_the_cases(tmp_path: Path, run: Run) -> None:
     assert counts == {tuple(way): count * (sample.size // 100) for way, count in WAYS}
     assert [stage.name for stage in built.stages] == list(NAMES)
     assert {edge.parent: edge.share for edge in built.stages[2].parents} == {0: 0.1, 1: pytest.approx(1 / 3)}
+
+
+def test_hours_enter_at_several_stages(tmp_path: Path, run: Run) -> None:
+    """Of a cascade over time each stage is entered by its share of the hours, and some may ask nobody, in no time."""
+    told = [
+        item | {"after": {}, "share": share} for item, share in zip(exits_of()["models"][:2], (0.5, 0.8), strict=True)
+    ]
+    ways = [{"models": way, "cases": count} for way, count in (([], 20), ([0, 1], 50), ([1], 30))]
+    cascade(tmp_path, source="long", unit="hours", models=told, ways=ways)
+    spec = resolved(spec_of(), run)
+    built = workload.pipeline(spec, run)
+    sample = workload.samples(spec, built, run)[0]
+    hundreds = sample.size // 100 * 100
+    counts = [int((visits.owner < hundreds).sum()) for visits in sample.visits]
+    assert counts == [hundreds * 0.5, hundreds * 0.8]
+    assert [stage.share for stage in built.stages] == [0.5, 0.8]
+    took = Estimator(built, sample).latencies(tuple(Choice(0, 1, 1) for _ in built.stages))
+    visited = np.unique(np.concatenate([visits.owner for visits in sample.visits]))
+    assert (took[visited] > 0).all()
+    assert (np.delete(took, visited) == 0).all()
+    lines = dict(plan(spec_of(), run).lines)
+    assert "100 hours" in lines["routes"]
+    assert lines["idle"].startswith("20% of the hours")
+
+
+def test_the_line_of_the_spec_is_told(tmp_path: Path) -> None:
+    """A cascade that cannot be planned is told at the line of the pipeline's spec that names it, with exit code 2."""
+    sticky(tmp_path)
+    (tmp_path / "pipe.yaml").write_text(SPEC)
+    done = unfold(tmp_path, "plan", "pipe.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("pipe.yaml:8:10: stages.from: the cascade of cascade cannot be")
 
 
 def test_the_plan_says_where_it_is_from(tmp_path: Path, run: Run) -> None:
@@ -161,9 +199,14 @@ def remove_exits(directory: RunDir) -> None:
     (directory.path / "manifest.json").write_text(json.dumps(manifest))
 
 
-def over_time(folder: Path) -> None:
-    """The run of a cascade over time."""
-    remove_exits(cascade(folder, source="physionet-2019"))
+def sticky(folder: Path) -> None:
+    """The run of a cascade over time whose hours begin where the last one ended, planned another way before."""
+    cascade(folder, source="physionet2019", moves={"entry": "sticky"})
+
+
+def same_step(folder: Path) -> None:
+    """The run of a cascade over time that asks the next stage in the same hour."""
+    remove_exits(cascade(folder, source="long", moves={"entry": "reset", "advance": "same-step"}))
 
 
 def recorded(folder: Path) -> None:
@@ -188,8 +231,9 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: cascade(folder, kind="tuning"),
         "stages.from: a run of kind tuning, not of a cascade",
     ),
-    "over time": (over_time, "stages.from: this cascade cannot be .* over time .*supported are cascades on"),
-    "recorded": (recorded, "stages.from: this cascade cannot be .* recorded.*supported are cascades on"),
+    "sticky": (sticky, "stages.from: the cascade of cascade cannot be .* moves.entry: sticky.*entry: reset"),
+    "same step": (same_step, "stages.from: the cascade .* moves.advance: same-step.*advance: next-step"),
+    "recorded": (recorded, "stages.from: the cascade of cascade cannot be .* recorded.*supported are cascades of"),
     "earlier": (lambda folder: remove_exits(cascade(folder)), "planned by an earlier version .*unfold train"),
     "another plan": (lambda folder: cascade(folder, spec_sha256="else"), "stages.from: the plan .* of another cascade"),
     "another schema": (lambda folder: cascade(folder, schema="x/2"), "stages.from: exits of schema 'x/2'"),
@@ -243,10 +287,12 @@ def test_mistakes_in_the_spec_are_told() -> None:
         spec_of(SPEC.replace("max_batch", "max_bath"))
 
 
-def test_from_training_to_a_replay(tmp_path: Path) -> None:
-    """A trained cascade is planned and replayed as a pipeline by three commands, and no query is lost."""
-    cascade_spec = Path(__file__).parents[2] / "cascade" / "unfold_cascade" / "examples" / "tumours.yaml"
-    text = SPEC.replace("from: cascade", "from: runs/tumours").replace("50/s", "20/s") + "tuner: {policy: fixed}\n"
+@pytest.mark.parametrize("spec", ["plugins/cascade/unfold_cascade/examples/tumours.yaml", "configs/cascade/wards.yaml"])
+def test_from_training_to_a_replay(tmp_path: Path, spec: str) -> None:
+    """A trained cascade, over time or not, is planned and replayed by three commands, and no query is lost."""
+    cascade_spec = ROOT / spec
+    where = f"from: runs/{cascade_spec.stem}"
+    text = SPEC.replace("from: cascade", where).replace("50/s", "20/s") + "tuner: {policy: fixed}\n"
     (tmp_path / "pipe.yaml").write_text(text)
     (tmp_path / "trace.csv").write_text("arrival_s\n" + "".join(f"{place * 0.05:.2f}\n" for place in range(40)))
     assert unfold(tmp_path, "train", str(cascade_spec)).returncode == 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from unfold_pipeline import models, profiles
 from unfold_pipeline.spec import FromRun, ModelSpec, PipelineSpec, StageSpec, machine
-from unfoldkit.api import Run, RunDir, UnfoldError, fail
+from unfoldkit.api import Run, RunDir, fail
 from unfoldkit.spec.loader import decoded, parse
 
 EXITS_FILE = "exits.json"
@@ -27,6 +27,12 @@ SCHEMA = "unfold_cascade.exits/1"
 ROUTES_FILE = "routes.csv"
 KEY = "stages.from"
 LARGEST = 32
+TIMED = ("physionet2019", "long")
+MEMORY = {
+    "entry": ("sticky", "where an hour of a case begins depends on its hour before, which no stage knows"),
+    "advance": ("same-step", "an answer decides in the same hour which stage is asked next, which no route tells"),
+}
+ROUTABLE = {"entry": "reset", "advance": "next-step"}
 TRAIN = "unfold train fits the cascade, and leaves its run here"
 
 
@@ -70,8 +76,9 @@ def read(given: FromRun, run: Run) -> Found:
     if path.resolve() == run.directory.path.resolve():
         raise fail("the pipeline would write to the run of the cascade", key=KEY, hint="another name, or --run DIR")
     plan = _plan(directory)
-    if not directory.has(EXITS_FILE):
-        raise _unfit(directory, plan)
+    why, hint = _unfit(plan, told=directory.has(EXITS_FILE))
+    if why:
+        raise fail(f"the cascade of {given.run} cannot be the stages of a pipeline: {why}", key=KEY, hint=hint)
     exits = _exits(directory)
     if exits["spec_sha256"] != plan.get("spec_sha256"):
         raise fail("the plan of this run is of another cascade than its exits", file=str(path), key=KEY, hint=TRAIN)
@@ -83,16 +90,20 @@ def told(given: PipelineSpec, spec: PipelineSpec, run: Run) -> tuple[tuple[str, 
     if not isinstance(given.stages, FromRun):
         return ()
     exits = read(given.stages, run).exits
+    unit = exits.get("unit", "cases")
     lines = [
-        ("routes", f"the ways of {exits['cases']:,} cases that the gates were not tuned on, of {given.stages.run}")
+        ("routes", f"the ways of {exits['cases']:,} {unit} that the gates were not tuned on, of {given.stages.run}")
     ]
+    idle = sum(way["cases"] for way in exits["ways"] if not way["models"])
+    if idle:
+        lines.append(("idle", f"{idle / exits['cases']:.0%} of the {unit} ask no model, and are answered at once"))
     paid = [name for name in spec.named if profiles.stored(name, run) is None]
     if paid:
         what = "all stages" if len(paid) == len(spec.named) else ", ".join(paid)
         rows = f"{exits['rows_per_call']:,} rows a call"
         lines.append(("latency", f"{what}: as the cascade timed it with {rows}; unfold profile measures small batches"))
     if exits["unasked"]:
-        lines.append(("left out", f"{', '.join(exits['unasked'])}: no case came there"))
+        lines.append(("left out", f"{', '.join(exits['unasked'])}: no {unit.removesuffix('s')} came there"))
     return tuple(lines)
 
 
@@ -124,16 +135,17 @@ def _plan(directory: RunDir) -> Mapping[str, Any]:
     return dict(data)
 
 
-def _unfit(directory: RunDir, plan: Mapping[str, Any]) -> UnfoldError:
-    """Say why a cascade has no exits: they are written only where its models answer case by case."""
-    source = str(plan.get("spec", {}).get("data", {}).get("source"))
-    why = {
-        "recorded": "its predictions were recorded: there is no model to serve",
-        "sklearn": "it was planned by an earlier version",
-        "table": "it was planned by an earlier version",
-    }.get(source, "a cascade over time keeps the state of every case, which no stage of a pipeline does")
-    hint = TRAIN if source in ("sklearn", "table") else "supported are cascades on data of source sklearn or table"
-    return fail(f"this cascade cannot be the stages of a pipeline: {why}", file=str(directory.path), key=KEY, hint=hint)
+def _unfit(plan: Mapping[str, Any], *, told: bool) -> tuple[str, str]:
+    """Return why a cascade cannot be planned, and what helps; nothing where it can. ``told``: its exits are there."""
+    spec = plan.get("spec", {})
+    source, moves = str(spec.get("data", {}).get("source")), spec.get("moves", {})
+    if source == "recorded":
+        why = "its predictions were recorded: there is no model to serve"
+        return why, "supported are cascades of models that were trained"
+    for key, (value, why) in MEMORY.items():
+        if source in TIMED and moves.get(key) == value:
+            return f"it has moves.{key}: {value}, and {why}", f"unfold train it with {key}: {ROUTABLE[key]}"
+    return ("", "") if told else ("it was planned by an earlier version", TRAIN)
 
 
 def _exits(directory: RunDir) -> Mapping[str, Any]:
@@ -154,6 +166,7 @@ def _stage(item: Mapping[str, Any], spec: PipelineSpec, found: Found) -> StageSp
     each = float(item["latency_us"]) * 1e-6
     body = {
         "after": item["after"],
+        "share": item.get("share", 1.0),
         "latency": {machine(spec): {size: f"{each * size:.12g} s" for size in (1, most)}},
         "max_batch": most,
     }

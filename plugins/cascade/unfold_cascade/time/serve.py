@@ -19,7 +19,7 @@ from unfold_cascade.time.monolith import latched
 from unfold_cascade.time.moves import Clock, Walk, Zoo, walk_plain
 from unfold_cascade.time.policy import Policy, ladder
 from unfold_cascade.time.served import Loaded, load
-from unfold_cascade.time.sight import sight
+from unfold_cascade.time.sight import features_of, sight
 from unfold_cascade.time.study import FILE
 from unfold_cascade.zoo import AGAIN
 from unfoldkit.api import Run, Service, broken, dump, fingerprint
@@ -60,7 +60,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
 def timed(loaded: Loaded, told: Counts) -> Timed:
     """Return the model to serve."""
     view, spec = sight(loaded.spec.features), loaded.spec
-    x, probe = _features(loaded), loaded.probe
+    x, probe = features_of(view, loaded.probe), loaded.probe
     voices = {m: _voice(loaded, m, x, probe.rows) for m in ([] if loaded.alone else loaded.asked)}
     stages = rungs(ladder(loaded.policy, loaded.parallel))
     longest = 1 if loaded.alone else sum(len(rung.chain) for rung in stages)
@@ -131,20 +131,6 @@ def simulated(loaded: Loaded) -> tuple[Any, Walk]:
         return went.answer.astype(np.int64), went
     stage = latched(loaded.logs[-1].p[probe.rows], probe.starts, loaded.monolith.cuts or ())
     return np.where(went.answer == 1, len(loaded.spec.stages), stage), went
-
-
-def _features(loaded: Loaded) -> Any:
-    """Return the (n, d) features of the probe's hours, each made from the hours before it."""
-    view, probe = sight(loaded.spec.features), loaded.probe
-    found = []
-    for begin, end in zip(probe.starts[:-1], probe.starts[1:], strict=True):
-        past = None
-        for row in range(begin, end):
-            one = slice(row, row + 1)
-            features, pasts = view.look(probe.values[one].astype(np.float64), probe.hour[one], [past])
-            past = pasts[0]
-            found.append(features)
-    return np.concatenate(found)
 
 
 def _voice(loaded: Loaded, m: int, x: Any, rows: Any) -> Voice:

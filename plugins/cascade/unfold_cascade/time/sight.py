@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.spec import FeatureGroup
+from unfold_cascade.time.keep import Probe
 from unfold_cascade.time.panel import carry_h, layout, named, rule_names, window_h
 from unfold_cascade.time.rules import POINTS_OF
 from unfold_cascade.time.targets import points
@@ -128,6 +129,19 @@ class Sight:
             made = statistics(values, np.ascontiguousarray(flat[:, 0]), starts, group.window)
             found[at] = {name: column[ends - 1] for name, column in made.items()}
         return found
+
+
+def features_of(view: Sight, probe: Probe) -> Float32:
+    """Return the (n, d) features of hours that were set aside, each made from the hours before it."""
+    found = []
+    for begin, end in zip(probe.starts[:-1], probe.starts[1:], strict=True):
+        past = None
+        for row in range(begin, end):
+            one = slice(row, row + 1)
+            features, pasts = view.look(probe.values[one].astype(np.float64), probe.hour[one], [past])
+            past = pasts[0]
+            found.append(features)
+    return np.concatenate(found)
 
 
 def _good(age: FloatArray, carry: float) -> BoolArray:

@@ -61,8 +61,17 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a run keeps of a model: its file, the columns that it reads, and the estimator that it is."""
+
+    file: str
+    columns: IntArray
+    estimator: str
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
-    """All parts, the models' names and rates, and the numbers of the models of each stage."""
+    """All parts, the models' names, files and rates, and the numbers of the models of each stage."""
 
     spec: CascadeSpec
     train: Part
@@ -72,6 +81,7 @@ class Study:
     stages: tuple[tuple[int, ...], ...]
     rates: Rates
     digest: str
+    held: tuple[Held, ...]
 
     @property
     def monolith(self) -> int:
@@ -149,7 +159,8 @@ def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], 
     names = [stage.name for stage in spec.stages]
     numbers = tuple(tuple(m for m, slot in enumerate(places) if slot.stage == name) for name in names)
     models = tuple(f"{slot.stage}/{slot.model}" for slot in places)
-    return Study(spec, parts[0], parts[1], parts[2], models, numbers, rates_of(spec, found), hours.facts.digest)
+    held = tuple(Held(slot.model_file, slot.columns, slot.recipe.estimator) for slot in places)
+    return Study(spec, parts[0], parts[1], parts[2], models, numbers, rates_of(spec, found), hours.facts.digest, held)
 
 
 def _part(hours: Hours, zoo: Zoo, bases: Mapping[int, Float32], entities: IntArray) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.time import exits
 from unfold_cascade.time.check import check, new_data
 from unfold_cascade.time.decide import decide
 from unfold_cascade.time.story import tell
@@ -18,7 +19,9 @@ def answer(spec: CascadeSpec, run: Run, verb: str) -> Report:
     planned = new_data(spec, run) if verb == "plan" else None
     if planned is not None:
         return check(spec, planned, run)
-    return tell(decide(spec, run), run, verb)
+    found = decide(spec, run)
+    exits.keep(found, run)
+    return tell(found, run, verb)
 
 
 def profile(spec: CascadeSpec, run: Run) -> Report:
