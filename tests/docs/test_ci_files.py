@@ -55,7 +55,7 @@ def test_action_runs_a_verb(tmp_path: Path, budget: str, code: int, level: str) 
 
 
 def test_action_plans_several_specs(tmp_path: Path) -> None:
-    """A pattern of specs is planned spec by spec, with an annotation for each, and the step fails with the worst code."""
+    """A pattern of specs is planned spec by spec, an annotation for each, and the step fails with the worst code."""
     for name in ("b", "a"):
         (tmp_path / f"{name}.yaml").write_text(f"version: 1\nkind: echo\nname: {name}\nmessage: hi\n", "utf-8")
     (tmp_path / "c.yaml").write_text("version: 1\nkind: echo\nname: c\n", "utf-8")
