@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ def parsed(name: str) -> Any:
 def act(tmp_path: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
     """Run the last step of the action as a runner would, with this environment in the place of the installed one."""
     bin_folder = tmp_path / "unfold" / "bin"
-    bin_folder.mkdir(parents=True)
-    (bin_folder / "unfold").symlink_to(Path(sys.executable).parent / "unfold")
+    if not bin_folder.is_dir():
+        bin_folder.mkdir(parents=True)
+        (bin_folder / "unfold").symlink_to(Path(sys.executable).parent / "unfold")
     action = parsed("action.yml")
     step = action["runs"]["steps"][-1]
     given = {name: item.get("default", "") for name, item in action["inputs"].items()} | inputs
@@ -50,6 +52,33 @@ def test_action_runs_a_verb(tmp_path: Path, budget: str, code: int, level: str) 
     done = act(tmp_path, verb="plan", files=spec, options=f"--set budget=${budget}")
     assert done.returncode == code, done.stderr
     assert done.stdout.startswith(f"::{level} title=unfold plan hello::")
+
+
+def test_action_plans_several_specs(tmp_path: Path) -> None:
+    """A pattern of specs is planned spec by spec, an annotation for each, and the step fails with the worst code."""
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.yaml").write_text(f"version: 1\nkind: echo\nname: {name}\nmessage: hi\n", "utf-8")
+    (tmp_path / "c.yaml").write_text("version: 1\nkind: echo\nname: c\n", "utf-8")
+    done = act(tmp_path, verb="plan", files="*.yaml")
+    assert done.returncode == 2
+    told = [line.split("::")[1] for line in done.stdout.splitlines()]
+    assert told[:2] == ["notice title=unfold plan a", "notice title=unfold plan b"]
+    assert told[2].startswith("error file=c.yaml,line=1")
+
+
+def test_workflow_of_the_page_does_what_the_action_offers(tmp_path: Path) -> None:
+    """Every step of the workflow names inputs that the action has, and passes on the shipped specs."""
+    page = (ROOT / "docs/how-to/check-specs-in-ci.md").read_text("utf-8")
+    workflow = yaml.safe_load(page.partition("```yaml specs.yml\n")[2].partition("```")[0])
+    steps = [step["with"] for step in workflow["jobs"]["specs"]["steps"] if "unfoldkit" in step["uses"]]
+    assert len(steps) == 3
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    words = ["/usr/bin/env", "unfold", "plan", "configs/echo/hello.yaml", "--out", "plan.yaml"]
+    subprocess.run(words, cwd=tmp_path, env=surroundings(os.environ), check=True, capture_output=True)
+    for step in steps:
+        assert set(step) <= set(parsed("action.yml")["inputs"])
+        done = act(tmp_path, **step)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_action_installs_its_own_checkout() -> None:

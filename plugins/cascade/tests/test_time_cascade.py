@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,17 @@ def test_equal_seeds_give_equal_reports(trained: tuple[Run, Report], tmp_path: P
     again = train(_spec("wards.yaml"), _run(tmp_path / "again"))
     texts = [json.dumps(to_data(without_times(report))) for report in (trained[1], again)]
     assert texts[0].replace(str(trained[0].directory.path), "RUN") == texts[1].replace(str(tmp_path / "again"), "RUN")
+
+
+def test_another_split_is_another_cascade(trained: tuple[Run, Report], tmp_path: Path) -> None:
+    """A run that holds models of another split fits them again: it ends with what a fresh run ends with."""
+    shutil.copytree(trained[0].directory.path, tmp_path / "run")
+    data = _spec("wards.yaml").data
+    split = data.split.model_copy(update={"train": 0.4, "calibrate": 0.4, "test": 0.2})
+    spec = _spec("wards.yaml", data=data.model_copy(update={"split": split}))
+    again, fresh = (train(spec, _run(tmp_path / name)) for name in ("run", "fresh"))
+    tables = [[table.rows for table in without_times(report).tables] for report in (again, fresh)]
+    assert tables[0] == tables[1]
 
 
 def test_what_is_not_certified_is_a_no_with_its_figures(tmp_path: Path, trained: tuple[Run, Report]) -> None:

@@ -72,3 +72,39 @@ cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $1/h}]}
     spec = validate(TuningSpec, parse(text, "t.yaml"))
     with pytest.raises(UnfoldError, match="needs torch"):
         measure.work_of(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+
+
+def test_rows_of_a_group_are_held_out_together(tmp_path: Path) -> None:
+    """What can only be learnt from other rows of the same group is not learnt, and columns not named are not seen."""
+    rng = np.random.default_rng(0)
+    # the label is a coin of the patient; the mark gives the patient away, and so the label, but only within a patient
+    coins = rng.integers(0, 2, 200)
+    lines = [f"p{i:03d},{i},word,{coins[i]}" for i in range(200) for _ in range(5)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["patient,mark,note,target", *lines]))
+    given = {"estimator": "xgboost", "data": "t.csv", "rounds": 200, "columns": ("mark",)}
+    config = {"learning_rate": 0.5, "max_depth": 8}
+    seen = {
+        group: make(Work(Trainable.model_validate({**given, "group": group}), path))(config, None, 1, 1, 0)[0]
+        for group in (None, "patient")
+    }
+    assert seen[None] > 0.95
+    assert seen["patient"] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"columns": ("mrak",)}, "no column 'mrak' (did you mean \"mark\"?)"),
+        ({"group": "ward"}, "no column 'ward' (trainable.group names the column whose rows are held out together)"),
+        ({"target": "label"}, "no column 'label' (trainable.target names the column to predict)"),
+        ({}, "trainable.columns names those to learn from"),
+    ],
+)
+def test_columns_that_are_not_there_are_told(change: dict[str, object], told: str, tmp_path: Path) -> None:
+    """A column that the file lacks is named with the key that asks for it; one of words is refused."""
+    path = tmp_path / "t.csv"
+    path.write_text("patient,mark,target\np1,1,0\np2,2,1\n")
+    with pytest.raises(UnfoldError) as caught:
+        make(Work(Trainable.model_validate({"estimator": "xgboost", "data": "t.csv", **change}), path))
+    assert told in str(caught.value)

@@ -53,9 +53,11 @@ class Split:
         return Split(fit, self.y, rest, self.truth, self.classes, self.rounds, self.metric)
 
 
-def split(x: Floats, y: Ints, rounds: int, metric: str, seed: int) -> Split:
-    """Hold 30 % of the rows out, by a seed."""
-    out = np.random.default_rng([seed, 77]).random(len(y)) < 0.3
+def split(x: Floats, y: Ints, rounds: int, metric: str, seed: int, group: Ints | None = None) -> Split:
+    """Hold 30 % of the rows out, by a seed; those of one ``group`` (numbered from 0) together."""
+    units = len(y) if group is None else int(group.max()) + 1
+    out = np.random.default_rng([seed, 77]).random(units) < 0.3
+    out = out if group is None else out[group]
     return Split(x[~out], y[~out], x[out], y[out], int(y.max()) + 1, rounds, metric)
 
 

@@ -90,6 +90,12 @@ class Trainable(Model):
         default=None, description="digits, breast-cancer, wine, or a CSV file with a target column"
     )
     target: str = Field(default="target", description="the column of a CSV file that is predicted")
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        default=None, description="the columns of a CSV file that are learnt from; all others if left out"
+    )
+    group: str | None = Field(
+        default=None, description="a column of a CSV file, such as patient, whose equal rows are held out together"
+    )
     metric: Literal["accuracy", "log-loss"] = Field(default="accuracy", description="of the held-out 30 %, for ranking")
     rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1, description="boosting rounds, or passes over the data, of an iteration"

@@ -7,19 +7,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from unfold_tuning.estimators import BUILT_IN, Train, split
+from unfold_tuning.estimators import BUILT_IN, Floats, Ints, Train, split
 from unfold_tuning.spec import Choice, Log, Trainable, Uniform, Whole
-from unfoldkit.api import fail
+from unfoldkit.api import did_you_mean, fail
 
 SETS = ("digits", "breast-cancer", "wine")
+MEANING = {"target": "the column to predict", "group": "the column whose rows are held out together"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ def make(work: Work) -> Train:
     """
     if work.trainable.function is not None:
         return own(work.trainable.function)
-    x, y = _data(work)
+    x, y, group = _data(work)
     given = work.trainable
-    return BUILT_IN[str(given.estimator)](split(x, y, given.rounds, given.metric, work.seed))
+    return BUILT_IN[str(given.estimator)](split(x, y, given.rounds, given.metric, work.seed, group))
 
 
 def own(reference: str) -> Train:
@@ -71,27 +71,41 @@ def _one(item: Log | Uniform | Whole | Choice, rng: np.random.Generator) -> Any:
     return item.choice[int(rng.integers(len(item.choice)))]
 
 
-def _data(work: Work) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _data(work: Work) -> tuple[Floats, Ints, Ints | None]:
     if work.path is not None:
-        return _table(work.path, work.trainable.target)
+        return _table(work.path, work.trainable)
     from sklearn import datasets
 
     load = {"digits": datasets.load_digits, "breast-cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}
     bunch = load[str(work.trainable.data)]()
-    return np.asarray(bunch.data, dtype=float), np.asarray(bunch.target, dtype=np.int64)
+    return np.asarray(bunch.data, dtype=float), np.asarray(bunch.target, dtype=np.int64), None
 
 
-def _table(path: Path, target: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _table(path: Path, given: Trainable) -> tuple[Floats, Ints, Ints | None]:
     import csv
 
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    if not rows or target not in rows[0]:
-        raise fail(f"no column {target!r}", file=str(path), hint="trainable.target names the column to predict")
-    labels = sorted({row[target] for row in rows})
-    names = [name for name in rows[0] if name != target]
+    names = _columns(list(rows[0]) if rows else [], given, path)
     try:
         x = np.array([[float(row[name] or "nan") for name in names] for row in rows])
     except ValueError as error:
-        raise fail(f"a column is not numeric: {error}", file=str(path)) from error
-    return x, np.array([labels.index(row[target]) for row in rows], dtype=np.int64)
+        hint = "trainable.columns names those to learn from"
+        raise fail(f"a column is not numeric: {error}", file=str(path), hint=hint) from error
+    group = None if given.group is None else _numbered([row[given.group] for row in rows])
+    return x, _numbered([row[given.target] for row in rows]), group
+
+
+def _columns(there: Sequence[str], given: Trainable, path: Path) -> list[str]:
+    """Return the columns to learn from; whatever the spec names must be there."""
+    wanted = {"target": [given.target], "group": [given.group] if given.group else [], "columns": given.columns or ()}
+    for key, names in wanted.items():
+        for name in names:
+            if name not in there:
+                hint = did_you_mean(name, there) if key == "columns" else f"trainable.{key} names {MEANING[key]}"
+                raise fail(f"no column {name!r}", file=str(path), key=f"trainable.{key}", hint=hint)
+    return list(given.columns or [name for name in there if name not in (given.target, given.group)])
+
+
+def _numbered(values: Sequence[str]) -> Ints:
+    return np.unique(np.array(values), return_inverse=True)[1].astype(np.int64)

@@ -111,8 +111,11 @@ def train(
 
 
 def plan(
-    spec: Annotated[
-        str | None, typer.Argument(metavar="SPEC", help=options.SPEC_HELP + "; of --check if left out")
+    specs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SPEC...", help=options.SPEC_HELP + "; several are planned in turn; that of --check if left out"
+        ),
     ] = None,
     check_file: Annotated[
         Path | None,
@@ -136,11 +139,13 @@ def plan(
     verbose: options.Verbose = False,
 ) -> None:
     """Search the plan that meets the goal, and what it gives up."""
-    if spec is None:
-        if check_file is None:
-            raise typer.BadParameter("give a SPEC, or --check PLAN, which holds one")
-        spec = str(check_file)
-    _verb("plan", locals())
+    from unfoldkit.cli.several import perform_all
+
+    words = specs or ([str(check_file)] if check_file else [])
+    if not words:
+        raise typer.BadParameter("give a SPEC, or --check PLAN, which holds one")
+    request = _request("plan", {**locals(), "spec": words[0]})
+    _end(lambda: perform_all(request, words, _stdin(*words)))
 
 
 def serve(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from unfoldkit.cli import console, plugins
+from unfoldkit.cli import console, formats, plugins
 from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, did_you_mean, fail, in_file, printable
 from unfoldkit.registry import Registry
 from unfoldkit.spec.load import load
@@ -42,15 +42,8 @@ def mistakes(registry: Registry, file: str, stdin: str = "") -> list[Diagnostic]
 def _rendered(items: Sequence[Diagnostic], form: str) -> str:
     if form == "json":
         return json.dumps([asdict(item) for item in items], indent=2, ensure_ascii=False) + "\n"
-    if form == "github":
-        from unfoldkit.render.github import render_diagnostics as annotations
-
-        return annotations(items)
-    if form == "junit":
-        from unfoldkit.render.junit import render_diagnostics as cases
-
-        return cases(items)
-    return "".join(f"{item}\n" for item in items)
+    page = formats.mistakes(form, items)
+    return page if page is not None else "".join(f"{item}\n" for item in items)
 
 
 def _summary(found: dict[str, list[Diagnostic]]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from unfoldkit.cli import console
-from unfoldkit.errors import did_you_mean, fail
+from unfoldkit.errors import Diagnostic, did_you_mean, fail
 from unfoldkit.kinds import Renderer, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
@@ -48,6 +49,19 @@ def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
     else:
         write_atomically(out, content.encode() if isinstance(content, str) else content)
         console.say(f"{report.verdict} · {report.headline}\nwrote {out}")
+
+
+def mistakes(name: str, items: Iterable[Diagnostic]) -> str | None:
+    """Return mistakes of a spec in a format that has a place for them; ``None`` in any other."""
+    if name == "github":
+        from unfoldkit.render.github import render_diagnostics as annotations
+
+        return annotations(items)
+    if name == "junit":
+        from unfoldkit.render.junit import render_diagnostics as cases
+
+        return cases(items)
+    return None
 
 
 def _first(found: list[Renderer], message: str, hint: str) -> Renderer:

@@ -16,7 +16,7 @@ from unfoldkit.cli.drift import compare, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.context import Run
 from unfoldkit.engines.base import Engine
-from unfoldkit.errors import ExitCode, did_you_mean, fail
+from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, fail
 from unfoldkit.kinds import Kind, RunFinished, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data
@@ -33,17 +33,33 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     """Carry out ``profile``, ``train`` or ``plan`` and deliver its report.
 
     Raises:
-        UnfoldError: the request, the spec or the surroundings are at fault.
+        UnfoldError: the request, the spec or the surroundings are at fault, and the format has no place for it.
     """
     registry = plugins.registry(builtin_only=request.builtin_only)
     renderer = formats.choose(registry, request.format, request.out)
+    try:
+        report, code = answer(request, registry, stdin)
+    except UnfoldError as error:
+        page = formats.mistakes(renderer.name, error.diagnostics) if request.out is None else None
+        if page is None:
+            raise
+        console.write_report(page)
+        return error.code
+    formats.deliver(report, renderer, request.out)
+    tell(registry, report, code)
+    return code
+
+
+def answer(request: Request, registry: Registry, stdin: str = "") -> tuple[Report, ExitCode]:
+    """Return the report of a verb, kept in its run, and the exit code that it means.
+
+    Raises:
+        UnfoldError: the request, the spec or the surroundings are at fault.
+    """
     loaded = load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
     function = verb_of(loaded.kind, request.verb)
     report = _rehearsal(request, loaded) if request.dry_run else _stored(request, loaded, function)
-    formats.deliver(report, renderer, request.out)
-    code = ExitCode.YES if report.verdict is Verdict.YES or request.exit_zero else ExitCode.NO
-    _tell(registry, report, code)
-    return code
+    return report, ExitCode.YES if report.verdict is Verdict.YES or request.exit_zero else ExitCode.NO
 
 
 def verb_of(kind: Kind, verb: str) -> str:
@@ -171,6 +187,7 @@ def _rehearsal(request: Request, loaded: Loaded) -> Report:
     )
 
 
-def _tell(registry: Registry, report: Report, code: ExitCode) -> None:
+def tell(registry: Registry, report: Report, code: ExitCode) -> None:
+    """Tell the plugins that watch that a verb has finished."""
     event = RunFinished(report.kind, report.verb, report.name, int(code), to_data(report))
     registry.tell(event, console.say)

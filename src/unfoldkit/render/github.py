@@ -15,7 +15,9 @@ def render(report: Report) -> str:
     lines = [_command(level, {"title": f"unfold {report.verb} {report.name}"}, f"{report.verdict} · {report.headline}")]
     for name, item in report.metrics.items():
         if item.ok is False:
-            lines.append(_command("error", {"title": name}, f"{cells.metric(item)}, target {item.target}"))
+            lines.append(
+                _command("error", {"title": f"{name} of {report.name}"}, f"{cells.metric(item)}, target {item.target}")
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -22,7 +22,7 @@ from unfold_cascade.time.measures import utility
 from unfold_cascade.time.panel import Layout
 from unfold_cascade.tuned import recipe
 from unfold_cascade.zoo import AGAIN, versions
-from unfoldkit.api import Run, UnfoldError, fail, fingerprint
+from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
 
 BASELINE = "baseline"
 MONOLITH = "monolith"
@@ -296,6 +296,7 @@ def _slot(
     labels = lesson.y.astype(np.int64)
     names = [layout.names[column] for column in columns]
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
+    how.append(dump(spec.data.split))
     looks = inside(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None
     # named only where it is there: models of runs from before stay good
     seen = [*([looks] if looks else []), *([] if lesson.weight is None else [_hash(lesson.weight)])]
