@@ -1,5 +1,6 @@
 """The planners on the four pipelines of ``configs/pipeline`` over rate, burstiness and target.
 
+Every point has 100,000 queries. A proof may simulate 1e8 queries of a stage, so that all points take some minutes.
 Latencies are those of this project's study, not the paper's: the ratio to CG-Peak is of these pipelines.
 """
 
@@ -30,6 +31,8 @@ from unfoldkit.spec.validate import validate
 CONFIGS = Path(__file__).parents[1] / "configs" / "pipeline"
 RATES = (20.0, 50.0, 150.0, 300.0)
 SCVS = (1.0, 4.0, 16.0)
+QUERIES, FEW = 1e5, 6e3
+PROOF = planner.Effort(most_items=1e8)
 TIGHT = 0.15  # s; of the paper's comparison with coarse-grained planning
 NAMES = ("image-processing", "cascade", "video-monitoring", "social-media")
 COLUMNS = [
@@ -85,7 +88,7 @@ def points(name: str, quick: bool, seed: int) -> Iterator[list[Any]]:
     slo = spec.slo.p99
     grid = ((100.0,), (4.0,), (slo, 2 * slo)) if quick else (RATES, SCVS, tuple(sorted({TIGHT, slo, 2 * slo})))
     for rate, scv, limit in itertools.product(*grid):
-        arrivals = processes.gamma(rate, (6e3 if quick else 3e4) / rate, np.random.default_rng(seed), scv=scv)
+        arrivals = processes.gamma(rate, (FEW if quick else QUERIES) / rate, np.random.default_rng(seed), scv=scv)
         sample = draw(pipeline, arrivals, np.random.default_rng([seed, 1]))
         row = _row(planner.judge_of(pipeline, [sample], limit))
         if row is not None:
@@ -97,7 +100,7 @@ def _row(judge: Judge) -> list[Any] | None:
     began = time.process_time()
     planner.solve(fresh, planner.Effort(proof=False), lambda _step, _done, _total: None)
     seconds = time.process_time() - began
-    outcome = planner.solve(judge, planner.Effort(), lambda _step, _done, _total: None)
+    outcome = planner.solve(judge, PROOF, lambda _step, _done, _total: None)
     with_proof = time.process_time() - began - seconds
     coarse = planner.baselines(judge)
     if outcome is None or outcome.greedy.plan is None or coarse is None:

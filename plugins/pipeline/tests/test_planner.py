@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unfold_pipeline import coarse, greedy, infeasible, insight, planner
+from unfold_pipeline import coarse, greedy, infeasible, insight, joint, planner
 from unfold_pipeline.bounds import Bounds
 from unfold_pipeline.estimator import Estimator
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Plan, Stage, table
@@ -80,6 +80,59 @@ def test_search_equals_brute_force(slopes: list[float], limit: float, share: flo
     assert outcome.proven
     assert outcome.cost == pytest.approx(brute(judge, outcome.cost))
     assert outcome.bound <= outcome.cost + 1e-9
+
+
+@given(
+    slope=st.sampled_from([0.005, 0.01, 0.02]),
+    limit=st.sampled_from([0.15, 0.25]),
+    shares=st.tuples(st.sampled_from([0.3, 0.6, 1.0]), st.sampled_from([0.4, 1.0])),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_branches_that_are_cut_together_hold_no_optimum(
+    slope: float, limit: float, shares: tuple[float, float], seed: int
+) -> None:
+    """Where queries take one of several ways, the plan that is called optimal costs what brute force finds."""
+    slow, quick = option("cpu", CHEAP, 0.02, slope), option("gpu", 2.5, 0.01, slope / 4)
+    left, right = shares
+    stages = (
+        Stage("in", (), (quick,)),
+        Stage("left", (Edge(0, left),), (slow, quick)),
+        Stage("right", (Edge(0, right),), (slow,)),
+    )
+    judge = judged(Pipeline(stages), limit, seed=seed, seconds=4.0)
+    outcome = planner.solve(judge, planner.Effort(), quiet)
+    assert outcome is not None
+    assert outcome.cost == pytest.approx(brute(judge, outcome.cost))
+    assert outcome.bound <= outcome.cost + 1e-9
+
+
+def test_a_hopeless_branch_is_hopeless_whatever_follows() -> None:
+    """What is cut after the first stages has no plan below it that meets the limit, and some branches are cut."""
+    judge = judged(diamond(), 0.11, rate=60.0, seconds=6.0)
+    estimator, cut = judge.estimators[0], 0
+    for counts in itertools.product((1, 2, 3), repeat=2):
+        head = tuple(Choice(0, 2, count) for count in counts)
+        if joint.hopeless(estimator, head, judge.limit):
+            cut += 1
+            for rest in itertools.product((1, 4), (3, 50), repeat=3):
+                batches, replicas = rest[::2], rest[1::2]
+                tail = tuple(Choice(0, b, k) for b, k in zip(batches, replicas, strict=True))
+                assert not judge.meets((*head, *tail))
+    assert 0 < cut < 9
+
+
+def test_what_an_item_still_needs_is_on_its_own_way() -> None:
+    """An item's rest is the longest of the quickest ways that it takes itself, none at stages that are fixed."""
+    judge = judged(diamond(), 1.0)
+    estimator, (join, crops) = judge.estimators[0], judge.estimators[0].sample.visits[3:]
+    least = [stage.options[0].quickest for stage in judge.pipeline.stages]
+    on = np.bincount(crops.owner, minlength=join.owner.size)[join.owner] > 0
+    assert joint.rest(estimator, 3, 4) == pytest.approx(np.where(on, least[4], 0.0))
+    assert joint.rest(estimator, 2, 3) == pytest.approx(
+        (least[3] + np.where(on, least[4], 0.0))[judge.estimators[0].sample.visits[2].owner]
+    )
+    assert not joint.rest(estimator, 3, 5).any()
 
 
 def test_greedy_is_feasible_and_locally_optimal() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_pipeline.estimator import SLACK, Estimator
 from unfold_pipeline.graph import Depth, Pipeline, depths, needed
+from unfold_pipeline.joint import rest
 from unfoldkit.queueing import kernel
 from unfoldkit.queueing.stage import Goal, Server, serve
 
@@ -21,7 +22,8 @@ Key = tuple[int, int, int, float]
 class Bounds:
     """Least replica counts of single stages over all samples, remembered.
 
-    *Alone*: the stage is fed with the raw arrivals and must finish within what the other stages leave of the limit.
+    *Alone*: the stage is fed with the raw arrivals and must finish each item within what the other stages that it must
+    and will visit leave of the limit (``budget``: of the limit without what is above).
     It is sharp, but not proven: batches that leave a stage together can be served better than raw arrivals. *Fluid*: a
     fluid server of the same throughput drops as few queries as any schedule can, so its count is proven.
     """
@@ -74,7 +76,11 @@ def _alone(estimator: Estimator, key: Key) -> int:
     if visits.owner.size == 0:
         return 1
     latency = stage.options[place].latency[: batch + 1]
-    goal = Goal(visits.origin, budget if visits.single else math.inf, estimator.allowed)
+    after = rest(estimator, index, index + 1)
+    if visits.single and np.count_nonzero(after > budget - stage.options[place].quickest) > estimator.allowed:
+        return MOST
+    due = visits.origin - after
+    goal = Goal(due, budget if visits.single else math.inf, estimator.allowed)
     order = np.arange(visits.owner.size, dtype=np.int32)
 
     def enough(replicas: int) -> bool:

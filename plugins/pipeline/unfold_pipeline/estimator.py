@@ -26,7 +26,8 @@ SLACK = 1e-9
 class Memory:
     """What was computed: flows, the least recently used forgotten first, and the budgets that were failed or kept.
 
-    ``above`` are the ancestors of stages, ``last`` the stages that can be the last of a query.
+    ``above`` are the ancestors of stages, ``last`` the stages that can be the last of a query, ``rests`` what items of
+    a stage still need at some of its children (see :mod:`unfold_pipeline.joint`).
     """
 
     flows: OrderedDict[Key, Flow] = field(default_factory=OrderedDict)
@@ -35,6 +36,7 @@ class Memory:
     bytes: int = 0
     above: dict[int, tuple[int, ...]] = field(default_factory=dict)
     last: tuple[int, ...] | None = None
+    rests: dict[tuple[int, tuple[int, ...]], Times] = field(default_factory=dict)
     passes: int = 0
     items: int = 0
 

@@ -2,7 +2,8 @@
 
 A node fixes the first stages. Its value is their price plus, for each stage to come, the least that the stage could
 cost alone. The cheapest node is taken first and the last of its stages simulated on what leaves the stages above; a
-stage that is late whatever follows ends the branch with all that would have come below it. The first whole plan that
+stage after which too many queries are late whatever follows (each needs at least the quickest hardware on its own way)
+ends the branch with all that would have come below it. The first whole plan that
 the simulation accepts is the cheapest that is consistent with the bounds; with the fluid bound, which is proven, it is
 the cheapest.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from unfold_pipeline.bounds import MOST, Bounds
 from unfold_pipeline.estimator import SLACK
 from unfold_pipeline.graph import Choice, Depth, Plan
+from unfold_pipeline.joint import hopeless
 from unfold_pipeline.judge import Judge
 from unfoldkit.queueing.stage import Flow
 
@@ -88,7 +90,9 @@ class Search:
         return self.memory.offers[options]
 
     def _least(self, index: int, depth: Depth, options: Options) -> Iterator[tuple[Choice, float]]:
-        budget = self.judge.limit - depth.above[index] - depth.below[index] + SLACK
+        budget = self.judge.limit - depth.above[index] + SLACK
+        if self.fluid:
+            budget -= depth.below[index]
         bound = self.bounds.fluid if self.fluid else self.bounds.alone
         for place in options:
             option = self.judge.pipeline.stages[index].options[place]
@@ -110,6 +114,10 @@ class Search:
         budget = self.judge.limit - self.depth(tuple([choice.option for choice in plan])).below[len(plan) - 1] + SLACK
         found = [estimator.flow(len(plan) - 1, plan, budget) for estimator in self.judge.estimators]
         return tuple(flow for flow in found if flow is not None) if None not in found else None
+
+    def hopeless(self, plan: Plan) -> bool:
+        """Whether too many queries are late on a sample, counted over all stages of ``plan``, whatever follows."""
+        return any(hopeless(estimator, plan, self.judge.limit) for estimator in self.judge.estimators)
 
     def admits(self, plan: Plan, value: float) -> bool:
         """Whether a node is worth a look."""
@@ -147,10 +155,11 @@ def _passes(search: Search, frontier: Frontier, plan: Plan, value: float) -> boo
     whole = len(plan) == len(search.judge.pipeline.stages)
     if flows is not None and _same_as_less(search, plan, flows):
         return False
-    if flows is not None and whole and search.judge.meets(plan):
+    alive = flows is not None and not search.hopeless(plan)
+    if alive and whole and search.judge.meets(plan):
         return True
     _more(search, frontier, plan, value)
-    if flows is not None and not whole:
+    if alive and not whole:
         _open(search, frontier, plan)
     return False
 

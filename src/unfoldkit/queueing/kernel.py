@@ -187,6 +187,23 @@ def latest(times: Times, items: Items, known: int, owner: Items, finish: Times) 
 
 
 @compiled
+def soonest(times: Times, items: Items, known: int, owner: Items, after: Times, finish: Times) -> None:
+    """Raise ``finish[owner[item]]`` to the completion of each finished item and ``after[item]`` seconds on."""
+    for index in range(known):
+        item = items[index]
+        query = owner[item]
+        finish[query] = max(finish[query], times[index] + after[item])
+
+
+@compiled
+def longest(first: Items, count: Items, after: Times, out: Times) -> None:
+    """Raise ``out[item]`` to the largest ``after`` among the children of each item."""
+    for item in range(out.size):
+        for child in range(first[item], first[item] + count[item]):
+            out[item] = max(out[item], after[child])
+
+
+@compiled
 def late(finish: Times, arrival: Times, limit: float) -> int:
     """Return how many queries took longer than ``limit`` seconds."""
     count = 0
