@@ -18,6 +18,7 @@ from plugins.placement.tests.cases import cluster, job, policy
 from plugins.placement.tests.live.rayworld import QUIET, RayWorld
 from plugins.placement.tests.live.scenarios import Scenario
 from plugins.placement.tests.live.stage import outcome
+from unfold_placement import ray as placement
 from unfold_placement.laws import audit
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.client import client_of
@@ -106,6 +107,26 @@ def test_gangs_stay_whole_while_controllers_are_killed(spec: tuple[str, RayBacke
         time.sleep(0.2)
 
 
+def test_a_steward_that_is_killed_starts_again_with_what_clients_wait_for(
+    spec: tuple[str, RayBackend, str], tmp_path: Path
+) -> None:
+    """Its books and groups go with it; what has not ended is submitted anew, runs and answers, and nothing leaks."""
+    import ray
+
+    name, handle, address = spec
+    # half of the gangs run as it dies, the others wait
+    results = [submit(_sleepy, gang, policy=name, job=f"g{gang}", size=6, gpu=1) for gang in range(4) for _ in range(6)]
+    with controller(tmp_path / "one", name, address):
+        leads(handle, handle.snapshot().after, 6)
+        ray.kill(handle.steward, no_restart=False)
+        assert [result.result(WAIT) for result in results] == [gang for gang in range(4) for _ in range(6)]
+    end = time.monotonic() + WAIT
+    while handle.snapshot().names or groups():
+        assert time.monotonic() < end, (handle.snapshot().names, groups())
+        time.sleep(0.2)
+    placement.close(name)
+
+
 def groups() -> list[str]:
     """Return the placement groups that are there."""
     from ray.util import placement_group_table
@@ -126,6 +147,11 @@ def test_a_function_that_is_submitted_answers(spec: tuple[str, RayBackend, str],
     import ray
 
     assert all(node["Alive"] for node in ray.nodes())
+
+
+def _sleepy(value: int) -> int:
+    time.sleep(2.0)
+    return value
 
 
 def _double(value: int) -> int:

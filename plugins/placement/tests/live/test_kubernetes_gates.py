@@ -161,6 +161,23 @@ def test_who_loses_the_lead_lets_go_of_what_it_decided(kube: KubeWorld, one: Kub
     assert record(one, "a-0").attempt == 1
 
 
+def test_who_resigns_leaves_what_it_has_not_opened_to_the_next(kube: KubeWorld, admin: Api, one: Kubernetes) -> None:
+    """Tasks whose turn had not come wait as if nothing was decided, and the next leader starts them."""
+    one.turns.most = 1
+    admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
+    waiting(kube, 2)
+    one.start([Start("a-0", "n1")])
+    one.start([Start("a-1", "n1")])
+    one.resign()
+    assert shut(admin) == ["a-1-0"]
+    assert (record(one, "a-0").state, record(one, "a-1").state) == (kinds.RUNNING, kinds.WAITING)
+    two = kube.handle()
+    assert two.lead("two", 60.0)
+    two.start([Start("a-1", "n2")])
+    until(two, lambda: two.mirror.bound("a-1"))
+    assert record(two, "a-1").attempt == 1
+
+
 def test_a_node_takes_no_more_pods_than_its_kubelet_says(kubernetes: Open) -> None:
     """Tasks are placed within each node's limit of pods, others' pods counted, so that none is taken back."""
     small = [replace(node, capacity={**node.capacity, "pods": 2000}) for node in cluster(2)]

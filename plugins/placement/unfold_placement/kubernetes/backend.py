@@ -101,6 +101,7 @@ class Kubernetes:
         """Lead no longer."""
         self.flush()
         self.led = False
+        self._forget()
         self.leader.resign()
 
     def create(
