@@ -11,6 +11,7 @@ import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -117,18 +118,22 @@ def point(words: list[str], bounds: Bounds) -> Row:
     began = time.monotonic()
     command = [sys.executable, "-m", "benchmarks.scale_point", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (bounds.memory,) * 2),  # noqa: PLW1509
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-            timeout=bounds.point, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (bounds.memory,) * 2),
-        )  # fmt: skip
+        out, err = process.communicate(timeout=bounds.point)
     except subprocess.TimeoutExpired:
+        # with all that it started: a server would outlive it
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return {"not_run": f"stopped after {bounds.point:,.0f} s"}
-    if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
+    if process.returncode:
+        said = err.strip().splitlines()[-1:] or [f"exit {process.returncode}"]
         return {"not_run": f"failed: {said[0][-120:]}"}
-    sys.stderr.write(f"scale: {' '.join(words)}: {done.stdout}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "wall": time.monotonic() - began}
+    sys.stderr.write(f"scale: {' '.join(words)}: {out}")
+    return {**json.loads(out.splitlines()[-1]), "wall": time.monotonic() - began}
 
 
 def growth(rows: Sequence[Row]) -> float | None:
