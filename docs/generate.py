@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from docs.generators import benchmarks, cli, contract, kinds, units
+from docs.generators import benchmarks, cli, contract, kinds, scale, units
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- made by `python -m docs.generate`; change the code, not this page -->\n\n"
@@ -23,6 +23,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         "docs/reference/formats.md": contract.formats(),
         "docs/reference/units.md": units.page(),
         "docs/reference/benchmarks.md": benchmarks.page(root / "benchmarks"),
+        "docs/explanation/scale.md": scale.page(root / "benchmarks"),
         **{f"docs/reference/kinds/{name}.md": text for name, text in kinds.pages().items()},
     }
     marked = {path: MARK + text.rstrip("\n") + "\n" for path, text in made.items()}

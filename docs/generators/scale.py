@@ -1,0 +1,61 @@
+"""The page on scale: what stands in it as figures comes from ``benchmarks/results/scale.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from docs.generators.benchmarks import number
+from docs.generators.markdown import table
+
+INTRO = """# Scale
+
+What runs on one machine, how time and memory grow, and from where on another tool takes over. The curves are those of
+`python -m benchmarks scale`; each point runs in a process of its own, within bounds of time and memory, and a point
+that was not run says why.
+
+"""
+ABOUT = {
+    "estimator": "Queries through a chain of batching stages. One stage is in memory at a time, so memory grows with "
+    "queries and not with stages; time grows with both.",
+    "placement": "Tasks under dominant resource fairness, on nodes that are busy for nine tenths.",
+    "tuning": "The whole exact curve of cost and deadline of successive halving, nothing sampled.",
+    "gates": "The exact gates of three models, over 64 bins each. The search itself depends on bins; rows are counted.",
+    "server": "`unfold serve --processes N`, single rows, a closed loop with 16 connections a process; the generators "
+    "share the cores.",
+}
+BEYOND = """## From where on Ray or Kubernetes takes over
+
+- *Plans and replays* are computed on one machine; nothing here spreads one of them over several. Where the tables say
+  that ten times more does not fit, plan with a part of the trace: `arrivals.duration`, `workload.replay.first`.
+- *Training* takes the cores of this machine; `--engine ray` takes those of a cluster. It is worth it when a single fit
+  is longer than the seconds that a worker needs to start.
+- *Serving* grows with processes up to the cores of one machine. Beyond it, several machines behind a balancer answer
+  cascades without time as they are; a cascade over time keeps the state of its cases on one machine. Pipelines run on
+  Ray Serve (`--engine ray`), or are exported to KServe and Triton.
+- *Placement* decides on one controller; tasks run on Ray or Kubernetes from the first one on.
+"""
+
+
+def page(folder: Path) -> str:
+    """Return the page, with the tables of the stored results in ``folder``."""
+    path = folder / "results" / "scale.json"
+    data: Mapping[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return INTRO + "\n".join(_curve(name, data) for name in ABOUT) + "\n" + BEYOND
+
+
+def _curve(name: str, data: Mapping[str, Any]) -> str:
+    rows = data.get("tables", {}).get(name, [])
+    head = f"## {name.capitalize()}\n\n{ABOUT[name]}\n\n"
+    if not rows:
+        return head + "Not measured yet: `python -m benchmarks scale --write`.\n"
+    heads = list(rows[0])
+    told = [note for note in data.get("notes", []) if note.startswith(f"{name}:")]
+    slope = data["metrics"].get(f"{name}_growth")
+    grows = [f"Seconds grow as the power {slope:.2f} of the work."] if slope is not None else []
+    words = " ".join([*grows, *(f"{note.partition(': ')[2].capitalize()}." for note in told)])
+    return (
+        head + table(heads, [[number(row[key]) for key in heads] for row in rows]) + (f"\n{words}\n" if words else "")
+    )
