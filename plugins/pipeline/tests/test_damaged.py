@@ -147,6 +147,19 @@ def test_a_replay_without_traffic_is_told(tmp_path: Path, run: Run, name: str) -
         assert error.value.code == 2
 
 
+def test_models_of_other_rows_than_the_queries_are_told(tmp_path: Path, run: Run) -> None:
+    """A stage that reads three numbers, or the third, of queries that have two is told before anything is started."""
+    import xgboost
+
+    rows = np.random.default_rng(0).random((40, 3)).astype(np.float32)
+    fitted = xgboost.XGBClassifier(n_estimators=2).fit(rows, (rows[:, 2] > 0.5).astype(int))
+    (tmp_path / "bad.ubj").write_bytes(bytes(fitted.get_booster().save_raw("ubj")))
+    (tmp_path / "bad.onnx").write_bytes(stored("onnx"))
+    for text in (SPEC.replace("bad.onnx", "bad.ubj"), SPEC.replace("bad.onnx}", "bad.onnx, columns: [1, 2]}")):
+        with pytest.raises(UnfoldError, match=r"stages.bad.model: reads 3 numbers a row, and queries have 2"):
+            serve(spec_of(text), replace(run, options={"replay": str(tmp_path / "t.csv")}))
+
+
 def traces(folder: Path) -> None:
     """Write traces with no traffic in them."""
     for name, rows in (("empty", []), ("one", [0]), ("same", [4, 4, 4])):

@@ -99,9 +99,19 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
         sources.append(models.source_of(stage.name, model, run))
         width = models.width_of(stage.name, sources[-1])
         rows = models.rows_for(model, width, run) if rows is None else rows
+        _fits(stage.name, sources[-1], width, rows.shape[1])
     if rows is None:
         raise fail("no stage to serve", key="stages")
     return Ready(judge, chosen, tuple(sources), rows, spec.slo.shed)
+
+
+def _fits(stage: str, source: models.Source, width: int | None, given: int) -> None:
+    """Refuse a stage whose model reads other rows than the queries, which are those of the first stage."""
+    needs = max(source.columns) + 1 if source.columns else width
+    if needs is None or needs == given or (source.columns and needs < given):
+        return
+    hint = f"stages.{stage}.model.columns names those of the query that it reads"
+    raise fail(f"reads {needs} numbers a row, and queries have {given}", key=f"stages.{stage}.model", hint=hint)
 
 
 def estimate(ready: Ready, sample: Sample, run: Run) -> Times:
