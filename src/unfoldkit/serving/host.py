@@ -153,8 +153,10 @@ async def _run(server: uvicorn.Server, bound: socket.socket, start: Start) -> No
     try:
         await server.serve(sockets=[bound])
     except SystemExit:
-        # so uvicorn ends when the lifespan of the application failed
+        # so newer versions of uvicorn end when the lifespan of the application failed; older ones just return
         raise start.error or broken("the service did not start") from None
+    if start.error is not None:
+        raise start.error
 
 
 def _beat(service: Service, terms: Terms) -> None:
