@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tests.served import serving, unfold
+from tests.served import rest, serving, unfold
 
 pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -153,7 +153,7 @@ def test_a_spec_is_served_and_ends_with_0(copied: Path) -> None:
     with serving(copied, "tiny.yaml") as (process, place):
         assert infer(place, digits(1), 20_000)["in_time"] == [True]
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=30)
+        told = rest(process)
     assert process.returncode == 0
     assert "who cannot be in time is answered by" in told
 
