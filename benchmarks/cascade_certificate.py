@@ -18,7 +18,7 @@ import numpy as np
 
 from unfold_cascade import choose as timeless
 from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.plan import decide
+from unfold_cascade.decide import decide
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time import choose as timed
 from unfold_cascade.time.decide import Searched, searched

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
 from unfold_cascade import exits
-from unfold_cascade.plan import Plan, decide, plan
+from unfold_cascade.decide import Plan, decide
+from unfold_cascade.plan import plan
 from unfold_cascade.policy import follow
 from unfold_cascade.train import train
 from unfoldkit.api import Run, dump, fingerprint

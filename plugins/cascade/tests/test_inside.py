@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
 from unfold_cascade import estimators
 from unfold_cascade.cases import features
+from unfold_cascade.decide import decide
 from unfold_cascade.gates.evidence import look, shrunk
-from unfold_cascade.plan import decide
 from unfold_cascade.serve import cascade, load
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time import served

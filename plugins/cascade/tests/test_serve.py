@@ -18,7 +18,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import TUMOURS, run_in, spec_of
-from unfold_cascade.plan import decide
+from unfold_cascade.decide import decide
 from unfold_cascade.policy import follow
 
 X = load_breast_cancer().data

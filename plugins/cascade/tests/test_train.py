@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade.plan import decide, plan
+from unfold_cascade.decide import decide
+from unfold_cascade.plan import plan
 from unfold_cascade.policy import path_cost
 from unfold_cascade.profile import profile
 from unfold_cascade.spec import CascadeSpec

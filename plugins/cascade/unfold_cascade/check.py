@@ -18,8 +18,8 @@ from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.cases import FILE as CASES
 from unfold_cascade.cases import Cases, made_from
 from unfold_cascade.data import Frame, load_frame, matrix
+from unfold_cascade.decide import FRONT_FILE
 from unfold_cascade.drifted import Looked, tell
-from unfold_cascade.plan import FRONT_FILE
 from unfold_cascade.planned import renewed
 from unfold_cascade.policy import Outcome, Policy, Step, follow
 from unfold_cascade.questions import Question, Zoo, assemble, recorded_again

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade import estimators
+from unfold_cascade.decide import Plan
 from unfold_cascade.pack import PROBE_FILE
-from unfold_cascade.plan import Plan
 from unfold_cascade.policy import Policy, Step, follow
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, stored

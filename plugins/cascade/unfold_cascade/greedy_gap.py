@@ -8,9 +8,9 @@ import numpy as np
 
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.cases import group_of_label
+from unfold_cascade.decide import Plan
 from unfold_cascade.gates.greedy import greedy_for_loss
 from unfold_cascade.gates.search import exact_front
-from unfold_cascade.plan import Plan
 from unfold_cascade.policy import Step, answers, exits, path_cost, places
 from unfold_cascade.questions import Question
 

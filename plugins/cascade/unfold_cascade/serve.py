@@ -10,9 +10,9 @@ import numpy as np
 
 from unfold_cascade.board import of_counters
 from unfold_cascade.cases import Cases, group_of_label, stored_cases
+from unfold_cascade.decide import FRONT_FILE, from_json
 from unfold_cascade.live import Cascade, Link, Voice, Whole
 from unfold_cascade.pack import Engine, Probe, engine, keep_probe
-from unfold_cascade.plan import FRONT_FILE, from_json
 from unfold_cascade.planned import planned
 from unfold_cascade.policy import Policy, Step, follow, in_words
 from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of, recorded_again

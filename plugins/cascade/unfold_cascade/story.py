@@ -9,7 +9,7 @@ import numpy as np
 
 from unfold_cascade import certificate, greedy_gap
 from unfold_cascade.choose import losses
-from unfold_cascade.plan import Plan
+from unfold_cascade.decide import Plan
 from unfold_cascade.policy import Outcome, Policy, Step, follow, in_words
 from unfold_cascade.questions import Question
 from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Table, Verdict

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from unfold_cascade.plan import decide
+from unfold_cascade import exits
+from unfold_cascade.decide import decide
+from unfold_cascade.pack import keep_probe
 from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.story import tell
+from unfold_cascade.time.verbs import answer
 from unfoldkit.api import Report, Run
 
 
 def train(spec: CascadeSpec, run: Run) -> Report:
     """Fit every model of the cascade and of the baseline, tune and certify the gates, and save all of it in the run."""
     if spec.over_time:
-        from unfold_cascade.time.verbs import answer
-
         return answer(spec, run, "train")
-    from unfold_cascade import exits
-    from unfold_cascade.pack import keep_probe
-    from unfold_cascade.story import tell
-
     found = decide(spec, run)
     if spec.data.source != "recorded":
         keep_probe(spec, run, found.given)
