@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_placement import kernel
+from unfold_placement.arena import Arena
 from unfold_placement.facts import MILLI, Ask, Node, Task
-from unfold_placement.kernel import Arena
 from unfoldkit.api import did_you_mean, fail
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def empty(nodes: Sequence[Node], kinds: Sequence[str]) -> Arena:
     count = len(nodes)
     types = node_types(nodes)
     zeros = np.zeros
+    free = np.array([[node.capacity.get(kind, 0) for kind in kinds] for node in nodes], np.int64).reshape(count, -1)
     return Arena(
         need=zeros((0, len(kinds)), np.int64),
         ask=zeros((0, ASKS), np.int32),
@@ -42,7 +43,8 @@ def empty(nodes: Sequence[Node], kinds: Sequence[str]) -> Arena:
         began=zeros(0),
         ends=zeros(0),
         fresh=zeros(0, np.uint8),
-        free=np.array([[node.capacity.get(kind, 0) for kind in kinds] for node in nodes], np.int64).reshape(count, -1),
+        free=free,
+        tree=maxima(free),
         left=zeros((count, 4), np.int64),
         cap=zeros((count, 4), np.int64),
         dying=zeros((count, 4), np.uint8),
@@ -63,6 +65,17 @@ def empty(nodes: Sequence[Node], kinds: Sequence[str]) -> Arena:
         mark=zeros(kernel.MARKS, np.int64),
         clock=zeros(1),
     )
+
+
+def maxima(free: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return (2 x leaves, resources) a tree of maxima over (nodes, resources) what is free."""
+    leaves = 1 << max(len(free) - 1, 0).bit_length()
+    tree = np.full((2 * leaves, free.shape[1]), -1, np.int64)
+    tree[leaves : leaves + len(free)] = free
+    while leaves > 1:
+        leaves //= 2
+        tree[leaves : 2 * leaves] = tree[2 * leaves : 4 * leaves].reshape(leaves, 2, free.shape[1]).max(1)
+    return tree
 
 
 def node_types(nodes: Sequence[Node]) -> list[str]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from unfold_placement import arrays, kernel
+from unfold_placement.arena import Arena
 from unfold_placement.facts import ANYWHERE, MILLI, Ask, Node, Resource, Task, stale
-from unfold_placement.kernel import Arena
 from unfoldkit.api import fail
 
 Watcher = Callable[[str, Resource], None]
@@ -214,8 +214,7 @@ class Book:
         else:
             a.left[row, column] += grown
         a.cap[row, column] += grown
-        a.dirty[row] = 1
-        a.mark[kernel.DIRTY] = 1
+        kernel.touch(a, row)
 
     def _erase(self, item: Resource) -> None:
         number, a = self.ids[item.name], self.arena

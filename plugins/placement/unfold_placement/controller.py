@@ -125,7 +125,8 @@ class Controller:
 
     def match(self) -> bool:
         """Start what fits; where starts are watched, one at a time. Return whether anything started."""
-        if not self.matching:
+        mark = self.book.arena.mark
+        if not self.matching or not (mark[kernel.FRESH] or mark[kernel.DIRTY]):
             return False
         self.room()
         most = 1 if facts.STARTED in self.watched else 1 << 30
@@ -205,7 +206,8 @@ class Controller:
         """Let a node go (what runs there is preempted) or come back."""
         self.room()
         a, row = self.book.arena, self.book.place[node]
-        a.up[row], a.dirty[row], a.mark[kernel.DIRTY] = up, 1, 1
+        a.up[row] = up
+        kernel.touch(a, row)
         lost = [] if up else [task for task, place, _ in self.view.running() if place == node]
         for task in lost:
             self.preempt(task)

@@ -7,17 +7,10 @@ first in their order is taken.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy.typing import NDArray
 
+from unfold_placement.arena import Arena, Flags, Small, Whole
 from unfoldkit.arrivals.compiled import compiled
-
-Whole = NDArray[np.int64]
-Small = NDArray[np.int32]
-Flags = NDArray[np.uint8]
-Times = NDArray[np.float64]
 
 UNBORN, WAITING, RUNNING, DONE, REFUSED = range(5)
 K_SUBMITTED, K_STARTED, K_ENDED, K_PREEMPTED, K_REFUSED = range(5)
@@ -29,50 +22,6 @@ OLD, NEW, BLOCKED = range(3)
 FULL, WATCHED, UNTIL, IDLE = range(4)
 
 
-class Arena(NamedTuple):
-    """Every array of a cluster and its tasks. Amounts are in thousandths, times in seconds.
-
-    By task: ``need`` [tasks, resources]; ``ask``, ``much``, ``step`` [tasks, asks] the names asked for (-1: none),
-    how much, and the phase of who asked; ``run`` [tasks, types]. By node: ``free`` [nodes, resources], ``left`` and
-    ``cap`` [nodes, columns] of names, ``dying`` where one is deleted while held, ``kind`` [nodes] the type, ``up``.
-    By name: ``column`` (-1: not there), ``wide`` (counted once for the cluster, for many tasks or for one), ``pool``
-    what is left of it.
-    """
-
-    need: Whole
-    ask: Small
-    much: Whole
-    step: Small
-    run: Times
-    arrival: Times
-    order: Small
-    state: Small
-    place: Small
-    began: Times
-    ends: Times
-    fresh: Flags
-    free: Whole
-    left: Whole
-    cap: Whole
-    dying: Flags
-    kind: Small
-    up: Flags
-    dirty: Flags
-    touched: Small
-    column: Small
-    wide: Flags
-    pool: Whole
-    queue: Small
-    heap_time: Times
-    heap_task: Small
-    log_time: Times
-    log_kind: Small
-    log_task: Small
-    log_node: Small
-    mark: Whole
-    clock: Times
-
-
 @compiled
 def roomy(need: Whole, free: Whole, task: int, node: int) -> bool:
     """Return whether a node has the resources that a task needs."""
@@ -80,6 +29,49 @@ def roomy(need: Whole, free: Whole, task: int, node: int) -> bool:
         if need[task, resource] > free[node, resource]:
             return False
     return True
+
+
+@compiled
+def lift(a: Arena, node: int) -> None:
+    """Let the tree of maxima know what is free on a node now."""
+    at = a.tree.shape[0] // 2 + node
+    a.tree[at] = a.free[node]
+    changed = True
+    while changed and at > 1:
+        at >>= 1
+        changed = False
+        for resource in range(a.free.shape[1]):
+            most = max(a.tree[2 * at, resource], a.tree[2 * at + 1, resource])
+            if most != a.tree[at, resource]:
+                a.tree[at, resource] = most
+                changed = True
+
+
+@compiled
+def following(a: Arena, task: int, node: int) -> int:
+    """Return the first node from ``node`` on that has the resources that a task needs, or -1."""
+    leaves = a.tree.shape[0] // 2
+    at = leaves + node if node < leaves else 0
+    while at > 0:
+        if not roomy(a.need, a.tree, task, at):
+            # what stands right of all that was passed
+            while at & 1:
+                at >>= 1
+            at += at > 0
+        elif at < leaves:
+            at *= 2
+        else:
+            return at - leaves if at - leaves < a.free.shape[0] else -1
+    return -1
+
+
+@compiled
+def touch(a: Arena, node: int) -> None:
+    """Note that something was freed or created on a node."""
+    if a.dirty[node] == 0:
+        a.dirty[node] = 1
+        a.touched[a.mark[DIRTY]] = node
+        a.mark[DIRTY] += 1
 
 
 @compiled
@@ -120,6 +112,7 @@ def take(a: Arena, task: int, node: int, phase: int) -> None:
     """Take a task's demand, and its names of phases before ``phase``, out of a node."""
     for resource in range(a.need.shape[1]):
         a.free[node, resource] -= a.need[task, resource]
+    lift(a, node)
     for index in range(a.ask.shape[1]):
         name = a.ask[task, index]
         if name < 0:
@@ -137,6 +130,7 @@ def give(a: Arena, task: int, node: int, phase: int) -> None:
     """Give back what ``take`` took; of a name that is deleted nothing comes back."""
     for resource in range(a.need.shape[1]):
         a.free[node, resource] += a.need[task, resource]
+    lift(a, node)
     for index in range(a.ask.shape[1]):
         name = a.ask[task, index]
         if name < 0:
@@ -158,10 +152,10 @@ def first(a: Arena, task: int, phase: int, allowed: Flags) -> int:
     """Return the first allowed node on which a task fits, or -1."""
     if not wide_fits(a, task, phase):
         return -1
-    for node in range(a.free.shape[0]):
-        if allowed[node] == 1 and roomy(a.need, a.free, task, node) and fits(a, task, node, phase):
-            return node
-    return -1
+    node = following(a, task, 0)
+    while node >= 0 and not (allowed[node] == 1 and fits(a, task, node, phase)):
+        node = following(a, task, node + 1)
+    return node
 
 
 @compiled
@@ -270,8 +264,7 @@ def finish(a: Arena, task: int, kind: int) -> None:
     node = a.place[task]
     give(a, task, node, ALL_PHASES)
     a.state[task] = DONE
-    a.dirty[node] = 1
-    a.mark[DIRTY] = 1
+    touch(a, node)
     note(a, kind, task, node)
     for index in range(a.ask.shape[1]):
         name = a.ask[task, index]
@@ -305,10 +298,10 @@ def near(need: Whole, free: Whole, touched: Small, count: int, task: int) -> boo
 def look(a: Arena, task: int, touched: int, seen: int) -> int:
     """Return the first node on which a task fits, of all if it is new, else of the dirty ones."""
     if seen == NEW:
-        for node in range(a.free.shape[0]):
-            if roomy(a.need, a.free, task, node) and fits(a, task, node, ALL_PHASES):
-                return node
-        return -1
+        node = following(a, task, 0)
+        while node >= 0 and not fits(a, task, node, ALL_PHASES):
+            node = following(a, task, node + 1)
+        return node
     for at in range(touched):
         node = a.touched[at]
         if roomy(a.need, a.free, task, node) and fits(a, task, node, ALL_PHASES):
@@ -325,11 +318,8 @@ def settle(a: Arena, most: int, timed: bool) -> int:  # noqa: C901, PLR0912
     kept = 0
     size = a.mark[QUEUED]
     at = 0
-    touched = 0
-    for node in range(a.dirty.size):
-        if a.dirty[node] == 1:
-            a.touched[touched] = node
-            touched += 1
+    touched = a.mark[DIRTY]
+    a.touched[:touched].sort()
     while at < size and started < most:
         task = a.queue[at]
         at += 1
@@ -354,8 +344,9 @@ def settle(a: Arena, most: int, timed: bool) -> int:  # noqa: C901, PLR0912
             a.queue[kept] = task
             kept += 1
     if at == size:
+        for dirty in range(touched):
+            a.dirty[a.touched[dirty]] = 0
         a.mark[DIRTY] = 0
-        a.dirty[:] = 0
     while at < size:
         a.queue[kept] = a.queue[at]
         kept += 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unfold_placement import kernel
+from unfold_placement.arena import Flags
 from unfold_placement.book import Book
 from unfold_placement.facts import QUEUE, Node, Task
 
@@ -182,7 +183,7 @@ class View:
         a, book = self.book.arena, self.book
         return [mate for mate in mates if mate not in gone and a.state[book.index[mate.name]] == kernel.RUNNING]
 
-    def _mask(self, names: Iterable[str]) -> kernel.Flags:
+    def _mask(self, names: Iterable[str]) -> Flags:
         mask = np.zeros(len(self.book.nodes), np.uint8)
         mask[[self.book.place[name] for name in names]] = 1
         return mask
