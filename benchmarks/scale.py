@@ -68,7 +68,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         data: Not used.
     """
     del data
-    bounds = Bounds(20.0, 50.0, _free() // 2) if quick else Bounds(80.0, 340.0, _free() * 3 // 4)
+    bounds = Bounds(20.0, 50.0, _free() // 2) if quick else Bounds(240.0, 600.0, _free() * 3 // 4)
     end = time.monotonic() + bounds.total
     rows = {curve.name: list(measured(curve, seed, bounds, end, point)) for curve in (QUICK if quick else CURVES)}
     growths = {name: growth(found) for name, found in rows.items() if name != "server"}

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import Names, starts
+from unfold_placement import kernel
+from unfold_placement.book import book
 from unfold_placement.facts import ANYWHERE, Ask, Node, Task
 from unfold_placement.reference import replay
 from unfold_placement.simulate import simulate
@@ -43,3 +45,24 @@ def test_the_kernel_places_as_plain_python_does(
     begun = {name: (at, found.nodes[found.node[row]].name) for row, (name, at) in enumerate(starts(found).items())
              if found.node[row] >= 0}  # fmt: skip
     assert begun == wanted
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8),
+    st.integers(0, 20),
+)
+@settings(deadline=None)
+def test_the_tree_finds_what_a_scan_of_the_nodes_finds(
+    rooms: list[tuple[int, int]], needs: list[tuple[int, int]], begin: int
+) -> None:
+    """Whatever was taken before, the next node with room for a task is the one that a scan from there meets first."""
+    made = book([Node(f"n{i}", {"cpu": a, "gpu": b}) for i, (a, b) in enumerate(rooms)])
+    made.add([Task(f"t{i}", {"cpu": a, "gpu": b}, 1.0) for i, (a, b) in enumerate(needs)], [[] for _ in needs])
+    a = made.arena
+    for task in range(len(needs)):
+        fitting = [node for node in range(begin, len(rooms)) if kernel.roomy(a.need, a.free, task, node)]
+        found = kernel.following(a, task, begin)
+        assert found == (fitting[0] if fitting else -1)
+        if fitting:
+            kernel.take(a, task, found, kernel.ALL_PHASES)
