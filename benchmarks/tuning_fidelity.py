@@ -34,6 +34,7 @@ from unfoldkit.catalog.billing import Billing
 
 NODE = Machine("node", 2, 3.6, billing=Billing(0.0, 0.0))
 SHARE = 0.5
+WAVES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +120,25 @@ def profile_of(start: Start) -> Profile:
 
 def measured(engine: Engine, count: int) -> Start:
     """Measure the start of ``count`` nodes side by side, and what a trial takes beside its sleep."""
-    starts, extra = [], []
+    starts: list[float] = []
+    extra: list[float] = []
     places = count * NODE.accelerators
     for index in range(engine.repeats):
         with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
             plan = (Deal(count, 1, places),)
-            _run(engine, folder, ledger, Profile(Spread(1.0)), index, random_search(places, 1), plan)
-            parts = ledger.parts()
-            slept = {trial: seconds for trial, _, _, seconds, _ in ledger.steps()}
-            starts.append(min(part[3] for part in parts) - ledger.fact("began"))
-            extra += [(part[4] or 0.0) - part[3] - slept[part[1]] for part in parts]
+            _run(engine, folder, ledger, Profile(Spread(1.0)), index, random_search(WAVES * places, 1), plan)
+            starts.append(ledger.parts()[0][3] - ledger.fact("began"))
+            extra += beside(ledger, places)
     return Start(Spread(median(starts)), Spread(max(1e-4, fmean(extra)), pstdev(extra)))
+
+
+def beside(ledger: Ledger, places: int) -> Iterator[float]:
+    """Yield what each trial took beside its steps, up to when its place was given to the next one."""
+    slept = {trial: seconds for trial, _, _, seconds, _ in ledger.steps()}
+    lives = sorted((ended or 0.0, began, slept[trial]) for _, trial, _, began, ended in ledger.parts())
+    taken = sorted(began for _, began, _ in lives)[places:]
+    turn = fmean(again - ended for again, (ended, _, _) in zip(taken, lives, strict=False))
+    yield from (ended - began - asleep + turn for ended, began, asleep in lives)
 
 
 def carried_out(engine: Engine, plan: Score, profile: Profile, seed: int) -> tuple[float, float]:

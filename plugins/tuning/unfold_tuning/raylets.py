@@ -88,7 +88,8 @@ class Joining:
             try:
                 ray.init(address=self.address, **QUIET)
             except ConnectionError as error:
-                raise fail(f"no Ray cluster answers at {self.address}", hint="ray start --head") from error
+                hint = "ray start --head; of one that asks for a token: RAY_AUTH_MODE=token unfold ..."
+                raise fail(f"no Ray cluster answers at {self.address}", hint=hint) from error
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
         """See :class:`Raylets`."""
