@@ -78,11 +78,12 @@ def carried_out(
 
 
 def test_raylets_come_and_go_as_the_plan_says(tmp_path: Path) -> None:
-    """Of 2, 1, 2 nodes each stage holds its number; each trial's part has a group of its own; nothing runs twice."""
+    """Of 2, 1, 2 nodes each stage holds its number; each trial's part has a group and a ready worker of its own."""
     stages = custom([(4, 2), (2, 2), (1, 2)])
     plan = (Deal(2, 1, 4), Deal(1, 1, 2), Deal(2, 4, 1))
     with opened(tmp_path / "l.sqlite", NODE, "a") as ledger:
-        outcome, groups = carried_out(ledger, tmp_path, stages, plan)
+        outcome, groups = carried_out(ledger, tmp_path, stages, plan, "dated")
+        first = min(began for _, _, _, began, _ in ledger.parts())
         ends = [ended for _, _, ended, _ in ledger.stages()]
         held = [sum(life.since < end <= (life.until or end) for life in ledger.lives()) for end in ends]
         moved = {trial: [node for _, t, node, _, _ in ledger.parts() if t == trial] for trial in range(1, 5)}
@@ -92,6 +93,9 @@ def test_raylets_come_and_go_as_the_plan_says(tmp_path: Path) -> None:
     ran = Counter((tmp_path / "log").read_text().splitlines())
     assert set(ran.values()) == {1}
     assert sum(ran.values()) == 4 * 2 + 2 * 2 + 2
+    loaded = [float(line) for line in (tmp_path / "log.loaded").read_text().splitlines()]
+    assert len(loaded) == 4
+    assert max(loaded) < first, "a trial waited for its worker to start"
     assert len(groups) == 4 + 2 + 1
     strategies = Counter(group["strategy"] for group in groups)
     assert strategies == {"STRICT_PACK": 6, "PACK": 1}

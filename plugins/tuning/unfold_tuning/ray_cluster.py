@@ -57,9 +57,7 @@ class RayCluster:
         for name in idle[: max(0, len(self.nodes) - count)]:
             self._release(name)
         for _ in range(ATTEMPTS):
-            fresh = self.fleet.rent(count - len(self.nodes), watch)
-            self.nodes |= dict.fromkeys(fresh, "")
-            self.raylets.start(fresh, watch)
+            fresh = self._joined(count - len(self.nodes), watch)
             self.nodes |= {name: devices(name) for name in fresh}
             for name in self._not_ready(fresh, watch):
                 self._release(name)
@@ -150,6 +148,16 @@ class RayCluster:
             self._release(name)
             for trial in trials or [-1]:
                 yield Event(name, trial, None)
+
+    def _joined(self, count: int, watch: Callable[[], None]) -> list[str]:
+        """Rent nodes and have them join: each when its turn comes, where one starts after the other, as it is paid."""
+        names: list[str] = []
+        for size in [count] if self.raylets.together else [1] * count:
+            fresh = self.fleet.rent(size, watch)
+            self.nodes |= dict.fromkeys(fresh, "")
+            self.raylets.start(fresh, watch)
+            names += fresh
+        return names
 
     def _not_ready(self, names: list[str], watch: Callable[[], None]) -> list[str]:
         """Start a worker for each accelerator of new nodes and return the nodes where one ended before it was ready."""
