@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median, pstdev
+from statistics import fmean, pstdev
 from typing import Any
 
 from benchmarks import sleeper
@@ -34,6 +34,7 @@ from unfoldkit.catalog.billing import Billing
 
 NODE = Machine("node", 2, 3.6, billing=Billing(0.0, 0.0))
 SHARE = 0.5
+WAVES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where plans are carried out: ``local`` or ``ray``, with at most ``limit`` nodes; a start is measured so often.
+    """Where plans are carried out: ``local`` or ``ray``, with at most ``limit`` nodes.
 
     A raylet takes seconds of processor time to start, so there are fewer of them on a small machine, and longer trials.
     """
 
     name: str
-    repeats: int
     limit: int
     stages: tuple[Stage, ...]
 
@@ -81,8 +81,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         ``metrics``, ``tables`` and ``notes``.
     """
     there = importlib.util.find_spec("ray") is not None
-    local = Engine("local", 1 if quick else 3, 4, successive_halving(12, 2, 18, 3))
-    engines = [local, *([Engine("ray", 1, 2, successive_halving(12, 3, 27, 3))] if there and not quick else [])]
+    local = Engine("local", 4, successive_halving(12, 2, 18, 3))
+    engines = [local, *([Engine("ray", 2, successive_halving(12, 3, 27, 3))] if there and not quick else [])]
     rows = [row for engine in engines for row in compared(engine, quick, seed)]
     of = {engine.name: [row for row in rows if row["engine"] == engine.name] for engine in engines}
     metrics = _errors(rows, "") | {"plans": len(rows) // len(engines)}
@@ -119,17 +119,22 @@ def profile_of(start: Start) -> Profile:
 
 def measured(engine: Engine, count: int) -> Start:
     """Measure the start of ``count`` nodes side by side, and what a trial takes beside its sleep."""
-    starts, extra = [], []
     places = count * NODE.accelerators
-    for index in range(engine.repeats):
-        with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
-            plan = (Deal(count, 1, places),)
-            _run(engine, folder, ledger, Profile(Spread(1.0)), index, random_search(places, 1), plan)
-            parts = ledger.parts()
-            slept = {trial: seconds for trial, _, _, seconds, _ in ledger.steps()}
-            starts.append(min(part[3] for part in parts) - ledger.fact("began"))
-            extra += [(part[4] or 0.0) - part[3] - slept[part[1]] for part in parts]
-    return Start(Spread(median(starts)), Spread(max(1e-4, fmean(extra)), pstdev(extra)))
+    with tempfile.TemporaryDirectory() as folder, opened(Path(folder) / "l", NODE, "") as ledger:
+        stages = random_search(WAVES * places, 1)
+        _run(engine, folder, ledger, Profile(Spread(1.0)), 0, stages, (Deal(count, 1, places),))
+        node = ledger.parts()[0][3] - ledger.fact("began")
+        extra = list(beside(ledger, places))
+    return Start(Spread(node), Spread(max(1e-4, fmean(extra)), pstdev(extra)))
+
+
+def beside(ledger: Ledger, places: int) -> Iterator[float]:
+    """Yield what each trial took beside its steps, up to when its place was given to the next one."""
+    slept = {trial: seconds for trial, _, _, seconds, _ in ledger.steps()}
+    lives = sorted((ended or 0.0, began, slept[trial]) for _, trial, _, began, ended in ledger.parts())
+    taken = sorted(began for _, began, _ in lives)[places:]
+    turn = fmean(again - ended for again, (ended, _, _) in zip(taken, lives, strict=False))
+    yield from (ended - began - asleep + turn for ended, began, asleep in lives)
 
 
 def carried_out(engine: Engine, plan: Score, profile: Profile, seed: int) -> tuple[float, float]:

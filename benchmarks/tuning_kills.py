@@ -1,11 +1,12 @@
 """The driver of a tuning run, killed at random moments: same winner, no spend lost, no finished work repeated.
 
 Two witnesses stand beside the ledger: the trials write down every iteration, and an observer of the process table
-writes down from when to when each node's process lived.
+writes down from when to when each node's process lived: a process of the driver's, or a raylet.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,21 +45,55 @@ PRICE = 36.0
 SECONDS = 0.15
 EVERY = 2
 PAUSE = 0.01
-WINDOW = 2.5
+LONGEST = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Where trials run: ``local`` or ``ray``; a kill comes within ``window`` seconds of an attempt's first iteration.
+
+    ``pause`` is that between two looks at the process table; all of it, where nodes are not the driver's children.
+    """
+
+    name: str
+    window: float
+    pause: float
+
+    def nodes(self, driver: int, folder: Path) -> Iterator[tuple[int, str]]:
+        """Yield the processes of nodes that live now, by process number and start."""
+        return _workers_of(driver) if self.name == "local" else _raylets_of(folder)
 
 
 @dataclass(slots=True)
 class Witness:
-    """From when to when each node's process was seen, by process number and start."""
+    """From when to when each node's process was seen, and how long one outlived its driver at most, in seconds."""
 
+    engine: Engine
+    folder: Path
     seen: dict[tuple[int, str], tuple[float, float]] = field(default_factory=dict)
+    outlived: float = 0.0
 
-    def look(self, driver: int) -> None:
-        """Look at the driver's children now."""
+    def look(self, driver: int) -> bool:
+        """Look at the nodes now; return whether there are any."""
         now = time.time()
-        for key in _nodes_of(driver):
+        there = list(self.engine.nodes(driver, self.folder))
+        for key in there:
             first, _ = self.seen.get(key, (now, now))
             self.seen[key] = (first, now)
+        return bool(there)
+
+    def alone(self, driver: int) -> None:
+        """Look on after the driver's end, until every node is gone.
+
+        Raises:
+            RuntimeError: one is still there after a minute.
+        """
+        began = time.monotonic()
+        while self.look(driver):
+            time.sleep(self.engine.pause)
+            if time.monotonic() - began > LONGEST:
+                raise RuntimeError("a node outlives its driver by more than a minute")
+            self.outlived = max(self.outlived, time.monotonic() - began)
 
     @property
     def dollars(self) -> float:
@@ -67,7 +102,7 @@ class Witness:
 
 
 def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: ARG001 - no data is needed
-    """Kill the driver 20 times (3 if quick), over as many runs as it takes, each carried on to its end.
+    """Kill the driver 20 times on each engine (3 if quick, not on Ray), each run carried on to its end.
 
     Args:
         quick: Fewer kills.
@@ -77,12 +112,39 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     Returns:
         ``metrics``, ``tables`` and ``notes``.
     """
-    wanted, rng = 3 if quick else 20, Random(seed)  # noqa: S311
+    there = importlib.util.find_spec("ray") is not None and not quick
+    engines = [Engine("local", 2.5, PAUSE), *([Engine("ray", 6.0, 5 * PAUSE)] if there else [])]
+    rows = [row for engine in engines for row in killed_runs(engine, 3 if quick else 20, seed)]
+    metrics = summed([row for row in rows if row["engine"] == "local"], "")
+    metrics |= summed([row for row in rows if row["engine"] == "ray"], "_ray")
+    windows = " or ".join(f"{engine.window:g} s ({engine.name})" for engine in engines)
+    notes = [
+        f"kill -9 within {windows} of an attempt's first iteration or, one time in four, of its start; uniform.",
+        "The next attempt begins when the nodes of the killed one are gone.",
+        f"Checkpoints every {EVERY} iterations: only iterations since the last one may run again.",
+        "The winner is compared with that of an undisturbed run on local processes, on either engine.",
+        "The ledger is compared with what an observer of the process table saw of the nodes.",
+        "A life that a kill cuts off is billed to when it was last seen, at most 0.1 s before.",
+        *([] if there else ["Not measured on Ray: quick, or it is not installed."]),
+    ]
+    return {"metrics": metrics, "tables": {"runs": rows}, "notes": notes}
+
+
+def killed_runs(engine: Engine, wanted: int, seed: int) -> list[dict[str, Any]]:
+    """Return a row for each of as many runs as it takes to kill the driver so often."""
+    rng = Random(seed)  # noqa: S311
     rows: list[dict[str, Any]] = []
-    while sum(row["kills"] for row in rows) < wanted:
-        rows.append(killed_run(seed + len(rows), wanted - sum(row["kills"] for row in rows), rng))
+    while (left := wanted - sum(row["kills"] for row in rows)) > 0:
+        rows.append(killed_run(engine, seed + len(rows), left, rng))
+    return rows
+
+
+def summed(rows: Sequence[dict[str, Any]], suffix: str) -> dict[str, float]:
+    """Return what all runs on an engine come to, nothing if there are none."""
+    if not rows:
+        return {}
     observed, billed = sum(row["observed_usd"] for row in rows), sum(row["ledger_usd"] for row in rows)
-    metrics = {
+    found = {
         "kills": sum(row["kills"] for row in rows),
         "kills_while_training": sum(row["while_training"] for row in rows),
         "runs": len(rows),
@@ -93,22 +155,17 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         "spend_fell": sum(row["spend_fell"] for row in rows),
         "nodes_not_in_ledger": sum(row["nodes_observed"] - row["nodes_in_ledger"] for row in rows),
         "ledger_error_percent": (billed / observed - 1) * 100,
+        "outlived_s_max": max(row["outlived_s"] for row in rows),
     }
-    notes = [
-        f"kill -9 within {WINDOW} s of an attempt's first iteration or, one time in four, of its start; uniform.",
-        f"Checkpoints every {EVERY} iterations: only iterations since the last one may run again.",
-        "The ledger is compared with what an observer of the process table saw of the nodes.",
-        "A life that a kill cuts off is billed to when it was last seen, at most 0.1 s before.",
-    ]
-    return {"metrics": metrics, "tables": {"runs": rows}, "notes": notes}
+    return {f"{name}{suffix}": value for name, value in found.items()}
 
 
-def killed_run(seed: int, most: int, rng: Random) -> dict[str, Any]:
+def killed_run(engine: Engine, seed: int, most: int, rng: Random) -> dict[str, Any]:
     """Kill a run at most ``most`` times, let it end, and compare it with one that was left alone."""
     with tempfile.TemporaryDirectory() as name:
         folder, kills, training, falls, spent = Path(name), 0, 0, 0, 0.0
         (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
-        witness, finished_repeated = Witness(), 0
+        witness, finished_repeated = Witness(engine, folder), 0
         while True:
             known = Counter(_log(folder))
             checkpoints = dict(_rows(folder, "SELECT config, iters FROM trials"))
@@ -121,6 +178,7 @@ def killed_run(seed: int, most: int, rng: Random) -> dict[str, Any]:
             kills, training = kills + 1, training + killed
         counts = Counter(_log(folder))
         return {
+            "engine": engine.name,
             "seed": seed,
             "kills": kills,
             "while_training": training,
@@ -133,15 +191,16 @@ def killed_run(seed: int, most: int, rng: Random) -> dict[str, Any]:
             "nodes_in_ledger": len(_rows(folder, "SELECT id, price FROM nodes")),
             "observed_usd": witness.dollars,
             "ledger_usd": spent,
+            "outlived_s": witness.outlived,
         }
 
 
 def attempt(folder: Path, seed: int, witness: Witness, rng: Random | None) -> bool | None:
     """Start the driver and kill it, if ``rng`` is given; return whether it trained, ``None`` if it ended by itself."""
-    before, began = len(_log(folder)), time.monotonic()
+    engine, before, began = witness.engine, len(_log(folder)), time.monotonic()
     early = rng is not None and rng.random() < 0.25
-    wait = rng.uniform(0.0, WINDOW) if rng is not None else 0.0
-    with subprocess.Popen(*_command(folder, seed), **_surroundings(folder, SECONDS)) as driver:
+    wait = rng.uniform(0.0, engine.window) if rng is not None else 0.0
+    with subprocess.Popen(*_command(folder, seed, engine.name), **_surroundings(folder, SECONDS)) as driver:
         at = began + wait if early else None
         while driver.poll() is None:
             witness.look(driver.pid)
@@ -150,8 +209,9 @@ def attempt(folder: Path, seed: int, witness: Witness, rng: Random | None) -> bo
             if at is not None and time.monotonic() >= at:
                 driver.send_signal(signal.SIGKILL)
                 driver.wait()
+                witness.alone(driver.pid)
                 return trained
-            time.sleep(PAUSE)
+            time.sleep(engine.pause)
     if driver.returncode:
         raise RuntimeError(f"the run ended with {driver.returncode}")
     return None
@@ -162,13 +222,13 @@ def undisturbed(seed: int) -> tuple[Any, ...]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
-        subprocess.run(*_command(folder, seed), check=True, **_surroundings(folder, 0.0))
+        subprocess.run(*_command(folder, seed, "local"), check=True, **_surroundings(folder, 0.0))
         return _winner(folder)
 
 
-def _command(folder: Path, seed: int) -> tuple[list[str]]:
+def _command(folder: Path, seed: int, engine: str) -> tuple[list[str]]:
     words = ["train", str(folder / "spec.yaml"), "--run", str(folder / "run"), "--seed", str(seed), "--allow-code"]
-    return ([sys.executable, "-m", "unfoldkit", *words],)
+    return ([sys.executable, "-m", "unfoldkit", *words, "--engine", engine],)
 
 
 def _surroundings(folder: Path, seconds: float) -> dict[str, Any]:
@@ -209,12 +269,27 @@ def _winner(folder: Path) -> tuple[Any, ...]:
     return _rows(folder, text)[0]
 
 
-def _nodes_of(driver: int) -> Iterator[tuple[int, str]]:
+def _workers_of(driver: int) -> Iterator[tuple[int, str]]:
     for number in _words(Path(f"/proc/{driver}/task/{driver}/children")):
-        command = "".join(_words(Path(f"/proc/{number}/cmdline")))
-        stat = _words(Path(f"/proc/{number}/stat"))
-        if "spawn_main" in command and stat:
-            yield int(number), stat[-31]
+        if "spawn_main" in "".join(_words(Path(f"/proc/{number}/cmdline"))):
+            yield from _born(number)
+
+
+def _raylets_of(folder: Path) -> Iterator[tuple[int, str]]:
+    """Yield the nodes' raylets, which are given the environment of the run; the head has no name of ours."""
+    mark = str(folder / "log")
+    for path in Path("/proc").glob("[0-9]*"):
+        if "unfold-node-" not in "".join(_words(path / "cmdline")) or "raylet" not in "".join(_words(path / "comm")):
+            continue
+        if mark in "".join(_words(path / "environ")):
+            yield from _born(path.name)
+
+
+def _born(number: str) -> Iterator[tuple[int, str]]:
+    stat = _words(Path(f"/proc/{number}/stat"))
+    # what is dead and not yet waited for costs nothing
+    if stat and stat[-50] != "Z":
+        yield int(number), stat[-31]
 
 
 def _words(path: Path) -> list[str]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+LOADED = time.time()
+
 
 def train(
     config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
@@ -21,6 +23,16 @@ def train(
             time.sleep(0.05 / accelerators)
     done += iters
     return config["ceiling"] * (1 - 0.5**done), json.dumps({"done": done}).encode()
+
+
+def dated(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Write down when this process had loaded the trainable, once for each trial."""
+    if state is None:
+        with open(os.environ["SLEEPER_LOG"] + ".loaded", "a") as log:  # noqa: PTH123
+            log.write(f"{LOADED}\n")
+    return train(config, state, iters, accelerators, seed)
 
 
 def broken(

@@ -132,3 +132,15 @@ def test_mistakes_are_told(tmp_path: Path, change: tuple[str, str], told: str) -
     )
     with pytest.raises(UnfoldError, match=told):
         plan(validate(TuningSpec, parse(text, "t.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+
+
+def test_no_plan_of_the_picture_lies_below_the_exact_curve(tmp_path: Path) -> None:
+    """At every deadline that a rival's plan can promise, the exact curve costs no more; this plan lies on it."""
+    report = answer(tmp_path)
+    drawn = {series.name: list(zip(series.x, series.y, strict=True)) for series in report.figures[0].series}
+    exact = drawn["exact"]
+    for name in ("best static", "greedy (RubberBand)"):
+        assert drawn[name]
+        assert all(min(y for x, y in exact if x <= at + 1e-6) <= cost + 1e-9 for at, cost in drawn[name]), name
+    ((deadline, cost),) = drawn["this plan"]
+    assert min(y for x, y in exact if x <= deadline) == pytest.approx(cost)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +78,12 @@ def carried_out(
 
 
 def test_raylets_come_and_go_as_the_plan_says(tmp_path: Path) -> None:
-    """Of 2, 1, 2 nodes each stage holds its number; each trial's part has a group of its own; nothing runs twice."""
+    """Of 2, 1, 2 nodes each stage holds its number; each trial's part has a group and a ready worker of its own."""
     stages = custom([(4, 2), (2, 2), (1, 2)])
     plan = (Deal(2, 1, 4), Deal(1, 1, 2), Deal(2, 4, 1))
     with opened(tmp_path / "l.sqlite", NODE, "a") as ledger:
-        outcome, groups = carried_out(ledger, tmp_path, stages, plan)
+        outcome, groups = carried_out(ledger, tmp_path, stages, plan, "dated")
+        first = min(began for _, _, _, began, _ in ledger.parts())
         ends = [ended for _, _, ended, _ in ledger.stages()]
         held = [sum(life.since < end <= (life.until or end) for life in ledger.lives()) for end in ends]
         moved = {trial: [node for _, t, node, _, _ in ledger.parts() if t == trial] for trial in range(1, 5)}
@@ -87,6 +93,9 @@ def test_raylets_come_and_go_as_the_plan_says(tmp_path: Path) -> None:
     ran = Counter((tmp_path / "log").read_text().splitlines())
     assert set(ran.values()) == {1}
     assert sum(ran.values()) == 4 * 2 + 2 * 2 + 2
+    loaded = [float(line) for line in (tmp_path / "log.loaded").read_text().splitlines()]
+    assert len(loaded) == 4
+    assert max(loaded) < first, "a trial waited for its worker to start"
     assert len(groups) == 4 + 2 + 1
     strategies = Counter(group["strategy"] for group in groups)
     assert strategies == {"STRICT_PACK": 6, "PACK": 1}
@@ -107,6 +116,74 @@ def test_a_lost_raylet_costs_only_the_last_step(tmp_path: Path) -> None:
     assert len(ran) == 2 * 3
     # the other trial of the node may have been in the middle of a step that was not noted yet
     assert sum(ran.values()) <= 2 * 3 + 2
+
+
+RESUMED = """
+version: 1
+kind: tuning
+name: t
+search: {algorithm: successive-halving, trials: 3, min_iters: 8, max_iters: 24, eta: 3}
+trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}
+deadline: 60 min
+cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $3.6/h}], limit: 1}
+profile: {iteration: {mean: 60 s}, provision: {mean: 0 s}, startup: {mean: 1 s}, sync: {mean: 0 s}, error: 0%}
+samples: 100
+"""
+
+
+def test_a_driver_that_is_killed_goes_on_with_a_new_head(tmp_path: Path) -> None:
+    """After kill -9 no raylet stays, what a checkpoint held is not run again, and all ends as if undisturbed."""
+    (tmp_path / "t.yaml").write_text(RESUMED)
+    log = tmp_path / "log"
+    with subprocess.Popen(_trains(tmp_path, "run", "ray"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as driver:
+        _until(lambda: len(_lines(log)) >= 3 or driver.poll() is not None)
+        assert driver.poll() is None, driver.communicate()
+        driver.kill()
+        driver.wait()
+    _until(lambda: not _raylets(log))
+    before = _lines(log)
+    done = {f"{json.loads(config)['ceiling']:.9f}": iters for config, iters, _ in _trials(tmp_path / "run")}
+    ended = subprocess.run(_trains(tmp_path, "run", "ray"), capture_output=True, text=True, check=False, timeout=280)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    again = [line.split() for line in _lines(log)[len(before) :]]
+    assert not [line for line in again if int(line[1]) < done[line[0]]]
+    assert len(set(_lines(log))) == 3 * 8 + 16
+    subprocess.run(_trains(tmp_path, "fresh", "local"), capture_output=True, check=True, timeout=280)
+    assert _trials(tmp_path / "run") == _trials(tmp_path / "fresh")
+
+
+def _trains(folder: Path, name: str, engine: str) -> list[str]:
+    words = ["train", str(folder / "t.yaml"), "--run", str(folder / name), "--engine", engine, "--allow-code"]
+    return [sys.executable, "-m", "unfoldkit", *words]
+
+
+def _until(done: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < 200, "waited in vain"
+        time.sleep(0.05)
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def _raylets(log: Path) -> list[Path]:
+    """Return the nodes' raylets that live in the environment of this test."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = str(log).encode() in (path / "environ").read_bytes()
+            if ours and b"unfold-node-" in (path / "cmdline").read_bytes():
+                found.append(path)
+        except OSError:
+            continue
+    return found
+
+
+def _trials(run: Path) -> list[tuple[str, int, float | None]]:
+    with closing(sqlite3.connect(run / "ledger.sqlite")) as base:
+        return base.execute("SELECT config, iters, metric FROM trials ORDER BY id").fetchall()
 
 
 TWICE = """

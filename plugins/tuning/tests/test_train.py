@@ -138,6 +138,30 @@ def test_the_rest_is_planned_again_as_soon_as_a_node_is_lost(tmp_path: Path) -> 
     assert json.loads(row[0])[0] == len(after)
 
 
+def test_a_plan_of_another_profile_is_refused(tmp_path: Path) -> None:
+    """A plan with numbers of accelerators that the spec's profile lacks is refused before anything runs."""
+    rows = [
+        {"trials": trials, "instances": 1, "accelerators_per_trial": 8, "at_a_time": 1, "iterations": 1}
+        for trials in (6, 2, 1)
+    ]
+    spec = validate(TuningSpec, parse(SPEC, "t.yaml"))
+    plan = {"stages": rows, "instance": "p", "market": "on-demand"}
+    run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(2), allow_code=True, options={"plan": plan})
+    with pytest.raises(UnfoldError, match="8 accelerators, of which the profile has no speed-up"):
+        train(spec, run)
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_curve_has_a_name_only_if_it_is_one(tmp_path: Path) -> None:
+    """Trials that stopped at their first checkpoint are points together, each of the others is a line."""
+    figure = next(item for item in trained(tmp_path).figures if item.name == "learning")
+    styles = Counter((series.style, len(series.x)) for series in figure.series)
+    checkpoints = [(style, count) for style, count in styles.elements() if style == "line"]
+    assert all(count > 1 for _, count in checkpoints)
+    assert sum(count for _, count in styles.elements()) == 6 * 2 + 2 * 4 + 1 * 6
+    assert figure.y == "accuracy"
+
+
 def test_bars_show_who_ran_where(tmp_path: Path) -> None:
     """The picture of a run has a bar for each accelerator of each trial's part, and no two in a lane overlap."""
     figure = next(item for item in trained(tmp_path).figures if item.name == "gantt")

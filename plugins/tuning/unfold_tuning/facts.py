@@ -52,7 +52,14 @@ class Profile:
 
     def gain(self, gang: int, accelerators: int) -> float:
         """Return the speed-up of ``gang`` accelerators on instances that have ``accelerators`` each."""
-        return dict((self.across if gang > accelerators else ()) or self.speedup)[gang]
+        return self._speedups(gang, accelerators)[gang]
+
+    def knows(self, gang: int, accelerators: int) -> bool:
+        """Return whether the speed-up of ``gang`` accelerators was measured."""
+        return gang in self._speedups(gang, accelerators)
+
+    def _speedups(self, gang: int, accelerators: int) -> dict[int, float]:
+        return dict((self.across if gang > accelerators else ()) or self.speedup)
 
     @property
     def gangs(self) -> tuple[int, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
 
 from unfold_tuning.executor import Outcome, Task
 from unfold_tuning.ledger import Ledger
 from unfoldkit.api import Figure, Series
 
-NAMED = 7
+NAMED = 6
 """So many trials have a curve of their own; more names than colours tell nothing."""
 
 Part = tuple[int, int, str, float, float | None, int]
@@ -40,26 +42,25 @@ def _bars(name: str, rows: Sequence[tuple[float, float, int]]) -> Series:
     return Series(name, x, tuple(float(lane) for _, _, lane in rows for _ in range(2)), "segments")
 
 
-def curves(ledger: Ledger) -> Figure:
+def curves(ledger: Ledger, metric: str) -> Figure:
     """Return the learning curves: those that went furthest by name, the others together."""
     points: dict[int, list[tuple[int, float]]] = {}
-    for trial, iters, metric, _, _ in ledger.steps():
-        points.setdefault(trial, []).append((iters, metric))
+    for trial, iters, value, _, _ in ledger.steps():
+        points.setdefault(trial, []).append((iters, value))
     order = sorted(points, key=lambda trial: (-points[trial][-1][0], -points[trial][-1][1], trial))
-    named = sorted(order[:NAMED])
-    series = [_curve(f"trial {trial}", points[trial]) for trial in named]
-    rest = [pair for trial in sorted(order[NAMED:]) for pair in _pairs(points[trial])]
-    if rest:
-        series.append(Series("stopped", tuple(x for x, _ in rest), tuple(y for _, y in rest), "segments"))
-    return Figure("learning", "Learning curves", "iterations", "metric", tuple(series))
+    grown = [trial for trial in order if len(points[trial]) > 1]
+    series = [_series(f"trial {trial}", points[trial], "line") for trial in sorted(grown[:NAMED])]
+    rest = [pair for trial in sorted(grown[NAMED:]) for pair in _pairs(points[trial])]
+    single = [points[trial][0] for trial in sorted(order) if len(points[trial]) == 1]
+    series += [_series("others", rest, "segments")] if rest else []
+    series += [_series("stopped at their first checkpoint", single, "points")] if single else []
+    return Figure("learning", "Learning curves", "iterations", metric, tuple(series))
 
 
-def _curve(name: str, points: Sequence[tuple[int, float]]) -> Series:
-    x, y = tuple(float(i) for i, _ in points), tuple(m for _, m in points)
-    return Series(name, x, y, "points") if len(points) == 1 else Series(name, x, y)
+def _series(name: str, points: Sequence[tuple[int, float]], style: Literal["line", "points", "segments"]) -> Series:
+    return Series(name, tuple(float(i) for i, _ in points), tuple(value for _, value in points), style)
 
 
-def _pairs(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """Return a curve as the ends of its segments; a single point as one of no length."""
-    follow = list(points[1:]) or [points[0]]
-    return [(float(i), metric) for pair in zip(points, follow, strict=False) for i, metric in pair]
+def _pairs(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return a curve as the ends of its segments."""
+    return [point for pair in pairwise(points) for point in pair]

@@ -89,7 +89,11 @@ def hold(parent: int, pipe: Connection) -> None:
 
     nodes: dict[str, Any] = {}
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+    except Exception as error:  # noqa: BLE001 - Ray raises what it likes; the driver decides
+        pipe.send((False, f"{type(error).__name__}: {error}"))
+        return
     try:
         pipe.send((True, cluster.address))
         while True:

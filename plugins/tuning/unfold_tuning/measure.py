@@ -128,8 +128,8 @@ def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run) -> N
             job = open_[told.trial]
             found.steps.setdefault((job.gang, told.trial), []).append(told.seconds / every)
             if told.iters >= job.target:
+                cluster.finished(told.trial)  # its place is not free before
                 found.starts.append(max(0.0, run.clock() - began[told.trial] - spent[told.trial]))
-                cluster.finished(told.trial)
                 del open_[told.trial]
 
 

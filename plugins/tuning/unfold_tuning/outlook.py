@@ -20,12 +20,11 @@ CURVE_POINTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The cheapest promise of each planner at one deadline (``None`` where there is none)."""
+    """The dollars of the exact plan at one deadline, and the greedy's plan (``None`` where there is none)."""
 
     deadline: float
     exact: float | None
-    greedy: float | None
-    static: float | None
+    greedy: Score | None
 
 
 def doubts(found: Model, plan: Plan, goal: Goal) -> list[tuple[str, float]]:
@@ -53,7 +52,7 @@ def lost_together(item: Offer, plan: Plan, goal: Goal) -> float:
 
 
 def curve_points(offers: Sequence[Offer], goal: Goal, seed: int) -> list[Point]:
-    """Return what each planner promises at deadlines from the soonest possible to where one instance is enough."""
+    """Return what both planners promise at deadlines from the soonest possible to where one instance is enough."""
     first = offers[0].model
     small = model(first.stages, first.profile, first.machine, min(CURVE_SAMPLES, first.samples), seed)
     soonest = min(float(item.promised.min()) for item in offers)
@@ -64,15 +63,22 @@ def curve_points(offers: Sequence[Offer], goal: Goal, seed: int) -> list[Point]:
     return [_point(offers, models, statics, Goal(float(d), goal.share)) for d in deadlines]
 
 
+def frontier(scores: Sequence[Score], share: float) -> list[tuple[float, float]]:
+    """Return the deadlines from which on a plan is the cheapest that can be promised, with its dollars."""
+    least: list[tuple[float, float]] = []
+    for seconds, cost in sorted((item.promise(share), item.cost) for item in scores):
+        if not least or cost < least[-1][1]:
+            least.append((seconds, cost))
+    return least
+
+
 def _point(offers: Sequence[Offer], models: Sequence[Model], statics: Sequence[Sequence[Score]], goal: Goal) -> Point:
     exact = best(offers, goal.deadline)
     fixed = [cheapest(scores, goal).best for scores in statics]
     lowered = [greedy(item, goal, start).best for item, start in zip(models, fixed, strict=True)]
-    return Point(goal.deadline, exact[1].cost if exact else None, _least(lowered), _least(fixed))
-
-
-def _least(scores: Sequence[Score | None]) -> float | None:
-    return min((item.cost for item in scores if item is not None), default=None)
+    # on the runs of the exact plan, so that the two can be compared to the cent
+    scores = [score(item.model, low.plan) for item, low in zip(offers, lowered, strict=True) if low]
+    return Point(goal.deadline, exact[1].cost if exact else None, min(scores, key=lambda low: low.cost, default=None))
 
 
 def _wider(profile: Profile) -> Profile:

@@ -21,6 +21,7 @@ from unfoldkit.api import broken
 
 CHECK_EVERY = 1.0
 ENDING = 2.0
+HELD = {"_generator_backpressure_num_objects": 1}
 
 
 @dataclass(slots=True)
@@ -56,9 +57,7 @@ class RayCluster:
         for name in idle[: max(0, len(self.nodes) - count)]:
             self._release(name)
         for _ in range(ATTEMPTS):
-            fresh = self.fleet.rent(count - len(self.nodes), watch)
-            self.nodes |= dict.fromkeys(fresh, "")
-            self.raylets.start(fresh, watch)
+            fresh = self._joined(count - len(self.nodes), watch)
             self.nodes |= {name: devices(name) for name in fresh}
             for name in self._not_ready(fresh, watch):
                 self._release(name)
@@ -150,22 +149,34 @@ class RayCluster:
             for trial in trials or [-1]:
                 yield Event(name, trial, None)
 
+    def _joined(self, count: int, watch: Callable[[], None]) -> list[str]:
+        """Rent nodes and have them join: each when its turn comes, where one starts after the other, as it is paid."""
+        names: list[str] = []
+        for size in [count] if self.raylets.together else [1] * count:
+            fresh = self.fleet.rent(size, watch)
+            self.nodes |= dict.fromkeys(fresh, "")
+            self.raylets.start(fresh, watch)
+            names += fresh
+        return names
+
     def _not_ready(self, names: list[str], watch: Callable[[], None]) -> list[str]:
         """Start a worker for each accelerator of new nodes and return the nodes where one ended before it was ready."""
         ray = imported()
-        asked = {
-            self._task(self._bundle(name, 1), None, 1, warm).remote(self.work): name
+        asked = [
+            (name, self._task(self._bundle(name, 1), None, "streaming", warm, **HELD).remote(self.work))
             for name in names
             for _ in range(self.accelerators)
-        }
-        bad, waiting = [], list(asked)
+        ]
+        waiting = [stream for _, stream in asked]
         while waiting:
-            done, waiting = ray.wait(waiting, num_returns=1, timeout=CHECK_EVERY / 10, fetch_local=False)
-            bad += [asked[item] for item in done if not _succeeded(ray, item)]
+            _, waiting = ray.wait(waiting, num_returns=1, timeout=CHECK_EVERY / 10, fetch_local=False)
             watch()
-        return sorted(set(bad))
+        # all are there now: a worker let go before would have been given the next one's task
+        return sorted({name for name, stream in asked if not _succeeded(ray, stream)})
 
-    def _task(self, bundle: dict[str, float], where: Any, returns: Any, function: Callable[..., Any]) -> Any:
+    def _task(
+        self, bundle: dict[str, float], where: Any, returns: Any, function: Callable[..., Any], **more: Any
+    ) -> Any:
         own = {key: value for key, value in bundle.items() if key not in ("CPU", "GPU")}
         return (
             imported()
@@ -177,6 +188,7 @@ class RayCluster:
                 scheduling_strategy=where,
                 num_returns=returns,
                 max_retries=0,
+                **more,
             )
         )
 
@@ -206,17 +218,17 @@ def work_on(work: Work, job: Job, state: bytes | None) -> Iterator[tuple[Told, b
         yield Told("failed", job.trial, error=f"{type(error).__name__}: {error}"), b""
 
 
-def warm(work: Work) -> bool:
-    """Import in a worker whatever a trial needs."""
+def warm(work: Work) -> Iterator[bool]:
+    """Import in a worker whatever a trial needs, say so, and keep the worker until that is heard."""
     from unfoldkit.engines.local import one_thread
 
     one_thread()
     make(work)
-    return True
+    yield True
 
 
-def _succeeded(ray: Any, reference: Any) -> bool:
+def _succeeded(ray: Any, stream: Any) -> bool:
     try:
-        return bool(ray.get(reference))
+        return all([bool(ray.get(said)) for said in stream])  # noqa: C419 - to the end, where the worker is free
     except ray.exceptions.RayError:
         return False

@@ -16,7 +16,14 @@ QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 class Raylets(Protocol):
-    """Brings nodes of a fleet into Ray; each offers the resource :func:`place` of its name, a unit an accelerator."""
+    """Brings nodes of a fleet into Ray; each offers the resource :func:`place` of its name, a unit an accelerator.
+
+    ``together`` tells whether nodes start side by side, or one after the other.
+    """
+
+    @property
+    def together(self) -> bool:
+        """See the class."""
 
     def open(self) -> None:
         """Be connected: before anything is rented, so that nothing is paid for a cluster that is not there."""
@@ -38,6 +45,7 @@ class Here:
     accelerators: int
     keeper: Keeper | None = None
     names: set[str] = field(default_factory=set)
+    together: bool = False
 
     def open(self) -> None:
         """See :class:`Raylets`."""
@@ -80,6 +88,7 @@ class Joining:
     """Instances that start a raylet by themselves; ``address`` is that of the head, where this process runs."""
 
     address: str
+    together: bool = True
 
     def open(self) -> None:
         """See :class:`Raylets`."""
@@ -88,7 +97,8 @@ class Joining:
             try:
                 ray.init(address=self.address, **QUIET)
             except ConnectionError as error:
-                raise fail(f"no Ray cluster answers at {self.address}", hint="ray start --head") from error
+                hint = "ray start --head; of one that asks for a token: RAY_AUTH_MODE=token unfold ..."
+                raise fail(f"no Ray cluster answers at {self.address}", hint=hint) from error
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
         """See :class:`Raylets`."""

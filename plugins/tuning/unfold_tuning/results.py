@@ -37,7 +37,7 @@ def report(spec: TuningSpec, task: Task, ledger: Ledger, outcome: Outcome, guess
         subtitle=(counted(len(task.stages), "stage"), counted(len(ledger.trials()), "trial"), task.machine.name),
         metrics=_metrics(spec, ledger, outcome, guess, metric),
         tables=(_stages(task, ledger, outcome, guess),),
-        figures=(gantt(task, ledger, outcome), curves(ledger)),
+        figures=(gantt(task, ledger, outcome), curves(ledger, _measured(spec))),
         lines=tuple(_lines(outcome)),
         next=f"unfold report runs/{spec.name} --out report.html" if good else "",
         provenance={"plan": [[deal.instances, deal.gang] for deal in task.plan]},
@@ -50,16 +50,20 @@ def _headline(spec: TuningSpec, outcome: Outcome, *, late: bool) -> str:
         return f"stopped after {dollars(outcome.spent)}: {outcome.stopped}; a higher budget goes on from here"
     if outcome.winner is None or outcome.winner.metric is None:
         return "no trial came to its end"
-    name = spec.trainable.metric if spec.trainable else "metric"
+    name = _measured(spec)
     found = f"{name} {outcome.winner.metric:.4f} by trial {outcome.winner.id} in {took} for {dollars(outcome.spent)}"
     return f"{found}, after the deadline of {span(spec.deadline or 0)}" if late else found
+
+
+def _measured(spec: TuningSpec) -> str:
+    return spec.trainable.metric if spec.trainable else "metric"
 
 
 def _metrics(
     spec: TuningSpec, ledger: Ledger, outcome: Outcome, guess: Score, metric: float | None
 ) -> dict[str, Metric]:
     wall = outcome.ended - outcome.began
-    name = f"best_{(spec.trainable.metric if spec.trainable else 'metric').replace('-', '_')}"
+    name = f"best_{_measured(spec).replace('-', '_')}"
     deadline = f"≤ {spec.deadline:g}" if spec.deadline is not None else None
     budget = f"≤ {spec.budget:g}" if spec.budget is not None else None
     on_time = wall <= spec.deadline if spec.deadline is not None else None

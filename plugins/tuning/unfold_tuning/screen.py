@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from unfold_tuning.facts import Machine
-from unfold_tuning.outlook import Point, curve_points, doubts, lost_together
+from unfold_tuning.outlook import Point, curve_points, doubts, frontier, lost_together
 from unfold_tuning.planner import Offer, Rivals
-from unfold_tuning.rivals import Goal
+from unfold_tuning.rivals import Goal, static_scores
 from unfold_tuning.score import Score
 from unfold_tuning.spec import TuningSpec
 from unfold_tuning.stages import Stage
@@ -270,20 +271,27 @@ def _binding(item: Offer, fastest: Score) -> str:
 
 
 def _curve_figure(what: Chosen, points: Sequence[Point]) -> Figure:
-    series = [
-        _series("exact", points, [point.exact for point in points], "steps"),
-        _series("greedy (RubberBand)", points, [point.greedy for point in points], "line"),
-        _series("best static", points, [point.static for point in points], "line"),
-    ]
-    chosen_point = Series("this plan", (what.goal.deadline,), (what.plan.cost,), "points")
-    title = f"Cost by deadline, promised with {share(what.goal.share)}"
-    return Figure("curve", title, "deadline s", "cost $", (*series, chosen_point), log_x=True)
+    level = what.goal.share
+    exact = frontier([item for offer in what.found for item in offer.scores], level)
+    static = frontier([item for offer in what.found for item in static_scores(offer.model)], level)
+    lowered = [(point.greedy.promise(level), point.greedy.cost) for point in points if point.greedy]
+    last = max(seconds for seconds, _ in (*exact, *static, *lowered))
+    series = (
+        _series("best static", _until(static, last), "steps"),
+        _series("greedy (RubberBand)", lowered, "points"),
+        _series("exact", _until(exact, last), "steps"),
+        _series("this plan", [(what.goal.deadline, what.plan.cost)], "points"),
+    )
+    title = f"Cost by deadline, promised with {share(level)}"
+    return Figure("curve", title, "deadline s", "cost $", series, log_x=True, log_y=True)
 
 
-def _series(name: str, points: Sequence[Point], values: Sequence[float | None], style: str) -> Series:
-    kept = [(point.deadline, value) for point, value in zip(points, values, strict=True) if value is not None]
-    x, y = tuple(pair[0] for pair in kept), tuple(pair[1] for pair in kept)
-    return Series(name, x, y, "steps" if style == "steps" else "line")
+def _until(steps: Sequence[tuple[float, float]], last: float) -> list[tuple[float, float]]:
+    return [*steps, (last, steps[-1][1])] if steps else []
+
+
+def _series(name: str, pairs: Sequence[tuple[float, float]], style: Literal["steps", "points"]) -> Series:
+    return Series(name, tuple(x for x, _ in pairs), tuple(y for _, y in pairs), style)
 
 
 def _cluster_figure(what: Chosen) -> Figure:

@@ -107,6 +107,7 @@ def _chosen(
         stored = json.loads(run.directory.read(DECISION))
     if stored:
         machine, plan = _from_decision(stored, stages, machines)
+        _measured(plan, machine, profile)
         return machine, plan, score(model(stages, profile, machine, spec.samples, run.seed), plan)
     found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed)
     picked = (
@@ -119,6 +120,13 @@ def _chosen(
     data = json.dumps(decision(stages, machine, picked[1], spec.on_time), indent=1).encode()
     run.directory.write(DECISION, data, made_from=made_from)
     return machine, picked[1].plan, picked[1]
+
+
+def _measured(plan: Plan, machine: Machine, profile: Profile) -> None:
+    missing = sorted({deal.gang for deal in plan if not profile.knows(deal.gang, machine.accelerators)})
+    if missing:
+        what = f"the plan gives a trial {missing[0]} accelerators, of which the profile has no speed-up"
+        raise fail(what, key="profile.speedup", hint="measure it, or plan again")
 
 
 def _from_decision(

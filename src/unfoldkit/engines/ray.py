@@ -53,9 +53,8 @@ def connected(address: str | None) -> ModuleType:
             # without an address Ray would look for the last cluster of this machine, which may be gone
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except ConnectionError as error:
-            raise fail(
-                f"no Ray cluster answers at {address}", hint="ray start --head, or leave --ray-address out"
-            ) from error
+            hint = "ray start --head, or leave --ray-address out; of one that asks for a token: RAY_AUTH_MODE=token"
+            raise fail(f"no Ray cluster answers at {address}", hint=hint) from error
     return ray  # type: ignore[no-any-return]
 
 

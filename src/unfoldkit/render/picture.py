@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0891b2", "#9ca3af", "#d97706", "#8b5cf6", "#16a34a", "#ef4444", "#3b82f6", "#a16207")
 INK = "#1f2937"
 LEGEND_LETTERS = 72
+LANES = 12
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "unfoldkit",
     "svg.fonttype": "none",
@@ -72,6 +73,8 @@ def _axes(axes: Axes, figure: Figure) -> None:
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
     _scales(axes, figure)
+    if any(_level(series) for series in figure.series):
+        _lanes(axes)
     rows = _legend(axes, figure) if len(figure.series) > 1 else 0
     axes.set_title(figure.title, loc="left", fontsize=11, pad=6 + 14 * rows)
 
@@ -109,19 +112,31 @@ def _series(axes: Axes, series: Series, colour: str, index: int, count: int) -> 
 
 def _segments(axes: Axes, series: Series, colour: str) -> None:
     from matplotlib.collections import LineCollection
-    from matplotlib.ticker import MaxNLocator
 
     points = list(zip(series.x, series.y, strict=True))
     pairs = list(zip(points[::2], points[1::2], strict=False))
-    level = all(first[1] == second[1] for first, second in pairs)
+    level = _level(series)
     width = 5.0 if level else 0.8
     axes.add_collection(LineCollection(pairs, colors=colour, linewidths=width, label=series.name, capstyle="butt"))
-    if level and pairs:
+    if level:
         # where a bar begins, as two that touch would look like one
         x, y = zip(*(first for first, _ in pairs), strict=True)
         axes.scatter(x, y, s=40, color=INK, marker="|", linewidths=0.8, zorder=3)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.autoscale_view()
+
+
+def _level(series: Series) -> bool:
+    return series.style == "segments" and bool(series.y) and series.y[::2] == series.y[1::2]
+
+
+def _lanes(axes: Axes) -> None:
+    """Show whole lanes, one at least, and the time from its beginning on."""
+    from matplotlib.ticker import FixedLocator
+
+    (bottom, top), left = axes.dataLim.intervaly, axes.dataLim.xmin
+    axes.set_ylim(bottom - 0.6, top + 0.6)
+    axes.set_xlim(left=min(0.0, left))
+    axes.yaxis.set_major_locator(FixedLocator(range(math.ceil(bottom), int(top) + 1), nbins=LANES))
 
 
 def _scales(axes: Axes, figure: Figure) -> None:
@@ -141,7 +156,8 @@ def _ticks(axis: Axis, values: Sequence[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     decades = math.log10(max(values) / min(values))
-    steps = (1.0, 2.0, 5.0) if decades <= 2 else (1.0, 3.0) if decades <= 4 else (1.0,)
+    dense = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    steps = dense if decades <= 1 else (1.0, 2.0, 5.0) if decades <= 2 else (1.0, 3.0) if decades <= 4 else (1.0,)
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())

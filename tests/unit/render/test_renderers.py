@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
@@ -146,6 +147,16 @@ def test_every_style_is_drawn(style: str) -> None:
     for log in (False, True):
         drawn = picture.svg(Figure("f", "F", "x", "y", (series,), log_x=log, log_y=log))
         assert drawn.startswith("<svg")
+
+
+def test_bars_stand_in_whole_lanes_from_the_beginning_on() -> None:
+    """A single lane is labelled with its whole number and no fraction, and the time axis begins at 0."""
+    series = (Series("a", (3.0, 4.0), (1.0, 1.0), "segments"), Series("b", (4.0, 9.0), (1.0, 1.0), "segments"))
+    drawn = picture.svg(Figure("f", "F", "seconds", "lane", series))
+    labels = set(re.findall(r">([0-9.]+)<", drawn))
+    assert "1" in labels
+    assert "0" in labels
+    assert not any("." in label for label in labels), labels
 
 
 @pytest.mark.parametrize(
