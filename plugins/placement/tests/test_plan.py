@@ -53,6 +53,16 @@ def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
     assert len(rows) == 21
 
 
+def test_a_plan_for_kubernetes_counts_pods(tmp_path: Path) -> None:
+    """Where nodes say how many pods they run, a plan starts no more of them, and takes no share in pods for use."""
+    small = SPEC.replace("gpu: 4}]", "gpu: 4, resources: {pods: 2}}], kubernetes: {}").replace("POLICY", "{}")
+    spec = validate(PlacementSpec, parse(small, "p.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert report.metrics["makespan_s"].value == 1800
+    assert report.metrics["utilisation"].value == pytest.approx(0.5)
+    assert answer(tmp_path, "{}").metrics["makespan_s"].value == 1200
+
+
 def test_a_waiting_task_is_explained(tmp_path: Path) -> None:
     """The report names the missing name, where it is missing, since when, and which policy puts it."""
     report = answer(tmp_path, "{gang: {by: job}}", "explain: {task: b-3, at: 5 min}\n")

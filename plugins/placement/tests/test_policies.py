@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
-from unfold_placement.facts import MILLI, SEATS, Node, Task
+from unfold_placement.facts import BEGAN, ENDED, MILLI, SEATS, STARTED, STATIC, Ask, Event, Node, Ops, Put, Task
 from unfold_placement.laws import audit
 from unfold_placement.measure import fairness_error
 from unfold_placement.options import build
 from unfold_placement.simulate import simulate
+from unfold_placement.view import View
 
 GANG: dict[str, Any] = {"gang": {}}
 ORDERS: dict[str, dict[str, Any]] = {
@@ -78,9 +79,40 @@ def test_spread_keeps_counts_level() -> None:
 def test_spread_holds_at_every_start(seed: int, skew: int) -> None:
     """No start ever makes a node busier than the emptiest by more than the skew (the audit's law).
 
-    In the examples tasks of several groups end at one instant, and some start before the end of others was told.
+    In the examples tasks of several groups end at one instant.
     """
     assert not run(cluster(), some_tasks(seed, most=6), spread={"skew": skew}).stuck
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["priority", "drf", "gang"]))
+@settings(max_examples=15, deadline=None)
+def test_spread_holds_beside_others(seed: int, other: str) -> None:
+    """The law holds at every start too where others order, stop or gather the tasks."""
+    tasks = [replace(task, priority=5 * (int(task.job[1:]) % 3)) for task in some_tasks(seed, most=6)]
+    run(cluster(), tasks, spread={"skew": 1}, **{other: {}})
+
+
+@dataclass
+class Told:
+    """Opens a door wider with every ending, and writes down what it is told."""
+
+    heard: list[str] = field(default_factory=list)
+    phase: int = STATIC
+    watches: frozenset[str] = frozenset({BEGAN, STARTED, ENDED})
+
+    def request(self, task: Task) -> list[Ask]:
+        return [Ask("door")]
+
+    def react(self, event: Event, view: View) -> Ops:
+        self.heard.append(event.kind)
+        yield [Put("door", "n0", 2 + self.heard.count(ENDED))]
+
+
+def test_all_endings_of_an_instant_are_told_before_anything_starts() -> None:
+    """A policy that changes something at an ending sees no start before the others of that instant."""
+    told = Told()
+    simulate(cluster(1), job("a", 5), [told])
+    assert told.heard == [BEGAN, STARTED, STARTED, ENDED, ENDED, STARTED, STARTED, STARTED, ENDED, ENDED, ENDED]
 
 
 def test_followers_wait_for_their_leader_and_join_it() -> None:

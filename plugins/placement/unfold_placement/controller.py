@@ -14,6 +14,7 @@ from unfold_placement.book import Book
 from unfold_placement.facts import Ask, Drop, Event, Op, Policy, Put, Refuse, Task, Wake
 from unfold_placement.view import View
 
+NOTHING = kernel.ALL_PHASES
 KINDS = (facts.SUBMITTED, facts.STARTED, facts.ENDED, facts.PREEMPTED, "refused")
 
 
@@ -38,7 +39,10 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class Controller:
-    """The loop of a backend: ``timed`` if the book knows when tasks end, ``matching`` if it decides who starts."""
+    """The loop of a backend: ``timed`` if the book knows when tasks end, ``matching`` if it decides who starts.
+
+    While endings are told, nothing starts: ``held`` is then the first phase of those that changed something.
+    """
 
     book: Book
     policies: tuple[Policy, ...]
@@ -53,6 +57,7 @@ class Controller:
     owners: dict[str, str] = field(default_factory=dict)
     watched: frozenset[str] = frozenset()
     begun: bool = False
+    held: int | None = None
 
     @property
     def due(self) -> float:
@@ -78,7 +83,10 @@ class Controller:
             self.collect()
             told = bool(self.inbox)
             while self.inbox:
-                self.dispatch(self.inbox.popleft())
+                if self.inbox[0].kind == facts.ENDED:
+                    self._endings()
+                else:
+                    self.dispatch(self.inbox.popleft())
             if told and facts.QUIET in self.watched:
                 self.dispatch(Event(facts.QUIET, self.book.now))
             if not self.inbox and not self.match():
@@ -140,9 +148,24 @@ class Controller:
         changed = [self._one(op, policy) for op in ops]
         if not any(changed):
             return
+        if self.held is not None:
+            self.held = min(self.held, policy.phase)
+        else:
+            self._changed(policy.phase)
+
+    def _endings(self) -> None:
+        """Tell of all that ended together before anything starts: no policy then counts who has left."""
+        self.held = NOTHING
+        while self.inbox and self.inbox[0].kind == facts.ENDED:
+            self.dispatch(self.inbox.popleft())
+        phase, self.held = self.held, None
+        if phase != NOTHING:
+            self._changed(phase)
+
+    def _changed(self, phase: int) -> None:
         event = Event(facts.CREATED, self.book.now)
         for later in self.policies:
-            if later.phase > policy.phase and facts.CREATED in later.watches:
+            if later.phase > phase and facts.CREATED in later.watches:
                 self._answer(later, event)
         while self.match():
             pass

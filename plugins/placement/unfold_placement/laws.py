@@ -15,10 +15,7 @@ from unfoldkit.api import Model
 
 @dataclass(slots=True)
 class World:
-    """What runs where, as the walk goes: tasks by node, jobs' ends, submissions.
-
-    ``left`` are the tasks that left a node at this very instant.
-    """
+    """What runs where, as the walk goes: tasks by node, jobs' ends, submissions."""
 
     nodes: Sequence[Node]
     now: float = 0.0
@@ -28,13 +25,6 @@ class World:
     since: dict[str, float] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
     total: Counter[tuple[str, str]] = field(default_factory=Counter)
-    left: dict[str, list[Task]] = field(default_factory=lambda: defaultdict(list))
-
-    def at(self, time: float) -> None:
-        """Go on to an instant."""
-        if time != self.now:
-            self.left.clear()
-        self.now = time
 
     def on(self, node: Node) -> list[Task]:
         """Return the tasks that run on a node."""
@@ -63,7 +53,7 @@ def audit(found: Outcome, policy: options.PolicySpec) -> Iterator[str]:
         strict=True,
     ):
         task, node = found.tasks[row], found.nodes[place]
-        world.at(time)
+        world.now = time
         _step(world, kind, task, node)
         if kind == kernel.K_STARTED:
             starts[task.name].append(time)
@@ -97,7 +87,6 @@ def _step(world: World, kind: int, task: Task, node: Node) -> None:
         world.running[node.name][task.name] = task
     if kind in {kernel.K_ENDED, kernel.K_PREEMPTED}:
         del world.running[node.name][task.name]
-        world.left[node.name].append(task)
     if kind == kernel.K_ENDED:
         world.ended[task.job] += 1
     if kind == kernel.K_REFUSED:
@@ -119,11 +108,10 @@ def _gangs(found: Outcome, starts: dict[str, list[float]], part: Any) -> Iterato
 
 
 def _spread(part: Any, world: World, task: Task, node: Node) -> str:
-    """Events of one instant have no order: who leaves at the instant of a start may be counted as still there."""
     if part.soft:
         return ""
     counts = {n.name: _mine(part, world.on(n), task) for n in world.nodes}
-    before = min(count + _mine(part, world.left[name], task) - (name == node.name) for name, count in counts.items())
+    before = min(count - (name == node.name) for name, count in counts.items())
     return "" if counts[node.name] <= before + part.skew else f"{counts[node.name]} here, {before} elsewhere"
 
 

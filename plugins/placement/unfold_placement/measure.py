@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_placement import kernel
-from unfold_placement.facts import Task
+from unfold_placement.facts import SEATS, Task
 from unfold_placement.simulate import Outcome
 
 INSTANTS = 48
@@ -66,6 +66,7 @@ def utilisation(found: Outcome) -> tuple[str, float]:
     seconds = np.where(ran, np.minimum(found.end, last) - np.minimum(found.start, last), 0.0)
     used = (found.book.arena.need[: len(found.tasks)] * seconds[:, None]).sum(axis=0)
     shares = used / np.maximum(total * (last - first), 1e-9)
+    shares[[kind == SEATS for kind in kinds]] = 0.0
     place = int(shares.argmax())
     return kinds[place], float(shares[place])
 

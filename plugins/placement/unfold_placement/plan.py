@@ -15,7 +15,7 @@ from unfold_placement.measure import Figures, figures
 from unfold_placement.options import build
 from unfold_placement.simulate import Outcome, outcome, play, prepare
 from unfold_placement.spec import PlacementSpec
-from unfold_placement.workload import nodes_of, tasks_of
+from unfold_placement.workload import nodes_of, seated, tasks_of
 from unfoldkit.api import Report, Run, UnfoldError, did_you_mean, fail
 
 LOG = "placement.csv"
@@ -52,6 +52,8 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
         from unfold_placement.kubernetes.served import nodes as live_nodes
 
         nodes = live_nodes(spec.name, spec.cluster.kubernetes)
+    if spec.cluster.kubernetes is not None:
+        tasks = seated(nodes, tasks)
     if not nodes:
         raise fail("a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve")
 

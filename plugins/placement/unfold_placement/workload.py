@@ -7,13 +7,14 @@ import gzip
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unfold_placement.facts import MILLI, Node, Task
+from unfold_placement.facts import MILLI, SEATS, Node, Task
 from unfold_placement.spec import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
 from unfoldkit.api import Run, fail
 
@@ -48,6 +49,12 @@ def tasks_of(workload: WorkloadSpec, run: Run) -> list[Task]:
     if not workload.tasks:
         raise fail("a plan needs tasks", key="workload", hint="write tasks: [{job: a, count: 8, cpu: 1, run: 10 min}]")
     return _written(workload.tasks)
+
+
+def seated(nodes: Sequence[Node], tasks: Sequence[Task]) -> list[Task]:
+    """Return tasks that take a pod each, where all nodes say how many pods they run; else the tasks as they are."""
+    told = bool(nodes) and all(SEATS in node.capacity for node in nodes)
+    return [replace(task, demand={SEATS: MILLI, **task.demand}) for task in tasks] if told else list(tasks)
 
 
 def _nodes(item: NodeSpec, counts: Counter[str]) -> Iterator[Node]:

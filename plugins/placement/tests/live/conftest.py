@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -13,6 +14,10 @@ from plugins.placement.tests.live.rayworld import connected, head, ray_world, wa
 from plugins.placement.tests.live.worlds import Open, World, local_world
 from tests.kubernetes import build
 from tests.kubernetes.cluster import ControlPlane, control_plane
+
+if TYPE_CHECKING:
+    from plugins.placement.tests.live.kube_world import KubeWorld
+    from unfold_placement.kubernetes.api import Api
 
 
 @pytest.fixture
@@ -60,6 +65,21 @@ def kubernetes(plane: ControlPlane) -> Open:
     from plugins.placement.tests.live.kube_world import opener
 
     return opener(plane)
+
+
+@pytest.fixture
+def kube(kubernetes: Open) -> Iterator[KubeWorld]:
+    """Three nodes of four GPUs on a real control plane."""
+    with kubernetes(cluster(3)) as made:
+        yield cast("KubeWorld", made)
+
+
+@pytest.fixture
+def admin(kube: KubeWorld) -> Api:
+    """Returns who may do everything."""
+    from unfold_placement.kubernetes.api import connect
+
+    return connect("admin", kubeconfig=str(kube.plane.kubeconfig))
 
 
 WORLDS = [

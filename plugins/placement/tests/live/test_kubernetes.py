@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from plugins.placement.tests.cases import cluster, job
+from plugins.placement.tests.cases import job
 from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_contract import record, until
-from plugins.placement.tests.live.worlds import Open
 from tests.kubernetes.apply import apply
 from tests.served import serving
 from unfold_placement.facts import Ask, Task
-from unfold_placement.kubernetes.api import MERGE, Api, Refused, connect
+from unfold_placement.kubernetes.api import MERGE, Api, Refused
 from unfold_placement.kubernetes.backend import Kubernetes
 from unfold_placement.kubernetes.client import client
 from unfold_placement.kubernetes.manifests import deployment, roles, submitter
@@ -28,20 +27,6 @@ from unfold_placement.options import PolicySpec, build
 
 pytestmark = pytest.mark.kubernetes
 PODS = "/api/v1/namespaces/unfold/pods"
-
-
-@pytest.fixture
-def kube(kubernetes: Open) -> Iterator[KubeWorld]:
-    """Three nodes of four GPUs on a real control plane."""
-    with kubernetes(cluster(3)) as made:
-        assert isinstance(made, KubeWorld)
-        yield made
-
-
-@pytest.fixture
-def admin(kube: KubeWorld) -> Api:
-    """Returns who may do everything."""
-    return connect("admin", kubeconfig=str(kube.plane.kubeconfig))
 
 
 def node_has(admin: Api, node: str, resource: str) -> dict[str, str | None]:

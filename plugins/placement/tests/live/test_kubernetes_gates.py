@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -23,20 +22,6 @@ from unfold_placement.options import build
 
 pytestmark = pytest.mark.kubernetes
 LONG = 3600.0
-
-
-@pytest.fixture
-def kube(kubernetes: Open) -> Iterator[KubeWorld]:
-    """Three nodes of four GPUs on a real control plane."""
-    with kubernetes(cluster(3)) as made:
-        assert isinstance(made, KubeWorld)
-        yield made
-
-
-@pytest.fixture
-def admin(kube: KubeWorld) -> Api:
-    """Returns who may do everything."""
-    return connect("admin", kubeconfig=str(kube.plane.kubeconfig))
 
 
 @pytest.fixture

@@ -137,7 +137,11 @@ class Steward:
             holders = self.register.delete(name, node, force=force, epoch=epoch, by=who)
             gone = self._left(force=force)
             freed = [self.slots.pop(task) for task in holders if task in self.slots]
-        self._remove([*gone, *(slot.group for slot in freed)])
+        if force:
+            self._remove([*gone, *(slot.group for slot in freed)])
+        else:
+            # nothing runs in these and nothing will: nobody waits for Ray to be told
+            self.pool.submit(self._remove, gone)
         return holders
 
     def renew(self, owner: str, ttl: float) -> int:
