@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from unfold_placement import screen
 from unfold_placement.check import Counterexample, counterexample
-from unfold_placement.explain import Reason, explain, watched
-from unfold_placement.facts import Node, Policy, Task
-from unfold_placement.laws import audit
-from unfold_placement.measure import Figures, figures
+from unfold_placement.facts import Policy
 from unfold_placement.options import build
-from unfold_placement.simulate import Outcome, outcome, play, prepare
+from unfold_placement.replay import replay, why
 from unfold_placement.spec import PlacementSpec
 from unfold_placement.workload import nodes_of, seated, tasks_of
-from unfoldkit.api import Report, Run, UnfoldError, did_you_mean, fail
+from unfoldkit.api import Report, Run, UnfoldError, fail
 
 LOG = "placement.csv"
-Make = Callable[[], Sequence[Policy]]
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """A replay with its figures, what is wrong with it, and the seconds that it took by the clock."""
-
-    found: Outcome
-    figures: Figures
-    wrong: tuple[str, ...]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """A task that waits, the time (s) at which it was looked at, and what it needs."""
-
-    task: Task
-    at: float
-    reasons: tuple[Reason, ...]
 
 
 def plan(spec: PlacementSpec, run: Run) -> Report:
@@ -67,42 +42,6 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     plain = replay(spec, nodes, tasks, list, run)
     run.directory.write(LOG, screen.log(mine.found).encode())
     return screen.report(spec, mine, plain, why(spec, nodes, tasks, make, mine.found))
-
-
-def replay(spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], make: Make, run: Run) -> Replay:
-    """Replay a workload and audit it."""
-    loop = prepare(nodes, tasks, make())
-    began = run.clock()
-    found = outcome(play(loop, on_step=lambda placed: run.progress("replay", placed, len(tasks))))
-    seconds = run.clock() - began
-    return Replay(found, figures(found), tuple(audit(found, spec.policy)), seconds)
-
-
-def why(
-    spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], make: Make, found: Outcome
-) -> Explained | None:
-    """Explain the task that the spec names, or the one that waited longest, in the middle of its wait."""
-    picked = _picked(spec, tasks, found)
-    if picked is None:
-        return None
-    task, at = picked
-    loop = prepare(nodes, tasks, make())
-    history = watched(loop)
-    play(loop, until=at)
-    return Explained(task, at, tuple(explain(loop, task, history)))
-
-
-def _picked(spec: PlacementSpec, tasks: Sequence[Task], found: Outcome) -> tuple[Task, float] | None:
-    rows = {task.name: row for row, task in enumerate(tasks)}
-    if spec.explain is not None and spec.explain.task not in rows:
-        hint = did_you_mean(spec.explain.task, rows)
-        raise fail(f"no such task: {spec.explain.task}", key="explain.task", hint=hint)
-    ends = [start if math.isfinite(start) else float(found.book.now) for start in found.start.tolist()]
-    waits = [end - task.arrival for task, end in zip(tasks, ends, strict=True)]
-    row = rows[spec.explain.task] if spec.explain is not None else max(range(len(tasks)), key=waits.__getitem__)
-    if spec.explain is not None and spec.explain.at is not None:
-        return tasks[row], spec.explain.at
-    return (tasks[row], tasks[row].arrival + waits[row] / 2) if waits[row] > 0 else None
 
 
 def refused(blocked: Counterexample) -> UnfoldError:

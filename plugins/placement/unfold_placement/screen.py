@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from unfold_placement import measure
 from unfold_placement.facts import Task
+from unfold_placement.replay import Explained, Replay
 from unfold_placement.simulate import Outcome
 from unfold_placement.spec import PlacementSpec
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
-
-if TYPE_CHECKING:
-    from unfold_placement.plan import Explained, Replay
 
 COLUMNS = (
     Column("order"),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from unfold_supernet.chip.layers import Family
 from unfold_supernet.chip.model import joules
 from unfold_supernet.chip.study import Savings, Setting
 from unfold_supernet.spec import SupernetSpec
+from unfold_supernet.weighed import Study
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
-
-if TYPE_CHECKING:
-    from unfold_supernet.simulated import Study
 
 MIB = 2**20
 

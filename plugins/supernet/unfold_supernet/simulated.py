@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from unfold_supernet import screen
-from unfold_supernet.arrays import Floats
 from unfold_supernet.chip import stream, study
-from unfold_supernet.chip.claims import Obtained, obtained
+from unfold_supernet.chip.claims import obtained
 from unfold_supernet.chip.families import family
 from unfold_supernet.chip.layers import Family, sizes
 from unfold_supernet.chip.machine import Energy, Machine, presets
-from unfold_supernet.chip.study import Savings, Setting
-from unfold_supernet.chip.ways import Way, ways
+from unfold_supernet.chip.study import Setting
+from unfold_supernet.chip.ways import ways
 from unfold_supernet.files import FRONT, SPACE
 from unfold_supernet.nets.space import chip_family, space_from
 from unfold_supernet.spec import AcceleratorSpec, QueriesSpec, SupernetSpec
+from unfold_supernet.weighed import Study
 from unfoldkit.api import Report, Run, fail
 
 KIB = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """All that a plan is made from."""
-
-    family: Family
-    setting: Setting
-    queries: QueriesSpec
-    levels: Floats
-    points: tuple[Savings, ...]
-    ways: tuple[Way, ...]
-    claims: tuple[Obtained, ...]
-
-    @property
-    def here(self) -> Savings:
-        """The savings of the accelerator as it is."""
-        machine = self.setting.machine
-        at = (machine.persistent, machine.bandwidth)
-        return next(point for point in self.points if (point.persistent, point.bandwidth) == at)
 
 
 def accelerator_plan(spec: SupernetSpec, run: Run) -> Report:
