@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -54,4 +55,15 @@ class Run:
             if candidate.exists():
                 return candidate
         where = " or ".join(str(candidate) for candidate in tried)
-        raise fail(f"no such file or folder: {text!r}", key=key, hint=f"looked for {where}")
+        spec = self._spec_of(text)
+        hint = f"unfold train {spec}" if spec else f"looked for {where}"
+        raise fail(f"no such file or folder: {text!r}", key=key, hint=hint)
+
+    def _spec_of(self, text: str) -> Path | None:
+        """Return the spec beside this one whose run ``text`` would be."""
+        folder, name = Path(text).parts[-2:-1], Path(text).name
+        if folder != ("runs",):
+            return None
+        line = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
+        found = (path for path in sorted(self.base.glob("*.yaml")) if line.search(path.read_text("utf-8", "replace")))
+        return next(found, None)

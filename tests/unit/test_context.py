@@ -24,3 +24,13 @@ def test_a_path_is_looked_for_beside_the_spec_first(tmp_path: Path, monkeypatch:
     assert run.path("one.csv").read_text(encoding="utf-8") == "work"
     with pytest.raises(UnfoldError, match=r"data\.path: no such file or folder.*spec/x\.csv or .*work/x\.csv"):
         run.path("x.csv", key="data.path")
+
+
+def test_a_run_that_is_missing_names_the_spec_that_makes_it(tmp_path: Path) -> None:
+    """Where a spec names a run that nobody has made yet, the hint is the command that makes it."""
+    (tmp_path / "first.yaml").write_text("version: 1\nname: story  # of one\n", encoding="utf-8")
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    with pytest.raises(UnfoldError, match=r"no such file or folder: 'runs/story' .unfold train .*first\.yaml"):
+        run.path("runs/story", key="stages.from")
+    with pytest.raises(UnfoldError, match="looked for"):
+        run.path("runs/other", key="stages.from")
