@@ -18,7 +18,7 @@ def test_a_plan_is_a_report_on_stdout(unfold: Unfold, spec: Path) -> None:
     assert outcome.err == ""
     lines = outcome.out.splitlines()
     assert lines[0].startswith("a · echo plan")
-    assert lines[-2:] == ["yes · $0.02 of $1.00", "next: unfold train a.yaml"]
+    assert lines[-2:] == ["yes · $0.02 of $1.00", f"next: unfold train {spec}"]
 
 
 def test_no_is_an_answer(unfold: Unfold, dear: Path) -> None:

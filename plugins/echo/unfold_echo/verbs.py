@@ -116,4 +116,4 @@ def _report(
 
 
 def _decided(report: Report, decision: dict[str, object]) -> Report:
-    return replace(report, decision=decision, next=f"unfold train {report.name}.yaml")
+    return replace(report, decision=decision, next="unfold train SPEC")

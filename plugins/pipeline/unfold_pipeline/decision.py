@@ -81,7 +81,7 @@ def recheck(spec: PipelineSpec, judge: Judge, committed: Mapping[str, Any] | Non
         f"on the new traffic the committed plan {told} p99 ≤ {milliseconds(judge.limit)}: {milliseconds(tail)}",
         metrics={"p99_ms": Metric(tail * 1e3, "ms", target=f"≤ {milliseconds(judge.limit)}", ok=not late)},
         lines=(("envelope", excess or "no window of the new traffic is above that of the plan"),),
-        next=f"unfold plan {spec.name}.yaml",
+        next="unfold plan SPEC",
         decision=decision,
     )
 

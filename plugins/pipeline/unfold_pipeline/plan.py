@@ -99,7 +99,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         (tables.stage_table(judge, chosen, times), tables.plan_table(outcome, tail, coarse)),
         (tables.frontier_figure(points), tables.stage_figure(judge, times, chosen)),
         lines,
-        next=f"unfold plan {spec.name}.yaml --replay trace.csv",
+        next="unfold plan SPEC --replay TRACE",
         decision=decision_of(judge, chosen, outcome.cost, tail),
         provenance={"inputs": {"sample_sha256": sample_hash(judge), "prices": {n: p.source for n, p in paid.items()}}},
     )
@@ -145,7 +145,7 @@ def _no(spec: PipelineSpec, judge: Judge) -> Report:
         subtitle(spec, judge),
         _no_metrics(found),
         lines=(("binding", binding), ("smallest relaxation", _relaxation(found, judge, name))),
-        next=f"unfold plan {spec.name}.yaml --set 'slo.p99={(found.relaxed or judge.limit) * 1e3:.0f} ms'",
+        next=f"unfold plan SPEC --set 'slo.p99={(found.relaxed or judge.limit) * 1e3:.0f} ms'",
     )
 
 

@@ -153,7 +153,7 @@ def _report(spec: PipelineSpec, found: dict[str, list[profiles.Point]], fresh: i
         (Table("latency", columns, tuple(rows)),),
         (_figure(found),),
         lines=_falling(found),
-        next=f"unfold plan {spec.name}.yaml",
+        next="unfold plan SPEC",
     )
 
 

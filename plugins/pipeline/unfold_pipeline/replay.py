@@ -146,7 +146,7 @@ def _report(spec: PipelineSpec, judge: Judge, live: Sample, entries: list[Entry]
         (_table(entries, judge.limit, mine.name),),
         (_timeline(judge.pipeline, mine, live), _traffic(live)),
         _lines(entries, mine, judge.limit),
-        next=f"unfold serve {spec.name}.yaml",
+        next="unfold serve SPEC",
     )
 
 

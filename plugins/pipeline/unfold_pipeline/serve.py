@@ -199,7 +199,7 @@ def _report(
         (_table(rows),),
         (_figure(measured.latencies, expected), _timeline(ready, measured)),
         lines=(("replicas", _replicas(ready, measured)),),
-        next=f"unfold plan {spec.name}.yaml --replay TRACE",
+        next="unfold plan SPEC --replay TRACE",
     )
 
 

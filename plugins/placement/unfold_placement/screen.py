@@ -43,7 +43,7 @@ def report(spec: PlacementSpec, mine: Replay, plain: Replay, why: Explained | No
         tables=(*tables, *([_why_table(why)] if why else [])),
         figures=(timeline(mine.found), waiting(mine.found, plain.found)),
         lines=_lines(mine, plain, why),
-        next=f"unfold plan {spec.name}.yaml --out report.html",
+        next="unfold plan SPEC --out report.html",
         decision=_decision(mine.found),
     )
 

@@ -176,5 +176,5 @@ def _report(spec: TuningSpec, made: ProfileSpec, found: Measured) -> Report:
     headline = f"an iteration takes {span(made.iteration.mean)} on one accelerator · kept for unfold plan"
     return Report(
         "tuning", "profile", spec.name, Verdict.YES, headline, (f"{TRIALS} trials of {ITERS} checkpoints",), metrics,
-        (Table("speed-up", columns, rows),), next=f"unfold plan {spec.name}.yaml",
+        (Table("speed-up", columns, rows),), next="unfold plan SPEC",
     )  # fmt: skip

@@ -83,7 +83,7 @@ def chosen(spec: TuningSpec, what: Chosen) -> Report:
         tables=(_stage_table(what), _plan_table(what)),
         figures=(_curve_figure(what, points), _cluster_figure(what)),
         lines=(*_lines(what, points, gap),),
-        next=f"unfold train {spec.name}.yaml" if spec.trainable else "unfold plan SPEC --out plan.yaml",
+        next="unfold train SPEC" if spec.trainable else "unfold plan SPEC --out plan.yaml",
     )
 
 

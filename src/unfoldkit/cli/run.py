@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +128,7 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
             with loaded.telling():
                 report = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
             report = _with_provenance(report, loaded, run, run.clock() - began)
+            report = replace(report, next=_named(report.next, request.spec))
             if baseline is None:
                 _keep(run.directory, report)
                 return report
@@ -137,6 +140,11 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
 
 def _as_json(report: Report) -> bytes:
     return (json.dumps(to_data(report), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _named(command: str, spec: str) -> str:
+    """Return the next command with the spec as it was called, where it says SPEC."""
+    return command if spec == "-" else re.sub(r"\bSPEC\b", lambda _: shlex.quote(spec), command)
 
 
 def _keep(directory: RunDir, report: Report) -> None:
