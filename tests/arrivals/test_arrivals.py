@@ -138,6 +138,9 @@ def write(folder: Path, name: str, text: str) -> Path:
     [
         ("a.csv", "arrival_s,size\n5.0,1\n5.5,2\n7.25,3\n"),
         ("a.csv", "5.0\n5.5\n7.25\n"),
+        ("a.csv", "Timestamp,Model\n5,a\n5.5,b\n7.25,a\n"),
+        ("a.csv", "\ufeffwhen\n5\n5.5\n7.25\n"),
+        ("a.csv", "n,ts\n1,1700000000000\n1,1700000000500\n1,1700000002250\n"),
         (
             "a.csv.gz",
             "TIMESTAMP,n\n2023-11-16 18:17:03.5000000,1\n2023-11-16 18:17:04,1\n2023-11-16 18:17:05.7500000,1\n",
@@ -146,7 +149,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     ],
 )
 def test_readers_agree(tmp_path: Path, name: str, text: str) -> None:
-    """The same arrivals are read from seconds, from bare numbers, from time stamps and from logs, from 0 on."""
+    """The same arrivals are read from seconds, bare numbers, time stamps, milliseconds and logs, from 0 on."""
     assert traces.read(write(tmp_path, name, text)).tolist() == pytest.approx([0.0, 0.5, 2.25])
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
 
 Times = NDArray[np.float64]
-COLUMNS = ("arrival_s", "arrival", "time_s", "timestamp", "TIMESTAMP", "time", "ts")
+COLUMNS = ("arrival_s", "arrival", "arrival_time", "time_s", "timestamp", "time", "ts", "datetime", "date")
+_EPOCHS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 _CLF = re.compile(r"\[(\d{2}/[A-Za-z]{3}/\d{4}:\d{2}:\d{2}:\d{2})(\.\d+)? ([+-]\d{4})\]")
 _ISO = re.compile(r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})([.,]\d+)?\s*(Z|[+-]\d{2}:?\d{2})?")
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
@@ -27,8 +28,9 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 def read(path: Path, *, column: str | None = None) -> Times:
     """Return the arrival times of a trace in seconds since its first arrival.
 
-    ``.csv`` takes ``column`` or the first of ``arrival_s``, ``timestamp``, ...; ``.npz`` takes the array ``column`` or
-    its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601 time). Text may be gzipped.
+    ``.csv`` takes ``column``, its only one, or the first of ``arrival_s``, ``timestamp``, ... in any case; ``.npz`` takes
+    the array ``column`` or its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601 time).
+    Text may be gzipped. Numbers are seconds, or milli-, micro- or nanoseconds since 1970 where they are that large.
 
     Raises:
         UnfoldError: no such column, a line without a time, no arrival at all, or times that go back.
@@ -44,7 +46,7 @@ def read(path: Path, *, column: str | None = None) -> Times:
         raise fail(
             f"cannot read a trace that ends in {suffix!r}", file=str(path), hint="one of: .csv, .log, .npy, .npz"
         )
-    return check(readers[suffix](), str(path))
+    return check(_seconds(readers[suffix]()), str(path))
 
 
 def check(times: Times, file: str = "", *, line: int = 0) -> Times:
@@ -63,6 +65,12 @@ def check(times: Times, file: str = "", *, line: int = 0) -> Times:
         at = int(back[0]) + 1
         raise fail(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint="sort the trace")
     return np.ascontiguousarray(times - times[0])
+
+
+def _seconds(times: Times) -> Times:
+    """Return times of the present in seconds: as such they would lie thousands of years ahead."""
+    first = float(times[0]) if times.size else 0.0
+    return times / next((unit for least, unit in _EPOCHS if first >= least), 1.0)
 
 
 def compress(times: Times, factor: float) -> Times:
@@ -95,8 +103,8 @@ def scale(times: Times, factor: float, rng: np.random.Generator) -> Times:
 
 def _open(path: Path) -> IO[str]:
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.GzipFile(path), encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return io.TextIOWrapper(gzip.GzipFile(path), encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _csv(path: Path, column: str | None) -> Times:
@@ -113,10 +121,12 @@ def _csv(path: Path, column: str | None) -> Times:
 
 def _place(head: list[str], column: str | None, path: Path) -> int:
     names = [name.strip() for name in head]
-    wanted = (column,) if column else COLUMNS
-    for name in wanted:
-        if name in names:
-            return names.index(name)
+    known = names if column else [name.lower() for name in names]
+    for name in (column,) if column else COLUMNS:
+        if name in known:
+            return known.index(name)
+    if len(names) == 1 and not column:
+        return 0
     hint = (
         did_you_mean(column, names)
         if column
