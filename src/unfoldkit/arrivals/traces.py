@@ -28,9 +28,9 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 def read(path: Path, *, column: str | None = None) -> Times:
     """Return the arrival times of a trace in seconds since its first arrival.
 
-    ``.csv`` takes ``column``, its only one, or the first of ``arrival_s``, ``timestamp``, ... in any case; ``.npz`` takes
-    the array ``column`` or its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601 time).
-    Text may be gzipped. Numbers are seconds, or milli-, micro- or nanoseconds since 1970 where they are that large.
+    ``.csv`` takes ``column``, its only one, or the first of ``arrival_s``, ``timestamp``, ... in any case; ``.npz``
+    takes the array ``column`` or its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601
+    time). Text may be gzipped. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds.
 
     Raises:
         UnfoldError: no such column, a line without a time, no arrival at all, or times that go back.
