@@ -9,7 +9,7 @@ from unfold_placement.kubernetes.api import Api, Body, Refused
 PLURALS = {
     "Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "Role": "roles",
     "RoleBinding": "rolebindings", "ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings",
-    "Deployment": "deployments",
+    "Deployment": "deployments", "DeviceClass": "deviceclasses", "ResourceClaim": "resourceclaims", "Pod": "pods",
 }  # fmt: skip
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.kubernetes.apply import apply
 from tests.kubernetes.cluster import ControlPlane
-from unfold_placement.controller import requests
 from unfold_placement.facts import Task
 from unfold_placement.kubernetes.api import Api, Refused, connect, many
-from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
+from unfold_placement.kubernetes.client import Client, client
 from unfold_placement.kubernetes.manifests import roles
 from unfold_placement.kubernetes.words import Body, key
-from unfold_placement.live.loop import Live, run
 from unfold_placement.options import PolicySpec, build
 from unfoldkit.api import UnfoldError
 
@@ -123,17 +126,17 @@ def bindings(api: Api, path: str = DEFAULT) -> Iterator[Bindings]:
 
 @dataclass(slots=True)
 class Controlled:
-    """A controller with a policy in a thread, and a client."""
+    """A controller with a policy in a process of its own, and an application's client."""
 
-    client: Kubernetes
+    client: Client
     seen: Bindings
 
-    def throughput(self, count: int) -> float:
+    def throughput(self, count: int, job: str = "s") -> float:
         """Return the seconds in which ``count`` tasks are submitted, decided on, opened and bound."""
         began = time.monotonic()
-        self._submit(Task(f"s-{index}", {"cpu": 10}, 3600.0, job="s") for index in range(count))
-        last = max(self.seen.until(f"s-{index}-0") for index in range(count))
-        self.clear(["s"], count)
+        self._submit(Task(f"{job}-{index}", {"cpu": 10}, 3600.0, job=job) for index in range(count))
+        last = max(self.seen.until(f"{job}-{index}-0") for index in range(count))
+        self.clear([job], count)
         return last - began
 
     def submit(self, jobs: Sequence[str], size: int) -> None:
@@ -163,28 +166,31 @@ class Controlled:
 
 @contextlib.contextmanager
 def controlled(plane: ControlPlane, name: str, policy: Mapping[str, Any]) -> Iterator[Controlled]:
-    """Run a controller, with the rights of the shipped roles."""
+    """Run ``unfold serve`` with the rights of the shipped roles, and wait until it decides."""
     apply(connect("admin", kubeconfig=str(plane.kubeconfig)), roles())
-    spec = PolicySpec.model_validate(policy, strict=False)
+    policies = build(PolicySpec.model_validate(policy, strict=False))
+    made = client(name, policies, context="controller", kubeconfig=str(plane.kubeconfig))
+    with _served(plane, name, policy), bindings(made.api, "/api/v1/namespaces/unfold/pods") as seen:
+        world = Controlled(made, seen)
+        world.throughput(1, "warm")
+        yield world
 
-    def handle() -> Kubernetes:
-        api = connect("controller", kubeconfig=str(plane.kubeconfig), namespace="unfold")
-        policies = build(spec)
-        return kubernetes(api, name, asks=lambda task: [ask for ask, _ in requests(policies, task)])
 
-    leader, client = handle(), handle()
-    stopped = threading.Event()
-    live = Live(leader, lambda: build(spec), "bench", name)
-    thread = threading.Thread(target=run, args=(live, stopped.is_set, stopped.wait), daemon=True)
-    thread.start()
-    try:
-        with bindings(client.api, "/api/v1/namespaces/unfold/pods") as seen:
-            yield Controlled(client, seen)
-    finally:
-        stopped.set()
-        thread.join(20)
-        leader.close()
-        client.close()
+@contextlib.contextmanager
+def _served(plane: ControlPlane, name: str, policy: Mapping[str, Any]) -> Iterator[None]:
+    """Serve a policy by the command, until the block ends."""
+    cluster = {"context": "controller", "kubeconfig": str(plane.kubeconfig), "namespace": "unfold"}
+    spec = {"version": 1, "kind": "placement", "name": name, "policy": policy, "cluster": {"kubernetes": cluster}}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "spec.yaml"
+        place.write_text(json.dumps(spec), encoding="utf-8")
+        words = [sys.executable, "-m", "unfoldkit", "serve", str(place), "--port", "0", "--run", f"{folder}/run"]
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.terminate()
+                process.wait(30)
 
 
 @dataclass(slots=True)

@@ -21,7 +21,9 @@ ETCD_FROM = (3, 5)
 SERVERS = {
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
     "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+    "claim-controller": ".",
 }
+"""Packages of programs; the last is our own ``claims.go``, one part of kube-controller-manager."""
 ETCD = "go.etcd.io/etcd/server/v3"
 
 
@@ -88,6 +90,7 @@ def _write_module(folder: Path) -> None:
     told = json.loads(_go(folder, "mod", "download", "-json", f"k8s.io/kubernetes@v{VERSION}"))
     theirs = Path(told["GoMod"]).read_text("utf-8")
     (folder / "go.mod").write_text(_module(theirs), encoding="utf-8")
+    shutil.copy(Path(__file__).with_name("claims.go"), folder / "main.go")
 
 
 def _module(theirs: str) -> str:

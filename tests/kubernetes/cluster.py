@@ -46,12 +46,13 @@ class ControlPlane:
 
 
 @contextlib.contextmanager
-def control_plane(*, gates: str = "", runtime: str = "") -> Iterator[ControlPlane]:
+def control_plane(*, gates: str = "", runtime: str = "", claims: bool = False) -> Iterator[ControlPlane]:
     """Start a control plane and stop it again, whatever happens; killed with us, too, where the system can.
 
     Args:
         gates: Feature gates of both programs, as ``A=true,B=true``.
         runtime: Further API groups, as ``scheduling.k8s.io/v1alpha2=true``.
+        claims: Run what frees the claims (DRA) of pods that have ended, too.
 
     Raises:
         RuntimeError: if a program is missing, ends, or is not ready in time; holds what it said last.
@@ -70,9 +71,13 @@ def control_plane(*, gates: str = "", runtime: str = "") -> Iterator[ControlPlan
         _until_ready(folder, "kube-apiserver", server, f"{made.server}/readyz")
         words = [f"--config={folder / 'scheduler.json'}", "--secure-port=0"]
         words += [f"--feature-gates={gates}"] if gates else []
-        scheduler = stack.enter_context(_running(folder, "kube-scheduler", words))
+        programs = {"etcd": store, "kube-apiserver": server}
+        programs["kube-scheduler"] = stack.enter_context(_running(folder, "kube-scheduler", words))
+        if claims:
+            words = [f"--kubeconfig={made.kubeconfig}"]
+            programs["claim-controller"] = stack.enter_context(_running(folder, "claim-controller", words))
         yield made
-        _still_there(folder, {"etcd": store, "kube-apiserver": server, "kube-scheduler": scheduler})
+        _still_there(folder, programs)
 
 
 def _etcd(folder: Path, client: int, peer: int) -> list[str]:

@@ -8,8 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfold_placement.facts import SEATS, Ask, Resource, Task
-from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.words import Scope, from_text, key, pod_name, pointer, requests, slug, task_of, to_text
+from unfold_placement.kubernetes import dra, pods
+from unfold_placement.kubernetes.words import (
+    DRA,
+    Scope,
+    from_text,
+    key,
+    pod_name,
+    pointer,
+    requests,
+    slug,
+    task_of,
+    to_text,
+)
 from unfold_placement.kubernetes.writer import node_patch
 
 SCOPE = Scope("mine", "unfold")
@@ -76,6 +87,54 @@ def test_the_next_attempt_is_gated_and_unpinned() -> None:
     assert (made["metadata"]["labels"]["mine"], pods.index_of(made), pods.starts_of(made)) == ("1", 1, 1)
     assert made["spec"].keys() & {"nodeName", "nodeSelector"} == set()
     assert pods.state_of(made) == "waiting"
+
+
+COUNTING = Scope("mine", "unfold", counters=DRA)
+LICENCES = (
+    Ask("l", 2, gated=True, counted=True),
+    Ask("m", gated=True, counted=True),
+    Ask("l", gated=True, counted=True),
+)
+
+
+def test_a_pod_claims_what_is_counted() -> None:
+    """Names that the cluster counts are requests of one claim, each for its whole amount; other names are not."""
+    body = pods.gated(Task("a", {}, 1.0), [*LICENCES, Ask("turn", gated=True), Ask("x")], COUNTING, 1000.0)
+    body["metadata"]["uid"] = "u"
+    assert body["spec"]["resourceClaims"] == [{"name": "unfold-counters", "resourceClaimName": "a-0-counters"}]
+    assert body["spec"]["containers"][0]["resources"]["claims"] == [{"name": "unfold-counters"}]
+    claim = dra.claim_of(body, COUNTING)
+    assert claim is not None
+    asked = [item["exactly"]["capacity"]["requests"] for item in claim["spec"]["devices"]["requests"]]
+    assert asked == [{"count": "3"}, {"count": "1"}]
+    assert claim["metadata"]["ownerReferences"][0]["uid"] == "u"
+
+
+def test_the_next_attempt_has_a_claim_of_its_own() -> None:
+    """A pod that is made again refers to a claim that is named after it."""
+    body = pods.gated(Task("a", {}, 1.0), LICENCES, COUNTING, 1000.0)
+    body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    made = pods.again(body, COUNTING.gate, "preempted", "me")
+    assert made["spec"]["resourceClaims"][0]["resourceClaimName"] == "a-1-counters"
+    assert dra.counted_of(made) == {"l": 3, "m": 1}
+
+
+def test_without_the_option_no_pod_claims_anything() -> None:
+    """Where gates count, a pod that asks for a licence is the pod of before."""
+    plain = pods.gated(Task("a", {}, 1.0), [], SCOPE, 1000.0)
+    assert pods.gated(Task("a", {}, 1.0), LICENCES, SCOPE, 1000.0) == plain
+    assert dra.claim_of(plain, SCOPE) is None
+
+
+@given(TEXTS, TEXTS)
+def test_every_name_is_a_pool_of_its_own(one: str, two: str) -> None:
+    """Names, and scopes, are told apart by their pools, which are valid names of objects; a slice is one device."""
+    spec = dra.slice_of(SCOPE, one, 7, 3)["spec"]
+    pool = spec["pool"]["name"]
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", pool)
+    assert (pool == dra.title(SCOPE, two)) == (one == two)
+    assert pool not in {dra.title(Scope("other", "unfold"), one), dra.title(Scope("mine", "other"), one)}
+    assert (spec["pool"]["generation"], [item["capacity"]["count"]["value"] for item in spec["devices"]]) == (3, ["7"])
 
 
 def test_a_patch_tests_before_it_writes() -> None:

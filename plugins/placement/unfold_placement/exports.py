@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from unfold_placement.kubernetes.manifests import NAMESPACE, deployment, roles, submitter
+from unfold_placement.kubernetes.manifests import NAMESPACE, counters, deployment, roles, submitter
+from unfold_placement.kubernetes.words import DRA
 from unfoldkit.api import Report, fail
 from unfoldkit.yaml12 import to_yaml
 
@@ -24,7 +25,8 @@ def kubernetes(report: Report) -> str:
     namespace = given.get("namespace") or NAMESPACE
     served = served_spec(spec, {key: value for key, value in given.items() if key not in {"context", "kubeconfig"}})
     made = deployment(report.name, str(to_yaml(served)), given.get("image") or IMAGE, namespace)
-    return "---\n".join(str(to_yaml(document)) for document in [*roles(namespace), submitter(namespace), *made])
+    more = counters(namespace) if given.get("counters") == DRA else []
+    return "---\n".join(str(to_yaml(document)) for document in [*roles(namespace), *more, submitter(namespace), *made])
 
 
 def served_spec(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

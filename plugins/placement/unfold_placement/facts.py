@@ -89,12 +89,14 @@ class Ask:
     """A name that a task needs beside its own demand, and how much of it.
 
     ``gated``: it is counted for the cluster, or lives for one task, so that on a live cluster the task's gate, and the
-    node that it is pinned to, stand for it.
+    node that it is pinned to, stand for it. ``counted``: there is so much of it in the whole cluster and no more, so
+    that a cluster that can count by itself does so too.
     """
 
     name: str
     amount: int = 1
     gated: bool = False
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,9 @@ class KubernetesSpec(Model):
     patience: Duration = Field(default=10.0, description="how long an opened pod may stay without a node")
     in_flight: Count = Field(default=64, description="how many pods may be opened and without a node at a time")
     image: str = Field(default="", description="of the controller, for --format kubernetes")
+    counters: Literal["gates", "dra"] = Field(
+        default="gates", description="dra: limits and licences are devices too, which kube-scheduler itself counts"
+    )
 
 
 class ClusterSpec(Model):

@@ -52,10 +52,10 @@ def plane() -> Iterator[ControlPlane]:
         pytest.skip(f"not built: {', '.join(build.missing())}: nox -s kubernetes")
     from tests.kubernetes.apply import apply
     from unfold_placement.kubernetes.api import connect
-    from unfold_placement.kubernetes.manifests import roles
+    from unfold_placement.kubernetes.manifests import counters, roles
 
-    with control_plane() as made:
-        apply(connect("admin", kubeconfig=str(made.kubeconfig)), roles())
+    with control_plane(claims=True) as made:
+        apply(connect("admin", kubeconfig=str(made.kubeconfig)), [*roles(), *counters()])
         yield made
 
 

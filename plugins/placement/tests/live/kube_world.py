@@ -17,7 +17,7 @@ from unfold_placement.facts import Ask, Node, Policy, Task
 from unfold_placement.kubernetes.api import Api, connect
 from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
 from unfold_placement.kubernetes.pods import POLICY, STARTED
-from unfold_placement.kubernetes.words import DOMAIN, UNITS, Body, Scope, task_of
+from unfold_placement.kubernetes.words import DOMAIN, GATES, UNITS, Body, Scope, task_of
 from unfold_placement.live.loop import Live
 
 PACE = 0.6
@@ -31,12 +31,13 @@ class KubeWorld:
     scope: str
     pace: float = PACE
     policies: Sequence[Policy] = ()
+    counters: str = GATES
     handles: list[Kubernetes] = field(default_factory=list)
 
     def handle(self) -> Kubernetes:
         """Return a further handle with a connection of its own, who may do what the shipped roles let it do."""
         api = connect("controller", kubeconfig=str(self.plane.kubeconfig), namespace="unfold")
-        made = kubernetes(api, self.scope, asks=self.asks)
+        made = kubernetes(api, self.scope, asks=self.asks, counters=self.counters)
         # what ends together in the simulator is to be told together here, on a slow machine too
         made.lull = 0.2 * self.pace
         self.handles.append(made)

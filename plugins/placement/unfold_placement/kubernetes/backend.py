@@ -11,10 +11,11 @@ from typing import Any
 from unfold_placement.facts import ANYWHERE, Ask, Resource, Task
 from unfold_placement.kubernetes import lease, pods
 from unfold_placement.kubernetes.api import MERGE, Api, Refused
+from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.lease import Leader
 from unfold_placement.kubernetes.mirror import Mirror
 from unfold_placement.kubernetes.turns import IN_FLIGHT, Turn, Turns
-from unfold_placement.kubernetes.words import Scope
+from unfold_placement.kubernetes.words import DRA, GATES, UNITS, Scope
 from unfold_placement.kubernetes.writer import Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
@@ -206,6 +207,7 @@ class Kubernetes:
 
     def tend(self) -> None:
         """Look after units that were opened: wholly bound ones are done, others are taken back after a while."""
+        self.writer.release()
         for first in self.turns.late(self.now() - self.patience):
             self._back(first, "the scheduler found no room")
 
@@ -217,6 +219,9 @@ class Kubernetes:
             if any(r is not None and r.state == kinds.WAITING and r.attempt < members[r.task.name] for r in known):
                 self._back(first, "its controller ended half-way")
         self._leftovers()
+        if self.writer.counters is not None:
+            self.writer.counters.read()
+            self.mirror.dirty.add(ANYWHERE)
         inside = {task for members in self.turns.units.values() for task in members}
         for name, record in self.register.records.items():
             if record.state == kinds.RUNNING and name not in inside and not self.mirror.bound(name):
@@ -336,8 +341,7 @@ class Kubernetes:
     def _orphans(self) -> None:
         """Delete pods of attempts that a later one replaced."""
         for name, body in list(self.mirror.bodies.items()):
-            over = body.get("status", {}).get("phase") in pods.ENDED or body["metadata"].get("deletionTimestamp")
-            if self.mirror.current.get(pods.name_of(body)) != name and not over:
+            if self.mirror.current.get(pods.name_of(body)) != name and not pods.over(body):
                 self.writer.remove(name)
 
     def _pod(self, task: str) -> str:
@@ -353,18 +357,21 @@ def kubernetes(
     patience: float = PATIENCE,
     template: Mapping[str, Any] | None = None,
     in_flight: int = IN_FLIGHT,
+    counters: str = GATES,
 ) -> Kubernetes:
     """Return a handle on the scope ``name`` of a cluster; it listens until it is closed.
 
     Raises:
         UnfoldError: the server refuses, or does not answer.
     """
-    scope = Scope(name, api.namespace, units) if units is not None else Scope(name, api.namespace)
+    scope = Scope(name, api.namespace, UNITS if units is None else units, counters)
     register = Register(lambda: time.time() - mirror.origin)
     mirror = Mirror(api, scope, register, 0.0)
-    writer = Writer(api, scope, mirror)
+    writer = Writer(api, scope, mirror, Counters(api, scope) if counters == DRA else None)
     try:
         writer.claim()
+        if writer.counters is not None:
+            writer.counters.begin()
         mirror.origin = writer.origin
         mirror.begin()
     except Refused as refused:

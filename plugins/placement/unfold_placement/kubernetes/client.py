@@ -11,7 +11,7 @@ from unfold_placement.controller import requests
 from unfold_placement.facts import Policy, Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.api import Api, Refused, connect
-from unfold_placement.kubernetes.words import UNITS, Body, Scope
+from unfold_placement.kubernetes.words import GATES, UNITS, Body, Scope
 from unfoldkit.api import fail
 
 
@@ -65,11 +65,14 @@ def client(
     kubeconfig: str = "",
     namespace: str = "unfold",
     units: Mapping[str, str] | None = None,
+    counters: str = GATES,
 ) -> Client:
     """Return a client of the policy that the spec ``name`` serves; ``policies`` are what ``options.build`` makes of it.
+
+    ``units`` and ``counters`` are what the spec says under ``cluster.kubernetes`` (``resources`` and ``counters``).
 
     Raises:
         UnfoldError: there is no such context.
     """
     api = connect(context, kubeconfig=kubeconfig, namespace=namespace)
-    return Client(api, Scope(name, namespace, dict(units or UNITS)), policies)
+    return Client(api, Scope(name, namespace, dict(units or UNITS), counters), policies)

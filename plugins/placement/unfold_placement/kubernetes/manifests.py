@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.words import Body
 
 ACCOUNT = "unfold-placement"
@@ -35,6 +36,27 @@ def roles(namespace: str = NAMESPACE) -> list[Body]:
         _object(f"{RBAC}/v1", "ClusterRoleBinding", ACCOUNT) | _bound("ClusterRole", account),
         _object(f"{RBAC}/v1", "Role", ACCOUNT, namespace) | {"rules": here},
         _object(f"{RBAC}/v1", "RoleBinding", ACCOUNT, namespace) | _bound("Role", account),
+    ]
+
+
+def counters(namespace: str = NAMESPACE) -> list[Body]:
+    """Return what names that kube-scheduler counts need (``counters: dra``): a device class, and more for the account.
+
+    On the whole cluster it keeps the slices in which such names are, in its own namespace it makes and deletes claims.
+    """
+    title = f"{ACCOUNT}-counters"
+    everywhere = [
+        _rule([dra.GROUP], ["resourceslices"], ["get", "list", "create", "update", "delete"]),
+        _rule([dra.GROUP], ["deviceclasses"], ["get"]),
+    ]
+    here = [_rule([dra.GROUP], ["resourceclaims"], ["get", "list", "create", "delete"])]
+    account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
+    return [
+        dra.device_class(),
+        _object(f"{RBAC}/v1", "ClusterRole", title) | {"rules": everywhere},
+        _object(f"{RBAC}/v1", "ClusterRoleBinding", title) | _bound("ClusterRole", account, title),
+        _object(f"{RBAC}/v1", "Role", title, namespace) | {"rules": here},
+        _object(f"{RBAC}/v1", "RoleBinding", title, namespace) | _bound("Role", account, title),
     ]
 
 
@@ -79,6 +101,6 @@ def _rule(groups: list[str], resources: list[str], verbs: list[str]) -> Body:
     return {"apiGroups": groups, "resources": resources, "verbs": verbs}
 
 
-def _bound(kind: str, account: Body) -> Body:
-    role = {"apiGroup": RBAC, "kind": kind, "name": ACCOUNT}
+def _bound(kind: str, account: Body, role_name: str = ACCOUNT) -> Body:
+    role = {"apiGroup": RBAC, "kind": kind, "name": role_name}
     return {"roleRef": role, "subjects": [account]}

@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 
 from unfold_placement.facts import Ask, Task
+from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.words import (
+    DRA,
     HOSTNAME,
     Body,
     Scope,
@@ -52,11 +54,14 @@ def gated(
     spec.setdefault("restartPolicy", "Never")
     spec["schedulingGates"] = [*spec.get("schedulingGates", ()), {"name": scope.gate}]
     first = (spec.setdefault("containers", None) or _pausing(spec))[0]
-    wanted = requests(task, asks, scope)
+    names = tuple(asks)
+    wanted = requests(task, names, scope)
     sizes = first.setdefault("resources", {})
     sizes["requests"] = sizes.get("requests", {}) | wanted
     # extended resources are given whole: the server wants the limit to be the request
     sizes["limits"] = sizes.get("limits", {}) | {k: v for k, v in wanted.items() if "/" in k}
+    if scope.counters == DRA:
+        dra.ask(pod, names)
     return {"apiVersion": "v1", "kind": "Pod", **pod}
 
 
@@ -97,6 +102,7 @@ def again(pod: Body, gate: str, kind: str, by: str) -> Body:
     notes.setdefault(key("arrival"), repr(seconds(pod["metadata"]["creationTimestamp"])))
     notes[key("name")] = name_of(pod)
     meta.update(name=pod_name(name_of(pod), number))
+    dra.follow(made)
     meta["labels"] |= {ATTEMPT: str(number), TASK: slug(name_of(pod), 63)}
     spec.pop("nodeName", None)
     if spec.get("nodeSelector", {}).pop(HOSTNAME, None) and not spec["nodeSelector"]:
@@ -140,6 +146,13 @@ def disrupted(pod: Body) -> bool:
     """Return whether a pod is taken away by the cluster: drained, evicted, preempted by a higher class."""
     found = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", ())}
     return str(found.get("DisruptionTarget")) == "True"
+
+
+def over(pod: Body | None) -> bool:
+    """Return whether a pod has ended, is ending, or is not there."""
+    if pod is None:
+        return True
+    return pod.get("status", {}).get("phase") in ENDED or "deletionTimestamp" in pod["metadata"]
 
 
 def outcome(pod: Body) -> str:

@@ -26,6 +26,7 @@ def backend(
     made = kubernetes(
         api, name, asks=lambda task: [ask for ask, _ in requests(policies, task)],
         units={**UNITS, **cluster.resources}, patience=cluster.patience, in_flight=cluster.in_flight,
+        counters=cluster.counters,
     )  # fmt: skip
     return made, (), f"Kubernetes at {api.client.configuration.host}, namespace {cluster.namespace}"
 

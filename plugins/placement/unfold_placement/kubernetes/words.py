@@ -17,6 +17,8 @@ from unfoldkit.api import fail
 
 DOMAIN = "placement.unfoldkit"
 HOSTNAME = "kubernetes.io/hostname"
+GATES, DRA = "gates", "dra"
+"""What stands for a name that is counted for the cluster: the gate alone, or a device and claims on it as well."""
 MIB = 1 << 20
 UNITS = {"cpu": "cpu", "memory": "memory", "gpu": "nvidia.com/gpu"}
 """Resources of a spec, and what Kubernetes calls them; any other keeps its name."""
@@ -30,6 +32,7 @@ class Scope:
     name: str
     namespace: str
     units: Mapping[str, str] = field(default_factory=lambda: dict(UNITS))
+    counters: str = GATES
 
     @property
     def gate(self) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-from unfold_placement.facts import ANYWHERE
+from unfold_placement.facts import ANYWHERE, MANY
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.api import GONE, MERGE, Api, Refused, many
+from unfold_placement.kubernetes.dra import Counters
 from unfold_placement.kubernetes.mirror import NODES, Mirror, resources
 from unfold_placement.kubernetes.words import HOSTNAME, Body, Scope, pointer, seconds, to_text
 from unfold_placement.live import backend as kinds
@@ -29,6 +30,7 @@ class Writer:
     api: Api
     scope: Scope
     mirror: Mirror
+    counters: Counters | None = None
     config: Body = field(default_factory=dict)
 
     def names(self, places: Iterable[str], units: Units) -> None:
@@ -108,16 +110,26 @@ class Writer:
     def _place(self, place: str, units: Units, wanted: Mapping[str, int]) -> Body | None:
         return self._cluster(units) if place == ANYWHERE else self._node(place, wanted)
 
-    def _cluster(self, units: Units) -> Body | None:
+    def _cluster(self, units: Units) -> Body:
         data = {"names": self._text(ANYWHERE), "units": msgspec.json.encode(units).decode()}
-        if data == self.config.get("data"):
-            return None
+        if data != self.config.get("data"):
+            self._books(data)
+        if self.counters is not None:
+            self.counters.publish(self._counted())
+        return self.config
+
+    def _books(self, data: Mapping[str, str]) -> None:
         path = f"/api/v1/namespaces/{self.api.namespace}/configmaps/{self.scope.record}"
         # the version makes it a compare and set
         meta = {"resourceVersion": self.config["metadata"]["resourceVersion"]}
         self.config = self.api.patch(path, {"metadata": meta, "data": data}, MERGE)
         self.mirror.texts[ANYWHERE] = data["names"]
-        return self.config
+
+    def _counted(self) -> dict[str, int]:
+        """Return the cluster's names of which there is so much and no more."""
+        with self.mirror.register.changed:
+            there = [item for (_, node), item in self.mirror.register.names.items() if node == ANYWHERE]
+        return {item.name: item.amount for item in there if not item.until and item.amount < MANY}
 
     def _node(self, name: str, wanted: Mapping[str, int]) -> Body | None:
         """Write one node's names, again where only something else of the node had changed.
@@ -155,6 +167,8 @@ class Writer:
         body = self.mirror.body(item.task)
         if body is None:
             raise Refused(GONE, "Gone", f"the pod of {item.task} was deleted")
+        if self.counters is not None:
+            self.counters.claim(body)
         labels = self.mirror.nodes.get(item.node, {}).get("metadata", {}).get("labels", {})
         record = self.mirror.register.records[item.task]
         since = record.started + self.mirror.origin
@@ -195,6 +209,11 @@ class Writer:
             if refused.absent:
                 return None
             raise
+
+    def release(self) -> None:
+        """Delete the claims of pods that have ended."""
+        if self.counters is not None:
+            self.counters.release(lambda name: pods.over(self.mirror.bodies.get(name)))
 
     def remove(self, name: str) -> None:
         """Delete a pod, if it is there."""

@@ -24,7 +24,7 @@ class Limit:
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for one of the licences."""
         mine = not self.jobs or task.job in self.jobs
-        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True)] if mine else []
+        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True, counted=True)] if mine else []
 
     def react(self, event: Event, view: View) -> Ops:
         """Put the licences as the first task asks for them."""
