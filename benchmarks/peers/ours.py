@@ -53,7 +53,7 @@ def main(port: int) -> None:
     limits = Limits(queue_rows=int(os.environ.get("QUEUE", "1024")))
     app = application([model], limits=limits)
     bound = listen(Address(port=port))
-    host(Service("m", app, paths([model]), app.answers, app.body_bytes), bound)
+    host(Service("m", app, paths([model]), app.answers, app.body_bytes, gates=app.gates), bound)
 
 
 if __name__ == "__main__":

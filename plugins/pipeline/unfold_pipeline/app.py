@@ -79,14 +79,12 @@ class Entrance:
     inside: int = 0
     hung: bool = False
 
-    def check(self, rows: int) -> None:
-        """Refuse rows for which there is no room.
+    def full(self, rows: int) -> int:
+        """Return 0 where there is room for the rows, else when to come back, in seconds."""
+        return int(self.inside + rows > self.limits.queue_rows)
 
-        Raises:
-            Full: as many rows are inside as may be.
-        """
-        if self.inside + rows > self.limits.queue_rows:
-            raise Full(1)
+    def rest(self) -> None:
+        """Do nothing: the loop hears the replicas, too."""
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Let the rows of a request in; ``done`` is called with their answer or a refusal.
@@ -94,7 +92,8 @@ class Entrance:
         Raises:
             Full: as many rows are inside as may be.
         """
-        self.check(call.rows)
+        if retry_s := self.full(call.rows):
+            raise Full(retry_s)
         Party(self, done, [None] * call.rows).enter(inputs[INPUT], call.deadline)
 
     def close(self) -> None:

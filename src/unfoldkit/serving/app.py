@@ -20,7 +20,7 @@ from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
 from unfoldkit.serving.model import Described, Field, Model
 from unfoldkit.serving.protocol import reader, writer
 from unfoldkit.serving.replies import Reply, error, json_reply, send_reply
-from unfoldkit.serving.service import Answer, Receive, Scope, Send
+from unfoldkit.serving.service import Answer, Gate, Receive, Scope, Send
 from unfoldkit.serving.siblings import Siblings
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -41,6 +41,11 @@ class Application:
         """The paths of inference, each with what answers a body; for ``Service.posts``."""
         places = ((f"/v2/models/{name}/infer", endpoint.answer) for name, endpoint in self.endpoints.items())
         return dict(places)
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """The paths of inference, each with what refuses a request before its body is read; for ``Service.gates``."""
+        return {f"/v2/models/{name}/infer": endpoint.refused for name, endpoint in self.endpoints.items()}
 
     @property
     def healthy(self) -> bool:

@@ -44,6 +44,7 @@ class Limits:
     hung_seconds: float = 30.0
 
 
+REST_S = 0.01
 HUNG = Refusal(503, "the model does not come back; its server must be started again")
 
 
@@ -95,17 +96,31 @@ class Batcher:
     rows: int = 0
     busy: bool = False
     hung: bool = False
+    resting: bool = False
     thread: Thread = field(default_factory=lambda: Thread("unfold-predict"))
 
-    def check(self, rows: int) -> None:
-        """Stop where ``rows`` more cannot wait; cheap, so that refusing costs little of what is short.
+    def full(self, rows: int) -> int:
+        """Return 0 where ``rows`` more can wait, else when to come back, in seconds.
 
-        Raises:
-            Full: too many rows wait already, or they will take too long.
+        Too many rows wait already, or they will take too long. It is cheap, since refusing takes what is short.
         """
         wait = self.rows * self.timing.each(self.limits.batch_rows)
         if self.rows + rows > self.limits.queue_rows or (self.rows and wait > self.limits.queue_seconds):
-            raise Full(max(1, math.ceil(wait)))
+            return max(1, math.ceil(wait))
+        return 0
+
+    def rest(self) -> None:
+        """Let the loop sleep once all that came is heard: a thread computes, and little is gained by hearing more.
+
+        To wake up for every request that is refused takes more of the processor than to refuse it.
+        """
+        if self.busy and not self.resting:
+            self.resting = True
+            asyncio.get_running_loop().call_soon(self._rest)
+
+    def _rest(self) -> None:
+        self.resting = False
+        self.thread.rest(REST_S)
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Queue the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error.
@@ -116,7 +131,8 @@ class Batcher:
         if self.hung:
             done(HUNG)
             return
-        self.check(call.rows)
+        if retry_s := self.full(call.rows):
+            raise Full(retry_s)
         self.line.add(Waiting(inputs, call, done))
         self.rows += call.rows
         if not self.busy:

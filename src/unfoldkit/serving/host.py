@@ -192,6 +192,7 @@ def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
         drain.asked.is_set,
         _Dated(server).headers,
         terms.observer,
+        service.gates,
     )
     return server
 

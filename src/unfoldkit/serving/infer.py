@@ -14,7 +14,7 @@ from unfoldkit.serving.batcher import Done, Full, Limits, Result
 from unfoldkit.serving.metrics import ModelMetrics
 from unfoldkit.serving.model import Array, Call, Described, Refusal
 from unfoldkit.serving.protocol import Question, Reader, Unfit, Writer
-from unfoldkit.serving.replies import Reply, error, send_reply
+from unfoldkit.serving.replies import Reply, error, full, send_reply
 from unfoldkit.serving.service import Receive, Scope, Send
 
 
@@ -33,12 +33,11 @@ class Desk(Protocol):
     def hung(self) -> bool:
         """Whether what answers does not come back."""
 
-    def check(self, rows: int) -> None:
-        """Stop where ``rows`` more cannot wait.
+    def full(self, rows: int) -> int:
+        """Return 0 where ``rows`` more can wait, else when to come back, in seconds."""
 
-        Raises:
-            Full: there is no room for them.
-        """
+    def rest(self) -> None:
+        """Note that a request was refused, and that others will be."""
 
     def submit(self, inputs: Mapping[str, Array], call: Call, done: Done) -> None:
         """Take the rows of a request; ``done`` is called in the loop with their answer, a refusal or an error."""
@@ -69,12 +68,22 @@ class Endpoint:
             self.answer(body, lambda reply: None if replied.done() else replied.set_result(reply))
         await send_reply(await replied, send)
 
+    def refused(self) -> int:
+        """Return 0 where one more request can wait, else when to come back, in seconds; it is counted as refused."""
+        retry_s = self.batcher.full(1)
+        if retry_s:
+            self.metrics.requests.refuse()
+            self.batcher.rest()
+        return retry_s
+
     def answer(self, body: bytes, done: Callable[[Reply], None]) -> None:
         """Answer a body: ``done`` is called once, in the loop, now or when its batch is through."""
+        # before the body is read: what is refused should cost as little as it can
+        if retry_s := self.refused():
+            done(full(retry_s))
+            return
         began = time.perf_counter()
         try:
-            # before the body is read: what is refused should cost as little as it can
-            self.batcher.check(1)
             question = self.reader.read(body)
             self._check_rows(question)
 
@@ -116,7 +125,7 @@ def refusal(problem: Exception | Refusal) -> Reply:
         # the rest of the body may not have been read, so the connection cannot go on
         return error(413, str(problem), ((b"connection", b"close"),))
     if isinstance(problem, Full):
-        return error(429, "too many rows are waiting; come back later", ((b"retry-after", b"%d" % problem.retry_s),))
+        return full(problem.retry_s)
     if isinstance(problem, UnfoldError):
         return error(503, "the model cannot answer now; the log of the server says why")
     return error(500, f"the model failed: {type(problem).__name__}")

@@ -16,9 +16,9 @@ from http import HTTPStatus
 from typing import Any
 
 from unfoldkit.serving.observe import ID, PARENT, Note, Observer, known_id, new_id
-from unfoldkit.serving.replies import Header, Reply
+from unfoldkit.serving.replies import Header, Reply, full
+from unfoldkit.serving.service import Answer, Gate
 
-Answer = Callable[[bytes, Callable[[Reply], None]], None]
 _PLAIN = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)+\r\n")
 _UNUSUAL = re.compile(
     rb"\r\n(?:transfer-encoding|expect|upgrade|trailer|content-encoding|inference-header-content-length):"
@@ -36,13 +36,18 @@ _CYCLE_BYTES = 4096
 _STATUS = {code.value: b"HTTP/1.1 %d %b\r\n" % (code.value, code.phrase.encode()) for code in HTTPStatus}
 
 
+def open_gate() -> int:
+    """Refuse nobody."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Lane:
     """What the lane answers: by the first line of a request, the function that takes its body.
 
     ``limit`` bounds a body; ``allowed`` judges an Authorization header (empty without one); ``closing`` says that
     connections end with their next answer; ``headers`` are lines that go with every answer; ``observer`` is told of
-    every request.
+    every request; ``gates``, by path, refuse one before its body is read.
     """
 
     answers: Mapping[bytes, Answer]
@@ -51,12 +56,25 @@ class Lane:
     closing: Callable[[], bool]
     headers: Callable[[], bytes]
     observer: Observer | None = None
+    gates: Mapping[str, Gate] = field(default_factory=dict)
     known: dict[bytes, Head] = field(default_factory=dict)
+    refusals: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def refusal(self, retry_s: int) -> bytes:
+        """Return the whole answer to one who is refused, written once as long as its headers are good for."""
+        headers = self.headers()
+        known = self.refusals.get(retry_s)
+        if known is None or known[0] is not headers:
+            known = self.refusals[retry_s] = (headers, written(full(retry_s), headers, last=False))
+        return known[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request of the lane: who answers it, where its body begins, where it ends, its path, id and trace parent."""
+    """A request of the lane: who answers it, where its body begins, where it ends, its path, id and trace parent.
+
+    ``gate`` may refuse it.
+    """
 
     answer: Answer
     begin: int
@@ -64,6 +82,7 @@ class Head:
     path: str = ""
     id: str = ""
     parent: str = ""
+    gate: Gate = open_gate
 
 
 def first_lines(posts: Mapping[str, Answer]) -> dict[bytes, Answer]:
@@ -98,7 +117,8 @@ def _parsed(head: bytes, lane: Lane) -> Head | None:
     if not plain or int(size) > lane.limit or not _allowed(rest, lane):
         return None
     path = head[5 : line - 9].decode()
-    return Head(answer, len(head), len(head) + int(size), path, _named(rest, ID), _named(rest, PARENT))
+    gate = lane.gates.get(path, open_gate)
+    return Head(answer, len(head), len(head) + int(size), path, _named(rest, ID), _named(rest, PARENT), gate)
 
 
 def _named(head: bytes, name: bytes) -> str:
@@ -140,7 +160,8 @@ class Connection:
 
     ``slow`` once it is uvicorn's for good; ``busy`` while an answer is due; ``data`` is what waits to be whole, and
     ``began`` when its first bytes came; ``deaf`` while the client does not take its answers; ``held`` while nothing is
-    read; ``name`` is the id of the request that is answered, and ``head`` its head if somebody observes.
+    read; ``name`` is the id of the request that is answered, and ``head`` its head if somebody observes. ``refused``
+    is a request, and when it may come back, of whose body ``skips`` bytes are still to come, to be dropped.
     """
 
     inner: Any
@@ -158,6 +179,8 @@ class Connection:
     began: float = 0.0
     name: str = ""
     head: Head | None = None
+    refused: tuple[Head, int] | None = None
+    skips: int = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Take the place of uvicorn's protocol among the connections that are shut down."""
@@ -180,6 +203,10 @@ class Connection:
             self.inner.data_received(data)
             self._bound()
             return
+        if self.skips:
+            data = self._skip(data)
+            if not data:
+                return
         self.data = self.data + data if self.data else data
         if not self.busy and not self.deaf:
             self._next()
@@ -209,12 +236,12 @@ class Connection:
     def shutdown(self) -> None:
         """End the connection, after the answer that it waits for."""
         self.ending = True
-        if not self.busy and not self.data:
+        if not self.busy and not self.data and not self.skips:
             self.inner.shutdown()
 
     def is_idle(self, since: float) -> bool:
         """Whether nothing came for too long; connections that are uvicorn's have its own timer."""
-        return not self.slow and not self.busy and self.seen < since
+        return not self.slow and not self.busy and not self.skips and self.seen < since
 
     def is_stuck(self, since: float) -> bool:
         """Whether a request has been coming, or an answer going, for too long."""
@@ -227,7 +254,7 @@ class Connection:
                 self.began = self.now()
                 return False
             return self.began < since
-        return bool(self.data) and not self.busy and self.began < since
+        return bool(self.data or self.skips) and not self.busy and self.began < since
 
     def cut(self) -> None:
         """End the connection now, whatever is still to be written."""
@@ -253,15 +280,41 @@ class Connection:
             self.inner.data_received(data)
             self._bound()
         elif len(self.data) == head.end:
-            body, self.data = self.data[head.begin :], b""
-            self.busy, self.seen, self.began = True, self.now(), 0.0
-            self.name = head.id
-            if self.lane.observer is not None:
-                self.name = head.id or new_id()
-                self.head = head
-            head.answer(body, self._reply)
+            data, self.data = self.data, b""
+            if retry_s := head.gate():
+                self._refuse(head, retry_s)
+                return
+            self.busy = True
+            self._begin(head)
+            head.answer(data[head.begin :], self._reply)
         elif not self.began:
             self.began = self.now()
+            if retry_s := head.gate():
+                self.refused = (head, retry_s)
+                self.skips, self.data = head.end - len(self.data), b""
+
+    def _begin(self, head: Head) -> None:
+        self.seen, self.began = self.now(), 0.0
+        self.name = head.id
+        if self.lane.observer is not None:
+            self.name = head.id or new_id()
+            self.head = head
+
+    def _skip(self, data: bytes) -> bytes:
+        """Drop what belongs to a refused request, answer at its end; return what comes after it."""
+        rest = data[self.skips :]
+        self.skips = max(self.skips - len(data), 0)
+        if not self.skips and self.refused is not None:
+            self._refuse(*self.refused)
+        return rest
+
+    def _refuse(self, head: Head, retry_s: int) -> None:
+        self._begin(head)
+        if self.name or self.ending or self.lane.closing():
+            self._reply(full(retry_s))
+        elif self.transport is not None:
+            # written before: under overload this is what happens most often
+            self.transport.write(self.lane.refusal(retry_s))
 
     def _reply(self, reply: Reply) -> None:
         self.busy = False

@@ -33,6 +33,11 @@ def error(status: int, message: str, headers: tuple[Header, ...] = ()) -> Reply:
     return Reply(status, msgspec.json.encode({"error": message}), headers=headers)
 
 
+def full(retry_s: int) -> Reply:
+    """Return the answer where no more can wait; ``retry_s`` is when to come back."""
+    return error(429, "too many rows are waiting; come back later", ((b"retry-after", b"%d" % retry_s),))
+
+
 async def send_reply(reply: Reply, send: Send) -> None:
     """Send a reply."""
     head = [(b"content-type", reply.content_type), (b"content-length", b"%d" % len(reply.body)), *reply.headers]

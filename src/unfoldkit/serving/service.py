@@ -13,6 +13,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Answer = Callable[[bytes, Callable[[Any], None]], None]
+Gate = Callable[[], int]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -22,8 +23,9 @@ class Service:
 
     ``paths`` and ``lines`` (each a title and a text) are told to the user at start; lifespan events of ``app`` open
     and close what it holds. ``posts`` are paths of ``app`` whose POST requests with at most ``body_bytes`` may be
-    answered past it: each function is given a body, and calls back with the reply. ``watch`` tells what the live page
-    at ``/`` shows; without it there is no page.
+    answered past it: each function is given a body, and calls back with the reply. ``gates``, by path, are asked first:
+    above 0 the request is refused, its body unread, to come back after so many seconds. ``watch`` tells what the live
+    page at ``/`` shows; without it there is no page.
     """
 
     name: str
@@ -34,3 +36,4 @@ class Service:
     lines: tuple[tuple[str, str], ...] = ()
     watch: Watch | None = None
     many: bool = False
+    gates: Mapping[str, Gate] = field(default_factory=dict)

@@ -18,6 +18,7 @@ class Thread:
     name: str
     jobs: queue.SimpleQueue[Job | None] = field(default_factory=queue.SimpleQueue)
     thread: threading.Thread | None = None
+    working: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, work: Callable[[], Any], told: Callable[[Any], object]) -> None:
         """Do ``work``, which raises nothing, in the thread, and tell its result there."""
@@ -25,6 +26,11 @@ class Thread:
             self.thread = threading.Thread(target=self._loop, name=self.name, daemon=True)
             self.thread.start()
         self.jobs.put((work, told))
+
+    def rest(self, seconds: float) -> None:
+        """Leave the processor to the job under way until it ends, but at most ``seconds``."""
+        if self.working.acquire(timeout=seconds):
+            self.working.release()
 
     def close(self) -> None:
         """Wait for the jobs that were given."""
@@ -35,4 +41,5 @@ class Thread:
     def _loop(self) -> None:
         while (job := self.jobs.get()) is not None:
             work, told = job
-            told(work())
+            with self.working:
+                told(work())

@@ -96,6 +96,28 @@ def test_the_queue_is_bounded() -> None:
     assert [totals(result) for result in asyncio.run(ask())] == [[i] for i in range(5)]
 
 
+def test_a_full_queue_says_when_to_come_back() -> None:
+    """There is room up to the bound and none beyond it, and again once it was taken, while the loop rests."""
+    found = made(Total(delay_s=0.05), queue_rows=2)
+
+    async def ask() -> list[int]:
+        said = [found.full(2), found.full(3)]
+        first = submit(found, [1, 0, 0])
+        await asyncio.sleep(0.01)
+        second = [submit(found, [i, 0, 0]) for i in range(2)]
+        said.append(found.full(1))
+        while not first.done():
+            found.rest()
+            await asyncio.sleep(0)
+        await asyncio.gather(*second)
+        return [*said, found.full(2)]
+
+    room, many, full, again = asyncio.run(ask())
+    assert (room, again) == (0, 0)
+    assert min(many, full) >= 1
+    found.close()
+
+
 def test_a_long_batch_leaves_the_loop() -> None:
     """While a model takes its time the loop turns, and what arrives meanwhile makes the next batch."""
     model = Total(delay_s=0.05)

@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.unit.serving.client import Server, read, request, rows, serving
+from tests.unit.serving.client import Reply, Server, read, request, rows, serving
 
 INFER = "/v2/models/total/infer"
 METRIC = re.compile(r"^(unfold_[a-z_]+?)(?:_bucket|_sum|_count|_total|_created)?(?:\{.*\})? ", re.MULTILINE)
@@ -191,6 +191,38 @@ def test_overload_is_refused_at_once() -> None:
     refused = next(reply for reply in replies if reply.status == 429)
     assert int(refused.headers["retry-after"]) >= 1
     assert "come back later" in refused.json["error"]
+
+
+def test_a_refused_request_costs_only_itself() -> None:
+    """Each refused request, whole or in pieces, gets one answer, with its id; it is counted, its connection goes on."""
+    body = json.dumps(rows([1, 1, 1])).encode()
+    small, large = request(INFER, body), request(INFER, body + b" " * 90_000)
+    asked = [small, request(INFER, body, headers="x-request-id: mine\r\n"), large, large, small]
+    with serving("total", "queue=1", "delay=1") as server, server.connect() as first, server.connect() as second:
+        for wire in (first, second):
+            wire.sendall(small)
+            time.sleep(0.1)
+        with server.connect() as wire:
+            replies = [_in_pieces(wire, data) for data in asked]
+            # the next request comes with the end of a body that is dropped
+            both = _in_pieces(wire, large + small)
+            last = both.body if b"HTTP" in both.body else b"HTTP/1.1 %d" % read(wire).status
+        with server.connect() as wire:
+            replies.append(_in_pieces(wire, request(INFER, body, headers="expect:\r\n")))
+        assert [read(wire).status for wire in (first, second)] == [200, 200]
+        counted = server.ask("/metrics").body.decode()
+    assert [reply.status for reply in replies] == [429] * 6
+    assert [reply.headers.get("x-request-id") for reply in replies] == [None, "mine", None, None, None, None]
+    assert (both.status, last.count(b"HTTP/1.1 429")) == (429, 1)
+    assert 'unfold_requests_total{code="429",model="total"} 8.0' in counted
+
+
+def _in_pieces(wire: socket.socket, data: bytes) -> Reply:
+    """Send a request, a large one in three pieces, and return all that is answered soon."""
+    for begin, end in ((0, 500), (500, 40_000), (40_000, len(data))):
+        wire.sendall(data[begin:end])
+        time.sleep(0.02 if len(data) > 500 else 0)
+    return read(wire)
 
 
 @pytest.mark.parametrize("delay", ["0", "0.02"])

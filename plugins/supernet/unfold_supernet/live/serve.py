@@ -56,7 +56,7 @@ def service(spec: SupernetSpec, run: Run) -> Service:
     app = application([model], limits=limits, line=line, registry=registry, log=run.log, clock=run.clock)
     watch = of_requests(spec.name, "supernet", app.metrics, of_counters(registry, model.nets, serving.attainment))
     told = tuple(_told(serving, model))
-    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch)
+    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch, gates=app.gates)
 
 
 def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec]:
