@@ -15,10 +15,12 @@ import pytest
 from unfold_pipeline import models, policies
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.live import Measured, Tuner, drive
+from unfold_pipeline.placing import Placing
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Running, Runtime
 from unfold_pipeline.sample import Sample, draw
+from unfoldkit.api import UnfoldError
 from unfoldkit.engines.ray import connected
 
 CODE = """import time
@@ -47,14 +49,21 @@ ON_RAY = [
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """One Ray for all tests: a process that has closed one and opens another may be ended by Ray."""
+    """One Ray of three nodes for all tests: a process that has closed one and opens another may be ended by Ray."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    connected(None)
-    yield
     from ray import serve
+    from ray.cluster_utils import Cluster
 
-    serve.shutdown()
-    ray.shutdown()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            made.add_node(num_cpus=2)
+        connected(made.address)
+        yield
+        serve.shutdown()
+        ray.shutdown()
+    finally:
+        made.shutdown()
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=ON_RAY)])
@@ -200,3 +209,54 @@ def test_model_that_always_fails_is_told(make: Make) -> None:
         return answer
 
     assert asyncio.run(scene()) is None
+
+
+async def lived(running: RayRuntime, check: Callable[[], None]) -> None:
+    """Start, check, and stop."""
+    await running.start()
+    try:
+        await asyncio.to_thread(check)
+    finally:
+        await running.stop()
+
+
+def nodes_of(running: RayRuntime) -> list[str]:
+    """Return the nodes on which the replicas of the first stage run."""
+    from ray.serve.context import _get_global_client
+
+    found = _get_global_client().get_serve_details()["applications"][running.stages[0].app]["deployments"]["a"]
+    return [replica["node_id"] for replica in found["replicas"] if replica["state"] == "RUNNING"]
+
+
+@pytest.fixture(params=[pytest.param("ray", marks=ON_RAY)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str, Any], int], RayRuntime]:
+    """Return what makes a pipeline on three nodes of Ray, its first stage with some replicas under a policy."""
+    (tmp_path / "served.py").write_text(CODE)
+    request.getfixturevalue("cluster")
+    sources = [models.Source(code="served:nap", folder=str(tmp_path))] * 2
+
+    def made(policy: dict[str, Any], replicas: int) -> RayRuntime:
+        plan = (Choice(0, 4, replicas), Choice(0, 4, 1))
+        return RayRuntime(["a", "b"], sources, plan, [0.0, 0.0], None, placing=Placing.model_validate(policy))
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("policy", "replicas", "nodes"),
+    [({"pack": "node"}, 2, 1), ({"gang": "stage", "spread": "node"}, 3, 3), ({"spread": {"most": 1}}, 3, 3)],
+)
+def test_replicas_are_placed_as_the_policy_says(
+    place: Callable[[dict[str, Any], int], RayRuntime], policy: dict[str, Any], replicas: int, nodes: int
+) -> None:
+    """What is packed runs on one node, what is spread on as many as there are replicas."""
+    running = place(policy, replicas)
+    found: list[str] = []
+    asyncio.run(asyncio.wait_for(lived(running, lambda: found.extend(nodes_of(running))), 120))
+    assert (len(found), len(set(found))) == (replicas, nodes)
+
+
+def test_replicas_that_find_no_node_are_refused(place: Callable[[dict[str, Any], int], RayRuntime]) -> None:
+    """A limit a node that the cluster's nodes cannot hold is refused at once instead of waited for."""
+    with pytest.raises(UnfoldError, match="do not fit on 3 nodes"):
+        asyncio.run(asyncio.wait_for(place({"spread": {"most": 1}}, 4).start(), 60))

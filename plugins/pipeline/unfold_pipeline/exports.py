@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unfold_pipeline.placing import words
 from unfold_pipeline.spec import FromRun, PipelineSpec, StageSpec
 from unfoldkit.api import Report, fail
 from unfoldkit.spec.loader import parse
@@ -38,12 +39,13 @@ class Planned:
 
 
 def ray_serve(report: Report) -> str:
-    """Return a config for ``serve deploy``: an application a stage, its model named by ``args``."""
-    apps = [_application(report.name, item) for item in planned(report)]
+    """Return a config for ``serve deploy``: an application a stage, its model in ``args``, placed as in the spec."""
+    stages, placing = planned(report), _spec(report).placement
+    apps = [_application(report.name, item, words(placing, item.replicas)) for item in stages]
     return str(to_yaml({"applications": apps}))
 
 
-def _application(pipeline: str, item: Planned) -> dict[str, Any]:
+def _application(pipeline: str, item: Planned, placed: Mapping[str, Any]) -> dict[str, Any]:
     args: dict[str, Any] = {"name": item.name, "batch": item.batch, "wait": item.spec.wait}
     counts = {"name": item.name, "num_replicas": item.replicas, "max_ongoing_requests": 2 * item.batch}
     return {
@@ -51,7 +53,7 @@ def _application(pipeline: str, item: Planned) -> dict[str, Any]:
         "route_prefix": f"/{item.name}",
         "import_path": "unfold_pipeline.rayserve:application",
         "args": args | _source(item),
-        "deployments": [counts],
+        "deployments": [{**counts, **placed}],
     }
 
 
@@ -100,11 +102,15 @@ def planned(report: Report) -> list[Planned]:
     stages: Mapping[str, Any] = (report.decision or {}).get("stages", {})
     if report.kind != "pipeline" or not stages or "spec" not in report.provenance:
         raise fail("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
-    spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
+    spec = _spec(report)
     if isinstance(spec.stages, FromRun):
         hint = f"unfold serve {spec.stages.run} serves the cascade"
         raise fail("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
     return [_planned(name, spec, stages[name]) for name in spec.named]
+
+
+def _spec(report: Report) -> PipelineSpec:
+    return validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
 
 
 def _planned(name: str, spec: PipelineSpec, chosen: Mapping[str, Any]) -> Planned:

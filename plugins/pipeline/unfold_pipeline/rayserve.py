@@ -2,13 +2,15 @@
 
 Ray Serve has no central queue: a query goes to a replica when it arrives, and waits there for the next batch. A replica
 that dies fails its queries; each is asked again, so that none that was taken in is lost. Queries that cannot be in time
-are shed when they come to a stage, as what waits at a replica cannot be taken back.
+are shed when they come to a stage, as what waits at a replica cannot be taken back. Nodes are chosen by Ray Serve's own
+words for gangs and limits, see :mod:`unfold_pipeline.placing`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,9 +21,10 @@ import numpy as np
 
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source, load
+from unfold_pipeline.placing import SHARE, Placing, whole, words
 from unfold_pipeline.routes import Item
 from unfold_pipeline.runtime import Query, clock
-from unfoldkit.api import broken
+from unfoldkit.api import broken, fail
 from unfoldkit.engines.ray import connected
 
 PATIENCE_S = 60.0
@@ -52,7 +55,10 @@ class Replica:
 
 @dataclass(slots=True)
 class Deployed:
-    """A stage on Ray Serve: its application and handle, replicas that should be and are there, and what was counted."""
+    """A stage on Ray Serve: its application and handle, replicas that should be and are there, and what was counted.
+
+    ``gang`` is the number of replicas in the plan, which start together where ``placing`` says so.
+    """
 
     name: str
     app: str
@@ -61,6 +67,8 @@ class Deployed:
     wait: float
     wanted: int
     need: float = 0.0
+    placing: Placing = field(default_factory=Placing)
+    gang: int = 1
     handle: Any = None
     ready: int = 0
     open: int = 0
@@ -82,10 +90,14 @@ class RayRuntime:
         waits: Sequence[float],
         address: str | None,
         needs: Sequence[float] = (),
+        placing: Placing | None = None,
     ) -> None:
+        policy = placing or Placing()
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         self.stages = [
-            Deployed(name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas, need)
+            Deployed(
+                name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas, need, policy, choice.replicas
+            )
             for name, source, choice, wait, need in zip(
                 names, sources, plan, waits, needs or [0.0] * len(names), strict=True
             )
@@ -102,10 +114,12 @@ class RayRuntime:
         """Start all replicas and wait until they are ready.
 
         Raises:
-            UnfoldError: Ray is not there, or a replica does not start.
+            UnfoldError: Ray is not there, cannot place as the spec says, or a replica does not start.
         """
         self._ray = connected(self._address)
         from ray import serve
+
+        self._check(self._ray, serve)
 
         try:
             await asyncio.to_thread(serve.start, proxy_location="Disabled")
@@ -139,10 +153,11 @@ class RayRuntime:
             query.finished({})
 
     def want(self, stage: int, count: int) -> None:
-        """Set how many replicas a stage should have."""
+        """Set how many replicas a stage should have; whole gangs, where it has gangs."""
         found = self.stages[stage]
-        if max(1, count) != found.wanted:
-            found.wanted = max(1, count)
+        count = whole(found.placing, found.gang, max(1, count))
+        if count != found.wanted:
+            found.wanted = count
             self._keep(self._deploy(found))
 
     def serving(self) -> tuple[int, ...]:
@@ -166,6 +181,17 @@ class RayRuntime:
             }
             for s in self.stages
         ]
+
+    def _check(self, ray: ModuleType, serve: ModuleType) -> None:
+        """Refuse what Ray Serve would wait for without end."""
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        for stage in self.stages:
+            policy, most = stage.placing, stage.placing.most
+            if policy.together and "gang_scheduling_config" not in inspect.signature(serve.deployment).parameters:
+                raise fail("this version of Ray Serve has no gangs", key="placement.gang", hint="pip install -U ray")
+            if most is not None and stage.wanted > most * nodes:
+                told = f"{stage.wanted} replicas of {stage.name}, {most} a node, do not fit on {nodes} nodes"
+                raise fail(told, key="placement.spread.most", hint="a larger most, or more nodes in the cluster")
 
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -241,7 +267,9 @@ def _deployed(stage: Deployed) -> Any:
     from ray import serve
 
     options = {"num_replicas": stage.wanted, "max_ongoing_requests": 2 * stage.batch, "version": VERSION}
-    options |= {"ray_actor_options": {"num_cpus": 0}, "graceful_shutdown_wait_loop_s": 0.1}
+    options |= words(stage.placing, stage.gang)
+    share = SHARE if stage.placing.together else 0
+    options |= {"ray_actor_options": {"num_cpus": share}, "graceful_shutdown_wait_loop_s": 0.1}
     # by default a death is noticed after 10 s only
     options |= {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
     made = serve.deployment(Replica).options(name=stage.name, _internal=True, **options)

@@ -17,6 +17,7 @@ from unfold_pipeline.crowd import crowded
 from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
+from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import solve
 from unfold_pipeline.play import constant, patience_of, play
@@ -36,13 +37,14 @@ PLACES = {"local": "local processes", "ray": "Ray Serve"}
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What is needed to run: the plan, where the models are, rows to send, and whether hopeless queries are shed."""
+    """What is needed to run: plan, models, rows to send, whether hopeless queries are shed, and where replicas go."""
 
     judge: Judge
     plan: Plan
     sources: tuple[models.Source, ...]
     rows: models.Rows
     shed: bool = False
+    placing: Placing | None = None
 
     @property
     def patience(self) -> tuple[float, ...]:
@@ -56,7 +58,7 @@ class Ready:
         needs = [self.judge.limit - most for most in self.patience] if self.shed else []
         if isinstance(engine, RayEngine):
             waits = [stage.wait for stage in stages]
-            return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs)
+            return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing)
         return Runtime(names, self.sources, self.plan, needs)
 
 
@@ -102,7 +104,7 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
         _fits(stage.name, sources[-1], width, rows.shape[1])
     if rows is None:
         raise fail("no stage to serve", key="stages")
-    return Ready(judge, chosen, tuple(sources), rows, spec.slo.shed)
+    return Ready(judge, chosen, tuple(sources), rows, spec.slo.shed, spec.placement)
 
 
 def _fits(stage: str, source: models.Source, width: int | None, given: int) -> None:

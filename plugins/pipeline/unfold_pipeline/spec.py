@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from unfold_pipeline.placing import Placing, placing_problems
 from unfoldkit.api import Duration, Fraction, Model, Price, Problem, Rate, Spec, did_you_mean
 
 BatchLatency = dict[Annotated[int, Field(ge=1, le=4096)], Duration]
@@ -128,6 +129,7 @@ class PipelineSpec(Spec):
     machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
     search: SearchSpec = SearchSpec()
     tuner: TunerSpec = TunerSpec()
+    placement: Placing = Field(default=Placing(), description="which node a replica is given on Ray Serve")
 
     @property
     def named(self) -> Mapping[str, StageSpec]:
@@ -145,6 +147,7 @@ class PipelineSpec(Spec):
             yield Problem(("visits",), "the routes are those of the cascade's run", hint="leave it out")
         for kind, hardware in self.hardware.items():
             yield from _hardware_problems(kind, hardware)
+        yield from placing_problems(self.placement)
         if self.machine is not None and self.machine not in self.hardware:
             yield Problem(("machine",), "no such hardware", hint=did_you_mean(self.machine, self.hardware))
 
