@@ -146,7 +146,7 @@ def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, A
                 gap = difference(alone.right, found[one.name].right)
                 row |= {"alone": alone.accuracy, "cost_points": gap.points, "paired_error": gap.error}
             row |= {"seconds": seconds, "processor_seconds": busy, "front_points": len(front)}
-            yield _told(row)
+            yield told(row)
 
 
 def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
@@ -159,7 +159,7 @@ def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
         spec, beats, run_ = loaded(data, Path(folder), seed, None, longer)
         subnet = next(one for one in family.space(spec, beats).subnets if one.name == name)
         accuracy = family.trained_alone(spec, beats, run_, subnet).accuracy
-        return float(_told({"net": name, "converged": accuracy})["converged"])
+        return float(told({"net": name, "converged": accuracy})["converged"])
 
 
 def _work(data: Path, seed: int, epochs: int | None) -> float:
@@ -206,7 +206,7 @@ def _shrunk(data: Path, seed: int, epochs: int | None) -> tuple[dict[str, float]
         y, rows = beats.y[beats.test], beats.test
         bound = trained.net.bound
         found = {name: quality(answers(bound[name], beats, rows), y, len(beats.names)).accuracy for name in names}
-        _told({"shrunk": found, "processor_seconds": busy})
+        told({"shrunk": found, "processor_seconds": busy})
         return found, busy
 
 
@@ -222,10 +222,10 @@ def _inter_patient(data: Path, seed: int, epochs: int | None, recipe: str) -> It
         for name, one in found.items():
             shares = {f"sensitivity_{c}": s for c, s in zip(beats.names, one.sensitivity, strict=True)}
             row = {"recipe": recipe, "net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1}
-            yield _told(row | shares)
+            yield told(row | shares)
 
 
-def _told(row: dict[str, Any]) -> dict[str, Any]:
+def told(row: dict[str, Any]) -> dict[str, Any]:
     """Show a row as soon as it is there, as the whole takes long; and return it."""
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
