@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from unfold_supernet.nets import net, sorting, store, tokens  # noqa: E402
 from unfold_supernet.nets.space import Space, grid, macs, parameters, space_of  # noqa: E402
 from unfold_supernet.plan import plan  # noqa: E402
+from unfold_supernet.serve import serve  # noqa: E402
 from unfold_supernet.spec import SpaceSpec, SupernetSpec  # noqa: E402
 from unfold_supernet.train import train  # noqa: E402
-from unfoldkit.api import Run, RunDir  # noqa: E402
+from unfoldkit.api import Report, Run, RunDir, Service  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
 from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
@@ -37,6 +39,7 @@ space:
   expand: [0.25, 1]
   depth: [1, 2]
 training: {epochs: 2, batch: 64, alone: false}
+serving: {slo: 500 ms, escalate: 60%}
 accelerator: {persistent_buffer: 1 KiB, sizes: [1 KiB], bandwidths: [1 GB/s]}
 queries: {count: 100}
 """
@@ -167,8 +170,8 @@ def test_attention_is_that_of_the_formula() -> None:
     assert torch.allclose(tokens.mixed(x, 2), wanted, atol=1e-5)
 
 
-def test_a_transformer_goes_from_spec_to_plan(tmp_path: Path) -> None:
-    """The verbs train and plan work as for other forms; the plan says what the layer table leaves out."""
+def test_a_transformer_goes_from_spec_to_answers(tmp_path: Path) -> None:
+    """The verbs train, plan and serve work as for other forms; the plan says what the layer table leaves out."""
     spec = validate(SupernetSpec, parse(SPEC, "t.yaml"))
     run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
     report = train(spec, run)
@@ -179,3 +182,10 @@ def test_a_transformer_goes_from_spec_to_plan(tmp_path: Path) -> None:
     assert planned.decision is not None
     assert set(planned.decision["nets"]) == {"0.25x1k1", "1x2k1"}
     assert "products of activations" in dict(planned.lines)["family"]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s\n" + "".join(f"{at / 100}\n" for at in range(20)), "utf-8")
+    played = serve(spec, replace(run, options={"replay": str(trace)}))
+    assert isinstance(played, Report)
+    low, high = (report.metrics[f"accuracy_{end}"].value or 0 for end in ("min", "max"))
+    assert low - 5 <= (played.metrics["accuracy_served"].value or 0) <= high + 5
+    assert isinstance(serve(spec, run), Service)
