@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from docs.generators import benchmarks, cli, contract, kinds, scale, units
+from docs.generators import ablation, benchmarks, cli, contract, kinds, scale, units
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- made by `python -m docs.generate`; change the code, not this page -->\n\n"
@@ -27,7 +27,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         **{f"docs/reference/kinds/{name}.md": text for name, text in kinds.pages().items()},
     }
     marked = {path: MARK + text.rstrip("\n") + "\n" for path, text in made.items()}
-    return marked | {"src/unfoldkit/cli/help.txt": cli.first_screen()}
+    return marked | {"src/unfoldkit/cli/help.txt": cli.first_screen(), ablation.PAGE: ablation.page(root)}
 
 
 def stale(made: Mapping[str, str], root: Path = ROOT) -> dict[str, str]:

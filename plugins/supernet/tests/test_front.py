@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_supernet.nets.front import difference, quality, separable
-from unfold_supernet.nets.space import chip_family, convs, macs, parameters, space_of
+from unfold_supernet.nets.space import chip_family, convs, macs, mixing, parameters, space_of
 from unfold_supernet.spec import SpaceSpec, SupernetSpec
 from unfold_supernet.train import train
 from unfoldkit.api import Run, RunDir, UnfoldError
@@ -21,6 +21,7 @@ from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
 
 STAGES = ({"width": 16}, {"width": 32}, {"width": 64})
+TOKENS = "data: {source: digits}\nspace: {form: transformer, stages: [{width: 8}]"
 ECG = {"form": "conv1d", "stages": STAGES, "stem": {"kernel": 7, "stride": 2}, "kernel": (5,)}
 
 
@@ -70,6 +71,26 @@ def test_the_chip_sees_the_same_work() -> None:
     assert len(family.layers) == len(convs(space, space.largest)) + 1
 
 
+def test_the_chip_leaves_out_products_of_activations_only() -> None:
+    """As layer tables, transformers have the operations that the space counts, but for attention's two products."""
+    lists = {"attention": {"patch": 2, "width": 12, "heads": 3}, "expand": (0.25, 1.0), "depth": (1, 3)}
+    given_ = SpaceSpec.model_validate({"form": "transformer", "stages": STAGES[:1], "resolution": (0.5, 1.0), **lists})
+    space = space_of(given_, 3, (9, 8), 2, 4)
+    family = chip_family("f", space, [90.0, 95.0])
+    by_name = {net.name: int(net.macs.sum()) for net in family.nets}
+    assert by_name == {one.name: macs(space, one) - mixing(space, one) for one in space.subnets}
+    assert mixing(space, space.subnets[0]) == 2 * 4**2 * 12
+    share = max(mixing(space, one) / macs(space, one) for one in space.subnets)
+    assert f"up to {share:.0%}" in family.about
+
+
+def test_a_patch_must_fit_the_smallest_input() -> None:
+    """A patch larger than the smallest input is told with its key, once the size of the input is known."""
+    lists = {"form": "transformer", "stages": STAGES, "attention": {"patch": 5}, "resolution": (1.0, 0.5)}
+    with pytest.raises(UnfoldError, match=r"space\.attention\.patch.*at most 4"):
+        space_of(SpaceSpec.model_validate(lists), 1, (9,), 0, 2)
+
+
 def test_missing_torch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torch, training is refused with the extra to install; nothing is imported before."""
     monkeypatch.setattr(util, "find_spec", lambda _name: None)
@@ -86,6 +107,11 @@ def test_missing_torch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("space: {stages: [{width: 8}]}", "needs data"),
         ("data: {source: digits}\nspace: {stages: [{width: 8}], kernel: [4]}", "odd"),
         ("data: {source: digits}\nspace: {stages: [{width: 8}], expand: [0.5, 1], depth: [1, 2, 3]}", "together"),
+        (f"{TOKENS}, attention: {{width: 30, heads: 4}}}}", "heads: 2, or another divisor of 30"),
+        (f"{TOKENS}, attention: {{patch: 5}}, resolution: [0.5]}}", "at most 4"),
+        (f"{TOKENS}, kernel: [5]}}", "a transformer has no kernel"),
+        (f"{TOKENS}, stem: {{stride: 2}}}}", "a transformer has no stem"),
+        ("data: {source: digits}\nspace: {stages: [{width: 8}], attention: {width: 8}}", "conv2d has no attention"),
     ],
 )
 def test_what_does_not_fit_together_is_told(change: str, told: str) -> None:

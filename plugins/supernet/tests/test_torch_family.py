@@ -45,8 +45,9 @@ def space(form: str, extra: int = 2) -> Space:
     """Return a space of every combination of three widths, two depths and two kernels."""
     lists = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "coupling": "independent"}
     lists |= {} if form == "mlp" else {"resolution": (1.0, 0.5)}
+    lists |= {"kernel": (1,), "attention": {"width": 12, "heads": 3}} if form == "transformer" else {}
     given = SpaceSpec.model_validate({"form": form, "stages": STAGES, **lists})
-    sizes: dict[str, tuple[int, ...]] = {"conv1d": (20,), "conv2d": (9, 7), "mlp": (1,)}
+    sizes: dict[str, tuple[int, ...]] = {"conv1d": (20,), "conv2d": (9, 7), "mlp": (1,), "transformer": (9, 7)}
     return space_of(given, 3, sizes[form], extra, 4)
 
 
@@ -68,7 +69,7 @@ def inputs(of: Space, rows: int = 5) -> Any:
     return x, torch.randn((rows, of.extra), generator=generator)
 
 
-@pytest.mark.parametrize("form", ["conv1d", "conv2d", "mlp"])
+@pytest.mark.parametrize("form", ["conv1d", "conv2d", "mlp", "transformer"])
 def test_a_switched_subnet_is_the_extracted_one(form: str) -> None:
     """For every subnet, the shared weights give bit for bit what the extracted net gives; ONNX as good as that."""
     found = random_net(space(form))
@@ -83,18 +84,20 @@ def test_a_switched_subnet_is_the_extracted_one(form: str) -> None:
             np.testing.assert_allclose(said.numpy(), other, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_is_copied() -> None:
+@pytest.mark.parametrize("form", ["conv1d", "transformer"])
+def test_nothing_is_copied(form: str) -> None:
     """Every view lies in the memory of the shared weights."""
-    found = random_net(space("conv1d"))
+    found = random_net(space(form))
     homes = {tensor.untyped_storage().data_ptr() for tensor in found.weights.values()}
     for bound in found.bound.values():
         for view in (*bound.views, bound.head):
             assert {tensor.untyped_storage().data_ptr() for tensor in view} <= homes
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+@pytest.mark.parametrize("form", ["conv2d", "transformer"])
+def test_threads_do_not_disturb_each_other(form: str) -> None:
     """Threads that ask for different subnets at once each get what they would get alone."""
-    found = random_net(space("conv2d"))
+    found = random_net(space(form))
     x, extra = inputs(found.space)
     names = list(found.bound)
     alone = {name: found(name, x, extra) for name in names}
@@ -170,9 +173,10 @@ def test_the_sandwich_is_drawn_by_place() -> None:
     assert phases.drawn(phases.phases(subnets, given)[0], 3, 0, 0) == [LARGEST]
 
 
-def test_a_stored_family_answers_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["conv1d", "transformer"])
+def test_a_stored_family_answers_the_same(tmp_path: Path, form: str) -> None:
     """A family that is written and read again gives the same logits."""
-    found = random_net(space("conv1d"))
+    found = random_net(space(form))
     directory = RunDir(tmp_path)
     norms = {name: bound.statistics for name, bound in found.bound.items()}
     store.keep_family(directory, found.space, dict(found.weights), norms, "x")
@@ -182,9 +186,10 @@ def test_a_stored_family_answers_the_same(tmp_path: Path) -> None:
         assert torch.equal(found(name, x, extra), again(name, x, extra))
 
 
-def test_a_switch_is_a_lookup() -> None:
+@pytest.mark.parametrize("form", ["conv2d", "transformer"])
+def test_a_switch_is_a_lookup(form: str) -> None:
     """Routing is a thousand times quicker than building and loading a model; the family is smaller than its nets."""
-    cost = switching(random_net(space("conv2d")), 400)
+    cost = switching(random_net(space(form)), 400)
     assert cost.p50 * 1000 < cost.reload
     assert cost.bytes < cost.separate
 
@@ -222,6 +227,20 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.y, other.y)
     assert np.bincount(one.y[one.test]).tolist() == [5, 5, 5]
     assert set(one.train).isdisjoint(one.test)
+    flat = load(DataSpec(source="file", path="d.csv", test=0.25), run, flat=True)
+    assert flat.x.shape == (60, 5, 1)
+    np.testing.assert_array_equal(flat.x[:, :, 0], one.x[:, 0])
+
+
+def test_columns_of_a_table_are_told_apart(tmp_path: Path) -> None:
+    """A family of form mlp learns which column is large, which nets that treat columns alike cannot."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    np.savez(tmp_path / "d.npz", x=(rng.normal(size=(600, 3)) + 4 * np.eye(3)[y]).astype(np.float32), y=y)
+    text = SPEC.replace("{source: digits}", "{source: file, path: d.npz}").replace("conv2d", "mlp")
+    spec = validate(SupernetSpec, parse(text.replace("epochs: 3", "epochs: 8"), "t.yaml"))
+    report = train(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1), base=tmp_path))
+    assert (report.metrics["accuracy_min"].value or 0) > 80
 
 
 def test_unsure_answers_are_asked_again(tmp_path: Path) -> None:

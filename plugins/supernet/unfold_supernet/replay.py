@@ -149,7 +149,8 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
     from unfold_supernet.nets.store import read_family
 
     assert spec.data is not None  # noqa: S101 - a trained family has data
-    what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run)
+    flat = spec.space is not None and spec.space.form == "mlp"
+    what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run, flat=flat)
     torch.set_num_threads(1)
     rows = (
         data.test[: len(what.arrivals)]

@@ -177,6 +177,7 @@ def lines(what: Study) -> list[tuple[str, str]]:
         ("keep", f"{size(held)} in {layers} layers, cut from the core by {kept.order}"),
         ("cache-aware", f"{best.name}: {percent(gain)} of latency against the fixed core"),
         ("energy", f"off chip {percent(here.traffic)} less, as traffic; in all {percent(here.energy)}"),
+        ("family", what.family.about),
         ("accuracy", f"{here.points:+.2f} points at equal deadlines ({here.fair_points:+.2f} fair)"),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -10,6 +11,8 @@ from pydantic import Field
 from unfoldkit.api import Bandwidth, Bytes, Duration, Fraction, Frequency, Model, Problem, Spec
 
 KIB = 1024
+EDGES = {"digits": 8, "mitbih": 128}
+"""Of the inputs that are known before they are read."""
 MOST = 300_000
 """Nets of a space: a search looks at each of them."""
 Preset = Literal[
@@ -82,9 +85,19 @@ class DataSpec(Model):
 
 
 class StageSpec(Model):
-    """A stage of blocks of equal width; each but the first halves the map."""
+    """A stage of blocks of equal width; each but the first halves the map, but not a transformer's tokens."""
 
-    width: Annotated[int, Field(ge=1, le=4096)] = Field(description="channels of the largest net")
+    width: Annotated[int, Field(ge=1, le=4096)] = Field(
+        description="channels of the largest net; of a transformer, units of its feed-forward layers"
+    )
+
+
+class AttentionSpec(Model):
+    """What every member of a transformer has whole: tokens, and the attention that mixes them."""
+
+    patch: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="edge of the input's part of a token")
+    width: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="numbers of a token")
+    heads: Annotated[int, Field(ge=1, le=256)] = Field(default=4, description="a divisor of the width")
 
 
 class StemSpec(Model):
@@ -118,11 +131,14 @@ class SearchSpec(Model):
 class SpaceSpec(Model):
     """What the members of the family may differ in."""
 
-    form: Literal["conv1d", "conv2d", "mlp"] = Field(default="conv2d", description="residual blocks of this form")
+    form: Literal["conv1d", "conv2d", "mlp", "transformer"] = Field(
+        default="conv2d", description="residual blocks of this form"
+    )
     stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=16)]
     stem: StemSpec = StemSpec()
+    attention: AttentionSpec = AttentionSpec()
     expand: Annotated[tuple[Expand, ...], Field(min_length=1, max_length=64)] = Field(
-        default=(1.0,), description="shares of the channels"
+        default=(1.0,), description="shares of the channels, or of a transformer's feed-forward units"
     )
     depth: Annotated[tuple[Depth, ...], Field(min_length=1, max_length=64)] = Field(
         default=(2,), description="blocks of every stage"
@@ -217,6 +233,7 @@ class SupernetSpec(Spec):
             yield Problem(("family",), "a family of the papers has its own space", hint="leave family or space out")
         if self.space is not None:
             yield from _space_problems(self.space)
+            yield from _attention_problems(self.space, self.data)
             yield from _data_problems(self.data, self.space)
             yield from _training_problems(self.training, self.space)
             yield from _count_problems(self.space)
@@ -237,6 +254,23 @@ def _space_problems(space: SpaceSpec) -> Iterable[Problem]:
     if space.coupling == "compound" and len(lengths) > 1:
         hint = "equally long lists, or coupling: independent"
         yield Problem(("space", "coupling"), "the lists do not go together entry by entry", hint=hint)
+
+
+def _attention_problems(space: SpaceSpec, data: DataSpec | None) -> Iterable[Problem]:
+    given, form = space.attention, space.form
+    if form != "transformer":
+        if "attention" in space.model_fields_set:
+            yield Problem(("space", "attention"), f"{form} has no attention", hint="form: transformer, or leave it out")
+        return
+    for key in sorted({"kernel", "stem"} & space.model_fields_set):
+        yield Problem(("space", key), f"a transformer has no {key}", hint="leave it out; see attention.patch")
+    if given.width % given.heads:
+        hint = f"heads: {math.gcd(given.width, given.heads)}, or another divisor of {given.width}"
+        yield Problem(("space", "attention", "heads"), "heads share the width in equal parts", hint=hint)
+    edge = EDGES.get(data.source if data else "", 0)
+    if 0 < edge * min(space.resolution) < given.patch:
+        hint = f"at most {max(1, int(edge * min(space.resolution)))}"
+        yield Problem(("space", "attention", "patch"), "larger than the smallest input", hint=hint)
 
 
 def _count_problems(given: SpaceSpec) -> Iterable[Problem]:
@@ -262,8 +296,8 @@ def _data_problems(data: DataSpec | None, space: SpaceSpec) -> Iterable[Problem]
     if data.source != "digits" and data.path is None:
         yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
     wanted = {"digits": "conv2d", "mitbih": "conv1d"}.get(data.source, space.form)
-    if space.form != wanted:
-        yield Problem(("space", "form"), f"{data.source} are for {wanted}")
+    if space.form not in (wanted, "transformer"):
+        yield Problem(("space", "form"), f"{data.source} are for {wanted} or transformer")
 
 
 def _accelerator_problems(given: AcceleratorSpec) -> Iterable[Problem]:

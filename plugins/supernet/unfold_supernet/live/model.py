@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unfold_supernet.nets.net import Bound, Pair
+from unfold_supernet.nets.net import Pair, Ready
 from unfold_supernet.serving.policies import Served
 from unfoldkit.serving.model import Answers, Array, Batch, Coded, Field
 
@@ -49,7 +49,7 @@ class Live:
     facts: Mapping[str, Any]
     classes: tuple[str, ...]
     nets: tuple[Served, ...]
-    bound: tuple[Bound | Pair, ...]
+    bound: tuple[Ready | Pair, ...]
     count: Count
     clock: Callable[[], float]
     pace: Pace = field(default_factory=Pace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,8 @@ class Data:
     held: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def load(given: DataSpec, run: Run) -> Data:
-    """Return the data of a spec, split by the run's seed.
+def load(given: DataSpec, run: Run, *, flat: bool = False) -> Data:
+    """Return the data of a spec, split by the run's seed; ``flat`` makes each number of an input a channel of its own.
 
     Raises:
         UnfoldError: the file is missing or does not hold what is needed.
@@ -59,7 +59,8 @@ def load(given: DataSpec, run: Run) -> Data:
             raise fail(f"not an NPZ archive: {error}", file=str(path), key="data.path") from error
     if given.source == "mitbih":
         return _beats(given, arrays, run.seed, digest, str(path))
-    return _own(given, arrays, run.seed, digest, str(path))
+    own = _own(given, arrays, run.seed, digest, str(path))
+    return replace(own, x=own.x.reshape(len(own.x), -1, 1)) if flat else own
 
 
 def split(y: Ints, share: float, seed: int) -> tuple[Ints, Ints]:

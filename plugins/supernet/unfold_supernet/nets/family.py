@@ -16,7 +16,8 @@ from unfold_supernet.nets.data import Data
 from unfold_supernet.nets.front import Quality, quality
 from unfold_supernet.nets.learn import State, learn
 from unfold_supernet.nets.measure import answers, confident
-from unfold_supernet.nets.net import Statistics, Supernet, Weights, bind, calibrate, initial
+from unfold_supernet.nets.net import Supernet, bind, calibrate, initial
+from unfold_supernet.nets.parts import Statistics, Weights
 from unfold_supernet.nets.phases import epochs, phases
 from unfold_supernet.nets.search import Searched, search
 from unfold_supernet.nets.space import Space, Subnet, macs, space_of

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from unfold_supernet.nets.data import Data
-from unfold_supernet.nets.net import Weights, train_forward
+from unfold_supernet.nets.net import train_forward
+from unfold_supernet.nets.parts import Weights
 from unfold_supernet.nets.phases import Phase, drawn, epochs, phase_of, phases
 from unfold_supernet.nets.sorting import order, sort
 from unfold_supernet.nets.space import Space, Subnet

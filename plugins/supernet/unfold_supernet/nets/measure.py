@@ -16,8 +16,8 @@ from torch import Tensor
 from unfold_supernet.arrays import Floats, Ints
 from unfold_supernet.nets.data import Data
 from unfold_supernet.nets.front import percentiles
-from unfold_supernet.nets.net import Bound, Supernet, bind
-from unfold_supernet.nets.store import Plain, extract, state_bytes
+from unfold_supernet.nets.net import Ready, Supernet, bind
+from unfold_supernet.nets.store import Extracted, blank, extract, state_bytes
 
 Net = Callable[[Tensor, Tensor], Tensor]
 """From inputs and extra numbers to logits."""
@@ -103,13 +103,13 @@ def _routes(net: Supernet, names: Sequence[str], rounds: int) -> Floats:
     return found
 
 
-def _reload(net: Supernet, bound: Bound, file: bytes) -> Plain:
-    module: Plain = Plain(net.space, bound.convs, bound.shrink).eval()
+def _reload(net: Supernet, bound: Ready, file: bytes) -> Extracted:
+    module = blank(net.space, bound)
     module.load_state_dict(load(io.BytesIO(file).read()))
     return module
 
 
-def _size(module: Plain) -> int:
+def _size(module: Extracted) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values() if tensor.ndim)
 
 

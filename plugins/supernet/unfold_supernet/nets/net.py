@@ -1,6 +1,6 @@
 """One set of weights, many nets: the subnet is an argument of the call, never a state, so that threads may share it.
 
-Norms take batch statistics while training and keep none; afterwards each subnet has statistics of its own.
+Batch norms take batch statistics while training and keep none; afterwards each subnet has statistics of its own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from unfold_supernet.nets import tokens
+from unfold_supernet.nets.parts import EPSILON, Head, Statistics, Weights, answer, head, reduced
 from unfold_supernet.nets.space import Conv, Space, Subnet, convs
-
-Weights = dict[str, Tensor]
-Statistics = tuple[tuple[Tensor, Tensor], ...]
-"""Mean and variance of each norm of one subnet."""
-
-EPSILON = 1e-5
+from unfold_supernet.nets.tokens import Attending
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,7 @@ class Bound:
     convs: tuple[Conv, ...]
     views: tuple[tuple[Tensor, Tensor, Tensor], ...]
     statistics: Statistics
-    head: tuple[Tensor, Tensor, Tensor]
+    head: Head
     shrink: int = 1
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
@@ -40,15 +37,19 @@ class Bound:
             out = _convolve(conv, x, weight)
             out = functional.batch_norm(out, mean, variance, gamma, beta, False, 0.0, EPSILON)
             x = functional.relu(out + x if conv.identity else out)
-        return _answer(x, extra, self.head)
+        return answer(x, extra, self.head)
+
+
+Ready = Bound | Attending
+"""A subnet of either form, bound to the shared weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two subnets: rows that the first answers with less than ``below`` confidence are asked again of the second."""
 
-    first: Bound
-    then: Bound
+    first: Ready
+    then: Ready
     below: float
 
     def __call__(self, x: Tensor, extra: Tensor) -> Tensor:
@@ -68,28 +69,25 @@ class Supernet:
 
     space: Space
     weights: Mapping[str, Tensor]
-    bound: Mapping[str, Bound]
+    bound: Mapping[str, Ready]
 
     def __call__(self, name: str, x: Tensor, extra: Tensor) -> Tensor:
         """Return the logits of the subnet ``name``. Safe to call from many threads at once."""
         return self.bound[name](x, extra)
 
-    def ready(self, name: str, then: str | None, below: float | None) -> Bound | Pair:
+    def ready(self, name: str, then: str | None, below: float | None) -> Ready | Pair:
         """Return a net, or with ``then`` the pair of it and the one that its unsure answers go to."""
         return self.bound[name] if then is None else Pair(self.bound[name], self.bound[then], below or 0.0)
 
 
 def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
-    """Return fresh weights of a net of ``subnet``'s size, by default the largest: He, fan out."""
+    """Return fresh weights of a net of ``subnet``'s size, by default the largest: He, fan out (tokens: fan in)."""
     found = convs(space, subnet or space.largest)
     generator = torch.Generator().manual_seed(seed)
-    weights: Weights = {}
-    for conv in found:
-        shape = (conv.out, conv.into, *([conv.kernel] * len(space.size)))
-        deviation = math.sqrt(2.0 / (conv.out * conv.kernel ** len(space.size)))
-        weights[f"{conv.name}.weight"] = torch.randn(shape, generator=generator) * deviation
-        weights[f"{conv.name}.gamma"] = torch.ones(conv.out)
-        weights[f"{conv.name}.beta"] = torch.zeros(conv.out)
+    if space.attention:
+        weights = tokens.initial(space, generator, subnet or space.largest)
+    else:
+        weights = _convolutions(found, len(space.size), generator)
     limit = 1 / math.sqrt(found[-1].out + space.extra)
     for name, width in (("weight", found[-1].out), ("extra", space.extra)):
         weights[f"head.{name}"] = (torch.rand(space.classes, width, generator=generator) * 2 - 1) * limit
@@ -97,18 +95,36 @@ def initial(space: Space, seed: int, subnet: Subnet | None = None) -> Weights:
     return weights
 
 
+def _convolutions(found: tuple[Conv, ...], dims: int, generator: torch.Generator) -> Weights:
+    weights: Weights = {}
+    for conv in found:
+        deviation = math.sqrt(2.0 / (conv.out * conv.kernel**dims))
+        shape = (conv.out, conv.into, *([conv.kernel] * dims))
+        weights[f"{conv.name}.weight"] = torch.randn(shape, generator=generator) * deviation
+        weights[f"{conv.name}.gamma"] = torch.ones(conv.out)
+        weights[f"{conv.name}.beta"] = torch.zeros(conv.out)
+    return weights
+
+
 def train_forward(space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor) -> Tensor:
     """Return the logits of a subnet under the statistics of the batch."""
+    if space.attention:
+        return tokens.bind(space, weights, subnet)(x, extra)
     x = reduced(x, subnet.shrink)
     for conv in convs(space, subnet):
         weight, gamma, beta = view(weights, conv)
         out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
         x = functional.relu(out + x if conv.identity else out)
-    return _answer(x, extra, head(weights, x.shape[1]))
+    return answer(x, extra, head(weights, x.shape[1]))
 
 
 def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: int = 512) -> Statistics:
-    """Return a subnet's own statistics: means over batches of clean examples, weighted by their sizes (OFA)."""
+    """Return a subnet's own statistics: means over batches of clean examples, weighted by their sizes (OFA).
+
+    A transformer has none.
+    """
+    if space.attention:
+        return ()
     found = convs(space, subnet)
     sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in found]
     with torch.no_grad():
@@ -125,8 +141,10 @@ def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: 
     return tuple((mean, variance) for mean, variance in sums)
 
 
-def bind(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> Bound:
+def bind(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> Ready:
     """Return a subnet whose tensors are views of the shared ones."""
+    if space.attention:
+        return tokens.bind(space, weights, subnet)
     found = convs(space, subnet)
     return Bound(
         found, tuple(view(weights, conv) for conv in found), statistics, head(weights, found[-1].out), subnet.shrink
@@ -141,24 +159,6 @@ def view(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Ten
     return weight, weights[f"{conv.name}.gamma"][: conv.out], weights[f"{conv.name}.beta"][: conv.out]
 
 
-def head(weights: Mapping[str, Tensor], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the head for ``width`` channels: weight, weight of the extra numbers, bias."""
-    return weights["head.weight"][:, :width], weights["head.extra"], weights["head.bias"]
-
-
-def reduced(x: Tensor, shrink: int) -> Tensor:
-    """Return the input (n, channels, *size) with each ``shrink`` neighbours along every axis averaged."""
-    if shrink == 1:
-        return x
-    return functional.avg_pool1d(x, shrink) if x.ndim == 3 else functional.avg_pool2d(x, shrink)
-
-
 def _convolve(conv: Conv, x: Tensor, weight: Tensor) -> Tensor:
     function = functional.conv1d if len(conv.size) == 1 else functional.conv2d
     return function(x, weight, stride=conv.stride, padding=conv.kernel // 2)
-
-
-def _answer(x: Tensor, extra: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    weight, more, bias = parts
-    pooled = x.flatten(2).mean(2)
-    return functional.linear(torch.cat([pooled, extra], 1), torch.cat([weight, more], 1), bias)

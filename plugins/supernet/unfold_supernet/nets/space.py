@@ -1,7 +1,8 @@
 """The members of a family: residual convolutions (or linear layers) of elastic width, depth, kernel and resolution.
 
 Width keeps the first channels, depth the first blocks of a stage, a kernel the centre of the largest; a lower
-resolution averages neighbours of the input.
+resolution averages neighbours of the input. Of a transformer attention is whole and width is that of the feed-forward
+layers (MatFormer); its layers are convolutions too, of one place each, over the tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from unfold_supernet.chip.layers import Family, Layer, net
 from unfold_supernet.spec import SpaceSpec
+from unfoldkit.api import fail
 
 Size = tuple[int, ...]
 
@@ -67,10 +69,20 @@ class Conv:
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """What every member of a transformer has whole: edge of a patch, numbers of a token, heads."""
+
+    patch: int
+    width: int
+    heads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """What all subnets of a family are cut from.
 
-    ``channels`` and ``size`` are those of the input, ``extra`` numbers join at the head, ``stem`` is kernel and stride.
+    ``channels`` and ``size`` are those of the input, ``extra`` numbers join at the head, ``stem`` is kernel and stride;
+    ``attention`` is there if the form is a transformer, whose ``widths`` are those of its feed-forward layers.
     """
 
     widths: tuple[int, ...]
@@ -80,6 +92,7 @@ class Space:
     extra: int
     classes: int
     stem: tuple[int, int]
+    attention: Attention | None = None
 
     @property
     def largest(self) -> Subnet:
@@ -93,7 +106,7 @@ class Space:
 
 def count(given: SpaceSpec) -> int:
     """Return how many subnets a spec describes, before doubles are taken out; nothing is enumerated."""
-    lists = (given.expand, given.depth, (1,) if given.form == "mlp" else given.kernel, given.resolution)
+    lists = (given.expand, given.depth, (1,) if _flat(given) else given.kernel, given.resolution)
     if given.scope == "net":
         return math.prod(map(len, lists)) if given.coupling == "independent" else max(map(len, lists))
     each = math.prod(map(len, lists[:3])) if given.coupling == "independent" else max(map(len, lists[:3]))
@@ -101,11 +114,24 @@ def count(given: SpaceSpec) -> int:
 
 
 def space_of(given: SpaceSpec, channels: int, size: Size, extra: int, classes: int) -> Space:
-    """Return the space of a spec for inputs of (channels, *size)."""
-    flat = given.form == "mlp"
+    """Return the space of a spec for inputs of (channels, *size).
+
+    Raises:
+        UnfoldError: the smallest input does not fill a patch.
+    """
+    flat, told = _flat(given), given.attention
     subnets = tuple(dict.fromkeys(_chosen(given, (1,) if flat else given.kernel)))
     stem = (1, 1) if flat else (given.stem.kernel, given.stem.stride)
-    return Space(tuple(stage.width for stage in given.stages), subnets, channels, size, extra, classes, stem)
+    attention = Attention(told.patch, told.width, told.heads) if given.form == "transformer" else None
+    least = int(min(size) * min(given.resolution))
+    if attention and attention.patch > least:
+        raise fail(f"a patch of an input of {least}", key="space.attention.patch", hint=f"at most {max(1, least)}")
+    widths = tuple(stage.width for stage in given.stages)
+    return Space(widths, subnets, channels, size, extra, classes, stem, attention)
+
+
+def _flat(given: SpaceSpec) -> bool:
+    return given.form in ("mlp", "transformer")
 
 
 def space_from(stored: dict[str, Any]) -> Space:
@@ -115,7 +141,9 @@ def space_from(stored: dict[str, Any]) -> Space:
         for one in stored["subnets"]
     )
     size, stem = tuple(stored["size"]), (stored["stem"][0], stored["stem"][1])
-    return Space(tuple(stored["widths"]), subnets, stored["channels"], size, stored["extra"], stored["classes"], stem)
+    widths, attention = tuple(stored["widths"]), stored.get("attention")
+    mixed = Attention(**attention) if attention else None
+    return Space(widths, subnets, stored["channels"], size, stored["extra"], stored["classes"], stem, mixed)
 
 
 def _chosen(given: SpaceSpec, kernels: tuple[int, ...]) -> Iterator[Subnet]:
@@ -141,6 +169,8 @@ def _coupled(given: SpaceSpec, *lists: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 def convs(space: Space, subnet: Subnet) -> tuple[Conv, ...]:
     """Return the convolutions of a subnet, in order; the head comes after them."""
+    if space.attention:
+        return tuple(_attended(space, subnet, space.attention))
     into = _channels(space.widths[0], subnet.expand[0])
     size = tuple(edge // subnet.shrink for edge in space.size)
     found = [Conv("stem", into, space.channels, space.stem[0], space.stem[1], identity=False, size=size)]
@@ -154,21 +184,55 @@ def convs(space: Space, subnet: Subnet) -> tuple[Conv, ...]:
     return tuple(found)
 
 
+def _attended(space: Space, subnet: Subnet, given: Attention) -> Iterator[Conv]:
+    """Yield a transformer's layers as convolutions: the one that makes tokens, then four of each block."""
+    tokens, width = grid(space, subnet), given.width
+    size = tuple(edge * given.patch for edge in tokens)
+    yield Conv("embed", width, space.channels, given.patch, given.patch, identity=False, size=size)
+    for stage, (most, expand, depth) in enumerate(zip(space.widths, subnet.expand, subnet.depth, strict=True)):
+        hidden = _channels(most, expand)
+        shapes = {"qkv": (3 * width, width), "out": (width, width), "up": (hidden, width), "down": (width, hidden)}
+        for block, (name, (out, into)) in itertools.product(range(depth), shapes.items()):
+            yield Conv(f"stage{stage}.{block}.{name}", out, into, 1, 1, identity=False, size=tokens)
+
+
+def grid(space: Space, subnet: Subnet) -> Size:
+    """Return the tokens of a transformer along each axis; what does not fill a patch is left out."""
+    assert space.attention is not None  # noqa: S101 - only transformers have tokens
+    return tuple(edge // subnet.shrink // space.attention.patch for edge in space.size)
+
+
+def mixing(space: Space, subnet: Subnet) -> int:
+    """Return the multiply-accumulates of attention's two products of activations: no weights, 2 T^2 width a block."""
+    if space.attention is None:
+        return 0
+    return 2 * math.prod(grid(space, subnet)) ** 2 * space.attention.width * sum(subnet.depth)
+
+
 def macs(space: Space, subnet: Subnet) -> int:
     """Return the multiply-accumulates of one input, head included."""
     found = convs(space, subnet)
-    return sum(conv.macs for conv in found) + (found[-1].out + space.extra) * space.classes
+    layers = sum(conv.macs for conv in found) + (found[-1].out + space.extra) * space.classes
+    return layers + mixing(space, subnet)
 
 
 def parameters(space: Space, subnet: Subnet) -> int:
-    """Return the trained numbers of a subnet: weights, norms' scale and shift, head."""
+    """Return the trained numbers of a subnet: weights, biases or norms' scale and shift, positions, head."""
     found, dims = convs(space, subnet), len(space.size)
-    body = sum(conv.out * conv.into * int(conv.kernel**dims) + 2 * conv.out for conv in found)
+    body = sum(conv.out * conv.into * int(conv.kernel**dims) for conv in found)
+    if space.attention:
+        norms, positions = 2 * (2 * sum(subnet.depth) + 1), math.prod(grid(space, subnet))
+        body += sum(conv.out for conv in found) + (norms + positions) * space.attention.width
+    else:
+        body += sum(2 * conv.out for conv in found)
     return body + (found[-1].out + space.extra + 1) * space.classes
 
 
 def chip_family(name: str, space: Space, accuracies: Sequence[float]) -> Family:
-    """Return the subnets as layer tables for the accelerator, smallest first; accuracies in percent."""
+    """Return the subnets as layer tables for the accelerator, smallest first; accuracies in percent.
+
+    A layer of a table brings weights, so that attention's products of activations are left out; ``about`` says so.
+    """
     places = (*(conv.name for conv in convs(space, space.largest)), "head")
     nets = []
     for subnet, accuracy in zip(space.subnets, accuracies, strict=True):
@@ -178,7 +242,9 @@ def chip_family(name: str, space: Space, accuracies: Sequence[float]) -> Family:
         layers["head"] = Layer(space.classes, width, (1, 1), (1, 1), width)
         nets.append(net(subnet.name, places, layers, accuracy))
     nets.sort(key=lambda item: int(item.weights.sum()))
-    return Family(name, places, tuple(nets), "one byte a weight")
+    share = max(mixing(space, one) / macs(space, one) for one in space.subnets)
+    left = f"; attention's products of activations, up to {share:.0%} of a net's operations, are left out"
+    return Family(name, places, tuple(nets), "one byte a weight" + (left if space.attention else ""))
 
 
 def _channels(width: int, expand: float) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from unfold_supernet.nets.data import Data
 from unfold_supernet.nets.space import Space
-from unfold_supernet.nets.store import Plain, onnx_bytes
+from unfold_supernet.nets.store import Extracted, onnx_bytes
 from unfold_supernet.serving.pairs import Answered
 from unfold_supernet.serving.policies import Served
 from unfoldkit.api import RunDir
@@ -25,7 +25,7 @@ BELOW = 0.8
 MICRO = 1e6
 
 
-def rows_onnx(space: Space, module: Plain) -> bytes:
+def rows_onnx(space: Space, module: Extracted) -> bytes:
     """Return a net as an ONNX model of one input ``rows`` (n, channels x size + extra), outputs shares and labels."""
     from onnx import TensorProto, checker, compose, helper, load_from_string, numpy_helper
 

@@ -11,8 +11,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from unfold_supernet.files import SPACE
-from unfold_supernet.nets.net import Bound, Statistics, Supernet, Weights, bind, reduced
+from unfold_supernet.nets import tokens_alone
+from unfold_supernet.nets.net import Bound, Ready, Supernet, bind
+from unfold_supernet.nets.parts import Statistics, Weights, reduced
 from unfold_supernet.nets.space import Conv, Space, Subnet, space_from
+from unfold_supernet.nets.tokens import Attending
+from unfold_supernet.nets.tokens_alone import Alone
 from unfoldkit.api import RunDir
 
 WEIGHTS = "family/weights.safetensors"
@@ -77,8 +81,23 @@ class Plain(torch.nn.Module):  # type: ignore[misc,unused-ignore]
         return result
 
 
-def extract(space: Space, bound: Bound) -> Plain:
+Extracted = Plain | Alone
+
+
+def blank(space: Space, bound: Ready) -> Extracted:
+    """Return a plain module for a subnet, not yet with its tensors."""
+    made: Extracted = (
+        Alone(space, bound) if isinstance(bound, Attending) else Plain(space, bound.convs, bound.shrink)
+    ).eval()
+    return made
+
+
+def extract(space: Space, bound: Ready) -> Extracted:
     """Return a subnet as a plain module with tensors of its own."""
+    return tokens_alone.extract(space, bound) if isinstance(bound, Attending) else _extract(space, bound)
+
+
+def _extract(space: Space, bound: Bound) -> Plain:
     module: Plain = Plain(space, bound.convs, bound.shrink).eval()
     with torch.no_grad():
         parts = zip(module.convs, module.norms, bound.views, bound.statistics, strict=True)
@@ -95,16 +114,32 @@ def extract(space: Space, bound: Bound) -> Plain:
     return module
 
 
-def state_bytes(module: Plain) -> bytes:
+def state_bytes(module: Extracted) -> bytes:
     """Return a plain subnet's state as safetensors."""
     return bytes(save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
 
 
-def onnx_bytes(space: Space, module: Plain) -> bytes:
+def onnx_bytes(space: Space, module: Extracted) -> bytes:
     """Return a plain subnet as an ONNX model with inputs ``x`` and (if there is any) ``extra``, output ``logits``."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+    from onnx import TensorProto, checker, helper
 
-    nodes, tensors, value = [], [], "x"
+    nodes, tensors = _onnx_parts(space, module) if isinstance(module, Plain) else tokens_alone.onnx_parts(space, module)
+    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", space.channels, *space.size])]
+    given += [helper.make_tensor_value_info("extra", TensorProto.FLOAT, ["n", space.extra])] if space.extra else []
+    told = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", space.classes])]
+    graph = helper.make_graph(nodes, "subnet", given, told, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _onnx_parts(space: Space, module: Plain) -> tuple[list[Any], list[Any]]:
+    """Return nodes and constants from the inputs to ``logits``."""
+    from onnx import helper, numpy_helper
+
+    nodes: list[Any] = []
+    tensors: list[Any] = []
+    value = "x"
 
     def constant(name: str, tensor: Tensor) -> str:
         tensors.append(numpy_helper.from_array(tensor.detach().numpy(), name))
@@ -134,10 +169,4 @@ def onnx_bytes(space: Space, module: Plain) -> bytes:
         joined = "joined"
     parts = [joined, constant("head", module.head.weight), constant("bias", module.head.bias)]
     nodes.append(helper.make_node("Gemm", parts, ["logits"], transB=1))
-    given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", space.channels, *space.size])]
-    given += [helper.make_tensor_value_info("extra", TensorProto.FLOAT, ["n", space.extra])] if space.extra else []
-    told = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", space.classes])]
-    graph = helper.make_graph(nodes, "subnet", given, told, tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return nodes, tensors

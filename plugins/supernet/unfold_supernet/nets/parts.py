@@ -1,0 +1,36 @@
+"""What the nets of every form are made of: shared weights, their parts, the input's resolution and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Weights = dict[str, Tensor]
+Statistics = tuple[tuple[Tensor, Tensor], ...]
+"""Mean and variance of each batch norm of one subnet."""
+Head = tuple[Tensor, Tensor, Tensor]
+"""Weight, weight of the extra numbers, bias."""
+
+EPSILON = 1e-5
+
+
+def head(weights: Mapping[str, Tensor], width: int) -> Head:
+    """Return the head for ``width`` channels: weight, weight of the extra numbers, bias."""
+    return weights["head.weight"][:, :width], weights["head.extra"], weights["head.bias"]
+
+
+def reduced(x: Tensor, shrink: int) -> Tensor:
+    """Return the input (n, channels, *size) with each ``shrink`` neighbours along every axis averaged."""
+    if shrink == 1:
+        return x
+    return functional.avg_pool1d(x, shrink) if x.ndim == 3 else functional.avg_pool2d(x, shrink)
+
+
+def answer(x: Tensor, extra: Tensor, parts: Head) -> Tensor:
+    """Return logits (n, classes) of a last map (n, channels, *size) and of the extra numbers (n, extra)."""
+    weight, more, bias = parts
+    pooled = x.flatten(2).mean(2)
+    return functional.linear(torch.cat([pooled, extra], 1), torch.cat([weight, more], 1), bias)
