@@ -101,7 +101,7 @@ def _peak(driver: Generator, port: int, requests: Path, seconds: float) -> float
     """Return the most answers a second in a closed loop, which no queue refuses."""
     phases = [(0.0, 1.0), (0.0, seconds)]
     found = [driver.drive(port, requests, count, phases)["phases"][1] for count in CLOSED]
-    rates = [phase["ok"] / seconds for phase in found]
+    rates: list[float] = [phase["ok"] / seconds for phase in found]
     told = ", ".join(f"{rate:,.0f}" for rate in rates)
     sys.stderr.write(f"serve-overload: in a closed loop {told} a second\n")
     return max(rates)
