@@ -146,6 +146,12 @@ def memory_mib(process: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
+def processor_s(process: int) -> float:
+    """Return the seconds that the threads of a process have run."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 @dataclass(frozen=True, slots=True)
 class Generator:
     """The load generator, compiled; ``core`` is where it runs."""

@@ -144,3 +144,13 @@ stages:
     assert estimated is not None
     # no upper bound: a busy machine makes real processes wait
     assert measured > 0.2 * estimated
+
+
+def test_a_full_pipeline_refuses_by_the_head() -> None:
+    """The gate of the path refuses while as many rows are inside as may be, and counts it; before, it lets in."""
+    app = application("pipe", PIPE, Runtime([], [], ()), 2, Given(0))
+    (gate,) = app.app.gates.values()
+    assert gate() == 0
+    app.entrance.inside = app.entrance.limits.queue_rows
+    assert gate() == 1
+    assert b'unfold_requests_total{code="429",model="pipe"} 1.0' in app.app.metrics.text()

@@ -28,7 +28,7 @@ from unfoldkit.serving.metrics import ModelMetrics, metrics, of_model
 from unfoldkit.serving.model import Array, Call, Field, Refusal
 from unfoldkit.serving.protocol import cells, reader, writer
 from unfoldkit.serving.replies import json_reply
-from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send
+from unfoldkit.serving.service import Receive, Scope, Send
 
 Answer = dict[str, Any] | None
 INPUT = "x"
@@ -155,6 +155,21 @@ class Party:
         return cells({name: [json.dumps(answer.get(name)) for answer in found] for name in names}), 0, len(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The application of a pipeline; its lifespan starts and ends the replicas, and the rule of their number."""
+
+    app: Application
+    entrance: Entrance
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or one lifespan."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send, self.entrance.runtime, self.entrance.given, self.entrance.diary)
+        else:
+            await self.app(scope, receive, send)
+
+
 def application(
     name: str,
     pipeline: Pipeline,
@@ -163,8 +178,8 @@ def application(
     given: Given,
     diary: Diary | None = None,
     limits: Limits | None = None,
-) -> ASGIApp:
-    """Return the application; its lifespan starts and ends the replicas, and the rule that changes their number.
+) -> Served:
+    """Return the application.
 
     ``width`` is how many numbers a query has; ``diary`` is told what happens.
     """
@@ -172,15 +187,7 @@ def application(
     limits = limits or Limits(queue_rows=MOST_INSIDE)
     entrance = Entrance(pipeline, runtime, given, diary, limits, np.random.default_rng([given.seed, 7]))
     outputs = tuple(Field(stage.name, "BYTES") for stage in pipeline.stages)
-    app = _assembled(Front(name, (Field(INPUT, "FP32", (width,)),), outputs), entrance)
-
-    async def passing(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send, runtime, given, diary)
-        else:
-            await app(scope, receive, send)
-
-    return passing
+    return Served(_assembled(Front(name, (Field(INPUT, "FP32", (width,)),), outputs), entrance), entrance)
 
 
 def paths(name: str) -> tuple[str, ...]:

@@ -79,7 +79,9 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     runtime, promise = ready.runtime(run.engine), board.promise(ready.judge, ready.plan)
     diary, given = board.Diary(clock()), Given(run.seed, _tuner(spec, ready), promise, spec.slo.shed)
     app = application(spec.name, ready.judge.pipeline, runtime, ready.rows.shape[1], given, diary)
-    return Service(spec.name, app, paths(spec.name), watch=board.watch(spec.name, runtime, diary, promise))
+    posts, gates, most = app.app.answers, app.app.gates, app.app.body_bytes
+    watch = board.watch(spec.name, runtime, diary, promise)
+    return Service(spec.name, app, paths(spec.name), posts, most, watch=watch, gates=gates)
 
 
 def prepare(spec: PipelineSpec, run: Run) -> Ready:

@@ -44,7 +44,7 @@ class Limits:
     hung_seconds: float = 30.0
 
 
-REST_S = 0.01
+REST_S = 0.005
 HUNG = Refusal(503, "the model does not come back; its server must be started again")
 
 

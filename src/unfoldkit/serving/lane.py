@@ -306,7 +306,7 @@ class Connection:
         self.skips = max(self.skips - len(data), 0)
         if not self.skips and self.refused is not None:
             self._refuse(*self.refused)
-        return rest
+        return b"" if self.transport is None or self.transport.is_closing() else rest
 
     def _refuse(self, head: Head, retry_s: int) -> None:
         self._begin(head)
