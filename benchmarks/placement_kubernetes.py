@@ -3,7 +3,8 @@
 The nodes and the kubelet are stubs (no container runs), everything else is real, and the clients of the measurement
 share the processors with all of it. Throughput counts from the first pod that is made to the last that is bound, by a
 watch: pods that ask for one name that is on every node and, as a peer, pods that ask for nothing, in turn, medians of
-rounds; kube-scheduler alone either way. ``controlled`` pods go through the controller too (``unfold serve``): made
+rounds; kube-scheduler alone either way. ``claimed`` pods ask for one name of the whole cluster, each by a claim that is
+made with it (``counters: dra``). ``controlled`` pods go through the controller too (``unfold serve``): made
 gated, decided on, opened, bound. ``bound_ms`` is from the patch that creates a name on a node to the binding of a pod
 that waits for it.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -23,18 +24,20 @@ from typing import Any
 import numpy as np
 
 from tests.kubernetes import build
-from tests.kubernetes.bench import Bindings, Controlled, Native, bindings, controlled, native, pod
+from tests.kubernetes.bench import DEFAULT, Bindings, Controlled, Native, bindings, claiming, controlled, native, pod
 from tests.kubernetes.cluster import ControlPlane, control_plane
 from tests.kubernetes.kubelet import add_nodes, kubelet
 from unfold_placement.kubernetes.api import Api, connect, many
 from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
+from unfold_placement.kubernetes.words import DRA, Body, Scope
 
 NODES = 100
 GANG = 8
 NATIVE = "GenericWorkload=true,GangScheduling=true"
+CLAIMS = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
 ALPHA = "scheduling.k8s.io/v1alpha2=true"
 METRICS = (
-    "bound_p95_ms", "bound_p50_ms", "bound_max_ms", "pods_per_s", "controlled_pods_per_s",
+    "bound_p95_ms", "bound_p50_ms", "bound_max_ms", "pods_per_s", "claimed_pods_per_s", "controlled_pods_per_s",
     "partial_gangs", "gang_trials", "gang_p50_ms", "gang_p95_ms",
 )  # fmt: skip
 AIMS = {"bound_p95_ms": "≤ 1,500", "pods_per_s": "≥ 150", "partial_gangs": "0"}
@@ -62,12 +65,12 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
         ``metrics``, ``peers``, ``aims``, ``versions`` and ``notes``; all metrics null where the programs are not built.
     """
     del seed, data
-    size = Size(300, 1, 40, 10) if quick else Size(1000, 3, 200, 60)
+    size = Size(300, 1, 40, 10) if quick else Size(600, 3, 200, 40)
     lacking = build.missing()
     if lacking or importlib.util.find_spec("kubernetes") is None:
         what = f"not built: {', '.join(lacking)}" if lacking else "not installed: the extra kubernetes"
         return {"metrics": dict.fromkeys(METRICS), "aims": AIMS, "notes": [f"{what} (nox -s kubernetes)"]}
-    with control_plane() as plane:
+    with control_plane(claims=True) as plane:
         named, plain = mechanism(plane, size)
         metrics = {**named, **policies(plane, size)}
     with control_plane(gates=NATIVE, runtime=ALPHA) as plane:
@@ -85,18 +88,21 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
 
 def mechanism(plane: ControlPlane, size: Size) -> tuple[dict[str, float], dict[str, float]]:
     """Measure kube-scheduler with and without a name, and how soon a new name binds who waits for it."""
-    speeds: dict[str, list[float]] = {"plain": [], "named": []}
+    speeds: dict[str, list[float]] = {"plain": [], "named": [], "claimed": []}
     api = connect("admin", kubeconfig=str(plane.kubeconfig))
     add_nodes(api, NODES, {"cpu": "64", "memory": "256Gi"})
     with _backend(plane, "bench") as backend, bindings(api) as seen:
         for node in [item.name for item in backend.snapshot().nodes]:
             backend.create("slot", node, size.pods)
-        asks = {"plain": {}, "named": {backend.scope.resource("slot"): "1"}}
-        for turn, kind in product(range(size.rounds), asks):
-            speeds[kind].append(_throughput(api, seen, f"{kind}-{turn}", size.pods, asks[kind]))
+        backend.create("licence", amount=size.pods)
+        for turn, kind in product(range(size.rounds), speeds):
+            bodies = [_pod(f"{kind}-{turn}-{index}", kind, backend.scope) for index in range(size.pods)]
+            speeds[kind].append(_throughput(api, seen, bodies))
         waits = _bound(api, backend, seen, size.trials)
     named = {"bound_p95_ms": _percentile(waits, 95), "bound_p50_ms": _percentile(waits, 50), "bound_max_ms": max(waits)}
-    return named | {"pods_per_s": median(speeds["named"])}, {"pods_per_s": median(speeds["plain"])}
+    found = {f"{kind}_pods_per_s": median(values) for kind, values in speeds.items()}
+    named |= {"pods_per_s": found["named_pods_per_s"], "claimed_pods_per_s": found["claimed_pods_per_s"]}
+    return named, {"pods_per_s": found["plain_pods_per_s"]}
 
 
 def policies(plane: ControlPlane, size: Size) -> dict[str, float]:
@@ -146,14 +152,28 @@ def gangs(world: Controlled | Native, trials: int) -> tuple[list[float], int]:
     return times, partly
 
 
-def _throughput(api: Api, seen: Bindings, stem: str, count: int, asks: Mapping[str, str]) -> float:
-    """Return pods a second, from the first made to the last bound; the pods are deleted afterwards."""
-    names = [f"{stem}-{index}" for index in range(count)]
+def _pod(name: str, kind: str, scope: Scope) -> list[tuple[str, Body]]:
+    """Return what is made for a pod, with the paths: its claim, where it has one, and the pod."""
+    made = pod(name, {scope.resource("slot"): "1"} if kind == "named" else {})
+    claims = [(CLAIMS, claiming(made, "licence", scope))] if kind == "claimed" else []
+    return [*claims, (DEFAULT, made)]
+
+
+def _throughput(api: Api, seen: Bindings, bodies: Sequence[Sequence[tuple[str, Body]]]) -> float:
+    """Return pods a second, from the first made to the last bound; all is deleted afterwards, pods first."""
+    names = [body["metadata"]["name"] for *_, (_, body) in bodies]
     began = time.monotonic()
-    many([partial(api.post, seen.path, pod(name, asks)) for name in names])
+    many([partial(_make, api, made) for made in bodies])
     last = max(seen.until(name) for name in names)
-    many([partial(api.delete, f"{seen.path}/{name}", {"gracePeriodSeconds": 0}) for name in names])
-    return count / (last - began)
+    there = [f"{path}/{body['metadata']['name']}" for made in bodies for path, body in made]
+    for path in (DEFAULT, CLAIMS):
+        many([partial(api.delete, name, {"gracePeriodSeconds": 0}) for name in there if name.startswith(path)])
+    return len(names) / (last - began)
+
+
+def _make(api: Api, made: Sequence[tuple[str, Body]]) -> None:
+    for path, body in made:
+        api.post(path, body)
 
 
 def _bound(api: Api, backend: Kubernetes, seen: Bindings, trials: int) -> list[float]:
@@ -181,7 +201,7 @@ def _create(backend: Kubernetes, name: str, node: str) -> float:
 
 @contextlib.contextmanager
 def _backend(plane: ControlPlane, name: str) -> Iterator[Kubernetes]:
-    made = kubernetes(connect("admin", kubeconfig=str(plane.kubeconfig)), name)
+    made = kubernetes(connect("admin", kubeconfig=str(plane.kubeconfig)), name, counters=DRA)
     try:
         yield made
     finally:

@@ -17,11 +17,12 @@ from typing import Any
 
 from tests.kubernetes.apply import apply
 from tests.kubernetes.cluster import ControlPlane
-from unfold_placement.facts import Task
+from unfold_placement.facts import Ask, Task
+from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.api import Api, Refused, connect, many
 from unfold_placement.kubernetes.client import Client, client
 from unfold_placement.kubernetes.manifests import roles
-from unfold_placement.kubernetes.words import Body, key
+from unfold_placement.kubernetes.words import Body, Scope, key
 from unfold_placement.options import PolicySpec, build
 from unfoldkit.api import UnfoldError
 
@@ -35,6 +36,16 @@ def pod(name: str, asks: Mapping[str, str], more: Mapping[str, Any] | None = Non
     meta = {"name": name, "labels": {"job": job}}
     spec = {"containers": [{"name": "task", "image": "none", "resources": sizes}], **(more or {})}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+
+
+def claiming(body: Body, name: str, scope: Scope) -> Body:
+    """Let somebody's pod need one of a name that kube-scheduler counts; return the claim, which is its own to make."""
+    body["metadata"]["annotations"] = {}
+    dra.ask(body, [Ask(name, counted=True)])
+    made = dra.claim_of({**body, "metadata": {**body["metadata"], "uid": ""}}, scope)
+    assert made is not None
+    del made["metadata"]["ownerReferences"], made["metadata"]["labels"]
+    return made
 
 
 @dataclass(slots=True)

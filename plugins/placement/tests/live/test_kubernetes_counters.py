@@ -11,7 +11,8 @@ import pytest
 from plugins.placement.tests.cases import job
 from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_contract import record, until
-from plugins.placement.tests.live.test_kubernetes import PODS, soon
+from plugins.placement.tests.live.test_kubernetes import PODS, other, soon
+from tests.kubernetes.bench import claiming
 from unfold_placement.facts import STATIC, Ask, Event, Ops, Task
 from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.api import Api
@@ -160,14 +161,9 @@ def test_a_pod_of_somebody_else_counts_too(kube: KubeWorld, admin: Api, one: Kub
     """A licence that a pod without any policy has claimed is not there for a task, whatever its gate says."""
     one.create("licence", amount=1)
     one.flush()
-    theirs: dict[str, Any] = {"metadata": {"name": "theirs", "uid": "x", "annotations": {}}}
-    theirs["spec"] = {"containers": [{"name": "x", "image": "x", "resources": {}}]}
-    dra.ask(theirs, Licence().request(job("a", 1)[0]))
-    claim = dra.claim_of(theirs, one.scope)
-    assert claim is not None
-    del claim["metadata"]["ownerReferences"], claim["metadata"]["labels"], theirs["metadata"]["uid"]
-    admin.post(CLAIMS, claim)
-    admin.post(PODS, {"apiVersion": "v1", "kind": "Pod", **theirs})
+    theirs = other("theirs", {})
+    admin.post(CLAIMS, claiming(theirs, "licence", one.scope))
+    admin.post(PODS, theirs)
     soon(lambda: state(admin)["bound"] == 1)
     opened(kube, one, 1)
     soon(lambda: state(admin) == {"bound": 1, "stuck": 1, "new": 0})
