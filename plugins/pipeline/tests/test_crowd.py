@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from unfold_pipeline.cores import dealt
 from unfold_pipeline.crowd import crowded
 from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
@@ -62,3 +63,20 @@ def test_three_on_two_cores_are_spread_when_one_ends() -> None:
     servers = [replace(server(three, index, Choice(0, 1, 1)), wake=0.0) for index in range(3)]
     # 50 ms alone; the pair has done 25 ms each by then, and ends 25 ms later, each on a core
     assert crowded(three, sample, servers, [1.0] * 3, 2)[0] == pytest.approx(0.075)
+
+
+def test_replicas_that_keep_to_one_core_share_it_though_another_is_free() -> None:
+    """Two batches on the core that both keep to take twice as long; each on its own takes what it takes alone."""
+    pair = Pipeline((Stage("a", (), (CPU,)), Stage("b", (), (CPU,))))
+    sample = draw(pair, np.zeros(1), np.random.default_rng(0))
+    servers = [replace(server(pair, index, Choice(0, 1, 1)), wake=0.0) for index in range(2)]
+    for kept, seconds in (([(0,), (0,)], 0.1), ([(0,), (1,)], 0.05)):
+        assert crowded(pair, sample, servers, [1.0] * 2, 2, kept)[0] == pytest.approx(seconds)
+
+
+def test_what_keeps_to_a_core_does_not_move_to_one_that_is_free() -> None:
+    """Of three batches on two cores the pair that shares one goes on sharing when the other core runs dry."""
+    three = Pipeline(tuple(Stage(name, (), (CPU,)) for name in "abc"))
+    sample = draw(three, np.zeros(1), np.random.default_rng(0))
+    servers = [replace(server(three, index, Choice(0, 1, 1)), wake=0.0) for index in range(3)]
+    assert crowded(three, sample, servers, [1.0] * 3, 2, dealt([1, 1, 1], 2))[0] == pytest.approx(0.1)

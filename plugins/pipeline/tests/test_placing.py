@@ -19,6 +19,7 @@ from unfoldkit.spec.validate import validate
 SAID: list[tuple[str, dict[str, Any]]] = [
     ("{}", {}),
     ("{spread: node}", {}),
+    ("{pin: core}", {}),
     ("{spread: {by: node, most: 2}}", {"max_replicas_per_node": 2}),
     ("{gang: stage}", {"gang_scheduling_config": {"gang_size": 3, "gang_placement_strategy": "PACK"}}),
     ("{pack: {level: node}}", {"gang_scheduling_config": {"gang_size": 3, "gang_placement_strategy": "PACK"}}),
@@ -34,6 +35,7 @@ REFUSED = [
     ("{pack: rack}", "pack"),
     ("{gang: query}", "gang"),
     ("{near: node}", "near"),
+    ("{pin: node}", "pin"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,13 @@ def test_batches_are_powers_of_two_and_the_largest() -> None:
     assert batches_up_to(1) == (1,)
     assert batches_up_to(8) == (1, 2, 4, 8)
     assert batches_up_to(12) == (1, 2, 4, 8, 12)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a process keep to a core")
+def test_profile_under_another_pin_is_measured_again(tmp_path: Path) -> None:
+    """What was measured of a replica that moves between cores is not taken for one that keeps to a core."""
+    spec, run = surroundings(tmp_path)
+    profile(spec, run)
+    pinned = validate(PipelineSpec, parse(f"{SPEC}placement: {{pin: core}}\n", "naps.yaml"))
+    assert "measured 1 of 1 stages" in profile(pinned, run).headline
+    assert "measured 0 of 1 stages" in profile(pinned, run).headline

@@ -118,7 +118,8 @@ def _check_fresh(spec: PipelineSpec, run: Run) -> None:
     for name, stage in spec.named.items():
         if stage.model is None or profiles.stored(name, run) is None:
             continue
-        made_from = models.identity(models.source_of(name, stage.model, run), stage.model)
+        source, pinned = models.source_of(name, stage.model, run), spec.placement.pin is not None
+        made_from = models.identity(source, stage.model, pinned)
         if profiles.stored(name, run, made_from=made_from) is None:
             message = "what was measured is of another model: the cascade was trained since"
             raise fail(message, key=f"stages.{name}", hint="unfold profile SPEC measures it again")

@@ -3,6 +3,7 @@
 The stages can no longer be simulated one after the other, as a batch of one slows a batch of another down. The rules of
 a stage are those of :mod:`unfoldkit.queueing.reference`; the cores are those of an operating system: a batch starts on
 the core with the fewest, those on one core share it evenly, and a core that runs dry takes one from the fullest.
+Replicas that keep to a core do neither.
 """
 
 from __future__ import annotations
@@ -33,18 +34,31 @@ class Work:
     items: list[Item]
     end: float
     core: int
+    replica: int
     slow: float = 1.0
 
 
 @dataclass(slots=True)
 class Line:
-    """A stage at a moment: how it serves, the share of its service that needs a core, its queue, idle replicas."""
+    """A stage at a moment: how it serves, the share of its service that needs a core, its queue, idle replicas.
+
+    ``idle`` holds since when each idle replica is idle, and its number; ``kept`` the core of each, if they keep to one.
+    """
 
     server: Server
     cpu: float
-    idle: deque[float]
+    idle: deque[tuple[float, int]]
+    kept: tuple[int, ...] = ()
     queue: deque[Item] = field(default_factory=deque)
     batches: int = 0
+
+    def take(self) -> tuple[float, int]:
+        """Return the idle replica that serves next: the first where they differ, else the one idle longest."""
+        if not self.kept:
+            return self.idle.popleft()
+        found = min(self.idle, key=lambda item: item[1])
+        self.idle.remove(found)
+        return found
 
     def end(self, batch: int, now: float, since: float) -> float:
         """Return when a batch that starts now on a replica idle ``since`` would end on a core of its own."""
@@ -84,7 +98,8 @@ class Machine:
         """Return the batches that end now, in the order of their start."""
         done = [work for work in self.works if work.end <= now]
         self.works = [work for work in self.works if work.end > now]
-        self._spread()
+        if not any(line.kept for line in self.lines):
+            self._spread()
         return done
 
     def _spread(self) -> None:
@@ -96,7 +111,12 @@ class Machine:
 
 
 def crowded(
-    pipeline: Pipeline, sample: Sample, servers: Sequence[Server], shares: Sequence[float], cores: int
+    pipeline: Pipeline,
+    sample: Sample,
+    servers: Sequence[Server],
+    shares: Sequence[float],
+    cores: int,
+    kept: Sequence[tuple[int, ...]] | None = None,
 ) -> Times:
     """Return the seconds of every query (inf: shed) if all replicas run on one machine.
 
@@ -106,10 +126,12 @@ def crowded(
         servers: how each stage serves on a core of its own, with its replicas, factors and patience.
         shares: the share of each stage's service in which it needs a core, 0 to 1.
         cores: of the machine.
+        kept: the core of each replica of each stage, from 0, if replicas keep to a core.
     """
     way = routes(pipeline, sample)
     lines = [
-        Line(server, share, deque([NEVER] * server.replicas)) for server, share in zip(servers, shares, strict=True)
+        Line(server, share, deque((NEVER, number) for number in range(server.replicas)), own)
+        for server, share, own in zip(servers, shares, kept or [()] * len(servers), strict=True)
     ]
     machine = Machine(lines, cores)
     finish = np.full(sample.size, np.inf)
@@ -139,7 +161,7 @@ def _enter(lines: list[Line], way: Routes, query: int, now: float, finish: Times
 def _end(machine: Machine, way: Routes, done: list[Work], now: float, finish: Times) -> None:
     come: list[list[Item]] = [[] for _ in machine.lines]
     for work in done:
-        machine.lines[work.stage].idle.append(now)
+        machine.lines[work.stage].idle.append((now, work.replica))
         for item in work.items:
             for after in way.after(item):
                 come[after[0]].append(after)
@@ -161,6 +183,7 @@ def _start(machine: Machine, stage: int, sample: Sample, now: float) -> None:
             if now - origin[item[1]] <= line.server.patience:
                 batch.append(item)
         if batch:
-            end = line.end(len(batch), now, line.idle.popleft())
-            machine.works.append(Work(stage, batch, end, machine.place()))
+            since, replica = line.take()
+            core = line.kept[replica] if line.kept else machine.place()
+            machine.works.append(Work(stage, batch, line.end(len(batch), now, since), core, replica))
             line.batches += 1

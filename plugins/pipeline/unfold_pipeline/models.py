@@ -63,10 +63,11 @@ def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
     return Source(path=str(_fitted(stage, model, run)), columns=model.columns or ())
 
 
-def identity(source: Source, model: ModelSpec) -> str:
-    """Return a fingerprint of a model: of its file's bytes, or of the name of its code."""
+def identity(source: Source, model: ModelSpec, pinned: bool = False) -> str:
+    """Return a fingerprint of a model: of its file's bytes, or of the name of its code; and of keeping to a core."""
     body = Path(source.path).read_bytes() if source.path else source.code.encode()
-    return fingerprint(MEASURED, model.model_dump(mode="json", exclude_none=True), hashlib.sha256(body).hexdigest())
+    words = model.model_dump(mode="json", exclude_none=True) | ({"pin": "core"} if pinned else {})
+    return fingerprint(MEASURED, words, hashlib.sha256(body).hexdigest())
 
 
 def load(source: Source) -> Predict:

@@ -1,4 +1,4 @@
-"""Which node a replica is given on Ray Serve, in the words of the kind ``placement``."""
+"""Which node a replica is given on Ray Serve, in the words of the kind ``placement``; which core on this machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SpreadWords(Model):
 
 
 class Placing(Model):
-    """The policy by which Ray Serve places replicas; other engines have one node, and know none."""
+    """The policy by which Ray Serve gives replicas their nodes; on this machine, which is one node, their cores."""
 
     gang: Literal["stage"] | GangWords | None = Field(
         default=None, description="a stage's replicas start together, and its count changes by whole gangs"
@@ -45,6 +45,10 @@ class Placing(Model):
     )
     spread: Literal["node"] | SpreadWords | None = Field(
         default=None, description="a stage's replicas on as many nodes as can be, which is Ray Serve's own way"
+    )
+
+    pin: Literal["core"] | None = Field(
+        default=None, description="a local replica keeps to one core, its own while there are enough"
     )
 
     @property

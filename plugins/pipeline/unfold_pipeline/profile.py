@@ -10,11 +10,12 @@ import numpy as np
 
 from unfold_pipeline import models, profiles
 from unfold_pipeline.cascades import resolved
+from unfold_pipeline.cores import of_this_machine
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Query, Runtime
 from unfold_pipeline.sample import draw
-from unfold_pipeline.spec import PipelineSpec, StageSpec, machine, order
+from unfold_pipeline.spec import PipelineSpec, machine, order
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict, fail
 
 LARGEST = 32
@@ -29,13 +30,14 @@ ALONE = Pipeline((Stage("alone", (), (Option("", 0.0, table([(1, 1.0)])),)),))
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A stage to profile: its model, rows to send, batch sizes."""
+    """A stage to profile: its model, rows to send, batch sizes, whether its replica keeps to a core."""
 
     stage: str
     source: models.Source
     rows: models.Rows
     batches: tuple[int, ...]
     made_from: str
+    pinned: bool = False
 
 
 def profile(spec: PipelineSpec, run: Run) -> Report:
@@ -45,7 +47,7 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
         UnfoldError: no stage has a model, or one cannot be loaded.
     """
     spec = resolved(spec, run, fresh=False)
-    jobs = [_job(name, spec.named[name], run) for name in order(spec.named) if spec.named[name].model]
+    jobs = [_job(name, spec, run) for name in order(spec.named) if spec.named[name].model]
     if not jobs:
         raise fail("no stage has a model to measure", key="stages", hint="model: {file: model.onnx}")
     fresh = 0
@@ -69,7 +71,8 @@ def batches_up_to(most: int) -> tuple[int, ...]:
 
 
 async def _measured(job: Job, run: Run) -> list[profiles.Point]:
-    runtime = Runtime([job.stage], [job.source], (Choice(0, 1, 1),))
+    cores = of_this_machine() if job.pinned else None
+    runtime = Runtime([job.stage], [job.source], (Choice(0, 1, 1),), cores=cores)
     try:
         await runtime.start()
         return [await _point(runtime, job.rows, batch, batch == job.batches[0], run) for batch in job.batches]
@@ -118,13 +121,14 @@ async def _call(runtime: Runtime, rows: models.Rows, run: Run) -> float:
     return run.clock() - began
 
 
-def _job(name: str, stage: StageSpec, run: Run) -> Job:
+def _job(name: str, spec: PipelineSpec, run: Run) -> Job:
+    stage, pinned = spec.named[name], spec.placement.pin is not None
     if stage.model is None:
         raise fail("has no model", key=f"stages.{name}")
     source = models.source_of(name, stage.model, run)
     rows = models.rows_for(stage.model, models.width_of(name, source), run)
     batches = batches_up_to(stage.max_batch or LARGEST)
-    return Job(name, source, rows, batches, models.identity(source, stage.model))
+    return Job(name, source, rows, batches, models.identity(source, stage.model, pinned), pinned)
 
 
 def _report(spec: PipelineSpec, found: dict[str, list[profiles.Point]], fresh: int, run: Run) -> Report:

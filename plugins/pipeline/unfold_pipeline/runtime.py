@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from unfold_pipeline.cores import Cores, keep_to
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source
 from unfold_pipeline.prompt import prompt
@@ -56,11 +57,12 @@ Work = tuple[Query, Item]
 
 @dataclass(slots=True)
 class Worker:
-    """A replica as its stage sees it: on its way until ``ready``; ``batch`` is what it is serving."""
+    """A replica as its stage sees it: on its way until ``ready``, serving ``batch``, perhaps keeping to a ``core``."""
 
     replica: Replica
     ready: bool = False
     leaving: bool = False
+    core: int | None = None
     batch: list[Work] = field(default_factory=list)
 
 
@@ -113,17 +115,23 @@ class Running(Protocol):
 
 
 class Runtime:
-    """Starts, feeds, replaces and ends the replicas of a plan."""
+    """Starts, feeds, replaces and ends the replicas of a plan; with ``cores`` each keeps to one of them."""
 
-    __slots__ = ("_asked", "_loop", "_started", "stages")
+    __slots__ = ("_asked", "_cores", "_loop", "_started", "stages")
 
     def __init__(
-        self, names: Sequence[str], sources: Sequence[Source], plan: Plan, needs: Sequence[float] = ()
+        self,
+        names: Sequence[str],
+        sources: Sequence[Source],
+        plan: Plan,
+        needs: Sequence[float] = (),
+        cores: Cores | None = None,
     ) -> None:
         self.stages = [
             StageRuntime(name, source, choice.batch, choice.replicas, need)
             for name, source, choice, need in zip(names, sources, plan, needs or [0.0] * len(names), strict=True)
         ]
+        self._cores = cores
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = False
         self._started: asyncio.Future[None] | None = None
@@ -197,6 +205,9 @@ class Runtime:
 
     def _launch(self, stage: StageRuntime) -> None:
         worker = Worker(launch(stage.source))
+        if self._cores is not None:
+            worker.core = self._cores.take()
+            keep_to(worker.replica.process.pid, worker.core)
         stage.workers.append(worker)
         self._events().add_reader(worker.replica.pipe.fileno(), self._heard, stage, worker)
 
@@ -257,6 +268,8 @@ class Runtime:
     def _end(self, stage: StageRuntime, worker: Worker) -> None:
         self._forget(worker)
         stage.workers.remove(worker)
+        if self._cores is not None and worker.core is not None:
+            self._cores.give_back(worker.core)
         self._events().run_in_executor(None, worker.replica.stop)
 
     def _forget(self, worker: Worker) -> None:

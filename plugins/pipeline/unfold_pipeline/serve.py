@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unfold_pipeline import board, live, models, policies, profiles, tables, workload
 from unfold_pipeline.cascades import resolved
+from unfold_pipeline.cores import dealt, of_this_machine
 from unfold_pipeline.crowd import crowded
 from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Plan
@@ -59,7 +60,8 @@ class Ready:
         if isinstance(engine, RayEngine):
             waits = [stage.wait for stage in stages]
             return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing)
-        return Runtime(names, self.sources, self.plan, needs)
+        pinned = self.placing is not None and self.placing.pin is not None
+        return Runtime(names, self.sources, self.plan, needs, of_this_machine() if pinned else None)
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:
@@ -133,7 +135,9 @@ def estimate(ready: Ready, sample: Sample, run: Run) -> Times:
             replace(server(pipeline, index, choice), factor=factors[index], patience=most[index])
             for index, choice in enumerate(ready.plan)
         ]
-        return crowded(pipeline, sample, servers, [found[0].cpu if found else 1.0 for found in points], cores)
+        pinned = ready.placing is not None and ready.placing.pin is not None
+        kept = dealt([choice.replicas for choice in ready.plan], cores) if pinned else None
+        return crowded(pipeline, sample, servers, [found[0].cpu if found else 1.0 for found in points], cores, kept)
     return play(pipeline, sample, ready.plan, constant(ready.plan, sample), 0.0, factors, patience).latencies
 
 

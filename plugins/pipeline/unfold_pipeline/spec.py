@@ -129,7 +129,9 @@ class PipelineSpec(Spec):
     machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
     search: SearchSpec = SearchSpec()
     tuner: TunerSpec = TunerSpec()
-    placement: Placing = Field(default=Placing(), description="which node a replica is given on Ray Serve")
+    placement: Placing = Field(
+        default=Placing(), description="which node of Ray, or core of this machine, a replica is given"
+    )
 
     @property
     def named(self) -> Mapping[str, StageSpec]:
