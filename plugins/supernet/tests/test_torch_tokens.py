@@ -189,3 +189,7 @@ def test_a_transformer_goes_from_spec_to_answers(tmp_path: Path) -> None:
     low, high = (report.metrics[f"accuracy_{end}"].value or 0 for end in ("min", "max"))
     assert low - 5 <= (played.metrics["accuracy_served"].value or 0) <= high + 5
     assert isinstance(serve(spec, run), Service)
+    foretold = plan(spec, replace(run, options={"replay": str(trace)}))
+    for name in ("attainment", "accuracy_served"):
+        assert played.metrics[f"{name}_predicted"].value == foretold.metrics[name].value
+    assert (played.metrics["pace"].value or 0) > 0

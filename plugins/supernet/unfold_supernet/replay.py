@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from unfold_supernet.arrays import Floats
 from unfold_supernet.chipped import Chip, on_chip
 from unfold_supernet.files import ANSWERS, FRONT
+from unfold_supernet.nets.front import percentiles
 from unfold_supernet.serving import pairs
 from unfold_supernet.serving.play import Played, measure, simulate
 from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, served, shedding, slackfit, steady
@@ -152,26 +155,44 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
     flat = spec.space is not None and spec.space.form == "mlp"
     what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run, flat=flat)
     torch.set_num_threads(1)
-    rows = (
-        data.test[: len(what.arrivals)]
-        if len(data.test) >= len(what.arrivals)
-        else _repeated(data.test, len(what.arrivals))
-    )
+    rows = np.resize(data.test, len(what.arrivals))
     x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
     bound = [net.ready(pairs.first(one), one.then, what.serving.escalate) for one in what.nets]
 
+    paces: list[float] = []
+
     def work(at: int, first: int, last: int) -> None:
+        began = run.clock()
         bound[at](x[first:last], extra[first:last]).argmax(1)
+        paces.append((run.clock() - began) / what.nets[at].takes(last - first))
 
     entries, played_by = [], rules(what)
     with torch.inference_mode():
         for one in range(len(bound)):
             work(one, 0, min(32, len(rows)))
+        paces.clear()
         for name, rule in played_by:
             played = measure(what.arrivals, what.serving.slo, rule, work)
             entries.append(Entry(name, played, played.accuracy(what.nets)))
             run.progress("replay", len(entries), len(played_by))
-    return report(spec, what, "serve", entries)
+    return _beside(report(spec, what, "serve", entries), what, paces[: max(1, entries[0].played.batches)])
+
+
+def _beside(told: Report, what: Stage, paces: Sequence[float]) -> Report:
+    """Return a measured report with what was predicted beside it, and how much longer than its profile a batch took."""
+    rule = RULES[what.serving.policy](what.nets, what.serving.slo)
+    played = simulate(what.arrivals, what.serving.slo, what.nets, rule)
+    half, most = percentiles(np.array(paces or [1.0]))
+    metrics = {
+        "attainment_predicted": Metric(played.attainment),
+        "accuracy_served_predicted": Metric(played.accuracy(what.nets), "%"),
+        "pace": Metric(half, "x", timed=True),
+        "pace_p99": Metric(most, "x", timed=True),
+    }
+    foretold = f"{played.attainment:.1%} in time at {played.accuracy(what.nets):.2f} %, by the latencies of training"
+    pace = f"a batch took {half:.2f}x its latency of training, of a hundred the slowest {most:.1f}x"
+    lines = (*told.lines, ("predicted", foretold.replace("%", " %", 1)), ("pace", pace))
+    return replace(told, metrics={**told.metrics, **metrics}, lines=lines)
 
 
 def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry]) -> Report:
@@ -252,9 +273,3 @@ def _answers(run: Run) -> pairs.Answered:
         message, hint = "this run does not hold what its nets answered", "unfold train SPEC, with this version"
         raise fail(message, file=str(run.directory.path), key="serving.escalate", hint=hint)
     return pairs.unpacked(run.directory.read(ANSWERS))
-
-
-def _repeated(rows: Any, count: int) -> Any:
-    import numpy as np
-
-    return np.resize(rows, count)
