@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from importlib import util
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from unfold_supernet.nets.front import difference, quality, separable
 from unfold_supernet.nets.space import chip_family, convs, macs, mixing, parameters, space_of
 from unfold_supernet.spec import SpaceSpec, SupernetSpec
 from unfold_supernet.train import train
-from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.api import Run, RunDir, UnfoldError, dump
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
@@ -111,10 +112,20 @@ def test_missing_torch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (f"{TOKENS}, attention: {{patch: 5}}, resolution: [0.5]}}", "at most 4"),
         (f"{TOKENS}, kernel: [5]}}", "a transformer has no kernel"),
         (f"{TOKENS}, stem: {{stride: 2}}}}", "a transformer has no stem"),
-        ("data: {source: digits}\nspace: {stages: [{width: 8}], attention: {width: 8}}", "conv2d has no attention"),
+        (
+            "data: {source: digits}\nspace: {stages: [{width: 8}], attention: {width: 8, heads: 2}}",
+            "conv2d has no attention",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_told(change: str, told: str) -> None:
     """Parts of a spec that contradict each other are refused in words."""
     with pytest.raises(UnfoldError, match=told):
         validate(SupernetSpec, parse(f"version: 1\nkind: supernet\nname: t\n{change}\n", "t.yaml"))
+
+
+@pytest.mark.parametrize("change", [f"{TOKENS}}}", "data: {source: digits}\nspace: {stages: [{width: 8}]}"])
+def test_a_run_is_answered_by_its_own_spec(change: str) -> None:
+    """A spec with every default written out, as a run keeps it, is as valid as the short one."""
+    spec = validate(SupernetSpec, parse(f"version: 1\nkind: supernet\nname: t\n{change}\n", "t.yaml"))
+    assert validate(SupernetSpec, parse(json.dumps(dump(spec)), "t.yaml")) == spec

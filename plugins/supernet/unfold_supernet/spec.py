@@ -259,10 +259,13 @@ def _space_problems(space: SpaceSpec) -> Iterable[Problem]:
 def _attention_problems(space: SpaceSpec, data: DataSpec | None) -> Iterable[Problem]:
     given, form = space.attention, space.form
     if form != "transformer":
-        if "attention" in space.model_fields_set:
+        # a run's own spec names every key, so that only what differs from the default counts
+        if given != AttentionSpec():
             yield Problem(("space", "attention"), f"{form} has no attention", hint="form: transformer, or leave it out")
         return
-    for key in sorted({"kernel", "stem"} & space.model_fields_set):
+    for key in (
+        key for key, same in (("kernel", space.kernel == (3,)), ("stem", space.stem == StemSpec())) if not same
+    ):
         yield Problem(("space", key), f"a transformer has no {key}", hint="leave it out; see attention.patch")
     if given.width % given.heads:
         hint = f"heads: {math.gcd(given.width, given.heads)}, or another divisor of {given.width}"
