@@ -278,11 +278,16 @@ def _workers_of(driver: int) -> Iterator[tuple[int, str]]:
 def _raylets_of(folder: Path) -> Iterator[tuple[int, str]]:
     """Yield the nodes' raylets, which are given the environment of the run; the head has no name of ours."""
     mark = str(folder / "log")
-    for path in Path("/proc").glob("[0-9]*"):
-        if "unfold-node-" not in "".join(_words(path / "cmdline")) or "raylet" not in "".join(_words(path / "comm")):
-            continue
-        if mark in "".join(_words(path / "environ")):
+    there = [path for path in Path("/proc").glob("[0-9]*") if _is_raylet(path)]
+    names = {path.name for path in there}
+    for path in there:
+        # a child looks like its raylet until it becomes the program that it was made for
+        if mark in "".join(_words(path / "environ")) and not names.intersection(_words(path / "stat")[-49:-48]):
             yield from _born(path.name)
+
+
+def _is_raylet(path: Path) -> bool:
+    return "unfold-node-" in "".join(_words(path / "cmdline")) and "raylet" in "".join(_words(path / "comm"))
 
 
 def _born(number: str) -> Iterator[tuple[int, str]]:
