@@ -65,5 +65,5 @@ class Run:
         if folder != ("runs",):
             return None
         line = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
-        found = (path for path in sorted(self.base.glob("*.yaml")) if line.search(path.read_text("utf-8", "replace")))
-        return next(found, None)
+        specs = (path for path in sorted(self.base.glob("*.yaml")) if path.is_file())
+        return next((path for path in specs if line.search(path.read_text("utf-8", "replace"))), None)

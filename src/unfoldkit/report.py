@@ -83,8 +83,8 @@ class Report:
     """What a verb found.
 
     ``subtitle`` are the facts beside the title, ``lines`` pairs of a label and a sentence under the tables,
-    ``headline`` the answer in one sentence, ``next`` the next command, in which
-    ``SPEC`` stands for the spec as it was called. ``decision`` is the plan itself, if any.
+    ``headline`` the answer in one sentence, ``next`` the next command, in which ``SPEC`` stands for the spec as it was
+    called. ``decision`` is the plan itself, if any.
     """
 
     kind: str

@@ -29,6 +29,7 @@ def test_a_path_is_looked_for_beside_the_spec_first(tmp_path: Path, monkeypatch:
 def test_a_run_that_is_missing_names_the_spec_that_makes_it(tmp_path: Path) -> None:
     """Where a spec names a run that nobody has made yet, the hint is the command that makes it."""
     (tmp_path / "first.yaml").write_text("version: 1\nname: story  # of one\n", encoding="utf-8")
+    (tmp_path / "a.yaml").mkdir()
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
     with pytest.raises(UnfoldError, match=r"no such file or folder: 'runs/story' .unfold train .*first\.yaml"):
         run.path("runs/story", key="stages.from")

@@ -118,7 +118,7 @@ def _check_fresh(spec: PipelineSpec, run: Run) -> None:
     for name, stage in spec.named.items():
         if stage.model is None or profiles.stored(name, run) is None:
             continue
-        source, pinned = models.source_of(name, stage.model, run), spec.placement.pin is not None
+        source, pinned = models.source_of(name, stage.model, run), spec.placement.pinned
         made_from = models.identity(source, stage.model, pinned)
         if profiles.stored(name, run, made_from=made_from) is None:
             message = "what was measured is of another model: the cascade was trained since"

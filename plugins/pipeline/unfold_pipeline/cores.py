@@ -42,9 +42,12 @@ def of_this_machine() -> Cores:
 
 
 def keep_to(process: int | None, core: int) -> None:
-    """Let a process run on one core only; one that has ended already is none's concern here."""
+    """Let a process run on one core only; one that is not there, or no longer, is none's concern here."""
+    if process is None:
+        # 0 would be this process
+        return
     with contextlib.suppress(ProcessLookupError):
-        os.sched_setaffinity(process or 0, {core})
+        os.sched_setaffinity(process, {core})
 
 
 def dealt(replicas: Sequence[int], cores: int) -> list[tuple[int, ...]]:

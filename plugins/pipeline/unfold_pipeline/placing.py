@@ -52,6 +52,11 @@ class Placing(Model):
     )
 
     @property
+    def pinned(self) -> bool:
+        """Whether each local replica keeps to one core."""
+        return self.pin is not None
+
+    @property
     def together(self) -> bool:
         """Whether the replicas of a stage are a gang: Ray Serve packs only what starts together."""
         return self.gang is not None or self.pack is not None

@@ -122,7 +122,7 @@ async def _call(runtime: Runtime, rows: models.Rows, run: Run) -> float:
 
 
 def _job(name: str, spec: PipelineSpec, run: Run) -> Job:
-    stage, pinned = spec.named[name], spec.placement.pin is not None
+    stage, pinned = spec.named[name], spec.placement.pinned
     if stage.model is None:
         raise fail("has no model", key=f"stages.{name}")
     source = models.source_of(name, stage.model, run)

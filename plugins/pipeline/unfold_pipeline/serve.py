@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ class Ready:
     sources: tuple[models.Source, ...]
     rows: models.Rows
     shed: bool = False
-    placing: Placing | None = None
+    placing: Placing = field(default_factory=Placing)
 
     @property
     def patience(self) -> tuple[float, ...]:
@@ -60,8 +60,8 @@ class Ready:
         if isinstance(engine, RayEngine):
             waits = [stage.wait for stage in stages]
             return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing)
-        pinned = self.placing is not None and self.placing.pin is not None
-        return Runtime(names, self.sources, self.plan, needs, of_this_machine() if pinned else None)
+        cores = of_this_machine() if self.placing.pinned else None
+        return Runtime(names, self.sources, self.plan, needs, cores)
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:
@@ -135,8 +135,7 @@ def estimate(ready: Ready, sample: Sample, run: Run) -> Times:
             replace(server(pipeline, index, choice), factor=factors[index], patience=most[index])
             for index, choice in enumerate(ready.plan)
         ]
-        pinned = ready.placing is not None and ready.placing.pin is not None
-        kept = dealt([choice.replicas for choice in ready.plan], cores) if pinned else None
+        kept = dealt([choice.replicas for choice in ready.plan], cores) if ready.placing.pinned else None
         return crowded(pipeline, sample, servers, [found[0].cpu if found else 1.0 for found in points], cores, kept)
     return play(pipeline, sample, ready.plan, constant(ready.plan, sample), 0.0, factors, patience).latencies
 

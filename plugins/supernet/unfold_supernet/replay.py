@@ -152,8 +152,7 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
     from unfold_supernet.nets.store import read_family
 
     assert spec.data is not None  # noqa: S101 - a trained family has data
-    flat = spec.space is not None and spec.space.form == "mlp"
-    what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run, flat=flat)
+    what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run, flat=spec.flat)
     torch.set_num_threads(1)
     rows = np.resize(data.test, len(what.arrivals))
     x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])

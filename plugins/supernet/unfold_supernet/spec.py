@@ -225,6 +225,11 @@ class SupernetSpec(Spec):
     accelerator: AcceleratorSpec | None = None
     queries: QueriesSpec = QueriesSpec()
 
+    @property
+    def flat(self) -> bool:
+        """Whether each number of an input is a channel of its own."""
+        return self.space is not None and self.space.form == "mlp"
+
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
         if self.family is None and self.space is None:
@@ -263,9 +268,9 @@ def _attention_problems(space: SpaceSpec, data: DataSpec | None) -> Iterable[Pro
         if given != AttentionSpec():
             yield Problem(("space", "attention"), f"{form} has no attention", hint="form: transformer, or leave it out")
         return
-    for key in (
-        key for key, same in (("kernel", space.kernel == (3,)), ("stem", space.stem == StemSpec())) if not same
-    ):
+    for key in ("kernel", "stem"):
+        if getattr(space, key) == SpaceSpec.model_fields[key].default:
+            continue
         yield Problem(("space", key), f"a transformer has no {key}", hint="leave it out; see attention.patch")
     if given.width % given.heads:
         hint = f"heads: {math.gcd(given.width, given.heads)}, or another divisor of {given.width}"

@@ -43,7 +43,7 @@ class Tally:
         self.seconds += seconds
 
     def refuse(self) -> None:
-        """Count a request that was refused as soon as it came: ``count(429, 0.0)`` at half the time."""
+        """Count a request that was refused as soon as it came; as ``count(429, 0.0)``, without a search."""
         self.codes[429] += 1
         self.buckets[0] += 1
 

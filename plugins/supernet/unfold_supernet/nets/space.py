@@ -106,7 +106,7 @@ class Space:
 
 def count(given: SpaceSpec) -> int:
     """Return how many subnets a spec describes, before doubles are taken out; nothing is enumerated."""
-    lists = (given.expand, given.depth, (1,) if _flat(given) else given.kernel, given.resolution)
+    lists = (given.expand, given.depth, (1,) if _pointwise(given) else given.kernel, given.resolution)
     if given.scope == "net":
         return math.prod(map(len, lists)) if given.coupling == "independent" else max(map(len, lists))
     each = math.prod(map(len, lists[:3])) if given.coupling == "independent" else max(map(len, lists[:3]))
@@ -119,7 +119,7 @@ def space_of(given: SpaceSpec, channels: int, size: Size, extra: int, classes: i
     Raises:
         UnfoldError: the smallest input does not fill a patch.
     """
-    flat, told = _flat(given), given.attention
+    flat, told = _pointwise(given), given.attention
     subnets = tuple(dict.fromkeys(_chosen(given, (1,) if flat else given.kernel)))
     stem = (1, 1) if flat else (given.stem.kernel, given.stem.stride)
     attention = Attention(told.patch, told.width, told.heads) if given.form == "transformer" else None
@@ -130,7 +130,7 @@ def space_of(given: SpaceSpec, channels: int, size: Size, extra: int, classes: i
     return Space(widths, subnets, channels, size, extra, classes, stem, attention)
 
 
-def _flat(given: SpaceSpec) -> bool:
+def _pointwise(given: SpaceSpec) -> bool:
     return given.form in ("mlp", "transformer")
 
 
