@@ -65,7 +65,7 @@ class Endpoint:
         except (TooLarge, Unfit) as problem:
             replied.set_result(self._refused(problem, 0.0))
         else:
-            self.answer(body, lambda reply: None if replied.done() else replied.set_result(reply))
+            self._ask(body, lambda reply: None if replied.done() else replied.set_result(reply))
         await send_reply(await replied, send)
 
     def refused(self) -> int:
@@ -76,12 +76,15 @@ class Endpoint:
             self.batcher.rest()
         return retry_s
 
-    def answer(self, body: bytes, done: Callable[[Reply], None]) -> None:
-        """Answer a body: ``done`` is called once, in the loop, now or when its batch is through."""
-        # before the body is read: what is refused should cost as little as it can
+    def _ask(self, body: bytes, done: Callable[[Reply], None]) -> None:
+        # before the body is parsed: what is refused should cost as little as it can
         if retry_s := self.refused():
             done(full(retry_s))
-            return
+        else:
+            self.answer(body, done)
+
+    def answer(self, body: bytes, done: Callable[[Reply], None]) -> None:
+        """Answer a body for which ``refused`` found room: ``done`` is called once, now or when its batch is through."""
         began = time.perf_counter()
         try:
             question = self.reader.read(body)
