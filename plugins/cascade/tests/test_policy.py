@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_cascade.combine import search
+from unfold_cascade.combine import PolicyFront, search
 from unfold_cascade.policy import Policy, Step, follow
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.spec import GateSpec
@@ -92,6 +92,24 @@ def test_below_one_first_step_no_pair_of_second_steps_is_better(seed: int) -> No
         outcome = follow(zoo, Policy(Step((0,), ()), {0: one, 1: two}), rows)
         loss, cost = float((outcome.answer != labels).mean()), float(outcome.cost.mean())
         assert ((front.loss <= loss + 1e-9) & (front.cost <= cost + 1e-9)).any()
+
+
+@given(st.integers(0, 10_000))
+def test_either_score_is_as_good_as_the_better_one(seed: int) -> None:
+    """One question searched on both scores loses, at every cost, what the better of the two searches does."""
+    zoo, labels, groups = _zoo(seed, n=60)
+    alone = Zoo(zoo.first, {}, zoo.first, zoo.prices, zoo.times, "$")
+    ways: tuple[tuple[bool, ...], ...] = ((False,), (True,), (False, True))
+    plain, knowing, both = (
+        search(alone, groups[labels], groups, np.arange(len(labels)), GateSpec(), conditional=way) for way in ways
+    )
+    for cost in np.concatenate((plain.cost, knowing.cost)):
+        least = min(_loss_within(front, cost) for front in (plain, knowing))
+        assert _loss_within(both, cost) == pytest.approx(least)
+
+
+def _loss_within(front: PolicyFront, cost: float) -> float:
+    return min(front.loss[front.cost <= cost + 1e-9], default=np.inf)
 
 
 def _only(question: Question) -> list[Any]:

@@ -172,6 +172,30 @@ def test_recorded_answers_need_no_model(tmp_path: Path) -> None:
     assert report.metrics["saving"].value > 2
 
 
+def test_recorded_labels_may_be_rare(tmp_path: Path) -> None:
+    """A label that occurs once in a log of answers is a case like others; where models are fitted it is refused."""
+    table = (CONFIGS / "api-logs.csv").read_text().splitlines()
+    rare = [*table, "other," + table[1].partition(",")[2]]
+    (tmp_path / "own.csv").write_text("\n".join(rare) + "\n")
+    place = f"data.path={tmp_path / 'own.csv'}"
+    report = plan(spec_of(CONFIGS / "api-logs.yaml", place), run_in(tmp_path / "run"))
+    assert report.verdict is Verdict.YES
+    (tmp_path / "own.csv").write_text("a,b,y\n" + "1,2,no\n2,1,no\n3,3,yes\n" * 10 + "4,4,other\n")
+    with pytest.raises(UnfoldError, match='the label "other" of "y" occurs 1 times; each needs at least 8 cases'):
+        train(_table_spec(tmp_path), run_in(tmp_path / "fitted", base=tmp_path))
+
+
+def test_recorded_answers_are_gated_by_the_better_score(tmp_path: Path) -> None:
+    """Without a word on confidence and order, logs are searched on both scores and in every order."""
+    said = spec_of(CONFIGS / "api-logs.yaml", "gates.confidence=either", "gates.order=all")
+    unsaid = spec_of(CONFIGS / "api-logs.yaml", "gates={}")
+    one, two = (plan(spec, run_in(tmp_path / name)) for name, spec in (("a", said), ("b", unsaid)))
+    assert one.decision["cascade"] == two.decision["cascade"]
+    assert (unsaid.order, unsaid.conditional) == ("all", (False, True))
+    fitted = spec_of(TUMOURS)
+    assert (fitted.order, fitted.conditional) == ("sorted", (False,))
+
+
 def test_label_conditional_confidence_survives_the_run(tmp_path: Path) -> None:
     """Curves that were fitted on the tuning rows are stored, and give the same report when they are read again."""
     spec = spec_of(CONFIGS / "api-logs.yaml", "gates.confidence=label-conditional", "goal.max_loss=5%")

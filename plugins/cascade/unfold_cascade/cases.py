@@ -17,6 +17,7 @@ from unfold_cascade.spec import CascadeSpec
 from unfoldkit.api import Run, dump, fail, fingerprint
 
 FILE = "cases.npz"
+FITTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ def _read(spec: CascadeSpec, run: Run) -> Cases:
     column = spec.stages[last].target.column or ""
     text = frame.text(column, key=f"stages[{last}].target.column")
     names, labels = np.unique(text, return_inverse=True)
-    _check_labels(text, names, column)
+    # of recorded models nothing is fitted, so a label may be as rare as it is
+    _check_labels(text, names, column, least=1 if spec.data.source == "recorded" else FITTED)
     rows = split_rows(text, spec.data.split, run.seed)
     columns = {} if spec.data.source == "recorded" else expand(frame, spec.features, column)
     order = tuple(dict.fromkeys(name for group in columns.values() for name in group))
@@ -120,14 +122,17 @@ def _read(spec: CascadeSpec, run: Run) -> Cases:
     return found
 
 
-def _check_labels(text: np.ndarray, names: np.ndarray, column: str) -> None:
+def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, least: int) -> None:
     if len(names) < 2 or len(names) > 1000:
         count = "only one value" if len(names) < 2 else f"{len(names)} different values"
         raise fail(f'the column "{column}" has {count}: it is no label', key="stages.target.column")
-    rarest = min(np.unique(text, return_counts=True)[1])
-    if rarest < 8:
+    counts = np.unique(text, return_counts=True)[1]
+    if counts.min() < least:
         raise fail(
-            f'a label of "{column}" occurs {rarest} times; each needs at least 8 cases', key="stages.target.column"
+            f'the label "{names[counts.argmin()]}" of "{column}" occurs {counts.min()} times; '
+            f"each needs at least {least} cases",
+            key="stages.target.column",
+            hint="leave its rows out of the file, or give them the label that they are nearest to",
         )
 
 

@@ -8,7 +8,7 @@ wrong group is lost whatever it pays there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ import numpy as np
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.gates.front import Front, minkowski, pareto, thin
 from unfold_cascade.gates.learnt import learnt_cuts
-from unfold_cascade.gates.orders import Chain, ChainFront, Tables, chains_of, search_chains
+from unfold_cascade.gates.orders import Chain, ChainFront, Order, Tables, chains_of, search_chains
 from unfold_cascade.policy import Policy, Step, answers, exits, path_cost, second_cost
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.scorer import Scorer
@@ -36,7 +36,15 @@ class PolicyFront:
     policies: tuple[Policy, ...]
 
 
-def search(zoo: Zoo, labels: IntArray, groups: IntArray, rows: IntArray, gates: GateSpec) -> PolicyFront:
+def search(
+    zoo: Zoo,
+    labels: IntArray,
+    groups: IntArray,
+    rows: IntArray,
+    gates: GateSpec,
+    order: Order = "sorted",
+    conditional: Sequence[bool] = (False,),
+) -> PolicyFront:
     """Return the front of all cascades on ``rows``.
 
     Args:
@@ -45,61 +53,80 @@ def search(zoo: Zoo, labels: IntArray, groups: IntArray, rows: IntArray, gates: 
         groups: (C,) group of each label.
         rows: the rows to search on.
         gates: how to search.
+        order: the orders in which models are asked, as for ``chains_of``.
+        conditional: the scores to search on, as for ``Scorer``; of several, each point of the front has the better.
     """
+    how = How(gates, order, tuple(conditional))
     truth = groups[labels[rows]] if zoo.then else labels[rows]
-    found = _first(zoo, rows, truth, gates)
+    found = _first(zoo, rows, truth, how)
     if not zoo.then:
         policies = tuple(Policy(found.step(point), {}) for point in range(len(found.front)))
         return PolicyFront(found.front.loss, found.front.cost, policies)
-    return _merged([_below(zoo, labels, rows, found.step(point), gates) for point in thin(found.front, FIRST_POINTS)])
+    return _merged([_below(zoo, labels, rows, found.step(point), how) for point in thin(found.front, FIRST_POINTS)])
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to search, in which orders, and on which scores."""
+
+    gates: GateSpec
+    order: Order
+    conditional: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The front of one question, and the scores that its cuts are made for."""
+    """The front of one question: point p is point ``place[p, 1]`` of the search ``ways[place[p, 0]]``."""
 
-    chains: ChainFront
-    scorer: Scorer
-
-    @property
-    def front(self) -> Front:
-        """Losses, costs and cuts."""
-        return self.chains.front
+    front: Front
+    ways: tuple[tuple[ChainFront, Scorer], ...]
+    place: IntArray
 
     def step(self, point: int) -> Step:
         """Return the chain and cuts of one point."""
-        chain, cuts = self.chains.policy(int(point))
-        return self.scorer.step(chain, [float(cut) for cut in cuts[:, 1]])
+        way, at = map(int, self.place[point])
+        chains, scorer = self.ways[way]
+        chain, cuts = chains.policy(at)
+        return scorer.step(chain, [float(cut) for cut in cuts[:, 1]])
 
 
-def _below(zoo: Zoo, labels: IntArray, rows: IntArray, first: Step, gates: GateSpec) -> PolicyFront:
+def _best(ways: Sequence[tuple[ChainFront, Scorer]]) -> Found:
+    """Return the front over searches of the same chains on different scores; of equal points the earlier one's."""
+    fronts = [chains.front for chains, _ in ways]
+    every = Front(*(np.concatenate(parts) for parts in zip(*((f.loss, f.cost, f.cuts) for f in fronts), strict=True)))
+    place = np.array([(way, point) for way, front in enumerate(fronts) for point in range(len(front))])
+    best = pareto(every.loss, every.cost)
+    return Found(every.take(best), tuple(ways), place[best])
+
+
+def _below(zoo: Zoo, labels: IntArray, rows: IntArray, first: Step, how: How) -> PolicyFront:
     """Return the front of all cascades that begin with ``first``."""
     exit_ = exits(zoo.first, first, rows)
     group = answers(zoo.first, first, rows, exit_)
     paid = path_cost(zoo, zoo.first, first.chain, frozenset())[exit_].mean()
-    known = {g: _then(zoo, labels, rows[group == g], exit_[group == g], g, first, gates) for g in np.unique(group)}
+    known = {g: _then(zoo, labels, rows[group == g], exit_[group == g], g, first, how) for g in np.unique(group)}
     total, picks = _added([_scaled(part.front, float((group == g).mean())) for g, part in known.items()])
     spare = {g: Step((int(zoo.then[g].price.argmin()),), ()) for g in zoo.then if g not in known}
     steps = [{g: part.step(p) for (g, part), p in zip(known.items(), pick, strict=True)} for pick in picks]
     return PolicyFront(total.loss, total.cost + paid, tuple(Policy(first, spare | then) for then in steps))
 
 
-def _then(zoo: Zoo, labels: IntArray, rows: IntArray, came: IntArray, g: int, first: Step, gates: GateSpec) -> Found:
+def _then(zoo: Zoo, labels: IntArray, rows: IntArray, came: IntArray, g: int, first: Step, how: How) -> Found:
     """Search the second question of group ``g`` on the rows sent there; ``came`` is where the first chain stopped."""
     question = zoo.then[g]
 
     def marginal(chain: Chain) -> FloatArray:
         return np.diff(second_cost(zoo, first, question, chain)[came], axis=1, prepend=0.0)
 
-    return _searched(question, rows, labels[rows], question.price, marginal, gates)
+    return _searched(question, rows, labels[rows], question.price, marginal, how)
 
 
-def _first(zoo: Zoo, rows: IntArray, truth: IntArray, gates: GateSpec) -> Found:
+def _first(zoo: Zoo, rows: IntArray, truth: IntArray, how: How) -> Found:
     def marginal(chain: Chain) -> FloatArray:
         return np.diff(path_cost(zoo, zoo.first, chain, frozenset()), prepend=0.0)
 
     alone = [float(path_cost(zoo, zoo.first, (m,), frozenset())[0]) for m in range(len(zoo.first.models))]
-    return _searched(zoo.first, rows, truth, np.array(alone), marginal, gates)
+    return _searched(zoo.first, rows, truth, np.array(alone), marginal, how)
 
 
 def _searched(
@@ -108,17 +135,18 @@ def _searched(
     truth: IntArray,
     price: FloatArray,
     marginal: Callable[[Chain], FloatArray],
-    gates: GateSpec,
+    how: How,
 ) -> Found:
     loss = (question.answer[rows] != truth[:, None]).astype(np.float64)
-    scorer = Scorer(question, rows, loss, gates.confidence == "label-conditional")
+    gates, scorers = how.gates, [Scorer(question, rows, loss, knows) for knows in how.conditional]
+    chains = chains_of(price, order=how.order, max_models=gates.max_models)
+    also = partial(learnt_cuts, kinds=gates.learnt)
 
-    def tables(chain: Chain) -> Tables:
+    def tables(scorer: Scorer, chain: Chain) -> Tables:
         return scorer.scores(chain), loss[:, list(chain)], marginal(chain)
 
-    chains = chains_of(price, order=gates.order, max_models=gates.max_models)
-    also = partial(learnt_cuts, kinds=gates.learnt)
-    return Found(search_chains(chains, tables, bins=gates.bins, also=also), scorer)
+    fronts = [search_chains(chains, partial(tables, one), bins=gates.bins, also=also) for one in scorers]
+    return _best(list(zip(fronts, scorers, strict=True)))
 
 
 def _scaled(front: Front, share: float) -> Front:

@@ -50,12 +50,13 @@ def decide(spec: CascadeSpec, run: Run) -> Plan:
 
 
 def _front(spec: CascadeSpec, run: Run, given: Cases, tables: Zoo) -> PolicyFront:
-    made_from = fingerprint(dump(spec.gates), dict(tables.prices), _seen(given, tables))
+    made_from = fingerprint(dump(spec.gates), spec.order, spec.conditional, dict(tables.prices), _seen(given, tables))
     groups = group_of_label(spec, given.names)
 
     def make() -> bytes:
         run.log.info("searching the gates on %d rows", len(given.rows.train))
-        return to_json(search(tables, given.labels, groups, given.rows.train, spec.gates))
+        found = search(tables, given.labels, groups, given.rows.train, spec.gates, spec.order, spec.conditional)
+        return to_json(found)
 
     return from_json(run.directory.once(FRONT_FILE, made_from, make), str(run.directory.path / FRONT_FILE))
 

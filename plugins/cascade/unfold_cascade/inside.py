@@ -15,6 +15,6 @@ BOOSTED = ("xgboost", "xgboost.XGBClassifier")
 INSIDE: Mapping[str, tuple[str, ...]] = {"evidential": (*TREE, *FORESTS), "ensemble": (*FORESTS, *BOOSTED)}
 
 
-def inside(confidence: str, estimator: str) -> str | None:
+def inside(confidence: str | None, estimator: str) -> str | None:
     """Return the confidence if it looks into such a model; ``None`` where the model's probabilities are read."""
-    return confidence if estimator in INSIDE.get(confidence, ()) else None
+    return confidence if estimator in INSIDE.get(confidence or "", ()) else None

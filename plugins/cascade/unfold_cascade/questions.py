@@ -186,15 +186,11 @@ def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
 def confidence_of(spec: CascadeSpec) -> Callable[[FloatArray], FloatArray]:
     """Return the function from (n, C) probabilities to the (n,) confidences that gates read.
 
-    A model that the spec's confidence cannot look into is read by its largest probability.
+    A model that the spec's confidence cannot look into is read by its largest probability, and so is one whose
+    confidence is to be calibrated.
     """
-    functions = {
-        "max-probability": confidence.max_probability,
-        "margin": confidence.margin,
-        "entropy": confidence.entropy,
-        "label-conditional": confidence.max_probability,
-    }
-    return functions.get(spec.gates.confidence, confidence.max_probability)
+    functions = {"margin": confidence.margin, "entropy": confidence.entropy}
+    return functions.get(spec.gates.confidence or "", confidence.max_probability)
 
 
 def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:

@@ -12,9 +12,10 @@ from pydantic_core import PydanticCustomError
 from unfold_cascade.time.keys import Alerts, Drift, LongData, Moves, PhysioNetData, Split
 from unfoldkit.api import Duration, Model, Name, Percent, Problem, Spec, did_you_mean
 
+FEW_MODELS = 5
 Label = str | int | bool | float
 Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
-Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "evidential", "ensemble"]
+Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "either", "evidential", "ensemble"]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
 _BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
 
@@ -174,12 +175,17 @@ class CostSpec(Model):
 class GateSpec(Model):
     """How gates are searched."""
 
-    confidence: Confidence = Field(
-        default="max-probability",
-        description="what gates read; evidential (leaf counts) and ensemble (agreement) look into trees and forests, "
-        "ensemble into xgboost too, and other models beside them are read by max-probability",
+    confidence: Confidence | None = Field(
+        default=None,
+        description="what gates read: by default max-probability, and of recorded answers either, the better at each "
+        "point of the front of max-probability and label-conditional; evidential (leaf counts) and ensemble "
+        "(agreement) look into trees and forests, ensemble into xgboost too, and other models beside them are read "
+        "by max-probability",
     )
-    order: Literal["sorted", "all"] = Field(default="sorted", description="only cheap to costly, or every order")
+    order: Literal["sorted", "all"] | None = Field(
+        default=None,
+        description="only cheap to costly, or every order; by default sorted, and all of up to five recorded models",
+    )
     max_models: int = Field(default=3, ge=1, le=5, description="longest chain that is searched")
     bins: int | None = Field(default=None, ge=2, le=4096, description="cuts tried per gate; by default all or many")
     learnt: tuple[Literal["soft", "induction"], ...] = Field(
@@ -216,6 +222,18 @@ class CascadeSpec(Spec):
         """Whether the cases are seen hour after hour."""
         return isinstance(self.data, (PhysioNetData, LongData))
 
+    @property
+    def order(self) -> Literal["sorted", "all"]:
+        """In which orders models are asked; a dear service may know less than a cheap one, one fitted here rarely."""
+        few = self.data.source == "recorded" and len(self.stages[0].models) <= FEW_MODELS
+        return self.gates.order or ("all" if few else "sorted")
+
+    @property
+    def conditional(self) -> tuple[bool, ...]:
+        """Which scores gates are searched on: those of the models (False), those that know the answer (True)."""
+        default = "either" if self.data.source == "recorded" else "max-probability"
+        return {"either": (False, True), "label-conditional": (True,)}.get(self.gates.confidence or default, (False,))
+
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
         from unfold_cascade.time import rules
@@ -243,13 +261,13 @@ def _confidence_problems(spec: CascadeSpec) -> Iterator[Problem]:
     """Yield a confidence that looks into models where no model of a stage can be looked into."""
     from unfold_cascade.inside import INSIDE, inside
 
-    name = spec.gates.confidence
+    name = spec.gates.confidence or ""
     named = [model.estimator or "" for stage in spec.stages for model in stage.models]
     if name in INSIDE and not any(inside(name, estimator) for estimator in named):
         hint = f"it looks into {', '.join(one for one in INSIDE[name] if '.' not in one)}"
         yield Problem(("gates", "confidence"), f"no model of the stages can be read by {name}", hint)
-    if spec.over_time and name == "label-conditional":
-        yield Problem(("gates", "confidence"), "label-conditional goes with cases without time only")
+    if spec.over_time and name in ("label-conditional", "either"):
+        yield Problem(("gates", "confidence"), f"{name} goes with cases without time only")
 
 
 def _split_problems(split: Split) -> Iterator[Problem]:

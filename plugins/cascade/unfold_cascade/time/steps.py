@@ -103,7 +103,7 @@ def rough_costs(zoo: Zoo, yard: Yard, chain: Chain) -> FloatArray:
 def ordered_chains(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> list[Chain]:
     """Return the chains of a stage's models, by ascending cost or in every order."""
     dear = np.array([rough_costs(where.zoo, yard, (model,))[0] for model in models])
-    chains = chains_of(dear, order=gates.order, max_models=gates.max_models)
+    chains = chains_of(dear, order=gates.order or "sorted", max_models=gates.max_models)
     return [tuple(models[place] for place in chain) for chain in chains]
 
 
