@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
+from unfold_cascade.cases import features, stored_cases
 from unfold_cascade.decide import decide
 from unfold_cascade.plan import plan
 from unfold_cascade.policy import path_cost
@@ -248,6 +249,25 @@ def test_a_cell_that_is_no_number_is_told_with_row_and_column(tmp_path: Path) ->
     (tmp_path / "own.csv").write_text("\n".join(rows))
     with pytest.raises(UnfoldError, match='"x" in row 5 of column "a" is not a number'):
         train(_table_spec(tmp_path), run_in(tmp_path / "run", base=tmp_path))
+
+
+def test_words_of_a_category_are_columns(tmp_path: Path) -> None:
+    """A column of words is read as one column of 0 and 1 a word, none of them for a gap, and a model learns from it."""
+    wards = ["heart", "skin, eyes", "", "heart=lung"]
+    rows = [f'{i % 5},"{wards[i % 4]}",{int(i % 4 == 0)}' for i in range(160)]
+    (tmp_path / "own.csv").write_text("\n".join(["a,b,y", *rows]))
+    spec = _table_spec(tmp_path, "data.categories=[b]", "goal.max_loss=10%")
+    run = run_in(tmp_path / "run", base=tmp_path)
+    report = train(spec, run)
+    assert report.metrics["baseline_accuracy"].value == 1
+    given = stored_cases(run)
+    assert given.order == ("a", "b=heart", "b=heart=lung", "b=skin, eyes")
+    x = features(spec, run, given)[:, 1:]
+    assert np.array_equal(x.sum(axis=1), [float(i % 4 != 2) for i in range(160)])
+    with pytest.raises(UnfoldError, match="is not a number"):
+        train(_table_spec(tmp_path), run_in(tmp_path / "other", base=tmp_path))
+    with pytest.raises(UnfoldError, match='has no column "c"'):
+        train(_table_spec(tmp_path, "data.categories=[c]"), run_in(tmp_path / "third", base=tmp_path))
 
 
 def test_gaps_are_filled_where_a_model_cannot_take_them(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def _read(spec: CascadeSpec, run: Run) -> Cases:
     # of recorded models nothing is fitted, so a label may be as rare as it is
     _check_labels(text, names, column, least=1 if spec.data.source == "recorded" else FITTED)
     rows = split_rows(text, spec.data.split, run.seed)
-    columns = {} if spec.data.source == "recorded" else expand(frame, spec.features, column)
+    words = spec.data.categories if spec.data.source == "table" else ()
+    columns = {} if spec.data.source == "recorded" else expand(frame, spec.features, column, words)
     order = tuple(dict.fromkeys(name for group in columns.values() for name in group))
     _check_numeric(frame, order)
     found = Cases(rows, labels.astype(np.int64), tuple(map(str, names)), columns, order, frame.digest, frame.name)

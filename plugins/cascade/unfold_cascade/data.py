@@ -20,6 +20,8 @@ from unfold_cascade.time.keys import Split
 from unfoldkit.api import Run, UnfoldError, did_you_mean, fail
 
 MISSING = frozenset({"", "na", "nan", "null", "none"})
+IS = "="
+MOST_WORDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,15 @@ class Frame:
         return np.array([_label_text(value) for value in self.columns[column]])
 
     def numbers(self, column: str, *, key: str) -> FloatArray:
-        """Return a column as float64; an empty cell is NaN.
+        """Return a column as float64; an empty cell is NaN. ``COLUMN=WORD`` is 1 where the column says so, else 0.
 
         Raises:
             UnfoldError: no such column, or a value that is not a number (its row is named).
         """
         if column not in self.columns:
-            raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
+            whole = next((name for name in self.columns if column.startswith(name + IS)), column)
+            word = column.removeprefix(whole + IS)
+            return np.asarray(self.text(whole, key=key) == word, dtype=np.float64)
         values = self.columns[column]
         if values.dtype.kind in "fiub":
             return np.asarray(values, dtype=np.float64)
@@ -95,16 +99,23 @@ def matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
     return np.column_stack([frame.numbers(column, key=key) for column in columns])
 
 
-def expand(frame: Frame, groups: Mapping[str, FeatureGroup], label: str) -> dict[str, tuple[str, ...]]:
+def expand(
+    frame: Frame, groups: Mapping[str, FeatureGroup], label: str, categories: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
     """Return the columns of each feature group, patterns resolved; without groups, one of every other column.
 
+    A column of ``categories`` is replaced by one for each of its words, ``COLUMN=WORD``.
+
     Raises:
-        UnfoldError: a name or pattern that matches no column.
+        UnfoldError: a name or pattern that matches no column, or a category with too many words.
     """
     usable = [column for column in frame.columns if column != label]
-    if not groups:
-        return {"all": tuple(usable)}
-    return {name: _matching(frame, usable, name, group) for name, group in groups.items()}
+    words = {column: _words(frame, column) for column in _matching(frame, usable, "data.categories", categories)}
+    found = {
+        name: _matching(frame, usable, f"features.{name}.columns", group.columns) for name, group in groups.items()
+    }
+    found = found or {"all": tuple(usable)}
+    return {name: tuple(part for c in columns for part in words.get(c, (c,))) for name, columns in found.items()}
 
 
 def split_rows(labels: np.ndarray, split: Split, seed: int) -> Rows:
@@ -120,15 +131,27 @@ def split_rows(labels: np.ndarray, split: Split, seed: int) -> Rows:
     return Rows(**{name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()})
 
 
-def _matching(frame: Frame, usable: Sequence[str], name: str, group: FeatureGroup) -> tuple[str, ...]:
+def _matching(frame: Frame, usable: Sequence[str], key: str, patterns: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
-    for pattern in group.columns:
+    for pattern in patterns:
         matched = [column for column in usable if fnmatch.fnmatchcase(column, pattern)]
         if not matched:
             hint = did_you_mean(pattern, frame.columns)
-            raise fail(f'{frame.name} has no column "{pattern}"', key=f"features.{name}.columns", hint=hint)
+            raise fail(f'{frame.name} has no column "{pattern}"', key=key, hint=hint)
         found += [column for column in matched if column not in found]
     return tuple(found)
+
+
+def _words(frame: Frame, column: str) -> tuple[str, ...]:
+    """Return a column for each word that occurs in a category."""
+    text = frame.text(column, key="data.categories")
+    words = [word for word in np.unique(text).tolist() if word.lower() not in MISSING]
+    if not 0 < len(words) <= MOST_WORDS:
+        raise fail(
+            f'the column "{column}" has {len(words)} different words; a category has 1 to {MOST_WORDS}',
+            key="data.categories",
+        )
+    return tuple(f"{column}{IS}{word}" for word in words)
 
 
 def _bundled(dataset: str) -> Frame:
@@ -195,7 +218,8 @@ def _number(value: Any, row: int, column: str, name: str, key: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise fail(f'{name}: "{text[:40]}" in row {row + 1} of column "{column}" is not a number', key=key) from error
+        problem = f'{name}: "{text[:40]}" in row {row + 1} of column "{column}" is not a number'
+        raise fail(problem, key=key, hint=f"data.categories: [{column}] takes its words as values") from error
 
 
 def _label_text(value: Any) -> str:

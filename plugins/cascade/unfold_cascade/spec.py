@@ -53,6 +53,9 @@ class TableData(Model):
 
     source: Literal["table"]
     path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
+    categories: tuple[str, ...] = Field(
+        default=(), description="names or patterns of columns of words: each word is a column COLUMN=WORD of 0 and 1"
+    )
     split: Split = Split()
 
 
