@@ -26,6 +26,8 @@ DIST = ROOT / ".nox" / "dist"
 NOTES = ROOT / ".nox" / "not-run"
 IN_REAL_TIME = "places_as_in_the_simulator"
 SECOND_TRIES = 3
+# a file's tests stay together, as they share servers and trained runs
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
 # bytecode that may not be kept is compiled again by every process that the tests start
 KEEPS = {"PYTHONDONTWRITEBYTECODE": ""}
 
@@ -78,7 +80,8 @@ def tests(session: nox.Session) -> None:
     """Test the built and installed wheel, not the source beside it."""
     result = place(session) / "tests.xml"
     elsewhere = [f"--ignore=tests/{name}" for name in ("docs", "browser", "faults", "thirdparty")]
-    run_tests(session, *elsewhere, *session.posargs, program=in_work("python"), once=[f"--junitxml={result}"])
+    words = [*SIDE_BY_SIDE, *elsewhere, *session.posargs]
+    run_tests(session, *words, program=in_work("python"), once=[f"--junitxml={result}"])
     note(session, *skipped(result))
 
 
@@ -152,6 +155,7 @@ def minimums(session: nox.Session) -> None:
     # where libraries are called; the rest of the suite would say the same twice
     words = [
         "-q",
+        *SIDE_BY_SIDE,
         "tests/unit",
         "plugins",
         "-m",
