@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from unfold_supernet import load
 from unfold_supernet.arrays import Floats
 from unfold_supernet.chipped import Chip, on_chip
 from unfold_supernet.files import ANSWERS, FRONT
@@ -44,12 +45,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a replay needs: arrivals, nets that keep the guard, seconds to load a model, and how the spec serves."""
+    """What a replay needs: arrivals, nets that keep the guard, seconds to load a model, and how the spec serves.
+
+    ``times`` is by how much the rate of the trace was multiplied.
+    """
 
     arrivals: Floats
     nets: tuple[Served, ...]
     swap: float
     serving: ServingSpec
+    times: float = 1.0
 
 
 def stage(spec: SupernetSpec, run: Run) -> Stage:
@@ -62,6 +67,16 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     path = Path(str(run.options["replay"]))
     arrivals = traces.read(path if path.is_file() else run.path(str(path)))
     return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
+
+
+def weighed(what: Stage, seed: int) -> Stage:
+    """Return a stage whose trace is as heavy as the spec wants it for these nets.
+
+    Raises:
+        UnfoldError: too many requests, or none.
+    """
+    times = load.factor(what.arrivals, what.nets, what.serving)
+    return replace(what, arrivals=load.laden(what.arrivals, times, seed), times=times)
 
 
 def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
@@ -106,6 +121,7 @@ def simulated(spec: SupernetSpec, run: Run) -> Report:
     if what.serving.on == "accelerator":
         chip = on_chip(spec, run, what.nets)
         what = replace(what, nets=chip.nets, swap=chip.swap)
+    what = weighed(what, run.seed)
     slo = what.serving.slo
     found = [(name, simulate(what.arrivals, slo, what.nets, rule)) for name, rule in rules(what)]
     chosen = RULES[what.serving.policy](what.nets, slo)
@@ -148,13 +164,16 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
     """Return the report of a trace in real time, every answer computed by the nets of the run."""
     import torch
 
-    from unfold_supernet.nets.data import load
+    from unfold_supernet.nets import data as examples
     from unfold_supernet.nets.store import read_family
 
     assert spec.data is not None  # noqa: S101 - a trained family has data
-    what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run, flat=spec.flat)
+    what, net = weighed(stage(spec, run), run.seed), read_family(run.directory)
+    data = examples.load(spec.data, run, flat=spec.flat)
     torch.set_num_threads(1)
-    rows = np.resize(data.test, len(what.arrivals))
+    count = len(data.test)
+    # test rows round and round, with room for a batch at the end: a heavy trace has far more requests than rows
+    rows = np.resize(data.test, count + max(one.most for one in what.nets))
     x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
     bound = [net.ready(pairs.first(one), one.then, what.serving.escalate) for one in what.nets]
 
@@ -162,13 +181,14 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
 
     def work(at: int, first: int, last: int) -> None:
         began = run.clock()
-        bound[at](x[first:last], extra[first:last]).argmax(1)
+        part = slice(first % count, first % count + last - first)
+        bound[at](x[part], extra[part]).argmax(1)
         paces.append((run.clock() - began) / what.nets[at].takes(last - first))
 
     entries, played_by = [], rules(what)
     with torch.inference_mode():
         for one in range(len(bound)):
-            work(one, 0, min(32, len(rows)))
+            work(one, 0, min(32, count))
         paces.clear()
         for name, rule in played_by:
             played = measure(what.arrivals, what.serving.slo, rule, work)
@@ -221,7 +241,7 @@ def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry])
         subtitle=(f"{len(what.arrivals):,} requests", f"{rate:,.0f}/s", f"≤ {what.serving.slo * 1e3:g} ms", own.name),
         metrics=metrics,
         tables=(_table(entries, timed=timed),),
-        lines=_lines(gain, ratio),
+        lines=(*_lines(gain, ratio), *_load(what)),
         next="" if timed else "unfold serve SPEC --replay TRACE",
     )
 
@@ -261,6 +281,14 @@ def _lines(gain: float | None, ratio: float | None) -> tuple[tuple[str, str], ..
     more = f"{gain:+.2f} points against the best fixed net" if gain is not None else "no fixed net is in time as often"
     often = f"{ratio:.2f}x the best fixed net" if ratio is not None else "no fixed net is as accurate"
     return (("equal attainment", more), ("equal accuracy", often))
+
+
+def _load(what: Stage) -> tuple[tuple[str, str], ...]:
+    if what.serving.load is None:
+        return ()
+    share, span = f"{what.serving.load:.0%}".replace("%", " %"), load.WINDOW * what.serving.slo * 1e3
+    busy = f"its busiest {span:g} ms ask {share} of what the quickest net can answer"
+    return (("load", f"the rate of the trace times {what.times:.3g}, so that {busy}"),)
 
 
 def _kept(by_class: Mapping[int, float | None], classes: Sequence[str], serving: ServingSpec) -> bool:
