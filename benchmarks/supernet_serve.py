@@ -1,7 +1,7 @@
 """Serving a family under deadlines on bursty traces, against every fixed net, the cheapest, and a server that swaps.
 
 The heart-beat family is trained and profiled in the same run; rates are shares of what its nets were measured to take.
-Calm is half of what the slowest net can take; a quarter, half or four fifths of all requests come in bursts, as high as
+Calm is half of what the slowest net can take; a quarter, half or four fifths of all requests lie in a burst, as high as
 nine tenths of what the quickest, a middle or the second slowest net can take, with gaps of CV² 2, 4 and 8 throughout.
 Ramps rise from calm to what the quickest net can take, and fall again.
 Played in simulated time by the measured latencies, and a grid of shorter traces of the same kind in real time on the
@@ -25,12 +25,12 @@ from benchmarks.frame import load, need
 from benchmarks.supernet_train import loaded
 
 SLO_S = 0.02
-SECONDS = 4.0
+SECONDS, SHORT = 2.0, 1.0
+"""Of a trace, simulated and in real time; each has one burst."""
 SPREADS = (2.0, 4.0, 8.0)
 SHARES = (0.25, 0.5, 0.8)
 REAL_SHARES = (0.8,)
 """In real time a burst of one second's trace must still be longer than the time to live of a request."""
-BURSTS = 2
 CALM, HIGH = 0.5, 0.9
 """Rates: of what the slowest net can take, and of what the net that the bursts are for can take."""
 BELOW = 0.8
@@ -289,7 +289,7 @@ def real(found: Profile, seed: int, *, quick: bool = False) -> list[Trace]:
     capacity, traces = _capacity(found.nets), []
     for scv, (name, rate), share in itertools.product(SPREADS, _high(found.nets), REAL_SHARES):
         rates = CALM * min(capacity), rate, max(capacity)
-        traces.append(_bursts(name, rates, share, scv, seed, seconds=1.0, bursts=1))
+        traces.append(_bursts(name, rates, share, scv, seed, SHORT))
     return [replace(trace, arrivals=trace.arrivals[:2_000]) for trace in traces[:1]] if quick else traces
 
 
@@ -310,27 +310,24 @@ def _bursts(
     share: float,
     scv: float,
     seed: int,
-    *,
     seconds: float = SECONDS,
-    bursts: int = BURSTS,
 ) -> Trace:
-    """Return calm arrivals and bursts evenly over it, so that ``share`` of all requests lie in bursts.
+    """Return calm arrivals and a burst in them, so that ``share`` of all requests lie in the burst.
 
     ``rates`` are those of calm, of bursts, and of what the quickest net can take.
     """
     from unfoldkit.arrivals.processes import gamma
 
     calm, high, most = rates
-    rng = np.random.default_rng([seed, int(scv), int(high), int(share * 100), bursts])
-    length, every = share / (1 - share) * calm * seconds / (bursts * high), seconds / bursts
-    parts = [gamma(calm, seconds, rng, scv=scv)]
-    parts += [(at + 0.25) * every + gamma(high, length, rng, scv=scv) for at in range(bursts)]
-    told = f"bursts for {name}, {share * 100:.0f} %, CV² {scv:g}" + (", short" if bursts == 1 else "")
+    rng = np.random.default_rng([seed, int(scv), int(high), int(share * 100), 1])
+    length = share / (1 - share) * calm * seconds / high
+    parts = [gamma(calm, seconds, rng, scv=scv), 0.25 * seconds + gamma(high, length, rng, scv=scv)]
+    told = f"bursts for {name}, {share * 100:.0f} %, CV² {scv:g}" + (", short" if seconds == SHORT else "")
     return Trace(told, np.sort(np.concatenate(parts)), calm, high, high / most)
 
 
 def _ramp(calm: float, high: float, scv: float, rng: np.random.Generator) -> np.ndarray:
-    """Return arrivals whose rate rises from calm to high within a second, once, and falls again."""
+    """Return arrivals whose rate rises from calm to high within half a second, once, and falls again."""
     from unfoldkit.arrivals.processes import pieces
 
     up = np.linspace(calm, high, 50)

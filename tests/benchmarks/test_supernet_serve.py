@@ -35,10 +35,9 @@ def test_rates_are_shares_of_what_the_nets_take(pace: float) -> None:
         assert trace.high == pytest.approx(trace.load * 64 / (0.002 * pace))
 
 
-def test_the_whole_grid_is_told_with_its_median(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_grid_is_told_with_its_median() -> None:
     """Every trace has a point for each way that it was played; the headline is the best of them, the median beside."""
     found = profile()
-    monkeypatch.setattr(supernet_serve, "SECONDS", 0.2)
     traces = supernet_serve._traces(NETS, 0)[:4]
     rows = [row for trace in traces for row in supernet_serve._played(found, trace)]
     live = [row | {"how": how} for row in rows for how in ("measured", "foretold")]
