@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from unfold_supernet.chipped import Chip, on_chip
 from unfold_supernet.files import ANSWERS, FRONT
 from unfold_supernet.nets.front import percentiles
 from unfold_supernet.serving import pairs
+from unfold_supernet.serving.pace import Make, Pace, paced
 from unfold_supernet.serving.play import Played, measure, simulate
 from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, served, shedding, slackfit, steady
 from unfold_supernet.spec import ServingSpec, SupernetSpec
@@ -150,14 +152,23 @@ def _picked(told: Report, what: Stage, played: Played, chip: Chip | None) -> Rep
     return replace(told, decision=decision | {"buffer": chip.held}, metrics=metrics, lines=(*told.lines, line))
 
 
-def rules(what: Stage) -> list[tuple[str, Rule]]:
-    """Return the rule in charge first, the other adaptive one, then the baselines."""
-    names = [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
-    found = [(name, RULES[name](what.nets, what.serving.slo)) for name in names]
+def makers(what: Stage) -> list[tuple[str, Make]]:
+    """Return what makes the rule in charge first, the other adaptive ones, then the baselines, from nets by place."""
+    slo, names = what.serving.slo, [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
+    found: list[tuple[str, Make]] = [(name, partial(_adaptive, name, slo)) for name in names]
     alone = [(at, net.name) for at, net in enumerate(what.nets) if net.then is None]
-    found += [(f"only {name}", fixed(what.nets, at)) for at, name in alone]
-    found += [(f"shedding {name}", shedding(what.nets, at, what.serving.slo)) for at, name in alone]
-    return [*found, ("cheapest", cheapest(what.nets))]
+    found += [(f"only {name}", partial(fixed, at=at)) for at, name in alone]
+    found += [(f"shedding {name}", partial(shedding, at=at, slo=slo)) for at, name in alone]
+    return [*found, ("cheapest", cheapest)]
+
+
+def _adaptive(name: str, slo: float, nets: Sequence[Served]) -> Rule:
+    return RULES[name](nets, slo)
+
+
+def rules(what: Stage) -> list[tuple[str, Rule]]:
+    """Return the rules by the profile of training, in the order of ``makers``."""
+    return [(name, make(what.nets)) for name, make in makers(what)]
 
 
 def measured(spec: SupernetSpec, run: Run) -> Report:
@@ -178,20 +189,25 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
     bound = [net.ready(pairs.first(one), one.then, what.serving.escalate) for one in what.nets]
 
     paces: list[float] = []
+    pace = [Pace()]
 
     def work(at: int, first: int, last: int) -> None:
         began = run.clock()
         part = slice(first % count, first % count + last - first)
         bound[at](x[part], extra[part]).argmax(1)
-        paces.append((run.clock() - began) / what.nets[at].takes(last - first))
+        seconds, expected = run.clock() - began, what.nets[at].takes(last - first)
+        pace[-1].learn(expected, seconds)
+        paces.append(seconds / expected)
 
-    entries, played_by = [], rules(what)
+    entries, played_by = [], makers(what)
     with torch.inference_mode():
         for one in range(len(bound)):
             work(one, 0, min(32, count))
         paces.clear()
-        for name, rule in played_by:
-            played = measure(what.arrivals, what.serving.slo, rule, work)
+        for name, make in played_by:
+            # as a server learns it, each rule anew, so that none gains by what another one met
+            pace.append(Pace())
+            played = measure(what.arrivals, what.serving.slo, paced(make, what.nets, pace[-1]), work)
             entries.append(Entry(name, played, played.accuracy(what.nets)))
             run.progress("replay", len(entries), len(played_by))
     return _beside(report(spec, what, "serve", entries), what, paces[: max(1, entries[0].played.batches)])
