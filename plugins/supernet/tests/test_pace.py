@@ -24,6 +24,7 @@ def test_the_pace_is_learned(factor: float) -> None:
     for _ in range(2_000):
         pace.learn(0.01, 0.01 * factor)
     assert pace.scale == pytest.approx(factor, rel=0.1)
+    assert pace.usual == pytest.approx(factor, rel=0.1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -33,5 +34,18 @@ def test_a_rule_goes_by_the_pace_of_now(step: int, slack: float, waiting: int) -
     pace = Pace()
     rule = paced(fitted, NETS, pace)
     assert rule(slack, waiting) == fitted(NETS)(slack, waiting)
-    pace.scale = math.exp(step / STEPS)
+    pace.scale = pace.usual = math.exp(step / STEPS)
     assert rule(slack, waiting) == fitted(slower(NETS, pace.scale))(slack, waiting)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0.7, 4.0), st.floats(1.0, 3.0), st.floats(0.0, 0.2), st.integers(1, 60))
+def test_nothing_is_started_that_a_slow_batch_would_make_late(
+    usual: float, more: float, slack: float, waiting: int
+) -> None:
+    """Whatever is usual, what is started is in time at the pace that nine in ten batches keep, but for a step of it."""
+    pace = Pace(usual * more, usual)
+    choice = paced(fitted, NETS, pace)(slack, waiting)
+    if choice is not None:
+        step = math.exp(0.5 / STEPS)
+        assert NETS[choice.net].takes(min(choice.batch, waiting)) * pace.scale <= slack * step * (1 + 1e-9)

@@ -19,7 +19,18 @@ from unfold_supernet.nets.front import percentiles
 from unfold_supernet.serving import pairs
 from unfold_supernet.serving.pace import Make, Pace, paced
 from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, served, shedding, slackfit, steady
+from unfold_supernet.serving.policies import (
+    Rule,
+    Served,
+    cheapest,
+    fitted,
+    fixed,
+    served,
+    shedding,
+    slackfit,
+    slower,
+    steady,
+)
 from unfold_supernet.spec import ServingSpec, SupernetSpec
 from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
 from unfoldkit.arrivals import traces
@@ -32,6 +43,8 @@ RULES: dict[str, Callable[[Sequence[Served], float], Rule]] = {
 """From nets and the time to live of a request to a rule."""
 
 
+WARM, TIMED = 2, 5
+"""Full batches of each net before a trace is measured: to warm up, and to see how fast the machine is now."""
 RARE = 0.001
 """Share of the answers below which a net is not worth having."""
 
@@ -71,13 +84,13 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
 
 
-def weighed(what: Stage, seed: int) -> Stage:
-    """Return a stage whose trace is as heavy as the spec wants it for these nets.
+def weighed(what: Stage, seed: int, pace: float = 1.0) -> Stage:
+    """Return a stage whose trace is as heavy as the spec wants it for these nets, ``pace`` times as slow as they say.
 
     Raises:
         UnfoldError: too many requests, or none.
     """
-    times = load.factor(what.arrivals, what.nets, what.serving)
+    times = load.factor(what.arrivals, slower(what.nets, pace), what.serving)
     return replace(what, arrivals=load.laden(what.arrivals, times, seed), times=times)
 
 
@@ -179,7 +192,7 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
     from unfold_supernet.nets.store import read_family
 
     assert spec.data is not None  # noqa: S101 - a trained family has data
-    what, net = weighed(stage(spec, run), run.seed), read_family(run.directory)
+    what, net = stage(spec, run), read_family(run.directory)
     data = examples.load(spec.data, run, flat=spec.flat)
     torch.set_num_threads(1)
     count = len(data.test)
@@ -201,12 +214,16 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
 
     entries, played_by = [], makers(what)
     with torch.inference_mode():
-        for one in range(len(bound)):
-            work(one, 0, min(32, count))
+        for one, served_ in enumerate(what.nets):
+            for _ in range(WARM + TIMED):
+                work(one, 0, served_.most)
+            del paces[-WARM - TIMED : -TIMED]
+        now = float(np.median(paces))
+        what = weighed(what, run.seed, now)
         paces.clear()
         for name, make in played_by:
             # as a server learns it, each rule anew, so that none gains by what another one met
-            pace.append(Pace())
+            pace.append(Pace(now, now))
             played = measure(what.arrivals, what.serving.slo, paced(make, what.nets, pace[-1]), work)
             entries.append(Entry(name, played, played.accuracy(what.nets)))
             run.progress("replay", len(entries), len(played_by))
