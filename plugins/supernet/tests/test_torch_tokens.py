@@ -193,3 +193,9 @@ def test_a_transformer_goes_from_spec_to_answers(tmp_path: Path) -> None:
     for name in ("attainment", "accuracy_served"):
         assert played.metrics[f"{name}_predicted"].value == foretold.metrics[name].value
     assert (played.metrics["pace"].value or 0) > 0
+    heavy = validate(SupernetSpec, parse(SPEC.replace("serving: {", "serving: {load: 1%, "), "t.yaml"))
+    loaded = [verb(heavy, replace(run, options={"replay": str(trace)})) for verb in (plan, serve)]
+    for told in loaded:
+        assert isinstance(told, Report)
+        assert "ask 1 % of what the quickest net can answer" in dict(told.lines)["load"]
+        assert told.subtitle[0] != played.subtitle[0]

@@ -5,18 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unfold_supernet import load
 from unfold_supernet.arrays import Floats
 from unfold_supernet.chipped import Chip, on_chip
 from unfold_supernet.files import ANSWERS, FRONT
 from unfold_supernet.nets.front import percentiles
 from unfold_supernet.serving import pairs
+from unfold_supernet.serving.pace import Make, Pace, paced
 from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import Rule, Served, cheapest, fitted, fixed, served, shedding, slackfit, steady
+from unfold_supernet.serving.policies import (
+    Rule,
+    Served,
+    cheapest,
+    fitted,
+    fixed,
+    served,
+    shedding,
+    slackfit,
+    slower,
+    steady,
+)
 from unfold_supernet.spec import ServingSpec, SupernetSpec
 from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
 from unfoldkit.arrivals import traces
@@ -29,6 +43,8 @@ RULES: dict[str, Callable[[Sequence[Served], float], Rule]] = {
 """From nets and the time to live of a request to a rule."""
 
 
+WARM, TIMED = 2, 5
+"""Full batches of each net before a trace is measured: to warm up, and to see how fast the machine is now."""
 RARE = 0.001
 """Share of the answers below which a net is not worth having."""
 
@@ -44,12 +60,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a replay needs: arrivals, nets that keep the guard, seconds to load a model, and how the spec serves."""
+    """What a replay needs: arrivals, nets that keep the guard, seconds to load a model, and how the spec serves.
+
+    ``times`` is by how much the rate of the trace was multiplied.
+    """
 
     arrivals: Floats
     nets: tuple[Served, ...]
     swap: float
     serving: ServingSpec
+    times: float = 1.0
 
 
 def stage(spec: SupernetSpec, run: Run) -> Stage:
@@ -62,6 +82,16 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     path = Path(str(run.options["replay"]))
     arrivals = traces.read(path if path.is_file() else run.path(str(path)))
     return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
+
+
+def weighed(what: Stage, seed: int, pace: float = 1.0) -> Stage:
+    """Return a stage whose trace is as heavy as the spec wants it for these nets, ``pace`` times as slow as they say.
+
+    Raises:
+        UnfoldError: too many requests, or none.
+    """
+    times = load.factor(what.arrivals, slower(what.nets, pace), what.serving)
+    return replace(what, arrivals=load.laden(what.arrivals, times, seed), times=times)
 
 
 def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
@@ -106,6 +136,7 @@ def simulated(spec: SupernetSpec, run: Run) -> Report:
     if what.serving.on == "accelerator":
         chip = on_chip(spec, run, what.nets)
         what = replace(what, nets=chip.nets, swap=chip.swap)
+    what = weighed(what, run.seed)
     slo = what.serving.slo
     found = [(name, simulate(what.arrivals, slo, what.nets, rule)) for name, rule in rules(what)]
     chosen = RULES[what.serving.policy](what.nets, slo)
@@ -134,44 +165,66 @@ def _picked(told: Report, what: Stage, played: Played, chip: Chip | None) -> Rep
     return replace(told, decision=decision | {"buffer": chip.held}, metrics=metrics, lines=(*told.lines, line))
 
 
-def rules(what: Stage) -> list[tuple[str, Rule]]:
-    """Return the rule in charge first, the other adaptive one, then the baselines."""
-    names = [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
-    found = [(name, RULES[name](what.nets, what.serving.slo)) for name in names]
+def makers(what: Stage) -> list[tuple[str, Make]]:
+    """Return what makes the rule in charge first, the other adaptive ones, then the baselines, from nets by place."""
+    slo, names = what.serving.slo, [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
+    found: list[tuple[str, Make]] = [(name, partial(_adaptive, name, slo)) for name in names]
     alone = [(at, net.name) for at, net in enumerate(what.nets) if net.then is None]
-    found += [(f"only {name}", fixed(what.nets, at)) for at, name in alone]
-    found += [(f"shedding {name}", shedding(what.nets, at, what.serving.slo)) for at, name in alone]
-    return [*found, ("cheapest", cheapest(what.nets))]
+    found += [(f"only {name}", partial(fixed, at=at)) for at, name in alone]
+    found += [(f"shedding {name}", partial(shedding, at=at, slo=slo)) for at, name in alone]
+    return [*found, ("cheapest", cheapest)]
+
+
+def _adaptive(name: str, slo: float, nets: Sequence[Served]) -> Rule:
+    return RULES[name](nets, slo)
+
+
+def rules(what: Stage) -> list[tuple[str, Rule]]:
+    """Return the rules by the profile of training, in the order of ``makers``."""
+    return [(name, make(what.nets)) for name, make in makers(what)]
 
 
 def measured(spec: SupernetSpec, run: Run) -> Report:
     """Return the report of a trace in real time, every answer computed by the nets of the run."""
     import torch
 
-    from unfold_supernet.nets.data import load
+    from unfold_supernet.nets import data as examples
     from unfold_supernet.nets.store import read_family
 
     assert spec.data is not None  # noqa: S101 - a trained family has data
-    what, net, data = stage(spec, run), read_family(run.directory), load(spec.data, run, flat=spec.flat)
+    what, net = stage(spec, run), read_family(run.directory)
+    data = examples.load(spec.data, run, flat=spec.flat)
     torch.set_num_threads(1)
-    rows = np.resize(data.test, len(what.arrivals))
+    count = len(data.test)
+    # test rows round and round, with room for a batch at the end: a heavy trace has far more requests than rows
+    rows = np.resize(data.test, count + max(one.most for one in what.nets))
     x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
     bound = [net.ready(pairs.first(one), one.then, what.serving.escalate) for one in what.nets]
 
     paces: list[float] = []
+    pace = [Pace()]
 
     def work(at: int, first: int, last: int) -> None:
         began = run.clock()
-        bound[at](x[first:last], extra[first:last]).argmax(1)
-        paces.append((run.clock() - began) / what.nets[at].takes(last - first))
+        part = slice(first % count, first % count + last - first)
+        bound[at](x[part], extra[part]).argmax(1)
+        seconds, expected = run.clock() - began, what.nets[at].takes(last - first)
+        pace[-1].learn(expected, seconds)
+        paces.append(seconds / expected)
 
-    entries, played_by = [], rules(what)
+    entries, played_by = [], makers(what)
     with torch.inference_mode():
-        for one in range(len(bound)):
-            work(one, 0, min(32, len(rows)))
+        for one, served_ in enumerate(what.nets):
+            for _ in range(WARM + TIMED):
+                work(one, 0, served_.most)
+            del paces[-WARM - TIMED : -TIMED]
+        now = float(np.median(paces))
+        what = weighed(what, run.seed, now)
         paces.clear()
-        for name, rule in played_by:
-            played = measure(what.arrivals, what.serving.slo, rule, work)
+        for name, make in played_by:
+            # as a server learns it, each rule anew, so that none gains by what another one met
+            pace.append(Pace(now, now))
+            played = measure(what.arrivals, what.serving.slo, paced(make, what.nets, pace[-1]), work)
             entries.append(Entry(name, played, played.accuracy(what.nets)))
             run.progress("replay", len(entries), len(played_by))
     return _beside(report(spec, what, "serve", entries), what, paces[: max(1, entries[0].played.batches)])
@@ -221,7 +274,7 @@ def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry])
         subtitle=(f"{len(what.arrivals):,} requests", f"{rate:,.0f}/s", f"≤ {what.serving.slo * 1e3:g} ms", own.name),
         metrics=metrics,
         tables=(_table(entries, timed=timed),),
-        lines=_lines(gain, ratio),
+        lines=(*_lines(gain, ratio), *_load(what)),
         next="" if timed else "unfold serve SPEC --replay TRACE",
     )
 
@@ -261,6 +314,14 @@ def _lines(gain: float | None, ratio: float | None) -> tuple[tuple[str, str], ..
     more = f"{gain:+.2f} points against the best fixed net" if gain is not None else "no fixed net is in time as often"
     often = f"{ratio:.2f}x the best fixed net" if ratio is not None else "no fixed net is as accurate"
     return (("equal attainment", more), ("equal accuracy", often))
+
+
+def _load(what: Stage) -> tuple[tuple[str, str], ...]:
+    if what.serving.load is None:
+        return ()
+    share, span = f"{what.serving.load:.0%}".replace("%", " %"), load.WINDOW * what.serving.slo * 1e3
+    busy = f"its busiest {span:g} ms ask {share} of what the quickest net can answer"
+    return (("load", f"the rate of the trace times {what.times:.3g}, so that {busy}"),)
 
 
 def _kept(by_class: Mapping[int, float | None], classes: Sequence[str], serving: ServingSpec) -> bool:

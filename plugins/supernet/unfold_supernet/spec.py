@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfoldkit.api import Bandwidth, Bytes, Duration, Fraction, Frequency, Model, Problem, Spec
+from unfoldkit.api import Bandwidth, Bytes, Duration, Fraction, Frequency, Model, Percent, Problem, Spec
 
 KIB = 1024
 EDGES = {"digits": 8, "mitbih": 128}
@@ -200,6 +200,11 @@ class ServingSpec(Model):
     on: Literal["cpu", "accelerator"] = Field(
         default="cpu",
         description="whose latencies plan --replay goes by: measured in training, or of the simulated chip",
+    )
+    load: Annotated[Percent, Field(gt=0, le=100)] | None = Field(
+        default=None,
+        description="the rate of a replayed trace is multiplied so that its busiest ten slo ask this "
+        "share of what the quickest net can answer; by default it is played as it is",
     )
     attainment: Fraction = Field(default=0.99, description="share of requests that must be in time")
     escalate: Annotated[Fraction, Field(gt=0)] | None = Field(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from unfold_supernet.nets.net import Pair, Ready
+from unfold_supernet.serving.pace import Pace
 from unfold_supernet.serving.policies import Served
 from unfoldkit.serving.model import Answers, Array, Batch, Coded, Field
 
@@ -21,19 +22,6 @@ OUTPUTS = (
     Field("in_time", "BOOL"),
 )
 Count = Callable[[int, Sequence[bool]], None]
-UP, DOWN = 1.018, 0.998
-
-
-@dataclass(slots=True)
-class Pace:
-    """How much longer than its profile a batch takes now, learned as batches pass: where nine in ten are quicker."""
-
-    scale: float = 1.0
-
-    def learn(self, expected: float, seconds: float) -> None:
-        """Take a measured batch into account."""
-        slower = seconds > self.scale * expected
-        self.scale = min(max(self.scale * (UP if slower else DOWN), 0.5), 20.0)
 
 
 @dataclass(frozen=True, slots=True)

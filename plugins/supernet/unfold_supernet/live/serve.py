@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,8 @@ from unfold_supernet.nets.space import Space, space_of
 from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
 from unfold_supernet.replay import RULES, front, guarded
 from unfold_supernet.serving import pairs
-from unfold_supernet.serving.policies import Rule, Served, patient, slower
+from unfold_supernet.serving.pace import paced
+from unfold_supernet.serving.policies import Rule, Served, patient
 from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
 from unfoldkit.api import Run, Service, fail, fingerprint
 from unfoldkit.serving.app import application, paths
@@ -29,8 +29,6 @@ from unfoldkit.serving.model import Batch, Call, Field, Turn
 
 ROUNDS = 10
 SMALLEST = 0
-STEPS = 20
-"""In which the pace of a factor of e is cut: a rule is made for each."""
 
 
 def service(spec: SupernetSpec, run: Run) -> Service:
@@ -121,13 +119,10 @@ def ruled(serving: ServingSpec, nets: tuple[Served, ...]) -> Rule:
 
 def picking(model: Live, serving: ServingSpec) -> Pick:
     """Return the rule as the line asks it, its profile stretched by how the last batches went."""
-    made: dict[int, Rule] = {}
+    rule = paced(lambda nets: ruled(serving, tuple(nets)), model.nets, model.pace)
 
     def pick(slack: float, rows: int) -> tuple[int, int] | None:
-        step = round(math.log(model.pace.scale) * STEPS)
-        if step not in made:
-            made[step] = ruled(serving, slower(model.nets, math.exp(step / STEPS)))
-        choice = made[step](slack, rows)
+        choice = rule(slack, rows)
         return None if choice is None else (choice.net, choice.batch)
 
     return pick

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unfold_supernet.nets.data import Data
-from unfold_supernet.nets.net import train_forward
+from unfold_supernet.nets.net import Seen, alike, train_forward
 from unfold_supernet.nets.parts import Weights
 from unfold_supernet.nets.phases import Phase, drawn, epochs, phase_of, phases
 from unfold_supernet.nets.sorting import order, sort
@@ -129,18 +129,26 @@ def _step(
     x, extra, y = batch
     optimizer.zero_grad(set_to_none=True)
     teacher: Tensor | None = None
-    for subnet in chosen:
-        logits = train_forward(space, weights, subnet, x, extra)
-        loss = functional.cross_entropy(logits, y, label_smoothing=given.smoothing)
-        if told is not None:
-            loss = loss + _soft(logits, told)
-        elif teacher is not None and given.distill > 0:
-            loss = given.distill * _soft(logits, teacher) + (1 - given.distill) * loss
-        loss.backward()
-        teacher = functional.softmax(logits.detach(), 1) if teacher is None else teacher
+    for group in alike(space, chosen):
+        # backward group by group: the maps of one are still in the cache, those of all would not be
+        losses, seen = [], Seen()
+        for subnet in group:
+            logits = train_forward(space, weights, subnet, x, extra, seen)
+            losses.append(_loss(logits, y, given, told, teacher))
+            teacher = functional.softmax(logits.detach(), 1) if teacher is None else teacher
+        torch.stack(losses).sum().backward()
     # a subnet alone leaves weights that it does not use without a gradient
     torch.nn.utils.clip_grad_norm_([tensor for tensor in weights.values() if tensor.grad is not None], given.clip)
     optimizer.step()
+
+
+def _loss(logits: Tensor, y: Tensor, given: TrainingSpec, told: Tensor | None, teacher: Tensor | None) -> Tensor:
+    loss = functional.cross_entropy(logits, y, label_smoothing=given.smoothing)
+    if told is not None:
+        return loss + _soft(logits, told)
+    if teacher is not None and given.distill > 0:
+        return given.distill * _soft(logits, teacher) + (1 - given.distill) * loss
+    return loss
 
 
 def _soft(logits: Tensor, teacher: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Batch norms take batch statistics while training and keep none; afterwards each 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -106,16 +106,43 @@ def _convolutions(found: tuple[Conv, ...], dims: int, generator: torch.Generator
     return weights
 
 
-def train_forward(space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor) -> Tensor:
-    """Return the logits of a subnet under the statistics of the batch."""
+Seen = dict[tuple[int, tuple[Conv, ...]], Tensor]
+"""What a batch became after some first layers, by the resolution and these layers."""
+
+
+def train_forward(
+    space: Space, weights: Weights, subnet: Subnet, x: Tensor, extra: Tensor, seen: Seen | None = None
+) -> Tensor:
+    """Return the logits of a subnet under the statistics of the batch.
+
+    Layers that ``seen`` holds from other subnets on the same batch are not computed again; its own are added to it.
+    """
     if space.attention:
         return tokens.bind(space, weights, subnet)(x, extra)
-    x = reduced(x, subnet.shrink)
-    for conv in convs(space, subnet):
-        weight, gamma, beta = view(weights, conv)
-        out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
-        x = functional.relu(out + x if conv.identity else out)
+    layers, known, x = convs(space, subnet), {} if seen is None else seen, reduced(x, subnet.shrink)
+    for at, conv in enumerate(layers):
+        key = subnet.shrink, layers[: at + 1]
+        if key not in known:
+            known[key] = _trained(conv, weights, x)
+        x = known[key]
     return answer(x, extra, head(weights, x.shape[1]))
+
+
+def _trained(conv: Conv, weights: Weights, x: Tensor) -> Tensor:
+    """Return what a layer makes of a batch under its own statistics."""
+    weight, gamma, beta = view(weights, conv)
+    out = functional.batch_norm(_convolve(conv, x, weight), None, None, gamma, beta, True, 0.0, EPSILON)
+    return functional.relu(out + x if conv.identity else out)
+
+
+def alike(space: Space, subnets: Sequence[Subnet]) -> list[list[Subnet]]:
+    """Return the subnets in groups that begin with the same layer on the same input, in the order of the first ones."""
+    if space.attention:
+        return [[one] for one in subnets]
+    found: dict[tuple[int, Conv], list[Subnet]] = {}
+    for one in subnets:
+        found.setdefault((one.shrink, convs(space, one)[0]), []).append(one)
+    return list(found.values())
 
 
 def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: int = 512) -> Statistics:

@@ -6,7 +6,7 @@ Requests wait in the order of their deadlines. A rule sees the slack of the firs
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,8 +33,12 @@ class Served:
 
     def takes(self, count: int) -> float:
         """Return the seconds of a batch, between measured sizes by a straight line."""
-        sizes, times = zip(*self.seconds, strict=True)
-        return float(np.interp(count, sizes, times))
+        # by hand, as a rule asks several nets for every batch, and an array for each costs what a small net does
+        at = bisect_left(self.seconds, (count,))
+        if at == 0 or at == len(self.seconds) or self.seconds[at][0] == count:
+            return self.seconds[min(at, len(self.seconds) - 1)][1]
+        (size, time), (more, longer) = self.seconds[at - 1], self.seconds[at]
+        return time + (longer - time) * (count - size) / (more - size)
 
     @property
     def most(self) -> int:
@@ -119,7 +123,7 @@ def steady(nets: Sequence[Served], slo: float) -> Rule:
     order = sorted(range(len(nets)), key=lambda at: nets[at].accuracy, reverse=True)
     quick = min(order, key=lambda at: nets[at].takes(nets[at].most))
     last = shedding(nets, quick, slo)
-    peak = [max((size / time for size, time in net.seconds if 2 * time <= slo), default=0.0) for net in nets]
+    peak = [capacity(net, slo) for net in nets]
 
     def choose(slack: float, waiting: int) -> Choice | None:
         since, more = slo - slack, waiting - 1
@@ -133,6 +137,11 @@ def steady(nets: Sequence[Served], slo: float) -> Rule:
         return last(slack, waiting)
 
     return choose
+
+
+def capacity(net: Served, slo: float) -> float:
+    """Return the requests a second that a net answers by its best batch of which two in a row are in time; 0: none."""
+    return max((size / time for size, time in net.seconds if 2 * time <= slo), default=0.0)
 
 
 def shedding(nets: Sequence[Served], at: int, slo: float) -> Rule:

@@ -1,0 +1,52 @@
+"""Laws of the benchmark that serves a family under bursts."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import pytest
+
+from benchmarks import supernet_serve
+from benchmarks.supernet_serve import CALM, HIGH, REAL_SHARES, SPREADS, Profile, real, summary
+from unfold_supernet.serving.policies import Served, slower
+
+NETS = (
+    Served("small", 80.0, ((1, 0.001), (64, 0.002))),
+    Served("middle", 85.0, ((1, 0.001), (64, 0.004))),
+    Served("big", 88.0, ((1, 0.002), (64, 0.008))),
+    Served("large", 90.0, ((1, 0.004), (64, 0.032))),
+)
+
+
+def profile(nets: tuple[Served, ...] = NETS) -> Profile:
+    """Return nets that answer nothing."""
+    return Profile(nets, (), (), None, None, 0.1)
+
+
+@pytest.mark.parametrize("pace", [0.1, 1.0])
+def test_rates_are_shares_of_what_the_nets_take(pace: float) -> None:
+    """On a machine of any speed the traces in real time ask the same shares of what its nets were measured to take."""
+    nets = slower(NETS, pace)
+    traces = real(profile(nets), 0)
+    assert len(traces) == len(SPREADS) * 3 * len(REAL_SHARES)
+    assert {round(trace.load, 6) for trace in traces} == {round(HIGH / part, 6) for part in (1, 2, 4)}
+    for trace in traces:
+        assert trace.calm == pytest.approx(CALM * 64 / (0.032 * pace))
+        assert trace.high == pytest.approx(trace.load * 64 / (0.002 * pace))
+
+
+def test_the_whole_grid_is_told_with_its_median() -> None:
+    """Every trace has a point for each way that it was played; the headline is the best of them, the median beside."""
+    found = profile()
+    traces = supernet_serve._traces(NETS, 0)[:4]
+    rows = [row for trace in traces for row in supernet_serve._played(found, trace)]
+    live = [row | {"how": how} for row in rows for how in ("measured", "foretold")]
+    told = summary(found, traces, rows + live, [])
+    points = told["tables"]["points"]
+    assert [(one["trace"], one["how"]) for one in points] == [
+        (trace.name, how) for trace in traces for how in ("simulated", "foretold", "measured")
+    ]
+    ratios = [one["ratio"] for one in points if one["how"] == "measured" and one["ratio"] is not None]
+    assert told["metrics"]["attainment_ratio_measured"] == max(ratios, default=None)
+    assert told["metrics"]["attainment_ratio_measured_median"] == (median(ratios) if ratios else None)
+    assert told["metrics"]["attainment_off"] == 0
