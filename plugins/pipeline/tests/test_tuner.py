@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,32 @@ def test_ladder_never_falls_and_meets_the_limit() -> None:
     assert (np.diff(counts, axis=0) >= 0).all()
     plan = tuple(Choice(0, c.batch, k) for c, k in zip(PLAN, steps.at(1.0), strict=True))
     assert Estimator(GRAPH, sample).tail(plan) <= own.limit
+
+
+def test_every_step_of_the_ladder_lies_between_its_neighbours_and_meets_the_limit() -> None:
+    """Each step of the ladder, those that were filled in too, meets the limit on the sample that much faster."""
+    sample = traffic([60.0, 60.0])
+    own = the_brief(sample)
+    steps = policies.ladder(own, 100)
+    for factor, counts in list(zip(steps.factors, steps.counts, strict=True))[::3]:
+        quick = replace(sample, arrivals=sample.arrivals / factor, visits=policies._faster(sample, factor))
+        plan = tuple(Choice(0, c.batch, k) for c, k in zip(PLAN, counts, strict=True))
+        assert Estimator(GRAPH, quick).tail(plan) <= own.limit
+
+
+def test_windows_below_the_shortest_are_not_looked_at() -> None:
+    """A burst of a tenth of a second moves the table rule if all windows count, and not if the first lasts 4 s."""
+    sample = traffic([60.0] * 6)
+    arrivals = np.sort(np.concatenate([traffic([60.0] * 6, seed=3).arrivals, np.linspace(30.0, 30.1, 40)]))
+    live = draw(GRAPH, arrivals, np.random.default_rng(0))
+    own = the_brief(sample)
+    steps = policies.ladder(own, 100)
+    asked = [
+        policies.table(own, live, policies.Setting(shortest=item, floor=False, hold=5.0), steps) for item in (0.0, 4.0)
+    ]
+    most, least = ([int(counts[31:36].max()) for counts in targets] for targets in asked)
+    assert all(a >= b for a, b in zip(most, least, strict=True))
+    assert sum(most) > sum(least)
 
 
 def test_calibration_keeps_the_sample_in_time() -> None:

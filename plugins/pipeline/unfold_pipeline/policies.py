@@ -6,6 +6,7 @@ are said where they are taken). ``table`` and ``calibrated`` are this project's 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from unfold_pipeline.sample import Sample, Visits
 from unfoldkit.arrivals import envelope
 
 Rates = NDArray[np.float64]
-FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 17))
+FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 65))
+STRIDE = 4
 STEADY_S = 15.0
 LOOK_BACK_S = 30
 STEP_S = 5
@@ -35,7 +37,8 @@ HOLDS = (60.0, 120.0)
 class Setting:
     """How a rule is set: ``floor`` keeps the plan at least, ``margin`` multiplies need, ``hold`` delays removal.
 
-    ``shed`` says that queries which cannot be in time are refused in the replay.
+    ``shed`` says that queries which cannot be in time are refused in the replay; the table rule does not look at
+    windows of less than ``shortest`` s.
     """
 
     delay: float = 5.0
@@ -44,6 +47,7 @@ class Setting:
     hold: float = 60.0
     most: int = 100
     shed: bool = False
+    shortest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +158,18 @@ def ladder(plan: Brief, most: int) -> Ladder:
 
     A small plan needs much slack and a large one little, which a count in proportion to the rate does not know.
     """
-    rows: list[tuple[int, ...]] = []
-    for factor in FACTORS:
-        row = _least_counts(plan, factor, most)
-        before = rows[-1] if rows else (1,) * len(row)
-        rows.append(tuple(max(a, b) for a, b in zip(row, before, strict=True)))
-    return Ladder(FACTORS, tuple(rows))
+    rows = _rising([_least_counts(plan, factor, most) for factor in FACTORS[::STRIDE]])
+    fine: list[tuple[int, ...]] = []
+    for place, (low, high) in enumerate(itertools.pairwise(rows)):
+        between = FACTORS[place * STRIDE + 1 : (place + 1) * STRIDE]
+        # where both ends need the same, so does what lies between
+        fine += [low, *(low if low == high else _least_counts(plan, factor, most) for factor in between)]
+    return Ladder(FACTORS, _rising([*fine, rows[-1]]))
+
+
+def _rising(rows: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Return for each row the largest counts up to it."""
+    return tuple(tuple(int(count) for count in row) for row in np.maximum.accumulate(np.array(rows), axis=0))
 
 
 def _least_counts(plan: Brief, factor: float, most: int) -> tuple[int, ...]:
@@ -217,8 +227,9 @@ def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: La
 
 
 def _wanted(plan: Brief, arrivals: Rates, now: Rates, setting: Setting, steps: Ladder) -> Counts:
-    rates = envelope.live(arrivals, plan.windows, now) / plan.windows
-    need = (rates / plan.rates).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
+    seen = plan.windows >= min(setting.shortest, float(plan.windows[-1]))
+    rates = envelope.live(arrivals, plan.windows[seen], now) / plan.windows[seen]
+    need = (rates / plan.rates[seen]).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
     wanted: Counts = np.minimum(np.array([steps.at(float(item)) for item in need], dtype=np.int64), setting.most)
     return np.maximum(wanted, [choice.replicas for choice in plan.plan]) if setting.floor else wanted
 
