@@ -24,7 +24,6 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 DIST = ROOT / ".nox" / "dist"
 NOTES = ROOT / ".nox" / "not-run"
-IN_REAL_TIME = "places_as_in_the_simulator"
 SECOND_TRIES = 3
 # a file's tests stay together, as they share servers and trained runs
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
@@ -190,11 +189,8 @@ def ray(session: nox.Session) -> None:
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
     for folder in ("tests", *(str(path.relative_to(ROOT)) for path in plugin_folders())):
-        words = ["-q", "-m", "ray", folder, *(session.posargs or ["-k", f"not {IN_REAL_TIME}"])]
         # 5: there is no such test in that folder
-        run_tests(session, *words, codes=(0, 5))
-    if not session.posargs:
-        note(session, f"{IN_REAL_TIME}: two cores start Ray's workers too late for it; nox -s ray -- -k {IN_REAL_TIME}")
+        run_tests(session, "-q", "-m", "ray", folder, *session.posargs, codes=(0, 5))
 
 
 @nox.session(requires=["work"])

@@ -1,4 +1,4 @@
-"""The worlds that every test of this folder runs in. A further backend is a further line of ``WORLDS``."""
+"""The worlds that every test of this folder runs in. A further backend is a further line of both lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from plugins.placement.tests.cases import cluster
-from plugins.placement.tests.live.rayworld import connected, head, ray_world, warm
+from plugins.placement.tests.live.ray_steps import stepped_world
+from plugins.placement.tests.live.rayworld import connected, head, ray_world
 from plugins.placement.tests.live.worlds import Open, World, local_world
 from tests.kubernetes import build
 from tests.kubernetes.cluster import ControlPlane, control_plane
@@ -32,7 +33,6 @@ def ray_cluster() -> Iterator[str]:
     if importlib.util.find_spec("ray") is None:
         pytest.skip("needs the extra ray: nox -s ray")
     with head() as address, connected(address):
-        warm()
         yield address
 
 
@@ -41,6 +41,13 @@ def ray(ray_cluster: str) -> Open:
     """Opens worlds on a real Ray cluster."""
     assert ray_cluster
     return ray_world
+
+
+@pytest.fixture
+def ray_in_steps(ray_cluster: str) -> Open:
+    """Opens worlds on a real Ray cluster, with a clock that waits for it."""
+    assert ray_cluster
+    return stepped_world
 
 
 @pytest.fixture(scope="session")
@@ -82,16 +89,21 @@ def admin(kube: KubeWorld) -> Api:
     return connect("admin", kubeconfig=str(kube.plane.kubeconfig))
 
 
-WORLDS = [
-    "local",
-    pytest.param("ray", marks=pytest.mark.ray),
-    pytest.param("kubernetes", marks=pytest.mark.kubernetes),
-]
+ELSEWHERE = ["local", pytest.param("kubernetes", marks=pytest.mark.kubernetes)]
+WORLDS = [*ELSEWHERE, pytest.param("ray", marks=pytest.mark.ray)]
+STAGES = [*ELSEWHERE, pytest.param("ray_in_steps", marks=pytest.mark.ray)]
 
 
 @pytest.fixture(params=WORLDS)
 def opened(request: pytest.FixtureRequest) -> Open:
     """Opens a world with given nodes."""
+    found: Open = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=STAGES)
+def staged(request: pytest.FixtureRequest) -> Open:
+    """Opens a world for a scenario, whose clock waits for the cluster wherever it can."""
     found: Open = request.getfixturevalue(request.param)
     return found
 

@@ -30,6 +30,7 @@ class KubeWorld:
     plane: ControlPlane
     scope: str
     pace: float = PACE
+    stepped: bool = False
     policies: Sequence[Policy] = ()
     counters: str = GATES
     handles: list[Kubernetes] = field(default_factory=list)

@@ -8,6 +8,9 @@ import sys
 from ray.cluster_utils import Cluster
 
 TRIES = 4
+WAIT = 120.0
+# no test looks at Ray's pages or logs, nor wants further nodes: three processes less to start
+BARE = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 NODE = {"num_cpus": 4, "num_gpus": 4, "resources": {"eph": 100_000}}
 
 
@@ -36,11 +39,12 @@ def start() -> Cluster:
     Raises:
         Exception: one did not come in time; Ray has no better name for that.
     """
-    head = {**NODE, "include_dashboard": False, "labels": {"unfold-name": "n0"}}
+    head = {**NODE, **BARE, "labels": {"unfold-name": "n0"}}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for index in (1, 2, 3):
-            cluster.add_node(**NODE, labels={"unfold-name": f"n{index}"})
+            cluster.add_node(wait=False, **NODE, labels={"unfold-name": f"n{index}"})
+        cluster.wait_for_nodes(WAIT)
     except Exception:
         cluster.shutdown()
         raise

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from unfold_placement.facts import Node, Task
-from unfold_placement.live.client import client_of, sleeper
+from unfold_placement.live.client import client_of
 from unfold_placement.live.loop import Live
 from unfold_placement.live.rays import SPACE, RayBackend, steward_of
 
-START_S = 10.0
 HEAD = Path(__file__).with_name("ray_head.py")
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "PYTHONWARNINGS": "ignore",
@@ -34,6 +33,7 @@ class RayWorld:
 
     steward: Any
     pace: float = 0.4
+    stepped: bool = False
 
     def handle(self) -> RayBackend:
         """Return a further handle."""
@@ -74,14 +74,6 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def warm() -> None:
-    """Have a process on each accelerator, so that a scenario does not wait for a dozen of them to start."""
-    import ray
-
-    asleep = [sleeper().options(num_cpus=0, num_gpus=1).remote(START_S) for _ in range(16)]
-    ray.get(asleep)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Backend, Record, Start
 from unfoldkit.api import UnfoldError
 
-WAIT = 30.0
+WAIT = 120.0
 
 
 def until(handle: Backend, holds: Callable[[], bool], most: float = WAIT) -> None:

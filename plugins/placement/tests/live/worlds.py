@@ -17,10 +17,12 @@ from unfold_placement.live.register import Register, register
 class World(Protocol):
     """A cluster. ``pace`` is how many seconds of its clock a second of a scenario takes.
 
+    ``stepped`` says whether its clock waits for it, so that it shows the same times however quick the machine is.
     ``policies`` are those under which tasks are submitted, for clusters on which a task itself asks for names.
     """
 
     pace: float
+    stepped: bool
     policies: Sequence[Policy]
 
     def handle(self) -> Backend:
@@ -55,6 +57,7 @@ class LocalWorld:
     register: Register
     first: Local
     pace: float = 1.0
+    stepped: bool = True
     policies: Sequence[Policy] = ()
     more: list[Local] = field(default_factory=list)
 

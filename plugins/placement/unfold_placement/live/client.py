@@ -63,7 +63,15 @@ class Client:
 
     def sleep(self, task: Task) -> None:
         """Submit a task that sleeps for its run time, and wait until it is in the queue."""
-        job = self.jobs[task.name] = Job(task, sleeper(), (task.run,), {}, Future())
+        self.queue(task, sleeper(), task.run)
+
+    def queue(self, task: Task, function: Any, *args: Any) -> None:
+        """Submit a call of a function, and wait until it is in the queue.
+
+        Raises:
+            UnfoldError: there is a task of that name.
+        """
+        job = self.jobs[task.name] = Job(task, _remote(function), args, {}, Future())
         if refused := ask(self.steward, "tell", self.name, [task], []):
             del self.jobs[task.name]
             job.result.cancel()
@@ -77,8 +85,12 @@ class Client:
 
     def close(self) -> None:
         """Submit and hear nothing any more; the cluster takes back what has not ended some seconds later."""
+        import ray
+
         self.stopped.set()
         self.outbox.put(None)
+        if ray.is_initialized():
+            self.steward.leave.remote(self.name)
         for thread in self.threads:
             thread.join()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from unfold_placement.facts import ANYWHERE, Node, Resource, Task
 from unfold_placement.live.backend import Change, Snapshot, Start
 from unfold_placement.live.groups import BUDGET
-from unfold_placement.live.steward import Steward
+from unfold_placement.live.steward import PATIENCE, Steward
 from unfoldkit.api import UnfoldError, fail
 
 SPACE = "unfold"
@@ -21,20 +21,21 @@ THREADS = 64
 
 @dataclass(slots=True)
 class RayBackend:
-    """One controller's or client's handle. ``ahead`` is its clock less this machine's, in s."""
+    """One controller's or client's handle. ``ahead`` is the steward's time less that of ``clock``, in s."""
 
     steward: Any
     who: str = ""
     term: int = 0
     ahead: float = math.nan
+    clock: Callable[[], float] = time.monotonic
 
     def now(self) -> float:
-        """Return the steward's time, in seconds, by this machine's clock: set anew with every lease of the lead."""
+        """Return the steward's time, in seconds, by the clock here: set anew with every lease of the lead."""
         if math.isnan(self.ahead):
-            began = time.monotonic()
+            began = self.clock()
             told = float(self._ask("now"))
-            self.ahead = told - (began + time.monotonic()) / 2
-        return time.monotonic() + self.ahead
+            self.ahead = told - (began + self.clock()) / 2
+        return self.clock() + self.ahead
 
     def snapshot(self) -> Snapshot:
         """Return everything."""
@@ -145,9 +146,16 @@ def connect(address: str, name: str, described: Sequence[Node] = ()) -> RayBacke
     return RayBackend(steward_of(name, described))
 
 
-def steward_of(name: str, described: Sequence[Node] = ()) -> Any:
-    """Return a spec's steward; it outlives whoever starts it. ``described`` counts for the one that starts it."""
+def steward_of(
+    name: str,
+    described: Sequence[Node] = (),
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    patience: float = PATIENCE,
+) -> Any:
+    """Return a spec's steward; it outlives whoever starts it. All but its name counts for the one that starts it."""
     import ray
 
-    made = ray.remote(num_cpus=0, max_concurrency=THREADS, max_restarts=-1)(Steward)
-    return made.options(name=f"steward-{name}", lifetime="detached", get_if_exists=True).remote(described)
+    kind = ray.remote(num_cpus=0, max_concurrency=THREADS, max_restarts=-1)(Steward)
+    named = kind.options(name=f"steward-{name}", lifetime="detached", get_if_exists=True)
+    return named.remote(described, clock, patience)

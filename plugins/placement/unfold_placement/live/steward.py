@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,9 +56,10 @@ class Ended:
 
 @dataclass(slots=True)
 class Client:
-    """A process that submits tasks: what it is to be told, when it was heard, and what is its."""
+    """A process that submits tasks: what it is to be told, when it was heard, what is its, and whether it goes."""
 
     heard: float
+    leaves: bool = False
     offers: deque[Offer] = field(default_factory=deque)
     closed: deque[Record] = field(default_factory=deque)
     tasks: set[str] = field(default_factory=set)
@@ -68,12 +69,17 @@ class Steward:
     """See the module. Methods run in threads; ``lock`` is the register's; groups are made and removed outside of it.
 
     ``described`` says what Ray does not know of nodes, whose labels never change there; only these are used then.
+    ``clock`` (s) is what tasks, leases and timers go by; processes and reservations go by this machine's.
+    ``patience`` is how long (s) a reservation may take.
     """
 
-    def __init__(self, described: Sequence[Node] = ()) -> None:
+    def __init__(
+        self, described: Sequence[Node] = (), clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE
+    ) -> None:
         self.described = {node.name: node for node in described}
-        origin = time.monotonic()
-        self.register = register(lambda: time.monotonic() - origin)
+        self.patience = patience
+        origin = clock()
+        self.register = register(lambda: clock() - origin)
         self.register.number = time.time_ns() // 1_000_000
         self.lock = self.register.changed
         self.groups = Groups()
@@ -164,7 +170,7 @@ class Steward:
             self.register.fence(term)
             records = self.register.start(unit, by=who)
             if records and self.groups.ready(_wanted(records)):
-                self._commit(records, self.groups.reserve(_wanted(records), PATIENCE) or [])
+                self._commit(records, self.groups.reserve(_wanted(records), self.patience) or [])
                 return
         if records:
             self.pool.submit(self._prepare, records)
@@ -210,16 +216,22 @@ class Steward:
         """Wait for what a client is to run, or for its tasks that will not run any more."""
         with self.lock:
             mine = self._client(client)
-            self.lock.wait_for(lambda: mine.offers or mine.closed, timeout)
+            self.lock.wait_for(lambda: mine.offers or mine.closed or mine.leaves, timeout)
             told = list(mine.offers), list(mine.closed)
             mine.offers.clear()
             mine.closed.clear()
-            mine.heard = self.now()
+            mine.heard = time.monotonic()
             return told
 
+    def leave(self, client: str) -> None:
+        """Let a client that goes wait for nothing any more; its tasks are taken back some seconds later."""
+        with self.lock:
+            self._client(client).leaves = True
+            self.lock.notify_all()
+
     def _client(self, name: str) -> Client:
-        found = self.clients.setdefault(name, Client(self.now()))
-        found.heard = self.now()
+        found = self.clients.setdefault(name, Client(time.monotonic()))
+        found.heard = time.monotonic()
         return found
 
     def _close(self, task: str, *, told: bool = True) -> None:
@@ -239,7 +251,7 @@ class Steward:
         if item.died and slot is not None:
             self.pool.submit(self._remove, [slot.group])
         elif slot is not None:
-            self.groups.keep(slot, self.now())
+            self.groups.keep(slot, time.monotonic())
         if item.died and self.deaths[item.task] <= RETRIES:
             self.register.fail(item.task, item.attempt, item.outcome)
         else:
@@ -250,7 +262,7 @@ class Steward:
     def _carve(self, item: Resource) -> None:
         shape: Shape = ((BUDGET, float(max(1, min(item.amount, MOST)))),)
         group = self.groups.make(item.node, shape)
-        if not group.wait(PATIENCE):
+        if not group.wait(self.patience):
             self.groups.remove(group)
             with self.lock, contextlib.suppress(UnfoldError):
                 self.register.delete(item.name, item.node)
@@ -259,7 +271,7 @@ class Steward:
             self.named.setdefault((item.name, item.node), []).append(group)
 
     def _prepare(self, records: Sequence[Record]) -> None:
-        slots = self.groups.reserve(_wanted(records), PATIENCE)
+        slots = self.groups.reserve(_wanted(records), self.patience)
         if slots is not None:
             with self.lock:
                 self._commit(records, slots)
@@ -276,7 +288,7 @@ class Steward:
             now = self.register.records.get(name)
             client = self.clients.get(self.owner.get(name, ""))
             if now is None or client is None or (now.state, now.attempt) != (kinds.RUNNING, record.attempt):
-                self.groups.keep(slot, self.now())
+                self.groups.keep(slot, time.monotonic())
                 continue
             self.slots[name] = slot
             client.offers.append(Offer(name, record.attempt, slot))
@@ -311,7 +323,7 @@ class Steward:
     def _sweep(self) -> None:
         with self.lock:
             self.register.sweep()
-            now = self.now()
+            now = time.monotonic()
             silent = [name for name, client in self.clients.items() if now - client.heard > CLIENT]
             lost = [task for name in silent for task in self.clients.pop(name).tasks]
             gone = self._left()
@@ -322,7 +334,7 @@ class Steward:
 
     def _bury(self) -> None:
         # Ray's view is a second or two behind: unused now and unused three seconds later is unused
-        now, idle = self.now(), set(self.groups.unused(self.dying))
+        now, idle = time.monotonic(), set(self.groups.unused(self.dying))
         self.unused = {group: self.unused.get(group, now) for group in self.dying if group in idle}
         gone = [group for group, since in self.unused.items() if now - since > LAG]
         self.dying = [group for group in self.dying if group not in gone]
