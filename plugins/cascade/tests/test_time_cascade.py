@@ -25,9 +25,11 @@ from unfold_cascade.time.judge import at_rate, outcome
 from unfold_cascade.time.keys import Alerts, Moves
 from unfold_cascade.time.long import entity_of_row, starts_of
 from unfold_cascade.time.models import rows_in_stage
+from unfold_cascade.time.moves import Zoo
+from unfold_cascade.time.panel import Purchase
 from unfold_cascade.time.policy import Step
 from unfold_cascade.time.search import SLACK, adequate, parallel
-from unfold_cascade.time.steps import Yard, candidates, field, learnt
+from unfold_cascade.time.steps import Yard, buying, candidates, field, learnt, neighbours, owning
 from unfold_cascade.time.study import study
 from unfold_cascade.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -343,6 +345,33 @@ def test_learnt_gates_never_make_the_front_worse(found: Searched) -> None:
     for price in (0.0, 0.1, 1.0):
         least = [min(one.loss + price * one.cost for one in front) for front in (before, after)]
         assert least[1] <= least[0] + 0.01
+
+
+def test_gates_look_at_what_is_owned_only_where_it_matters() -> None:
+    """A gate is told from what is owned where the next model reads a priced group that stays valid and is new."""
+    groups = Purchase(
+        ("monitor", "labs", "points", "gases"), np.array([1.0, 4.0, 0.0, 9.0]), np.array([0, 24.0, 5.0, 0])
+    )
+    zoo = Zoo(np.zeros((4, 1), dtype=np.float32), np.array([1, 3, 7, 15]), groups)
+    for chain, places in (((0, 1, 2, 3), {0}), ((0, 3), {0}), ((1, 2), set()), ((2, 3), set()), ((0,), set())):
+        assert buying(zoo, chain) == places
+        step = Step(chain, ((0.4, 0.6),) * (len(chain) - 1), 0.5)
+        for one in owning(step, zoo):
+            assert {k for k in range(len(step.spans)) if one.owned[k] != step.spans[k]} == places
+        assert bool(list(owning(step, zoo))) == bool(places)
+
+
+def test_small_steps_keep_spans_in_order() -> None:
+    """Each neighbour moves one cut; gates without cuts of their own for what is owned keep both alike."""
+    plain = Step((0, 1, 2), ((0.4, 0.6), (0.2, 0.9)), 0.5)
+    apart = Step((0, 1, 2), ((0.4, 0.6), (0.2, 0.9)), 0.5, ((-np.inf, 0.8), (0.2, 0.9)))
+    assert not any(one.owned for one in neighbours(plain))
+    for one in neighbours(apart):
+        assert all(lo <= hi for lo, hi in (*one.spans, *one.owned))
+        assert one.owned[1] == one.spans[1]
+        assert one.owned[0][0] == -np.inf
+    moved = {(one.owned[0] != apart.owned[0], one.spans[0] != apart.spans[0]) for one in neighbours(apart)}
+    assert moved == {(False, False), (True, False), (False, True)}
 
 
 def test_points_are_tested_from_strong_to_cheap() -> None:

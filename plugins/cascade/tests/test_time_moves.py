@@ -44,8 +44,10 @@ def _rungs(rng: np.random.Generator, models: int = 5, stages: int = 3) -> Ladder
 
 def _step(rng: np.random.Generator, models: int) -> Step:
     chain = tuple(int(model) for model in rng.permutation(models)[: rng.integers(1, 4)])
-    spans = tuple((float(a), float(b)) for a, b in np.sort(rng.random((len(chain) - 1, 2)), axis=1))
-    return Step(chain, spans, float(rng.random()))
+    spans, owned = (
+        tuple((float(a), float(b)) for a, b in np.sort(rng.random((len(chain) - 1, 2)), axis=1)) for _ in range(2)
+    )
+    return Step(chain, spans, float(rng.random()), owned if rng.random() < 0.5 else ())
 
 
 def _moves(rng: np.random.Generator) -> Moves:
@@ -84,19 +86,25 @@ class _Case:
     def chain(self, stage: int) -> list[int]:
         return [int(model) for model in self.rungs.chain[stage] if model >= 0]
 
+    def lacks(self, model: int, now: float) -> list[int]:
+        needed = [g for g in range(len(self.buys)) if int(self.zoo.needs[model]) & (1 << g)]
+        until = {g: at + self.zoo.purchase.valid_h[g] for g, at in self.bought.items()}
+        return [g for g in needed if g not in until or (self.bought[g] != now and now >= until[g])]
+
     def buy(self, model: int, now: float) -> None:
-        for group, valid in enumerate(self.zoo.purchase.valid_h):
-            needed = bool(int(self.zoo.needs[model]) & (1 << group))
-            owned = group in self.bought and (self.bought[group] == now or now < self.bought[group] + valid)
-            if needed and not owned:
-                self.buys[group] += 1
-                self.bought[group] = now
+        for group in self.lacks(model, now):
+            self.buys[group] += 1
+            self.bought[group] = now
 
     def verdict(self, stage: int, place: int, row: int) -> str:
-        p = self.zoo.p[self.chain(stage)[place], row]
-        if p >= self.rungs.hi[stage, place]:
+        p, after = self.zoo.p[self.chain(stage)[place], row], self.chain(stage)[place + 1 :]
+        free = bool(after) and not any(self.zoo.purchase.price[self.lacks(after[0], self.clock.hour[row])])
+        lo, hi = (
+            self.rungs.owned[:, stage, place] if free else (self.rungs.lo[stage, place], self.rungs.hi[stage, place])
+        )
+        if p >= hi:
             return "ICK1"
-        return "ICK0" if p < self.rungs.lo[stage, place] else "IDK"
+        return "ICK0" if p < lo else "IDK"
 
     def ask(self, stage: int, row: int) -> bool:
         """Ask the models of a stage until one is sure; returns whether the case moves on."""
@@ -197,6 +205,28 @@ def test_models_share_a_purchase_of_the_same_hour() -> None:
     assert went.buys.tolist() == [[5]]
 
 
+def test_cuts_for_what_is_owned_change_no_purchase() -> None:
+    """In a stage watched at every hour, models asked as their features are owned buy nothing more."""
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        clock = _clock(rng)
+        bought = Purchase(("monitor", "labs"), np.array([1.0, 4.0]), np.array([0.0, float(rng.integers(1, 9))]))
+        zoo = Zoo(rng.random((2, len(clock.hour))).astype(np.float32), np.array([1, 3]), bought)
+        plain, both = (Step((0, 1), ((0.4, 0.6),), 0.5, owned) for owned in ((), ((0.0, 1.1),)))
+        seen, more = (walk(clock, zoo, ladder((step,), np.array([True])), Moves()) for step in (plain, both))
+        assert (seen.buys == more.buys).all()
+        assert (seen.calls <= more.calls).all()
+
+
+def test_what_costs_nothing_is_owned() -> None:
+    """Where the next model reads only free features, the cuts for what is owned count from the first hour on."""
+    clock = Clock(np.array([0, 3]), np.arange(3, dtype=np.float64))
+    free = Purchase(("a", "b"), np.array([1.0, 0.0]), np.array([0.0, 5.0]))
+    zoo = Zoo(np.full((2, 3), 0.5, dtype=np.float32), np.array([1, 3]), free)
+    step = Step((0, 1), ((0.6, 0.7),), 0.4, ((0.4, 0.7),))
+    assert walk(clock, zoo, ladder((step,), np.array([True])), Moves()).calls.tolist() == [[3, 3]]
+
+
 def test_asking_more_hours_never_buys_less() -> None:
     """Watching from the first hour on costs at least what a stage that begins later costs."""
     for seed in SEEDS:
@@ -253,7 +283,13 @@ def test_hours_that_come_one_at_a_time_make_the_same_trajectory(world: tuple[Clo
         rows = clock.starts[here] + late
         now = [trails[case] for case in here]
         stages, heard = hourly.step(
-            ladder_, moves, now, lambda m, who, _, rows=rows: zoo.p[m, rows[list(who)]].tolist()
+            ladder_,
+            moves,
+            now,
+            lambda m, who, _, rows=rows: zoo.p[m, rows[list(who)]].tolist(),
+            lambda i, m, asked, here=here, rows=rows: hourly.owns(
+                zoo.needs, m, asked, float(clock.hour[rows[i]]), zoo.purchase, since[here[i]]
+            ),
         )
         assert stages == expected.answer[rows].tolist()
         for case, row, said in zip(here, rows, heard, strict=True):

@@ -22,11 +22,12 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in
 from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.time import serve
 from unfold_cascade.time.counts import counts
 from unfold_cascade.time.long import rows_of
 from unfold_cascade.time.monolith import decoded
 from unfold_cascade.time.moves import Walk, walk
-from unfold_cascade.time.policy import ladder
+from unfold_cascade.time.policy import Step, ladder
 from unfold_cascade.time.readers import read_long
 from unfold_cascade.time.serve import check, timed
 from unfold_cascade.time.served import Loaded, load
@@ -206,6 +207,32 @@ def test_cases_in_company_are_answered_as_alone(trained: Trained) -> None:
         hours, cases = model.follow(trained.x[rows], hour[rows], cases)
         assert [done.stage for done in hours] == went.answer[rows].tolist()
         assert [sum(item.stage == 0 for item in done.heard) for done in hours] == went.asked[rows, 0].tolist()
+
+
+def test_what_is_owned_is_known_while_serving(trained: Trained) -> None:
+    """Served hour by hour, gates that ask more readily where nothing is bought ask and buy what the simulation does."""
+    names = [slot.place for slot in trained.loaded.places]
+    ward, chart, glance, full = map(names.index, ("sirs/ward", "sirs/chart", "sepsis/glance", "sepsis/full"))
+    first = Step((ward, chart), ((0.4, 0.5),), 0.5, ((0.1, 0.9),))
+    last = Step((glance, full), ((0.1, np.inf),), 0.1, ((-np.inf, np.inf),))
+    loaded = replace(trained.loaded, policy=(first, last))
+    check(loaded, timed(loaded, silent(loaded)))
+    plain = replace(loaded, policy=(replace(first, owned=()), replace(last, owned=())))
+    calls = [serve.simulated(one)[1].calls.sum(axis=0)[[chart, full]] for one in (loaded, plain)]
+    assert (calls[0] > calls[1]).all()
+
+
+def test_a_plan_tells_the_cuts_for_what_is_owned(trained: Trained) -> None:
+    """A plan's cuts for what is owned are read back; a span too few is refused."""
+    loaded = trained.loaded
+    plan = read_document(str(trained.folder / "runs" / "wards" / "plan.yaml")).data
+    gate = {"models": ["ward", "chart"], "unsure": [[0.4, 0.5]], "unsure_owned": [["always", 0.9]], "cut": 0.5}
+    steps = [{"stage": "sirs", **gate}, plan["decision"]["cascade"][1]]
+    changed = plan | {"decision": plan["decision"] | {"cascade": steps}}
+    assert load(loaded.spec, loaded.run, changed).policy[0].owned == ((-np.inf, 0.9),)
+    steps[0]["unsure_owned"] = [["always", 0.9], ["always", 0.9]]
+    with pytest.raises(UnfoldError, match="the plan is not of this run"):
+        load(loaded.spec, loaded.run, changed)
 
 
 def silent(loaded: Loaded) -> Any:

@@ -9,13 +9,14 @@ import numpy as np
 
 from unfold_cascade.arrays import FloatArray
 from unfold_cascade.gates.front import thin
+from unfold_cascade.gates.orders import Chain
 from unfold_cascade.gates.search import exact_front
 from unfold_cascade.spec import GateSpec
 from unfold_cascade.time import measures
 from unfold_cascade.time.judge import Quality, at_rate, outcome, quality
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.policy import Span, Step
-from unfold_cascade.time.steps import Field, Yard, ordered_chains, rough_costs
+from unfold_cascade.time.steps import Field, Yard, buying, ordered_chains, rough_costs
 from unfold_cascade.time.study import Part
 
 POINTS = 10
@@ -63,8 +64,19 @@ def _exact(
         cuts = [measures.cut_at_rate(column, part.events.free, per_100h) for column in p.T]
         loss = -np.where(p >= np.array(cuts), gain[:, None] / best, 0.0)
         front = exact_front(-p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS)
-        for point in thin(front, POINTS) if len(front) > 1 else [0]:
-            yield Step(chain, _above(front.cuts[point]), cuts[-1])
+        spans = [_above(front.cuts[point]) for point in (thin(front, POINTS) if len(front) > 1 else [0])]
+        yield from (Step(chain, own, cuts[-1]) for own in spans)
+        yield from _owning(chain, spans, cuts[-1], buying(part.zoo, chain))
+
+
+def _owning(chain: Chain, spans: Sequence[tuple[Span, ...]], cut: float, places: set[int]) -> Iterator[Step]:
+    """Yield steps that ask the next model more readily, or always, where what it reads is paid already."""
+    loose = [(min(own[k][0] for own in spans), float("inf")) for k in range(len(chain) - 1)]
+    for own in spans if places else ():
+        for wide in (loose, [(-float("inf"), float("inf"))] * len(own)):
+            mixed = tuple(wide[k] if k in places else span for k, span in enumerate(own))
+            if mixed != own:
+                yield Step(chain, own, cut, mixed)
 
 
 def _above(cuts: FloatArray) -> tuple[Span, ...]:

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from unfold_cascade.arrays import IntArray
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.moves import Ladder
 from unfold_cascade.time.panel import Purchase
 
-Ask = Callable[[int, Sequence[int], tuple[float, float]], Sequence[float]]
+Ask = Callable[[int, Sequence[int], tuple[float, ...]], Sequence[float]]
+Free = Callable[[int, int, Sequence[int]], bool]
 
 
 @dataclass(slots=True)
@@ -28,10 +30,11 @@ class Trail:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One stage: the models asked in turn, and the cuts of each, equal for the last."""
+    """One stage: the models asked in turn, and the cuts of each, equal for the last; ``owned`` as in ``Ladder``."""
 
     chain: tuple[int, ...]
     spans: tuple[tuple[float, float], ...]
+    owned: tuple[tuple[float, float], ...]
     parallel: bool
 
 
@@ -56,7 +59,8 @@ def rungs(ladder: Ladder) -> tuple[Rung, ...]:
     for s, row in enumerate(ladder.chain):
         length = int((row >= 0).sum())
         spans = zip(ladder.lo[s, :length].tolist(), ladder.hi[s, :length].tolist(), strict=True)
-        found.append(Rung(tuple(row[:length].tolist()), tuple(spans), bool(ladder.parallel[s])))
+        owned = zip(*ladder.owned[:, s, :length].tolist(), strict=True)
+        found.append(Rung(tuple(row[:length].tolist()), tuple(spans), tuple(owned), bool(ladder.parallel[s])))
     return tuple(found)
 
 
@@ -66,7 +70,7 @@ def start(stages: int) -> Trail:
 
 
 def step(
-    ladder: Sequence[Rung], moves: Moves, trails: Sequence[Trail], ask: Ask
+    ladder: Sequence[Rung], moves: Moves, trails: Sequence[Trail], ask: Ask, free: Free
 ) -> tuple[list[int], list[list[Heard]]]:
     """Take every case through one hour: trails are changed in place.
 
@@ -74,7 +78,8 @@ def step(
         ladder: the stages.
         moves: how cases move through them.
         trails: where each of B cases stands.
-        ask: gives the answers of a model for some of the cases; told the cuts that they are compared with.
+        ask: gives the answers of a model for some of the cases; told the cuts that they may be compared with.
+        free: tells whether a case would buy nothing for a model, after others that were asked in this hour.
 
     Returns:
         the (B,) stage of each case, 0 for none, and what its models said in the order in which they were asked.
@@ -87,7 +92,7 @@ def step(
             for i, trail in enumerate(trails)
             if not trail.entered[-1] and not trail.entered[s] and (rung.parallel or asks[i])
         ]
-        _asked(rung, s, here, trails, ask, heard)
+        _asked(rung, s, {i: trails[i].begin[s] for i in here}, ask, free, heard)
         for i in here:
             moved = _settle(trails[i], s, heard[i], rung, moves)
             alarm[i] = moved if s == len(ladder) - 1 else alarm[i]
@@ -96,19 +101,24 @@ def step(
     return [_stage(trail, alarm[i]) for i, trail in enumerate(trails)], heard
 
 
-def _asked(
-    rung: Rung, s: int, here: Sequence[int], trails: Sequence[Trail], ask: Ask, heard: list[list[Heard]]
-) -> None:
+def _asked(rung: Rung, s: int, left: dict[int, int], ask: Ask, free: Free, heard: list[list[Heard]]) -> None:
     """Ask the models of one stage until each case is decided, the cases at the same model together."""
-    left = {i: trails[i].begin[s] for i in here}
     while left:
         place = min(left.values())
-        rows, model, span = [i for i in here if left.get(i) == place], rung.chain[place], rung.spans[place]
-        for i, p in zip(rows, ask(model, rows, span), strict=True):
-            heard[i].append(Heard(s, model, p, span))
+        rows, model = [i for i, at in left.items() if at == place], rung.chain[place]
+        for i, p in zip(rows, ask(model, rows, (*rung.spans[place], *rung.owned[place])), strict=True):
+            heard[i].append(Heard(s, model, p, _span(rung, place, i, heard[i], free)))
             left[i] = place + 1
             if heard[i][-1].verdict != "IDK":
                 del left[i]
+
+
+def _span(rung: Rung, place: int, case: int, heard: Sequence[Heard], free: Free) -> tuple[float, float]:
+    """Return the cuts that count: those for what is owned, if the next model would buy nothing."""
+    if rung.owned[place] == rung.spans[place]:
+        return rung.spans[place]
+    asked = [*(item.model for item in heard), rung.chain[place]]
+    return rung.owned[place] if free(case, rung.chain[place + 1], asked) else rung.spans[place]
 
 
 def _settle(trail: Trail, s: int, heard: Sequence[Heard], rung: Rung, moves: Moves) -> bool:
@@ -135,6 +145,16 @@ def bought(needs: int, hour: float, purchase: Purchase, since: list[float]) -> l
             since[g] = hour
             found.append(g)
     return found
+
+
+def owns(
+    needs: IntArray, model: int, asked: Sequence[int], hour: float, purchase: Purchase, since: Sequence[float]
+) -> bool:
+    """Return whether a model costs no purchase at this hour, after those asked in it; ``since`` stays as it is."""
+    then = list(since)
+    for before in asked:
+        bought(int(needs[before]), hour, purchase, then)
+    return not any(purchase.price[group] for group in bought(int(needs[model]), hour, purchase, then))
 
 
 def never(purchase: Purchase) -> list[float]:

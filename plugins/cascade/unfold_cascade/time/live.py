@@ -13,7 +13,7 @@ import numpy as np
 from unfold_cascade.arrays import Float32, FloatArray, IntArray
 from unfold_cascade.pack import Engine
 from unfold_cascade.time.cost import Rates
-from unfold_cascade.time.hourly import Heard, Rung, Trail, bought, never, start, step
+from unfold_cascade.time.hourly import Heard, Rung, Trail, bought, never, owns, start, step
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.panel import Purchase
 from unfold_cascade.time.sight import Past, Sight
@@ -33,11 +33,11 @@ class Voice:
     native: Engine
     columns: IntArray
 
-    def ask(self, x: Float32, span: tuple[float, float]) -> Float32:
+    def ask(self, x: Float32, cuts: tuple[float, ...]) -> Float32:
         """Return (m, C) probabilities of (m, d) rows; near a cut it is the native model that decides."""
         own = x[:, self.columns]
         p = self.quick.predict(own.astype(self.quick.dtype, copy=False)).astype(np.float32)
-        near = np.abs(p[:, -1:] - np.array(span)).min(axis=1) <= MARGIN
+        near = np.abs(p[:, -1:] - np.array(cuts)).min(axis=1) <= MARGIN
         if near.any() and self.quick is not self.native:
             p[near] = self.native.predict(own[near])
         return p
@@ -125,8 +125,9 @@ class Timed:
         if self.monolith.alone:
             stages, heard = [stage for stage, _ in other.values()], [said for _, said in other.values()]
         else:
-            asked = lambda model, rows, span: self._ask(features, model, rows, span)  # noqa: E731
-            stages, heard = step(self.ladder, self.moves, [case.trail for case in cases], asked)
+            ask = lambda model, rows, cuts: self._ask(features, model, rows, cuts)  # noqa: E731
+            free = lambda i, model, asked: self._owns(cases[i], float(hour[i]), model, asked)  # noqa: E731
+            stages, heard = step(self.ladder, self.moves, [case.trail for case in cases], ask, free)
         hours = []
         for i, case in enumerate(cases):
             paid, groups = self._pay(heard[i], float(hour[i]), case)
@@ -142,9 +143,12 @@ class Timed:
         peaks = [0.0] * len(self.monolith.cuts)
         return Case(start(len(self.ladder)), never(self.purchase), past, audited, start(1), peaks)
 
-    def _ask(self, x: Float32, model: int, rows: Sequence[int], span: tuple[float, float]) -> list[float]:
-        found: list[float] = self.voices[model].ask(x[list(rows)], span)[:, -1].tolist()
+    def _ask(self, x: Float32, model: int, rows: Sequence[int], cuts: tuple[float, ...]) -> list[float]:
+        found: list[float] = self.voices[model].ask(x[list(rows)], cuts)[:, -1].tolist()
         return found
+
+    def _owns(self, case: Case, hour: float, model: int, asked: Sequence[int]) -> bool:
+        return owns(self.needs, model, asked, hour, self.purchase, case.since)
 
     def _monolith(self, cases: Sequence[Case], x: Float32) -> list[tuple[int, list[Heard]]]:
         """Return for each case the stage that the monolith gives it, and its call; none once its alarm ended it."""
@@ -152,12 +156,13 @@ class Timed:
             return []
         base = self.monolith
         p = base.voice.ask(x, base.rung.spans[0])
-        alarms, heard = step((base.rung,), self.moves, [case.shadow for case in cases], lambda *_: p[:, -1].tolist())
+        shadows, said = [case.shadow for case in cases], p[:, -1].tolist()
+        alarms, heard = step((base.rung,), self.moves, shadows, lambda *_: said, lambda *_: False)
         for case, row in zip(cases, p.astype(np.float64), strict=True):
             case.peaks = [max(peak, float(row[s:].sum())) for s, peak in enumerate(case.peaks, 1)]
         stages = [self._latched(case.peaks) for case in cases]
         found = zip(alarms, stages, heard, strict=True)
-        return [(len(self.stages) if alarm else stage, said) for alarm, stage, said in found]
+        return [(len(self.stages) if alarm else stage, calls) for alarm, stage, calls in found]
 
     def _latched(self, peaks: Sequence[float]) -> int:
         passed = [s for s, (peak, cut) in enumerate(zip(peaks, self.monolith.cuts, strict=True), 1) if peak >= cut]

@@ -1,8 +1,9 @@
 """What happens to a case hour after hour: complete trajectories through the stages (reference section 1.8).
 
 At each hour the stage that a case is in asks its models from cheap to costly. A model that says ``p < lo`` is sure that
-the case stays (ICK0), ``p >= hi`` that it moves on (ICK1); between the two (IDK) the next model is asked. A case that
-moved on never comes back, so a false move is paid for in every later hour.
+the case stays (ICK0), ``p >= hi`` that it moves on (ICK1); between the two (IDK) the next model is asked. Other cuts
+may count where the next model would buy nothing. A case that moved on never comes back, so a false move is paid for in
+every later hour.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ class Ladder:
     """The stages of a policy.
 
     ``chain`` (S, K) are model numbers in the order asked, -1 beyond the end of a chain; ``lo`` and ``hi`` (S, K) their
-    cuts, equal for the last of a chain, which must decide; ``parallel`` (S,) stages are asked at every hour.
+    cuts, equal for the last of a chain, which must decide; ``parallel`` (S,) stages are asked at every hour. ``owned``
+    (2, S, K) are the cuts that count where all that the next model reads is paid, so that asking it buys nothing.
     """
 
     chain: IntArray
     lo: FloatArray
     hi: FloatArray
     parallel: BoolArray
+    owned: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +87,9 @@ def _walk(kernel: Any, clock: Clock, zoo: Zoo, ladder: Ladder, moves: Moves) -> 
     calls = np.zeros((entities, len(zoo.p)), dtype=np.int64)
     buys = np.zeros((entities, len(zoo.purchase.price)), dtype=np.int64)
     options = (moves.entry == "sticky", moves.confirm, moves.advance == "same-step", moves.alarm == "latched")
-    stages = (ladder.chain, ladder.lo, ladder.hi, ladder.parallel)
-    kernel(
-        clock.starts, clock.hour, zoo.p, zoo.needs, zoo.purchase.valid_h, *stages, *options, answer, asked, calls, buys
-    )
+    stages = (ladder.chain, ladder.lo, ladder.hi, ladder.owned, ladder.parallel)
+    bought = (zoo.needs, zoo.purchase.price, zoo.purchase.valid_h)
+    kernel(clock.starts, clock.hour, zoo.p, *bought, *stages, *options, answer, asked, calls, buys)
     return Walk(answer, asked, calls, buys)
 
 
@@ -98,15 +100,17 @@ def _compiled() -> Any:
     return numba.njit(cache=True)(walk_kernel)
 
 
-def walk_kernel(  # noqa: C901 - one loop nest, compiled as a whole
+def walk_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a whole
     starts: Any,
     hour: Any,
     p: Any,
     needs: Any,
+    price: Any,
     valid_h: Any,
     chain: Any,
     lo: Any,
     hi: Any,
+    owned: Any,
     parallel: Any,
     sticky: Any,
     confirm: Any,
@@ -138,8 +142,17 @@ def walk_kernel(  # noqa: C901 - one loop nest, compiled as a whole
                         if needs[model] >> g & 1 and due:
                             bought[g] = hour[row]
                             buys[entity, g] += 1
-                    yes = value >= hi[s, position]
-                    sure = yes or value < lo[s, position]
+                    low, high = lo[s, position], hi[s, position]
+                    if owned[0, s, position] != low or owned[1, s, position] != high:
+                        free, wanted = True, needs[chain[s, position + 1]]
+                        for g in range(groups):
+                            due = hour[row] >= bought[g] + valid_h[g] and bought[g] != hour[row]
+                            if wanted >> g & 1 and price[g] > 0 and due:
+                                free = False
+                        if free:
+                            low, high = owned[0, s, position], owned[1, s, position]
+                    yes = value >= high
+                    sure = yes or value < low
                     position += 1
                 asked[row, s] = position
                 begin[s] = max(position - (1 if yes else 2), 0) if sticky else 0

@@ -122,8 +122,9 @@ def _pairs(ladders: Sequence[Sequence[Candidate]], chosen: Sequence[Alarm]) -> l
 
 def _point(study: Study, steps: Policy, yard: Yard, per_100h: float) -> Point | None:
     flags, part = parallel(study), study.train
-    # watched at every hour, the last stage meets the rate already
-    policy = steps if flags[-1] else at_rate(part, steps, flags, yard.moves, per_100h)
+    # watched at every hour, the last stage meets the rate already; gates for what is owned see what other stages bought
+    settled = flags[-1] and not steps[-1].owned
+    policy = steps if settled else at_rate(part, steps, flags, yard.moves, per_100h)
     if policy is None:
         return None
     went = walk(part.clock, part.zoo, ladder(policy, flags), yard.moves)

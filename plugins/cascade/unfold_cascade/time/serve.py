@@ -152,7 +152,7 @@ def _monolith(loaded: Loaded) -> live.Monolith:
 
 
 def _version(loaded: Loaded) -> str:
-    cuts = [[list(step.chain), [list(span) for span in step.spans], step.cut] for step in loaded.policy]
+    cuts = [[list(step.chain), [list(span) for span in step.spans], step.cut, *step.owned] for step in loaded.policy]
     rule = [loaded.monolith.policy[-1].cut, list(loaded.monolith.cuts or ()), loaded.alone]
     made = [slot.made_from for slot in loaded.places]
     return fingerprint(dump(loaded.spec), repr(cuts), repr(rule), made)[:12]

@@ -104,7 +104,10 @@ def load(spec: CascadeSpec, run: Run, plan: Mapping[str, Any]) -> Loaded:
 
 def _step(item: Mapping[str, Any], names: Sequence[str]) -> Step:
     chain = tuple(names.index(f"{item['stage']}/{model}") for model in item["models"])
-    return Step(chain, tuple((_cut(lo), _cut(hi)) for lo, hi in item["unsure"]), _cut(item["cut"]))
+    spans, owned = (tuple((_cut(lo), _cut(hi)) for lo, hi in item.get(key, ())) for key in ("unsure", "unsure_owned"))
+    if len(spans) != len(chain) - 1 or len(owned) not in (0, len(spans)):
+        raise ValueError("a span for each model but the last")
+    return Step(chain, spans, _cut(item["cut"]), owned)
 
 
 def _cut(value: Any) -> float:

@@ -7,8 +7,8 @@ sum: the exact gates are the starting points, and what counts is their simulatio
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -33,6 +33,7 @@ KEPT = 48
 SHIFTS = (-0.06, -0.02, 0.02, 0.06)
 ROUNDS = 2
 LEARNT_CUT = 0.7
+OWNED: tuple[Span, ...] = ((0.05, 0.95), (-np.inf, np.inf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,8 @@ def candidates(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec)
     """Return the steps that no other beats in both loss and cost, by ascending cost."""
     tried = [*_exact(where, models, yard, gates), *learnt(where, models, yard, gates)]
     front = _front([_simulated(where, step, yard) for step in tried])
+    own = [_simulated(where, step, yard) for one in front for step in owning(one.step, where.zoo)]
+    front = _front([*front, *own])
     for _ in range(ROUNDS):
         near = [_simulated(where, step, yard) for one in front for step in neighbours(one.step)]
         front = _front([*front, *near])
@@ -107,13 +110,42 @@ def ordered_chains(where: Field, models: Sequence[int], yard: Yard, gates: GateS
     return [tuple(models[place] for place in chain) for chain in chains]
 
 
+def buying(zoo: Zoo, chain: Chain) -> set[int]:
+    """Return the gates behind which something is bought that stays valid: there it matters whether it is owned."""
+    lasting = sum(1 << g for g, price in enumerate(zoo.purchase.price) if price > 0 and zoo.purchase.valid_h[g] > 0)
+    have, found = 0, set()
+    for place, (model, after) in enumerate(pairwise(chain)):
+        have |= int(zoo.needs[model])
+        found |= {place} if int(zoo.needs[after]) & ~have & lasting else set()
+    return found
+
+
+def owning(step: Step, zoo: Zoo) -> Iterator[Step]:
+    """Yield the steps that nearly always, or always, ask the next model where what it reads is paid already."""
+    places = buying(zoo, step.chain)
+    for wide in OWNED if places else ():
+        yield replace(step, owned=tuple(wide if k in places else span for k, span in enumerate(step.spans)))
+
+
 def neighbours(step: Step) -> Iterator[Step]:
     """Yield the steps with one cut moved a little."""
     for shift in SHIFTS:
         yield step.with_cut(min(max(step.cut + shift, 0.0), 1.0))
-        for place in range(len(step.spans)):
-            for side in (0, 1):
-                yield Step(step.chain, _moved(step.spans, place, side, shift), step.cut)
+        for place, side in product(range(len(step.spans)), (0, 1)):
+            yield from _shifted(step, place, side, shift)
+
+
+def _shifted(step: Step, place: int, side: int, shift: float) -> Iterator[Step]:
+    """Yield the step with one gate moved; its cuts for what is owned are moved by themselves, if they are others."""
+    spans = _moved(step.spans, place, side, shift)
+    apart = bool(step.owned) and step.owned[place] != step.spans[place]
+    yield replace(step, spans=spans, owned=step.owned if apart or not step.owned else _with(step.owned, place, spans))
+    if apart and np.isfinite(step.owned[place][side]):
+        yield replace(step, owned=_moved(step.owned, place, side, shift))
+
+
+def _with(owned: tuple[Span, ...], place: int, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    return (*owned[:place], spans[place], *owned[place + 1 :])
 
 
 def _moved(spans: tuple[Span, ...], place: int, side: int, shift: float) -> tuple[Span, ...]:

@@ -25,7 +25,7 @@ def tell(found: Findings, run: Run, verb: str) -> Report:
         headline=_headline(found, run),
         subtitle=_subtitle(found),
         metrics=_metrics(found),
-        tables=(_policies(found), _warnings(found), _route(found), _alarms(found)),
+        tables=(_policies(found), _warnings(found), _route(found), *_owned(found), _alarms(found)),
         figures=(_figure(found),),
         lines=_lines(found),
         next=_next(found, run),
@@ -233,6 +233,18 @@ def _step_rows(found: Findings, stage: str, step: Step, asked: np.ndarray) -> li
     return rows
 
 
+def _owned(found: Findings) -> list[Table]:
+    """Return the gates that have other cuts where the next model would buy nothing, if there are any."""
+    columns = (Column("where the next costs no purchase"), Column("stays below", "", 3), Column("moves on from", "", 3))
+    rows: list[tuple[Cell, ...]] = []
+    for stage, step in zip(found.study.spec.stages, found.choice.point.policy, strict=True):
+        names = [found.study.models[model].split("/", 1)[1] for model in step.chain]
+        for k, (lo, hi) in enumerate(step.owned):
+            if (lo, hi) != step.spans[k]:
+                rows.append((f"{stage.name}: {names[k]} → {names[k + 1]}", _cut(lo), _cut(hi)))
+    return [Table("owned", columns, tuple(rows))] if rows else []
+
+
 def _cut(value: float) -> float | None:
     return value if 0.0 < value < 1.0 else None
 
@@ -346,9 +358,10 @@ def _decision(found: Findings) -> dict[str, Any]:
 
 
 def _step(found: Findings, stage: str, step: Step) -> dict[str, Any]:
-    spans = [[_finite(lo), _finite(hi)] for lo, hi in step.spans]
+    spans, owned = ([[_finite(lo), _finite(hi)] for lo, hi in some] for some in (step.spans, step.owned))
     models = [found.study.models[model].split("/", 1)[1] for model in step.chain]
-    return {"stage": stage, "models": models, "unsure": spans, "cut": _finite(step.cut)}
+    told = {"stage": stage, "models": models, "unsure": spans, "cut": _finite(step.cut)}
+    return told | ({"unsure_owned": owned} if owned else {})
 
 
 def _finite(value: float) -> float | str:
