@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.frame import FOLDER, need
@@ -24,6 +25,9 @@ LONGER = 2
 Changed = dict[str, dict[str, Any]]
 """What differs from the config, by its sections."""
 PLACES = ("min", "mid", "max")
+RECIPES = ("recipe", "plain")
+STRANGERS = {"noise": 0.1, "shift": 4}
+"""What both recipes train with for patients that they have not seen: a little noise, and beats moved by 4 samples."""
 AIMS = {
     "seconds": "< 600", "front_points": "≥ 5", "accuracy_max": "≥ 97", "sharing_cost_min_points": "≤ 0.3",
     "sharing_cost_mid_points": "≤ 0.3", "sharing_cost_max_points": "≤ 0.3", "converged_cost_mid_points": "≤ 0.5",
@@ -44,11 +48,12 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     """
     need("torch", "torch")
     epochs = 1 if quick else None
-    rows = [row for one in range(seed, seed + (1 if quick else 3)) for row in _compared(data, one, epochs)]
+    seeds = range(seed, seed + (1 if quick else 3))
+    rows = [row for one in seeds for row in _compared(data, one, epochs)]
     places = _places(rows)
     converged = {place: _converged(data, seed, name, epochs) for place, name in places.items()}
     shrunk, shrinking = _shrunk(data, seed, epochs)
-    patient = [row for recipe in ("recipe", "plain") for row in _inter_patient(data, seed, epochs, recipe)]
+    patient = [row for one, recipe in product(seeds, RECIPES) for row in _inter_patient(data, one, epochs, recipe)]
     return summary(rows, converged, shrunk, shrinking, _work(data, seed, epochs), patient)
 
 
@@ -68,13 +73,12 @@ def summary(
         shrunk: Accuracy after progressive shrinking, by net.
         shrinking: Its processor seconds.
         work: Operations of the compound training against those of shrinking.
-        patient: Nets between patients, of the recipe and of the plain one.
+        patient: Nets between patients, of the recipe and of the plain one, of every seed.
     """
     by_net = {net: [row for row in rows if row["net"] == net] for net in dict.fromkeys(row["net"] for row in rows)}
     places = _places(rows)
     means = [fmean(row["family"] for row in found) for found in by_net.values()]
     first = {name: found[0] for name, found in by_net.items()}
-    of_recipe = {recipe: [row for row in patient if row["recipe"] == recipe] for recipe in ("recipe", "plain")}
     metrics = {
         "seconds": max(row["processor_seconds"] for row in rows),
         "front_points": min(row["front_points"] for row in rows),
@@ -85,16 +89,7 @@ def summary(
         "compound_time_ratio": rows[-1]["processor_seconds"] / shrinking,
         "compound_work_ratio": work,
         "shrinking_points": fmean(first[name]["family"] - shrunk[name] for name in first),
-        **{
-            f"inter_patient_{what}_{end.__name__}": end(row[what] for row in of_recipe["recipe"])
-            for what in ("accuracy", "macro_f1")
-            for end in (min, max)
-        },
-        **{
-            f"inter_patient_{what}_gain": fmean(row[what] for row in of_recipe["recipe"])
-            - fmean(row[what] for row in of_recipe["plain"])
-            for what in ("accuracy", "macro_f1")
-        },
+        **_between(patient),
     }
     tables = {
         "nets": rows,
@@ -102,6 +97,30 @@ def summary(
         "shrinking": [{"net": name, "shrunk": shrunk[name], "compound": first[name]["family"]} for name in first],
     }
     return {"metrics": metrics, "tables": tables, "aims": AIMS, "notes": _notes()}
+
+
+def _between(patient: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Return what nets are worth between patients: means over seeds, and by how much the recipe is better."""
+    found: dict[str, float | None] = {}
+    for what in ("accuracy", "macro_f1"):
+        worth = {key: [row[what] for row in patient if (row["recipe"], row["net"]) == key] for key in _keys(patient)}
+        ours = [fmean(values) for (recipe, _), values in worth.items() if recipe == RECIPES[0]]
+        seeds = [_gain(patient, what, seed) for seed in dict.fromkeys(row["seed"] for row in patient)]
+        error = stdev(seeds) / len(seeds) ** 0.5 if len(seeds) > 1 else None
+        gain = {f"inter_patient_{what}_gain": fmean(seeds), f"inter_patient_{what}_gain_error": error}
+        found |= {f"inter_patient_{what}_min": min(ours), f"inter_patient_{what}_max": max(ours), **gain}
+    return found
+
+
+def _keys(patient: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row["recipe"], row["net"]) for row in patient))
+
+
+def _gain(patient: list[dict[str, Any]], what: str, seed: int) -> float:
+    ours, plain = (
+        fmean(row[what] for row in patient if (row["recipe"], row["seed"]) == (recipe, seed)) for recipe in RECIPES
+    )
+    return ours - plain
 
 
 def _places(rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -119,7 +138,9 @@ def _notes() -> list[str]:
         "Shrinking: the largest net as long as ours, then depth and width 150/180 of that each, all nets in the lists.",
         "shrinking_points: accuracy of the compound nets less that of the shrunk ones, in the mean, first seed.",
         "front_points: the least of the seeds; each is surely (95 %, paired) more accurate than the one before it.",
-        "inter_patient_*_gain: mean over the nets against the plain recipe (sandwich rule, distillation only).",
+        "inter_patient_*: trained with noise of 0.1 and shifts of up to 4 samples, as random beats need it not.",
+        "inter_patient_*_gain: mean over nets and seeds against the plain recipe (sandwich rule, distillation only).",
+        "inter_patient_*_gain_error: its standard error over the seeds, which train otherwise on the same patients.",
     ]
 
 
@@ -214,14 +235,14 @@ def _inter_patient(data: Path, seed: int, epochs: int | None, recipe: str) -> It
     """Yield the family's figures when it is trained on DS1 and tested on the patients of DS2."""
     from unfold_supernet.nets import family
 
-    plain = {"rule": "sandwich", "distill": 1.0}
-    changed: Changed = {"data": {"split": "inter-patient"}, "training": plain if recipe == "plain" else {}}
+    training = STRANGERS | ({"rule": "sandwich", "distill": 1.0} if recipe == "plain" else {})
+    changed: Changed = {"data": {"split": "inter-patient"}, "training": training}
     with tempfile.TemporaryDirectory() as folder:
         spec, beats, run_ = loaded(data, Path(folder), seed, epochs, changed)
         found = family.qualities(family.train_family(spec, beats, run_).net, beats)
         for name, one in found.items():
             shares = {f"sensitivity_{c}": s for c, s in zip(beats.names, one.sensitivity, strict=True)}
-            row = {"recipe": recipe, "net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1}
+            row = {"seed": seed, "recipe": recipe, "net": name, "accuracy": one.accuracy, "macro_f1": one.macro_f1}
             yield told(row | shares)
 
 
