@@ -65,8 +65,9 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
     """Measure price, processor time (of greedy and search; and again with the proof) on every point."""
     del data
     rows = [row for name in NAMES for row in points(name, quick, seed)]
-    excess, ratios, seconds = ([row[COLUMNS.index(key)] for row in rows] for key in METERED)
-    best = max(rows, key=lambda row: float(row[6]))
+    told = {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
+    excess, ratios, seconds = (told[name] for name in METERED)
+    best = rows[ratios.index(max(ratios))]
     metrics = {
         "optimum_seconds_max": max(seconds),
         "greedy_excess_percent_mean": statistics.mean(excess),
@@ -74,9 +75,9 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
         "coarse_peak_ratio_max": max(ratios),
         "coarse_peak_ratio_median": statistics.median(ratios),
         **{f"coarse_peak_{name}_at_max": best[COLUMNS.index(name)] for name in FACTORS},
-        "coarse_peak_keeps_target_share": statistics.mean(row[10] for row in rows),
-        "proof_seconds_max": max(row[13] for row in rows),
-        "proven_share": statistics.mean(row[12] for row in rows),
+        "coarse_peak_keeps_target_share": statistics.mean(told["peak_keeps_target"]),
+        "proof_seconds_max": max(told["seconds_with_proof"]),
+        "proven_share": statistics.mean(told["proven"]),
         "points": len(rows),
     }
     tables = [{"name": "points", "columns": COLUMNS, "rows": rows}]

@@ -138,7 +138,8 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, least: in
 
 
 def _check_numeric(frame: Frame, order: Sequence[str]) -> None:
-    for column in order:
+    # a word of a category is a number whatever it is
+    for column in filter(frame.columns.__contains__, order):
         frame.numbers(column, key="features")
 
 
