@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unfoldkit.context import Progress, Run
+    from unfoldkit.csvfile import CsvRow, csv_rows
     from unfoldkit.engines.base import Engine
     from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail, show
     from unfoldkit.hookspec import hookimpl
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "unfoldkit.context": ("Progress", "Run"),
+    "unfoldkit.csvfile": ("CsvRow", "csv_rows"),
     "unfoldkit.engines.base": ("Engine",),
     "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail", "show"),
     "unfoldkit.hookspec": ("hookimpl",),
@@ -59,6 +61,7 @@ __all__ = [
     "Check",
     "CheckResult",
     "Column",
+    "CsvRow",
     "Diagnostic",
     "Duration",
     "Engine",
@@ -88,6 +91,7 @@ __all__ = [
     "UnfoldError",
     "Verdict",
     "broken",
+    "csv_rows",
     "did_you_mean",
     "dump",
     "fail",

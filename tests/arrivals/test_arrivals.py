@@ -162,6 +162,49 @@ def test_access_log(tmp_path: Path) -> None:
     assert traces.read(write(tmp_path, "access.log", "\n".join(lines))).tolist() == [0.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "span", "rate"),
+    [
+        ("access.log", '1.2.3.4 - - [10/Oct/2000:13:{m:02}:{s:02} -0700] "GET / HTTP/1.0" 200 23', 300, 40),
+        ("access.log.1", "2024-01-01T10:{m:02}:{s:02}Z GET /", 300, 40),
+        ("a.csv", "2024-01-01 10:{m:02}:00", 1200, 5),
+    ],
+)
+def test_stamps_of_whole_seconds_are_no_bursts(tmp_path: Path, name: str, line: str, span: int, rate: int) -> None:
+    """Poisson traffic that a log keeps to the second or minute is read as such, each in its second or minute."""
+    times = np.sort(np.random.default_rng(3).random(span * rate) * span)
+    text = "\n".join(line.format(m=int(at // 60), s=int(at % 60)) for at in times)
+    found = traces.read(write(tmp_path, name, ("when\n" if name.endswith(".csv") else "") + text))
+    gaps = np.diff(found)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.05)
+    grain = 60 if name.endswith(".csv") else 1
+    counts = [np.histogram(item, np.arange(0, span + 1, grain))[0] for item in (times, found + times[0] % grain)]
+    assert np.abs(counts[0] - counts[1]).mean() < 0.2 * rate * grain
+    assert found.tolist() == traces.read(tmp_path / name).tolist()
+
+
+def test_whole_numbers_that_are_no_stamps_stay(tmp_path: Path) -> None:
+    """Arrivals at one instant of a trace's own clock stay at one instant; so do those of stamps with fractions."""
+    assert traces.read(write(tmp_path, "a.csv", "arrival_s\n0\n0\n1\n1\n")).tolist() == [0, 0, 1, 1]
+    text = "ts\n1700000000\n1700000000\n1700000000.5\n"
+    assert traces.read(write(tmp_path, "b.csv", text)).tolist() == [0, 0, 0.5]
+
+
+def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
+    """A log whose lines were written as requests ended is read in the order of their starts; a table is not."""
+    lines = ["2024-01-01T00:00:01.5Z", "2024-01-01T00:00:01Z", "2024-01-01T00:00:03.25Z"]
+    assert traces.read(write(tmp_path, "a.log", "\n".join(lines))).tolist() == [0.0, 0.5, 2.25]
+    with pytest.raises(UnfoldError, match="before the one above"):
+        traces.read(write(tmp_path, "a.csv", "\n".join(["when", *lines])))
+
+
+def test_a_likely_column_goes_before_the_usual_ones(tmp_path: Path) -> None:
+    """A column that another trace of the same traffic has is taken where it is there, and missed where it is not."""
+    path = write(tmp_path, "a.csv", "arrival_s,begun\n1,5\n2,9\n")
+    assert traces.read(path, likely="begun").tolist() == [0.0, 4.0]
+    assert traces.read(path, likely="ended").tolist() == [0.0, 1.0]
+
+
 def test_arrays(tmp_path: Path) -> None:
     """NPZ and NPY give the arrays that were stored."""
     np.savez(tmp_path / "a.npz", arrival_s=np.array([1.0, 2.0]), other=np.array([0.0]))

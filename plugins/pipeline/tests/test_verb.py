@@ -205,7 +205,11 @@ def test_perf_analyzer_files_give_the_same_plan_as_their_figures(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no measurement"), ("a,b\n1,2\n", "no column 'Server Compute Input'"), (PERF.format(infer="x"), "b1.csv:3")],
+    [
+        ("", "no column Server Compute Input"),
+        ("a,b\n1,2\n", r"b1\.csv:1:1: no column Server"),
+        (PERF.format(infer="x"), "b1.csv:3"),
+    ],
 )
 def test_bad_perf_analyzer_files_are_told(tmp_path: Path, text: str, message: str) -> None:
     """An empty file, a foreign one and a broken figure are told with file and line."""

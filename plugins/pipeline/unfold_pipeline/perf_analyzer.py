@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
 from unfold_pipeline.spec import BatchLatency
-from unfoldkit.api import Diagnostic, Run, UnfoldError
+from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_rows
 
 COMPUTE = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
 LOAD = ("Concurrency", "Request Rate")
@@ -29,25 +28,12 @@ def read(path: Path) -> float:
     Raises:
         UnfoldError: a column or a figure is missing.
     """
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = list(csv_rows(path, COMPUTE, hint="perf_analyzer -m MODEL -b BATCH -f FILE writes it"))
     if not rows:
         raise UnfoldError(Diagnostic("no measurement is in it", str(path), 1, 1))
-    missing = [name for name in COMPUTE if name not in rows[0]]
-    if missing:
-        hint = "perf_analyzer -m MODEL -b BATCH -f FILE writes it"
-        raise UnfoldError(Diagnostic(f"no column {missing[0]!r}", str(path), 1, 1, hint=hint))
-    load = next((name for name in LOAD if name in rows[0]), None)
-    numbered = list(enumerate(rows, 2))
-    line, row = min(numbered, key=lambda item: _number(item[1], load, path, item[0]) if load else 0.0)
-    seconds = sum(_number(row, name, path, line) for name in COMPUTE) * MICRO
+    load = next((name for name in LOAD if name in rows[0].cells), None)
+    row = min(rows, key=lambda item: item.number(load) if load else 0.0)
+    seconds = sum(row.number(name) for name in COMPUTE) * MICRO
     if seconds <= 0:
-        raise UnfoldError(Diagnostic("a batch takes more than 0 s", str(path), line, 1))
+        raise row.wrong("a batch takes more than 0 s", COMPUTE[1])
     return seconds
-
-
-def _number(row: Mapping[str, str | None], name: str, path: Path, line: int) -> float:
-    try:
-        return float(row[name] or "")
-    except ValueError as error:
-        raise UnfoldError(Diagnostic(f"{row[name]!r} is not a number ({name})", str(path), line, 1)) from error

@@ -17,7 +17,7 @@ from unfold_pipeline.orders import Counts, timeline
 from unfold_pipeline.play import Played, follow, length, patience_of, play
 from unfold_pipeline.policies import Brief, Setting
 from unfold_pipeline.sample import Sample, draw
-from unfold_pipeline.spec import Arrivals, PipelineSpec
+from unfold_pipeline.spec import Arrivals, PipelineSpec, traffic
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
 CG_WINDOW_S = 5.0
@@ -48,9 +48,10 @@ def replay(spec: PipelineSpec, judge: Judge, plan: Plan, run: Run) -> Report:
 
 
 def live_sample(spec: PipelineSpec, pipeline: Pipeline, trace: Path, run: Run) -> Sample:
-    """Return a trace as live traffic; its routes are drawn anew."""
+    """Return a trace as live traffic, of the column that the spec names if it is there; its routes are drawn anew."""
     given, rng = Arrivals(trace=str(trace.absolute())), np.random.default_rng([run.seed, 4])
-    times = workload.arrivals(given, run, rng, key="--replay")
+    likely = next((item.column for item in traffic(spec) if item.column), None)
+    times = workload.arrivals(given, run, rng, key="--replay", likely=likely)
     names = [stage.name for stage in pipeline.stages]
     table = workload.recorded(run.path(spec.visits, key="visits"), names) if spec.visits else None
     return draw(pipeline, times, np.random.default_rng([run.seed, 5]), table)

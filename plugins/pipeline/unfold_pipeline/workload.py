@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from unfold_pipeline.spec import (
     order,
     traffic,
 )
-from unfoldkit.api import Diagnostic, Run, UnfoldError, did_you_mean, fail
+from unfoldkit.api import CsvRow, Diagnostic, Run, UnfoldError, csv_rows, fail
 from unfoldkit.arrivals import processes, shapes, traces
 
 Times = NDArray[np.float64]
@@ -59,14 +58,17 @@ def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample
     return tuple(result)
 
 
-def arrivals(item: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals") -> Times:
-    """Return the arrival times in s that a spec asks for; ``key`` is where it asks.
+def arrivals(
+    item: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals", likely: str | None = None
+) -> Times:
+    """Return the arrival times in s that a spec asks for; ``key`` is where it asks, ``likely`` a column to look for.
 
     Raises:
         UnfoldError: the trace cannot be read, nothing arrives, or all of it at one instant, which is no rate.
     """
     if item.trace is not None:
-        times = traces.read(run.path(item.trace, key=f"{key}.trace" if key == "arrivals" else key), column=item.column)
+        path = run.path(item.trace, key=f"{key}.trace" if key == "arrivals" else key)
+        times = traces.read(path, column=item.column, likely=likely)
         times = traces.compress(times, item.compress)
         times = traces.scale(times, item.scale, rng) if item.scale != 1 else times
     else:
@@ -94,23 +96,16 @@ def recorded(path: Path, names: list[str]) -> NDArray[np.int64]:
     Raises:
         UnfoldError: a stage has no column, or a cell is not a count.
     """
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.reader(stream))
-    head = rows[0] if rows else []
-    for name in names:
-        if name not in head:
-            raise UnfoldError(Diagnostic(f"no column {name!r}", str(path), 1, 1, hint=did_you_mean(name, head)))
-    columns = [head.index(name) for name in names]
-    if len(rows) < 2:
+    rows = list(csv_rows(path, names))
+    if not rows:
         raise UnfoldError(Diagnostic("no query is recorded", str(path), 1, 1))
-    return np.array([[_count(row, column, path, line) for column in columns] for line, row in enumerate(rows[1:], 2)])
+    return np.array([[_count(row, name) for name in names] for row in rows])
 
 
-def _count(row: list[str], column: int, path: Path, line: int) -> int:
-    text = row[column].strip() if column < len(row) else ""
-    if not text.isdigit():
-        raise UnfoldError(Diagnostic(f"{text!r} is not a count of visits", str(path), line, 1))
-    return int(text)
+def _count(row: CsvRow, name: str) -> int:
+    if not row[name].isdecimal():
+        raise row.wrong(f"{row[name][:40]!r} is not a count of visits", name)
+    return int(row[name])
 
 
 def _made(item: Arrivals, rng: np.random.Generator) -> Times:

@@ -16,7 +16,7 @@ import numpy as np
 
 from unfold_tuning.estimators import BUILT_IN, Floats, Ints, Train, split
 from unfold_tuning.spec import Choice, Log, Trainable, Uniform, Whole
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import CsvRow, csv_rows, did_you_mean, fail
 
 SETS = ("digits", "breast-cancer", "wine")
 MEANING = {"target": "the column to predict", "group": "the column whose rows are held out together"}
@@ -82,18 +82,19 @@ def _data(work: Work) -> tuple[Floats, Ints, Ints | None]:
 
 
 def _table(path: Path, given: Trainable) -> tuple[Floats, Ints, Ints | None]:
-    import csv
-
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    names = _columns(list(rows[0]) if rows else [], given, path)
-    try:
-        x = np.array([[float(row[name] or "nan") for name in names] for row in rows])
-    except ValueError as error:
-        hint = "trainable.columns names those to learn from"
-        raise fail(f"a column is not numeric: {error}", file=str(path), hint=hint) from error
+    rows = list(csv_rows(path))
+    names = _columns(list(rows[0].cells) if rows else [], given, path)
+    x = np.array([[_cell(row, name) for name in names] for row in rows])
     group = None if given.group is None else _numbered([row[given.group] for row in rows])
     return x, _numbered([row[given.target] for row in rows]), group
+
+
+def _cell(row: CsvRow, name: str) -> float:
+    try:
+        return float(row[name] or "nan")
+    except ValueError as error:
+        hint = "trainable.columns names those to learn from"
+        raise row.wrong(f"{row[name][:40]!r} is not a number", name, hint) from error
 
 
 def _columns(there: Sequence[str], given: Trainable, path: Path) -> list[str]:

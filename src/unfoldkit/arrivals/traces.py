@@ -22,31 +22,50 @@ COLUMNS = ("arrival_s", "arrival", "arrival_time", "time_s", "timestamp", "time"
 _EPOCHS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 _CLF = re.compile(r"\[(\d{2}/[A-Za-z]{3}/\d{4}:\d{2}:\d{2}:\d{2})(\.\d+)? ([+-]\d{4})\]")
 _ISO = re.compile(r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})([.,]\d+)?\s*(Z|[+-]\d{2}:?\d{2})?")
+_GRAINS = (60.0, 1.0)
+_PRESENT_S = 1e8
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 
 
-def read(path: Path, *, column: str | None = None) -> Times:
+def read(path: Path, *, column: str | None = None, likely: str | None = None) -> Times:
     """Return the arrival times of a trace in seconds since its first arrival.
 
-    ``.csv`` takes ``column``, its only one, or the first of ``arrival_s``, ``timestamp``, ... in any case; ``.npz``
-    takes the array ``column`` or its only one; ``.log`` is an access log (common log format, or lines with an ISO 8601
-    time). Text may be gzipped. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds.
+    ``.csv`` takes ``column``, its only one, or the first of ``likely``, ``arrival_s``, ``timestamp``, ... in any case;
+    ``.npz`` takes the array ``column`` or its only one; ``.log`` (also rotated: ``.log.1``) is an access log (common
+    log format, or lines with an ISO 8601 time), whose lines may stand in the order in which requests ended. Text may be
+    gzipped. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds. Where times of day are whole
+    seconds or minutes, as most servers log them, see :func:`spread`.
 
     Raises:
         UnfoldError: no such column, a line without a time, no arrival at all, or times that go back.
     """
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    names = [item for item in path.suffixes if item != ".gz" and not item[1:].isdigit()]
+    suffix = names[-1] if names else path.suffix
     readers: dict[str, Callable[[], Times]] = {
-        ".csv": lambda: _csv(path, column),
+        ".csv": lambda: _csv(path, column, likely),
         ".npz": lambda: _arrays(path, column),
         ".npy": lambda: _arrays(path, column),
-        ".log": lambda: _log(path),
+        ".log": lambda: np.sort(_log(path)),
     }
     if suffix not in readers:
         raise fail(
             f"cannot read a trace that ends in {suffix!r}", file=str(path), hint="one of: .csv, .log, .npy, .npz"
         )
-    return check(_seconds(readers[suffix]()), str(path))
+    times = _seconds(readers[suffix]())
+    check(times, str(path))
+    return check(spread(times, np.random.default_rng(0)))
+
+
+def spread(times: Times, rng: np.random.Generator) -> Times:
+    """Return times of day that are whole minutes or seconds, several of them alike, at random moments within these.
+
+    Taken as they stand, all requests of a second would come at one instant, a burst that never was. Other times are
+    returned as they are, and so are seconds that do not count from 1970, which are no server's stamps.
+    """
+    if times.size < 2 or times[0] < _PRESENT_S or times[-1] == times[0] or (np.diff(times) > 0).all():
+        return times
+    grain = next((item for item in _GRAINS if not (times % item).any()), 0.0)
+    return np.sort(times + grain * rng.random(times.size)) if grain else times
 
 
 def check(times: Times, file: str = "", *, line: int = 0) -> Times:
@@ -107,21 +126,23 @@ def _open(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _csv(path: Path, column: str | None) -> Times:
+def _csv(path: Path, column: str | None, likely: str | None = None) -> Times:
     try:
         with _open(path) as stream:
             reader = csv.reader(stream)
             head = next(reader, [])
             if column is None and head and _NUMBER.fullmatch(head[0].strip()):
                 return np.array([float(head[0]), *_cells(reader, 0, path)])
-            return np.fromiter(_cells(reader, _place(head, column, path), path), np.float64)
+            return np.fromiter(_cells(reader, _place(head, column, likely, path), path), np.float64)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise fail(f"cannot read the trace: {error}", file=str(path)) from error
 
 
-def _place(head: list[str], column: str | None, path: Path) -> int:
+def _place(head: list[str], column: str | None, likely: str | None, path: Path) -> int:
     names = [name.strip() for name in head]
     known = names if column else [name.lower() for name in names]
+    if likely in names and not column:
+        return names.index(likely)
     for name in (column,) if column else COLUMNS:
         if name in known:
             return known.index(name)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import datetime as dt
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from unfoldkit.catalog.guard import absurd, absurd_spot
 from unfoldkit.catalog.instances import Book, Instance
-from unfoldkit.errors import Diagnostic, UnfoldError, fail
+from unfoldkit.csvfile import csv_rows
+from unfoldkit.errors import fail
 
 COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
 
@@ -20,26 +20,22 @@ def read_vms(path: Path, region: str) -> Book:
     Raises:
         UnfoldError: columns are missing, a figure is not a number, a price cannot be true, or the region is absent.
     """
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise fail(f"no column {', '.join(missing)}", file=str(path), hint="expected SkyPilot's vms.csv")
-        found = _cheapest_zone(_rows(reader, path, region))
+    found = _cheapest_zone(_rows(path, region))
     if not found:
         raise fail(f"no row for the region {region!r}", file=str(path))
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
     return Book("spec", date, found)
 
 
-def _rows(reader: csv.DictReader[str], path: Path, region: str) -> Iterator[Instance]:
-    for number, row in enumerate(reader, start=2):
+def _rows(path: Path, region: str) -> Iterator[Instance]:
+    for row in csv_rows(path, COLUMNS, hint="expected SkyPilot's vms.csv"):
         if row["Region"] == region:
             try:
-                yield _instance(row, region)
-            except (ValueError, TypeError) as error:
-                hint = "the row was not taken; correct it or delete it"
-                raise UnfoldError(Diagnostic(str(error), str(path), number, 1, row["InstanceType"], hint)) from error
+                yield _instance(row.cells, region)
+            except ValueError as error:
+                raise row.wrong(
+                    str(error), row["InstanceType"], "the row was not taken; correct it or delete it"
+                ) from error
 
 
 def _instance(row: Mapping[str, str], region: str) -> Instance:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unfold_supernet.arrays import Ints
 from unfold_supernet.spec import DataSpec
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Run, csv_rows, fail
 
 Numbers = NDArray[np.float32]
 NORMAL = 16_000
@@ -49,8 +49,8 @@ def load(given: DataSpec, run: Run, *, flat: bool = False) -> Data:
     path = run.path(given.path or "", key="data.path")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if path.suffix == ".csv":
-        arrays = _csv(content.decode("utf-8-sig"), given.target, str(path))
+    if path.name.endswith((".csv", ".csv.gz")):
+        arrays = _csv(path, given.target)
     else:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as stored:
@@ -119,16 +119,13 @@ def _own(given: DataSpec, arrays: dict[str, Any], seed: int, digest: str, file: 
     return Data(x, extra, y, tuple(map(str, names)), *split(y, given.test, seed), digest, file.rpartition("/")[2])
 
 
-def _csv(text: str, target: str, file: str) -> dict[str, Any]:
-    rows = list(csv.reader(io.StringIO(text)))
-    if not rows or target not in rows[0]:
-        raise fail(f"no column {target!r}", file=file, key="data.target")
-    place = rows[0].index(target)
-    try:
-        x = np.array([[float(cell) for at, cell in enumerate(row) if at != place] for row in rows[1:]], np.float32)
-    except ValueError as error:
-        raise fail(f"a cell is not a number: {error}", file=file, key="data.path") from error
-    return {"x": x, "y": np.array([row[place] for row in rows[1:]])}
+def _csv(path: Path, target: str) -> dict[str, Any]:
+    rows = list(csv_rows(path, (target,), hint="data.target names the column of the labels"))
+    if not rows:
+        raise fail("no row", file=str(path), key="data.path")
+    names = [name for name in rows[0].cells if name != target]
+    x = np.array([[row.number(name) for name in names] for row in rows], np.float32)
+    return {"x": x, "y": np.array([row[target] for row in rows])}
 
 
 def _need(arrays: dict[str, Any], names: tuple[str, ...], file: str) -> None:

@@ -1,0 +1,96 @@
+"""Reads tables that users give as CSV: with or without a byte order mark, gzipped or not, always by line number."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unfoldkit.errors import Diagnostic, UnfoldError, fail
+
+GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class CsvRow:
+    """A row of a table: its cells by column, and where it stands."""
+
+    cells: dict[str, str]
+    path: Path
+    line: int
+
+    def __getitem__(self, column: str) -> str:
+        return self.cells[column]
+
+    def get(self, column: str) -> str:
+        """Return a cell, empty where there is no such column."""
+        return self.cells.get(column, "")
+
+    def number(self, column: str, *, least: float = -math.inf) -> float:
+        """Return a cell as a finite number of at least ``least``.
+
+        Raises:
+            UnfoldError: it is none.
+        """
+        try:
+            found = float(self.cells[column])
+        except ValueError as error:
+            raise self.wrong(f"{self.cells[column][:40]!r} is not a number", column) from error
+        if not math.isfinite(found) or found < least:
+            raise self.wrong(f"{found:g} is not a number that can be meant", column, f"at least {least:g}")
+        return found
+
+    def wrong(self, message: str, column: str, hint: str = "") -> UnfoldError:
+        """Return an error about a cell."""
+        return UnfoldError(Diagnostic(message, str(self.path), self.line, 1, column, hint))
+
+
+def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "") -> Iterator[CsvRow]:
+    """Yield the rows of a CSV file whose first line names the columns; empty lines are none.
+
+    Args:
+        path: the file, in UTF-8, gzipped or not.
+        wanted: columns that must be there.
+        hint: what to do if one is not; without it, what is there.
+
+    Raises:
+        UnfoldError: it is no such file, a column is missing, or a row has other cells than the head.
+    """
+    try:
+        with _text(path) as stream:
+            reader = csv.reader(stream, strict=True)
+            head = [name.strip() for name in next(reader, [])]
+            _check(head, wanted, path, hint)
+            for cells in reader:
+                if cells:
+                    yield CsvRow(_named(head, cells, path, reader.line_num), path, reader.line_num)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise fail(f"not a CSV file: {error}", file=str(path)) from error
+
+
+def _text(path: Path) -> io.TextIOWrapper:
+    with path.open("rb") as raw:
+        packed = raw.read(2) == GZIP
+    return io.TextIOWrapper(gzip.open(path) if packed else path.open("rb"), "utf-8-sig", newline="")
+
+
+def _check(head: Sequence[str], wanted: Sequence[str], path: Path, hint: str) -> None:
+    missing = [name for name in wanted if name not in head]
+    twice = next((name for name in head if name and head.count(name) > 1), None)
+    if missing:
+        there = f"it has {', '.join(head[:12]) or 'nothing'}"
+        raise UnfoldError(Diagnostic(f"no column {', '.join(missing)}", str(path), 1, 1, hint=hint or there))
+    if twice is not None:
+        raise UnfoldError(Diagnostic(f"two columns are called {twice!r}", str(path), 1, 1))
+
+
+def _named(head: Sequence[str], cells: Sequence[str], path: Path, line: int) -> dict[str, str]:
+    if len(cells) < len(head) or any(cell.strip() for cell in cells[len(head) :]):
+        message = f"the row has {len(cells)} cells where the head has {len(head)}"
+        raise UnfoldError(Diagnostic(message, str(path), line, 1))
+    return {name: cell.strip() for name, cell in zip(head, cells, strict=False)}

@@ -1,0 +1,64 @@
+"""Tables that users give as CSV are read as people write them, and what is wrong with one is told by line."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from unfoldkit.csvfile import csv_rows
+from unfoldkit.errors import UnfoldError
+
+TEXT = 'name,cpu, note\nn1,4,"a, b"\n\nn2, 8,\n'
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n")])
+def test_tables_as_they_are_written(tmp_path: Path, pack: object) -> None:
+    """Plain, gzipped, and with a byte order mark and the line ends of Windows, a table has the same rows and lines."""
+    (tmp_path / "a.csv").write_bytes(pack(TEXT.encode()))  # type: ignore[operator]
+    rows = list(csv_rows(tmp_path / "a.csv", ("name", "cpu")))
+    assert [row.cells for row in rows] == [
+        {"name": "n1", "cpu": "4", "note": "a, b"},
+        {"name": "n2", "cpu": "8", "note": ""},
+    ]
+    assert [row.line for row in rows] == [2, 4]
+    assert [row.number("cpu", least=4) for row in rows] == [4.0, 8.0]
+    assert rows[0].get("gpu") == ""
+
+
+def test_empty_cells_beyond_the_head_are_no_cells(tmp_path: Path) -> None:
+    """Commas at the end of a row, as spreadsheets leave them, are taken; a row with more cells than that is not."""
+    (tmp_path / "a.csv").write_text("a,b\n1,2,,\n")
+    assert [row.cells for row in csv_rows(tmp_path / "a.csv")] == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"a\.csv:1:1: no column name \(it has nothing\)"),
+        (b"a,b\n", r"a\.csv:1:1: no column name \(it has a, b\)"),
+        (b"name;cpu\nx;1\n", r"no column name \(it has name;cpu\)"),
+        (b"name,name\n", "two columns are called 'name'"),
+        (b"name,cpu\nx\n", r"a\.csv:2:1: the row has 1 cells where the head has 2"),
+        (b"name,cpu\nx,1,2\n", r"a\.csv:2:1: the row has 3 cells where the head has 2"),
+        (b"name\n\xff\xfe\n", "not a CSV file"),
+        (b'name\n"x\n', "not a CSV file"),
+        (gzip.compress(b"name\nx\n" * 9)[:-9], "not a CSV file"),
+        (b"\x1f\x8bjunk", "not a CSV file"),
+    ],
+)
+def test_bad_tables_are_told(tmp_path: Path, data: bytes, message: str) -> None:
+    """A file that is damaged, cut off, or another table is refused in words, with its line where there is one."""
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(UnfoldError, match=message):
+        list(csv_rows(tmp_path / "a.csv", ("name",)))
+
+
+@pytest.mark.parametrize("text", ["many", "nan", "inf", "-1", ""])
+def test_cells_that_are_no_numbers_are_told(tmp_path: Path, text: str) -> None:
+    """A cell that is no finite number of at least the least names its line and column."""
+    (tmp_path / "a.csv").write_text(f"name,cpu\nx,1\ny,{text}\n")
+    rows = list(csv_rows(tmp_path / "a.csv"))
+    with pytest.raises(UnfoldError, match=r"a\.csv:3:1: cpu: "):
+        rows[1].number("cpu", least=0)
