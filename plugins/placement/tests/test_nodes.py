@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,3 +30,52 @@ def test_what_ran_on_a_lost_node_runs_elsewhere(parts: dict[str, Any]) -> None:
     assert np.isfinite(found.end).all()
     assert max(at for name, at in starts(found).items() if name.startswith("a")) == 5.0
     assert "n0" in {place for name, place in places(found).items() if name.startswith("b")}
+
+
+LATER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "types": ({"types": ("t4",)}, {"types": {}}),
+    "avoid": ({"avoids": "busy"}, {"avoid": {}}),
+    "locality": ({"data": ("x",)}, {"locality": {"rack_after": "1 h", "any_after": "1 h"}}),
+}
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("name", list(LATER))
+def test_a_node_that_comes_later_is_used(name: str, *, before: bool) -> None:
+    """Where tasks can only run on a node that is away, they start as it comes, whether it was there before or not."""
+    more, parts = LATER[name]
+    nodes = [replace(node, labels={"type": kind}) for node, kind in zip(cluster(2, gpu=2), ("t4", "v100"), strict=True)]
+    nodes[0] = replace(nodes[0], data=frozenset({"x"}))
+    tasks = [*job("busy", 1, run=1000.0), *job("a", 1, at=6.0, run=1.0, **more), *job("b", 1, at=20.0, run=5.0, **more)]
+    loop = prepare(nodes, [*tasks, *(job("c", 1, at=2.0, run=1.0, **more) if before else ())], build(policy(**parts)))
+    loop.turn("n0", up=False)
+    play(loop, until=1.0)
+    if before:
+        loop.turn("n0", up=True)
+        play(loop, until=5.0)
+        loop.turn("n0", up=False)
+    play(loop, until=10.0)
+    loop.turn("n0", up=True)
+    found = outcome(play(loop))
+    assert places(found)["busy-0"] == "n1"
+    assert {name: starts(found)[name] for name in ("a-0", "b-0")} == {"a-0": 10.0, "b-0": 20.0}
+    assert {places(found)[name] for name in ("a-0", "b-0")} == {"n0"}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {}, {"spread": {}}, {"spread": {"soft": True}}, {"anti-affinity": {}}, {"servers": {}}, {"limit": {"most": 2}},
+        {"priority": {}}, {"drf": {}}, {"wfq": {}}, {"hierarchy": {}}, {"history": {}}, {"quota": {"quotas": {"a": 4}}},
+        {"edf": {}}, {"pack": {}}, {"gang": {}}, {"gang": {}, "pack": {}}, {"types": {}}, {"value": {}},
+    ],
+)  # fmt: skip
+def test_what_came_while_no_node_was_there_starts_on_the_first(parts: dict[str, Any]) -> None:
+    """Under every policy tasks that came to an empty cluster start as its first node comes."""
+    nodes = [replace(cluster(1)[0], labels={"type": "t4"})]
+    tasks = [replace(task, role="server" if "servers" in parts else "", types=("t4",)) for task in job("a", 1, at=1.0)]
+    loop = prepare(nodes, tasks, build(policy(**parts)))
+    loop.turn("n0", up=False)
+    play(loop, until=5.0)
+    loop.turn("n0", up=True)
+    assert starts(outcome(play(loop))) == {"a-0": 5.0}

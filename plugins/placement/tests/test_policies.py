@@ -293,6 +293,19 @@ def test_servers_take_nodes_of_their_own(near: bool) -> None:
     assert {found[f"ps-w{index}"] in homes for index in range(4)} == {near}
 
 
+def test_tasks_run_on_their_types_only() -> None:
+    """A task waits for a node of its types though others are free; one that names none runs anywhere."""
+    nodes = [
+        replace(node, labels={"model": kind})
+        for node, kind in zip(cluster(3, gpu=1), ("t4", "v100", "a10"), strict=True)
+    ]
+    tasks = [*job("a", 2, types=("t4",)), *job("b", 2, at=1, types=("a10", "v100")), *job("c", 1, at=2)]
+    found = run(nodes, tasks, types={"label": "model"})
+    assert [places(found)[name] for name in ("a-0", "a-1", "c-0")] == ["n0", "n0", "n1"]
+    assert {places(found)[name] for name in ("b-0", "b-1")} == {"n1", "n2"}
+    assert [starts(found)[name] for name in ("a-0", "a-1", "b-0", "b-1", "c-0")] == [0, 10, 1, 1, 11]
+
+
 def test_the_audit_sees_what_is_wrong() -> None:
     """Each law complains about a replay that was made without its policy."""
     tasks = [*job("a", 6, at=1), *job("b", 14, run=50)]
@@ -301,7 +314,7 @@ def test_the_audit_sees_what_is_wrong() -> None:
         "affinity": (job("a", 1, follows="b"), {}), "barrier": (job("a", 1, after=("b",)), {}),
         "priority": ([*job("a", 16), *job("b", 1, at=1), *job("c", 1, at=2, priority=3)], {}),
         "avoid": ([*job("b", 1), *job("a", 1, at=1, avoids="b")], {}),
-        "locality": (job("a", 1, data=("x",)), {}),
+        "locality": (job("a", 1, data=("x",)), {}), "types": (job("a", 1, types=("t4",)), {}),
         "servers": ([replace(task, role="server") for task in job("a", 2)], {}),
         "quota": (job("a", 2), {"quotas": {"a": 1}, "borrow": False}),
     }  # fmt: skip

@@ -77,6 +77,6 @@ def _with_needed(jobs: dict[str, list[Task]], names: Sequence[str]) -> list[str]
 
 def _shape(members: Sequence[Task]) -> tuple[object, ...]:
     return tuple(
-        (tuple(sorted(t.demand.items())), t.user, t.role, t.priority, t.follows, t.avoids, t.after, t.data)
+        (tuple(sorted(t.demand.items())), t.user, t.role, t.priority, t.follows, t.avoids, t.after, t.data, t.types)
         for t in members
     )

@@ -42,7 +42,8 @@ class Node:
 class Task:
     """A task: its demand in thousandths of a unit, its run time in seconds, and what policies look at.
 
-    ``size`` is the number of tasks of its job; ``run_on`` the run time by node type; ``deadline`` a time.
+    ``size`` is the number of tasks of its job; ``run_on`` the run time by node type; ``deadline`` a time;
+    ``types`` are the node types on which it can run.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Task:
     after: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     run_on: Mapping[str, float] = field(default_factory=dict)
+    types: tuple[str, ...] = ()
 
     def seconds(self, node: Node) -> float:
         """Return the run time on a node."""

@@ -134,6 +134,11 @@ def _clear(_part: Any, world: World, task: Task, node: Node) -> str:
     return f"{task.avoids} runs here" if met else ""
 
 
+def _typed(part: Any, _world: World, task: Task, node: Node) -> str:
+    found = node.labels.get(part.label, "")
+    return "" if not task.types or found in task.types else f"it can run on {' or '.join(task.types)}, not on {found!r}"
+
+
 def _near(part: Any, world: World, task: Task, node: Node) -> str:
     if not task.data or node.data.intersection(task.data):
         return ""
@@ -179,6 +184,6 @@ def _served(part: Any, world: World, task: Task, node: Node) -> str:
 
 
 LAWS: dict[str, Law] = {
-    "spread": _spread, "anti_affinity": _apart, "affinity": _beside, "avoid": _clear, "locality": _near, "limit": _few,
-    "barrier": _after, "priority": _higher, "quota": _within, "servers": _served,
+    "spread": _spread, "anti_affinity": _apart, "affinity": _beside, "avoid": _clear, "types": _typed,
+    "locality": _near, "limit": _few, "barrier": _after, "priority": _higher, "quota": _within, "servers": _served,
 }  # fmt: skip

@@ -69,6 +69,12 @@ class AvoidOptions(Model):
     """Tasks with ``avoids`` never start where the job that they name runs."""
 
 
+class TypesOptions(Model):
+    """Tasks with ``types`` run only on nodes of these types."""
+
+    label: str = Field(default="type", description="the label of a node that says of which type it is")
+
+
 class LocalityOptions(Model):
     """Tasks with ``data`` run where it is; later in its rack, later anywhere."""
 
@@ -177,6 +183,7 @@ class PolicySpec(Model):
     affinity: AffinityOptions | None = None
     anti_affinity: AntiAffinityOptions | None = Field(default=None, alias="anti-affinity")
     avoid: AvoidOptions | None = None
+    types: TypesOptions | None = None
     locality: LocalityOptions | None = None
     servers: ServersOptions | None = None
     barrier: BarrierOptions | None = None
@@ -232,9 +239,9 @@ def _twice(name: str, before: str, where: tuple[str | int, ...]) -> Problem:
 ORDERS = ("priority", "wfq", "drf", "hierarchy", "history", "quota", "edf")
 CLASSES: Mapping[str, str] = {
     "spread": "Spread", "affinity": "Affinity", "anti_affinity": "AntiAffinity", "avoid": "Avoid",
-    "locality": "Locality", "servers": "Servers", "barrier": "Barrier", "limit": "Limit", "priority": "Priority",
-    "wfq": "Wfq", "drf": "Drf", "hierarchy": "Hierarchy", "history": "History", "quota": "Quota", "edf": "Edf",
-    "pack": "Pack", "value": "Value", "gang": "Gang",
+    "types": "Types", "locality": "Locality", "servers": "Servers", "barrier": "Barrier", "limit": "Limit",
+    "priority": "Priority", "wfq": "Wfq", "drf": "Drf", "hierarchy": "Hierarchy", "history": "History",
+    "quota": "Quota", "edf": "Edf", "pack": "Pack", "value": "Value", "gang": "Gang",
 }  # fmt: skip
 
 

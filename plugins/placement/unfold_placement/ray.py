@@ -39,7 +39,8 @@ def submit(
     function: Any, *args: Any, policy: str, name: str = "", job: str = "", size: int = 1, cpu: float = 1.0,
     gpu: float = 0.0, memory: float = 0.0, resources: Mapping[str, float] | None = None, user: str = "",
     role: str = "", priority: int = 0, run: float = 60.0, deadline: float = math.inf, follows: str = "",
-    avoids: str = "", after: tuple[str, ...] = (), data: tuple[str, ...] = (), **kwargs: Any,
+    avoids: str = "", after: tuple[str, ...] = (), data: tuple[str, ...] = (), types: tuple[str, ...] = (),
+    **kwargs: Any,
 ) -> Future[Any]:  # fmt: skip
     """Submit a call of a function, or of a Ray remote function, to the policy of a spec that is served.
 
@@ -53,7 +54,8 @@ def submit(
     demand = {kind: math.ceil(amount * MILLI) for kind, amount in plain.items() if amount}
     own = name or f"{job or 'task'}-{os.getpid()}-{next(NUMBERS)}"
     task = Task(
-        own, demand, run, 0.0, job or own, user, role, size, priority, deadline, follows, avoids, after, data
+        own, demand, run, 0.0, job or own, user, role, size, priority, deadline, follows, avoids, after, data,
+        types=types,
     )  # fmt: skip
     return _client(policy, _job()).submit(task, function, *args, **kwargs)
 

@@ -83,6 +83,7 @@ class TaskSpec(Model):
     deadline: Duration | None = Field(default=None, description="after its arrival")
     follows: str = Field(default="", description="a job whose tasks it runs beside (policy affinity)")
     avoids: str = Field(default="", description="a job whose tasks it keeps clear of (policy avoid)")
+    types: tuple[str, ...] = Field(default=(), description="types of node on which it can run (policy types)")
     after: tuple[str, ...] = Field(default=(), description="jobs that must have ended (policy barrier)")
     data: tuple[str, ...] = Field(default=(), description="blocks that it reads (policy locality)")
 

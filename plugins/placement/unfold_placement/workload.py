@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from unfold_placement.facts import MILLI, SEATS, Node, Task
 from unfold_placement.spec import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
-from unfoldkit.api import Run, fail
+from unfoldkit.api import CsvRow, Run, csv_rows, fail
 
 MIB = 1 << 20
 RACK = 32
 """Nodes of a rack, for traces that do not say."""
+TIMES = ("creation_time", "deletion_time", "scheduled_time")
+POD = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", *TIMES)
 
 
 def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
@@ -89,7 +87,7 @@ def _task(item: TaskSpec, arrival: float, number: int, size: int) -> Task:
     deadline = math.inf if item.deadline is None else arrival + item.deadline
     return Task(
         f"{item.job}-{number}", _amounts(item), item.run, arrival, item.job, item.user, item.role, size, item.priority,
-        deadline, item.follows, item.avoids, item.after, item.data, item.run_on,
+        deadline, item.follows, item.avoids, item.after, item.data, item.run_on, item.types,
     )  # fmt: skip
 
 
@@ -106,25 +104,44 @@ def _made(item: ManySpec, rng: np.random.Generator) -> list[Task]:
 
 def openb_nodes(path: Path) -> Iterator[Node]:
     """Yield the nodes of an openb file (sn, cpu_milli, memory_mib, gpu, model); racks are made of 32 in a row."""
-    for row, line in enumerate(_rows(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model"))):
-        capacity = {"cpu": int(line["cpu_milli"]), "memory": int(line["memory_mib"]) * MILLI}
-        if int(line["gpu"]):
-            capacity["gpu"] = int(line["gpu"]) * MILLI
-        yield Node(line["sn"], capacity, {"type": line["model"], "rack": f"rack-{row // RACK}"})
+    for row, line in enumerate(csv_rows(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model"))):
+        yield Node(line["sn"], _openb(line, line.number("gpu", least=0)), _labels(line, row))
+
+
+def _labels(line: CsvRow, row: int) -> dict[str, str]:
+    return {"type": line["model"], "rack": f"rack-{row // RACK}"}
+
+
+def _openb(line: CsvRow, gpus: float) -> dict[str, int]:
+    amounts = {"cpu": line.number("cpu_milli", least=0), "memory": line.number("memory_mib", least=0) * MILLI}
+    return {kind: round(amount) for kind, amount in amounts.items()} | ({"gpu": round(gpus * MILLI)} if gpus else {})
 
 
 def openb_tasks(path: Path, user: str = "qos", faster: float = 1.0) -> Iterator[Task]:
     """Yield the pods of an openb file as tasks; those never scheduled run from creation to deletion.
 
-    A part of a GPU counts as such; the GPUs of one node are one pool. ``faster`` squeezes arrivals, not run times.
+    A part of a GPU counts as such; the GPUs of one node are one pool. A pod that was never deleted runs until the last
+    time in the file. Its ``gpu_spec`` are types, which the policy ``types`` holds to. ``faster`` squeezes arrivals, not
+    run times.
     """
-    for line in _rows(path, ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "creation_time", user)):
-        demand = {"cpu": int(line["cpu_milli"]), "memory": int(line["memory_mib"]) * MILLI}
-        if int(line["num_gpu"]):
-            demand["gpu"] = int(line["num_gpu"]) * int(line["gpu_milli"])
-        arrival = float(line["creation_time"])
-        run = float(line["deletion_time"]) - float(line["scheduled_time"] or arrival)
-        yield Task(line["name"], demand, max(run, 1.0), arrival / faster, line["name"], line[user])
+    lines = list(csv_rows(path, (*POD, user)))
+    last = max((line.number(name) for line in lines for name in TIMES if line[name]), default=0.0)
+    for line in lines:
+        arrival, end = line.number("creation_time", least=0), _time(line, "deletion_time", last)
+        run = max(end - _time(line, "scheduled_time", arrival), 1.0)
+        types = tuple(item for item in line.get("gpu_spec").split("|") if item)
+        yield Task(
+            line["name"], _openb(line, _gpus(line)), run, arrival / faster, line["name"], line[user], types=types
+        )
+
+
+def _time(line: CsvRow, column: str, otherwise: float) -> float:
+    return line.number(column) if line[column] else otherwise
+
+
+def _gpus(line: CsvRow) -> float:
+    whole = line.number("num_gpu", least=0)
+    return whole * line.number("gpu_milli", least=0) / MILLI if whole else 0.0
 
 
 def csv_tasks(path: Path, faster: float = 1.0) -> Iterator[Task]:
@@ -132,22 +149,21 @@ def csv_tasks(path: Path, faster: float = 1.0) -> Iterator[Task]:
 
     All but ``task``, ``arrival`` and ``run`` may be missing; ``priority`` and ``deadline`` (s after arrival) too.
     """
-    rows = list(_rows(path, ("task", "arrival", "run")))
+    rows = list(csv_rows(path, ("task", "arrival", "run")))
     sizes = Counter(line.get("job") or line["task"] for line in rows)
-    for number, line in enumerate(rows, 2):
-        try:
-            yield _csv_task(line, sizes, faster)
-        except ValueError as error:
-            raise fail(f"line {number}: {error}", file=str(path)) from error
+    for line in rows:
+        yield _csv_task(line, sizes, faster)
 
 
-def _csv_task(line: Mapping[str, str], sizes: Mapping[str, int], faster: float) -> Task:
-    demand = {kind: round(float(line[kind]) * MILLI) for kind in ("cpu", "gpu", "memory") if line.get(kind)}
-    job, arrival = line.get("job") or line["task"], float(line["arrival"]) / faster
-    deadline = arrival + float(line["deadline"]) if line.get("deadline") else math.inf
+def _csv_task(line: CsvRow, sizes: Mapping[str, int], faster: float) -> Task:
+    kinds = [kind for kind in ("cpu", "gpu", "memory") if line.get(kind)]
+    demand = {kind: round(line.number(kind, least=0) * MILLI) for kind in kinds}
+    job, arrival = line.get("job") or line["task"], line.number("arrival", least=0) / faster
+    deadline = arrival + line.number("deadline", least=0) if line.get("deadline") else math.inf
+    priority = round(line.number("priority")) if line.get("priority") else 0
     return Task(
-        line["task"], {kind: amount for kind, amount in demand.items() if amount}, float(line["run"]), arrival, job,
-        line.get("user") or "", line.get("role") or "", sizes[job], int(line.get("priority") or 0), deadline,
+        line["task"], {kind: amount for kind, amount in demand.items() if amount}, line.number("run", least=0), arrival,
+        job, line.get("user"), line.get("role"), sizes[job], priority, deadline,
     )  # fmt: skip
 
 
@@ -157,13 +173,3 @@ def _replayed(item: TraceSpec, run: Run) -> list[Task]:
     if not found:
         raise fail("no tasks", file=str(path), key="workload.replay.path")
     return found[: item.first]
-
-
-def _rows(path: Path, columns: Iterable[str]) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as raw, io.TextIOWrapper(gzip.open(raw) if path.suffix == ".gz" else raw, "utf-8") as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            there = ", ".join(reader.fieldnames or ()) or "nothing"
-            raise fail(f"no column {', '.join(missing)}", file=str(path), hint=f"it has {there}")
-        yield from reader

@@ -69,6 +69,11 @@ def _written() -> dict[str, Written]:
         "anti-affinity": (job("a", 4, run=3), _fixed(**{"anti-affinity": {}}), four),
         "anti-affinity density": (job("a", 7, run=3), _fixed(**{"anti-affinity": {"density": 2}}), four),
         "avoid": ([*job("a", 1, run=8), *job("b", 3, run=3, at=1, avoids="a")], _fixed(avoid={}), four),
+        "types": (
+            [*job("a", 3, run=3, types=("t4",)), *job("b", 2, run=3, at=1, types=("v100", "t4")),
+             *job("c", 1, at=1, run=3)],
+            _fixed(types={}), typed,
+        ),
         "locality": (
             job("a", 9, run=30, data=("x",)),
             lambda pace: {"locality": {"rack_after": seconds(3 * pace), "any_after": seconds(6 * pace)}}, where,

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from unfold_placement.facts import (
     ENDED,
+    JOINED,
     MANY,
     PREEMPTED,
     STARTED,
@@ -29,9 +30,9 @@ class Avoid:
     """A task says whom it avoids: ``avoids: JOB``."""
 
     places: Counter[tuple[str, str]] = field(default_factory=Counter)
-    known: set[str] = field(default_factory=set)
+    known: dict[str, None] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED})
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, JOINED})
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a node that is clear of the other."""
@@ -41,9 +42,11 @@ class Avoid:
         """Keep the name on every node on which the avoided job does not run."""
         task = event.task
         if task is None:
+            clear = [job for job in self.known if not self.places[job, event.node]]
+            yield [Put(f"clear-of-{job}", event.node, MANY) for job in clear]
             return
         if event.kind == SUBMITTED and task.avoids and task.avoids not in self.known:
-            self.known.add(task.avoids)
+            self.known[task.avoids] = None
             clear = [node.name for node in view.nodes if not self.places[task.avoids, node.name]]
             yield [Put(f"clear-of-{task.avoids}", node, MANY) for node in clear]
         if event.kind != SUBMITTED:

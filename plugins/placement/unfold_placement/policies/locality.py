@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import STATIC, SUBMITTED, TIMER, Ask, Event, Ops, Put, Task, Wake
+from unfold_placement.facts import JOINED, STATIC, SUBMITTED, TIMER, Ask, Event, Ops, Put, Task, Wake
 from unfold_placement.view import View
 
 
@@ -18,7 +18,7 @@ class Locality:
     any_after: float = 30.0
     since: dict[str, tuple[Task, float]] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, TIMER})
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, TIMER, JOINED})
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask to be where the data is."""
@@ -34,7 +34,7 @@ class Locality:
         for name, (waiting, since) in list(self.since.items()):
             if not view.waits(waiting):
                 del self.since[name]
-            elif event.kind == TIMER:
+            elif event.kind in {TIMER, JOINED}:
                 yield self.near(waiting, view.now - since, view)
 
     def near(self, task: Task, waited: float, view: View) -> list[Put]:

@@ -6,7 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import ENDED, MANY, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Drop, Event, Ops, Put, Task
+from unfold_placement.facts import (
+    ENDED,
+    JOINED,
+    MANY,
+    PREEMPTED,
+    STARTED,
+    STATIC,
+    SUBMITTED,
+    Ask,
+    Drop,
+    Event,
+    Ops,
+    Put,
+    Task,
+)
 from unfold_placement.view import View
 
 
@@ -17,7 +31,7 @@ class Servers:
     near: bool = True
     where: dict[str, dict[str, str]] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED})
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, JOINED})
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a server's place, or for one that suits a worker."""
@@ -26,16 +40,26 @@ class Servers:
     def react(self, event: Event, view: View) -> Ops:
         """Put servers' places everywhere, and workers' where the servers of their job are, or are not."""
         task = event.task
-        if task is None or task.role != "server":
-            return
-        if event.kind == SUBMITTED and task.job not in self.where:
+        if task is None:
+            yield [Put(f"server-{job}", event.node) for job in self.where]
+            yield from (self.beside(job, view) for job in self.where)
+        elif task.role == "server":
+            yield from self.noted(event.kind, task, event.node, view)
+
+    def noted(self, kind: str, task: Task, node: str, view: View) -> Ops:
+        """Take in what became of a server."""
+        if kind == SUBMITTED and task.job not in self.where:
             self.where[task.job] = {}
-            yield [Put(f"server-{task.job}", node.name) for node in view.nodes]
-        elif event.kind == STARTED:
-            self.where[task.job][task.name] = event.node
+            yield [Put(f"server-{task.job}", item.name) for item in view.nodes]
+        elif kind == STARTED:
+            self.where[task.job][task.name] = node
         else:
             self.where[task.job].pop(task.name, None)
-        taken = set(self.where[task.job].values())
+        yield self.beside(task.job, view)
+
+    def beside(self, job: str, view: View) -> list[Put | Drop]:
+        """Return the workers' places: where the servers of their job are, or are not."""
+        taken = set(self.where[job].values())
         free = {node.name for node in view.nodes if bool(taken) and (node.name in taken) == self.near}
-        yield [Drop(f"worker-{task.job}", node.name) for node in view.nodes if node.name not in free]
-        yield [Put(f"worker-{task.job}", node, MANY) for node in sorted(free)]
+        drops = [Drop(f"worker-{job}", node.name) for node in view.nodes if node.name not in free]
+        return [*drops, *(Put(f"worker-{job}", node, MANY) for node in sorted(free))]

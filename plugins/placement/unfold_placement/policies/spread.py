@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import ENDED, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.facts import ENDED, JOINED, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
 from unfold_placement.view import View
 
 
@@ -18,23 +18,30 @@ class Spread:
     skew: int = 1
     soft: bool = False
     running: dict[str, dict[str, Task]] = field(default_factory=dict)
+    last: dict[str, Task] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED})
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, JOINED})
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a place of the group's."""
         return [Ask(f"spread-{self.by}-{task.key(self.by)}")]
 
     def react(self, event: Event, view: View) -> Ops:
-        """Set the places of every node to the fewest that run anywhere, and ``skew`` more."""
+        """Set the places of every node anew as the counts of a group, or the nodes, change."""
         if event.task is None:
+            yield [put for task in self.last.values() for put in self.places(task, view)]
             return
-        group = self.running.setdefault(event.task.key(self.by), {})
+        key = event.task.key(self.by)
+        group, self.last[key] = self.running.setdefault(key, {}), event.task
         if event.kind == STARTED:
             group[event.task.name] = event.task
         elif event.kind != SUBMITTED:
             group.pop(event.task.name, None)
-        counts = view.counts(group.values())
-        among = view.fits(event.task, STATIC) if self.soft else counts
+        yield self.places(event.task, view)
+
+    def places(self, task: Task, view: View) -> list[Put]:
+        """Return on every node as many places as the fewest that run anywhere, and ``skew`` more."""
+        counts = view.counts(self.running[task.key(self.by)].values())
+        among = view.fits(task, STATIC) if self.soft else counts
         most = min((counts[node] for node in among), default=0) + self.skew
-        yield [Put(f"spread-{self.by}-{event.task.key(self.by)}", node, most) for node in counts]
+        return [Put(f"spread-{self.by}-{task.key(self.by)}", node, most) for node in counts]
