@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,34 @@ def test_psv_files_are_read_by_name_whole_and_in_order(tmp_path: Path) -> None:
 
 
 def test_an_archive_reads_as_its_folder(tmp_path: Path) -> None:
-    """A tar.xz of the same files gives the same table, digest included."""
+    """A tar.xz and a zip of the same files give the same table, digest included."""
     folder = tmp_path / "set"
     folder.mkdir()
     _folder(folder, TWO)
     with tarfile.open(tmp_path / "set.tar.xz", "w:xz") as archive:
         archive.add(folder, "set")
-    first, second = read_psv(folder), read_psv(tmp_path / "set.tar.xz")
-    assert np.array_equal(first.values, second.values, equal_nan=True)
-    assert (first.ids, first.digest) == (second.ids, second.digest)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as zipped:
+        for name, body in TWO.items():
+            zipped.writestr(f"training/set/{name}", f"{HEAD}\n{body}")
+            zipped.writestr(f"__MACOSX/training/set/._{name}", b"\0\1")
+    first = read_psv(folder)
+    for other in (read_psv(tmp_path / name) for name in ("set.tar.xz", "set.zip")):
+        assert np.array_equal(first.values, other.values, equal_nan=True)
+        assert (first.ids, first.digest) == (other.ids, other.digest)
+
+
+def test_files_of_several_folders_are_one_table(tmp_path: Path) -> None:
+    """Patients of folders within a folder are read by name, with the line ends of Windows too; a name counts once."""
+    for name, body in TWO.items():
+        (tmp_path / f"set_{name}").mkdir()
+        (tmp_path / f"set_{name}" / name).write_bytes(f"{HEAD}\n{body}".replace("\n", "\r\n").encode())
+    table = read_psv(tmp_path)
+    assert table.ids == ("p1", "p2")
+    assert table.columns[-1] == "SepsisLabel"
+    assert table.starts.tolist() == [0, 1, 3]
+    _folder(tmp_path, {"p1.psv": TWO["p1.psv"]})
+    with pytest.raises(UnfoldError, match=r"two patients are called p1\.psv"):
+        read_psv(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +101,13 @@ def test_a_folder_without_psv_files_is_told(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match=r"p9.psv:1:1: .*not that of the other files"):
         read_psv(tmp_path)
     (tmp_path / "no.tar").write_bytes(b"nothing")
-    with pytest.raises(UnfoldError, match="not an archive"):
-        read_psv(tmp_path / "no.tar")
+    with zipfile.ZipFile(tmp_path / "cut.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("p1.psv", HEAD + "\n" + "80|37|16|40|9|1|0\n" * 99)
+    whole = (tmp_path / "cut.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[:50] + b"\0" * 20 + whole[70:])
+    for name in ("no.tar", "cut.zip"):
+        with pytest.raises(UnfoldError, match="not an archive"):
+            read_psv(tmp_path / name)
 
 
 def test_long_tables_may_come_in_any_order(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ class PhysioNetData(Model):
     """Hourly records of the PhysioNet/CinC Challenge 2019: one psv file a patient."""
 
     source: Literal["physionet2019"]
-    path: str = Field(min_length=1, description="a folder of .psv files or a .tar(.xz), relative to the spec")
+    path: str = Field(min_length=1, description="a folder of .psv files, a .zip or a .tar(.xz), relative to the spec")
     group: Literal["patient"] = Field(default="patient", description="what is split and certified as a whole")
     patients: int | None = Field(default=None, ge=24, description="only the first so many, for a quick look")
     split: Split = Split()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,24 +36,27 @@ def read(data: TimedData, run: Run) -> Long:
 
 
 def read_psv(path: Path, *, limit: int | None = None) -> Long:
-    """Return the hours of all ``*.psv`` files of a folder or tar archive, ordered by file name.
+    """Return the hours of all ``*.psv`` files of a folder or archive, ordered by file name.
 
     Args:
-        path: a folder, a ``.tar`` or a compressed ``.tar.xz`` or ``.tar.gz``.
+        path: a folder, with those within it, a ``.zip``, a ``.tar`` or a compressed ``.tar.xz`` or ``.tar.gz``.
         limit: only so many patients, the first by name.
 
     Raises:
-        UnfoldError: no such file in it, heads that differ, or a cell that is no number.
+        UnfoldError: no such file in it, two of one name, heads that differ, or a cell that is no number.
     """
     parts = sorted(_folder(path) if path.is_dir() else _archive(path))[:limit]
     if not parts:
         raise fail("holds no .psv file", file=str(path), key="data.path")
+    twice = next((one for (one, _), (other, _) in itertools.pairwise(parts) if one == other), None)
+    if twice is not None:
+        raise fail(f"two patients are called {twice}", file=str(path), key="data.path")
     head = parts[0][1].split(b"\n", 1)[0].strip()
     columns = tuple(head.decode("utf-8", "replace").split("|"))
     digest = hashlib.sha256()
     for name, content in parts:
         digest.update(name.encode() + b"\0" + content)
-        if not content.startswith(head + b"\n"):
+        if content.split(b"\n", 1)[0].strip() != head or b"\n" not in content:
             raise fail("the first line is not that of the other files", file=f"{path / name}:1:1")
     chunks = [_numbers(path, parts[at : at + CHUNK], len(columns)) for at in range(0, len(parts), CHUNK)]
     return _assembled(path, parts, columns, chunks, digest.hexdigest())
@@ -82,20 +88,42 @@ def _values(frame: Frame, columns: tuple[str, ...], order: np.ndarray) -> Float3
     return values
 
 
+def files(folder: Path) -> list[Path]:
+    """Return the psv files of a folder and those within it, ordered by name."""
+    found = (file for file in folder.rglob("*.psv") if _counts(file.name) and file.is_file())
+    return sorted(found, key=lambda file: (file.name, file))
+
+
+def _counts(name: str) -> bool:
+    # what macOS lays beside a file has its name behind dots
+    return name.endswith(".psv") and not Path(name).name.startswith("._")
+
+
 def _folder(path: Path) -> Iterator[Part]:
-    for file in path.glob("*.psv"):
+    for file in files(path):
         yield file.name, file.read_bytes()
 
 
 def _archive(path: Path) -> Iterator[Part]:
     try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                stream = archive.extractfile(member) if member.name.endswith(".psv") else None
-                if stream is not None:
-                    yield Path(member.name).name, stream.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+        yield from _zipped(path) if zipfile.is_zipfile(path) else _tarred(path)
+    # RuntimeError: a zip that asks for a password
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
         raise fail(f"not an archive of psv files: {error}", file=str(path), key="data.path") from error
+
+
+def _zipped(path: Path) -> Iterator[Part]:
+    with zipfile.ZipFile(path) as archive:
+        for name in filter(_counts, archive.namelist()):
+            yield Path(name).name, archive.read(name)
+
+
+def _tarred(path: Path) -> Iterator[Part]:
+    with tarfile.open(path, "r|*") as archive:
+        for member in archive:
+            stream = archive.extractfile(member) if _counts(member.name) else None
+            if stream is not None:
+                yield Path(member.name).name, stream.read()
 
 
 def _numbers(path: Path, parts: Iterable[Part], width: int) -> Float32:

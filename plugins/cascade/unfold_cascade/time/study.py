@@ -22,7 +22,7 @@ from unfold_cascade.time.long import Long, entity_of_row, first_true, rows_of, s
 from unfold_cascade.time.models import BASELINE, Facts, Log, Slot, kept, logs, slots
 from unfold_cascade.time.moves import Clock, Zoo
 from unfold_cascade.time.panel import layout, panel, purchase
-from unfold_cascade.time.readers import read
+from unfold_cascade.time.readers import files, read
 from unfold_cascade.time.sight import sight
 from unfold_cascade.time.targets import truth
 from unfoldkit.api import Run, dump, fail, fingerprint
@@ -225,7 +225,7 @@ def _source(spec: CascadeSpec, run: Run) -> str:
     """Return what tells one version of the files from another, without parsing them."""
     path = run.path(getattr(spec.data, "path", ""), key="data.path")
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.psv")) if path.is_dir() else [path]:
+    for file in files(path) if path.is_dir() else [path]:
         digest.update(file.name.encode() + b"\0" + _bytes(file))
     return digest.hexdigest()
 
