@@ -198,6 +198,22 @@ def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
         traces.read(write(tmp_path, "a.csv", "\n".join(["when", *lines])))
 
 
+def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
+    """Of a log with other lines, some of them without a time, those that hold a text are read."""
+    lines = [
+        "started",
+        "2024-01-01T00:00:01Z GET /health",
+        "2024-01-01T00:00:02Z POST /a",
+        "2024-01-01T00:00:05Z POST /a",
+    ]
+    path = write(tmp_path, "a.log", "\n".join(lines))
+    assert traces.read(path, match="POST /a").tolist() == [0.0, 3.0]
+    with pytest.raises(UnfoldError, match="no time in this line"):
+        traces.read(path)
+    with pytest.raises(UnfoldError, match="no arrival"):
+        traces.read(path, match="POST /b")
+
+
 def test_a_likely_column_goes_before_the_usual_ones(tmp_path: Path) -> None:
     """A column that another trace of the same traffic has is taken where it is there, and missed where it is not."""
     path = write(tmp_path, "a.csv", "arrival_s,begun\n1,5\n2,9\n")

@@ -48,8 +48,9 @@ def replay(spec: PipelineSpec, judge: Judge, plan: Plan, run: Run) -> Report:
 
 
 def live_sample(spec: PipelineSpec, pipeline: Pipeline, trace: Path, run: Run) -> Sample:
-    """Return a trace as live traffic, of the column that the spec names if it is there; its routes are drawn anew."""
-    given, rng = Arrivals(trace=str(trace.absolute())), np.random.default_rng([run.seed, 4])
+    """Return a trace as live traffic, read as the spec reads its own (column, match); its routes are drawn anew."""
+    match = next((item.match for item in traffic(spec) if item.match), None)
+    given, rng = Arrivals(trace=str(trace.absolute()), match=match), np.random.default_rng([run.seed, 4])
     likely = next((item.column for item in traffic(spec) if item.column), None)
     times = workload.arrivals(given, run, rng, key="--replay", likely=likely)
     names = [stage.name for stage in pipeline.stages]

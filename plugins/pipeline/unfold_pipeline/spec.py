@@ -35,6 +35,7 @@ class Arrivals(Model):
     shape: str | None = Field(default=None, description="a rate that changes in time, such as big-spike")
     trace: str | None = Field(default=None, description="a file of arrival times: CSV, NPZ, NPY or an access log")
     column: str | None = Field(default=None, description="the column of the trace")
+    match: str | None = Field(default=None, description="only the lines of an access log that hold this text")
     compress: Annotated[float, Field(gt=0)] = Field(default=1.0, description="play the trace this many times as fast")
     scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="multiply the rate, keep the length")
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="plan on this first part of the trace")
@@ -185,13 +186,15 @@ def _arrivals_problems(place: tuple[str | int, ...], item: Arrivals) -> Iterable
     if item.process == "gamma" and 0 in (item.cv, item.scv):
         yield Problem((*place, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
     unused = {
-        "process": ("column",),
-        "shape": ("rate", "duration", "column"),
+        "process": ("column", "match"),
+        "shape": ("rate", "duration", "column", "match"),
         "trace": ("rate", "duration", "cv", "scv"),
     }
     for name in unused[given[0]]:
         if getattr(item, name) is not None:
             yield Problem((*place, name), f"has no meaning with {given[0]}", hint="leave it out")
+    if item.trace and item.match is not None and ".log" not in item.trace:
+        yield Problem((*place, "match"), "only an access log (.log) has lines to match", hint="leave it out")
 
 
 def _hardware_problems(name: str, item: Hardware) -> Iterable[Problem]:

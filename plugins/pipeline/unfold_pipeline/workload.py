@@ -68,7 +68,7 @@ def arrivals(
     """
     if item.trace is not None:
         path = run.path(item.trace, key=f"{key}.trace" if key == "arrivals" else key)
-        times = traces.read(path, column=item.column, likely=likely)
+        times = traces.read(path, column=item.column, likely=likely, match=item.match or "")
         times = traces.compress(times, item.compress)
         times = traces.scale(times, item.scale, rng) if item.scale != 1 else times
     else:

@@ -27,14 +27,14 @@ _PRESENT_S = 1e8
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 
 
-def read(path: Path, *, column: str | None = None, likely: str | None = None) -> Times:
+def read(path: Path, *, column: str | None = None, likely: str | None = None, match: str = "") -> Times:
     """Return the arrival times of a trace in seconds since its first arrival.
 
     ``.csv`` takes ``column``, its only one, or the first of ``likely``, ``arrival_s``, ``timestamp``, ... in any case;
     ``.npz`` takes the array ``column`` or its only one; ``.log`` (also rotated: ``.log.1``) is an access log (common
-    log format, or lines with an ISO 8601 time), whose lines may stand in the order in which requests ended. Text may be
-    gzipped. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds. Where times of day are whole
-    seconds or minutes, as most servers log them, see :func:`spread`.
+    log format, or lines with an ISO 8601 time), whose lines may stand in the order in which requests ended; only those
+    that hold ``match`` are read. Text may be gzipped. Large numbers are milli-, micro- or nanoseconds since 1970, other
+    ones seconds. Where times of day are whole seconds or minutes, as most servers log them, see :func:`spread`.
 
     Raises:
         UnfoldError: no such column, a line without a time, no arrival at all, or times that go back.
@@ -45,7 +45,7 @@ def read(path: Path, *, column: str | None = None, likely: str | None = None) ->
         ".csv": lambda: _csv(path, column, likely),
         ".npz": lambda: _arrays(path, column),
         ".npy": lambda: _arrays(path, column),
-        ".log": lambda: np.sort(_log(path)),
+        ".log": lambda: np.sort(_log(path, match)),
     }
     if suffix not in readers:
         raise fail(
@@ -176,12 +176,11 @@ def _time(text: str, path: Path, line: int) -> float:
     return found
 
 
-def _log(path: Path) -> Times:
+def _log(path: Path, match: str) -> Times:
     try:
         with _open(path) as stream:
-            return np.fromiter(
-                (_time_in(text, path, line) for line, text in enumerate(stream, 1) if text.strip()), float
-            )
+            lines = ((line, text) for line, text in enumerate(stream, 1) if text.strip() and match in text)
+            return np.fromiter((_time_in(text, path, line) for line, text in lines), float)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise fail(f"cannot read the log: {error}", file=str(path)) from error
 
