@@ -71,6 +71,18 @@ def test_a_service_answers_and_ends_cleanly(tmp_path: Path, spec: Path) -> None:
     assert (tmp_path / "runs" / "a" / "spec.yaml").exists()
 
 
+def test_a_log_of_json_holds_nothing_else(tmp_path: Path, spec: Path) -> None:
+    """With --log-json every line of stderr is JSON with a time: where the service is, and each request."""
+    with serving(tmp_path, "--log-json") as (process, place):
+        assert answer(place + "/")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr
+        told = [json.loads(line) for line in process.stderr.read().splitlines()]
+        process.wait(30)
+    assert all(item["time"] and item["message"] for item in told)
+    assert [item["path"] for item in told if "path" in item] == ["/"]
+
+
 def test_ctrl_c_ends_a_service(tmp_path: Path, spec: Path) -> None:
     """Ctrl-C ends a service without a trace, with 130 as it ends every verb."""
     with serving(tmp_path) as (process, place):

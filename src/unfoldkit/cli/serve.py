@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from signal import SIGINT
@@ -64,7 +65,9 @@ class Serving:
         # not before all is ready: the kernel would hand connections to a process that does not hear them yet
         with listen(self.address, many=True) as bound:
             if number == 0:
-                _tell(service, f"http://{self.address.host}:{self.address.port}", page=False)
+                _tell(
+                    service, f"http://{self.address.host}:{self.address.port}", _voice(json=self.log_json), page=False
+                )
             terms = Terms(self.address.token, beat=both, observer=_observer(json=self.log_json))
             run_server(replace(service, watch=None), bound, terms)
         return ExitCode.YES
@@ -97,9 +100,9 @@ def serve(
         service = _service(loaded, run)
         if loaded.run is None:
             store_spec(run, loaded.spec)
-        place = f"http://{host}:{bound.getsockname()[1]}"
-        _announce(service.name, loaded, place, run_folder(request, loaded))
-        _tell(service, place, page=service.watch is not None)
+        place, say = f"http://{host}:{bound.getsockname()[1]}", _voice(json=log_json)
+        say(_title(service.name, loaded, place, run_folder(request, loaded)))
+        _tell(service, place, say, page=service.watch is not None)
         with loaded.telling():
             run_server(service, bound, Terms(token, observer=_observer(json=log_json)))
     return ExitCode.YES
@@ -112,8 +115,9 @@ def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> Exit
             store_spec(run, loaded.spec)
         address = replace(serving.address, port=held.getsockname()[1])
         place = f"http://{address.host}:{address.port}"
-        _announce(loaded.spec.name, loaded, place, run_folder(serving.request, loaded))
-        crew = Crew(replace(serving, address=address, folder=Path(folder)), processes, console.say)
+        say = _voice(json=serving.log_json)
+        say(_title(loaded.spec.name, loaded, place, run_folder(serving.request, loaded)))
+        crew = Crew(replace(serving, address=address, folder=Path(folder)), processes, say)
         if crew.run() == SIGINT:
             raise KeyboardInterrupt
     return ExitCode.YES
@@ -141,18 +145,35 @@ def _surroundings(request: Request, loaded: Loaded, *, json: bool) -> Run:
 
 def _observer(*, json: bool) -> Observer | None:
     """Return who is told of every request: the log, if it is asked for, and OpenTelemetry, if it is set up."""
-    log = console.logger(verbose=True)
-    log.handlers[0].setFormatter(JsonLines())
-    found = [lines(log)] if json else []
+    found = [lines(_json_log())] if json else []
     return together([*found, *([traced] if (traced := tracing()) else [])])
 
 
-def _announce(name: str, loaded: Loaded, place: str, folder: Path) -> None:
-    console.say(f"{name} · {loaded.kind.name} on {place} · run {folder} · Ctrl-C ends it")
+def _json_log() -> logging.Logger:
+    log = console.logger(verbose=True)
+    log.handlers[0].setFormatter(JsonLines())
+    return log
 
 
-def _tell(service: Service, place: str, *, page: bool) -> None:
+def _voice(*, json: bool) -> Callable[[str], None]:
+    """Return what says a text: as it is, or, where each line of stderr is JSON, each of its lines as such."""
+    if not json:
+        return console.say
+    log = _json_log()
+
+    def say(text: str) -> None:
+        for line in text.splitlines():
+            log.info("%s", line.strip())
+
+    return say
+
+
+def _title(name: str, loaded: Loaded, place: str, folder: Path) -> str:
+    return f"{name} · {loaded.kind.name} on {place} · run {folder} · Ctrl-C ends it"
+
+
+def _tell(service: Service, place: str, say: Callable[[str], None], *, page: bool) -> None:
     width = max((len(title) for title, _ in service.lines), default=0)
     told = [f"  {title:<{width}}   {text}" for title, text in service.lines]
     watch = [f"  {place}/ to watch it"] if page else []
-    console.say("\n".join([*told, *watch, *(f"  {place}{path}" for path in service.paths)]))
+    say("\n".join([*told, *watch, *(f"  {place}{path}" for path in service.paths)]))
