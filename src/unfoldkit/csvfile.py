@@ -1,19 +1,25 @@
-"""Reads tables that users give as CSV: with or without a byte order mark, gzipped or not, always by line number."""
+"""Reads tables that users give as CSV: with or without a byte order mark, gzipped or not, always by line number.
+
+A head with semicolons and no comma is that of a table as spreadsheets write it where the comma is in the numbers.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import io
+import itertools
 import math
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
 
 GZIP = b"\x1f\x8b"
+_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +69,32 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "") -> Itera
     """
     try:
         with _text(path) as stream:
-            reader = csv.reader(stream, strict=True)
-            head = [name.strip() for name in next(reader, [])]
+            lines = csv_lines(stream)
+            head = [name.strip() for name in next(lines, (0, []))[1]]
             _check(head, wanted, path, hint)
-            for cells in reader:
-                if cells:
-                    yield CsvRow(_named(head, cells, path, reader.line_num), path, reader.line_num)
+            for line, cells in lines:
+                yield CsvRow(_named(head, cells, path, line), path, line)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
+
+
+def csv_lines(text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and cells of each line of a table that is not empty; numbers have a point, however they are written.
+
+    Raises:
+        csv.Error: it is none.
+    """
+    lines = iter(text)
+    first = next(lines, "")
+    apart = ";" if ";" in first and "," not in first else ","
+    reader = csv.reader(itertools.chain([first], lines), delimiter=apart, strict=True)
+    for cells in reader:
+        if cells:
+            yield reader.line_num, cells if apart == "," else [_pointed(cell) for cell in cells]
+
+
+def _pointed(cell: str) -> str:
+    return cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell
 
 
 def _text(path: Path) -> io.TextIOWrapper:

@@ -140,6 +140,7 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("a.csv", "5.0\n5.5\n7.25\n"),
         ("a.csv", "Timestamp,Model\n5,a\n5.5,b\n7.25,a\n"),
         ("a.csv", "\ufeffwhen\n5\n5.5\n7.25\n"),
+        ("a.csv", "n;arrival_s\n1;5\n1;5,5\n1;7,25\n"),
         ("a.csv", "n,ts\n1,1700000000000\n1,1700000000500\n1,1700000002250\n"),
         (
             "a.csv.gz",

@@ -27,6 +27,14 @@ def test_tables_as_they_are_written(tmp_path: Path, pack: object) -> None:
     assert rows[0].get("gpu") == ""
 
 
+def test_tables_with_semicolons_have_commas_in_their_numbers(tmp_path: Path) -> None:
+    """A table as spreadsheets write it where the comma is in the numbers reads as one with points; words stay words."""
+    (tmp_path / "a.csv").write_text('name;cpu;note\nn1;4,5;"a; b, c"\nn2;-,5;7\n')
+    rows = list(csv_rows(tmp_path / "a.csv", ("cpu",)))
+    assert [row.number("cpu") for row in rows] == [4.5, -0.5]
+    assert [row["note"] for row in rows] == ["a; b, c", "7"]
+
+
 def test_empty_cells_beyond_the_head_are_no_cells(tmp_path: Path) -> None:
     """Commas at the end of a row, as spreadsheets leave them, are taken; a row with more cells than that is not."""
     (tmp_path / "a.csv").write_text("a,b\n1,2,,\n")
@@ -38,7 +46,7 @@ def test_empty_cells_beyond_the_head_are_no_cells(tmp_path: Path) -> None:
     [
         (b"", r"a\.csv:1:1: no column name \(it has nothing\)"),
         (b"a,b\n", r"a\.csv:1:1: no column name \(it has a, b\)"),
-        (b"name;cpu\nx;1\n", r"no column name \(it has name;cpu\)"),
+        (b"nom;cpu\nx;1\n", r"no column name \(it has nom, cpu\)"),
         (b"name,name\n", "two columns are called 'name'"),
         (b"name,cpu\nx\n", r"a\.csv:2:1: the row has 1 cells where the head has 2"),
         (b"name,cpu\nx,1,2\n", r"a\.csv:2:1: the row has 3 cells where the head has 2"),

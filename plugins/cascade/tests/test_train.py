@@ -14,6 +14,7 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
 from unfold_cascade.cases import features, stored_cases
+from unfold_cascade.data import frame_of_file
 from unfold_cascade.decide import decide
 from unfold_cascade.plan import plan
 from unfold_cascade.policy import path_cost
@@ -210,6 +211,14 @@ def test_profile_measures_every_model(trained: tuple[Path, Report]) -> None:
     report = profile(spec_of(TUMOURS), run_in(trained[0]))
     assert len(report.tables[0].rows) == 4
     assert all(row[5] > 0 for row in report.tables[0].rows)
+
+
+def test_a_table_with_semicolons_reads_as_one_with_commas(tmp_path: Path) -> None:
+    """Cells between semicolons, with commas in their numbers and empty lines at the end, are the same columns."""
+    (tmp_path / "a.csv").write_text("a,b,y\n" + "1.5,x,0\n,z,1\n" * 5)
+    (tmp_path / "b.csv").write_text("a;b;y\n" + "1,5;x;0\n;z;1\n" * 5 + "\n")
+    one, other = (frame_of_file(tmp_path / name).columns for name in ("a.csv", "b.csv"))
+    assert {name: cells.tolist() for name, cells in one.items()} == {n: cells.tolist() for n, cells in other.items()}
 
 
 def test_parquet_and_csv_give_the_same_cascade(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time.keys import Split
-from unfoldkit.api import Run, UnfoldError, did_you_mean, fail
+from unfoldkit.api import Run, UnfoldError, csv_lines, did_you_mean, fail
 
 MISSING = frozenset({"", "na", "nan", "null", "none"})
 IS = "="
@@ -184,15 +184,16 @@ def _csv(path: Path) -> Frame:
     data = _bytes(path)
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text), strict=True))
+        rows = list(csv_lines(io.StringIO(text, newline="")))
     except (UnicodeDecodeError, OSError, EOFError, csv.Error) as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
-    if not rows or len(set(rows[0])) != len(rows[0]):
+    head = rows[0][1] if rows else []
+    if not rows or len(set(head)) != len(head):
         raise fail("the first line must name the columns, each once", file=str(path))
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(rows[0]):
-            raise _ragged(path, number, len(row), len(rows[0]))
-    columns = {name: np.array([row[index] for row in rows[1:]], dtype=object) for index, name in enumerate(rows[0])}
+    for number, row in rows[1:]:
+        if len(row) != len(head):
+            raise _ragged(path, number, len(row), len(head))
+    columns = {name: np.array([row[index] for _, row in rows[1:]], dtype=object) for index, name in enumerate(head)}
     return Frame(columns, _digest(data), path.name)
 
 

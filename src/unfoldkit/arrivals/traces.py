@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from unfoldkit.csvfile import csv_lines
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
 
 Times = NDArray[np.float64]
@@ -129,11 +130,11 @@ def _open(path: Path) -> IO[str]:
 def _csv(path: Path, column: str | None, likely: str | None = None) -> Times:
     try:
         with _open(path) as stream:
-            reader = csv.reader(stream)
-            head = next(reader, [])
+            lines = csv_lines(stream)
+            head = next(lines, (0, []))[1]
             if column is None and head and _NUMBER.fullmatch(head[0].strip()):
-                return np.array([float(head[0]), *_cells(reader, 0, path)])
-            return np.fromiter(_cells(reader, _place(head, column, likely, path), path), np.float64)
+                return np.array([float(head[0]), *_cells(lines, 0, path)])
+            return np.fromiter(_cells(lines, _place(head, column, likely, path), path), np.float64)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise fail(f"cannot read the trace: {error}", file=str(path)) from error
 
@@ -156,10 +157,8 @@ def _place(head: list[str], column: str | None, likely: str | None, path: Path) 
     raise UnfoldError(Diagnostic(f"no column {column or 'of arrival times'}", str(path), 1, 1, hint=hint))
 
 
-def _cells(reader: Iterator[list[str]], place: int, path: Path) -> Iterator[float]:
-    for line, row in enumerate(reader, start=2):
-        if not row:
-            continue
+def _cells(lines: Iterator[tuple[int, list[str]]], place: int, path: Path) -> Iterator[float]:
+    for line, row in lines:
         if place >= len(row):
             raise UnfoldError(Diagnostic(f"the row has {len(row)} cells", str(path), line, 1))
         yield _time(row[place].strip(), path, line)
