@@ -254,6 +254,16 @@ def test_bad_traces_are_told(tmp_path: Path, name: str, text: str, message: str)
         traces.read(write(tmp_path, name, text))
 
 
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.log.gz"])
+def test_damaged_archives_are_told(tmp_path: Path, name: str) -> None:
+    """A gzipped trace with a hole in it, or without its end, is refused in words."""
+    whole = gzip.compress("".join(f"2024-01-01T00:00:{s:02}Z\n" for s in range(60)).encode())
+    for data in (whole[:-9], whole[:20] + b"\xff" * 20 + whole[40:]):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UnfoldError, match="cannot read the"):
+            traces.read(tmp_path / name)
+
+
 def test_unknown_shape() -> None:
     """A shape with a typo is told what was meant."""
     with pytest.raises(UnfoldError, match="big-spike"):

@@ -7,6 +7,7 @@ import fnmatch
 import gzip
 import hashlib
 import io
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def _csv(path: Path) -> Frame:
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
         rows = list(csv_lines(io.StringIO(text, newline="")))
-    except (UnicodeDecodeError, OSError, EOFError, csv.Error) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
     head = rows[0][1] if rows else []
     if not rows or len(set(head)) != len(head):

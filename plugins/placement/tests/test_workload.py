@@ -47,11 +47,11 @@ def test_openb_nodes(tmp_path: Path) -> None:
 
 def test_csv_tasks(tmp_path: Path) -> None:
     """Tasks of a job know how many they are; what a row leaves out is nothing, or never."""
-    text = "task,arrival,run,cpu,job,deadline\na,0,5,1.5,j,60\nb,2,5,,j,\n"
+    text = "task,arrival,run,cpu,job,deadline,types\na,0,5,1.5,j,60,\nb,2,5,,j,,t4 | a10\n"
     found = list(csv_tasks(write(tmp_path, text)))
-    assert [(task.size, dict(task.demand), task.deadline) for task in found] == [
-        (2, {"cpu": 1500}, 60.0),
-        (2, {}, math.inf),
+    assert [(task.size, dict(task.demand), task.deadline, task.types) for task in found] == [
+        (2, {"cpu": 1500}, 60.0, ()),
+        (2, {}, math.inf, ("t4", "a10")),
     ]
 
 

@@ -129,7 +129,7 @@ def openb_tasks(path: Path, user: str = "qos", faster: float = 1.0) -> Iterator[
     for line in lines:
         arrival, end = line.number("creation_time", least=0), _time(line, "deletion_time", last)
         run = max(end - _time(line, "scheduled_time", arrival), 1.0)
-        types = tuple(item for item in line.get("gpu_spec").split("|") if item)
+        types = _types(line.get("gpu_spec"))
         yield Task(
             line["name"], _openb(line, _gpus(line)), run, arrival / faster, line["name"], line[user], types=types
         )
@@ -137,6 +137,10 @@ def openb_tasks(path: Path, user: str = "qos", faster: float = 1.0) -> Iterator[
 
 def _time(line: CsvRow, column: str, otherwise: float) -> float:
     return line.number(column) if line[column] else otherwise
+
+
+def _types(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.split("|") if item.strip())
 
 
 def _gpus(line: CsvRow) -> float:
@@ -147,7 +151,8 @@ def _gpus(line: CsvRow) -> float:
 def csv_tasks(path: Path, faster: float = 1.0) -> Iterator[Task]:
     """Yield the tasks of a CSV file with the columns task, arrival and run (s), cpu, gpu, memory (MiB), job, user.
 
-    All but ``task``, ``arrival`` and ``run`` may be missing; ``priority`` and ``deadline`` (s after arrival) too.
+    All but ``task``, ``arrival`` and ``run`` may be missing; ``priority``, ``deadline`` (s after arrival) and ``types``
+    (of nodes, with ``|`` between them) too.
     """
     rows = list(csv_rows(path, ("task", "arrival", "run")))
     sizes = Counter(line.get("job") or line["task"] for line in rows)
@@ -164,6 +169,7 @@ def _csv_task(line: CsvRow, sizes: Mapping[str, int], faster: float) -> Task:
     return Task(
         line["task"], {kind: amount for kind, amount in demand.items() if amount}, line.number("run", least=0), arrival,
         job, line.get("user"), line.get("role"), sizes[job], priority, deadline,
+        types=_types(line.get("types")),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -135,7 +136,7 @@ def _csv(path: Path, column: str | None, likely: str | None = None) -> Times:
             if column is None and head and _NUMBER.fullmatch(head[0].strip()):
                 return np.array([float(head[0]), *_cells(lines, 0, path)])
             return np.fromiter(_cells(lines, _place(head, column, likely, path), path), np.float64)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise fail(f"cannot read the trace: {error}", file=str(path)) from error
 
 
@@ -180,7 +181,7 @@ def _log(path: Path, match: str) -> Times:
         with _open(path) as stream:
             lines = ((line, text) for line, text in enumerate(stream, 1) if text.strip() and match in text)
             return np.fromiter((_time_in(text, path, line) for line, text in lines), float)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise fail(f"cannot read the log: {error}", file=str(path)) from error
 
 
