@@ -48,7 +48,8 @@ class CsvRow:
         except ValueError as error:
             raise self.wrong(f"{self.cells[column][:40]!r} is not a number", column) from error
         if not math.isfinite(found) or found < least:
-            raise self.wrong(f"{found:g} is not a number that can be meant", column, f"at least {least:g}")
+            hint = f"at least {least:g}" if math.isfinite(least) else ""
+            raise self.wrong(f"{found:g} is not a number that can be meant", column, hint)
         return found
 
     def wrong(self, message: str, column: str, hint: str = "") -> UnfoldError:

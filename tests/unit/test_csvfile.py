@@ -70,3 +70,11 @@ def test_cells_that_are_no_numbers_are_told(tmp_path: Path, text: str) -> None:
     rows = list(csv_rows(tmp_path / "a.csv"))
     with pytest.raises(UnfoldError, match=r"a\.csv:3:1: cpu: "):
         rows[1].number("cpu", least=0)
+
+
+def test_what_is_not_asked_for_is_no_hint(tmp_path: Path) -> None:
+    """A cell that is no finite number is told without a limit where there is none."""
+    (tmp_path / "a.csv").write_text("cpu\nnan\n")
+    (row,) = csv_rows(tmp_path / "a.csv")
+    with pytest.raises(UnfoldError, match=r"can be meant$"):
+        row.number("cpu")
