@@ -19,6 +19,8 @@ from pathlib import Path
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
 
 GZIP = b"\x1f\x8b"
+UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
+"""What a damaged or foreign file raises as it is read."""
 _COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 
 
@@ -69,13 +71,13 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "") -> Itera
         UnfoldError: it is no such file, a column is missing, or a row has other cells than the head.
     """
     try:
-        with _text(path) as stream:
+        with open_text(path) as stream:
             lines = csv_lines(stream)
             head = [name.strip() for name in next(lines, (0, []))[1]]
             _check(head, wanted, path, hint)
             for line, cells in lines:
                 yield CsvRow(_named(head, cells, path, line), path, line)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except UNREADABLE as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
 
 
@@ -98,7 +100,12 @@ def _pointed(cell: str) -> str:
     return cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell
 
 
-def _text(path: Path) -> io.TextIOWrapper:
+def open_text(path: Path) -> io.TextIOWrapper:
+    """Return a file in UTF-8 as a stream of text, gzipped or not, without a byte order mark.
+
+    Raises:
+        OSError: it cannot be opened; as it is read, what ``UNREADABLE`` names.
+    """
     with path.open("rb") as raw:
         packed = raw.read(2) == GZIP
     return io.TextIOWrapper(gzip.open(path) if packed else path.open("rb"), "utf-8-sig", newline="")

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unfold_pipeline import workload
 from unfold_pipeline.plan import plan
+from unfold_pipeline.replay import live_sample
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.catalog.bundled import catalog
@@ -77,6 +79,26 @@ def trace(folder: Path, rate: float) -> Path:
     path = folder / "trace.npz"
     np.savez(path, arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / rate, 3000)))
     return path
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "text"),
+    [
+        ("{trace: a.csv, column: begun}", "b.csv", "arrival_s,begun\n1,5\n2,9\n3,9.5\n"),
+        ("{trace: a.csv, column: begun}", "b.csv", "arrival_s\n5\n9\n9.5\n"),
+        ("{trace: a.log, match: POST}", "b.log", "".join(f"2024-01-01T00:00:0{at}Z {what}\n" for at, what in (
+            ("1.0", "POST"), ("2.0", "GET"), ("5.0", "POST"), ("5.5", "POST"),
+        ))),
+        ("{trace: a.log, match: POST}", "b.csv", "arrival_s\n5\n9\n9.5\n"),
+    ],
+)  # fmt: skip
+def test_a_replay_is_read_as_the_spec_reads_its_own(tmp_path: Path, own: str, name: str, text: str) -> None:
+    """Column and match of the spec's traffic hold for the replayed trace where it has such a column, or lines."""
+    (tmp_path / name).write_text(text)
+    spec = spec_of(GOOD.replace("{process: gamma, rate: 60/s, cv: 2, duration: 20 s}", own))
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
+    found = live_sample(spec, workload.pipeline(spec, run), tmp_path / name, run)
+    assert found.arrivals.tolist() == [0.0, 4.0, 4.5]
 
 
 def test_replay_compares_every_rule(tmp_path: Path) -> None:

@@ -105,11 +105,8 @@ def _made(item: ManySpec, rng: np.random.Generator) -> list[Task]:
 def openb_nodes(path: Path) -> Iterator[Node]:
     """Yield the nodes of an openb file (sn, cpu_milli, memory_mib, gpu, model); racks are made of 32 in a row."""
     for row, line in enumerate(csv_rows(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model"))):
-        yield Node(line["sn"], _openb(line, line.number("gpu", least=0)), _labels(line, row))
-
-
-def _labels(line: CsvRow, row: int) -> dict[str, str]:
-    return {"type": line["model"], "rack": f"rack-{row // RACK}"}
+        labels = {"type": line["model"], "rack": f"rack-{row // RACK}"}
+        yield Node(line["sn"], _openb(line, line.number("gpu", least=0)), labels)
 
 
 def _openb(line: CsvRow, gpus: float) -> dict[str, int]:

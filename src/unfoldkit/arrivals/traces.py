@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.csvfile import csv_lines
+from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
 
 Times = NDArray[np.float64]
@@ -122,21 +117,15 @@ def scale(times: Times, factor: float, rng: np.random.Generator) -> Times:
     return np.sort(moved)
 
 
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.GzipFile(path), encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
 def _csv(path: Path, column: str | None, likely: str | None = None) -> Times:
     try:
-        with _open(path) as stream:
+        with open_text(path) as stream:
             lines = csv_lines(stream)
             head = next(lines, (0, []))[1]
             if column is None and head and _NUMBER.fullmatch(head[0].strip()):
                 return np.array([float(head[0]), *_cells(lines, 0, path)])
             return np.fromiter(_cells(lines, _place(head, column, likely, path), path), np.float64)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except UNREADABLE as error:
         raise fail(f"cannot read the trace: {error}", file=str(path)) from error
 
 
@@ -178,10 +167,10 @@ def _time(text: str, path: Path, line: int) -> float:
 
 def _log(path: Path, match: str) -> Times:
     try:
-        with _open(path) as stream:
+        with open_text(path) as stream:
             lines = ((line, text) for line, text in enumerate(stream, 1) if text.strip() and match in text)
             return np.fromiter((_time_in(text, path, line) for line, text in lines), float)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise fail(f"cannot read the log: {error}", file=str(path)) from error
 
 
