@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from unfold_placement import arrays, kernel
+from unfold_placement import arrays, direct, kernel
 from unfold_placement.arena import Arena
 from unfold_placement.facts import ANYWHERE, MILLI, Ask, Node, Resource, Task, stale
 from unfoldkit.api import fail
@@ -70,7 +70,8 @@ class Book:
         """
         if node in self.entries.get(name, {}):
             raise fail(f"{name} is there already on {node or 'the cluster'}", hint="resize it")
-        return self._set(Resource(name, node, amount, owner, 0, self.now, self.now + ttl, until))
+        now = self.now
+        return self._set(Resource(name, node, amount, owner, self.epoch + 1, now, now + ttl, until))
 
     def resize(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None, ttl: float | None = None
@@ -82,7 +83,7 @@ class Book:
         """
         found = self._checked(name, node, epoch)
         expires = found.expires if ttl is None else self.now + ttl
-        return self._set(replace(found, amount=amount, expires=expires))
+        return self._set(replace(found, amount=amount, expires=expires, epoch=self.epoch + 1))
 
     def put(self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", until: str = "") -> bool:
         """Create a name or set its amount; return whether anything changed."""
@@ -167,10 +168,9 @@ class Book:
             raise stale(found, epoch)
         return found
 
-    def _set(self, wanted: Resource) -> Resource:
-        before = self.entries.get(wanted.name, {}).get(wanted.node)
-        self.epoch += 1
-        item = replace(wanted, epoch=self.epoch)
+    def _set(self, item: Resource) -> Resource:
+        before = self.entries.get(item.name, {}).get(item.node)
+        self.epoch = item.epoch
         self.soonest = min(self.soonest, item.expires)
         if item.node == ANYWHERE:
             self._pool(item, before)
@@ -192,7 +192,7 @@ class Book:
     def _wake(self, number: int, until: str) -> None:
         a, task = self.arena, self.index.get(until)
         if task is None:
-            kernel.wake(a, number)
+            direct.wake(a, number)
         elif a.state[task] == kernel.WAITING and a.fresh[task] != kernel.NEW:
             a.fresh[task] = kernel.NEW
             a.mark[kernel.FRESH] += 1
@@ -214,7 +214,7 @@ class Book:
         else:
             a.left[row, column] += grown
         a.cap[row, column] += grown
-        kernel.touch(a, row)
+        direct.touch(a, row)
 
     def _erase(self, item: Resource) -> None:
         number, a = self.ids[item.name], self.arena

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfold_placement import arrays, facts, kernel
+from unfold_placement import arrays, direct, facts, kernel
 from unfold_placement.book import Book
 from unfold_placement.facts import Ask, Drop, Event, Op, Policy, Put, Refuse, Task, Wake
 from unfold_placement.view import View
@@ -138,7 +138,7 @@ class Controller:
             return False
         self.room()
         most = 1 if facts.STARTED in self.watched else 1 << 30
-        started = kernel.settle(self.book.arena, most, self.timed) > 0
+        started = direct.settle(self.book.arena, most, self.timed) > 0
         if started:
             self.collect()
         return started
@@ -230,7 +230,7 @@ class Controller:
         self.room()
         a, row = self.book.arena, self.book.place[node]
         a.up[row] = up
-        kernel.touch(a, row)
+        direct.touch(a, row)
         lost = [] if up else [task for task, place, _ in self.view.running() if place == node]
         for task in lost:
             self.preempt(task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_placement import arrays, kernel
+from unfold_placement import arrays, direct, kernel
 from unfold_placement.book import Book, book
 from unfold_placement.controller import Controller, controller, requests
 from unfold_placement.facts import Node, Policy, Task
@@ -58,9 +58,10 @@ def play(loop: Controller, until: float = np.inf, on_step: Callable[[int], None]
     """Let a simulation run to its end, or to a time. Policies that only begin are not asked again."""
     if not loop.begun:
         loop.begin()
+    watched = loop.mask
     while True:
         stop = min(until, loop.due)
-        told = kernel.advance(loop.book.arena, stop, loop.mask)
+        told = direct.advance(loop.book.arena, stop, watched)
         if told == kernel.FULL:
             loop.book.arena = arrays.with_log(loop.book.arena, 2 * loop.book.arena.log_time.size)
         elif told == kernel.WATCHED:

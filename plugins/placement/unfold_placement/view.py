@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_placement import kernel
+from unfold_placement import direct, kernel
 from unfold_placement.arena import Flags
 from unfold_placement.book import Book
 from unfold_placement.facts import QUEUE, Node, Task
@@ -102,22 +102,22 @@ class View:
         a, book = self.book.arena, self.book
         allowed = a.up if within is None else self._mask(within)
         if len(unit) == 1:
-            row = kernel.first(a, book.index[unit[0].name], phase, allowed)
+            row = direct.first(a, book.index[unit[0].name], phase, allowed)
             return None if row < 0 else [book.nodes[row].name]
         rows = np.array([book.index[task.name] for task in unit], np.int32)
         out = np.empty(len(unit), np.int32)
-        return [book.nodes[row].name for row in out] if kernel.assign(a, rows, phase, allowed, out) else None
+        return [book.nodes[row].name for row in out] if direct.assign(a, rows, phase, allowed, out) else None
 
     def fits(self, task: Task, phase: int) -> list[str]:
         """Return every node on which a task would fit."""
         out = np.empty(len(self.book.nodes), np.uint8)
-        kernel.every(self.book.arena, self.book.index[task.name], phase, out)
+        direct.every(self.book.arena, self.book.index[task.name], phase, out)
         return [self.book.nodes[row].name for row in np.flatnonzero(out)]
 
     def ready(self, unit: Unit, phase: int) -> bool:
         """Return whether the cluster's names that the tasks ask for are there: their turn has come."""
         a, book = self.book.arena, self.book
-        return all(kernel.wide_fits(a, book.index[task.name], phase) for task in unit)
+        return all(direct.wide_fits(a, book.index[task.name], phase) for task in unit)
 
     def free(self, node: str) -> dict[str, int]:
         """Return what is free on a node, in thousandths."""
@@ -170,13 +170,13 @@ class View:
                     break
                 for task in self._together(candidate, gone):
                     row = book.index[task.name]
-                    kernel.give(a, row, a.place[row], QUEUE)
+                    direct.give(a, row, a.place[row], QUEUE)
                     gone.append(task)
             return gone if self.room(unit, QUEUE) is not None else None
         finally:
             for task in reversed(gone):
                 row = book.index[task.name]
-                kernel.take(a, row, a.place[row], QUEUE)
+                direct.take(a, row, a.place[row], QUEUE)
 
     def _together(self, task: Task, gone: Sequence[Task]) -> list[Task]:
         mates = list(self.members.get(task.key(self.by), {}).values()) or [task]

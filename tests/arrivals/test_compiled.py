@@ -1,0 +1,36 @@
+"""Compiled functions as Python calls them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from unfoldkit.arrivals.compiled import compiled, direct
+
+
+class Pair(NamedTuple):
+    """Two arrays."""
+
+    first: np.ndarray
+    second: np.ndarray
+
+
+@compiled
+def weighed(pair: Pair, place: int, weight: float) -> float:
+    """Return what the first has at a place, weighed, and add one to the second there."""
+    pair.second[place] += 1
+    return pair.first[place] * weight
+
+
+def test_a_direct_call_does_what_the_compiled_one_does() -> None:
+    """Every call, the first and those after it, gives the compiled function's answer and changes the same arrays."""
+    pair, quick = Pair(np.arange(4.0), np.zeros(4, np.int64)), direct(weighed)
+    assert [quick(pair, at, 0.5) for at in (3, 2, 2)] == [weighed(pair, at, 0.5) for at in (3, 2, 2)]
+    assert pair.second.tolist() == [0, 0, 4, 2]
+
+
+def test_a_direct_call_takes_arrays_of_another_length() -> None:
+    """Arrays may grow between calls."""
+    quick = direct(weighed)
+    assert [quick(Pair(np.full(size, 2.0), np.zeros(size, np.int64)), 0, 1.0) for size in (1, 8)] == [2.0, 2.0]
