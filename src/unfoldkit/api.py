@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail, show
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.kinds import Check, CheckResult, Kind, Renderer, RunFinished
-    from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+    from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
     from unfoldkit.runs import RunDir, fingerprint
     from unfoldkit.serving.service import Service
     from unfoldkit.spec.base import Model, Name, Problem, Spec
@@ -36,7 +36,7 @@ _PLACES = {
     "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail", "show"),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.kinds": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
-    "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict"),
+    "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict", "time_axis"),
     "unfoldkit.runs": ("RunDir", "fingerprint"),
     "unfoldkit.serving.service": ("Service",),
     "unfoldkit.spec.base": ("Model", "Name", "Problem", "Spec"),
@@ -99,6 +99,7 @@ __all__ = [
     "fingerprint",
     "hookimpl",
     "show",
+    "time_axis",
 ]
 
 

@@ -66,7 +66,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture as data: what to draw, not how it looks."""
+    """A picture as data: what to draw, not how it looks. ``names`` stand on the axis of x at 1, 2, and so on."""
 
     name: str
     title: str
@@ -76,6 +76,7 @@ class Figure:
     log_x: bool = False
     log_y: bool = False
     timed: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,14 @@ class Report:
     next: str = ""
     decision: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def time_axis(longest: float) -> tuple[str, float]:
+    """Return the unit of an axis of times, and its seconds, by the longest time in s."""
+    return next(
+        ((unit, each) for unit, each in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)) if longest > 4 * each),
+        ("s", 1.0),
+    )
 
 
 def to_data(report: Report) -> dict[str, Any]:
@@ -185,7 +194,8 @@ def _table_data(table: Table) -> dict[str, Any]:
 def _figure_data(figure: Figure) -> dict[str, Any]:
     series = [{"name": s.name, "x": plain(s.x), "y": plain(s.y), "style": s.style} for s in figure.series]
     axes = {"x": figure.x, "y": figure.y, "log_x": figure.log_x, "log_y": figure.log_y}
-    return {"name": figure.name, "title": figure.title, **axes, "series": series, "timed": figure.timed}
+    named = {"names": list(figure.names)} if figure.names else {}
+    return {"name": figure.name, "title": figure.title, **axes, "series": series, "timed": figure.timed, **named}
 
 
 def _table(data: Mapping[str, Any]) -> Table:
@@ -195,7 +205,7 @@ def _table(data: Mapping[str, Any]) -> Table:
 
 def _figure(data: Mapping[str, Any]) -> Figure:
     series = tuple(Series(s["name"], tuple(s["x"]), tuple(s["y"]), s["style"]) for s in data["series"])
-    return Figure(**{**data, "series": series})
+    return Figure(**{**data, "series": series, "names": tuple(data.get("names", ()))})
 
 
 def _untimed(table: Table) -> Table:

@@ -97,7 +97,10 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         subtitle(spec, judge),
         metrics(outcome, tail, coarse),
         (tables.stage_table(judge, chosen, times), tables.plan_table(outcome, tail, coarse)),
-        (tables.frontier_figure(points), tables.stage_figure(judge, times, chosen)),
+        (
+            tables.frontier_figure(points, (judge.limit, outcome.cost)),
+            *tables.stage_figures(judge, times, chosen),
+        ),
         lines,
         next="unfold plan SPEC --replay TRACE",
         decision=decision_of(judge, chosen, outcome.cost, tail),

@@ -63,25 +63,25 @@ def _against(other: float, cost: float, *, late: bool) -> str:
     return f"misses the target ({told})" if late else told
 
 
-def frontier_figure(points: Sequence[Point]) -> Figure:
-    """Return the price against the target."""
+def frontier_figure(points: Sequence[Point], chosen: Point) -> Figure:
+    """Return the price against the target, and the target and price of the plan that was chosen."""
     known = [(limit * 1e3, cost) for limit, cost in points if cost is not None]
     series = Series("cheapest plan", tuple(x for x, _ in known), tuple(y for _, y in known), "steps")
-    return Figure("frontier", "Price of the cheapest plan by target", "p99 target ms", "price $/h", (series,))
+    mine = Series("this plan, at its target", (chosen[0] * 1e3,), (chosen[1] or 0.0,), "points")
+    return Figure("frontier", "Price of the cheapest plan by target", "p99 target ms", "price $/h", (series, mine))
 
 
-def stage_figure(judge: Judge, times: Sequence[StageTime], plan: Plan) -> Figure:
-    """Return waiting against service, a stage; the numbers on the axis are those of the rows of the table."""
+def stage_figures(judge: Judge, times: Sequence[StageTime], plan: Plan) -> tuple[Figure, Figure]:
+    """Return waiting against service, and the price, stage by stage."""
+    names = tuple(stage.name for stage in judge.pipeline.stages)
     at = tuple(float(index + 1) for index in range(len(times)))
-    service = tuple((time.mean - time.waiting) * 1e3 for time in times)
-    waiting = tuple(time.waiting * 1e3 for time in times)
-    price = tuple(judge.pipeline.price(index, choice) for index, choice in enumerate(plan))
-    series = (
-        Series("service ms", at, service, "bars"),
-        Series("waiting ms", at, waiting, "bars"),
-        Series("price $/h", at, price, "bars"),
+    service = Series("service", at, tuple((time.mean - time.waiting) * 1e3 for time in times), "bars")
+    waiting = Series("waiting", at, tuple(time.waiting * 1e3 for time in times), "bars")
+    price = Series("price", at, tuple(judge.pipeline.price(index, choice) for index, choice in enumerate(plan)), "bars")
+    return (
+        Figure("stages", "Where the time goes", "stage", "mean ms", (service, waiting), names=names),
+        Figure("prices", "Where the money goes", "stage", "price $/h", (price,), names=names),
     )
-    return Figure("stages", "Where time and money go", "stage", "mean ms, $/h", series)
 
 
 def frontier_line(points: Sequence[Point]) -> str:

@@ -11,7 +11,7 @@ from unfold_placement.facts import Task
 from unfold_placement.replay import Explained, Replay
 from unfold_placement.simulate import Outcome
 from unfold_placement.spec import PlacementSpec
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
 
 COLUMNS = (
     Column("order"),
@@ -89,30 +89,32 @@ def log(found: Outcome) -> str:
 
 def timeline(found: Outcome) -> Figure:
     """Return how many tasks of each job (or, where there are many, user) run over time."""
-    groups = _groups(found.tasks)
-    series = []
-    for name, members in groups.items():
-        x, y = measure.busy(found, members)
-        series.append(Series(name, tuple(x), tuple(y), "steps"))
-    return Figure("timeline", "Tasks that run", "seconds", "tasks", tuple(series))
+    counts = {name: measure.busy(found, members) for name, members in _groups(found.tasks).items()}
+    unit, each = time_axis(max((x[-1] for x, _ in counts.values()), default=0.0))
+    series = tuple(Series(name, tuple(at / each for at in x), tuple(y), "steps") for name, (x, y) in counts.items())
+    return Figure("timeline", "Tasks that run", unit, "tasks", series)
 
 
 def waiting(mine: Outcome, plain: Outcome) -> Figure:
     """Return the distribution of waits, beside that without policy."""
-    series = tuple(_waits(name, found) for name, found in (("policy", mine), ("FIFO, no policy", plain)))
-    return Figure("waits", "Waits, by share of the tasks", "wait s", "share", series)
+    both = (("policy", _waits(mine)), ("FIFO, no policy", _waits(plain)))
+    unit, each = time_axis(max((waits[-1] for _, waits in both if waits), default=0.0))
+    series = tuple(_shares(name, waits, each) for name, waits in both)
+    return Figure("waits", "Share of the tasks that waited no longer", f"wait {unit}", "share", series)
 
 
-def _waits(name: str, found: Outcome) -> Series:
-    waits = sorted(
+def _waits(found: Outcome) -> list[float]:
+    return sorted(
         start - task.arrival
         for task, start in zip(found.tasks, found.start.tolist(), strict=True)
         if math.isfinite(start)
     )
+
+
+def _shares(name: str, waits: Sequence[float], each: float) -> Series:
     picks = sorted({round(place * (len(waits) - 1) / 100) for place in range(101)}) if waits else []
-    return Series(
-        name, tuple(waits[place] for place in picks), tuple((place + 1) / len(waits) for place in picks), "steps"
-    )
+    x = tuple(waits[place] / each for place in picks)
+    return Series(name, x, tuple((place + 1) / len(waits) for place in picks), "steps")
 
 
 def _groups(tasks: Sequence[Task]) -> dict[str, list[Task]]:
@@ -155,7 +157,7 @@ def _lines(mine: Replay, plain: Replay, why: Explained | None) -> tuple[tuple[st
         name, reason = next(iter(mine.found.refused.items()))
         lines.append(("refused", f"{len(mine.found.refused)}, the first {name}: {reason}"))
     if why:
-        lines.append(("waits", f"{why.task.name} at {why.at:,.1f} s, below: what it needs (choose by explain.task)"))
+        lines.append(("waits", f"{why.task.name} at {why.at:,.1f} s; its table says for what (choose by explain.task)"))
     return tuple(lines)
 
 

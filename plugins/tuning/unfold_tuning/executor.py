@@ -327,7 +327,8 @@ class Executor:
     def _hopeless(self, index: int, plan: Plan, left: float) -> None:
         late = span(max(0.0, self.ends - self.task.wall()))
         best = self._winner()
-        stop = f"stop: trial {best.id} has {best.metric:.4f}" if best and best.metric is not None else "stop"
+        shown = self.task.trainable.shown(best.metric) if best and best.metric is not None else None
+        stop = f"stop: trial {best.id} has {shown:.4f}" if best and shown is not None else "stop"
         rest = self._rest(index, plan)
         ways = list(ways_out(rest, left, self.task.share)) if rest.stages else [f"finish late: {late} from now", stop]
         self._say("the deadline cannot be met any more", ways)

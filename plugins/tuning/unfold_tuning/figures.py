@@ -8,6 +8,7 @@ from typing import Literal
 
 from unfold_tuning.executor import Outcome, Task
 from unfold_tuning.ledger import Ledger
+from unfold_tuning.spec import Trainable
 from unfoldkit.api import Figure, Series
 
 NAMED = 6
@@ -42,19 +43,20 @@ def _bars(name: str, rows: Sequence[tuple[float, float, int]]) -> Series:
     return Series(name, x, tuple(float(lane) for _, _, lane in rows for _ in range(2)), "segments")
 
 
-def curves(ledger: Ledger, metric: str) -> Figure:
+def curves(ledger: Ledger, trainable: Trainable) -> Figure:
     """Return the learning curves: those that went furthest by name, the others together."""
     points: dict[int, list[tuple[int, float]]] = {}
     for trial, iters, value, _, _ in ledger.steps():
         points.setdefault(trial, []).append((iters, value))
     order = sorted(points, key=lambda trial: (-points[trial][-1][0], -points[trial][-1][1], trial))
+    points = {trial: [(at, trainable.shown(value)) for at, value in rows] for trial, rows in points.items()}
     grown = [trial for trial in order if len(points[trial]) > 1]
     series = [_series(f"trial {trial}", points[trial], "line") for trial in sorted(grown[:NAMED])]
     rest = [pair for trial in sorted(grown[NAMED:]) for pair in _pairs(points[trial])]
     single = [points[trial][0] for trial in sorted(order) if len(points[trial]) == 1]
     series += [_series("others", rest, "segments")] if rest else []
     series += [_series("stopped at their first checkpoint", single, "points")] if single else []
-    return Figure("learning", "Learning curves", "iterations", metric, tuple(series))
+    return Figure("learning", "Learning curves", "iterations", trainable.metric, tuple(series))
 
 
 def _series(name: str, points: Sequence[tuple[int, float]], style: Literal["line", "points", "segments"]) -> Series:

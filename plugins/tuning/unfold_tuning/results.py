@@ -27,31 +27,32 @@ def report(spec: TuningSpec, task: Task, ledger: Ledger, outcome: Outcome, guess
     """Return the report of a run, finished or stopped by its cap."""
     late = spec.deadline is not None and outcome.ended - outcome.began > spec.deadline
     good = not outcome.stopped and not late and outcome.winner is not None
-    metric = outcome.winner.metric if outcome.winner else None
+    found = outcome.winner.metric if outcome.winner else None
+    metric = None if found is None else task.trainable.shown(found)
     return Report(
         kind="tuning",
         verb="train",
         name=spec.name,
         verdict=Verdict.YES if good else Verdict.NO,
-        headline=_headline(spec, outcome, late=late),
+        headline=_headline(spec, outcome, metric, late=late),
         subtitle=(counted(len(task.stages), "stage"), counted(len(ledger.trials()), "trial"), task.machine.name),
         metrics=_metrics(spec, ledger, outcome, guess, metric),
         tables=(_stages(task, ledger, outcome, guess),),
-        figures=(gantt(task, ledger, outcome), curves(ledger, _measured(spec))),
+        figures=(gantt(task, ledger, outcome), curves(ledger, task.trainable)),
         lines=tuple(_lines(outcome)),
         next=f"unfold report runs/{spec.name} --out report.html" if good else "",
         provenance={"plan": [[deal.instances, deal.gang] for deal in task.plan]},
     )
 
 
-def _headline(spec: TuningSpec, outcome: Outcome, *, late: bool) -> str:
+def _headline(spec: TuningSpec, outcome: Outcome, metric: float | None, *, late: bool) -> str:
     took = span(outcome.ended - outcome.began)
     if outcome.stopped:
         return f"stopped after {dollars(outcome.spent)}: {outcome.stopped}; a higher budget goes on from here"
-    if outcome.winner is None or outcome.winner.metric is None:
+    if outcome.winner is None or metric is None:
         return "no trial came to its end"
     name = _measured(spec)
-    found = f"{name} {outcome.winner.metric:.4f} by trial {outcome.winner.id} in {took} for {dollars(outcome.spent)}"
+    found = f"{name} {metric:.4f} by trial {outcome.winner.id} in {took} for {dollars(outcome.spent)}"
     return f"{found}, after the deadline of {span(spec.deadline or 0)}" if late else found
 
 
@@ -87,7 +88,8 @@ def _stages(task: Task, ledger: Ledger, outcome: Outcome, guess: Score) -> Table
         deal, top = outcome.plan[stage], max((best[t] for t in survivors if t in best), default=None)
         predicted = ends[stage + 1] - ends[stage]
         trials = task.stages[stage].trials
-        rows.append((stage + 1, trials, deal.instances, deal.gang, predicted, ended - began, top))
+        shown = None if top is None else task.trainable.shown(top)
+        rows.append((stage + 1, trials, deal.instances, deal.gang, predicted, ended - began, shown))
     return Table("stages", COLUMNS, tuple(rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +17,12 @@ from unfold_tuning.score import Score
 from unfold_tuning.spec import TuningSpec
 from unfold_tuning.stages import Stage
 from unfold_tuning.words import against, counted, dollars, share, span
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
 
 STAGE_COLUMNS = (
     Column("stage"),
-    Column("trials"),
-    Column("iterations"),
+    Column("trials", digits=0),
+    Column("iterations", digits=0),
     Column("instances"),
     Column("per trial", "accel."),
     Column("waves"),
@@ -225,7 +226,7 @@ def _lines(what: Chosen, points: Sequence[Point], gap: float) -> list[tuple[str,
     lines.append(
         ("soonest", f"{span(first, up=True)} can be promised; the fastest plan takes {span(fastest)} on average")
     )
-    lines.append(("curve", " · ".join(f"{span(p.deadline)} {dollars(p.exact)}" for p in points if p.exact)))
+    lines.append(("curve", " · ".join(f"{span(p.deadline, up=True)} {dollars(p.exact)}" for p in points if p.exact)))
     told = [f"{name}: {share(value)}" for name, value in doubts(what.item.model, plan.plan, goal)]
     lines.append(("if wrong", " · ".join(told)))
     if what.item.model.machine.hazard:
@@ -243,8 +244,9 @@ def _cheaper(what: Chosen) -> str:
     if not below:
         return ""
     item = max(below, key=lambda found: found.on_time(what.goal.deadline))
-    chance = share(item.on_time(what.goal.deadline))
-    return f"{dollars(item.cost)} would be on time with {chance} only, or by {span(item.promise(what.goal.share))}"
+    chance = share(math.floor(item.on_time(what.goal.deadline) * 1000) / 1000)
+    late = span(item.promise(what.goal.share), up=True)
+    return f"{dollars(item.cost)} would be on time with {chance} only, or by {late}"
 
 
 def _options(what: Chosen) -> str:
@@ -276,26 +278,28 @@ def _curve_figure(what: Chosen, points: Sequence[Point]) -> Figure:
     static = frontier([item for offer in what.found for item in static_scores(offer.model)], level)
     lowered = [(point.greedy.promise(level), point.greedy.cost) for point in points if point.greedy]
     last = max(seconds for seconds, _ in (*exact, *static, *lowered))
+    unit, each = time_axis(last)
     series = (
-        _series("best static", _until(static, last), "steps"),
-        _series("greedy (RubberBand)", lowered, "points"),
-        _series("exact", _until(exact, last), "steps"),
-        _series("this plan", [(what.goal.deadline, what.plan.cost)], "points"),
+        _series("best static", _until(static, last), "steps", each),
+        _series("greedy (RubberBand)", lowered, "points", each),
+        _series("exact", _until(exact, last), "steps", each),
+        _series("this plan, at its deadline", [(what.goal.deadline, what.plan.cost)], "points", each),
     )
     title = f"Cost by deadline, promised with {share(level)}"
-    return Figure("curve", title, "deadline s", "cost $", series, log_x=True, log_y=True)
+    return Figure("curve", title, f"deadline {unit}", "cost $", series, log_x=True, log_y=True)
 
 
 def _until(steps: Sequence[tuple[float, float]], last: float) -> list[tuple[float, float]]:
     return [*steps, (last, steps[-1][1])] if steps else []
 
 
-def _series(name: str, pairs: Sequence[tuple[float, float]], style: Literal["steps", "points"]) -> Series:
-    return Series(name, tuple(x for x, _ in pairs), tuple(y for _, y in pairs), style)
+def _series(name: str, pairs: Sequence[tuple[float, float]], style: Literal["steps", "points"], each: float) -> Series:
+    return Series(name, tuple(x / each for x, _ in pairs), tuple(y for _, y in pairs), style)
 
 
 def _cluster_figure(what: Chosen) -> Figure:
     ends = [0.0, *what.plan.ends.mean(axis=1).tolist()]
     held = [float(deal.instances) for deal in what.plan.plan]
-    series = Series("instances", tuple(ends), (*held, held[-1]), "steps")
-    return Figure("cluster", "Instances held over time", "seconds", "instances", (series,))
+    unit, each = time_axis(ends[-1])
+    series = Series("instances", tuple(end / each for end in ends), (*held, held[-1]), "steps")
+    return Figure("cluster", "Instances held over time", unit, "instances", (series,))

@@ -102,6 +102,10 @@ class Trainable(Model):
     )
     space: dict[str, Log | Uniform | Whole | Choice] = Field(default_factory=dict)
 
+    def shown(self, value: float) -> float:
+        """Return the metric as it is read; trials are ranked by one of which more is better, a loss by its negative."""
+        return -value if self.estimator is not None and self.metric == "log-loss" else value
+
 
 class Delay(Model):
     """A random time by mean and standard deviation."""

@@ -89,7 +89,7 @@ def winner(spec: TuningSpec, task: Task, best: Trial) -> bytes:
         "data": trainable.data,
         "params": {**best.config, **passes},
         "metric": trainable.metric,
-        "value": best.metric,
+        "value": None if best.metric is None else trainable.shown(best.metric),
         "iterations": best.iters,
         "finished": best.iters >= last,
         "seed": task.seed,

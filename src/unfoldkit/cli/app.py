@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from unfoldkit.cli import console, options
 from unfoldkit.cli.groups import Grouped
 from unfoldkit.cli.request import Request
 
+HELP_WIDTH = 100
 EPILOG = (
     "Exit codes: 0 yes; 1 the answer is no; 2 spec, flag or file at fault; 3 internal; 130 Ctrl-C; 141 closed pipe."
 )
@@ -21,11 +23,13 @@ EPILOG = (
 
 def run(arguments: Sequence[str]) -> None:
     """Parse ``arguments``, run the command and exit."""
-    application()(args=list(arguments), prog_name="unfold")
+    application(min(HELP_WIDTH, shutil.get_terminal_size((HELP_WIDTH, 24)).columns))(
+        args=list(arguments), prog_name="unfold"
+    )
 
 
-def application() -> typer.Typer:
-    """Return a fresh application with every command."""
+def application(width: int = HELP_WIDTH) -> typer.Typer:
+    """Return a fresh application with every command; its help is ``width`` letters wide."""
     app = typer.Typer(
         name="unfold",
         help="Keep machine learning inside a budget of money, latency and accuracy.",
@@ -35,8 +39,8 @@ def application() -> typer.Typer:
         no_args_is_help=True,
         context_settings={
             "help_option_names": ["-h", "--help"],
-            "max_content_width": 100,
-            "terminal_width": 100,
+            "max_content_width": width,
+            "terminal_width": width,
         },
     )
     app.callback()(_root)

@@ -128,7 +128,7 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
             with loaded.telling():
                 report = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
             report = _with_provenance(report, loaded, run, run.clock() - began)
-            report = replace(report, next=_named(report.next, request.spec))
+            report = replace(report, next=_named(report.next, request))
             if baseline is None:
                 _keep(run.directory, report)
                 return report
@@ -142,9 +142,12 @@ def _as_json(report: Report) -> bytes:
     return (json.dumps(to_data(report), indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _named(command: str, spec: str) -> str:
-    """Return the next command with the spec as it was called, where it says SPEC."""
-    return command if spec == "-" else re.sub(r"\bSPEC\b", lambda _: shlex.quote(spec), command)
+def _named(command: str, request: Request) -> str:
+    """Return the next command with the spec as it was called, its settings and its run, where it says SPEC."""
+    words = [request.spec, *(word for one in request.settings for word in ("--set", one))]
+    if request.run is not None and "--run" not in command:
+        words += ["--run", str(request.run)]
+    return command if request.spec == "-" else re.sub(r"\bSPEC\b", lambda _: shlex.join(words), command)
 
 
 def _keep(directory: RunDir, report: Report) -> None:

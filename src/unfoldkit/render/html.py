@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -11,6 +11,13 @@ from unfoldkit.render.picture import svg
 from unfoldkit.report import Figure, Metric, Report, Table
 
 SHA256_LETTERS = 64
+FEW_CARDS = 12
+LONG_TEXT = 40
+SPOKEN = {
+    "ms": {"ms"}, "µs": {"us"}, "s": {"s", "seconds"}, "h": {"hours"}, "$": {"usd"}, "%": {"percent"},
+    "points": {"points"},
+}  # fmt: skip
+"""How names of metrics say their units, which a card shows beside the value."""
 
 
 def render(report: Report) -> str:
@@ -36,12 +43,22 @@ def _head(report: Report) -> str:
 
 
 def _cards(metrics: Mapping[str, Metric]) -> str:
+    """Return the figures as cards; of many, those with a target and the first ones, and all when they are asked for."""
+    ordered = sorted(metrics, key=lambda name: metrics[name].target is None)
+    few = ordered[:FEW_CARDS] if len(ordered) > FEW_CARDS else list(metrics)
+    shown = _grid([_card(name, metrics[name]) for name in few])
+    if len(few) == len(metrics):
+        return shown
+    every = _grid([_card(name, item) for name, item in metrics.items()])
+    return f"{shown}<details><summary>all {len(metrics)} figures</summary>{every}</details>"
 
-    cards = [
-        f'<div class="card"><span>{escape(_words(name))}</span><b>{_value(item)}</b></div>'
-        for name, item in metrics.items()
-    ]
+
+def _grid(cards: Sequence[str]) -> str:
     return f'<section class="cards" aria-label="figures">{"".join(cards)}</section>' if cards else ""
+
+
+def _card(name: str, item: Metric) -> str:
+    return f'<div class="card"><span>{escape(_words(name, item.unit))}</span><b>{_value(item)}</b></div>'
 
 
 def _value(item: Metric) -> str:
@@ -50,13 +67,24 @@ def _value(item: Metric) -> str:
     return escape(cells.metric(item)) + target
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _words(name: str, unit: str) -> str:
+    words = name.split("_")
+    return " ".join([word for word in words if word not in SPOKEN.get(unit, ())] or words)
 
 
 def _figure(figure: Figure) -> str:
+    drawn = f'<div role="img" aria-label="{escape(_told(figure), quote=True)}">{svg(figure)}</div>'
     label = escape(figure.title, quote=True)
-    return f'<h2>{escape(figure.title)}</h2><figure role="img" aria-label="{label}">{svg(figure)}</figure>'
+    return f'<h2>{label}</h2><figure class="wide" tabindex="0" aria-label="{label}">{drawn}</figure>'
+
+
+def _told(figure: Figure) -> str:
+    """Return a figure in words: what its axes are, and where each series begins and ends."""
+    ends = [
+        f"{s.name} from {cells.number(s.y[0])} at {cells.number(s.x[0])} to {cells.number(s.y[-1])} at "
+        f"{cells.number(s.x[-1])}" for s in figure.series if s.y
+    ]  # fmt: skip
+    return f"{figure.title}: {figure.y} over {figure.x}. " + "; ".join(ends)
 
 
 def _table(table: Table) -> str:
@@ -67,11 +95,19 @@ def _table(table: Table) -> str:
     )
     rows = []
     for index, row in enumerate(table.rows):
-        texts = [escape(cells.cell(value, column)) for value, column in zip(row, table.columns, strict=True)]
+        texts = [cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)]
         chosen = ' class="chosen"' if index == table.accent else ""
-        rows.append(f"<tr{chosen}>" + "".join(f"<td{m}>{t}</td>" for t, m in zip(texts, marks, strict=True)) + "</tr>")
+        rows.append(f"<tr{chosen}>" + "".join(map(_cell, texts, marks)) + "</tr>")
     grid = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<h2>{escape(table.name)}</h2><div class="wide"><table>{grid}</table></div>'
+    label = escape(table.name, quote=True)
+    return (
+        f'<h2>{label}</h2><div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{grid}</table></div>'
+    )
+
+
+def _cell(text: str, mark: str) -> str:
+    long = ' class="t"' if len(text) > LONG_TEXT and not mark else mark
+    return f"<td{long}>{escape(text)}</td>"
 
 
 def _lines(report: Report) -> str:
@@ -82,7 +118,9 @@ def _lines(report: Report) -> str:
 
 
 def _footer(report: Report) -> str:
-    facts = {key: value for key, value in report.provenance.items() if key not in ("timed", "spec")}
+    facts = {
+        key: value for key, value in report.provenance.items() if key not in ("timed", "spec") and value not in ({}, [])
+    }
     return f"<footer>{escape(' · '.join(f'{key} {_fact(value)}' for key, value in facts.items()))}</footer>"
 
 

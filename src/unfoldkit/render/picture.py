@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 # middling tones: they must read on white and on black alike
-COLOURS = ("#0891b2", "#9ca3af", "#d97706", "#8b5cf6", "#16a34a", "#ef4444", "#3b82f6", "#a16207")
+COLOURS = ("#0891b2", "#77808e", "#d97706", "#8b5cf6", "#16a34a", "#ef4444", "#3b82f6", "#a16207")
 INK = "#1f2937"
 LEGEND_LETTERS = 72
 LANES = 12
+NAME_LETTERS = 64
+FROM_ZERO = {"steps", "bars"}
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "unfoldkit",
     "svg.fonttype": "none",
@@ -46,9 +49,13 @@ def render(report: Report) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """Return one figure as an SVG element that can stand in a page: in the page's ink, under the page's own title."""
+    """Return one figure as an SVG element that can stand in a page: in the page's ink, under the page's own title.
+
+    Its ids begin with the figure's name, so that several stand in one page.
+    """
     text = _draw([replace(figure, title="")], "svg").decode()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r'( id="|url\(#|href="#)', lambda found: f"{found[0]}{figure.name}-", text)
+    return text[text.index("<svg") :].replace(INK, "currentColor").replace("<svg", '<svg aria-hidden="true"', 1)
 
 
 def _draw(figures: Sequence[Figure], form: str) -> bytes:
@@ -72,6 +79,7 @@ def _axes(axes: Axes, figure: Figure) -> None:
         _series(axes, series, COLOURS[index % len(COLOURS)], index, len(figure.series))
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
+    _plain(axes, figure)
     _scales(axes, figure)
     if any(_level(series) for series in figure.series):
         _lanes(axes)
@@ -137,6 +145,24 @@ def _lanes(axes: Axes) -> None:
     axes.set_ylim(bottom - 0.6, top + 0.6)
     axes.set_xlim(left=min(0.0, left))
     axes.yaxis.set_major_locator(FixedLocator(range(math.ceil(bottom), int(top) + 1), nbins=LANES))
+
+
+def _plain(axes: Axes, figure: Figure) -> None:
+    """Label the axes with plain numbers or names; what is counted or held begins at nothing and has no fractions."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    values = [y for series in figure.series for y in series.y if math.isfinite(y)]
+    counted = {series.style for series in figure.series} & FROM_ZERO and not figure.log_y
+    if counted and min(values, default=-1.0) >= 0:
+        axes.set_ylim(bottom=0)
+        if all(value.is_integer() for value in map(float, values)):
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if figure.names:
+        crowded = sum(map(len, figure.names)) > NAME_LETTERS
+        tilt: dict[str, Any] = {"rotation": 20, "ha": "right"} if crowded else {}
+        axes.set_xticks(range(1, len(figure.names) + 1), figure.names, **tilt)
 
 
 def _scales(axes: Axes, figure: Figure) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from unfoldkit.render import cells
+from unfoldkit.render.widths import parts
 from unfoldkit.report import Report, Table, Verdict
 
 WIDTH = 120
@@ -59,16 +61,19 @@ def _metrics(console: Console, report: Report) -> None:
 
 
 def _table(console: Console, table: Table) -> None:
-    grid = _grid()
-    for index, column in enumerate(table.columns):
-        numeric = cells.is_numeric(column, [row[index] for row in table.rows])
-        grid.add_column(Text(cells.head(column), style="dim"), justify="right" if numeric else "left", overflow="fold")
-    for index, row in enumerate(table.rows):
-        texts = [cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)]
-        grid.add_row(*texts, style=ACCENT if index == table.accent else "")
-    grid.show_header = True
-    console.print()
-    console.print(grid)
+    heads = [cells.head(column) for column in table.columns]
+    rows = [[cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
+    numeric = [cells.is_numeric(column, [row[i] for row in table.rows]) for i, column in enumerate(table.columns)]
+    for part in parts(heads, rows, numeric, console.width):
+        grid = _grid()
+        for index, width in part:
+            side: Literal["right", "left"] = "right" if numeric[index] else "left"
+            grid.add_column(Text(heads[index], style="dim"), justify=side, overflow="fold", width=width)
+        for place, texts in enumerate(rows):
+            grid.add_row(*(texts[i] for i, _ in part), style=ACCENT if place == table.accent else "")
+        grid.show_header = True
+        console.print()
+        console.print(grid)
 
 
 def _lines(console: Console, report: Report) -> None:
