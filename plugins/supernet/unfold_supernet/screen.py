@@ -96,7 +96,10 @@ def nets_table(what: Study) -> Table:
 
 def buffers_table(what: Study) -> Table:
     """Return the shares saved by the size of the buffer: over the stream, and by the net that gains most."""
-    names = ("traffic", "best net", "latency", "best net", "fair latency", "best net", "whole energy")
+    names = (
+        "traffic", "traffic, best net", "latency", "latency, best net", "fair latency", "fair latency, best net",
+        "whole energy",
+    )  # fmt: skip
     columns = (Column("buffer", "MiB", 2), *(Column(name, "%", 1) for name in names))
     rows: list[tuple[Cell, ...]] = []
     for point in _at_bandwidth(what):

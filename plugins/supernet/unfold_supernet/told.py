@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MICRO = 1e6
 MANY = 16
+CLASSES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Told:
 def report(told: Told) -> Report:
     """Return the report."""
     best, first = max(told.found.values(), key=lambda one: one.accuracy), next(iter(told.found.values()))
-    cost = f", sharing costs {told.cost:.2f} points at most" if told.cost is not None else ""
+    cost = "" if told.cost is None else f", {_sharing(told.cost)}"
     headline = (
         f"{len(told.found)} nets in one set of weights, {first.accuracy:.1f} to {best.accuracy:.1f} %, "
         f"{len(told.front)} surely different{cost}; a switch takes {told.switching.p50 * MICRO:.1f} µs"
@@ -91,6 +92,10 @@ def report(told: Told) -> Report:
         next=f"unfold plan SPEC --run runs/{told.spec.name}",
         provenance={"inputs": {told.data.about: told.data.digest}},
     )
+
+
+def _sharing(points: float) -> str:
+    return f"sharing costs {points:.2f} points at most" if points > 0 else "sharing costs no accuracy"
 
 
 def facts(told: Told) -> dict[str, Any]:
@@ -176,12 +181,16 @@ def _alone(told: Told) -> Table:
 
 
 def _classes(told: Told) -> Table:
-    names = told.data.names[:7]
-    columns = (Column("sensitivity"), *(Column(name, "%", 1) for name in names))
+    last = list(told.found.values())[-1].sensitivity
+    # of many classes those that the last net recognises worst
+    places = sorted(sorted(range(len(last)), key=lambda at: (math.isnan(last[at]), last[at]))[:CLASSES])
+    columns = (Column("sensitivity"), *(Column(f"class {told.data.names[at]}", "%", 1) for at in places))
     rows: list[tuple[Cell, ...]] = []
     for name, one in told.found.items():
-        rows.append((name, *(None if math.isnan(v) else v * 100 for v in one.sensitivity[: len(names)])))
-    return Table("classes", columns, tuple(rows))
+        values = [one.sensitivity[at] for at in places]
+        rows.append((name, *(None if math.isnan(value) else value * 100 for value in values)))
+    few = f", the {CLASSES} of {len(last)} that the largest net recognises worst" if len(last) > CLASSES else ""
+    return Table(f"classes{few}", columns, tuple(rows))
 
 
 def _switches(told: Told) -> Table:

@@ -35,7 +35,8 @@ def number(value: float, digits: int | None = None) -> str:
     if isinstance(value, int) and digits is None:
         return f"{value:,}"
     if digits is not None:
-        return f"{value:,.{digits}f}"
+        # no minus before what rounds to nothing
+        return f"{round(value, digits) + 0.0:,.{digits}f}"
     if value == 0:
         return "0"
     places = max(0, 2 - math.floor(math.log10(abs(value))))

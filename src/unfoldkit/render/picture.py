@@ -22,7 +22,6 @@ INK = "#1f2937"
 LEGEND_LETTERS = 72
 LANES = 12
 NAME_LETTERS = 64
-FROM_ZERO = {"steps", "bars"}
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "unfoldkit",
     "svg.fonttype": "none",
@@ -153,12 +152,14 @@ def _plain(axes: Axes, figure: Figure) -> None:
 
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    values = [y for series in figure.series for y in series.y if math.isfinite(y)]
-    counted = {series.style for series in figure.series} & FROM_ZERO and not figure.log_y
-    if counted and min(values, default=-1.0) >= 0:
+    values = [float(y) for series in figure.series for y in series.y if math.isfinite(y)]
+    styles = {series.style for series in figure.series}
+    whole = "steps" in styles and all(value.is_integer() for value in values)
+    level = bool(values) and min(values) == max(values)
+    if ("bars" in styles or whole or level) and not figure.log_y and min(values, default=-1.0) >= 0:
         axes.set_ylim(bottom=0)
-        if all(value.is_integer() for value in map(float, values)):
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if whole:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.names:
         crowded = sum(map(len, figure.names)) > NAME_LETTERS
         tilt: dict[str, Any] = {"rotation": 20, "ha": "right"} if crowded else {}

@@ -104,8 +104,8 @@ def _tiles(found: Metrics) -> tuple[Tile, ...]:
     refused = codes.get(429, 0)
     return (
         Tile("requests", f"{total:,}"),
-        Tile("failed", f"{failed:,}", "answered 5xx", failed == 0),
-        Tile("refused", f"{refused:,}", "the queue was full: 429", refused == 0),
+        Tile("failed", f"{failed:,}", "answered 5xx" if failed else "", failed == 0),
+        Tile("refused", f"{refused:,}", "the queue was full: 429" if refused else "", refused == 0),
     )
 
 

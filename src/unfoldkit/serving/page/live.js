@@ -20,6 +20,7 @@ function once(key, into, build) {
     const node = build();
     parts.set(key, node);
     find(into).append(node);
+    find(into).hidden = false;
   }
   return parts.get(key);
 }
@@ -37,6 +38,13 @@ function worded(value, unit) {
   return unit.startsWith("/") ? `${number(value)}${unit}` : `${number(value)} ${unit}`;
 }
 
+// on an axis: without the name of what is counted, and no halves of it
+function marked(value, unit) {
+  if (value === 0) return "0";
+  if (unit === "s" || unit.startsWith("/")) return worded(value, unit);
+  return Number.isInteger(value) ? number(value) : "";
+}
+
 function remember(key, at, values) {
   if (!seen.has(key)) seen.set(key, []);
   const past = seen.get(key);
@@ -48,20 +56,22 @@ function remember(key, at, values) {
 function tile(item) {
   const node = once(`tile ${item.label}`, "tiles", () => {
     const made = make("div", "tile");
+    made.setAttribute("role", "group");
+    made.setAttribute("aria-label", item.label);
     made.append(make("span", "", item.label), make("b"), make("span"));
     return made;
   });
   node.className = `tile${item.ok === null ? "" : item.ok ? " good" : " bad"}`;
   const [, value, note] = node.children;
   if (value.textContent !== item.value) value.textContent = item.value;
-  note.textContent = item.ok === false ? `${item.note || "missed"} ✗` : item.note;
+  note.textContent = item.ok === false ? `${item.note || "missed"} ✗` : item.ok && item.note ? `${item.note} ✓` : item.note;
 }
 
 function panel(key, title, inner) {
   return once(key, "charts", () => {
     const made = make("section", "chart");
-    const head = make("h2", "", title);
-    head.append(make("small"));
+    const head = make("div", "head");
+    head.append(make("h2", "", title), make("small"));
     made.append(head, ...inner());
     return made;
   });
@@ -72,7 +82,18 @@ function svg() {
   made.setAttribute("viewBox", "0 0 300 100");
   made.setAttribute("preserveAspectRatio", "none");
   made.setAttribute("role", "img");
-  return [made, make("ul")];
+  const plot = make("div", "plot");
+  const times = make("div", "times");
+  times.append(make("span"), make("span", "", "now"));
+  plot.append(make("div", "levels"), made);
+  for (const node of [plot.firstChild, times]) node.setAttribute("aria-hidden", "true");
+  return [plot, times, make("ul")];
+}
+
+// the next of 1, 2, 2.5, 5, 10 times a power of ten: so that half of it is a plain number too
+function above(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return power * [1, 2, 2.5, 5, 10].find((step) => step * power >= value * 0.999);
 }
 
 function stroke(into, cls, points) {
@@ -85,17 +106,19 @@ function stroke(into, cls, points) {
 // series: name -> [{at, value}], value null where nothing is known
 function draw(title, unit, series, limit) {
   const node = panel(`chart ${title}`, title, svg);
-  const [head, chart, legend] = node.children;
+  const [head, plot, times, legend] = node.children;
+  const [levels, chart] = plot.children;
   const every = Object.values(series).flat();
   const known = every.map((p) => p.value).filter((v) => v !== null);
-  const top = Math.max(...known, limit ?? 0, 1e-9) * 1.08;
+  const top = above(Math.max(...known, limit ?? 0, unit === "s" ? 1e-3 : 1));
   const end = every.length ? every[every.length - 1].at : 0;
-  const span = Math.max(60, Math.min(KEEP, end - Math.min(...every.map((p) => p.at))));
+  const span = Math.max(20, Math.min(KEEP, end - Math.min(...every.map((p) => p.at))));
   const x = (at) => (300 * (1 - (end - at) / span)).toFixed(1);
   const y = (v) => (100 * (1 - v / top)).toFixed(1);
   chart.replaceChildren();
   legend.replaceChildren();
-  stroke(chart, "base", [[0, 100], [300, 100]]);
+  levels.replaceChildren(...[top, top / 2, 0].map((value) => make("span", "", marked(value, unit))));
+  for (const level of [0, 50, 100]) stroke(chart, "base", [[0, level], [300, level]]);
   if (limit !== null) {
     stroke(chart, "limit", [[0, y(limit)], [300, y(limit)]]);
     legend.append(make("li", "limit", `limit ${worded(limit, unit)}`));
@@ -108,7 +131,9 @@ function draw(title, unit, series, limit) {
     told.push(`${name} ${worded(now, unit)}`);
     legend.append(make("li", `k${i % 6}`, told[told.length - 1]));
   });
-  head.lastChild.textContent = `last ${Math.round(span / 60)} min, up to ${worded(Math.max(...known, 0), unit)}`;
+  const ago = span < 120 ? `${Math.round(span)} s` : `${number(span / 60)} min`;
+  times.firstChild.textContent = `${ago} ago`;
+  head.lastChild.textContent = `up to ${worded(Math.max(...known, 0), unit)}`;
   chart.setAttribute("aria-label", `${title}: ${told.join(", ")}`);
 }
 
@@ -164,6 +189,8 @@ function shares(item) {
     bars.replaceChildren();
     names.forEach((name, i) => {
       const bar = make("i", `k${i % 6}`);
+      bar.setAttribute("role", "meter");
+      bar.setAttribute("aria-label", name);
       bar.append(make("b"));
       bars.append(make("span", "", name), bar, make("span", "n"));
     });
@@ -171,6 +198,7 @@ function shares(item) {
   names.forEach((name, i) => {
     const share = total > 0 ? item.values[name] / total : 0;
     bars.children[3 * i + 1].firstChild.style.width = `${100 * share}%`;
+    bars.children[3 * i + 1].setAttribute("aria-valuenow", (100 * share).toFixed(1));
     bars.children[3 * i + 2].textContent = `${(100 * share).toFixed(1)} %`;
   });
   head.lastChild.textContent = worded(total, item.unit);
@@ -182,9 +210,11 @@ function grid(item) {
     made.append(make("h2", "", item.title), make("table"));
     return made;
   });
+  const numeric = item.columns.map((_, i) => item.rows.every((cells) => /^[-$\d–]/.test(cells[i])));
   const row = (cells, tag) => {
     const made = make("tr");
-    made.append(...cells.map((cell) => make(tag, "", cell)));
+    made.append(...cells.map((cell, i) => make(tag, numeric[i] && i ? "n" : "", cell)));
+    if (tag === "th") [...made.children].forEach((head) => head.setAttribute("scope", "col"));
     return made;
   };
   node.lastChild.replaceChildren(row(item.columns, "th"), ...item.rows.map((cells) => row(cells, "td")));
