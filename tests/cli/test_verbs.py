@@ -21,6 +21,12 @@ def test_a_plan_is_a_report_on_stdout(unfold: Unfold, spec: Path) -> None:
     assert lines[-2:] == ["yes · $0.02 of $1.00", f"next: unfold train {spec}"]
 
 
+def test_the_next_command_keeps_settings_and_run(unfold: Unfold, spec: Path) -> None:
+    """The command after ``next:`` holds the settings and the run of the one before, quoted, so that it can be typed."""
+    outcome = unfold("plan", spec, "--set", "message=good day", "--run", "elsewhere")
+    assert outcome.out.splitlines()[-1] == f"next: unfold train {spec} --set 'message=good day' --run elsewhere"
+
+
 def test_no_is_an_answer(unfold: Unfold, dear: Path) -> None:
     """A plan whose answer is no exits with 1 and says what would do; with --exit-zero it exits with 0."""
     outcome = unfold("plan", dear)

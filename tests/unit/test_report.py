@@ -17,6 +17,7 @@ from unfoldkit.report import (
     Verdict,
     from_data,
     plain,
+    time_axis,
     to_data,
     without_times,
 )
@@ -29,7 +30,10 @@ REPORT = Report(
     "no plan",
     metrics={"cost": Metric(1.5, "$", "≤ 1", ok=False), "took": Metric(0.1, "s", timed=True)},
     tables=(Table("t", (Column("a"), Column("s", "s", timed=True)), ((1, 0.5), ("x", None)), accent=1),),
-    figures=(Figure("f", "F", "x", "y", (Series("s", (1.0,), (2.0,)),)), Figure("g", "G", "x", "y", (), timed=True)),
+    figures=(
+        Figure("f", "F", "x", "y", (Series("s", (1.0,), (2.0,)),), names=("one",)),
+        Figure("g", "G", "x", "y", (), timed=True),
+    ),
     provenance={"seed": 1, "timed": {"seconds": 2.0}},
 )
 
@@ -58,3 +62,11 @@ def test_plain_data_has_no_infinity_and_no_array_scalars() -> None:
     given = {1: (math.nan, math.inf, np.float64(1.5), np.int32(2)), "b": {"c": True}}
     assert plain(given) == {"1": [None, None, 1.5, 2], "b": {"c": True}}
     assert type(plain(np.int32(2))) is int
+
+
+@pytest.mark.parametrize(
+    ("longest", "expected"), [(0.0, "s"), (200.0, "s"), (600.0, "min"), (9e4, "h"), (1.2e7, "days")]
+)
+def test_an_axis_of_times_has_the_unit_that_fits(longest: float, expected: str) -> None:
+    """The unit is the largest of which the longest time holds more than four."""
+    assert time_axis(longest)[0] == expected

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from unfold_supernet.chip.layers import Family
 from unfold_supernet.chip.model import joules
 from unfold_supernet.chip.study import Savings, Setting
+from unfold_supernet.scale import buffer_unit, scaled, size
 from unfold_supernet.spec import SupernetSpec
 from unfold_supernet.weighed import Study
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
-
-MIB = 2**20
 
 
 def report(spec: SupernetSpec, what: Study) -> Report:
     """Return the report of a plan."""
     here = what.here
     headline = (
-        f"{size(here.persistent)} of the shared core kept on chip save {percent(here.traffic)} of the traffic, "
-        f"{percent(here.latency)} of the latency ({percent(here.fair)} if layers may prefetch ahead instead)"
+        f"{size(here.persistent)} of the shared core kept on chip save {percent(here.traffic)} of the traffic and "
+        f"{_gain(here.latency)} of the latency ({_gain(here.fair)} if layers may prefetch ahead instead)"
     )
     return Report(
         kind="supernet",
@@ -73,25 +73,24 @@ def metrics(what: Study) -> dict[str, Metric]:
 
 def nets_table(what: Study) -> Table:
     """Return what each net costs without and with what is kept."""
-    columns = (
-        Column("net"),
-        Column("accuracy", "%", 1),
-        Column("weights", "MB", 2),
-        Column("work", "GMAC", 2),
-        Column("nothing kept", "ms", 2),
-        Column("core kept", "ms", 2),
-        Column("off chip", "MB", 2),
-        Column("energy", "mJ", 2),
-    )
     setting = what.setting
-    rows: list[tuple[Cell, ...]] = []
-    for index, item in enumerate(setting.works):
-        spent = joules(item, setting.kept.graph, setting.machine) * 1e3
-        times = (setting.layered.seconds[index, at] * 1e3 for at in (0, setting.fixed))
-        moved = setting.layered.bytes[index, setting.fixed] / 1e6
-        weights, macs = float(item.weights.sum()) / 1e6, float(item.net.macs.sum()) / 1e9
-        rows.append((item.net.name, item.net.accuracy, weights, macs, *map(float, times), float(moved), spent))
-    return Table("nets", columns, tuple(rows))
+    nets = [item.net for item in setting.works]
+    columns = (
+        (Column("net"), [net.name for net in nets]),
+        (Column("accuracy", "%", 1), [net.accuracy for net in nets]),
+        scaled("weights", "MB", [float(item.weights.sum()) for item in setting.works]),
+        scaled("work", "GMAC", [float(net.macs.sum()) for net in nets]),
+        scaled("nothing kept", "ms", setting.layered.seconds[:, 0].tolist()),
+        scaled("core kept", "ms", setting.layered.seconds[:, setting.fixed].tolist()),
+        scaled("off chip", "MB", setting.layered.bytes[:, setting.fixed].tolist()),
+        scaled("energy", "mJ", [joules(item, setting.kept.graph, setting.machine) for item in setting.works]),
+    )
+    return _by_column("nets", columns)
+
+
+def _by_column(name: str, columns: Sequence[tuple[Column, Sequence[Cell]]], accent: int | None = None) -> Table:
+    rows = tuple(zip(*(values for _, values in columns), strict=True))
+    return Table(name, tuple(column for column, _ in columns), rows, accent=accent)
 
 
 def buffers_table(what: Study) -> Table:
@@ -100,40 +99,37 @@ def buffers_table(what: Study) -> Table:
         "traffic", "traffic, best net", "latency", "latency, best net", "fair latency", "fair latency, best net",
         "whole energy",
     )  # fmt: skip
-    columns = (Column("buffer", "MiB", 2), *(Column(name, "%", 1) for name in names))
+    unit, each = buffer_unit(max(point.persistent for point in what.points))
+    columns = (Column("buffer", unit, 2), *(Column(name, "%", 1) for name in names))
     rows: list[tuple[Cell, ...]] = []
     for point in _at_bandwidth(what):
         shares = (
             point.traffic, point.traffic_best, point.latency, point.latency_best, point.fair, point.fair_best,
             point.energy,
         )  # fmt: skip
-        rows.append((point.persistent / MIB, *(share * 100 for share in shares)))
-    accent = [row[0] for row in rows].index(what.here.persistent / MIB)
+        rows.append((point.persistent / each, *(share * 100 for share in shares)))
+    accent = [row[0] for row in rows].index(what.here.persistent / each)
     return Table("buffers", columns, tuple(rows), accent=accent)
 
 
 def ways_table(what: Study) -> Table:
     """Return every way to save traffic, a query, on the same stream."""
+    flows = [way.layered for way in what.ways]
     columns = (
-        Column("way"),
-        Column("latency", "ms", 3),
-        Column("with deep prefetch", "ms", 3),
-        Column("off chip", "MB", 2),
-        Column("hits", "%", 0),
-        Column("refills", "% of time", 2),
-        Column("changes"),
+        (Column("way"), [way.name for way in what.ways]),
+        scaled("latency", "ms", [flow.seconds for flow in flows], 3),
+        scaled("with deep prefetch", "ms", [way.deep.seconds for way in what.ways], 3),
+        scaled("off chip", "MB", [flow.bytes for flow in flows]),
+        (Column("hits", "%", 0), [flow.hit * 100 for flow in flows]),
+        (Column("refills", "% of time", 2), [flow.refill / flow.seconds * 100 for flow in flows]),
+        (Column("changes"), [flow.changes for flow in flows]),
     )
-    rows: list[tuple[Cell, ...]] = []
-    for way in what.ways:
-        layered = way.layered
-        share = layered.refill / layered.seconds * 100
-        times = (layered.seconds * 1e3, way.deep.seconds * 1e3)
-        rows.append((way.name, *times, layered.bytes / 1e6, layered.hit * 100, share, layered.changes))
-    return Table("ways", columns, tuple(rows), accent=1)
+    return _by_column("ways", columns, accent=1)
 
 
 def claims_table(what: Study) -> Table:
     """Return what was published beside what is obtained, for the net that gains most."""
+    unit, each = buffer_unit(max(point.persistent for point in what.points))
     columns = (
         Column("claimed in"),
         Column("of"),
@@ -141,14 +137,14 @@ def claims_table(what: Study) -> Table:
         Column("bandwidth", "GB/s", 1),
         Column("obtained"),
         Column("fair"),
-        Column("needs", "MiB", 2),
-        Column("fair needs", "MiB", 2),
+        Column("needs", unit, 2),
+        Column("fair needs", unit, 2),
     )
     rows: list[tuple[Cell, ...]] = []
     for item in what.claims:
         claim, points = item.claim, item.claim.what == "accuracy points"
         values = [_value(value, points=points) for value in (claim.value, item.layered, item.fair)]
-        needs = [None if value is None else value / MIB for value in (item.needs, item.needs_fair)]
+        needs = [None if value is None else value / each for value in (item.needs, item.needs_fair)]
         rows.append((claim.version, claim.what, values[0], item.bandwidth / 1e9, *values[1:], *needs))
     return Table("claimed and obtained", columns, tuple(rows))
 
@@ -156,7 +152,8 @@ def claims_table(what: Study) -> Table:
 def savings_figure(what: Study) -> Figure:
     """Return the shares saved by the size of the buffer."""
     points = _at_bandwidth(what)
-    sizes = tuple(point.persistent / MIB for point in points)
+    unit, each = buffer_unit(max(point.persistent for point in points))
+    sizes = tuple(point.persistent / each for point in points)
     series = [
         Series(name, sizes, tuple(share * 100 for share in shares))
         for name, shares in (
@@ -165,7 +162,7 @@ def savings_figure(what: Study) -> Figure:
             ("latency, fair baseline", [point.fair for point in points]),
         )
     ]
-    return Figure("savings", "Saved by the persistent buffer", "buffer MiB", "saved %", tuple(series))
+    return Figure("savings", "Saved by the persistent buffer", f"buffer {unit}", "saved %", tuple(series))
 
 
 def lines(what: Study) -> list[tuple[str, str]]:
@@ -194,11 +191,6 @@ def notes(what: Study) -> tuple[str, ...]:
     )
 
 
-def size(bytes_: int) -> str:
-    """Return bytes as text in KiB or MiB."""
-    return f"{bytes_ / MIB:.3g} MiB" if bytes_ >= MIB else f"{bytes_ / 1024:.0f} KiB"
-
-
 def bandwidth(per_second: float) -> str:
     """Return a bandwidth as text."""
     return f"{per_second / 1e9:g} GB/s"
@@ -207,6 +199,10 @@ def bandwidth(per_second: float) -> str:
 def percent(share: float) -> str:
     """Return a share as text."""
     return f"{share * 100:.1f} %"
+
+
+def _gain(share: float) -> str:
+    return f"cost {percent(-share)}" if share < 0 else percent(share)
 
 
 def _value(value: float, *, points: bool) -> str:

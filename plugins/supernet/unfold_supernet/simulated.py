@@ -98,10 +98,18 @@ def _late(chosen: Setting, queries: QueriesSpec) -> set[int]:
     return {index for index, time in enumerate(times) if time > queries.deadline}
 
 
+def _swept(given: AcceleratorSpec, whole: Family) -> tuple[int, ...]:
+    """Return the buffers of the spec, or parts of the largest net where the least of the usual ones holds all of it."""
+    largest = max(int(net.weights.sum()) for net in whole.nets)
+    if given.sizes != AcceleratorSpec().sizes or largest >= min(given.sizes):
+        return given.sizes
+    return tuple(max(1, largest * part // 8) for part in (1, 2, 4, 6, 8))
+
+
 def _studied(spec: SupernetSpec, run: Run, whole: Family, chosen: Setting) -> Study:
     given, queries, machine = spec.accelerator or AcceleratorSpec(), spec.queries, chosen.machine
     levels = stream.levels(queries.count, queries.pattern, run.seed, queries.hold)
-    buffers = sorted({*given.sizes, machine.persistent})
+    buffers = sorted({*_swept(given, whole), machine.persistent})
     bandwidths = sorted({*given.bandwidths, machine.bandwidth}, reverse=True)
     points = tuple(study.sweep(whole, machine, buffers, bandwidths, levels, queries.policy))
     run.progress("sweep", 1, 2)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unfold_supernet.nets.front import Difference, Quality, difference, separable
 from unfold_supernet.nets.space import Space, macs, parameters
+from unfold_supernet.scale import scaled
 from unfold_supernet.spec import SupernetSpec
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
 
@@ -143,12 +144,13 @@ def _metrics(told: Told) -> dict[str, Metric]:
 
 
 def _nets(told: Told) -> Table:
+    shown, works = scaled("work", "kMAC", told.macs, 0)
     columns = (
         Column("net"),
         Column("accuracy", "%", 2),
         Column("±", "points", 2),
         Column("macro F1", "%", 1),
-        Column("work", "kMAC", 0),
+        shown,
         Column("weights", "kB", 1),
         Column("batch 1", "µs", 0, timed=True),
         Column("batch 32", "µs", 0, timed=True),
@@ -156,10 +158,10 @@ def _nets(told: Told) -> Table:
     front = set(told.front)
     sizes = {one.name: parameters(told.space, one) * 4 / 1e3 for one in told.space.subnets}
     rows: list[tuple[Cell, ...]] = []
-    for (name, one), work in zip(told.found.items(), told.macs, strict=True):
+    for (name, one), work in zip(told.found.items(), works, strict=True):
         times = [told.times[name][batch] * MICRO for batch in (1, 32)]
         label = name + (" *" if name in front else "")
-        rows.append((label, one.accuracy, one.half, one.macro_f1, work / 1e3, sizes[name], *times))
+        rows.append((label, one.accuracy, one.half, one.macro_f1, work, sizes[name], *times))
     return Table("nets", columns, tuple(rows))
 
 

@@ -93,7 +93,8 @@ def _verdict(console: Console, report: Report) -> None:
     console.print()
     console.print(Text(str(report.verdict), style=style) + Text(f" · {report.headline}", style="not bold default"))
     if report.next:
-        console.print(Text(f"next: {report.next}", style="dim"))
+        # one line, however long: it is there to be copied
+        console.print(Text(f"next: {report.next}", style="dim"), soft_wrap=True)
 
 
 def _grid() -> RichTable:

@@ -183,3 +183,65 @@ def test_a_plot_in_a_page_takes_the_ink_of_the_page() -> None:
     assert "currentColor" in drawn
     assert picture.INK not in drawn
     assert ">10,000<" in drawn
+
+
+def test_names_stand_on_the_axis() -> None:
+    """What is told of named things has their names below it, tilted where they are many letters, and no numbers."""
+    series = (Series("s", (1.0, 2.0), (3.0, 4.5), "bars"),)
+    few = picture.svg(Figure("f", "F", "stage", "ms", series, names=("decode", "classify")))
+    assert ">decode<" in few
+    assert ">1.5<" not in few
+    long = ("a" * 40, "b" * 40)
+    assert "rotate(-20" in picture.svg(Figure("f", "F", "stage", "ms", series, names=long))
+
+
+def test_what_is_counted_has_whole_numbers_from_nothing() -> None:
+    """Steps of whole numbers, such as instances held, begin at 0 and are labelled without fractions."""
+    drawn = picture.svg(Figure("f", "F", "s", "instances", (Series("s", (0.0, 60.0), (6.0, 4.0), "steps"),)))
+    assert ">0<" in drawn.replace("−", "-")
+    levels = re.findall(r">([0-9.]+)<", drawn)
+    assert "6" in levels
+    assert not any(level in {"4.25", "4.5", "5.5"} for level in levels)
+
+
+def test_two_plots_of_a_page_share_no_id() -> None:
+    """Each plot's ids, and what refers to them, begin with its name; a reader of the page hears it in words."""
+    figures = tuple(Figure(name, name, "x", "y", (Series("s", (1.0, 2.0), (2.0, 4.0)),)) for name in ("f", "g"))
+    page = html.render(replace(REPORT, figures=figures))
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 2
+    assert {name.split("-")[0] for name in re.findall(r"url\(#([^)]+)\)", page)} == {"f", "g"}
+    assert "s from 2.00 at 1.00 to 4.00 at 2.00" in page
+
+
+def test_of_many_figures_the_page_shows_those_with_a_target_first() -> None:
+    """More than a dozen figures are folded away, and what has a target is never among what is hidden."""
+    many = {f"figure_{index}": Metric(float(index)) for index in range(30)} | {
+        "late_ms": Metric(3.0, "ms", "≤ 5", ok=True)
+    }
+    page = html.render(replace(REPORT, metrics=many))
+    shown, folded = page.split("<details>")
+    assert ">late<" in shown
+    assert "figure 29" not in shown
+    assert "all 31 figures" in folded
+    assert "figure 29" in folded
+    assert "<details>" not in html.render(REPORT)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_number_of_a_table_is_broken(width: int) -> None:
+    """At any width every number stands whole in its row; columns without room follow below, each row named again."""
+    heads = ("policy", *(f"long head {index}" for index in range(12)))
+    rows = tuple((f"row {at}", *(10_000.25 * index + at for index in range(12))) for at in range(2))
+    columns = tuple(Column(head, digits=2 if index else None) for index, head in enumerate(heads))
+    shown = text.render(replace(REPORT, subtitle=(), lines=(), tables=(Table("t", columns, rows),)), width=width)
+    assert max(map(len, shown.splitlines())) <= width
+    for row in rows:
+        assert all(f"{value:,.2f}" in shown for value in row[1:])  # type: ignore[str-format]
+    parts = [line for line in shown.splitlines() if line.strip().startswith("row 1")]
+    assert len(parts) >= (2 if width < 120 else 1)
+
+
+def test_nothing_has_no_minus() -> None:
+    """What rounds to nothing is shown without a sign."""
+    assert cells.number(-0.04, 1) == "0.0"

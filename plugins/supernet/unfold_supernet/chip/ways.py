@@ -14,6 +14,7 @@ from unfold_supernet.chip.machine import Machine
 from unfold_supernet.chip.model import work
 from unfold_supernet.chip.stream import CACHES, Outcome
 from unfold_supernet.chip.study import Setting
+from unfold_supernet.scale import size
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def ways(what: Setting, levels: Floats, policy: str, every: int, batch: int) -> 
     yield _way(f"nothing kept, batches of {batch}", together, levels, policy, column=0, batch=batch)
     yield _way(f"core kept, batches of {batch}", together, levels, policy, batch=batch)
     roomy = study.setting(_family(what), replace(what.machine, persistent=core_bytes(what)), (what.kept.order,))
-    yield _way(f"the whole core kept ({core_bytes(what) / 2**20:.2f} MiB)", roomy, levels, policy)
+    yield _way(f"the whole core kept ({size(core_bytes(what))})", roomy, levels, policy)
 
 
 def core_bytes(what: Setting) -> int:
