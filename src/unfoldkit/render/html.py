@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +14,7 @@ from unfoldkit.report import Figure, Metric, Report, Table
 SHA256_LETTERS = 64
 FEW_CARDS = 12
 LONG_TEXT = 40
+HINT = re.compile(r"[;\s]*plot: --out \S+$")
 SPOKEN = {
     "ms": {"ms"}, "µs": {"us"}, "s": {"s", "seconds"}, "h": {"hours"}, "$": {"usd"}, "%": {"percent"},
     "points": {"points"},
@@ -112,7 +114,9 @@ def _cell(text: str, mark: str) -> str:
 
 def _lines(report: Report) -> str:
     pairs = [*report.lines, *(("note", note) for note in report.notes)]
-    listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
+    # the plot stands on this page
+    told = [(label, HINT.sub("", text)) for label, text in pairs]
+    listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in told)
     after = f"<p>next: <code>{escape(report.next)}</code></p>" if report.next else ""
     return (f"<h2>Notes</h2><dl>{listed}</dl>" if listed else "") + after
 
