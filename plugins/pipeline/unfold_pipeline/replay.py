@@ -53,8 +53,7 @@ def live_sample(spec: PipelineSpec, pipeline: Pipeline, trace: Path, run: Run) -
     given, rng = Arrivals(trace=str(trace.absolute()), match=match), np.random.default_rng([run.seed, 4])
     likely = next((item.column for item in traffic(spec) if item.column), None)
     times = workload.arrivals(given, run, rng, key="--replay", likely=likely)
-    names = [stage.name for stage in pipeline.stages]
-    table = workload.recorded(run.path(spec.visits, key="visits"), names) if spec.visits else None
+    table = workload.recorded(run.path(spec.visits, key="visits"), pipeline.stages) if spec.visits else None
     return draw(pipeline, times, np.random.default_rng([run.seed, 5]), table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,7 @@ def effort(spec: PipelineSpec) -> Effort:
 
 def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample, ...]:
     """Return a sample for each traffic of the spec; arrivals and routes have random streams of their own."""
-    table = (
-        recorded(run.path(spec.visits, key="visits"), [stage.name for stage in built.stages]) if spec.visits else None
-    )
+    table = recorded(run.path(spec.visits, key="visits"), built.stages) if spec.visits else None
     result = []
     for index, item in enumerate(traffic(spec)):
         times = arrivals(item, run, np.random.default_rng([run.seed, 1, index]))
@@ -90,16 +88,28 @@ def scv(item: Arrivals) -> float:
     return item.scv if item.scv is not None else (item.cv if item.cv is not None else 1.0) ** 2
 
 
-def recorded(path: Path, names: list[str]) -> NDArray[np.int64]:
+def recorded(path: Path, stages: Sequence[graph.Stage]) -> NDArray[np.int64]:
     """Return the visits of recorded queries, shape (queries, stages).
 
     Raises:
-        UnfoldError: a stage has no column, or a cell is not a count.
+        UnfoldError: a stage has no column, a cell is not a count, or a query came to a stage as no query can.
     """
-    rows = list(csv_rows(path, names))
+    rows = list(csv_rows(path, [stage.name for stage in stages]))
     if not rows:
         raise UnfoldError(Diagnostic("no query is recorded", str(path), 1, 1))
-    return np.array([[_count(row, name) for name in names] for row in rows])
+    return np.array([_route(row, stages) for row in rows])
+
+
+def _route(row: CsvRow, stages: Sequence[graph.Stage]) -> list[int]:
+    counts = [_count(row, stage.name) for stage in stages]
+    for stage, count in zip(stages, counts, strict=True):
+        above = [edge.parent for edge in stage.parents]
+        if count and above and not any(counts[parent] for parent in above):
+            told = " or ".join(stages[parent].name for parent in above)
+            raise row.wrong(f"a visit without one of {told}, which is before it", stage.name, "see after in the spec")
+        if count > 1 and len(above) > 1:
+            raise row.wrong(f"{count} visits where flows join", stage.name, "a query comes there once")
+    return counts
 
 
 def _count(row: CsvRow, name: str) -> int:
