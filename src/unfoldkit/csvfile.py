@@ -1,6 +1,7 @@
 """Reads tables that users give as CSV: with or without a byte order mark, gzipped or not, always by line number.
 
-A head with semicolons and no comma is that of a table as spreadsheets write it where the comma is in the numbers.
+A head with semicolons or tabs and no comma is that of a table as spreadsheets write it where the comma is in the
+numbers.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def csv_lines(text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """
     lines = iter(text)
     first = next(lines, "")
-    apart = ";" if ";" in first and "," not in first else ","
+    apart = next((mark for mark in "\t;" if mark in first and "," not in first), ",")
     reader = csv.reader(itertools.chain([first], lines), delimiter=apart, strict=True)
     for cells in reader:
         if cells:

@@ -33,9 +33,12 @@ class Arrivals(Model):
     scv: Annotated[float, Field(ge=0, le=2500)] | None = Field(default=None, description="the square of cv")
     duration: Annotated[Duration, Field(gt=0)] | None = Field(default=None, description="length of the sample")
     shape: str | None = Field(default=None, description="a rate that changes in time, such as big-spike")
-    trace: str | None = Field(default=None, description="a file of arrival times: CSV, NPZ, NPY or an access log")
+    trace: str | None = Field(default=None, description="a file of arrival times or counts: CSV, NPZ, NPY or a log")
     column: str | None = Field(default=None, description="the column of the trace")
-    match: str | None = Field(default=None, description="only the lines of an access log that hold this text")
+    counts: str | None = Field(
+        default=None, description="the column that counts arrivals by interval; by default by its name, '' for none"
+    )
+    match: str | None = Field(default=None, description="only the lines or rows of the trace that hold this text")
     compress: Annotated[float, Field(gt=0)] = Field(default=1.0, description="play the trace this many times as fast")
     scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="multiply the rate, keep the length")
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="plan on this first part of the trace")
@@ -186,15 +189,16 @@ def _arrivals_problems(place: tuple[str | int, ...], item: Arrivals) -> Iterable
     if item.process == "gamma" and 0 in (item.cv, item.scv):
         yield Problem((*place, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
     unused = {
-        "process": ("column", "match"),
-        "shape": ("rate", "duration", "column", "match"),
+        "process": ("column", "counts", "match"),
+        "shape": ("rate", "duration", "column", "counts", "match"),
         "trace": ("rate", "duration", "cv", "scv"),
     }
     for name in unused[given[0]]:
         if getattr(item, name) is not None:
             yield Problem((*place, name), f"has no meaning with {given[0]}", hint="leave it out")
-    if item.trace and item.match is not None and ".log" not in item.trace:
-        yield Problem((*place, "match"), "only an access log (.log) has lines to match", hint="leave it out")
+    arrays = bool(item.trace) and str(item.trace).endswith((".npz", ".npy"))
+    for name in (name for name in ("counts", "match") if arrays and getattr(item, name) is not None):
+        yield Problem((*place, name), "only a table or a log has that, and this holds arrays", hint="leave it out")
 
 
 def _hardware_problems(name: str, item: Hardware) -> Iterable[Problem]:

@@ -57,16 +57,16 @@ def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample
 
 
 def arrivals(
-    item: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals", likely: str | None = None
+    item: Arrivals, run: Run, rng: np.random.Generator, key: str = "arrivals", likely: Arrivals | None = None
 ) -> Times:
-    """Return the arrival times in s that a spec asks for; ``key`` is where it asks, ``likely`` a column to look for.
+    """Return the arrival times in s that a spec asks for; ``key`` is where it asks, ``likely`` has columns to look for.
 
     Raises:
         UnfoldError: the trace cannot be read, nothing arrives, or all of it at one instant, which is no rate.
     """
     if item.trace is not None:
         path = run.path(item.trace, key=f"{key}.trace" if key == "arrivals" else key)
-        times = traces.read(path, column=item.column, likely=likely, match=item.match or "")
+        times = _read(item, path, likely or Arrivals(), run)
         times = traces.compress(times, item.compress)
         times = traces.scale(times, item.scale, rng) if item.scale != 1 else times
     else:
@@ -79,6 +79,18 @@ def arrivals(
         told = "one query is" if times.size == 1 else f"{times.size:,} queries at one instant are"
         raise fail(f"{told} no traffic: there is no rate", key=key, hint="a sample that lasts")
     return times
+
+
+def _read(item: Arrivals, path: Path, likely: Arrivals, run: Run) -> Times:
+    return traces.read(
+        path,
+        column=item.column,
+        likely=likely.column,
+        counts=item.counts,
+        likely_counts=likely.counts,
+        match=item.match or "",
+        tell=run.log.warning,
+    )
 
 
 def scv(item: Arrivals) -> float:

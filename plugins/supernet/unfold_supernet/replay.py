@@ -80,7 +80,7 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     """
     serving, known = front(spec, run)
     path = Path(str(run.options["replay"]))
-    arrivals = traces.read(path if path.is_file() else run.path(str(path)))
+    arrivals = traces.read(path if path.is_file() else run.path(str(path)), tell=run.log.warning)
     return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
 
 

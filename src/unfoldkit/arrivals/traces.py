@@ -1,68 +1,68 @@
-"""Read arrival times from files: CSV, NPZ, NPY, access logs; each also gzipped where it is text."""
+"""Read arrival times from files: tables, logs and arrays; and cut, stretch and thin what was read."""
 
 from __future__ import annotations
 
-import re
 import zipfile
-from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
-
-Times = NDArray[np.float64]
-COLUMNS = ("arrival_s", "arrival", "arrival_time", "time_s", "timestamp", "time", "ts", "datetime", "date")
-_EPOCHS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
-_CLF = re.compile(r"\[(\d{2}/[A-Za-z]{3}/\d{4}:\d{2}:\d{2}:\d{2})(\.\d+)? ([+-]\d{4})\]")
-_ISO = re.compile(r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})([.,]\d+)?\s*(Z|[+-]\d{2}:?\d{2})?")
-_GRAINS = (60.0, 1.0)
-_PRESENT_S = 1e8
-_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+from unfoldkit.arrivals.forms import form
+from unfoldkit.arrivals.logs import Tell, read_log, unheard
+from unfoldkit.arrivals.spreading import expand, spread
+from unfoldkit.arrivals.stamps import COLUMNS, Times, in_seconds, present, unit
+from unfoldkit.arrivals.tables import Columns, Found, read_table
+from unfoldkit.errors import Diagnostic, UnfoldError, fail
 
 
-def read(path: Path, *, column: str | None = None, likely: str | None = None, match: str = "") -> Times:
+def read(
+    path: Path,
+    *,
+    column: str | None = None,
+    likely: str | None = None,
+    counts: str | None = None,
+    likely_counts: str | None = None,
+    match: str = "",
+    tell: Tell = unheard,
+) -> Times:
     """Return the arrival times of a trace in seconds since its first arrival.
 
-    ``.csv`` takes ``column``, its only one, or the first of ``likely``, ``arrival_s``, ``timestamp``, ... in any case;
-    ``.npz`` takes the array ``column`` or its only one; ``.log`` (also rotated: ``.log.1``) is an access log (common
-    log format, or lines with an ISO 8601 time), whose lines may stand in the order in which requests ended; only those
-    that hold ``match`` are read. Text may be gzipped. Large numbers are milli-, micro- or nanoseconds since 1970, other
-    ones seconds. Where times of day are whole seconds or minutes, as most servers log them, see :func:`spread`.
+    Text is a table or a log, gzipped or not. Its name tells (``.csv``; ``.log``, ``.log.1``, ``.log-20231116``,
+    ``.jsonl``), and where it does not, its beginning.
+
+    A table takes ``column``, its only one, or the first of ``likely``, ``arrival_s``, ``timestamp``, ... in any case
+    and with a unit (``time_ms``). Where the column ``counts`` (or one called ``count``, ``requests``, ...; ``""`` means
+    none) counts arrivals by interval, so many are spread by chance up to the next time. Tables of functions and
+    minutes, as those of Azure Functions, are summed. A log (:mod:`unfoldkit.arrivals.logs`) may stand in the order in
+    which requests ended. ``.npz`` takes the array ``column`` or its only one. Only rows and lines that hold ``match``
+    are read. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds. Times of whole seconds or
+    minutes are spread over these, see :func:`unfoldkit.arrivals.spreading.spread`.
+
+    ``tell`` is given in words what was left out or taken for something that it might not be.
 
     Raises:
-        UnfoldError: no such column, a line without a time, no arrival at all, or times that go back.
+        UnfoldError: no such column, a row without a time, no arrival at all, or times that go back.
     """
-    names = [item for item in path.suffixes if item != ".gz" and not item[1:].isdigit()]
-    suffix = names[-1] if names else path.suffix
-    readers: dict[str, Callable[[], Times]] = {
-        ".csv": lambda: _csv(path, column, likely),
-        ".npz": lambda: _arrays(path, column),
-        ".npy": lambda: _arrays(path, column),
-        ".log": lambda: np.sort(_log(path, match)),
-    }
-    if suffix not in readers:
-        raise fail(
-            f"cannot read a trace that ends in {suffix!r}", file=str(path), hint="one of: .csv, .log, .npy, .npz"
-        )
-    times = _seconds(readers[suffix]())
-    check(times, str(path))
-    return check(spread(times, np.random.default_rng(0)))
+    found = _found(path, Columns(column, likely, counts, likely_counts, match), tell)
+    check(found.times, str(path))
+    rng = np.random.default_rng(0)
+    if found.counts is None:
+        return check(spread(found.times, rng))
+    return check(expand(found.times, found.counts, rng, file=str(path), key=found.column), str(path))
 
 
-def spread(times: Times, rng: np.random.Generator) -> Times:
-    """Return times of day that are whole minutes or seconds, several of them alike, at random moments within these.
-
-    Taken as they stand, all requests of a second would come at one instant, a burst that never was. Other times are
-    returned as they are, and so are seconds that do not count from 1970, which are no server's stamps.
-    """
-    if times.size < 2 or times[0] < _PRESENT_S or times[-1] == times[0] or (np.diff(times) > 0).all():
-        return times
-    grain = next((item for item in _GRAINS if not (times % item).any()), 0.0)
-    return np.sort(times + grain * rng.random(times.size)) if grain else times
+def _found(path: Path, columns: Columns, tell: Tell) -> Found:
+    which = form(path, columns.time)
+    if columns.counts and which != "table":
+        raise fail(f"only a table has counts, and this is read as a {which}", file=str(path), key=columns.counts)
+    if which == "array":
+        return Found(_arrays(path, columns.time))
+    if which == "log":
+        return Found(read_log(path, columns.match, columns.time, tell))
+    found = read_table(path, columns)
+    if found.guessed:
+        tell(f"{path}: {found.column} counts arrivals by interval; with counts: '' each row is one arrival")
+    return found
 
 
 def check(times: Times, file: str = "", *, line: int = 0) -> Times:
@@ -81,12 +81,6 @@ def check(times: Times, file: str = "", *, line: int = 0) -> Times:
         at = int(back[0]) + 1
         raise fail(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint="sort the trace")
     return np.ascontiguousarray(times - times[0])
-
-
-def _seconds(times: Times) -> Times:
-    """Return times of the present in seconds: as such they would lie thousands of years ahead."""
-    first = float(times[0]) if times.size else 0.0
-    return times / next((unit for least, unit in _EPOCHS if first >= least), 1.0)
 
 
 def compress(times: Times, factor: float) -> Times:
@@ -117,93 +111,19 @@ def scale(times: Times, factor: float, rng: np.random.Generator) -> Times:
     return np.sort(moved)
 
 
-def _csv(path: Path, column: str | None, likely: str | None = None) -> Times:
-    try:
-        with open_text(path) as stream:
-            lines = csv_lines(stream)
-            head = next(lines, (0, []))[1]
-            if column is None and head and _NUMBER.fullmatch(head[0].strip()):
-                return np.array([float(head[0]), *_cells(lines, 0, path)])
-            return np.fromiter(_cells(lines, _place(head, column, likely, path), path), np.float64)
-    except UNREADABLE as error:
-        raise fail(f"cannot read the trace: {error}", file=str(path)) from error
-
-
-def _place(head: list[str], column: str | None, likely: str | None, path: Path) -> int:
-    names = [name.strip() for name in head]
-    known = names if column else [name.lower() for name in names]
-    if likely in names and not column:
-        return names.index(likely)
-    for name in (column,) if column else COLUMNS:
-        if name in known:
-            return known.index(name)
-    if len(names) == 1 and not column:
-        return 0
-    hint = (
-        did_you_mean(column, names)
-        if column
-        else f"it has: {', '.join(names[:12])}; wanted one of: {', '.join(COLUMNS)}"
-    )
-    raise UnfoldError(Diagnostic(f"no column {column or 'of arrival times'}", str(path), 1, 1, hint=hint))
-
-
-def _cells(lines: Iterator[tuple[int, list[str]]], place: int, path: Path) -> Iterator[float]:
-    for line, row in lines:
-        if place >= len(row):
-            raise UnfoldError(Diagnostic(f"the row has {len(row)} cells", str(path), line, 1))
-        yield _time(row[place].strip(), path, line)
-
-
-def _time(text: str, path: Path, line: int) -> float:
-    if _NUMBER.fullmatch(text):
-        return float(text)
-    found = _stamp(text)
-    if found is None:
-        message = f"{text[:40]!r} is not a time"
-        hint = "seconds (12.5) or ISO 8601 (2023-11-16 18:17:03.97)"
-        raise UnfoldError(Diagnostic(message, str(path), line, 1, hint=hint))
-    return found
-
-
-def _log(path: Path, match: str) -> Times:
-    try:
-        with open_text(path) as stream:
-            lines = ((line, text) for line, text in enumerate(stream, 1) if text.strip() and match in text)
-            return np.fromiter((_time_in(text, path, line) for line, text in lines), float)
-    except UNREADABLE as error:
-        raise fail(f"cannot read the log: {error}", file=str(path)) from error
-
-
-def _time_in(text: str, path: Path, line: int) -> float:
-    found = _CLF.search(text)
-    if found:
-        whole = datetime.strptime(f"{found[1]} {found[3]}", "%d/%b/%Y:%H:%M:%S %z").timestamp()
-        return whole + float(found[2] or 0.0)
-    stamp = _stamp(text)
-    if stamp is None:
-        hint = "common log format or ISO 8601"
-        raise UnfoldError(Diagnostic("no time in this line", str(path), line, 1, hint=hint))
-    return stamp
-
-
-def _stamp(text: str) -> float | None:
-    found = _ISO.search(text)
-    if not found:
-        return None
-    zone = (found[4] or "Z").replace("Z", "+0000").replace(":", "")
-    # fractions of seven digits are usual in cloud traces, and strptime takes six
-    whole = datetime.strptime(f"{found[1]} {found[2]} {zone}", "%Y-%m-%d %H:%M:%S %z").timestamp()
-    return whole + float((found[3] or "0").replace(",", "."))
-
-
 def _arrays(path: Path, name: str | None) -> Times:
     try:
         data = np.load(path, allow_pickle=False)
         if isinstance(data, np.ndarray):
-            return data.astype(np.float64).ravel()
-        key = name or next((key for key in COLUMNS if key in data.files), data.files[0] if len(data.files) == 1 else "")
+            return present(data.astype(np.float64).ravel())
+        key = name or _key(data.files)
         if key not in data.files:
             raise fail(f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(data.files)}")
-        return np.asarray(data[key], dtype=np.float64).ravel()
+        return present(in_seconds(np.asarray(data[key], dtype=np.float64).ravel(), unit(key)[1] or 1.0))
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise fail(f"cannot read the arrays: {error}", file=str(path)) from error
+
+
+def _key(names: list[str]) -> str:
+    usual = [name for name in COLUMNS if name in names] or [name for name in names if unit(name)[0] in COLUMNS]
+    return usual[0] if usual else names[0] if len(names) == 1 else ""

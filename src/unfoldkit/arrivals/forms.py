@@ -1,0 +1,67 @@
+"""Tell by name and beginning which form a trace has."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Literal
+
+from unfoldkit.arrivals.logs import line_time
+from unfoldkit.arrivals.tables import known
+from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
+from unfoldkit.errors import fail
+
+Form = Literal["array", "log", "table"]
+_LOG = re.compile(r"\.(log([-_].*)?|jsonl|ndjson)")
+_BEGINNING = 50
+_LONGEST = 16_384
+_DIRECTIVES = ("#Version", "#Fields", "#Software")
+
+
+def form(path: Path, column: str | None = None) -> Form:
+    """Return the form of a trace: its name tells, also one that was rotated; where it does not, its beginning does.
+
+    Raises:
+        UnfoldError: it is no text, or cannot be read.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in (".npz", ".npy"):
+        return "array"
+    names = [suffix for suffix in suffixes if suffix != ".gz" and not suffix[1:].isdigit()]
+    lines = _beginning(path)
+    if lines and lines[0].startswith(_DIRECTIVES):
+        return "log"
+    if names and names[-1] == ".csv":
+        return "table"
+    if names and (_LOG.fullmatch(names[-1])):
+        return "log"
+    return _by_content(lines, column)
+
+
+def _by_content(lines: list[str], column: str | None) -> Form:
+    head = _head(lines)
+    if known(head, column) or (len(head) == 1 and head[0].isidentifier()):
+        return "table"
+    return "log" if any(line_time(line, column) is not None for line in lines) else "table"
+
+
+def _head(lines: list[str]) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv_lines(lines[:1]), (0, []))[1]]
+    except csv.Error:  # quotes as only logs have them
+        return []
+
+
+def _beginning(path: Path) -> list[str]:
+    try:
+        with open_text(path) as stream:
+            lines = [stream.readline(_LONGEST) for _ in range(_BEGINNING)]
+    except UnicodeDecodeError:
+        lines = ["\0"]
+    except UNREADABLE as error:
+        raise fail(f"cannot read the trace: {error}", file=str(path)) from error
+    if any("\0" in line for line in lines):
+        hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
+        raise fail("the trace is no text in UTF-8", file=str(path), hint=hint)
+    return [line for line in lines if line.strip()]

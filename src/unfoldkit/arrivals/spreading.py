@@ -1,0 +1,72 @@
+"""Spread arrivals of which only the second, minute or interval is known by chance over it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfoldkit.arrivals.stamps import Times
+from unfoldkit.errors import fail
+
+MOST = 100_000_000
+"""Arrivals that counts may stand for; more would not fit into memory beside their plan."""
+_GRAINS = (60.0, 1.0)
+_PRESENT_S = 1e8
+_ROWS = 50
+_INSTANTS = 10
+_REPEATED = 0.2
+_CLOCK = 0.5
+
+
+def spread(times: Times, rng: np.random.Generator) -> Times:
+    """Return times that are whole minutes or seconds, several of them alike, at random moments within these.
+
+    Taken as they stand, all requests of a second would come at one instant, a burst that never was. Times since 1970
+    are a server's stamps, and one repeat is enough. Seconds that count from elsewhere are taken as rounded where more
+    than 50 arrivals stand at more than 10 instants, a fifth or more of them at that of the one before, and the instants
+    lie on no coarser grid than seconds, or else minutes: fewer, or one every 5 s, were chosen. Others stay as they are.
+    """
+    if times.size < 2 or times[-1] == times[0] or (np.diff(times) > 0).all():
+        return times
+    grain = _stamped(times) if times[0] >= _PRESENT_S else _rounded(times)
+    return np.sort(times + grain * rng.random(times.size)) if grain else times
+
+
+def expand(times: Times, counts: NDArray[np.int64], rng: np.random.Generator, *, file: str, key: str) -> Times:
+    """Return so many arrivals for each time, at random moments from it to the next one; times are sorted.
+
+    The last interval, and any before a gap of a clock that is otherwise even, is as long as is usual.
+
+    Raises:
+        UnfoldError: there is but one interval, or there are too many arrivals.
+    """
+    marks, first = np.unique(times, return_index=True)
+    if marks.size < 2:
+        raise fail("counts at one time only: their interval is not known", file=file, key=key, hint="two rows or more")
+    totals = np.add.reduceat(counts, first)
+    if totals.sum(dtype=np.float64) > MOST:
+        told = f"{totals.sum(dtype=np.float64):,.0f} arrivals are too many to plan with"
+        raise fail(told, file=file, key=key, hint=f"at most {MOST:,}; a shorter trace, or arrivals.match")
+    start = np.repeat(marks, totals)
+    return np.sort(start + np.repeat(_widths(marks), totals) * rng.random(start.size))
+
+
+def _stamped(times: Times) -> float:
+    return next((grain for grain in _GRAINS if not (times % grain).any()), 0.0)
+
+
+def _rounded(times: Times) -> float:
+    gaps = np.diff(times)
+    instants = int((gaps > 0).sum()) + 1
+    if times.size <= _ROWS or instants <= _INSTANTS or (gaps == 0).mean() < _REPEATED or (times % 1).any():
+        return 0.0
+    step = float(np.gcd.reduce(gaps.astype(np.int64)))
+    return step if step in _GRAINS else 0.0
+
+
+def _widths(marks: Times) -> Times:
+    gaps = np.diff(marks)
+    usual = float(np.median(gaps))
+    steps = gaps / usual
+    even = np.isclose(gaps, usual).mean() >= _CLOCK and np.isclose(steps, np.round(steps), atol=1e-6).all()
+    return np.full(marks.size, usual) if even else np.append(gaps, usual)

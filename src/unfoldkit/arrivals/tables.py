@@ -1,0 +1,206 @@
+"""Read the times of arrivals from tables: one row an arrival, or one an interval with a count of arrivals."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, Times, dated, in_seconds, present, unit
+from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
+
+Counts = NDArray[np.int64]
+Rows = Iterator[tuple[int, list[str]]]
+COUNTS = ("count", "counts", "requests", "invocations", "n")
+"""Names of columns that count the arrivals of an interval, in any case."""
+_AS_ROWS = "a whole number; arrivals.counts: '' takes each row as one arrival"
+_WHOLE = re.compile(r"\d{1,15}(\.0*)?")
+_MINUTE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where the times stand in a table: names that are asked for, and names that are likely.
+
+    ``counts`` is the column of counts, ``""`` if none is meant, ``None`` if its name shall tell; ``match`` is a text
+    that rows must hold. What is likely is taken where it is there.
+    """
+
+    time: str | None = None
+    likely: str | None = None
+    counts: str | None = None
+    likely_counts: str | None = None
+    match: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Times in s, and how many arrivals came from each on till the next; without counts, each is one arrival.
+
+    ``column`` is that of the counts; ``guessed`` says that only its name told so.
+    """
+
+    times: Times
+    counts: Counts | None = None
+    column: str = ""
+    guessed: bool = False
+
+
+def read_table(path: Path, columns: Columns) -> Found:
+    """Return the times of a table, with counts where a column holds them.
+
+    Raises:
+        UnfoldError: the file cannot be read, there is no such column, or a cell is no time or no count.
+    """
+    try:
+        with open_text(path) as stream:
+            return _table(csv_lines(stream), columns, path)
+    except UNREADABLE as error:
+        raise fail(f"cannot read the trace: {error}", file=str(path)) from error
+
+
+def known(head: Sequence[str], wanted: str | None = None) -> bool:
+    """Return whether the first row of a table says so: it names a column of times, or has a time itself."""
+    names = [name.strip() for name in head]
+    if wanted:
+        return wanted in names
+    return _usual(names) is not None or _texts(names) > 0 or bool(names and NUMBER.fullmatch(names[0]))
+
+
+def _table(lines: Rows, columns: Columns, path: Path) -> Found:
+    first = next(lines, (0, []))
+    head = [name.strip() for name in first[1]]
+    if columns.time is None and _texts(head):
+        return _functions(_holding(lines, columns.match), head, path)
+    if columns.time is None and head and (NUMBER.fullmatch(head[0]) or dated(head[0]) is not None):
+        return Found(present(_times(_holding(itertools.chain([first], lines), columns.match), 0, path)))
+    return _named(head, _holding(lines, columns.match), columns, path)
+
+
+def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
+    place = _place(head, columns, path)
+    first = next(rows, None)
+    if first is None:
+        return Found(np.zeros(0))
+    wanted = (
+        columns.likely_counts if columns.counts is None and columns.likely_counts in ("", *head) else columns.counts
+    )
+    at = _counts_place(head, place, first[1], wanted, path)
+    times, counts = _read(itertools.chain([first], rows), place, at, head, path)
+    # a date in a column of milliseconds is one all the same
+    number = NUMBER.fullmatch(first[1][place].strip())
+    times = present(in_seconds(times, unit(head[place])[1] or 1.0) if number else times)
+    if at is None or counts is None or (wanted is None and _plain(counts)):
+        return Found(times)
+    return Found(times, counts, head[at], guessed=wanted is None)
+
+
+def _read(rows: Rows, place: int, at: int | None, head: list[str], path: Path) -> tuple[Times, Counts | None]:
+    return (_times(rows, place, path), None) if at is None else _counted(rows, place, at, head[at], path)
+
+
+def _holding(rows: Rows, match: str) -> Rows:
+    return (item for item in rows if match in ",".join(item[1])) if match else rows
+
+
+def _place(head: list[str], columns: Columns, path: Path) -> int:
+    if columns.time:
+        return _at(head, columns.time, path)
+    found = head.index(columns.likely) if columns.likely in head else _usual(head)
+    if found is None and len(head) != 1:
+        hint = f"it has: {', '.join(head[:12])}; wanted one of: {', '.join(COLUMNS)}"
+        raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
+    return found or 0
+
+
+def _at(head: list[str], name: str, path: Path) -> int:
+    if name not in head:
+        raise UnfoldError(Diagnostic(f"no column {name}", str(path), 1, 1, hint=did_you_mean(name, head)))
+    return head.index(name)
+
+
+def _usual(head: Sequence[str]) -> int | None:
+    """Names as they stand go before those with a unit, which may be durations."""
+    for names in ([name.lower() for name in head], [unit(name)[0] for name in head]):
+        found = next((names.index(name) for name in COLUMNS if name in names), None)
+        if found is not None:
+            return found
+    return None
+
+
+def _counts_place(head: list[str], place: int, row: list[str], wanted: str | None, path: Path) -> int | None:
+    if wanted:
+        return _at(head, wanted, path)
+    if wanted == "":
+        return None
+    found = next((at for at, name in enumerate(head) if name.lower() in COUNTS and at != place), len(row))
+    return found if found < len(row) and _WHOLE.fullmatch(row[found].strip()) else None
+
+
+def _plain(counts: Counts) -> bool:
+    """Ones, and numbers from 0 or 1 on, say no more than that each row is an arrival."""
+    return bool((counts == 1).all() or (counts[0] <= 1 and (np.diff(counts) == 1).all()))
+
+
+def _times(rows: Rows, place: int, path: Path) -> Times:
+    return np.fromiter(_cells(rows, place, path), np.float64)
+
+
+def _counted(rows: Rows, place: int, at: int, name: str, path: Path) -> tuple[Times, Counts]:
+    counts: list[int] = []
+
+    def read() -> Rows:
+        for line, row in rows:
+            counts.append(_count(row[at].strip() if at < len(row) else "", name, path, line))
+            yield line, row
+
+    return _times(read(), place, path), np.array(counts, np.int64)
+
+
+def _count(text: str, name: str, path: Path, line: int) -> int:
+    if not _WHOLE.fullmatch(text):
+        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a count", str(path), line, 1, name, _AS_ROWS))
+    return int(float(text))
+
+
+def _cells(rows: Rows, place: int, path: Path) -> Iterator[float]:
+    for line, row in rows:
+        if place >= len(row):
+            raise UnfoldError(Diagnostic(f"the row has {len(row)} cells", str(path), line, 1))
+        text = row[place].strip()
+        yield float(text) if NUMBER.fullmatch(text) else _time(text, path, line)
+
+
+def _time(text: str, path: Path, line: int) -> float:
+    found = dated(text)
+    if found is None:
+        message = f"{text[:40]!r} is not a time"
+        hint = "seconds (12.5) or ISO 8601 (2023-11-16 18:17:03.97)"
+        raise UnfoldError(Diagnostic(message, str(path), line, 1, hint=hint))
+    return found
+
+
+def _texts(head: Sequence[str]) -> int:
+    """Return how many columns stand before those of minutes, named 1, 2, ...; 0 where there are none."""
+    first = head.index("1") if "1" in head else 0
+    minutes = head[first:]
+    return first if len(minutes) > 1 and minutes == [str(minute) for minute in range(1, len(minutes) + 1)] else 0
+
+
+def _functions(rows: Rows, head: list[str], path: Path) -> Found:
+    """A row for each function, a column for each minute, as in the data of Azure Functions."""
+    first = _texts(head)
+    totals = np.zeros(len(head) - first, np.int64)
+    for line, row in rows:
+        cells = row[first : len(head)]
+        if len(cells) < totals.size or not all(map(str.isdecimal, cells)):
+            place = next((at for at, cell in enumerate(cells) if not cell.isdecimal()), len(cells))
+            _count(cells[place] if place < len(cells) else "", head[first + place], path, line)
+        totals += np.fromiter(map(int, cells), np.int64, totals.size)
+    return Found(_MINUTE * np.arange(totals.size, dtype=np.float64), totals, f"1 to {head[-1]}")
