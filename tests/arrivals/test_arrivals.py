@@ -156,6 +156,8 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("a.csv", "x\tarrival_s\na b\t5\na,b\t5.5\n\t7.25\n"),
         ("a.tsv", "x\tarrival_s\n1\t5\n1\t5,5\n1\t7,25\n"),
         ("a.txt", "5.0\n5.5\n7.25\n"),
+        ("a.csv", "2023-11-16 18:17:03.5,1\n2023-11-16 18:17:04,1\n2023-11-16 18:17:05.75,1\n"),
+        ("a.txt", "when\n2023-11-16 18:17:03.5\n2023-11-16 18:17:04\n2023-11-16 18:17:05.75\n"),
         ("a", "when\n5.0\n5.5\n7.25\n"),
         ("a.dat.gz", "Timestamp,Model\n5,a\n5.5,b\n7.25,a\n"),
         ("a.log", "2024-01-01T00:00:01Z GET /\n\n2024-01-01T00:00:01.500Z GET /\n2024-01-01T02:00:03.25+02:00 GET /\n"),

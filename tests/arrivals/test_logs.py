@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_names_of_logs(tmp_path: Path, name: str) -> None:
     data = "".join(CLF.format(second=second) for second in (5, 4, 8)).encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert traces.read(tmp_path / name).tolist() == [0, 1, 4]
+
+
+@pytest.mark.parametrize("first", ["started", "# of today", "", "a b, c"])
+def test_a_log_may_begin_otherwise(tmp_path: Path, first: str) -> None:
+    """A log of any name may begin with a line that is none of its requests."""
+    (tmp_path / "access_log").write_text(f"{first}\n" + "".join(CLF.format(second=at // 9) for at in range(200)))
+    assert traces.read(tmp_path / "access_log").size == 200
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """What can be read only once is told, and not read by halves."""
+    os.mkfifo(tmp_path / "a.log")
+    with pytest.raises(UnfoldError, match="a pipe cannot be read twice"):
+        traces.read(tmp_path / "a.log")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json"])

@@ -24,8 +24,8 @@ def stages() -> tuple[graph.Stage, ...]:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("0,1,1,0", r"v\.csv:3:1: c: a visit without one of a, which is before it \(see after"),
-        ("0,1,0,1", r"v\.csv:3:1: d: a visit without one of a or c, which is before it"),
+        ("0,1,1,0", r"v\.csv:3:1: c: visited without a before it \(see after"),
+        ("0,1,0,1", r"v\.csv:3:1: d: visited without a or c before it"),
         ("1,0,0,2", r"v\.csv:3:1: d: 2 visits where flows join"),
         ("1,0,x,0", r"v\.csv:3:1: c: 'x' is not a count"),
     ],

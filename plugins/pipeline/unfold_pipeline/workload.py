@@ -118,7 +118,7 @@ def _route(row: CsvRow, stages: Sequence[graph.Stage]) -> list[int]:
         above = [edge.parent for edge in stage.parents]
         if count and above and not any(counts[parent] for parent in above):
             told = " or ".join(stages[parent].name for parent in above)
-            raise row.wrong(f"a visit without one of {told}, which is before it", stage.name, "see after in the spec")
+            raise row.wrong(f"visited without {told} before it", stage.name, "see after in the spec")
         if count > 1 and len(above) > 1:
             raise row.wrong(f"{count} visits where flows join", stage.name, "a query comes there once")
     return counts

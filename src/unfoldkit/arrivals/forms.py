@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from unfoldkit.arrivals.logs import line_time
+from unfoldkit.arrivals.stamps import alone
 from unfoldkit.arrivals.tables import known
 from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
 from unfoldkit.errors import fail
@@ -41,7 +42,7 @@ def form(path: Path, column: str | None = None) -> Form:
 
 def _by_content(lines: list[str], column: str | None) -> Form:
     head = _head(lines)
-    if known(head, column) or (len(head) == 1 and head[0].isidentifier()):
+    if known(head, column) or (len(head) == 1 and len(lines) > 1 and alone(lines[1].strip())):
         return "table"
     return "log" if any(line_time(line, column) is not None for line in lines) else "table"
 
@@ -54,6 +55,8 @@ def _head(lines: list[str]) -> list[str]:
 
 
 def _beginning(path: Path) -> list[str]:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise fail("a pipe cannot be read twice", file=str(path), hint="write it to a file first")
     try:
         with open_text(path) as stream:
             lines = [stream.readline(_LONGEST) for _ in range(_BEGINNING)]

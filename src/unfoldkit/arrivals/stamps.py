@@ -63,6 +63,11 @@ def present(times: Times) -> Times:
     return times / next((each for least, each in _EPOCHS if first >= least), 1.0)
 
 
+def alone(text: str) -> bool:
+    """Return whether a text is a number or a date and nothing else."""
+    return bool(NUMBER.fullmatch(text) or _DATED.fullmatch(text))
+
+
 def dated(text: str) -> float | None:
     """Return a date and time of a cell, with or without seconds and zone (UTC), in s since 1970; ``None`` if none."""
     found = _DATED.search(text)

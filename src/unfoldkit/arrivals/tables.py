@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, Times, dated, in_seconds, present, unit
+from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, Times, alone, dated, in_seconds, present, unit
 from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
 
@@ -78,7 +78,7 @@ def _table(lines: Rows, columns: Columns, path: Path) -> Found:
     head = [name.strip() for name in first[1]]
     if columns.time is None and _texts(head):
         return _functions(_holding(lines, columns.match), head, path)
-    if columns.time is None and head and (NUMBER.fullmatch(head[0]) or dated(head[0]) is not None):
+    if columns.time is None and head and alone(head[0]):
         return Found(present(_times(_holding(itertools.chain([first], lines), columns.match), 0, path)))
     return _named(head, _holding(lines, columns.match), columns, path)
 
