@@ -254,6 +254,7 @@ def test_arrays(tmp_path: Path) -> None:
         ("a.csv", "arrival_s\n2\n1\n", "arrival 2 .* before the one above"),
         ("a.csv", "arrival_s\n2\nsoon\n", r"a\.csv:3:1: 'soon' is not a time"),
         ("a.csv", "when,x\n2,3\n", r"a\.csv:1:1: no column of arrival times"),
+        ("a.csv", "count\n2\n3\n", r"a\.csv:1:1: no column of arrival times \(it has: count"),
         ("a.csv", "x,arrival_s\n2\n", r"a\.csv:2:1: the row has 1 cells"),
         ("a.csv", "arrival_s\nnan\n", "is not a time"),
         ("a.log", "nothing here\n", r"a\.log:1:1: no time in this line"),

@@ -27,7 +27,7 @@ def test_counts_are_arrivals_within_their_interval(tmp_path: Path, column: str, 
     told: list[str] = []
     found = traces.read(path, tell=told.append)
     assert len(told) == 1
-    assert f"{column} counts arrivals by interval" in told[0]
+    assert f"column {column} is read as arrivals by interval" in told[0]
     begun = found[0] + found
     late = np.searchsorted(np.cumsum(COUNTS), np.arange(found.size), side="right") * step
     # read from the first arrival on, all are earlier by the same part of the first interval
@@ -77,6 +77,7 @@ def test_what_is_called_so_and_counts_nothing(tmp_path: Path, cells: list[str]) 
     [
         (["0,3", "1,x"], r"a\.csv:3:1: count: 'x' is not a count \(a whole number; .*counts: ''"),
         (["0,3", "1,-2"], r"a\.csv:3:1: count: '-2' is not a count"),
+        (["0,", "1,3"], r"a\.csv:2:1: count: '' is not a count"),
         (["0,3", "1"], r"a\.csv:3:1: count: '' is not a count"),
         (["0,3", "soon,4"], r"a\.csv:3:1: 'soon' is not a time"),
         (["5,3", "1,3"], r"a\.csv: arrival 2 \(1 s\) is before"),

@@ -20,6 +20,8 @@ Rows = Iterator[tuple[int, list[str]]]
 COUNTS = ("count", "counts", "requests", "invocations", "n")
 """Names of columns that count the arrivals of an interval, in any case."""
 _AS_ROWS = "a whole number; arrivals.counts: '' takes each row as one arrival"
+# an empty cell is a count that is missing, where words tell that the column holds none
+_COUNT = re.compile(r"(\d{1,15}(\.0*)?)?")
 _WHOLE = re.compile(r"\d{1,15}(\.0*)?")
 _MINUTE = 60.0
 
@@ -113,7 +115,7 @@ def _place(head: list[str], columns: Columns, path: Path) -> int:
     if columns.time:
         return _at(head, columns.time, path)
     found = head.index(columns.likely) if columns.likely in head else _usual(head)
-    if found is None and len(head) != 1:
+    if found is None and (len(head) != 1 or head[0].lower() in COUNTS):
         hint = f"it has: {', '.join(head[:12])}; wanted one of: {', '.join(COLUMNS)}"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
     return found or 0
@@ -140,7 +142,7 @@ def _counts_place(head: list[str], place: int, row: list[str], wanted: str | Non
     if wanted == "":
         return None
     found = next((at for at, name in enumerate(head) if name.lower() in COUNTS and at != place), len(row))
-    return found if found < len(row) and _WHOLE.fullmatch(row[found].strip()) else None
+    return found if found < len(row) and _COUNT.fullmatch(row[found].strip()) else None
 
 
 def _plain(counts: Counts) -> bool:

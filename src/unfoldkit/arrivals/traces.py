@@ -61,7 +61,7 @@ def _found(path: Path, columns: Columns, tell: Tell) -> Found:
         return Found(read_log(path, columns.match, columns.time, tell))
     found = read_table(path, columns)
     if found.guessed:
-        tell(f"{path}: {found.column} counts arrivals by interval; with counts: '' each row is one arrival")
+        tell(f"{path}: column {found.column} is read as arrivals by interval; counts: '' takes each row as one")
     return found
 
 
