@@ -118,11 +118,15 @@ class Pipeline:
 
     def within_quotas(self, plan: Sequence[Choice]) -> bool:
         """Whether the first ``len(plan)`` stages keep to the quotas."""
+        return not self.quotas or not self.over_quotas(plan)
+
+    def over_quotas(self, plan: Sequence[Choice]) -> tuple[tuple[str, int, int], ...]:
+        """Return ``(hardware, replicas used, quota)`` where the first ``len(plan)`` stages use more than the quota."""
         used: dict[str, int] = {}
         for stage, choice in zip(self.stages, plan, strict=False):
             name = stage.options[choice.option].hardware
             used[name] = used.get(name, 0) + choice.replicas
-        return all(used.get(name, 0) <= most for name, most in self.quotas)
+        return tuple([(name, used[name], most) for name, most in self.quotas if used.get(name, 0) > most])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from unfold_pipeline.bounds import MOST, least
+from unfold_pipeline.bounds import MOST
 from unfold_pipeline.graph import Choice, Plan
 from unfold_pipeline.judge import Judge
+from unfold_pipeline.start import start
 
 CENT = 1e-9
 
@@ -31,7 +32,7 @@ class Greedy:
 
 def plan(judge: Judge, *, compound: bool = False) -> Greedy:
     """Return the greedy plan; ``compound`` also tries to double a batch and remove replicas in one step."""
-    current = initialise(judge)
+    current = start(judge)
     if current is None:
         return Greedy(None)
     steps: list[Step] = []
@@ -41,47 +42,6 @@ def plan(judge: Judge, *, compound: bool = False) -> Greedy:
             return Greedy(current, tuple(steps))
         index, move, current = found
         steps.append(Step(judge.pipeline.stages[index].name, move, judge.pipeline.cost(current)))
-
-
-def initialise(judge: Judge) -> Plan | None:
-    """Return the plan of least latency: batch 1, quickest hardware, replicas at the bottleneck until it is in time.
-
-    The order in which bottlenecks get replicas is fixed, so the least number of steps is found by bisection.
-    """
-    begin = tuple(Choice(stage.quickest_option, 1, 1) for stage in judge.pipeline.stages)
-    if judge.single(begin) > judge.limit:
-        return None
-    plans = [begin]
-
-    def after(steps: int) -> Plan:
-        while len(plans) <= steps:
-            plans.append(_widened(judge, plans[-1]))
-        return plans[steps]
-
-    start = _covering(judge, begin, after)
-    count = least(lambda steps: judge.meets(after(steps - 1)), start + 1)
-    return after(count - 1) if count < MOST else None
-
-
-def _covering(judge: Judge, begin: Plan, after: Callable[[int], Plan]) -> int:
-    """Return the steps until each stage can carry its mean load: fewer are not worth a simulation on long samples."""
-    loads = [judge.load(index) for index in range(len(begin))]
-    steps = 0
-    while any(_capacity(judge, index, choice) < loads[index] for index, choice in enumerate(after(steps))):
-        steps += 1
-        if steps >= MOST:
-            break
-    return steps
-
-
-def _capacity(judge: Judge, index: int, choice: Choice) -> float:
-    return choice.replicas * judge.pipeline.stages[index].options[choice.option].throughput(choice.batch)
-
-
-def _widened(judge: Judge, current: Plan) -> Plan:
-    scores = [_capacity(judge, index, c) / max(judge.load(index), 1e-12) for index, c in enumerate(current)]
-    index = scores.index(min(scores))
-    return _with(current, index, replace(current[index], replicas=current[index].replicas + 1))
 
 
 def _best(judge: Judge, current: Plan, *, compound: bool) -> tuple[int, str, Plan] | None:
