@@ -240,18 +240,6 @@ def test_early_abort_agrees_with_the_whole_simulation() -> None:
         assert judge.meets(plan) == (whole <= judge.limit)
 
 
-def test_frontier_never_rises() -> None:
-    """A looser target never costs more."""
-    cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)
-    judge = judged(chain((cpu, gpu), (cpu, gpu)), 0.3, rate=60.0)
-    outcome = planner.solve(judge, planner.Effort(), quiet)
-    assert outcome is not None
-    points = planner.frontier(outcome, [0.02, 0.15, 0.2, 0.4, 0.8], planner.Effort(), quiet)
-    costs = [cost for _, cost in points if cost is not None]
-    assert points[0][1] is None
-    assert costs == sorted(costs, reverse=True)
-
-
 def test_several_samples_must_all_be_met() -> None:
     """A plan for two samples meets the limit on each, and costs at least what the dearer of them costs alone."""
     cpu = option("cpu", 0.05, 0.02, 0.02, 16)

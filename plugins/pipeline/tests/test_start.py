@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_pipeline import greedy, planner
+from unfold_pipeline import greedy, infeasible, planner
 from unfold_pipeline.graph import Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.sample import draw
@@ -93,3 +93,12 @@ def test_nothing_is_started_where_no_quota_will_do() -> None:
     """A load above what all hardware can carry, and a target below one service, have no start."""
     assert start(judged(line((H100,), quota=1), 1.0)) is None
     assert start(judged(line((L4, H100), quota=2), 0.05)) is None
+
+
+def test_a_small_relaxation_is_found_under_a_quota() -> None:
+    """Where the quickest hardware exceeds its quota, a target a little above the service of the other is told."""
+    judge = judged(line((option("l4", 0.7, (1, 0.01)),), (L4, H100), quota=2), 0.3)
+    assert planner.solve(judge, planner.Effort(), lambda _step, _done, _total: None) is None
+    told = infeasible.explain(judge, 1e8)
+    assert told.relaxed is not None
+    assert told.relaxed < 0.33

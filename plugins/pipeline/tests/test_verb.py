@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import workload
+from unfold_pipeline import greedy, workload
 from unfold_pipeline.plan import plan
 from unfold_pipeline.replay import live_sample
 from unfold_pipeline.spec import PipelineSpec
@@ -59,7 +59,7 @@ def test_plan_says_yes_with_all_that_was_asked(tmp_path: Path) -> None:
     assert value is not None
     assert value <= 350
     assert {"cost_per_hour", "gap_percent", "coarse_peak_ratio", "planning_seconds"} <= set(report.metrics)
-    assert {figure.name for figure in report.figures} == {"frontier", "stages"}
+    assert {figure.name for figure in report.figures} == {"frontier", "stages", "prices"}
 
 
 def test_plan_says_no_with_binding_stage_and_relaxation(tmp_path: Path) -> None:
@@ -72,6 +72,26 @@ def test_plan_says_no_with_binding_stage_and_relaxation(tmp_path: Path) -> None:
     assert relaxed is not None
     again = planned(GOOD.replace("350 ms", f"{relaxed:.0f} ms"), tmp_path)
     assert again.verdict is Verdict.YES
+
+
+def test_a_stopped_search_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the search is stopped without a plan, the answer is that none was found, and says what to raise."""
+    monkeypatch.setattr(greedy, "start", lambda _judge: None)
+    report = planned(GOOD + "search: {limit: 100}\n", tmp_path)
+    assert report.verdict is Verdict.NO
+    assert report.headline == "no plan found within search.limit for p99 ≤ 350 ms"
+    assert dict(report.lines)["search"].startswith("stopped after 100 simulated queries")
+    assert report.next == "unfold plan SPEC --set search.limit=1000"
+
+
+def test_a_quota_that_no_target_helps_is_the_next_thing_to_change(tmp_path: Path) -> None:
+    """Where the quota carries the load for no target, the next command raises it, and that brings a plan."""
+    tight = GOOD.replace("quota: 12", "quota: 1").replace("cpu: {1: 1.65 s}, ", "").replace("60/s", "200/s")
+    report = planned(tight, tmp_path)
+    assert report.headline == "no plan meets p99 ≤ 350 ms"
+    assert report.metrics["relaxed_p99_ms"].value is None
+    wanted = report.next.removeprefix("unfold plan SPEC --set hardware.k80.quota=")
+    assert planned(tight.replace("quota: 1", f"quota: {wanted}"), tmp_path).verdict is Verdict.YES
 
 
 def trace(folder: Path, rate: float) -> Path:

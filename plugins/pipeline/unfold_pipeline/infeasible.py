@@ -12,7 +12,7 @@ from unfold_pipeline.judge import Judge
 from unfold_pipeline.optimum import Search, cheapest
 
 PLENTY = 4096
-STEPS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5)
+STEPS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +58,29 @@ def _on_path(judge: Judge, seconds: list[float], index: int) -> bool:
 
 
 def _over_quota(found: Obstacle, pipeline: Pipeline, plan: Plan) -> Obstacle:
-    used: dict[str, int] = {}
-    for stage, choice in zip(pipeline.stages, plan, strict=True):
-        name = stage.options[choice.option].hardware
-        used[name] = used.get(name, 0) + choice.replicas
-    over = {name: used.get(name, 0) - most for name, most in pipeline.quotas if used.get(name, 0) > most}
-    name = max(over, key=lambda key: over[key], default="")
-    return replace(found, quota=name, wanted=used.get(name, 0))
+    over = {name: (used - most, used) for name, used, most in pipeline.over_quotas(plan)}
+    name = max(over, key=lambda key: over[key][0], default="")
+    return replace(found, quota=name, wanted=over[name][1] if name else 0)
 
 
 def _relaxed(found: Obstacle, judge: Judge, chosen: Plan, most_items: float) -> Obstacle:
     """Try limits from the least that unlimited replicas reach upwards, until there is a plan."""
     free = replace(judge, pipeline=replace(judge.pipeline, quotas=()))
     least = max(free.tail(chosen), judge.limit)
-    for factor in (*STEPS, 2.0, 4.0, 8.0, 16.0, 32.0):
-        limit = math.ceil(least * factor * 1e3) / 1e3
-        loose = replace(judge, limit=limit)
-        start = greedy.plan(loose).plan
-        if start is not None:
-            search = Search(loose, Bounds(judge.pipeline, judge.estimators), judge.pipeline.cost(start))
-            better = cheapest(search, most_items=most_items).plan
-            return replace(found, relaxed=limit, cost=judge.pipeline.cost(better or start))
-    return found
+    loose = [replace(judge, limit=math.ceil(least * factor * 1e3) / 1e3) for factor in STEPS]
+    bounds = Bounds(judge.pipeline, judge.estimators)
+    # greedy is quick, so the search looks for a limit only where greedy finds none
+    for item in loose:
+        if (start := greedy.plan(item).plan) is not None:
+            return _at(found, item, _searched(item, bounds, most_items, start))
+    plans = ((item, _searched(item, bounds, most_items / len(loose), None)) for item in loose)
+    return next((_at(found, item, plan) for item, plan in plans if plan is not None), found)
+
+
+def _at(found: Obstacle, judge: Judge, plan: Plan | None) -> Obstacle:
+    return found if plan is None else replace(found, relaxed=judge.limit, cost=judge.pipeline.cost(plan))
+
+
+def _searched(judge: Judge, bounds: Bounds, most_items: float, start: Plan | None) -> Plan | None:
+    ceiling = math.inf if start is None else judge.pipeline.cost(start)
+    return cheapest(Search(judge, bounds, ceiling), most_items=most_items).plan or start

@@ -10,8 +10,9 @@ import numpy as np
 from unfold_pipeline import infeasible, insight, tables, workload
 from unfold_pipeline.cascades import inputs, resolved, told
 from unfold_pipeline.decision import decision_of, recheck, sample_hash
+from unfold_pipeline.frontier import frontier, improved
 from unfold_pipeline.judge import Judge
-from unfold_pipeline.planner import Baseline, Outcome, baselines, frontier, judge_of, solve
+from unfold_pipeline.planner import Baseline, Outcome, Unmet, baselines, judge_of, seek
 from unfold_pipeline.prices import line, prices
 from unfold_pipeline.replay import replay, saved_plan
 from unfold_pipeline.spec import PipelineSpec, traffic
@@ -28,9 +29,9 @@ def plan(spec: PipelineSpec, run: Run) -> Report:
     kept = recheck(spec, judge, run.options.get("baseline_plan"))
     if kept is not None:
         return kept
-    outcome = solve(judge, workload.effort(spec), run.progress)
+    found = seek(judge, workload.effort(spec), run.progress)
     seconds = run.clock() - began
-    report = _no(spec, judge) if outcome is None else _yes(spec, run, outcome)
+    report = _no(spec, judge, found) if isinstance(found, Unmet) else _yes(spec, run, found)
     timed = Metric(seconds, "s", timed=True)
     report = replace(report, metrics={**report.metrics, "planning_seconds": timed})
     return report if given is spec else _with_source(report, given, spec, run)
@@ -52,10 +53,10 @@ def judge_for(spec: PipelineSpec, run: Run) -> Judge:
 def _replayed(spec: PipelineSpec, judge: Judge, run: Run) -> Report:
     chosen = saved_plan(judge, run)
     if chosen is None:
-        outcome = solve(judge, workload.effort(spec), run.progress)
-        if outcome is None:
-            return _no(spec, judge)
-        chosen = outcome.plan
+        found = seek(judge, workload.effort(spec), run.progress)
+        if isinstance(found, Unmet):
+            return _no(spec, judge, found)
+        chosen = found.plan
     return replay(spec, judge, chosen, run)
 
 
@@ -71,12 +72,13 @@ def subtitle(spec: PipelineSpec, judge: Judge) -> tuple[str, ...]:
 
 
 def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
+    points = frontier(outcome, spec.search.frontier, workload.effort(spec), run.progress)
+    outcome = improved(outcome, points)
     judge, chosen = outcome.judge, outcome.plan
     paid = prices(spec, run)
     tail = judge.tail(chosen)
     coarse = baselines(judge)
     times = insight.stage_times(judge, chosen)
-    points = frontier(outcome, spec.search.frontier, workload.effort(spec), run.progress)
     low, high = insight.interval(judge.estimators[0], chosen, np.random.default_rng([run.seed, 3]))
     lines = (
         ("slack", tables.slack_line(judge, tail, times)),
@@ -98,7 +100,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         metrics(outcome, tail, coarse),
         (tables.stage_table(judge, chosen, times), tables.plan_table(outcome, tail, coarse)),
         (
-            tables.frontier_figure(points, (judge.limit, outcome.cost)),
+            tables.frontier_figure(points, outcome),
             *tables.stage_figures(judge, times, chosen),
         ),
         lines,
@@ -131,25 +133,50 @@ def metrics(outcome: Outcome, tail: float, coarse: tuple[Baseline, Baseline] | N
     }
 
 
-def _no(spec: PipelineSpec, judge: Judge) -> Report:
+def _no(spec: PipelineSpec, judge: Judge, unmet: Unmet) -> Report:
     found = infeasible.explain(judge, spec.search.limit)
-    name = judge.pipeline.stages[found.stage].name
-    rest = tables.milliseconds(found.total - found.own)
-    own = tables.milliseconds(found.own)
-    binding = f"{name}: {own} for one query on its fastest hardware ({found.hardware}); the other stages need {rest}"
-    if found.quota:
-        binding = f"the quota of {found.quota}: {found.wanted} would be needed"
+    told = "no plan meets" if unmet.searched else "no plan found within search.limit for"
     return Report(
         "pipeline",
         "plan",
         spec.name,
         Verdict.NO,
-        f"no plan meets p99 ≤ {tables.milliseconds(judge.limit)}",
+        f"{told} p99 ≤ {tables.milliseconds(judge.limit)}",
         subtitle(spec, judge),
         _no_metrics(found),
-        lines=(("binding", binding), ("smallest relaxation", _relaxation(found, judge, name))),
-        next=f"unfold plan SPEC --set 'slo.p99={(found.relaxed or judge.limit) * 1e3:.0f} ms'",
+        lines=_obstacles(found, judge) if unmet.searched else _unsure(spec, found),
+        next=_onwards(spec, found, unmet),
     )
+
+
+def _obstacles(found: infeasible.Obstacle, judge: Judge) -> tuple[tuple[str, str], ...]:
+    name = judge.pipeline.stages[found.stage].name
+    return ("binding", _binding(found, name)), ("smallest relaxation", _relaxation(found, judge, name))
+
+
+def _binding(found: infeasible.Obstacle, name: str) -> str:
+    if found.quota:
+        return f"the quota of {found.quota}: {found.wanted} would be needed"
+    rest, own = tables.milliseconds(found.total - found.own), tables.milliseconds(found.own)
+    return f"{name}: {own} for one query on its fastest hardware ({found.hardware}); the other stages need {rest}"
+
+
+def _unsure(spec: PipelineSpec, found: infeasible.Obstacle) -> tuple[tuple[str, str], ...]:
+    """Return what is said where the search was stopped: nothing stands in the way for sure."""
+    told = f"stopped after {spec.search.limit:,.0f} simulated queries; a higher search.limit may find a plan"
+    if found.relaxed is None or found.cost is None:
+        return (("search", told),)
+    known = f"for p99 ≤ {tables.milliseconds(found.relaxed)}: ${found.cost:,.2f}/h"
+    return ("search", told), ("plan known", known)
+
+
+def _onwards(spec: PipelineSpec, found: infeasible.Obstacle, unmet: Unmet) -> str:
+    """Return the command that would bring a plan, or nothing if none is known."""
+    if not unmet.searched:
+        return f"unfold plan SPEC --set search.limit={max(1.0, spec.search.limit) * 10:.0f}"
+    if found.relaxed is not None:
+        return f"unfold plan SPEC --set 'slo.p99={found.relaxed * 1e3:.0f} ms'"
+    return f"unfold plan SPEC --set hardware.{found.quota}.quota={found.wanted}" if found.quota else ""
 
 
 def _no_metrics(found: infeasible.Obstacle) -> dict[str, Metric]:

@@ -1,4 +1,4 @@
-"""All planners on one workload: greedy, optimum with its proof, coarse-grained baselines, the cost-SLO frontier."""
+"""All planners on one workload: greedy, optimum with its proof, coarse-grained baselines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from unfold_pipeline.optimum import CENT, Found, Search, cheapest
 from unfold_pipeline.sample import Sample
 
 Progress = Callable[[str, int, int], None]
-AROUND = (0.6, 0.8, 1.0, 1.5, 2.0)
-EASY = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,13 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Unmet:
+    """No plan was found; ``searched`` says that the search came to its end, so that there is none to be found."""
+
+    searched: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Baseline:
     """A coarse-grained plan of ``count`` units, its $ an hour and percentile in seconds."""
 
@@ -74,9 +79,15 @@ def judge_of(pipeline: Pipeline, samples: Sequence[Sample], limit: float) -> Jud
     return Judge(pipeline, tuple(Estimator(pipeline, sample) for sample in samples), limit)
 
 
-def solve(judge: Judge, effort: Effort, progress: Progress, bounds: Bounds | None = None) -> Outcome | None:
-    """Return the cheapest plan with greedy's beside it, or ``None`` if nothing meets the limit."""
-    bounds = bounds or Bounds(judge.pipeline, judge.estimators)
+def solve(judge: Judge, effort: Effort, progress: Progress) -> Outcome | None:
+    """Return the cheapest plan with greedy's beside it, or ``None`` if none was found."""
+    found = seek(judge, effort, progress)
+    return found if isinstance(found, Outcome) else None
+
+
+def seek(judge: Judge, effort: Effort, progress: Progress) -> Outcome | Unmet:
+    """Return the cheapest plan with greedy's beside it, or how sure it is that nothing meets the limit."""
+    bounds = Bounds(judge.pipeline, judge.estimators)
     progress("greedy", 0, 1)
     first = greedy.plan(judge, compound=effort.compound)
     progress("greedy", 1, 1)
@@ -84,7 +95,7 @@ def solve(judge: Judge, effort: Effort, progress: Progress, bounds: Bounds | Non
     found = _search(judge, bounds, effort, ceiling, "search", progress, fluid=False)
     plan = found.plan or first.plan
     if plan is None:
-        return None
+        return Unmet(found.complete)
     bound = bounds.proven_cost(judge.limit)
     outcome = Outcome(judge, plan, first, found.complete, bound)
     outcome = _with_proof(outcome, bounds, effort, progress) if effort.proof else outcome
@@ -133,30 +144,3 @@ def baselines(judge: Judge) -> tuple[Baseline, Baseline] | None:
 
 def _baseline(judge: Judge, unit: coarse.Unit, count: int) -> Baseline:
     return Baseline(unit, count, unit.price * count, judge.tail(unit.times(count)))
-
-
-def frontier(
-    outcome: Outcome, limits: Sequence[float] | None, effort: Effort, progress: Progress
-) -> list[tuple[float, float | None]]:
-    """Return ``(limit, $ an hour)`` from tight to loose, ``None`` where nothing meets it; never rising.
-
-    A plan for a tight limit is one for a looser limit, so each point starts from the one before.
-    """
-    own = outcome.judge.limit
-    wanted = sorted({*(limits or [own * factor for factor in AROUND]), own})
-    bounds = Bounds(outcome.judge.pipeline, outcome.judge.estimators)
-    points: list[tuple[float, float | None]] = []
-    last: Plan | None = None
-    for index, limit in enumerate(wanted):
-        last = outcome.plan if limit == own else _point(replace(outcome.judge, limit=limit), bounds, effort, last)
-        points.append((limit, outcome.judge.pipeline.cost(last) if last else None))
-        progress("frontier", index + 1, len(wanted))
-    return points
-
-
-def _point(judge: Judge, bounds: Bounds, effort: Effort, before: Plan | None) -> Plan | None:
-    start = before or greedy.plan(judge).plan
-    if start is None:
-        return None
-    search = Search(judge, bounds, judge.pipeline.cost(start))
-    return cheapest(search, most_items=effort.most_items * EASY).plan or start

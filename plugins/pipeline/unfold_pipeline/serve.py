@@ -20,14 +20,27 @@ from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
-from unfold_pipeline.planner import solve
+from unfold_pipeline.planner import Unmet, seek
 from unfold_pipeline.play import constant, patience_of, play
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
 from unfold_pipeline.runtime import Running, Runtime, clock
 from unfold_pipeline.sample import Sample
 from unfold_pipeline.spec import FromRun, PipelineSpec
-from unfoldkit.api import Column, Engine, Figure, Metric, Report, Run, Series, Service, Table, Verdict, fail
+from unfoldkit.api import (
+    Column,
+    Engine,
+    Figure,
+    Metric,
+    Report,
+    Run,
+    Series,
+    Service,
+    Table,
+    UnfoldError,
+    Verdict,
+    fail,
+)
 from unfoldkit.engines.local import available_cores
 from unfoldkit.engines.ray import RayEngine
 
@@ -92,10 +105,10 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
     judge = judge_for(spec, run)
     chosen = saved_plan(judge, run)
     if chosen is None:
-        outcome = solve(judge, workload.effort(spec), run.progress)
-        if outcome is None:
-            raise fail(f"no plan meets p99 ≤ {tables.milliseconds(spec.slo.p99)}", hint="unfold plan SPEC says why")
-        chosen = outcome.plan
+        found = seek(judge, workload.effort(spec), run.progress)
+        if isinstance(found, Unmet):
+            raise _unplanned(spec, found)
+        chosen = found.plan
     sources = []
     rows: models.Rows | None = None
     for stage in judge.pipeline.stages:
@@ -109,6 +122,12 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
     if rows is None:
         raise fail("no stage to serve", key="stages")
     return Ready(judge, chosen, tuple(sources), rows, spec.slo.shed, spec.placement)
+
+
+def _unplanned(spec: PipelineSpec, found: Unmet) -> UnfoldError:
+    if not found.searched:
+        return fail("no plan found within search.limit", key="search.limit", hint="raise it")
+    return fail(f"no plan meets p99 ≤ {tables.milliseconds(spec.slo.p99)}", hint="unfold plan SPEC says why")
 
 
 def _fits(stage: str, source: models.Source, width: int | None, given: int) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from unfold_pipeline.frontier import Point
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.insight import Refused, StageTime
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.planner import Baseline, Outcome
 from unfoldkit.api import Cell, Column, Figure, Series, Table
-
-Point = tuple[float, float | None]
 
 
 def milliseconds(seconds: float) -> str:
@@ -63,11 +62,12 @@ def _against(other: float, cost: float, *, late: bool) -> str:
     return f"misses the target ({told})" if late else told
 
 
-def frontier_figure(points: Sequence[Point], chosen: Point) -> Figure:
+def frontier_figure(points: Sequence[Point], outcome: Outcome) -> Figure:
     """Return the price against the target, and the target and price of the plan that was chosen."""
-    known = [(limit * 1e3, cost) for limit, cost in points if cost is not None]
-    series = Series("cheapest plan", tuple(x for x, _ in known), tuple(y for _, y in known), "steps")
-    mine = Series("this plan, at its target", (chosen[0] * 1e3,), (chosen[1] or 0.0,), "points")
+    known = [(point.limit * 1e3, point.cost) for point in points if point.cost is not None]
+    name = "cheapest plan" if all(point.exact for point in points) else "cheapest plan found"
+    series = Series(name, tuple(x for x, _ in known), tuple(y for _, y in known), "steps")
+    mine = Series("this plan, at its target", (outcome.judge.limit * 1e3,), (outcome.cost,), "points")
     return Figure("frontier", "Price of the cheapest plan by target", "p99 target ms", "price $/h", (series, mine))
 
 
@@ -85,10 +85,14 @@ def stage_figures(judge: Judge, times: Sequence[StageTime], plan: Plan) -> tuple
 
 
 def frontier_line(points: Sequence[Point]) -> str:
-    """Return the frontier as one line."""
-    return " · ".join(
-        f"{milliseconds(limit)} {f'${cost:,.2f}' if cost is not None else 'none'}" for limit, cost in points
-    )
+    """Return the frontier as one line; ``≤`` where the search stopped at its limit, so that less may do."""
+    return " · ".join(f"{milliseconds(point.limit)} {_price(point)}" for point in points)
+
+
+def _price(point: Point) -> str:
+    if point.cost is None:
+        return "none" if point.exact else "none found"
+    return f"{'' if point.exact else '≤ '}${point.cost:,.2f}"
 
 
 def slack_line(judge: Judge, tail: float, times: Sequence[StageTime]) -> str:
