@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -92,6 +93,22 @@ def test_a_quota_that_no_target_helps_is_the_next_thing_to_change(tmp_path: Path
     assert report.metrics["relaxed_p99_ms"].value is None
     wanted = report.next.removeprefix("unfold plan SPEC --set hardware.k80.quota=")
     assert planned(tight.replace("quota: 1", f"quota: {wanted}"), tmp_path).verdict is Verdict.YES
+
+
+def test_interval_and_times_are_those_of_the_worst_sample(tmp_path: Path) -> None:
+    """With several samples the percentile lies in the interval that is told, and the sample is named."""
+    rush = "{process: gamma, rate: 60/s, cv: 2, duration: 20 s}"
+    report = planned(GOOD.replace(rush, f"[{{process: poisson, rate: 4/s, duration: 20 s}}, {rush}]"), tmp_path)
+    line = dict(report.lines)["p99"]
+    assert line.endswith("on sample 2 of 2, the worst, as in the table")
+    found = re.match(r"between ([\d.]+) ms and ([\d.]+) ms", line)
+    assert found is not None
+    low, high = map(float, found.groups())
+    value = report.metrics["p99_ms"].value
+    assert value is not None
+    assert low - 0.5 <= value <= high + 0.5
+    alone = planned(GOOD, tmp_path / "alone")
+    assert dict(alone.lines)["p99"].endswith("confidence")
 
 
 def trace(folder: Path, rate: float) -> Path:

@@ -43,8 +43,8 @@ class Refused:
 
 
 def stage_times(judge: Judge, plan: Plan) -> list[StageTime]:
-    """Return the times of each stage on the first sample."""
-    estimator = judge.estimators[0]
+    """Return the times of each stage on the sample whose percentile is the largest."""
+    estimator = judge.estimators[judge.worst(plan)]
     ready, done = _stays(estimator, plan)
     slow = _slowest(done, estimator)
     path = _paths(judge, ready, done, slow)

@@ -28,6 +28,11 @@ class Judge:
         """Return the largest percentile over the samples, in seconds."""
         return max(estimator.tail(plan) for estimator in self.estimators)
 
+    def worst(self, plan: Plan) -> int:
+        """Return the index of the sample with the largest percentile, the first of equals."""
+        tails = [estimator.tail(plan) for estimator in self.estimators]
+        return tails.index(max(tails))
+
     def quickest(self, plan: Sequence[Choice]) -> list[float]:
         """Return the least seconds that a batch takes at each stage of a plan."""
         stages = self.pipeline.stages
