@@ -10,7 +10,9 @@ import pytest
 from jsonschema import Draft7Validator
 
 from tests.support import ECHO, HELLO, ROOT, Unfold
+from unfoldkit.cli.drift import compare
 from unfoldkit.registry import load_registry
+from unfoldkit.report import Report, Verdict
 from unfoldkit.spec.loader import parse
 
 KINDS = sorted(load_registry().kinds)
@@ -69,6 +71,21 @@ def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
     outcome = unfold("plan", spec, "--check", "plan.yaml")
     assert outcome.code == 0
     assert "the plan is still that of plan.yaml" in outcome.out
+
+
+@pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, ["check"]), (Verdict.NO, [])])
+def test_a_plan_that_does_not_do_is_not_told_to_hold(verdict: Verdict, told: list[str]) -> None:
+    """Where the committed plan itself was judged, it is said to be still that of the file only if it does."""
+    baseline = {"decision": {"replicas": 3}}
+    report = Report("echo", "plan", "mine", verdict, "judged on other data", decision=baseline["decision"])
+    assert [name for name, _ in compare(report, baseline, "plan.yaml").lines] == told
+
+
+def test_a_plan_made_again_is_told_to_hold_whatever_it_answers() -> None:
+    """A plan that comes out as it was committed is said to be still that of the file, also where the answer is no."""
+    report = Report("echo", "plan", "mine", Verdict.NO, "planned again", decision={"replicas": 3})
+    lines = dict(compare(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
+    assert lines["check"] == "the plan is still that of plan.yaml"
 
 
 def test_a_plan_that_drifted_is_a_no(unfold: Unfold, spec: Path) -> None:

@@ -163,6 +163,33 @@ def test_committed_plan_is_checked_against_new_traffic(tmp_path: Path) -> None:
     assert planned(thin, tmp_path, baseline_plan=committed).verdict is Verdict.YES
 
 
+RUSH = "{process: gamma, rate: 60/s, cv: 2, duration: 20 s}"
+
+
+def checked(text: str, folder: Path, **changed: Any) -> Report:
+    """The check of the plan of ``GOOD``, parts of it changed."""
+    committed = {"decision": {**decision(planned(GOOD, folder)), **changed}}
+    return planned(text, folder, baseline_plan=committed)
+
+
+def test_an_exceeded_envelope_is_the_reason_that_is_told(tmp_path: Path) -> None:
+    """Where the target is kept and only a window holds too many, the headline names the envelope and that window."""
+    thin = GOOD.replace(RUSH, f"{{trace: {trace(tmp_path, 10.0)}}}")
+    told = checked(thin, tmp_path, envelope={"windows_s": [1000.0], "queries": [2999]})
+    assert told.verdict is Verdict.NO
+    start = "the envelope of the committed plan is first exceeded at 0.000 s: "
+    assert told.headline == start + "3000 queries in 1,000.0 s, planned for 2999"
+
+
+def test_a_quota_below_what_the_plan_uses_is_a_no(tmp_path: Path) -> None:
+    """A committed plan that uses more of some hardware than its quota does not do on any traffic."""
+    used = decision(planned(GOOD, tmp_path))["stages"]["second"]["replicas"]
+    thin = GOOD.replace(RUSH, f"{{trace: {trace(tmp_path, 10.0)}}}").replace("quota: 12", f"quota: {used - 1}")
+    told = checked(thin, tmp_path)
+    assert told.verdict is Verdict.NO
+    assert told.headline == f"the committed plan is above a quota: {used} k80 used, the quota is {used - 1}"
+
+
 def test_report_is_the_same_with_another_order_of_stages(tmp_path: Path) -> None:
     """The order in which stages are written does not change what they cost."""
     head, stages = GOOD.split("stages:\n")

@@ -69,21 +69,37 @@ def recheck(spec: PipelineSpec, judge: Judge, committed: Mapping[str, Any] | Non
         return None
     chosen = plan_of(decision, judge.pipeline)
     tail = judge.tail(chosen)
-    excess = _excess(judge, decision.get("envelope", {}))
-    late = tail > judge.limit
-    verdict = Verdict.NO if late or excess else Verdict.YES
-    told = "misses" if late else "meets"
+    over, excess = _over(judge.pipeline, chosen), _excess(judge, decision.get("envelope", {}))
+    limit, late = milliseconds(judge.limit), tail > judge.limit
+    quotas = (("quota", over),) if over else ()
     return Report(
         "pipeline",
         "plan",
         spec.name,
-        verdict,
-        f"on the new traffic the committed plan {told} p99 ≤ {milliseconds(judge.limit)}: {milliseconds(tail)}",
-        metrics={"p99_ms": Metric(tail * 1e3, "ms", target=f"≤ {milliseconds(judge.limit)}", ok=not late)},
-        lines=(("envelope", excess or "no window of the new traffic is above that of the plan"),),
+        Verdict.NO if late or over or excess else Verdict.YES,
+        _answer(f"p99 ≤ {limit}: {milliseconds(tail)}", over, excess, late=late),
+        metrics={"p99_ms": Metric(tail * 1e3, "ms", target=f"≤ {limit}", ok=not late)},
+        lines=(*quotas, ("envelope", excess or "no window of the new traffic is above that of the plan")),
         next="unfold plan SPEC",
         decision=decision,
     )
+
+
+def _answer(target: str, over: str, excess: str, *, late: bool) -> str:
+    """Return the headline: the first reason for a no, or that the target is met."""
+    if late:
+        return f"on the new traffic the committed plan misses {target}"
+    if over:
+        return f"the committed plan is above a quota: {over}"
+    if excess:
+        return f"the envelope of the committed plan is {excess}"
+    return f"on the new traffic the committed plan meets {target}"
+
+
+def _over(pipeline: Pipeline, plan: Plan) -> str:
+    """Return the hardware of which the plan uses more than its quota, or nothing."""
+    found = pipeline.over_quotas(plan)
+    return " · ".join(f"{used} {name} used, the quota is {most}" for name, used, most in found)
 
 
 def _excess(judge: Judge, saved: Mapping[str, Any]) -> str:
