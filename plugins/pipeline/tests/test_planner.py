@@ -303,6 +303,15 @@ def test_percentile_interval_holds_the_percentile_and_paths_add_up() -> None:
     assert all(0 <= time.waiting <= time.mean <= time.tail or time.tail == 0 for time in times)
 
 
+def test_times_by_stage_are_those_of_the_worst_sample() -> None:
+    """With several samples the times by stage are those of the one whose percentile is the largest."""
+    calm, rush = judged(diamond(), 1.0, rate=20.0), judged(diamond(), 1.0, rate=60.0, seed=1)
+    plan = tuple(Choice(0, 2, 4) for _ in range(5))
+    both = Judge(calm.pipeline, calm.estimators + rush.estimators, 1.0)
+    assert both.worst(plan) == 1
+    assert insight.stage_times(both, plan) == insight.stage_times(rush, plan)
+
+
 def test_limit_of_the_search_leaves_a_gap_that_is_told() -> None:
     """A search that may simulate next to nothing still gives a feasible plan and a bound below its price."""
     cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)

@@ -15,6 +15,7 @@ import pytest
 from unfold_pipeline import greedy, workload
 from unfold_pipeline.plan import plan
 from unfold_pipeline.replay import live_sample
+from unfold_pipeline.serve import prepare
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.catalog.bundled import catalog
@@ -83,6 +84,20 @@ def test_a_stopped_search_is_no_proof(tmp_path: Path, monkeypatch: pytest.Monkey
     assert report.headline == "no plan found within search.limit for p99 ≤ 350 ms"
     assert dict(report.lines)["search"].startswith("stopped after 100 simulated queries")
     assert report.next == "unfold plan SPEC --set search.limit=1000"
+
+
+@pytest.mark.parametrize(
+    ("limit", "target", "told"),
+    [(100, "350 ms", "no plan found within search.limit"), (1e8, "50 ms", "no plan meets p99 ≤ 50 ms")],
+)
+def test_what_cannot_be_planned_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, target: str, told: str
+) -> None:
+    """Serving without a plan tells a stopped search from a target that is too tight."""
+    monkeypatch.setattr(greedy, "start", lambda _judge: None)
+    spec = spec_of(GOOD.replace("350 ms", target) + f"search: {{limit: {limit:.0f}}}\n")
+    with pytest.raises(UnfoldError, match=told):
+        prepare(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
 
 
 def test_a_quota_that_no_target_helps_is_the_next_thing_to_change(tmp_path: Path) -> None:
