@@ -6,6 +6,7 @@ numbers.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -78,6 +79,8 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "") -> Itera
             _check(head, wanted, path, hint)
             for line, cells in lines:
                 yield CsvRow(_named(head, cells, path, line), path, line)
+    except UnicodeDecodeError as error:
+        raise not_utf8(_plain(path), path) from error
     except UNREADABLE as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
 
@@ -110,6 +113,24 @@ def open_text(path: Path) -> io.TextIOWrapper:
     with path.open("rb") as raw:
         packed = raw.read(2) == GZIP
     return io.TextIOWrapper(gzip.open(path) if packed else path.open("rb"), "utf-8-sig", newline="")
+
+
+def not_utf8(data: bytes, path: Path) -> UnfoldError:
+    """Return an error that tells the first line of a table which is not in UTF-8, and how to convert it."""
+    wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    line = 1
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, 0 if wide else error.start) + 1
+    name, code = ("UTF-16", "UTF-16") if wide else ("Latin-1", "LATIN1")
+    hint = f"if it is in {name}: iconv -f {code} -t UTF-8 {path.name.removesuffix('.gz')} > new.csv"
+    return UnfoldError(Diagnostic("the file is not in UTF-8", str(path), line, 1, hint=hint))
+
+
+def _plain(path: Path) -> bytes:
+    data = path.read_bytes()
+    return gzip.decompress(data) if data[:2] == GZIP else data
 
 
 def _check(head: Sequence[str], wanted: Sequence[str], path: Path, hint: str) -> None:
