@@ -19,7 +19,9 @@ from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import TUMOURS, run_in, spec_of
 from unfold_cascade.decide import decide
+from unfold_cascade.live import answered, within_single
 from unfold_cascade.policy import follow
+from unfoldkit.serving.model import Call, Field
 
 X = load_breast_cancer().data
 
@@ -106,6 +108,29 @@ def test_a_wrong_shape_and_a_nan_are_refused(served: tuple[str, Path, subprocess
     status, answer = _asked(url, X[:2, :3])
     assert status == 400
     assert answer["error"]
+
+
+def test_a_value_beyond_single_precision_is_refused(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+    """A number that trees cannot hold is the client's mistake, told with its row and column."""
+    url, _, _ = served
+    data = X[:2].ravel().tolist()
+    data[31] = -1e39
+    tensor = {"name": "x", "shape": [2, 30], "datatype": "FP64", "data": data}
+    status, answer = _post(f"{url}/v2/models/tumours/infer", json.dumps({"inputs": [tensor]}).encode())
+    assert status == 400
+    assert 'holds -1e+39 in row 2, column "mean_texture"' in answer["error"]
+
+
+def test_only_the_call_with_such_a_value_is_refused() -> None:
+    """Of the calls of one batch, those with values of any usual size are answered and counted, gaps among them."""
+    x = np.array([[1.0, np.nan], [2.0, 1e39], [3.0, 4.0]])
+    field = Field("x", "FP64", (2,), missing=True)
+    kept, refused = within_single(x, (Call(1), Call(1), Call(1)), field)
+    assert set(refused) == {1}
+    assert refused[1].status == 400
+    assert np.array_equal(kept, [[1.0, np.nan], [2.0, 0.0], [3.0, 4.0]], equal_nan=True)
+    assert answered([7, 8, 9], (Call(1), Call(1), Call(1)), refused) == [7, 9]
+    assert within_single(x[:1], (Call(1),), field)[1] == {}
 
 
 def test_an_unknown_model_is_answered_404(served: tuple[str, Path, subprocess.Popen[str]]) -> None:

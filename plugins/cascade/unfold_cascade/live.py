@@ -11,9 +11,10 @@ import numpy as np
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.gates.conditional import Calibration, contexts
 from unfold_cascade.pack import Engine
-from unfoldkit.serving.model import Answers, Array, Batch, Coded, Field
+from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Field, Refusal
 
 Confidence = Callable[[FloatArray], FloatArray]
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
@@ -177,13 +178,16 @@ class Cascade:
     count: Callable[[Sequence[int]], None]
 
     def predict(self, batch: Batch) -> Answers:
-        """Answer a batch."""
-        found = self.follow(batch.inputs[self.inputs[0].name])
+        """Answer a batch; calls with a value that single precision cannot hold are refused."""
+        item = self.inputs[0]
+        x, refused = within_single(batch.inputs[item.name], batch.calls, item)
+        found = self.follow(x)
         if not batch.trial:
-            self.count(found.way)
+            self.count(answered(found.way, batch.calls, refused))
         known = {name: Coded(found.way, values) for name, values in self.written.items()}
         label = Coded(found.answer, self.table.labels)
-        return Answers({"label": label, "confidence": found.confidence, "route_confidence": found.score, **known})
+        said: dict[str, Column] = {"confidence": found.confidence, "route_confidence": found.score}
+        return Answers({"label": label, **said, **known}, refused)
 
     def follow(self, x: FloatArray) -> Way:
         """Send (n, d) rows through the cascade."""
@@ -201,3 +205,30 @@ class Cascade:
         last = [read[-1] for read in scores]
         spare = [0.0] * len(self.table.stage[0])
         return Way(answer, way, last, [read + spare[len(read) :] for read in scores])
+
+
+def within_single(x: FloatArray, calls: Sequence[Call], item: Field) -> tuple[FloatArray, dict[int, Refusal]]:
+    """Return (n, d) rows without values that are beyond single precision, and why the calls that had some are refused.
+
+    Trees, and most models that were converted, compute in single precision, where such a value is infinite.
+    """
+    # min and max make no second table of the size of x, and pass over NaN
+    if np.fmin.reduce(x, axis=None) >= -LARGEST and np.fmax.reduce(x, axis=None) <= LARGEST:
+        return x, {}
+    large = np.abs(x) > LARGEST
+    refused, first = dict[int, Refusal](), 0
+    for index, call in enumerate(calls):
+        for row, column in np.argwhere(large[first : first + call.rows])[:1]:
+            where = f'column "{item.columns[column]}"' if item.columns else f"column {column + 1}"
+            value = f"{x[first + row, column]:g} in row {row + 1}, {where}"
+            refused[index] = Refusal(400, f"input {item.name!r} holds {value}: too large for single precision")
+        first += call.rows
+    return np.where(large, 0.0, x), refused
+
+
+def answered(ways: Sequence[int], calls: Sequence[Call], refused: Mapping[int, Refusal]) -> Sequence[int]:
+    """Return the ways of the rows that are answered."""
+    if not refused:
+        return ways
+    keep = np.repeat([index not in refused for index in range(len(calls))], [call.rows for call in calls])
+    return [way for way, kept in zip(ways, keep.tolist(), strict=True) if kept]
