@@ -34,6 +34,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "extra-trees": {"n_jobs": 1},
     "xgboost": {"n_jobs": 1, "tree_method": "hist"},
 }
+LIBRARIES = ("sklearn.", "xgboost.")
+NO_CLASSIFIER = "is no classifier that tells how sure it is"
 TRUSTED_PREFIXES = ("sklearn.", "_loss.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
 
 
@@ -56,11 +58,27 @@ def check(recipe: Recipe, *, key: str, allow_code: bool) -> None:
     path = SHORT_NAMES.get(recipe.estimator, recipe.estimator)
     if "." not in path:
         raise fail(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES))
-    if not path.startswith(("sklearn.", "xgboost.")) and not allow_code:
+    if not path.startswith(LIBRARIES) and not allow_code:
         raise fail(
             f"{path} is code outside scikit-learn and XGBoost", key=key, hint="--allow-code lets the spec name it"
         )
     build(recipe, 0, key=key)
+    if not is_classifier(path):
+        raise fail(f"{path} {NO_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
+
+
+def is_classifier(estimator: str) -> bool:
+    """Whether the class at a dotted path tells classes apart and how sure it is; one that is not found may be one."""
+    import pkgutil
+
+    from sklearn.base import ClassifierMixin
+
+    try:
+        kind = pkgutil.resolve_name(estimator)
+    except (ImportError, AttributeError, ValueError):
+        return True
+    known = not estimator.startswith(LIBRARIES) or issubclass(kind, ClassifierMixin)
+    return known and any(hasattr(kind, name) for name in ("predict_proba", "decision_function"))
 
 
 def build(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator") -> Any:

@@ -239,10 +239,12 @@ class CascadeSpec(Spec):
 
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
+        from unfold_cascade import names
         from unfold_cascade.time import rules
 
         yield from _goal_problems(self.goal)
         yield from _split_problems(self.data.split)
+        yield from names.problems(self)
         if self.over_time:
             yield from rules.over_time(self)
             yield from _confidence_problems(self)
