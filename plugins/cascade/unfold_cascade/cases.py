@@ -11,18 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade import cells
+from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.data import Frame, Rows, expand, load_frame, matrix, split_rows
 from unfold_cascade.spec import CascadeSpec
 from unfoldkit.api import Run, dump, fail, fingerprint
 
 FILE = "cases.npz"
 FITTED = 8
+FOLDED = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Cases:
-    """The rows of a spec.
+    """The rows of a spec that have a label; ``unlabelled`` counts those of the table that have none.
 
     ``labels`` (n,) are numbers from 0 to C-1 with ``names``; ``columns`` the columns of each feature group and
     ``order`` all of them, as they stand in the matrix of features; ``digest`` is a hash of the table.
@@ -35,6 +37,7 @@ class Cases:
     order: tuple[str, ...]
     digest: str
     source: str
+    unlabelled: int = 0
 
     def places(self, groups: Sequence[str] | None) -> IntArray:
         """Return the column numbers of the named feature groups, all if ``None``."""
@@ -49,7 +52,34 @@ def cases(spec: CascadeSpec, run: Run) -> Cases:
     Raises:
         UnfoldError: a file, column or label is not as the spec says.
     """
-    return _unpacked(run.directory.once(FILE, made_from(spec, run), lambda: _packed(_read(spec, run))))
+    made = made_from(spec, run)
+    found = _unpacked(run.directory.once(FILE, made, lambda: _packed(_read(spec, run))))
+    if all(name == cells.label_text(name) and not cells.is_unlabelled(name) for name in found.names):
+        return found
+    # kept by a version that took a gap, or 1.0 beside 1, for a label of its own
+    run.directory.write(FILE, _packed(_read(spec, run)), made_from=made)
+    return stored_cases(run)
+
+
+def labels_of(spec: CascadeSpec, frame: Frame) -> np.ndarray:
+    """Return (n,) the label of each row of a table as text.
+
+    Raises:
+        UnfoldError: there is no such column.
+    """
+    last = len(spec.stages) - 1
+    return frame.text(spec.stages[last].target.column or "", key=f"stages[{last}].target.column")
+
+
+def labelled(spec: CascadeSpec, frame: Frame) -> BoolArray:
+    """Return (n,) which rows of a table are cases: those with a label."""
+    return cells.known(labels_of(spec, frame))
+
+
+def left_out(given: Cases) -> tuple[str, ...]:
+    """Return what a report notes of rows that are no cases."""
+    count = given.unlabelled
+    return (f"{count:,} row{'s' * (count > 1)} of {given.source} without a label left out",) if count else ()
 
 
 def made_from(spec: CascadeSpec, run: Run) -> str:
@@ -67,9 +97,12 @@ def stored_cases(run: Run) -> Cases:
 
 
 def features(spec: CascadeSpec, run: Run, given: Cases) -> FloatArray:
-    """Return the (n, d) matrix of all feature columns, in ``given.order``."""
+    """Return the (n, d) matrix of all feature columns of the cases, in ``given.order``."""
     frame = load_frame(spec, run)
-    return matrix(frame, given.order, key="features") if given.order else np.zeros((len(frame), 0))
+    if not given.order:
+        return np.zeros((len(given.labels), 0))
+    found: FloatArray = matrix(frame, given.order, key="features")[labelled(spec, frame)]
+    return found
 
 
 def dump_features(spec: CascadeSpec) -> object:
@@ -97,7 +130,7 @@ def group_of_label(spec: CascadeSpec, names: Sequence[str]) -> IntArray:
     target = spec.stages[0].target.groups
     if target is None:
         return np.zeros(len(names), dtype=np.int64)
-    known = {str(label): number for number, labels in enumerate(target.values()) for label in labels}
+    known = {cells.label_text(label): number for number, labels in enumerate(target.values()) for label in labels}
     wrong = {"is in no group": set(names) - set(known), "is not in the data": set(known) - set(names)}
     for complaint, labels in wrong.items():
         if labels:
@@ -107,20 +140,40 @@ def group_of_label(spec: CascadeSpec, names: Sequence[str]) -> IntArray:
 
 def _read(spec: CascadeSpec, run: Run) -> Cases:
     frame = load_frame(spec, run)
-    last = len(spec.stages) - 1
-    column = spec.stages[last].target.column or ""
-    text = frame.text(column, key=f"stages[{last}].target.column")
+    column, recorded = spec.stages[-1].target.column or "", spec.data.source == "recorded"
+    every = labels_of(spec, frame)
+    text = every[cells.known(every)]
+    unlabelled = len(every) - len(text)
+    _check_known(unlabelled, len(every), column, frame.name)
     names, labels = np.unique(text, return_inverse=True)
     # of recorded models nothing is fitted, so a label may be as rare as it is
-    _check_labels(text, names, column, least=1 if spec.data.source == "recorded" else FITTED)
+    _check_labels(text, names, column, least=1 if recorded else FITTED)
     rows = split_rows(text, spec.data.split, run.seed)
-    words = spec.data.categories if spec.data.source == "table" else ()
-    columns = {} if spec.data.source == "recorded" else expand(frame, spec.features, column, words)
+    if not recorded:
+        _check_train(labels, rows.train, names, column)
+    columns = {} if recorded else _columns(spec, frame, column)
     order = tuple(dict.fromkeys(name for group in columns.values() for name in group))
-    _check_numeric(frame, order)
-    found = Cases(rows, labels.astype(np.int64), tuple(map(str, names)), columns, order, frame.digest, frame.name)
-    group_of_label(spec, found.names)
+    words = tuple(map(str, names))
+    group_of_label(spec, words)
+    return Cases(rows, labels.astype(np.int64), words, columns, order, frame.digest, frame.name, unlabelled)
+
+
+def _columns(spec: CascadeSpec, frame: Frame, label: str) -> dict[str, tuple[str, ...]]:
+    """Return the columns of each feature group; all of them hold numbers."""
+    words = spec.data.categories if spec.data.source == "table" else ()
+    found = expand(frame, spec.features, label, words)
+    _check_numeric(frame, tuple(dict.fromkeys(name for group in found.values() for name in group)))
     return found
+
+
+def _check_known(unlabelled: int, rows: int, column: str, name: str) -> None:
+    if 2 * unlabelled > rows:
+        marks = ", ".join(sorted(filter(None, cells.MISSING - cells.MEANT)))
+        raise fail(
+            f'{unlabelled} of {rows} rows of {name} have no label in the column "{column}"',
+            key="stages.target.column",
+            hint=f"empty and these, in any case, are none: {marks}; if one is meant as a label, write another word",
+        )
 
 
 def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, least: int) -> None:
@@ -134,6 +187,21 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, least: in
             f"each needs at least {least} cases",
             key="stages.target.column",
             hint="leave its rows out of the file, or give them the label that they are nearest to",
+        )
+
+
+def _check_train(labels: IntArray, train: IntArray, names: np.ndarray, column: str) -> None:
+    """Raise when a label is too rare in the training part for out-of-fold answers."""
+    counts = np.bincount(labels[train], minlength=len(names))
+    rare = int(counts.argmin())
+    if counts[rare] < FOLDED:
+        total = int((labels == rare).sum())
+        least = next(percent for percent in range(1, 101) if round(total * percent / 100) >= FOLDED)
+        raise fail(
+            f'the label "{names[rare]}" of "{column}" has {counts[rare]} of its {total} cases in the training part; '
+            f"each needs at least {FOLDED} there",
+            key="data.split.train",
+            hint=f"train: {least}% puts {FOLDED} there; so do more cases of this label",
         )
 
 
@@ -154,6 +222,7 @@ def _packed(found: Cases) -> bytes:
         "order": found.order,
         "digest": found.digest,
         "source": found.source,
+        "unlabelled": found.unlabelled,
     }
     stream = io.BytesIO()
     parts = {"train": found.rows.train, "calibrate": found.rows.calibrate, "test": found.rows.test}
@@ -168,4 +237,5 @@ def _unpacked(data: bytes) -> Cases:
         rows = Rows(stored["train"], stored["calibrate"], stored["test"])
         labels = stored["labels"]
     columns = {name: tuple(values) for name, values in facts["columns"].items()}
-    return Cases(rows, labels, tuple(facts["names"]), columns, tuple(facts["order"]), facts["digest"], facts["source"])
+    told = facts["digest"], facts["source"], facts.get("unlabelled", 0)
+    return Cases(rows, labels, tuple(facts["names"]), columns, tuple(facts["order"]), *told)

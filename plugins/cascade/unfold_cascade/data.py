@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import fnmatch
 import gzip
 import hashlib
@@ -11,40 +12,43 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from unfold_cascade import cells
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time.keys import Split
-from unfoldkit.api import Run, UnfoldError, csv_lines, did_you_mean, fail
+from unfoldkit.api import Run, UnfoldError, csv_lines, did_you_mean, fail, not_utf8
 
-MISSING = frozenset({"", "na", "nan", "null", "none"})
 IS = "="
 MOST_WORDS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Columns of text or numbers, all of the same length; ``digest`` is a hash of the content."""
+    """Columns of text or numbers, all of the same length; ``digest`` is a hash of the content.
+
+    ``words`` says whether ``data.categories`` may name columns of it.
+    """
 
     columns: Mapping[str, np.ndarray]
     digest: str
     name: str
+    words: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def text(self, column: str, *, key: str) -> np.ndarray:
-        """Return a column as text.
+        """Return a column as text, each value as ``cells.label_text`` writes it.
 
         Raises:
             UnfoldError: there is no such column.
         """
         if column not in self.columns:
             raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
-        return np.array([_label_text(value) for value in self.columns[column]])
+        return np.array([cells.label_text(value) for value in self.columns[column]], dtype=np.str_)
 
     def numbers(self, column: str, *, key: str) -> FloatArray:
         """Return a column as float64; an empty cell is NaN. ``COLUMN=WORD`` is 1 where the column says so, else 0.
@@ -54,12 +58,9 @@ class Frame:
         """
         if column not in self.columns:
             whole = next((name for name in self.columns if column.startswith(name + IS)), column)
-            word = column.removeprefix(whole + IS)
+            word = cells.label_text(column.removeprefix(whole + IS))
             return np.asarray(self.text(whole, key=key) == word, dtype=np.float64)
-        values = self.columns[column]
-        if values.dtype.kind in "fiub":
-            return np.asarray(values, dtype=np.float64)
-        return np.array([_number(value, row, column, self.name, key) for row, value in enumerate(values)])
+        return cells.numbers(self.columns[column], cells.Place(self.name, column, key, self.words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ def load_frame(spec: CascadeSpec, run: Run) -> Frame:
     data = spec.data
     if data.source == "sklearn":
         return _bundled(data.dataset)
-    return frame_of_file(run.path(data.path, key="data.path"))
+    frame = frame_of_file(run.path(data.path, key="data.path"))
+    return dataclasses.replace(frame, words=data.source == "table")
 
 
 def frame_of_file(path: Path) -> Frame:
@@ -135,7 +137,9 @@ def split_rows(labels: np.ndarray, split: Split, seed: int) -> Rows:
 def _matching(frame: Frame, usable: Sequence[str], key: str, patterns: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
     for pattern in patterns:
-        matched = [column for column in usable if fnmatch.fnmatchcase(column, pattern)]
+        # the name itself goes first: "age [y]" is a pattern too, but not of its own name
+        exact = [pattern] if pattern in usable else []
+        matched = exact or [column for column in usable if fnmatch.fnmatchcase(column, pattern)]
         if not matched:
             hint = did_you_mean(pattern, frame.columns)
             raise fail(f'{frame.name} has no column "{pattern}"', key=key, hint=hint)
@@ -146,7 +150,7 @@ def _matching(frame: Frame, usable: Sequence[str], key: str, patterns: Sequence[
 def _words(frame: Frame, column: str) -> tuple[str, ...]:
     """Return a column for each word that occurs in a category."""
     text = frame.text(column, key="data.categories")
-    words = [word for word in np.unique(text).tolist() if word.lower() not in MISSING]
+    words = [word for word in np.unique(text).tolist() if not cells.is_missing(word)]
     if not 0 < len(words) <= MOST_WORDS:
         raise fail(
             f'the column "{column}" has {len(words)} different words; a category has 1 to {MOST_WORDS}',
@@ -184,9 +188,11 @@ def _parquet(path: Path) -> Frame:
 def _csv(path: Path) -> Frame:
     data = _bytes(path)
     try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-        rows = list(csv_lines(io.StringIO(text, newline="")))
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error, csv.Error) as error:
+        plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        rows = list(csv_lines(io.StringIO(plain.decode("utf-8-sig"), newline="")))
+    except UnicodeDecodeError as error:
+        raise not_utf8(plain, path) from error
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
     head = rows[0][1] if rows else []
     if not rows or len(set(head)) != len(head):
@@ -211,20 +217,3 @@ def _bytes(path: Path) -> bytes:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _number(value: Any, row: int, column: str, name: str, key: str) -> float:
-    text = "" if value is None else str(value).strip()
-    if text.lower() in MISSING:
-        return float("nan")
-    try:
-        return float(text)
-    except ValueError as error:
-        problem = f'{name}: "{text[:40]}" in row {row + 1} of column "{column}" is not a number'
-        raise fail(problem, key=key, hint=f"data.categories: [{column}] takes its words as values") from error
-
-
-def _label_text(value: Any) -> str:
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    return str(value).strip()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unfold_cascade import exits
+from unfold_cascade.cases import left_out
 from unfold_cascade.check import check, new_data
 from unfold_cascade.decide import decide
 from unfold_cascade.spec import CascadeSpec
@@ -23,4 +26,5 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
         return check(spec, before, run)
     found = decide(spec, run)
     exits.keep(found, run)
-    return tell(found, run, "plan")
+    report = tell(found, run, "plan")
+    return replace(report, notes=(*report.notes, *left_out(found.given)))

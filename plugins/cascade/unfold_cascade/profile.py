@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_cascade.cases import cases
+from unfold_cascade.cases import cases, left_out
 from unfold_cascade.questions import zoo
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.zoo import logs
@@ -44,6 +44,7 @@ def profile(spec: CascadeSpec, run: Run) -> Report:
         subtitle=(f"{len(given.labels):,} cases",),
         metrics={"models": Metric(len(rows)), "slowest": Metric(slowest, "µs", timed=True)},
         tables=(Table("models", columns, rows),),
+        notes=left_out(given),
         next=f"unfold train {run.directory.path}",
         provenance={"inputs": {"data": given.digest}},
     )

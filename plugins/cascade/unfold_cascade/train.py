@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unfold_cascade import exits
+from unfold_cascade.cases import left_out
 from unfold_cascade.decide import decide
 from unfold_cascade.pack import keep_probe
 from unfold_cascade.spec import CascadeSpec
@@ -19,4 +22,5 @@ def train(spec: CascadeSpec, run: Run) -> Report:
     if spec.data.source != "recorded":
         keep_probe(spec, run, found.given)
     exits.keep(found, run)
-    return tell(found, run, "train")
+    report = tell(found, run, "train")
+    return replace(report, notes=(*report.notes, *left_out(found.given)))

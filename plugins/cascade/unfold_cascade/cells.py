@@ -1,0 +1,107 @@
+"""Cells of tables: what stands for nothing, what is a number, and how a label is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade.arrays import BoolArray, FloatArray
+from unfoldkit.api import UnfoldError, fail
+
+MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na"})
+MEANT = frozenset({"-", "none"})
+"""Marks that are labels all the same: of tests that are + or -, of what has one of several kinds or none."""
+HINTS: Mapping[str, str] = {
+    "confidence": "a number such as 0.9, or 90%; empty where the service did not answer",
+    "time": "hours as numbers, such as 1.5",
+}
+_WHOLE = re.compile(r"([-+]?\d+)\.0+")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where cells stand: table, column, the key that names them; ``words`` says if ``data.categories`` could."""
+
+    table: str
+    column: str
+    key: str
+    words: bool
+
+    def wrong(self, cell: Any, row: int, problem: str, hint: str) -> UnfoldError:
+        """Return an error about one cell."""
+        message = f'{self.table}: "{str(cell)[:40]}" in row {row + 1} of column "{self.column}" {problem}'
+        return fail(message, key=self.key, hint=hint)
+
+
+def label_text(value: Any) -> str:
+    """Return a label as it is written everywhere: whole numbers without a point, nothing for null."""
+    if value is None or value != value:  # noqa: PLR0124 - NaN
+        return ""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says that nothing is known."""
+    return text.lower() in MISSING
+
+
+def is_unlabelled(text: str) -> bool:
+    """Whether a cell of a column of labels holds none."""
+    return is_missing(text) and text not in MEANT
+
+
+def numbers(cells: np.ndarray, place: Place) -> FloatArray:
+    """Return (n,) float64, NaN for what is missing; ``78.1%`` is 0.781.
+
+    Raises:
+        UnfoldError: a cell is no number, or an infinite one.
+    """
+    found = np.array([_number(cell) for cell in cells]) if cells.dtype.kind not in "fiub" else cells.astype(np.float64)
+    bad = np.flatnonzero(np.isinf(found))
+    if len(bad):
+        row = int(bad[0])
+        if _is_word(cells[row]):
+            raise place.wrong(cells[row], row, "is not a number", _hint(cells, place))
+        raise place.wrong(cells[row], row, "is not a number that can be meant", "leave the cell empty")
+    return found
+
+
+def _number(cell: Any) -> float:
+    """Return the number in a cell, NaN if it is missing, infinity if there is none."""
+    text = "" if cell is None else str(cell).strip()
+    if is_missing(text):
+        return float("nan")
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return float("inf")
+
+
+def _is_word(cell: Any) -> bool:
+    try:
+        float(str(cell).strip().removesuffix("%"))
+    except ValueError:
+        return True
+    return False
+
+
+def _hint(cells: np.ndarray, place: Place) -> str:
+    given = [text for text in (label_text(cell) for cell in cells) if not is_missing(text)]
+    if 2 * sum(map(_is_word, given)) <= len(given):
+        return "leave the cell empty where nothing is known"
+    if place.words:
+        return f"data.categories: [{place.column}] takes its words as values"
+    return HINTS.get(place.key.rsplit(".", 1)[-1], "")
+
+
+def known(text: np.ndarray) -> BoolArray:
+    """Return (n,) whether there is a label."""
+    return np.array([not is_unlabelled(str(cell)) for cell in text], dtype=np.bool_)
