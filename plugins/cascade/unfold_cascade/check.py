@@ -143,6 +143,7 @@ def _sureness(question: Question, step: Step, rows: IntArray, end: IntArray) -> 
 def _bands(old: FloatArray, new: FloatArray) -> tuple[tuple[str, ...], FloatArray, FloatArray]:
     """Return the names of bands of confidence that hold as many cases of both tables each, and the counts in them."""
     every = np.concatenate([old, new])
+    every = every[np.isfinite(every)]
     edges = np.unique(np.quantile(every, np.linspace(0, 1, BANDS + 1)[1:-1])) if every.size else np.empty(0)
     ends = ["", *(f"{edge:.3g}" for edge in edges), ""]
     names = tuple(

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unfold_cascade import cells
 from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.cases import Cases, group_of_label, source_digest
+from unfold_cascade.cases import Cases, group_of_label, labelled, source_digest
 from unfold_cascade.data import Frame, load_frame
 from unfold_cascade.gates import confidence
-from unfold_cascade.spec import CascadeSpec, ModelSpec
+from unfold_cascade.spec import CascadeSpec, ModelSpec, Recorded
 from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, candidate_name, logs
 from unfoldkit.api import Run, dump, fail, fingerprint
 
 RECORDED_FILE = "logs/recorded.npz"
+READING = 2
+"""Counts up when logs are read in another way, so that tables of before are made again."""
+STRANGE = 0.95
+LOOKS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +211,15 @@ def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:
 
 def _recorded(spec: CascadeSpec, run: Run, given: Cases) -> Question:
     models = spec.stages[0].models
-    made_from = fingerprint([dump(model) for model in models], given.names, source_digest(spec, run))
-    data = run.directory.once(
-        RECORDED_FILE, made_from, lambda: _packed(heard(spec, given.names, load_frame(spec, run)))
-    )
-    return _question_of(spec, data)
+    made_from = fingerprint([dump(model) for model in models], given.names, source_digest(spec, run), READING)
+
+    def make() -> bytes:
+        frame = load_frame(spec, run)
+        cases = labelled(spec, frame)
+        answer, score = heard(spec, given.names, frame)
+        return _packed((answer[cases], score[cases]))
+
+    return _question_of(spec, run.directory.once(RECORDED_FILE, made_from, make))
 
 
 def recorded_again(spec: CascadeSpec, run: Run, names: Sequence[str], frame: Frame | None = None) -> Zoo:
@@ -233,19 +243,51 @@ def _question_of(spec: CascadeSpec, data: bytes) -> Question:
 
 
 def heard(spec: CascadeSpec, names: Sequence[str], frame: Frame) -> tuple[IntArray, FloatArray]:
-    """Return (n, M) answers and (n, M) confidences of recorded models; ``names`` are those of the labels."""
+    """Return (n, M) answers and (n, M) confidences of recorded models; ``names`` are those of the labels.
+
+    Where a model gave no answer, or no confidence in it, its confidence is minus infinity: no gate stops there.
+
+    Raises:
+        UnfoldError: a column is missing, or the answers of a model are no labels.
+    """
+    found = [
+        _heard(model.recorded, names, frame, model.name, f"stages[0].models[{m}].recorded")
+        for m, model in enumerate(spec.stages[0].models)
+        if model.recorded is not None
+    ]
+    return np.array([answer for answer, _ in found], dtype=np.int64).T, np.array([score for _, score in found]).T
+
+
+def _heard(columns: Recorded, names: Sequence[str], frame: Frame, model: str, key: str) -> tuple[IntArray, FloatArray]:
+    text = frame.text(columns.prediction, key=f"{key}.prediction")
+    _check_answers(text, names, model, f"{key}.prediction")
     number = {name: index for index, name in enumerate(names)}
-    answers, scores = [], []
-    for m, model in enumerate(spec.stages[0].models):
-        columns = model.recorded
-        if columns is None:
-            continue
-        key = f"stages[0].models[{m}].recorded"
-        text = frame.text(columns.prediction, key=f"{key}.prediction")
-        # an answer that is no label of the data is wrong whatever the truth
-        answers.append([number.get(str(value), len(number)) for value in text])
-        scores.append(np.nan_to_num(frame.numbers(columns.confidence, key=f"{key}.confidence"), nan=-np.inf))
-    return np.array(answers, dtype=np.int64).T, np.array(scores).T
+    # an answer that is no label of the data is wrong whatever the truth
+    answer = np.array([number.get(str(value), len(number)) for value in text], dtype=np.int64)
+    sure = frame.numbers(columns.confidence, key=f"{key}.confidence")
+    unheard = np.isnan(sure) | (~cells.known(text) & (answer == len(number)))
+    return answer, np.where(unheard, -np.inf, sure)
+
+
+def _check_answers(text: np.ndarray, names: Sequence[str], model: str, key: str) -> None:
+    """Raise when the answers of a model look as if they were meant as labels, and are none."""
+    given = Counter(map(str, text[cells.known(text)]))
+    strange = Counter({answer: count for answer, count in given.items() if answer not in names})
+    likely = {name.casefold(): name for name in names}
+    alike = sum(count for answer, count in strange.items() if answer.casefold() in likely)
+    if (strange.total() < STRANGE * given.total() and alike < LOOKS * given.total()) or not strange:
+        return
+    shown = [answer for answer, _ in strange.most_common(3)]
+    hint = f"the labels are {_quoted(names[:6])}{', ...' * (len(names) > 6)}"
+    if alike:
+        shown = [answer for answer, _ in strange.most_common() if answer.casefold() in likely][:3]
+        hint = f"the labels are {_quoted([likely[answer.casefold()] for answer in shown])}: write both in the same case"
+    share = f"{strange.total():,} of {given.total():,} answers of {model!r}"
+    raise fail(f"{share} are no labels of the data, such as {_quoted(shown)}", key=key, hint=hint)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return ", ".join(f'"{word}"' for word in words)
 
 
 def _packed(tables: tuple[IntArray, FloatArray]) -> bytes:

@@ -43,11 +43,12 @@ class Calibration:
     curves: Mapping[int, tuple[Curve, float]]
 
     def __call__(self, confidence: FloatArray, context: IntArray) -> FloatArray:
-        """Return the (n,) scores of rows with (n,) confidences in (n,) contexts."""
+        """Return the (n,) scores of rows with (n,) confidences in (n,) contexts; of no confidence comes no score."""
         score = self.pooled(confidence)
         for name, (curve, weight) in self.curves.items():
             rows = context == name
             score[rows] += weight * (curve(confidence[rows]) - score[rows])
+        score[confidence == -np.inf] = -np.inf
         return score
 
 
@@ -58,11 +59,13 @@ def calibrate(confidence: FloatArray, context: IntArray, target: FloatArray, *, 
     keep their order. A context of r rows weighs ``r / (r + shrinkage)`` against the pooled curve.
 
     Args:
-        confidence: (n,) confidence of the gate's model.
+        confidence: (n,) confidence of the gate's model; rows of minus infinity, which has none, are not looked at.
         context: (n,) context, see ``contexts``.
         target: (n,) what stopping is worth: 1 - loss, or the loss of the next model minus this one's.
         shrinkage: Rows at which a context weighs as much as all rows together.
     """
+    heard = np.isfinite(confidence)
+    confidence, context, target = confidence[heard], context[heard], target[heard]
     names, rows = np.unique(context, return_counts=True)
     weights = rows / (rows + shrinkage)
     curves = {
@@ -190,6 +193,8 @@ def _stacked(gate: Callable[[Chain], FloatArray], chain: Chain, rows: int) -> Fl
 def _curve(confidence: FloatArray, target: FloatArray) -> Curve:
     from scipy.optimize import isotonic_regression
 
+    if not confidence.size:
+        return Curve(np.zeros(1), np.zeros(1))
     distinct, place, rows = np.unique(confidence, return_inverse=True, return_counts=True)
     fitted = isotonic_regression(np.bincount(place, target) / rows, weights=rows)
     starts = fitted.blocks[:-1]

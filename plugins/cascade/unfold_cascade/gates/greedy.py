@@ -59,7 +59,7 @@ def hard_gating(
     ``exact_front``.
 
     Args:
-        score: (n, G) finite score that gate j reads.
+        score: (n, G) score that gate j reads, as for ``exact_front``.
         loss: (n, K) loss of model j's answer, K = G + 1.
         cost: (n, K) or (K,) cost of asking model j once the row got there.
         budget: Mean cost per row that may be spent.
@@ -101,7 +101,7 @@ def greedy_for_loss(
     the intervals between them; no budget is tried in vain.
 
     Args:
-        score: (n, G) finite score that gate j reads.
+        score: (n, G) score that gate j reads, as for ``exact_front``.
         loss: (n, K) loss of model j's answer, K = G + 1.
         cost: (n, K) or (K,) cost of asking model j once the row got there.
         target: Mean loss per row to reach.

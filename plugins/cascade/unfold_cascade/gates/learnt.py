@@ -29,7 +29,7 @@ def learnt_cuts(tables: Tables, kinds: Iterable[Learnt]) -> Iterator[FloatArray]
         kinds: how gates are learnt.
     """
     score, loss, cost = (table[:: max(len(tables[0]) // ROWS, 1)] for table in _rowwise(tables))
-    mean = cost.mean(axis=0)
+    score, mean = _heard(score), cost.mean(axis=0)
     for lam, kind in product(LAMBDAS if score.shape[1] else (), kinds):
         priced = lam / max(float(mean.max()), 1e-300)
         found = learn_gates(score, loss, mean, priced, 0).spans() if kind == "soft" else None
@@ -39,6 +39,16 @@ def learnt_cuts(tables: Tables, kinds: Iterable[Learnt]) -> Iterator[FloatArray]
 def _rowwise(tables: Tables) -> Tables:
     score, loss, cost = tables
     return score, loss, np.broadcast_to(cost, loss.shape)
+
+
+def _heard(score: FloatArray) -> FloatArray:
+    """Return scores that a gradient can work on: in the place of none, one below all."""
+    known = np.isfinite(score)
+    low = np.min(score, axis=0, initial=np.inf, where=known)
+    high = np.max(score, axis=0, initial=-np.inf, where=known)
+    with np.errstate(invalid="ignore"):
+        below = np.where(np.isfinite(low), low - np.maximum(high - low, 1.0), 0.0)
+    return np.where(known, score, below)
 
 
 def _one_sided(cuts: FloatArray) -> FloatArray:

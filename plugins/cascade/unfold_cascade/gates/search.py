@@ -26,7 +26,8 @@ def exact_front(
     with all distinct scores as edges it is exact without reservation.
 
     Args:
-        score: (n, G) finite score that gate j reads, 0 <= G <= 4.
+        score: (n, G) score that gate j reads, 0 <= G <= 4; minus infinity where it has none, so that only a gate
+            that stops all stops there.
         loss: (n, K) loss of model j's answer, K = G + 1.
         cost: (n, K) or (K,) cost of asking model j once the row got there.
         bins: Bins per gate at most, by quantiles; None takes all distinct scores for one gate, and as many as
@@ -61,8 +62,8 @@ def checked(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[Floa
         raise ValueError(f"score must be (n, K - 1) beside loss {loss.shape}, not {score.shape}")
     if cost.shape not in (loss.shape, loss.shape[1:]):
         raise ValueError(f"cost must be (n, K) or (K,) beside loss {loss.shape}, not {cost.shape}")
-    if not all(np.isfinite(table).all() for table in (score, loss, cost)):
-        raise ValueError("score, loss and cost must be finite")
+    if not all(np.isfinite(table).all() for table in (score[score != -np.inf], loss, cost)):
+        raise ValueError("score, loss and cost must be finite, a score at most minus infinity")
     return score, loss, cost
 
 
@@ -70,7 +71,7 @@ def bin_edges(score: FloatArray, bins: int) -> FloatArray:
     """Return the edges of at most ``bins`` bins of equal share, cut between distinct scores only.
 
     Args:
-        score: (n,) finite scores.
+        score: (n,) scores, finite or minus infinity.
         bins: Bins at most; where there are no more distinct scores, each gets its own.
 
     Returns:
