@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +51,19 @@ class Outcome:
 
 def in_words(zoo: Zoo, policy: Policy) -> list[dict[str, Any]]:
     """Return the steps of a cascade with the names of their models, as a plan holds them."""
-    steps = [_step_in_words(zoo.first, policy.first)]
-    return steps + [_step_in_words(zoo.then[group], step) for group, step in policy.then.items()]
+    steps = [step_in_words(zoo.first, policy.first)]
+    return steps + [step_in_words(zoo.then[group], step) for group, step in policy.then.items()]
 
 
-def _step_in_words(question: Question, step: Step) -> dict[str, Any]:
-    cuts = [cut if np.isfinite(cut) else ("always" if cut < 0 else "never") for cut in step.cuts]
+def step_in_words(question: Question, step: Step) -> dict[str, Any]:
+    """Return one step with the names of its models; its cuts are on whatever its gates read."""
     models = [question.models[m] for m in step.chain]
-    return {"stage": question.stage, "group": question.group, "models": models, "cuts": cuts}
+    return {"stage": question.stage, "group": question.group, "models": models, "cuts": words_of(step.cuts)}
+
+
+def words_of(cuts: Iterable[float]) -> list[float | str]:
+    """Return cuts as a plan holds them: one that all reach is ``always``, one that none reaches ``never``."""
+    return [cut if np.isfinite(cut) else ("always" if cut < 0 else "never") for cut in cuts]
 
 
 def exits(question: Question, step: Step, rows: IntArray) -> IntArray:

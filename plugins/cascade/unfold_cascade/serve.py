@@ -17,6 +17,7 @@ from unfold_cascade.planned import planned
 from unfold_cascade.policy import Policy, Step, follow, in_words
 from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of, recorded_again
 from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.trust import matches
 from unfold_cascade.ways import outputs, table, written
 from unfold_cascade.zoo import AGAIN, BASELINE, WHOLE, Log, Slot, stored
 from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
@@ -153,7 +154,7 @@ def _policy(run: Run, zoo: Zoo, steps: Any) -> Policy:
     """Return the policy of the run's front that a plan describes, with its curves."""
     front = from_json(run.directory.read(FRONT_FILE), str(run.directory.path / FRONT_FILE))
     for policy in front.policies:
-        if in_words(zoo, policy) == steps:
+        if matches(zoo, policy, steps):
             return policy
     raise fail("the plan is not of this run: no cascade of its front is like it", hint=AGAIN)
 

@@ -10,8 +10,10 @@ import numpy as np
 from unfold_cascade import certificate, greedy_gap
 from unfold_cascade.choose import losses
 from unfold_cascade.decide import Plan
-from unfold_cascade.policy import Outcome, Policy, Step, follow, in_words
+from unfold_cascade.policy import Outcome, Policy, Step, follow
 from unfold_cascade.questions import Question
+from unfold_cascade.trust import gates_of, spelled
+from unfold_cascade.trust import tables as trust_tables
 from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
 MEASURED = "latency"
@@ -155,13 +157,15 @@ def _stage_tables(plan: Plan, outcome: Outcome) -> list[Table]:
     if plan.policy is None:
         return []
     timed = plan.spec.cost.by == MEASURED
+    gates = list(gates_of(plan.spec, plan.given, plan.zoo, plan.policy))
+    calibrated = any(one.trusts for one in gates)
     columns = (
         Column("stage"),
         Column("group"),
         Column("model"),
         Column("asked", "%", 1, timed=timed),
         Column("sure", "%", 1, timed=timed),
-        Column("answers from", "", 3, timed=timed),
+        Column("calibrated" if calibrated else "answers from", "", 3, timed=timed),
         Column(
             "a call",
             plan.zoo.unit,
@@ -174,7 +178,7 @@ def _stage_tables(plan: Plan, outcome: Outcome) -> list[Table]:
     for group, step in plan.policy.then.items():
         here = outcome.group == group
         rows += _chain_rows(plan.zoo.then[group], step, outcome.exit_then[here], n)
-    return [Table("route", columns, tuple(rows))]
+    return [Table("route", columns, tuple(rows)), *trust_tables(gates)]
 
 
 def _chain_rows(question: Question, step: Step, exit_: Any, n: int) -> list[tuple[Any, ...]]:
@@ -334,7 +338,7 @@ def _decision(plan: Plan) -> dict[str, Any]:
     common = {"baseline": plan.base.name, "goal": plan.spec.goal.model_dump(mode="json", exclude_none=True)}
     if plan.policy is None:
         return common | {"cascade": None}
-    return common | {"cascade": in_words(plan.zoo, plan.policy)}
+    return common | {"cascade": spelled(plan.spec, plan.given, plan.zoo, plan.policy)}
 
 
 def _digits(*costs: float) -> int:

@@ -43,11 +43,12 @@ class Calibration:
     curves: Mapping[int, tuple[Curve, float]]
 
     def __call__(self, confidence: FloatArray, context: IntArray) -> FloatArray:
-        """Return the (n,) scores of rows with (n,) confidences in (n,) contexts; of no confidence comes no score."""
+        """Return the (n,) scores of rows with (n,) confidences in (n,) contexts; of -inf, no confidence, it is -inf."""
         score = self.pooled(confidence)
         for name, (curve, weight) in self.curves.items():
             rows = context == name
             score[rows] += weight * (curve(confidence[rows]) - score[rows])
+        # who gave no confidence is not trusted, however good such answers were
         score[confidence == -np.inf] = -np.inf
         return score
 
@@ -64,8 +65,9 @@ def calibrate(confidence: FloatArray, context: IntArray, target: FloatArray, *, 
         target: (n,) what stopping is worth: 1 - loss, or the loss of the next model minus this one's.
         shrinkage: Rows at which a context weighs as much as all rows together.
     """
-    heard = np.isfinite(confidence)
-    confidence, context, target = confidence[heard], context[heard], target[heard]
+    # of who gave no confidence nothing can be learnt about confidences
+    given = confidence > -np.inf if (confidence > -np.inf).any() else np.ones(confidence.size, dtype=np.bool_)
+    confidence, context, target = confidence[given], context[given], target[given]
     names, rows = np.unique(context, return_counts=True)
     weights = rows / (rows + shrinkage)
     curves = {

@@ -50,7 +50,7 @@ def exact_front(
 
 
 def checked(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the three tables as float64.
+    """Return the three tables as float64; a score may be -inf, where a model gave none.
 
     Raises:
         ValueError: Shapes do not agree, there is no row, or a value is not finite.
