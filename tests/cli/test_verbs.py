@@ -51,6 +51,23 @@ def test_a_run_can_be_given_in_the_place_of_a_spec(unfold: Unfold, spec: Path) -
     assert unfold("train", "runs/a/plan.yaml", "--jobs", "1").code == 0
 
 
+def test_a_plan_is_of_the_run_that_it_lies_in(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """A verb on the plan or spec of a run goes on in that run, whatever its name; a copy elsewhere is of runs/NAME."""
+    assert unfold("plan", spec, "--run", "kept/b").code == 0
+    (tmp_path / "copy.yaml").write_bytes((tmp_path / "kept/b/plan.yaml").read_bytes())
+    for command in (
+        ("train", "kept/b/plan.yaml"),
+        ("plan", "--check", "kept/b/plan.yaml"),
+        ("plan", "kept/b/spec.yaml"),
+    ):
+        assert unfold(*command).code == 0
+        assert not (tmp_path / "runs").exists()
+    assert (tmp_path / "kept/b/said/1.txt").exists()
+    assert (tmp_path / "kept/b/check.json").exists()
+    assert unfold("plan", "copy.yaml").code == 0
+    assert (tmp_path / "runs/a/plan.yaml").exists()
+
+
 def test_stdin_is_a_spec(unfold: Unfold) -> None:
     """``-`` reads the spec from stdin, and mistakes in it are told of <stdin>."""
     assert unfold("plan", "-", stdin=ECHO).code == 0

@@ -28,7 +28,7 @@ ORIGIN = "origin.json"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A validated spec with its kind; ``plan`` is the saved decision if the file was a plan; ``run`` its run folder."""
+    """A validated spec with its kind; ``plan`` is the saved decision if it was a plan; ``run`` its run."""
 
     kind: Kind
     spec: Spec
@@ -67,11 +67,11 @@ def load(
     plan: Mapping[str, Any] = {}
     if isinstance(document.data, dict) and document.data.get("schema") == PLAN_SCHEMA:
         plan, document = document.data, _inner(document)
-    base = _run_base(document, Path(document.file).parent) if path != "-" else Path()
+    base, run = _run_of(document, Path(document.file).parent) if path != "-" else (Path(), None)
     document = override(document, settings)
     kind = _kind(document, kinds, find_kind)
     model = resolve(kind.spec, extra=kind.extra)
-    return Loaded(kind, validate(model, document), base, plan, folder, document)
+    return Loaded(kind, validate(model, document), base, plan, folder or run, document)
 
 
 def dump(spec: Model) -> dict[str, Any]:
@@ -99,12 +99,12 @@ def _inner(document: Document) -> Document:
     return replace(document, data=document.data["spec"], keys=keys, values=values)
 
 
-def _run_base(document: Document, base: Path) -> Path:
-    """Return the folder where relative paths start: what a run copied remembers where it came from."""
-    directory = RunDir(base)
+def _run_of(document: Document, folder: Path) -> tuple[Path, Path | None]:
+    """Return where relative paths start, as a run remembers it of what it copied, and the run that a file is of."""
+    directory = RunDir(folder)
     if Path(document.file).name not in (RUN_SPEC, RUN_PLAN) or not directory.has(ORIGIN):
-        return base
-    return base / str(json.loads(directory.read(ORIGIN))["base"])
+        return folder, None
+    return folder / str(json.loads(directory.read(ORIGIN))["base"]), folder
 
 
 def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:
