@@ -15,6 +15,7 @@ from unfold_cascade.spec import Goal
 
 POINTS = 64
 GRID = 1000
+NO_BETTER = "the best single model is within the budget and more accurate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ def choose(
 ) -> Choice:
     """Choose a point of ``front``: certified within ``goal.max_loss``, or the most accurate within ``goal.budget``.
 
+    Where the monolith itself is within the budget, and more accurate than any cascade that is, no cascade is chosen.
+
     The certificate is fixed-sequence testing (Learn then Test) on ``certify``, rows that took no part in the search;
     the order of points, the safest first, and the test of each come from ``tune`` alone.
     """
@@ -101,7 +104,7 @@ def _within_loss(
     epsilon, n = goal.max_loss or 0.0, len(certify)
     points = np.flatnonzero(front.cost < base.cost)
     if not len(points):
-        return Choice(None, 0.0, goal.confidence, n, 1.0, "none", stopped=False, reason="no cascade is cheaper")
+        return _refused(goal, n, "no cascade is cheaper")
     before, after = (differences_of(zoo, front, points, base, labels, rows) for rows in (tune, certify))
     evidence = Evidence(points, front.cost[points], before, after)
     passed = certified(evidence, epsilon, 1 - goal.confidence)
@@ -140,15 +143,22 @@ def _least_certified(evidence: Evidence, refused: float, delta: float) -> float:
 def _within_budget(
     zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
 ) -> Choice:
-    allowed = np.flatnonzero(front.cost <= (goal.budget or 0.0))
-    if not len(allowed):
-        return Choice(None, 0.0, goal.confidence, len(certify), 1.0, "none", stopped=False, reason="over the budget")
-    point = int(allowed[-1])
+    budget, single = goal.budget or 0.0, float((base.answer[tune] != labels[tune]).mean())
+    allowed = np.flatnonzero(front.cost <= budget)
+    point = int(allowed[-1]) if len(allowed) else None
+    if base.cost <= budget and (point is None or single < front.loss[point]):
+        return _refused(goal, len(certify), NO_BETTER)
+    if point is None:
+        return _refused(goal, len(certify), "over the budget")
     d_tune = _differences(zoo, front.policies[point], base, labels, tune)
     rule = certificate.choose_rule(d_tune, max(float(d_tune.mean()), 0.0) + 0.01, len(certify))
     d = _differences(zoo, front.policies[point], base, labels, certify)
     bound = certificate.upper_bound(d, goal.confidence, rule)
     return Choice(point, bound, goal.confidence, len(certify), bound, rule.method, stopped=False)
+
+
+def _refused(goal: Goal, cases: int, reason: str) -> Choice:
+    return Choice(None, 0.0, goal.confidence, cases, 1.0, "none", stopped=False, reason=reason)
 
 
 def differences_of(

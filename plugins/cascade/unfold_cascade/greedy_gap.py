@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,7 +39,9 @@ def _gap(score: FloatArray, loss: FloatArray, cost: FloatArray, reached: float) 
     within = np.flatnonzero(front.loss <= max(reached, float(front.loss[-1])) + 1e-12)
     best = int(within[0])
     found = greedy_for_loss(score, loss, cost, float(front.loss[best]) + 1e-12)
-    return None if found is None else 100 * (found.cost / float(front.cost[best]) - 1)
+    if found is None or found.cost == front.cost[best]:
+        return None if found is None else 0.0
+    return 100 * (found.cost / float(front.cost[best]) - 1) if front.cost[best] > 0 else math.inf
 
 
 def _questions(plan: Plan) -> Iterator[tuple[str, Question, Step, IntArray, IntArray]]:

@@ -14,6 +14,7 @@ from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.cases import Cases, group_of_label, labelled, source_digest
 from unfold_cascade.data import Frame, load_frame
 from unfold_cascade.gates import confidence
+from unfold_cascade.prices import call_price
 from unfold_cascade.spec import CascadeSpec, ModelSpec, Recorded
 from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, candidate_name, logs
 from unfoldkit.api import Run, dump, fail, fingerprint
@@ -184,7 +185,13 @@ def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
     if stage != BASELINE:
         return [model for item in spec.stages if item.name == stage for model in item.models]
     return [
-        ModelSpec(name=candidate_name(c, item), estimator=item.estimator, features=item.features, params=item.params)
+        ModelSpec(
+            name=candidate_name(c, item),
+            estimator=item.estimator,
+            features=item.features,
+            params=item.params,
+            price=call_price(spec, item),
+        )
         for c, item in enumerate(spec.baseline.candidates if spec.baseline else ())
     ]
 

@@ -144,6 +144,9 @@ class Candidate(Model):
     params: Params = Field(default_factory=dict)
     scale: bool | None = None
     features: tuple[str, ...] | None = None
+    price: float | None = Field(
+        default=None, ge=0.0, description="of one call, for cost by price; also where a model is estimator: baseline"
+    )
 
 
 class Rival(Model):
@@ -260,6 +263,8 @@ class CascadeSpec(Spec):
 def _goal_problems(goal: Goal) -> Iterator[Problem]:
     if (goal.max_loss is None) == (goal.budget is None):
         yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
+    if goal.max_loss is not None and goal.max_loss >= 1:
+        yield Problem(("goal", "max_loss"), "must be below 100%: no cascade can lose that much", "max_loss: 1%")
 
 
 def _confidence_problems(spec: CascadeSpec) -> Iterator[Problem]:
@@ -312,6 +317,8 @@ def _group_problems(target: Target, place: tuple[str | int, ...]) -> Iterator[Pr
 
 
 def _model_problems(spec: CascadeSpec) -> Iterator[Problem]:
+    from unfold_cascade import prices
+
     recorded = spec.data.source == "recorded"
     for s, stage in enumerate(spec.stages):
         yield from _repeated([(("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)])
@@ -324,6 +331,7 @@ def _model_problems(spec: CascadeSpec) -> Iterator[Problem]:
         yield Problem(("cost",), "recorded models are compared by price", "cost: {by: price}")
     for c, candidate in enumerate(spec.baseline.candidates if spec.baseline else ()):
         yield from _feature_problems(spec, candidate.features, ("baseline", "candidates", c))
+    yield from prices.problems(spec)
 
 
 def _recorded_problems(model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade import certificate, greedy_gap
-from unfold_cascade.choose import losses
+from unfold_cascade import certificate, greedy_gap, saved
+from unfold_cascade.choose import NO_BETTER, losses
 from unfold_cascade.decide import Plan
 from unfold_cascade.policy import Outcome, Policy, Step, follow
-from unfold_cascade.questions import Question
+from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.trust import gates_of, spelled
 from unfold_cascade.trust import tables as trust_tables
+from unfold_cascade.zoo import BASELINE
 from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
 MEASURED = "latency"
@@ -71,7 +72,7 @@ def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
     target = f"≤ {goal.max_loss * 100:g}" if goal.max_loss is not None else None
     certified = _promised(plan)
     return {
-        "saving": Metric(plan.base.cost / float(outcome.cost.mean()), "x", timed=timed),
+        "saving": Metric(saved.times(plan.base.cost, float(outcome.cost.mean())), "x", timed=timed),
         "loss_points": Metric(round(loss * 100, 9), "points", timed=timed),
         "certified_loss_points": Metric(
             None if certified is None else round(certified * 100, 9),
@@ -133,7 +134,7 @@ def _policies(plan: Plan, run: Run) -> Table:
             label,
             _accuracy(plan, outcome) * 100,
             cost,
-            plan.base.cost / cost,
+            saved.cell(plan.base.cost, cost),
             first,
             float(outcome.latency_us.mean()),
         )
@@ -174,14 +175,14 @@ def _stage_tables(plan: Plan, outcome: Outcome) -> list[Table]:
         ),
     )
     n = len(outcome.answer)
-    rows = _chain_rows(plan.zoo.first, plan.policy.first, outcome.exit_first, n)
+    rows = _chain_rows(plan.zoo, plan.zoo.first, plan.policy.first, outcome.exit_first, n)
     for group, step in plan.policy.then.items():
         here = outcome.group == group
-        rows += _chain_rows(plan.zoo.then[group], step, outcome.exit_then[here], n)
+        rows += _chain_rows(plan.zoo, plan.zoo.then[group], step, outcome.exit_then[here], n)
     return [Table("route", columns, tuple(rows)), *trust_tables(gates)]
 
 
-def _chain_rows(question: Question, step: Step, exit_: Any, n: int) -> list[tuple[Any, ...]]:
+def _chain_rows(zoo: Zoo, question: Question, step: Step, exit_: Any, n: int) -> list[tuple[Any, ...]]:
     rows = []
     for position, model in enumerate(step.chain):
         asked, sure = int((exit_ >= position).sum()), int((exit_ == position).sum())
@@ -196,7 +197,7 @@ def _chain_rows(question: Question, step: Step, exit_: Any, n: int) -> list[tupl
                 100 * asked / n,
                 share,
                 shown,
-                float(question.price[model]),
+                float(question.price[model] + zoo.bought(question.buys[model] & {BASELINE})),
             )
         )
     return rows
@@ -246,12 +247,12 @@ def _figure(plan: Plan) -> Figure:
 
 def _lines(plan: Plan, outcome: Outcome) -> tuple[tuple[str, str], ...]:
     loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
-    savings = plan.base.cost / plan.front.cost
+    least, most = (saved.short(plan.base.cost, float(plan.front.cost[end])) for end in (-1, 0))
     lines = [
         ("certificate", _certificate(plan, loss)),
         (
             "front",
-            f"{len(savings)} cascades from {savings.min():,.1f}x to {savings.max():,.1f}x; plot: --out report.html",
+            f"{len(plan.front.cost)} cascades from {least} to {most}; plot: --out report.html",
         ),
         *greedy_gap.lines(plan),
         ("split", _split(plan)),
@@ -297,9 +298,12 @@ def _split(plan: Plan) -> str:
 def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
     if plan.policy is not None:
         loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
-        saving = plan.base.cost / float(outcome.cost.mean())
-        return f"{saving:.1f}x cheaper at {loss:.1f} points · saved in {run.directory.path}"
+        cheaper = saved.in_words(plan.base.cost, float(outcome.cost.mean()), plan.zoo.unit)
+        return f"{cheaper} at {loss:.1f} points · saved in {run.directory.path}"
     goal = plan.spec.goal
+    if goal.budget is not None and plan.choice.reason == NO_BETTER:
+        right = f"{100 * _base_accuracy(plan):.1f} % right for {plan.base.cost:.4g} {plan.zoo.unit} a case"
+        return f"no cascade within the budget is as accurate as {plan.base.name} alone, which is within it: {right}"
     if goal.budget is not None:
         return f"no cascade costs ≤ {goal.budget:g} {plan.zoo.unit} a case; the cheapest needs {plan.front.cost[0]:.4g}"
     if plan.choice.reason:

@@ -9,7 +9,8 @@ What happens to a row of logical time t (an hour, say) of an entity whose last r
 * hours that arrive together in the wrong order are put in order first, so only an hour that missed its batch is late.
 * no time given: the hour after s, or 0. Such a call cannot be repeated safely; a client that retries gives times.
 
-A request of several rows holds consecutive hours of its entity; it is taken or refused as a whole. States are committed
+Where time is counted in seconds, the hour after s is s + 3600: ``hour`` says how long one is. A request of several rows
+holds consecutive hours of its entity; it is taken or refused as a whole. States are committed
 before any of the batch is answered.
 """
 
@@ -68,10 +69,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Remembering:
-    """A ``Stepper`` with the memory of its entities, as a ``Model``."""
+    """A ``Stepper`` with the memory of its entities, as a ``Model``; ``hour`` is how much time lies between rows."""
 
     stepper: Stepper
     store: Store
+    hour: int = 1
 
     @property
     def name(self) -> str:
@@ -106,7 +108,8 @@ class Remembering:
         # another process may answer for the same entity: nobody else steps between what is read and what is kept
         with self.store.alone():
             known = self.store.read(call.entity for call in batch.calls if call.entity)
-            rows, refused = in_order(batch.calls, {entity: memory.now.time for entity, memory in known.items()})
+            times = {entity: memory.now.time for entity, memory in known.items()}
+            rows, refused = in_order(batch.calls, times, self.hour)
             columns, changed = self._stepped(batch, waves(rows), known)
             self.store.write(changed)
         return Answers(columns, refused)
@@ -128,26 +131,27 @@ class Remembering:
         return _put_back(parts, batch.rows), {entity: memories[entity] for entity in changed}
 
 
-def in_order(calls: Sequence[Call], known: Mapping[str, int]) -> tuple[list[Row], dict[int, Refusal]]:
+def in_order(calls: Sequence[Call], known: Mapping[str, int], hour: int = 1) -> tuple[list[Row], dict[int, Refusal]]:
     """Return the rows to take, by time within each entity, and the calls to refuse.
 
     Args:
         calls: the calls of a batch.
         known: the time of each known entity.
+        hour: time from one row to the next where no other is given.
     """
     last, rows, refused = dict(known), [], dict[int, Refusal]()
     firsts = np.cumsum([0, *(call.rows for call in calls)]).tolist()
     for index in sorted(range(len(calls)), key=lambda i: (calls[i].time is None, calls[i].time or 0)):
         call = calls[index]
         seen = last.get(call.entity)
-        begin = call.time if call.time is not None else 0 if seen is None else seen + 1
+        begin = call.time if call.time is not None else 0 if seen is None else seen + hour
         if not call.entity:
             refused[index] = Refusal(400, "the parameter 'entity' is missing: this model remembers whom it answers")
         elif seen is not None and begin < seen:
             refused[index] = Refusal(409, f"time {begin} of {call.entity!r} is late: time {seen} was answered")
         else:
-            rows += [Row(firsts[index] + step, call.entity, begin + step) for step in range(call.rows)]
-            last[call.entity] = begin + call.rows - 1
+            rows += [Row(firsts[index] + step, call.entity, begin + step * hour) for step in range(call.rows)]
+            last[call.entity] = begin + (call.rows - 1) * hour
     return rows, refused
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ def test_no_time_means_the_next_hour(model: Remembering) -> None:
     model.predict(batch(("p", None, [1.0, 2.0])))
     found = model.predict(batch(("p", None, [3.0])))
     assert np.asarray(found.columns["time"]).tolist() == [2]
+
+
+def test_the_next_hour_is_an_hour_later_whatever_time_is_counted_in(model: Remembering) -> None:
+    """Where an hour is 3600, rows without a time of their own are 3600 apart, in a request and between requests."""
+    seconds = replace(model, hour=3600)
+    seconds.predict(batch(("p", 7200, [1.0, 2.0])))
+    found = seconds.predict(batch(("p", None, [3.0]), ("q", None, [4.0, 5.0])))
+    assert np.asarray(found.columns["time"]).tolist() == [14400, 0, 3600]
 
 
 def test_an_entity_is_needed(model: Remembering) -> None:

@@ -49,7 +49,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     check(loaded, model)
     store = open_store(run.directory.path / MEMORY, made_from=model.version)
     told.remembered(registry, store.count)
-    kept = Remembering(model, store)
+    kept = Remembering(model, store, round(1.0 / model.tick_h))
     app = application([kept], registry=registry, close=store.close, log=run.log, clock=run.clock)
     told.begin()
     lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
