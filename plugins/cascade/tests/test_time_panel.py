@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plugins.cascade.tests.runs import CONFIGS, spec_of
 from unfold_cascade.spec import FeatureGroup, Stage
 from unfold_cascade.time.keys import LongData
 from unfold_cascade.time.long import Long, first_true, rows_of, starts_of
-from unfold_cascade.time.models import rows_in_stage
-from unfold_cascade.time.panel import layout, panel
+from unfold_cascade.time.models import Facts, rows_in_stage
+from unfold_cascade.time.moves import Clock
+from unfold_cascade.time.panel import expanded, layout, panel
 from unfold_cascade.time.readers import read_long, read_psv
 from unfold_cascade.time.sight import Past, sight
+from unfold_cascade.time.study import Hours
 from unfold_cascade.time.targets import entered, partial_sofa, rule, sirs, truth
 from unfold_cascade.time.windows import STATISTICS, carried, statistics
 from unfoldkit.errors import UnfoldError
@@ -349,3 +352,25 @@ def test_features_made_hour_by_hour_are_those_of_the_table(seed: int) -> None:
         for case, past in zip(here, kept, strict=True):
             pasts[case] = past
         np.testing.assert_array_equal(found, whole[rows])
+
+
+def test_patterns_name_the_columns_that_they_match() -> None:
+    """A pattern stands for what it matches, once, labels left out; features and what is served are as with names."""
+    spec = spec_of(CONFIGS / "wards.yaml")
+    table = read_long(CONFIGS / "wards.csv", spec.data)  # type: ignore[arg-type]
+    clock, nothing = Clock(table.starts, table.hour), np.zeros((0, 0))
+    hours = Hours(clock, Facts(table.starts, nothing, nothing, table.starts, ""), table.columns)
+    given = spec.model_copy(update={"features": {"all": FeatureGroup(columns=("HR", "?R", "*"))}})
+    found = hours.features(given)["all"].columns
+    labels = {stage.target.column for stage in spec.stages}
+    assert found == ("HR", *(name for name in table.columns if name not in {"HR", *labels}))
+    named = {"all": FeatureGroup(columns=found)}
+    assert np.array_equal(panel(table, hours.features(given)), panel(table, named), equal_nan=True)
+    assert sight(hours.features(given)).columns == sight(named).columns
+
+
+def test_a_pattern_that_matches_nothing_is_told() -> None:
+    """A pattern without a column is refused at its group."""
+    with pytest.raises(UnfoldError, match=r'no column "lob_\*"') as error:
+        expanded({"labs": FeatureGroup(columns=("lob_*",))}, ("lab_a", "lab_b"))
+    assert error.value.diagnostics[0].key == "features.labs.columns"

@@ -62,7 +62,7 @@ def _before(loaded: Loaded, run: Run, baseline: Mapping[str, Any]) -> Seen:
 
 
 def _now(loaded: Loaded, table: Long) -> Seen:
-    x = panel(table, loaded.spec.features)
+    x = panel(table, loaded.features)
     p = np.zeros((len(loaded.places), len(table)), dtype=np.float32)
     for model in loaded.asked:
         p[model] = _said(loaded, model, x)[:, -1]

@@ -72,7 +72,7 @@ def exits(found: Findings) -> dict[str, Any]:
         "spec_sha256": fingerprint(dump(study.spec)),
         "unit": "hours",
         "cases": len(asked),
-        "columns": sight(study.spec.features).width,
+        "columns": sight(study.features).width,
         "rows_per_call": study.spec.cost.batch,
         "probe": ROWS_FILE,
         "models": [_told(found, place, seen) for place in seen],
@@ -127,5 +127,5 @@ def _told(found: Findings, place: Place, seen: Sequence[Place]) -> dict[str, Any
 
 def _rows(found: Findings, probe: bytes) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, x=features_of(sight(found.study.spec.features), read(probe)))
+    np.savez(stream, allow_pickle=False, x=features_of(sight(found.study.features), read(probe)))
     return stream.getvalue()

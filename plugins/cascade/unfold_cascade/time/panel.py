@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from unfold_cascade.time.long import Long, entity_of_row
 from unfold_cascade.time.rules import POINTS_OF
 from unfold_cascade.time.targets import points
 from unfold_cascade.time.windows import STATISTICS, carried, statistics
+from unfoldkit.api import did_you_mean, fail
 
 HOUR = 3600.0
 WINDOW_H = 6.0
@@ -54,6 +56,32 @@ def purchase(groups: Mapping[str, FeatureGroup]) -> Purchase:
     price = np.array([group.price for group in groups.values()])
     valid = np.array([(group.valid_for or 0.0) / HOUR for group in groups.values()])
     return Purchase(tuple(groups), price, valid)
+
+
+def has_pattern(groups: Mapping[str, FeatureGroup]) -> bool:
+    """Whether some columns are not named but matched."""
+    return any(set(column) & set("*?[") for group in groups.values() for column in group.columns)
+
+
+def expanded(groups: Mapping[str, FeatureGroup], columns: Sequence[str]) -> dict[str, FeatureGroup]:
+    """Return the groups with the names of ``columns`` in the place of patterns such as ``lab_*``.
+
+    Raises:
+        UnfoldError: a pattern matches no column.
+    """
+    return {name: group.model_copy(update={"columns": _named(name, group, columns)}) for name, group in groups.items()}
+
+
+def _named(name: str, group: FeatureGroup, columns: Sequence[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for pattern in group.columns:
+        exact = pattern in columns or not set(pattern) & set("*?[")
+        matched = [pattern] if exact else [column for column in columns if fnmatch.fnmatchcase(column, pattern)]
+        if not matched:
+            hint = did_you_mean(pattern, columns)
+            raise fail(f'the table has no column "{pattern}"', key=f"features.{name}.columns", hint=hint)
+        found += matched
+    return tuple(dict.fromkeys(found))
 
 
 def layout(groups: Mapping[str, FeatureGroup]) -> Layout:

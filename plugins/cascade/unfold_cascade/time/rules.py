@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,7 @@ def _given(spec: CascadeSpec) -> Iterator[Problem]:
         if not group.derive and group.rule is None:
             yield Problem(("features", name, "derive"), "gives no feature", "derive: [last]")
         known = POINTS_OF[group.rule] if group.rule is not None else group.columns
-        if not set(known) & set(group.columns):
+        if not any(fnmatch.fnmatchcase(column, pattern) for column in known for pattern in group.columns):
             hint = f"it reads {', '.join(known)}"
             yield Problem(("features", name, "rule"), f"no column of the group is in {group.rule}", hint)
 

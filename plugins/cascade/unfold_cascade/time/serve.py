@@ -59,7 +59,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
 
 def timed(loaded: Loaded, told: Counts) -> Timed:
     """Return the model to serve."""
-    view, spec = sight(loaded.spec.features), loaded.spec
+    view, spec = sight(loaded.features), loaded.spec
     x, probe = features_of(view, loaded.probe), loaded.probe
     voices = {m: _voice(loaded, m, x, probe.rows) for m in ([] if loaded.alone else loaded.asked)}
     stages = rungs(ladder(loaded.policy, loaded.parallel))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.arrays import IntArray
-from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time.cost import Rates
 from unfold_cascade.time.judge import single
 from unfold_cascade.time.keep import FILE as PROBE
@@ -31,10 +31,12 @@ WORDS: Mapping[str, float] = {"always": -math.inf, "never": math.inf}
 class Loaded:
     """The cascade of a plan and its monolith. ``alone``: nothing was promised, so the monolith answers.
 
-    ``whole`` tells whether all hours are whole numbers: then times are hours, else seconds.
+    ``features`` are those of ``spec`` with their columns by name. ``whole`` tells whether all hours are whole numbers: then
+    times are hours, else seconds.
     """
 
     spec: CascadeSpec
+    features: Mapping[str, FeatureGroup]
     run: Run
     policy: Policy
     monolith: Monolith
@@ -88,6 +90,7 @@ def load(spec: CascadeSpec, run: Run, plan: Mapping[str, Any]) -> Loaded:
         raise fail("the plan is not of this run", file=str(run.directory.path), hint=AGAIN) from error
     return Loaded(
         spec=spec,
+        features=held.features,
         run=run,
         policy=policy,
         monolith=rule,

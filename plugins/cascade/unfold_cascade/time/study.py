@@ -14,14 +14,14 @@ import numpy as np
 
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.data import Rows, split_rows
-from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time import measures
 from unfold_cascade.time.cost import Rates
 from unfold_cascade.time.keep import keep
 from unfold_cascade.time.long import Long, entity_of_row, first_true, rows_of, starts_of
 from unfold_cascade.time.models import BASELINE, Facts, Log, Slot, kept, logs, slots
 from unfold_cascade.time.moves import Clock, Zoo
-from unfold_cascade.time.panel import layout, panel, purchase
+from unfold_cascade.time.panel import expanded, has_pattern, layout, panel, purchase
 from unfold_cascade.time.readers import files, read
 from unfold_cascade.time.sight import sight
 from unfold_cascade.time.targets import truth
@@ -82,6 +82,7 @@ class Study:
     rates: Rates
     digest: str
     held: tuple[Held, ...]
+    features: Mapping[str, FeatureGroup]
 
     @property
     def monolith(self) -> int:
@@ -96,10 +97,17 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Hours:
-    """What is known of the hours without their features."""
+    """What is known of the hours without their features; ``columns`` are those that the table has to make them of."""
 
     clock: Clock
     facts: Facts
+    columns: tuple[str, ...]
+
+    def features(self, spec: CascadeSpec) -> Mapping[str, FeatureGroup]:
+        """Return the feature groups of a spec, patterns replaced by what they match beside the labels."""
+        labels = {stage.target.column for stage in spec.stages}
+        usable = [column for column in self.columns if column not in labels]
+        return expanded(spec.features, usable) if has_pattern(spec.features) else spec.features
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +118,7 @@ class Stored:
     rows: Rows
     places: tuple[Slot, ...]
     logs: tuple[Log, ...]
+    features: Mapping[str, FeatureGroup]
 
 
 def study(spec: CascadeSpec, run: Run) -> Study:
@@ -120,12 +129,12 @@ def study(spec: CascadeSpec, run: Run) -> Study:
     """
     table = cache(lambda: table_of(spec, run))
     hours = _hours(spec, run, table)
-    rows = _split(spec, run, hours)
-    places = slots(spec, run, hours.facts, layout(spec.features))
+    rows, features = _split(spec, run, hours), hours.features(spec)
+    places = slots(spec, run, hours.facts, layout(features))
     fold = _folds(hours.clock, rows.train, spec.gates.folds, run.seed)
-    found = logs(spec, run, places, lambda: panel(table(), spec.features), fold)
+    found = logs(spec, run, places, lambda: panel(table(), features), fold)
     unseen = np.concatenate([rows.calibrate, rows.test])
-    keep(run, hours.facts.digest, sight(spec.features).columns, unseen, hours.clock.starts, table)
+    keep(run, hours.facts.digest, sight(features).columns, unseen, hours.clock.starts, table)
     return _assembled(spec, hours, rows, places, found)
 
 
@@ -136,9 +145,9 @@ def stored(spec: CascadeSpec, run: Run) -> Stored:
         UnfoldError: a model of the spec is not in the run, or was fitted with another seed or other versions.
     """
     hours = _unpacked(run.directory.read(FILE))
-    rows = _split(spec, run, hours)
-    places = slots(spec, run, hours.facts, layout(spec.features))
-    return Stored(hours, rows, tuple(places), tuple(kept(run, places)))
+    rows, features = _split(spec, run, hours), hours.features(spec)
+    places = slots(spec, run, hours.facts, layout(features))
+    return Stored(hours, rows, tuple(places), tuple(kept(run, places)), features)
 
 
 def rates_of(spec: CascadeSpec, found: Sequence[Log]) -> Rates:
@@ -160,7 +169,8 @@ def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], 
     numbers = tuple(tuple(m for m, slot in enumerate(places) if slot.stage == name) for name in names)
     models = tuple(f"{slot.stage}/{slot.model}" for slot in places)
     held = tuple(Held(slot.model_file, slot.columns, slot.recipe.estimator) for slot in places)
-    return Study(spec, parts[0], parts[1], parts[2], models, numbers, rates_of(spec, found), hours.facts.digest, held)
+    rates, features = rates_of(spec, found), hours.features(spec)
+    return Study(spec, parts[0], parts[1], parts[2], models, numbers, rates, hours.facts.digest, held, features)
 
 
 def _part(hours: Hours, zoo: Zoo, bases: Mapping[int, Float32], entities: IntArray) -> Part:
@@ -218,7 +228,9 @@ def current(spec: CascadeSpec, run: Run) -> bool:
 
 
 def _made_from(spec: CascadeSpec, run: Run) -> str:
-    return fingerprint(dump(spec.data), [dump(stage.target) for stage in spec.stages], _source(spec, run))
+    # named only where they are read: hours of runs from before stay good
+    also = ["columns"] if has_pattern(spec.features) else []
+    return fingerprint(dump(spec.data), [dump(stage.target) for stage in spec.stages], _source(spec, run), *also)
 
 
 def _source(spec: CascadeSpec, run: Run) -> str:
@@ -240,7 +252,7 @@ def _bytes(file: Path) -> bytes:
 def _packed(table: Long, spec: CascadeSpec) -> bytes:
     on, highest = truth(table, spec.stages)
     stream = io.BytesIO()
-    text = np.frombuffer(json.dumps({"digest": table.digest}).encode(), dtype=np.uint8)
+    text = np.frombuffer(json.dumps({"digest": table.digest, "columns": table.columns}).encode(), dtype=np.uint8)
     since = np.column_stack([_since(on[:, s], table.hour, table.starts) for s in range(on.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": on, "highest": highest, "since": since}
     np.savez(stream, allow_pickle=False, facts=text, **arrays)
@@ -258,5 +270,6 @@ def _since(on: BoolArray, hour: FloatArray, starts: IntArray) -> FloatArray:
 def _unpacked(data: bytes) -> Hours:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         clock = Clock(stored["starts"], stored["hour"])
-        digest = json.loads(stored["facts"].tobytes())["digest"]
-        return Hours(clock, Facts(clock.starts, stored["on"], stored["since"], stored["highest"], digest))
+        known = json.loads(stored["facts"].tobytes())
+        facts = Facts(clock.starts, stored["on"], stored["since"], stored["highest"], known["digest"])
+        return Hours(clock, facts, tuple(known.get("columns", ())))
