@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
 from unfold_cascade import pack
+from unfold_cascade.board import of_counters
 from unfold_cascade.live import Cascade, Way
 from unfold_cascade.pack import NATIVE, ONNX, Engine, keep_probe
 from unfold_cascade.policy import follow, path_cost
@@ -148,6 +149,21 @@ def test_what_is_asked_is_counted(digits: Any) -> None:
     asked = sum(s.value for m in registry.collect() for s in m.samples if s.name == "unfold_cascade_asked_total")
     assert asked == np.array(model.table.steps)[found.way].sum()
     assert value("unfold_cascade_cost_total", {"unit": "FLOPs"}) == pytest.approx(model.table.cost[found.way].sum())
+
+
+def test_the_page_shows_the_shares_that_the_report_prints(digits: Any) -> None:
+    """Of all cases so many were asked, of those so many stopped there: as in the table of the route."""
+    loaded, registry = load(*digits), CollectorRegistry()
+    model, _ = cascade(loaded, digits[1], counter(loaded, registry))
+    probe = probe_of(loaded, digits[1])
+    model.predict(Batch({"x": probe.x}, (Call(len(probe.x)),)))
+    end, chain = follow(loaded.zoo, loaded.policy, probe.rows).exit_first, loaded.policy.first.chain
+    asked, sure = of_counters(registry, "FLOPs")().shares
+    assert (asked.title, sure.title) == ("asked, of all cases", "sure, of those asked")
+    for position, m in enumerate(chain):
+        name = f"coarse/{loaded.zoo.first.models[m]}"
+        assert asked.values[name] / (asked.wholes or {})[name] == pytest.approx((end >= position).mean())
+        assert (sure.values[name], (sure.wholes or {})[name]) == ((end == position).sum(), (end >= position).sum())
 
 
 def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Path) -> None:

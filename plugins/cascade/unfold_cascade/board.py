@@ -14,11 +14,23 @@ def of_counters(registry: Any, unit: str, whole: float | None = None) -> Callabl
     """Return what to add to the board; ``whole`` is what a row would cost if the best single model answered it."""
 
     def more() -> More:
-        asked, answered = _by_model(registry, "asked"), _by_model(registry, "answered")
-        shares = (Shares("answered by", "rows", answered), Shares("asked", "calls", asked))
-        return More(tuple(_tiles(registry, unit, whole, sum(answered.values()))), shares=_stages(registry, shares))
+        rows = sum(_by_model(registry, "answered").values())
+        return More(tuple(_tiles(registry, unit, whole, rows)), shares=tuple(_shares(registry, rows)))
 
     return more
+
+
+def _shares(registry: Any, rows: float) -> Iterator[Shares]:
+    """Yield the shares that the report prints of its test rows, by its names for them."""
+    asked, hours = _by_model(registry, "asked"), _by_stage(registry, "hours")
+    if not hours:
+        yield Shares("asked, of all cases", "cases", asked, dict.fromkeys(asked, rows))
+        yield Shares("sure, of those asked", "cases", _by_model(registry, "sure"), asked)
+        return
+    every = sum(hours.values())
+    yield Shares("asked, of all hours", "hours", asked, dict.fromkeys(asked, every))
+    yield Shares("answers, of all hours", "hours", _by_model(registry, "answered"), dict.fromkeys(asked, every))
+    yield Shares("hours that ended in stage", "hours", hours)
 
 
 def _tiles(registry: Any, unit: str, whole: float | None, rows: float) -> Iterator[Tile]:
@@ -35,9 +47,8 @@ def _tiles(registry: Any, unit: str, whole: float | None, rows: float) -> Iterat
         yield Tile("audits", f"{differs:.1%} differ", f"of {audited:,.0f} that the full model answered too")
 
 
-def _stages(registry: Any, shares: tuple[Shares, ...]) -> tuple[Shares, ...]:
-    hours = {sample.labels["stage"]: sample.value for sample in _samples(registry, "hours")}
-    return (*shares, Shares("hours that ended in stage", "hours", hours)) if hours else shares
+def _by_stage(registry: Any, name: str) -> dict[str, float]:
+    return {sample.labels["stage"]: sample.value for sample in _samples(registry, name)}
 
 
 def _by_model(registry: Any, name: str) -> dict[str, float]:

@@ -122,24 +122,25 @@ def counter(loaded: Loaded, registry: Any) -> Count:
 
     ways, unit = table(loaded.zoo, loaded.policy, loaded.given.names), loaded.zoo.unit
     asked = Counter("unfold_cascade_asked", "Rows that a model was asked", ("stage", "model"), registry=registry)
+    sure = Counter(
+        "unfold_cascade_sure", "Rows that a model decided for its stage", ("stage", "model"), registry=registry
+    )
     answered = Counter("unfold_cascade_answered", "Rows that a model answered", ("stage", "model"), registry=registry)
     cost = Counter("unfold_cascade_cost", "What the rows cost", ("unit",), registry=registry).labels(unit)
     places = sorted({stop for way in zip(ways.stage, ways.model, strict=True) for stop in zip(*way, strict=True)})
     places = [place for place in places if place[0]]
-    asks, ends = (
-        np.array(
-            [[(place in _stops(ways.stage[w], ways.model[w], last=last)) for place in places] for w in _ways(ways)]
-        )
-        for last in (False, True)
-    )
-    counters = [(asked.labels(*place), answered.labels(*place)) for place in places]
+    marks = [
+        np.array([[place in pick(stops) for place in places] for stops in map(_stops, ways.stage, ways.model)])
+        for pick in (list, _sure, lambda stops: stops[-1:])
+    ]
+    counters = [[told.labels(*place) for place in places] for told in (asked, sure, answered)]
 
     def count(way: Sequence[int]) -> None:
         times = np.bincount(way, minlength=len(ways.cost))
         cost.inc(float(times @ ways.cost))
-        for (many, few), a, b in zip(counters, (times @ asks).tolist(), (times @ ends).tolist(), strict=True):
-            many.inc(a)
-            few.inc(b)
+        for told, mark in zip(counters, marks, strict=True):
+            for one, number in zip(told, (times @ mark).tolist(), strict=True):
+                one.inc(number)
 
     return count
 
@@ -255,10 +256,10 @@ def _told(loaded: Loaded, engines: Mapping[str, Engine]) -> list[tuple[str, str]
     return [*lines, *(("engine", f"{how}: {', '.join(names)}") for how, names in groups.items())]
 
 
-def _ways(ways: Any) -> range:
-    return range(len(ways.cost))
+def _stops(stage: tuple[str, ...], model: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [stop for stop in zip(stage, model, strict=True) if stop[0]]
 
 
-def _stops(stage: tuple[str, ...], model: tuple[str, ...], *, last: bool) -> list[tuple[str, str]]:
-    stops = [stop for stop in zip(stage, model, strict=True) if stop[0]]
-    return stops[-1:] if last else stops
+def _sure(stops: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the last stop of each stage."""
+    return list({stage: (stage, model) for stage, model in stops}.values())

@@ -45,11 +45,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Parts of a whole, by name, such as how many cases each model has answered."""
+    """Parts by name, such as how many cases each model answered: of their sum, or of what ``wholes`` has by name."""
 
     title: str
     unit: str
     values: Mapping[str, float]
+    wholes: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

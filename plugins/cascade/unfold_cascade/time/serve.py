@@ -53,7 +53,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     app = application([kept], registry=registry, close=store.close, log=run.log, clock=run.clock)
     told.begin()
     lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
-    watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, spec.cost.unit or spec.cost.by))
+    watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, _unit(spec)))
     return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines, watch, True, app.gates)
 
 
@@ -169,6 +169,11 @@ def _facts(loaded: Loaded, voices: Mapping[int, Voice]) -> dict[str, Any]:
             loaded.places[m].place: {"engine": voice.quick.name, "why": voice.quick.why} for m, voice in voices.items()
         },
     }
+
+
+def _unit(spec: CascadeSpec) -> str:
+    """Return the unit of what is counted while serving, which is the price, by whatever the cascade was chosen."""
+    return (spec.cost.unit if spec.cost.by == "price" else None) or "price of calls and purchases"
 
 
 def _told(loaded: Loaded, model: Timed) -> list[tuple[str, str]]:

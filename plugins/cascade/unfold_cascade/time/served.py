@@ -31,8 +31,8 @@ WORDS: Mapping[str, float] = {"always": -math.inf, "never": math.inf}
 class Loaded:
     """The cascade of a plan and its monolith. ``alone``: nothing was promised, so the monolith answers.
 
-    ``features`` are those of ``spec`` with their columns by name. ``whole`` tells whether all hours are whole numbers: then
-    times are hours, else seconds.
+    ``features`` are those of ``spec`` with their columns by name. ``whole`` tells whether all hours are whole numbers:
+    then times are hours, else seconds.
     """
 
     spec: CascadeSpec

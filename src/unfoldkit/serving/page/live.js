@@ -184,7 +184,8 @@ function shares(item) {
   const node = panel(`shares ${item.title}`, item.title, () => [make("div", "bars")]);
   const [head, bars] = node.children;
   const names = Object.keys(item.values);
-  const total = names.reduce((sum, name) => sum + item.values[name], 0);
+  const sum = names.reduce((before, name) => before + item.values[name], 0);
+  const whole = (name) => (item.wholes ? item.wholes[name] ?? 0 : sum);
   if (bars.children.length !== names.length * 3) {
     bars.replaceChildren();
     names.forEach((name, i) => {
@@ -196,12 +197,12 @@ function shares(item) {
     });
   }
   names.forEach((name, i) => {
-    const share = total > 0 ? item.values[name] / total : 0;
+    const share = whole(name) > 0 ? item.values[name] / whole(name) : 0;
     bars.children[3 * i + 1].firstChild.style.width = `${100 * share}%`;
     bars.children[3 * i + 1].setAttribute("aria-valuenow", (100 * share).toFixed(1));
     bars.children[3 * i + 2].textContent = `${(100 * share).toFixed(1)} %`;
   });
-  head.lastChild.textContent = worded(total, item.unit);
+  head.lastChild.textContent = worded(Math.max(0, ...names.map(whole)), item.unit);
 }
 
 function grid(item) {
