@@ -216,6 +216,14 @@ def test_equal_seeds_give_equal_reports(trained: tuple[Run, Report], tmp_path: P
     assert texts[0].replace(str(trained[0].directory.path), "RUN") == texts[1].replace(str(tmp_path / "again"), "RUN")
 
 
+def test_no_row_of_a_report_stands_twice(trained: tuple[Run, Report]) -> None:
+    """In each table that names policies or chains every name stands once."""
+    for name in ("policies", "warnings", "alarms"):
+        table = next(table for table in trained[1].tables if table.name == name)
+        names = [row[0] for row in table.rows]
+        assert len(names) == len(set(names)) > 1, name
+
+
 def test_another_split_is_another_cascade(trained: tuple[Run, Report], tmp_path: Path) -> None:
     """A run that holds models of another split fits them again: it ends with what a fresh run ends with."""
     shutil.copytree(trained[0].directory.path, tmp_path / "run")

@@ -148,27 +148,23 @@ def _policies(found: Findings) -> Table:
         Column("FLOPs", "x less", 1),
     )
     rivals = (
-        found.argmax,
-        found.latched,
-        *found.others,
-        found.single,
-        found.one_stage,
-        found.naive_cascade,
-        found.tuned,
-        found.cascade,
+        ("monolith, argmax", found.argmax),
+        ("monolith, latched", found.latched),
+        *((f"monolith, latched: {rival.name}", rival) for rival in found.others),
+        *((f"{what}: {alone.name}", alone) for what, alone in _alone(found)),
+        ("cascade, against argmax", found.naive_cascade),
+        ("cascade, against latched, tuned only", found.tuned),
+        ("cascade, against latched", found.cascade),
     )
-    names = (
-        "monolith, argmax",
-        "monolith, latched",
-        *(f"monolith, latched: {rival.name}" for rival in found.others),
-        f"one model alone: {found.single.name}",
-        f"last stage alone: {found.one_stage.name}",
-        "cascade, against argmax",
-        "cascade, against latched, tuned only",
-        "cascade, against latched",
-    )
-    rows = tuple(_policy_row(found, name, judged) for name, judged in zip(names, rivals, strict=True))
+    rows = tuple(_policy_row(found, name, judged) for name, judged in rivals)
     return Table("policies", columns, rows, len(rows) - 1)
+
+
+def _alone(found: Findings) -> list[tuple[str, Judged]]:
+    """Return the cheapest model and chain of the last stage that warn well enough; once if they are one."""
+    both = [("one model alone", found.single), ("last stage alone", found.one_stage)]
+    single, chain = found.single, found.one_stage
+    return both[:1] if (single.name, single.policy) == (chain.name, chain.policy) else both
 
 
 def _policy_row(found: Findings, name: str, judged: Judged) -> tuple[Cell, ...]:
@@ -190,7 +186,7 @@ def _warnings(found: Findings) -> Table:
         Column("lead at one rate", "h", 1),
         Column("caught", "%", 1),
     )
-    rivals = (found.latched, *found.others, found.single, found.one_stage, found.cascade)
+    rivals = (found.latched, *found.others, *(judged for _, judged in _alone(found)), found.cascade)
     rows = tuple(
         (
             one.name,
@@ -250,7 +246,7 @@ def _cut(value: float) -> float | None:
 
 
 def _alarms(found: Findings) -> Table:
-    """Return what was tried for the last stage, on the tuning patients."""
+    """Return what was tried for the last stage, on the tuning patients: of each chain the cuts of most utility."""
     columns = (
         Column("last stage, tuning patients"),
         Column("utility", "", 3),
@@ -260,9 +256,10 @@ def _alarms(found: Findings) -> Table:
     )
     base = found.latched.found.bill
     singles = [one for one in found.front.watch if len(one.step.chain) == 1]
-    best = sorted((one for one in found.front.watch if len(one.step.chain) > 1), key=lambda one: -one.found.utility)[:4]
+    longer = [one for one in found.front.watch if len(one.step.chain) > 1]
+    best = {one.step.chain: one for one in sorted(longer, key=lambda one: one.found.utility)}
     rows = []
-    for one in [*singles, *best]:
+    for one in [*singles, *sorted(best.values(), key=lambda one: -one.found.utility)[:4]]:
         less = savings(base, one.found.bill, NOTIONS)
         names = " → ".join(found.study.models[model].split("/", 1)[1] for model in one.step.chain)
         rows.append((names, one.found.utility, _clean(one.found.auprc), less.get("price"), less.get("flops")))
