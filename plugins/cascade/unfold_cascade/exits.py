@@ -20,7 +20,7 @@ from unfold_cascade import estimators
 from unfold_cascade.decide import Plan
 from unfold_cascade.pack import PROBE_FILE
 from unfold_cascade.policy import Policy, Step, follow
-from unfold_cascade.questions import Question, Zoo
+from unfold_cascade.questions import Question, Zoo, settled
 from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, stored
 from unfoldkit.api import Run, dump, fingerprint
 
@@ -75,9 +75,10 @@ def exits(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def served(plan: Plan) -> tuple[Zoo, Policy]:
-    """Return the tables and the policy that answer; without a cascade the monolith's, a chain of one."""
+    """Return the tables and the policy that asks models; without a cascade the monolith's, a chain of one."""
     if plan.policy is not None:
-        return plan.zoo, plan.policy
+        asked = {g: step for g, step in plan.policy.then.items() if not settled(plan.zoo.then[g])}
+        return plan.zoo, replace(plan.policy, then=asked)
     return replace(plan.zoo, first=plan.zoo.monoliths, then={}), Policy(Step((plan.base.index,), ()), {})
 
 

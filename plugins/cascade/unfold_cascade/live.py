@@ -160,8 +160,8 @@ class Way:
 class Cascade:
     """A cascade (or a monolith, as a chain of one) that answers batches.
 
-    ``written`` holds, for each output that the way alone decides, its JSON by number of the way; ``count`` is told the
-    ways that rows took.
+    ``settled`` has the label of each group that has only one. ``written`` holds, for each output that the way alone
+    decides, its JSON by number of the way; ``count`` is told the ways that rows took.
     """
 
     name: str
@@ -171,6 +171,7 @@ class Cascade:
     facts: Mapping[str, Any]
     first: tuple[Link, ...]
     then: Mapping[int, tuple[Link, ...]]
+    settled: Mapping[int, int]
     confidence: Confidence
     table: Table
     written: Mapping[str, Sequence[Any]]
@@ -202,6 +203,10 @@ class Cascade:
                 answer[row] = said[-1]
                 way[row] += group * self.table.second + len(said) - 1
                 scores[row] += read
+        for row, said in enumerate(first.answers if self.settled else ()):
+            if said[-1] in self.settled:
+                answer[row] = self.settled[said[-1]]
+                way[row] += said[-1] * self.table.second
         last = [read[-1] for read in scores]
         spare = [0.0] * len(self.table.stage[0])
         return Way(answer, way, last, [read + spare[len(read) :] for read in scores])

@@ -19,6 +19,8 @@ from unfold_cascade.spec import CascadeSpec, ModelSpec, Recorded
 from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, candidate_name, logs
 from unfoldkit.api import Run, dump, fail, fingerprint
 
+# in the place of a model, where a group has one label and nothing is asked
+SETTLED = "its only label"
 RECORDED_FILE = "logs/recorded.npz"
 READING = 2
 """Counts up when logs are read in another way, so that tables of before are made again."""
@@ -83,7 +85,7 @@ def assemble(spec: CascadeSpec, given: Cases, found: list[tuple[Slot, Log]]) -> 
     log = found[len(found) - len(monoliths.models) + best][1]
     whole = _Whole(given, group_of_label(spec, given.names), log, monoliths.buys[best] | {BASELINE})
     first = _question(spec, found, spec.stages[0].name, WHOLE, whole, None)
-    then = {g: _question(spec, found, spec.stages[1].name, name, whole, g) for g, name in enumerate(target or {})}
+    then = {g: _second(spec, found, name, whole, g) for g, name in enumerate(target or {})}
     prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
     times = {BASELINE: float(monoliths.latency_us[best])}
     return Zoo(first, then, monoliths, {**prices, BASELINE: float(monoliths.price[best])}, times, unit(spec))
@@ -149,6 +151,29 @@ def _question(
         tuple(voice.buys for voice in voices),
         np.array([voice.latency_us for voice in voices]),
     )
+
+
+def _second(spec: CascadeSpec, found: list[tuple[Slot, Log]], group: str, whole: _Whole, number: int) -> Question:
+    """Return the second question of a group; of a group of one label the answer stands, for nothing."""
+    stage, labels = spec.stages[1].name, np.flatnonzero(whole.groups == number)
+    if len(labels) > 1:
+        return _question(spec, found, stage, group, whole, number)
+    rows, nothing = len(whole.log.probability), np.zeros(1)
+    return Question(
+        stage,
+        group,
+        (SETTLED,),
+        np.full((rows, 1), labels[0]),
+        np.ones((rows, 1)),
+        nothing,
+        (frozenset(),),
+        nothing,
+    )
+
+
+def settled(question: Question) -> bool:
+    """Whether there is nothing to ask."""
+    return question.models == (SETTLED,)
 
 
 @dataclass(frozen=True, slots=True)

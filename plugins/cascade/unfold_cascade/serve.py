@@ -15,7 +15,7 @@ from unfold_cascade.live import Cascade, Link, Voice, Whole
 from unfold_cascade.pack import Engine, Probe, engine, keep_probe
 from unfold_cascade.planned import planned
 from unfold_cascade.policy import Policy, Step, follow, in_words
-from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of, recorded_again
+from unfold_cascade.questions import Question, Zoo, assemble, best_single, confidence_of, recorded_again, settled
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.trust import matches
 from unfold_cascade.ways import outputs, table, written
@@ -170,7 +170,7 @@ def _engines(loaded: Loaded, run: Run, probe: Probe, *, native: bool) -> dict[st
 
 
 def _steps(loaded: Loaded) -> list[tuple[Question, Step]]:
-    then = [(loaded.zoo.then[g], step) for g, step in loaded.policy.then.items()]
+    then = [(loaded.zoo.then[g], step) for g, step in loaded.policy.then.items() if not settled(loaded.zoo.then[g])]
     return [(loaded.zoo.first, loaded.policy.first), *then]
 
 
@@ -183,7 +183,8 @@ def _place(loaded: Loaded, question: Question, m: int) -> tuple[str, str, str]:
 def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: Count) -> Cascade:
     spec, given, zoo = loaded.spec, loaded.given, loaded.zoo
     ways = table(zoo, loaded.policy, given.names)
-    order = given.order
+    order, groups = given.order, loaded.policy.then
+    known = {g: int(zoo.then[g].answer[0, 0]) for g in groups if settled(zoo.then[g])}
     return Cascade(
         name=spec.name,
         version=fingerprint(dump(spec), _words(loaded))[:12],
@@ -191,7 +192,8 @@ def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: C
         outputs=outputs(ways),
         facts=_facts(loaded, engines),
         first=_links(loaded, engines, zoo.first, loaded.policy.first, None),
-        then={g: _links(loaded, engines, zoo.then[g], step, g) for g, step in loaded.policy.then.items()},
+        then={g: _links(loaded, engines, zoo.then[g], loaded.policy.then[g], g) for g in groups if g not in known},
+        settled=known,
         confidence=confidence_of(spec),
         table=ways,
         written=written(ways),

@@ -12,7 +12,7 @@ import numpy as np
 from unfold_cascade.arrays import FloatArray
 from unfold_cascade.live import Table
 from unfold_cascade.policy import Policy, Step, owned_after, path_cost
-from unfold_cascade.questions import Question, Zoo
+from unfold_cascade.questions import Question, Zoo, settled
 from unfold_cascade.zoo import WHOLE
 from unfoldkit.serving.model import Field
 
@@ -75,7 +75,7 @@ def outputs(found: Table) -> tuple[Field, ...]:
 def _way(zoo: Zoo, policy: Policy, e1: int, group: int, e2: int) -> Iterator[Stop]:
     first = policy.first
     yield from _stops(zoo.first, first, e1, path_cost(zoo, zoo.first, first.chain, frozenset()))
-    if group in policy.then:
+    if group in policy.then and not settled(zoo.then[group]):
         step, question = policy.then[group], zoo.then[group]
         owned = owned_after(zoo.first, first.chain)[e1]
         yield from _stops(question, step, min(e2, len(step.chain) - 1), path_cost(zoo, question, step.chain, owned))

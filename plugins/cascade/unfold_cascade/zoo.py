@@ -204,13 +204,15 @@ def _flops(model: Any, columns: int) -> float | None:
 
 
 def _questions(spec: CascadeSpec, given: Cases, groups: IntArray, s: int) -> Iterator[tuple[str, BoolArray]]:
-    """Yield the zoos of stage ``s``: one for the whole, or one for each group of the stage before."""
+    """Yield the zoos of stage ``s``: one for the whole, or one for each group of two or more labels."""
     target = spec.stages[0].target.groups
     if s == 0 or target is None:
         yield WHOLE, np.ones(len(given.labels), dtype=np.bool_)
         return
     for number, name in enumerate(target):
-        yield name, groups[given.labels] == number
+        # a group of one label needs no model: whoever is sent there has that label
+        if (groups == number).sum() > 1:
+            yield name, groups[given.labels] == number
 
 
 def _slot(
