@@ -18,8 +18,9 @@ from unfold_pipeline.live import Measured, Tuner, drive
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Query, Running, Runtime
+from unfold_pipeline.runtime import Running, Runtime
 from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.station import Query
 from unfoldkit.api import UnfoldError
 from unfoldkit.engines.ray import connected
 

@@ -18,8 +18,9 @@ from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.live import Tuner, tune
 from unfold_pipeline.orders import TICK
 from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Query, Running, clock
+from unfold_pipeline.runtime import Running
 from unfold_pipeline.sample import draw
+from unfold_pipeline.station import Query, clock
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.app import Application, assembled
 from unfoldkit.serving.batcher import Done, Full, Limits

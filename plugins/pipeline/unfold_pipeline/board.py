@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from unfold_pipeline.decision import planned_envelope
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
-from unfold_pipeline.runtime import Running, clock
+from unfold_pipeline.runtime import Running
+from unfold_pipeline.station import clock
 from unfoldkit.arrivals.envelope import envelope
 from unfoldkit.serving.board import Board, Grid, Lines, Spread, Tile, Watch
 from unfoldkit.serving.metrics import SECONDS, Tally

@@ -18,8 +18,9 @@ from unfold_pipeline.orders import TICK
 from unfold_pipeline.policies import Brief, Ladder, Setting, decide
 from unfold_pipeline.prompt import prompt
 from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Query, Running, clock
+from unfold_pipeline.runtime import Running
 from unfold_pipeline.sample import Sample
+from unfold_pipeline.station import Query, clock
 
 Times = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]

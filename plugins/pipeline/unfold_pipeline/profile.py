@@ -13,9 +13,10 @@ from unfold_pipeline.cascades import resolved
 from unfold_pipeline.cores import of_this_machine
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Query, Runtime
+from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
 from unfold_pipeline.spec import PipelineSpec, machine, order
+from unfold_pipeline.station import Query
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict, fail
 
 LARGEST = 32

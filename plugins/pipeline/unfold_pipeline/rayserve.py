@@ -23,7 +23,7 @@ from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source, load
 from unfold_pipeline.placing import SHARE, Placing, whole, words
 from unfold_pipeline.routes import Item
-from unfold_pipeline.runtime import Query, clock
+from unfold_pipeline.station import Query, clock
 from unfoldkit.api import broken, fail
 from unfoldkit.engines.ray import connected
 

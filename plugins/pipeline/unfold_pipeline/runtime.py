@@ -7,86 +7,20 @@ at one turn of the loop before anything is started. A replica that dies is repla
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from unfold_pipeline.cores import Cores, keep_to
 from unfold_pipeline.graph import Plan
-from unfold_pipeline.models import Rows, Source
+from unfold_pipeline.models import Source
 from unfold_pipeline.prompt import prompt
-from unfold_pipeline.replica import READY, Replica, launch
-from unfold_pipeline.routes import Item, Routes
+from unfold_pipeline.replica import READY, launch
+from unfold_pipeline.station import Query, StageRuntime, Worker, status, taken
 from unfoldkit.api import UnfoldError, fail
 
-Finished = Callable[[dict[str, Any] | None], None]
 TRIES = 3
-
-
-@dataclass(slots=True)
-class Query:
-    """A query under way: its input, its routes, what the stages answered, and who waits.
-
-    ``due`` is when its answer is late, on :func:`clock`; ``shed`` says that it was refused because it would be.
-    """
-
-    row: Rows
-    routes: Routes
-    number: int
-    finished: Finished
-    answers: dict[str, Any] = field(default_factory=dict)
-    due: float = math.inf
-    shed: bool = False
-
-    def hopeless(self, need: float) -> bool:
-        """Whether it cannot be in time any more if it still needs ``need`` seconds; then it is refused."""
-        if self.shed or clock() + need <= self.due:
-            return self.shed
-        self.shed = True
-        self.finished(None)
-        return True
-
-
-Work = tuple[Query, Item]
-
-
-@dataclass(slots=True)
-class Worker:
-    """A replica as its stage sees it: on its way until ``ready``, serving ``batch``, perhaps keeping to a ``core``."""
-
-    replica: Replica
-    ready: bool = False
-    leaving: bool = False
-    core: int | None = None
-    batch: list[Work] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class StageRuntime:
-    """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted.
-
-    ``need`` is the least seconds that a query still takes from here on; ``seconds`` were spent in the model, and
-    ``worked`` of them a core was busy.
-    """
-
-    name: str
-    source: Source
-    batch: int
-    wanted: int
-    need: float = 0.0
-    queue: deque[Work] = field(default_factory=deque)
-    workers: list[Worker] = field(default_factory=list)
-    failures: int = 0
-    replaced: int = 0
-    served: int = 0
-    batches: int = 0
-    seconds: float = 0.0
-    worked: float = 0.0
 
 
 class Running(Protocol):
@@ -190,7 +124,7 @@ class Runtime:
 
     def status(self) -> list[dict[str, Any]]:
         """Return what each stage is doing."""
-        return [_status(stage) for stage in self.stages]
+        return [status(stage) for stage in self.stages]
 
     def _balance(self, stage: StageRuntime) -> None:
         staying = [worker for worker in stage.workers if not worker.leaving]
@@ -298,7 +232,7 @@ class Runtime:
                     self._give(stage, worker)
 
     def _give(self, stage: StageRuntime, worker: Worker) -> None:
-        worker.batch = _taken(stage)
+        worker.batch = taken(stage)
         if not worker.batch:
             return
         stage.batches += 1
@@ -311,24 +245,3 @@ class Runtime:
         if self._loop is None:
             raise RuntimeError("start() comes first")
         return self._loop
-
-
-def _taken(stage: StageRuntime) -> list[Work]:
-    """Take the next batch out of the queue; queries that cannot be in time any more are refused, and take no place."""
-    batch: list[Work] = []
-    while stage.queue and len(batch) < stage.batch:
-        work = stage.queue.popleft()
-        if not work[0].hopeless(stage.need):
-            batch.append(work)
-    return batch
-
-
-def _status(stage: StageRuntime) -> dict[str, Any]:
-    ready = sum(worker.ready for worker in stage.workers)
-    counts = {"queue": len(stage.queue), "replicas": len(stage.workers), "ready": ready, "replaced": stage.replaced}
-    return {"name": stage.name, "batch": stage.batch, "served": stage.served, "batches": stage.batches, **counts}
-
-
-def clock() -> float:
-    """Return seconds for measuring."""
-    return time.perf_counter()

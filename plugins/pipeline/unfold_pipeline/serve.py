@@ -24,9 +24,10 @@ from unfold_pipeline.planner import Unmet, seek
 from unfold_pipeline.play import constant, patience_of, play
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
-from unfold_pipeline.runtime import Running, Runtime, clock
+from unfold_pipeline.runtime import Running, Runtime
 from unfold_pipeline.sample import Sample
 from unfold_pipeline.spec import FromRun, PipelineSpec
+from unfold_pipeline.station import clock
 from unfoldkit.api import (
     Column,
     Engine,
