@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from unfold_pipeline.sample import draw
 from unfold_pipeline.station import Query, clock
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.app import Application, assembled
-from unfoldkit.serving.batcher import Done, Full, Limits
+from unfoldkit.serving.batcher import Done, Full, Limits, Result
 from unfoldkit.serving.infer import Endpoint
 from unfoldkit.serving.metrics import ModelMetrics, metrics, of_model
 from unfoldkit.serving.model import Array, Call, Field, Refusal
@@ -116,6 +116,7 @@ class Party:
     answers: list[Answer]
     left: int = 0
     shed: bool = False
+    failed: str = ""
 
     def enter(self, rows: Array, deadline: float | None) -> None:
         """Submit each row as a query."""
@@ -135,6 +136,7 @@ class Party:
                 return
             ended = True
             self.shed |= query.shed
+            self.failed = self.failed or query.failed
             entrance.diary.answered(clock() - began, lost=answer is None, limit=entrance.given.limit)
             self._end(index, answer)
 
@@ -148,12 +150,21 @@ class Party:
         if self.left == 0:
             self.done(self._result())
 
-    def _result(self) -> tuple[Mapping[str, Sequence[bytes]], int, int] | Refusal:
+    def _result(self) -> Result:
         found = [answer for answer in self.answers if answer is not None]
         if len(found) < len(self.answers):
-            return LATE if self.shed else BROKEN
+            return self._refusal()
         names = [stage.name for stage in self.entrance.pipeline.stages]
-        return cells({name: [json.dumps(answer.get(name)) for answer in found] for name in names}), 0, len(found)
+        try:
+            told = {name: [json.dumps(answer.get(name)) for answer in found] for name in names}
+        except TypeError as error:
+            return error
+        return cells(told), 0, len(found)
+
+    def _refusal(self) -> Refusal:
+        if self.failed:
+            return Refusal(500, f"the model of stage {self.failed} failed on this input")
+        return LATE if self.shed else BROKEN
 
 
 @dataclass(frozen=True, slots=True)

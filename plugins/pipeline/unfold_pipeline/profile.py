@@ -104,14 +104,15 @@ async def _call(runtime: Runtime, rows: models.Rows, run: Run) -> float:
     """Return the seconds from the arrival of a batch of queries to the last of its answers."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     way = routes(ALONE, draw(ALONE, np.zeros(len(rows)), np.random.default_rng(0)))
-    open_queries = len(rows)
+    open_queries, stage = len(rows), runtime.stages[0]
 
     def finished(answers: dict[str, object] | None) -> None:
         nonlocal open_queries
         open_queries -= 1
-        if answers is None and not done.done():
-            message, key = "a replica died while it was measured", f"stages.{runtime.stages[0].name}.model"
-            done.set_exception(fail(message, key=key, hint="does the model answer a batch of such rows?"))
+        if (answers is None or stage.problem) and not done.done():
+            why = f": {stage.problem}" if stage.problem else " and ends its process"
+            message, key = f"the model fails on a batch of {len(rows)}{why}", f"stages.{stage.name}.model"
+            done.set_exception(fail(message, key=key, hint="does it answer a batch of such rows? max_batch limits it"))
         elif open_queries == 0 and not done.done():
             done.set_result(None)
 

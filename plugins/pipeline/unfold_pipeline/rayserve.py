@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline.graph import Plan
-from unfold_pipeline.models import Rows, Source, load
+from unfold_pipeline.models import Predict, Rows, Source, load
 from unfold_pipeline.placing import SHARE, Placing, whole, words
+from unfold_pipeline.replica import Failed, answer
 from unfold_pipeline.routes import Item
 from unfold_pipeline.station import Query, clock
 from unfoldkit.api import broken, fail
@@ -43,14 +44,28 @@ class Replica:
         threadpool_limits(1)
 
         async def many(rows: list[Rows]) -> list[Any]:
-            outputs = await asyncio.to_thread(predict, np.stack(rows))
-            return [np.asarray(output).tolist() for output in outputs]
+            return await asyncio.to_thread(_outputs, predict, np.stack(rows))
 
         self._ask = serve.batch(max_batch_size=batch, batch_wait_timeout_s=wait)(many)
 
     async def __call__(self, row: Rows) -> Any:
-        """Return the answer to one row."""
-        return await self._ask(row)
+        """Return the answer to one row.
+
+        Raises:
+            RuntimeError: the model's code raised an error on it.
+        """
+        found = await self._ask(row)
+        if isinstance(found, Failed):
+            raise RuntimeError(found.line)  # noqa: TRY004  # the type says that there is no answer
+        return found
+
+
+def _outputs(predict: Predict, rows: Rows) -> list[Any]:
+    """Return the answer to each row, or what the model raised on it alone, so that one bad row fails no other."""
+    told = answer(predict, rows)
+    if isinstance(told, Failed):
+        return [told] if len(rows) == 1 else [_outputs(predict, rows[at : at + 1])[0] for at in range(len(rows))]
+    return [np.asarray(output).tolist() for output in told[0]]
 
 
 @dataclass(slots=True)
@@ -73,7 +88,7 @@ class Deployed:
     ready: int = 0
     open: int = 0
     served: int = 0
-    failures: int = 0
+    failed: int = 0
     known: set[str] = field(default_factory=set)
 
 
@@ -178,6 +193,7 @@ class RayRuntime:
                 "queue": s.open,
                 "replicas": s.wanted,
                 "ready": s.ready,
+                "failed": s.failed,
             }
             for s in self.stages
         ]
@@ -215,19 +231,19 @@ class RayRuntime:
         if query.hopeless(stage.need):
             return
         stage.open += 1
-        answer = await self._asked(stage, query.row)
+        found = await self._asked(stage, query)
         stage.open -= 1
-        if answer is None:
+        if found is None:
             query.finished(None)
             return
         stage.served += 1
-        query.answers[stage.name] = answer
+        query.answers[stage.name] = found
         for after in query.routes.after(item):
             self._send(query, after)
         if query.routes.finished(item):
             query.finished(query.answers)
 
-    async def _asked(self, stage: Deployed, row: Rows) -> Any:
+    async def _asked(self, stage: Deployed, query: Query) -> Any:
         """Ask until a replica answers, as one that died is being replaced; a model that fails is not asked again."""
         if self._ray is None:
             raise RuntimeError("start() comes first")
@@ -236,9 +252,10 @@ class RayRuntime:
         late = clock() + PATIENCE_S
         while clock() < late:
             try:
-                return await stage.handle.remote(row)
+                return await stage.handle.remote(query.row)
             except self._ray.exceptions.RayTaskError:
-                stage.failures += 1
+                stage.failed += 1
+                query.failed = stage.name
                 return None
             except (self._ray.exceptions.RayError, RayServeException):
                 await asyncio.sleep(PAUSE_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import traceback
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -14,17 +15,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline.models import Rows, Source
+from unfold_pipeline.models import Predict, Rows, Source, brief
 from unfoldkit.api import UnfoldError, broken
 
 READY = "ready"
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """What a model's code raised on a batch, in a line and with the places in its code."""
+
+    line: str
+    trace: str
+
+
+Told = tuple[NDArray[Any], float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Replica:
     """A process and the pipe to it.
 
-    A batch is sent as an array; the answer is ``(outputs, seconds in the model, seconds that a core worked for it)``.
+    A batch is sent as an array; the answer is ``(outputs, seconds in the model, seconds that a core worked for it)``,
+    or :class:`Failed`.
     """
 
     process: SpawnProcess
@@ -45,11 +58,17 @@ class Replica:
             raise broken(f"a replica did not start: {told}")
 
     def call(self, rows: Rows) -> tuple[NDArray[Any], float]:
-        """Return the outputs of a batch and the seconds from sending it to having them."""
+        """Return the outputs of a batch and the seconds from sending it to having them.
+
+        Raises:
+            UnfoldError: the model's code raised something.
+        """
         began = time.perf_counter()
         self.pipe.send(rows)
-        outputs, *_ = self.pipe.recv()
-        return outputs, time.perf_counter() - began
+        told: Told | Failed = self.pipe.recv()
+        if isinstance(told, Failed):
+            raise broken(f"the model failed: {told.line}")
+        return told[0], time.perf_counter() - began
 
     def end(self) -> str:
         """Say in words how its process ended, which it has just done."""
@@ -85,7 +104,7 @@ def work(pipe: Connection, source: Source, parent: int) -> None:
     """Be a replica."""
     from threadpoolctl import threadpool_limits
 
-    from unfold_pipeline.models import brief, load
+    from unfold_pipeline.models import load
     from unfoldkit.engines.local import start_worker
 
     start_worker(parent)
@@ -102,6 +121,30 @@ def work(pipe: Connection, source: Source, parent: int) -> None:
             rows = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
-        began, worked = time.perf_counter(), time.process_time()
+        _tell(pipe, answer(predict, rows))
+
+
+def answer(predict: Predict, rows: Rows) -> Told | Failed:
+    """Return what a model says to a batch; whatever its code raises ends the batch, and not the process."""
+    began, worked = time.perf_counter(), time.process_time()
+    try:
         outputs = np.asarray(predict(rows))
-        pipe.send((outputs, time.perf_counter() - began, time.process_time() - worked))
+        if outputs.shape[:1] != (len(rows),):
+            return Failed(f"{len(rows)} rows were asked, and the answer has shape {outputs.shape}", "")
+    except Exception as error:  # noqa: BLE001  # it is the model's code that raises, and it may raise anything
+        return failed(error)
+    return outputs, time.perf_counter() - began, time.process_time() - worked
+
+
+def failed(error: Exception) -> Failed:
+    """Return an error as it is told through a pipe."""
+    return Failed(f"{type(error).__name__}: {brief(error)}", "".join(traceback.format_exception(error)))
+
+
+def _tell(pipe: Connection, told: Told | Failed) -> None:
+    try:
+        pipe.send(told)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001  # outputs that are no numbers may be of types that no pipe takes
+        pipe.send(failed(error))

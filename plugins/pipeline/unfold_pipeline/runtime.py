@@ -1,12 +1,14 @@
 """The running pipeline: one central queue a stage, one process a replica, on one event loop.
 
 The rules are those of the queueing model: first in, first out, a batch as soon as a replica is idle, all that happens
-at one turn of the loop before anything is started. A replica that dies is replaced and its batch is served again.
+at one turn of the loop before anything is started. A replica that dies is replaced and its batch is served again. A
+batch on which the model's code raises an error is tried again row by row, so that one bad row fails no other.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,11 +18,12 @@ from unfold_pipeline.cores import Cores, keep_to
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Source
 from unfold_pipeline.prompt import prompt
-from unfold_pipeline.replica import READY, launch
-from unfold_pipeline.station import Query, StageRuntime, Worker, status, taken
+from unfold_pipeline.replica import READY, Failed, launch
+from unfold_pipeline.station import Query, StageRuntime, Worker, clock, status, taken
 from unfoldkit.api import UnfoldError, fail
 
 TRIES = 3
+QUIET_S = 60.0
 
 
 class Running(Protocol):
@@ -151,7 +154,9 @@ class Runtime:
         except (EOFError, OSError):
             self._died(stage, worker, "" if self._has_started() else worker.replica.end())
             return
-        if worker.ready:
+        if worker.ready and isinstance(told, Failed):
+            self._failed(stage, worker, told)
+        elif worker.ready:
             self._answered(stage, worker, *told)
         elif told == READY:
             worker.ready = True
@@ -177,6 +182,19 @@ class Runtime:
         if worker.leaving:
             self._end(stage, worker)
 
+    def _failed(self, stage: StageRuntime, worker: Worker, told: Failed) -> None:
+        """Try the rows of a batch on which the model raised an error one by one; one that was alone has failed."""
+        batch, worker.batch = worker.batch, []
+        stage.problem = told.line
+        _log(stage, len(batch), told)
+        if len(batch) > 1:
+            stage.alone.extend(batch)
+        else:
+            stage.failed += 1
+            batch[0][0].fail(stage.name)
+        if worker.leaving:
+            self._end(stage, worker)
+
     def _has_started(self) -> bool:
         return self._started is not None and self._started.done()
 
@@ -196,8 +214,8 @@ class Runtime:
         if self._started is not None and not self._started.done():
             message, key = f"replicas of {stage.name} do not start: {why}", f"stages.{stage.name}.model"
             self._started.set_exception(fail(message, key=key, hint="unfold profile SPEC tries the model alone"))
-        while stage.queue:
-            stage.queue.popleft()[0].finished(None)
+        for query, _ in stage.empty():
+            query.finished(None)
 
     def _end(self, stage: StageRuntime, worker: Worker) -> None:
         self._forget(worker)
@@ -226,7 +244,7 @@ class Runtime:
             if stage.failures > TRIES and not stage.workers:
                 self._give_up(stage, "")
             for worker in list(stage.workers):
-                if not stage.queue:
+                if not stage.queue and not stage.alone:
                     break
                 if worker.ready and not worker.batch and not worker.leaving:
                     self._give(stage, worker)
@@ -245,3 +263,13 @@ class Runtime:
         if self._loop is None:
             raise RuntimeError("start() comes first")
         return self._loop
+
+
+def _log(stage: StageRuntime, rows: int, told: Failed) -> None:
+    """Say once a minute what a model raised: clients can send bad rows as fast as they like."""
+    if clock() - stage.logged < QUIET_S:
+        return
+    stage.logged = clock()
+    rest = "; its rows are tried one by one" if rows > 1 else ""
+    message = "stages.%s.model: it failed on a batch of %d: %s%s (next said in %.0f s at the earliest)\n%s"
+    logging.getLogger("unfoldkit").error(message, stage.name, rows, told.line, rest, QUIET_S, told.trace)

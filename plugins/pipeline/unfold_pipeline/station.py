@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ Finished = Callable[[dict[str, Any] | None], None]
 class Query:
     """A query under way: its input, its routes, what the stages answered, and who waits.
 
-    ``due`` is when its answer is late, on :func:`clock`; ``shed`` says that it was refused because it would be.
+    ``due`` is when its answer is late, on :func:`clock`; ``shed`` says that it was refused because it would be;
+    ``failed`` names the stage whose model raised an error on it.
     """
 
     row: Rows
@@ -30,14 +31,21 @@ class Query:
     answers: dict[str, Any] = field(default_factory=dict)
     due: float = math.inf
     shed: bool = False
+    failed: str = ""
 
     def hopeless(self, need: float) -> bool:
-        """Whether it cannot be in time any more if it still needs ``need`` seconds; then it is refused."""
-        if self.shed or clock() + need <= self.due:
-            return self.shed
+        """Whether it has no answer any more, or not in time if it still needs ``need`` seconds; then it is refused."""
+        over = self.shed or bool(self.failed)
+        if over or clock() + need <= self.due:
+            return over
         self.shed = True
         self.finished(None)
         return True
+
+    def fail(self, stage: str) -> None:
+        """End it without an answer, as the model of a stage raised an error on it."""
+        self.failed = stage
+        self.finished(None)
 
 
 Work = tuple[Query, Item]
@@ -59,7 +67,8 @@ class StageRuntime:
     """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted.
 
     ``need`` is the least seconds that a query still takes from here on; ``seconds`` were spent in the model, and
-    ``worked`` of them a core was busy.
+    ``worked`` of them a core was busy. ``alone`` are rows of batches on which the model raised an error, to be tried
+    one by one; ``failed`` counts those on which it did so again, ``problem`` is the last error.
     """
 
     name: str
@@ -75,13 +84,28 @@ class StageRuntime:
     batches: int = 0
     seconds: float = 0.0
     worked: float = 0.0
+    alone: deque[Work] = field(default_factory=deque)
+    failed: int = 0
+    problem: str = ""
+    logged: float = -math.inf
+
+    def empty(self) -> Iterator[Work]:
+        """Take out all that waits."""
+        while self.alone:
+            yield self.alone.popleft()
+        while self.queue:
+            yield self.queue.popleft()
 
 
 def taken(stage: StageRuntime) -> list[Work]:
     """Take the next batch out of the queue; queries that cannot be in time any more are refused, and take no place."""
+    return _filled(stage, stage.alone, 1) or _filled(stage, stage.queue, stage.batch)
+
+
+def _filled(stage: StageRuntime, queue: deque[Work], most: int) -> list[Work]:
     batch: list[Work] = []
-    while stage.queue and len(batch) < stage.batch:
-        work = stage.queue.popleft()
+    while queue and len(batch) < most:
+        work = queue.popleft()
         if not work[0].hopeless(stage.need):
             batch.append(work)
     return batch
@@ -90,7 +114,13 @@ def taken(stage: StageRuntime) -> list[Work]:
 def status(stage: StageRuntime) -> dict[str, Any]:
     """Return what a stage is doing, for people."""
     ready = sum(worker.ready for worker in stage.workers)
-    counts = {"queue": len(stage.queue), "replicas": len(stage.workers), "ready": ready, "replaced": stage.replaced}
+    counts = {
+        "queue": len(stage.queue) + len(stage.alone),
+        "replicas": len(stage.workers),
+        "ready": ready,
+        "replaced": stage.replaced,
+        "failed": stage.failed,
+    }
     return {"name": stage.name, "batch": stage.batch, "served": stage.served, "batches": stage.batches, **counts}
 
 

@@ -1,0 +1,135 @@
+"""Models whose code raises errors: the one row is told, the rest is answered, and no process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfold_pipeline import models
+from unfold_pipeline.app import Given, Served, application
+from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.profile import profile
+from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+CODE = """import time
+
+def picky(rows):
+    if (rows > 99).any():
+        raise ValueError("secret of the code")
+    time.sleep(0.02)
+    return rows.sum(axis=1)
+
+def short(rows):
+    return rows[:1].sum(axis=1) if rows[0, 0] > 99 else rows.sum(axis=1)[: len(rows) - 1]
+
+def odd(rows):
+    return [lambda: row for row in rows]
+
+def words(rows):
+    return [b"no text" for row in rows]
+
+def alone(rows):
+    if len(rows) > 1:
+        raise RuntimeError("one at a time")
+    return rows
+"""
+ALONE = Pipeline((Stage("a", (), (Option("core", 0.05, table([(1, 0.02), (8, 0.02)])),)),))
+PLAN = (Choice(0, 8, 1),)
+
+
+def runtime(folder: Path, name: str) -> Runtime:
+    """One replica of a function of this file."""
+    (folder / "failing.py").write_text(CODE)
+    return Runtime(["a"], [models.Source(code=f"failing:{name}", folder=str(folder))], PLAN)
+
+
+async def ask(app: Served, value: float, path: str = "/v2/models/pipe/infer") -> tuple[int, str]:
+    """Ask for one row that begins with a value; return the status and the body."""
+    sent: list[Any] = []
+    data = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, 1.0]}
+    body = json.dumps({"inputs": [data]}).encode()
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    method = "POST" if path.endswith("infer") else "GET"
+    await app({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
+    return int(sent[0]["status"]), sent[1]["body"].decode()
+
+
+def asked(running: Runtime, values: list[float]) -> tuple[list[tuple[int, str]], tuple[int, str]]:
+    """Ask for all values at once; return the answers, and what readiness says afterwards."""
+    app = application("pipe", ALONE, running, 2, Given(0))
+
+    async def scene() -> tuple[list[tuple[int, str]], tuple[int, str]]:
+        await running.start()
+        try:
+            found = await asyncio.gather(*(ask(app, value) for value in values))
+            return list(found), await ask(app, 0.0, "/v2/health/ready")
+        finally:
+            await running.stop()
+
+    return asyncio.run(asyncio.wait_for(scene(), 60))
+
+
+def test_a_bad_row_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of rows in one batch only those on which the model raises get 500, without its words; no replica is replaced."""
+    running = runtime(tmp_path, "picky")
+    logging.getLogger("unfoldkit").propagate = True
+    found, ready = asked(running, [1.0, 2.0, 1e9, 3.0, 1e9, 4.0])
+    assert [code for code, _ in found] == [200, 200, 500, 200, 500, 200]
+    assert "the model of stage a failed on this input" in found[2][1]
+    assert "secret" not in found[2][1]
+    assert running.replaced() == 0
+    assert ready[0] == 200
+    assert running.status()[0]["failed"] == 2
+    # the log says it once a minute, however many there are
+    assert sum("secret of the code" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("short", 1.0), ("odd", 1.0), ("words", 1.0)])
+def test_answers_that_fit_no_row_are_a_failure(tmp_path: Path, name: str, value: float) -> None:
+    """Answers of another number than the rows, or that no pipe or no JSON takes, give 500, and the replica stays."""
+    running = runtime(tmp_path, name)
+    found, ready = asked(running, [value, value])
+    assert {code for code, _ in found} == {500}
+    assert running.replaced() == 0
+    assert ready[0] == 200
+
+
+def test_a_model_of_single_rows_is_asked_row_by_row(tmp_path: Path) -> None:
+    """A model that takes no batch answers every row of one."""
+    found, _ = asked(runtime(tmp_path, "alone"), [1.0, 2.0, 3.0])
+    assert [code for code, _ in found] == [200, 200, 200]
+
+
+def test_a_profile_tells_the_batch_that_fails(tmp_path: Path) -> None:
+    """A model that takes no batch is not measured as if it did: the profile names stage, batch and error."""
+    (tmp_path / "failing.py").write_text(CODE)
+    text = """
+version: 1
+kind: pipeline
+name: single
+slo: {p99: 600 ms}
+arrivals: {process: poisson, rate: 15/s, duration: 20 s}
+hardware: {core: {price: $0.05/h}}
+stages:
+  a: {model: {code: "failing:alone", features: 2}, max_batch: 4}
+"""
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True)
+    told = "stages.a.model: the model fails on a batch of 2: RuntimeError: one at a time"
+    with pytest.raises(UnfoldError, match=told):
+        profile(validate(PipelineSpec, parse(text, "single.yaml")), run)
