@@ -16,6 +16,7 @@ from unfold_pipeline import models, policies
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.live import Measured, Tuner, drive
 from unfold_pipeline.placing import Placing
+from unfold_pipeline.quota import Quota
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Running, Runtime
@@ -184,11 +185,13 @@ def test_rule_in_charge_follows_the_traffic(make: Make) -> None:
     """Traffic ten times as dense as planned makes the rule add replicas while the pipeline serves."""
     planned = trace(5.0, 20.0)
     brief = policies.brief(PIPE, PLAN, planned, 0.2)
-    steps = policies.Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)))
-    tuner = Tuner(brief, policies.Setting(hold=2.0), steps, (2, 2))
+    steps, setting = policies.Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2))), policies.Setting(hold=2.0)
+    tuner = Tuner(lambda past, now: policies.decide(brief, past, now, setting, steps), PLAN, (Quota(3, (0, 1)),))
     measured = played(make(), trace(50.0, 6.0), tuner, beside=until_two)
     assert measured.lost == 0
     assert measured.timeline[0][1][0] == 1
+    # the rule wants 3 + 2, and both stages share a quota of 3
+    assert max(sum(counts) for _, counts in measured.timeline) <= 3
 
 
 async def until_two(running: Running) -> None:

@@ -13,6 +13,7 @@ from unfold_pipeline.estimator import Estimator
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.orders import Ledger, carried_out, held
 from unfold_pipeline.play import constant, follow, length, play
+from unfold_pipeline.quota import Quota, kept
 from unfold_pipeline.sample import Sample, draw
 from unfoldkit.arrivals import processes
 
@@ -223,3 +224,41 @@ def test_cost_is_that_of_the_replicas_ordered() -> None:
     assert played.orders > 10
     assert length(sample) == pytest.approx(float(sample.arrivals[-1]))
     assert orders.timeline(3, played.ledgers[0], 30.0)[0][0] == 0.0
+
+
+@pytest.mark.parametrize("floor", [True, False])
+@pytest.mark.parametrize("name", ["paper", "ratio", "table"])
+def test_a_rule_in_charge_of_a_service_decides_as_in_the_replay(name: str, floor: bool) -> None:
+    """Asked once a second with the arrivals so far, a rule wants what the replay of the whole trace lets it want."""
+    own, live = the_brief(traffic([40.0], 30.0, seed=9)), traffic([40.0, 200.0, 20.0, 5.0, 60.0], 30.0)
+    setting = policies.Setting(floor=floor, hold=20.0)
+    rule = policies.in_charge(name, own, setting)
+    now = policies.instants(live)
+    found = [rule(live.arrivals[: np.searchsorted(live.arrivals, second, "right")], second) for second in now]
+    if name == "table":
+        wanted = policies.wanted(own, live.arrivals, now, setting, policies.ladder(own, setting.most))
+        # without what a fluid queue says is waiting: a service sees its queues
+        ahead = [held(wanted[:, index], setting.hold, choice.replicas) for index, choice in enumerate(own.plan)]
+    else:
+        ahead = getattr(policies, name)(own, live, setting)
+    assert np.array_equal(np.array(found).T, np.array(ahead))
+    assert max(np.ptp(counts) for counts in ahead) > 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stages_on_the_same_hardware_share_its_quota(seed: int) -> None:
+    """Over all stages all that is wanted is given, or the whole quota, and no stage less than planned or wanted."""
+    rng = np.random.default_rng(seed)
+    plan = tuple(Choice(0, 1, int(count)) for count in rng.integers(1, 4, 3))
+    wanted = [int(count) for count in rng.integers(1, 12, 3)]
+    most = sum(choice.replicas for choice in plan) + int(rng.integers(0, 6))
+    given = kept(wanted, plan, (Quota(most, (0, 1, 2)),))
+    assert sum(given) == min(most, sum(wanted))
+    for count, want, choice in zip(given, wanted, plan, strict=True):
+        assert min(want, choice.replicas) <= count <= want
+
+
+def test_a_quota_is_shared_in_proportion_to_what_is_wanted() -> None:
+    """Two stages that want twice and four times as much more as there is get a third and two thirds of it."""
+    plan = (Choice(0, 1, 1), Choice(0, 1, 1), Choice(0, 1, 1))
+    assert kept((5, 9, 7), plan, (Quota(8, (0, 1)),)) == (3, 5, 7)

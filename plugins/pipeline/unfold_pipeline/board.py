@@ -78,6 +78,7 @@ def watch(name: str, runtime: Running, diary: Diary, given: Promise) -> Watch:
     def board() -> Board:
         stages = runtime.status()
         queues = {str(stage["name"]): float(stage["queue"]) for stage in stages}
+        paid = {str(stage["name"]): float(stage["replicas"]) for stage in stages}
         replicas = {str(stage["name"]): float(stage["ready"]) for stage in stages}
         codes = {
             str(code): float(number) for code, number in sorted(diary.tally.codes.items()) if number or code == 200
@@ -85,6 +86,7 @@ def watch(name: str, runtime: Running, diary: Diary, given: Promise) -> Watch:
         lines = (
             Lines("answers by status", "/s", codes, counts=True),
             Lines("items that wait", "items", queues),
+            Lines("replicas that are paid", "replicas", paid),
             Lines("replicas that serve", "replicas", replicas),
         )
         spread = Spread("time to answer", "s", SECONDS, list(map(float, diary.tally.buckets)), given.limit)

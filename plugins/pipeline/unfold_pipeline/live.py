@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline.graph import Pipeline
+from unfold_pipeline.graph import Pipeline, Plan
 from unfold_pipeline.models import Rows
 from unfold_pipeline.orders import TICK
-from unfold_pipeline.policies import Brief, Ladder, Setting, decide
 from unfold_pipeline.prompt import prompt
+from unfold_pipeline.quota import Quota, kept
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Running
 from unfold_pipeline.sample import Sample
@@ -28,12 +28,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Tuner:
-    """The rule in charge of replica counts; ``most`` limits each stage to what this machine can hold."""
+    """The rule in charge of replica counts, which is told all arrivals until a second, the plan and the quotas."""
 
-    brief: Brief
-    setting: Setting
-    steps: Ladder
-    most: tuple[int, ...]
+    rule: Callable[[Times, float], Sequence[int]]
+    plan: Plan
+    quotas: tuple[Quota, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +142,9 @@ def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:
     """Let the rule change how many replicas there should be; ``past`` are all arrivals until ``now``, in s."""
     if past.size == 0:
         return
-    counts = decide(tuner.brief, past, float(math.floor(now)), tuner.setting, tuner.steps)
-    for index, count in enumerate(counts):
-        runtime.want(index, min(count, tuner.most[index]))
+    wanted = tuner.rule(past, float(math.floor(now)))
+    for index, count in enumerate(kept(wanted, tuner.plan, tuner.quotas)):
+        runtime.want(index, count)
 
 
 def shares(measured: Times, estimated: Times, limit: float) -> Sequence[tuple[str, float, float]]:

@@ -99,39 +99,70 @@ def ratio(plan: Brief, live: Sample, setting: Setting) -> list[Counts]:
 
 def _triggered(plan: Brief, live: Sample, setting: Setting, *, literal: bool) -> list[Counts]:
     """Scale up at once when a window exceeds the planned envelope, down slowly by the rate of 5-s windows."""
-    now = instants(live)
-    rates = envelope.live(live.arrivals, plan.windows, now) / plan.windows
-    over = rates > plan.rates
-    raised = np.where(over, rates if literal else rates / plan.rates, 0.0).max(axis=1)
-    lull = _recent(live, now)
-    rho = min(plan.rho)
-    return [_walk(plan, index, setting, raised, lull, rho, literal=literal) for index in range(len(plan.plan))]
+    trigger = Trigger(plan, setting, literal, walks(plan))
+    counts = np.array(trigger.follow(live.arrivals, instants(live)), dtype=np.int64)
+    return list(counts.T)
 
 
-def _walk(
-    plan: Brief, index: int, setting: Setting, raised: Rates, lull: Rates, rho: float, *, literal: bool
-) -> Counts:
-    planned = plan.plan[index].replicas
-    per_rate = plan.shares[index] / plan.mu[index]
-    up = raised * per_rate / max(plan.rho[index], 1e-12) if literal else raised * planned
-    low = np.maximum(1, np.ceil(lull * per_rate / max(rho, 1e-12) - 1e-9))
-    floor = planned if setting.floor else 1
-    counts = np.empty(raised.size, dtype=np.int64)
-    current, changed = planned, 0
-    for tick in range(raised.size):
-        wanted = current
-        if up[tick] > current:
-            wanted = min(setting.most, math.ceil(up[tick] - 1e-9))
-        elif tick - changed >= STEADY_S and low[tick] < current:
-            wanted = max(floor, int(low[tick]))
-        changed = tick if wanted != current else changed
-        current = counts[tick] = wanted
-    return counts
+@dataclass(slots=True)
+class Walk:
+    """Where a stage stands under a trigger: its count, and the second at which that changed last."""
+
+    current: int
+    changed: float = 0.0
 
 
-def _recent(live: Sample, now: Rates) -> Rates:
+def walks(plan: Brief) -> tuple[Walk, ...]:
+    """Return where the stages of a plan stand at its beginning."""
+    return tuple(Walk(choice.replicas) for choice in plan.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """``paper`` (``literal``) or ``ratio`` in charge. It remembers what it did last: one for each trace or service."""
+
+    plan: Brief
+    setting: Setting
+    literal: bool
+    walks: tuple[Walk, ...]
+
+    def __call__(self, arrivals: Rates, now: float) -> tuple[int, ...]:
+        """Return what is wanted at one instant, from the arrivals so far; a running service asks once a second."""
+        recent = arrivals[np.searchsorted(arrivals, now - 2 * envelope.LONGEST_S) :]
+        # a reading tells the most since the one before
+        return self._stepped(self._signals(recent, np.array([now - TICK, now]))[-1])
+
+    def follow(self, arrivals: Rates, now: Rates) -> list[tuple[int, ...]]:
+        """Return what is wanted at each of some instants, one after the other."""
+        return [self._stepped(signal) for signal in self._signals(arrivals, now)]
+
+    def _signals(self, arrivals: Rates, now: Rates) -> list[tuple[float, float, float]]:
+        rates = envelope.live(arrivals, self.plan.windows, now) / self.plan.windows
+        seen = rates if self.literal else rates / self.plan.rates
+        raised = np.where(rates > self.plan.rates, seen, 0.0).max(axis=1)
+        return list(zip(now.tolist(), raised.tolist(), _recent(arrivals, now).tolist(), strict=True))
+
+    def _stepped(self, signal: tuple[float, float, float]) -> tuple[int, ...]:
+        return tuple(self._step(index, *signal) for index in range(len(self.walks)))
+
+    def _step(self, index: int, now: float, raised: float, lull: float) -> int:
+        walk, planned = self.walks[index], self.plan.plan[index].replicas
+        per_rate = self.plan.shares[index] / self.plan.mu[index]
+        up = raised * per_rate / max(self.plan.rho[index], 1e-12) if self.literal else raised * planned
+        low = max(1, math.ceil(lull * per_rate / max(min(self.plan.rho), 1e-12) - 1e-9))
+        wanted = walk.current
+        if up > walk.current:
+            wanted = min(self.setting.most, math.ceil(up - 1e-9))
+        elif now - walk.changed >= STEADY_S and low < walk.current:
+            wanted = max(planned if self.setting.floor else 1, low)
+        walk.changed = now if wanted != walk.current else walk.changed
+        walk.current = wanted
+        return wanted
+
+
+def _recent(arrivals: Rates, now: Rates) -> Rates:
     """Return the largest rate of the 5-s windows of the last 30 s, a second."""
-    edges = np.searchsorted(live.arrivals, now[:, None] - np.arange(0, LOOK_BACK_S + 1, STEP_S), "right")
+    edges = np.searchsorted(arrivals, now[:, None] - np.arange(0, LOOK_BACK_S + 1, STEP_S), "right")
     rates = -np.diff(edges, axis=1) / STEP_S
     # before 30 s are over, windows that began before the trace are empty and do not count as a lull
     result: Rates = rates.max(axis=1)
@@ -209,9 +240,9 @@ def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = No
     fluid queue says is waiting. Replicas go after ``hold`` seconds of lower need.
     """
     steps = steps or ladder(plan, setting.most)
-    wanted = _wanted(plan, live.arrivals, instants(live), setting, steps)
+    found = wanted(plan, live.arrivals, instants(live), setting, steps)
     return [
-        _drained(plan, index, live, setting, held(wanted[:, index], setting.hold, plan.plan[index].replicas))
+        _drained(plan, index, live, setting, held(found[:, index], setting.hold, plan.plan[index].replicas))
         for index in range(len(plan.plan))
     ]
 
@@ -221,17 +252,22 @@ def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: La
 
     The fluid queue is left out, as a service sees its queues.
     """
-    seconds = np.arange(max(0.0, math.floor(now - setting.hold)), now + TICK / 2, TICK)
-    recent = arrivals[np.searchsorted(arrivals, now - setting.hold - envelope.LONGEST_S) :]
-    return tuple(int(count) for count in _wanted(plan, recent, seconds, setting, steps).max(axis=0))
+    begin = now - max(1, round(setting.hold / TICK)) * TICK
+    seconds = np.arange(max(-TICK, begin), now + TICK / 2, TICK)
+    recent = arrivals[np.searchsorted(arrivals, begin - 2 * envelope.LONGEST_S) :]
+    # a reading tells the most since the one before, so that the first tells of too long a time
+    found = wanted(plan, recent, seconds, setting, steps)[1:]
+    planned = [choice.replicas if begin < -TICK else 0 for choice in plan.plan]
+    return tuple(int(count) for count in np.maximum(found.max(axis=0), planned))
 
 
-def _wanted(plan: Brief, arrivals: Rates, now: Rates, setting: Setting, steps: Ladder) -> Counts:
+def wanted(plan: Brief, arrivals: Rates, now: Rates, setting: Setting, steps: Ladder) -> Counts:
+    """Return what ``table`` needs at each instant, shape (instants, stages), before it is held."""
     seen = plan.windows >= min(setting.shortest, float(plan.windows[-1]))
     rates = envelope.live(arrivals, plan.windows[seen], now) / plan.windows[seen]
     need = (rates / plan.rates[seen]).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
-    wanted: Counts = np.minimum(np.array([steps.at(float(item)) for item in need], dtype=np.int64), setting.most)
-    return np.maximum(wanted, [choice.replicas for choice in plan.plan]) if setting.floor else wanted
+    counts: Counts = np.minimum(np.array([steps.at(float(item)) for item in need], dtype=np.int64), setting.most)
+    return np.maximum(counts, [choice.replicas for choice in plan.plan]) if setting.floor else counts
 
 
 def _slope(arrivals: Rates, now: Rates, delay: float) -> Rates:
@@ -274,6 +310,15 @@ def calibrate(plan: Brief, setting: Setting, steps: Ladder) -> Setting:
                 tried.append((played.missed(plan.limit), played.cost, own))
     good = [item for item in tried if item[0] <= PATIENCE]
     return min(good, key=lambda item: item[1])[2] if good else min(tried, key=lambda item: item[:2])[2]
+
+
+def in_charge(policy: str, plan: Brief, setting: Setting) -> Callable[[Rates, float], tuple[int, ...]]:
+    """Return a rule by its name as a service asks it: with all arrivals so far and the second, counts come back."""
+    if policy in ("paper", "ratio"):
+        return Trigger(plan, setting, policy == "paper", walks(plan))
+    steps = ladder(plan, setting.most)
+    how = calibrate(plan, setting, steps) if policy == "calibrated" else setting
+    return lambda arrivals, now: decide(plan, arrivals, now, how, steps)
 
 
 def fixed(plan: Brief, live: Sample, _setting: Setting) -> list[Counts]:

@@ -22,6 +22,7 @@ from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import Unmet, seek
 from unfold_pipeline.play import constant, patience_of, play
+from unfold_pipeline.quota import quotas_of
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
 from unfold_pipeline.runtime import Running, Runtime
@@ -184,18 +185,13 @@ async def _driven(ready: Ready, sample: Sample, tuner: live.Tuner | None, run: R
 
 
 def _tuner(spec: PipelineSpec, ready: Ready) -> live.Tuner | None:
-    """The running service knows the table rule; the others are there to be compared with in simulation."""
-    if spec.tuner.policy not in ("table", "calibrated"):
+    """Return the rule of the spec, in charge of running replicas; the same as in ``plan --replay``."""
+    policy, pipeline = spec.tuner.policy, ready.judge.pipeline
+    if policy == "fixed":
         return None
-    setting = setting_of(spec)
-    brief = policies.brief(ready.judge.pipeline, ready.plan, ready.judge.estimators[0].sample, ready.judge.limit)
-    steps = policies.ladder(brief, setting.most)
-    if spec.tuner.policy == "calibrated":
-        setting = policies.calibrate(brief, setting, steps)
-    quotas = dict(ready.judge.pipeline.quotas)
-    stages = ready.judge.pipeline.stages
-    names = [stage.options[choice.option].hardware for stage, choice in zip(stages, ready.plan, strict=True)]
-    return live.Tuner(brief, setting, steps, tuple(quotas.get(name, setting.most) for name in names))
+    brief = policies.brief(pipeline, ready.plan, ready.judge.estimators[0].sample, ready.judge.limit)
+    rule = policies.in_charge(policy, brief, setting_of(spec))
+    return live.Tuner(rule, ready.plan, quotas_of(pipeline, ready.plan))
 
 
 def _report(
