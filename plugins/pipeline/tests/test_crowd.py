@@ -28,19 +28,21 @@ PLAN = (Choice(0, 4, 2), Choice(0, 4, 1), Choice(0, 4, 1), Choice(0, 4, 1))
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("wait", [0.0, 0.08])
 @pytest.mark.parametrize("shed", [False, True])
-def test_with_cores_for_all_it_equals_the_estimator(seed: int, *, shed: bool) -> None:
+def test_with_cores_for_all_it_equals_the_estimator(seed: int, wait: float, *, shed: bool) -> None:
     """Where every replica has a core of its own each query takes the seconds of the stage-after-stage simulator."""
     rng = np.random.default_rng(seed)
     sample = draw(JOIN, processes.poisson(40.0, 20.0, rng), rng)
     factors = [rng.choice([0.8, 1.0, 1.3], 64) for _ in PLAN]
     patience = patience_of(JOIN, PLAN, 0.35) if shed else (np.inf,) * 4
-    expected = play(JOIN, sample, PLAN, constant(PLAN, sample), 0.0, factors, patience if shed else None).latencies
+    held = replace(JOIN, stages=tuple(replace(stage, wait=wait) for stage in JOIN.stages))
+    expected = play(held, sample, PLAN, constant(PLAN, sample), 0.0, factors, patience if shed else None).latencies
     servers = [
-        replace(server(JOIN, index, choice), factor=factors[index], patience=patience[index])
+        replace(server(held, index, choice), factor=factors[index], patience=patience[index])
         for index, choice in enumerate(PLAN)
     ]
-    found = crowded(JOIN, sample, servers, [1.0] * 4, 5)
+    found = crowded(held, sample, servers, [1.0] * 4, 5)
     assert np.array_equal(np.isinf(found), np.isinf(expected))
     known = np.isfinite(expected)
     assert found[known] == pytest.approx(expected[known], abs=1e-9)

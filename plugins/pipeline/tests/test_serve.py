@@ -16,6 +16,7 @@ from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
 from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.station import Query, clock
 from unfoldkit.api import Report, Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.loader import parse
@@ -154,3 +155,36 @@ def test_a_full_pipeline_refuses_by_the_head() -> None:
     app.entrance.inside = app.entrance.limits.queue_rows
     assert gate() == 1
     assert b'unfold_requests_total{code="429",model="pipe"} 1.0' in app.app.metrics.text()
+
+
+def test_a_batch_that_is_not_full_is_held_back(tmp_path: Path) -> None:
+    """Queries that come within the wait are one batch; it starts when the oldest has waited, or when it is full."""
+    runtime = Runtime(["a"], sources(tmp_path, "nap"), PLAN[:1], waits=[0.3])
+    alone = Pipeline(PIPE.stages[:1])
+
+    async def asked(gaps: list[float]) -> tuple[float, int]:
+        """Return the seconds until all are answered, and how many batches they were."""
+        loop, before = asyncio.get_running_loop(), runtime.stages[0].batches
+        way = routes(alone, draw(alone, np.zeros(len(gaps)), np.random.default_rng(0)))
+        told: list[asyncio.Future[object]] = [loop.create_future() for _ in gaps]
+        began = clock()
+        for number, gap in enumerate(gaps):
+            await asyncio.sleep(gap)
+            runtime.submit(Query(np.ones(2, dtype=np.float32), way, number, told[number].set_result))
+        await asyncio.wait_for(asyncio.gather(*told), 30)
+        return clock() - began, runtime.stages[0].batches - before
+
+    async def scene() -> list[tuple[float, int]]:
+        await runtime.start()
+        try:
+            return [await asked([0.0, 0.02, 0.02]), await asked([0.0] * 4), await asked([0.0] * 5)]
+        finally:
+            await runtime.stop()
+
+    some, full, more = asyncio.run(scene())
+    assert some[0] >= 0.3
+    assert some[1] == 1
+    assert full[0] < 0.25
+    assert full[1] == 1
+    assert more[0] >= 0.3
+    assert more[1] == 2

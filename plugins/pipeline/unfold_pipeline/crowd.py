@@ -49,8 +49,15 @@ class Line:
     cpu: float
     idle: deque[tuple[float, int]]
     kept: tuple[int, ...] = ()
-    queue: deque[Item] = field(default_factory=deque)
+    queue: deque[tuple[float, Item]] = field(default_factory=deque)
     batches: int = 0
+
+    def due(self) -> float:
+        """Return when the next batch may start: a full one at once, another when its oldest item has waited."""
+        if not self.queue or not self.idle:
+            return math.inf
+        full = len(self.queue) >= self.server.latency.size - 1
+        return NEVER if full else self.queue[0][0] + self.server.wait
 
     def take(self) -> tuple[float, int]:
         """Return the idle replica that serves next: the first where they differ, else the one idle longest."""
@@ -137,9 +144,9 @@ def crowded(
     finish = np.full(sample.size, np.inf)
     arrivals = sample.arrivals.tolist()
     query = 0
-    while query < len(arrivals) or machine.works:
+    while query < len(arrivals) or machine.works or any(line.queue for line in lines):
         came = arrivals[query] if query < len(arrivals) else math.inf
-        now = min(came, machine.next_end())
+        now = min(came, machine.next_end(), *(line.due() for line in lines))
         _end(machine, way, machine.ended(now), now, finish)
         while query < len(arrivals) and arrivals[query] <= now:
             _enter(lines, way, query, now, finish)
@@ -155,7 +162,7 @@ def _enter(lines: list[Line], way: Routes, query: int, now: float, finish: Times
     if way.left[query] == 0:
         finish[query] = now
     for item in way.entries(query):
-        lines[item[0]].queue.append(item)
+        lines[item[0]].queue.append((now, item))
 
 
 def _end(machine: Machine, way: Routes, done: list[Work], now: float, finish: Times) -> None:
@@ -169,17 +176,17 @@ def _end(machine: Machine, way: Routes, done: list[Work], now: float, finish: Ti
                 finish[way.query(item)] = now
     for line, stage, items in zip(machine.lines, way.pipeline.stages, come, strict=True):
         # behind a join those of one instant queue by query, as in the estimator
-        line.queue.extend(sorted(items) if len(stage.parents) > 1 else items)
+        line.queue.extend((now, item) for item in (sorted(items) if len(stage.parents) > 1 else items))
 
 
 def _start(machine: Machine, stage: int, sample: Sample, now: float) -> None:
     line = machine.lines[stage]
     full = line.server.latency.size - 1
     origin = sample.visits[stage].origin
-    while line.queue and line.idle:
+    while line.due() <= now:
         batch: list[Item] = []
         while line.queue and len(batch) < full:
-            item = line.queue.popleft()
+            item = line.queue.popleft()[1]
             if now - origin[item[1]] <= line.server.patience:
                 batch.append(item)
         if batch:

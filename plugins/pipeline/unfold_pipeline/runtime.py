@@ -1,14 +1,16 @@
 """The running pipeline: one central queue a stage, one process a replica, on one event loop.
 
-The rules are those of the queueing model: first in, first out, a batch as soon as a replica is idle, all that happens
-at one turn of the loop before anything is started. A replica that dies is replaced and its batch is served again. A
-batch on which the model's code raises an error is tried again row by row, so that one bad row fails no other.
+The rules are those of the queueing model: first in, first out, a batch as soon as a replica is idle and the batch is
+full or was held back long enough, all that happens at one turn of the loop before anything is started. A replica that
+dies is replaced and its batch is served again. A batch on which the model's code raises an error is tried again row by
+row, so that one bad row fails no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -63,10 +65,12 @@ class Runtime:
         plan: Plan,
         needs: Sequence[float] = (),
         cores: Cores | None = None,
+        waits: Sequence[float] = (),
     ) -> None:
+        none = [0.0] * len(names)
         self.stages = [
-            StageRuntime(name, source, choice.batch, choice.replicas, need)
-            for name, source, choice, need in zip(names, sources, plan, needs or [0.0] * len(names), strict=True)
+            StageRuntime(name, source, choice.batch, choice.replicas, need, wait=wait)
+            for name, source, choice, need, wait in zip(names, sources, plan, needs or none, waits or none, strict=True)
         ]
         self._cores = cores
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,7 +111,7 @@ class Runtime:
     def submit(self, query: Query) -> None:
         """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
         for item in query.routes.entries(query.number):
-            self.stages[item[0]].queue.append((query, item))
+            self.stages[item[0]].queue.append((query, item, clock()))
         if query.routes.left[query.number] == 0:
             query.finished({})
         self._look()
@@ -173,10 +177,10 @@ class Runtime:
         stage.seconds, stage.worked = stage.seconds + seconds, stage.worked + worked
         stage.served += len(batch)
         stage.failures = 0
-        for (query, item), output in zip(batch, outputs, strict=True):
+        for (query, item, _), output in zip(batch, outputs, strict=True):
             query.answers[stage.name] = np.asarray(output).tolist()
             for after in query.routes.after(item):
-                self.stages[after[0]].queue.append((query, after))
+                self.stages[after[0]].queue.append((query, after, clock()))
             if query.routes.finished(item):
                 query.finished(query.answers)
         if worker.leaving:
@@ -214,7 +218,7 @@ class Runtime:
         if self._started is not None and not self._started.done():
             message, key = f"replicas of {stage.name} do not start: {why}", f"stages.{stage.name}.model"
             self._started.set_exception(fail(message, key=key, hint="unfold profile SPEC tries the model alone"))
-        for query, _ in stage.empty():
+        for query, *_ in stage.empty():
             query.finished(None)
 
     def _end(self, stage: StageRuntime, worker: Worker) -> None:
@@ -244,10 +248,21 @@ class Runtime:
             if stage.failures > TRIES and not stage.workers:
                 self._give_up(stage, "")
             for worker in list(stage.workers):
-                if not stage.queue and not stage.alone:
+                if stage.due() > 0.0:
                     break
                 if worker.ready and not worker.batch and not worker.leaving:
                     self._give(stage, worker)
+            self._set_alarm(stage)
+
+    def _set_alarm(self, stage: StageRuntime) -> None:
+        """Look again when the oldest query has waited as long as a batch that is not full is held back."""
+        seconds = stage.due()
+        if stage.alarm is None and 0.0 < seconds < math.inf:
+            stage.alarm = self._events().call_later(seconds, self._woken, stage)
+
+    def _woken(self, stage: StageRuntime) -> None:
+        stage.alarm = None
+        self._look()
 
     def _give(self, stage: StageRuntime, worker: Worker) -> None:
         worker.batch = taken(stage)
@@ -255,7 +270,7 @@ class Runtime:
             return
         stage.batches += 1
         try:
-            worker.replica.pipe.send(np.stack([query.row for query, _ in worker.batch]))
+            worker.replica.pipe.send(np.stack([query.row for query, *_ in worker.batch]))
         except OSError:
             self._died(stage, worker)
 

@@ -72,11 +72,11 @@ class Ready:
         stages = self.judge.pipeline.stages
         names = [stage.name for stage in stages]
         needs = [self.judge.limit - most for most in self.patience] if self.shed else []
+        waits = [stage.wait for stage in stages]
         if isinstance(engine, RayEngine):
-            waits = [stage.wait for stage in stages]
             return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing)
         cores = of_this_machine() if self.placing.pinned else None
-        return Runtime(names, self.sources, self.plan, needs, cores)
+        return Runtime(names, self.sources, self.plan, needs, cores, waits)
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from asyncio import TimerHandle
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -48,7 +49,8 @@ class Query:
         self.finished(None)
 
 
-Work = tuple[Query, Item]
+Work = tuple[Query, Item, float]
+"""A query, its item at a stage, and when it came there, on :func:`clock`."""
 
 
 @dataclass(slots=True)
@@ -68,7 +70,8 @@ class StageRuntime:
 
     ``need`` is the least seconds that a query still takes from here on; ``seconds`` were spent in the model, and
     ``worked`` of them a core was busy. ``alone`` are rows of batches on which the model raised an error, to be tried
-    one by one; ``failed`` counts those on which it did so again, ``problem`` is the last error.
+    one by one; ``failed`` counts those on which it did so again, ``problem`` is the last error. A batch that is not
+    full may be held back for ``wait`` seconds; ``alarm`` looks again when they are over.
     """
 
     name: str
@@ -88,6 +91,14 @@ class StageRuntime:
     failed: int = 0
     problem: str = ""
     logged: float = -math.inf
+    wait: float = 0.0
+    alarm: TimerHandle | None = None
+
+    def due(self) -> float:
+        """Return in how many seconds a batch may start: one that is full now, another when its oldest has waited."""
+        if self.alone or len(self.queue) >= self.batch:
+            return 0.0
+        return self.queue[0][2] + self.wait - clock() if self.queue else math.inf
 
     def empty(self) -> Iterator[Work]:
         """Take out all that waits."""
