@@ -8,16 +8,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unfold_pipeline import models
 from unfold_pipeline.app import Given, Served, application
+from unfold_pipeline.board import Diary, Promise, watch
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.profile import profile
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.station import clock
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
+from unfoldkit.serving.board import Board
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
 
@@ -53,7 +57,7 @@ def runtime(folder: Path, name: str) -> Runtime:
     return Runtime(["a"], [models.Source(code=f"failing:{name}", folder=str(folder))], PLAN)
 
 
-async def ask(app: Served, value: float, path: str = "/v2/models/pipe/infer") -> tuple[int, str]:
+async def ask(app: Served, value: float | str, path: str = "/v2/models/pipe/infer") -> tuple[int, str]:
     """Ask for one row that begins with a value; return the status and the body."""
     sent: list[Any] = []
     data = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, 1.0]}
@@ -133,3 +137,52 @@ stages:
     told = "stages.a.model: the model fails on a batch of 2: RuntimeError: one at a time"
     with pytest.raises(UnfoldError, match=told):
         profile(validate(PipelineSpec, parse(text, "single.yaml")), run)
+
+
+def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
+    """Rows, batches, their seconds, replicas, queues and outcomes are counted; the page shows bad requests, too."""
+    running = runtime(tmp_path, "picky")
+    nothing = np.empty(0)
+    promise = Promise(30.0, 0.99, (0.05,), nothing, nothing.astype(np.int64))
+    diary = Diary(clock())
+    app = application("pipe", ALONE, running, 2, Given(0, None, promise), diary)
+    page = watch("pipe", running, diary, promise, app.entrance.metrics.requests)
+
+    async def scene() -> tuple[str, Board]:
+        await running.start()
+        try:
+            for value in (1.0, 2.0, 1e9, "no number"):
+                await ask(app, value)
+            return (await ask(app, 0.0, "/metrics"))[1], page()
+        finally:
+            await running.stop()
+
+    told, board = asyncio.run(asyncio.wait_for(scene(), 60))
+    for line in (
+        'unfold_requests_total{code="200",model="pipe"} 2.0',
+        'unfold_requests_total{code="400",model="pipe"} 1.0',
+        'unfold_requests_total{code="500",model="pipe"} 1.0',
+        'unfold_rows_total{model="pipe"} 2.0',
+        'unfold_batch_rows_count{model="pipe/a"} 2.0',
+        'unfold_predict_duration_seconds_count{model="pipe/a"} 2.0',
+        'unfold_pipeline_replicas{stage="a",state="paid"} 1.0',
+        'unfold_pipeline_replicas{stage="a",state="serving"} 1.0',
+        'unfold_pipeline_queue_rows{stage="a"} 0.0',
+        'unfold_pipeline_rows_total{stage="a"} 2.0',
+        'unfold_pipeline_failed_rows_total{stage="a"} 1.0',
+        'unfold_pipeline_queries_total{outcome="in time"} 2.0',
+        'unfold_pipeline_queries_total{outcome="failed"} 1.0',
+        'unfold_pipeline_queries_total{outcome="shed"} 0.0',
+        "unfold_pipeline_attainment 0.6666666666666666",
+    ):
+        assert line in told.splitlines()
+    assert 'unfold_batch_rows_count{model="pipe"}' not in told
+    codes, _, paid, serving = board.lines
+    assert codes.values == {"200": 2.0, "400": 1.0, "500": 1.0}
+    assert (paid.title, paid.values) == ("replicas that are paid", {"a": 1.0})
+    assert (serving.title, serving.values) == ("replicas that serve", {"a": 1.0})
+    assert {tile.label: tile.value for tile in board.tiles}.items() >= {
+        "failed": "1",
+        "refused": "1",
+        "lost": "0",
+    }.items()

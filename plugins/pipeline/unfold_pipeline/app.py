@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unfold_pipeline.board import Diary, Promise
+from unfold_pipeline.counts import Counts, batches
 from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.live import Tuner, tune
 from unfold_pipeline.orders import TICK
@@ -25,7 +26,7 @@ from unfoldkit.api import UnfoldError
 from unfoldkit.serving.app import Application, assembled
 from unfoldkit.serving.batcher import Done, Full, Limits, Result
 from unfoldkit.serving.infer import Endpoint
-from unfoldkit.serving.metrics import ModelMetrics, metrics, of_model
+from unfoldkit.serving.metrics import Metrics, ModelMetrics, metrics, of_model
 from unfoldkit.serving.model import Array, Call, Field, Refusal
 from unfoldkit.serving.protocol import cells, reader, writer
 from unfoldkit.serving.replies import json_reply
@@ -76,6 +77,7 @@ class Entrance:
     given: Given
     diary: Diary
     limits: Limits
+    metrics: ModelMetrics
     rng: np.random.Generator
     inside: int = 0
     hung: bool = False
@@ -137,7 +139,7 @@ class Party:
             ended = True
             self.shed |= query.shed
             self.failed = self.failed or query.failed
-            entrance.diary.answered(clock() - began, lost=answer is None, limit=entrance.given.limit)
+            entrance.diary.ended(query, clock() - began, entrance.given.limit, answered=answer is not None)
             self._end(index, answer)
 
         query = entrance.query(row, finished, deadline)
@@ -159,6 +161,7 @@ class Party:
             told = {name: [json.dumps(answer.get(name)) for answer in found] for name in names}
         except TypeError as error:
             return error
+        self.entrance.metrics.rows.inc(len(found))
         return cells(told), 0, len(found)
 
     def _refusal(self) -> Refusal:
@@ -197,9 +200,14 @@ def application(
     """
     diary = diary or Diary(clock())
     limits = limits or Limits(queue_rows=MOST_INSIDE)
-    entrance = Entrance(pipeline, runtime, given, diary, limits, np.random.default_rng([given.seed, 7]))
+    found = metrics()
+    own = of_model(found, name)
+    entrance = Entrance(pipeline, runtime, given, diary, limits, own, np.random.default_rng([given.seed, 7]))
+    own.queue.set_function(lambda: entrance.inside)
+    runtime.listen(batches(found, name))
+    found.registry.register(Counts(runtime, diary))
     outputs = tuple(Field(stage.name, "BYTES") for stage in pipeline.stages)
-    return Served(_assembled(Front(name, (Field(INPUT, "FP32", (width,)),), outputs), entrance), entrance)
+    return Served(_assembled(Front(name, (Field(INPUT, "FP32", (width,)),), outputs), entrance, found), entrance)
 
 
 def paths(name: str) -> tuple[str, ...]:
@@ -207,13 +215,10 @@ def paths(name: str) -> tuple[str, ...]:
     return (f"/v2/models/{name}/infer", "/v2/health/ready", "/status", "/metrics", "/openapi.json")
 
 
-def _assembled(front: Front, entrance: Entrance) -> Application:
-    found = metrics()
-    own: ModelMetrics = of_model(found, front.name)
-    own.queue.set_function(lambda: entrance.inside)
+def _assembled(front: Front, entrance: Entrance, found: Metrics) -> Application:
     asks = reader(front.inputs, front.outputs)
     log = logging.getLogger("unfoldkit")
-    app = assembled([Endpoint(front, asks, writer(front), entrance, own, log)], found)
+    app = assembled([Endpoint(front, asks, writer(front), entrance, entrance.metrics, log)], found)
 
     def ready(about: dict[str, Any]) -> Any:
         good = all(entrance.runtime.serving())

@@ -13,12 +13,13 @@ from unfold_pipeline.decision import planned_envelope
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.runtime import Running
-from unfold_pipeline.station import clock
+from unfold_pipeline.station import Query, clock
 from unfoldkit.arrivals.envelope import envelope
 from unfoldkit.serving.board import Board, Grid, Lines, Spread, Tile, Watch
 from unfoldkit.serving.metrics import SECONDS, Tally
 
 MOST_ARRIVALS = 1 << 17
+OUTCOMES = ("in time", "late", "shed", "failed", "lost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,12 @@ def promise(judge: Judge, plan: Plan) -> Promise:
 
 @dataclass(slots=True)
 class Diary:
-    """What happened since ``began``: the last arrivals in s, answers by status, those in time, and $ spent so far."""
+    """What happened since ``began``: the last arrivals in s, queries by outcome, their seconds, and $ spent so far."""
 
     began: float
     tally: Tally = field(default_factory=lambda: Tally("pipeline"))
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ARRIVALS))
-    in_time: int = 0
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     spent: float = 0.0
     paid_until: float = field(default_factory=clock)
 
@@ -60,10 +61,18 @@ class Diary:
         """Note that a query arrives now."""
         self.arrivals.append(clock() - self.began)
 
-    def answered(self, seconds: float, *, lost: bool, limit: float) -> None:
-        """Note that a query was answered, or could not be."""
-        self.tally.count(503 if lost else 200, seconds)
-        self.in_time += not lost and seconds <= limit
+    @property
+    def attainment(self) -> float | None:
+        """The share of queries that were answered in time; ``None`` before the first has ended."""
+        total = sum(self.outcomes.values())
+        return self.outcomes["in time"] / total if total else None
+
+    def ended(self, query: Query, seconds: float, limit: float, *, answered: bool) -> None:
+        """Note how a query ended."""
+        told = ("in time" if seconds <= limit else "late") if answered else "lost"
+        outcome = "shed" if query.shed else "failed" if query.failed else told
+        self.outcomes[outcome] += 1
+        self.tally.count(200 if answered else 503, seconds)
 
     def pay(self, replicas: Sequence[int], prices: Sequence[float]) -> None:
         """Pay for the replicas that are there, up to now."""
@@ -72,17 +81,15 @@ class Diary:
         self.paid_until = now
 
 
-def watch(name: str, runtime: Running, diary: Diary, given: Promise) -> Watch:
-    """Return the board of a running pipeline."""
+def watch(name: str, runtime: Running, diary: Diary, given: Promise, requests: Tally) -> Watch:
+    """Return the board of a running pipeline; ``requests`` are those of the server, bad ones among them."""
 
     def board() -> Board:
         stages = runtime.status()
         queues = {str(stage["name"]): float(stage["queue"]) for stage in stages}
         paid = {str(stage["name"]): float(stage["replicas"]) for stage in stages}
         replicas = {str(stage["name"]): float(stage["ready"]) for stage in stages}
-        codes = {
-            str(code): float(number) for code, number in sorted(diary.tally.codes.items()) if number or code == 200
-        }
+        codes = {str(code): float(number) for code, number in sorted(requests.codes.items()) if number or code == 200}
         lines = (
             Lines("answers by status", "/s", codes, counts=True),
             Lines("items that wait", "items", queues),
@@ -90,21 +97,26 @@ def watch(name: str, runtime: Running, diary: Diary, given: Promise) -> Watch:
             Lines("replicas that serve", "replicas", replicas),
         )
         spread = Spread("time to answer", "s", SECONDS, list(map(float, diary.tally.buckets)), given.limit)
-        return Board(name, "pipeline", _tiles(diary, given, stages), lines, (spread,), (), (_traffic(diary, given),))
+        return Board(
+            name, "pipeline", _tiles(diary, given, stages, requests), lines, (spread,), (), (_traffic(diary, given),)
+        )
 
     return board
 
 
-def _tiles(diary: Diary, given: Promise, stages: Sequence[dict[str, object]]) -> tuple[Tile, ...]:
-    total = sum(diary.tally.codes.values())
-    share = diary.in_time / total if total else None
+def _tiles(diary: Diary, given: Promise, stages: Sequence[dict[str, object]], requests: Tally) -> tuple[Tile, ...]:
+    share, ends = diary.attainment, diary.outcomes
+    lost = ends["lost"] + ends["shed"]
+    bad = sum(number for code, number in requests.codes.items() if 400 <= code < 500)
     held = "–" if share is None else f"{share:.2%}"
     rate = float(np.dot([int(str(stage["replicas"])) for stage in stages], given.prices))
     wanted = f"within {given.limit * 1e3:,.0f} ms, target {given.quantile:.0%}"
     return (
         Tile("attainment", held, wanted, None if share is None else share >= given.quantile),
-        Tile("queries", f"{total:,}"),
-        Tile("lost", f"{diary.tally.codes.get(503, 0):,}", "", diary.tally.codes.get(503, 0) == 0),
+        Tile("queries", f"{sum(ends.values()):,}"),
+        Tile("lost", f"{lost:,}", f"{ends['shed']:,} of them shed", not lost),
+        Tile("failed", f"{ends['failed']:,}", "a model raised an error", not ends["failed"]),
+        Tile("refused", f"{bad:,}", "requests answered 4xx", not bad),
         Tile("spent", f"${diary.spent:,.4f}", f"now ${rate:,.2f} an hour"),
     )
 

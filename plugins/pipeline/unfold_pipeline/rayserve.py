@@ -24,6 +24,7 @@ from unfold_pipeline.models import Predict, Rows, Source, load
 from unfold_pipeline.placing import SHARE, Placing, whole, words
 from unfold_pipeline.replica import Failed, answer
 from unfold_pipeline.routes import Item
+from unfold_pipeline.runtime import Heard
 from unfold_pipeline.station import Query, clock
 from unfoldkit.api import broken, fail
 from unfoldkit.engines.ray import connected
@@ -197,6 +198,9 @@ class RayRuntime:
             }
             for s in self.stages
         ]
+
+    def listen(self, heard: Heard) -> None:
+        """Do nothing: Ray Serve makes its batches itself, and tells of them in metrics of its own."""
 
     def _check(self, ray: ModuleType, serve: ModuleType) -> None:
         """Refuse what Ray Serve would wait for without end."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,10 @@ from unfoldkit.api import UnfoldError, fail
 
 TRIES = 3
 QUIET_S = 60.0
+
+
+Heard = Callable[[str, int, float], None]
+"""Is told of each batch that was answered: its stage, its rows, the seconds in the model."""
 
 
 class Running(Protocol):
@@ -52,11 +56,14 @@ class Running(Protocol):
     def status(self) -> list[dict[str, Any]]:
         """Return what each stage is doing, for people."""
 
+    def listen(self, heard: Heard) -> None:
+        """Have somebody told of each batch from now on, where this engine makes the batches."""
+
 
 class Runtime:
     """Starts, feeds, replaces and ends the replicas of a plan; with ``cores`` each keeps to one of them."""
 
-    __slots__ = ("_asked", "_cores", "_loop", "_started", "stages")
+    __slots__ = ("_asked", "_cores", "_hears", "_loop", "_started", "stages")
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class Runtime:
         self._cores = cores
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = False
+        self._hears: Heard | None = None
         self._started: asyncio.Future[None] | None = None
 
     async def start(self, patience: float = 180.0) -> None:
@@ -133,6 +141,10 @@ class Runtime:
         """Return what each stage is doing."""
         return [status(stage) for stage in self.stages]
 
+    def listen(self, heard: Heard) -> None:
+        """Have somebody told of each batch that is answered from now on."""
+        self._hears = heard
+
     def _balance(self, stage: StageRuntime) -> None:
         staying = [worker for worker in stage.workers if not worker.leaving]
         for _ in range(stage.wanted - len(staying)):
@@ -176,6 +188,8 @@ class Runtime:
         batch, worker.batch = worker.batch, []
         stage.seconds, stage.worked = stage.seconds + seconds, stage.worked + worked
         stage.served += len(batch)
+        if self._hears is not None:
+            self._hears(stage.name, len(batch), seconds)
         stage.failures = 0
         for (query, item, _), output in zip(batch, outputs, strict=True):
             query.answers[stage.name] = np.asarray(output).tolist()

@@ -97,7 +97,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     diary, given = board.Diary(clock()), Given(run.seed, _tuner(spec, ready), promise, spec.slo.shed)
     app = application(spec.name, ready.judge.pipeline, runtime, ready.rows.shape[1], given, diary)
     posts, gates, most = app.app.answers, app.app.gates, app.app.body_bytes
-    watch = board.watch(spec.name, runtime, diary, promise)
+    watch = board.watch(spec.name, runtime, diary, promise, app.entrance.metrics.requests)
     return Service(spec.name, app, paths(spec.name), posts, most, watch=watch, gates=gates)
 
 
