@@ -11,7 +11,8 @@ from unfold_pipeline.cores import dealt
 from unfold_pipeline.crowd import crowded
 from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.play import constant, patience_of, play
+from unfold_pipeline.orders import as_seen
+from unfold_pipeline.play import carried, constant, patience_of, play
 from unfold_pipeline.sample import draw
 from unfoldkit.arrivals import processes
 
@@ -82,3 +83,23 @@ def test_what_keeps_to_a_core_does_not_move_to_one_that_is_free() -> None:
     sample = draw(three, np.zeros(1), np.random.default_rng(0))
     servers = [replace(server(three, index, Choice(0, 1, 1)), wake=0.0) for index in range(3)]
     assert crowded(three, sample, servers, [1.0] * 3, 2, dealt([1, 1, 1], 2))[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.08])
+@pytest.mark.parametrize("seed", range(3))
+def test_with_cores_for_all_it_follows_orders_as_the_estimator(seed: int, wait: float) -> None:
+    """Where replicas come and go, and each has a core, each query takes the seconds of the other simulator."""
+    rng = np.random.default_rng(seed)
+    sample = draw(JOIN, processes.poisson(40.0, 20.0, rng), rng)
+    held = replace(JOIN, stages=tuple(replace(stage, wait=wait) for stage in JOIN.stages))
+    seen = [(float(time), tuple(rng.integers(1, 4, 4).tolist())) for time in np.sort(rng.random(12) * 20.0)]
+    ledgers = [
+        as_seen(choice.replicas, [(time, counts[index]) for time, counts in seen], 20.0)
+        for index, choice in enumerate(PLAN)
+    ]
+    expected = carried(held, sample, PLAN, ledgers).latencies
+    servers = [server(held, index, choice) for index, choice in enumerate(PLAN)]
+    changes = sorted((time, stage, more) for stage, ledger in enumerate(ledgers) for time, more in ledger.changes)
+    found = crowded(held, sample, servers, [1.0] * 4, 20, changes=changes)
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert not np.allclose(found, crowded(held, sample, servers, [1.0] * 4, 20))

@@ -12,6 +12,7 @@ from unfold_pipeline import models, serve
 from unfold_pipeline.app import Given, application
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.profile import profile
+from unfold_pipeline.replay import live_sample
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
@@ -118,10 +119,7 @@ def test_inference_over_http(tmp_path: Path) -> None:
     assert b'"served":3' in found[3][1]
 
 
-def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
-    """A replay of a trace against real processes loses nothing and reports both sides of each figure."""
-    (tmp_path / "served.py").write_text(CODE)
-    text = """
+NAPS = """
 version: 1
 kind: pipeline
 name: naps
@@ -131,7 +129,12 @@ hardware: {core: {price: $0.05/h, quota: 2}}
 stages:
   nap: {model: {code: "served:nap", features: 2}, max_batch: 4}
 """
-    spec = validate(PipelineSpec, parse(text, "naps.yaml"))
+
+
+def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
+    """A replay of a trace against real processes loses nothing and reports both sides of each figure."""
+    (tmp_path / "served.py").write_text(CODE)
+    spec = validate(PipelineSpec, parse(NAPS, "naps.yaml"))
     np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 15, 60)))
     options = {"replay": str(tmp_path / "t.npz")}
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
@@ -188,3 +191,23 @@ def test_a_batch_that_is_not_full_is_held_back(tmp_path: Path) -> None:
     assert full[1] == 1
     assert more[0] >= 0.3
     assert more[1] == 2
+
+
+@pytest.mark.parametrize("policy", ["paper", "ratio", "table"])
+def test_replay_is_estimated_with_the_replicas_that_the_rule_gave(tmp_path: Path, policy: str) -> None:
+    """Where any rule adds replicas in a replay, the estimate is with them, and better than that of the plan alone."""
+    (tmp_path / "served.py").write_text(CODE)
+    np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 180, 1800)))
+    spec = validate(PipelineSpec, parse(f"{NAPS}tuner: {{policy: {policy}, activation: 1 s}}", "naps.yaml"))
+    options = {"replay": str(tmp_path / "t.npz")}
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, options=options)
+    profile(spec, run)
+    report = serve.serve(spec, run)
+    assert isinstance(report, Report)
+    assert report.lines == (
+        ("replicas", "nap 1 planned, 2 at the end"),
+        ("estimate", "with the replicas that served at each moment"),
+    )
+    ready = serve.prepare(spec, run)
+    fixed = serve.estimate(ready, live_sample(spec, ready.judge.pipeline, tmp_path / "t.npz", run), run)
+    assert (report.metrics["estimated_p99_ms"].value or np.inf) < 0.8e3 * np.quantile(fixed, 0.99)

@@ -51,6 +51,23 @@ class Line:
     kept: tuple[int, ...] = ()
     queue: deque[tuple[float, Item]] = field(default_factory=deque)
     batches: int = 0
+    leaving: int = 0
+
+    def change(self, more: int, now: float) -> None:
+        """Add idle replicas, or take some away: idle ones, or else those whose batches end first."""
+        self.idle.extend((now, 0) for _ in range(more))
+        for _ in range(-more):
+            if self.idle:
+                self.idle.popleft()
+            else:
+                self.leaving += 1
+
+    def free(self, replica: int, now: float) -> None:
+        """Take back a replica whose batch has ended, unless it is to leave."""
+        if self.leaving:
+            self.leaving -= 1
+        else:
+            self.idle.append((now, replica))
 
     def due(self) -> float:
         """Return when the next batch may start: a full one at once, another when its oldest item has waited."""
@@ -124,6 +141,7 @@ def crowded(
     shares: Sequence[float],
     cores: int,
     kept: Sequence[tuple[int, ...]] | None = None,
+    changes: Sequence[tuple[float, int, int]] = (),
 ) -> Times:
     """Return the seconds of every query (inf: shed) if all replicas run on one machine.
 
@@ -134,6 +152,7 @@ def crowded(
         shares: the share of each stage's service in which it needs a core, 0 to 1.
         cores: of the machine.
         kept: the core of each replica of each stage, from 0, if replicas keep to a core.
+        changes: times in order, each with a stage and how many replicas it gets; not for replicas that keep to a core.
     """
     way = routes(pipeline, sample)
     lines = [
@@ -143,11 +162,15 @@ def crowded(
     machine = Machine(lines, cores)
     finish = np.full(sample.size, np.inf)
     arrivals = sample.arrivals.tolist()
-    query = 0
+    query, orders = 0, deque(changes)
     while query < len(arrivals) or machine.works or any(line.queue for line in lines):
         came = arrivals[query] if query < len(arrivals) else math.inf
-        now = min(came, machine.next_end(), *(line.due() for line in lines))
+        order = orders[0][0] if orders else math.inf
+        now = min(came, order, machine.next_end(), *(line.due() for line in lines))
         _end(machine, way, machine.ended(now), now, finish)
+        while orders and orders[0][0] <= now:
+            _, stage, more = orders.popleft()
+            lines[stage].change(more, now)
         while query < len(arrivals) and arrivals[query] <= now:
             _enter(lines, way, query, now, finish)
             query += 1
@@ -168,7 +191,7 @@ def _enter(lines: list[Line], way: Routes, query: int, now: float, finish: Times
 def _end(machine: Machine, way: Routes, done: list[Work], now: float, finish: Times) -> None:
     come: list[list[Item]] = [[] for _ in machine.lines]
     for work in done:
-        machine.lines[work.stage].idle.append((now, work.replica))
+        machine.lines[work.stage].free(work.replica, now)
         for item in work.items:
             for after in way.after(item):
                 come[after[0]].append(after)

@@ -23,6 +23,7 @@ from unfold_pipeline.sample import Sample
 from unfold_pipeline.station import Query, clock
 
 Times = NDArray[np.float64]
+LOOK_S = 0.1
 Progress = Callable[[str, int, int], None]
 
 
@@ -39,7 +40,7 @@ class Tuner:
 class Measured:
     """Seconds of each query from its arrival in the trace (inf: no answer), and what the stages counted.
 
-    ``timeline`` holds, a second, the time in s and the replicas of each stage that serve.
+    ``timeline`` holds the time in s and the replicas of each stage that serve: each second, and when they change.
     """
 
     latencies: Times
@@ -129,13 +130,16 @@ async def _watch(
     began: float,
     seen: list[tuple[float, tuple[int, ...]]],
 ) -> None:
-    """Note each second how many replicas serve, and let the rule change how many there should be."""
+    """Note how many replicas serve, and let the rule change each second how many there should be."""
+    second = -math.inf
     while True:
-        now = clock() - began
-        seen.append((now, runtime.serving()))
-        if tuner is not None:
+        now, counts = clock() - began, runtime.serving()
+        if not seen or seen[-1][1] != counts or now - seen[-1][0] >= TICK:
+            seen.append((now, counts))
+        if tuner is not None and math.floor(now) > second:
+            second = math.floor(now)
             tune(runtime, tuner, arrivals[: int(np.searchsorted(arrivals, now))], now)
-        await asyncio.sleep(TICK)
+        await asyncio.sleep(LOOK_S)
 
 
 def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:

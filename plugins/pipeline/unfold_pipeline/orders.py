@@ -87,6 +87,16 @@ def carried_out(start: int, targets: Counts, delay: float, end: float) -> Ledger
     return ledger
 
 
+def as_seen(start: int, seen: Sequence[tuple[float, int]], end: float) -> Ledger:
+    """Return the ledger of a stage that served with ``seen`` replicas from each time on, at least one."""
+    ledger = Ledger(start, 0.0)
+    for time, count in seen:
+        if 0.0 <= time < end:
+            ledger.want(time, count)
+    ledger.settle(end)
+    return ledger
+
+
 def held(targets: Counts, hold: float, before: int) -> Counts:
     """Return the largest of the targets of the last ``hold`` seconds, at each second: removal only after a lull.
 

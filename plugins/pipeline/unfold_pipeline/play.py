@@ -67,6 +67,18 @@ def play(
     """
     end = length(sample)
     ledgers = [carried_out(c.replicas, wanted, delay, end) for c, wanted in zip(plan, targets, strict=True)]
+    return carried(pipeline, sample, plan, ledgers, factors, patience)
+
+
+def carried(
+    pipeline: Pipeline,
+    sample: Sample,
+    plan: Plan,
+    ledgers: Sequence[Ledger],
+    factors: Sequence[Times] | None = None,
+    patience: Sequence[float] | None = None,
+) -> Played:
+    """Return how a trace goes under orders that are known, a ledger a stage; see :func:`play`."""
     flows: list[Flow] = []
     for index, choice in enumerate(plan):
         parents = {edge.parent: flows[edge.parent] for edge in pipeline.stages[index].parents}
@@ -79,7 +91,8 @@ def play(
             times, items = _whole(sample, index, parents, times, items)
         flows.append(serve(times, items, how, goal, ledgers[index].schedule()))
     paid = [ledger.paid + flow.drained for ledger, flow in zip(ledgers, flows, strict=True)]
-    return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
+    cost = _cost(pipeline, plan, paid, length(sample))
+    return Played(_latencies(pipeline, sample, flows), cost, tuple(ledgers))
 
 
 def patience_of(pipeline: Pipeline, plan: Plan, limit: float) -> tuple[float, ...]:

@@ -18,10 +18,11 @@ from unfold_pipeline.crowd import crowded
 from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
+from unfold_pipeline.orders import Ledger, as_seen
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import Unmet, seek
-from unfold_pipeline.play import constant, patience_of, play
+from unfold_pipeline.play import carried, length, patience_of
 from unfold_pipeline.quota import quotas_of
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
@@ -47,6 +48,7 @@ from unfoldkit.engines.local import available_cores
 from unfoldkit.engines.ray import RayEngine
 
 Times = NDArray[np.float64]
+Seen = Sequence[tuple[float, tuple[int, ...]]]
 LONG = 4096
 PLACES = {"local": "local processes", "ray": "Ray Serve"}
 
@@ -141,24 +143,46 @@ def _fits(stage: str, source: models.Source, width: int | None, given: int) -> N
     raise fail(f"reads {needs} numbers a row, and queries have {given}", key=f"stages.{stage}.model", hint=hint)
 
 
-def estimate(ready: Ready, sample: Sample, run: Run) -> Times:
+def estimate(ready: Ready, sample: Sample, run: Run, seen: Seen = ()) -> Times:
     """Return the seconds of each query by the simulator.
 
     Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
+    The replicas are those of the plan, or those that were ``seen`` to serve from each time on.
     """
     points = [profiles.stored(stage.name, run) for stage in ready.judge.pipeline.stages]
     factors = [_unevenness(found, index, run) for index, found in enumerate(points)]
     patience = ready.patience if ready.shed else None
+    ledgers = [
+        as_seen(choice.replicas, [(time, counts[index]) for time, counts in seen], length(sample))
+        for index, choice in enumerate(ready.plan)
+    ]
+    most = max([sum(choice.replicas for choice in ready.plan), *(sum(counts) for _, counts in seen)])
+    if run.engine.name == "local" and most > available_cores():
+        shares = [found[0].cpu if found else 1.0 for found in points]
+        return _crowded(ready, sample, factors, shares, ledgers)
+    return carried(ready.judge.pipeline, sample, ready.plan, ledgers, factors, patience).latencies
+
+
+def _crowded(
+    ready: Ready, sample: Sample, factors: Sequence[Times], shares: Sequence[float], ledgers: Sequence[Ledger]
+) -> Times:
     pipeline, cores = ready.judge.pipeline, available_cores()
-    if run.engine.name == "local" and sum(choice.replicas for choice in ready.plan) > cores:
-        most = patience or [math.inf] * len(points)
-        servers = [
-            replace(server(pipeline, index, choice), factor=factors[index], patience=most[index])
-            for index, choice in enumerate(ready.plan)
-        ]
-        kept = dealt([choice.replicas for choice in ready.plan], cores) if ready.placing.pinned else None
-        return crowded(pipeline, sample, servers, [found[0].cpu if found else 1.0 for found in points], cores, kept)
-    return play(pipeline, sample, ready.plan, constant(ready.plan, sample), 0.0, factors, patience).latencies
+    most = ready.patience if ready.shed else [math.inf] * len(shares)
+    servers = [
+        replace(server(pipeline, index, choice), factor=factors[index], patience=most[index])
+        for index, choice in enumerate(ready.plan)
+    ]
+    if ready.placing.pinned:
+        kept = dealt([choice.replicas for choice in ready.plan], cores)
+        return crowded(pipeline, sample, servers, shares, cores, kept)
+    changes = sorted((time, stage, more) for stage, ledger in enumerate(ledgers) for time, more in ledger.changes)
+    return crowded(pipeline, sample, servers, shares, cores, changes=changes)
+
+
+def _fixed(ready: Ready, measured: live.Measured) -> bool:
+    """Whether the estimate is of the plan as it is, though the rule changed its replicas while it was measured."""
+    planned = tuple(choice.replicas for choice in ready.plan)
+    return ready.placing.pinned and any(counts != planned for _, counts in measured.timeline)
 
 
 def _unevenness(points: Sequence[profiles.Point] | None, index: int, run: Run) -> Times:
@@ -171,7 +195,7 @@ def _replayed(spec: PipelineSpec, run: Run, ready: Ready) -> Report:
     sample = live_sample(resolved(spec, run), ready.judge.pipeline, Path(str(run.options["replay"])), run)
     tuner = _tuner(spec, ready)
     measured = asyncio.run(_driven(ready, sample, tuner, run))
-    return _report(spec, run, ready, sample, measured, estimate(ready, sample, run))
+    return _report(spec, run, ready, sample, measured, estimate(ready, sample, run, measured.timeline))
 
 
 async def _driven(ready: Ready, sample: Sample, tuner: live.Tuner | None, run: Run) -> live.Measured:
@@ -219,9 +243,9 @@ def _report(
             "replaced": Metric(measured.replaced, "replicas", timed=True),
             "sender_lateness_ms": Metric(measured.lateness * 1e3, "ms", timed=True),
         },
-        (_table(rows),),
+        (_table(rows, fixed=_fixed(ready, measured)),),
         (_figure(measured.latencies, expected), _timeline(ready, measured)),
-        lines=(("replicas", _replicas(ready, measured)),),
+        lines=(("replicas", _replicas(ready, measured)), *_basis(ready, measured)),
         next="unfold plan SPEC --replay TRACE",
     )
 
@@ -233,7 +257,16 @@ def _shed(measured: live.Measured, expected: Times) -> dict[str, Metric]:
     }
 
 
-def _table(rows: Sequence[tuple[str, float, float]]) -> Table:
+def _basis(ready: Ready, measured: live.Measured) -> tuple[tuple[str, str], ...]:
+    """Say which replicas the estimate is of, where their number changed."""
+    planned = tuple(choice.replicas for choice in ready.plan)
+    if all(counts == planned for _, counts in measured.timeline):
+        return ()
+    told = "the replicas of the plan" if _fixed(ready, measured) else "the replicas that served at each moment"
+    return (("estimate", f"with {told}"),)
+
+
+def _table(rows: Sequence[tuple[str, float, float]], *, fixed: bool) -> Table:
     columns = (
         Column("latency"),
         Column("measured", "ms", 1, timed=True),
@@ -241,7 +274,7 @@ def _table(rows: Sequence[tuple[str, float, float]]) -> Table:
         Column("measured is", timed=True),
     )
     body = tuple(
-        (name, seen * 1e3, thought * 1e3, f"{(seen / thought - 1) * 100:+.0f} % off" if thought else "")
+        (name, seen * 1e3, thought * 1e3, f"{(seen / thought - 1) * 100:+.0f} % off" if thought and not fixed else "–")
         for name, seen, thought in rows
         if name != "attainment"
     )
