@@ -18,7 +18,7 @@ class Kind:
 
     ``spec`` and the verbs are ``"package.module:attribute"``; a verb that is ``None`` is absent.
     ``examples`` is ``"package:folder"`` with YAML specs, smallest first; ``extra`` is the optional
-    dependency group that the kind needs.
+    dependency group that the kind needs. ``many`` says that ``serve`` may run in several processes at once.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Kind:
     examples: str | None = None
     extra: str | None = None
     api: int = API_VERSION
+    many: bool = False
 
     @property
     def verbs(self) -> tuple[str, ...]:

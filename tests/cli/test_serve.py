@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Unfold, command, surroundings
+from tests.support import ECHO, ROOT, Process, Unfold, command, surroundings
 
 PLACE = re.compile(r" on (http://\S+) · run ")
 
@@ -126,3 +126,21 @@ def test_a_bad_call_is_told(unfold: Unfold, spec: Path, words: list[str], told: 
     outcome = unfold("serve", "a.yaml", *words)
     assert outcome.code == 2
     assert told in outcome.err
+
+
+def test_a_kind_of_one_process_is_refused_before_any_starts(unfold_process: Process, tmp_path: Path) -> None:
+    """Where a kind serves by one process, several are refused once, by 2, and nothing is started or written."""
+    (tmp_path / "a.yaml").write_text(ECHO)
+    done = unfold_process("serve", "a.yaml", "--processes", "2", "--port", "0")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "kind echo serves by one process (leave --processes out)"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_that_only_a_process_finds_is_told_once(unfold_process: Process, tmp_path: Path) -> None:
+    """What is the caller's fault ends several processes as it ends one: told once, by 2, nothing started again."""
+    (tmp_path / "a.yaml").write_text((ROOT / "configs/cascade/digits.yaml").read_text())
+    done = unfold_process("serve", "a.yaml", "--processes", "2", "--port", "0")
+    assert done.returncode == 2
+    assert done.stderr.count("this cascade was not trained") == 1
+    assert "takes its place" not in done.stderr

@@ -19,4 +19,5 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_cascade.plan:plan",
         serve="unfold_cascade.serve:serve",
         examples="unfold_cascade:examples",
+        many=True,
     )

@@ -64,7 +64,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     app = application([model], registry=registry, log=run.log, clock=run.clock)
     told = tuple(_told(loaded, engines))
     watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, loaded.zoo.unit, loaded.whole))
-    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch, True, app.gates)
+    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch, app.gates)
 
 
 def load(spec: CascadeSpec, run: Run) -> Loaded:

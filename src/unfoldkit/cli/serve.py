@@ -54,8 +54,6 @@ class Serving:
     def _serve(self, number: int, beat: Beat) -> int:
         loaded = _load(self.request, self.stdin)
         service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
-        if not service.many:
-            raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
         keep = service.app.share(self.folder)  # type: ignore[attr-defined]
 
         def both() -> None:
@@ -110,6 +108,9 @@ def serve(
 
 def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> ExitCode:
     """Serve by several processes; this one holds the run and the port, and replaces who dies or hangs."""
+    verb_of(loaded.kind, "serve")
+    if not loaded.kind.many:
+        raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
     with run.directory.locked(), bind(serving.address, many=True) as held, TemporaryDirectory() as folder:
         if loaded.run is None:
             store_spec(run, loaded.spec)
@@ -120,7 +121,8 @@ def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> Exit
         crew = Crew(replace(serving, address=address, folder=Path(folder)), processes, say)
         if crew.run() == SIGINT:
             raise KeyboardInterrupt
-    return ExitCode.YES
+    # the process that found the mistake has told of it
+    return ExitCode.USAGE if crew.refused else ExitCode.YES
 
 
 def _load(request: Request, stdin: str) -> Loaded:

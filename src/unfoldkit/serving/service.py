@@ -35,5 +35,4 @@ class Service:
     body_bytes: int = 0
     lines: tuple[tuple[str, str], ...] = ()
     watch: Watch | None = None
-    many: bool = False
     gates: Mapping[str, Gate] = field(default_factory=dict)

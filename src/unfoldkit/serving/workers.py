@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from unfoldkit.errors import broken
+from unfoldkit.errors import ExitCode, broken
 
 START_S = 300.0
 SILENT_S = 10.0
@@ -42,6 +42,7 @@ class Crew:
     """The processes that serve, kept complete until the end.
 
     A process that dies before it was well, or soon after, is a quick end; after a few in a row all is given up.
+    One whose exit code says that its caller is at fault is not started again: all are ``refused``.
     """
 
     work: Work
@@ -51,17 +52,18 @@ class Crew:
     workers: dict[int, Worker] = field(default_factory=dict)
     quick: int = 0
     signal: int = 0
+    refused: bool = False
     looked: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; return which, after the last process has ended.
+        """Serve until SIGTERM or SIGINT; return which, after the last process has ended; 0 where all are refused.
 
         Raises:
             UnfoldError: the processes end again and again before they serve.
         """
         with _heard(self._note):
             try:
-                while not self.signal:
+                while not self.signal and not self.refused:
                     self._fill()
                     self._listen()
                     self._look()
@@ -107,6 +109,9 @@ class Crew:
     def _lost(self, worker: Worker) -> None:
         self.workers.pop(worker.number)
         worker.ear.close()
+        if not worker.ready and worker.process.exitcode == ExitCode.USAGE:
+            self.refused = True
+            return
         self.say(f"process {worker.process.pid} ended with {worker.process.exitcode}; another one takes its place")
         soon = not worker.ready or time.monotonic() - worker.began < QUICK_S
         self.quick = self.quick + 1 if soon else 0

@@ -46,7 +46,7 @@ def service(name: str, given: dict[str, str]) -> Service:
         model, close = Remembering(Diary(), store), store.close
     app = application([model], limits=limits, close=close)
     watch = of_requests(name, "toy", app.metrics)
-    return Service(name, app, paths([model]), app.answers, app.body_bytes, watch=watch, many=True, gates=app.gates)
+    return Service(name, app, paths([model]), app.answers, app.body_bytes, watch=watch, gates=app.gates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     told.begin()
     lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
     watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, _unit(spec)))
-    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines, watch, True, app.gates)
+    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines, watch, app.gates)
 
 
 def timed(loaded: Loaded, told: Counts) -> Timed:
