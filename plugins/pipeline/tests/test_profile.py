@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline import models, profiles
+from unfold_pipeline import models, profiles, workload
 from unfold_pipeline.plan import plan
 from unfold_pipeline.profile import batches_up_to, profile
 from unfold_pipeline.spec import ModelSpec, PipelineSpec
@@ -108,3 +108,63 @@ def test_profile_under_another_pin_is_measured_again(tmp_path: Path) -> None:
     pinned = validate(PipelineSpec, parse(f"{SPEC}placement: {{pin: core}}\n", "naps.yaml"))
     assert "measured 1 of 1 stages" in profile(pinned, run).headline
     assert "measured 0 of 1 stages" in profile(pinned, run).headline
+
+
+def test_changed_code_is_measured_again(tmp_path: Path) -> None:
+    """A profile counts only while the module that holds the function is as it was when it was measured."""
+    spec, run = surroundings(tmp_path)
+    profile(spec, run)
+    (tmp_path / "naps.py").write_text(CODE.replace("0.01 +", "0.03 +"))
+    assert "measured 1 of 1 stages" in profile(spec, run).headline
+    points = profiles.stored("nap", run)
+    assert points is not None
+    assert points[0].mean >= 0.04
+    assert "measured 0 of 1 stages" in profile(spec, run).headline
+
+
+def test_code_is_found_without_running_it(tmp_path: Path) -> None:
+    """The text of a module in a package is found, that of one that is not there is empty, and nothing is imported."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "__init__.py").write_text("raise RuntimeError")
+    (tmp_path / "deep" / "naps.py").write_text(CODE)
+    for code, body in (("deep.naps:nap", CODE), ("deep:nap", "raise RuntimeError"), ("none.naps:nap", "")):
+        assert models.module_bytes(models.Source(code=code, folder=str(tmp_path))) == body.encode()
+
+
+GIVEN = SPEC.replace("hardware: {core", "hardware: {gpu: {price: $1/h}, core").replace(
+    "max_batch: 3", "max_batch: 3, latency: {LATENCY}"
+)
+
+
+def latency_under(given: str, folder: Path, *, measure: bool = True, here: str = "gpu") -> dict[str, float]:
+    """The ms of one query by hardware of a stage with a model and the latencies that are given."""
+    text = GIVEN.replace("LATENCY", given) + f"machine: {here}\n"
+    _, run = surroundings(folder)
+    spec = validate(PipelineSpec, parse(text, "naps.yaml"))
+    if measure:
+        profile(spec, run)
+    options = workload.pipeline(spec, run).stages[0].options
+    return {option.hardware: float(option.latency[1]) * 1e3 for option in options}
+
+
+def test_given_latencies_go_before_measured_ones(tmp_path: Path) -> None:
+    """What the spec gives for a hardware counts there, whatever was measured; the profile counts elsewhere."""
+    assert latency_under("gpu: {1: 70 ms}, core: {1: 90 ms}", tmp_path) == pytest.approx({"gpu": 70, "core": 90})
+    found = latency_under("gpu: {1: 70 ms}", tmp_path, here="core")
+    assert found["gpu"] == pytest.approx(70)
+    assert 20 <= found["core"] < 50
+
+
+def test_a_stage_is_planned_on_what_is_given(tmp_path: Path) -> None:
+    """A model that was not measured needs no profile where the spec gives a latency on any hardware."""
+    assert latency_under("core: {1: 90 ms}", tmp_path, measure=False) == pytest.approx({"core": 90})
+
+
+def test_a_plan_says_what_was_measured(tmp_path: Path) -> None:
+    """A plan names the hardware whose latencies were measured and the machine; or says that they were not taken."""
+    spec, run = surroundings(tmp_path)
+    profile(spec, run)
+    assert dict(plan(spec, run).lines)["measured"] == f"nap on core, which is {profiles.here()}"
+    given = validate(PipelineSpec, parse(GIVEN.replace("LATENCY", "gpu: {1: 9 ms}, core: {1: 9 ms}"), "naps.yaml"))
+    assert dict(plan(given, run).lines)["given"].startswith("nap on gpu: the latency of the spec counts")
+    assert "which plans take" in dict(profile(given, run).lines)["given"]

@@ -56,7 +56,7 @@ def resolved(spec: PipelineSpec, run: Run, *, fresh: bool = True) -> PipelineSpe
     if not isinstance(spec.stages, FromRun):
         return spec
     found = read(spec.stages, run)
-    stages = {item["name"]: _stage(item, spec, found) for item in found.exits["models"]}
+    stages = {item["name"]: _timed(_stage(item, spec, found), item["name"], run) for item in found.exits["models"]}
     run.directory.write(ROUTES_FILE, _routes(found.exits, run.seed))
     visits = str((run.directory.path / ROUTES_FILE).absolute())
     result = spec.model_copy(update={"stages": stages, "visits": visits})
@@ -172,6 +172,12 @@ def _stage(item: Mapping[str, Any], spec: PipelineSpec, found: Found) -> StageSp
         "max_batch": most,
     }
     return StageSpec.model_validate_json(json.dumps(body)).model_copy(update={"model": _model(item, found)})
+
+
+def _timed(stage: StageSpec, name: str, run: Run) -> StageSpec:
+    """Leave out the time that the cascade took where it was measured since, as a time that is given goes before."""
+    known = stage.model is not None and profiles.stored(name, run) is not None
+    return stage.model_copy(update={"latency": {}}) if known else stage
 
 
 def _model(item: Mapping[str, Any], found: Found) -> ModelSpec | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +66,23 @@ def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
 
 
 def identity(source: Source, model: ModelSpec, pinned: bool = False) -> str:
-    """Return a fingerprint of a model: of its file's bytes, or of the name of its code; and of keeping to a core."""
-    body = Path(source.path).read_bytes() if source.path else source.code.encode()
+    """Return a fingerprint of a model: of the bytes of its file, or of its module's; and of keeping to a core."""
+    body = Path(source.path).read_bytes() if source.path else module_bytes(source)
     words = model.model_dump(mode="json", exclude_none=True) | ({"pin": "core"} if pinned else {})
     return fingerprint(MEASURED, words, hashlib.sha256(body).hexdigest())
+
+
+def module_bytes(source: Source) -> bytes:
+    """Return the text of the module that holds a source's code, found without running it; empty if it has no file."""
+    places: list[str] | None = [source.folder, *sys.path]
+    found = None
+    for part in source.code.partition(":")[0].split("."):
+        found = PathFinder.find_spec(part, places)
+        if found is None:
+            return b""
+        places = list(found.submodule_search_locations or ())
+    file = Path(found.origin or "") if found else Path()
+    return file.read_bytes() if file.is_file() else b""
 
 
 def load(source: Source) -> Predict:
@@ -152,8 +167,6 @@ def _width(source: Source) -> int | None:
 
 
 def _function(source: Source) -> Predict:
-    import sys
-
     module, _, name = source.code.partition(":")
     sys.path.insert(0, source.folder)
     try:

@@ -88,6 +88,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         ("certainty", tables.certainty(outcome)),
         ("cost–SLO", f"{tables.frontier_line(points)}   plot: --out plan.html"),
         *_greedy_lines(outcome),
+        *workload.sources(spec, run),
         ("prices", line(paid)),
     )
     return Report(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
-from unfold_pipeline.spec import PipelineSpec, machine, order
+from unfold_pipeline.spec import PipelineSpec, StageSpec, machine, order
 from unfold_pipeline.station import Query
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict, fail
 
@@ -47,7 +48,7 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
     Raises:
         UnfoldError: no stage has a model, or one cannot be loaded.
     """
-    spec = resolved(spec, run, fresh=False)
+    written, spec = spec.named, resolved(spec, run, fresh=False)
     jobs = [_job(name, spec, run) for name in order(spec.named) if spec.named[name].model]
     if not jobs:
         raise fail("no stage has a model to measure", key="stages", hint="model: {file: model.onnx}")
@@ -58,7 +59,8 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
             fresh += 1
         run.progress("profile", index + 1, len(jobs))
     found = {job.stage: profiles.stored(job.stage, run) or [] for job in jobs}
-    return _report(spec, found, fresh, run)
+    report = _report(spec, found, fresh, run)
+    return replace(report, lines=(*report.lines, *_given(written, machine(spec))))
 
 
 def measure(job: Job, run: Run) -> list[profiles.Point]:
@@ -174,6 +176,12 @@ def _falling(found: dict[str, list[profiles.Point]]) -> tuple[tuple[str, str], .
         if worse:
             lines.append(("note", f"{name}: a batch of {worse[0]} was quicker than a smaller one: noise, or a cache"))
     return tuple(lines)
+
+
+def _given(stages: Mapping[str, StageSpec], here: str) -> tuple[tuple[str, str], ...]:
+    names = [name for name, stage in stages.items() if stage.model and here in {*stage.latency, *stage.perf_analyzer}]
+    told = f"the spec gives a latency on {here}, which plans take; leave it out to plan by what was measured"
+    return (("given", f"{', '.join(names)}: {told}"),) if names else ()
 
 
 def _figure(found: dict[str, list[profiles.Point]]) -> Figure:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from unfold_pipeline.spec import BatchLatency, ModelSpec
+from unfold_pipeline.spec import BatchLatency
 from unfoldkit.api import Run, fail
 
 FOLDER = "profile"
@@ -47,7 +50,7 @@ def point(batch: int, seconds: Sequence[float], idle: Sequence[float] = (), cpu:
 
 def store(stage: str, points: Sequence[Point], made_from: str, run: Run) -> None:
     """Keep the profile of a stage in the run."""
-    body = {"stage": stage, "points": [asdict(item) for item in points]}
+    body = {"stage": stage, "where": here(), "points": [asdict(item) for item in points]}
     run.directory.write(_name(stage), (json.dumps(body, indent=1) + "\n").encode(), made_from=made_from)
 
 
@@ -59,7 +62,20 @@ def stored(stage: str, run: Run, *, made_from: str | None = None) -> list[Point]
     return [_point(item) for item in data["points"]]
 
 
-def latency_of(stage: str, _model: ModelSpec, run: Run) -> BatchLatency:
+def here() -> str:
+    """Return the processor of this machine in words."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {models[0] if models else platform.machine()}"
+
+
+def where(stage: str, run: Run) -> str:
+    """Return the machine that the profile of a stage was measured on, in words; empty if it is not known."""
+    return str(json.loads(run.directory.read(_name(stage))).get("where", "")) if run.directory.has(_name(stage)) else ""
+
+
+def latency_of(stage: str, run: Run) -> BatchLatency:
     """Return the mean seconds by batch size of a stage that was profiled.
 
     Raises:

@@ -76,7 +76,9 @@ class StageSpec(Model):
     after: dict[str, Fraction] = Field(default={}, description="the stages before it, and the share that comes here")
     share: Annotated[Fraction, Field(gt=0)] = Field(default=1.0, description="of all queries, if no stage is before it")
     fan_out: Annotated[float, Field(gt=0, le=1000)] = Field(default=1.0, description="mean items made of one query")
-    latency: dict[str, BatchLatency] = Field(default={}, description="by hardware: time of a batch by its size")
+    latency: dict[str, BatchLatency] = Field(
+        default={}, description="by hardware: time of a batch by its size; goes before what was measured"
+    )
     perf_analyzer: dict[str, dict[Annotated[int, Field(ge=1, le=4096)], str]] = Field(
         default={}, description="by hardware: CSV files of perf_analyzer by batch size"
     )

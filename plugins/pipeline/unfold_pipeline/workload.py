@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unfold_pipeline import graph, perf_analyzer
 from unfold_pipeline.planner import Effort
 from unfold_pipeline.prices import prices
-from unfold_pipeline.profiles import latency_of, stored, wake_of
+from unfold_pipeline.profiles import latency_of, stored, wake_of, where
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.spec import (
     LENGTH,
@@ -146,13 +146,12 @@ def _stage(
     run: Run,
 ) -> graph.Stage:
     parents = tuple(graph.Edge(places[parent], share) for parent, share in stage.after.items() if share > 0)
-    here = machine(spec)
-    known = stored(name, run) is not None or here not in stage.latency
-    measured = {here: latency_of(name, stage.model, run)} if stage.model is not None and known else {}
     read = {
         hardware: perf_analyzer.latency_of(files, f"stages.{name}.perf_analyzer.{hardware}", run)
         for hardware, files in stage.perf_analyzer.items()
     }
+    here = machine(spec)
+    measured = {here: latency_of(name, run)} if _measured(name, spec, run) else {}
     wake = {hardware: wake_of(name, run) for hardware in measured}
     options = tuple(
         graph.Option(
@@ -164,6 +163,26 @@ def _stage(
         for hardware, points in {**stage.latency, **read, **measured}.items()
     )
     return graph.Stage(name, parents, options, stage.share, stage.fan_out, stage.wait)
+
+
+def _measured(name: str, spec: PipelineSpec, run: Run) -> bool:
+    """Whether a stage is planned by its profile on this machine: what the spec gives goes before, and may do alone."""
+    stage = spec.named[name]
+    given = {*stage.latency, *stage.perf_analyzer}
+    return stage.model is not None and machine(spec) not in given and (not given or stored(name, run) is not None)
+
+
+def sources(spec: PipelineSpec, run: Run) -> tuple[tuple[str, str], ...]:
+    """Return the lines of a report on what was measured: on which hardware and machine, and what was not taken."""
+    here, lines = machine(spec), []
+    kept = [name for name in order(spec.named) if spec.named[name].model and stored(name, run) is not None]
+    taken = [name for name in kept if _measured(name, spec, run)]
+    for place in dict.fromkeys(where(name, run) for name in taken):
+        names = ", ".join(name for name in taken if where(name, run) == place)
+        lines.append(("measured", f"{names} on {here}, which is {place or 'the machine that measured it'}"))
+    if unused := [name for name in kept if name not in taken]:
+        lines.append(("given", f"{', '.join(unused)} on {here}: the latency of the spec counts, not what was measured"))
+    return tuple(lines)
 
 
 def _table(stage: str, hardware: str, points: BatchLatency, most: int | None, run: Run) -> graph.Table:
