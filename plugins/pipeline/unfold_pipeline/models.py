@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unfold_pipeline import tensors
 from unfold_pipeline.spec import ModelSpec
-from unfoldkit.api import Run, fail, fingerprint
+from unfoldkit.api import Run, UnfoldError, fail, fingerprint
 
 Rows = NDArray[np.float32]
 Predict = Callable[[Rows], NDArray[Any]]
@@ -98,8 +99,11 @@ def load(source: Source) -> Predict:
 def _whole(source: Source) -> Predict:
     if source.code:
         return _function(source)
+    loaders: dict[str, Callable[[str], Predict]] = {".onnx": tensors.opened, ".skops": _skops}
     try:
-        return {".onnx": _onnx, ".skops": _skops}.get(Path(source.path).suffix, _xgboost)(source.path)
+        return loaders.get(Path(source.path).suffix, _xgboost)(source.path)
+    except UnfoldError:
+        raise
     except Exception as error:  # each library has errors of its own for a damaged file
         raise fail(f"cannot load the model: {brief(error)}", file=source.path) from error
 
@@ -138,16 +142,34 @@ def width_of(stage: str, source: Source) -> int | None:
     """Return the numbers that a stage's model wants in a row, where its file says so.
 
     Raises:
-        UnfoldError: the file is damaged.
+        UnfoldError: the file is damaged, or it is of an ONNX model with an input that no row can fill.
     """
     try:
         return _width(source)
+    except UnfoldError as error:
+        problem = error.diagnostics[0]
+        raise fail(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
     except Exception as error:  # each library has errors of its own for a damaged file
         message, hint = (
             f"cannot load the model {source.path}: {brief(error)}",
             "is the file whole? save the model again",
         )
         raise fail(message, key=f"stages.{stage}.model", hint=hint) from error
+
+
+def check_rows(stage: str, source: Source, rows: Rows) -> None:
+    """Refuse rows that do not fill the inputs of an ONNX model, before a replica dies of them.
+
+    Raises:
+        UnfoldError: they do not; names the model, the input, its type and its shape.
+    """
+    if not source.path.endswith(".onnx"):
+        return
+    try:
+        tensors.opened(source.path).refuse(source.path, len(source.columns) or rows.shape[1])
+    except UnfoldError as error:
+        problem = error.diagnostics[0]
+        raise fail(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
 
 
 def _width(source: Source) -> int | None:
@@ -159,10 +181,7 @@ def _width(source: Source) -> int | None:
     if suffix == ".skops":
         return getattr(_skops_object(source.path), "n_features_in_", None)
     if suffix == ".onnx":
-        import onnxruntime
-
-        shape = onnxruntime.InferenceSession(source.path, providers=["CPUExecutionProvider"]).get_inputs()[0].shape
-        return int(shape[-1]) if isinstance(shape[-1], int) else None
+        return tensors.opened(source.path).width
     return None
 
 
@@ -194,16 +213,6 @@ def _skops_object(path: str) -> Any:
 
     known = [name for name in skops.io.get_untrusted_types(file=path) if name in TRUSTED]
     return skops.io.load(path, trusted=known)
-
-
-def _onnx(path: str) -> Predict:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda rows: np.asarray(session.run(None, {name: rows})[0])
 
 
 def _digits() -> tuple[Rows, NDArray[np.int64]]:

@@ -131,6 +131,7 @@ def _job(name: str, spec: PipelineSpec, run: Run) -> Job:
         raise fail("has no model", key=f"stages.{name}")
     source = models.source_of(name, stage.model, run)
     rows = models.rows_for(stage.model, models.width_of(name, source), run)
+    models.check_rows(name, source, rows)
     batches = batches_up_to(stage.max_batch or LARGEST)
     return Job(name, source, rows, batches, models.identity(source, stage.model, pinned), pinned)
 

@@ -123,6 +123,7 @@ def prepare(spec: PipelineSpec, run: Run) -> Ready:
         width = models.width_of(stage.name, sources[-1])
         rows = models.rows_for(model, width, run) if rows is None else rows
         _fits(stage.name, sources[-1], width, rows.shape[1])
+        models.check_rows(stage.name, sources[-1], rows)
     if rows is None:
         raise fail("no stage to serve", key="stages")
     return Ready(judge, chosen, tuple(sources), rows, spec.slo.shed, spec.placement)
