@@ -94,6 +94,36 @@ def test_kserve_graph_has_every_flow(tmp_path: Path) -> None:
     assert {step["nodeName"] for step in steps if "nodeName" in step} <= set(nodes)
 
 
+TWINS = SPEC.replace("right_one: {after: {enter: 100%}", "Left: {fan_out: 6, after: {enter: 100%}").replace(
+    "last: {after: {left: 100%},", "root: {share: 20%,"
+)
+
+
+def test_kserve_tells_what_a_graph_cannot_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Stages keep names of their own, and shares and fan-outs that the graph does not follow are told in the file."""
+    text = exports.kserve(planned(tmp_path, TWINS))
+    documents = list(yaml.safe_load_all(text))
+    assert [item["metadata"]["name"] for item in documents[:-1]] == ["enter", "left", "left-2", "root-2"]
+    nodes = documents[-1]["spec"]["nodes"]
+    assert set(nodes) == {"root", "enter", "enter-next", "left", "left-2", "root-2"}
+    assert [step.get("condition") for step in nodes["root"]["steps"]] == [None, '[@this].#(next=="root")']
+    told = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+    assert [line.partition(":")[0].partition(",")[0] for line in told] == [
+        "left is planned for 0.5 of the queries",
+        "Left is planned for 6 items of a query",
+        "Left is called left-2",
+        "root is planned for 0.2 of the queries",
+        "root is called root-2",
+    ]
+    assert [record.getMessage() for record in caplog.records] == [f"kserve: {line}" for line in told]
+
+
+def test_names_in_kubernetes_are_names_there() -> None:
+    """Whatever a stage is called, its label is one that Kubernetes takes, and no two are equal."""
+    found = exports.labels(["A.b", "a_b", "a-b", "9", "Ä", "x" * 70])
+    assert found == {"A.b": "a-b-2", "a_b": "a-b-3", "a-b": "a-b", "9": "stage-9", "Ä": "stage", "x" * 70: "x" * 50}
+
+
 def test_kserve_knows_no_joins(tmp_path: Path) -> None:
     """A pipeline with a join is refused with the name of the stage."""
     joined = SPEC.replace("last: {after: {left: 100%}", "last: {after: {left: 100%, right_one: 100%}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
+import logging
+import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +25,10 @@ BACKENDS = {".onnx": "onnxruntime", ".ubj": "fil", ".json": "fil"}
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A stage with what the plan says of it."""
+    """A stage with what the plan says of it; ``label`` is its name in Kubernetes, which no other stage has."""
 
     name: str
+    label: str
     spec: StageSpec
     hardware: str
     instance: str
@@ -60,7 +64,8 @@ def _application(pipeline: str, item: Planned, placed: Mapping[str, Any]) -> dic
 def kserve(report: Report) -> str:
     """Return an InferenceService a stage, and the InferenceGraph that joins them.
 
-    A flow that not every query takes has a condition: the answer of the stage names the next one as ``next``.
+    A flow that not every query takes has a condition: the answer of the stage names the next one as ``next``. What an
+    InferenceGraph cannot say stands in comments at the head, and is logged.
 
     Raises:
         UnfoldError: the pipeline has a join, which an InferenceGraph does not know.
@@ -70,7 +75,24 @@ def kserve(report: Report) -> str:
         if len(item.spec.after) > 1:
             raise fail(f"an InferenceGraph has no joins, and {item.name} is one", key=f"stages.{item.name}.after")
     documents = [*map(_service, stages), _graph(report.name, stages)]
-    return "---\n".join(str(to_yaml(document)) for document in documents)
+    notes = list(_notes(stages))
+    for note in notes:
+        logging.getLogger("unfoldkit").warning("kserve: %s", note)
+    return "".join(f"# {note}\n" for note in notes) + "---\n".join(str(to_yaml(document)) for document in documents)
+
+
+def _notes(stages: list[Planned]) -> Iterator[str]:
+    """Say what an InferenceGraph cannot: its router looks at conditions after a step, not at the head of branches."""
+    for item in stages:
+        beside = [other for other in stages if set(other.spec.after) == set(item.spec.after)]
+        share = min(item.spec.after.values(), default=item.spec.share)
+        if share < 1 and (not item.spec.after or len(beside) > 1):
+            yield f"{item.name} is planned for {share:.3g} of the queries: an Ensemble or root sends it all of them"
+        if item.spec.fan_out != 1:
+            told = f"{item.name} is planned for {item.spec.fan_out:g} items of a query"
+            yield f"{told}: a graph sends one request, so the stage before must put them into one batch"
+        if item.label != _label(item.name):
+            yield f"{item.name} is called {item.label}, as {_label(item.name)} is taken"
 
 
 def triton(report: Report) -> bytes:
@@ -106,17 +128,18 @@ def planned(report: Report) -> list[Planned]:
     if isinstance(spec.stages, FromRun):
         hint = f"unfold serve {spec.stages.run} serves the cascade"
         raise fail("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
-    return [_planned(name, spec, stages[name]) for name in spec.named]
+    named = labels(spec.named)
+    return [_planned(name, named[name], spec, stages[name]) for name in spec.named]
 
 
 def _spec(report: Report) -> PipelineSpec:
     return validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
 
 
-def _planned(name: str, spec: PipelineSpec, chosen: Mapping[str, Any]) -> Planned:
+def _planned(name: str, label: str, spec: PipelineSpec, chosen: Mapping[str, Any]) -> Planned:
     hardware = spec.hardware[chosen["hardware"]]
     instance = "" if hardware.price is not None else hardware.instance or chosen["hardware"]
-    return Planned(name, spec.named[name], chosen["hardware"], instance, chosen["batch"], chosen["replicas"])
+    return Planned(name, label, spec.named[name], chosen["hardware"], instance, chosen["batch"], chosen["replicas"])
 
 
 def _source(item: Planned) -> dict[str, Any]:
@@ -137,13 +160,13 @@ def _service(item: Planned) -> dict[str, Any]:
         storage = f"pvc://models/{item.name}"
         predictor["model"] = {"modelFormat": {"name": FORMATS[item.suffix]}, "storageUri": storage}
     else:
-        predictor["containers"] = [{"name": "kserve-container", "image": f"{_label(item.name)}:latest"}]
+        predictor["containers"] = [{"name": "kserve-container", "image": f"{item.label}:latest"}]
     if item.instance:
         predictor["nodeSelector"] = {"node.kubernetes.io/instance-type": item.instance}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": _label(item.name), "labels": {"unfoldkit/hardware": item.hardware}},
+        "metadata": {"name": item.label, "labels": {"unfoldkit/hardware": item.hardware}},
         "spec": {"predictor": predictor},
     }
 
@@ -151,10 +174,10 @@ def _service(item: Planned) -> dict[str, Any]:
 def _graph(name: str, stages: list[Planned]) -> dict[str, Any]:
     nodes = {"root": _parallel([item for item in stages if not item.spec.after], "")}
     for item in stages:
-        nodes[_label(item.name)] = _sequence(item, stages)
+        nodes[item.label] = _sequence(item, stages)
         below = _children(item, stages)
         if len(below) > 1:
-            nodes[f"{_label(item.name)}-next"] = _parallel(below, item.name)
+            nodes[f"{item.label}-next"] = _parallel(below, item.name)
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "InferenceGraph",
@@ -165,23 +188,25 @@ def _graph(name: str, stages: list[Planned]) -> dict[str, Any]:
 
 def _parallel(items: list[Planned], parent: str) -> dict[str, Any]:
     router = "Ensemble" if len(items) > 1 else "Sequence"
-    return {"routerType": router, "steps": [dict(_step(item, parent)) for item in items]}
+    # a condition of the first step of a sequence has no answer to look at, and KServe fails there
+    steps = [dict(_step(item, parent, conditional=len(items) > 1)) for item in items]
+    return {"routerType": router, "steps": steps}
 
 
-def _step(item: Planned, parent: str) -> Iterator[tuple[str, str]]:
-    yield "name", _label(item.name)
-    yield "nodeName", _label(item.name)
-    if parent and item.spec.after[parent] < 1:
+def _step(item: Planned, parent: str, *, conditional: bool = True) -> Iterator[tuple[str, str]]:
+    yield "name", item.label
+    yield "nodeName", item.label
+    if (item.spec.after[parent] if parent else item.spec.share) < 1 and conditional:
         yield "condition", f'[@this].#(next=="{item.name}")'
 
 
 def _sequence(item: Planned, stages: list[Planned]) -> dict[str, Any]:
-    steps: list[dict[str, str]] = [{"name": "self", "serviceName": _label(item.name), "data": "$request"}]
+    steps: list[dict[str, str]] = [{"name": "self", "serviceName": item.label, "data": "$request"}]
     below = _children(item, stages)
     if len(below) == 1:
         steps.append({**dict(_step(below[0], item.name)), "data": "$response"})
     elif below:
-        steps.append({"name": "next", "nodeName": f"{_label(item.name)}-next", "data": "$response"})
+        steps.append({"name": "next", "nodeName": f"{item.label}-next", "data": "$response"})
     return {"routerType": "Sequence", "steps": steps}
 
 
@@ -189,6 +214,19 @@ def _children(item: Planned, stages: list[Planned]) -> list[Planned]:
     return [other for other in stages if item.name in other.spec.after]
 
 
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Return the names that Kubernetes takes, each once; one that is taken already gets a number."""
+    taken, found = {"root"}, {}
+    # a name that needs no change keeps it
+    for name in sorted(names, key=lambda item: item != _label(item)):
+        tries = (f"{_label(name)}-{count}" for count in itertools.count(2))
+        label = next(item for item in itertools.chain((_label(name),), tries) if not {item, f"{item}-next"} & taken)
+        taken |= {label, f"{label}-next"}
+        found[name] = label
+    return found
+
+
 def _label(name: str) -> str:
     """Return a name that Kubernetes takes."""
-    return name.lower().replace("_", "-").replace(".", "-").strip("-")
+    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower())[:50].strip("-")
+    return plain if plain[:1].isalpha() else f"stage-{plain}".strip("-")
