@@ -16,7 +16,7 @@ from unfold_pipeline import models, policies
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.live import Measured, Tuner, drive
 from unfold_pipeline.placing import Placing
-from unfold_pipeline.quota import Quota
+from unfold_pipeline.quotas import Limits
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Running, Runtime
@@ -37,6 +37,7 @@ def fail(rows):
 CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
 PLAN = (Choice(0, 4, 1), Choice(0, 4, 1))
+SHARED = Limits(np.zeros(2, np.int64), np.array([3]), np.ones(2, np.int64))
 ROWS = np.ones((3, 2), dtype=np.float32)
 Make = Callable[..., Running]
 # Ray's own modules use what others have deprecated, and its sockets are closed at the end of the process
@@ -186,7 +187,7 @@ def test_rule_in_charge_follows_the_traffic(make: Make) -> None:
     planned = trace(5.0, 20.0)
     brief = policies.brief(PIPE, PLAN, planned, 0.2)
     steps, setting = policies.Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2))), policies.Setting(hold=2.0)
-    tuner = Tuner(lambda past, now: policies.decide(brief, past, now, setting, steps), PLAN, (Quota(3, (0, 1)),))
+    tuner = Tuner(lambda past, now: policies.decide(brief, past, now, setting, steps), SHARED)
     measured = played(make(), trace(50.0, 6.0), tuner, beside=until_two)
     assert measured.lost == 0
     assert measured.timeline[0][1][0] == 1

@@ -13,7 +13,7 @@ from unfold_pipeline.estimator import Estimator
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.orders import Ledger, carried_out, held
 from unfold_pipeline.play import constant, follow, length, play
-from unfold_pipeline.quota import Quota, kept
+from unfold_pipeline.quotas import Limits
 from unfold_pipeline.sample import Sample, draw
 from unfoldkit.arrivals import processes
 
@@ -252,7 +252,8 @@ def test_stages_on_the_same_hardware_share_its_quota(seed: int) -> None:
     plan = tuple(Choice(0, 1, int(count)) for count in rng.integers(1, 4, 3))
     wanted = [int(count) for count in rng.integers(1, 12, 3)]
     most = sum(choice.replicas for choice in plan) + int(rng.integers(0, 6))
-    given = kept(wanted, plan, (Quota(most, (0, 1, 2)),))
+    planned = np.array([choice.replicas for choice in plan])
+    given = Limits(np.zeros(3, np.int64), np.array([most]), planned).shared(wanted)
     assert sum(given) == min(most, sum(wanted))
     for count, want, choice in zip(given, wanted, plan, strict=True):
         assert min(want, choice.replicas) <= count <= want
@@ -260,5 +261,5 @@ def test_stages_on_the_same_hardware_share_its_quota(seed: int) -> None:
 
 def test_a_quota_is_shared_in_proportion_to_what_is_wanted() -> None:
     """Two stages that want twice and four times as much more as there is get a third and two thirds of it."""
-    plan = (Choice(0, 1, 1), Choice(0, 1, 1), Choice(0, 1, 1))
-    assert kept((5, 9, 7), plan, (Quota(8, (0, 1)),)) == (3, 5, 7)
+    limits = Limits(np.array([0, 0, -1]), np.array([8]), np.ones(3, np.int64))
+    assert limits.shared((5, 9, 7)) == (3, 5, 7)

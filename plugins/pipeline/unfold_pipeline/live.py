@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline.graph import Pipeline, Plan
+from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.models import Rows
 from unfold_pipeline.orders import TICK
 from unfold_pipeline.prompt import prompt
-from unfold_pipeline.quota import Quota, kept
+from unfold_pipeline.quotas import Limits
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Running
 from unfold_pipeline.sample import Sample
@@ -29,11 +29,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Tuner:
-    """The rule in charge of replica counts, which is told all arrivals until a second, the plan and the quotas."""
+    """The rule in charge of replica counts, which is told all arrivals until a second, and the quotas it is held to."""
 
     rule: Callable[[Times, float], Sequence[int]]
-    plan: Plan
-    quotas: tuple[Quota, ...] = ()
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +146,7 @@ def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:
     if past.size == 0:
         return
     wanted = tuner.rule(past, float(math.floor(now)))
-    for index, count in enumerate(kept(wanted, tuner.plan, tuner.quotas)):
+    for index, count in enumerate(tuner.limits.shared(wanted)):
         runtime.want(index, count)
 
 

@@ -17,6 +17,7 @@ from unfoldkit.queueing import kernel
 from unfoldkit.queueing.stage import Flow, Goal, Schedule, State, serve, start
 
 Times = NDArray[np.float64]
+UNCHANGED = Schedule(np.empty(0), np.empty(0, dtype=np.int64))
 Look = Callable[[float, Sequence[int], Sequence[int]], Sequence[int]]
 
 
@@ -191,13 +192,18 @@ def _slice(
     until: float,
 ) -> None:
     for index, (state, inlet) in enumerate(zip(states, inlets, strict=True)):
+        idle = inlet.known == state.done + state.shed
         _let_in(pipeline, sample, states, inlet, index, until)
+        if idle and inlet.known == state.done + state.shed and until < np.inf:
+            continue  # nothing to serve: changes of the count wait until there is, and come to the same
         schedule = _dated(ledgers[index], until)
         goal = Goal(sample.visits[index].origin)
         drained[index] += state.advance(inlet.times, inlet.items, inlet.known, goal, schedule, float(until))
 
 
 def _dated(ledger: Ledger, until: float) -> Schedule:
+    if not ledger.changes:
+        return UNCHANGED
     # orders that lie in the future may still be taken back, so the stage must not see them yet
     when = [time for time, _ in ledger.changes if time < until]
     return Schedule(np.array(when), np.array([c for _, c in ledger.changes[: len(when)]], dtype=np.int64))
@@ -223,6 +229,8 @@ def _let_in(
     parents = [edge.parent for edge in pipeline.stages[index].parents]
     if not parents:
         inlet.known = int(np.searchsorted(inlet.times, until))
+    elif all(states[parent].done == inlet.seen.get(parent, 0) for parent in parents):
+        return
     elif inlet.owed is None:
         inlet.known += _take(sample, states[parents[0]], inlet, index, parents[0])
     else:

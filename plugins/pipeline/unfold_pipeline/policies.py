@@ -19,6 +19,7 @@ from unfold_pipeline.graph import Choice, Pipeline, Plan, service_time
 from unfold_pipeline.orders import TICK, Counts, held
 from unfold_pipeline.planner import judge_of
 from unfold_pipeline.play import length, play
+from unfold_pipeline.quotas import Fluid, limits
 from unfold_pipeline.sample import Sample, Visits
 from unfoldkit.arrivals import envelope
 
@@ -101,7 +102,7 @@ def _triggered(plan: Brief, live: Sample, setting: Setting, *, literal: bool) ->
     """Scale up at once when a window exceeds the planned envelope, down slowly by the rate of 5-s windows."""
     trigger = Trigger(plan, setting, literal, walks(plan))
     counts = np.array(trigger.follow(live.arrivals, instants(live)), dtype=np.int64)
-    return list(counts.T)
+    return list(limits(plan.pipeline, plan.plan).held(counts).T)
 
 
 @dataclass(slots=True)
@@ -178,10 +179,15 @@ class Ladder:
 
     def at(self, factor: float) -> tuple[int, ...]:
         """Return the counts for a rate factor; beyond the ladder its last step grows in proportion."""
-        place = int(np.searchsorted(self.factors, factor - 1e-9))
-        if place < len(self.factors):
-            return self.counts[place]
-        return tuple(math.ceil(count * factor / self.factors[-1]) for count in self.counts[-1])
+        return tuple(int(count) for count in self.rows(np.array([factor]))[0])
+
+    def rows(self, factors: Rates) -> Counts:
+        """Return the counts for each of many rate factors, shape (factors, stages)."""
+        places = np.searchsorted(self.factors, factors - 1e-9)
+        counts = np.array(self.counts, dtype=np.int64)[np.minimum(places, len(self.factors) - 1)]
+        beyond = places == len(self.factors)
+        counts[beyond] = np.ceil(counts[beyond] * factors[beyond, None] / self.factors[-1]).astype(np.int64)
+        return counts
 
 
 def ladder(plan: Brief, most: int) -> Ladder:
@@ -237,14 +243,13 @@ def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = No
 
     The need is the largest ratio of a live window to that of the sample, with no trigger; where the rate climbs, the
     need of the time when an order would serve; ``margin`` on it; counts from the ladder; and enough to empty what a
-    fluid queue says is waiting. Replicas go after ``hold`` seconds of lower need.
+    fluid queue says is waiting. Replicas go after ``hold`` seconds of lower need. Stages that want more of a hardware
+    than its quota share it by what they want.
     """
     steps = steps or ladder(plan, setting.most)
-    found = wanted(plan, live.arrivals, instants(live), setting, steps)
-    return [
-        _drained(plan, index, live, setting, held(found[:, index], setting.hold, plan.plan[index].replicas))
-        for index in range(len(plan.plan))
-    ]
+    needs = wanted(plan, live.arrivals, instants(live), setting, steps)
+    kept = [held(needs[:, index], setting.hold, choice.replicas) for index, choice in enumerate(plan.plan)]
+    return list(_drained(plan, live, setting, np.stack(kept, axis=1)).T)
 
 
 def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: Ladder) -> tuple[int, ...]:
@@ -266,7 +271,7 @@ def wanted(plan: Brief, arrivals: Rates, now: Rates, setting: Setting, steps: La
     seen = plan.windows >= min(setting.shortest, float(plan.windows[-1]))
     rates = envelope.live(arrivals, plan.windows[seen], now) / plan.windows[seen]
     need = (rates / plan.rates[seen]).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
-    counts: Counts = np.minimum(np.array([steps.at(float(item)) for item in need], dtype=np.int64), setting.most)
+    counts: Counts = np.minimum(steps.rows(need), setting.most)
     return np.maximum(counts, [choice.replicas for choice in plan.plan]) if setting.floor else counts
 
 
@@ -280,22 +285,14 @@ def _slope(arrivals: Rates, now: Rates, delay: float) -> Rates:
     return result
 
 
-def _drained(plan: Brief, index: int, live: Sample, setting: Setting, wanted: Counts) -> Counts:
-    """Raise targets so that a fluid queue of the stage is empty two seconds after an order serves."""
-    counts = np.searchsorted(live.arrivals, np.arange(wanted.size) * TICK, "right")
-    came = np.diff(counts, prepend=0) * plan.shares[index]
-    mu = plan.mu[index]
+def _drained(plan: Brief, live: Sample, setting: Setting, wanted: Counts) -> Counts:
+    """Raise targets so that fluid queues of the stages are empty two seconds after an order serves."""
+    counts = np.searchsorted(live.arrivals, np.arange(len(wanted)) * TICK, "right")
+    came = np.diff(counts, prepend=0)[:, None] * np.array(plan.shares)
+    start = np.array([choice.replicas for choice in plan.plan], dtype=np.int64)
     steps = max(1, round(setting.delay / TICK))
-    given = np.full(wanted.size + steps + 1, plan.plan[index].replicas, dtype=np.int64)
-    backlog = 0.0
-    result = wanted.copy()
-    for tick in range(wanted.size):
-        backlog = max(0.0, backlog + came[tick] - given[tick] * mu * TICK)
-        ahead = backlog + steps * TICK * (came[tick] - given[tick] * mu) if backlog > mu else 0.0
-        if ahead > mu * wanted[tick]:
-            result[tick] = min(setting.most, max(wanted[tick], math.ceil(ahead / (2.0 * mu) + came[tick] / mu)))
-        given[tick + steps] = result[tick]
-    return result
+    fluid = Fluid(came, np.array(plan.mu), start, steps, setting.most)
+    return fluid.raised(wanted, limits(plan.pipeline, plan.plan))
 
 
 def calibrate(plan: Brief, setting: Setting, steps: Ladder) -> Setting:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unfold_pipeline import coarse, policies, rivals, tables, workload
+from unfold_pipeline import coarse, policies, quotas, rivals, tables, workload
 from unfold_pipeline.decision import plan_of
 from unfold_pipeline.graph import Pipeline, Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.orders import Counts, timeline
-from unfold_pipeline.play import Played, follow, length, patience_of, play
+from unfold_pipeline.play import Look, Played, follow, length, patience_of, play
 from unfold_pipeline.policies import Brief, Setting
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.spec import Arrivals, PipelineSpec, traffic
@@ -102,16 +102,18 @@ def _own(name: str, own: Brief, live: Sample, targets: list[Counts], setting: Se
 def _coarse(judge: Judge, live: Sample, setting: Setting) -> Iterator[Entry]:
     """CG-Mean and CG-Peak with AutoScale's rule; CG-Peak keeps the head-room of its plan."""
     unit = coarse.unit(judge)
-    if unit is None:
+    fitting = quotas.units(judge.pipeline, unit.choices) if unit else None
+    if unit is None or fitting == 0:
         return
     mean = max(estimator.sample.rate for estimator in judge.estimators)
     for name, headroom, count in (
         ("CG-Mean", 1.0, coarse.mean_count(judge, unit)),
         ("CG-Peak", coarse.peak_rate(judge) / mean, coarse.peak_count(judge, unit)),
     ):
-        plan = unit.times(count)
+        most = min(setting.most, fitting or setting.most)
+        plan = unit.times(min(count, most))
         targets = policies.units(
-            unit.throughput, live, count, window=CG_WINDOW_S, headroom=headroom, hold=CG_HOLD_S, most=setting.most
+            unit.throughput, live, plan[0].replicas, window=CG_WINDOW_S, headroom=headroom, hold=CG_HOLD_S, most=most
         )
         patience = patience_of(judge.pipeline, plan, judge.limit) if setting.shed else None
         played = play(judge.pipeline, live, plan, policies.same(targets, plan), setting.delay, patience=patience)
@@ -123,12 +125,20 @@ def _looking(judge: Judge, plan: Plan, live: Sample, setting: Setting) -> Iterat
     pipeline = judge.pipeline
     patience = patience_of(pipeline, plan, judge.limit) if setting.shed else None
     told = f"defaults, at most {setting.most} a stage"
-    rules: tuple[tuple[str, Callable[..., Any]], ...] = (
+    rules: tuple[tuple[str, Look], ...] = (
         ("Ray Serve", rivals.ray(plan, setting.most)),
         ("Knative", rivals.knative(plan, setting.most)),
     )
     for name, rule in rules:
-        yield Entry(name, plan, follow(pipeline, live, plan, rule, setting.delay, patience), told)
+        yield Entry(
+            name, plan, follow(pipeline, live, plan, _held(rule, pipeline, plan), setting.delay, patience), told
+        )
+
+
+def _held(rule: Look, pipeline: Pipeline, plan: Plan) -> Look:
+    """Return a rule whose stages share what the quotas allow."""
+    most = quotas.limits(pipeline, plan)
+    return lambda now, inside, ordered: most.shared(rule(now, inside, ordered))
 
 
 def _report(spec: PipelineSpec, judge: Judge, live: Sample, entries: list[Entry]) -> Report:
@@ -152,7 +162,7 @@ def _report(spec: PipelineSpec, judge: Judge, live: Sample, entries: list[Entry]
         },
         (_table(entries, judge.limit, mine.name),),
         (_timeline(judge.pipeline, mine, live), _traffic(live)),
-        _lines(entries, mine, judge.limit),
+        (*_quota_lines(judge.pipeline, mine.plan), *_lines(entries, mine, judge.limit)),
         next="unfold serve SPEC",
     )
 
@@ -182,6 +192,12 @@ def _table(entries: list[Entry], limit: float, mine: str) -> Table:
         for e in entries
     ]
     return Table("rules", columns, tuple(rows), accent=next(i for i, e in enumerate(entries) if e.name == mine))
+
+
+def _quota_lines(pipeline: Pipeline, plan: Plan) -> tuple[tuple[str, str], ...]:
+    names = {stage.options[choice.option].hardware for stage, choice in zip(pipeline.stages, plan, strict=True)}
+    told = " · ".join(f"{name} {most}" for name, most in pipeline.quotas if name in names)
+    return (("quota", f"{told} over all stages, whatever a rule wants; they share by what they want"),) if told else ()
 
 
 def _lines(entries: list[Entry], mine: Entry, limit: float) -> tuple[tuple[str, str], ...]:

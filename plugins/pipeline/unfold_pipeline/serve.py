@@ -23,7 +23,7 @@ from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import Unmet, seek
 from unfold_pipeline.play import carried, length, patience_of
-from unfold_pipeline.quota import quotas_of
+from unfold_pipeline.quotas import limits
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
 from unfold_pipeline.runtime import Running, Runtime
@@ -216,7 +216,7 @@ def _tuner(spec: PipelineSpec, ready: Ready) -> live.Tuner | None:
         return None
     brief = policies.brief(pipeline, ready.plan, ready.judge.estimators[0].sample, ready.judge.limit)
     rule = policies.in_charge(policy, brief, setting_of(spec))
-    return live.Tuner(rule, ready.plan, quotas_of(pipeline, ready.plan))
+    return live.Tuner(rule, limits(pipeline, ready.plan))
 
 
 def _report(

@@ -1,0 +1,125 @@
+"""Rules in replay keep to quotas over all stages, theirs and ours; compiled loops equal plain ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import policies, quotas, replay
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.orders import Counts
+from unfold_pipeline.planner import judge_of
+from unfold_pipeline.sample import Sample, draw
+from unfoldkit.arrivals import processes
+
+GPU = Option("gpu", 1.0, table([(1, 0.03), (8, 0.1)]))
+CPU = Option("cpu", 0.1, table([(1, 0.01), (8, 0.05)]))
+GRAPH = Pipeline(
+    (Stage("see", (), (GPU,)), Stage("cut", (Edge(0, 0.5),), (CPU,)), Stage("read", (Edge(0),), (GPU,))),
+    quotas=(("gpu", 7), ("cpu", 40)),
+)
+PLAN = (Choice(0, 4, 2), Choice(0, 4, 1), Choice(0, 4, 2))
+
+
+def traffic(rates: list[float], seed: int = 0) -> Sample:
+    """Traffic whose rate changes every 10 s."""
+    arrivals = processes.pieces(rates, 10.0, np.random.default_rng(seed))
+    return draw(GRAPH, arrivals, np.random.default_rng([seed, 1]))
+
+
+def share(wanted: list[int], most: int, planned: list[int]) -> list[int]:
+    """The rule in plain Python: what was planned, then one at a time where the smallest share of what is wanted is."""
+    if sum(wanted) <= most:
+        return wanted
+    given = [min(pair) for pair in zip(wanted, planned, strict=True)]
+    while sum(given) < most:
+        open_stages = [index for index, count in enumerate(given) if count < wanted[index]]
+        given[min(open_stages, key=lambda index: Fraction(given[index], wanted[index]))] += 1
+    return given
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_stages_share_a_quota_by_what_they_want(seed: int) -> None:
+    """Stages get what they want where it fits, else the whole quota, each what was planned; others are left alone."""
+    rng = np.random.default_rng(seed)
+    wanted = rng.integers(1, 30, 5)
+    planned = rng.integers(1, 4, 5)
+    most = int(planned[[0, 2, 4]].sum() + rng.integers(0, 50))
+    limits = quotas.Limits(np.array([0, -1, 0, 1, 0]), np.array([most, 4]), planned)
+    got = limits.shared(wanted.tolist())
+    assert [got[0], got[2], got[4]] == share(wanted[[0, 2, 4]].tolist(), most, planned[[0, 2, 4]].tolist())
+    assert got[1] == wanted[1]
+    assert got[3] == min(wanted[3], 4)
+
+
+def plainly(fluid: quotas.Fluid, wanted: Counts) -> Counts:
+    """The fluid queue of stages without quotas, a stage at a time in plain Python."""
+    result = wanted.copy()
+    for stage, mu in enumerate(fluid.mu):
+        given = np.full(len(wanted) + fluid.steps + 1, fluid.start[stage])
+        backlog = 0.0
+        for tick, came in enumerate(fluid.came[:, stage]):
+            backlog = max(0.0, backlog + came - given[tick] * mu)
+            ahead = backlog + fluid.steps * (came - given[tick] * mu) if backlog > mu else 0.0
+            if ahead > mu * wanted[tick, stage]:
+                need = math.ceil(ahead / (2.0 * mu) + came / mu)
+                result[tick, stage] = min(fluid.most, max(wanted[tick, stage], need))
+            given[tick + fluid.steps] = result[tick, stage]
+    return result
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_fluid_queues_equal_plain_ones(seed: int) -> None:
+    """The compiled queues are those in plain Python where no quota binds, and within the quotas where one does."""
+    rng = np.random.default_rng(seed)
+    came = rng.gamma(0.5, 20.0, (200, 3))
+    fluid = quotas.Fluid(came, np.array([3.0, 5.0, 9.0]), np.array([2, 1, 1]), int(rng.integers(1, 6)), 50)
+    wanted = rng.integers(1, 4, (200, 3))
+    assert np.array_equal(fluid.raised(wanted, quotas.limits(replace(GRAPH, quotas=()), PLAN)), plainly(fluid, wanted))
+    bound = fluid.raised(wanted, quotas.limits(GRAPH, PLAN))
+    assert (bound[:, 0] + bound[:, 2]).max() == 7
+
+
+def test_the_ladder_takes_many_factors_at_once() -> None:
+    """A row of the ladder is the step of its factor; beyond the last the counts grow in proportion."""
+    steps = policies.Ladder((1.0, 2.0, 4.0), ((1, 2), (2, 2), (3, 5)))
+    assert steps.rows(np.array([0.1, 1.0, 1.5, 4.0, 8.0])).tolist() == [[1, 2], [1, 2], [2, 2], [3, 5], [6, 10]]
+    assert steps.at(8.0) == (6, 10)
+
+
+def test_no_rule_goes_beyond_a_quota() -> None:
+    """In a surge that needs more than there is, no rule of a replay, ours or a rival's, ever has more replicas."""
+    judge = judge_of(GRAPH, [traffic([40.0] * 3)], 0.5)
+    live = traffic([40.0, 400.0, 400.0, 40.0], seed=3)
+    entries = list(replay.all_rules(judge, PLAN, live, policies.Setting(delay=2.0, hold=5.0)))
+    assert len(entries) == 9
+    for entry in entries:
+        pairs = list(zip(GRAPH.stages, entry.plan, entry.played.ledgers, strict=True))
+        used = np.zeros(60)
+        for stage, choice, ledger in pairs:
+            if stage.options[0].hardware == "gpu":
+                used += choice.replicas
+                for time, change in ledger.changes:
+                    used[math.ceil(time) :] += change
+        assert used.max() <= 7, entry.name
+    calibrated = next(entry for entry in entries if entry.name == "calibrated")
+    assert calibrated.played.orders > 0
+
+
+def test_a_running_rule_keeps_to_the_quota() -> None:
+    """What the table rule wants of a running service at one instant fits the quota too."""
+    sample = traffic([40.0] * 3)
+    own = policies.brief(GRAPH, PLAN, sample, 0.5)
+    steps = policies.Ladder((1.0, 8.0), ((2, 1, 2), (20, 10, 20)))
+    busy = np.linspace(0.0, 10.0, 8000)
+    assert policies.decide(own, busy, 10.0, policies.Setting(), steps)[::2] == (4, 3)
+
+
+def test_units_are_those_that_fit() -> None:
+    """A unit with two stages on a hardware of which there are seven fits three times."""
+    assert quotas.units(GRAPH, PLAN) == 3
+    assert quotas.units(replace(GRAPH, quotas=()), PLAN) is None
