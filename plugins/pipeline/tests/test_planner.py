@@ -83,6 +83,49 @@ def test_search_equals_brute_force(slopes: list[float], limit: float, share: flo
 
 
 @given(
+    slope=st.sampled_from([0.01, 0.02]),
+    limit=st.sampled_from([0.12, 0.2, 0.35]),
+    prices=st.tuples(st.sampled_from([0.4, 0.7, 1.1]), st.sampled_from([1.0, 1.6])),
+    shared=st.sampled_from([2, 3, 4]),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_search_over_shared_instances_equals_brute_force(
+    slope: float, limit: float, prices: tuple[float, float], shared: int, seed: int
+) -> None:
+    """Where replicas of any stage share whole instances, the optimum is that of brute force; greedy is no better."""
+    many = replace(option("many", prices[0], 0.01, slope), shared=shared)
+    single = option("single", prices[1], 0.02, slope / 2)
+    judge = judged(chain((many, single), (many, single)), limit, seed=seed, seconds=6.0)
+    outcome = planner.solve(judge, planner.Effort(), quiet)
+    assert outcome is not None
+    assert outcome.greedy.plan is not None
+    assert outcome.proven
+    assert outcome.cost == pytest.approx(brute(judge, outcome.cost))
+    assert outcome.bound <= outcome.cost + 1e-9
+    assert judge.pipeline.cost(outcome.greedy.plan) >= outcome.cost - 1e-9
+
+
+def test_whole_instances_are_paid_over_all_stages() -> None:
+    """A plan costs the instances that hold the replicas of all stages, shared out to them; full ones are a bound."""
+    many, single = replace(option("many", 1.5, 0.01, 0.01), shared=4), option("single", 2.0, 0.01, 0.01)
+    pipeline = chain((many, single), (many,), (single,))
+    for counts, cost in (((1, 1, 1), 8.0), ((3, 1, 2), 10.0), ((3, 2, 1), 14.0), ((4, 4, 1), 14.0)):
+        plan = tuple(Choice(0, 1, count) for count in counts)
+        assert pipeline.cost(plan) == pytest.approx(cost)
+        assert sum(pipeline.bills(plan)) == pytest.approx(cost)
+        assert pipeline.floor(plan) <= cost
+    alone = chain((replace(many, price=1.418), replace(single, price=1.5)))
+    outcome = planner.solve(judged(alone, 1.0, rate=2.0, seconds=60.0), planner.Effort(), quiet)
+    assert outcome is not None
+    assert outcome.plan[0].option == 1
+    assert outcome.cost == pytest.approx(1.5)
+    coarse_plans = planner.baselines(outcome.judge)
+    assert coarse_plans is not None
+    assert [item.cost for item in coarse_plans] == pytest.approx([1.5, 1.5])
+
+
+@given(
     slope=st.sampled_from([0.005, 0.01, 0.02]),
     limit=st.sampled_from([0.15, 0.25]),
     shares=st.tuples(st.sampled_from([0.3, 0.6, 1.0]), st.sampled_from([0.4, 1.0])),

@@ -51,6 +51,21 @@ def test_constant_counts_are_the_plan() -> None:
     assert played.cost == pytest.approx(GRAPH.cost(PLAN))
 
 
+def test_instances_are_rented_while_replicas_stand_on_them() -> None:
+    """A replay pays whole instances for what is ordered at each moment over all stages that share them."""
+    shared = replace(CPU, price=1.0, shared=4)
+    graph = replace(GRAPH, stages=tuple(replace(stage, options=(shared,)) for stage in GRAPH.stages))
+    sample = traffic([30.0, 90.0])
+    assert play(graph, sample, PLAN, constant(PLAN, sample), 5.0).cost == pytest.approx(graph.cost(PLAN)) == 16.0
+    targets = constant(PLAN, sample)
+    end = length(sample)
+    # 16 replicas still fit on the four instances of the plan's 13, and 18 need a fifth
+    for count, instances in ((6, 4), (8, 5)):
+        targets[0][5:10] = count
+        drained = play(graph, sample, PLAN, targets, 1.0).cost - (16.0 + 5 * (instances - 4) * 4.0 / end)
+        assert -1e-9 <= drained <= (count - 3) * 0.1 / end
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("delay", [0.0, 2.0, 3.5])
 def test_looking_each_second_equals_deciding_ahead(seed: int, delay: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -264,7 +266,7 @@ def test_falling_latency_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_prices_come_from_the_spec_or_from_the_catalog(tmp_path: Path) -> None:
-    """A named instance type costs its share of the catalog's price; a price of the spec wins; the report names both."""
+    """A named instance type costs the catalog's price, whole; a price of the spec wins; the report names both."""
     named = GOOD.replace("k80: {price: $0.65/h, quota: 12}", "k80: {instance: g5.xlarge, per_instance: 2, quota: 12}")
     report = planned(named, tmp_path)
     told = dict(report.lines)["prices"]
@@ -273,9 +275,13 @@ def test_prices_come_from_the_spec_or_from_the_catalog(tmp_path: Path) -> None:
     assert "cpu $0.05/h (spec)" in told
     assert f"g5.xlarge on demand ${known:g}/h for 2 replicas, bundled of" in told
     stages = decision(report)["stages"]
-    per = {"cpu": 0.05, "k80": known / 2}
-    expected = sum(item["replicas"] * per[item["hardware"]] for item in stages.values())
+    used = Counter[str]()
+    for item in stages.values():
+        used[item["hardware"]] += item["replicas"]
+    expected = used["cpu"] * 0.05 + math.ceil(used["k80"] / 2) * known
     assert decision(report)["cost_per_hour"] == pytest.approx(expected)
+    rented = f"{math.ceil(used['k80'] / 2)} k80 for {used['k80']} replicas, 2 on each"
+    assert dict(report.lines).get("instances") == (rented if used["k80"] else None)
 
 
 def test_unknown_instance_type_is_told(tmp_path: Path) -> None:

@@ -255,10 +255,10 @@ async def _running(runtime: Running, given: Given, diary: Diary) -> AsyncIterato
 
 
 async def _watch(runtime: Running, given: Given, diary: Diary) -> None:
-    prices = given.promise.prices if given.promise else ()
+    options = given.promise.options if given.promise else ()
     while True:
         await asyncio.sleep(TICK)
-        if prices:
-            diary.pay([stage["replicas"] for stage in runtime.status()], prices)
+        if options:
+            diary.pay([stage["replicas"] for stage in runtime.status()], options)
         if given.tuner is not None:
             tune(runtime, given.tuner, np.array(diary.arrivals), clock() - diary.began)

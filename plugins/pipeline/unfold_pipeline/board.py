@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline.decision import planned_envelope
-from unfold_pipeline.graph import Plan
+from unfold_pipeline.graph import Option, Plan, hourly
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.runtime import Running
 from unfold_pipeline.station import Query, clock
@@ -28,12 +28,12 @@ class Promise:
 
     It was made for at most ``queries`` in any window of each of the lengths ``windows``, in s.
 
-    ``prices`` are in $ an hour of one replica of each stage.
+    ``options`` are what the stages run on.
     """
 
     limit: float
     quantile: float
-    prices: tuple[float, ...]
+    options: tuple[Option, ...]
     windows: NDArray[np.float64]
     queries: NDArray[np.int64]
 
@@ -41,9 +41,7 @@ class Promise:
 def promise(judge: Judge, plan: Plan) -> Promise:
     """Return what a plan promises."""
     windows, queries = planned_envelope(judge, plan)
-    stages = judge.pipeline.stages
-    prices = tuple(stage.options[choice.option].price for stage, choice in zip(stages, plan, strict=True))
-    return Promise(judge.limit, judge.estimators[0].percentile, prices, windows, queries)
+    return Promise(judge.limit, judge.estimators[0].percentile, judge.pipeline.options(plan), windows, queries)
 
 
 @dataclass(slots=True)
@@ -74,10 +72,10 @@ class Diary:
         self.outcomes[outcome] += 1
         self.tally.count(200 if answered else 503, seconds)
 
-    def pay(self, replicas: Sequence[int], prices: Sequence[float]) -> None:
+    def pay(self, replicas: Sequence[int], options: Sequence[Option]) -> None:
         """Pay for the replicas that are there, up to now."""
         now = clock()
-        self.spent += float(np.dot(replicas, prices)) * (now - self.paid_until) / 3600.0
+        self.spent += hourly(options, replicas) * (now - self.paid_until) / 3600.0
         self.paid_until = now
 
 
@@ -109,7 +107,7 @@ def _tiles(diary: Diary, given: Promise, stages: Sequence[dict[str, object]], re
     lost = ends["lost"] + ends["shed"]
     bad = sum(number for code, number in requests.codes.items() if 400 <= code < 500)
     held = "–" if share is None else f"{share:.2%}"
-    rate = float(np.dot([int(str(stage["replicas"])) for stage in stages], given.prices))
+    rate = hourly(given.options, [int(str(stage["replicas"])) for stage in stages])
     wanted = f"within {given.limit * 1e3:,.0f} ms, target {given.quantile:.0%}"
     return (
         Tile("attainment", held, wanted, None if share is None else share >= given.quantile),

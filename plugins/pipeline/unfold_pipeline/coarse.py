@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from unfoldkit.arrivals.envelope import envelope
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One copy of the pipeline: a choice a stage with one replica, queries a second, $ an hour."""
+    """One copy of the pipeline: a choice a stage with one replica, queries a second, $ an hour.
+
+    Where replicas share instances, the price is its part of what the units for the mean rate rent.
+    """
 
     choices: Plan
     throughput: float
@@ -73,4 +76,11 @@ def _fitted(pipeline: Pipeline, judge: Judge, choices: Plan) -> Unit | None:
         option.throughput(choice.batch) / max(share, 1e-12)
         for option, choice, share in zip(found, fitted, shares, strict=True)
     ]
-    return Unit(fitted, min(rates), pipeline.cost(fitted))
+    return _priced(judge, Unit(fitted, min(rates), pipeline.floor(fitted)))
+
+
+def _priced(judge: Judge, item: Unit) -> Unit:
+    if all(option.shared == 1 for option in judge.pipeline.options(item.choices)):
+        return item
+    count = mean_count(judge, item)
+    return replace(item, price=judge.pipeline.cost(item.times(count)) / count)

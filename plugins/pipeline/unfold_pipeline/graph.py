@@ -16,14 +16,20 @@ Table = NDArray[np.float64]
 class Option:
     """A kind of hardware on which a stage can run.
 
-    ``latency[b]`` is the time in seconds of a batch of ``b`` (index 0 is 0); ``price`` is in $ an hour and replica;
-    ``wake`` is what a batch takes longer on a replica that stood idle.
+    ``latency[b]`` is the time in seconds of a batch of ``b`` (index 0 is 0); ``price`` is in $ an hour and replica, of
+    a full instance where ``shared`` replicas, of any stage, are on one; ``wake`` is what a batch takes longer on a
+    replica that stood idle.
     """
 
     hardware: str
     price: float
     latency: Table
     wake: float = 0.0
+    shared: int = 1
+
+    def instances(self, replicas: int) -> int:
+        """Return the instances that must be rented for some replicas."""
+        return -(-replicas // self.shared)
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -71,7 +77,9 @@ class Stage:
     @property
     def quickest_option(self) -> int:
         """The index of the hardware on which a query alone is quickest; the cheapest of equals."""
-        found = [(float(option.latency[1]), option.price, index) for index, option in enumerate(self.options)]
+        found = [
+            (float(option.latency[1]), option.price * option.shared, index) for index, option in enumerate(self.options)
+        ]
         return min(found)[2]
 
 
@@ -109,12 +117,30 @@ class Pipeline:
         return tuple(sorted(found))
 
     def price(self, index: int, choice: Choice) -> float:
-        """Return the $ an hour of one stage."""
+        """Return the $ an hour of one stage on full instances, which is the least that it can cost."""
         return choice.replicas * self.stages[index].options[choice.option].price
 
     def cost(self, plan: Sequence[Choice]) -> float:
-        """Return the $ an hour of a plan."""
+        """Return the $ an hour of a plan, or of the first stages of one: whole instances, shared by the stages."""
+        return hourly(self.options(plan), [choice.replicas for choice in plan])
+
+    def floor(self, plan: Sequence[Choice]) -> float:
+        """Return the $ an hour of a plan if every instance is full: never above its cost, and a sum over stages."""
         return sum(self.price(index, choice) for index, choice in enumerate(plan))
+
+    def options(self, plan: Sequence[Choice]) -> tuple[Option, ...]:
+        """Return what the stages of a plan run on."""
+        return tuple([self.stages[index].options[choice.option] for index, choice in enumerate(plan)])
+
+    def bills(self, plan: Sequence[Choice]) -> tuple[float, ...]:
+        """Return the $ an hour of each stage, where stages share what an instance of theirs does not use."""
+        used = counted(self.options(plan), [choice.replicas for choice in plan])
+        return tuple(
+            self.price(index, choice) * option.instances(used[option.hardware]) * option.shared / used[option.hardware]
+            if option.shared > 1
+            else self.price(index, choice)
+            for index, (choice, option) in enumerate(zip(plan, self.options(plan), strict=True))
+        )
 
     def within_quotas(self, plan: Sequence[Choice]) -> bool:
         """Whether the first ``len(plan)`` stages keep to the quotas."""
@@ -122,11 +148,28 @@ class Pipeline:
 
     def over_quotas(self, plan: Sequence[Choice]) -> tuple[tuple[str, int, int], ...]:
         """Return ``(hardware, replicas used, quota)`` where the first ``len(plan)`` stages use more than the quota."""
-        used: dict[str, int] = {}
-        for stage, choice in zip(self.stages, plan, strict=False):
-            name = stage.options[choice.option].hardware
-            used[name] = used.get(name, 0) + choice.replicas
+        used = counted(self.options(plan), [choice.replicas for choice in plan])
         return tuple([(name, used[name], most) for name, most in self.quotas if used.get(name, 0) > most])
+
+
+def counted(options: Sequence[Option], replicas: Sequence[int]) -> dict[str, int]:
+    """Return the replicas on each kind of hardware."""
+    used: dict[str, int] = {}
+    for option, count in zip(options, replicas, strict=True):
+        used[option.hardware] = used.get(option.hardware, 0) + count
+    return used
+
+
+def hourly(options: Sequence[Option], replicas: Sequence[int]) -> float:
+    """Return the $ an hour of replicas on some hardware: whole instances, on which they stand whatever their stage."""
+    used: dict[str, int] = {}
+    total = 0.0
+    for option, count in zip(options, replicas, strict=True):
+        before = used.get(option.hardware, 0)
+        used[option.hardware] = before + count
+        more = option.instances(before + count) - option.instances(before)
+        total += more * option.shared * option.price
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from unfold_pipeline.bounds import MOST
-from unfold_pipeline.graph import Choice, Plan
+from unfold_pipeline.graph import Choice, Plan, counted
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.start import start
 
@@ -46,16 +46,21 @@ def plan(judge: Judge, *, compound: bool = False) -> Greedy:
 
 def _best(judge: Judge, current: Plan, *, compound: bool) -> tuple[int, str, Plan] | None:
     """Return the feasible step of least cost, or the equal-cost doubling of a batch that gains most."""
-    cost = judge.pipeline.cost(current)
-    best: tuple[tuple[float, float, int], int, str, Plan] | None = None
+    now = _price(judge, current)
+    best: tuple[tuple[float, float, float, int], int, str, Plan] | None = None
     for index in range(len(current)):
         for move, candidate, gain in _moves(judge, current, index, compound=compound):
-            price = judge.pipeline.cost(candidate)
-            better = price < cost - CENT or (move == "batch" and price < cost + CENT)
-            rank = (round(price, 9), -gain, index)
+            price = _price(judge, candidate)
+            better = price < now or (move == "batch" and price == now)
+            rank = (*price, -gain, index)
             if better and (best is None or rank < best[0]) and judge.meets(candidate):
                 best = (rank, index, move, candidate)
     return None if best is None else best[1:]
+
+
+def _price(judge: Judge, plan: Plan) -> tuple[float, float]:
+    """Return the $ an hour, then what it would be with full instances: a replica less may be a step to one less."""
+    return round(judge.pipeline.cost(plan), 9), round(judge.pipeline.floor(plan), 9)
 
 
 def _moves(judge: Judge, current: Plan, index: int, *, compound: bool) -> Iterator[tuple[str, Plan, float]]:
@@ -71,7 +76,7 @@ def _moves(judge: Judge, current: Plan, index: int, *, compound: bool) -> Iterat
                 moved = Choice(choice.option, larger[0], choice.replicas - fewer)
                 yield "batch and replica" if fewer else "batch", _with(current, index, moved), gain
     for place, other in enumerate(judge.pipeline.stages[index].options):
-        if other.price < option.price:
+        if other.price < option.price or other.price * other.shared < option.price * option.shared:
             moved_to = _downgraded(judge, current, index, place)
             if moved_to is not None:
                 yield f"hardware {other.hardware}", moved_to, 0.0
@@ -80,13 +85,25 @@ def _moves(judge: Judge, current: Plan, index: int, *, compound: bool) -> Iterat
 def _downgraded(judge: Judge, current: Plan, index: int, place: int) -> Plan | None:
     """Return the plan with one stage on cheaper hardware, its batch and replicas chosen anew, if it is cheaper."""
     option = judge.pipeline.stages[index].options[place]
-    most = int(judge.pipeline.price(index, current[index]) / option.price - CENT) if option.price else MOST
+    most = _affordable(judge, current, index, place)
     best: Plan | None = None
     for batch in option.batches:
         count = _enough(judge, current, index, Choice(place, batch, most))
         if count is not None:
             best, most = _with(current, index, Choice(place, batch, count)), count - 1
     return best
+
+
+def _affordable(judge: Judge, current: Plan, index: int, place: int) -> int:
+    """Return the most replicas of a stage on other hardware with which the plan is cheaper than now."""
+    pipeline = judge.pipeline
+    option = pipeline.stages[index].options[place]
+    if not option.price:
+        return MOST
+    without = _with(current, index, Choice(place, 1, 0))
+    used = counted(pipeline.options(without), [choice.replicas for choice in without])[option.hardware]
+    room = (pipeline.cost(current) - pipeline.cost(without)) / (option.price * option.shared)
+    return int(room - CENT) * option.shared + -used % option.shared
 
 
 def _enough(judge: Judge, current: Plan, index: int, top: Choice) -> int | None:

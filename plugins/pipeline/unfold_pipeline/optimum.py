@@ -1,11 +1,11 @@
 """The cheapest plan over hardware, batch and replicas of every stage: best-first search over per-stage bounds.
 
 A node fixes the first stages. Its value is their price plus, for each stage to come, the least that the stage could
-cost alone. The cheapest node is taken first and the last of its stages simulated on what leaves the stages above; a
-stage after which too many queries are late whatever follows (each needs at least the quickest hardware on its own way)
-ends the branch with all that would have come below it. The first whole plan that
-the simulation accepts is the cheapest that is consistent with the bounds; with the fluid bound, which is proven, it is
-the cheapest.
+cost alone (on full instances, as stages share them). The cheapest node is taken first and the last of its stages
+simulated on what leaves the stages above; a stage after which too many queries are late whatever follows (each needs at
+least the quickest hardware on its own way) ends the branch with all that would have come below it. The first whole plan
+that the simulation accepts is the cheapest that is consistent with the bounds; with the fluid bound, which is proven,
+it is the cheapest.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Known:
     """What depends on the hardware alone, remembered by the options of the stages that are fixed."""
 
     depths: dict[Options, Depth] = field(default_factory=dict)
-    offers: dict[Options, list[tuple[Choice, float]]] = field(default_factory=dict)
+    offers: dict[Options, list[Choice]] = field(default_factory=dict)
+    rests: dict[Options, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +82,22 @@ class Search:
             self.memory.depths[options] = self.bounds.depth([*chosen, *open_stages])
         return self.memory.depths[options]
 
-    def offers(self, options: Options) -> list[tuple[Choice, float]]:
-        """Return the least choices of the last stage of ``options``, with the least $ an hour of it and of the rest."""
+    def offers(self, options: Options) -> list[Choice]:
+        """Return the least choices of the last stage of ``options``."""
         if options not in self.memory.offers:
-            rest = self._rest(options)
             found = self._least(len(options) - 1, self.depth(options), (options[-1],))
-            self.memory.offers[options] = [(choice, price + rest) for choice, price in found if choice.replicas < MOST]
+            self.memory.offers[options] = [choice for choice, _ in found if choice.replicas < MOST]
         return self.memory.offers[options]
+
+    def value(self, plan: Plan) -> float:
+        """Return $ an hour below which no plan that begins like this one is; the cost of a whole plan.
+
+        What is rented for the first stages may have room for the rest, so only full instances add up.
+        """
+        pipeline, options = self.judge.pipeline, tuple([choice.option for choice in plan])
+        if options not in self.memory.rests:
+            self.memory.rests[options] = self._rest(options)
+        return max(pipeline.cost(plan), pipeline.floor(plan) + self.memory.rests[options])
 
     def _least(self, index: int, depth: Depth, options: Options) -> Iterator[tuple[Choice, float]]:
         budget = self.judge.limit - depth.above[index] + SLACK
@@ -144,12 +154,12 @@ def cheapest(
         frontier.nodes += 1
         if frontier.nodes % 64 == 0:
             progress(used, int(most_items))
-        if _passes(search, frontier, plan, value):
+        if _passes(search, frontier, plan):
             return Found(plan, value, complete=True, nodes=frontier.nodes)
     return Found(None, search.ceiling, complete=True, nodes=frontier.nodes)
 
 
-def _passes(search: Search, frontier: Frontier, plan: Plan, value: float) -> bool:
+def _passes(search: Search, frontier: Frontier, plan: Plan) -> bool:
     """Simulate a node; return whether it is a whole plan that meets the limit, else push what follows from it."""
     flows = search.flows(plan)
     whole = len(plan) == len(search.judge.pipeline.stages)
@@ -158,7 +168,7 @@ def _passes(search: Search, frontier: Frontier, plan: Plan, value: float) -> boo
     alive = flows is not None and not search.hopeless(plan)
     if alive and whole and search.judge.meets(plan):
         return True
-    _more(search, frontier, plan, value)
+    _more(search, frontier, plan)
     if alive and not whole:
         _open(search, frontier, plan)
     return False
@@ -180,18 +190,17 @@ def _equal(one: Flow, other: Flow) -> bool:
 
 def _open(search: Search, frontier: Frontier, plan: Plan) -> None:
     """Push the least choices of the next stage."""
-    cost = search.judge.pipeline.cost(plan)
     above = tuple([choice.option for choice in plan])
     for place in range(len(search.judge.pipeline.stages[len(plan)].options)):
-        for choice, price in search.offers((*above, place)):
-            if search.admits(node := (*plan, choice), cost + price):
-                frontier.push(cost + price, node)
+        for choice in search.offers((*above, place)):
+            node = (*plan, choice)
+            if search.admits(node, value := search.value(node)):
+                frontier.push(value, node)
 
 
-def _more(search: Search, frontier: Frontier, plan: Plan, value: float) -> None:
+def _more(search: Search, frontier: Frontier, plan: Plan) -> None:
     """Push the node with one replica more of its last stage."""
     last = plan[-1]
     node = (*plan[:-1], Choice(last.option, last.batch, last.replicas + 1))
-    dearer = value + search.judge.pipeline.stages[len(plan) - 1].options[last.option].price
-    if search.admits(node, dearer):
-        frontier.push(dearer, node)
+    if search.admits(node, value := search.value(node)):
+        frontier.push(value, node)

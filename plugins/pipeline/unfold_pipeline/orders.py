@@ -18,6 +18,7 @@ TICK = 1.0
 class Ledger:
     """The orders of one stage: replicas that serve, replicas on their way, and the seconds that are paid.
 
+    ``history`` is how many were ordered, from when on, after the first order.
     A replica is paid from its order on; one that is taken away stops being paid when its batch has ended. Replicas on
     their way are taken back first, the youngest first.
     """
@@ -29,6 +30,7 @@ class Ledger:
     paid: float = 0.0
     since: float = 0.0
     orders: int = 0
+    history: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def ordered(self) -> int:
@@ -53,6 +55,8 @@ class Ledger:
             self.changes.append((now + self.delay, missing))
         elif missing < 0:
             self._remove(now, -missing)
+        if missing:
+            self.history.append((now, self.ordered))
 
     def schedule(self, skip: int = 0) -> Schedule:
         """Return the changes from number ``skip`` on as the queueing model takes them."""
@@ -95,6 +99,18 @@ def as_seen(start: int, seen: Sequence[tuple[float, int]], end: float) -> Ledger
             ledger.want(time, count)
     ledger.settle(end)
     return ledger
+
+
+def rented(starts: Sequence[int], ledgers: Sequence[Ledger], shared: int, end: float) -> float:
+    """Return the seconds of whole instances, ``shared`` replicas on each, that stages rent together until ``end``."""
+    known = [
+        (np.array([0.0, *(time for time, _ in item.history)]), np.array([count, *(n for _, n in item.history)]))
+        for count, item in zip(starts, ledgers, strict=True)
+    ]
+    moments = np.unique(np.concatenate([times for times, _ in known]))
+    moments = moments[moments < end]
+    used = np.sum([counts[np.searchsorted(times, moments, "right") - 1] for times, counts in known], axis=0)
+    return float(np.sum(-(-used // shared) * np.diff(moments, append=end)))
 
 
 def held(targets: Counts, hold: float, before: int) -> Counts:

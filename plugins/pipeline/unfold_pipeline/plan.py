@@ -90,6 +90,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         *_greedy_lines(outcome),
         *workload.sources(spec, run),
         ("prices", line(paid)),
+        *([("instances", rented)] if (rented := tables.instances_line(judge, chosen)) else []),
     )
     return Report(
         "pipeline",

@@ -143,4 +143,4 @@ def baselines(judge: Judge) -> tuple[Baseline, Baseline] | None:
 
 
 def _baseline(judge: Judge, unit: coarse.Unit, count: int) -> Baseline:
-    return Baseline(unit, count, unit.price * count, judge.tail(unit.times(count)))
+    return Baseline(unit, count, judge.pipeline.cost(unit.times(count)), judge.tail(unit.times(count)))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unfold_pipeline.estimator import _passed_on, inputs, server
 from unfold_pipeline.graph import Pipeline, Plan, depths
-from unfold_pipeline.orders import TICK, Counts, Ledger, carried_out
+from unfold_pipeline.orders import TICK, Counts, Ledger, carried_out, rented
 from unfold_pipeline.sample import Sample
 from unfoldkit.queueing import kernel
 from unfoldkit.queueing.stage import Flow, Goal, Schedule, State, serve, start
@@ -91,8 +91,7 @@ def carried(
             how = replace(how, patience=patience[index])
             times, items = _whole(sample, index, parents, times, items)
         flows.append(serve(times, items, how, goal, ledgers[index].schedule()))
-    paid = [ledger.paid + flow.drained for ledger, flow in zip(ledgers, flows, strict=True)]
-    cost = _cost(pipeline, plan, paid, length(sample))
+    cost = _cost(pipeline, plan, ledgers, [flow.drained for flow in flows], length(sample))
     return Played(_latencies(pipeline, sample, flows), cost, tuple(ledgers))
 
 
@@ -178,8 +177,8 @@ def follow(
         ledger.settle(end)
     _slice(pipeline, sample, states, inlets, ledgers, drained, np.inf)
     flows = [Flow(state.times[: state.done], state.items[: state.done]) for state in states]
-    paid = [ledger.paid + more for ledger, more in zip(ledgers, drained, strict=True)]
-    return Played(_latencies(pipeline, sample, flows), _cost(pipeline, plan, paid, end), tuple(ledgers))
+    cost = _cost(pipeline, plan, ledgers, drained, end)
+    return Played(_latencies(pipeline, sample, flows), cost, tuple(ledgers))
 
 
 def _slice(
@@ -288,6 +287,16 @@ def _latencies(pipeline: Pipeline, sample: Sample, flows: Sequence[Flow]) -> Tim
     return latencies
 
 
-def _cost(pipeline: Pipeline, plan: Plan, paid: Sequence[float], end: float) -> float:
-    prices = [stage.options[choice.option].price for stage, choice in zip(pipeline.stages, plan, strict=True)]
-    return sum(price * seconds for price, seconds in zip(prices, paid, strict=True)) / end
+def _cost(pipeline: Pipeline, plan: Plan, ledgers: Sequence[Ledger], drained: Sequence[float], end: float) -> float:
+    """Return the $ an hour over a trace; replicas that end their last batch are paid by their share of an instance."""
+    total, together = 0.0, dict[str, list[int]]()
+    for index, option in enumerate(pipeline.options(plan)):
+        alone = option.shared == 1
+        total += option.price * ((ledgers[index].paid if alone else 0.0) + drained[index])
+        if not alone:
+            together.setdefault(option.hardware, []).append(index)
+    for places in together.values():
+        option = pipeline.options(plan)[places[0]]
+        seconds = rented([plan[i].replicas for i in places], [ledgers[i] for i in places], option.shared, end)
+        total += seconds * option.shared * option.price
+    return total / end

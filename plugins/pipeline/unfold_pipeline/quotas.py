@@ -28,7 +28,7 @@ class Limits:
     planned: Counts
 
     def shared(self, wanted: Sequence[int]) -> tuple[int, ...]:
-        """Return what each stage gets of what it wants: what was planned, the rest where the smallest share is there."""
+        """Return what each stage gets of what it wants: what was planned, the rest where the smallest share is."""
         return tuple(int(count) for count in self.held(np.array([wanted], dtype=np.int64))[0])
 
     def held(self, wanted: Counts) -> Counts:

@@ -49,7 +49,9 @@ class Hardware(Model):
 
     price: Price | None = Field(default=None, description="of one replica; goes before the catalog's")
     instance: str | None = Field(default=None, description="type in the catalog; by default the name of the hardware")
-    per_instance: Annotated[int, Field(ge=1)] = Field(default=1, description="replicas that share one instance")
+    per_instance: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="replicas, of any stages, that share one instance; whole instances are paid"
+    )
     spot: bool = Field(default=False, description="take the spot price of the catalog")
     quota: Annotated[int, Field(ge=1)] | None = Field(default=None, description="most replicas over all stages")
 

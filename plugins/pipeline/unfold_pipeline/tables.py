@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unfold_pipeline.frontier import Point
-from unfold_pipeline.graph import Plan
+from unfold_pipeline.graph import Plan, counted
 from unfold_pipeline.insight import Refused, StageTime
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.planner import Baseline, Outcome
@@ -33,8 +33,8 @@ def stage_table(judge: Judge, plan: Plan, times: Sequence[StageTime]) -> Table:
         Column("price", "$/h", 2),
     )
     rows: list[tuple[Cell, ...]] = []
-    for index, (stage, choice, time) in enumerate(zip(judge.pipeline.stages, plan, times, strict=True)):
-        price = judge.pipeline.price(index, choice)
+    bills = judge.pipeline.bills(plan)
+    for stage, choice, time, price in zip(judge.pipeline.stages, plan, times, bills, strict=True):
         shown = (time.load * 100, time.tail * 1e3, time.waiting * 1e3, price)
         rows.append((stage.name, stage.options[choice.option].hardware, choice.batch, choice.replicas, *shown))
     return Table("stages", columns, tuple(rows))
@@ -77,7 +77,7 @@ def stage_figures(judge: Judge, times: Sequence[StageTime], plan: Plan) -> tuple
     at = tuple(float(index + 1) for index in range(len(times)))
     service = Series("service", at, tuple((time.mean - time.waiting) * 1e3 for time in times), "bars")
     waiting = Series("waiting", at, tuple(time.waiting * 1e3 for time in times), "bars")
-    price = Series("price", at, tuple(judge.pipeline.price(index, choice) for index, choice in enumerate(plan)), "bars")
+    price = Series("price", at, judge.pipeline.bills(plan), "bars")
     return (
         Figure("stages", "Where the time goes", "stage", "mean ms", (service, waiting), names=names),
         Figure("prices", "Where the money goes", "stage", "price $/h", (price,), names=names),
@@ -131,6 +131,17 @@ def loss_line(judge: Judge, plan: Plan, tails: Sequence[float | None]) -> str:
     if single:
         parts.append(f"an outage at {', '.join(single)} (one replica)")
     return "; ".join(parts)
+
+
+def instances_line(judge: Judge, plan: Plan) -> str:
+    """Return the instances that must be rented where several replicas are on one; empty where none are."""
+    options = judge.pipeline.options(plan)
+    used = counted(options, [choice.replicas for choice in plan])
+    shared = {option.hardware: option for option in options if option.shared > 1}
+    return " · ".join(
+        f"{option.instances(used[name])} {name} for {used[name]} replicas, {option.shared} on each"
+        for name, option in shared.items()
+    )
 
 
 def certainty(outcome: Outcome) -> str:

@@ -159,6 +159,7 @@ def _stage(
             paid[hardware],
             _table(name, hardware, points, stage.max_batch, run),
             wake.get(hardware, 0.0),
+            spec.hardware[hardware].per_instance,
         )
         for hardware, points in {**stage.latency, **read, **measured}.items()
     )
