@@ -19,6 +19,7 @@ from unfoldkit.serving.board import Board, Grid, Lines, Spread, Tile, Watch
 from unfoldkit.serving.metrics import SECONDS, Tally
 
 MOST_ARRIVALS = 1 << 17
+SHOWN = 7
 OUTCOMES = ("in time", "late", "shed", "failed", "lost")
 
 
@@ -95,9 +96,9 @@ def watch(name: str, runtime: Running, diary: Diary, given: Promise, requests: T
             Lines("replicas that serve", "replicas", replicas),
         )
         spread = Spread("time to answer", "s", SECONDS, list(map(float, diary.tally.buckets)), given.limit)
-        return Board(
-            name, "pipeline", _tiles(diary, given, stages, requests), lines, (spread,), (), (_traffic(diary, given),)
-        )
+        above, grid = _traffic(diary, given)
+        tiles = (*_tiles(diary, given, stages, requests), above)
+        return Board(name, "pipeline", tiles, lines, (spread,), (), (grid,))
 
     return board
 
@@ -112,24 +113,30 @@ def _tiles(diary: Diary, given: Promise, stages: Sequence[dict[str, object]], re
     return (
         Tile("attainment", held, wanted, None if share is None else share >= given.quantile),
         Tile("queries", f"{sum(ends.values()):,}"),
-        Tile("lost", f"{lost:,}", f"{ends['shed']:,} of them shed", not lost),
-        Tile("failed", f"{ends['failed']:,}", "a model raised an error", not ends["failed"]),
-        Tile("refused", f"{bad:,}", "requests answered 4xx", not bad),
+        Tile("lost", f"{lost:,}", f"{ends['shed']:,} of them shed" if lost else "", not lost),
+        Tile("failed", f"{ends['failed']:,}", "a model raised an error" if ends["failed"] else "", not ends["failed"]),
+        Tile("refused", f"{bad:,}", "requests answered 4xx" if bad else "", not bad),
         Tile("spent", f"${diary.spent:,.4f}", f"now ${rate:,.2f} an hour"),
     )
 
 
-def _traffic(diary: Diary, given: Promise) -> Grid:
+def _traffic(diary: Diary, given: Promise) -> tuple[Tile, Grid]:
     """Return the most queries in any window of the last minutes beside those that the plan was made for."""
     arrivals = np.array(diary.arrivals)
     recent = arrivals[arrivals >= clock() - diary.began - 300.0]
     seen = envelope(recent, given.windows)
+    above = int((seen > given.queries).sum())
+    # a few of the windows, from the shortest to the longest, tell what all do
+    places = np.unique(np.linspace(0, len(seen) - 1, min(len(seen), SHOWN)).round().astype(int))
     rows = tuple(
         (_span(length), f"{most:,}", f"{now:,}", "above the plan" if now > most else "within")
-        for length, most, now in zip(given.windows.tolist(), given.queries.tolist(), seen.tolist(), strict=True)
+        for length, most, now in zip(
+            given.windows[places].tolist(), given.queries[places].tolist(), seen[places].tolist(), strict=True
+        )
     )
-    columns = ("window", "planned at most", "seen at most", "")
-    return Grid("traffic of the last five minutes against the plan's envelope", columns, rows)
+    columns = ("window", "planned", "seen", "against the plan")
+    told = ("above the plan", f"{above} of {len(seen)} windows") if above else ("as planned", "")
+    return Tile("traffic", *told, not above), Grid("most queries in a window, of the last five minutes", columns, rows)
 
 
 def _span(seconds: float) -> str:
