@@ -17,32 +17,37 @@ def milliseconds(seconds: float) -> str:
     value = seconds * 1e3
     if value >= 1e4:
         return f"{seconds:,.1f} s"
+    if 0 < value < 1:
+        return f"{value * 1e3:,.3g} µs"
     return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
 
 
 def stage_table(judge: Judge, plan: Plan, times: Sequence[StageTime]) -> Table:
     """Return one row a stage: what it runs on, how full it is, how long it takes, what it costs."""
+    # stages of a cascade may take microseconds, which would all be 0.0 ms
+    unit, each = ("ms", 1e3) if max(time.tail for time in times) >= 1e-3 else ("µs", 1e6)
     columns = (
         Column("stage"),
         Column("hardware"),
         Column("batch"),
         Column("replicas"),
         Column("load", "%", 0),
-        Column("p99", "ms", 1),
-        Column("waiting", "ms", 1),
+        Column("p99", unit, 1),
+        Column("waiting", unit, 1),
         Column("price", "$/h", 2),
     )
     rows: list[tuple[Cell, ...]] = []
     bills = judge.pipeline.bills(plan)
     for stage, choice, time, price in zip(judge.pipeline.stages, plan, times, bills, strict=True):
-        shown = (time.load * 100, time.tail * 1e3, time.waiting * 1e3, price)
+        shown = (time.load * 100, time.tail * each, time.waiting * each, price)
         rows.append((stage.name, stage.options[choice.option].hardware, choice.batch, choice.replicas, *shown))
     return Table("stages", columns, tuple(rows))
 
 
 def plan_table(outcome: Outcome, tail: float, coarse: tuple[Baseline, Baseline] | None) -> Table:
     """Return this plan beside greedy, the coarse-grained plans and the proven bound."""
-    columns = (Column("plan"), Column("price", "$/h", 2), Column("p99", "ms", 0), Column("against this plan"))
+    digits = 0 if tail >= 0.01 else 3
+    columns = (Column("plan"), Column("price", "$/h", 2), Column("p99", "ms", digits), Column("against this plan"))
     cost, limit = outcome.cost, outcome.judge.limit
     rows: list[tuple[Cell, ...]] = [("this plan", cost, tail * 1e3, "")]
     if outcome.greedy.plan is not None:
