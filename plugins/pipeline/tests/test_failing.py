@@ -16,6 +16,7 @@ from unfold_pipeline.app import Given, Served, application
 from unfold_pipeline.board import Diary, Promise, watch
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.profile import profile
+from unfold_pipeline.replica import launch
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.spec import PipelineSpec
 from unfold_pipeline.station import clock
@@ -186,3 +187,15 @@ def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
         "refused": "1",
         "lost": "0",
     }.items()
+
+
+def test_a_replica_that_is_taken_away_before_it_is_ready_ends_quietly(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A replica whose pipe is closed while it loads its model ends by itself, and without a trace on stderr."""
+    (tmp_path / "failing.py").write_text(CODE)
+    replica = launch(models.Source(code="failing:picky", folder=str(tmp_path)))
+    replica.pipe.close()
+    replica.process.join(60.0)
+    assert replica.process.exitcode == 0
+    assert capfd.readouterr().err == ""

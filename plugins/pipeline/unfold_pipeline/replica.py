@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -115,13 +116,11 @@ def work(pipe: Connection, source: Source, parent: int) -> None:
     except Exception as error:  # noqa: BLE001  # whatever it is, the one who waits must be told
         pipe.send(str(error) if isinstance(error, UnfoldError) else f"{type(error).__name__}: {brief(error)}")
         return
-    pipe.send(READY)
-    while True:
-        try:
-            rows = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        _tell(pipe, answer(predict, rows))
+    # an end of the pipe is that of the service, or of a replica that is taken away before it is ready
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send(READY)
+        while True:
+            _tell(pipe, answer(predict, pipe.recv()))
 
 
 def answer(predict: Predict, rows: Rows) -> Told | Failed:
