@@ -34,3 +34,18 @@ def test_a_direct_call_takes_arrays_of_another_length() -> None:
     """Arrays may grow between calls."""
     quick = direct(weighed)
     assert [quick(Pair(np.full(size, 2.0), np.zeros(size, np.int64)), 0, 1.0) for size in (1, 8)] == [2.0, 2.0]
+
+
+def test_a_direct_call_is_not_code_that_another_function_asked_for() -> None:
+    """What another compiled function calls with a constant has code of its own, which a direct call never takes."""
+
+    def plain(value: int, phase: int) -> int:
+        return value if phase == 9 else -value
+
+    def caller(value: int) -> int:
+        return inner(value, 9)
+
+    inner = compiled(plain)
+    assert compiled(caller)(1) == 1
+    quick = direct(inner)
+    assert [quick(1, phase) for phase in (3, 3, 9)] == [-1, -1, 1]

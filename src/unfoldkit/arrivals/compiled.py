@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -34,8 +34,14 @@ def direct(function: F) -> F:
         if machine:
             return machine[0](*args)
         found = function(*args)
-        # absent where compiling is switched off for debugging
-        machine.extend(one.entry_point for one in list(getattr(function, "overloads", {}).values())[:1])
+        machine.extend(_exact(function, args))
         return found
 
     return cast("F", call)
+
+
+def _exact(function: Any, args: Sequence[object]) -> list[Callable[..., Any]]:
+    # other compiled functions may have asked for code of their own: with a constant in the place of an argument
+    code = getattr(function, "overloads", {})
+    types = tuple(function.typeof_pyval(arg) for arg in args) if code else ()
+    return [code[types].entry_point] if types in code else []
