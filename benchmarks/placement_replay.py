@@ -24,7 +24,7 @@ from unfold_placement.laws import audit
 from unfold_placement.measure import fairness_error
 from unfold_placement.options import PolicySpec, build
 from unfold_placement.simulate import Outcome, outcome, play, prepare
-from unfold_placement.workload import openb_nodes, openb_tasks
+from unfold_placement.traces import openb_nodes, openb_tasks
 
 FASTER = (1.0, 10_000.0)
 PART = 4

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from plugins.placement.tests.cases import places, run, starts
+from plugins.placement.tests.cases import cluster, places, run, starts
 from unfold_placement.facts import Node
-from unfold_placement.workload import csv_tasks, openb_nodes, openb_tasks
-from unfoldkit.api import UnfoldError
+from unfold_placement.spec import ClusterSpec
+from unfold_placement.traces import csv_nodes, csv_tasks, openb_nodes, openb_tasks
+from unfold_placement.workload import nodes_of
+from unfoldkit.api import Run, RunDir, UnfoldError
+from unfoldkit.engines.local import LocalEngine
 
 PODS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,qos,creation_time,deletion_time,scheduled_time\n"
 
@@ -68,6 +72,77 @@ def test_bad_tasks_are_told(tmp_path: Path, text: str, message: str) -> None:
     """A cell that is no amount, and a column that is missing, are told with their place."""
     with pytest.raises(UnfoldError, match=message):
         list(csv_tasks(write(tmp_path, text)))
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (csv_tasks, "task;arrival;run;gpu\na;0;10;1\na;5;10;1\n", r"3:1: task: a is there already \(line 2 has it"),
+        (openb_tasks, PODS + 2 * "a,1,1,0,0,,LS,0,9,1\n", r"3:1: name: a is there already"),
+        (openb_nodes, "sn,cpu_milli,memory_mib,gpu,model\n" + 2 * "n,1,1,0,\n", r"3:1: sn: n is there already"),
+        (csv_nodes, "name,cpu\nn,1\nn,2\n", r"3:1: name: n is there already"),
+        (csv_nodes, "name,cpu,gpu\nn,0,\n", r"2:1: name: a node without any resource"),
+        (csv_tasks, "task,arrival,run,after\na,0,1,\nb,0,1,a|aa\n", r'3:1: after: no such job: aa \(did you mean "a"'),
+        (csv_tasks, "task,arrival,run\na,2026-01-01 10:00,1\nb,5,1\n", r"3:1: arrival: '5' is not a date and time"),
+    ],
+)
+def test_rows_that_cannot_be_meant_are_told(
+    tmp_path: Path, read: Callable[[Path], Iterable[object]], text: str, message: str
+) -> None:
+    """A second row of a name, a node with nothing, and a job that is not there are told with file, line and column."""
+    with pytest.raises(UnfoldError, match=message):
+        list(read(write(tmp_path, text)))
+
+
+def test_csv_tasks_say_what_policies_look_at(tmp_path: Path) -> None:
+    """Whom a task follows, avoids and comes after, and its data, are columns; several have ``|`` or spaces between."""
+    head = "task,arrival,run,job,role,follows,avoids,after,data\n"
+    text = head + "a,0,5,j,server,,,,d1 d2\nb,0,5,k,,j,,,d1|d2\nc,0,5,l,,,k,j | k,\n"
+    a, b, c = csv_tasks(write(tmp_path, text))
+    assert (a.role, a.data, b.follows, b.data) == ("server", ("d1", "d2"), "j", ("d1", "d2"))
+    assert (c.avoids, c.after, c.data) == ("k", ("j", "k"), ())
+
+
+def test_dates_count_from_the_earliest(tmp_path: Path) -> None:
+    """Arrivals may be dates: the earliest is 0 s, ``faster`` squeezes them, not what is left to a deadline."""
+    text = "task,arrival,run,deadline\na,2026-01-31T10:01:00Z,5,2026-01-31 10:03:00\nb,2026-01-31 10:00:00,5,30\n"
+    a, b = csv_tasks(write(tmp_path, text), faster=2.0)
+    assert (a.arrival, a.deadline, b.arrival, b.deadline) == (30.0, 150.0, 0.0, 30.0)
+
+
+def test_a_job_that_is_cut_through_is_what_is_left(tmp_path: Path) -> None:
+    """Of the first rows only, a gang is as large as what was read of it, and starts."""
+    path = write(tmp_path, "task,arrival,run,gpu,job\n" + "".join(f"t{i},0,5,1,j\n" for i in range(4)))
+    tasks = list(csv_tasks(path, first=3))
+    assert [task.size for task in tasks] == [3, 3, 3]
+    assert len(starts(run(cluster(), tasks, gang={}))) == 3
+
+
+def test_csv_nodes(tmp_path: Path) -> None:
+    """A node has the amounts and blocks that its row says; every further column is a label."""
+    (node,) = csv_nodes(write(tmp_path, "name,cpu,memory,gpu,type,rack,zone,data\nn,8,1024,,a10,r1,,d1 d2\n"))
+    assert (node.capacity, node.labels) == ({"cpu": 8000, "memory": 1_024_000}, {"type": "a10", "rack": "r1"})
+    assert node.data == {"d1", "d2"}
+
+
+@pytest.mark.parametrize(("part", "picked"), [(0.75, 75), (0.6, 60), (0.4, 40), (0.3, 30), (0.001, 1), (1.0, 100)])
+def test_a_part_of_the_nodes_is_that_part(tmp_path: Path, part: float, picked: int) -> None:
+    """So many nodes are taken as the part says, each once and evenly spread."""
+    rows = "".join(f"{row},1\n" for row in range(100))
+    spec = ClusterSpec(trace="csv", path=str(write(tmp_path, "name,cpu\n" + rows)), part=part)
+    found = [int(node.name) for node in nodes_of(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))]
+    assert len(found) == picked
+    assert all(abs(row - place / part) <= 1 for place, row in enumerate(found))
+    assert len(set(found)) == picked
+
+
+def test_a_whole_fraction_takes_every_so_many_th(tmp_path: Path) -> None:
+    """A quarter or a tenth are every fourth and every tenth node, as in the results that are stored."""
+    path = str(write(tmp_path, "name,cpu\n" + "".join(f"{row},1\n" for row in range(100))))
+    run_ = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+    for step in (3, 4, 7, 10, 20):
+        found = [int(node.name) for node in nodes_of(ClusterSpec(trace="csv", path=path, part=1 / step), run_)]
+        assert found == list(range(0, 100, step))[: len(found)]
 
 
 def test_types_of_gpu_are_held_to(tmp_path: Path) -> None:

@@ -52,9 +52,13 @@ class ClusterSpec(Model):
     """The nodes: written here, read from a trace, or those of a live cluster."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
-    trace: Literal["openb"] | None = Field(default=None, description="nodes of the openb trace (Alibaba, 2023)")
-    path: str | None = Field(default=None, description="the trace's file of nodes")
-    part: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="only this part of the trace's nodes")
+    trace: Literal["openb", "csv"] | None = Field(
+        default=None, description="nodes of the openb trace (Alibaba, 2023), or of a table of your own"
+    )
+    path: str | None = Field(default=None, description="the file of nodes")
+    part: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="only this part of the file's nodes, evenly spread over it"
+    )
     kubernetes: KubernetesSpec | None = Field(default=None, description="serve on this Kubernetes cluster")
     ray: str | None = Field(
         default=None, description="serve on this Ray cluster: an address, or auto; nodes then says more of its nodes"
@@ -97,7 +101,9 @@ class TraceSpec(Model):
         default=1.0, description="arrivals come this many times as fast"
     )
     user: str = Field(default="qos", description="the column of an openb file that names the user")
-    first: Count | None = Field(default=None, description="only so many tasks")
+    first: Count | None = Field(
+        default=None, description="only so many rows; of a job that is cut through, what is left is the job"
+    )
 
 
 class ManySpec(Model):

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 
 from unfold_placement.facts import MILLI, SEATS, Node, Task
 from unfold_placement.spec import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
-from unfoldkit.api import CsvRow, Run, csv_rows, fail
+from unfold_placement.traces import csv_nodes, csv_tasks, openb_nodes, openb_tasks
+from unfoldkit.api import Run, fail
 
 MIB = 1 << 20
-RACK = 32
-"""Nodes of a rack, for traces that do not say."""
-TIMES = ("creation_time", "deletion_time", "scheduled_time")
-POD = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", *TIMES)
 
 
 def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
@@ -28,10 +25,18 @@ def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
         UnfoldError: a file is missing or not what it should be.
     """
     if cluster.trace:
-        found = list(openb_nodes(run.path(cluster.path or "", key="cluster.path")))
-        return found[:: max(1, round(1 / cluster.part))]
+        return _traced(cluster, run)
     counts = Counter[str]()
     return [node for item in cluster.nodes for node in _nodes(item, counts)]
+
+
+def _traced(cluster: ClusterSpec, run: Run) -> list[Node]:
+    path = run.path(cluster.path or "", key="cluster.path")
+    found = list(openb_nodes(path) if cluster.trace == "openb" else csv_nodes(path))
+    if not found:
+        raise fail("no nodes", file=str(path), key="cluster.path")
+    # evenly spread; the small term keeps 3 / 0.1 from being less than 30
+    return [found[int(row / cluster.part + 1e-9)] for row in range(max(1, round(cluster.part * len(found))))]
 
 
 def tasks_of(workload: WorkloadSpec, run: Run) -> list[Task]:
@@ -102,77 +107,12 @@ def _made(item: ManySpec, rng: np.random.Generator) -> list[Task]:
     ]
 
 
-def openb_nodes(path: Path) -> Iterator[Node]:
-    """Yield the nodes of an openb file (sn, cpu_milli, memory_mib, gpu, model); racks are made of 32 in a row."""
-    for row, line in enumerate(csv_rows(path, ("sn", "cpu_milli", "memory_mib", "gpu", "model"))):
-        labels = {"type": line["model"], "rack": f"rack-{row // RACK}"}
-        yield Node(line["sn"], _openb(line, line.number("gpu", least=0)), labels)
-
-
-def _openb(line: CsvRow, gpus: float) -> dict[str, int]:
-    amounts = {"cpu": line.number("cpu_milli", least=0), "memory": line.number("memory_mib", least=0) * MILLI}
-    return {kind: round(amount) for kind, amount in amounts.items()} | ({"gpu": round(gpus * MILLI)} if gpus else {})
-
-
-def openb_tasks(path: Path, user: str = "qos", faster: float = 1.0) -> Iterator[Task]:
-    """Yield the pods of an openb file as tasks; those never scheduled run from creation to deletion.
-
-    A part of a GPU counts as such; the GPUs of one node are one pool. A pod that was never deleted runs until the last
-    time in the file. Its ``gpu_spec`` are types, which the policy ``types`` holds to. ``faster`` squeezes arrivals, not
-    run times.
-    """
-    lines = list(csv_rows(path, (*POD, user)))
-    last = max((line.number(name) for line in lines for name in TIMES if line[name]), default=0.0)
-    for line in lines:
-        arrival, end = line.number("creation_time", least=0), _time(line, "deletion_time", last)
-        run = max(end - _time(line, "scheduled_time", arrival), 1.0)
-        types = _types(line.get("gpu_spec"))
-        yield Task(
-            line["name"], _openb(line, _gpus(line)), run, arrival / faster, line["name"], line[user], types=types
-        )
-
-
-def _time(line: CsvRow, column: str, otherwise: float) -> float:
-    return line.number(column) if line[column] else otherwise
-
-
-def _types(text: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in text.split("|") if item.strip())
-
-
-def _gpus(line: CsvRow) -> float:
-    whole = line.number("num_gpu", least=0)
-    return whole * line.number("gpu_milli", least=0) / MILLI if whole else 0.0
-
-
-def csv_tasks(path: Path, faster: float = 1.0) -> Iterator[Task]:
-    """Yield the tasks of a CSV file with the columns task, arrival and run (s), cpu, gpu, memory (MiB), job, user.
-
-    All but ``task``, ``arrival`` and ``run`` may be missing; ``priority``, ``deadline`` (s after arrival) and ``types``
-    (of nodes, with ``|`` between them) too.
-    """
-    rows = list(csv_rows(path, ("task", "arrival", "run")))
-    sizes = Counter(line.get("job") or line["task"] for line in rows)
-    for line in rows:
-        yield _csv_task(line, sizes, faster)
-
-
-def _csv_task(line: CsvRow, sizes: Mapping[str, int], faster: float) -> Task:
-    kinds = [kind for kind in ("cpu", "gpu", "memory") if line.get(kind)]
-    demand = {kind: round(line.number(kind, least=0) * MILLI) for kind in kinds}
-    job, arrival = line.get("job") or line["task"], line.number("arrival", least=0) / faster
-    deadline = arrival + line.number("deadline", least=0) if line.get("deadline") else math.inf
-    priority = round(line.number("priority")) if line.get("priority") else 0
-    return Task(
-        line["task"], {kind: amount for kind, amount in demand.items() if amount}, line.number("run", least=0), arrival,
-        job, line.get("user"), line.get("role"), sizes[job], priority, deadline,
-        types=_types(line.get("types")),
-    )  # fmt: skip
-
-
 def _replayed(item: TraceSpec, run: Run) -> list[Task]:
     path = run.path(item.path, key="workload.replay.path")
-    found = list(openb_tasks(path, item.user, item.faster) if item.trace == "openb" else csv_tasks(path, item.faster))
+    read = (
+        openb_tasks(path, item.user, item.faster) if item.trace == "openb" else csv_tasks(path, item.faster, item.first)
+    )
+    found = list(islice(read, item.first))
     if not found:
         raise fail("no tasks", file=str(path), key="workload.replay.path")
-    return found[: item.first]
+    return found
