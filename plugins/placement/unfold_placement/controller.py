@@ -195,6 +195,7 @@ class Controller:
         if owner is None:
             owner = self.owners[op.name] = type(policy).__name__
         changed = self.book.put(op.name, op.node, op.amount, owner=owner, until=op.until)
+        self.book.arena.mark[kernel.GROWN] += changed and policy.phase < facts.PACK
         if changed and self.sink is not None:
             self.sink.put(op.name, op.node, op.amount)
         return changed
@@ -230,6 +231,7 @@ class Controller:
         self.room()
         a, row = self.book.arena, self.book.place[node]
         a.up[row] = up
+        a.mark[kernel.GROWN] += 1
         direct.touch(a, row)
         lost = [] if up else [task for task, place, _ in self.view.running() if place == node]
         for task in lost:

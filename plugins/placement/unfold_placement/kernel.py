@@ -14,12 +14,13 @@ from unfoldkit.arrivals.compiled import compiled
 
 UNBORN, WAITING, RUNNING, DONE, REFUSED = range(5)
 K_SUBMITTED, K_STARTED, K_ENDED, K_PREEMPTED, K_REFUSED = range(5)
-ARRIVED, QUEUED, HEAPED, LOGGED, DECISIONS, DIRTY, FRESH, PLACED = range(8)
-MARKS = 8
+ARRIVED, QUEUED, HEAPED, LOGGED, DECISIONS, DIRTY, FRESH, PLACED, GROWN = range(9)
+MARKS = 9
 ALL_PHASES = 99
 WIDE, PRIVATE = 1, 2
 OLD, NEW, BLOCKED = range(3)
 FULL, WATCHED, UNTIL, IDLE = range(4)
+HELD, GONE = 1, 2
 
 
 @compiled
@@ -108,10 +109,10 @@ def fits(a: Arena, task: int, node: int, phase: int) -> bool:
 
 
 @compiled
-def take(a: Arena, task: int, node: int, phase: int) -> None:
-    """Take a task's demand, and its names of phases before ``phase``, out of a node."""
+def shift(a: Arena, task: int, node: int, phase: int, sign: int) -> None:
+    """Add a task's demand, and its names of phases before ``phase``, to what a node has, or with -1 take it away."""
     for resource in range(a.need.shape[1]):
-        a.free[node, resource] -= a.need[task, resource]
+        a.free[node, resource] += sign * a.need[task, resource]
     lift(a, node)
     for index in range(a.ask.shape[1]):
         name = a.ask[task, index]
@@ -119,32 +120,25 @@ def take(a: Arena, task: int, node: int, phase: int) -> None:
             break
         if a.step[task, index] >= phase:
             continue
+        column = a.column[name]
         if a.wide[name] > 0:
-            a.pool[name] -= a.much[task, index]
-        elif a.column[name] >= 0:
-            a.left[node, a.column[name]] -= a.much[task, index]
+            a.pool[name] += sign * a.much[task, index]
+        elif column >= 0 and sign > 0 and a.dying[node, column] == 1:
+            a.cap[node, column] -= a.much[task, index]
+        elif column >= 0:
+            a.left[node, column] += sign * a.much[task, index]
+
+
+@compiled
+def take(a: Arena, task: int, node: int, phase: int) -> None:
+    """Take a task's demand and names out of a node, as ``shift`` does."""
+    shift(a, task, node, phase, -1)
 
 
 @compiled
 def give(a: Arena, task: int, node: int, phase: int) -> None:
     """Give back what ``take`` took; of a name that is deleted nothing comes back."""
-    for resource in range(a.need.shape[1]):
-        a.free[node, resource] += a.need[task, resource]
-    lift(a, node)
-    for index in range(a.ask.shape[1]):
-        name = a.ask[task, index]
-        if name < 0:
-            break
-        if a.step[task, index] >= phase:
-            continue
-        if a.wide[name] > 0:
-            a.pool[name] += a.much[task, index]
-        elif a.column[name] >= 0:
-            column = a.column[name]
-            if a.dying[node, column] == 1:
-                a.cap[node, column] -= a.much[task, index]
-            else:
-                a.left[node, column] += a.much[task, index]
+    shift(a, task, node, phase, 1)
 
 
 @compiled
@@ -164,6 +158,23 @@ def every(a: Arena, task: int, phase: int, out: Flags) -> None:
     there = wide_fits(a, task, phase)
     for node in range(a.free.shape[0]):
         out[node] = there and roomy(a.need, a.free, task, node) and fits(a, task, node, phase)
+
+
+@compiled
+def hopeful(a: Arena, rows: Small, shape: Small, level: Small, flag: Flags, low: int, phase: int, dead: Flags) -> int:
+    """Return the first place from ``low`` on of a task that holds names or, its shape not dead, may fit; or -1."""
+    for at in range(low, rows.size):
+        if flag[at] == GONE:
+            continue
+        if a.state[rows[at]] != WAITING:
+            flag[at] = GONE
+        elif flag[at] == HELD:
+            return at
+        elif dead[shape[at], level[at]] == 0 and wide_fits(a, rows[at], phase):
+            if following(a, rows[at], 0) >= 0:
+                return at
+            dead[shape[at], level[at]] = 1
+    return -1
 
 
 @compiled
@@ -264,6 +275,7 @@ def finish(a: Arena, task: int, kind: int) -> None:
     node = a.place[task]
     give(a, task, node, ALL_PHASES)
     a.state[task] = DONE
+    a.mark[GROWN] += 1
     touch(a, node)
     note(a, kind, task, node)
     for index in range(a.ask.shape[1]):
@@ -298,10 +310,7 @@ def near(need: Whole, free: Whole, touched: Small, count: int, task: int) -> boo
 def look(a: Arena, task: int, touched: int, seen: int) -> int:
     """Return the first node on which a task fits, of all if it is new, else of the dirty ones."""
     if seen == NEW:
-        node = following(a, task, 0)
-        while node >= 0 and not fits(a, task, node, ALL_PHASES):
-            node = following(a, task, node + 1)
-        return node
+        return int(first(a, task, ALL_PHASES, a.up))
     for at in range(touched):
         node = a.touched[at]
         if roomy(a.need, a.free, task, node) and fits(a, task, node, ALL_PHASES):

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfold_placement import direct, kernel
-from unfold_placement.arena import Flags
+from unfold_placement.arena import Flags, Small
 from unfold_placement.book import Book
 from unfold_placement.facts import QUEUE, Node, Task
 
@@ -26,6 +27,7 @@ class View:
     members: dict[str, dict[str, Task]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
     gone: Counter[str] = field(default_factory=Counter)
+    grouped: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def now(self) -> float:
@@ -82,10 +84,14 @@ class View:
 
     def waiting(self) -> Iterator[Task]:
         """Yield the tasks that wait, in the order in which they came."""
-        a = self.book.arena
-        for row in a.queue[: a.mark[kernel.QUEUED]].copy():
-            if a.state[row] == kernel.WAITING:
+        for row in self.queue():
+            if self.book.arena.state[row] == kernel.WAITING:
                 yield self.book.tasks[row]
+
+    def queue(self) -> Small:
+        """Return the rows of the tasks that wait, and of some that just started, in the order in which they came."""
+        a = self.book.arena
+        return a.queue[: a.mark[kernel.QUEUED]].copy()
 
     def running(self) -> list[tuple[Task, str, float]]:
         """Return the tasks that run, each with its node and the time of its start, by start."""
@@ -94,13 +100,14 @@ class View:
         rows = rows[np.argsort(a.began[rows], kind="stable")]
         return [(book.tasks[row], book.nodes[a.place[row]].name, float(a.began[row])) for row in rows]
 
-    def room(self, unit: Sequence[Task], phase: int, within: Iterable[str] | None = None) -> list[str] | None:
+    def room(self, unit: Sequence[Task], phase: int, within: Iterable[str] | Flags | None = None) -> list[str] | None:
         """Return nodes on which the tasks would fit together, or nothing.
 
-        Names count as far as policies of earlier phases than ``phase`` put them; ``within`` limits the nodes.
+        Names count as far as policies of earlier phases than ``phase`` put them; ``within`` limits the nodes, by name
+        or by marks.
         """
         a, book = self.book.arena, self.book
-        allowed = a.up if within is None else self._mask(within)
+        allowed = a.up if within is None else within if isinstance(within, np.ndarray) else self._mask(within)
         if len(unit) == 1:
             row = direct.first(a, book.index[unit[0].name], phase, allowed)
             return None if row < 0 else [book.nodes[row].name]
@@ -110,9 +117,34 @@ class View:
 
     def fits(self, task: Task, phase: int) -> list[str]:
         """Return every node on which a task would fit."""
+        return [self.book.nodes[row].name for row in np.flatnonzero(self.marks(task, phase))]
+
+    def marks(self, task: Task, phase: int) -> Flags:
+        """Return marks of the nodes on which a task would fit."""
         out = np.empty(len(self.book.nodes), np.uint8)
         direct.every(self.book.arena, self.book.index[task.name], phase, out)
-        return [self.book.nodes[row].name for row in np.flatnonzero(out)]
+        return out
+
+    def tightest(self, task: Task, phase: int, label: str, kinds: Sequence[str]) -> Iterator[Flags]:
+        """Yield each group of nodes that fit a task, where least is free of the first kind, then of the next.
+
+        Groups are of a label, or ``node``: each by itself; as marks by node. What is free is a part of the cluster's.
+        """
+        a, rows, groups = self.book.arena, np.flatnonzero(self.marks(task, phase)), self._groups(label)
+        found, at, place = np.unique(groups[rows], return_index=True, return_inverse=True)
+        columns = [self.book.kinds.index(kind) for kind in reversed(kinds)]
+        free = [
+            np.bincount(place, a.free[rows, k], found.size) / (self.total(self.book.kinds[k]) or 1) for k in columns
+        ]
+        for group in found[np.lexsort((at, *free))]:
+            yield np.asarray(groups == group, np.uint8)
+
+    def _groups(self, label: str) -> NDArray[np.int64]:
+        if label not in self.grouped:
+            values = [node.name if label == "node" else node.labels.get(label, "") for node in self.book.nodes]
+            numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+            self.grouped[label] = np.array([numbers[value] for value in values])
+        return self.grouped[label]
 
     def ready(self, unit: Unit, phase: int) -> bool:
         """Return whether the cluster's names that the tasks ask for are there: their turn has come."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -23,6 +22,7 @@ from unfold_placement.facts import (
     Wake,
 )
 from unfold_placement.view import Unit, View
+from unfold_placement.waiting import Shapes, Waiting
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Pack:
 
     level: str = "node"
     fallback: Mapping[str, float] = field(default_factory=dict)
-    units: dict[str, tuple[Unit, float]] = field(default_factory=dict)
+    waiting: Waiting = field(default_factory=lambda: Waiting(Shapes(PACK)))
     phase: ClassVar[int] = PACK
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, PREEMPTED, CREATED, QUIET})
 
@@ -42,32 +42,26 @@ class Pack:
     def react(self, event: Event, view: View) -> Ops:
         """Choose places for every unit that is ready, again as long as it waits."""
         if event.task is not None and event.kind in {SUBMITTED, PREEMPTED} and (unit := view.unit(event.task)):
-            self.units[unit[0].name] = unit, view.now
+            self.waiting.add(unit, view)
             yield [Wake(view.now + after) for after in self.fallback.values()]
-        for key, (unit, since) in list(self.units.items()) if event.kind in {CREATED, QUIET} else ():
-            if not view.waits(unit[0]):
-                del self.units[key]
-                continue
+        if event.kind not in {CREATED, QUIET}:
+            return
+        for at in self.waiting.asked(view, tuple(self.fallback.values())):
+            unit, since = self.waiting.units[at]
             old = [Drop(f"pack-{task.name}", node.name) for task in unit for node in view.placed(f"pack-{task.name}")]
-            nodes = self.choose(unit, view.now - since, view) if view.ready(unit, PACK) else None
+            wider = [name for name, after in self.fallback.items() if view.now - since >= after]
+            nodes = self.choose(unit, [self.level, *wider], view) if view.ready(unit, PACK) else ()
+            self.waiting.told(at, len(wider), fits=nodes)
             new = [Put(f"pack-{t.name}", node, until=t.name) for t, node in zip(unit, nodes or (), strict=False)]
             yield [*old, *new]
 
-    def choose(self, unit: Unit, waited: float, view: View) -> list[str] | None:
+    def choose(self, unit: Unit, levels: Iterable[str], view: View) -> list[str] | None:
         """Return nodes for the tasks: of the narrowest level that has room, where least is free."""
-        for level in [self.level, *(name for name, after in self.fallback.items() if waited >= after)]:
-            groups: dict[str, list[str]] = defaultdict(list)
-            for name in view.fits(unit[0], PACK):
-                groups[name if level == "node" else view.node(name).labels.get(level, "")].append(name)
-            for _, names in sorted(groups.items(), key=lambda item: self.spare(unit[0], item[1], view)):
-                allowed = names if level == "node" else view.alike(level, names[0])
-                if (nodes := view.room(unit, PACK, allowed)) is not None:
+        kinds = [kind for kind in view.book.kinds if kind != SEATS]
+        wanted = [kind for kind in reversed(kinds) if unit[0].demand.get(kind)]
+        order = [*wanted, *(kind for kind in kinds if kind not in wanted)]
+        for level in levels:
+            for group in view.tightest(unit[0], PACK, level, order):
+                if (nodes := view.room(unit, PACK, group)) is not None:
                     return nodes
         return None
-
-    def spare(self, task: Task, names: Iterable[str], view: View) -> tuple[float, ...]:
-        """Return what is free on some nodes as parts of the cluster, first of what the task asks for."""
-        kinds = [kind for kind in view.book.kinds if kind != SEATS]
-        free = {kind: sum(view.free(name)[kind] for name in names) / (view.total(kind) or 1) for kind in kinds}
-        wanted = [kind for kind in reversed(kinds) if task.demand.get(kind)]
-        return tuple(free[kind] for kind in [*wanted, *(kind for kind in free if kind not in wanted)])

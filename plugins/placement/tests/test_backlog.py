@@ -1,0 +1,87 @@
+"""Where many tasks wait, policies ask once for all that are alike, and place as if they had asked each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+
+from plugins.placement.tests.cases import cluster, job, policy, some_tasks
+from unfold_placement.facts import CREATED, PACK, QUIET, Ask, Event, Node, Ops, Put, Task
+from unfold_placement.options import build
+from unfold_placement.policies.pack import Pack
+from unfold_placement.simulate import simulate
+from unfold_placement.view import View
+
+
+def places(nodes: list[Node], tasks: list[Task], policies: Iterable[object]) -> list[tuple[float, int]]:
+    """When and where each task ran."""
+    found = simulate(nodes, tasks, list(policies))  # type: ignore[arg-type]
+    return list(zip(found.start.tolist(), found.node.tolist(), strict=True))
+
+
+@dataclass(slots=True)
+class Slow:
+    """The policy ``value`` as it is written down: every task asks about every node."""
+
+    ahead: float
+    phase: ClassVar[int] = PACK
+    watches: ClassVar[frozenset[str]] = frozenset({CREATED, QUIET})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return [Ask(f"plan-{task.name}", gated=True)]
+
+    def react(self, event: Event, view: View) -> Ops:
+        promised: dict[str, float] = {}
+        for task in [task for task in view.waiting() if view.ready((task,), PACK)]:
+            now = {name: view.now + task.seconds(view.node(name)) for name in view.fits(task, PACK)}
+            later = {
+                node.name: max(view.free_at(node.name, task), promised.get(node.name, 0.0)) + task.seconds(node)
+                for node in view.nodes
+                if node.name not in now
+            }
+            soon, late = min(now, key=now.__getitem__, default=""), min(later, key=later.__getitem__, default="")
+            waits = bool(late) and later[late] - task.seconds(view.node(late)) - view.now <= self.ahead
+            if soon and not (waits and later[late] < now[soon]):
+                yield [Put(f"plan-{task.name}", soon, until=task.name)]
+            elif late:
+                promised[late] = later[late]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ahead", [5.0, 3600.0])
+def test_value_places_as_if_every_task_asked_about_every_node(seed: int, ahead: float) -> None:
+    """Promises of those that cannot start are counted when, and only when, they decide where another starts."""
+    nodes = [replace(node, labels={"type": "ab"[place % 2]}) for place, node in enumerate(cluster(3))]
+    tasks = some_tasks(seed, jobs=24)
+    tasks = [replace(task, run_on={"b": task.run / 2} if row % 3 else {}) for row, task in enumerate(tasks)]
+    mine = build(policy(value={"ahead": f"{ahead:g} s"}))
+    assert places(nodes, tasks, mine) == places(nodes, tasks, [Slow(ahead)])
+
+
+@dataclass(slots=True)
+class Counted:
+    """Counts how often packing looks for a place."""
+
+    of: Pack = field(default_factory=Pack)
+    asked: int = 0
+    phase: ClassVar[int] = Pack.phase
+    watches: ClassVar[frozenset[str]] = Pack.watches
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        return self.of.request(task)
+
+    def react(self, event: Event, view: View) -> Ops:
+        for ops in self.of.react(event, view):
+            self.asked += 1
+            yield ops
+
+
+def test_packing_asks_once_for_all_that_are_alike() -> None:
+    """Hundreds that wait for a full cluster cost an answer each as they start, and none while nothing changes."""
+    counted = Counted()
+    found = simulate(cluster(), job("a", 400), [counted])
+    assert not found.stuck
+    assert counted.asked <= 2 * 400
