@@ -12,7 +12,8 @@ from plugins.placement.tests.cases import cluster, job, policy, some_tasks
 from unfold_placement.facts import CREATED, PACK, QUIET, Ask, Event, Node, Ops, Put, Task
 from unfold_placement.options import build
 from unfold_placement.policies.pack import Pack
-from unfold_placement.simulate import simulate
+from unfold_placement.policies.spread import Spread
+from unfold_placement.simulate import outcome, play, prepare, simulate
 from unfold_placement.view import View
 
 
@@ -85,3 +86,21 @@ def test_packing_asks_once_for_all_that_are_alike() -> None:
     found = simulate(cluster(), job("a", 400), [counted])
     assert not found.stuck
     assert counted.asked <= 2 * 400
+
+
+def test_a_spread_puts_names_only_where_they_change() -> None:
+    """While some node runs none of a group, its places stay as they are however many come, start and end."""
+    spread, nodes, puts = Spread(by="user"), cluster(8), 0
+    loop = prepare(nodes, [task for at in range(100) for task in job(f"j{at}", 1, run=3, at=at, user="u")], [spread])
+    told = spread.places
+
+    def counted(task: Task, view: View) -> list[Put]:
+        nonlocal puts
+        found = told(task, view)
+        puts += len(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spread, "places", lambda _self, task, view: counted(task, view))
+        assert not outcome(play(loop)).stuck
+    assert puts == len(nodes)

@@ -20,7 +20,7 @@ class World:
     nodes: Sequence[Node]
     now: float = 0.0
     running: dict[str, dict[str, Task]] = field(default_factory=lambda: defaultdict(dict))
-    where: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     waiting: dict[str, Task] = field(default_factory=dict)
     since: dict[str, float] = field(default_factory=dict)
     ended: Counter[str] = field(default_factory=Counter)
@@ -42,7 +42,7 @@ Law = Callable[[Any, World, Task, Node], str]
 def audit(found: Outcome, policy: options.PolicySpec) -> Iterator[str]:
     """Yield everything that is wrong with a replay, in words."""
     held = [(LAWS[name], part) for name, part, _ in policy.parts() if name in LAWS]
-    world = World(found.nodes)
+    world = World(found.nodes, groups={part.by: defaultdict(Counter) for _, part in held if hasattr(part, "by")})
     capacity = {node.name: Counter[str]() for node in found.nodes}
     starts: dict[str, list[float]] = defaultdict(list)
     for time, kind, row, place in zip(
@@ -79,6 +79,9 @@ def _start(
 
 
 def _step(world: World, kind: int, task: Task, node: Node) -> None:
+    change = {kernel.K_STARTED: 1, kernel.K_ENDED: -1, kernel.K_PREEMPTED: -1}.get(kind, 0)
+    for by, groups in world.groups.items() if change else ():
+        groups[task.key(by)][node.name] += change
     if kind in {kernel.K_SUBMITTED, kernel.K_PREEMPTED}:
         world.waiting[task.name] = task
         world.since.setdefault(task.name, world.now)
@@ -110,13 +113,10 @@ def _gangs(found: Outcome, starts: dict[str, list[float]], part: Any) -> Iterato
 def _spread(part: Any, world: World, task: Task, node: Node) -> str:
     if part.soft:
         return ""
-    counts = {n.name: _mine(part, world.on(n), task) for n in world.nodes}
-    before = min(count - (name == node.name) for name, count in counts.items())
+    counts = world.groups[part.by][task.key(part.by)]
+    others = [counts[name] - (name == node.name) for name in counts if counts[name]]
+    before = min(others) if len(others) == len(world.nodes) else 0
     return "" if counts[node.name] <= before + part.skew else f"{counts[node.name]} here, {before} elsewhere"
-
-
-def _mine(part: Any, tasks: Sequence[Task], task: Task) -> int:
-    return sum(other.key(part.by) == task.key(part.by) for other in tasks)
 
 
 def _apart(part: Any, world: World, task: Task, node: Node) -> str:

@@ -41,7 +41,7 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     mine = replay(spec, nodes, tasks, make, run)
     plain = replay(spec, nodes, tasks, list, run)
     run.directory.write(LOG, screen.log(mine.found).encode())
-    return screen.report(spec, mine, plain, why(spec, nodes, tasks, make, mine.found))
+    return screen.report(spec, mine, plain, why(spec, nodes, tasks, make, mine.found, run))
 
 
 def refused(blocked: Counterexample) -> UnfoldError:

@@ -40,13 +40,14 @@ def replay(spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], ma
     """Replay a workload and audit it."""
     loop = prepare(nodes, tasks, make())
     began = run.clock()
-    found = outcome(play(loop, on_step=lambda placed: run.progress("replay", placed, len(tasks))))
+    step = "replay" if loop.policies else "replay without policy"
+    found = outcome(play(loop, on_step=lambda placed: run.progress(step, placed, len(tasks))))
     seconds = run.clock() - began
     return Replay(found, figures(found), tuple(audit(found, spec.policy)), seconds)
 
 
 def why(
-    spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], make: Make, found: Outcome
+    spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], make: Make, found: Outcome, run: Run
 ) -> Explained | None:
     """Explain the task that the spec names, or the one that waited longest, in the middle of its wait."""
     picked = _picked(spec, tasks, found)
@@ -55,7 +56,7 @@ def why(
     task, at = picked
     loop = prepare(nodes, tasks, make())
     history = watched(loop)
-    play(loop, until=at)
+    play(loop, until=at, on_step=lambda placed: run.progress("explain", placed, len(tasks)))
     return Explained(task, at, tuple(explain(loop, task, history)))
 
 

@@ -19,6 +19,7 @@ class Spread:
     soft: bool = False
     running: dict[str, dict[str, Task]] = field(default_factory=dict)
     last: dict[str, Task] = field(default_factory=dict)
+    level: dict[str, int] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, JOINED})
 
@@ -29,6 +30,7 @@ class Spread:
     def react(self, event: Event, view: View) -> Ops:
         """Set the places of every node anew as the counts of a group, or the nodes, change."""
         if event.task is None:
+            self.level.clear()
             yield [put for task in self.last.values() for put in self.places(task, view)]
             return
         key = event.task.key(self.by)
@@ -40,8 +42,13 @@ class Spread:
         yield self.places(event.task, view)
 
     def places(self, task: Task, view: View) -> list[Put]:
-        """Return on every node as many places as the fewest that run anywhere, and ``skew`` more."""
-        counts = view.counts(self.running[task.key(self.by)].values())
-        among = view.fits(task, STATIC) if self.soft else counts
-        most = min((counts[node] for node in among), default=0) + self.skew
-        return [Put(f"spread-{self.by}-{task.key(self.by)}", node, most) for node in counts]
+        """Return on every node as many places as the fewest that run anywhere, and ``skew`` more; if that is news."""
+        key, fewest = task.key(self.by), 0
+        # fewer tasks than nodes leave one empty
+        if self.soft or len(self.running[key]) >= len(view.nodes):
+            counts = view.counts(self.running[key].values())
+            fewest = min((counts[node] for node in (view.fits(task, STATIC) if self.soft else counts)), default=0)
+        if self.level.get(key) == fewest + self.skew:
+            return []
+        self.level[key] = fewest + self.skew
+        return [Put(f"spread-{self.by}-{key}", node.name, self.level[key]) for node in view.nodes]
