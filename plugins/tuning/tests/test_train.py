@@ -116,6 +116,19 @@ def test_a_killed_worker_costs_only_its_last_step(tmp_path: Path) -> None:
     assert sum(count - 1 for count in ran.values()) == 0
 
 
+def test_losses_between_checkpoints_are_not_counted_together(tmp_path: Path) -> None:
+    """A trial that loses its node at each of three checkpoints, but comes further each time, runs to its end."""
+    search = "{algorithm: custom, stages: [{trials: 1, iters: 4}]}"
+    text = SPEC.replace("sleeper:train", "sleeper:mortal").replace("deadline: 30 s", "deadline: 90 s")
+    report = trained(
+        tmp_path,
+        text.replace("{algorithm: successive-halving, trials: 6, min_iters: 2, max_iters: 12, eta: 3}", search),
+    )
+    assert report.metrics["lost_nodes"].value == 3
+    assert report.metrics["iterations"].value == 4
+    assert report.verdict is Verdict.YES
+
+
 def test_the_rest_is_planned_again_as_soon_as_a_node_is_lost(tmp_path: Path) -> None:
     """Slower than the profile and a node short, the stage is not on time as planned: it goes on with more instances."""
     search = "{algorithm: custom, stages: [{trials: 4, iters: 50}, {trials: 1, iters: 4}]}"

@@ -31,6 +31,8 @@ from unfold_tuning.worker import Job
 from unfoldkit.api import fail
 
 TRIES = 3
+LOSSES = 12
+"""So many spot instances lost without a checkpoint between, and it is the trial that ends them."""
 REPLAN_SAMPLES = 1000
 TELL_EVERY = 2.0
 
@@ -222,24 +224,28 @@ class Executor:
         if told is not None and told.what == "step" and job is not None:
             self.ledger.step(told.trial, told.iters, told.metric, told.seconds, job.gang)
             running[job.trial] = replace(job, done=told.iters)
+            # over days a spot trial loses many instances; only one that comes no further is given up
+            tries[job.trial] = 0
             if told.iters >= job.target:
                 self._left(job.trial, running)
             return
         if job is not None:
-            self._once_more(self._left(job.trial, running), tries, told.error if told else "its node was lost", waiting)
+            most = TRIES if told or not self.task.machine.hazard else LOSSES
+            reason = told.error if told else "its node was lost"
+            self._once_more(self._left(job.trial, running), tries, most, reason, waiting)
 
     def _left(self, trial: int, running: dict[int, Job]) -> Job:
         self.ledger.part_ends(trial, self.task.wall())
         self.cluster.finished(trial)
         return running.pop(trial)
 
-    def _once_more(self, job: Job, tries: dict[int, int], reason: str, waiting: list[Job]) -> None:
+    def _once_more(self, job: Job, tries: dict[int, int], most: int, reason: str, waiting: list[Job]) -> None:
         tries[job.trial] += 1
-        if tries[job.trial] < TRIES:
+        if tries[job.trial] < most:
             waiting.insert(0, job)
             return
         self.ledger.fact(f"failed-{job.trial}", reason)
-        self.task.log.warning("trial %d failed %d times and is left out: %s", job.trial, TRIES, reason)
+        self.task.log.warning("trial %d failed %d times and is left out: %s", job.trial, tries[job.trial], reason)
         if all(self._failed(trial.id) for trial in self.ledger.trials()):
             raise fail(f"every trial failed; the last said: {reason}", key="trainable")
 

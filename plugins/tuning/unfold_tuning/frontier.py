@@ -15,6 +15,7 @@ import numpy as np
 from unfold_tuning.deals import Deal, Plan, at, ladder, levels
 from unfold_tuning.facts import Machine
 from unfold_tuning.kernels import Ints, labels
+from unfold_tuning.losses import replacing
 from unfold_tuning.tables import Floats, Model, mean_startup
 
 
@@ -55,6 +56,7 @@ def grid(model: Model) -> Grid:
         each = machine.per_second / machine.accelerators
         busy = [[float(model.busy(i, deal).mean()) for deal in row] for i, row in enumerate(deals)]
         cost = cost + each * np.array(busy)
+    cost = cost + time * np.array(counts) * replacing(machine, model.profile)
     ready = expected_startup(model, new_instances(np.array(counts), model.held))
     grow_time, grow_cost = growth(model, np.array(counts), ready)
     return Grid(deals, time, cost, grow_time, grow_cost)

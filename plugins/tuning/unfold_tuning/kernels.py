@@ -69,7 +69,29 @@ def merge_python(
     return time[:kept], cost[:kept], parent[:kept]
 
 
+def hits_python(uniform: Floats, risk: Floats, pieces: Floats) -> tuple[Floats, Floats]:
+    """Return the negative binomial number of losses at each uniform, and where in its step the uniform lies.
+
+    All are [samples, trials]: ``pieces`` must each be got through without a loss, at ``risk`` expected losses a try.
+    """
+    count, within = np.zeros(uniform.shape), np.zeros(uniform.shape)
+    for row in range(uniform.shape[0]):
+        for col in range(uniform.shape[1]):
+            size = pieces[row, col]
+            lost, mean = -np.expm1(-risk[row, col]), size * np.expm1(risk[row, col])
+            below, mass, found = 0.0, np.exp(-risk[row, col] * size), 0.0
+            # the second condition ends where rounding keeps the sum of all masses below the uniform
+            while uniform[row, col] > below + mass and (found < mean or mass > 1e-16):
+                below += mass
+                mass *= lost * (size + found) / (found + 1)
+                found += 1
+            count[row, col] = found
+            within[row, col] = min(1.0, (uniform[row, col] - below) / mass) if mass > 0 else 0.5
+    return count, within
+
+
 schedule = njit(cache=True)(schedule_python)
+hits = njit(cache=True)(hits_python)
 merge = njit(cache=True)(merge_python)
 
 

@@ -14,6 +14,7 @@ from numba import njit
 
 from unfold_tuning.frontier import Curve, Grid, curve, expected_startup, new_instances, walk
 from unfold_tuning.kernels import TIE, Floats, Ints
+from unfold_tuning.losses import replacing
 from unfold_tuning.tables import Model
 
 
@@ -32,8 +33,9 @@ def prepaid_curve(model: Model, table: Grid) -> Curve:
     wait = np.array([model.provision(index).mean() for index in range(len(model.stages))])
     machine = model.machine
     rates = (machine.per_second, machine.head / 3600.0, machine.ingress)
+    replaced = table.time * counts * replacing(machine, model.profile)
     time, cost, parent, level, last = credit_labels(
-        table.time, wait, ready, counts, model.held, machine.billing.minimum, *rates
+        table.time, replaced, wait, ready, counts, model.held, machine.billing.minimum, *rates
     )
     # of two times that differ by rounding the later one is the cheaper
     last = last[np.append(np.diff(time[last]) > TIE, True)]
@@ -47,14 +49,15 @@ def exact_curve(model: Model, table: Grid) -> Curve:
 
 
 def credit_labels_python(
-    time: Floats, wait: Floats, ready: Floats, counts: Ints, held: int, minimum: float, each: float, head: float,
-    ingress: float,
+    time: Floats, replaced: Floats, wait: Floats, ready: Floats, counts: Ints, held: int, minimum: float, each: float,
+    head: float, ingress: float,
 ) -> tuple[Floats, Floats, Ints, Ints, Ints]:  # fmt: skip
     """Return every label that no other beats, and the last front.
 
-    ``time`` is [stages, levels], ``wait`` [stages] the delay of new instances, ``ready`` [stages, levels + 1, levels]
-    their start-up, row 0 from ``held``; ``each``, ``head`` are dollars per second, ``ingress`` per new instance. A
-    label's instances are groups by age: those held at the start (group 0), then those of each stage's growth.
+    ``time`` is [stages, levels], ``replaced`` the dollars of what replaces lost instances meanwhile, ``wait`` [stages]
+    the delay of new instances, ``ready`` [stages, levels + 1, levels] their start-up, row 0 from ``held``; ``each``,
+    ``head`` are dollars per second, ``ingress`` per new instance. A label's instances are groups by age: those held at
+    the start (group 0), then those of each stage's growth.
     Returns ``(time, cost, parent, level)`` of the labels and the indices of the final front, fastest first.
     """
     stages, levels = time.shape
@@ -84,6 +87,7 @@ def credit_labels_python(
                 else:
                     _release(n[index], -new)
                 c[index] += _run_down(n[index], r[index], time[stage, level]) * each + time[stage, level] * head
+                c[index] += replaced[stage, level]
                 t[index] += time[stage, level]
             kept = _unbeaten(t, c, n, r, each)
             all_t, all_c = np.concatenate((all_t, t[kept])), np.concatenate((all_c, c[kept]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from unfold_tuning.deals import Plan
 from unfold_tuning.facts import Machine
+from unfold_tuning.losses import replacing
 from unfold_tuning.tables import Floats, Model
 
 
@@ -84,7 +85,14 @@ def score(model: Model, plan: Plan) -> Score:
     dollars += clock * (model.machine.head / 3600.0)
     if model.machine.billing.per == "function":
         dollars = _by_function(model, plan, clock)
-    return Score(plan, clock, dollars, np.array(ends))
+    return Score(plan, clock, dollars + _replaced(model, plan) if model.machine.hazard else dollars, np.array(ends))
+
+
+def _replaced(model: Model, plan: Plan) -> Floats:
+    """What the instances that replace lost ones add to the bill, in expectation over the time that they are held."""
+    each = replacing(model.machine, model.profile)
+    held = sum((deal.instances * model.seconds(index, deal) for index, deal in enumerate(plan)), np.zeros(1))
+    return np.asarray(each * held)
 
 
 def release(held: list[Holding], count: int, now: Floats, machine: Machine) -> tuple[list[Holding], Floats]:

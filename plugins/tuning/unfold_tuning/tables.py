@@ -18,6 +18,7 @@ from scipy.special import log_ndtr, ndtri
 from unfold_tuning.deals import Deal
 from unfold_tuning.facts import Machine, Profile, Spread, log_sigma
 from unfold_tuning.kernels import schedule
+from unfold_tuning.losses import delay
 from unfold_tuning.stages import Stage
 
 Floats = npt.NDArray[np.float64]
@@ -163,15 +164,11 @@ class Model:
         return all(len(stage.groups) == 1 and stage.groups[0].done > 0 and stage.trials <= most for stage in so_far)
 
     def _interrupted(self, index: int, gang: int, seconds: Floats) -> Floats:
-        """What losing its spot instances, at most twice a stage, costs a trial: wait, start-up, and work done again."""
-        profile, machine = self.profile, self.machine
-        hosts = max(1, -(-gang // machine.accelerators))
-        expected = seconds * (machine.hazard * hosts / 3600.0)
-        none, once = np.exp(-expected), np.exp(-expected) * (1 + expected)
-        hits = (self.draws[index].hit > none).astype(float) + (self.draws[index].hit > once)
-        iteration = profile.iteration.mean / (profile.gain(gang, machine.accelerators) * machine.speed)
-        lost = iteration * machine.checkpoint_iters / 2 + profile.start.mean
-        return np.asarray(hits * (lost + profile.provision.mean + profile.startup.mean))
+        """What losing spot instances costs a trial; one of several instances is lost with any of them."""
+        hosts = max(1, -(-gang // self.machine.accelerators))
+        drawn = self.draws[index]
+        pieces = np.maximum(drawn.lengths / self.machine.checkpoint_iters, 1.0)
+        return delay(drawn.hit, seconds, pieces, self.machine.hazard * hosts / 3600.0, self.profile)
 
 
 def model(stages: Sequence[Stage], profile: Profile, machine: Machine, samples: int, seed: int) -> Model:
