@@ -80,3 +80,12 @@ def mortal(
             pass
         os.kill(os.getpid(), 9)
     return train(config, state, iters, accelerators, seed)
+
+
+def diverging(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Return nan or inf for every configuration whose ceiling is below a half."""
+    metric, state = train(config, state, iters, accelerators, seed)
+    ceiling = config["ceiling"]
+    return (metric if ceiling >= 0.5 else float("nan") if ceiling < 0.25 else float("inf")), state

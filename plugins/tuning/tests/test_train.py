@@ -76,7 +76,7 @@ def test_every_iteration_runs_once_and_the_best_wins(tmp_path: Path) -> None:
     assert set(ran.values()) == {1}
     assert sum(ran.values()) == 6 * 2 + 2 * 4 + 1 * 6
     ceilings = {float(line.split()[0]) for line in ran}
-    assert report.metrics["best_accuracy"].value == pytest.approx(max(ceilings) * (1 - 0.5**12))
+    assert report.metrics["best_metric"].value == pytest.approx(max(ceilings) * (1 - 0.5**12))
 
 
 def test_the_cluster_is_what_the_plan_says(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
     again = trained(tmp_path)
     assert (tmp_path / "log").read_text() == lines
     assert nodes(tmp_path) == lives
-    for name in ("best_accuracy", "wall_s", "cost_usd"):
+    for name in ("best_metric", "wall_s", "cost_usd"):
         assert again.metrics[name] == first.metrics[name]
 
 
@@ -172,7 +172,7 @@ def test_a_curve_has_a_name_only_if_it_is_one(tmp_path: Path) -> None:
     checkpoints = [(style, count) for style, count in styles.elements() if style == "line"]
     assert all(count > 1 for _, count in checkpoints)
     assert sum(count for _, count in styles.elements()) == 6 * 2 + 2 * 4 + 1 * 6
-    assert figure.y == "accuracy"
+    assert figure.y == "metric"
 
 
 def test_bars_show_who_ran_where(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_the_winner_is_left_for_others(tmp_path: Path) -> None:
     """A run leaves the best trial as a file: its parameters, its metric, and a checkpoint that is there."""
     report = trained(tmp_path)
     told = json.loads((tmp_path / "run/winner.json").read_text())
-    assert told["value"] == report.metrics["best_accuracy"].value
+    assert told["value"] == report.metrics["best_metric"].value
     assert (told["iterations"], told["finished"], told["schema"]) == (12, True, "unfoldkit.winner/1")
-    assert set(told["params"]) == {"ceiling"}
+    assert (told["metric"], set(told["params"])) == ("metric", {"ceiling"})
     assert json.loads((tmp_path / "run" / told["state"]).read_bytes()) == {"done": 12}
 
 
@@ -227,7 +227,37 @@ def test_a_failing_trial_is_left_out(tmp_path: Path) -> None:
     """A configuration whose function raises three times is left out and told; the others go on."""
     report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:broken"))
     assert report.verdict is Verdict.YES
-    assert (report.metrics["best_accuracy"].value or 0) > 0.5
+    assert (report.metrics["best_metric"].value or 0) > 0.5
+
+
+def test_a_metric_that_is_no_number_ranks_last(tmp_path: Path) -> None:
+    """Trials whose metric is nan or inf are told and never win, and the job runs to its end."""
+    report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:diverging"))
+    assert report.verdict is Verdict.YES
+    assert 0.5 < (report.metrics["best_metric"].value or 0) < 1
+    assert "returned nan or inf" in dict(report.lines)["no number"]
+    told = json.loads((tmp_path / "run/winner.json").read_text())
+    assert told["value"] == report.metrics["best_metric"].value
+    shown = next(item for item in report.figures if item.name == "learning")
+    assert all(np.isfinite(value) for series in shown.series for value in series.y)
+
+
+def test_without_any_number_nothing_wins(tmp_path: Path) -> None:
+    """Where every metric is nan the run ends, and says that no trial came to its end."""
+    report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:diverging").replace("[0, 1]", "[0, 0.4]"))
+    assert report.verdict is Verdict.NO
+    assert "no trial" in report.headline
+
+
+def test_a_function_names_its_metric(tmp_path: Path) -> None:
+    """What a function returns goes by the name that the spec gives, and an estimator has its two only."""
+    text = SPEC.replace("space:", "metric: my-score, space:")
+    spec = validate(TuningSpec, parse(text, "t.yaml"))
+    assert spec.trainable is not None
+    assert (spec.trainable.measured, Trainable(estimator="sgd").measured) == ("my-score", "accuracy")
+    assert trained(tmp_path, text).metrics["best_my_score"].value is not None
+    with pytest.raises(UnfoldError, match=r"no metric 'my-score'"):
+        validate(TuningSpec, parse(text.replace('function: "sleeper:train"', "estimator: sgd, data: wine"), "t.yaml"))
 
 
 def test_the_cap_is_never_passed_and_can_be_raised(tmp_path: Path) -> None:
@@ -319,6 +349,25 @@ def test_a_measured_profile_is_near_the_truth(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "profile.json").read_text())["speedup"] == {"1": 1.0}
 
 
+def test_a_profile_goes_on_without_what_fails(tmp_path: Path) -> None:
+    """Draws whose function raises are told and others take their places, so that eight trials are measured."""
+    text = SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0.3, 1]")
+    spec = validate(TuningSpec, parse(text, "t.yaml"))
+    report = profile(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+    assert report.verdict is Verdict.YES
+    assert "too low" in dict(report.lines)["left out"]
+    assert (tmp_path / "profile.json").exists()
+    assert report.metrics["steps"].value == 8 * 3
+
+
+def test_a_profile_of_nothing_is_an_error(tmp_path: Path) -> None:
+    """Where every configuration raises, the profile ends with what the last one said."""
+    text = SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0, 0.4]")
+    spec = validate(TuningSpec, parse(text, "t.yaml"))
+    with pytest.raises(UnfoldError, match=r"failed for all of 16 configurations; the last said: .*too low"):
+        profile(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+
+
 def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:
     """After kill -9 at random moments the winner is the same, every life is closed, and little is run twice."""
     spec = tmp_path / "t.yaml"
@@ -337,7 +386,7 @@ def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert all(life[4] is not None for life in nodes(tmp_path))
     fresh = trained(tmp_path / "fresh", SPEC.replace("30 s", "10 min"))
     report = json.loads((tmp_path / "run/report.json").read_text())
-    assert report["metrics"]["best_accuracy"]["value"] == fresh.metrics["best_accuracy"].value
+    assert report["metrics"]["best_metric"]["value"] == fresh.metrics["best_metric"].value
 
 
 def _killed_in_the_middle(process: subprocess.Popen[bytes], log: Path, rng: np.random.Generator) -> bool:

@@ -363,7 +363,7 @@ class Executor:
         return [(trial, ratio) for trial, ratio in ratios if ratio > 0]
 
     def _winner(self) -> Trial | None:
-        there = [trial for trial in self.ledger.trials() if trial.metric is not None and not self._failed(trial.id)]
+        there = [trial for trial in self.ledger.trials() if trial.ranks and not self._failed(trial.id)]
         full = max((trial.iters for trial in there), default=0)
         return max((t for t in there if t.iters == full), key=lambda t: (t.metric or 0.0, -t.id), default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -47,6 +48,8 @@ def curves(ledger: Ledger, trainable: Trainable) -> Figure:
     """Return the learning curves: those that went furthest by name, the others together."""
     points: dict[int, list[tuple[int, float]]] = {}
     for trial, iters, value, _, _ in ledger.steps():
+        if math.isinf(value):
+            continue
         points.setdefault(trial, []).append((iters, value))
     order = sorted(points, key=lambda trial: (-points[trial][-1][0], -points[trial][-1][1], trial))
     points = {trial: [(at, trainable.shown(value)) for at, value in rows] for trial, rows in points.items()}
@@ -56,7 +59,7 @@ def curves(ledger: Ledger, trainable: Trainable) -> Figure:
     single = [points[trial][0] for trial in sorted(order) if len(points[trial]) == 1]
     series += [_series("others", rest, "segments")] if rest else []
     series += [_series("stopped at their first checkpoint", single, "points")] if single else []
-    return Figure("learning", "Learning curves", "iterations", trainable.metric, tuple(series))
+    return Figure("learning", "Learning curves", "iterations", trainable.measured, tuple(series))
 
 
 def _series(name: str, points: Sequence[tuple[int, float]], style: Literal["line", "points", "segments"]) -> Series:

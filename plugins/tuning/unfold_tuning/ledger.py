@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 from unfold_tuning.facts import Machine
 from unfoldkit.api import fail
 
+WORST = -math.inf
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS nodes (id TEXT PRIMARY KEY, price REAL NOT NULL, since REAL NOT NULL,
@@ -37,6 +39,11 @@ class Trial:
     config: Mapping[str, Any]
     iters: int
     metric: float | None
+
+    @property
+    def ranks(self) -> bool:
+        """Whether its last metric is a number."""
+        return self.metric is not None and math.isfinite(self.metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +145,23 @@ class Ledger:
         return [trial for trial in found if bracket in (None, trial.bracket)]
 
     def step(self, trial: int, iters: int, metric: float, seconds: float, gang: int) -> None:
-        """Note a checkpoint of a trial."""
+        """Note a checkpoint of a trial; a metric that is no finite number ranks below all that are."""
+        metric = metric if math.isfinite(metric) else WORST
         with self.base:
             self.base.execute(
                 "INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?)", (trial, iters, metric, seconds, gang)
             )
             self.base.execute("UPDATE trials SET iters = ?, metric = ? WHERE id = ?", (iters, metric, trial))
+
+    def failed(self) -> dict[int, str]:
+        """Return the trials that are left out, each with what it said last."""
+        rows = self.base.execute("SELECT key, value FROM facts WHERE key LIKE 'failed-%'").fetchall()
+        return dict(sorted((int(key.removeprefix("failed-")), str(json.loads(value))) for key, value in rows))
+
+    def diverged(self) -> list[int]:
+        """Return the trials of which a metric was no finite number."""
+        rows = self.base.execute("SELECT DISTINCT trial FROM steps WHERE metric = ? ORDER BY trial", (WORST,))
+        return [row[0] for row in rows.fetchall()]
 
     def steps(self) -> list[tuple[int, int, float, float, int]]:
         """Return every checkpoint: trial, iterations, metric, seconds since the one before, accelerators."""

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,28 @@ from unfold_tuning.plan import PROFILE
 from unfold_tuning.prices import machines_of
 from unfold_tuning.spec import ProfileSpec, TuningSpec
 from unfold_tuning.trainables import SETS, Work, sample
-from unfold_tuning.words import span
+from unfold_tuning.words import counted, span
 from unfold_tuning.worker import Job, Told
 from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, broken, fail, fingerprint
 
 TRIALS = 8
+SPARE = 8
 ITERS = 3
 LONGEST = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of steps by (gang, trial), of nodes' starts, of trials' starts beside their steps, of checkpoints."""
+    """Seconds of steps by (gang, trial), of nodes' starts, of trials' starts beside their steps, of checkpoints.
+
+    ``failed`` says of the draws whose function raised what it said; others took their places.
+    """
 
     steps: dict[tuple[int, int], list[float]]
     startups: list[float]
     starts: list[float]
     saves: list[float]
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 def profile(spec: TuningSpec, run: Run) -> Report:
@@ -71,7 +76,7 @@ def work_of(spec: TuningSpec, run: Run) -> Work:
 def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: Run) -> Measured:
     """Run a few trials at every gang size, on a node of their own."""
     rng = np.random.default_rng([run.seed, 31])
-    configs = [sample(work.trainable.space, rng) for _ in range(TRIALS)]
+    configs = [sample(work.trainable.space, rng) for _ in range(TRIALS + SPARE)]
     found = Measured({}, [], [], [])
     for gang in _gangs(machine.accelerators):
         cluster = cluster_of(spec, run, work, machine, Own(_nothing, _nothing))
@@ -84,6 +89,7 @@ def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: R
             jobs = [
                 Job(index, config, 0, ITERS * every, every, gang, run.seed, folder / f"{gang}-{index}")
                 for index, config in enumerate(configs)
+                if index not in found.failed
             ]
             _play(cluster, jobs, found, run)
         finally:
@@ -113,8 +119,9 @@ def summary(found: Measured) -> dict[str, Any]:
 
 
 def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run) -> None:
-    waiting, began, spent = list(jobs), {}, dict.fromkeys((job.trial for job in jobs), 0.0)
-    every = jobs[0].every
+    """Run the first jobs to their ends; those after them take the places of those that fail."""
+    waiting, spare, began = list(jobs[:TRIALS]), list(jobs[TRIALS:]), {}
+    spent = dict.fromkeys((job.trial for job in jobs), 0.0)
     open_: dict[int, Job] = {}
     while waiting or open_:
         while waiting and (node := cluster.free(waiting[0].gang)):
@@ -122,22 +129,43 @@ def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run) -> N
             open_[job.trial], began[job.trial] = job, run.clock()
             cluster.start(node, job)
         for event in cluster.events(1.0):
-            told = _fine(event.told)
-            spent[told.trial] += told.seconds
-            found.saves.append(told.saved)
+            told = _there(event.told)
             job = open_[told.trial]
-            found.steps.setdefault((job.gang, told.trial), []).append(told.seconds / every)
-            if told.iters >= job.target:
+            if told.what == "failed":
+                _skipped(job, told.error, found, run)
+                waiting += [spare.pop(0)] if spare else []
+            else:
+                spent[told.trial] += told.seconds
+                _noted(job, told, found)
+            if told.what == "failed" or told.iters >= job.target:
                 cluster.finished(told.trial)  # its place is not free before
-                found.starts.append(max(0.0, run.clock() - began[told.trial] - spent[told.trial]))
                 del open_[told.trial]
+            if told.what != "failed" and told.iters >= job.target:
+                found.starts.append(max(0.0, run.clock() - began[told.trial] - spent[told.trial]))
+    _some(jobs[0].gang, found)
 
 
-def _fine(told: Told | None) -> Told:
+def _noted(job: Job, told: Told, found: Measured) -> None:
+    found.saves.append(told.saved)
+    found.steps.setdefault((job.gang, told.trial), []).append(told.seconds / job.every)
+
+
+def _skipped(job: Job, error: str, found: Measured, run: Run) -> None:
+    """Forget a draw whose function raises: its half-run steps would count as a trial."""
+    found.failed[job.trial] = error
+    found.steps.pop((job.gang, job.trial), None)
+    run.log.warning("the profile goes on without %s: %s", job.config, error)
+
+
+def _some(gang: int, found: Measured) -> None:
+    if not any(size == gang for size, _ in found.steps):
+        what = f"the trainable failed for all of {counted(len(found.failed), 'configuration')}"
+        raise fail(f"{what}; the last said: {list(found.failed.values())[-1]}", key="trainable")
+
+
+def _there(told: Told | None) -> Told:
     if told is None:
         raise broken("a worker died while it was measured", hint="out of memory?")
-    if told.what == "failed":
-        raise fail(f"the trainable failed: {told.error}", key="trainable")
     return told
 
 
@@ -163,7 +191,7 @@ def _time(seconds: float) -> str:
 def _report(spec: TuningSpec, made: ProfileSpec, found: Measured) -> Report:
     rows = tuple((gang, made.iteration.mean / gain, gain) for gang, gain in sorted(made.speedup.items()))
     columns = (Column("accelerators"), Column("iteration", "s", 4, timed=True), Column("speed-up", "", 2, timed=True))
-    startup = float(np.mean(found.startups))
+    startup, trials = float(np.mean(found.startups)), len({trial for _, trial in found.steps})
     metrics = {
         "iteration_s": Metric(made.iteration.mean, "s", timed=True),
         "iteration_std_s": Metric(made.iteration.std, "s", timed=True),
@@ -174,7 +202,15 @@ def _report(spec: TuningSpec, made: ProfileSpec, found: Measured) -> Report:
         "steps": Metric(sum(len(values) for values in found.steps.values())),
     }
     headline = f"an iteration takes {span(made.iteration.mean)} on one accelerator · kept for unfold plan"
+    played = f"{counted(trials, 'trial')} of {ITERS} checkpoints"
     return Report(
-        "tuning", "profile", spec.name, Verdict.YES, headline, (f"{TRIALS} trials of {ITERS} checkpoints",), metrics,
-        (Table("speed-up", columns, rows),), next="unfold plan SPEC",
+        "tuning", "profile", spec.name, Verdict.YES, headline, (played,), metrics,
+        (Table("speed-up", columns, rows),), lines=_left_out(found), next="unfold plan SPEC",
     )  # fmt: skip
+
+
+def _left_out(found: Measured) -> tuple[tuple[str, str], ...]:
+    if not found.failed:
+        return ()
+    last = list(found.failed.values())[-1]
+    return (("left out", f"{counted(len(found.failed), 'configuration')} failed; the last said: {last}"),)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Sequence
 
 from unfold_tuning.executor import Outcome, Task
 from unfold_tuning.figures import curves, gantt
@@ -12,6 +14,7 @@ from unfold_tuning.spec import TuningSpec
 from unfold_tuning.words import counted, dollars, span
 from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
 
+SHOWN = 8
 COLUMNS = (
     Column("stage"),
     Column("trials"),
@@ -39,7 +42,7 @@ def report(spec: TuningSpec, task: Task, ledger: Ledger, outcome: Outcome, guess
         metrics=_metrics(spec, ledger, outcome, guess, metric),
         tables=(_stages(task, ledger, outcome, guess),),
         figures=(gantt(task, ledger, outcome), curves(ledger, task.trainable)),
-        lines=tuple(_lines(outcome)),
+        lines=tuple(_lines(ledger, outcome)),
         next=f"unfold report runs/{spec.name} --out report.html" if good else "",
         provenance={"plan": [[deal.instances, deal.gang] for deal in task.plan]},
     )
@@ -57,14 +60,14 @@ def _headline(spec: TuningSpec, outcome: Outcome, metric: float | None, *, late:
 
 
 def _measured(spec: TuningSpec) -> str:
-    return spec.trainable.metric if spec.trainable else "metric"
+    return spec.trainable.measured if spec.trainable else "metric"
 
 
 def _metrics(
     spec: TuningSpec, ledger: Ledger, outcome: Outcome, guess: Score, metric: float | None
 ) -> dict[str, Metric]:
     wall = outcome.ended - outcome.began
-    name = f"best_{_measured(spec).replace('-', '_')}"
+    name = f"best_{re.sub('[- ]', '_', _measured(spec))}"
     deadline = f"≤ {spec.deadline:g}" if spec.deadline is not None else None
     budget = f"≤ {spec.budget:g}" if spec.budget is not None else None
     on_time = wall <= spec.deadline if spec.deadline is not None else None
@@ -88,19 +91,29 @@ def _stages(task: Task, ledger: Ledger, outcome: Outcome, guess: Score) -> Table
         deal, top = outcome.plan[stage], max((best[t] for t in survivors if t in best), default=None)
         predicted = ends[stage + 1] - ends[stage]
         trials = task.stages[stage].trials
-        shown = None if top is None else task.trainable.shown(top)
+        shown = None if top is None or math.isinf(top) else task.trainable.shown(top)
         rows.append((stage + 1, trials, deal.instances, deal.gang, predicted, ended - began, shown))
     return Table("stages", COLUMNS, tuple(rows))
 
 
-def _lines(outcome: Outcome) -> Iterable[tuple[str, str]]:
+def _lines(ledger: Ledger, outcome: Outcome) -> Iterable[tuple[str, str]]:
     if outcome.winner is not None:
         shown = ", ".join(f"{key} {_short(value)}" for key, value in outcome.winner.config.items())
         yield "winner", f"trial {outcome.winner.id}, {counted(outcome.winner.iters, 'iteration')}: {shown}"
     for note in outcome.replans:
         yield "planned again", note
+    diverged, failed = ledger.diverged(), ledger.failed()
+    if diverged:
+        yield "no number", f"{_trials(diverged)} returned nan or inf as a metric, and rank last"
+    if failed:
+        yield "left out", f"{_trials(list(failed))} failed; the last said: {list(failed.values())[-1]}"
     if outcome.lost:
         yield "lost", f"{counted(outcome.lost, 'node')}; the trials went on from their checkpoints"
+
+
+def _trials(ids: Sequence[int]) -> str:
+    shown = ", ".join(str(trial) for trial in ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+    return f"{counted(len(ids), 'trial')} ({shown})"
 
 
 def _short(value: object) -> str:

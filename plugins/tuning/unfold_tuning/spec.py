@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfoldkit.api import Bytes, Duration, Fraction, Model, Money, Price, Problem, Rate, Spec
+from unfoldkit.api import Bytes, Duration, Fraction, Model, Money, Price, Problem, Rate, Spec, did_you_mean
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=20_000)]
+METRICS = ("accuracy", "log-loss")
 Eta = Annotated[int, Field(ge=2, le=100)]
 
 
@@ -96,11 +97,19 @@ class Trainable(Model):
     group: str | None = Field(
         default=None, description="a column of a CSV file, such as patient, whose equal rows are held out together"
     )
-    metric: Literal["accuracy", "log-loss"] = Field(default="accuracy", description="of the held-out 30 %, for ranking")
+    metric: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9 _-]{0,39}$")] | None = Field(
+        default=None,
+        description="accuracy, the default, or log-loss of the held-out 30 %, for ranking; a function names its own",
+    )
     rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1, description="boosting rounds, or passes over the data, of an iteration"
     )
     space: dict[str, Log | Uniform | Whole | Choice] = Field(default_factory=dict)
+
+    @property
+    def measured(self) -> str:
+        """The name of the metric."""
+        return self.metric or ("accuracy" if self.function is None else "metric")
 
     def shown(self, value: float) -> float:
         """Return the metric as it is read; trials are ranked by one of which more is better, a loss by its negative."""
@@ -283,6 +292,9 @@ def _trainable_problems(trainable: Trainable) -> Iterable[Problem]:
         yield Problem(("trainable",), "name an estimator or a function, not both", hint="write estimator: xgboost")
     if trainable.estimator is not None and trainable.data is None:
         yield Problem(("trainable",), "an estimator needs data", hint="write data: digits")
+    if trainable.estimator is not None and trainable.measured not in METRICS:
+        known = did_you_mean(trainable.measured, METRICS) or "write accuracy or log-loss; a function names its own"
+        yield Problem(("trainable", "metric"), f"an estimator has no metric {trainable.metric!r}", hint=known)
     for name, item in trainable.space.items():
         low, high = bounds(item)
         if low >= high or (isinstance(item, Log) and low <= 0):

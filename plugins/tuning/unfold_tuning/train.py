@@ -88,7 +88,7 @@ def winner(spec: TuningSpec, task: Task, best: Trial) -> bytes:
         "function": trainable.function,
         "data": trainable.data,
         "params": {**best.config, **passes},
-        "metric": trainable.metric,
+        "metric": trainable.measured,
         "value": None if best.metric is None else trainable.shown(best.metric),
         "iterations": best.iters,
         "finished": best.iters >= last,

@@ -41,7 +41,7 @@ def make(work: Work) -> Train:
         return own(work.trainable.function)
     x, y, group = _data(work)
     given = work.trainable
-    return BUILT_IN[str(given.estimator)](split(x, y, given.rounds, given.metric, work.seed, group))
+    return BUILT_IN[str(given.estimator)](split(x, y, given.rounds, given.measured, work.seed, group))
 
 
 def own(reference: str) -> Train:

@@ -73,6 +73,7 @@ def perform(job: Job, train: Train, state: bytes | None, kept: Callable[[int, by
         began = time.perf_counter()
         iters = min(job.every, job.target - done)
         metric, state = train(job.config, state, iters, job.gang, job.seed)
+        metric = float(metric)  # of numpy or torch, which a ledger does not hold
         done += iters
         trained = time.perf_counter()
         kept(done, state)
