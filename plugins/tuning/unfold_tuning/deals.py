@@ -53,7 +53,7 @@ def makespan(lengths: Sequence[float], places: int) -> float:
 def best_deal(stage: Stage, instances: int, profile: Profile, machine: Machine) -> Deal | None:
     """Return the gang size that ends the stage first on ``instances`` (the smaller on a tie), if any fits."""
     found: tuple[float, int] | None = None
-    for gang in profile.gangs:
+    for gang in profile.fitting(machine.accelerators):
         places = slots(instances, gang, machine.accelerators)
         if places:
             seconds = expected_seconds(stage, gang, places, profile, machine)

@@ -33,7 +33,7 @@ class Profile:
     """Timings of a training job; all in seconds.
 
     ``iteration`` is one iteration on one accelerator; ``speedup`` pairs (accelerators, speed-up over one), within an
-    instance, ``across`` the same over several instances. ``provision`` is the wait from request to running (not
+    instance, ``across`` the same over several instances, where it is another. ``provision`` is the wait from request to running (not
     billed), ``startup`` from running to ready (billed), ``start`` the start of a trial's workers with its checkpoint,
     ``sync`` the barrier between two stages. ``trial_cv`` and ``worker_cv`` are the coefficients of variation of a
     trial's and of a worker's speed, ``error_cv`` that of the profile itself: one factor for the whole run.
@@ -59,12 +59,16 @@ class Profile:
         return gang in self._speedups(gang, accelerators)
 
     def _speedups(self, gang: int, accelerators: int) -> dict[int, float]:
-        return dict((self.across if gang > accelerators else ()) or self.speedup)
+        return dict(self.speedup) | (dict(self.across) if gang > accelerators else {})
 
     @property
     def gangs(self) -> tuple[int, ...]:
-        """The sizes of a trial that were measured."""
-        return tuple(size for size, _ in self.speedup)
+        """The sizes of a trial that were measured, within an instance or over several."""
+        return tuple(sorted(dict(self.speedup) | dict(self.across)))
+
+    def fitting(self, accelerators: int) -> tuple[int, ...]:
+        """Return the sizes of a trial that are known on instances that have ``accelerators`` each."""
+        return tuple(gang for gang in self.gangs if self.knows(gang, accelerators))
 
 
 @dataclass(frozen=True, slots=True)

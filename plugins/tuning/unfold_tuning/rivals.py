@@ -92,7 +92,10 @@ def _lowered(plan: Plan, ladders: Sequence[Sequence[Deal]]) -> Iterator[Plan]:
 
 def _constant_gangs(model: Model) -> Iterator[Plan]:
     each = model.machine.accelerators
-    for gang in model.profile.gangs:
+    for gang in model.profile.fitting(each):
         hosts = -(-gang // each)
+        if hosts > model.machine.limit:
+            continue
         counts = [max(hosts, hosts * -(-stage.trials // max(1, each // gang))) for stage in model.stages]
+        counts = [min(count, model.machine.limit) for count in counts]
         yield tuple(Deal(count, gang, max(1, slots(count, gang, each))) for count in counts)

@@ -140,7 +140,9 @@ class ProfileSpec(Model):
     speedup: dict[int, float] = Field(
         default_factory=lambda: {1: 1.0}, description="speed-up by accelerators of a trial, over one"
     )
-    across: dict[int, float] | None = Field(default=None, description="the same for trials over several instances")
+    across: dict[int, float] | None = Field(
+        default=None, description="the same for trials over several instances; a size that is not here is as in speedup"
+    )
     provision: Time = Field(default=45.0, description="from request to running; alone, it varies by 50 %")
     startup: Time = Field(default=60.0, description="from running to ready, billed; alone, it varies by 15 %")
     start: Time = Field(default=0.0, description="start of a trial with its checkpoint")
