@@ -33,10 +33,11 @@ class Profile:
     """Timings of a training job; all in seconds.
 
     ``iteration`` is one iteration on one accelerator; ``speedup`` pairs (accelerators, speed-up over one), within an
-    instance, ``across`` the same over several instances, where it is another. ``provision`` is the wait from request to running (not
-    billed), ``startup`` from running to ready (billed), ``start`` the start of a trial's workers with its checkpoint,
-    ``sync`` the barrier between two stages. ``trial_cv`` and ``worker_cv`` are the coefficients of variation of a
-    trial's and of a worker's speed, ``error_cv`` that of the profile itself: one factor for the whole run.
+    instance, ``across`` the same over several instances, where it is another. ``provision`` is the wait from request to
+    running (not billed), ``startup`` from running to ready (billed), ``start`` the start of a trial's workers with its
+    checkpoint, ``sync`` the barrier between two stages. ``trial_cv`` and ``worker_cv`` are the coefficients of
+    variation of a trial's and of a worker's speed, ``error_cv`` that of the profile itself: one factor for the whole
+    run.
     """
 
     iteration: Spread
@@ -92,6 +93,11 @@ class Machine:
     checkpoint_iters: int = 1
     origin: str = ""
     market: str = "on-demand"
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether lives are billed in steps of more than a second, which no label of a search can add up."""
+        return self.billing.per == "instance" and self.billing.increment > 1.0
 
     @property
     def per_second(self) -> float:

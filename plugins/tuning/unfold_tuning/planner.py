@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from unfold_tuning.bound import lower_bound
 from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.frontier import Curve, Grid, grid
 from unfold_tuning.prepaid import exact_curve
-from unfold_tuning.rivals import Found, Goal, cheapest, greedy, naive_scores, static_scores
+from unfold_tuning.rivals import Found, Goal, cheapest, greedy, improved, naive_scores, static_scores
 from unfold_tuning.score import Score, score
 from unfold_tuning.stages import Stage
 from unfold_tuning.tables import Floats, Model, model
@@ -24,6 +24,8 @@ class Offer:
     """A machine's whole curve: plans fastest first, each scored; ``promised`` [plans] is the time that can be promised.
 
     ``thinned`` tells that the curve had more plans than were scored, so that the cheapest may lie between two of them.
+    Where lives are billed by steps, fixed and naive clusters are among the plans, and what lies beside the cheapest is
+    looked at too: ``share`` is the promise, ``improved`` keeps what was found by deadline.
     """
 
     model: Model
@@ -32,11 +34,18 @@ class Offer:
     scores: tuple[Score, ...]
     promised: Floats
     thinned: bool
+    share: float = 0.95
+    improved: dict[float, Score] = field(default_factory=dict, compare=False, repr=False)
 
     def pick(self, deadline: float) -> Score | None:
         """Return the cheapest plan whose promised time is within the deadline."""
         kept = [item for item, time in zip(self.scores, self.promised, strict=True) if time <= deadline + 1e-6]
-        return min(kept, key=lambda item: item.cost, default=None)
+        found = min(kept, key=lambda item: item.cost, default=None)
+        if found is None or not self.model.machine.by_steps:
+            return found
+        if deadline not in self.improved:
+            self.improved[deadline] = improved(self.model, found, Goal(deadline, self.share))
+        return self.improved[deadline]
 
     def within(self, budget: float, share: float) -> Score | None:
         """Return the plan with the earliest promised end that costs no more than the budget, with the same promise."""
@@ -71,9 +80,11 @@ def offer(drawn: Model, share: float) -> Offer:
     table = grid(drawn)
     exact = exact_curve(drawn, table)
     chosen = thin(len(exact.plans), MOST_POINTS)
-    scores = tuple(score(drawn, exact.plans[index]) for index in chosen)
+    scores = [score(drawn, exact.plans[index]) for index in chosen]
+    if drawn.machine.by_steps:
+        scores += [*static_scores(drawn), *naive_scores(drawn)]
     promised = np.array([item.promise(share) for item in scores])
-    return Offer(drawn, table, exact, scores, promised, len(chosen) < len(exact.plans))
+    return Offer(drawn, table, exact, tuple(scores), promised, len(chosen) < len(exact.plans), share)
 
 
 def best(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:

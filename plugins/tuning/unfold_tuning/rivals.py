@@ -70,6 +70,18 @@ def greedy(model: Model, goal: Goal, static: Score | None) -> Found:
         current = max(better, key=lambda found: _benefit(base, found))
 
 
+def improved(model: Model, start: Score, goal: Goal) -> Score:
+    """Return the cheapest plan on time that steps of one instance in one stage lead to, from a plan or the greedy's."""
+    ladders = [ladder(stage, model.profile, model.machine) for stage in model.stages]
+    best = min([start, *filter(None, [greedy(model, goal, start).best])], key=_dear)
+    while True:
+        tried = [score(model, plan) for plan in _beside(best.plan, ladders, model.machine.limit)]
+        found = min((item for item in tried if goal.met(item)), key=_dear, default=best)
+        if _dear(found) >= _dear(best):
+            return best
+        best = found
+
+
 def multi_start(model: Model, goal: Goal, statics: Sequence[Score]) -> Found:
     """Return the best of the greedy from every fixed cluster that is on time."""
     found = [greedy(model, goal, start) for start in statics if goal.met(start)]
@@ -81,6 +93,18 @@ def _benefit(base: Score, found: Score) -> float:
     later = found.mean_seconds - base.mean_seconds
     saved = base.cost - found.cost
     return saved / later if later > 1e-9 else float("inf")
+
+
+def _dear(found: Score) -> tuple[float, float]:
+    # bills by steps are often equal: the sooner plan is then the better one
+    return round(found.cost, 6), round(found.mean_seconds, 3)
+
+
+def _beside(plan: Plan, ladders: Sequence[Sequence[Deal]], limit: int) -> Iterator[Plan]:
+    for index, steps in enumerate(ladders):
+        for instances in (plan[index].instances - 1, plan[index].instances + 1):
+            if steps[0].instances <= instances <= limit:
+                yield (*plan[:index], at(steps, instances), *plan[index + 1 :])
 
 
 def _lowered(plan: Plan, ladders: Sequence[Sequence[Deal]]) -> Iterator[Plan]:

@@ -232,6 +232,11 @@ def _lines(what: Chosen, points: Sequence[Point], gap: float) -> list[tuple[str,
     if what.item.model.machine.hazard:
         chance = share(lost_together(what.item, plan.plan, goal))
         lines.append(("spot", f"all instances lost at once, half-way: {chance} on time"))
+    if what.item.model.machine.by_steps:
+        step = span(what.item.model.machine.billing.increment)
+        lines.append(
+            ("search", f"the bill rounds up to {step}: the cheapest plan found, not proven to be the cheapest")
+        )
     lines += [("options", text) for text in [_options(what)] if text]
     if gap > 0.05:
         floor = f"nothing that keeps the promise costs less than {dollars(what.floor)}"
@@ -282,7 +287,7 @@ def _curve_figure(what: Chosen, points: Sequence[Point]) -> Figure:
     series = (
         _series("best static", _until(static, last), "steps", each),
         _series("greedy (RubberBand)", lowered, "points", each),
-        _series("exact", _until(exact, last), "steps", each),
+        _series("cheapest found" if what.item.model.machine.by_steps else "exact", _until(exact, last), "steps", each),
         _series("this plan, at its deadline", [(what.goal.deadline, what.plan.cost)], "points", each),
     )
     title = f"Cost by deadline, promised with {share(level)}"
