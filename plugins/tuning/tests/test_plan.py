@@ -116,6 +116,33 @@ def test_side_by_side_brackets_can_be_planned(tmp_path: Path) -> None:
     assert ends["parallel"] < ends["sequence"]
 
 
+VMS = """InstanceType,vCPUs,MemoryGiB,AcceleratorName,AcceleratorCount,Price,SpotPrice,Region
+a2-highgpu-4g,48,340,A100,4,14.69,4.41,us-central1
+"""
+
+
+def elsewhere(folder: Path, cloud: str) -> Report:
+    """Return the plan's report for a type of another cloud."""
+    (folder / "vms.csv").write_text(VMS)
+    text = SPEC.replace("{type: mine, price: $12/h, spot: $4/h, accelerators: 4}", "a2-highgpu-4g")
+    text = text.replace("cloud: {", f"cloud: {{region: us-central1, {cloud}, ").replace("DEADLINE", "20 min")
+    spec = validate(TuningSpec, parse(text.replace("MARKET", "either"), "t.yaml"))
+    return plan(spec, Run(directory=RunDir(folder), engine=LocalEngine(1), base=folder))
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp", "azure"])
+def test_prices_of_a_file_name_it(tmp_path: Path, provider: str) -> None:
+    """A plan from a table of prices, of whichever cloud, says which file they are from."""
+    told = dict(elsewhere(tmp_path, f"provider: {provider}, prices: vms.csv").lines)["prices"]
+    assert told == "a2-highgpu-4g on-demand $14.69/h (vms.csv) · a2-highgpu-4g spot $4.41/h (vms.csv)"
+
+
+def test_other_clouds_need_prices(tmp_path: Path) -> None:
+    """Of a cloud that is not asked for its prices, a type without one is an error with a hint."""
+    with pytest.raises(UnfoldError, match="no price of gcp is known here"):
+        elsewhere(tmp_path, "provider: gcp")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -142,5 +169,5 @@ def test_no_plan_of_the_picture_lies_below_the_exact_curve(tmp_path: Path) -> No
     for name in ("best static", "greedy (RubberBand)"):
         assert drawn[name]
         assert all(min(y for x, y in exact if x <= at + 1e-6) <= cost + 1e-9 for at, cost in drawn[name]), name
-    ((deadline, cost),) = drawn["this plan"]
+    ((deadline, cost),) = drawn["this plan, at its deadline"]
     assert min(y for x, y in exact if x <= deadline) == pytest.approx(cost)

@@ -340,6 +340,13 @@ def test_code_needs_leave(tmp_path: Path) -> None:
         train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2)))
 
 
+def test_other_clouds_are_planned_for_only(tmp_path: Path) -> None:
+    """Training on a cloud whose instances nothing here starts is refused before anything runs."""
+    spec = validate(TuningSpec, parse(SPEC.replace("provider: local", "provider: gcp"), "t.yaml"))
+    with pytest.raises(UnfoldError, match="nothing here starts instances of gcp"):
+        train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+
+
 def test_a_measured_profile_is_near_the_truth(tmp_path: Path) -> None:
     """Profile finds the 50 ms that an iteration sleeps, and keeps a profile that plan can read."""
     spec = validate(TuningSpec, parse(SPEC, "t.yaml"))

@@ -81,6 +81,8 @@ def _catalog(cloud: Cloud, run: Run, make: Callable[[str], Clients]) -> Catalog:
         books.append(refresh(make(cloud.region), cloud.region, names, now, bundled(cloud.region)).book)
     elif cloud.prices:
         books.append(read_vms(run.path(cloud.prices, key="cloud.prices"), cloud.region))
+    if cloud.provider != "aws":
+        return Catalog(tuple(books))
     kept = cached(Path(str(run.options["cache"])), cloud.region) if "cache" in run.options else None
     return catalog(cloud.region, *books, *([kept] if kept else []))
 

@@ -186,7 +186,9 @@ class Launch(Model):
 class Cloud(Model):
     """What can be rented, and how it is paid."""
 
-    provider: Literal["aws", "local"] = "aws"
+    provider: Literal["aws", "gcp", "azure", "local"] = Field(
+        default="aws", description="train starts instances of aws and local; others are planned for, from given prices"
+    )
     region: str = "us-east-1"
     instances: Annotated[tuple[str | InstanceSpec, ...], Field(min_length=1, max_length=16)]
     limit: Annotated[int, Field(ge=1, le=1024)] = Field(default=64, description="instances at most")
@@ -280,6 +282,8 @@ def _profile_problems(profile: ProfileSpec) -> Iterable[Problem]:
 
 
 def _cloud_problems(cloud: Cloud) -> Iterable[Problem]:
+    if cloud.provider in ("gcp", "azure"):
+        yield from _given_problems(cloud)
     if cloud.provider == "local":
         for index, item in enumerate(cloud.instances):
             if isinstance(item, str) or item.price is None or item.accelerators is None:
@@ -287,6 +291,16 @@ def _cloud_problems(cloud: Cloud) -> Iterable[Problem]:
                 yield Problem(("cloud", "instances", index), "a local node needs accelerators and a price", hint=hint)
         if cloud.market != "on-demand":
             yield Problem(("cloud", "market"), "there is no spot market on this machine")
+
+
+def _given_problems(cloud: Cloud) -> Iterable[Problem]:
+    """Only prices of AWS are in the catalog."""
+    if cloud.prices == "live":
+        yield Problem(("cloud", "prices"), "live asks AWS", hint="name a SkyPilot vms.csv")
+    for index, item in enumerate(cloud.instances):
+        if cloud.prices is None and (isinstance(item, str) or item.price is item.spot is None):
+            hint = "write cloud.prices: vms.csv, or {type: a2-highgpu-1g, price: $3.67/h, accelerators: 1}"
+            yield Problem(("cloud", "instances", index), f"no price of {cloud.provider} is known here", hint=hint)
 
 
 def _trainable_problems(trainable: Trainable) -> Iterable[Problem]:

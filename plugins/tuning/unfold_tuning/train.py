@@ -38,6 +38,7 @@ PLACED = "placement.yaml"
 def train(spec: TuningSpec, run: Run) -> Report:
     """Run the trials, stage by stage; a run that was killed goes on where it was, with its spend."""
     work = work_of(spec, run)
+    _carried_out(spec)
     if spec.profile is None and not run.directory.has(PROFILE):
         measured(spec, run)
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
@@ -96,6 +97,12 @@ def winner(spec: TuningSpec, task: Task, best: Trial) -> bytes:
         "state": f"trials/{state_file(Path(f'trial-{best.id:05d}'), best.iters)}",
     }
     return json.dumps(told, indent=1).encode()
+
+
+def _carried_out(spec: TuningSpec) -> None:
+    if spec.cloud.provider not in ("aws", "local"):
+        hint = "unfold plan works; write provider: local to train on this machine"
+        raise fail(f"nothing here starts instances of {spec.cloud.provider}", key="cloud.provider", hint=hint)
 
 
 def _chosen(

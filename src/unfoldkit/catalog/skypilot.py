@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from unfoldkit.catalog.guard import absurd, absurd_spot
@@ -24,14 +25,14 @@ def read_vms(path: Path, region: str) -> Book:
     if not found:
         raise fail(f"no row for the region {region!r}", file=str(path))
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
-    return Book("spec", date, found)
+    return Book(path.name, date, found)
 
 
 def _rows(path: Path, region: str) -> Iterator[Instance]:
     for row in csv_rows(path, COLUMNS, hint="expected SkyPilot's vms.csv"):
         if row["Region"] == region:
             try:
-                yield _instance(row.cells, region)
+                yield replace(_instance(row.cells, region), source=path.name)
             except ValueError as error:
                 raise row.wrong(
                     str(error), row["InstanceType"], "the row was not taken; correct it or delete it"
@@ -53,7 +54,6 @@ def _instance(row: Mapping[str, str], region: str) -> Instance:
         gpus=round(_number(row.get("AcceleratorCount", "")) or 0),
         on_demand=on_demand,
         spot=spot,
-        source="spec",
         region=region,
     )
 

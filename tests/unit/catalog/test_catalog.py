@@ -83,7 +83,7 @@ def test_a_bill_covers_the_life_and_no_more_than_an_increment_above(
 
 
 def test_vms_csv_takes_the_cheapest_zone(tmp_path: Path) -> None:
-    """A SkyPilot table gives one row a type, with the spot price of its cheapest zone."""
+    """A SkyPilot table gives one row a type, with the spot price of its cheapest zone, and the name of the file."""
     path = tmp_path / "vms.csv"
     path.write_text(
         "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,AvailabilityZone,Arch\n"
@@ -93,6 +93,7 @@ def test_vms_csv_takes_the_cheapest_zone(tmp_path: Path) -> None:
     )
     row = read_vms(path, "us-east-1").rows["g5.xlarge"]
     assert (row.on_demand, row.spot, row.gpu, row.gpus, row.vcpus) == (1.006, 0.4, "A10G", 1, 4)
+    assert row.source == "vms.csv"
 
 
 @pytest.mark.parametrize(
