@@ -116,6 +116,19 @@ def test_side_by_side_brackets_can_be_planned(tmp_path: Path) -> None:
     assert ends["parallel"] < ends["sequence"]
 
 
+def test_planning_shows_how_far_it_is(tmp_path: Path) -> None:
+    """Progress counts every stage on every machine, from none to all, before the rivals."""
+    told: list[tuple[str, int, int]] = []
+    spec = validate(TuningSpec, parse(SPEC.replace("DEADLINE", "10 min").replace("MARKET", "either"), "t.yaml"))
+    plan(
+        spec,
+        Run(directory=RunDir(tmp_path), engine=LocalEngine(1), progress=lambda *step: told.append(step)),
+    )
+    assert told == [
+        *(("curve", done, 6) for done in range(7)), ("rivals and bound", 0, 1), ("rivals and bound", 1, 1),
+    ]  # fmt: skip
+
+
 VMS = """InstanceType,vCPUs,MemoryGiB,AcceleratorName,AcceleratorCount,Price,SpotPrice,Region
 a2-highgpu-4g,48,340,A100,4,14.69,4.41,us-central1
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def best_deal(stage: Stage, instances: int, profile: Profile, machine: Machine) 
     return Deal(instances, found[1], slots(instances, found[1], machine.accelerators))
 
 
-def ladder(stage: Stage, profile: Profile, machine: Machine) -> list[Deal]:
+@functools.lru_cache(maxsize=4096)
+def ladder(stage: Stage, profile: Profile, machine: Machine) -> tuple[Deal, ...]:
     """Return the deals of a stage by instances, only those where one instance more made it faster."""
     steps: list[Deal] = []
     last = float("inf")
@@ -75,7 +77,7 @@ def ladder(stage: Stage, profile: Profile, machine: Machine) -> list[Deal]:
             if seconds < last * (1 - 1e-12):
                 steps.append(deal)
                 last = seconds
-    return steps
+    return tuple(steps)
 
 
 def at(steps: Sequence[Deal], instances: int) -> Deal:
@@ -84,14 +86,16 @@ def at(steps: Sequence[Deal], instances: int) -> Deal:
     return Deal(instances, step.gang, step.slots)
 
 
-def levels(ladders: Sequence[Sequence[Deal]], machine: Machine) -> list[int]:
+def levels(ladders: Sequence[Sequence[Deal]], machine: Machine, held: int = 0) -> list[int]:
     """Return the numbers of instances that an optimal plan needs to consider.
 
-    Only those at which some stage becomes faster: lowering a run of equal numbers to the next such number changes
-    no stage's time and adds no growth. With a charge per new instance that argument fails, and all numbers count.
+    Only those at which some stage becomes faster, and the number that is held: lowering a run of equal numbers to the
+    next such number changes no stage's time and adds no growth. With a charge per new instance it may add one, but
+    between two such numbers and those of the runs beside it the cost is linear, so that one end is as good: a run
+    moves to a level, or joins a neighbour and moves with it. (A spread of start-up times, which makes the slowest of
+    more instances a little later, is left out of both.)
     """
     smallest = max(steps[0].instances for steps in ladders)
-    if machine.ingress > 0:
-        return list(range(smallest, machine.limit + 1))
     useful = {deal.instances for steps in ladders for deal in steps if deal.instances >= smallest}
-    return sorted(useful | {smallest})
+    kept = {held} if machine.ingress > 0 and smallest <= held <= machine.limit else set()
+    return sorted(useful | {smallest} | kept)

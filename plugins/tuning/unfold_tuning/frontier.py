@@ -7,7 +7,7 @@ planner is the greedy of :mod:`unfold_tuning.rivals`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,13 +44,13 @@ class Curve:
     labels: int
 
 
-def grid(model: Model) -> Grid:
-    """Return the expected times and costs of every stage at every level worth a look."""
+def grid(model: Model, tell: Callable[[], None] = lambda: None) -> Grid:
+    """Return the expected times and costs of every stage at every level worth a look; ``tell`` is called a stage."""
     machine = model.machine
     ladders = [ladder(stage, model.profile, machine) for stage in model.stages]
-    counts = levels(ladders, machine)
+    counts = levels(ladders, machine, model.held)
     deals = tuple(tuple(at(steps, count) for count in counts) for steps in ladders)
-    time = np.array([[model.seconds(i, deal).mean() for deal in row] for i, row in enumerate(deals)])
+    time = np.array([_means(model, index, row, tell) for index, row in enumerate(deals)])
     cost = time * stage_rate(machine, np.array(counts))
     if machine.billing.per == "function":
         each = machine.per_second / machine.accelerators
@@ -60,6 +60,12 @@ def grid(model: Model) -> Grid:
     ready = expected_startup(model, new_instances(np.array(counts), model.held))
     grow_time, grow_cost = growth(model, np.array(counts), ready)
     return Grid(deals, time, cost, grow_time, grow_cost)
+
+
+def _means(model: Model, index: int, row: Sequence[Deal], tell: Callable[[], None]) -> list[float]:
+    found = [float(model.seconds(index, deal).mean()) for deal in row]
+    tell()
+    return found
 
 
 def stage_rate(machine: Machine, counts: Ints) -> Floats:

@@ -31,10 +31,10 @@ def plan(spec: TuningSpec, run: Run) -> Report:
     """Search the plan and lay it beside those of the others."""
     began = run.clock()
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
-    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed)
-    run.progress("curve", 1, 2)
+    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed, run.progress)
+    run.progress("rivals and bound", 0, 1)
     report = _answer(spec, found, run.seed)
-    run.progress("curve", 2, 2)
+    run.progress("rivals and bound", 1, 1)
     facts = {"prices": {machine.name + " " + machine.market: machine.origin for machine in machines}}
     timed = {"planning_seconds": Metric(run.clock() - began, "s", timed=True)}
     return replace(

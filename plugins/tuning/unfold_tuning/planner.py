@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 
@@ -68,16 +69,18 @@ class Rivals:
 
 
 def offers(
-    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], share: float, samples: int, seed: int
-) -> list[Offer]:
-    """Return every machine's curve, on the same luck."""
-    drawn = model(stages, profile, machines[0], samples, seed)
-    return [offer(drawn.on(machine), share) for machine in machines]
+    stages: Sequence[Stage], profile: Profile, machines: Sequence[Machine], share: float, samples: int, seed: int,
+    progress: Callable[[str, int, int], None] = lambda _step, _done, _total: None,
+) -> list[Offer]:  # fmt: skip
+    """Return every machine's curve, on the same luck; ``progress`` is told each stage on each machine."""
+    drawn, total, done = model(stages, profile, machines[0], samples, seed), len(stages) * len(machines), count(1)
+    progress("curve", 0, total)
+    return [offer(drawn.on(machine), share, lambda: progress("curve", next(done), total)) for machine in machines]
 
 
-def offer(drawn: Model, share: float) -> Offer:
-    """Return a machine's curve with the time that each of its plans can promise."""
-    table = grid(drawn)
+def offer(drawn: Model, share: float, tell: Callable[[], None] = lambda: None) -> Offer:
+    """Return a machine's curve with the time that each of its plans can promise; ``tell`` is called a stage."""
+    table = grid(drawn, tell)
     exact = exact_curve(drawn, table)
     chosen = thin(len(exact.plans), MOST_POINTS)
     scores = [score(drawn, exact.plans[index]) for index in chosen]

@@ -22,6 +22,7 @@ from unfold_tuning.losses import delay
 from unfold_tuning.stages import Stage
 
 Floats = npt.NDArray[np.float64]
+RECENT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class Model:
 
     ``held`` instances run already when the first stage begins, as where the rest of a job is planned again; ``paces``
     are then those of the trials that go on.
-    ``memory`` keeps stage durations by deal, since planners ask for the same ones again and again.
+    ``memory`` keeps stage durations by deal, since planners ask for the same ones again and again; ``recent`` the
+    last few trial times, which are large, by stage and gang.
     """
 
     stages: tuple[Stage, ...]
@@ -74,6 +76,7 @@ class Model:
     held: int = 0
     paces: Paces | None = None
     memory: dict[tuple[int, int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
+    recent: dict[tuple[int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def samples(self) -> int:
@@ -82,34 +85,34 @@ class Model:
 
     def on(self, machine: Machine) -> Model:
         """Return the same runs on another machine."""
-        return replace(self, machine=machine, memory={})
+        return replace(self, machine=machine, memory={}, recent={})
 
     def rest(self, index: int, held: int) -> Model:
         """Return the job from stage ``index`` on, with instances that it holds already."""
-        return replace(self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={})
+        return replace(self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={}, recent={})
 
     def paced(self, paces: Paces | None) -> Model:
         """Return the same runs with trials whose pace is known."""
-        return replace(self, paces=paces, memory={})
+        return replace(self, paces=paces, memory={}, recent={})
 
     def one(self, sample: int) -> Model:
         """Return the one run with this number."""
         row = slice(sample, sample + 1)
         names = ("trial", "start", "worker", "hit", "provision", "startup", "sync")
         draws = tuple(replace(drawn, **{name: getattr(drawn, name)[row] for name in names}) for drawn in self.draws)
-        return replace(self, draws=draws, common=self.common[row], memory={})
+        return replace(self, draws=draws, common=self.common[row], memory={}, recent={})
 
     def with_profile(self, profile: Profile) -> Model:
         """Return the same luck under another profile; the common factor is drawn again from the same normals."""
         sigma = log_sigma(profile.error_cv)
         normal = _normal_of(self.common, log_sigma(self.profile.error_cv))
-        return replace(self, profile=profile, common=np.exp(sigma * normal - sigma**2 / 2), memory={})
+        return replace(self, profile=profile, common=np.exp(sigma * normal - sigma**2 / 2), memory={}, recent={})
 
     def seconds(self, index: int, deal: Deal) -> Floats:
         """Return the duration of stage ``index`` under a deal, barrier included: [samples] seconds."""
         key = (index, deal.gang, deal.slots)
         if key not in self.memory:
-            trials = self._trials(index, deal.gang)
+            trials = self.trials(index, deal.gang)
             places = min(deal.slots, trials.shape[1])
             ends = trials.max(axis=1) if places == trials.shape[1] else schedule(trials, places)
             self.memory[key] = ends + self.sync(index)
@@ -117,11 +120,16 @@ class Model:
 
     def trials(self, index: int, gang: int) -> Floats:
         """Return the seconds of each trial of a stage on ``gang`` accelerators: [samples, trials], longest first."""
-        return self._trials(index, gang)
+        if (index, gang) not in self.recent:
+            found = self._trials(index, gang)
+            if len(self.recent) >= RECENT:
+                self.recent.pop(next(iter(self.recent)))
+            self.recent[index, gang] = found
+        return self.recent[index, gang]
 
     def busy(self, index: int, deal: Deal) -> Floats:
         """Return the accelerator-seconds in which trials run in a stage: [samples]."""
-        return np.asarray(self._trials(index, deal.gang).sum(axis=1) * deal.gang)
+        return np.asarray(self.trials(index, deal.gang).sum(axis=1) * deal.gang)
 
     def sync(self, index: int) -> Floats:
         """Return the time of the barrier before a stage; the first of a job has none."""

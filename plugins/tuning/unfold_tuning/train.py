@@ -116,7 +116,7 @@ def _chosen(
         machine, plan = _from_decision(stored, stages, machines)
         _measured(plan, machine, profile)
         return machine, plan, score(model(stages, profile, machine, spec.samples, run.seed), plan)
-    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed)
+    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed, run.progress)
     picked = (
         best(found, spec.deadline) if spec.deadline is not None else affordable(found, spec.budget or 0.0, spec.on_time)
     )
