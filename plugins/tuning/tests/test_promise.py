@@ -126,3 +126,18 @@ def test_interruptions_only_delay() -> None:
     assert (ends[1] >= ends[0]).all()
     assert (ends[2] >= ends[1]).all()
     assert ends[1].mean() > ends[0].mean()
+
+
+def test_what_is_kept_of_a_model_is_its_own() -> None:
+    """The rest of a job, and the job under another profile, have start-ups and trials of their own."""
+    drawn = model(jobs.JOBS["J1"][0], jobs.noisy("J1"), jobs.P3, 50, 0)
+    first, second = drawn.startup(0, 2), drawn.startup(1, 2)
+    assert np.array_equal(drawn.startup(0, 2), first)
+    assert np.array_equal(drawn.on(replace(jobs.P3, price=1.0)).startup(0, 2), first)
+    assert np.array_equal(drawn.rest(1, 0).startup(0, 2), second)
+    later = drawn.with_profile(replace(drawn.profile, startup=Spread(90.0)))
+    assert later.startup(0, 2) == pytest.approx(90.0)
+    trials = [drawn.trials(index, gang) for index in (0, 1, 2) for gang in (1, 2)]
+    again = [drawn.trials(index, gang) for index in (0, 1, 2) for gang in (1, 2)]
+    assert all(np.array_equal(one, two) for one, two in zip(trials, again, strict=True))
+    assert np.array_equal(drawn.rest(1, 0).trials(0, 2), drawn.trials(1, 2))

@@ -65,7 +65,7 @@ class Model:
     ``held`` instances run already when the first stage begins, as where the rest of a job is planned again; ``paces``
     are then those of the trials that go on.
     ``memory`` keeps stage durations by deal, since planners ask for the same ones again and again; ``recent`` the
-    last few trial times, which are large, by stage and gang.
+    last few trial times, which are large, by stage and gang; ``ready`` start-up times, which are those of any machine.
     """
 
     stages: tuple[Stage, ...]
@@ -77,6 +77,7 @@ class Model:
     paces: Paces | None = None
     memory: dict[tuple[int, int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
     recent: dict[tuple[int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
+    ready: dict[tuple[int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def samples(self) -> int:
@@ -89,24 +90,28 @@ class Model:
 
     def rest(self, index: int, held: int) -> Model:
         """Return the job from stage ``index`` on, with instances that it holds already."""
-        return replace(self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={}, recent={})
+        return replace(
+            self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={}, recent={}, ready={}
+        )
 
     def paced(self, paces: Paces | None) -> Model:
         """Return the same runs with trials whose pace is known."""
-        return replace(self, paces=paces, memory={}, recent={})
+        return replace(self, paces=paces, memory={}, recent={}, ready={})
 
     def one(self, sample: int) -> Model:
         """Return the one run with this number."""
         row = slice(sample, sample + 1)
         names = ("trial", "start", "worker", "hit", "provision", "startup", "sync")
         draws = tuple(replace(drawn, **{name: getattr(drawn, name)[row] for name in names}) for drawn in self.draws)
-        return replace(self, draws=draws, common=self.common[row], memory={}, recent={})
+        return replace(self, draws=draws, common=self.common[row], memory={}, recent={}, ready={})
 
     def with_profile(self, profile: Profile) -> Model:
         """Return the same luck under another profile; the common factor is drawn again from the same normals."""
         sigma = log_sigma(profile.error_cv)
         normal = _normal_of(self.common, log_sigma(self.profile.error_cv))
-        return replace(self, profile=profile, common=np.exp(sigma * normal - sigma**2 / 2), memory={}, recent={})
+        return replace(
+            self, profile=profile, common=np.exp(sigma * normal - sigma**2 / 2), memory={}, recent={}, ready={}
+        )
 
     def seconds(self, index: int, deal: Deal) -> Floats:
         """Return the duration of stage ``index`` under a deal, barrier included: [samples] seconds."""
@@ -142,7 +147,9 @@ class Model:
     def startup(self, index: int, new: int) -> Floats:
         """Return the start-up time of the slowest of ``new`` instances: [samples]."""
         # the maximum of k draws has the distribution function F**k, so one uniform serves every k
-        return lognormal(self.profile.startup, slowest(self.draws[index].startup, new))
+        if (index, new) not in self.ready:
+            self.ready[index, new] = lognormal(self.profile.startup, slowest(self.draws[index].startup, new))
+        return self.ready[index, new]
 
     def _trials(self, index: int, gang: int) -> Floats:
         drawn, profile = self.draws[index], self.profile
