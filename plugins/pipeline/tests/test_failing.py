@@ -144,7 +144,7 @@ def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
     """Rows, batches, their seconds, replicas, queues and outcomes are counted; the page shows bad requests, too."""
     running = runtime(tmp_path, "picky")
     nothing = np.empty(0)
-    promise = Promise(30.0, 0.99, (0.05,), nothing, nothing.astype(np.int64))
+    promise = Promise(30.0, 0.99, ALONE.stages[0].options, nothing, nothing.astype(np.int64))
     diary = Diary(clock())
     app = application("pipe", ALONE, running, 2, Given(0, None, promise), diary)
     page = watch("pipe", running, diary, promise, app.entrance.metrics.requests)

@@ -116,7 +116,9 @@ def test_a_running_rule_keeps_to_the_quota() -> None:
     own = policies.brief(GRAPH, PLAN, sample, 0.5)
     steps = policies.Ladder((1.0, 8.0), ((2, 1, 2), (20, 10, 20)))
     busy = np.linspace(0.0, 10.0, 8000)
-    assert policies.decide(own, busy, 10.0, policies.Setting(), steps)[::2] == (4, 3)
+    wanted = policies.decide(own, busy, 10.0, policies.Setting(), steps)
+    assert wanted[::2] == (54, 54)
+    assert quotas.limits(GRAPH, PLAN).shared(wanted)[::2] == (4, 3)
 
 
 def test_units_are_those_that_fit() -> None:
