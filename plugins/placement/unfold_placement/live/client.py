@@ -39,7 +39,10 @@ class Job:
 
 @dataclass(slots=True)
 class Client:
-    """A process's connection to one steward: one thread tells it what is new and what ended, one hears what to run."""
+    """A process's connection to one steward: one thread tells it what is new and what ended, one hears what to run.
+
+    ``deaths`` counts how often it was found dead, by whichever thread asked first.
+    """
 
     steward: Any
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -47,6 +50,8 @@ class Client:
     outbox: queue.SimpleQueue[Task | Ended | None] = field(default_factory=queue.SimpleQueue)
     threads: list[threading.Thread] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
+    deaths: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def submit(self, task: Task, function: Any, *args: Any, **kwargs: Any) -> Future[Any]:
         """Submit a call of a function; a cancelled future takes it back, whether it runs or not.
@@ -100,7 +105,8 @@ class Client:
             with contextlib.suppress(queue.Empty):
                 while True:
                     items.append(self.outbox.get_nowait())
-            tasks = [item for item in items if isinstance(item, Task)]
+            # a steward that died twice before it was told of a task is to be told once
+            tasks = list({item.name: item for item in items if isinstance(item, Task)}.values())
             ended = [item for item in items if isinstance(item, Ended)]
             for name, reason in (self._again("tell", self.name, tasks, ended) or {}).items():
                 self.jobs.pop(name).result.set_exception(fail(reason))
@@ -117,17 +123,28 @@ class Client:
         import ray
 
         while ray.is_initialized() and not self.stopped.is_set():
+            deaths = self.deaths
             try:
                 return ask(self.steward, name, *args)
             except UnfoldError:
-                # a steward that was started again knows nothing: everything that is not over is submitted anew
                 time.sleep(0.5)
-                for job in list(self.jobs.values()):
-                    job.attempt = 0
-                    self.outbox.put(job.task)
+                self._anew(deaths)
                 args = (self.name, [], []) if name == "tell" else args
         self.stopped.set()
         return None
+
+    def _anew(self, deaths: int) -> None:
+        """Submit all that is not over once more, as a steward that was started again knows nothing.
+
+        Both threads may find the same death; ``deaths`` were known when the call that failed began.
+        """
+        with self.lock:
+            if deaths != self.deaths:
+                return
+            self.deaths += 1
+            for job in list(self.jobs.values()):
+                job.attempt = 0
+                self.outbox.put(job.task)
 
     def _run(self, offer: Offer) -> None:
         job = self.jobs.get(offer.task)
