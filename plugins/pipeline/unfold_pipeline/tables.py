@@ -17,7 +17,7 @@ def milliseconds(seconds: float) -> str:
     value = seconds * 1e3
     if value >= 1e4:
         return f"{seconds:,.1f} s"
-    if 0 < value < 1:
+    if 0 < value < 0.1:
         return f"{value * 1e3:,.3g} µs"
     return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
 
