@@ -310,7 +310,11 @@ def near(need: Whole, free: Whole, touched: Small, count: int, task: int) -> boo
 def look(a: Arena, task: int, touched: int, seen: int) -> int:
     """Return the first node on which a task fits, of all if it is new, else of the dirty ones."""
     if seen == NEW:
-        return int(first(a, task, ALL_PHASES, a.up))
+        # not by first(): names of the cluster were looked at, and this is asked for every task of a queue
+        node = following(a, task, 0)
+        while node >= 0 and not fits(a, task, node, ALL_PHASES):
+            node = following(a, task, node + 1)
+        return node
     for at in range(touched):
         node = a.touched[at]
         if roomy(a.need, a.free, task, node) and fits(a, task, node, ALL_PHASES):
