@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfold_placement.arena import Arena, Flags, Small, Times
 from unfold_placement.kernel import LOGGED, RUNNING, WAITING
 from unfold_placement.view import View
+from unfold_placement.waiting import Shapes
 from unfoldkit.arrivals.compiled import compiled
+
+Marks = NDArray[np.bool_]
 
 
 @compiled
@@ -63,15 +68,38 @@ def sweep(a: Arena, rows: Small, group: Small, phase: int, free: Times, promised
 
 @dataclass(slots=True)
 class Outlook:
-    """What waiting tasks are promised, in the order of ``rows``; ``shape`` tells which have equal demands."""
+    """What waiting tasks are promised, in the order of ``rows``; ``shape`` tells which have equal demands.
+
+    ``runs`` [tasks, types] are their run times in s; who is ``choosy`` has not the same one everywhere.
+    """
 
     view: View
     rows: Small
     shape: Small
+    runs: Times
+    choosy: Marks
     promised: Times
     swept: int = 0
     logged: int = -1
     known: dict[int, Times] = field(default_factory=dict)
+
+    def asked(self, shapes: Shapes) -> Iterator[tuple[int, Flags]]:
+        """Yield the place of each task that fits somewhere now, and the nodes; those before it have their promises."""
+        none = np.zeros(self.rows.size, np.int32)
+        for at in shapes.hopeful(self.view, self.rows, self.shape, none, none.astype(np.uint8)):
+            fits = self.view.marks(self.view.book.tasks[self.rows[at]], shapes.phase)
+            if not fits.any():
+                shapes.dead[self.shape[at], 0] = 1
+                continue
+            # who ends everywhere alike never waits, so that nobody's promises matter until another comes
+            if self.choosy[at:].any():
+                self.reach(at, shapes.phase)
+            yield at, fits
+
+    def soonest(self, at: int, fits: Flags) -> tuple[str, float]:
+        """Return the node on which a task that starts now would end first, and when."""
+        ends = np.where(fits, self.view.now + self.runs[at, self.view.book.arena.kind], np.inf)
+        return self.view.book.nodes[int(ends.argmin())].name, float(ends.min())
 
     def reach(self, at: int, phase: int) -> None:
         """Promise nodes to all tasks before a place; nothing has started since the last of them was passed."""
@@ -84,6 +112,8 @@ class Outlook:
 
     def better(self, at: int, fits: Flags, end: float, ahead: float) -> bool:
         """Return whether a task ends before ``end`` on a node that it waits for up to ``ahead``, and promise it."""
+        if not self.choosy[at]:
+            return False
         a, row = self.view.book.arena, int(self.rows[at])
         free = np.where(fits, np.inf, self.free(row, int(self.shape[at])))
         node = latest(a, row, free, self.promised)
@@ -105,3 +135,11 @@ class Outlook:
             self.known[shape] = np.empty(len(a.up))
             forecast(a, row, self.view.now, running, self.known[shape])
         return self.known[shape]
+
+
+def outlook_of(view: View, shapes: Shapes) -> Outlook:
+    """Return the outlook of all that wait now, with nothing promised."""
+    rows = view.queue()
+    runs = view.book.arena.run[rows]
+    promised = np.zeros(len(view.book.nodes))
+    return Outlook(view, rows, shapes.single(rows, view), runs, runs.min(1) < runs.max(1), promised)

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
-
 from unfold_placement.facts import CREATED, PACK, QUIET, Ask, Event, Ops, Put, Task
-from unfold_placement.outlook import Outlook
+from unfold_placement.outlook import outlook_of
 from unfold_placement.view import View
 from unfold_placement.waiting import Shapes
 
@@ -30,20 +28,9 @@ class Value:
     def react(self, event: Event, view: View) -> Ops:
         """For each task in its turn, compare the ends of starting now and of waiting for a faster node."""
         del event
-        rows = view.queue()
-        shape, none = self.shapes.single(rows, view), np.zeros(rows.size, np.int32)
-        outlook = Outlook(view, rows, shape, np.zeros(len(view.book.nodes)))
-        runs = view.book.arena.run[rows]
-        choosy = runs.min(1) < runs.max(1)
-        for at in self.shapes.hopeful(view, rows, shape, none, none.astype(np.uint8)):
-            task, fits = view.book.tasks[rows[at]], view.marks(view.book.tasks[rows[at]], PACK)
-            if not fits.any():
-                self.shapes.dead[shape[at], 0] = 1
-                continue
-            # who ends everywhere alike never waits, so that nobody's promises matter until another comes
-            if choosy[at:].any():
-                outlook.reach(at, PACK)
-            ends = np.where(fits, view.now + runs[at, view.book.arena.kind], np.inf)
-            soon = int(ends.argmin())
-            if not (choosy[at] and outlook.better(at, fits, float(ends[soon]), self.ahead)):
-                yield [Put(f"plan-{task.name}", view.book.nodes[soon].name, until=task.name)]
+        outlook = outlook_of(view, self.shapes)
+        for at, fits in outlook.asked(self.shapes):
+            node, end = outlook.soonest(at, fits)
+            if not outlook.better(at, fits, end, self.ahead):
+                task = view.book.tasks[outlook.rows[at]]
+                yield [Put(f"plan-{task.name}", node, until=task.name)]
