@@ -16,6 +16,16 @@ from unfoldkit.spec.validate import validate
 HERE = Path(__file__).parent
 TUMOURS = HERE.parent / "unfold_cascade" / "examples" / "tumours.yaml"
 CONFIGS = HERE.parents[2] / "configs" / "cascade"
+OWN = """
+version: 1
+kind: cascade
+name: own
+data: {source: table, path: own.csv}
+features: {all: {columns: [a, b]}}
+stages: [{name: only, target: {column: y}, models: [{name: m, estimator: logistic-regression}]}]
+baseline: {candidates: [{estimator: logistic-regression}]}
+goal: {max_loss: 1%}
+"""
 
 
 def spec_of(path: Path, *settings: str) -> CascadeSpec:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in, spec_of
+from plugins.cascade.tests.runs import OWN, run_in, spec_of
 from unfold_cascade.cases import FILE, _packed, cases, features, left_out, made_from
 from unfold_cascade.data import Frame, expand, frame_of_file
 from unfold_cascade.spec import CascadeSpec, FeatureGroup
@@ -19,16 +19,6 @@ from unfold_cascade.train import train
 from unfoldkit.api import UnfoldError
 from unfoldkit.errors import ExitCode
 
-SPEC = """
-version: 1
-kind: cascade
-name: own
-data: {source: table, path: own.csv}
-features: {all: {columns: [a, b]}}
-stages: [{name: only, target: {column: y}, models: [{name: m, estimator: logistic-regression}]}]
-baseline: {candidates: [{estimator: logistic-regression}]}
-goal: {max_loss: 1%}
-"""
 GROUPED = """
 version: 1
 kind: cascade
@@ -44,7 +34,7 @@ goal: {max_loss: 1%}
 """
 
 
-def own(folder: Path, rows: Sequence[str], *settings: str, text: str = SPEC) -> CascadeSpec:
+def own(folder: Path, rows: Sequence[str], *settings: str, text: str = OWN) -> CascadeSpec:
     """Write a table of a, b and y, and return a spec that names it."""
     (folder / "own.csv").write_text("\n".join(["a,b,y", *rows]) + "\n")
     (folder / "own.yaml").write_text(text)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
+from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, run_in, spec_of
 from unfold_cascade.cases import features, stored_cases
 from unfold_cascade.data import frame_of_file
 from unfold_cascade.decide import decide
@@ -237,17 +237,7 @@ def test_parquet_and_csv_give_the_same_cascade(tmp_path: Path) -> None:
 
 
 def _table_spec(folder: Path, *settings: str) -> CascadeSpec:
-    text = """
-version: 1
-kind: cascade
-name: own
-data: {source: table, path: own.csv}
-features: {all: {columns: [a, b]}}
-stages: [{name: only, target: {column: y}, models: [{name: m, estimator: logistic-regression}]}]
-baseline: {candidates: [{estimator: logistic-regression}]}
-goal: {max_loss: 1%}
-"""
-    (folder / "own.yaml").write_text(text)
+    (folder / "own.yaml").write_text(OWN)
     return spec_of(folder / "own.yaml", *settings)
 
 

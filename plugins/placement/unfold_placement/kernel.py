@@ -82,12 +82,8 @@ def wide_fits(a: Arena, task: int, phase: int) -> bool:
         name = a.ask[task, index]
         if name < 0:
             break
-        if a.step[task, index] >= phase:
-            continue
-        if a.wide[name] > 0:
-            if a.pool[name] < a.much[task, index]:
-                return False
-        elif a.column[name] < 0:
+        short = a.pool[name] < a.much[task, index] if a.wide[name] > 0 else a.column[name] < 0
+        if short and a.step[task, index] < phase:
             return False
     return True
 

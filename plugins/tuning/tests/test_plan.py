@@ -9,6 +9,7 @@ import pytest
 
 from unfold_tuning.plan import plan
 from unfold_tuning.spec import TuningSpec
+from unfold_tuning.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.loader import parse
@@ -184,3 +185,12 @@ def test_no_plan_of_the_picture_lies_below_the_exact_curve(tmp_path: Path) -> No
         assert all(min(y for x, y in exact if x <= at + 1e-6) <= cost + 1e-9 for at, cost in drawn[name]), name
     ((deadline, cost),) = drawn["this plan, at its deadline"]
     assert min(y for x, y in exact if x <= deadline) == pytest.approx(cost)
+
+
+def test_other_clouds_are_planned_for_only(tmp_path: Path) -> None:
+    """Training on a cloud whose instances nothing here starts is refused before anything runs."""
+    text = SPEC.replace("DEADLINE", "10 min").replace("market: MARKET", "provider: gcp")
+    mine = 'trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}\n'
+    spec = validate(TuningSpec, parse(text + mine, "t.yaml"))
+    with pytest.raises(UnfoldError, match="nothing here starts instances of gcp"):
+        train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))

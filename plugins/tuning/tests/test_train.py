@@ -340,17 +340,15 @@ def test_code_needs_leave(tmp_path: Path) -> None:
         train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2)))
 
 
-def test_other_clouds_are_planned_for_only(tmp_path: Path) -> None:
-    """Training on a cloud whose instances nothing here starts is refused before anything runs."""
-    spec = validate(TuningSpec, parse(SPEC.replace("provider: local", "provider: gcp"), "t.yaml"))
-    with pytest.raises(UnfoldError, match="nothing here starts instances of gcp"):
-        train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+def measured(folder: Path, text: str) -> Report:
+    """Run ``profile`` in this process."""
+    spec = validate(TuningSpec, parse(text, "t.yaml"))
+    return profile(spec, Run(directory=RunDir(folder), engine=LocalEngine(2), allow_code=True))
 
 
 def test_a_measured_profile_is_near_the_truth(tmp_path: Path) -> None:
     """Profile finds the 50 ms that an iteration sleeps, and keeps a profile that plan can read."""
-    spec = validate(TuningSpec, parse(SPEC, "t.yaml"))
-    report = profile(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+    report = measured(tmp_path, SPEC)
     assert 0.05 <= (report.metrics["iteration_s"].value or 0) < 0.2
     assert 0 < (report.metrics["checkpoint_s"].value or 0) < 0.1
     assert json.loads((tmp_path / "profile.json").read_text())["speedup"] == {"1": 1.0}
@@ -358,9 +356,7 @@ def test_a_measured_profile_is_near_the_truth(tmp_path: Path) -> None:
 
 def test_a_profile_goes_on_without_what_fails(tmp_path: Path) -> None:
     """Draws whose function raises are told and others take their places, so that eight trials are measured."""
-    text = SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0.3, 1]")
-    spec = validate(TuningSpec, parse(text, "t.yaml"))
-    report = profile(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+    report = measured(tmp_path, SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0.3, 1]"))
     assert report.verdict is Verdict.YES
     assert "too low" in dict(report.lines)["left out"]
     assert (tmp_path / "profile.json").exists()
@@ -370,9 +366,8 @@ def test_a_profile_goes_on_without_what_fails(tmp_path: Path) -> None:
 def test_a_profile_of_nothing_is_an_error(tmp_path: Path) -> None:
     """Where every configuration raises, the profile ends with what the last one said."""
     text = SPEC.replace("sleeper:train", "sleeper:broken").replace("[0, 1]", "[0, 0.4]")
-    spec = validate(TuningSpec, parse(text, "t.yaml"))
     with pytest.raises(UnfoldError, match=r"failed for all of 16 configurations; the last said: .*too low"):
-        profile(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+        measured(tmp_path, text)
 
 
 def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:

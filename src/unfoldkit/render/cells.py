@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unfoldkit.report import Cell, Column, Metric
+from unfoldkit.report import Cell, Column, Metric, Table
 
 
 def cell(value: Cell, column: Column) -> str:
@@ -23,8 +23,12 @@ def head(column: Column) -> str:
     return f"{column.name} {column.unit}".strip()
 
 
-def is_numeric(column: Column, values: list[Cell]) -> bool:
-    """Whether a column is set flush right."""
+def numeric(table: Table) -> list[bool]:
+    """Return which columns of a table are set flush right."""
+    return [_is_numeric(column, [row[i] for row in table.rows]) for i, column in enumerate(table.columns)]
+
+
+def _is_numeric(column: Column, values: list[Cell]) -> bool:
     return column.digits is not None or any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 

@@ -90,7 +90,7 @@ def _told(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    numeric = [cells.is_numeric(column, [row[i] for row in table.rows]) for i, column in enumerate(table.columns)]
+    numeric = cells.numeric(table)
     marks = [' class="n"' if flag else "" for flag in numeric]
     heads = "".join(
         f'<th scope="col"{m}>{escape(cells.head(c))}</th>' for c, m in zip(table.columns, marks, strict=True)

@@ -29,10 +29,7 @@ def _metrics(report: Report) -> str:
 
 
 def _table(table: Table) -> str:
-    rules = [
-        "-:" if cells.is_numeric(column, [row[i] for row in table.rows]) else "-"
-        for i, column in enumerate(table.columns)
-    ]
+    rules = ["-:" if flag else "-" for flag in cells.numeric(table)]
     rows = [[cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
     if table.accent is not None:
         rows[table.accent] = [f"**{text.strip()}**" if text else text for text in rows[table.accent]]

@@ -63,7 +63,7 @@ def _metrics(console: Console, report: Report) -> None:
 def _table(console: Console, table: Table) -> None:
     heads = [cells.head(column) for column in table.columns]
     rows = [[cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
-    numeric = [cells.is_numeric(column, [row[i] for row in table.rows]) for i, column in enumerate(table.columns)]
+    numeric = cells.numeric(table)
     for part in parts(heads, rows, numeric, console.width):
         grid = _grid()
         for index, width in part:
