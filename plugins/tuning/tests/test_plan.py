@@ -187,10 +187,20 @@ def test_no_plan_of_the_picture_lies_below_the_exact_curve(tmp_path: Path) -> No
     assert min(y for x, y in exact if x <= deadline) == pytest.approx(cost)
 
 
+def jobs(provider: str) -> TuningSpec:
+    """Return the spec with a function to train, on a cloud."""
+    text = SPEC.replace("DEADLINE", "10 min").replace("market: MARKET", f"provider: {provider}")
+    mine = 'trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}\n'
+    return validate(TuningSpec, parse(text + mine, "t.yaml"))
+
+
 def test_other_clouds_are_planned_for_only(tmp_path: Path) -> None:
     """Training on a cloud whose instances nothing here starts is refused before anything runs."""
-    text = SPEC.replace("DEADLINE", "10 min").replace("market: MARKET", "provider: gcp")
-    mine = 'trainable: {function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}\n'
-    spec = validate(TuningSpec, parse(text + mine, "t.yaml"))
     with pytest.raises(UnfoldError, match="nothing here starts instances of gcp"):
-        train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+        train(jobs("gcp"), Run(directory=RunDir(tmp_path), engine=LocalEngine(2), allow_code=True))
+
+
+def test_code_needs_leave(tmp_path: Path) -> None:
+    """A spec that names code is refused without --allow-code."""
+    with pytest.raises(UnfoldError, match="names code"):
+        train(jobs("local"), Run(directory=RunDir(tmp_path), engine=LocalEngine(2)))

@@ -333,13 +333,6 @@ def test_workers_that_cannot_start_are_told(tmp_path: Path) -> None:
     assert [life[4] is not None for life in nodes(tmp_path)] == [True] * len(nodes(tmp_path))
 
 
-def test_code_needs_leave(tmp_path: Path) -> None:
-    """A spec that names code is refused without --allow-code."""
-    spec = validate(TuningSpec, parse(SPEC, "t.yaml"))
-    with pytest.raises(UnfoldError, match="names code"):
-        train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(2)))
-
-
 def measured(folder: Path, text: str) -> Report:
     """Run ``profile`` in this process."""
     spec = validate(TuningSpec, parse(text, "t.yaml"))
