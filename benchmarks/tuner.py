@@ -26,8 +26,9 @@ from unfold_pipeline import coarse, planner, policies
 from unfold_pipeline.coarse import Unit
 from unfold_pipeline.graph import Plan, needed
 from unfold_pipeline.judge import Judge
+from unfold_pipeline.ladder import Ladder
 from unfold_pipeline.play import Played, play
-from unfold_pipeline.policies import Brief, Ladder, Setting
+from unfold_pipeline.policies import Brief, Setting
 from unfold_pipeline.replay import CG_HOLD_S, all_rules
 from unfold_pipeline.sample import Sample, draw
 from unfoldkit.arrivals import processes, shapes, traces
@@ -107,7 +108,7 @@ def case(name: str, times: np.ndarray, seed: int, _setting: Setting) -> tuple[Ju
 def at_equal_misses(judge: Judge, plan: Plan, live: Sample, setting: Setting) -> list[float | None]:
     """Return a row of ``EQUAL``: the least $ an hour with at most 0.1 % misses, ours and that of the coarse tuner."""
     own = policies.brief(judge.pipeline, plan, judge.estimators[0].sample, judge.limit)
-    steps = policies.ladder(own, setting.most)
+    steps = policies.climbed(own, setting)
     unit = coarse.unit(judge)
     mine, free = _swept(SHORTEST, HOLD_S, judge.limit, partial(_ours, own, live, setting, steps))
     theirs, either = None, None

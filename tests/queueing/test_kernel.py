@@ -13,7 +13,7 @@ from scipy.stats import poisson
 from unfoldkit.arrivals import processes
 from unfoldkit.queueing import reference, stage
 
-Case = tuple[list[float], list[float], int, float, list[tuple[float, int]], list[float], float, float]
+Case = tuple[list[float], list[float], int, float, list[tuple[float, int, int]], list[float], float, float]
 
 
 @st.composite
@@ -27,7 +27,7 @@ def cases(draw: st.DrawFn) -> Case:
     for when in sorted(draw(st.lists(grid, max_size=6))):
         change = draw(st.integers(1 - count, 3))
         count += change
-        changes.append((when, change))
+        changes.append((when, change, draw(st.integers(0, len(latency) - 1))))
     factor = draw(st.sampled_from([[1.0], [1.0, 2.0], [0.5, 1.0, 4.0, 1.5]]))
     wait, wake = draw(st.sampled_from([0.0, 0.25, 1.0])), draw(st.sampled_from([0.0, 0.125, 2.0]))
     patience = draw(st.sampled_from([np.inf, np.inf, 0.0, 0.5, 2.0]))
@@ -38,7 +38,8 @@ def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
     """Serve a case by the kernel, in one go or a slice of time after another."""
     times, latency, replicas, wait, changes, factor, wake, patience = case
     server = stage.Server(np.array(latency), replicas, wait, np.array(factor), wake, patience)
-    schedule = stage.Schedule(np.array([t for t, _ in changes]), np.array([c for _, c in changes], dtype=np.int64))
+    numbers = np.array(changes, dtype=np.float64).reshape(-1, 3)
+    schedule = stage.Schedule(numbers[:, 0], numbers[:, 1].astype(np.int64), numbers[:, 2].astype(np.int64))
     arrivals, items = np.array(times), np.arange(len(times), dtype=np.int32)
     state = stage.start(server, len(times), schedule)
     drained = 0.0
@@ -51,7 +52,7 @@ def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
 @given(cases())
 @settings(max_examples=300, deadline=None)
 def test_kernel_equals_the_plain_queue(case: Case) -> None:
-    """Completions, their order and drained seconds are those of the event heap: ties, changes, shedding."""
+    """Completions, their order and drained seconds are those of the event heap: ties, changes of replicas and batch, shedding."""
     times, latency, replicas, wait, changes, factor, wake, patience = case
     done, drained = reference.serve(
         times,
@@ -62,7 +63,8 @@ def test_kernel_equals_the_plain_queue(case: Case) -> None:
         wait=wait,
         wake=wake,
         patience=patience,
-        changes=changes,
+        changes=[(time, change) for time, change, _ in changes],
+        largest=[(time, size) for time, _, size in changes if size],
     )
     found, found_drained = fast(case)
     assert [time for time, _ in found] == [time for time, _ in done]

@@ -11,8 +11,8 @@ from unfold_pipeline.cores import dealt
 from unfold_pipeline.crowd import crowded
 from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.orders import as_seen
-from unfold_pipeline.play import carried, constant, patience_of, play
+from unfold_pipeline.orders import Step, as_seen
+from unfold_pipeline.play import carried, constant, patience_of, play, sized
 from unfold_pipeline.sample import draw
 from unfoldkit.arrivals import processes
 
@@ -92,14 +92,13 @@ def test_with_cores_for_all_it_follows_orders_as_the_estimator(seed: int, wait: 
     rng = np.random.default_rng(seed)
     sample = draw(JOIN, processes.poisson(40.0, 20.0, rng), rng)
     held = replace(JOIN, stages=tuple(replace(stage, wait=wait) for stage in JOIN.stages))
-    seen = [(float(time), tuple(rng.integers(1, 4, 4).tolist())) for time in np.sort(rng.random(12) * 20.0)]
-    ledgers = [
-        as_seen(choice.replicas, [(time, counts[index]) for time, counts in seen], 20.0)
-        for index, choice in enumerate(PLAN)
-    ]
+    drawn = [(rng.integers(1, 4, 4), rng.integers(1, 5, 4)) for _ in range(12)]
+    steps = [Step(tuple(counts.tolist()), tuple(batches.tolist())) for counts, batches in drawn]
+    seen = list(zip(np.sort(rng.random(12) * 20.0).tolist(), steps, strict=True))
+    ledgers = [as_seen(choice.replicas, seen, index, 20.0) for index, choice in enumerate(PLAN)]
     expected = carried(held, sample, PLAN, ledgers).latencies
-    servers = [server(held, index, choice) for index, choice in enumerate(PLAN)]
-    changes = sorted((time, stage, more) for stage, ledger in enumerate(ledgers) for time, more in ledger.changes)
+    servers = [sized(held, index, choice, ledgers[index]) for index, choice in enumerate(PLAN)]
+    changes = sorted((when, at, more, size) for at, item in enumerate(ledgers) for when, more, size in item.rows())
     found = crowded(held, sample, servers, [1.0] * 4, 20, changes=changes)
     assert found == pytest.approx(expected, abs=1e-9)
     assert not np.allclose(found, crowded(held, sample, servers, [1.0] * 4, 20))

@@ -11,6 +11,7 @@ import pytest
 
 from unfold_pipeline import policies, quotas, replay
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.ladder import Ladder
 from unfold_pipeline.orders import Counts
 from unfold_pipeline.planner import judge_of
 from unfold_pipeline.sample import Sample, draw
@@ -59,10 +60,10 @@ def test_stages_share_a_quota_by_what_they_want(seed: int) -> None:
 def plainly(fluid: quotas.Fluid, wanted: Counts) -> Counts:
     """The fluid queue of stages without quotas, a stage at a time in plain Python."""
     result = wanted.copy()
-    for stage, mu in enumerate(fluid.mu):
+    for stage in range(wanted.shape[1]):
         given = np.full(len(wanted) + fluid.steps + 1, fluid.start[stage])
         backlog = 0.0
-        for tick, came in enumerate(fluid.came[:, stage]):
+        for tick, (came, mu) in enumerate(zip(fluid.came[:, stage], fluid.mu[:, stage], strict=True)):
             backlog = max(0.0, backlog + came - given[tick] * mu)
             ahead = backlog + fluid.steps * (came - given[tick] * mu) if backlog > mu else 0.0
             if ahead > mu * wanted[tick, stage]:
@@ -77,7 +78,8 @@ def test_fluid_queues_equal_plain_ones(seed: int) -> None:
     """The compiled queues are those in plain Python where no quota binds, and within the quotas where one does."""
     rng = np.random.default_rng(seed)
     came = rng.gamma(0.5, 20.0, (200, 3))
-    fluid = quotas.Fluid(came, np.array([3.0, 5.0, 9.0]), np.array([2, 1, 1]), int(rng.integers(1, 6)), 50)
+    mu = rng.choice([3.0, 5.0, 9.0], (200, 3))
+    fluid = quotas.Fluid(came, mu, np.array([2, 1, 1]), int(rng.integers(1, 6)), 50)
     wanted = rng.integers(1, 4, (200, 3))
     assert np.array_equal(fluid.raised(wanted, quotas.limits(replace(GRAPH, quotas=()), PLAN)), plainly(fluid, wanted))
     bound = fluid.raised(wanted, quotas.limits(GRAPH, PLAN))
@@ -86,9 +88,10 @@ def test_fluid_queues_equal_plain_ones(seed: int) -> None:
 
 def test_the_ladder_takes_many_factors_at_once() -> None:
     """A row of the ladder is the step of its factor; beyond the last the counts grow in proportion."""
-    steps = policies.Ladder((1.0, 2.0, 4.0), ((1, 2), (2, 2), (3, 5)))
+    steps = Ladder((1.0, 2.0, 4.0), ((1, 2), (2, 2), (3, 5)), ((1, 1), (1, 4), (2, 4)))
     assert steps.rows(np.array([0.1, 1.0, 1.5, 4.0, 8.0])).tolist() == [[1, 2], [1, 2], [2, 2], [3, 5], [6, 10]]
     assert steps.at(8.0) == (6, 10)
+    assert steps.sizes(np.array([0.1, 1.5, 8.0])).tolist() == [[1, 1], [1, 4], [2, 4]]
 
 
 def test_no_rule_goes_beyond_a_quota() -> None:
@@ -114,11 +117,12 @@ def test_a_running_rule_keeps_to_the_quota() -> None:
     """What the table rule wants of a running service at one instant fits the quota too."""
     sample = traffic([40.0] * 3)
     own = policies.brief(GRAPH, PLAN, sample, 0.5)
-    steps = policies.Ladder((1.0, 8.0), ((2, 1, 2), (20, 10, 20)))
+    steps = Ladder((1.0, 8.0), ((2, 1, 2), (20, 10, 20)), ((4, 4, 4), (8, 4, 8)))
     busy = np.linspace(0.0, 10.0, 8000)
     wanted = policies.decide(own, busy, 10.0, policies.Setting(), steps)
-    assert wanted[::2] == (54, 54)
-    assert quotas.limits(GRAPH, PLAN).shared(wanted)[::2] == (4, 3)
+    assert wanted.counts[::2] == (54, 54)
+    assert wanted.batches == (8, 4, 8)
+    assert quotas.limits(GRAPH, PLAN).shared(wanted.counts)[::2] == (4, 3)
 
 
 def test_units_are_those_that_fit() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from unfold_pipeline import models, policies
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.ladder import Ladder
 from unfold_pipeline.live import Measured, Tuner, drive
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.quotas import Limits
@@ -186,13 +187,15 @@ def test_rule_in_charge_follows_the_traffic(make: Make) -> None:
     """Traffic ten times as dense as planned makes the rule add replicas while the pipeline serves."""
     planned = trace(5.0, 20.0)
     brief = policies.brief(PIPE, PLAN, planned, 0.2)
-    steps, setting = policies.Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2))), policies.Setting(hold=2.0)
+    steps = Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)), ((2, 2), (4, 2), (8, 2)))
+    setting = policies.Setting(hold=2.0)
     tuner = Tuner(lambda past, now: policies.decide(brief, past, now, setting, steps), SHARED)
     measured = played(make(), trace(50.0, 6.0), tuner, beside=until_two)
     assert measured.lost == 0
-    assert measured.timeline[0][1][0] == 1
+    assert measured.timeline[0][1].counts[0] == 1
+    assert max(step.batches for _, step in measured.timeline) == (8, 2)
     # the rule wants 3 + 2, and both stages share a quota of 3
-    assert max(sum(counts) for _, counts in measured.timeline) <= 3
+    assert max(sum(step.counts) for _, step in measured.timeline) <= 3
 
 
 async def until_two(running: Running) -> None:

@@ -206,7 +206,7 @@ def test_replay_is_estimated_with_the_replicas_that_the_rule_gave(tmp_path: Path
     assert isinstance(report, Report)
     assert report.lines == (
         ("replicas", "nap 1 planned, 2 at the end"),
-        ("estimate", "with the replicas that served at each moment"),
+        ("estimate", "with the replicas and batches that served at each moment"),
     )
     ready = serve.prepare(spec, run)
     fixed = serve.estimate(ready, live_sample(spec, ready.judge.pipeline, tmp_path / "t.npz", run), run)

@@ -11,7 +11,7 @@ import pytest
 from unfold_pipeline import orders, policies, rivals
 from unfold_pipeline.estimator import Estimator
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.orders import Ledger, carried_out, held
+from unfold_pipeline.orders import Ledger, Targets, carried_out, held
 from unfold_pipeline.play import constant, follow, length, play
 from unfold_pipeline.quotas import Limits
 from unfold_pipeline.sample import Sample, draw
@@ -36,11 +36,11 @@ def traffic(rates: Sequence[float], length_s: float = 10.0, seed: int = 0) -> Sa
     return draw(GRAPH, arrivals, np.random.default_rng([seed, 1]))
 
 
-def random_targets(sample: Sample, seed: int) -> list[np.ndarray]:
+def random_targets(sample: Sample, seed: int) -> Targets:
     """Targets that jump about."""
     rng = np.random.default_rng(seed)
     seconds = policies.instants(sample).size
-    return [np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN]
+    return Targets(tuple(np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN))
 
 
 def test_constant_counts_are_the_plan() -> None:
@@ -61,7 +61,7 @@ def test_instances_are_rented_while_replicas_stand_on_them() -> None:
     end = length(sample)
     # 16 replicas still fit on the four instances of the plan's 13, and 18 need a fifth
     for count, instances in ((6, 4), (8, 5)):
-        targets[0][5:10] = count
+        targets.counts[0][5:10] = count
         drained = play(graph, sample, PLAN, targets, 1.0).cost - (16.0 + 5 * (instances - 4) * 4.0 / end)
         assert -1e-9 <= drained <= (count - 3) * 0.1 / end
 
@@ -74,7 +74,7 @@ def test_looking_each_second_equals_deciding_ahead(seed: int, delay: float) -> N
     targets = random_targets(sample, seed)
 
     def look(now: float, _inside: Sequence[int], _ordered: Sequence[int]) -> list[int]:
-        return [int(wanted[round(now)]) for wanted in targets]
+        return [int(wanted[round(now)]) for wanted in targets.counts]
 
     whole = play(GRAPH, sample, PLAN, targets, delay)
     sliced = follow(GRAPH, sample, PLAN, look, delay)
@@ -133,7 +133,7 @@ def test_rules_do_nothing_on_the_traffic_they_were_planned_for() -> None:
     sample = traffic([60.0, 60.0, 60.0])
     for rule in (policies.paper, policies.ratio):
         targets = rule(the_brief(sample), sample, policies.Setting())
-        assert [set(counts.tolist()) for counts in targets] == [{choice.replicas} for choice in PLAN]
+        assert [set(counts.tolist()) for counts in targets.counts] == [{choice.replicas} for choice in PLAN]
 
 
 def test_rules_follow_a_step() -> None:
@@ -142,8 +142,8 @@ def test_rules_follow_a_step() -> None:
     own, setting = the_brief(sample), policies.Setting()
     found = {rule.__name__: rule(own, live, setting) for rule in (policies.paper, policies.ratio, policies.table)}
     for targets in found.values():
-        assert all(counts[25] > choice.replicas for counts, choice in zip(targets, PLAN, strict=True))
-    for literal, relative in zip(found["paper"], found["ratio"], strict=True):
+        assert all(counts[25] > choice.replicas for counts, choice in zip(targets.counts, PLAN, strict=True))
+    for literal, relative in zip(found["paper"].counts, found["ratio"].counts, strict=True):
         assert (literal >= relative).all()
 
 
@@ -152,30 +152,8 @@ def test_scale_down_without_floor_opens_a_hole() -> None:
     sample, live = traffic([80.0] * 6), traffic([80.0, 8.0, 8.0, 8.0, 8.0, 80.0], seed=2)
     bare = policies.ratio(the_brief(sample), live, policies.Setting(floor=False))
     kept = policies.ratio(the_brief(sample), live, policies.Setting(floor=True))
-    assert min(int(counts.min()) for counts in bare) < min(choice.replicas for choice in PLAN)
-    assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept, PLAN, strict=True))
-
-
-def test_ladder_never_falls_and_meets_the_limit() -> None:
-    """More traffic never needs fewer replicas, and the step of the planned rate meets the limit on the sample."""
-    sample = traffic([60.0, 60.0])
-    own = the_brief(sample)
-    steps = policies.ladder(own, 100)
-    counts = np.array([steps.at(factor) for factor in np.linspace(0.2, 6.0, 40)])
-    assert (np.diff(counts, axis=0) >= 0).all()
-    plan = tuple(Choice(0, c.batch, k) for c, k in zip(PLAN, steps.at(1.0), strict=True))
-    assert Estimator(GRAPH, sample).tail(plan) <= own.limit
-
-
-def test_every_step_of_the_ladder_lies_between_its_neighbours_and_meets_the_limit() -> None:
-    """Each step of the ladder, those that were filled in too, meets the limit on the sample that much faster."""
-    sample = traffic([60.0, 60.0])
-    own = the_brief(sample)
-    steps = policies.ladder(own, 100)
-    for factor, counts in list(zip(steps.factors, steps.counts, strict=True))[::3]:
-        quick = replace(sample, arrivals=sample.arrivals / factor, visits=policies._faster(sample, factor))
-        plan = tuple(Choice(0, c.batch, k) for c, k in zip(PLAN, counts, strict=True))
-        assert Estimator(GRAPH, quick).tail(plan) <= own.limit
+    assert min(int(counts.min()) for counts in bare.counts) < min(choice.replicas for choice in PLAN)
+    assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept.counts, PLAN, strict=True))
 
 
 def test_windows_below_the_shortest_are_not_looked_at() -> None:
@@ -184,11 +162,11 @@ def test_windows_below_the_shortest_are_not_looked_at() -> None:
     arrivals = np.sort(np.concatenate([traffic([60.0] * 6, seed=3).arrivals, np.linspace(30.0, 30.1, 40)]))
     live = draw(GRAPH, arrivals, np.random.default_rng(0))
     own = the_brief(sample)
-    steps = policies.ladder(own, 100)
+    steps = policies.climbed(own, policies.Setting())
     asked = [
         policies.table(own, live, policies.Setting(shortest=item, floor=False, hold=5.0), steps) for item in (0.0, 4.0)
     ]
-    most, least = ([int(counts[31:36].max()) for counts in targets] for targets in asked)
+    most, least = ([int(counts[31:36].max()) for counts in targets.counts] for targets in asked)
     assert all(a >= b for a, b in zip(most, least, strict=True))
     assert sum(most) > sum(least)
 
@@ -197,7 +175,7 @@ def test_calibration_keeps_the_sample_in_time() -> None:
     """The setting that calibration takes misses at most 0.3 % on the sample, if any setting does."""
     sample = traffic([50.0, 90.0, 40.0, 80.0])
     own = the_brief(sample)
-    steps = policies.ladder(own, 100)
+    steps = policies.climbed(own, policies.Setting())
     best = policies.calibrate(own, policies.Setting(delay=1.0), steps)
     played = play(GRAPH, sample, PLAN, policies.table(own, sample, best, steps), 1.0)
     assert played.missed(own.limit) <= policies.PATIENCE
@@ -251,12 +229,14 @@ def test_a_rule_in_charge_of_a_service_decides_as_in_the_replay(name: str, floor
     now = policies.instants(live)
     found = [rule(live.arrivals[: np.searchsorted(live.arrivals, second, "right")], second) for second in now]
     if name == "table":
-        wanted = policies.wanted(own, live.arrivals, now, setting, policies.ladder(own, setting.most))
         # without what a fluid queue says is waiting: a service sees its queues
-        ahead = [held(wanted[:, index], setting.hold, choice.replicas) for index, choice in enumerate(own.plan)]
+        need, steps = policies.needs(own, live.arrivals, now, setting), policies.climbed(own, setting)
+        wanted = policies._wanted(own, steps, need, setting)
+        ahead = [held(counts, setting.hold, choice.replicas) for counts, choice in zip(wanted.T, own.plan, strict=True)]
+        assert np.array_equal([step.batches for step in found], steps.sizes(held(need, setting.hold, 1.0)))
     else:
-        ahead = getattr(policies, name)(own, live, setting)
-    assert np.array_equal(np.array(found).T, np.array(ahead))
+        ahead = list(getattr(policies, name)(own, live, setting).counts)
+    assert np.array_equal(np.array([step.counts for step in found]).T, np.array(ahead))
     assert max(np.ptp(counts) for counts in ahead) > 0
 
 

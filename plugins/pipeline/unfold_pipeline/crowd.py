@@ -52,9 +52,14 @@ class Line:
     queue: deque[tuple[float, Item]] = field(default_factory=deque)
     batches: int = 0
     leaving: int = 0
+    full: int = 0
 
-    def change(self, more: int, now: float) -> None:
-        """Add idle replicas, or take some away: idle ones, or else those whose batches end first."""
+    def __post_init__(self) -> None:
+        self.full = self.server.full or self.server.latency.size - 1
+
+    def change(self, more: int, largest: int, now: float) -> None:
+        """Add idle replicas, or take some away: idle ones, or else those whose batches end first; resize batches."""
+        self.full = largest or self.full
         self.idle.extend((now, 0) for _ in range(more))
         for _ in range(-more):
             if self.idle:
@@ -73,8 +78,7 @@ class Line:
         """Return when the next batch may start: a full one at once, another when its oldest item has waited."""
         if not self.queue or not self.idle:
             return math.inf
-        full = len(self.queue) >= self.server.latency.size - 1
-        return NEVER if full else self.queue[0][0] + self.server.wait
+        return NEVER if len(self.queue) >= self.full else self.queue[0][0] + self.server.wait
 
     def take(self) -> tuple[float, int]:
         """Return the idle replica that serves next: the first where they differ, else the one idle longest."""
@@ -141,7 +145,7 @@ def crowded(
     shares: Sequence[float],
     cores: int,
     kept: Sequence[tuple[int, ...]] | None = None,
-    changes: Sequence[tuple[float, int, int]] = (),
+    changes: Sequence[tuple[float, int, int, int]] = (),
 ) -> Times:
     """Return the seconds of every query (inf: shed) if all replicas run on one machine.
 
@@ -152,7 +156,8 @@ def crowded(
         shares: the share of each stage's service in which it needs a core, 0 to 1.
         cores: of the machine.
         kept: the core of each replica of each stage, from 0, if replicas keep to a core.
-        changes: times in order, each with a stage and how many replicas it gets; not for replicas that keep to a core.
+        changes: times in order, each with a stage, how many replicas it gets, and its largest batch from then on (0: as
+            before); not for replicas that keep to a core.
     """
     way = routes(pipeline, sample)
     lines = [
@@ -169,8 +174,8 @@ def crowded(
         now = min(came, order, machine.next_end(), *(line.due() for line in lines))
         _end(machine, way, machine.ended(now), now, finish)
         while orders and orders[0][0] <= now:
-            _, stage, more = orders.popleft()
-            lines[stage].change(more, now)
+            _, stage, more, largest = orders.popleft()
+            lines[stage].change(more, largest, now)
         while query < len(arrivals) and arrivals[query] <= now:
             _enter(lines, way, query, now, finish)
             query += 1
@@ -204,11 +209,10 @@ def _end(machine: Machine, way: Routes, done: list[Work], now: float, finish: Ti
 
 def _start(machine: Machine, stage: int, sample: Sample, now: float) -> None:
     line = machine.lines[stage]
-    full = line.server.latency.size - 1
     origin = sample.visits[stage].origin
     while line.due() <= now:
         batch: list[Item] = []
-        while line.queue and len(batch) < full:
+        while line.queue and len(batch) < line.full:
             item = line.queue.popleft()[1]
             if now - origin[item[1]] <= line.server.patience:
                 batch.append(item)

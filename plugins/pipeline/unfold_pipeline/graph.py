@@ -42,6 +42,13 @@ class Option:
         """The least seconds that any batch takes."""
         return float(self.latency[1:].min())
 
+    @property
+    def throughputs(self) -> Table:
+        """Queries a second of one replica with full batches, by their size (none of size 0)."""
+        rates: Table = np.zeros(self.latency.size)
+        rates[1:] = np.arange(1, self.latency.size) / self.latency[1:]
+        return rates
+
     def throughput(self, batch: int) -> float:
         """Return queries a second of one replica with full batches of ``batch``."""
         return batch / float(self.latency[batch])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.models import Rows
-from unfold_pipeline.orders import TICK
+from unfold_pipeline.orders import TICK, Step
 from unfold_pipeline.prompt import prompt
 from unfold_pipeline.quotas import Limits
 from unfold_pipeline.routes import routes
@@ -29,9 +29,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Tuner:
-    """The rule in charge of replica counts, which is told all arrivals until a second, and the quotas it is held to."""
+    """The rule in charge of replicas and batches, told all arrivals until a second, and the quotas it is held to."""
 
-    rule: Callable[[Times, float], Sequence[int]]
+    rule: Callable[[Times, float], Step]
     limits: Limits
 
 
@@ -39,14 +39,15 @@ class Tuner:
 class Measured:
     """Seconds of each query from its arrival in the trace (inf: no answer), and what the stages counted.
 
-    ``timeline`` holds the time in s and the replicas of each stage that serve: each second, and when they change.
+    ``timeline`` holds the time in s and the replicas of each stage that serve, with their largest batch: each second,
+    and when they change.
     """
 
     latencies: Times
     lateness: float
     replaced: int
     last: tuple[int, ...]
-    timeline: tuple[tuple[float, tuple[int, ...]], ...] = ()
+    timeline: tuple[tuple[float, Step], ...] = ()
     shed: int = 0
 
     @property
@@ -88,7 +89,7 @@ async def drive(
         if left == 0:
             done.set_result(None)
 
-    seen: list[tuple[float, tuple[int, ...]]] = []
+    seen: list[tuple[float, Step]] = []
     watch = asyncio.create_task(_watch(runtime, tuner, sample.arrivals, began, seen))
 
     def send(number: int) -> None:
@@ -127,14 +128,14 @@ async def _watch(
     tuner: Tuner | None,
     arrivals: Times,
     began: float,
-    seen: list[tuple[float, tuple[int, ...]]],
+    seen: list[tuple[float, Step]],
 ) -> None:
-    """Note how many replicas serve, and let the rule change each second how many there should be."""
+    """Note how many replicas serve, in which batches, and let the rule change each second how many there should be."""
     second = -math.inf
     while True:
-        now, counts = clock() - began, runtime.serving()
-        if not seen or seen[-1][1] != counts or now - seen[-1][0] >= TICK:
-            seen.append((now, counts))
+        now, step = clock() - began, Step(runtime.serving(), runtime.batches())
+        if not seen or seen[-1][1] != step or now - seen[-1][0] >= TICK:
+            seen.append((now, step))
         if tuner is not None and math.floor(now) > second:
             second = math.floor(now)
             tune(runtime, tuner, arrivals[: int(np.searchsorted(arrivals, now))], now)
@@ -142,12 +143,12 @@ async def _watch(
 
 
 def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:
-    """Let the rule change how many replicas there should be; ``past`` are all arrivals until ``now``, in s."""
+    """Let the rule change replicas and largest batches; ``past`` are all arrivals until ``now``, in s."""
     if past.size == 0:
         return
     wanted = tuner.rule(past, float(math.floor(now)))
-    for index, count in enumerate(tuner.limits.shared(wanted)):
-        runtime.want(index, count)
+    for index, count in enumerate(tuner.limits.shared(wanted.counts)):
+        runtime.want(index, count, wanted.batches[index])
 
 
 def shares(measured: Times, estimated: Times, limit: float) -> Sequence[tuple[str, float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,31 @@ from unfoldkit.queueing.stage import Schedule
 
 Counts = NDArray[np.int64]
 TICK = 1.0
+Number = TypeVar("Number", Counts, NDArray[np.float64])
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Replicas and largest batch of each stage at one instant, as asked for or as seen."""
+
+    counts: tuple[int, ...]
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What a rule asks for: replicas of each stage, second by second, and its largest batch (none: as planned)."""
+
+    counts: tuple[Counts, ...]
+    batches: tuple[Counts, ...] = ()
 
 
 @dataclass(slots=True)
 class Ledger:
     """The orders of one stage: replicas that serve, replicas on their way, and the seconds that are paid.
 
-    ``history`` is how many were ordered, from when on, after the first order.
+    ``history`` is how many were ordered, from when on, after the first order; ``sizes`` the largest batch from times
+    on, which changes at once.
     A replica is paid from its order on; one that is taken away stops being paid when its batch has ended. Replicas on
     their way are taken back first, the youngest first.
     """
@@ -31,6 +50,7 @@ class Ledger:
     since: float = 0.0
     orders: int = 0
     history: list[tuple[float, int]] = field(default_factory=list)
+    sizes: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def ordered(self) -> int:
@@ -58,11 +78,20 @@ class Ledger:
         if missing:
             self.history.append((now, self.ordered))
 
-    def schedule(self, skip: int = 0) -> Schedule:
-        """Return the changes from number ``skip`` on as the queueing model takes them."""
-        changes = self.changes[skip:]
-        when = np.array([time for time, _ in changes])
-        return Schedule(when, np.array([change for _, change in changes], dtype=np.int64))
+    def rows(self) -> list[tuple[float, int, int]]:
+        """Return the changes: time, replicas more, largest batch from then on (0: as before)."""
+        changes = [(time, change, 0) for time, change in self.changes] + [(time, 0, size) for time, size in self.sizes]
+        return sorted(changes, key=lambda row: row[0])
+
+    def schedule(self) -> Schedule:
+        """Return the changes as the queueing model takes them."""
+        rows = self.rows()
+        more, largest = (np.array([row[place] for row in rows], dtype=np.int64) for place in (1, 2))
+        return Schedule(np.array([time for time, *_ in rows]), more, largest)
+
+    def largest(self, first: int) -> int:
+        """Return the largest batch that there ever is, of ``first`` and those that came later."""
+        return max([first, *(size for _, size in self.sizes)])
 
     def _remove(self, now: float, count: int) -> None:
         while count and self.pending:
@@ -80,23 +109,29 @@ class Ledger:
             self.changes.insert(place, (now, -count))
 
 
-def carried_out(start: int, targets: Counts, delay: float, end: float) -> Ledger:
-    """Return the ledger of a stage whose rule asks for ``targets[i]`` replicas at second ``i``, paid until ``end``."""
+def carried_out(start: int, targets: Counts, delay: float, end: float, sizes: Counts | None = None) -> Ledger:
+    """Return the ledger of a stage whose rule asks for ``targets[i]`` replicas at second ``i``, paid until ``end``.
+
+    ``sizes[i]`` is its largest batch from then on.
+    """
     ledger = Ledger(start, delay)
     steps = np.flatnonzero(np.diff(targets, prepend=start))
     for step in steps:
         if step * TICK < end:
             ledger.want(step * TICK, int(targets[step]))
+    if sizes is not None:
+        ledger.sizes = [(step * TICK, int(sizes[step])) for step in np.flatnonzero(np.diff(sizes, prepend=0))]
     ledger.settle(end)
     return ledger
 
 
-def as_seen(start: int, seen: Sequence[tuple[float, int]], end: float) -> Ledger:
-    """Return the ledger of a stage that served with ``seen`` replicas from each time on, at least one."""
+def as_seen(start: int, seen: Sequence[tuple[float, Step]], stage: int, end: float) -> Ledger:
+    """Return the ledger of a stage that served with the replicas and batches ``seen`` from each time on."""
     ledger = Ledger(start, 0.0)
-    for time, count in seen:
+    for time, step in seen:
         if 0.0 <= time < end:
-            ledger.want(time, count)
+            ledger.want(time, step.counts[stage])
+            ledger.sizes.append((time, step.batches[stage]))
     ledger.settle(end)
     return ledger
 
@@ -113,14 +148,14 @@ def rented(starts: Sequence[int], ledgers: Sequence[Ledger], shared: int, end: f
     return float(np.sum(-(-used // shared) * np.diff(moments, append=end)))
 
 
-def held(targets: Counts, hold: float, before: int) -> Counts:
+def held(targets: Number, hold: float, before: float) -> Number:
     """Return the largest of the targets of the last ``hold`` seconds, at each second: removal only after a lull.
 
     ``before`` is the target of the time before the trace, of which the rule has seen nothing.
     """
     width = max(1, round(hold / TICK))
-    padded = np.concatenate([np.full(width - 1, before), targets])
-    result: Counts = np.lib.stride_tricks.sliding_window_view(padded, width).max(axis=1)
+    padded = np.concatenate([np.full(width - 1, before, dtype=targets.dtype), targets])
+    result: Number = np.lib.stride_tricks.sliding_window_view(padded, width).max(axis=1)
     return result
 
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline.estimator import _passed_on, inputs, server
-from unfold_pipeline.graph import Pipeline, Plan, depths
-from unfold_pipeline.orders import TICK, Counts, Ledger, carried_out, rented
+from unfold_pipeline.graph import Choice, Pipeline, Plan, depths
+from unfold_pipeline.orders import TICK, Ledger, Targets, carried_out, rented
 from unfold_pipeline.sample import Sample
 from unfoldkit.queueing import kernel
-from unfoldkit.queueing.stage import Flow, Goal, Schedule, State, serve, start
+from unfoldkit.queueing.stage import Flow, Goal, Schedule, Server, State, serve, start
 
 Times = NDArray[np.float64]
 UNCHANGED = Schedule(np.empty(0), np.empty(0, dtype=np.int64))
@@ -56,18 +56,22 @@ def play(
     pipeline: Pipeline,
     sample: Sample,
     plan: Plan,
-    targets: Sequence[Counts],
+    targets: Targets,
     delay: float,
     factors: Sequence[Times] | None = None,
     patience: Sequence[float] | None = None,
 ) -> Played:
-    """Return how a trace goes if stage ``m`` is to have ``targets[m][i]`` replicas at second ``i``.
+    """Return how a trace goes if stage ``m`` is to have ``targets.counts[m][i]`` replicas at second ``i``.
 
     ``factors`` make the batches of a stage take longer or shorter in turn, as measured (see ``Server.factor``); with
     ``patience`` (see :func:`patience_of`) queries that cannot be in time are shed.
     """
     end = length(sample)
-    ledgers = [carried_out(c.replicas, wanted, delay, end) for c, wanted in zip(plan, targets, strict=True)]
+    sizes = targets.batches or (None,) * len(plan)
+    ledgers = [
+        carried_out(choice.replicas, counts, delay, end, size)
+        for choice, counts, size in zip(plan, targets.counts, sizes, strict=True)
+    ]
     return carried(pipeline, sample, plan, ledgers, factors, patience)
 
 
@@ -85,7 +89,7 @@ def carried(
         parents = {edge.parent: flows[edge.parent] for edge in pipeline.stages[index].parents}
         times, items = inputs(sample, index, parents)
         goal = Goal(sample.visits[index].origin)
-        how = server(pipeline, index, choice)
+        how = sized(pipeline, index, choice, ledgers[index])
         how = how if factors is None else replace(how, factor=factors[index])
         if patience is not None:
             how = replace(how, patience=patience[index])
@@ -93,6 +97,11 @@ def carried(
         flows.append(serve(times, items, how, goal, ledgers[index].schedule()))
     cost = _cost(pipeline, plan, ledgers, [flow.drained for flow in flows], length(sample))
     return Played(_latencies(pipeline, sample, flows), cost, tuple(ledgers))
+
+
+def sized(pipeline: Pipeline, index: int, choice: Choice, ledger: Ledger) -> Server:
+    """Return how a stage serves at first, with the latencies of all batches that it will ever make."""
+    return replace(server(pipeline, index, replace(choice, batch=ledger.largest(choice.batch))), full=choice.batch)
 
 
 def patience_of(pipeline: Pipeline, plan: Plan, limit: float) -> tuple[float, ...]:
@@ -121,10 +130,10 @@ def _whole(
     return times[kept], items[kept]
 
 
-def constant(plan: Plan, sample: Sample) -> list[Counts]:
+def constant(plan: Plan, sample: Sample) -> Targets:
     """Return the targets of a plan that never changes."""
     seconds = int(length(sample) / TICK) + 1
-    return [np.full(seconds, choice.replicas, dtype=np.int64) for choice in plan]
+    return Targets(tuple(np.full(seconds, choice.replicas, dtype=np.int64) for choice in plan))
 
 
 def length(sample: Sample) -> float:

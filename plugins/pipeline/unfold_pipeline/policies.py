@@ -6,7 +6,6 @@ are said where they are taken). ``table`` and ``calibrated`` are this project's 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline.bounds import least
 from unfold_pipeline.graph import Choice, Pipeline, Plan, service_time
-from unfold_pipeline.orders import TICK, Counts, held
-from unfold_pipeline.planner import judge_of
-from unfold_pipeline.play import length, play
+from unfold_pipeline.ladder import Ladder, ladder
+from unfold_pipeline.orders import TICK, Counts, Step, Targets, held
+from unfold_pipeline.play import constant, length, play
 from unfold_pipeline.quotas import Fluid, limits
-from unfold_pipeline.sample import Sample, Visits
+from unfold_pipeline.sample import Sample
 from unfoldkit.arrivals import envelope
 
 Rates = NDArray[np.float64]
-FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 65))
-STRIDE = 4
 STEADY_S = 15.0
 LOOK_BACK_S = 30
 STEP_S = 5
@@ -88,21 +84,21 @@ def instants(sample: Sample) -> Rates:
     return np.arange(int(length(sample) / TICK) + 1).astype(np.float64) * TICK
 
 
-def paper(plan: Brief, live: Sample, setting: Setting) -> list[Counts]:
+def paper(plan: Brief, live: Sample, setting: Setting) -> Targets:
     """Return the targets of the literal formula: ``k = ceil(r_max s / (mu rho))``, r_max the largest rate in excess."""
     return _triggered(plan, live, setting, literal=True)
 
 
-def ratio(plan: Brief, live: Sample, setting: Setting) -> list[Counts]:
+def ratio(plan: Brief, live: Sample, setting: Setting) -> Targets:
     """Return the targets of ``k = ceil(k_plan max_i r_i(now) / r_i(sample))``: equal if only the mean rate changes."""
     return _triggered(plan, live, setting, literal=False)
 
 
-def _triggered(plan: Brief, live: Sample, setting: Setting, *, literal: bool) -> list[Counts]:
+def _triggered(plan: Brief, live: Sample, setting: Setting, *, literal: bool) -> Targets:
     """Scale up at once when a window exceeds the planned envelope, down slowly by the rate of 5-s windows."""
     trigger = Trigger(plan, setting, literal, walks(plan))
     counts = np.array(trigger.follow(live.arrivals, instants(live)), dtype=np.int64)
-    return list(limits(plan.pipeline, plan.plan).held(counts).T)
+    return Targets(tuple(limits(plan.pipeline, plan.plan).held(counts).T))
 
 
 @dataclass(slots=True)
@@ -127,11 +123,12 @@ class Trigger:
     literal: bool
     walks: tuple[Walk, ...]
 
-    def __call__(self, arrivals: Rates, now: float) -> tuple[int, ...]:
+    def __call__(self, arrivals: Rates, now: float) -> Step:
         """Return what is wanted at one instant, from the arrivals so far; a running service asks once a second."""
         recent = arrivals[np.searchsorted(arrivals, now - 2 * envelope.LONGEST_S) :]
         # a reading tells the most since the one before
-        return self._stepped(self._signals(recent, np.array([now - TICK, now]))[-1])
+        counts = self._stepped(self._signals(recent, np.array([now - TICK, now]))[-1])
+        return Step(counts, tuple(choice.batch for choice in self.plan.plan))
 
     def follow(self, arrivals: Rates, now: Rates) -> list[tuple[int, ...]]:
         """Return what is wanted at each of some instants, one after the other."""
@@ -170,89 +167,27 @@ def _recent(arrivals: Rates, now: Rates) -> Rates:
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """The least replica counts that meet the limit when the sample comes ``factors[i]`` times as fast."""
-
-    factors: tuple[float, ...]
-    counts: tuple[tuple[int, ...], ...]
-
-    def at(self, factor: float) -> tuple[int, ...]:
-        """Return the counts for a rate factor; beyond the ladder its last step grows in proportion."""
-        return tuple(int(count) for count in self.rows(np.array([factor]))[0])
-
-    def rows(self, factors: Rates) -> Counts:
-        """Return the counts for each of many rate factors, shape (factors, stages)."""
-        places = np.searchsorted(self.factors, factors - 1e-9)
-        counts = np.array(self.counts, dtype=np.int64)[np.minimum(places, len(self.factors) - 1)]
-        beyond = places == len(self.factors)
-        counts[beyond] = np.ceil(counts[beyond] * factors[beyond, None] / self.factors[-1]).astype(np.int64)
-        return counts
-
-
-def ladder(plan: Brief, most: int) -> Ladder:
-    """Return the ladder, made by the planner's simulator with hardware and batch of the plan.
-
-    A small plan needs much slack and a large one little, which a count in proportion to the rate does not know.
-    """
-    rows = _rising([_least_counts(plan, factor, most) for factor in FACTORS[::STRIDE]])
-    fine: list[tuple[int, ...]] = []
-    for place, (low, high) in enumerate(itertools.pairwise(rows)):
-        between = FACTORS[place * STRIDE + 1 : (place + 1) * STRIDE]
-        # where both ends need the same, so does what lies between
-        fine += [low, *(low if low == high else _least_counts(plan, factor, most) for factor in between)]
-    return Ladder(FACTORS, _rising([*fine, rows[-1]]))
-
-
-def _rising(rows: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """Return for each row the largest counts up to it."""
-    return tuple(tuple(int(count) for count in row) for row in np.maximum.accumulate(np.array(rows), axis=0))
-
-
-def _least_counts(plan: Brief, factor: float, most: int) -> tuple[int, ...]:
-    """Widen the plan in proportion until it is in time, then take replicas away, the dearest first."""
-    quick = replace(plan.sample, arrivals=plan.sample.arrivals / factor, visits=_faster(plan.sample, factor))
-    judge = judge_of(replace(plan.pipeline, quotas=()), [quick], plan.limit)
-
-    def counts(tenths: int) -> Plan:
-        return tuple(replace(c, replicas=max(1, math.ceil(c.replicas * factor * tenths / 10))) for c in plan.plan)
-
-    tenths = min(least(lambda item: judge.meets(counts(item)), 10), 10 * most)
-    current = counts(tenths)
-    order = sorted(range(len(current)), key=lambda index: -judge.pipeline.price(index, current[index]))
-    for index in order:
-        current = _thinned(judge.meets, current, index)
-    return tuple(min(most, choice.replicas) for choice in current)
-
-
-def _thinned(meets: Callable[[Plan], bool], current: Plan, index: int) -> Plan:
-    while current[index].replicas > 1:
-        less = (*current[:index], replace(current[index], replicas=current[index].replicas - 1), *current[index + 1 :])
-        if not meets(less):
-            break
-        current = less
-    return current
-
-
-def _faster(sample: Sample, factor: float) -> tuple[Visits, ...]:
-    return tuple(replace(visits, origin=visits.origin / factor) for visits in sample.visits)
-
-
-def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = None) -> list[Counts]:
+def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = None) -> Targets:
     """Return the targets of the project's own rule.
 
     The need is the largest ratio of a live window to that of the sample, with no trigger; where the rate climbs, the
-    need of the time when an order would serve; ``margin`` on it; counts from the ladder; and enough to empty what a
-    fluid queue says is waiting. Replicas go after ``hold`` seconds of lower need. Stages that want more of a hardware
-    than its quota share it by what they want.
+    need of the time when an order would serve; ``margin`` on it; replicas and largest batches from the ladder; and
+    enough to empty what a fluid queue says is waiting. Replicas go after ``hold`` seconds of lower need. Stages that
+    want more of a hardware than its quota share it by what they want.
     """
-    steps = steps or ladder(plan, setting.most)
-    needs = wanted(plan, live.arrivals, instants(live), setting, steps)
-    kept = [held(needs[:, index], setting.hold, choice.replicas) for index, choice in enumerate(plan.plan)]
-    return list(_drained(plan, live, setting, np.stack(kept, axis=1)).T)
+    steps = steps or climbed(plan, setting)
+    need = needs(plan, live.arrivals, instants(live), setting)
+    counts, sizes = _wanted(plan, steps, need, setting), steps.sizes(held(need, setting.hold, 1.0))
+    kept = [held(wanted, setting.hold, choice.replicas) for wanted, choice in zip(counts.T, plan.plan, strict=True)]
+    return Targets(tuple(_drained(plan, live, setting, np.stack(kept, axis=1), sizes).T), tuple(sizes.T))
 
 
-def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: Ladder) -> tuple[int, ...]:
+def climbed(plan: Brief, setting: Setting) -> Ladder:
+    """Return the ladder of a plan."""
+    return ladder(plan.pipeline, plan.plan, plan.sample, plan.limit, setting.most)
+
+
+def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: Ladder) -> Step:
     """Return what ``table`` wants at one instant, from the arrivals so far; a running service asks once a second.
 
     The fluid queue is left out, as a service sees its queues.
@@ -261,16 +196,26 @@ def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: La
     seconds = np.arange(max(-TICK, begin), now + TICK / 2, TICK)
     recent = arrivals[np.searchsorted(arrivals, begin - 2 * envelope.LONGEST_S) :]
     # a reading tells the most since the one before, so that the first tells of too long a time
-    found = wanted(plan, recent, seconds, setting, steps)[1:]
-    planned = [choice.replicas if begin < -TICK else 0 for choice in plan.plan]
-    return tuple(int(count) for count in np.maximum(found.max(axis=0), planned))
+    need = needs(plan, recent, seconds, setting)[1:].max(keepdims=True)
+    if begin >= -TICK:
+        return Step(_row(_wanted(plan, steps, need, setting)), _row(steps.sizes(need)))
+    counts = np.maximum(_wanted(plan, steps, need, setting), [choice.replicas for choice in plan.plan])
+    return Step(_row(counts), _row(steps.sizes(np.maximum(need, 1.0))))
 
 
-def wanted(plan: Brief, arrivals: Rates, now: Rates, setting: Setting, steps: Ladder) -> Counts:
-    """Return what ``table`` needs at each instant, shape (instants, stages), before it is held."""
+def _row(counts: Counts) -> tuple[int, ...]:
+    return tuple(counts[0].tolist())
+
+
+def needs(plan: Brief, arrivals: Rates, now: Rates, setting: Setting) -> Rates:
+    """Return how many times the sample's rate ``table`` prepares for at each instant, before that is held."""
     seen = plan.windows >= min(setting.shortest, float(plan.windows[-1]))
     rates = envelope.live(arrivals, plan.windows[seen], now) / plan.windows[seen]
-    need = (rates / plan.rates[seen]).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
+    need: Rates = (rates / plan.rates[seen]).max(axis=1) * _slope(arrivals, now, setting.delay) * setting.margin
+    return need
+
+
+def _wanted(plan: Brief, steps: Ladder, need: Rates, setting: Setting) -> Counts:
     counts: Counts = np.minimum(steps.rows(need), setting.most)
     return np.maximum(counts, [choice.replicas for choice in plan.plan]) if setting.floor else counts
 
@@ -285,13 +230,15 @@ def _slope(arrivals: Rates, now: Rates, delay: float) -> Rates:
     return result
 
 
-def _drained(plan: Brief, live: Sample, setting: Setting, wanted: Counts) -> Counts:
+def _drained(plan: Brief, live: Sample, setting: Setting, wanted: Counts, sizes: Counts) -> Counts:
     """Raise targets so that fluid queues of the stages are empty two seconds after an order serves."""
+    options = plan.pipeline.options(plan.plan)
+    mu = np.stack([np.take(option.throughputs, size) for option, size in zip(options, sizes.T, strict=True)], axis=1)
     counts = np.searchsorted(live.arrivals, np.arange(len(wanted)) * TICK, "right")
     came = np.diff(counts, prepend=0)[:, None] * np.array(plan.shares)
     start = np.array([choice.replicas for choice in plan.plan], dtype=np.int64)
     steps = max(1, round(setting.delay / TICK))
-    fluid = Fluid(came, np.array(plan.mu), start, steps, setting.most)
+    fluid = Fluid(came, mu, start, steps, setting.most)
     return fluid.raised(wanted, limits(plan.pipeline, plan.plan))
 
 
@@ -309,18 +256,18 @@ def calibrate(plan: Brief, setting: Setting, steps: Ladder) -> Setting:
     return min(good, key=lambda item: item[1])[2] if good else min(tried, key=lambda item: item[:2])[2]
 
 
-def in_charge(policy: str, plan: Brief, setting: Setting) -> Callable[[Rates, float], tuple[int, ...]]:
-    """Return a rule by its name as a service asks it: with all arrivals so far and the second, counts come back."""
+def in_charge(policy: str, plan: Brief, setting: Setting) -> Callable[[Rates, float], Step]:
+    """Return a rule by its name as a service asks it: with all arrivals so far and the second."""
     if policy in ("paper", "ratio"):
         return Trigger(plan, setting, policy == "paper", walks(plan))
-    steps = ladder(plan, setting.most)
+    steps = climbed(plan, setting)
     how = calibrate(plan, setting, steps) if policy == "calibrated" else setting
     return lambda arrivals, now: decide(plan, arrivals, now, how, steps)
 
 
-def fixed(plan: Brief, live: Sample, _setting: Setting) -> list[Counts]:
+def fixed(plan: Brief, live: Sample, _setting: Setting) -> Targets:
     """Return the targets of a plan that never changes."""
-    return [np.full(instants(live).size, choice.replicas, dtype=np.int64) for choice in plan.plan]
+    return constant(plan.plan, live)
 
 
 def units(
@@ -338,6 +285,6 @@ def units(
     return held(np.minimum(need, most), hold, start)
 
 
-def same(targets: Counts, stages: Sequence[Choice]) -> list[Counts]:
+def same(targets: Counts, stages: Sequence[Choice]) -> Targets:
     """Return the targets of a unit for each of its stages."""
-    return [targets for _ in stages]
+    return Targets(tuple(targets for _ in stages))

@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Fluid:
-    """A fluid queue of each stage: items a second that come, shape (seconds, stages), and that one replica serves.
+    """A fluid queue of each stage: items a second that come and that one replica serves, shapes (seconds, stages).
 
     ``start`` replicas are there at first; an order serves ``steps`` seconds later, and a stage gets ``most``.
     """
@@ -55,7 +55,8 @@ class Fluid:
     def raised(self, wanted: Counts, limits: Limits) -> Counts:
         """Return targets, within the limits, that empty the queues two seconds after an order serves."""
         result = np.ascontiguousarray(wanted).copy()
-        _raise(result, self.came, self.mu, self.start, self.steps, self.most, limits.group, limits.most, limits.planned)
+        own = (np.ascontiguousarray(self.mu), self.start, self.steps, self.most)
+        _raise(result, self.came, *own, limits.group, limits.most, limits.planned)
         return result
 
 
@@ -119,7 +120,7 @@ def _raise(
     backlog = np.zeros(stages)
     for tick in range(ticks):
         for stage in range(stages):
-            rate, work = came[tick, stage], mu[stage]
+            rate, work = came[tick, stage], mu[tick, stage]
             backlog[stage] = max(0.0, backlog[stage] + rate - given[tick, stage] * work)
             ahead = backlog[stage] + steps * (rate - given[tick, stage] * work) if backlog[stage] > work else 0.0
             if ahead > work * targets[tick, stage]:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -48,6 +48,10 @@ class Replica:
             return await asyncio.to_thread(_outputs, predict, np.stack(rows))
 
         self._ask = serve.batch(max_batch_size=batch, batch_wait_timeout_s=wait)(many)
+
+    def reconfigure(self, config: Mapping[str, int]) -> None:
+        """Take another largest batch without a new start."""
+        self._ask.set_max_batch_size(config["batch"])
 
     async def __call__(self, row: Rows) -> Any:
         """Return the answer to one row.
@@ -168,13 +172,17 @@ class RayRuntime:
         if query.routes.left[query.number] == 0:
             query.finished({})
 
-    def want(self, stage: int, count: int) -> None:
-        """Set how many replicas a stage should have; whole gangs, where it has gangs."""
+    def want(self, stage: int, count: int, batch: int = 0) -> None:
+        """Set how many replicas a stage should have (whole gangs, where it has gangs), and its largest batch."""
         found = self.stages[stage]
-        count = whole(found.placing, found.gang, max(1, count))
-        if count != found.wanted:
-            found.wanted = count
+        count, batch = whole(found.placing, found.gang, max(1, count)), batch or found.batch
+        if (count, batch) != (found.wanted, found.batch):
+            found.wanted, found.batch = count, batch
             self._keep(self._deploy(found))
+
+    def batches(self) -> tuple[int, ...]:
+        """Return the largest batch of each stage."""
+        return tuple(stage.batch for stage in self.stages)
 
     def serving(self) -> tuple[int, ...]:
         """Return how many replicas of each stage served when they were last looked at, some tenths of a second ago."""
@@ -288,7 +296,7 @@ def _deployed(stage: Deployed) -> Any:
     from ray import serve
 
     options = {"num_replicas": stage.wanted, "max_ongoing_requests": 2 * stage.batch, "version": VERSION}
-    options |= words(stage.placing, stage.gang)
+    options |= {"user_config": {"batch": stage.batch}, **words(stage.placing, stage.gang)}
     share = SHARE if stage.placing.together else 0
     options |= {"ray_actor_options": {"num_cpus": share}, "graceful_shutdown_wait_loop_s": 0.1}
     # by default a death is noticed after 10 s only

@@ -13,7 +13,7 @@ from unfold_pipeline import coarse, policies, quotas, rivals, tables, workload
 from unfold_pipeline.decision import plan_of
 from unfold_pipeline.graph import Pipeline, Plan
 from unfold_pipeline.judge import Judge
-from unfold_pipeline.orders import Counts, timeline
+from unfold_pipeline.orders import Targets, timeline
 from unfold_pipeline.play import Look, Played, follow, length, patience_of, play
 from unfold_pipeline.policies import Brief, Setting
 from unfold_pipeline.sample import Sample, draw
@@ -78,7 +78,7 @@ def saved_plan(judge: Judge, run: Run) -> Plan | None:
 def all_rules(judge: Judge, plan: Plan, live: Sample, setting: Setting) -> Iterator[Entry]:
     """Yield each rule with how the trace went under it."""
     own = policies.brief(judge.pipeline, plan, judge.estimators[0].sample, judge.limit)
-    steps = policies.ladder(own, setting.most)
+    steps = policies.climbed(own, setting)
     yield _own("fixed", own, live, policies.fixed(own, live, setting), setting)
     for name, rule in (("paper", policies.paper), ("ratio", policies.ratio)):
         yield _own(name, own, live, rule(own, live, setting), setting, "floor" if setting.floor else "no floor")
@@ -94,7 +94,7 @@ def _told(setting: Setting) -> str:
     return f"margin {setting.margin:g}, hold {setting.hold:g} s, {floor}"
 
 
-def _own(name: str, own: Brief, live: Sample, targets: list[Counts], setting: Setting, told: str = "") -> Entry:
+def _own(name: str, own: Brief, live: Sample, targets: Targets, setting: Setting, told: str = "") -> Entry:
     patience = patience_of(own.pipeline, own.plan, own.limit) if setting.shed else None
     return Entry(name, own.plan, play(own.pipeline, live, own.plan, targets, setting.delay, patience=patience), told)
 

@@ -44,8 +44,11 @@ class Running(Protocol):
     def submit(self, query: Query) -> None:
         """Take a query in; ``finished`` is called with its answers, or with ``None`` if it has none."""
 
-    def want(self, stage: int, count: int) -> None:
-        """Set how many replicas a stage should have."""
+    def want(self, stage: int, count: int, batch: int = 0) -> None:
+        """Set how many replicas a stage should have, and its largest batch (0: as it is)."""
+
+    def batches(self) -> tuple[int, ...]:
+        """Return the largest batch of each stage."""
 
     def serving(self) -> tuple[int, ...]:
         """Return how many replicas of each stage are ready and stay."""
@@ -124,10 +127,16 @@ class Runtime:
             query.finished({})
         self._look()
 
-    def want(self, stage: int, count: int) -> None:
-        """Set how many replicas a stage should have."""
-        self.stages[stage].wanted = max(1, count)
-        self._balance(self.stages[stage])
+    def want(self, stage: int, count: int, batch: int = 0) -> None:
+        """Set how many replicas a stage should have, and its largest batch (0: as it is)."""
+        found = self.stages[stage]
+        found.wanted, found.batch = max(1, count), batch or found.batch
+        self._balance(found)
+        self._look()
+
+    def batches(self) -> tuple[int, ...]:
+        """Return the largest batch of each stage."""
+        return tuple(stage.batch for stage in self.stages)
 
     def serving(self) -> tuple[int, ...]:
         """Return how many replicas of each stage are ready and stay."""

@@ -15,14 +15,13 @@ from unfold_pipeline import board, live, models, policies, profiles, tables, wor
 from unfold_pipeline.cascades import resolved
 from unfold_pipeline.cores import dealt, of_this_machine
 from unfold_pipeline.crowd import crowded
-from unfold_pipeline.estimator import server
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
-from unfold_pipeline.orders import Ledger, as_seen
+from unfold_pipeline.orders import Ledger, Step, as_seen
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import Unmet, seek
-from unfold_pipeline.play import carried, length, patience_of
+from unfold_pipeline.play import carried, length, patience_of, sized
 from unfold_pipeline.quotas import limits
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
@@ -48,7 +47,7 @@ from unfoldkit.engines.local import available_cores
 from unfoldkit.engines.ray import RayEngine
 
 Times = NDArray[np.float64]
-Seen = Sequence[tuple[float, tuple[int, ...]]]
+Seen = Sequence[tuple[float, Step]]
 LONG = 4096
 PLACES = {"local": "local processes", "ray": "Ray Serve"}
 
@@ -63,6 +62,11 @@ class Ready:
     rows: models.Rows
     shed: bool = False
     placing: Placing = field(default_factory=Placing)
+
+    @property
+    def planned(self) -> Step:
+        """Replicas and largest batches as planned."""
+        return Step(tuple(choice.replicas for choice in self.plan), tuple(choice.batch for choice in self.plan))
 
     @property
     def patience(self) -> tuple[float, ...]:
@@ -153,11 +157,8 @@ def estimate(ready: Ready, sample: Sample, run: Run, seen: Seen = ()) -> Times:
     points = [profiles.stored(stage.name, run) for stage in ready.judge.pipeline.stages]
     factors = [_unevenness(found, index, run) for index, found in enumerate(points)]
     patience = ready.patience if ready.shed else None
-    ledgers = [
-        as_seen(choice.replicas, [(time, counts[index]) for time, counts in seen], length(sample))
-        for index, choice in enumerate(ready.plan)
-    ]
-    most = max([sum(choice.replicas for choice in ready.plan), *(sum(counts) for _, counts in seen)])
+    ledgers = [as_seen(choice.replicas, seen, index, length(sample)) for index, choice in enumerate(ready.plan)]
+    most = max([sum(choice.replicas for choice in ready.plan), *(sum(step.counts) for _, step in seen)])
     if run.engine.name == "local" and most > available_cores():
         shares = [found[0].cpu if found else 1.0 for found in points]
         return _crowded(ready, sample, factors, shares, ledgers)
@@ -170,20 +171,19 @@ def _crowded(
     pipeline, cores = ready.judge.pipeline, available_cores()
     most = ready.patience if ready.shed else [math.inf] * len(shares)
     servers = [
-        replace(server(pipeline, index, choice), factor=factors[index], patience=most[index])
+        replace(sized(pipeline, index, choice, ledgers[index]), factor=factors[index], patience=most[index])
         for index, choice in enumerate(ready.plan)
     ]
     if ready.placing.pinned:
         kept = dealt([choice.replicas for choice in ready.plan], cores)
         return crowded(pipeline, sample, servers, shares, cores, kept)
-    changes = sorted((time, stage, more) for stage, ledger in enumerate(ledgers) for time, more in ledger.changes)
+    changes = sorted((when, at, more, size) for at, item in enumerate(ledgers) for when, more, size in item.rows())
     return crowded(pipeline, sample, servers, shares, cores, changes=changes)
 
 
 def _fixed(ready: Ready, measured: live.Measured) -> bool:
     """Whether the estimate is of the plan as it is, though the rule changed its replicas while it was measured."""
-    planned = tuple(choice.replicas for choice in ready.plan)
-    return ready.placing.pinned and any(counts != planned for _, counts in measured.timeline)
+    return ready.placing.pinned and any(step != ready.planned for _, step in measured.timeline)
 
 
 def _unevenness(points: Sequence[profiles.Point] | None, index: int, run: Run) -> Times:
@@ -260,10 +260,11 @@ def _shed(measured: live.Measured, expected: Times) -> dict[str, Metric]:
 
 def _basis(ready: Ready, measured: live.Measured) -> tuple[tuple[str, str], ...]:
     """Say which replicas the estimate is of, where their number changed."""
-    planned = tuple(choice.replicas for choice in ready.plan)
-    if all(counts == planned for _, counts in measured.timeline):
+    if all(step == ready.planned for _, step in measured.timeline):
         return ()
-    told = "the replicas of the plan" if _fixed(ready, measured) else "the replicas that served at each moment"
+    told = (
+        "the replicas of the plan" if _fixed(ready, measured) else "the replicas and batches that served at each moment"
+    )
     return (("estimate", f"with {told}"),)
 
 
@@ -292,7 +293,7 @@ def _replicas(ready: Ready, measured: live.Measured) -> str:
 def _timeline(ready: Ready, measured: live.Measured) -> Figure:
     times = tuple(time for time, _ in measured.timeline)
     series = tuple(
-        Series(stage.name, times, tuple(float(counts[index]) for _, counts in measured.timeline), "steps")
+        Series(stage.name, times, tuple(float(step.counts[index]) for _, step in measured.timeline), "steps")
         for index, stage in enumerate(ready.judge.pipeline.stages)
     )
     return Figure("replicas", "Replicas that serve", "s", "replicas", series, timed=True)

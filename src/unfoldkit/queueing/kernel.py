@@ -16,8 +16,8 @@ Items = NDArray[np.int32]
 Counts = NDArray[np.int64]
 Flags = NDArray[np.uint8]
 
-HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED = range(8)
-MARKS = 8
+HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED, FULL = range(9)
+MARKS = 9
 
 
 @compiled
@@ -32,6 +32,7 @@ def advance(  # noqa: C901, PLR0912, PLR0915
     patience: float,
     when: Times,
     change: Counts,
+    largest: Counts,
     until: float,
     origin: Times,
     budget: float,
@@ -47,12 +48,12 @@ def advance(  # noqa: C901, PLR0912, PLR0915
 
     ``free`` and ``span`` (low, high, leaving) are the ring, ``mark`` where it stands. Ends early once more than
     ``allowed`` items left later than ``budget`` seconds after their ``origin``. Items that would start later than
-    ``patience`` seconds after it are shed: ``gone`` marks them.
+    ``patience`` seconds after it are shed: ``gone`` marks them. From ``when[i]`` on there are ``change[i]``
+    replicas more, and ``largest[i]`` items in a full batch (0 or none: as before).
     """
     mask = free.size - 1
     head, size, at, event, out, late = mark[0], mark[1], mark[2], mark[3], mark[4], mark[5]
-    batches, shed = mark[6], mark[7]
-    batch = latency.size - 1
+    batches, shed, batch = mark[6], mark[7], mark[8]
     drained = 0.0
     while late <= allowed:
         slot = head & mask
@@ -65,7 +66,8 @@ def advance(  # noqa: C901, PLR0912, PLR0915
             ready = times[at]
             if wait > 0.0:
                 full = times[at + batch - 1] if at + batch <= known else np.inf
-                ready = min(full, ready + wait)
+                # a batch that is full only since full batches got smaller starts when they did
+                ready = min(full, ready + wait) if event == 0 else max(min(full, ready + wait), when[event - 1])
             start = max(free[slot], ready)
         if event < when.size and when[event] <= start and when[event] < until:
             # a replica that is added stands idle from that time on; one that is removed ends its batch first
@@ -88,6 +90,8 @@ def advance(  # noqa: C901, PLR0912, PLR0915
                     span[spot & mask, 2] = 1
                     drained += max(0.0, free[spot & mask] - when[event])
                     left -= 1
+            if event < largest.size and largest[event] > 0:
+                batch = largest[event]
             event += 1
             continue
         if start >= until:
@@ -159,7 +163,7 @@ def advance(  # noqa: C901, PLR0912, PLR0915
                 late += 1
         span[slot, 0] = span[slot, 1]
     mark[0], mark[1], mark[2], mark[3], mark[4], mark[5] = head, size, at, event, out, late
-    mark[6], mark[7] = batches, shed
+    mark[6], mark[7], mark[8] = batches, shed, batch
     return drained
 
 

@@ -11,6 +11,7 @@
 6. A replica that is removed is an idle one, or else the one that would end first, and it ends its batch.
 7. With patience, a replica that takes queries passes over those that come to it later than that after their origin:
    they are shed, and never complete.
+8. The largest batch may change; a batch that is being served stays as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-ARRIVE, END, CHANGE, WAKE = range(4)
+ARRIVE, END, CHANGE, WAKE, LARGEST = range(5)
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Stage:
     wait: float
     wake: float
     replicas: list[Replica]
+    full: int
     patience: float = float("inf")
     origin: Mapping[int, float] = field(default_factory=dict)
     queue: deque[tuple[float, int]] = field(default_factory=deque)
@@ -62,17 +64,21 @@ def serve(
     wake: float = 0.0,
     patience: float = float("inf"),
     changes: Sequence[tuple[float, int]] = (),
+    largest: Sequence[tuple[float, int]] = (),
 ) -> tuple[list[tuple[float, int]], float]:
     """Return ``(completion, item)`` in the order of completion, and the seconds that drained replicas were kept.
 
-    The origin of an item is its arrival.
+    The origin of an item is its arrival; ``largest`` tells times and the largest batch from then on.
     """
     idle = [Replica(float("-inf")) for _ in range(replicas)]
-    stage = Stage(latency, factor, wait, wake, idle, patience, dict(zip(items, times, strict=True)))
+    full = len(latency) - 1
+    stage = Stage(latency, factor, wait, wake, idle, full, patience, dict(zip(items, times, strict=True)))
     for time, item in zip(times, items, strict=True):
         _push(stage, time, ARRIVE, item)
     for time, change in changes:
         _push(stage, time, CHANGE, change)
+    for time, size in largest:
+        _push(stage, time, LARGEST, size)
     while stage.events:
         now = stage.events[0][0]
         while stage.events and stage.events[0][0] == now:
@@ -102,6 +108,8 @@ def _happen(stage: Stage, now: float, kind: int, what: object) -> None:
         stage.replicas += [Replica(now) for _ in range(what)]
         for _ in range(-what):
             _remove(stage, now)
+    elif kind == LARGEST and isinstance(what, int):
+        stage.full = what
 
 
 def _remove(stage: Stage, now: float) -> None:
@@ -115,13 +123,12 @@ def _remove(stage: Stage, now: float) -> None:
 
 
 def _start(stage: Stage, now: float) -> None:
-    full = len(stage.latency) - 1
     while stage.queue:
-        ready = len(stage.queue) >= full or stage.queue[0][0] + stage.wait <= now
+        ready = len(stage.queue) >= stage.full or stage.queue[0][0] + stage.wait <= now
         idle = [replica for replica in stage.replicas if not replica.busy and not replica.leaving]
         if not ready or not idle:
             return
-        batch = _taken(stage, now, full)
+        batch = _taken(stage, now, stage.full)
         if not batch:
             continue
         replica = min(idle, key=lambda item: item.free)

@@ -22,12 +22,13 @@ KEPT: Flags = np.empty(0, dtype=np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How a stage serves: ``latency[b]`` seconds for a batch of ``b`` (index 0 unused), its largest batch, replicas.
+    """How a stage serves: ``latency[b]`` seconds for a batch of ``b`` (index 0 unused), replicas, its largest batch.
 
     ``wait`` is how long a batch that is not full may be held back for more (0: never, as in InferLine). ``factor``
     makes the ``i``-th batch take ``factor[i % size]`` times as long; its size is a power of two. ``wake`` is what the
     first batch takes longer on a replica that stood idle. An item that would start later than ``patience`` seconds
-    after its origin is shed: it takes no place in a batch and never completes.
+    after its origin is shed: it takes no place in a batch and never completes. The largest batch, ``full``, is the last
+    of ``latency`` unless another is given.
     """
 
     latency: Times
@@ -36,17 +37,20 @@ class Server:
     factor: Times = field(default_factory=lambda: STEADY)
     wake: float = 0.0
     patience: float = math.inf
+    full: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Changes of the replica count: ``change[i]`` more (or, after their batch, less) from ``when[i]`` seconds on.
 
-    There must always be one replica left.
+    There must always be one replica left. ``largest[i]`` is the largest batch from then on (0: as before); it may be
+    left empty if that never changes.
     """
 
     when: Times = field(default_factory=lambda: NEVER)
     change: Counts = field(default_factory=lambda: NOTHING)
+    largest: Counts = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ class State:
         """Serve all that happens before ``until``; return the seconds that drained replicas were kept."""
         return kernel.advance(
             times, items, known, self.server.latency, self.server.factor, self.server.wait,
-            self.server.wake, self.server.patience, schedule.when, schedule.change, until,
+            self.server.wake, self.server.patience, schedule.when, schedule.change, schedule.largest, until,
             goal.origin, goal.budget, goal.allowed,
             self.free, self.span, self.mark, self.times, self.items, self.gone,
         )  # fmt: skip
@@ -136,6 +140,7 @@ def start(server: Server, count: int, schedule: Schedule | None = None, *, most:
     size = 1 << (max(server.replicas + added, most) + 1).bit_length()
     mark = np.zeros(kernel.MARKS, dtype=np.int64)
     mark[kernel.SIZE] = server.replicas
+    mark[kernel.FULL] = server.full or server.latency.size - 1
     free, span = np.full(size, -np.inf), np.zeros((size, 3), np.int64)
     gone = np.zeros(max(count, names), dtype=np.uint8) if server.patience < math.inf else KEPT
     return State(server, free, span, mark, np.empty(count), np.empty(count, dtype=np.int32), gone)

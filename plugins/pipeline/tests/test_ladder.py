@@ -1,0 +1,91 @@
+"""What to run at every rate: rows that rise, keep the limit, and cost no more than the plan's batches do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.estimator import Estimator
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Plan, Stage, table
+from unfold_pipeline.ladder import Ladder, Yard, ladder
+from unfold_pipeline.orders import Targets
+from unfold_pipeline.play import play
+from unfold_pipeline.sample import Sample, draw
+from unfoldkit.arrivals import processes
+
+CPU = Option("cpu", 0.05, table([(1, 0.01), (8, 0.066)]))
+GPU = Option("gpu", 0.65, table([(1, 0.054), (8, 0.185)]))
+PIPE = Pipeline((Stage("first", (), (CPU,)), Stage("second", (Edge(0),), (GPU,))))
+PLAN = (Choice(0, 2, 1), Choice(0, 4, 3))
+LIMIT = 0.35
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    """Steady traffic of 85 queries a second."""
+    return draw(PIPE, processes.poisson(85.0, 120.0, np.random.default_rng(1)), np.random.default_rng(2))
+
+
+@pytest.fixture(scope="module")
+def steps(sample: Sample) -> Ladder:
+    """The ladder of the plan."""
+    return ladder(PIPE, PLAN, sample, LIMIT, 100)
+
+
+def rows(steps: Ladder) -> Sequence[Plan]:
+    """The rows of a ladder as plans."""
+    pairs = zip(steps.counts, steps.batches, strict=True)
+    return [tuple(Choice(0, b, k) for b, k in zip(batches, counts, strict=True)) for counts, batches in pairs]
+
+
+def faster(sample: Sample, factor: float) -> Sample:
+    """The sample that comes so many times as fast."""
+    visits = tuple(replace(item, origin=item.origin / factor) for item in sample.visits)
+    return replace(sample, arrivals=sample.arrivals / factor, visits=visits)
+
+
+def test_more_traffic_never_needs_fewer_replicas(steps: Ladder) -> None:
+    """The counts of a stage rise from row to row, and beyond the last row too."""
+    counts = np.array([steps.at(factor) for factor in np.linspace(0.2, 6.0, 40)])
+    assert (np.diff(counts, axis=0) >= 0).all()
+
+
+def test_every_row_meets_the_limit(sample: Sample, steps: Ladder) -> None:
+    """Each row, those that were filled in too, meets the limit on the sample that much faster, with its batches."""
+    for factor, plan in list(zip(steps.factors, rows(steps), strict=True))[::3]:
+        assert Estimator(PIPE, faster(sample, factor)).tail(plan) <= LIMIT
+
+
+def test_longer_batches_where_they_make_a_row_cheaper(sample: Sample, steps: Ladder) -> None:
+    """At three times the rate longer batches save a replica of the dear stage, which the plan's batches need."""
+    yard = Yard(PIPE, PLAN, sample, LIMIT, 100)
+    place = next(index for index, factor in enumerate(steps.factors) if factor >= 3.0)
+    found, planned = rows(steps)[place], yard.least(steps.factors[place])
+    assert found[1].batch > PLAN[1].batch
+    assert PIPE.cost(found) < PIPE.cost(planned)
+
+
+def test_the_cheap_stage_does_not_run_full_first(steps: Ladder) -> None:
+    """No row leaves the cheap stage with less throughput than the dear one, as its replicas cost next to nothing."""
+    for plan in rows(steps):
+        cheap, dear = (o.throughput(c.batch) * c.replicas for o, c in zip((CPU, GPU), plan, strict=True))
+        assert cheap >= dear * 0.999
+
+
+def test_a_row_is_capped(sample: Sample) -> None:
+    """No stage of a row gets more replicas than the most that is allowed."""
+    assert max(max(row) for row in ladder(PIPE, PLAN, sample, LIMIT, 4).counts) == 4
+
+
+def test_longer_batches_serve_at_once_what_more_replicas_serve_later(sample: Sample) -> None:
+    """In a surge batches that grow when it comes leave fewer queries late than the same replicas without them."""
+    surge = faster(sample, 2.2)
+    seconds = int(surge.arrivals[-1]) + 1
+    counts = tuple(np.full(seconds, count, dtype=np.int64) for count in (3, 6))
+    sizes = (np.full(seconds, 4, dtype=np.int64), np.full(seconds, 8, dtype=np.int64))
+    plain, longer = (play(PIPE, surge, PLAN, Targets(counts, given), 5.0) for given in ((), sizes))
+    assert longer.missed(LIMIT) < 0.8 * plain.missed(LIMIT)
+    assert longer.cost == pytest.approx(plain.cost, rel=0.01)
