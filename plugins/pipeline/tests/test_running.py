@@ -19,7 +19,7 @@ from unfold_pipeline.live import Measured, Tuner, drive
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.quotas import Limits
 from unfold_pipeline.rayserve import RayRuntime
-from unfold_pipeline.routes import routes
+from unfold_pipeline.routes import Routes, routes
 from unfold_pipeline.runtime import Running, Runtime
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.station import Query
@@ -34,6 +34,10 @@ def nap(rows):
 
 def fail(rows):
     raise ValueError("not today")
+
+def together(rows):
+    time.sleep(0.05)
+    return [len(rows)] * len(rows)
 """
 CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
@@ -166,6 +170,34 @@ def test_counts_change_while_it_serves_and_nothing_is_lost(make: Make) -> None:
     measured = played(make(), trace(20.0, 10.0), beside=change)
     assert measured.lost == 0
     assert measured.replaced == 0
+
+
+def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
+    """A replica takes batches of four as planned, and of up to eight once they are wanted, without being replaced."""
+
+    async def crowd(running: Running, way: Routes) -> int:
+        told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(40)]
+        for number, future in enumerate(told):
+            running.submit(Query(ROWS[0], way, number, future.set_result))
+        found = await asyncio.wait_for(asyncio.gather(*told), 60)
+        return max(int(answers["a"]) for answers in found)
+
+    async def scene() -> tuple[int, int, int]:
+        running = make("together", "nap")
+        await running.start()
+        try:
+            way = routes(PIPE, trace(1000.0, 0.04))
+            before = after = await crowd(running, way)
+            running.want(0, 1, 8)
+            for _ in range(60):
+                await asyncio.sleep(0.1)
+                if (after := await crowd(running, way)) > before:
+                    break
+            return before, after, running.replaced()
+        finally:
+            await running.stop()
+
+    assert asyncio.run(asyncio.wait_for(scene(), 200)) == (4, 8, 0)
 
 
 def test_killed_replica_is_replaced_and_no_query_is_lost(make: Make) -> None:
