@@ -19,7 +19,7 @@ from unfold_pipeline.live import Measured, Tuner, drive
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.quotas import Limits
 from unfold_pipeline.rayserve import RayRuntime
-from unfold_pipeline.routes import Routes, routes
+from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Running, Runtime
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.station import Query
@@ -175,7 +175,8 @@ def test_counts_change_while_it_serves_and_nothing_is_lost(make: Make) -> None:
 def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
     """A replica takes batches of four as planned, and of up to eight once they are wanted, without being replaced."""
 
-    async def crowd(running: Running, way: Routes) -> int:
+    async def crowd(running: Running) -> int:
+        way = routes(PIPE, trace(1000.0, 0.04))
         told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(40)]
         for number, future in enumerate(told):
             running.submit(Query(ROWS[0], way, number, future.set_result))
@@ -186,12 +187,11 @@ def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
         running = make("together", "nap")
         await running.start()
         try:
-            way = routes(PIPE, trace(1000.0, 0.04))
-            before = after = await crowd(running, way)
+            before = after = await crowd(running)
             running.want(0, 1, 8)
             for _ in range(60):
                 await asyncio.sleep(0.1)
-                if (after := await crowd(running, way)) > before:
+                if (after := await crowd(running)) > before:
                     break
             return before, after, running.replaced()
         finally:

@@ -77,7 +77,8 @@ def _outputs(predict: Predict, rows: Rows) -> list[Any]:
 class Deployed:
     """A stage on Ray Serve: its application and handle, replicas that should be and are there, and what was counted.
 
-    ``gang`` is the number of replicas in the plan, which start together where ``placing`` says so.
+    ``gang`` is the number of replicas in the plan, which start together where ``placing`` says so. A replica is made
+    for batches of ``planned``, and then told of ``batch``: what it is made for may not change, or it would start anew.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Deployed:
     need: float = 0.0
     placing: Placing = field(default_factory=Placing)
     gang: int = 1
+    planned: int = 0
     handle: Any = None
     ready: int = 0
     open: int = 0
@@ -116,7 +118,16 @@ class RayRuntime:
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
         self.stages = [
             Deployed(
-                name, f"{prefix}-{name}", source, choice.batch, wait, choice.replicas, need, policy, choice.replicas
+                name,
+                f"{prefix}-{name}",
+                source,
+                choice.batch,
+                wait,
+                choice.replicas,
+                need,
+                policy,
+                gang=choice.replicas,
+                planned=choice.batch,
             )
             for name, source, choice, wait, need in zip(
                 names, sources, plan, waits, needs or [0.0] * len(names), strict=True
@@ -302,7 +313,7 @@ def _deployed(stage: Deployed) -> Any:
     # by default a death is noticed after 10 s only
     options |= {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
     made = serve.deployment(Replica).options(name=stage.name, _internal=True, **options)
-    return serve.run(made.bind(stage.source, stage.batch, stage.wait), name=stage.app, route_prefix=None)
+    return serve.run(made.bind(stage.source, stage.planned, stage.wait), name=stage.app, route_prefix=None)
 
 
 def _running(apps: Sequence[str]) -> dict[str, set[str]]:
