@@ -24,7 +24,6 @@ MOST_POINTS = 600
 class Offer:
     """A machine's whole curve: plans fastest first, each scored; ``promised`` [plans] is the time that can be promised.
 
-    ``thinned`` tells that the curve had more plans than were scored, so that the cheapest may lie between two of them.
     Where lives are billed by steps, fixed and naive clusters are among the plans, and what lies beside the cheapest is
     looked at too: ``share`` is the promise, ``improved`` keeps what was found by deadline.
     """
@@ -34,7 +33,6 @@ class Offer:
     exact: Curve
     scores: tuple[Score, ...]
     promised: Floats
-    thinned: bool
     share: float = 0.95
     improved: dict[float, Score] = field(default_factory=dict, compare=False, repr=False)
 
@@ -87,7 +85,7 @@ def offer(drawn: Model, share: float, tell: Callable[[], None] = lambda: None) -
     if drawn.machine.by_steps:
         scores += [*static_scores(drawn), *naive_scores(drawn)]
     promised = np.array([item.promise(share) for item in scores])
-    return Offer(drawn, table, exact, tuple(scores), promised, len(chosen) < len(exact.plans), share)
+    return Offer(drawn, table, exact, tuple(scores), promised, share)
 
 
 def best(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:

@@ -233,21 +233,6 @@ def mean_startup(profile: Profile, new: int) -> float:
     return float(lognormal(profile.startup, slowest(ndtri(nodes), new)).mean()) if profile.startup.mean else 0.0
 
 
-def exactly(profile: Profile) -> Profile:
-    """Return the profile without any spread: the mean model."""
-    return replace(
-        profile,
-        iteration=Spread(profile.iteration.mean),
-        provision=Spread(profile.provision.mean),
-        startup=Spread(profile.startup.mean),
-        start=Spread(profile.start.mean),
-        sync=Spread(profile.sync.mean),
-        trial_cv=0.0,
-        worker_cv=0.0,
-        error_cv=0.0,
-    )
-
-
 def slower(profile: Profile, factor: float) -> Profile:
     """Return the profile with iterations longer by a factor, their relative spread unchanged."""
     spread = profile.iteration

@@ -15,11 +15,6 @@ PIECES = 100
 PIECE_S = 30.0
 
 
-def ramp(low: float, high: float, count: int = PIECES) -> Rates:
-    """Return rates that climb evenly from ``low`` to ``high``."""
-    return np.linspace(low, high, count)
-
-
 def spike(base: float, peak: float, count: int = PIECES, *, start: float = 0.5, width: float = 0.1) -> Rates:
     """Return ``base`` with a plateau of ``peak`` that begins at the share ``start`` and lasts the share ``width``."""
     at = np.arange(count) / count

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from unfoldkit.errors import UnfoldError, did_you_mean, fail
 
-SOURCES = ("spec", "live", "cached", "bundled")
-
 
 @dataclass(frozen=True, slots=True)
 class Instance:

@@ -22,7 +22,6 @@ from unfoldkit.serving.state import State
 
 MARGIN = 2e-5
 NONE = "none"
-VERDICTS = ("", "ICK0", "IDK", "ICK1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.panel import Purchase
 
-NOBODY = -1
 Int8 = NDArray[np.int8]
 
 

@@ -18,7 +18,6 @@ class Rivals:
     argmax: Monolith
     scaling: Scale
     latched_quality: Quality
-    argmax_quality: Quality
 
     def both(self, part: Part, moves: Moves, study: Study) -> tuple[Outcome, Outcome]:
         """Return what the latched and the memoryless monolith do on a part."""
@@ -31,8 +30,8 @@ def rivals(study: Study, moves: Moves, per_100h: float) -> Rivals:
     part = study.train
     latched = tuned(part, study.monolith, moves, study.rates, per_100h)
     argmax = replace(latched, cuts=None)
-    done = [decoded(part, one, moves, study.rates) for one in (latched, argmax)]
-    return Rivals(latched, argmax, scaled(study, latched, moves), quality(part, done[0]), quality(part, done[1]))
+    found = quality(part, decoded(part, latched, moves, study.rates))
+    return Rivals(latched, argmax, scaled(study, latched, moves), found)
 
 
 def scaled(study: Study, rule: Monolith, moves: Moves) -> Scale:

@@ -8,7 +8,7 @@ import numpy as np
 
 from unfold_cascade.arrays import BoolArray, FloatArray
 from unfold_cascade.time import measures
-from unfold_cascade.time.intervals import Interval, alert_interval, mean_interval
+from unfold_cascade.time.intervals import Interval, alert_interval
 from unfold_cascade.time.study import Part
 
 
@@ -16,14 +16,13 @@ from unfold_cascade.time.study import Part
 class Warned:
     """The warnings of one policy on the test patients; ``hours`` (J,) of lead are at exactly the rate of all others.
 
-    Intervals are by patient bootstrap; ``caught`` is the share of the J patients who were warned at all.
+    The interval is by patient bootstrap; ``caught`` is the share of the J patients who were warned at all.
     """
 
     alerts: float
     alerts_interval: Interval
     hours: FloatArray
     lead: float
-    lead_interval: Interval
     caught: float
 
 
@@ -42,7 +41,6 @@ def warned(part: Part, alert: BoolArray, exact: BoolArray, seed: int) -> Warned:
         alert_interval(part, alert, seed),
         hours,
         _mean(hours),
-        mean_interval(hours, seed),
         _mean((hours > 0).astype(np.float64)),
     )
 

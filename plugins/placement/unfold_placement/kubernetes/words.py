@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from unfold_placement.facts import ANYWHERE, MILLI, SEATS, Ask, Node, Resource, Task
+from unfold_placement.facts import MILLI, SEATS, Ask, Node, Resource, Task
 from unfoldkit.api import fail
 
 DOMAIN = "placement.unfoldkit"
@@ -205,11 +205,6 @@ def seconds(text: str) -> float:
 def stamp(time: float) -> str:
     """Return a time as Kubernetes writes it, with microseconds."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def place_of(resource: Resource) -> str:
-    """Return where a resource is, in words."""
-    return resource.node if resource.node != ANYWHERE else "the cluster"
 
 
 def _seated(taken: Mapping[str, int]) -> dict[str, int]:
