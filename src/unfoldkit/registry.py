@@ -27,6 +27,9 @@ class Plugin:
     kinds: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return f"{self.name} ({f'{self.distribution} {self.version}'.strip()})"
+
     @property
     def status(self) -> str:
         """``ok``, ``disabled`` or ``broken``."""
@@ -35,12 +38,12 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The plugins of this process and what they offer."""
+    """The plugins of this process and what they offer; ``duplicates`` are who offers a kind that several offer."""
 
     manager: pluggy.PluginManager
     plugins: tuple[Plugin, ...]
     kinds: Mapping[str, Kind] = field(default_factory=dict)
-    duplicates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    duplicates: Mapping[str, tuple[Plugin, ...]] = field(default_factory=dict)
 
     def kind(self, name: str) -> Kind:
         """Return the kind called ``name``.
@@ -59,13 +62,11 @@ class Registry:
         raise UnfoldError(Diagnostic(f"no such kind: {show(name)}", hint=did_you_mean(name, self.kinds)))
 
     def _duplicate(self, name: str) -> Diagnostic:
-        owners = self.duplicates[name]
-        names = [owner.split(" ")[0] for owner in owners]
-        distribution = owners[-1].split("(")[1].split(" ")[0].rstrip(")")
+        *others, last = self.duplicates[name]
         # a plugin of the same name would be switched off with it
-        last = names[-1] if names.count(names[-1]) == 1 else distribution
-        message = f"the kind {show(name)} is offered by {' and by '.join(owners)}"
-        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={last}")
+        off = last.distribution if any(other.name == last.name for other in others) else last.name
+        message = f"the kind {show(name)} is offered by {' and by '.join(map(str, (*others, last)))}"
+        return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={off}")
 
     def checks(self) -> list[Check]:
         """Return the health checks of all plugins."""
@@ -164,16 +165,14 @@ def _register(manager: pluggy.PluginManager, plugin: Plugin, module: Any) -> Plu
 
 
 def _collect(manager: pluggy.PluginManager, loaded: Sequence[Plugin]) -> Registry:
-    owners: dict[str, list[str]] = {}
+    owners: dict[str, list[Plugin]] = {}
     kinds: dict[str, Kind] = {}
     plugins: list[Plugin] = []
     for plugin in loaded:
         offered, error = _offered(manager, plugin) if plugin.status == "ok" else ([], plugin.error)
         for kind in offered:
             kinds[kind.name] = kind
-            owners.setdefault(kind.name, []).append(
-                f"{plugin.name} ({plugin.distribution} {plugin.version})".replace(" )", ")")
-            )
+            owners.setdefault(kind.name, []).append(plugin)
         plugins.append(replace(plugin, error=error, kinds=tuple(kind.name for kind in offered)))
     duplicates = {name: tuple(names) for name, names in owners.items() if len(names) > 1}
     return Registry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,12 +25,12 @@ def from_bytes(data: bytes, file: str = "") -> Book:
     Raises:
         UnfoldError: the file is damaged; the hint says how to make it new.
     """
-    try:
-        content = {SCHEMA: json.loads(data)}[json.loads(data)["schema"]]
-        rows = [replace(Instance(**row), source="cached") for row in content["rows"]]
-        return Book("cached", str(content["date"]), {row.name: row for row in rows})
-    except (ValueError, KeyError, TypeError) as error:
-        raise fail("the price cache is damaged", file=file, hint="delete it, or unfold catalog refresh") from error
+    with suppress(ValueError, KeyError, TypeError):
+        content = json.loads(data)
+        if content["schema"] == SCHEMA:
+            rows = [replace(Instance(**row), source="cached") for row in content["rows"]]
+            return Book("cached", str(content["date"]), {row.name: row for row in rows})
+    raise fail("the price cache is damaged", file=file, hint="delete it, or unfold catalog refresh")
 
 
 def cached(folder: Path, region: str) -> Book | None:

@@ -53,7 +53,7 @@ def results(registry: Registry) -> Iterator[tuple[str, CheckResult]]:
     for name, owners in registry.duplicates.items():
         yield (
             f"kind {name}",
-            CheckResult(ok=False, message=f"offered by {' and '.join(owners)}", hint="switch one off"),
+            CheckResult(ok=False, message=f"offered by {' and '.join(map(str, owners))}", hint="switch one off"),
         )
     misspelt = pending(registry)
     yield (

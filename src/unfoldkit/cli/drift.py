@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.errors import Diagnostic, UnfoldError
+from unfoldkit.errors import Diagnostic, UnfoldError, cut
 from unfoldkit.report import Cell, Column, Report, Table, Verdict, plain
 from unfoldkit.spec.loader import read_document
 from unfoldkit.yaml12 import PLAN_SCHEMA
@@ -79,5 +79,4 @@ def _changed(baseline: Mapping[str, Any], report: Report, key: str) -> bool:
 def _cell(value: Any) -> Cell:
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return cut(str(value))

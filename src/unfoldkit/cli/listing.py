@@ -25,8 +25,8 @@ def plugins(form: str = "text") -> ExitCode:
         console.write_report("".join(_line(row) for row in rows))
     else:
         raise fail(f"--format {form}: plugins prints text or json")
-    for name in registry.duplicates:
-        console.say(f'two plugins offer the kind "{name}": {" and ".join(registry.duplicates[name])}')
+    for name, owners in registry.duplicates.items():
+        console.say(f'two plugins offer the kind "{name}": {" and ".join(map(str, owners))}')
     return ExitCode.YES
 
 

@@ -22,32 +22,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Field, Refusal
+from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Described, Field, Refusal
 from unfoldkit.serving.state import Memory, State, Store
 
 
-class Stepper(Protocol):
+class Stepper(Described, Protocol):
     """A model that knows each entity's past as a small state. It is called by one thread at a time."""
-
-    @property
-    def name(self) -> str:
-        """The name in the path of its requests."""
-
-    @property
-    def version(self) -> str:
-        """What tells one content of this name from another."""
-
-    @property
-    def inputs(self) -> tuple[Field, ...]:
-        """What every request must give."""
-
-    @property
-    def outputs(self) -> tuple[Field, ...]:
-        """What every answer holds."""
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the metadata tells beside inputs and outputs."""
 
     def step(
         self, inputs: Mapping[str, Array], times: Sequence[int], states: Sequence[State | None]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from unfoldkit.errors import show
+from unfoldkit.errors import cut, show
 
 NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+"
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -153,14 +153,14 @@ def _match(pattern: str, value: Any, example: str) -> re.Match[str]:
     if text.startswith(("-", "$-", "$ -")):
         raise _error('"{value}" must not be negative', value, example)
     if re.fullmatch(rf"\+?(?:{NUMBER})", text):
-        raise _error('"{value}" has no unit', value, re.sub(NUMBER, _cut(text.lstrip("+")), example, count=1))
+        raise _error('"{value}" has no unit', value, re.sub(NUMBER, cut(text.lstrip("+")), example, count=1))
     raise _error('"{value}" is not a quantity', value, example)
 
 
 def _sized(result: float, value: Any) -> float:
     if result > LARGEST:
         raise PydanticCustomError(
-            "unit", '"{value}" is too large', {"value": _cut(value), "hint": f"at most {LARGEST:g}"}
+            "unit", '"{value}" is too large', {"value": cut(str(value)), "hint": f"at most {LARGEST:g}"}
         )
     return result
 
@@ -171,8 +171,8 @@ def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> fl
             "unit",
             '"{value}" has the unknown unit "{unit}"',
             {
-                "value": _cut(value),
-                "unit": _cut(name),
+                "value": cut(str(value)),
+                "unit": cut(name),
                 "hint": f"one of: {', '.join(units)}; write {example!r}".replace("'", '"'),
             },
         )
@@ -181,13 +181,8 @@ def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> fl
 
 def _error(message: str, value: Any, example: str) -> PydanticCustomError:
     return PydanticCustomError(
-        "unit", message, {"value": _cut(value), "example": example, "hint": f'write "{example}"'}
+        "unit", message, {"value": cut(str(value)), "example": example, "hint": f'write "{example}"'}
     )
-
-
-def _cut(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _schema(pattern: str, example: str, description: str) -> WithJsonSchema:
