@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.app import application, served
 from unfoldkit.serving.batcher import Limits
 from unfoldkit.serving.host import Address, host, listen
 from unfoldkit.serving.model import Answers, Batch, Field
-from unfoldkit.serving.service import Service
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def main(port: int) -> None:
     limits = Limits(queue_rows=int(os.environ.get("QUEUE", "1024")))
     app = application([model], limits=limits)
     bound = listen(Address(port=port))
-    host(Service("m", app, paths([model]), app.answers, app.body_bytes, gates=app.gates), bound)
+    host(served("m", app), bound)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from unfold_cascade.trust import matches
 from unfold_cascade.ways import outputs, table, written
 from unfold_cascade.zoo import AGAIN, BASELINE, WHOLE, Log, Slot, stored
 from unfoldkit.api import Run, Service, broken, dump, fail, fingerprint
-from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.app import application, served
 from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.model import Field
 
@@ -64,7 +64,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     app = application([model], registry=registry, log=run.log, clock=run.clock)
     told = tuple(_told(loaded, engines))
     watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, loaded.zoo.unit, loaded.whole))
-    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch, app.gates)
+    return served(spec.name, app, lines=told, watch=watch)
 
 
 def load(spec: CascadeSpec, run: Run) -> Loaded:

@@ -20,7 +20,7 @@ from unfoldkit.kinds import resolve
 from unfoldkit.serving.host import Address, Beat, Terms, bind, listen
 from unfoldkit.serving.host import host as run_server
 from unfoldkit.serving.observe import JsonLines, Observer, lines, together, tracing
-from unfoldkit.serving.service import Service
+from unfoldkit.serving.service import Service, well
 from unfoldkit.serving.workers import Crew
 from unfoldkit.spec.load import RUN_PLAN, Loaded, load
 
@@ -54,7 +54,7 @@ class Serving:
     def _serve(self, number: int, beat: Beat) -> int:
         loaded = _load(self.request, self.stdin)
         service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
-        keep = service.app.share(self.folder)  # type: ignore[attr-defined]
+        keep = service.share(self.folder) if service.share else well
 
         def both() -> None:
             keep()

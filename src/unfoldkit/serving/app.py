@@ -14,13 +14,14 @@ from prometheus_client import CollectorRegistry
 
 from unfoldkit.serving import openapi
 from unfoldkit.serving.batcher import Limits, batcher
+from unfoldkit.serving.board import Watch
 from unfoldkit.serving.infer import Endpoint
 from unfoldkit.serving.line import Arrivals, Line
 from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
 from unfoldkit.serving.model import Described, Field, Model
 from unfoldkit.serving.protocol import reader, writer
 from unfoldkit.serving.replies import Reply, error, json_reply, send_reply
-from unfoldkit.serving.service import Answer, Gate, Receive, Scope, Send
+from unfoldkit.serving.service import Answer, Gate, Receive, Scope, Send, Service
 from unfoldkit.serving.siblings import Siblings
 
 Action = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -137,6 +138,24 @@ def assembled(endpoints: Sequence[Endpoint], found: Metrics, close: Callable[[],
     for endpoint in endpoints:
         _add_model(app, endpoint)
     return app
+
+
+def served(
+    name: str, app: Application, *, lines: Sequence[tuple[str, str]] = (), watch: Watch | None = None
+) -> Service:
+    """Return the service of an application; ``lines`` and ``watch`` are what its user is told and shown."""
+    return Service(
+        name=name,
+        app=app,
+        paths=paths([endpoint.model for endpoint in app.endpoints.values()]),
+        posts=app.answers,
+        body_bytes=app.body_bytes,
+        lines=tuple(lines),
+        watch=watch,
+        gates=app.gates,
+        share=app.share,
+        healthy=lambda: app.healthy,
+    )
 
 
 def paths(models: Sequence[Described]) -> tuple[str, ...]:

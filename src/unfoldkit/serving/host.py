@@ -160,7 +160,7 @@ async def _run(server: uvicorn.Server, bound: socket.socket, start: Start) -> No
 
 
 def _beat(service: Service, terms: Terms) -> None:
-    if terms.beat is not None and getattr(service.app, "healthy", True):
+    if terms.beat is not None and service.healthy():
         terms.beat()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from unfoldkit.serving.board import Watch
@@ -15,6 +16,12 @@ Send = Callable[[Message], Awaitable[None]]
 Answer = Callable[[bytes, Callable[[Any], None]], None]
 Gate = Callable[[], int]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Share = Callable[[Path], Callable[[], object]]
+
+
+def well() -> bool:
+    """Say that all is well."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,8 @@ class Service:
     and close what it holds. ``posts`` are paths of ``app`` whose POST requests with at most ``body_bytes`` may be
     answered past it: each function is given a body, and calls back with the reply. ``gates``, by path, are asked first:
     above 0 the request is refused, its body unread, to come back after so many seconds. ``watch`` tells what the live
-    page at ``/`` shows; without it there is no page.
+    page at ``/`` shows; without it there is no page. ``share`` makes one service of several processes: it is given the
+    folder in which each keeps what it counts, and returns what keeps it there. ``healthy`` is whether models come back.
     """
 
     name: str
@@ -36,3 +44,5 @@ class Service:
     lines: tuple[tuple[str, str], ...] = ()
     watch: Watch | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
+    share: Share | None = None
+    healthy: Callable[[], bool] = well

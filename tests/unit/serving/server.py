@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from models import Diary, Total
 
-from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.app import application, served
 from unfoldkit.serving.batcher import Limits
 from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.host import Address, Terms, bind, host, listen
@@ -46,7 +46,7 @@ def service(name: str, given: dict[str, str]) -> Service:
         model, close = Remembering(Diary(), store), store.close
     app = application([model], limits=limits, close=close)
     watch = of_requests(name, "toy", app.metrics)
-    return Service(name, app, paths([model]), app.answers, app.body_bytes, watch=watch, gates=app.gates)
+    return served(name, app, watch=watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Work:
 
     def __call__(self, number: int, beat: Callable[[], object]) -> None:
         found = service(self.name, self.given)
-        keep = found.app.share(self.folder)
+        keep = found.share(self.folder)
 
         def both() -> None:
             keep()

@@ -23,7 +23,7 @@ from unfold_cascade.time.sight import features_of, sight
 from unfold_cascade.time.study import FILE
 from unfold_cascade.zoo import AGAIN
 from unfoldkit.api import Run, Service, broken, dump, fingerprint
-from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.app import application, served
 from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.model import Field
 from unfoldkit.serving.remember import Remembering
@@ -54,7 +54,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     told.begin()
     lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
     watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, _unit(spec)))
-    return Service(spec.name, app, paths([kept]), app.answers, app.body_bytes, lines, watch, app.gates)
+    return served(spec.name, app, lines=lines, watch=watch)
 
 
 def timed(loaded: Loaded, told: Counts) -> Timed:

@@ -21,7 +21,7 @@ from unfold_supernet.serving.pace import paced
 from unfold_supernet.serving.policies import Rule, Served, patient
 from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
 from unfoldkit.api import Run, Service, fail, fingerprint
-from unfoldkit.serving.app import application, paths
+from unfoldkit.serving.app import application, served
 from unfoldkit.serving.batcher import Limits
 from unfoldkit.serving.board import of_requests
 from unfoldkit.serving.line import Deadlines, Pick
@@ -54,7 +54,7 @@ def service(spec: SupernetSpec, run: Run) -> Service:
     app = application([model], limits=limits, line=line, registry=registry, log=run.log, clock=run.clock)
     watch = of_requests(spec.name, "supernet", app.metrics, of_counters(registry, model.nets, serving.attainment))
     told = tuple(_told(serving, model))
-    return Service(spec.name, app, paths([model]), app.answers, app.body_bytes, told, watch, gates=app.gates)
+    return served(spec.name, app, lines=told, watch=watch)
 
 
 def live(spec: SupernetSpec, run: Run, registry: Any) -> tuple[Live, ServingSpec]:
