@@ -7,14 +7,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 from zipfile import ZipFile
 
 import nox
@@ -29,19 +32,40 @@ SECOND_TRIES = 3
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
 # bytecode that may not be kept is compiled again by every process that the tests start
 KEEPS = {"PYTHONDONTWRITEBYTECODE": ""}
+# most sessions use one core, or wait: two that run at a time take little longer than one
+LANES = (
+    ("lint", "typing", "minimums", "tests"),
+    (
+        "docs", "wheel", "plugins", "thirdparty", "fuzz", "faults", "browser", "torch", "ray", "targets", "kubernetes",
+        "startup", "bench", "audit",
+    ),
+)  # fmt: skip
+MADE = "UNFOLD_WORK_IS_MADE"
 
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = [
-    "lint", "typing", "docs", "wheel", "plugins", "thirdparty", "minimums", "startup", "fuzz", "bench", "browser",
-    "torch", "ray", "targets", "kubernetes", "faults", "audit", "tests", "gaps",
-]  # fmt: skip
+nox.options.sessions = ["all", "gaps"]
+
+
+@nox.session(name="all", python=False, requires=["work"])
+def everything(session: nox.Session) -> None:
+    """Run every session, two at a time; those of the second lane are told in one piece, when all have ended."""
+    first, second = LANES
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as told, started(second, told) as beside:
+        with started(first, None) as here:
+            codes = [process.wait() for process in (here, beside)]
+        told.seek(0)
+        session.log("\n" + told.read())
+    if any(codes):
+        session.error("see above which sessions failed")
 
 
 @nox.session
 def work(session: nox.Session) -> None:
     """Make the environment that most sessions share: the built wheel, and what development needs."""
+    if MADE in os.environ:
+        return
     for told in NOTES.glob("*.again"):
         told.unlink()
     session.install("hatchling")
@@ -233,13 +257,13 @@ def plugins(session: nox.Session) -> None:
 def thirdparty(session: nox.Session) -> None:
     """Install a plugin of somebody else beside the wheel, in a fresh environment, and use it from spec to report."""
     session.install(built(), "./examples/plugin-storage", "hypothesis", "pytest", "pytest-timeout")
-    session.run("python", "-m", "pytest", "-q", "tests/thirdparty", "examples/plugin-storage", *session.posargs)
+    run_tests(session, "-q", "tests/thirdparty", "examples/plugin-storage", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
 def bench(session: nox.Session) -> None:
-    """Run every benchmark quickly, starting none after three minutes."""
-    words = session.posargs or ["--all", "--quick", "--seconds", "180"]
+    """Run every benchmark quickly, starting none after four minutes."""
+    words = session.posargs or ["--all", "--quick", "--seconds", "240"]
     told = run_in_work(session, "python", "-m", "benchmarks", *words, silent=True)
     session.log("\n" + told)
     note(session, *(line for line in told.splitlines() if "NOT RUN" in line))
@@ -252,6 +276,12 @@ def gaps(session: nox.Session) -> None:
     session.log(f"could not run: {len(found)}" + "".join(f"\n  {line}" for line in found))
     again = [line for path in sorted(NOTES.glob("*.again")) for line in path.read_text().splitlines()]
     session.log(f"failed once and passed the second time: {len(again)}" + "".join(f"\n  {line}" for line in again))
+
+
+def started(names: Sequence[str], told: IO[str] | None) -> subprocess.Popen[str]:
+    """Start these sessions, one after the other, in a nox of their own, for which ``work`` is there already."""
+    words = [sys.executable, "-m", "nox", "-f", str(Path(__file__)), "-s", *names]
+    return subprocess.Popen(words, env={**os.environ, MADE: "1"}, stdout=told, stderr=told, text=True)  # noqa: S603
 
 
 def built() -> str:
@@ -326,14 +356,14 @@ def use_wheel(session: nox.Session, away: Path) -> None:
     """Run the installed command outside the checkout: list, check every shipped spec, start a plugin."""
     configs = away / "configs"
     shutil.copytree(ROOT / "configs", configs)
-    environment = {"PYTHONPATH": str(ROOT)}
+    environment = {"PYTHONPATH": str(ROOT), **KEEPS}
     with session.chdir(away):
-        listed = json.loads(str(session.run("unfold", "plugins", "--format", "json", silent=True)))
+        listed = json.loads(str(session.run("unfold", "plugins", "--format", "json", env=KEEPS, silent=True)))
         broken = {plugin["name"]: plugin["error"] for plugin in listed if plugin["status"] != "ok"}
         if broken or {plugin["name"] for plugin in listed} != set(PROJECT["project"]["entry-points"]["unfoldkit"]):
             session.error(f"the installed plugins are {[plugin['name'] for plugin in listed]}, broken: {broken}")
-        session.run("unfold", "check", *sorted(str(path) for path in configs.rglob("*.yaml")))
-        session.run("unfold", "plugins", "new", "x")
+        session.run("unfold", "check", *sorted(str(path) for path in configs.rglob("*.yaml")), env=KEEPS)
+        session.run("unfold", "plugins", "new", "x", env=KEEPS)
         session.run("python", "-m", "docs.console", "--installs", env=environment)
 
 
