@@ -194,7 +194,7 @@ def minimums(session: nox.Session) -> None:
 def torch(session: nox.Session) -> None:
     """Test what needs the extra torch, in an environment that has it."""
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[torch] @ {Path(built()).as_uri()}")
-    run_tests(session, "-q", "plugins", "-m", "torch", *session.posargs)
+    run_tests(session, "-q", "-m", "torch", *marked("torch"), *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
@@ -212,9 +212,8 @@ def ray(session: nox.Session) -> None:
     """Test what needs Ray, in an environment that has it; a process a folder, as one cannot change its cluster."""
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
-    for folder in ("tests", *(str(path.relative_to(ROOT)) for path in plugin_folders())):
-        # 5: there is no such test in that folder
-        run_tests(session, "-q", "-m", "ray", folder, *session.posargs, codes=(0, 5))
+    for folder in marked("ray"):
+        run_tests(session, "-q", "-m", "ray", folder, *session.posargs)
 
 
 @nox.session(requires=["work"])
@@ -222,7 +221,7 @@ def targets(session: nox.Session) -> None:
     """Hold exported plans against the clients of KServe and Triton."""
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), "kserve", "tritonclient", "protobuf", built())
-    run_tests(session, "-q", "-m", "targets", *session.posargs)
+    run_tests(session, "-q", "-m", "targets", *marked("targets"), *session.posargs)
 
 
 @nox.session(requires=["work"])
@@ -300,9 +299,14 @@ def run_in_work(session: nox.Session, program: str, *words: str, silent: bool = 
     return str(session.run(in_work(program), *words, env=KEEPS, external=True, silent=silent))
 
 
-def run_tests(
-    session: nox.Session, *words: str, program: str = "python", once: Sequence[str] = (), codes: Sequence[int] = (0,)
-) -> None:
+def marked(name: str) -> list[str]:
+    """Return the folders whose tests carry a mark: to collect all others takes longer than to run some."""
+    every = (path for top in ("tests", "plugins") for path in (ROOT / top).rglob("*.py"))
+    folders = {path.parent for path in every if f"mark.{name}" in path.read_text("utf-8")}
+    return sorted(str(folder.relative_to(ROOT)) for folder in folders if folders.isdisjoint(folder.parents))
+
+
+def run_tests(session: nox.Session, *words: str, program: str = "python", once: Sequence[str] = ()) -> None:
     """Run pytest; up to three tests that fail are run once more by themselves, and ``gaps`` names them.
 
     Many tests start servers and clusters, and a busy machine may start one of them too late.
@@ -310,7 +314,7 @@ def run_tests(
     cache = fresh(place(session) / "cache")
     call = [program, "-m", "pytest", "-o", f"cache_dir={cache}", *words]
     try:
-        session.run(*call, *once, env=KEEPS, external=True, success_codes=codes)
+        session.run(*call, *once, env=KEEPS, external=True)
     except CommandFailed:
         names = failures(cache)
         if not 0 < len(names) <= SECOND_TRIES:
