@@ -30,8 +30,10 @@ def silent(step: str, done: int, total: int) -> None:
 class Run:
     """The surroundings of one verb. A plugin takes randomness, time and files from here only.
 
-    ``base`` is the folder that paths of the spec are relative to; ``clock`` gives seconds; ``options`` holds what
-    the command line says beyond the spec (``replay``, ``baseline_plan``); ``allow_code`` whether a spec may name code.
+    ``base`` is the folder that paths of the spec are relative to; ``clock`` gives seconds; ``allow_code`` is whether a
+    spec may name code. ``options`` holds what the command line says beyond the spec: ``plan``, the saved decision
+    (empty without one), and ``cache``, the folder of prices; where it was given, ``replay`` and ``plan_file``, the
+    paths of a trace and of a plan, and ``baseline_plan``, the plan that ``--check`` compares with.
     """
 
     directory: RunDir

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,6 @@ from unfoldkit.errors import UnfoldError
 GRID = arrays.arrays(np.float64, st.integers(1, 60), elements=st.integers(0, 400).map(lambda tick: tick / 16)).map(
     np.sort
 )
-
-
-@pytest.fixture
-def shared() -> Path:
-    """The folder of real data beside the checkout."""
-    folder = Path(os.environ.get("UNFOLD_SHARED", Path(__file__).parents[2].parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip("no folder ../shared beside the checkout")
-    return folder
 
 
 @pytest.mark.parametrize("scv", [0.25, 1.0, 4.0, 16.0])

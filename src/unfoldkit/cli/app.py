@@ -309,9 +309,7 @@ def _verb(verb: str, given: dict[str, Any]) -> None:
 
 
 def _request(verb: str, given: dict[str, Any]) -> Request:
-    extra = {
-        name: str(given[key]) for name, key in (("replay", "replay"), ("plan_file", "plan_file")) if given.get(key)
-    }
+    extra = {name: str(given[name]) for name in ("replay", "plan_file") if given.get(name)}
     return Request(
         verb=verb,
         spec=given["spec"],

@@ -26,6 +26,7 @@ from unfoldkit.yaml12 import to_yaml
 
 Law = Callable[[Kind, Path], None]
 HEAVY = ("numpy", "scipy", "sklearn", "xgboost", "torch", "ray", "pydantic", "matplotlib", "boto3", "numba")
+PATIENCE_S = 60
 
 
 def laws() -> tuple[Law, ...]:
@@ -54,7 +55,8 @@ def listing_imports_nothing_heavy(kind: Kind, _folder: Path) -> None:
     """Importing the module of the hooks loads none of the heavy libraries."""
     module = kind.spec.split(":")[0].split(".")[0] + ".hooks"
     code = f"import sys, {module}; list({module}.unfold_kinds()); print([n for n in {HEAVY!r} if n in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    words = [sys.executable, "-c", code]
+    found = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S)  # noqa: S603
     assert found.stdout.strip() == "[]", f"{module} imports {found.stdout.strip()}"
 
 
