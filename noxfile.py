@@ -34,7 +34,7 @@ SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
 KEEPS = {"PYTHONDONTWRITEBYTECODE": ""}
 # most sessions use one core, or wait: two that run at a time take little longer than one
 LANES = (
-    ("lint", "typing", "minimums", "tests"),
+    ("lint", "typing", "tests", "minimums"),
     (
         "docs", "wheel", "plugins", "thirdparty", "fuzz", "faults", "browser", "torch", "ray", "targets", "kubernetes",
         "startup", "bench", "audit",
@@ -212,6 +212,7 @@ def ray(session: nox.Session) -> None:
     """Test what needs Ray, in an environment that has it; a process a folder, as one cannot change its cluster."""
     note(session)
     session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
+    take_machine_code(session)
     for folder in marked("ray"):
         run_tests(session, "-q", "-m", "ray", folder, *session.posargs)
 
@@ -231,6 +232,7 @@ def kubernetes(session: nox.Session) -> None:
     session.install(
         *nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[kubernetes] @ {Path(built()).as_uri()}"
     )
+    take_machine_code(session)
     # the first time, Go takes minutes; 69: there is no Go
     told = str(session.run("python", "-m", "tests.kubernetes.build", success_codes=[0, 69], silent=True)).strip()
     if not Path(told).is_dir():
@@ -297,6 +299,15 @@ def in_work(program: str) -> str:
 def run_in_work(session: nox.Session, program: str, *words: str, silent: bool = False) -> str:
     """Run a program of the shared environment."""
     return str(session.run(in_work(program), *words, env=KEEPS, external=True, silent=silent))
+
+
+def take_machine_code(session: nox.Session) -> None:
+    """Take over what numba compiled in the shared environment, half a minute of work; numba checks that it fits."""
+    work, own = ROOT / ".nox" / "work", Path(session.virtualenv.location)
+    for made in work.glob("lib/*/site-packages/unfold*/**/*.nb[ci]"):
+        place = own / made.relative_to(work)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(made, place)
 
 
 def marked(name: str) -> list[str]:
