@@ -15,6 +15,11 @@ PIECES = 100
 PIECE_S = 30.0
 
 
+def ramp(low: float, high: float, count: int = PIECES) -> Rates:
+    """Return rates that climb evenly from ``low`` to ``high``."""
+    return np.linspace(low, high, count)
+
+
 def spike(base: float, peak: float, count: int = PIECES, *, start: float = 0.5, width: float = 0.1) -> Rates:
     """Return ``base`` with a plateau of ``peak`` that begins at the share ``start`` and lasts the share ``width``."""
     at = np.arange(count) / count
@@ -51,15 +56,18 @@ AUTOSCALE_LIKE: Mapping[str, Callable[[], Rates]] = MappingProxyType(
 )
 
 
+SHAPES: Mapping[str, Callable[[], Rates]] = MappingProxyType({**AUTOSCALE_LIKE, "ramp": lambda: ramp(60.0, 300.0)})
+
+
 def named(name: str) -> Rates:
-    """Return the rates, per second, of an AutoScale-like shape: 100 pieces of 30 s, at most 300 a second.
+    """Return the rates, per second, of an AutoScale-like shape or a ramp: 100 pieces of 30 s, at most 300 a second.
 
     Raises:
         UnfoldError: there is no such shape.
     """
-    if name not in AUTOSCALE_LIKE:
-        raise fail(f"no such shape: {name!r}", hint=did_you_mean(name, AUTOSCALE_LIKE))
-    return AUTOSCALE_LIKE[name]()
+    if name not in SHAPES:
+        raise fail(f"no such shape: {name!r}", hint=did_you_mean(name, SHAPES))
+    return SHAPES[name]()
 
 
 def thicken(times: Rates, factor: float, piece: float = 10.0) -> Rates:
