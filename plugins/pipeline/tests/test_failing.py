@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from unfold_pipeline.board import Diary, Promise, watch
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.profile import profile
 from unfold_pipeline.replica import launch
-from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.runtime import TRIES, Runtime
 from unfold_pipeline.spec import PipelineSpec
 from unfold_pipeline.station import clock
 from unfoldkit.api import Run, RunDir, UnfoldError
@@ -26,7 +30,10 @@ from unfoldkit.serving.board import Board
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
 
-CODE = """import time
+CODE = """import os
+import signal
+import sys
+import time
 
 def picky(rows):
     if (rows > 99).any():
@@ -43,6 +50,30 @@ def odd(rows):
 def words(rows):
     return [b"no text" for row in rows]
 
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+def deadly(rows):
+    if (rows > 99).any():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rows.sum(axis=1)
+
+def leaving(rows):
+    if (rows > 99).any():
+        sys.exit(3)
+    return rows.sum(axis=1)
+
+def mute(rows):
+    if (rows > 99).any():
+        raise Mute
+    return rows.sum(axis=1)
+
+def stuck(rows):
+    if (rows > 99).any():
+        time.sleep(600)
+    return rows.sum(axis=1)
+
 def alone(rows):
     if len(rows) > 1:
         raise RuntimeError("one at a time")
@@ -52,10 +83,11 @@ ALONE = Pipeline((Stage("a", (), (Option("core", 0.05, table([(1, 0.02), (8, 0.0
 PLAN = (Choice(0, 8, 1),)
 
 
-def runtime(folder: Path, name: str) -> Runtime:
+def runtime(folder: Path, name: str, patience: float = math.inf) -> Runtime:
     """One replica of a function of this file."""
     (folder / "failing.py").write_text(CODE)
-    return Runtime(["a"], [models.Source(code=f"failing:{name}", folder=str(folder))], PLAN)
+    source = models.Source(code=f"failing:{name}", folder=str(folder))
+    return Runtime(["a"], [source], PLAN, patience=[patience])
 
 
 async def ask(app: Served, value: float | str, path: str = "/v2/models/pipe/infer") -> tuple[int, str]:
@@ -73,6 +105,12 @@ async def ask(app: Served, value: float | str, path: str = "/v2/models/pipe/infe
     method = "POST" if path.endswith("infer") else "GET"
     await app({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
     return int(sent[0]["status"]), sent[1]["body"].decode()
+
+
+async def until(told: Callable[..., bool]) -> None:
+    """Wait until something is so."""
+    while not told():  # noqa: ASYNC110 - nobody tells of it
+        await asyncio.sleep(0.02)
 
 
 def asked(running: Runtime, values: list[float]) -> tuple[list[tuple[int, str]], tuple[int, str]]:
@@ -103,6 +141,60 @@ def test_a_bad_row_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert running.status()[0]["failed"] == 2
     # the log says it once a minute, however many there are
     assert sum("secret of the code" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("name", ["leaving", "mute"])
+def test_what_a_model_raises_ends_no_process(tmp_path: Path, name: str) -> None:
+    """A model that calls sys.exit, or raises an error that cannot be put in words, fails on its row alone."""
+    running = runtime(tmp_path, name)
+    found, ready = asked(running, [1.0, 1e9, 2.0])
+    assert [code for code, _ in found] == [200, 500, 200]
+    assert running.replaced() == 0
+    assert ready[0] == 200
+
+
+@pytest.mark.parametrize(("name", "patience"), [("deadly", math.inf), ("stuck", 2.0)])
+def test_a_row_that_takes_its_process_along_fails_alone(tmp_path: Path, name: str, patience: float) -> None:
+    """A row that ends the process of its model, or keeps it for too long, gets 500; the rest is answered as ever."""
+    running = runtime(tmp_path, name, patience)
+    app = application("pipe", ALONE, running, 2, Given(0))
+
+    async def scene() -> None:
+        await running.start()
+        try:
+            found = await asyncio.gather(*(ask(app, value) for value in (1.0, 1e9, 2.0, 1e9, 3.0)))
+            assert [code for code, _ in found] == [200, 500, 200, 500, 200]
+            assert "the model of stage a failed on this input" in found[1][1]
+            assert (await ask(app, 4.0))[0] == 200
+            assert (await ask(app, 0.0, "/v2/health/ready"))[0] == 200
+        finally:
+            await running.stop()
+
+    asyncio.run(asyncio.wait_for(scene(), 100))
+    assert running.status()[0]["failed"] == 2
+    assert running.replaced() >= 2
+
+
+def test_replicas_that_end_one_after_the_other_are_started_again_later(tmp_path: Path) -> None:
+    """After the last replica of many was lost while idle, queries are refused at once, and served after a pause."""
+    running = runtime(tmp_path, "picky")
+    app = application("pipe", ALONE, running, 2, Given(0))
+
+    async def scene() -> None:
+        await running.start()
+        try:
+            for _ in range(TRIES + 1):
+                await until(lambda: running.serving()[0] == 1)
+                worker = running.stages[0].workers[0]
+                os.kill(worker.replica.process.pid or 0, signal.SIGKILL)
+                await until(lambda gone=worker: gone not in running.stages[0].workers)
+            assert (await ask(app, 1.0))[0] == 503
+            await until(lambda: running.serving()[0] == 1)
+            assert (await ask(app, 1.0))[0] == 200
+        finally:
+            await running.stop()
+
+    asyncio.run(asyncio.wait_for(scene(), 100))
 
 
 @pytest.mark.parametrize(("name", "value"), [("short", 1.0), ("odd", 1.0), ("words", 1.0)])

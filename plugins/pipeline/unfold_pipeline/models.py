@@ -108,9 +108,13 @@ def _whole(source: Source) -> Predict:
         raise fail(f"cannot load the model: {brief(error)}", file=source.path) from error
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Return the first line of what a library says, without the place in its own sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  # a class of the model's own may raise even here
+        text = ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0])[:200] if lines else type(error).__name__
 
 

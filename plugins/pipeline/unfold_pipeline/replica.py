@@ -71,9 +71,9 @@ class Replica:
             raise broken(f"the model failed: {told.line}")
         return told[0], time.perf_counter() - began
 
-    def end(self) -> str:
+    def end(self, patience: float = 1.0) -> str:
         """Say in words how its process ended, which it has just done."""
-        self.process.join(1.0)
+        self.process.join(patience)
         code = self.process.exitcode
         return "its process ended" if code is None else f"its process ended {told(code)}"
 
@@ -130,12 +130,12 @@ def answer(predict: Predict, rows: Rows) -> Told | Failed:
         outputs = np.asarray(predict(rows))
         if outputs.shape[:1] != (len(rows),):
             return Failed(f"{len(rows)} rows were asked, and the answer has shape {outputs.shape}", "")
-    except Exception as error:  # noqa: BLE001  # it is the model's code that raises, and it may raise anything
+    except BaseException as error:  # noqa: BLE001  # it is the model's code that raises, and it may want to exit
         return failed(error)
     return outputs, time.perf_counter() - began, time.process_time() - worked
 
 
-def failed(error: Exception) -> Failed:
+def failed(error: BaseException) -> Failed:
     """Return an error as it is told through a pipe."""
     return Failed(f"{type(error).__name__}: {brief(error)}", "".join(traceback.format_exception(error)))
 

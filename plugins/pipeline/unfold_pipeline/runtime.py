@@ -2,8 +2,8 @@
 
 The rules are those of the queueing model: first in, first out, a batch as soon as a replica is idle and the batch is
 full or was held back long enough, all that happens at one turn of the loop before anything is started. A replica that
-dies is replaced and its batch is served again. A batch on which the model's code raises an error is tried again row by
-row, so that one bad row fails no other.
+dies, or does not come back, is replaced. The batch that it had, or on which the model's code raised an error, is tried
+again row by row, so that one bad row fails no other.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Source
 from unfold_pipeline.prompt import prompt
 from unfold_pipeline.replica import READY, Failed, launch
-from unfold_pipeline.station import Query, StageRuntime, Worker, clock, status, taken
+from unfold_pipeline.station import Query, StageRuntime, Work, Worker, clock, status, taken
 from unfoldkit.api import UnfoldError, fail
 
 TRIES = 3
+# so many processes may a row end that has one for itself: what kills a process may come from outside, once
+ENDS = 2
 QUIET_S = 60.0
+PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
 
 
 Heard = Callable[[str, int, float], None]
@@ -76,11 +80,15 @@ class Runtime:
         needs: Sequence[float] = (),
         cores: Cores | None = None,
         waits: Sequence[float] = (),
+        patience: Sequence[float] = (),
     ) -> None:
         none = [0.0] * len(names)
+        given = zip(
+            names, sources, plan, needs or none, waits or none, patience or [math.inf] * len(names), strict=True
+        )
         self.stages = [
-            StageRuntime(name, source, choice.batch, choice.replicas, need, wait=wait)
-            for name, source, choice, need, wait in zip(names, sources, plan, needs or none, waits or none, strict=True)
+            StageRuntime(name, source, choice.batch, choice.replicas, need, wait=wait, patience=most)
+            for name, source, choice, need, wait, most in given
         ]
         self._cores = cores
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -104,7 +112,7 @@ class Runtime:
         except TimeoutError as error:
             await self.stop()
             raise fail("the replicas did not start in time", hint="fewer replicas, or a smaller model") from error
-        except UnfoldError:
+        except (UnfoldError, asyncio.CancelledError):
             await self.stop()
             raise
 
@@ -116,8 +124,9 @@ class Runtime:
             self._forget(worker)
         for stage in self.stages:
             stage.workers.clear()
-        for worker in workers:
-            await asyncio.to_thread(worker.replica.stop)
+            if stage.pause is not None:
+                stage.pause.cancel()
+        await asyncio.gather(*(asyncio.to_thread(worker.replica.stop) for worker in workers))
 
     def submit(self, query: Query) -> None:
         """Take a query in; ``finished`` is called with its answers, or with ``None`` if a stage cannot be served."""
@@ -155,6 +164,8 @@ class Runtime:
         self._hears = heard
 
     def _balance(self, stage: StageRuntime) -> None:
+        if stage.pause is not None:
+            return
         staying = [worker for worker in stage.workers if not worker.leaving]
         for _ in range(stage.wanted - len(staying)):
             self._launch(stage)
@@ -178,7 +189,11 @@ class Runtime:
             told = worker.replica.pipe.recv()
         except (EOFError, OSError):
             self._died(stage, worker, "" if self._has_started() else worker.replica.end())
-            return
+        else:
+            self._told(stage, worker, told)
+        self._look()
+
+    def _told(self, stage: StageRuntime, worker: Worker, told: Any) -> None:
         if worker.ready and isinstance(told, Failed):
             self._failed(stage, worker, told)
         elif worker.ready:
@@ -191,10 +206,9 @@ class Runtime:
         else:
             # another would say the same
             self._give_up(stage, str(told))
-        self._look()
 
     def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any, seconds: float, worked: float) -> None:
-        batch, worker.batch = worker.batch, []
+        batch = worker.hand_over()
         stage.seconds, stage.worked = stage.seconds + seconds, stage.worked + worked
         stage.served += len(batch)
         if self._hears is not None:
@@ -211,30 +225,59 @@ class Runtime:
 
     def _failed(self, stage: StageRuntime, worker: Worker, told: Failed) -> None:
         """Try the rows of a batch on which the model raised an error one by one; one that was alone has failed."""
-        batch, worker.batch = worker.batch, []
-        stage.problem = told.line
-        _log(stage, len(batch), told)
-        if len(batch) > 1:
-            stage.alone.extend(batch)
-        else:
-            stage.failed += 1
-            batch[0][0].fail(stage.name)
+        batch = worker.hand_over()
+        _log(stage, f"it failed on a batch of {len(batch)}", told)
+        self._again(stage, batch, told.line, ENDS)
         if worker.leaving:
             self._end(stage, worker)
+
+    def _again(self, stage: StageRuntime, batch: list[Work], why: str, weight: int) -> None:
+        """Have a batch on which the model failed tried again row by row; a row that fails alone fails for good."""
+        stage.problem = why
+        query = batch[0][0]
+        query.ended += weight if len(batch) == 1 else 0
+        if query.ended < ENDS:
+            stage.alone.extend(batch)
+            return
+        stage.failed += 1
+        query.fail(stage.name)
 
     def _has_started(self) -> bool:
         return self._started is not None and self._started.done()
 
-    def _died(self, stage: StageRuntime, worker: Worker, why: str = "") -> None:
-        """Put back what it was serving, in order, and start another in its place."""
-        stage.queue.extendleft(reversed(worker.batch))
-        worker.batch = []
+    def _died(self, stage: StageRuntime, worker: Worker, why: str = "", weight: int = 1) -> None:
+        """Start another in its place, and have what it was serving served again."""
+        batch = worker.hand_over()
+        told = why or worker.replica.end(0.05)
         self._end(stage, worker)
         stage.replaced += 1
-        stage.failures += 1
+        if batch:
+            _log(stage, f"a replica was lost with a batch of {len(batch)}", Failed(told, ""))
+            self._again(stage, batch, told, weight)
+        else:
+            stage.failures += 1
         if stage.failures > TRIES:
-            self._give_up(stage, why)
-            return
+            self._give_up(stage, told)
+            self._pause(stage, told)
+        self._balance(stage)
+
+    def _hung(self, stage: StageRuntime, worker: Worker) -> None:
+        """End a replica that does not come back."""
+        worker.replica.process.kill()
+        self._died(stage, worker, f"it did not come back within {stage.patience:.0f} s", ENDS)
+        self._look()
+
+    def _pause(self, stage: StageRuntime, why: str) -> None:
+        """Start no replica for a while, the longer the more have ended."""
+        seconds = min(PAUSE_S * 2.0 ** min(stage.failures - TRIES - 1, 9), LONGEST_PAUSE_S)
+        if self._has_started() and stage.pause is None:
+            _log(
+                stage, f"its replicas end one after the other; the next is started in {seconds:.0f} s", Failed(why, "")
+            )
+            stage.pause = self._events().call_later(seconds, self._rested, stage)
+
+    def _rested(self, stage: StageRuntime) -> None:
+        stage.pause = None
         self._balance(stage)
 
     def _give_up(self, stage: StageRuntime, why: str) -> None:
@@ -252,6 +295,7 @@ class Runtime:
         self._events().run_in_executor(None, worker.replica.stop)
 
     def _forget(self, worker: Worker) -> None:
+        worker.hand_over()
         if not worker.replica.pipe.closed:
             self._events().remove_reader(worker.replica.pipe.fileno())
 
@@ -292,6 +336,8 @@ class Runtime:
         if not worker.batch:
             return
         stage.batches += 1
+        if stage.patience < math.inf:
+            worker.late = self._events().call_later(stage.patience, self._hung, stage, worker)
         try:
             worker.replica.pipe.send(np.stack([query.row for query, *_ in worker.batch]))
         except OSError:
@@ -303,11 +349,11 @@ class Runtime:
         return self._loop
 
 
-def _log(stage: StageRuntime, rows: int, told: Failed) -> None:
-    """Say once a minute what a model raised: clients can send bad rows as fast as they like."""
+def _log(stage: StageRuntime, what: str, told: Failed) -> None:
+    """Say once a minute on what a model failed: clients can send bad rows as fast as they like."""
     if clock() - stage.logged < QUIET_S:
         return
     stage.logged = clock()
-    rest = "; its rows are tried one by one" if rows > 1 else ""
-    message = "stages.%s.model: it failed on a batch of %d: %s%s (next said in %.0f s at the earliest)\n%s"
-    logging.getLogger("unfoldkit").error(message, stage.name, rows, told.line, rest, QUIET_S, told.trace)
+    message = "stages.%s.model: %s: %s (next said in %.0f s at the earliest)%s"
+    trace = f"\n{told.trace}" if told.trace else ""
+    logging.getLogger("unfoldkit").error(message, stage.name, what, told.line, QUIET_S, trace)

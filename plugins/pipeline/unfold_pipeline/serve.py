@@ -49,6 +49,8 @@ from unfoldkit.engines.ray import RayEngine
 Times = NDArray[np.float64]
 Seen = Sequence[tuple[float, Step]]
 LONG = 4096
+HUNG_S = 30.0
+SLOWER = 10.0
 PLACES = {"local": "local processes", "ray": "Ray Serve"}
 
 
@@ -73,6 +75,12 @@ class Ready:
         """How long after its arrival a query may be taken at each stage, in s."""
         return patience_of(self.judge.pipeline, self.plan, self.judge.limit)
 
+    @property
+    def longest(self) -> tuple[float, ...]:
+        """After how many seconds a replica that keeps a batch is taken for hung: far more than a batch should take."""
+        options = self.judge.pipeline.options(self.plan)
+        return tuple(max(HUNG_S, SLOWER * float(option.latency[-1])) for option in options)
+
     def runtime(self, engine: Engine) -> Running:
         """Return the plan on an engine, not started yet."""
         stages = self.judge.pipeline.stages
@@ -82,7 +90,7 @@ class Ready:
         if isinstance(engine, RayEngine):
             return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing)
         cores = of_this_machine() if self.placing.pinned else None
-        return Runtime(names, self.sources, self.plan, needs, cores, waits)
+        return Runtime(names, self.sources, self.plan, needs, cores, waits, self.longest)
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:

@@ -22,7 +22,8 @@ class Query:
     """A query under way: its input, its routes, what the stages answered, and who waits.
 
     ``due`` is when its answer is late, on :func:`clock`; ``shed`` says that it was refused because it would be;
-    ``failed`` names the stage whose model raised an error on it.
+    ``failed`` names the stage whose model raised an error on it; ``ended`` counts the processes that ended while they
+    had nothing but it.
     """
 
     row: Rows
@@ -33,6 +34,7 @@ class Query:
     due: float = math.inf
     shed: bool = False
     failed: str = ""
+    ended: int = 0
 
     def hopeless(self, need: float) -> bool:
         """Whether it has no answer any more, or not in time if it still needs ``need`` seconds; then it is refused."""
@@ -55,13 +57,25 @@ Work = tuple[Query, Item, float]
 
 @dataclass(slots=True)
 class Worker:
-    """A replica as its stage sees it: on its way until ``ready``, serving ``batch``, perhaps keeping to a ``core``."""
+    """A replica as its stage sees it: on its way until ``ready``, serving ``batch``, perhaps keeping to a ``core``.
+
+    ``late`` rings when it has kept a batch for too long.
+    """
 
     replica: Replica
     ready: bool = False
     leaving: bool = False
     core: int | None = None
     batch: list[Work] = field(default_factory=list)
+    late: TimerHandle | None = None
+
+    def hand_over(self) -> list[Work]:
+        """Return the batch that it was serving, which it serves no more."""
+        if self.late is not None:
+            self.late.cancel()
+            self.late = None
+        batch, self.batch = self.batch, []
+        return batch
 
 
 @dataclass(slots=True)
@@ -69,9 +83,11 @@ class StageRuntime:
     """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted.
 
     ``need`` is the least seconds that a query still takes from here on; ``seconds`` were spent in the model, and
-    ``worked`` of them a core was busy. ``alone`` are rows of batches on which the model raised an error, to be tried
-    one by one; ``failed`` counts those on which it did so again, ``problem`` is the last error. A batch that is not
-    full may be held back for ``wait`` seconds; ``alarm`` looks again when they are over.
+    ``worked`` of them a core was busy. ``alone`` are rows of batches on which the model failed, to be tried one by one;
+    ``failed`` counts those on which it did so again, ``problem`` is the last error. A batch that is not full may be
+    held back for ``wait`` seconds; ``alarm`` looks again when they are over. A replica that keeps a batch for longer
+    than ``patience`` seconds is ended. ``failures`` counts those that ended with nothing to do, one after the other;
+    after too many no other is started before ``pause`` is over.
     """
 
     name: str
@@ -93,6 +109,8 @@ class StageRuntime:
     logged: float = -math.inf
     wait: float = 0.0
     alarm: TimerHandle | None = None
+    patience: float = math.inf
+    pause: TimerHandle | None = None
 
     def due(self) -> float:
         """Return in how many seconds a batch may start: one that is full now, another when its oldest has waited."""
