@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import threading
 import urllib.error
@@ -72,15 +73,19 @@ def test_a_service_answers_and_ends_cleanly(tmp_path: Path, spec: Path) -> None:
 
 
 def test_a_log_of_json_holds_nothing_else(tmp_path: Path, spec: Path) -> None:
-    """With --log-json every line of stderr is JSON with a time: where the service is, and each request."""
+    """With --log-json every line of stderr is JSON with a time: where the service is, each request, what is none."""
     with serving(tmp_path, "--log-json") as (process, place):
         assert answer(place + "/")[0] == 200
+        with socket.create_connection(("127.0.0.1", int(place.rpartition(":")[2])), 30) as wire:
+            wire.sendall(b"no request\r\n\r\n")
+            assert wire.recv(12) == b"HTTP/1.1 400"
         process.send_signal(signal.SIGTERM)
         assert process.stderr
         told = [json.loads(line) for line in process.stderr.read().splitlines()]
         process.wait(30)
     assert all(item["time"] and item["message"] for item in told)
     assert [item["path"] for item in told if "path" in item] == ["/"]
+    assert any(item["level"] == "warning" and "Invalid HTTP request" in item["message"] for item in told)
 
 
 def test_ctrl_c_ends_a_service(tmp_path: Path, spec: Path) -> None:

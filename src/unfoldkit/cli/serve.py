@@ -66,7 +66,7 @@ class Serving:
                 _tell(
                     service, f"http://{self.address.host}:{self.address.port}", _voice(json=self.log_json), page=False
                 )
-            terms = Terms(self.address.token, beat=both, observer=_observer(json=self.log_json))
+            terms = Terms(self.address.token, beat=both, observer=_observer(json=self.log_json), logs=self.log_json)
             run_server(replace(service, watch=None), bound, terms)
         return ExitCode.YES
 
@@ -102,7 +102,7 @@ def serve(
         say(_title(service.name, loaded, place, run_folder(request, loaded)))
         _tell(service, place, say, page=service.watch is not None)
         with loaded.telling():
-            run_server(service, bound, Terms(token, observer=_observer(json=log_json)))
+            run_server(service, bound, Terms(token, observer=_observer(json=log_json), logs=log_json))
     return ExitCode.YES
 
 
@@ -142,6 +142,9 @@ def _surroundings(request: Request, loaded: Loaded, *, json: bool) -> Run:
     run = surroundings(request, loaded)
     for handler in run.log.handlers if json else ():
         handler.setFormatter(JsonLines())
+    if json:
+        # what libraries say, such as the server's, is no exception
+        logging.basicConfig(handlers=run.log.handlers, level=logging.WARNING)
     return run
 
 

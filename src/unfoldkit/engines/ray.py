@@ -55,6 +55,9 @@ def connected(address: str | None) -> ModuleType:
         except ConnectionError as error:
             hint = "ray start --head, or leave --ray-address out; of one that asks for a token: RAY_AUTH_MODE=token"
             raise fail(f"no Ray cluster answers at {address}", hint=hint) from error
+        except Exception as error:  # Ray has no class for a node that does not come up in time
+            told = next(iter(str(error).splitlines()), type(error).__name__)
+            raise broken(f"Ray does not start on this machine: {told}", hint="is it too busy?") from error
     return ray  # type: ignore[no-any-return]
 
 

@@ -101,7 +101,7 @@ class Terms:
 
     ``token`` is asked of every request; an end waits ``drain_s`` for answers; a request must come, and its answer be
     taken, within ``patience_s``; ``beat`` is called again and again while requests are heard and models come back;
-    ``observer`` is told of every request.
+    ``observer`` is told of every request. ``logs`` says that the program has set up its log, where all else goes too.
     """
 
     token: str = ""
@@ -109,6 +109,7 @@ class Terms:
     patience_s: float = PATIENCE_S
     beat: Beat | None = None
     observer: Observer | None = None
+    logs: bool = False
 
 
 def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> None:
@@ -134,9 +135,13 @@ async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signal
     # the first beat comes before the first request, which may hang this process: from then on its silence is heard
     _beat(service, terms)
     ends = asyncio.create_task(_run(server, bound, start))
-    await _until(lambda: server.started or ends.done())
+    await _until(lambda: server.started or ends.done() or drain.asked.is_set())
     if not server.started:
-        await ends
+        if drain.asked.is_set():
+            # whoever loads a large model need not wait for it to end
+            ends.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ends
         return drain.signal
     freeze()
     while not ends.done() and not drain.asked.is_set():
@@ -166,6 +171,7 @@ def _beat(service: Service, terms: Terms) -> None:
 
 def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
     import uvicorn
+    from uvicorn.config import LOGGING_CONFIG
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     def connection(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
@@ -175,7 +181,10 @@ def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
     config = uvicorn.Config(
         observed(drained(outfit(service, terms.token, drain), drain), terms.observer),
         http=cast("Any", connection),
+        # a start that fails is no reason to go on without one
+        lifespan="on",
         log_level="warning",
+        log_config=None if terms.logs else LOGGING_CONFIG,
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -20,9 +20,11 @@ from unfoldkit.serving.replies import Header, Reply, full
 from unfoldkit.serving.service import Answer, Gate
 
 _PLAIN = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)+\r\n")
+# an upgrade is an offer that a server may leave alone; some clients make it with every first request
+_KEEPS = rb"[ \t]*(?:keep-alive|upgrade|http2-settings)[ \t]*"
 _UNUSUAL = re.compile(
-    rb"\r\n(?:transfer-encoding|expect|upgrade|trailer|content-encoding|inference-header-content-length):"
-    rb"|\r\nconnection:(?![ \t]*keep-alive[ \t]*\r\n)",
+    rb"\r\n(?:transfer-encoding|expect|trailer|content-encoding|inference-header-content-length):"
+    rb"|\r\nconnection:(?!%b(?:,%b)*\r\n)" % (_KEEPS, _KEEPS),
     re.IGNORECASE,
 )
 _LENGTH = re.compile(rb"\r\n(content-length|host):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)

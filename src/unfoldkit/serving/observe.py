@@ -141,7 +141,7 @@ def observed(app: ASGIApp, observer: Observer | None, clock: Callable[[], float]
 
     async def passing(scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"]) if scope["type"] == "http" else {}
-        name = known_id(given.get(ID, b"")) or (new_id() if observer else "")
+        name = known_id(given.get(ID, b"")) or (new_id() if observer and scope["type"] == "http" else "")
         if not name:
             await app(scope, receive, send)
             return

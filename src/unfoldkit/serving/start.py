@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
-from unfoldkit.errors import UnfoldError, fail
+from unfoldkit.errors import UnfoldError, broken, fail
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send
 
 FAILED = "lifespan.startup.failed"
+COMPLETE = "lifespan.startup.complete"
 
 
 @dataclass(slots=True)
 class Start:
-    """What became of a start: the error with which it failed, if it did."""
+    """What became of a start: whether it is over, and the error with which it failed, if it did."""
 
     error: UnfoldError | None = None
+    over: bool = False
 
     def heard(self, message: Message) -> Message:
         """Keep what a failed start says; what it leaves for the server's own log."""
+        self.over |= message["type"] in (COMPLETE, FAILED)
         if message["type"] != FAILED:
             return message
         given = message.get("error")
@@ -37,6 +41,19 @@ def heard(app: ASGIApp, start: Start) -> ASGIApp:
         async def told(message: Message) -> None:
             await send(start.heard(message))
 
-        await app(scope, receive, told)
+        try:
+            await app(scope, receive, told)
+        except Exception as error:
+            if start.over:
+                raise
+            await told({"type": FAILED, "error": error if isinstance(error, UnfoldError) else _unforeseen(error)})
+        except asyncio.CancelledError:
+            # a start that is given up has failed, and there is nothing to say about it
+            if start.over:
+                raise
 
     return inner
+
+
+def _unforeseen(error: Exception) -> UnfoldError:
+    return broken(f"the service did not start: {type(error).__name__}: {error}")

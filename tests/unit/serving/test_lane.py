@@ -37,6 +37,15 @@ def request(*lines: str, body: str = "{}") -> bytes:
         [LINE, "Content-Length:2", "HOST:\ta", "Accept: */*", "User-Agent: x: y"],
         [LINE, "host: a", "content-length: 2", "Connection: keep-alive", "content-type: application/json"],
         [LINE, "host: a", "content-length: 2", "authorization: whatever"],
+        # as clients begin that would rather speak HTTP/2
+        [
+            LINE,
+            "Connection: Upgrade, HTTP2-Settings",
+            "Content-Length: 2",
+            "Host: a",
+            "Upgrade: h2c",
+            "HTTP2-Settings: A",
+        ],
     ],
 )
 def test_a_plain_request_is_taken(lines: list[str]) -> None:
@@ -70,8 +79,8 @@ def test_a_plain_request_is_taken(lines: list[str]) -> None:
         [LINE, "host: a", "content-length: 2", "Transfer-Encoding : chunked"],
         [LINE, "host: a", "content-length: 2", "expect: 100-continue"],
         [LINE, "host: a", "content-length: 2", "connection: close"],
-        [LINE, "host: a", "content-length: 2", "connection: keep-alive, upgrade"],
-        [LINE, "host: a", "content-length: 2", "upgrade: websocket"],
+        [LINE, "host: a", "content-length: 2", "connection: keep-alive, close"],
+        [LINE, "host: a", "content-length: 2", "connection: upgrade, "],
         [LINE, "host: a", "content-length: 2", "content-encoding: gzip"],
         [LINE, "host: a", "content-length: 2", "Inference-Header-Content-Length: 1"],
         [LINE, "host: a", " folded: x", "content-length: 2"],
