@@ -218,7 +218,8 @@ def paths(name: str) -> tuple[str, ...]:
 def _assembled(front: Front, entrance: Entrance, found: Metrics) -> Application:
     asks = reader(front.inputs, front.outputs)
     log = logging.getLogger("unfoldkit")
-    app = assembled([Endpoint(front, asks, writer(front), entrance, entrance.metrics, log)], found)
+    endpoint = Endpoint(front, asks, writer(front), entrance, entrance.metrics, log)
+    app = assembled([endpoint], found, more={"/status": "queue and replicas of each stage"})
 
     def ready(about: dict[str, Any]) -> Any:
         good = all(entrance.runtime.serving())

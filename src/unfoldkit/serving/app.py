@@ -131,10 +131,18 @@ def application(
     return assembled([_endpoint(model, limits, line(), found, clock, log) for model in models], found, close)
 
 
-def assembled(endpoints: Sequence[Endpoint], found: Metrics, close: Callable[[], None] = lambda: None) -> Application:
-    """Return the application of endpoints that stand already; ``found`` are the metrics that they count in."""
+def assembled(
+    endpoints: Sequence[Endpoint],
+    found: Metrics,
+    close: Callable[[], None] = lambda: None,
+    more: Mapping[str, str] | None = None,
+) -> Application:
+    """Return the application of endpoints that stand already; ``found`` are the metrics that they count in.
+
+    ``more`` are paths that the caller adds to ``gets``, each with what it tells.
+    """
     app = Application({endpoint.model.name: endpoint for endpoint in endpoints}, found, close)
-    app.gets.update(_server_paths(app))
+    app.gets.update(_server_paths(app, more or {}))
     for endpoint in endpoints:
         _add_model(app, endpoint)
     return app
@@ -171,10 +179,10 @@ def _endpoint(
     return Endpoint(model, asks, writer(model), batcher(model, limits, own, clock, line), own, log)
 
 
-def _server_paths(app: Application) -> dict[str, Callable[[], Reply]]:
+def _server_paths(app: Application, more: Mapping[str, str]) -> dict[str, Callable[[], Reply]]:
     version = importlib.metadata.version("unfoldkit")
     about = {"name": "unfoldkit", "version": version, "extensions": []}
-    document = openapi.document([endpoint.model for endpoint in app.endpoints.values()], version)
+    document = openapi.document([endpoint.model for endpoint in app.endpoints.values()], version, more)
     return {
         "/v2": lambda: json_reply(about),
         "/v2/health/live": lambda: json_reply({"live": app.healthy}, 200 if app.healthy else 503),

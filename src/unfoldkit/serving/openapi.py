@@ -2,54 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unfoldkit.serving.model import Described, Field
-from unfoldkit.serving.protocol import LONGEST_MS
+from unfoldkit.serving.protocol import LONGEST_MS, NUMBERS, shape_text
 
 JSON = "application/json"
 TYPES = {"BOOL": "boolean", "BYTES": "string", "INT32": "integer", "INT64": "integer"}
 ERRORS = {
     "400": "the body is no JSON, or does not fit the inputs of the model",
+    "401": "this service has a token, and the request does not bear it",
     "409": "the hour of this entity is over: a later one was answered",
     "413": "the body is too large, or has too many rows",
     "429": "too many rows are waiting; Retry-After says when to come back",
     "500": "the model failed",
     "503": "the model does not come back, or the server is about to stop",
 }
+LIVE, READY = "/v2/health/live", "/v2/health/ready"
+# while it stops a server answers with an error
+HEALTH = {"type": "object"}
+SECONDS = {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 1}}}
 
 
-def document(models: Sequence[Described], version: str) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 description of a server with these models."""
-    gets = {
-        "/v2": "what this server is",
-        "/v2/health/live": "whether it runs",
-        "/v2/health/ready": "whether it takes requests",
+def document(models: Sequence[Described], version: str, more: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 description of a server with these models.
+
+    ``more`` are further paths to get, each with what it tells.
+    """
+    paths: dict[str, Any] = {
+        "/v2": {"get": _get("what this server is")},
+        LIVE: {"get": _health("whether it runs", "live")},
+        READY: {"get": _health("whether it takes requests", "ready")},
+        "/metrics": {"get": _get("metrics for Prometheus", "text/plain")},
+        "/openapi.json": {"get": _get("this document")},
+        **{path: {"get": _get(text)} for path, text in (more or {}).items()},
     }
-    paths: dict[str, Any] = {path: {"get": _get(text)} for path, text in gets.items()}
-    paths["/metrics"] = {"get": _get("metrics for Prometheus", "text/plain")}
-    paths["/openapi.json"] = {"get": _get("this document")}
     for model in models:
-        paths |= _model_paths(model)
-    about = {"title": "unfoldkit", "version": version, "description": "Open Inference Protocol v2 over REST."}
-    components = {"schemas": {"Error": _object({"error": {"type": "string"}})}}
-    return {"openapi": "3.1.0", "info": about, "paths": paths, "components": components}
+        place = f"/v2/models/{model.name}"
+        paths |= _model_paths(model, place) | _model_paths(model, f"{place}/versions/{model.version}")
+    for path, item in paths.items():
+        _finish(path, item)
+    return {"openapi": "3.1.0", "info": _info(version), "paths": paths, "components": _components()}
 
 
-def _model_paths(model: Described) -> dict[str, Any]:
-    place = f"/v2/models/{model.name}"
-    errors = {code: _answer(text, {"$ref": "#/components/schemas/Error"}) for code, text in ERRORS.items()}
+def _info(version: str) -> dict[str, Any]:
+    return {"title": "unfoldkit", "version": version, "description": "Open Inference Protocol v2 over REST."}
+
+
+def _components() -> dict[str, Any]:
+    schemes = {"token": {"type": "http", "scheme": "bearer"}}
+    return {"schemas": {"Error": _object({"error": {"type": "string"}})}, "securitySchemes": schemes}
+
+
+def _finish(path: str, item: dict[str, Any]) -> None:
+    """Name the operations of a path, and say which may need the token of the service."""
+    for method, operation in item.items():
+        operation["operationId"] = "_".join([method, *re.findall(r"\w+", path)])
+        # the empty one: a service on loopback need not have a token
+        operation["security"] = [] if path in (LIVE, READY) else [{}, {"token": []}]
+        if operation["security"]:
+            operation["responses"].setdefault("401", _error("401"))
+
+
+def _model_paths(model: Described, place: str) -> dict[str, Any]:
     infer = {
         "summary": f"ask {model.name}",
         "requestBody": {"required": True, "content": {JSON: {"schema": _request(model)}}},
-        "responses": {"200": _answer("the answer", _response(model)), **errors},
+        "responses": {"200": _answer("the answer", _response(model)), **{code: _error(code) for code in ERRORS}},
     }
     return {
         place: {"get": _get(f"inputs, outputs and facts of {model.name}")},
-        f"{place}/ready": {"get": _get(f"whether {model.name} takes requests")},
+        f"{place}/ready": {"get": _health(f"whether {model.name} takes requests", "ready")},
         f"{place}/infer": {"post": infer},
     }
+
+
+def _error(code: str) -> dict[str, Any]:
+    found = _answer(ERRORS[code], {"$ref": "#/components/schemas/Error"})
+    return found | ({"headers": SECONDS} if code == "429" else {})
 
 
 def _request(model: Described) -> dict[str, Any]:
@@ -63,27 +95,34 @@ def _request(model: Described) -> dict[str, Any]:
         "additionalProperties": {"type": ["string", "number", "boolean"]},
     }
     named = {"type": "array", "items": _object({"name": {"enum": [item.name for item in model.outputs]}})}
-    inputs = _list([_tensor(item) for item in model.inputs])
+    inputs = _list([_tensor(item, _taken(item)) for item in model.inputs])
     return _object({"inputs": inputs}, id={"type": "string"}, parameters=parameters, outputs=named)
 
 
 def _response(model: Described) -> dict[str, Any]:
     text = {"type": "string"}
-    outputs = {"type": "array", "items": {"anyOf": [_tensor(item) for item in model.outputs]}}
-    return _object({"model_name": text, "model_version": text, "outputs": outputs}, id=text)
+    outputs = {"type": "array", "items": {"anyOf": [_tensor(item, (item.datatype,)) for item in model.outputs]}}
+    parameters = {"type": "object", "properties": {"entity": text}}
+    return _object({"model_name": text, "model_version": text, "outputs": outputs}, id=text, parameters=parameters)
 
 
-def _tensor(item: Field) -> dict[str, Any]:
+def _taken(item: Field) -> Sequence[str]:
+    """Return the datatypes under which an input may come."""
+    return sorted(NUMBERS) if item.datatype in NUMBERS else (item.datatype,)
+
+
+def _tensor(item: Field, datatypes: Sequence[str]) -> dict[str, Any]:
     kinds = [TYPES.get(item.datatype, "number"), *(["null"] if item.missing else [])]
     cell: dict[str, Any] = {"type": kinds if len(kinds) > 1 else kinds[0]}
     row = {"type": "array", "items": cell}
     size = {"type": "integer", "minimum": 1}
-    fixed = [{"const": length} for length in item.shape]
+    count = 1 + len(item.shape)
     data = {"type": "array", "items": {"anyOf": [cell, row]} if item.shape else cell}
     if item.shape:
         data["description"] = f"{list(item.shape)} values a row, flat or one list a row"
-    shape = {"type": "array", "prefixItems": [size, *fixed], "minItems": 1 + len(fixed), "maxItems": 1 + len(fixed)}
-    return _object({"name": {"const": item.name}, "datatype": {"type": "string"}, "shape": shape, "data": data})
+    # that a row has these lengths is told in words: not all tools that make clients know prefixItems
+    shape = {"type": "array", "items": size, "minItems": count, "maxItems": count, "description": shape_text(item)}
+    return _object({"name": {"const": item.name}, "datatype": {"enum": list(datatypes)}, "shape": shape, "data": data})
 
 
 def _list(kinds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -96,6 +135,12 @@ def _object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
 
 def _get(text: str, content: str = JSON) -> dict[str, Any]:
     return {"summary": text, "responses": {"200": {"description": text, "content": {content: {}}}}}
+
+
+def _health(text: str, key: str) -> dict[str, Any]:
+    """Return an operation that says the same by its status: 200, or 503 if it is not so."""
+    schema = _object({key: {"type": "boolean"}})
+    return {"summary": text, "responses": {"200": _answer(text, schema), "503": _answer(f"not so: {text}", HEALTH)}}
 
 
 def _answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
