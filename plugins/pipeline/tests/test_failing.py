@@ -272,6 +272,7 @@ def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
     assert 'unfold_batch_rows_count{model="pipe"}' not in told
     codes, _, paid, serving = board.lines
     assert codes.values == {"200": 2.0, "400": 1.0, "500": 1.0}
+    assert board.grids[0].rows == (("a", "0", "1", "1", "8", "2", "1"),)
     assert (paid.title, paid.values) == ("replicas that are paid", {"a": 1.0})
     assert (serving.title, serving.values) == ("replicas that serve", {"a": 1.0})
     assert {tile.label: tile.value for tile in board.tiles}.items() >= {

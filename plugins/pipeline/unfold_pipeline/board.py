@@ -98,7 +98,7 @@ def watch(name: str, runtime: Running, diary: Diary, given: Promise, requests: T
         spread = Spread("time to answer", "s", SECONDS, list(map(float, diary.tally.buckets)), given.limit)
         above, grid = _traffic(diary, given)
         tiles = (*_tiles(diary, given, stages, requests), above)
-        return Board(name, "pipeline", tiles, lines, (spread,), (), (grid,))
+        return Board(name, "pipeline", tiles, lines, (spread,), (), (_stages(stages), grid))
 
     return board
 
@@ -118,6 +118,18 @@ def _tiles(diary: Diary, given: Promise, stages: Sequence[dict[str, object]], re
         Tile("refused", f"{bad:,}", "requests answered 4xx" if bad else "", not bad),
         Tile("spent", f"${diary.spent:,.4f}", f"now ${rate:,.2f} an hour"),
     )
+
+
+def _stages(stages: Sequence[dict[str, object]]) -> Grid:
+    """Return what each stage does: of many stages a table tells it sooner than lines that cross."""
+    columns = {"stage": "name", "wait": "queue", "serve": "ready", "paid": "replicas", "batch": "batch"}
+    columns |= {"answered": "served", "failed": "failed"}
+    rows = tuple(tuple(_told(stage[key]) for key in columns.values()) for stage in stages)
+    return Grid("stages", tuple(columns), rows)
+
+
+def _told(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _traffic(diary: Diary, given: Promise) -> tuple[Tile, Grid]:

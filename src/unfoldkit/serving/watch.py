@@ -63,7 +63,9 @@ def _replies() -> Mapping[str, Reply]:
 
 
 async def _stream(watch: Watch, drains: asyncio.Event, receive: Receive, send: Send) -> None:
-    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+    # a proxy in between must not keep events back until it has many
+    proxies = (b"x-accel-buffering", b"no")
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), proxies]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     gone = asyncio.create_task(_until_gone(receive))
     try:

@@ -126,10 +126,10 @@ function draw(title, unit, series, limit) {
   const told = [];
   Object.entries(series).forEach(([name, points], i) => {
     const kept = points.filter((p) => p.value !== null && end - p.at <= span);
-    stroke(chart, `k${i % 6}`, kept.map((p) => [x(p.at), y(p.value)]));
+    stroke(chart, `k${i % 6}${i % 12 > 5 ? " more" : ""}`, kept.map((p) => [x(p.at), y(p.value)]));
     const now = points.length ? points[points.length - 1].value : null;
     told.push(`${name} ${worded(now, unit)}`);
-    legend.append(make("li", `k${i % 6}`, told[told.length - 1]));
+    legend.append(make("li", `k${i % 6}${i % 12 > 5 ? " more" : ""}`, told[told.length - 1]));
   });
   const ago = span < 120 ? `${Math.round(span)} s` : `${number(span / 60)} min`;
   times.firstChild.textContent = `${ago} ago`;
@@ -254,7 +254,7 @@ async function follow() {
   for (;;) {
     try {
       const headers = token ? { authorization: `Bearer ${token}` } : {};
-      const response = await fetch("/events", { headers, cache: "no-store" });
+      const response = await fetch("events", { headers, cache: "no-store" });
       if (response.status === 401) {
         find("ask").hidden = false;
         return state("off", token ? "the token is not right" : "a token is needed");
