@@ -43,9 +43,8 @@ class Tally:
         self.seconds += seconds
 
     def refuse(self) -> None:
-        """Count a request that was refused as soon as it came; as ``count(429, 0.0)``, without a search."""
+        """Count a request that was refused as soon as it came; it took no time that says how quick answers are."""
         self.codes[429] += 1
-        self.buckets[0] += 1
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return the buckets as Prometheus wants them: how many took no longer than each bound."""

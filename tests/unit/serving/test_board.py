@@ -40,3 +40,16 @@ def test_the_board_adds_up_all_models_and_what_the_kind_adds() -> None:
     assert sum(board.spreads[0].counts) == 4
     assert len(board.spreads[0].counts) == len(SECONDS) + 1
     assert board.lines[1].values == {"a": 0.0, "b": 0.0}
+
+
+def test_refusals_make_answers_look_no_quicker() -> None:
+    """Requests that are refused unread are counted by status, and not among the times to answer."""
+    found = metrics()
+    tally = of_model(found, "a").requests
+    tally.count(200, 0.3)
+    for _ in range(1000):
+        tally.refuse()
+    board = of_requests("a", "toy", found)()
+    assert board.lines[0].values == {"200": 1.0, "429": 1000.0}
+    assert sum(board.spreads[0].counts) == 1
+    assert b'unfold_request_duration_seconds_count{model="a"} 1.0' in found.text()
