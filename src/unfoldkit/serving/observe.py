@@ -118,14 +118,18 @@ def _span(tracer: Any, note: Note) -> None:
 
     end = time.time_ns()
     parent = TraceContextTextMapPropagator().extract({"traceparent": note.parent})
-    attributes = {
+    attributes: dict[str, Any] = {
         "http.request.method": note.method,
         "url.path": note.path,
+        "url.scheme": "http",
         "http.response.status_code": note.status,
         "unfold.request_id": note.id,
     }
+    if note.status >= 500:
+        attributes["error.type"] = str(note.status)
+    # what nobody serves has any name that a client makes up, and names of spans should be few
     made = tracer.start_span(
-        f"{note.method} {note.path}",
+        note.method if note.status == 404 else f"{note.method} {note.path}",
         parent,
         trace.SpanKind.SERVER,
         attributes,

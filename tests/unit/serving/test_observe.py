@@ -106,14 +106,20 @@ def test_a_request_is_a_span() -> None:
     assert observer
     observer(Note("i", "POST", "/p", 200, 0.25, PARENT))
     observer(Note("j", "POST", "/p", 503, 0.0))
-    good, bad = memory.get_finished_spans()
+    observer(Note("k", "GET", "/made-up-1", 404, 0.0))
+    good, bad, lost = memory.get_finished_spans()
     assert (good.name, good.kind) == ("POST /p", SpanKind.SERVER)
     assert format(good.context.trace_id, "032x") == PARENT.split("-")[1]
     assert format(good.parent.span_id, "016x") == PARENT.split("-")[2]
     assert good.attributes["http.response.status_code"] == 200
     assert good.attributes["unfold.request_id"] == "i"
     assert abs((good.end_time - good.start_time) / 1e9 - 0.25) < 0.01
+    assert good.attributes["url.scheme"] == "http"
+    assert "error.type" not in good.attributes
     assert (bad.parent, bad.status.status_code) == (None, StatusCode.ERROR)
+    assert bad.attributes["error.type"] == "503"
+    # a client that makes up paths makes up no names of spans
+    assert (lost.name, lost.attributes["url.path"]) == ("GET", "/made-up-1")
 
 
 def test_without_a_provider_nothing_is_traced() -> None:
