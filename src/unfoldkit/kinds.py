@@ -18,7 +18,8 @@ class Kind:
 
     ``spec`` and the verbs are ``"package.module:attribute"``; a verb that is ``None`` is absent.
     ``examples`` is ``"package:folder"`` with YAML specs, smallest first; ``extra`` is the optional
-    dependency group that the kind needs. ``many`` says that ``serve`` may run in several processes at once.
+    dependency group that the kind needs. ``many`` says that ``serve`` may run in several processes at once,
+    ``replay`` that ``plan`` (and ``serve``) play a trace, ``carries`` that ``train`` carries out a plan.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Kind:
     extra: str | None = None
     api: int = API_VERSION
     many: bool = False
+    replay: bool = False
+    carries: bool = False
 
     @property
     def verbs(self) -> tuple[str, ...]:

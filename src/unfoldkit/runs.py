@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import shlex
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,12 +35,36 @@ def fingerprint(*parts: Any) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` so that a reader, or a crash, sees the old file or the new one, never a part.
 
+    A link stays, and the file that it leads to is written; a device or a pipe is written to, and stays what it is.
+
     Raises:
         UnfoldError: the disk is full (exit code 3), or the place cannot be written to (2); the old file is kept.
     """
+    if _is_stream(path):
+        _pour(path, data)
+        return
+    path = path.resolve() if path.is_symlink() else path
     with _writing(path) as temporary:
         _stage(temporary, data)
         _settle(temporary, path)
+
+
+def _is_stream(path: Path) -> bool:
+    # a rename would put a plain file in the place of /dev/null, for every process on the machine
+    with contextlib.suppress(OSError):
+        mode = path.stat().st_mode
+        return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return False
+
+
+def _pour(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb") as stream:
+            stream.write(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _refused(error, path) from error
 
 
 @contextlib.contextmanager
@@ -86,6 +112,11 @@ class RunDir:
     """
 
     path: Path
+
+    @property
+    def word(self) -> str:
+        """The folder as a word of a command that a shell takes."""
+        return shlex.quote(str(self.path))
 
     def write(self, name: str, data: bytes, *, made_from: str = "") -> None:
         """Store ``data`` under ``name`` and list it in the manifest.

@@ -180,3 +180,62 @@ def test_ray_is_asked_for_when_it_is_not_there(unfold: Unfold, spec: Path) -> No
     outcome = unfold("train", spec, "--engine", "ray")
     assert outcome.code == 2
     assert "pip install 'unfoldkit[ray]'" in outcome.err
+
+
+TUNING = """version: 1
+kind: tuning
+name: mini
+search: {algorithm: successive-halving, trials: 2, min_iters: 1, max_iters: 2, eta: 2}
+trainable: {estimator: xgboost, data: digits, space: {max_depth: {int: [2, 3]}}}
+deadline: 5 min
+cloud: {provider: local, limit: 3, instances: [{type: process, accelerators: 1, price: $0.36/h}], billing: {increment: 1 s, minimum: 0 s}}
+profile: {iteration: {mean: 0.2 s}, speedup: {1: 1}, provision: 0 s, startup: 1 s}
+samples: 100
+"""  # noqa: E501
+
+
+def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path) -> None:
+    """Train does what a plan says that differs from what it would plan itself, as its spec or by --plan."""
+    spec, plan = tmp_path / "mini.yaml", tmp_path / "plan.yaml"
+    spec.write_text(TUNING, encoding="utf-8")
+    assert unfold("plan", spec, "--out", plan).code == 0
+    own = plan.read_text(encoding="utf-8")
+    plan.write_text(own.replace("instances: 1\n", "instances: 2\n", 1), encoding="utf-8")
+    for run, words in (("a", (plan,)), ("b", (spec, "--plan", plan))):
+        outcome = unfold("train", *words, "--run", run, "--format", "json")
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["provenance"]["plan"] == [[2, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("plan", "a.yaml", "--replay", "t.csv"), "--replay t.csv: kind echo plays no trace (kinds that do: pipeline"),
+        (("serve", "a.yaml", "--replay", "t.csv"), "--replay t.csv: kind echo plays no trace"),
+        (
+            ("train", "a.yaml", "--plan", "p.yaml"),
+            "--plan p.yaml: kind echo carries out no plan (kinds that do: tuning",
+        ),
+    ],
+)
+def test_an_option_is_heeded_or_refused(unfold: Unfold, spec: Path, words: tuple[str, ...], told: str) -> None:
+    """A trace or a plan that a kind does nothing with is refused, not passed over."""
+    assert spec.exists()
+    outcome = unfold(*words)
+    assert outcome.code == 2
+    assert outcome.err.startswith(told)
+
+
+def test_a_plan_of_another_kind_is_no_drift(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """A plan that another kind made is refused by name: nothing of it could be compared."""
+    assert unfold("plan", spec, "--out", "plan.yaml").code == 0
+    (tmp_path / "mini.yaml").write_text(TUNING, encoding="utf-8")
+    outcome = unfold("plan", "mini.yaml", "--check", "plan.yaml")
+    assert (outcome.code, outcome.err) == (2, "plan.yaml: a plan of kind echo; the spec is of kind tuning\n")
+
+
+def test_the_next_command_goes_on_in_the_run_that_was_named(unfold: Unfold, tmp_path: Path) -> None:
+    """A command after ``next:`` names the run of --run, quoted where a shell would split it."""
+    (tmp_path / "mini.yaml").write_text(TUNING, encoding="utf-8")
+    outcome = unfold("train", "mini.yaml", "--run", "my run")
+    assert outcome.out.splitlines()[-1] == "next: unfold report 'my run' --out report.html"

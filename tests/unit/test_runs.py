@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,27 @@ def test_a_place_that_cannot_be_written_is_the_callers_fault(tmp_path: Path) -> 
     with pytest.raises(UnfoldError, match="cannot write") as caught:
         write_atomically(tmp_path / "file" / "out.json", b"x")
     assert caught.value.code is ExitCode.USAGE
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    """What is no plain file, such as /dev/stdout or /dev/null, gets the bytes and is not replaced by a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as readers:
+        read = readers.submit(pipe.read_bytes)
+        write_atomically(pipe, b"told")
+        assert read.result(timeout=30) == b"told"
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """A file that is written through a link changes where the link leads to, and the link is kept."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.md").symlink_to(tmp_path / "there" / "real.md")
+    write_atomically(tmp_path / "link.md", b"one")
+    write_atomically(tmp_path / "link.md", b"two")
+    assert (tmp_path / "link.md").is_symlink()
+    assert (tmp_path / "there" / "real.md").read_bytes() == b"two"
 
 
 def test_a_run_is_one_process_at_a_time(run: RunDir) -> None:

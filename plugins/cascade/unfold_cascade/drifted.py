@@ -40,7 +40,7 @@ def tell(looked: Looked, found: Sequence[Change], rule: Drift, run: Run) -> Repo
         },
         tables=(_summary(found), *(_shares(change) for change in found if change.drifted)),
         lines=_lines(looked, rule, drifted),
-        next=f"unfold train {run.directory.path} --set data.path={looked.path}" if drifted else "",
+        next=f"unfold train {run.directory.word} --set data.path={looked.path}" if drifted else "",
         decision=run.options["baseline_plan"]["decision"],
         provenance={"inputs": {"data": looked.digest}},
     )

@@ -45,6 +45,6 @@ def profile(spec: CascadeSpec, run: Run) -> Report:
         metrics={"models": Metric(len(rows)), "slowest": Metric(slowest, "µs", timed=True)},
         tables=(Table("models", columns, rows),),
         notes=left_out(given),
-        next=f"unfold train {run.directory.path}",
+        next=f"unfold train {run.directory.word}",
         provenance={"inputs": {"data": given.digest}},
     )

@@ -328,13 +328,13 @@ def _subtitle(plan: Plan) -> tuple[str, ...]:
 
 def _next(plan: Plan, run: Run, verb: str) -> str:
     if plan.policy is None and plan.spec.goal.budget is None and not plan.choice.reason:
-        return f"unfold plan {run.directory.path} --set goal.max_loss={_relaxed(plan)}"
+        return f"unfold plan {run.directory.word} --set goal.max_loss={_relaxed(plan)}"
     if verb == "plan":
-        return f"unfold plan {run.directory.path} --out plan.yaml"
+        return f"unfold plan {run.directory.word} --out plan.yaml"
     if plan.spec.data.source != "recorded":
-        return f"unfold serve {run.directory.path}"
+        return f"unfold serve {run.directory.word}"
     goal = "goal.max_loss=1%" if plan.spec.goal.budget is None else "'goal.budget=1000 per case'"
-    return f"unfold plan {run.directory.path} --set {goal} --out front.html"
+    return f"unfold plan {run.directory.word} --set {goal} --out front.html"
 
 
 def _decision(plan: Plan) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_pipeline.plan:plan",
         serve="unfold_pipeline.serve:serve",
         examples="unfold_pipeline:examples",
+        replay=True,
     )
 
 

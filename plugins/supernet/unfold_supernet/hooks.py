@@ -18,4 +18,5 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_supernet.plan:plan",
         serve="unfold_supernet.serve:serve",
         examples="unfold_supernet:examples",
+        replay=True,
     )

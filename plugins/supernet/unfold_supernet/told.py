@@ -90,7 +90,7 @@ def report(told: Told) -> Report:
         tables=tuple(tables),
         figures=(_figure(told),),
         lines=tuple(_lines(told)),
-        next=f"unfold plan SPEC --run runs/{told.spec.name}",
+        next="unfold plan SPEC",
         provenance={"inputs": {told.data.about: told.data.digest}},
     )
 

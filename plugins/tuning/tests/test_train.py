@@ -158,7 +158,7 @@ def test_a_plan_of_another_profile_is_refused(tmp_path: Path) -> None:
         for trials in (6, 2, 1)
     ]
     spec = validate(TuningSpec, parse(SPEC, "t.yaml"))
-    plan = {"stages": rows, "instance": "p", "market": "on-demand"}
+    plan = {"decision": {"stages": rows, "instance": "p", "market": "on-demand"}}
     run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(2), allow_code=True, options={"plan": plan})
     with pytest.raises(UnfoldError, match="8 accelerators, of which the profile has no speed-up"):
         train(spec, run)

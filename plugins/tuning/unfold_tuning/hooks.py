@@ -18,6 +18,7 @@ def unfold_kinds() -> Iterable[Kind]:
         train="unfold_tuning.train:train",
         plan="unfold_tuning.plan:plan",
         examples="unfold_tuning:examples",
+        carries=True,
     )
 
 

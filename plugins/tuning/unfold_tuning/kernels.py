@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from unfoldkit.arrivals.compiled import compiled
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -90,9 +91,9 @@ def hits_python(uniform: Floats, risk: Floats, pieces: Floats) -> tuple[Floats, 
     return count, within
 
 
-schedule = njit(cache=True)(schedule_python)
-hits = njit(cache=True)(hits_python)
-merge = njit(cache=True)(merge_python)
+schedule = compiled(schedule_python)
+hits = compiled(hits_python)
+merge = compiled(merge_python)
 
 
 def labels_python(
@@ -167,4 +168,4 @@ def labels_python(
     return all_t[:used], all_c[:used], all_p[:used], all_l[:used], last
 
 
-labels = njit(cache=True)(labels_python)
+labels = compiled(labels_python)

@@ -10,12 +10,12 @@ credit_B,j - credit_A,j) <= cost_B``, credits sorted (study of our own).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from unfold_tuning.frontier import Curve, Grid, curve, expected_startup, new_instances, walk
 from unfold_tuning.kernels import TIE, Floats, Ints
 from unfold_tuning.losses import replacing
 from unfold_tuning.tables import Model
+from unfoldkit.arrivals.compiled import compiled
 
 
 def binds(model: Model, table: Grid) -> bool:
@@ -155,8 +155,8 @@ def _unbeaten_python(time: Floats, cost: Floats, size: Floats, credit: Floats, e
     return kept[:count]
 
 
-_run_down = njit(cache=True)(_run_down_python)
-_release = njit(cache=True)(_release_python)
-_missing = njit(cache=True)(_missing_python)
-_unbeaten = njit(cache=True)(_unbeaten_python)
-credit_labels = njit(cache=True)(credit_labels_python)
+_run_down = compiled(_run_down_python)
+_release = compiled(_release_python)
+_missing = compiled(_missing_python)
+_unbeaten = compiled(_unbeaten_python)
+credit_labels = compiled(credit_labels_python)

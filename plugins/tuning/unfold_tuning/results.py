@@ -12,7 +12,7 @@ from unfold_tuning.ledger import Ledger
 from unfold_tuning.score import Score
 from unfold_tuning.spec import TuningSpec
 from unfold_tuning.words import counted, dollars, span
-from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict
 
 SHOWN = 8
 COLUMNS = (
@@ -43,7 +43,7 @@ def report(spec: TuningSpec, task: Task, ledger: Ledger, outcome: Outcome, guess
         tables=(_stages(task, ledger, outcome, guess),),
         figures=(gantt(task, ledger, outcome), curves(ledger, task.trainable)),
         lines=tuple(_lines(ledger, outcome)),
-        next=f"unfold report runs/{spec.name} --out report.html" if good else "",
+        next=f"unfold report {RunDir(task.folder.parent).word} --out report.html" if good else "",
         provenance={"plan": [[deal.instances, deal.gang] for deal in task.plan]},
     )
 

@@ -109,7 +109,7 @@ def _chosen(
     spec: TuningSpec, run: Run, stages: tuple[Stage, ...], machines: list[Machine], profile: Profile, made_from: str
 ) -> tuple[Machine, Plan, Score] | Report:
     """Return the plan of an earlier attempt, of ``--plan``, or a new one; or the report that there is none."""
-    stored: Mapping[str, Any] = run.options.get("plan") or {}
+    stored: Mapping[str, Any] = (run.options.get("plan") or {}).get("decision") or {}
     if run.directory.has(DECISION, made_from=made_from):
         stored = json.loads(run.directory.read(DECISION))
     if stored:

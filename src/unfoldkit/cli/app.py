@@ -309,7 +309,6 @@ def _verb(verb: str, given: dict[str, Any]) -> None:
 
 
 def _request(verb: str, given: dict[str, Any]) -> Request:
-    extra = {name: str(given[name]) for name in ("replay", "plan_file") if given.get(name)}
     return Request(
         verb=verb,
         spec=given["spec"],
@@ -327,7 +326,8 @@ def _request(verb: str, given: dict[str, Any]) -> Request:
         builtin_only=given["no_plugins"],
         verbose=given["verbose"],
         check=given.get("check_file"),
-        options=extra,
+        plan=given.get("plan_file"),
+        replay=given.get("replay"),
     )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,4 +26,5 @@ class Request:
     builtin_only: bool = False
     verbose: bool = False
     check: Path | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    plan: Path | None = None
+    replay: Path | None = None

@@ -60,6 +60,7 @@ def answer(request: Request, registry: Registry, stdin: str = "") -> tuple[Repor
     """
     loaded = load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
     function = verb_of(loaded.kind, request.verb)
+    _heeded(request, loaded.kind, registry.kinds)
     report = _rehearsal(request, loaded) if request.dry_run else _stored(request, loaded, function)
     return report, ExitCode.YES if report.verdict is Verdict.YES or request.exit_zero else ExitCode.NO
 
@@ -76,6 +77,16 @@ def verb_of(kind: Kind, verb: str) -> str:
     return reference
 
 
+def _heeded(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> None:
+    """Refuse an option that the verb of this kind would pass over in silence."""
+    for flag, given, what, able in (
+        ("--replay", request.replay, "plays no trace", [one.name for one in kinds.values() if one.replay]),
+        ("--plan", request.plan, "carries out no plan", [one.name for one in kinds.values() if one.carries]),
+    ):
+        if given is not None and kind.name not in able:
+            raise fail(f"{flag} {given}: kind {kind.name} {what}", hint=f"kinds that do: {', '.join(sorted(able))}")
+
+
 def run_folder(request: Request, loaded: Loaded) -> Path:
     """Return the folder of the run: ``--run``, the run that was named, or ``runs/NAME``."""
     return request.run or loaded.run or Path("runs") / loaded.spec.name
@@ -83,16 +94,32 @@ def run_folder(request: Request, loaded: Loaded) -> Path:
 
 def surroundings(request: Request, loaded: Loaded, progress: Any = None) -> Run:
     """Return what the verb is given beside its spec."""
+    options = {"cache": str(cache_folder())} | ({"replay": str(request.replay)} if request.replay else {})
+    plan = plan_for(request.plan, loaded) if request.plan else dict(loaded.plan)
     return Run(
         directory=RunDir(run_folder(request, loaded)),
         engine=engine_of(request),
         seed=request.seed,
         base=loaded.base,
         log=console.logger(verbose=request.verbose),
-        options={"plan": dict(loaded.plan), "cache": str(cache_folder()), **request.options},
+        options={"plan": plan, **options},
         allow_code=request.allow_code,
         **({"progress": progress} if progress else {}),
     )
+
+
+def plan_for(path: Path, loaded: Loaded) -> Mapping[str, Any]:
+    """Return the plan of a file.
+
+    Raises:
+        UnfoldError: the file holds none, or one of another kind than the spec.
+    """
+    plan = read_plan(path)
+    spec = plan.get("spec")
+    kind = spec.get("kind", loaded.kind.name) if isinstance(spec, Mapping) else loaded.kind.name
+    if kind != loaded.kind.name:
+        raise fail(f"a plan of kind {kind}; the spec is of kind {loaded.kind.name}", file=str(path))
+    return plan
 
 
 def engine_of(request: Request) -> Engine:
@@ -116,7 +143,7 @@ def store_spec(run: Run, spec: Spec) -> None:
 
 
 def _stored(request: Request, loaded: Loaded, function: str) -> Report:
-    baseline = read_plan(request.check) if request.check else None
+    baseline = plan_for(request.check, loaded) if request.check else None
     with console.progress_bars() as progress:
         run = surroundings(request, loaded, progress)
         if baseline is not None:

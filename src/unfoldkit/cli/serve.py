@@ -86,7 +86,7 @@ def serve(
     Raises:
         UnfoldError: the spec, the address or the run are at fault.
     """
-    if request.dry_run or request.options.get("replay"):
+    if request.dry_run or request.replay:
         # a replay comes to an end, and what it leaves is a report like that of any other verb
         return perform(request, stdin)
     loaded = _load(request, stdin)

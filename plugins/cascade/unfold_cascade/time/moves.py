@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.panel import Purchase
+from unfoldkit.arrivals.compiled import compiled
 
 Int8 = NDArray[np.int8]
 
@@ -94,9 +95,7 @@ def _walk(kernel: Any, clock: Clock, zoo: Zoo, ladder: Ladder, moves: Moves) -> 
 
 @cache
 def _compiled() -> Any:
-    import numba
-
-    return numba.njit(cache=True)(walk_kernel)
+    return compiled(walk_kernel)
 
 
 def walk_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a whole

@@ -36,8 +36,8 @@ def tell(found: Findings, run: Run, verb: str) -> Report:
 
 def _next(found: Findings, run: Run) -> str:
     if found.choice.promised:
-        return f"unfold serve {run.directory.path}"
-    return f"unfold plan {run.directory.path} --set goal.max_loss={_relaxed(found):g}%"
+        return f"unfold serve {run.directory.word}"
+    return f"unfold plan {run.directory.word} --set goal.max_loss={_relaxed(found):g}%"
 
 
 def _relaxed(found: Findings) -> float:

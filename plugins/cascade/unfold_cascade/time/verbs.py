@@ -49,6 +49,6 @@ def profile(spec: CascadeSpec, run: Run) -> Report:
         headline=f"{len(rows)} models measured, {spec.cost.batch} rows a call",
         metrics={"models": Metric(len(rows)), "slowest": Metric(float(max(rates.latency)), "µs", timed=True)},
         tables=(Table("models", columns, rows),),
-        next=f"unfold train {run.directory.path}",
+        next=f"unfold train {run.directory.word}",
         provenance={"inputs": {"data": whole.digest}},
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.arrays import Float32, FloatArray, IntArray
+from unfoldkit.arrivals.compiled import compiled
 
 STATISTICS = ("mean", "min", "max", "change", "spread")
 
@@ -43,9 +44,7 @@ def statistics(values: Float32, hour: FloatArray, starts: IntArray, window_h: fl
 
 @cache
 def _compiled() -> Any:
-    import numba
-
-    return numba.njit(cache=True)(window_kernel)
+    return compiled(window_kernel)
 
 
 def window_kernel(values: Float32, hour: FloatArray, starts: IntArray, window_h: float) -> Float32:

@@ -133,8 +133,10 @@ def connect(address: str, name: str, described: Sequence[Node] = ()) -> RayBacke
     Raises:
         UnfoldError: no cluster answers, or none of its nodes has the budget that names are carved from.
     """
-    import ray
-
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise fail("a Ray cluster needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'") from error
     try:
         ray.init(address=address, namespace=SPACE, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
