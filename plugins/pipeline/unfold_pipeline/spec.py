@@ -187,7 +187,7 @@ def _arrivals_problems(place: tuple[str | int, ...], item: Arrivals) -> Iterable
         yield Problem(place, told, hint="one of: process, shape, trace")
         return
     if item.process and item.rate is None:
-        yield Problem((*place, "process"), "a process needs a rate", hint="such as rate: 100/s")
+        yield Problem((*place, "rate"), "a process needs a rate", hint="such as rate: 100/s")
     if item.cv is not None and item.scv is not None:
         yield Problem((*place, "scv"), "cv and scv say the same thing twice", hint="leave one out")
     if item.process == "gamma" and 0 in (item.cv, item.scv):

@@ -180,3 +180,10 @@ cluster: {nodes: [{count: 2, gpu: 4}]}
 workload: {tasks: [{job: wide, count: 3, gpu: 1, run: 1 min}]}
 policy: {gang: {by: job}, anti-affinity: {by: job}}
 """
+
+
+@pytest.mark.parametrize("pack", ["{level: rakc}", "{level: node, fallback: [rakc after 5 s]}"])
+def test_packing_by_a_label_that_no_node_has_is_refused(tmp_path: Path, pack: str) -> None:
+    """A level that is misspelt would be kept by every placement, so it is an error that names those that there are."""
+    with pytest.raises(UnfoldError, match=r"policy\.pack: no node has the label 'rakc' \(one of: any, node\)"):
+        answer(tmp_path, f"{{pack: {pack}}}")

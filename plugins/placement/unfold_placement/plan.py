@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from unfold_placement import screen
 from unfold_placement.check import Counterexample, counterexample
-from unfold_placement.facts import Policy
-from unfold_placement.options import build
+from unfold_placement.facts import Node, Policy
+from unfold_placement.options import PackOptions, PolicySpec, build
 from unfold_placement.replay import replay, why
 from unfold_placement.spec import PlacementSpec
 from unfold_placement.workload import nodes_of, seated, tasks_of
-from unfoldkit.api import Report, Run, UnfoldError, fail
+from unfoldkit.api import Report, Run, UnfoldError, did_you_mean, fail
 
 LOG = "placement.csv"
 
@@ -31,6 +31,7 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
         tasks = seated(nodes, tasks)
     if not nodes:
         raise fail("a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve")
+    labelled(spec.policy, nodes)
 
     def make() -> Sequence[Policy]:
         return build(spec.policy, allow_code=run.allow_code)
@@ -42,6 +43,17 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     plain = replay(spec, nodes, tasks, list, run)
     run.directory.write(LOG, screen.log(mine.found).encode())
     return screen.report(spec, mine, plain, why(spec, nodes, tasks, make, mine.found, run))
+
+
+def labelled(policy: PolicySpec, nodes: Sequence[Node]) -> None:
+    """Raise where tasks are to be packed by a label that no node has: any placement would do."""
+    known = {"node", "any"}.union(*(node.labels for node in nodes))
+    for _, options, path in policy.parts():
+        levels = (options.level, *(level for level, _ in options.fallback)) if isinstance(options, PackOptions) else ()
+        for level in levels:
+            if level not in known:
+                key = ".".join(str(part) for part in path)
+                raise fail(f"no node has the label {level!r}", key=key, hint=did_you_mean(level, known))
 
 
 def refused(blocked: Counterexample) -> UnfoldError:

@@ -8,14 +8,9 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        max_length=80,
-        description="letters, digits, dot, dash and underscore, the first a letter or digit; names the run's folder",
-    ),
-]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NAME_RULE = "letters, digits, dot, dash and underscore, the first a letter or digit"
+Name = Annotated[str, Field(pattern=NAME, max_length=80, description=f"{NAME_RULE}; names the run's folder")]
 
 
 class Model(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,7 @@ def _run_of(document: Document, folder: Path) -> tuple[Path, Path | None]:
 def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:
     if not isinstance(document.data, dict):
         message = f"a spec is a mapping of keys, not {show(document.data)}"
-        raise UnfoldError(diagnostic(document, (), message, hint="unfold init KIND writes one to start from"))
+        raise UnfoldError(diagnostic(document, (), message, hint=_mapped(document.data)))
     name = document.data.get("kind")
     if name is None:
         raise UnfoldError(_kindless(document, kinds))
@@ -118,6 +119,15 @@ def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[st
         hint = did_you_mean(str(name), kinds)
         raise UnfoldError(diagnostic(document, ("kind",), f"no such kind: {show(name)}", hint=hint))
     return kinds[name] if find_kind is None else _found(document, name, find_kind)
+
+
+def _mapped(data: Any) -> str:
+    """Return what makes a mapping of text that was meant as one."""
+    if isinstance(data, str) and re.match(r"\w+ *=", data):
+        return "a spec is YAML or JSON, not TOML"
+    if isinstance(data, str) and re.match(r"\w+:\S", data):
+        return 'write a space after each ":"'
+    return "unfold init KIND writes one to start from"
 
 
 def _other_schema(document: Document) -> bool:

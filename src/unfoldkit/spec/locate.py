@@ -20,19 +20,21 @@ def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "
     for length in range(len(path), 0, -1):
         if path[:length] in document.origins:
             return Diagnostic(message, document.origins[path[:length]], key=key, hint=hint)
+    for origin, flag in document.origins.items():
+        # `--set a.b=1` is where the key `a` comes from
+        if path and origin[: len(path)] == path and path not in document.values:
+            return Diagnostic(message, flag, key=key, hint=hint)
     line, column = _mark(document, path, at_key=at_key)
     return Diagnostic(message, document.file, line, column, key, hint)
 
 
 def located(document: Document, found: Diagnostic) -> Diagnostic:
     """Return a verb's diagnostic with the line of the key that it names, or of the nearest that is written there."""
-    if found.file or not found.key:
+    if found.file or not found.key or found.key.startswith("-"):
         return found
     written = {dotted(path): path for path in (*document.values, *document.keys)}
     near = [name for name in written if name and f"{found.key}.".startswith((f"{name}.", f"{name}["))]
-    if not near:
-        return found
-    path = written[max(near, key=len)]
+    path = written[max(near, key=len)] if near else ()
     placed = diagnostic(document, path, found.message, hint=found.hint, at_key=True)
     return replace(placed, key=found.key)
 
@@ -65,6 +67,15 @@ def known_keys(model: Any, path: PathKey, data: Any = None) -> set[str]:
         data = data[part] if _has(data, part) else None
     meant = [form for form in forms if _tagged(form, data)]
     return {name for form in meant or forms for name in _names(form)}
+
+
+def known_tags(model: Any, path: PathKey, name: str) -> list[str]:
+    """Return what the key ``name`` may be in the forms that a mapping at ``path`` may have."""
+    forms = [model]
+    for part in path:
+        forms = [inner for form in forms for inner in _step(form, part)]
+    fields = [getattr(one, "model_fields", {}).get(name) for form in forms for one in _options(form)]
+    return sorted(str(value) for field in fields if field for value in typing.get_args(field.annotation))
 
 
 def _tagged(form: Any, data: Any) -> bool:

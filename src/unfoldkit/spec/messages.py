@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unfoldkit.errors import did_you_mean, show
+from unfoldkit.spec.base import NAME, NAME_RULE
 from unfoldkit.yaml12 import scalar
 
 _WANTED = {
@@ -41,6 +42,7 @@ _LENGTHS = {
     "string_too_short": ("at least", "min_length", "character"),
     "string_too_long": ("at most", "max_length", "character"),
 }
+EXACT = 2**53
 _ENDINGS = {"entr": ("y", "ies"), "character": ("", "s")}
 
 
@@ -53,13 +55,18 @@ def sentence(error: Mapping[str, Any], *, about: str = "") -> tuple[str, str]:
         return f"expected {_WANTED[kind]}, got {got}", _rewritten(_WANTED[kind], value)
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"must be {words} {context.get(name)}, got {got}", ""
+        return f"must be {words} {_short(context.get(name))}, got {got}", ""
     if kind in _LENGTHS:
         return _length(*_LENGTHS[kind], context, value), ""
     if kind == "string_pattern_mismatch":
         message = f"{got} has characters that are not allowed here" if value else "must not be empty"
-        return message, about or f"pattern {context.get('pattern')}"
+        pattern = context.get("pattern")
+        return message, about or (NAME_RULE if pattern == NAME else f"pattern {pattern}")
     return _other(kind, error, context, got)
+
+
+def _short(bound: Any) -> Any:
+    return int(bound) if isinstance(bound, float) and bound.is_integer() else bound
 
 
 def _length(words: str, name: str, noun: str, context: Mapping[str, Any], value: Any) -> str:
@@ -73,6 +80,8 @@ def _rewritten(wanted: str, value: Any) -> str:
     """Return how the value would be written for what is wanted, where that is plain."""
     if wanted == "text":
         return "put it in quotes" if isinstance(value, (bool, int, float)) else ""
+    if wanted == "a whole number" and isinstance(value, float) and abs(value) < EXACT and value.is_integer():
+        return f"write {int(value)}"
     if not isinstance(value, str) or "number" not in wanted:
         return ""
     if isinstance(scalar(value), (int, float)):
@@ -85,11 +94,14 @@ def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got:
     if kind in ("literal_error", "enum"):
         return f"{got} is not allowed here", _choices(error.get("input"), str(context.get("expected", "")))
     if kind == "union_tag_invalid":
-        name, tag = str(context.get("discriminator", "")).strip("'"), context.get("tag")
+        name, given = str(context.get("discriminator", "")).strip("'"), error.get("input")
+        tag = given.get(name) if isinstance(given, Mapping) else context.get("tag")
         return f"{show(tag)} is not allowed as {name}", _choices(tag, str(context.get("expected_tags", "")))
     if kind == "union_tag_not_found":
         name = str(context.get("discriminator", "")).strip("'")
         return f'the key "{name}" is missing, which says what form this is', ""
+    if kind == "int_parsing_size":
+        return f"{got} is too large", ""
     if kind == "finite_number":
         return f"must be a finite number, got {got}", ""
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
 from unfoldkit.spec.base import Checked, Model
 from unfoldkit.spec.loader import Document, PathKey
-from unfoldkit.spec.locate import diagnostic, known_keys, real_path
+from unfoldkit.spec.locate import diagnostic, known_keys, known_tags, real_path
 from unfoldkit.spec.messages import sentence
 
 M = TypeVar("M", bound=Model)
@@ -20,6 +20,8 @@ ROUNDS = 4
 _HOLDERS = (BaseModel, Mapping, tuple, list, frozenset)
 MISSING = "this key is missing"
 UNKNOWN = "unknown key"
+MERGE = "YAML 1.2 has no merge keys: write the keys out"
+QUOTE = "'"
 
 
 def validate(model: type[M], document: Document) -> M:
@@ -87,9 +89,11 @@ def _one(model: type[Model], document: Document, data: Any, error: dict[str, Any
     if missing:
         return path, diagnostic(document, path, MISSING, hint=_needs(model, path))
     if error["type"] == "extra_forbidden":
-        hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1], data))
+        hint = did_you_mean(str(path[-1]), known_keys(model, path[:-1], data)) if path[-1] != "<<" else MERGE
         return path, diagnostic(document, path, UNKNOWN, hint=hint, at_key=True)
     message, hint = sentence(error, about=_needs(model, path))
+    if error["type"] == "union_tag_not_found":
+        hint = f"one of: {', '.join(known_tags(model, path, error['ctx']['discriminator'].strip(QUOTE)))}"
     return path, diagnostic(document, path, message, hint=hint, at_key=error["loc"][-1:] == ("[key]",))
 
 
@@ -134,11 +138,14 @@ def _branch(data: Any, error: dict[str, Any]) -> tuple[PathKey, tuple[str | int,
     return None
 
 
-def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int, int]:
-    at_root = sum(len(real_path(data, error["loc"])) <= len(path) and error["type"] != "missing" for error in group)
-    # a tag such as `process: burst` says which branch was meant
-    tags = sum(error["type"] == "literal_error" for error in group)
-    return at_root, tags, len(group)
+def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[int, int, int, int]:
+    depth = [len(real_path(data, error["loc"])) - len(path) for error in group]
+    types = [error["type"] for error in group]
+    at_root = sum(deep <= 0 and kind != "missing" for deep, kind in zip(depth, types, strict=True))
+    # a tag such as `process: burst` says which branch was meant, and so do the keys that it knows
+    tags = sum(deep == 1 and kind == "literal_error" for deep, kind in zip(depth, types, strict=True))
+    unknown = sum(deep == 1 and kind == "extra_forbidden" for deep, kind in zip(depth, types, strict=True))
+    return at_root, tags, unknown, len(group)
 
 
 def _problems(spec: Model, document: Document, cut: Sequence[PathKey]) -> list[Diagnostic]:
