@@ -72,7 +72,8 @@ def _command(name: str, command: Any, shared: set[str]) -> str:
 
 
 def _word(argument: Any) -> str:
-    return argument.metavar if argument.required else f"[{argument.metavar}]"
+    several = "..." if argument.nargs == -1 else ""
+    return f"{argument.metavar}{several}" if argument.required else f"[{argument.metavar}{several}]"
 
 
 def _arguments(items: list[Any]) -> str:

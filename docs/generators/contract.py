@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import json
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from docs.generators.markdown import code, example, fenced, fields, prose, table
-from unfoldkit import errors, hookspec, kinds, report
+from unfoldkit import context, errors, hookspec, kinds, report, runs
 from unfoldkit.cli import plugins
 from unfoldkit.kinds import Renderer, resolve
 from unfoldkit.registry import hook_names
 from unfoldkit.render import builtin_renderers
+from unfoldkit.serving.service import Service
 from unfoldkit.testing.conformance import first_report
 
 HOOKS = """# Hooks
@@ -45,7 +47,21 @@ def hooks() -> str:
     parts = [_hook(name) for name in hook_names()]
     described = (kinds.Kind, kinds.Check, kinds.CheckResult, kinds.Renderer, kinds.RunFinished)
     parts += [f"## {item.__name__}\n\n{prose(item)}\n\n{fields(item)}" for item in described]
+    parts += [f"## {item.__name__}\n\n{prose(item)}\n\n{_members(item)}" for item in (context.Run, runs.RunDir)]
+    parts.append(f"## Service\n\n{prose(Service)}\n\n{fields(Service)}")
     return HOOKS + "\n".join(parts)
+
+
+def _members(item: type) -> str:
+    """Return a table of what an object offers: its fields by type, its methods by their first sentence."""
+    held = [(code(one.name), code(str(one.type))) for one in dataclasses.fields(item)]
+    found = [(name, one) for name, one in vars(item).items() if inspect.isfunction(one) and not name.startswith("_")]
+    can = [(code(_call(name, one)), prose(one).partition("\n")[0]) for name, one in found]
+    return table(("member", "type, or what it does"), [*held, *can])
+
+
+def _call(name: str, function: Any) -> str:
+    return f"{name}({', '.join(list(inspect.signature(function).parameters)[1:])})"
 
 
 def _hook(name: str) -> str:

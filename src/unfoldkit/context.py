@@ -32,8 +32,8 @@ class Run:
 
     ``base`` is the folder that paths of the spec are relative to; ``clock`` gives seconds; ``allow_code`` is whether a
     spec may name code. ``options`` holds what the command line says beyond the spec: ``plan``, the saved decision
-    (empty without one), and ``cache``, the folder of prices; where it was given, ``replay`` and ``plan_file``, the
-    paths of a trace and of a plan, and ``baseline_plan``, the plan that ``--check`` compares with.
+    (empty without one), and ``cache``, the folder of prices; where it was given, ``replay``, the path of a trace, and
+    ``baseline_plan``, the plan that ``--check`` compares with.
     """
 
     directory: RunDir

@@ -238,3 +238,13 @@ def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -
         [command([])[0], "-c", code], env=surroundings(), capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"]])
+def test_help_on_a_full_disk_is_no_answer(tmp_path: Path, words: list[str]) -> None:
+    """What cannot be written ends with 3 and one line, not with a trace and 1, which means no."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            command(words), cwd=tmp_path, env=surroundings(), stdout=full, stderr=-1, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (3, "cannot write: No space left on device\n")

@@ -270,3 +270,11 @@ def test_a_new_plugin_installs_and_keeps_the_laws(unfold: Unfold, inside: Proces
     tests = subprocess.run(words, cwd=project, env=env, capture_output=True, text=True, check=False)
     assert tests.returncode == 0, tests.stdout
     assert " passed" in tests.stdout
+
+
+def test_a_plugin_has_a_name_of_its_own(unfold: Unfold, tmp_path: Path) -> None:
+    """A name that an installed plugin has is refused, as both could not be loaded; nothing is written."""
+    outcome = unfold("plugins", "new", "echo")
+    assert outcome.code == 2
+    assert outcome.err.startswith("a plugin echo is installed already (another name;")
+    assert not list(tmp_path.iterdir())

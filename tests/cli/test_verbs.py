@@ -239,3 +239,33 @@ def test_the_next_command_goes_on_in_the_run_that_was_named(unfold: Unfold, tmp_
     (tmp_path / "mini.yaml").write_text(TUNING, encoding="utf-8")
     outcome = unfold("train", "mini.yaml", "--run", "my run")
     assert outcome.out.splitlines()[-1] == "next: unfold report 'my run' --out report.html"
+
+
+OWN = """
+from unfold_placement.facts import STATIC
+
+
+class Mine:
+    phase = STATIC
+    watches = frozenset()
+
+    def request(self, task):
+        return []
+
+    def react(self, event, view):
+        return iter(())
+"""
+
+
+def test_code_beside_the_spec_is_found(unfold: Unfold, tmp_path: Path) -> None:
+    """With --allow-code a spec may name a module that lies beside it, wherever the command is called from."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "beside_the_spec.py").write_text(OWN, encoding="utf-8")
+    (folder / "own.yaml").write_text(
+        "version: 1\nkind: placement\nname: own\ncluster: {nodes: [{count: 1, cpu: 1}]}\n"
+        "workload: {tasks: [{job: a, count: 1, cpu: 1, run: 1 s}]}\npolicy: {own: {policy: 'beside_the_spec:Mine'}}\n",
+        encoding="utf-8",
+    )
+    assert unfold("plan", "own/own.yaml").code == 2
+    assert unfold("plan", "own/own.yaml", "--allow-code").code == 0

@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         close_quietly()
         sys.exit(141)
+    except OSError as error:
+        # a full disk behind stdout; an uncaught exception would end with 1, which is an answer
+        sys.stderr.write(f"cannot write: {error.strerror}\n")
+        sys.exit(3)
 
 
 def _started(words: list[str]) -> None:

@@ -118,7 +118,7 @@ def plan(
     specs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="SPEC...", help=options.SPEC_HELP + "; several are planned in turn; that of --check if left out"
+            metavar="SPEC", help=options.SPEC_HELP + "; several are planned in turn; that of --check if left out"
         ),
     ] = None,
     check_file: Annotated[
@@ -194,7 +194,7 @@ def serve(
 
 
 def check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="specs and plans")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="specs and plans")],
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="text, json, github or junit")] = "text",
     no_plugins: options.NoPlugins = False,
 ) -> None:

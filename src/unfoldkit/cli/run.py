@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,9 @@ def run_folder(request: Request, loaded: Loaded) -> Path:
 
 def surroundings(request: Request, loaded: Loaded, progress: Any = None) -> Run:
     """Return what the verb is given beside its spec."""
+    if request.allow_code:
+        # behind what is installed, so that no file beside the spec takes the place of a library
+        sys.path.append(str(loaded.base.resolve()))
     options = {"cache": str(cache_folder())} | ({"replay": str(request.replay)} if request.replay else {})
     plan = plan_for(request.plan, loaded) if request.plan else dict(loaded.plan)
     return Run(

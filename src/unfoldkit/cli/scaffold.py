@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import keyword
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from unfoldkit.cli import console
 from unfoldkit.errors import ExitCode, broken, fail
+from unfoldkit.hookspec import ENTRY_POINT_GROUP
 
 TEMPLATE = "echo"
 
@@ -17,7 +19,7 @@ def scaffold(name: str, where: Path) -> ExitCode:
     """Make the folder ``unfold-NAME`` in ``where``.
 
     Raises:
-        UnfoldError: the name cannot be a package, or the folder is there already.
+        UnfoldError: the name cannot be a package or is taken, or the folder is there already or cannot be made.
     """
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", name) or keyword.iskeyword(module):
@@ -25,10 +27,16 @@ def scaffold(name: str, where: Path) -> ExitCode:
             f"{name!r} cannot be the name of a plugin",
             hint="lower-case letters, digits and dashes, such as my-kind",
         )
+    taken = {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
+    if name in taken:
+        raise fail(f"a plugin {name} is installed already", hint="another name; unfold plugins lists them")
     target = where / f"unfold-{name}"
     if target.exists():
         raise fail("the folder is there already; nothing was changed", file=str(target))
-    _copy(template_folder(), target, name, module)
+    try:
+        _copy(template_folder(), target, name, module)
+    except OSError as error:
+        raise fail(f"cannot write: {error.strerror}", file=str(target)) from error
     console.say(
         f"made {target}\nnext: pip install -e {target} && unfold init {name} -o {name}.yaml && unfold plan {name}.yaml"
     )

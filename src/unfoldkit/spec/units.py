@@ -18,6 +18,10 @@ BYTES = {
     "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4,
     "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4,
 }  # fmt: skip
+SPELT = {
+    "second": "s", "sec": "s", "minute": "min", "mn": "min", "hour": "h", "hr": "h", "day": "d",
+    "millisecond": "ms", "milli": "ms", "msec": "ms", "microsecond": "us", "nanosecond": "ns",
+}  # fmt: skip
 HERTZ = {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9}
 LARGEST = 1e18
 """No duration in seconds, amount of memory, rate or bill is larger; up to here every quantity reads back exactly."""
@@ -165,7 +169,23 @@ def _sized(result: float, value: Any) -> float:
     return result
 
 
+def _meant(name: str, units: Mapping[str, float]) -> str:
+    """Return the unit that a word such as ``seconds``, ``MIN`` or ``gb`` stands for; nothing if none or several."""
+    word = name.lower()
+    singular = word.removesuffix("s") if len(word) > 2 else word
+    words = (word, singular)
+    found = {SPELT[one] for one in words if one in SPELT} | {one for one in units if one.lower() in words}
+    found &= set(units)
+    return found.pop() if len(found) == 1 else ""
+
+
 def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> float:
+    meant = "" if name in units else _meant(name, units)
+    if meant:
+        before, _, after = str(value).strip().rpartition(name)
+        hint = f'write "{before}{meant}{after}"'
+        told = {"value": _cut(value), "unit": _cut(name), "hint": hint}
+        raise PydanticCustomError("unit", '"{value}" has the unknown unit "{unit}"', told)
     if name not in units:
         raise PydanticCustomError(
             "unit",
