@@ -240,11 +240,18 @@ def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("words", [["--version"], ["--help"]])
-def test_help_on_a_full_disk_is_no_answer(tmp_path: Path, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--version"], "cannot write: No space left on device\n"),
+        (["--help"], "cannot write: No space left on device\n"),
+        (["schema"], "cannot write the report: No space left on device (--out FILE writes it elsewhere)\n"),
+    ],
+)
+def test_what_a_full_disk_does_not_take_is_no_answer(tmp_path: Path, words: list[str], told: str) -> None:
     """What cannot be written ends with 3 and one line, not with a trace and 1, which means no."""
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(
             command(words), cwd=tmp_path, env=surroundings(), stdout=full, stderr=-1, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (3, "cannot write: No space left on device\n")
+    assert (done.returncode, done.stderr) == (3, told)

@@ -198,7 +198,8 @@ def bandwidth(per_second: float) -> str:
 
 def percent(share: float) -> str:
     """Return a share as text."""
-    return f"{share * 100:.1f} %"
+    # nothing is nothing, not less than nothing
+    return f"{round(share * 100, 1) + 0.0:.1f} %"
 
 
 def _gain(share: float) -> str:

@@ -161,7 +161,7 @@ def test_other_clouds_need_prices(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (("[{type: mine, price: $12/h, spot: $4/h, accelerators: 4}]", "[g5.13xlarge]"), 'did you mean "g5.12xlarge"'),
-        (("accelerators: 4", "speed: 2"), "no such instance type"),
+        (("accelerators: 4", "speed: 2"), r"cloud\.instances\[0\]: no such instance type"),
         (("profile:", "trainable: {function: a:b}\nprofilex:"), "unknown key"),
         (("MARKET", "spot}\n#"), "spot"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from unfold_tuning import stages
@@ -19,7 +20,7 @@ from unfold_tuning.spec import (
     RandomSearch,
     TuningSpec,
 )
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Run, UnfoldError, fail
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.bundled import bundled, catalog
 from unfoldkit.catalog.cache import cached
@@ -89,11 +90,11 @@ def _catalog(cloud: Cloud, run: Run, make: Callable[[str], Clients]) -> Catalog:
 
 def _machine(cloud: Cloud, item: str | InstanceSpec, index: int, found: Catalog | None, *, spot: bool) -> Machine:
     given = InstanceSpec(type=item) if isinstance(item, str) else item
-    known = _known(given, found)
+    key = f"cloud.instances[{index}]"
+    known = _known(given, found, key)
     own = given.spot if spot else given.price
     price = own if own is not None else (known.spot if spot else known.on_demand)
     accelerators = given.accelerators or known.accelerators
-    key = f"cloud.instances[{index}]"
     if price is None or not accelerators:
         what = ("spot price" if spot else "price") if price is None else "number of accelerators"
         hint = f"write {{type: {given.type}, {'spot' if spot else 'price'}: $1/h}}, or unfold catalog refresh"
@@ -114,10 +115,13 @@ def _machine(cloud: Cloud, item: str | InstanceSpec, index: int, found: Catalog 
     )
 
 
-def _known(given: InstanceSpec, found: Catalog | None) -> Instance:
+def _known(given: InstanceSpec, found: Catalog | None, key: str) -> Instance:
     if found is None or (given.accelerators and given.type not in found.names()):
         return Instance(given.type)
-    return found.find(given.type, price=given.price)
+    try:
+        return found.find(given.type, price=given.price)
+    except UnfoldError as error:
+        raise UnfoldError(*(replace(item, key=key) for item in error.diagnostics)) from error
 
 
 def _origin(known: Instance, *, spot: bool) -> str:

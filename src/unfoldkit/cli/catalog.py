@@ -59,23 +59,26 @@ def listed(found: Catalog, wanted: Wanted, region: str) -> Report:
     chosen = found.choose(wanted)
     market = "spot" if wanted.spot else "on demand"
     metrics = {"types": Metric(len(chosen)), "known": Metric(len(found.names()))}
-    if chosen:
+    priced = bool(chosen) and price_of(chosen[0], spot=wanted.spot) < float("inf")
+    if priced:
         best = f"{chosen[0].name} at {_price(chosen[0], wanted)}"
         headline = f"{len(chosen)} of {len(found.names())} types; the cheapest is {best}"
         metrics["cheapest_usd_per_hour"] = Metric(price_of(chosen[0], spot=wanted.spot), "$/h")
+    elif chosen:
+        headline = f"no {market} price is known in {region}; unfold catalog refresh --region {region} asks AWS"
     else:
         headline = f"no type has all of that{_nearest(found, wanted)}"
     return Report(
         kind="catalog",
         verb="list",
         name=region,
-        verdict=Verdict.YES if chosen else Verdict.NO,
+        verdict=Verdict.YES if priced else Verdict.NO,
         headline=headline,
         subtitle=("Linux", market, *(f"{book.source} {book.date}" for book in found.books)),
         metrics=metrics,
         tables=(Table("types", COLUMNS, tuple(_row(item) for item in chosen)),) if chosen else (),
         lines=_cautions(chosen),
-        next="unfold catalog refresh" if len(found.books) == 1 else "",
+        next="unfold catalog refresh" if len(found.books) == 1 and priced else "",
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from unfoldkit.errors import ExitCode, UnfoldError, printable
+from unfoldkit.errors import ExitCode, UnfoldError, broken, printable
 
 
 def wants_colour(stream: Any, environment: Mapping[str, str] = os.environ) -> bool:
@@ -29,7 +29,20 @@ def say(text: str) -> None:
 
 
 def write_report(content: str | bytes) -> None:
-    """Write the report to stdout."""
+    """Write the report to stdout.
+
+    Raises:
+        UnfoldError: stdout takes no more, such as where the disk behind it is full (exit code 3).
+    """
+    try:
+        _write(content)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise broken(f"cannot write the report: {error.strerror}", hint="--out FILE writes it elsewhere") from error
+
+
+def _write(content: str | bytes) -> None:
     if isinstance(content, bytes):
         sys.stdout.buffer.write(content)
     else:

@@ -119,6 +119,7 @@ def test_a_bad_vms_csv_is_told(tmp_path: Path, text: str, told: str) -> None:
         (["--gpu", "a10g", "--max-price", "$0.5/h"], 1, "no type has all of that for $0.5/h"),
         (["--gpu", "A11G"], 2, 'did you mean "A10G"'),
         (["--max-price", "5"], 2, 'write "$5/h"'),
+        (["--region", "mars"], 1, "no on demand price is known in mars; unfold catalog refresh --region mars asks AWS"),
     ],
 )
 def test_the_command_answers(
