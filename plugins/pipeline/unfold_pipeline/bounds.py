@@ -64,9 +64,17 @@ class Bounds:
         return total
 
     def _each(self, bound: Callable[[Estimator, Key], int], key: Key) -> int:
-        if self.pipeline.stages[key[0]].options[key[1]].quickest > key[3]:
+        index, place, _, budget = key
+        late = self.pipeline.stages[index].options[place].quickest > budget
+        # so few queries may come to a stage that all of them may be late
+        if late and any(_queries(item, index) > item.allowed for item in self.estimators):
             return MOST
         return max(bound(estimator, key) for estimator in self.estimators)
+
+
+def _queries(estimator: Estimator, index: int) -> int:
+    owner = estimator.sample.visits[index].owner
+    return int(np.count_nonzero(np.diff(owner, prepend=-1)))
 
 
 def _alone(estimator: Estimator, key: Key) -> int:

@@ -26,6 +26,7 @@ SLACK = 1e-9
 class Memory:
     """What was computed: flows, the least recently used forgotten first, and the budgets that were failed or kept.
 
+    ``ample`` are those of the failed in which no batch had to wait for a replica, so that more of them fail as well.
     ``above`` are the ancestors of stages, ``last`` the stages that can be the last of a query, ``rests`` what items of
     a stage still need at some of its children (see :mod:`unfold_pipeline.joint`).
     """
@@ -33,6 +34,7 @@ class Memory:
     flows: OrderedDict[Key, Flow] = field(default_factory=OrderedDict)
     failed: dict[Key, float] = field(default_factory=dict)
     kept: dict[Key, float] = field(default_factory=dict)
+    ample: set[Key] = field(default_factory=set)
     bytes: int = 0
     above: dict[int, tuple[int, ...]] = field(default_factory=dict)
     last: tuple[int, ...] | None = None
@@ -83,6 +85,10 @@ class Estimator:
         if known is not None:
             return known if self._keeps(known, key, budget) else None
         return self._computed(key, index, plan, budget)
+
+    def ample(self, index: int, plan: Sequence[Choice]) -> bool:
+        """Whether stage ``index`` failed its last budget though no batch there waited for a replica."""
+        return self._key(index, plan) in self.memory.ample
 
     def known(self, index: int, plan: Sequence[Choice]) -> Flow | None:
         """Return what leaves stage ``index`` if it is remembered."""
@@ -150,6 +156,7 @@ class Estimator:
         self.memory.items += flow.times.size
         if not flow.ok:
             self.memory.failed[key] = max(budget, self.memory.failed.get(key, -1.0))
+            (self.memory.ample.discard if flow.short else self.memory.ample.add)(key)
             return None
         self.memory.put(key, flow)
         self.memory.kept[key] = budget
@@ -200,7 +207,9 @@ def inputs(sample: Sample, index: int, parents: dict[int, Flow]) -> tuple[Times,
 
 
 def _follow(visits: Visits, parent: int, flow: Flow) -> tuple[Times, Items]:
-    times, items = np.empty(visits.owner.size), np.empty(visits.owner.size, dtype=np.int32)
+    # several items of one flow may meet in one joined item, so that the number here says nothing
+    size = int(visits.count[parent].sum())
+    times, items = np.empty(size), np.empty(size, dtype=np.int32)
     count = kernel.follow(
         flow.times, flow.items, flow.times.size, visits.first[parent], visits.count[parent], times, items
     )

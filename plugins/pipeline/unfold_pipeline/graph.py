@@ -89,6 +89,10 @@ class Stage:
         ]
         return min(found)[2]
 
+    def sure(self, edge: Edge) -> bool:
+        """Whether each item of the stage before comes here; a fan-out below 1 makes none of some."""
+        return edge.share >= 1 and self.fan_out >= 1
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -190,17 +194,24 @@ class Depth:
 def depths(pipeline: Pipeline, seconds: Sequence[float]) -> Depth:
     """Return the unavoidable seconds around each stage, if stage ``i`` takes at least ``seconds[i]``.
 
-    A flow that a query may skip counts for nothing below; above, the shortest way in counts unless all are sure.
+    A flow that a query may skip counts for nothing below; above, the shortest way in counts unless every query takes a
+    longer one.
     """
     above = [0.0] * len(seconds)
     below = [0.0] * len(seconds)
+    every: list[bool] = []
     for index, stage in enumerate(pipeline.stages):
-        ways = [(above[edge.parent] + seconds[edge.parent], edge.share >= 1) for edge in stage.parents]
-        sure = [way for way, certain in ways if certain]
-        above[index] = max(sure) if sure else min((way for way, _ in ways), default=0.0)
+        ways = [
+            (above[edge.parent] + seconds[edge.parent], every[edge.parent] and stage.sure(edge))
+            for edge in stage.parents
+        ]
+        taken = [way for way, certain in ways if certain]
+        above[index] = max(taken) if taken else min((way for way, _ in ways), default=0.0)
+        every.append(bool(taken) or (not ways and stage.share >= 1))
     for index in range(len(seconds) - 1, -1, -1):
-        for edge in pipeline.stages[index].parents:
-            if edge.share >= 1:
+        stage = pipeline.stages[index]
+        for edge in stage.parents:
+            if stage.sure(edge):
                 below[edge.parent] = max(below[edge.parent], seconds[index] + below[index])
     return Depth(tuple(above), tuple(below))
 

@@ -199,7 +199,9 @@ def _open(search: Search, frontier: Frontier, plan: Plan) -> None:
 
 
 def _more(search: Search, frontier: Frontier, plan: Plan) -> None:
-    """Push the node with one replica more of its last stage."""
+    """Push the node with one replica more of its last stage, unless it is late though it had replicas to spare."""
+    if any(estimator.ample(len(plan) - 1, plan) for estimator in search.judge.estimators):
+        return
     last = plan[-1]
     node = (*plan[:-1], Choice(last.option, last.batch, last.replicas + 1))
     if search.admits(node, value := search.value(node)):

@@ -273,7 +273,8 @@ def _meet(sample: Sample, states: Sequence[State], inlet: Inlet, index: int, par
         goes = visits.count[parent][items] > 0
         children = visits.first[parent][items[goes]]
         ready[children] = np.maximum(ready[children], times[goes])
-        owed[children] -= 1
+        # several items of one flow may meet in one
+        np.subtract.at(owed, children, 1)
         touched.append(children)
     whole = np.unique(np.concatenate(touched))
     whole = whole[owed[whole] == 0]

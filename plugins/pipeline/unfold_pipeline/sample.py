@@ -68,6 +68,30 @@ def draw(
     return Sample(arrivals, tuple(visits))
 
 
+def with_recorded(pipeline: Pipeline, table: NDArray[np.int64]) -> Pipeline:
+    """Return the pipeline with no share above that in recorded visits, shape (rows, stages).
+
+    What is written as sure, as a share is where nothing is written, would else be taken as needed by every query.
+    """
+    return replace(pipeline, stages=tuple(_recorded(stage, i, table) for i, stage in enumerate(pipeline.stages)))
+
+
+def _recorded(stage: Stage, index: int, table: NDArray[np.int64]) -> Stage:
+    here = table[:, index]
+    if not stage.parents:
+        return replace(stage, share=min(stage.share, float((here > 0).mean())))
+    joined = len(stage.parents) > 1
+    shares = [min(edge.share, _went_on(table[:, edge.parent], here, joined=joined)) for edge in stage.parents]
+    edges = tuple(replace(edge, share=share) for edge, share in zip(stage.parents, shares, strict=True))
+    return replace(stage, parents=edges)
+
+
+def _went_on(above: NDArray[np.int64], here: NDArray[np.int64], *, joined: bool) -> float:
+    """Return the share of the items above that make one here; where flows join, all of a query make one."""
+    came = np.where(here > 0, above, 0) if joined else np.minimum(above, here)
+    return float(came.sum() / max(1, above.sum()))
+
+
 def _visits(
     stage: Stage, arrivals: Times, above: list[Visits], rng: np.random.Generator, wanted: NDArray[np.int64] | None
 ) -> Visits:

@@ -14,7 +14,7 @@ from unfold_pipeline import graph, perf_analyzer
 from unfold_pipeline.planner import Effort
 from unfold_pipeline.prices import prices
 from unfold_pipeline.profiles import latency_of, stored, wake_of, where
-from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.sample import Sample, draw, with_recorded
 from unfold_pipeline.spec import (
     LENGTH,
     Arrivals,
@@ -38,7 +38,8 @@ def pipeline(spec: PipelineSpec, run: Run) -> graph.Pipeline:
     paid = {name: item.price for name, item in prices(spec, run).items()}
     stages = tuple(_stage(name, spec.named[name], places, spec, paid, run) for name in names)
     quotas = tuple((name, item.quota) for name, item in spec.hardware.items() if item.quota is not None)
-    return graph.Pipeline(stages, quotas)
+    built = graph.Pipeline(stages, quotas)
+    return with_recorded(built, recorded(run.path(spec.visits, key="visits"), stages)) if spec.visits else built
 
 
 def effort(spec: PipelineSpec) -> Effort:

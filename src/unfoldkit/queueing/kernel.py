@@ -16,8 +16,8 @@ Items = NDArray[np.int32]
 Counts = NDArray[np.int64]
 Flags = NDArray[np.uint8]
 
-HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED, FULL = range(9)
-MARKS = 9
+HEAD, SIZE, NEXT, EVENT, OUT, LATE, BATCHES, SHED, FULL, SHORT = range(10)
+MARKS = 10
 
 
 @compiled
@@ -49,7 +49,8 @@ def advance(  # noqa: C901, PLR0912, PLR0915
     ``free`` and ``span`` (low, high, leaving) are the ring, ``mark`` where it stands. Ends early once more than
     ``allowed`` items left later than ``budget`` seconds after their ``origin``. Items that would start later than
     ``patience`` seconds after it are shed: ``gone`` marks them. From ``when[i]`` on there are ``change[i]``
-    replicas more, and ``largest[i]`` items in a full batch (0 or none: as before).
+    replicas more, and ``largest[i]`` items in a full batch (0 or none: as before). ``mark[SHORT]`` is set once a batch
+    had to wait for a replica: until then more of them would have changed nothing.
     """
     mask = free.size - 1
     head, size, at, event, out, late = mark[0], mark[1], mark[2], mark[3], mark[4], mark[5]
@@ -131,6 +132,8 @@ def advance(  # noqa: C901, PLR0912, PLR0915
             continue
         head += 1
         size -= 1
+        if start <= free[slot]:
+            mark[8] = 1
         end = start + latency[taken] * factor[batches & (factor.size - 1)]
         if start > free[slot]:
             end += wake

@@ -66,8 +66,8 @@ class Goal:
 class Flow:
     """Completions of a stage: ``times`` sorted, ``items`` beside them. ``late`` is the number counted by the goal.
 
-    ``ok`` is false if the pass ended early; then the arrays end early too. ``gone`` marks the items that were shed; it
-    is empty for a stage that sheds none.
+    ``ok`` is false if the pass ended early; then the arrays end early too. ``short`` says that a batch waited for a
+    replica. ``gone`` marks the items that were shed; it is empty for a stage that sheds none.
     """
 
     times: Times
@@ -76,6 +76,7 @@ class Flow:
     ok: bool = True
     drained: float = 0.0
     batches: int = 0
+    short: bool = False
     gone: Flags = field(default_factory=lambda: KEPT)
 
 
@@ -88,8 +89,9 @@ def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Sche
     drained = state.advance(times, items, times.size, goal, schedule or Schedule())
     done = state.done
     late = int(state.mark[kernel.LATE])
-    batches = int(state.mark[kernel.BATCHES])
-    return Flow(state.times[:done], state.items[:done], late, late <= goal.allowed, drained, batches, state.gone)
+    batches, short = int(state.mark[kernel.BATCHES]), bool(state.mark[kernel.SHORT])
+    ok = late <= goal.allowed
+    return Flow(state.times[:done], state.items[:done], late, ok, drained, batches, short, state.gone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,130 @@
+"""Ways that few queries take are not needed by all, and several items may meet where flows join."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import planner
+from unfold_pipeline.bounds import Bounds
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, depths, table
+from unfold_pipeline.judge import Judge
+from unfold_pipeline.play import constant, follow, play
+from unfold_pipeline.sample import Sample, draw, with_recorded
+from unfoldkit.queueing import reference
+
+RATE = 40.0
+WAYS = np.array([[1, 3, 2, 1], [1, 0, 1, 1], [1, 5, 0, 1], [1, 2, 2, 0]])
+
+
+def quiet(_step: str, _done: int, _total: int) -> None:
+    """Report progress to nobody."""
+
+
+def runs(seconds: float, price: float = 1.0, hardware: str = "cpu", wake: float = 0.0) -> Option:
+    """Hardware on which a query alone takes so long, and two together half as long again."""
+    return Option(hardware, price, table([(1, seconds), (2, seconds * 1.5)]), wake)
+
+
+def judged(pipeline: Pipeline, limit: float, visits: np.ndarray | None = None) -> Judge:
+    """A judge of 600 queries, one every 25 ms."""
+    sample = draw(pipeline, np.arange(600.0) / RATE, np.random.default_rng(0), visits)
+    return planner.judge_of(pipeline, [sample], limit)
+
+
+def rare(share: float = 1.0, fan_out: float = 1.0) -> Pipeline:
+    """A quick stage, and behind it one that takes longer than the limit of the tests."""
+    return Pipeline((Stage("fast", (), (runs(0.01),)), Stage("slow", (Edge(0, share),), (runs(0.2),), fan_out=fan_out)))
+
+
+VISITS = np.array([[1, 0]] * 199 + [[1, 1]])
+RARE = [(rare(0.005), None), (rare(fan_out=0.005), None), (with_recorded(rare(), VISITS), VISITS)]
+
+
+@pytest.mark.parametrize(("pipeline", "visits"), RARE, ids=["share", "fan_out", "recorded"])
+def test_a_slow_stage_that_few_queries_visit_is_in_nobodys_way(pipeline: Pipeline, visits: np.ndarray | None) -> None:
+    """Fewer queries than may be late go to a stage slower than the limit: one replica of each stage is proven to do."""
+    outcome = planner.solve(judged(pipeline, 0.1, visits), planner.Effort(), quiet)
+    assert outcome is not None
+    assert outcome.cost == 2.0
+    assert outcome.bound == pytest.approx(2.0)
+    assert outcome.greedy.plan is not None
+
+
+def skipped() -> Pipeline:
+    """A slow branch that few queries take, one that all take, and a stage where both meet, on either hardware."""
+    last = (runs(0.02), runs(0.005, 5.0, "gpu"))
+    return Pipeline(
+        (
+            Stage("rare", (), (runs(0.3),), share=0.005),
+            Stage("all", (), (runs(0.01),)),
+            Stage("join", (Edge(0), Edge(1)), last),
+        )
+    )
+
+
+def test_a_branch_that_few_take_does_not_hurry_the_stage_behind_it() -> None:
+    """What is proven is not above the price of a plan that meets the limit, though the rare branch leaves no time."""
+    judge = judged(skipped(), 0.31)
+    plan = tuple(Choice(0, 1, 1) for _ in range(3))
+    assert judge.meets(plan)
+    outcome = planner.solve(judge, planner.Effort(), quiet)
+    assert outcome is not None
+    assert (
+        Bounds(judge.pipeline, judge.estimators).proven_cost(judge.limit) <= outcome.cost == judge.pipeline.cost(plan)
+    )
+
+
+def test_depths_count_what_every_query_needs() -> None:
+    """Above a join is the longest of the ways that all take; a fan-out below 1 makes none of some below."""
+    assert depths(skipped(), (0.3, 0.01, 0.02)).above == (0.0, 0.0, 0.01)
+    assert depths(rare(fan_out=0.5), (0.01, 0.2)).below == (0.0, 0.0)
+    assert depths(rare(fan_out=2.0), (0.01, 0.2)).below == (0.2, 0.0)
+
+
+def merged() -> tuple[Pipeline, Sample]:
+    """A detector, two stages with several items of a query, and one that waits for all of them."""
+    both = (Stage("person", (Edge(0),), (runs(0.01),)), Stage("plate", (Edge(0),), (runs(0.02),)))
+    pipeline = Pipeline((Stage("detect", (), (runs(0.01),)), *both, Stage("merge", (Edge(1), Edge(2)), (runs(0.005),))))
+    pipeline = with_recorded(pipeline, WAYS)
+    return pipeline, draw(pipeline, np.arange(200.0) / RATE, np.random.default_rng(0), WAYS)
+
+
+def plain(sample: Sample, plan: tuple[Choice, ...], pipeline: Pipeline) -> np.ndarray:
+    """When each query ends, by the plain queue; items are pairs of a query and a number."""
+    stages = zip(plan, pipeline.stages, strict=True)
+    how = [(s.options[0].latency[: c.batch + 1].tolist(), c.replicas) for c, s in stages]
+    ends: list[list[tuple[float, int]]] = []
+    for index in range(3):
+        come = [(float(time), query) for query, time in enumerate(sample.arrivals)] if index == 0 else ends[0]
+        items = [(t, q) for t, q in come for _ in range(WAYS[q % 4][index])]
+        done, _ = reference.serve([t for t, _ in items], list(range(len(items))), *how[index])
+        ends.append([(time, items[item][1]) for time, item in done])
+    ready: dict[int, float] = {}
+    for time, query in [*ends[1], *ends[2]]:
+        ready[query] = max(ready.get(query, -math.inf), time)
+    order = sorted((query for query in ready if WAYS[query % 4][3]), key=lambda query: (ready[query], query))
+    last, _ = reference.serve([ready[query] for query in order], order, *how[3])
+    return np.array([{**ready, **{query: time for time, query in last}}[q] for q in range(sample.size)])
+
+
+def test_a_join_waits_for_all_items_of_its_query() -> None:
+    """With several items of a query in each branch, latencies are those of plain queues, estimated and replayed."""
+    pipeline, sample = merged()
+    plan = (Choice(0, 1, 1), Choice(0, 2, 2), Choice(0, 2, 2), Choice(0, 2, 1))
+    judge = planner.judge_of(pipeline, [sample], 1.0)
+    expected = plain(sample, plan, pipeline) - sample.arrivals
+    assert np.abs(judge.estimators[0].latencies(plan) - expected).max() == 0.0
+    assert np.abs(play(pipeline, sample, plan, constant(plan, sample), 0.0).latencies - expected).max() == 0.0
+    looked = follow(pipeline, sample, plan, lambda _now, _inside, ordered: list(ordered), 0.0)
+    assert np.abs(looked.latencies - expected).max() == 0.0
+
+
+def test_replicas_are_not_added_where_they_would_stand_idle() -> None:
+    """A stage that is late with replicas to spare ends its branch: waking up is what takes too long here."""
+    first = Stage("a", (), (runs(0.02),))
+    judge = judged(Pipeline((first, Stage("b", (Edge(0),), (runs(0.02, wake=0.02),)))), 0.05)
+    assert planner.seek(judge, planner.Effort(), quiet) == planner.Unmet(searched=True)
+    assert judge.estimators[0].memory.passes < 500
