@@ -23,6 +23,7 @@ from unfoldkit.errors import Diagnostic, UnfoldError, fail
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
 """What a damaged or foreign file raises as it is read."""
+_SEPARATOR = re.compile(r"sep=([,;\t])\s*")
 _COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 
 
@@ -88,31 +89,42 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "") -> Itera
 def csv_lines(text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of each line of a table that is not empty; numbers have a point, however they are written.
 
+    A first line ``sep=;``, as spreadsheets write it, is no row.
+
     Raises:
         csv.Error: it is none.
     """
     lines = iter(text)
     first = next(lines, "")
-    apart = next((mark for mark in "\t;" if mark in first and "," not in first), ",")
-    reader = csv.reader(itertools.chain([first], lines), delimiter=apart, strict=True)
+    said = _SEPARATOR.fullmatch(first)
+    apart = said[1] if said else next((mark for mark in "\t;" if mark in first and "," not in first), ",")
+    reader = csv.reader(lines if said else itertools.chain([first], lines), delimiter=apart, strict=True)
     for cells in reader:
         if cells:
-            yield reader.line_num, cells if apart == "," else [_pointed(cell) for cell in cells]
+            yield reader.line_num + bool(said), cells if apart == "," else [_pointed(cell) for cell in cells]
 
 
 def _pointed(cell: str) -> str:
     return cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell
 
 
-def open_text(path: Path) -> io.TextIOWrapper:
-    """Return a file in UTF-8 as a stream of text, gzipped or not, without a byte order mark.
+def open_text(path: Path, *, errors: str = "strict") -> io.TextIOWrapper:
+    """Return a file in UTF-8, or UTF-16 that says so, as a stream of text, gzipped or not, without a byte order mark.
+
+    ``errors="replace"`` takes what is not in UTF-8 for characters that nobody asked for.
 
     Raises:
         OSError: it cannot be opened; as it is read, what ``UNREADABLE`` names.
     """
+    with _unpacked(path) as raw:
+        wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return io.TextIOWrapper(_unpacked(path), "utf-16" if wide else "utf-8-sig", errors, newline="")
+
+
+def _unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:
     with path.open("rb") as raw:
         packed = raw.read(2) == GZIP
-    return io.TextIOWrapper(gzip.open(path) if packed else path.open("rb"), "utf-8-sig", newline="")
+    return gzip.open(path) if packed else path.open("rb")
 
 
 def not_utf8(data: bytes, path: Path) -> UnfoldError:

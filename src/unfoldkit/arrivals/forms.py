@@ -58,13 +58,11 @@ def _beginning(path: Path) -> list[str]:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise fail("a pipe cannot be read twice", file=str(path), hint="write it to a file first")
     try:
-        with open_text(path) as stream:
+        with open_text(path, errors="replace") as stream:
             lines = [stream.readline(_LONGEST) for _ in range(_BEGINNING)]
-    except UnicodeDecodeError:
-        lines = ["\0"]
     except UNREADABLE as error:
         raise fail(f"cannot read the trace: {error}", file=str(path)) from error
     if any("\0" in line for line in lines):
         hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
-        raise fail("the trace is no text in UTF-8", file=str(path), hint=hint)
+        raise fail("the trace is no text", file=str(path), hint=hint)
     return [line for line in lines if line.strip()]

@@ -33,7 +33,7 @@ def read_log(path: Path, match: str, column: str | None, tell: Tell) -> Times:
     """
     missed: list[int] = []
     try:
-        with open_text(path) as stream:
+        with open_text(path, errors="replace") as stream:
             times = np.fromiter(_times(stream, match, column, missed), np.float64)
     except UNREADABLE as error:
         raise fail(f"cannot read the log: {error}", file=str(path)) from error

@@ -16,6 +16,8 @@ _ROWS = 50
 _INSTANTS = 10
 _REPEATED = 0.2
 _CLOCK = 0.5
+_CLOCKED = 10
+_DAY_S = 86400.0
 
 
 def spread(times: Times, rng: np.random.Generator) -> Times:
@@ -49,6 +51,23 @@ def expand(times: Times, counts: NDArray[np.int64], rng: np.random.Generator, *,
         raise fail(told, file=file, key=key, hint=f"at most {MOST:,}; a shorter trace, or arrivals.match")
     start = np.repeat(marks, totals)
     return np.sort(start + np.repeat(_widths(marks), totals) * rng.random(start.size))
+
+
+def doubtful(times: Times) -> str:
+    """Return what may have been misread in sorted arrivals, in words; empty where nothing tells so.
+
+    Rows that keep a clock are counts more often than arrivals, and whole numbers over days may be milliseconds.
+    """
+    gaps = np.diff(times)
+    if times.size >= _CLOCKED and gaps.min() >= 1 and np.ptp(gaps) <= 1e-6 * gaps[0]:
+        return (
+            f"a row every {gaps[0]:,.6g} s, each taken as one arrival; arrivals.counts names a column that counts them"
+        )
+    span = float(times[-1] - times[0])
+    if times[0] < _PRESENT_S and span > _DAY_S and not (times % 1).any():
+        days, more = span / _DAY_S, "if they are milliseconds, call the column time_ms or set compress: 1000"
+        return f"read as seconds: {times.size:,} arrivals in {days:,.1f} days; {more}"
+    return ""
 
 
 def _stamped(times: Times) -> float:

@@ -9,11 +9,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from unfoldkit.arrivals.dates import is_slashed, written
+
 Times = NDArray[np.float64]
 Number = TypeVar("Number", float, NDArray[np.float64])
 COLUMNS = (
     *("arrival_s", "arrival", "arrival_time", "time_s", "timestamp", "time", "ts", "datetime", "date"),
-    *("second", "seconds", "minute", "minutes"),
+    *("second", "seconds", "minute", "minutes", "hour", "hours"),
+    *("start_time", "starttime", "start_timestamp", "start_time_unix", "started_at"),
 )
 """Names of columns of arrival times, in any case and with a unit or without, the likeliest first."""
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
@@ -38,9 +41,9 @@ _BALANCER = re.compile(r'(?:https?|h2|grpcs?|wss?) \d{4}-.*? \d+ (\d{4}-\d{2}-\d
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _UNIT = re.compile(
     r"(?:^|[\s_.(\[/-]+)(?:(s|secs?|seconds?)|(ms|msecs?|millis?|milliseconds?)|([uµμ]s|usecs?|micros?|microseconds?)"
-    r"|(ns|nsecs?|nanos?|nanoseconds?)|(minutes?))[)\]]?$"
+    r"|(ns|nsecs?|nanos?|nanoseconds?)|(minutes?)|(hours?))[)\]]?$"
 )
-_SECONDS = (1.0, 1e-3, 1e-6, 1e-9, 60.0)
+_SECONDS = (1.0, 1e-3, 1e-6, 1e-9, 60.0, 3600.0)
 
 
 def unit(name: str) -> tuple[str, float | None]:
@@ -65,13 +68,13 @@ def present(times: Times) -> Times:
 
 def alone(text: str) -> bool:
     """Return whether a text is a number or a date and nothing else."""
-    return bool(NUMBER.fullmatch(text) or _DATED.fullmatch(text))
+    return bool(NUMBER.fullmatch(text) or _DATED.fullmatch(text) or is_slashed(text) or written(text) is not None)
 
 
 def dated(text: str) -> float | None:
     """Return a date and time of a cell, with or without seconds and zone (UTC), in s since 1970; ``None`` if none."""
     found = _DATED.search(text)
-    return _date(found) if found else None
+    return _date(found) if found else written(text.strip())
 
 
 def in_line(text: str) -> float | None:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unfoldkit.arrivals.dates import in_digits, is_slashed, slashed
 from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, Times, alone, dated, in_seconds, present, unit
 from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
@@ -21,8 +23,8 @@ COUNTS = ("count", "counts", "requests", "invocations", "n")
 """Names of columns that count the arrivals of an interval, in any case."""
 _AS_ROWS = "a whole number; arrivals.counts: '' takes each row as one arrival"
 # an empty cell is a count that is missing, where words tell that the column holds none
-_COUNT = re.compile(r"(\d{1,15}(\.0*)?)?")
-_WHOLE = re.compile(r"\d{1,15}(\.0*)?")
+_COUNT = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
+_WHOLE = re.compile(r"\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
 _MINUTE = 60.0
 
 
@@ -61,7 +63,7 @@ def read_table(path: Path, columns: Columns) -> Found:
         UnfoldError: the file cannot be read, there is no such column, or a cell is no time or no count.
     """
     try:
-        with open_text(path) as stream:
+        with open_text(path, errors="replace") as stream:
             return _table(csv_lines(stream), columns, path)
     except UNREADABLE as error:
         raise fail(f"cannot read the trace: {error}", file=str(path)) from error
@@ -87,6 +89,7 @@ def _table(lines: Rows, columns: Columns, path: Path) -> Found:
 
 def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
     place = _place(head, columns, path)
+    rows = _whole(head, place, rows) if columns.time is None else rows
     first = next(rows, None)
     if first is None:
         return Found(np.zeros(0))
@@ -96,7 +99,8 @@ def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
     at = _counts_place(head, place, first[1], wanted, path)
     times, counts = _read(itertools.chain([first], rows), place, at, head, path)
     # a date in a column of milliseconds is one all the same
-    number = NUMBER.fullmatch(first[1][place].strip())
+    text = first[1][place].strip()
+    number = NUMBER.fullmatch(text) and not in_digits(text)
     times = present(in_seconds(times, unit(head[place])[1] or 1.0) if number else times)
     if at is None or counts is None or (wanted is None and _plain(counts)):
         return Found(times)
@@ -119,6 +123,15 @@ def _place(head: list[str], columns: Columns, path: Path) -> int:
         hint = f"it has: {', '.join(head[:12])}; wanted one of: {', '.join(COLUMNS)}"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
     return found or 0
+
+
+def _whole(head: list[str], place: int, rows: Rows) -> Rows:
+    """Put the day before a time that has a column of its own."""
+    names = [name.lower() for name in head]
+    if names[place] != "time" or "date" not in names:
+        return rows
+    day = names.index("date")
+    return ((line, [*row[:place], f"{row[day]} {row[place]}", *row[place + 1 :]]) for line, row in rows if row[day:])
 
 
 def _at(head: list[str], name: str, path: Path) -> int:
@@ -151,7 +164,24 @@ def _plain(counts: Counts) -> bool:
 
 
 def _times(rows: Rows, place: int, path: Path) -> Times:
-    return np.fromiter(_cells(rows, place, path), np.float64)
+    cells = _cells(rows, place, path)
+    line, text = next(cells, (0, ""))
+    if not line:
+        return np.zeros(0)
+    cells = itertools.chain([(line, text)], cells)
+    if is_slashed(text):
+        return _slashed(list(cells), path)
+    as_date = in_digits(text)
+    return np.fromiter((_value(text, path, line, as_date=as_date) for line, text in cells), np.float64)
+
+
+def _slashed(cells: list[tuple[int, str]], path: Path) -> Times:
+    found = slashed([text for _, text in cells])
+    return _wrong(*cells[found][::-1], path) if isinstance(found, int) else found
+
+
+def _value(text: str, path: Path, line: int, *, as_date: bool) -> float:
+    return float(text) if NUMBER.fullmatch(text) and not as_date else _time(text, path, line)
 
 
 def _counted(rows: Rows, place: int, at: int, name: str, path: Path) -> tuple[Times, Counts]:
@@ -168,24 +198,24 @@ def _counted(rows: Rows, place: int, at: int, name: str, path: Path) -> tuple[Ti
 def _count(text: str, name: str, path: Path, line: int) -> int:
     if not _WHOLE.fullmatch(text):
         raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a count", str(path), line, 1, name, _AS_ROWS))
-    return int(float(text))
+    return int(float(text.replace(",", "")))
 
 
-def _cells(rows: Rows, place: int, path: Path) -> Iterator[float]:
+def _cells(rows: Rows, place: int, path: Path) -> Iterator[tuple[int, str]]:
     for line, row in rows:
         if place >= len(row):
             raise UnfoldError(Diagnostic(f"the row has {len(row)} cells", str(path), line, 1))
-        text = row[place].strip()
-        yield float(text) if NUMBER.fullmatch(text) else _time(text, path, line)
+        yield line, row[place].strip()
 
 
 def _time(text: str, path: Path, line: int) -> float:
     found = dated(text)
-    if found is None:
-        message = f"{text[:40]!r} is not a time"
-        hint = "seconds (12.5) or ISO 8601 (2023-11-16 18:17:03.97)"
-        raise UnfoldError(Diagnostic(message, str(path), line, 1, hint=hint))
-    return found
+    return _wrong(text, line, path) if found is None else found
+
+
+def _wrong(text: str, line: int, path: Path) -> NoReturn:
+    hint = "seconds (12.5) or ISO 8601 (2023-11-16 18:17:03.97)"
+    raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a time", str(path), line, 1, hint=hint))
 
 
 def _texts(head: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from unfoldkit.arrivals.forms import form
 from unfoldkit.arrivals.logs import Tell, read_log, unheard
-from unfoldkit.arrivals.spreading import expand, spread
+from unfoldkit.arrivals.spreading import doubtful, expand, spread
 from unfoldkit.arrivals.stamps import COLUMNS, Times, in_seconds, present, unit
 from unfoldkit.arrivals.tables import Columns, Found, read_table
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
@@ -45,6 +45,8 @@ def read(
     """
     found = _found(path, Columns(column, likely, counts, likely_counts, match), tell)
     check(found.times, str(path))
+    if found.counts is None and (doubt := doubtful(found.times)):
+        tell(f"{path}: {doubt}")
     rng = np.random.default_rng(0)
     if found.counts is None:
         return check(spread(found.times, rng))

@@ -1,0 +1,96 @@
+"""Dates are read as spreadsheets, load generators and log viewers write them, and what may be misread is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unfoldkit.arrivals import traces
+from unfoldkit.arrivals.dates import in_digits, slashed, written
+from unfoldkit.errors import UnfoldError
+
+# each table has three arrivals, 0, 2 and 3.5 s (or whole minutes) after the first
+FORMS = {
+    "am and pm": ("timestamp", ["11/16/2023 11:59:58 AM", "11/16/2023 12:00:00 PM", "11/16/2023 12:00:01.5 PM"]),
+    "midnight": ("timestamp", ["12/31/2023 11:59:58 p.m.", "1/1/2024 12:00:00 am", "1/1/2024 12:00:01.5 a.m."]),
+    "day first": ("timestamp", ["31/12/2023 23:59:58", "01/01/2024 00:00:00", "01/01/2024 00:00:01.5"]),
+    "points": ("timestamp", ["31.12.2023 23:59:58", "01.01.2024 00:00:00", "01.01.2024 00:00:01,5"]),
+    "mail": ("date", ["Sun, 31 Dec 2023 23:59:58 GMT", "1 Jan 2024 01:00:00 +0100", "01 Jan 2024 00:00:01 GMT"]),
+    "digits": ("ts", ["20231231235958", "20240101000000", "20240101000001"]),
+    "basic": ("ts", ["20231231T235958Z", "20240101T000000Z", "20240101T000001Z"]),
+    "clock": ("time", ["9:59:58", "10:00:00", "10:00:01.5"]),
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_forms_of_dates(tmp_path: Path, form: str) -> None:
+    """Every form gives the times of its rows."""
+    name, cells = FORMS[form]
+    (tmp_path / "a.csv").write_text("".join(f'"{cell}",x\n' for cell in [name, *cells]))
+    last = 3 if form in ("mail", "digits", "basic") else 3.5
+    assert traces.read(tmp_path / "a.csv").tolist() == pytest.approx([0, 2, last])
+
+
+def test_the_day_may_be_first() -> None:
+    """A number above 12 is the day; where either may be, the shorter span is meant."""
+    first, last = slashed(["5/12/2023 9:05 PM", "5/13/2023 9:05 PM"])  # type: ignore[misc]
+    assert last - first == 86400
+    first, last = slashed(["12/5/2023 9:05 PM", "13/5/2023 9:05 PM"])  # type: ignore[misc]
+    assert last - first == 86400
+    first, last = slashed(["10/5/2024 9:05", "11/5/2024 9:05"])  # type: ignore[misc]
+    assert last - first == 86400
+    first, last = slashed(["5/10/2024 9:05", "5/11/2024 9:05"])  # type: ignore[misc]
+    assert last - first == 86400
+
+
+@pytest.mark.parametrize("text", ["13/13/2023 9:05", "2/30/2023 9:05", "1/1/2023 13:05 PM", "1/1/2023 0:05 AM", "x"])
+def test_what_is_no_day_is_told(tmp_path: Path, text: str) -> None:
+    """A cell that is no date in the order of the others names its line."""
+    (tmp_path / "a.csv").write_text(f"timestamp,x\n1/1/2023 9:05,1\n1/1/2023 9:06,1\n{text},1\n")
+    with pytest.raises(UnfoldError, match=rf"a\.csv:4:1: '{text}' is not a time"):
+        traces.read(tmp_path / "a.csv")
+
+
+def test_digits_that_are_no_date_are_seconds() -> None:
+    """Hours as those of page views are dates; other long numbers are not."""
+    assert in_digits("2024051023")
+    assert written("2024051023") == written("20240510230000")
+    assert not any(map(in_digits, ["2024051099", "1700000000", "2024", "1970010100"]))
+
+
+def test_day_and_time_in_two_columns(tmp_path: Path) -> None:
+    """Where the time of day has a column of its own, the day is that of its column."""
+    (tmp_path / "a.csv").write_text("Date,x,Time\n2023-12-31,1,23:59:58\n2024-01-01,1,00:00:00.5\n")
+    assert traces.read(tmp_path / "a.csv").tolist() == [0, 2.5]
+
+
+def test_logs_may_hold_other_bytes(tmp_path: Path) -> None:
+    """What clients send need not be text: such bytes do not hide the times."""
+    line = b'1.2.3.4 - - [16/Nov/2023:18:00:%02d +0100] "GET /\xe9\xff HTTP/1.1" 200 12\n'
+    (tmp_path / "a.log").write_bytes(b"".join(line % at for at in (0, 2)))
+    assert traces.read(tmp_path / "a.log").tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([f"{at * 60},7" for at in range(20)], "a row every 60 s, each taken as one arrival"),
+        ([f"{at * 60_007 + at % 3},7" for at in range(20)], "read as seconds: 20 arrivals in 13.2 days; if they are"),
+        ([f"{at * 60_007.5 + at % 3},7" for at in range(20)], ""),
+        ([f"{at * 0.25},7" for at in range(20)], ""),
+    ],
+)
+def test_what_may_be_misread_is_told(tmp_path: Path, rows: list[str], told: str) -> None:
+    """Rows that keep a clock, and whole numbers over days, are told as what they were taken for."""
+    (tmp_path / "a.csv").write_text("\n".join(["timestamp,views", *rows]))
+    notes: list[str] = []
+    traces.read(tmp_path / "a.csv", tell=notes.append)
+    assert len(notes) == bool(told)
+    assert all(told in note for note in notes)
+
+
+def test_counts_may_be_written_in_thousands(tmp_path: Path) -> None:
+    """A comma between thousands is part of the count."""
+    (tmp_path / "a.csv").write_text('time,requests\n0,"1,024"\n60,"12"\n')
+    assert traces.read(tmp_path / "a.csv").size == 1036
