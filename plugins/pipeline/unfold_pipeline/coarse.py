@@ -7,11 +7,13 @@ takes no longer than the limit on the longest path. Stages share central queues,
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unfold_pipeline import quotas
 from unfold_pipeline.graph import Choice, Pipeline, Plan, needed, service_time
 from unfold_pipeline.judge import Judge
 from unfoldkit.arrivals.envelope import envelope
@@ -34,14 +36,29 @@ class Unit:
 
 
 def unit(judge: Judge) -> Unit | None:
-    """Return the unit, or ``None`` if no batch keeps the limit."""
-    fitting = [item for item in _units(judge.pipeline, judge) if item is not None]
-    return min(fitting, key=lambda item: (item.price / item.throughput, item.price), default=None)
+    """Return the unit, or ``None`` if no batch keeps the limit on hardware of which the quotas leave one of each stage.
+
+    One of which the quotas leave enough for the peak goes before others.
+    """
+    fitting = [item for item in _units(judge.pipeline, judge) if item is not None and most(judge, item) >= 1]
+    rate = peak_rate(judge)
+    return min(
+        fitting,
+        key=lambda item: (needed(rate, item.throughput) > most(judge, item), item.price / item.throughput, item.price),
+        default=None,
+    )
+
+
+def most(judge: Judge, item: Unit) -> float:
+    """Return the most units that the quotas leave."""
+    found = quotas.units(judge.pipeline, item.choices)
+    return math.inf if found is None else found
 
 
 def mean_count(judge: Judge, item: Unit) -> int:
-    """Return the units for the mean rate of the samples (CG-Mean)."""
-    return needed(max(estimator.sample.rate for estimator in judge.estimators), item.throughput)
+    """Return the units for the mean rate of the samples (CG-Mean), as far as the quotas leave them."""
+    rate = max(estimator.sample.rate for estimator in judge.estimators)
+    return int(min(needed(rate, item.throughput), most(judge, item)))
 
 
 def peak_rate(judge: Judge) -> float:
@@ -52,8 +69,8 @@ def peak_rate(judge: Judge) -> float:
 
 
 def peak_count(judge: Judge, item: Unit) -> int:
-    """Return the units for the peak rate in windows as long as the limit (CG-Peak)."""
-    return needed(peak_rate(judge), item.throughput)
+    """Return the units for the peak rate in windows as long as the limit (CG-Peak), as far as the quotas leave them."""
+    return int(min(needed(peak_rate(judge), item.throughput), most(judge, item)))
 
 
 def _units(pipeline: Pipeline, judge: Judge) -> Iterator[Unit | None]:
@@ -82,5 +99,5 @@ def _fitted(pipeline: Pipeline, judge: Judge, choices: Plan) -> Unit | None:
 def _priced(judge: Judge, item: Unit) -> Unit:
     if all(option.shared == 1 for option in judge.pipeline.options(item.choices)):
         return item
-    count = mean_count(judge, item)
+    count = max(1, mean_count(judge, item))
     return replace(item, price=judge.pipeline.cost(item.times(count)) / count)

@@ -36,6 +36,11 @@ class Planned:
     replicas: int
 
     @property
+    def folder(self) -> str:
+        """Its name in Triton's repository: its own if that can be a folder there, else that in Kubernetes."""
+        return self.name if re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII) else self.label
+
+    @property
     def suffix(self) -> str:
         """The ending of the model's file, empty if it is none."""
         file = self.spec.model.file if self.spec.model else None
@@ -101,7 +106,7 @@ def triton(report: Report) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for item in planned(report):
             # a date of today would make the same plan another file
-            archive.writestr(zipfile.ZipInfo(f"{item.name}/config.pbtxt", LONG_AGO), pbtxt(item))
+            archive.writestr(zipfile.ZipInfo(f"{item.folder}/config.pbtxt", LONG_AGO), pbtxt(item))
     return buffer.getvalue()
 
 
@@ -109,7 +114,7 @@ def pbtxt(item: Planned) -> str:
     """Return Triton's configuration of one stage."""
     delay = round(item.spec.wait * 1e6)
     return (
-        f'name: "{item.name}"\nbackend: "{BACKENDS.get(item.suffix, "python")}"\nmax_batch_size: {item.batch}\n'
+        f'name: "{item.folder}"\nbackend: "{BACKENDS.get(item.suffix, "python")}"\nmax_batch_size: {item.batch}\n'
         f"dynamic_batching {{ max_queue_delay_microseconds: {delay} }}\n"
         f"instance_group [ {{ count: {item.replicas} kind: KIND_AUTO }} ]\n"
     )

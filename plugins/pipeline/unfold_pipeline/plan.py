@@ -81,6 +81,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
     coarse = baselines(judge)
     times = insight.stage_times(judge, chosen)
     lines = (
+        *([("overload", told)] if (told := tables.overload_line(judge, chosen)) else []),
         ("slack", tables.slack_line(judge, tail, times)),
         ("cheaper", tables.refused_line(judge, chosen, insight.refusals(judge, chosen))),
         ("one lost", tables.loss_line(judge, chosen, insight.losses(judge, chosen))),

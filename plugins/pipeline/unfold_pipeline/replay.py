@@ -102,15 +102,14 @@ def _own(name: str, own: Brief, live: Sample, targets: Targets, setting: Setting
 def _coarse(judge: Judge, live: Sample, setting: Setting) -> Iterator[Entry]:
     """CG-Mean and CG-Peak with AutoScale's rule; CG-Peak keeps the head-room of its plan."""
     unit = coarse.unit(judge)
-    fitting = quotas.units(judge.pipeline, unit.choices) if unit else None
-    if unit is None or fitting == 0:
+    if unit is None:
         return
+    most = int(min(setting.most, coarse.most(judge, unit)))
     mean = max(estimator.sample.rate for estimator in judge.estimators)
     for name, headroom, count in (
         ("CG-Mean", 1.0, coarse.mean_count(judge, unit)),
         ("CG-Peak", coarse.peak_rate(judge) / mean, coarse.peak_count(judge, unit)),
     ):
-        most = min(setting.most, fitting or setting.most)
         plan = unit.times(min(count, most))
         targets = policies.units(
             unit.throughput, live, plan[0].replicas, window=CG_WINDOW_S, headroom=headroom, hold=CG_HOLD_S, most=most

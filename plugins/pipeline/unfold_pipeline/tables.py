@@ -62,7 +62,9 @@ def plan_table(outcome: Outcome, tail: float, coarse: tuple[Baseline, Baseline] 
 
 
 def _against(other: float, cost: float, *, late: bool) -> str:
-    change = (other / cost - 1) * 100 if cost else 0.0
+    if not cost:
+        return "free too" if not other else "not free"
+    change = (other / cost - 1) * 100
     told = "the same price" if abs(change) < 0.05 else f"{'+' if change > 0 else '−'} {abs(change):.0f} %"
     return f"misses the target ({told})" if late else told
 
@@ -108,6 +110,17 @@ def slack_line(judge: Judge, tail: float, times: Sequence[StageTime]) -> str:
     return (
         f"{milliseconds(judge.limit - tail)} at p99; {name} takes most of the time of {share:.0f} % of the slowest 1 %"
     )
+
+
+def overload_line(judge: Judge, plan: Plan) -> str:
+    """Return the stages that get more on average than they can serve, which the end of the sample hides; or nothing."""
+    parts = []
+    for index, (choice, option) in enumerate(zip(plan, judge.pipeline.options(plan), strict=True)):
+        share = judge.load(index) / (choice.replicas * option.best_throughput(choice.batch))
+        if share > 1:
+            parts.append(f"{judge.pipeline.stages[index].name} gets {share * 100:,.0f} % of what it can serve")
+    told = "so its queue grows as long as the traffic lasts: the target is met because the sample ends"
+    return f"{', '.join(parts)}, {told}" if parts else ""
 
 
 def refused_line(judge: Judge, plan: Plan, refused: Sequence[Refused]) -> str:

@@ -66,9 +66,9 @@ def _seconds(found: re.Match[str], year: int, month: int, day: int) -> float | N
     return None if clock is None or date is None else date + clock
 
 
-def _moment(year: int, month: int, day: int, *clock: int) -> float | None:
+def _moment(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> float | None:
     try:
-        return (datetime(year, month, day, *clock) - _EPOCH) / timedelta(seconds=1)  # noqa: DTZ001
+        return (datetime(year, month, day, hour, minute, second) - _EPOCH) / timedelta(seconds=1)  # noqa: DTZ001
     except ValueError:
         return None
 
