@@ -79,6 +79,17 @@ def test_each_exact_point_costs_what_a_plan_for_its_target_costs() -> None:
         assert (alone.cost if alone else None) == pytest.approx(point.cost)
 
 
+def test_nodes_of_other_targets_are_limited_too() -> None:
+    """Where nodes are used up the search for a target stops, and its price is not called the least."""
+    outcome = solved(0.3, planner.Effort())
+    whole = frontier(outcome, TARGETS, planner.Effort(), quiet)
+    short = frontier(outcome, TARGETS, planner.Effort(most_nodes=1), quiet)
+    assert all(point.exact for point in whole)
+    stopped = [point for point in short if not point.exact]
+    assert stopped
+    assert all(point.cost is not None for point in stopped)
+
+
 def test_a_quota_hides_no_point() -> None:
     """Where the quickest hardware exceeds its quota, tight targets have the price of planning for them alone."""
     quotas = (("gpu", 2),)

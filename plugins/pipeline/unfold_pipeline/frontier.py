@@ -78,7 +78,13 @@ def _searched(judge: Judge, ground: Ground) -> Point:
         return _point(judge, best, exact=True)
     start = best or greedy.plan(judge).plan
     ceiling = math.inf if start is None else judge.pipeline.cost(start)
-    found = cheapest(Search(judge, ground.bounds, ceiling), most_items=ground.effort.most_items * EASY)
+    effort = ground.effort
+    found = cheapest(
+        Search(judge, ground.bounds, ceiling),
+        most_items=effort.most_items * EASY,
+        # nodes of long pipelines cost much and simulate little
+        most_nodes=effort.most_nodes * EASY,
+    )
     # greedy is not waited for where the search makes it needless
     other = greedy.plan(judge).plan if best is not None and not found.complete else None
     best = _best(judge, [plan for plan in (found.plan, start, other) if plan is not None])

@@ -176,6 +176,9 @@ def hourly(options: Sequence[Option], replicas: Sequence[int]) -> float:
     used: dict[str, int] = {}
     total = 0.0
     for option, count in zip(options, replicas, strict=True):
+        if option.shared == 1:  # the usual case, asked for each node of a search
+            total += count * option.price
+            continue
         before = used.get(option.hardware, 0)
         used[option.hardware] = before + count
         more = option.instances(before + count) - option.instances(before)
