@@ -122,6 +122,26 @@ def test_changed_code_is_measured_again(tmp_path: Path) -> None:
     assert "measured 0 of 1 stages" in profile(spec, run).headline
 
 
+def test_what_code_imports_is_part_of_it(tmp_path: Path) -> None:
+    """The text of modules in the same folder that a module imports, also at second hand or in a package, counts."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "__init__.py").write_text("raise RuntimeError\n")
+    (tmp_path / "deep" / "naps.py").write_text("import os\nimport numpy\nfrom . import near\nfrom far import x\n")
+    (tmp_path / "deep" / "near.py").write_text("import last\n")
+    (tmp_path / "far.py").write_text("import missing\n")
+    (tmp_path / "last.py").write_text("a\n")
+    (tmp_path / "other.py").write_text("b\n")
+    source = models.Source(code="deep.naps:nap", folder=str(tmp_path))
+    found = models.imported_bytes(source)
+    assert found == b"raise RuntimeError\nimport last\nimport missing\na\n"
+    for name in ("last.py", "far.py"):
+        (tmp_path / name).write_text("changed = 1\n")
+        assert models.imported_bytes(source) != found
+    (tmp_path / "far.py").write_text("no code at all\n")
+    models.imported_bytes(source)
+    assert models.imported_bytes(models.Source(code="none:nap", folder=str(tmp_path))) == b""
+
+
 def test_code_is_found_without_running_it(tmp_path: Path) -> None:
     """The text of a module in a package is found, that of one that is not there is empty, and nothing is imported."""
     (tmp_path / "deep").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import re
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,8 @@ def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
 
 
 def identity(source: Source, model: ModelSpec, pinned: bool = False) -> str:
-    """Return a fingerprint of a model: of the bytes of its file, or of its module's; and of keeping to a core."""
-    body = Path(source.path).read_bytes() if source.path else module_bytes(source)
+    """Return a fingerprint of a model: of its file, or its module and what that imports; and of keeping to a core."""
+    body = Path(source.path).read_bytes() if source.path else module_bytes(source) + imported_bytes(source)
     words = model.model_dump(mode="json", exclude_none=True) | ({"pin": "core"} if pinned else {})
     return fingerprint(MEASURED, words, hashlib.sha256(body).hexdigest())
 
@@ -84,6 +86,17 @@ def module_bytes(source: Source) -> bytes:
         places = list(found.submodule_search_locations or ())
     file = Path(found.origin or "") if found else Path()
     return file.read_bytes() if file.is_file() else b""
+
+
+def imported_bytes(source: Source) -> bytes:
+    """Return the text of the modules beside a source's code that it imports, found without running any of them."""
+    name = source.code.partition(":")[0]
+    finder = ModuleFinder([source.folder])
+    # a module that is elsewhere or does not compile is told when it is loaded
+    with contextlib.suppress(ImportError, SyntaxError, UnicodeDecodeError):
+        finder.import_hook(name)
+    files = {item: found.__file__ for item, found in finder.modules.items() if item != name and found.__file__}
+    return b"".join(Path(files[item]).read_bytes() for item in sorted(files))
 
 
 def load(source: Source) -> Predict:
