@@ -95,8 +95,8 @@ def imported_bytes(source: Source) -> bytes:
     # a module that is elsewhere or does not compile is told when it is loaded
     with contextlib.suppress(ImportError, SyntaxError, UnicodeDecodeError):
         finder.import_hook(name)
-    files = {item: found.__file__ for item, found in finder.modules.items() if item != name and found.__file__}
-    return b"".join(Path(files[item]).read_bytes() for item in sorted(files))
+    files = {item: getattr(found, "__file__", None) for item, found in finder.modules.items() if item != name}
+    return b"".join(Path(str(files[item])).read_bytes() for item in sorted(files) if files[item])
 
 
 def load(source: Source) -> Predict:
