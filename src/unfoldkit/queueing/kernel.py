@@ -133,7 +133,7 @@ def advance(  # noqa: C901, PLR0912, PLR0915
         head += 1
         size -= 1
         if start <= free[slot]:
-            mark[8] = 1
+            mark[9] = 1
         end = start + latency[taken] * factor[batches & (factor.size - 1)]
         if start > free[slot]:
             end += wake
