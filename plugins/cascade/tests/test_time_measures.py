@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from unfold_cascade.time.long import rows_of, starts_of
+from unfold_cascade.time.long import hours_since, rows_of, starts_of
 from unfold_cascade.time.measures import (
     alerts_per_100h,
     bootstrap_weights,
@@ -33,6 +33,11 @@ def _cohort(rng: np.random.Generator, patients: int = 25) -> tuple[np.ndarray, n
             label[rng.integers(begin, end) : end] = True
     label[:1] = True
     return label, starts
+
+
+def _since(label: np.ndarray, starts: np.ndarray, step: float = 1.0) -> np.ndarray:
+    """Return the hours since the label came on, with a row every ``step`` hours."""
+    return hours_since(label, step * np.arange(len(label)), starts)
 
 
 def _defined(label: np.ndarray, alert: np.ndarray) -> float:
@@ -79,7 +84,7 @@ def test_utility_equals_its_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     label, starts = _cohort(rng)
     alert = rng.random(len(label)) < rng.random()
-    assert utility(label, starts).normalised(alert) == pytest.approx(_official(label, alert, starts), abs=1e-12)
+    assert utility(_since(label, starts)).normalised(alert) == pytest.approx(_official(label, alert, starts), abs=1e-12)
 
 
 def test_utility_of_silence_is_0_and_of_the_best_is_1() -> None:
@@ -87,7 +92,7 @@ def test_utility_of_silence_is_0_and_of_the_best_is_1() -> None:
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         label, starts = _cohort(rng)
-        scored = utility(label, starts)
+        scored = utility(_since(label, starts))
         assert scored.normalised(np.zeros(len(label), dtype=np.bool_)) == 0.0
         assert scored.normalised(scored.best) == pytest.approx(1.0)
         assert scored.normalised(scored.yes > scored.no) <= 1.0 + 1e-12
@@ -96,7 +101,7 @@ def test_utility_of_silence_is_0_and_of_the_best_is_1() -> None:
 def test_utility_of_single_hours() -> None:
     """A warning six hours before the event scores 1; three hours after it 0, and missing it then costs 2."""
     label = np.arange(40) >= 14
-    scored = utility(label, starts_of(np.array([40])))
+    scored = utility(_since(label, starts_of(np.array([40]))))
     onset = 14 + 6
     assert scored.yes[onset - 6] == pytest.approx(1.0)
     assert scored.yes[onset + 3] == pytest.approx(0.0)
@@ -115,8 +120,8 @@ def test_utility_weights_count_patients_again() -> None:
     drawn = np.repeat(np.arange(len(starts) - 1), times)
     rows, again = rows_of(starts, drawn), starts_of(np.diff(starts)[drawn])
     weight = np.repeat(times, np.diff(starts)).astype(np.float64)
-    expected = utility(label[rows], again).normalised(alert[rows])
-    assert utility(label, starts).normalised(alert, weight) == pytest.approx(expected)
+    expected = utility(_since(label[rows], again)).normalised(alert[rows])
+    assert utility(_since(label, starts)).normalised(alert, weight) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -125,7 +130,7 @@ def test_a_cut_keeps_its_rate_and_no_lower_cut_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     label, starts = _cohort(rng)
     score = np.round(rng.random(len(label)), 2)
-    happening = events(label, starts)
+    happening = events(_since(label, starts), starts)
     cut = cut_at_rate(score, happening.free, 10.0)
     assert alerts_per_100h(score >= cut, happening) <= 10.0
     lower = score[happening.free & (score < cut)]
@@ -138,11 +143,26 @@ def test_lead_time_by_hand() -> None:
     starts = starts_of(sizes)
     label = np.zeros(int(sizes.sum()), dtype=np.bool_)
     label[70:80] = label[80 + 20 : 110] = label[110 + 3 : 120] = True
-    happening = events(label, starts)
+    happening = events(_since(label, starts), starts)
     alert = np.zeros(len(label), dtype=np.bool_)
     alert[[20, 40, 75]] = True
     assert happening.judged.tolist() == [True, True, False, False]
     assert lead_hours(alert, happening, starts).tolist() == [76 - 40, 0.0]
+
+
+@pytest.mark.parametrize("rows_an_hour", [4, 0.25])
+def test_figures_in_hours_do_not_change_with_the_spacing_of_rows(rows_an_hour: float) -> None:
+    """The same record read every quarter of an hour, or every four hours, has the same lead time and free hours."""
+    hours = np.arange(96) if rows_an_hour > 1 else np.arange(0, 96, 4)
+    often = np.arange(0, 96, 1 / rows_an_hour)
+    figures = []
+    for hour in (hours, often):
+        since, alert = hour - 72.0, np.isin(hour, (8.0, 48.0, 60.0))
+        happening = events(since, np.array([0, len(hour)]))
+        figures.append((lead_hours(alert, happening, np.array([0, len(hour)])).tolist(), hour[happening.free].max()))
+        assert utility(since).yes[hour == 72.0].tolist() == [1.0]
+    assert figures[0][0] == figures[1][0] == [72 + 6 - 48]
+    assert figures[1][1] == max(often[often < 72 + 6 - 12])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

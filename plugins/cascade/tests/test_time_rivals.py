@@ -52,8 +52,7 @@ def test_learning_the_utility_weighs_rows_by_what_a_warning_is_worth(tmp_path: P
     """Labels are where a warning pays, weights by how much; hours where it makes no difference are left out."""
     spec, run, _ = trained(tmp_path, "stages[1].learn=utility")
     held = stored(spec, run)
-    label = held.hours.facts.on[:, -1]
-    worth = measures.utility(label, held.hours.clock.starts)
+    worth = measures.utility(held.hours.facts.since[:, -1])
     gain = worth.yes - worth.no
     for slot in slots(spec, run, held.hours.facts, layout(spec.features)):
         if slot.stage == "sepsis":

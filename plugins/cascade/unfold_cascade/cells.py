@@ -11,13 +11,14 @@ import numpy as np
 
 from unfold_cascade.arrays import BoolArray, FloatArray
 from unfoldkit.api import UnfoldError, fail
+from unfoldkit.arrivals import stamps
 
 MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na"})
 MEANT = frozenset({"-", "none"})
 """Marks that are labels all the same: of tests that are + or -, of what has one of several kinds or none."""
 HINTS: Mapping[str, str] = {
     "confidence": "a number such as 0.9, or 90%; empty where the service did not answer",
-    "time": "hours as numbers, such as 1.5",
+    "time": "hours as numbers, such as 1.5, or dates such as 2026-03-01 07:15",
 }
 _WHOLE = re.compile(r"([-+]?\d+)\.0+")
 
@@ -71,6 +72,28 @@ def numbers(cells: np.ndarray, place: Place) -> FloatArray:
         if _is_word(cells[row]):
             raise place.wrong(cells[row], row, "is not a number", _hint(cells, place))
         raise place.wrong(cells[row], row, "is not a number that can be meant", "leave the cell empty")
+    return found
+
+
+def seconds(cells: np.ndarray, place: Place) -> FloatArray | None:
+    """Return (n,) dates in s since 1970, those without a zone in UTC, NaN for what is missing; ``None`` if no dates.
+
+    Raises:
+        UnfoldError: some cells are dates and one is not.
+    """
+    if cells.dtype.kind == "M":
+        exact = cells.astype("datetime64[us]")
+        return np.where(np.isnat(exact), np.nan, exact.astype(np.int64) / 1e6)
+    given = ((row, label_text(cell)) for row, cell in enumerate(cells))
+    known = [(row, text) for row, text in given if not is_missing(text)]
+    if not known or stamps.dated(known[0][1]) is None:
+        return None
+    found = np.full(len(cells), np.nan)
+    for row, text in known:
+        date = stamps.dated(text)
+        if date is None:
+            raise place.wrong(text, row, "is not a date as the others are", "")
+        found[row] = date
     return found
 
 

@@ -62,6 +62,15 @@ class Frame:
             return np.asarray(self.text(whole, key=key) == word, dtype=np.float64)
         return cells.numbers(self.columns[column], cells.Place(self.name, column, key, self.words))
 
+    def dates(self, column: str, *, key: str) -> FloatArray | None:
+        """Return a column of dates in s since 1970, ``None`` if it holds none or does not exist.
+
+        Raises:
+            UnfoldError: no such column, or some of its cells are dates and one is not.
+        """
+        self.text(column, key=key)
+        return cells.seconds(self.columns[column], cells.Place(self.name, column, key, self.words))
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:

@@ -33,7 +33,7 @@ class LongData(Model):
     source: Literal["long"]
     path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
     entity: str = Field(description="the column that says whose row it is")
-    time: str = Field(description="the column of the time, in hours")
+    time: str = Field(description="the column of the time: hours as numbers, or dates")
     split: Split = Split()
 
 

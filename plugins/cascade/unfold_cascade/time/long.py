@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from unfold_cascade.arrays import BoolArray, Float32, FloatArray, IntArray
-from unfoldkit.api import did_you_mean, fail
+from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,8 @@ class Long:
     """The hours of P entities, one after the other.
 
     ``starts`` (P+1,) are the first rows of the entities and the number of rows; ``hour`` (n,) is the time of each row
-    in hours, ascending within an entity; ``values`` (n, C) are float32 with NaN where nothing was measured.
+    in hours, ascending within an entity; ``values`` (n, C) are float32 with NaN where nothing was measured. ``words``
+    says of each column that is left out why it cannot be read as numbers.
     """
 
     ids: tuple[str, ...]
@@ -26,6 +27,7 @@ class Long:
     values: Float32
     digest: str
     name: str
+    words: Mapping[str, Diagnostic] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -35,8 +37,10 @@ class Long:
         """Return the number of a column.
 
         Raises:
-            UnfoldError: there is no such column.
+            UnfoldError: there is no such column, or it is none of numbers.
         """
+        if column in self.words:
+            raise UnfoldError(replace(self.words[column], key=key))
         if column not in self.columns:
             raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
         return self.columns.index(column)
@@ -68,6 +72,14 @@ def first_true(flag: BoolArray, starts: IntArray) -> IntArray:
         return starts[1:].copy()
     found: IntArray = np.minimum(np.minimum.reduceat(place, starts[:-1]), starts[1:])
     return found
+
+
+def hours_since(on: BoolArray, hour: FloatArray, starts: IntArray) -> FloatArray:
+    """Return (n,) hours since a flag was first set in the entity, negative before; minus infinity where it never is."""
+    first = first_true(on, starts)
+    moment = np.where(first < starts[1:], hour[np.minimum(first, len(hour) - 1)], np.inf)
+    since: FloatArray = hour - np.repeat(moment, np.diff(starts))
+    return since
 
 
 def checked_order(hour: FloatArray, starts: IntArray, ids: Sequence[str], name: str, key: str) -> None:

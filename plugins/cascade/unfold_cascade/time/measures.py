@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
-from unfold_cascade.time.long import first_true
+from unfold_cascade.time.long import entity_of_row
 
 EARLY, OPTIMAL, LATE = -12, -6, 3
 AHEAD = 6
@@ -35,27 +35,22 @@ class Utility:
         return float(gain[alert].sum()) / possible if possible else float("nan")
 
 
-def utility(label: BoolArray, starts: IntArray) -> Utility:
+def utility(since: FloatArray) -> Utility:
     """Return the utility of the PhysioNet/CinC Challenge 2019 (reference section 5.1; evaluate_sepsis_score.py).
 
-    The score is additive over hours, so two columns hold all of it. Rows stand for hours.
+    The score is additive over hours, so two columns hold all of it. It goes by the time of a row, not by its number:
+    with a row every hour, as in the challenge, that is the same.
 
     Args:
-        label: (n,) 1 from six hours before clinical onset on.
-        starts: (P+1,) first rows of the patients.
+        since: (n,) hours since the label came on, six hours before clinical onset; minus infinity where it never does.
     """
-    sizes = np.diff(starts)
-    first = first_true(label, starts)
-    septic = np.repeat(first < starts[1:], sizes)
-    onset = np.repeat(first - starts[:-1] + AHEAD, sizes)
-    row = np.arange(len(label)) - np.repeat(starts[:-1], sizes)
-    d = (row - onset).astype(np.float64)
+    d, septic = since - AHEAD, np.isfinite(since)
     early = np.maximum((d - EARLY) / (OPTIMAL - EARLY), -0.05)
     yes = np.where(d <= OPTIMAL, early, (LATE - d) / (LATE - OPTIMAL))
     no = np.where(d <= OPTIMAL, 0.0, -2.0 * (d - OPTIMAL) / (LATE - OPTIMAL))
     counts = septic & (d <= LATE)
     yes = np.where(counts, yes, np.where(septic, 0.0, -0.05))
-    return Utility(yes, np.where(counts, no, 0.0), septic & (d >= EARLY) & (d <= LATE))
+    return Utility(yes, np.where(counts, no, 0.0), counts & (d >= EARLY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +58,22 @@ class Events:
     """When the event of each of P patients comes.
 
     ``free`` (n,) are the hours without one: of patients who never have it, or more than 12 hours before;
-    ``onset`` (P,) is the row of the event, the last row where it comes after the record ends; -1 for never;
-    ``judged`` (P,) whether lead time can be told: the label begins late enough to be seen coming.
+    ``until`` (n,) are the hours until the event, infinite for never; ``judged`` (P,) tells whether lead time can be
+    told: the label begins late enough to be seen coming.
     """
 
     free: BoolArray
-    onset: IntArray
+    until: FloatArray
     judged: BoolArray
 
 
-def events(label: BoolArray, starts: IntArray, *, ahead: int = AHEAD) -> Events:
-    """Return when the events come; the label is on from ``ahead`` hours before the event itself."""
-    sizes, row = np.diff(starts), np.arange(len(label))
-    first = first_true(label, starts)
-    has = first < starts[1:]
-    onset = first + ahead
-    free = ~np.repeat(has, sizes) | (row < np.repeat(onset, sizes) - FREE)
-    return Events(free, np.where(has, onset, -1), has & (first - starts[:-1] >= AHEAD))
+def events(since: FloatArray, starts: IntArray) -> Events:
+    """Return when the events come, from the hours ``since`` (n,) the label came on, as for ``utility``."""
+    until, begins = AHEAD - since, np.diff(starts) > 0
+    judged = np.zeros(len(begins), dtype=np.bool_)
+    first = until[starts[:-1][begins]]
+    judged[begins] = np.isfinite(first) & (first >= 2 * AHEAD)
+    return Events(until > FREE, until, judged)
 
 
 def alerts_per_100h(alert: BoolArray, happening: Events) -> float:
@@ -102,14 +96,10 @@ def lead_hours(alert: BoolArray, happening: Events, starts: IntArray) -> FloatAr
 
     Only the 48 hours up to the event count; a patient who was not warned has 0.
     """
-    patients = np.flatnonzero(happening.judged)
-    begin = np.maximum(starts[patients], happening.onset[patients] - LOOK_BACK)
-    end = np.minimum(starts[patients + 1], happening.onset[patients])
-    found = np.zeros(len(patients))
-    for place, (patient, low, high) in enumerate(zip(patients, begin, end, strict=True)):
-        warned = np.flatnonzero(alert[low:high])
-        found[place] = happening.onset[patient] - low - warned[0] if warned.size else 0.0
-    return found
+    counts = alert & (happening.until > 0) & (happening.until <= LOOK_BACK)
+    found = np.zeros(len(starts) - 1)
+    np.maximum.at(found, entity_of_row(starts), np.where(counts, happening.until, 0.0))
+    return found[happening.judged]
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ def _lesson(stage: Stage, facts: Facts, s: int, own: BoolArray) -> Lesson:
     """Return the labels of a stage; or, to learn the utility, whether a warning pays, weighted by how much."""
     if stage.learn == "label":
         return Lesson(own, facts.on[:, s], None)
-    worth = utility(facts.on[:, s], facts.starts)
+    worth = utility(facts.since[:, s])
     gain = worth.yes - worth.no
     return Lesson(own & (gain != 0.0), gain > 0.0, np.abs(gain))
 

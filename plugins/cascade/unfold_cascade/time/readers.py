@@ -7,19 +7,21 @@ import itertools
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from unfold_cascade.arrays import Float32, FloatArray
+from unfold_cascade.arrays import Float32, FloatArray, IntArray
+from unfold_cascade.cells import is_missing
 from unfold_cascade.data import Frame, frame_of_file
 from unfold_cascade.time.keys import LongData, PhysioNetData, TimedData
 from unfold_cascade.time.long import Long, checked_order, starts_of
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Diagnostic, Run, UnfoldError, fail
 
 CLOCK = "ICULOS"
 CHUNK = 512
+HOUR = 3600.0
 Part = tuple[str, bytes]
 
 
@@ -63,29 +65,48 @@ def read_psv(path: Path, *, limit: int | None = None) -> Long:
 
 
 def read_long(path: Path, data: LongData) -> Long:
-    """Return a long table: one row an entity and hour, in any order.
+    """Return a long table: one row an entity and hour, in any order; of its columns those of numbers.
 
     Raises:
-        UnfoldError: a column is missing, a cell is no number, an hour occurs twice.
+        UnfoldError: a column is missing, a row is of nobody, a time is neither number nor date, an hour occurs twice.
     """
     frame = frame_of_file(path)
     entity = frame.text(data.entity, key="data.entity")
-    hour = frame.numbers(data.time, key="data.time")
+    if any(map(is_missing, entity)):
+        row = next(row for row, name in enumerate(entity) if is_missing(name))
+        raise fail(f'{path.name}: row {row + 1} has no "{data.entity}": whose is it?', key="data.entity")
     ids, number = np.unique(entity, return_inverse=True)
+    hour = _hour(frame, data, number)
     order = np.lexsort((hour, number))
     starts = starts_of(np.bincount(number, minlength=len(ids)))
-    columns = tuple(name for name in frame.columns if name not in (data.entity, data.time))
-    values = _values(frame, columns, order)
+    columns, words = _columns(frame, {data.entity, data.time})
+    values = np.array([column[order] for column in columns.values()], dtype=np.float32).T.reshape(len(order), -1)
     names = tuple(map(str, ids))
     checked_order(hour[order], starts, names, path.name, "data.time")
-    return Long(names, starts, hour[order], columns, values, frame.digest, path.name)
+    return Long(names, starts, hour[order], tuple(columns), values, frame.digest, path.name, words)
 
 
-def _values(frame: Frame, columns: tuple[str, ...], order: np.ndarray) -> Float32:
-    values = np.empty((len(order), len(columns)), dtype=np.float32)
-    for place, column in enumerate(columns):
-        values[:, place] = frame.numbers(column, key="features")[order]
-    return values
+def _hour(frame: Frame, data: LongData, entity: IntArray) -> FloatArray:
+    """Return (n,) hours: numbers as they stand, dates as the hours since the first of their entity."""
+    dates = frame.dates(data.time, key="data.time")
+    if dates is None:
+        return frame.numbers(data.time, key="data.time")
+    first = np.full(int(entity.max()) + 1, np.inf)
+    np.fmin.at(first, entity, dates)
+    hour: FloatArray = (dates - first[entity]) / HOUR
+    return hour
+
+
+def _columns(frame: Frame, beside: Container[str]) -> tuple[dict[str, Float32], dict[str, Diagnostic]]:
+    """Return the columns of numbers, and of each other column why it is none: who names it is told."""
+    numbers, words = {}, {}
+    for name in frame.columns:
+        if name not in beside:
+            try:
+                numbers[name] = frame.numbers(name, key="features").astype(np.float32)
+            except UnfoldError as error:
+                words[name] = error.diagnostics[0]
+    return numbers, words
 
 
 def files(folder: Path) -> list[Path]:

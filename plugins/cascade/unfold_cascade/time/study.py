@@ -18,7 +18,7 @@ from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time import measures
 from unfold_cascade.time.cost import Rates
 from unfold_cascade.time.keep import keep
-from unfold_cascade.time.long import Long, entity_of_row, first_true, rows_of, starts_of
+from unfold_cascade.time.long import Long, entity_of_row, hours_since, rows_of, starts_of
 from unfold_cascade.time.models import BASELINE, Facts, Log, Slot, kept, logs, slots
 from unfold_cascade.time.moves import Clock, Zoo
 from unfold_cascade.time.panel import expanded, has_pattern, layout, panel, purchase
@@ -177,7 +177,7 @@ def _part(hours: Hours, zoo: Zoo, bases: Mapping[int, Float32], entities: IntArr
     clock, facts = hours.clock, hours.facts
     rows = rows_of(clock.starts, entities)
     starts = starts_of(np.diff(clock.starts)[entities])
-    label = facts.on[rows, -1]
+    since = facts.since[rows, -1]
     return Part(
         Clock(starts, clock.hour[rows]),
         Zoo(np.ascontiguousarray(zoo.p[:, rows]), zoo.needs, zoo.purchase),
@@ -185,8 +185,8 @@ def _part(hours: Hours, zoo: Zoo, bases: Mapping[int, Float32], entities: IntArr
         facts.since[rows],
         facts.highest[rows],
         {place: p[rows] for place, p in bases.items()},
-        measures.utility(label, starts),
-        measures.events(label, starts),
+        measures.utility(since),
+        measures.events(since, starts),
     )
 
 
@@ -253,18 +253,10 @@ def _packed(table: Long, spec: CascadeSpec) -> bytes:
     on, highest = truth(table, spec.stages)
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps({"digest": table.digest, "columns": table.columns}).encode(), dtype=np.uint8)
-    since = np.column_stack([_since(on[:, s], table.hour, table.starts) for s in range(on.shape[1])])
+    since = np.column_stack([hours_since(on[:, s], table.hour, table.starts) for s in range(on.shape[1])])
     arrays = {"starts": table.starts, "hour": table.hour, "on": on, "highest": highest, "since": since}
     np.savez(stream, allow_pickle=False, facts=text, **arrays)
     return stream.getvalue()
-
-
-def _since(on: BoolArray, hour: FloatArray, starts: IntArray) -> FloatArray:
-    """Return (n,) hours since the stage was entered, negative before."""
-    first = first_true(on, starts)
-    moment = np.where(first < starts[1:], hour[np.minimum(first, len(hour) - 1)], np.inf)
-    since: FloatArray = hour - np.repeat(moment, np.diff(starts))
-    return since
 
 
 def _unpacked(data: bytes) -> Hours:
