@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray
-from unfold_cascade.gates.front import thin
+from unfold_cascade.gates.front import Front, thin
 from unfold_cascade.gates.orders import Chain
 from unfold_cascade.gates.search import exact_front
 from unfold_cascade.spec import GateSpec
@@ -37,8 +37,8 @@ def alarms(
 ) -> list[Alarm]:
     """Return steps of the last stage that all warn at the same rate, single models among them.
 
-    The gates come from the exact search, with the utility of an hour as its gain (it is additive over hours): each
-    model warns at the cut where it alone would meet the rate. Then each step gets the final cut that meets the rate.
+    The gates come from the exact search, with the utility of an hour as its gain (it is additive over hours): the
+    last model warns at the cut where it alone would meet the rate. Then each step gets the final cut that meets it.
     A cheap model may only say no: what it does not rule out the next one is asked, and the last one alone warns.
     """
     found = []
@@ -61,12 +61,20 @@ def _exact(
     best = max(float(gain[part.utility.best].sum()), 1e-9) / len(gain)
     for chain in ordered_chains(where, models, yard, gates):
         p = part.zoo.p[list(chain)].T.astype(np.float64)
-        cuts = [measures.cut_at_rate(column, part.events.free, per_100h) for column in p.T]
-        loss = -np.where(p >= np.array(cuts), gain[:, None] / best, 0.0)
+        cut = measures.cut_at_rate(p[:, -1], part.events.free, per_100h)
+        loss = np.zeros_like(p)
+        # only the last warns: an hour that a model before it rules out gains nothing
+        loss[:, -1] = -np.where(p[:, -1] >= cut, gain / best, 0.0)
         front = exact_front(-p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS)
-        spans = [_above(front.cuts[point]) for point in (thin(front, POINTS) if len(front) > 1 else [0])]
-        yield from (Step(chain, own, cuts[-1]) for own in spans)
-        yield from _owning(chain, spans, cuts[-1], buying(part.zoo, chain))
+        spans = [_above(cuts) for cuts in _useful(front).cuts]
+        yield from (Step(chain, own, cut) for own in spans)
+        yield from _owning(chain, spans, cut, buying(part.zoo, chain))
+
+
+def _useful(front: Front) -> Front:
+    """Return points of a front spread over those that keep half of its gain: no alarm that keeps less is of use."""
+    kept = front.take(np.flatnonzero(front.loss <= front.loss[-1] / 2))
+    return kept.take(thin(kept, POINTS))
 
 
 def _owning(chain: Chain, spans: Sequence[tuple[Span, ...]], cut: float, places: set[int]) -> Iterator[Step]:
