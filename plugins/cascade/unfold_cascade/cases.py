@@ -20,6 +20,7 @@ from unfoldkit.api import Run, dump, fail, fingerprint
 FILE = "cases.npz"
 FITTED = 8
 FOLDED = 2
+RIGHT = "right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,14 @@ def cases(spec: CascadeSpec, run: Run) -> Cases:
 
 
 def labels_of(spec: CascadeSpec, frame: Frame) -> np.ndarray:
-    """Return (n,) the label of each row of a table as text.
+    """Return (n,) the label of each row of a table as text; where scores say what is right, one for all.
 
     Raises:
         UnfoldError: there is no such column.
     """
     last = len(spec.stages) - 1
+    if spec.scored:
+        return np.full(len(frame), RIGHT)
     return frame.text(spec.stages[last].target.column or "", key=f"stages[{last}].target.column")
 
 
@@ -146,8 +149,9 @@ def _read(spec: CascadeSpec, run: Run) -> Cases:
     unlabelled = len(every) - len(text)
     _check_known(unlabelled, len(every), column, frame.name)
     names, labels = np.unique(text, return_inverse=True)
-    # of recorded models nothing is fitted, so a label may be as rare as it is
-    _check_labels(text, names, column, least=1 if recorded else FITTED)
+    if not spec.scored:
+        # of recorded models nothing is fitted, so a label may be as rare as it is
+        _check_labels(text, names, column, least=1 if recorded else FITTED)
     rows = split_rows(text, spec.data.split, run.seed)
     if not recorded:
         _check_train(labels, rows.train, names, column)

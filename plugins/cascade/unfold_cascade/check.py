@@ -75,7 +75,7 @@ def check(spec: CascadeSpec, planned: CascadeSpec, run: Run) -> Report:
 def _longer(spec: CascadeSpec, run: Run, given: Cases, frame: Frame) -> Zoo:
     """Return the tables of a plan, lengthened by what its models say of new rows."""
     if spec.data.source == "recorded":
-        return recorded_again(spec, run, given.names, frame)
+        return recorded_again(spec, run, given, frame)
     x = matrix(frame, given.order, key="features")
     return assemble(spec, given, [(slot, _asked(run, slot, log, x)) for slot, log in stored(spec, run, given)])
 

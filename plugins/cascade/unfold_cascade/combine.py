@@ -18,7 +18,7 @@ from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.gates.front import Front, minkowski, pareto, thin
 from unfold_cascade.gates.learnt import learnt_cuts
 from unfold_cascade.gates.orders import Chain, ChainFront, Order, Tables, chains_of, search_chains
-from unfold_cascade.policy import Policy, Step, answers, exits, path_cost, second_cost
+from unfold_cascade.policy import Policy, Step, answers, exits, marginal, path_cost, second_cost
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.scorer import Scorer
 from unfold_cascade.spec import GateSpec
@@ -115,18 +115,16 @@ def _then(zoo: Zoo, labels: IntArray, rows: IntArray, came: IntArray, g: int, fi
     """Search the second question of group ``g`` on the rows sent there; ``came`` is where the first chain stopped."""
     question = zoo.then[g]
 
-    def marginal(chain: Chain) -> FloatArray:
+    def added(chain: Chain) -> FloatArray:
         return np.diff(second_cost(zoo, first, question, chain)[came], axis=1, prepend=0.0)
 
-    return _searched(question, rows, labels[rows], question.price, marginal, how)
+    return _searched(question, rows, labels[rows], question.price, added, how)
 
 
 def _first(zoo: Zoo, rows: IntArray, truth: IntArray, how: How) -> Found:
-    def marginal(chain: Chain) -> FloatArray:
-        return np.diff(path_cost(zoo, zoo.first, chain, frozenset()), prepend=0.0)
-
     alone = [float(path_cost(zoo, zoo.first, (m,), frozenset())[0]) for m in range(len(zoo.first.models))]
-    return _searched(zoo.first, rows, truth, np.array(alone), marginal, how)
+    cost = partial(marginal, zoo, zoo.first, rows=rows)
+    return _searched(zoo.first, rows, truth, np.array(alone), cost, how)
 
 
 def _searched(
@@ -134,7 +132,7 @@ def _searched(
     rows: IntArray,
     truth: IntArray,
     price: FloatArray,
-    marginal: Callable[[Chain], FloatArray],
+    cost: Callable[[Chain], FloatArray],
     how: How,
 ) -> Found:
     loss = (question.answer[rows] != truth[:, None]).astype(np.float64)
@@ -143,7 +141,7 @@ def _searched(
     also = partial(learnt_cuts, kinds=gates.learnt)
 
     def tables(scorer: Scorer, chain: Chain) -> Tables:
-        return scorer.scores(chain), loss[:, list(chain)], marginal(chain)
+        return scorer.scores(chain), loss[:, list(chain)], cost(chain)
 
     fronts = [search_chains(chains, partial(tables, one), bins=gates.bins, also=also) for one in scorers]
     return _best(list(zip(fronts, scorers, strict=True)))

@@ -62,6 +62,14 @@ class Frame:
             return np.asarray(self.text(whole, key=key) == word, dtype=np.float64)
         return cells.numbers(self.columns[column], cells.Place(self.name, column, key, self.words))
 
+    def flags(self, column: str, *, key: str) -> FloatArray:
+        """Return a column of numbers, or of ``true`` and ``false`` as 1 and 0; an empty cell is NaN."""
+        given = {str(cell).strip().lower() for cell in self.columns.get(column, ())} - cells.MISSING
+        if not given or not given <= {"true", "false"}:
+            return self.numbers(column, key=key)
+        words = {"true": 1.0, "false": 0.0}
+        return np.array([words.get(str(cell).strip().lower(), np.nan) for cell in self.columns[column]])
+
     def dates(self, column: str, *, key: str) -> FloatArray | None:
         """Return a column of dates in s since 1970, ``None`` if it holds none or does not exist.
 

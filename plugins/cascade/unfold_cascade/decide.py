@@ -64,7 +64,7 @@ def _front(spec: CascadeSpec, run: Run, given: Cases, tables: Zoo) -> PolicyFron
 def _seen(given: Cases, tables: Zoo) -> list[Any]:
     """What the front depends on, beside the spec."""
     questions = [tables.first, *tables.then.values()]
-    arrays = [array for q in questions for array in (q.answer, q.score, q.price)]
+    arrays = [array for q in questions for array in (q.answer, q.score, q.price, q.paid) if array is not None]
     return [
         _hash(given.labels),
         _hash(given.rows.train),

@@ -12,7 +12,7 @@ from unfold_cascade.cases import group_of_label
 from unfold_cascade.decide import Plan
 from unfold_cascade.gates.greedy import greedy_for_loss
 from unfold_cascade.gates.search import exact_front
-from unfold_cascade.policy import Step, answers, exits, path_cost, places
+from unfold_cascade.policy import Step, answers, exits, marginal, places
 from unfold_cascade.questions import Question
 
 
@@ -30,7 +30,7 @@ def gaps(plan: Plan) -> Iterator[tuple[str, float | None]]:
         if len(step.chain) > 1 and len(rows) > 1 and not step.curves:
             wrong = (question.answer[np.ix_(rows, places(step.chain))] != truth[:, None]).astype(np.float64)
             reached = float((answers(question, step, rows, exits(question, step, rows)) != truth).mean())
-            cost = np.diff(path_cost(plan.zoo, question, step.chain, frozenset()), prepend=0.0)
+            cost = marginal(plan.zoo, question, step.chain, rows)
             yield name, _gap(question.score[np.ix_(rows, places(step.chain[:-1]))], wrong, cost, reached)
 
 

@@ -94,6 +94,21 @@ def path_cost(zoo: Zoo, question: Question, chain: tuple[int, ...], owned: froze
     return _path(question, question.price, zoo.bought, chain, owned)
 
 
+def marginal(zoo: Zoo, question: Question, chain: tuple[int, ...], rows: IntArray) -> FloatArray:
+    """Return what each model of a chain adds to the cost of a case: (K,), or (n, K) where each call has its price."""
+    if question.paid is not None:
+        return question.paid[np.ix_(rows, places(chain))]
+    return np.diff(path_cost(zoo, question, chain, frozenset()), prepend=0.0)
+
+
+def spent(zoo: Zoo, question: Question, chain: tuple[int, ...], rows: IntArray, exit_: IntArray) -> FloatArray:
+    """Return (n,) the cost of a chain that each row leaves at its ``exit_``."""
+    sums = np.cumsum(marginal(zoo, question, chain, rows), axis=-1)
+    each = np.broadcast_to(sums, (len(rows), len(chain)))
+    result: FloatArray = np.take_along_axis(each, exit_[:, None], axis=1)[:, 0].copy()
+    return result
+
+
 def path_time(zoo: Zoo, question: Question, chain: tuple[int, ...], owned: frozenset[str]) -> FloatArray:
     """Return (K,) the measured time of a chain that stops at its k-th model, in µs; NaN if it was not measured."""
     return _path(question, question.latency_us, zoo.waited, chain, owned)
@@ -128,7 +143,7 @@ def follow(zoo: Zoo, policy: Policy, rows: IntArray) -> Outcome:
     first = policy.first
     exit_first = exits(zoo.first, first, rows)
     group = answers(zoo.first, first, rows, exit_first)
-    cost = path_cost(zoo, zoo.first, first.chain, frozenset())[exit_first]
+    cost = spent(zoo, zoo.first, first.chain, rows, exit_first)
     time = path_time(zoo, zoo.first, first.chain, frozenset())[exit_first]
     answer, exit_then = group.copy(), np.full(len(rows), -1, dtype=np.int64)
     for g, step in policy.then.items():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade import cells
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.cases import Cases, group_of_label, labelled, source_digest
 from unfold_cascade.data import Frame, load_frame
 from unfold_cascade.gates import confidence
@@ -22,17 +22,20 @@ from unfoldkit.api import Run, dump, fail, fingerprint
 # in the place of a model, where a group has one label and nothing is asked
 SETTLED = "its only label"
 RECORDED_FILE = "logs/recorded.npz"
-READING = 2
+READING = 3
 """Counts up when logs are read in another way, so that tables of before are made again."""
 STRANGE = 0.95
 LOOKS = 0.05
+LEAST = 0.5
+Heard = tuple[IntArray, FloatArray, FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One zoo: ``answer`` (n, M) labels or groups, ``score`` (n, M) confidences, ``price`` (M,) of the call alone.
 
-    ``buys`` are the feature groups that each model needs; ``latency_us`` (M,) is measured, NaN if it was not.
+    ``buys`` are the feature groups that each model needs; ``latency_us`` (M,) is measured, NaN if it was not. ``paid``
+    (n, M) is what each call cost, where that differs from case to case: ``price`` is then the mean over training rows.
     """
 
     stage: str
@@ -43,6 +46,7 @@ class Question:
     price: FloatArray
     buys: tuple[frozenset[str], ...]
     latency_us: FloatArray
+    paid: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,57 +252,91 @@ def _recorded(spec: CascadeSpec, run: Run, given: Cases) -> Question:
     def make() -> bytes:
         frame = load_frame(spec, run)
         cases = labelled(spec, frame)
-        answer, score = heard(spec, given.names, frame)
-        return _packed((answer[cases], score[cases]))
+        return _packed(tuple(table[cases] for table in heard(spec, given.names, frame)))
 
-    return _question_of(spec, run.directory.once(RECORDED_FILE, made_from, make))
+    return _question_of(spec, given, run.directory.once(RECORDED_FILE, made_from, make))
 
 
-def recorded_again(spec: CascadeSpec, run: Run, names: Sequence[str], frame: Frame | None = None) -> Zoo:
+def recorded_again(spec: CascadeSpec, run: Run, given: Cases, frame: Frame | None = None) -> Zoo:
     """Return the tables that a run holds of recorded models, lengthened by the rows of ``frame``."""
-    question = _question_of(spec, run.directory.read(RECORDED_FILE))
+    question = _question_of(spec, given, run.directory.read(RECORDED_FILE))
     if frame is not None:
-        answer, score = heard(spec, names, frame)
+        answer, score, paid = heard(spec, given.names, frame)
         longer = np.concatenate([question.answer, answer]), np.concatenate([question.score, score])
-        question = replace(question, answer=longer[0], score=longer[1])
+        each = None if question.paid is None else np.concatenate([question.paid, paid])
+        question = replace(question, answer=longer[0], score=longer[1], paid=each)
     return Zoo(question, {}, question, {}, {}, unit(spec))
 
 
-def _question_of(spec: CascadeSpec, data: bytes) -> Question:
+def _question_of(spec: CascadeSpec, given: Cases, data: bytes) -> Question:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        answer, score = stored["answer"], stored["score"]
+        answer, score, paid = stored["answer"], stored["score"], stored.get("paid")
     models = spec.stages[0].models
-    price = np.array([model.price or 0.0 for model in models])
+    each = any(model.recorded is not None and model.recorded.price is not None for model in models)
+    price = paid[given.rows.train].mean(axis=0) if each else np.array([model.price or 0.0 for model in models])
     buys = tuple(frozenset[str]() for _ in models)
-    names = tuple(model.name for model in models)
-    return Question(spec.stages[0].name, WHOLE, names, answer, score, price, buys, np.full(len(models), np.nan))
+    names, nothing = tuple(model.name for model in models), np.full(len(models), np.nan)
+    return Question(spec.stages[0].name, WHOLE, names, answer, score, price, buys, nothing, paid if each else None)
 
 
-def heard(spec: CascadeSpec, names: Sequence[str], frame: Frame) -> tuple[IntArray, FloatArray]:
-    """Return (n, M) answers and (n, M) confidences of recorded models; ``names`` are those of the labels.
+def heard(spec: CascadeSpec, names: Sequence[str], frame: Frame) -> Heard:
+    """Return (n, M) answers, confidences and prices of recorded models; ``names`` are those of the labels.
 
     Where a model gave no answer, or no confidence in it, its confidence is minus infinity: no gate stops there.
 
     Raises:
-        UnfoldError: a column is missing, or the answers of a model are no labels.
+        UnfoldError: a column is missing, the answers of a model are no labels, or a price is none.
     """
     found = [
-        _heard(model.recorded, names, frame, model.name, f"stages[0].models[{m}].recorded")
+        _heard(model, model.recorded, names, frame, f"stages[0].models[{m}].recorded")
         for m, model in enumerate(spec.stages[0].models)
         if model.recorded is not None
     ]
-    return np.array([answer for answer, _ in found], dtype=np.int64).T, np.array([score for _, score in found]).T
+    answer, score, paid = (np.array(column).T for column in zip(*found, strict=True))
+    return answer.astype(np.int64), score, paid
 
 
-def _heard(columns: Recorded, names: Sequence[str], frame: Frame, model: str, key: str) -> tuple[IntArray, FloatArray]:
-    text = frame.text(columns.prediction, key=f"{key}.prediction")
-    _check_answers(text, names, model, f"{key}.prediction")
+def _heard(model: ModelSpec, columns: Recorded, names: Sequence[str], frame: Frame, key: str) -> Heard:
+    answer, silent = (
+        _answers(columns.prediction, names, frame, model.name, f"{key}.prediction")
+        if columns.prediction is not None
+        else _judged(columns, frame, f"{key}.score")
+    )
+    sure = frame.numbers(columns.confidence, key=f"{key}.confidence")
+    return (
+        answer,
+        np.where(np.isnan(sure) | silent, -np.inf, sure),
+        _paid(model, columns, frame, silent, f"{key}.price"),
+    )
+
+
+def _answers(column: str, names: Sequence[str], frame: Frame, model: str, key: str) -> tuple[IntArray, BoolArray]:
+    """Return (n,) what a model answered, and where it did not."""
+    text = frame.text(column, key=key)
+    _check_answers(text, names, model, key)
     number = {name: index for index, name in enumerate(names)}
     # an answer that is no label of the data is wrong whatever the truth
     answer = np.array([number.get(str(value), len(number)) for value in text], dtype=np.int64)
-    sure = frame.numbers(columns.confidence, key=f"{key}.confidence")
-    unheard = np.isnan(sure) | (~cells.known(text) & (answer == len(number)))
-    return answer, np.where(unheard, -np.inf, sure)
+    return answer, ~cells.known(text) & (answer == len(number))
+
+
+def _judged(columns: Recorded, frame: Frame, key: str) -> tuple[IntArray, BoolArray]:
+    """Return (n,) 0 where an answer was right and 1 where it was not, and where there was none."""
+    score = frame.flags(columns.score or "", key=key)
+    least = LEAST if columns.right_from is None else columns.right_from
+    return np.where(score >= least, 0, 1), np.isnan(score)
+
+
+def _paid(model: ModelSpec, columns: Recorded, frame: Frame, silent: BoolArray, key: str) -> FloatArray:
+    """Return (n,) the price of each call; one that was not answered may have none."""
+    if columns.price is None:
+        return np.full(len(silent), model.price or 0.0)
+    price = frame.numbers(columns.price, key=key)
+    wrong = np.flatnonzero((price < 0) | (np.isnan(price) & ~silent))
+    if len(wrong):
+        row = int(wrong[0])
+        raise fail(f'{frame.name}: row {row + 1} of column "{columns.price}" holds no price', key=key)
+    return np.nan_to_num(price)
 
 
 def _check_answers(text: np.ndarray, names: Sequence[str], model: str, key: str) -> None:
@@ -322,7 +360,7 @@ def _quoted(words: Sequence[str]) -> str:
     return ", ".join(f'"{word}"' for word in words)
 
 
-def _packed(tables: tuple[IntArray, FloatArray]) -> bytes:
+def _packed(tables: tuple[FloatArray | IntArray, ...]) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, answer=tables[0], score=tables[1])
+    np.savez(stream, allow_pickle=False, answer=tables[0], score=tables[1], paid=tables[2])
     return stream.getvalue()

@@ -77,7 +77,7 @@ def loaded_from(spec: CascadeSpec, run: Run, plan: Mapping[str, Any]) -> Loaded:
     given = stored_cases(run)
     recorded = spec.data.source == "recorded"
     logged = [] if recorded else stored(spec, replace(run, seed=int(plan["seed"])), given)
-    zoo = recorded_again(spec, run, given.names) if recorded else assemble(spec, given, logged)
+    zoo = recorded_again(spec, run, given) if recorded else assemble(spec, given, logged)
     found = {(slot.stage, slot.group, slot.model): (slot, log) for slot, log in logged}
     best = best_single(spec, zoo.monoliths, given)
     steps = plan["decision"].get("cascade")

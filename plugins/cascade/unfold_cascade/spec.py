@@ -84,10 +84,15 @@ class FeatureGroup(Model):
 
 
 class Recorded(Model):
-    """Where a recorded model's answer and confidence stand."""
+    """Where a recorded model's answer, or a judge's score of it, its confidence and what the call cost stand."""
 
-    prediction: str
+    prediction: str | None = None
+    score: str | None = Field(
+        default=None, description="in the place of an answer: whether it was right (1 or 0, true or false), or a score"
+    )
+    right_from: float | None = Field(default=None, description="the least score of a right answer; 0.5 if left out")
     confidence: str
+    price: str | None = Field(default=None, description="the column of what each call cost, in the place of price")
 
 
 class Tune(Model):
@@ -126,7 +131,7 @@ class Stage(Model):
     """One question, and the models that can answer it, from cheap to costly."""
 
     name: Name
-    target: Target
+    target: Target = Target()
     models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=8)
     parallel: bool = Field(default=False, description="over time: asked at every hour, whatever stage a case is in")
     fresh: Duration | None = Field(
@@ -229,6 +234,12 @@ class CascadeSpec(Spec):
         return isinstance(self.data, (PhysioNetData, LongData))
 
     @property
+    def scored(self) -> bool:
+        """Whether recorded answers are not compared with a label: their scores say which are right."""
+        recorded = [model.recorded for model in self.stages[0].models if self.data.source == "recorded"]
+        return any(one is not None and one.score is not None for one in recorded)
+
+    @property
     def order(self) -> Literal["sorted", "all"]:
         """In which orders models are asked; a dear service may know less than a cheap one, one fitted here rarely."""
         few = self.data.source == "recorded" and len(self.stages[0].models) <= FEW_MODELS
@@ -237,7 +248,7 @@ class CascadeSpec(Spec):
     @property
     def conditional(self) -> tuple[bool, ...]:
         """Which scores gates are searched on: those of the models (False), those that know the answer (True)."""
-        default = "either" if self.data.source == "recorded" else "max-probability"
+        default = "either" if self.data.source == "recorded" and not self.scored else "max-probability"
         return {"either": (False, True), "label-conditional": (True,)}.get(self.gates.confidence or default, (False,))
 
     def problems(self) -> Iterable[Problem]:
@@ -294,6 +305,8 @@ def _stage_problems(spec: CascadeSpec) -> Iterator[Problem]:
     last = len(spec.stages) - 1
     for index, stage in enumerate(spec.stages):
         target, place = stage.target, ("stages", index, "target")
+        if spec.scored:
+            continue
         if index == last and (target.column is None or target.groups is not None):
             yield Problem(place, "the last stage decides the label itself", "target: {column: NAME}")
         if index < last and (target.groups is None or target.column is not None):
@@ -317,31 +330,19 @@ def _group_problems(target: Target, place: tuple[str | int, ...]) -> Iterator[Pr
 
 
 def _model_problems(spec: CascadeSpec) -> Iterator[Problem]:
-    from unfold_cascade import prices
+    from unfold_cascade import prices, recorded
 
-    recorded = spec.data.source == "recorded"
+    logged = spec.data.source == "recorded"
     for s, stage in enumerate(spec.stages):
         yield from _repeated([(("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)])
         for m, model in enumerate(stage.models):
             place: tuple[str | int, ...] = ("stages", s, "models", m)
-            yield from _recorded_problems(model, place) if recorded else _fitted_problems(spec, model, place)
-    if recorded and len(spec.stages) > 1:
-        yield Problem(("stages",), "recorded predictions have one stage")
-    if recorded and spec.cost.by != "price":
-        yield Problem(("cost",), "recorded models are compared by price", "cost: {by: price}")
+            yield from () if logged else _fitted_problems(spec, model, place)
+    if logged:
+        yield from recorded.problems(spec)
     for c, candidate in enumerate(spec.baseline.candidates if spec.baseline else ()):
         yield from _feature_problems(spec, candidate.features, ("baseline", "candidates", c))
     yield from prices.problems(spec)
-
-
-def _recorded_problems(model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:
-    if model.recorded is None:
-        yield Problem(place, "where is its answer?", "recorded: {prediction: COLUMN, confidence: COLUMN}")
-    if model.price is None:
-        yield Problem(place, "the price of one call is missing", "price: 0.001")
-    for key in ("estimator", "tune"):
-        if getattr(model, key) is not None:
-            yield Problem((*place, key), "nothing is fitted from recorded predictions", at_key=True)
 
 
 def _fitted_problems(spec: CascadeSpec, model: ModelSpec, place: tuple[str | int, ...]) -> Iterator[Problem]:

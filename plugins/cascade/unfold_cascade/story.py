@@ -53,7 +53,7 @@ def _outcome(plan: Plan, policy: Policy | None) -> Outcome:
     ones = np.ones(len(rows))
     base = plan.base
     nobody = np.full(len(rows), -1, dtype=np.int64)
-    return Outcome(base.answer[rows], ones * base.cost, ones * base.latency_us, nobody, nobody, nobody)
+    return Outcome(base.answer[rows], ones * _base_cost(plan), ones * base.latency_us, nobody, nobody, nobody)
 
 
 def _accuracy(plan: Plan, outcome: Outcome) -> float:
@@ -65,6 +65,12 @@ def _base_accuracy(plan: Plan) -> float:
     return float((plan.base.answer[rows] == plan.given.labels[rows]).mean())
 
 
+def _base_cost(plan: Plan) -> float:
+    """Return the mean cost of the best single model on the test rows."""
+    paid = plan.zoo.monoliths.paid
+    return plan.base.cost if paid is None else float(paid[plan.given.rows.test, plan.base.index].mean())
+
+
 def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
     timed = plan.spec.cost.by == MEASURED
     loss = _base_accuracy(plan) - _accuracy(plan, outcome)
@@ -72,7 +78,7 @@ def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
     target = f"≤ {goal.max_loss * 100:g}" if goal.max_loss is not None else None
     certified = _promised(plan)
     return {
-        "saving": Metric(saved.times(plan.base.cost, float(outcome.cost.mean())), "x", timed=timed),
+        "saving": Metric(saved.times(_base_cost(plan), float(outcome.cost.mean())), "x", timed=timed),
         "loss_points": Metric(round(loss * 100, 9), "points", timed=timed),
         "certified_loss_points": Metric(
             None if certified is None else round(certified * 100, 9),
@@ -83,7 +89,7 @@ def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
         ),
         "baseline_accuracy": Metric(_base_accuracy(plan), timed=False),
         "cascade_accuracy": Metric(_accuracy(plan, outcome), timed=timed),
-        "baseline_cost": Metric(plan.base.cost, unit, timed=timed),
+        "baseline_cost": Metric(_base_cost(plan), unit, timed=timed),
         "cascade_cost": Metric(float(outcome.cost.mean()), unit, timed=timed),
         "front_points": Metric(len(plan.front.policies), timed=timed),
         **_latency(plan, outcome),
@@ -110,7 +116,7 @@ def _policies(plan: Plan, run: Run) -> Table:
     columns = (
         Column("policy"),
         Column("accuracy", "%", 1, timed=timed),
-        Column("cost", unit, _digits(plan.base.cost, float(plan.front.cost[0])), timed=timed),
+        Column("cost", unit, _digits(_base_cost(plan), float(plan.front.cost[0])), timed=timed),
         Column("saving", "x", 1, timed=timed),
         Column("stops at first", "%", 0, timed=timed),
         Column("time", "µs", 1, timed=True),
@@ -119,7 +125,7 @@ def _policies(plan: Plan, run: Run) -> Table:
         (
             f"best single model ({plan.base.name})",
             _base_accuracy(plan) * 100,
-            plan.base.cost,
+            _base_cost(plan),
             1.0,
             None,
             plan.base.latency_us,
@@ -134,7 +140,7 @@ def _policies(plan: Plan, run: Run) -> Table:
             label,
             _accuracy(plan, outcome) * 100,
             cost,
-            saved.cell(plan.base.cost, cost),
+            saved.cell(_base_cost(plan), cost),
             first,
             float(outcome.latency_us.mean()),
         )
@@ -206,7 +212,8 @@ def _chain_rows(zoo: Zoo, question: Question, step: Step, exit_: Any, n: int) ->
 def _monoliths(plan: Plan) -> Table:
     question, labels, given = plan.zoo.monoliths, plan.given.labels, plan.given
     timed = plan.spec.cost.by == MEASURED
-    costs = [float(question.price[m] + plan.zoo.bought(question.buys[m])) for m in range(len(question.models))]
+    call = question.price if question.paid is None else question.paid[given.rows.test].mean(axis=0)
+    costs = [float(call[m] + plan.zoo.bought(question.buys[m])) for m in range(len(question.models))]
     columns = (
         Column("single model tried"),
         Column("train accuracy", "%", 1),
@@ -235,7 +242,7 @@ def _figure(plan: Plan) -> Figure:
     series = [
         Series("on the tuning rows", tuple(map(float, plan.front.cost)), tuned, "steps"),
         Series("on the test rows", cost, tested, "line"),
-        Series(f"best single model ({plan.base.name})", (plan.base.cost,), (100 * _base_accuracy(plan),), "points"),
+        Series(f"best single model ({plan.base.name})", (_base_cost(plan),), (100 * _base_accuracy(plan),), "points"),
     ]
     if plan.choice.point is not None:
         point = plan.choice.point
@@ -298,7 +305,7 @@ def _split(plan: Plan) -> str:
 def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
     if plan.policy is not None:
         loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
-        cheaper = saved.in_words(plan.base.cost, float(outcome.cost.mean()), plan.zoo.unit)
+        cheaper = saved.in_words(_base_cost(plan), float(outcome.cost.mean()), plan.zoo.unit)
         return f"{cheaper} at {loss:.1f} points · saved in {run.directory.path}"
     goal = plan.spec.goal
     if goal.budget is not None and plan.choice.reason == NO_BETTER:
