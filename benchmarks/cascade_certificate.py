@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.records import records
 from unfold_cascade import choose as timeless
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.decide import decide
@@ -30,7 +31,6 @@ from unfoldkit.spec.loader import read_document
 from unfoldkit.spec.validate import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "cascade"
-ARCHIVE = Path("physionet2019") / "set_a.tar.xz"
 DRAWS, QUICK_DRAWS = 1000, 200
 PATIENTS = 3000
 DELTA = 0.05
@@ -104,7 +104,7 @@ def _populations(seed: int, data: Path | None) -> Iterator[Population]:
     yield _timed("wards", _spec("wards.yaml"), seed)
     if data is not None:
         spec = _spec("sepsis.yaml")
-        given = {"path": str((data / ARCHIVE).absolute()), "patients": PATIENTS}
+        given = {"path": str(records(data).absolute()), "patients": PATIENTS}
         yield _timed("sepsis", spec.model_copy(update={"data": spec.data.model_copy(update=given)}), seed)
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.records import records
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time.decide import Findings, judge, searched, swapped
 from unfold_cascade.time.readers import read_psv
@@ -22,7 +23,6 @@ from unfoldkit.spec.loader import read_document
 from unfoldkit.spec.validate import validate
 
 SPEC = Path(__file__).parents[1] / "configs" / "cascade" / "sepsis.yaml"
-ARCHIVE = Path("physionet2019") / "set_a.tar.xz"
 QUICK_PATIENTS = 1500
 INTERVALS = ("loss", "utility", "auprc", "auroc", "macro_f1", "price_saving", "flops_saving")
 
@@ -39,10 +39,10 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         ``metrics``, ``peers``, ``tables`` and ``notes``.
     """
     began = time.perf_counter()
-    seconds = _load_seconds(data / ARCHIVE, quick=quick)
+    seconds = _load_seconds(records(data), quick=quick)
     with tempfile.TemporaryDirectory() as folder:
         here = Run(directory=RunDir(Path(folder)), engine=LocalEngine(), seed=seed, base=SPEC.parent)
-        found = searched(_spec(data / ARCHIVE, quick=quick), here)
+        found = searched(_spec(records(data), quick=quick), here)
         first, second = (judge(one, here) for one in (found, swapped(found)))
         reports = [tell(one, here, "train") for one in (first, second)]
     metrics = {name: metric.value for name, metric in reports[0].metrics.items()}
