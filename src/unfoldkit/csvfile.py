@@ -128,8 +128,14 @@ def _unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:
 
 
 def not_utf8(data: bytes, path: Path) -> UnfoldError:
-    """Return an error that tells the first line of a table which is not in UTF-8, and how to convert it."""
+    """Return an error that tells the first line of a table which is not in UTF-8, and how to convert it.
+
+    A file with zero bytes, such as an archive of arrays, is told as what it is.
+    """
     wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if b"\0" in data and not wide:
+        hint = "write it as CSV in UTF-8, a row for each case"
+        return UnfoldError(Diagnostic("the file is binary, no table of text", str(path), hint=hint))
     line = 1
     try:
         data.decode()

@@ -191,3 +191,16 @@ def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path: Path, packe
     path.write_bytes(gzip.compress(data) if packed else data)
     with pytest.raises(UnfoldError, match=r"a\.csv.*:3:1: the file is not in UTF-8 .*iconv -f LATIN1"):
         frame_of_file(path)
+
+
+@pytest.mark.parametrize(("count", "told"), [(400, "occurs 1 times"), (1500, "has 1500 different values")])
+def test_a_measured_number_as_label_is_told_as_such(tmp_path: Path, count: int, told: str) -> None:
+    """A price or a temperature is no label, few or many as its values are; a word that is rare is another matter."""
+    spec = own(tmp_path, [f"{i},1,{i / 7:.4f}" for i in range(count)])
+    with pytest.raises(UnfoldError, match=told) as error:
+        cases(spec, run_in(tmp_path / "run", base=tmp_path))
+    assert "write ranges of it into a column" in error.value.diagnostics[0].hint
+    spec = own(tmp_path, [f"{i},1,word{i}" for i in range(count)])
+    with pytest.raises(UnfoldError, match=told) as error:
+        cases(spec, run_in(tmp_path / "other", base=tmp_path))
+    assert "ranges" not in error.value.diagnostics[0].hint

@@ -21,6 +21,7 @@ FILE = "cases.npz"
 FITTED = 8
 FOLDED = 2
 RIGHT = "right"
+MEASURED = "if it is a measured number, write ranges of it into a column (low, middle, high): those are labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +182,20 @@ def _check_known(unlabelled: int, rows: int, column: str, name: str) -> None:
 
 
 def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, least: int) -> None:
+    counts = np.unique(text, return_counts=True)[1]
+    measured = bool(2 * (counts < FITTED).sum() > len(names)) and all(map(cells.is_number, names.tolist()))
     if len(names) < 2 or len(names) > 1000:
         count = "only one value" if len(names) < 2 else f"{len(names)} different values"
-        raise fail(f'the column "{column}" has {count}: it is no label', key="stages.target.column")
-    counts = np.unique(text, return_counts=True)[1]
+        hint = MEASURED if measured and len(names) > 1 else ""
+        raise fail(f'the column "{column}" has {count}: it is no label', key="stages.target.column", hint=hint)
     if counts.min() < least:
         raise fail(
             f'the label "{names[counts.argmin()]}" of "{column}" occurs {counts.min()} times; '
             f"each needs at least {least} cases",
             key="stages.target.column",
-            hint="leave its rows out of the file, or give them the label that they are nearest to",
+            hint=MEASURED
+            if measured
+            else "leave its rows out of the file, or give them the label that they are nearest to",
         )
 
 

@@ -54,6 +54,11 @@ def is_missing(text: str) -> bool:
     return text.lower() in MISSING
 
 
+def is_number(text: str) -> bool:
+    """Whether a label is written as a number."""
+    return not _is_word(text)
+
+
 def is_unlabelled(text: str) -> bool:
     """Whether a cell of a column of labels holds none."""
     return is_missing(text) and text not in MEANT
