@@ -52,7 +52,7 @@ def fast(case: Case, slices: int = 1) -> tuple[list[tuple[float, int]], float]:
 @given(cases())
 @settings(max_examples=300, deadline=None)
 def test_kernel_equals_the_plain_queue(case: Case) -> None:
-    """Completions, their order and drained seconds are those of the event heap: ties, changes of replicas and batch, shedding."""
+    """Completions, their order and drained seconds are those of the event heap: ties, changes, shedding."""
     times, latency, replicas, wait, changes, factor, wake, patience = case
     done, drained = reference.serve(
         times,

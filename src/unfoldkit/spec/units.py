@@ -184,7 +184,7 @@ def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> fl
     if meant:
         before, _, after = str(value).strip().rpartition(name)
         hint = f'write "{before}{meant}{after}"'
-        told = {"value": _cut(value), "unit": _cut(name), "hint": hint}
+        told = {"value": cut(str(value)), "unit": cut(name), "hint": hint}
         raise PydanticCustomError("unit", '"{value}" has the unknown unit "{unit}"', told)
     if name not in units:
         raise PydanticCustomError(
