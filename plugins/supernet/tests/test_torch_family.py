@@ -227,7 +227,7 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.y, other.y)
     assert np.bincount(one.y[one.test]).tolist() == [5, 5, 5]
     assert set(one.train).isdisjoint(one.test)
-    flat = load(DataSpec(source="file", path="d.csv", test=0.25), run, flat=True)
+    flat = load(DataSpec(source="file", path="d.csv", test=0.25), run, form="mlp")
     assert flat.x.shape == (60, 5, 1)
     np.testing.assert_array_equal(flat.x[:, :, 0], one.x[:, 0])
 

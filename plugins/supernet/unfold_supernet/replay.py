@@ -193,7 +193,7 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
 
     assert spec.data is not None  # noqa: S101 - a trained family has data
     what, net = stage(spec, run), read_family(run.directory)
-    data = examples.load(spec.data, run, flat=spec.flat)
+    data = examples.load(spec.data, run, form=spec.form)
     torch.set_num_threads(1)
     count = len(data.test)
     # test rows round and round, with room for a batch at the end: a heavy trace has far more requests than rows

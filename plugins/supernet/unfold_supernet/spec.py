@@ -80,7 +80,14 @@ class DataSpec(Model):
     source: Literal["digits", "mitbih", "file"]
     path: str | None = Field(default=None, description="beats.npz of MIT-BIH; an NPZ with x and y, or a CSV")
     target: str = Field(default="target", description="the column of a CSV that is predicted")
-    split: Literal["random", "inter-patient"] = Field(default="random", description="of beats; the second by record")
+    channels: Literal["first", "last", "none"] | None = Field(
+        default=None, description="which axis of an NPZ's x they are, after the rows; asked for where it cannot be told"
+    )
+    group: str | None = Field(default=None, description="array or column that says whose a row is, of a file")
+    split: Literal["random", "inter-patient", "given"] = Field(
+        default="random",
+        description="of rows; by record or group, none on both sides; or as a file's split says (1 train, 2 test)",
+    )
     test: Annotated[Fraction, Field(gt=0, lt=1)] = Field(default=0.4, description="share of each class to test on")
 
 
@@ -231,9 +238,9 @@ class SupernetSpec(Spec):
     queries: QueriesSpec = QueriesSpec()
 
     @property
-    def flat(self) -> bool:
-        """Whether each number of an input is a channel of its own."""
-        return self.space is not None and self.space.form == "mlp"
+    def form(self) -> str:
+        """The form of the nets that are trained; of an mlp each number of an input is a channel of its own."""
+        return self.space.form if self.space else ""
 
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
@@ -308,9 +315,22 @@ def _data_problems(data: DataSpec | None, space: SpaceSpec) -> Iterable[Problem]
         return
     if data.source != "digits" and data.path is None:
         yield Problem(("data",), "the file is not named", hint="write path: data/beats.npz")
+    yield from _split_problems(data)
     wanted = {"digits": "conv2d", "mitbih": "conv1d"}.get(data.source, space.form)
     if space.form not in (wanted, "transformer"):
         yield Problem(("space", "form"), f"{data.source} are for {wanted} or transformer")
+
+
+def _split_problems(data: DataSpec) -> Iterable[Problem]:
+    own, apart = data.source == "file", data.split == "inter-patient"
+    if own and apart and data.group is None:
+        yield Problem(("data", "split"), "nothing says whose a row is", hint="write group: patient, an array or column")
+    if data.group is not None and not (own and apart):
+        hint = "with source: file and split: inter-patient, or leave it out"
+        yield Problem(("data", "group"), "rows of a group are not kept apart", hint=hint)
+    if (data.source == "digits" and data.split != "random") or (data.source == "mitbih" and data.split == "given"):
+        hint = "random" if data.source == "digits" else "inter-patient"
+        yield Problem(("data", "split"), f"{data.source} cannot be split so", hint=f"split: {hint}")
 
 
 def _accelerator_problems(given: AcceleratorSpec) -> Iterable[Problem]:

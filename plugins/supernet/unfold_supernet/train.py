@@ -26,7 +26,7 @@ def train(spec: SupernetSpec, run: Run) -> Report:
     from unfold_supernet.serving.policies import served
     from unfold_supernet.told import Alone, Told, facts, report
 
-    data = load(spec.data, run, flat=spec.flat)
+    data = load(spec.data, run, form=spec.form)
     if count(spec.space) > spec.space.search.above:
         data = search.apart(data, spec.space.search, run.seed)
     trained = family.train_family(spec, data, run)

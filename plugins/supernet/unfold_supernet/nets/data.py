@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unfold_supernet.arrays import Ints
+from unfold_supernet.nets.own import Numbers, Own, need, numbers, own, stored
 from unfold_supernet.spec import DataSpec
-from unfoldkit.api import Run, csv_rows, fail
+from unfoldkit.api import Run, fail
 
-Numbers = NDArray[np.float32]
 NORMAL = 16_000
 RR_MOST = 3.0
 
@@ -24,7 +21,7 @@ RR_MOST = 3.0
 class Data:
     """Inputs (n, channels, *size), numbers that join at the head (n, extra), labels and their names, rows by use.
 
-    ``held`` are rows kept back from training to choose nets by.
+    ``held`` are rows kept back from training to choose nets by; ``whose`` numbers the groups that rows are of, if told.
     """
 
     x: Numbers
@@ -36,10 +33,11 @@ class Data:
     digest: str
     about: str
     held: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    whose: Ints | None = None
 
 
-def load(given: DataSpec, run: Run, *, flat: bool = False) -> Data:
-    """Return the data of a spec, split by the run's seed; ``flat`` makes each number of an input a channel of its own.
+def load(given: DataSpec, run: Run, *, form: str = "conv1d") -> Data:
+    """Return the data of a spec for nets of a form, split by the run's seed.
 
     Raises:
         UnfoldError: the file is missing or does not hold what is needed.
@@ -49,18 +47,10 @@ def load(given: DataSpec, run: Run, *, flat: bool = False) -> Data:
     path = run.path(given.path or "", key="data.path")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if path.name.endswith((".csv", ".csv.gz")):
-        arrays = _csv(path, given.target)
-    else:
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (ValueError, OSError, EOFError) as error:
-            raise fail(f"not an NPZ archive: {error}", file=str(path), key="data.path") from error
     if given.source == "mitbih":
-        return _beats(given, arrays, run.seed, digest, str(path))
-    own = _own(given, arrays, run.seed, digest, str(path))
-    return replace(own, x=own.x.reshape(len(own.x), -1, 1)) if flat else own
+        arrays = stored(content, str(path), ("X", "rr", "y", "split"))
+        return _checked(_beats(given, arrays, run.seed, digest, str(path)), str(path))
+    return _checked(_own(given, own(given, path, content, form), run.seed, digest, path.name), str(path))
 
 
 def split(y: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
@@ -73,6 +63,15 @@ def split(y: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
         test.append(rows[:cut])
         train.append(rows[cut:])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+
+
+def split_groups(whose: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
+    """Return rows to train and to test, no group on both sides: groups by chance until ``share`` of the rows tests."""
+    groups, counts = np.unique(whose, return_counts=True)
+    order = np.random.default_rng([seed, 0x96B]).permutation(len(groups))
+    below = int((np.cumsum(counts[order]) - counts[order] / 2 < share * len(whose)).sum())
+    tested = np.isin(whose, groups[order[: min(max(1, below), len(groups) - 1)]])
+    return np.flatnonzero(~tested), np.flatnonzero(tested)
 
 
 def _digits(given: DataSpec, seed: int) -> Data:
@@ -88,9 +87,10 @@ def _digits(given: DataSpec, seed: int) -> Data:
 
 def _beats(given: DataSpec, arrays: dict[str, Any], seed: int, digest: str, file: str) -> Data:
     """Keep classes N, S, V, F; a random split takes 16,000 normal beats, an inter-patient one trains on DS1."""
-    _need(arrays, ("X", "rr", "y", "split"), file)
+    need(arrays, ("X", "rr", "y", "split"), file)
     rng = np.random.default_rng([seed, 0xECC])
     y = arrays["y"].astype(np.int64)
+    beats, apart = (numbers(arrays[name], name, len(y), file) for name in ("X", "rr"))
     normal = rng.permutation(np.flatnonzero(y == 0))
     rare = np.flatnonzero((y > 0) & (y < 4))
     if given.split == "random":
@@ -101,37 +101,28 @@ def _beats(given: DataSpec, arrays: dict[str, Any], seed: int, digest: str, file
         few = normal[first[normal]][: NORMAL // 2]
         rows = np.concatenate([few, rare[first[rare]], np.flatnonzero(~first & (y < 4))])
         train, test = np.arange(len(rows))[first[rows]], np.arange(len(rows))[~first[rows]]
-    x = arrays["X"][rows].astype(np.float32)[:, None, :]
-    extra = np.clip(arrays["rr"][rows], 0, RR_MOST).astype(np.float32)
+    x, extra = beats[rows][:, None], np.clip(apart[rows], 0, RR_MOST)
     about = f"MIT-BIH beats, {given.split} split"
     return Data(x, extra, y[rows], ("N", "S", "V", "F"), train, test, digest, about)
 
 
-def _own(given: DataSpec, arrays: dict[str, Any], seed: int, digest: str, file: str) -> Data:
-    _need(arrays, ("x", "y"), file)
-    x = np.asarray(arrays["x"], np.float32)
-    names, y = np.unique(arrays["y"], return_inverse=True)
-    if len(x) != len(y) or x.ndim not in (2, 3, 4) or not np.isfinite(x).all():
-        raise fail(f"x has shape {x.shape}, y {len(y)} labels", file=file, hint="x: (rows, [channels,] size), no gaps")
-    x = x[:, None] if x.ndim == 2 else x
-    y = y.astype(np.int64)
-    extra = np.asarray(arrays.get("extra", _none(y)), np.float32)
-    return Data(x, extra, y, tuple(map(str, names)), *split(y, given.test, seed), digest, file.rpartition("/")[2])
+def _own(given: DataSpec, found: Own, seed: int, digest: str, name: str) -> Data:
+    about = name
+    if found.trained is not None:
+        train, test = np.flatnonzero(found.trained), np.flatnonzero(~found.trained)
+    elif given.split == "inter-patient" and found.whose is not None:
+        train, test = split_groups(found.whose, given.test, seed)
+        about = f"{name}, no {given.group} on both sides"
+    else:
+        train, test = split(found.y, given.test, seed)
+    return Data(found.x, found.extra, found.y, found.names, train, test, digest, about, whose=found.whose)
 
 
-def _csv(path: Path, target: str) -> dict[str, Any]:
-    rows = list(csv_rows(path, (target,), hint="data.target names the column of the labels"))
-    if not rows:
-        raise fail("no row", file=str(path), key="data.path")
-    names = [name for name in rows[0].cells if name != target]
-    x = np.array([[row.number(name) for name in names] for row in rows], np.float32)
-    return {"x": x, "y": np.array([row[target] for row in rows])}
-
-
-def _need(arrays: dict[str, Any], names: tuple[str, ...], file: str) -> None:
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise fail(f"the file holds no {', '.join(missing)}", file=file, key="data.path")
+def _checked(found: Data, file: str) -> Data:
+    if not len(found.train) or not len(found.test):
+        told = f"{len(found.train):,} rows to train and {len(found.test):,} to test"
+        raise fail(told, file=file, key="data.split", hint="more rows, more groups, or another data.test")
+    return found
 
 
 def _none(y: Ints) -> Numbers:

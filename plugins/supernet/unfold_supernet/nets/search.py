@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_supernet.arrays import Floats
-from unfold_supernet.nets.data import Data
+from unfold_supernet.nets.data import Data, split_groups
 from unfold_supernet.nets.space import Space, Subnet, macs
 from unfold_supernet.spec import SearchSpec
 
@@ -38,7 +38,10 @@ class Searched:
 
 
 def apart(data: Data, given: SearchSpec, seed: int) -> Data:
-    """Return the data with a share of the training rows held back."""
+    """Return the data with a share of the training rows held back, whole groups of them if rows have groups."""
+    if data.whose is not None and len(np.unique(data.whose[data.train])) > 1:
+        kept, held = split_groups(data.whose[data.train], given.held, seed)
+        return replace(data, train=data.train[kept], held=data.train[held])
     rows = np.random.default_rng([seed, 0x5EA]).permutation(data.train)
     cut = round(len(rows) * given.held)
     return replace(data, train=np.sort(rows[cut:]), held=np.sort(rows[:cut]))
