@@ -243,6 +243,30 @@ def test_columns_of_a_table_are_told_apart(tmp_path: Path) -> None:
     assert (report.metrics["accuracy_min"].value or 0) > 80
 
 
+def test_training_that_diverges_is_no_family(tmp_path: Path) -> None:
+    """Weights that are no numbers any more end the training with a mistake of the spec, and nothing of them is kept."""
+    text = SPEC.replace("conv2d", "transformer").replace("epochs: 3", "epochs: 3, rate: 100, clip: 1e30, warmup: 0")
+    spec = validate(SupernetSpec, parse(text, "t.yaml"))
+    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+    with pytest.raises(UnfoldError, match="training diverged"):
+        train(spec, run)
+    assert not run.directory.has(store.WEIGHTS)
+    if run.directory.has(store.CHECKPOINT):
+        kept = family._unpacked(run.directory.read(store.CHECKPOINT), ["1x2k1", "0.5x1k1"])
+        assert all(tensor.isfinite().all() for tensor in kept.weights.values())
+
+
+def test_classes_that_no_net_recognises_are_told(tmp_path: Path) -> None:
+    """A class of which every net misses every test row is named, as accuracy hides it."""
+    rng = np.random.default_rng(0)
+    y = (np.arange(400) % 40 == 0).astype(np.int64)
+    np.savez(tmp_path / "d.npz", x=rng.normal(size=(400, 4)).astype(np.float32), y=y)
+    text = SPEC.replace("{source: digits}", "{source: file, path: d.npz}").replace("conv2d", "mlp")
+    spec = validate(SupernetSpec, parse(text, "t.yaml"))
+    report = train(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1), base=tmp_path))
+    assert report.notes == ("No net recognises any test row of class 1.",)
+
+
 def test_unsure_answers_are_asked_again(tmp_path: Path) -> None:
     """A pair gives each row the logits of the net that answers it, and is as accurate as the stored answers say."""
     spec, data, run = digits(tmp_path, epochs=2)

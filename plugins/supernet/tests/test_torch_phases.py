@@ -55,6 +55,16 @@ def test_shrinking_opens_one_dimension_after_the_other(epochs: int, sort: bool) 
     assert not any(min(one.expand) < 1 for phase in found for one in phase.subnets if phase.samples in (1, 2))
 
 
+def test_shrinking_trains_every_resolution() -> None:
+    """Where nothing but the resolution is elastic, all nets are opened after the largest one."""
+    subnets = space(expand=(1.0,), depth=(2,), kernel=(3,), resolution=(0.5, 1.0)).subnets
+    found = phases.phases(subnets, TrainingSpec(epochs=18, rule="progressive"))
+    assert [(one.first, one.epochs, len(one.subnets), one.taught) for one in found] == [
+        (0, 18, 1, False),
+        (18, 13, 2, True),
+    ]
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([(9, 7), (11,)]))
 def test_sorted_channels_leave_the_largest_net_as_it_was(seed: int, size: tuple[int, ...]) -> None:

@@ -90,6 +90,7 @@ def report(told: Told) -> Report:
         tables=tuple(tables),
         figures=(_figure(told),),
         lines=tuple(_lines(told)),
+        notes=_missed(told),
         next="unfold plan SPEC",
         provenance={"inputs": {told.data.about: told.data.digest}},
     )
@@ -222,7 +223,7 @@ def _figure(told: Told) -> Figure:
 
 def _lines(told: Told) -> list[tuple[str, str]]:
     switch = told.switching
-    counts = _steps(told.steps)
+    counts = _steps(told.steps | {name: told.steps.get(name, 0) for name in told.found})
     family = f"{switch.bytes / 1e3:.0f} kB with statistics against {switch.separate / 1e3:.0f} kB of separate nets"
     return [
         *_search(told.searched),
@@ -232,6 +233,14 @@ def _lines(told: Told) -> list[tuple[str, str]]:
         ("memory", family),
         ("files", "family/ holds weights and statistics, subnets/ each net alone (safetensors, ONNX)"),
     ]
+
+
+def _missed(told: Told) -> tuple[str, ...]:
+    """Return which classes no net ever answers rightly, which accuracy hides where they are rare."""
+    recalls = zip(told.data.names, *(one.sensitivity for one in told.found.values()), strict=True)
+    missed = [name for name, *values in recalls if not any(values)]
+    few = ", ".join(missed[:CLASSES]) + (f" and {len(missed) - CLASSES} more" if len(missed) > CLASSES else "")
+    return (f"No net recognises any test row of class {few}.",) if missed else ()
 
 
 def _steps(steps: dict[str, int]) -> str:

@@ -22,6 +22,7 @@ from unfold_supernet.nets.phases import Phase, drawn, epochs, phase_of, phases
 from unfold_supernet.nets.sorting import order, sort
 from unfold_supernet.nets.space import Space, Subnet
 from unfold_supernet.spec import TrainingSpec
+from unfoldkit.api import fail
 
 Examples = tuple[Tensor, Tensor, Tensor]
 """Inputs, numbers that join at the head, labels."""
@@ -50,6 +51,9 @@ def learn(
     """Train to the end and return the state; ``keep`` is called after each epoch, and the same state resumes from it.
 
     SGD with Nesterov's momentum, linear warm-up times a cosine to zero in each phase, gradients of the subnets summed.
+
+    Raises:
+        UnfoldError: the weights are no numbers any more; what was kept is from before.
     """
     x, extra, y = (torch.from_numpy(part[data.train]) for part in (data.x, data.extra, data.y))
     found = phases(subnets, given)
@@ -58,6 +62,11 @@ def learn(
         if epoch == phase.first and epoch:
             state = _entered(space, state, phase)
         state = _epoch(space, (x, extra, y), given, seed, state, phase)
+        if not all(bool(tensor.isfinite().all()) for tensor in state.weights.values()):
+            hint = "a lower rate, a smaller clip, or inputs of the order of 1"
+            raise fail(
+                f"training diverged: no weights are left after epoch {state.epoch}", key="training.rate", hint=hint
+            )
         keep(state)
     return state
 

@@ -98,3 +98,8 @@ def _shrinking(ordered: tuple[Subnet, ...], given: TrainingSpec) -> Iterator[Pha
         sorted_ = sorted_ or sort
         yield Phase(begun, count, given.rate * rate, open_, samples, sort=sort, taught=True)
         begun += count
+    if begun == given.epochs:
+        # only the resolution is elastic, which OFA has so from its first phase after the largest net on
+        _key, _left, length, rate, samples = KERNEL[0]
+        count = max(1, math.ceil(given.epochs * length / LARGEST_EPOCHS))
+        yield Phase(begun, count, given.rate * rate, ordered, samples, taught=True)
