@@ -106,11 +106,24 @@ def by_the_rules(
                 scores = [known.norm[c] - 2 * np.mean([known.near[n, c] for n in last]) for c in columns]
             else:
                 scores = [float(np.mean([known.seconds[n, c] for n in last])) for c in columns]
-            chosen = 1 + next(i for i, score in enumerate(scores) if score <= min(scores) + 1e-9 * abs(min(scores)))
+            good = [1 + i for i, score in enumerate(scores) if score <= min(scores) + 1e-9 * abs(min(scores))]
+            # a refill that gains nothing is not paid
+            chosen = now if now in good else good[0]
             refill = known.passing[net, now, chosen] if passing else known.refill[now, chosen]
             time, moved, now = time + refill / 1e9, moved + refill, chosen
     count = len(wanted)
     return time / count, moved / count, float(np.mean([known.accuracy[net] for net in served]))
+
+
+@pytest.mark.parametrize("keep", ["avgnet", "least-latency"])
+def test_what_is_as_good_stays(keep: str) -> None:
+    """What is kept is not exchanged for what is as good, as a refill would be paid for nothing."""
+    known, _found, _works = known_of(random_family(3), replace(MACHINE, persistent=100_000))
+    last = known.norm.size - 1
+    alike = replace(known, near=known.near * 0, norm=known.norm * 0 + 1, seconds=known.seconds[:, [last] * (last + 1)])
+    wanted = stream.targets(stream.levels(500, "bursty", 5), alike, "strict-accuracy")
+    played = stream.play(wanted, alike, 1e9, cache=keep, column=last)
+    assert (played.changes, played.refill) == (0, 0)
 
 
 def test_python_and_compiled_streams_are_equal() -> None:

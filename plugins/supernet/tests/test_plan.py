@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from unfold_supernet.chip import events, model
+from unfold_supernet.chip.layers import Layer, net
 from unfold_supernet.plan import plan
-from unfold_supernet.spec import SupernetSpec
+from unfold_supernet.simulated import machine_of
+from unfold_supernet.spec import AcceleratorSpec, SupernetSpec
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.loader import parse
@@ -50,6 +53,30 @@ def test_nets_that_are_late_are_left_out(tmp_path: Path) -> None:
     assert report.decision is not None
     assert everything.decision is not None
     assert 0 < len(report.decision["nets"]) < len(everything.decision["nets"])
+
+
+@pytest.mark.parametrize(("keep", "row"), [("fixed", 1), ("avgnet", 2), ("least-latency", 3)])
+def test_a_plan_tells_of_the_way_that_is_asked_for(tmp_path: Path, keep: str, row: int) -> None:
+    """The savings of the schedule are those of the way that the spec names, refills included, on the same stream."""
+    report = answer(tmp_path, f", keep: {keep}, pattern: bursty")
+    ways = next(table for table in report.tables if table.name == "ways")
+    bytes_ = [float(str(line[3])) for line in ways.rows]
+    assert ways.accent == row
+    assert str(ways.rows[row][0]).startswith("core" if keep == "fixed" else keep)
+    saved = report.metrics["scheduled_traffic_saving"].value
+    assert saved == pytest.approx(1 - bytes_[row] / bytes_[0])
+    assert keep == "fixed" or keep in report.headline
+
+
+def test_a_buffer_of_one_tile_holds_two_halves() -> None:
+    """However small the dynamic buffer, one tile is computed while the next comes, as the closed form has it."""
+    whole = net("n", ["l"], {"l": Layer(720, 512, (3, 3), (14, 14), 512 * 14 * 14)}, 70.0)
+    for room in ("16 KiB", "20 KiB", "1 MiB"):
+        machine = machine_of(AcceleratorSpec.model_validate({"dynamic_buffer": room, "bandwidth": "3.3 GB/s"}))
+        item = model.work(whole, machine)
+        empty = whole.graph * 0
+        apart = abs(events.seconds(item, empty, machine, deep=False) - model.seconds(item, empty, machine))
+        assert apart <= events.tile_seconds(item, empty, machine) * (1 + 1e-9)
 
 
 def test_the_relaxation_that_is_offered_works(tmp_path: Path) -> None:

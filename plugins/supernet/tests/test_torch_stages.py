@@ -16,6 +16,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from unfold_supernet.nets import family, stages, store  # noqa: E402
 from unfold_supernet.nets.data import load  # noqa: E402
 from unfold_supernet.plan import plan  # noqa: E402
+from unfold_supernet.serving.pairs import Answered  # noqa: E402
+from unfold_supernet.serving.policies import Served  # noqa: E402
 from unfold_supernet.spec import SupernetSpec  # noqa: E402
 from unfold_supernet.train import train  # noqa: E402
 from unfoldkit.api import Run, RunDir  # noqa: E402
@@ -64,6 +66,17 @@ def test_a_net_of_rows_gives_the_shares_of_the_family(folder: Path) -> None:
         np.testing.assert_allclose(shares, torch.softmax(logits, 1).numpy(), rtol=1e-3, atol=1e-5)
         np.testing.assert_array_equal(label, shares.argmax(1))
     assert set(family.answered(found, data).names) == set(found.bound)
+
+
+def test_answers_are_names_and_names_are_short_enough() -> None:
+    """A cascade reads the names of the classes, and the specs of a family with a long name are valid."""
+    said = Answered(("a", "b"), np.array([[1, 0], [1, 1]]), np.full((2, 2), 0.5, np.float32), np.array([0, 1]))
+    lines = stages._answers(said, ("N", "V")).splitlines()
+    assert lines[0].startswith("label,a_answer,b_answer")
+    assert [line.split(",")[:3] for line in lines[1:]] == [["N", "V", "V"], ["V", "N", "V"]]
+    nets = [Served("a", 90.0, ((1, 0.001),))]
+    for text in (stages.cascade("n" * 80, nets), stages.pipeline("n" * 80, nets[0], nets[0], 0.1)):
+        assert len(str(parse(text, "t.yaml").data["name"])) <= 80
 
 
 @pytest.mark.parametrize("spec", ["cascade", "pipeline"])

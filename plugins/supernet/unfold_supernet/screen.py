@@ -16,10 +16,12 @@ from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, V
 
 def report(spec: SupernetSpec, what: Study) -> Report:
     """Return the report of a plan."""
-    here = what.here
+    traffic, latency, fair = scheduled(what)
+    queries, core = what.queries, f"{size(what.here.persistent)} of the shared core kept on chip"
+    chosen = f"{size(what.here.persistent)} on chip, chosen by {queries.keep} every {queries.every} queries,"
     headline = (
-        f"{size(here.persistent)} of the shared core kept on chip save {percent(here.traffic)} of the traffic and "
-        f"{_gain(here.latency)} of the latency ({_gain(here.fair)} if layers may prefetch ahead instead)"
+        f"{core if queries.keep == 'fixed' else chosen} save {percent(traffic)} of the traffic and "
+        f"{_gain(latency)} of the latency ({_gain(fair)} if layers may prefetch ahead instead)"
     )
     return Report(
         kind="supernet",
@@ -34,6 +36,22 @@ def report(spec: SupernetSpec, what: Study) -> Report:
         lines=tuple(lines(what)),
         notes=notes(what),
         next="unfold plan SPEC --out report.html",
+    )
+
+
+def place(what: Study) -> int:
+    """Return the place of the way in which the spec's queries choose what to keep."""
+    keep = what.queries.keep
+    return next(at for at, way in enumerate(what.ways) if way.keep == keep)
+
+
+def scheduled(what: Study) -> tuple[float, float, float]:
+    """Return the shares of traffic, latency and fair latency that the spec's way to keep saves, refills included."""
+    none, way = what.ways[0], what.ways[place(what)]
+    return (
+        1 - way.layered.bytes / none.layered.bytes,
+        1 - way.layered.seconds / none.layered.seconds,
+        1 - way.deep.seconds / none.deep.seconds,
     )
 
 
@@ -63,6 +81,8 @@ def subtitle(what: Study) -> tuple[str, ...]:
 def metrics(what: Study) -> dict[str, Metric]:
     """Return the shares saved, at the buffer of the spec and at every other size."""
     found = {f"{name}_saving": Metric(value) for name, value in _shares(what.here).items()}
+    names = ("traffic", "latency", "latency_fair")
+    found |= {f"scheduled_{name}_saving": Metric(value) for name, value in zip(names, scheduled(what), strict=True)}
     found["accuracy_gain_points"] = Metric(what.here.points, "points")
     found["accuracy_gain_points_fair"] = Metric(what.here.fair_points, "points")
     for point in _at_bandwidth(what):
@@ -124,7 +144,7 @@ def ways_table(what: Study) -> Table:
         (Column("refills", "% of time", 2), [flow.refill / flow.seconds * 100 for flow in flows]),
         (Column("changes"), [flow.changes for flow in flows]),
     )
-    return _by_column("ways", columns, accent=1)
+    return _by_column("ways", columns, accent=place(what))
 
 
 def claims_table(what: Study) -> Table:

@@ -69,7 +69,9 @@ def machine_of(given: AcceleratorSpec) -> Machine:
     }  # fmt: skip
     known: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     energy = Energy(given.energy.mac, given.energy.on_chip, given.energy.off_chip)
-    return replace(machine, **known, bandwidth=given.bandwidth, overlapped=given.overlapped, energy=energy)
+    made = replace(machine, **known, bandwidth=given.bandwidth, overlapped=given.overlapped, energy=energy)
+    # one tile is computed while the next one comes, so that the buffer has room for two
+    return replace(made, tile=min(made.tile, made.dynamic // 2))
 
 
 def decision(whole: Family, chosen: Setting, queries: QueriesSpec) -> Mapping[str, Any]:

@@ -21,6 +21,8 @@ POLICIES = {"strict-accuracy": ACCURACY, "strict-latency": LATENCY}
 CACHES = {"fixed": FIXED, "avgnet": AVGNET, "least-latency": MEAN_LATENCY}
 SECONDS, BYTES, QUALITY, MISSED, REFILLED, CHANGES, HIT = range(7)
 SUMS = 7
+EQUAL = 1e-9
+"""Share by which a score must be less to be another one: sums in another order differ by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,10 @@ answers = compiled(answers_python)
 """Compiled :func:`answers_python`."""
 
 
-def choose_python(counts: Floats, table: Floats, norm: Floats, scores: Floats, every: int) -> int:
+def choose_python(counts: Floats, table: Floats, norm: Floats, scores: Floats, every: int, now: int) -> int:
     """Return the column of least score: ``norm`` plus the rows of ``table`` by how often each net was served.
+
+    Where ``now`` is as good up to rounding it stays, as a change costs a refill.
 
     For AvgNet that is the squared distance less a constant, for the latency rule the mean latency of the last queries.
     """
@@ -136,6 +140,8 @@ def choose_python(counts: Floats, table: Floats, norm: Floats, scores: Floats, e
     for one in range(2, norm.size):
         if scores[one] < scores[chosen]:
             chosen = one
+    if now > 0 and scores[now] <= scores[chosen] + EQUAL * abs(scores[chosen]):
+        return now
     return chosen
 
 
@@ -212,7 +218,7 @@ def run_python(
         add(sums, counts, seconds, bytes_, hit, accuracy, now)
         if cache == FIXED or part.size < every:
             continue
-        chosen = choose(counts, table, start, scores, every)
+        chosen = choose(counts, table, start, scores, every, now)
         if chosen != now:
             brought = refill[last(part[-1], keys[now], best[now], policy), now, chosen]
             sums[SECONDS] += brought / bandwidth

@@ -19,21 +19,25 @@ from unfold_supernet.scale import size
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way: its outcome a query when layers prefetch within themselves, and with prefetch through the layers."""
+    """One way: its outcome a query when layers prefetch within themselves, and with prefetch through the layers.
+
+    ``keep`` is the word of the spec for it, if there is one.
+    """
 
     name: str
     layered: Outcome
     deep: Outcome
+    keep: str = ""
 
 
 def ways(what: Setting, levels: Floats, policy: str, every: int, batch: int) -> Iterator[Way]:
     """Yield every way on the same targets, which are those of the machine that keeps nothing."""
     yield _way("nothing kept", what, levels, policy, column=0)
-    yield _way("core kept", what, levels, policy)
+    yield replace(_way("core kept", what, levels, policy), keep="fixed")
     ordered = study.only(what, what.kept.order)
     for name in CACHES:
         if name != "fixed":
-            yield _way(f"{name}, every {every}", ordered, levels, policy, cache=name, every=every)
+            yield replace(_way(f"{name}, every {every}", ordered, levels, policy, cache=name, every=every), keep=name)
     yield _way("avgnet, of all cuts", what, levels, policy, cache="avgnet", every=every)
     yield _way("least-latency, refilled in passing", ordered, levels, policy, cache="least-latency", passing=True)
     together = batched(what, batch)

@@ -23,6 +23,8 @@ QUERIES = 512
 BATCH = 32
 BELOW = 0.8
 MICRO = 1e6
+LONGEST = 70
+"""Letters of a family's name in those of its specs, which have 80 at most with what is appended."""
 
 
 def rows_onnx(space: Space, module: Extracted) -> bytes:
@@ -68,7 +70,7 @@ def keep(directory: RunDir, name: str, data: Data, nets: Sequence[Served], answe
     stream = io.BytesIO()
     np.savez_compressed(stream, x=rows_of(data, data.test[:QUERIES]).astype(np.float32))
     directory.write(f"{FOLDER}/queries.npz", stream.getvalue())
-    directory.write(f"{FOLDER}/answers.csv", _answers(answered).encode())
+    directory.write(f"{FOLDER}/answers.csv", _answers(answered, data.names).encode())
     directory.write(f"{FOLDER}/cascade.yaml", cascade(name, nets).encode())
     unsure = float((answered.confidence[0] < BELOW).mean())
     directory.write(f"{FOLDER}/pipeline.yaml", pipeline(name, nets[0], nets[-1], unsure).encode())
@@ -83,7 +85,7 @@ def cascade(name: str, nets: Sequence[Served]) -> str:
     )
     return (
         f"# Which nets of the family {name} must be asked? Their answers to the rows that they were tested on.\n"
-        f"version: 1\nkind: cascade\nname: {name}-cascade\ndata: {{source: recorded, path: answers.csv}}\n"
+        f"version: 1\nkind: cascade\nname: {name[:LONGEST]}-cascade\ndata: {{source: recorded, path: answers.csv}}\n"
         f"stages:\n  - name: answer\n    target: {{column: label}}\n    models:\n{models}\n"
         "cost: {by: price, unit: µs}\ngoal: {max_loss: 1%, confidence: 95%}\n"
     )
@@ -94,7 +96,8 @@ def pipeline(name: str, small: Served, large: Served, unsure: float) -> str:
     first, again = _stage(small), _stage(large)
     return (
         f"# The smallest net of {name} answers; where it is less than {BELOW:.0%} sure, the largest is asked.\n"
-        f"version: 1\nkind: pipeline\nname: {name}-pipeline\nslo: {{p99: 50 ms}}\n"
+        "# The latencies are those of training, through PyTorch; without them, profile and plan go by the ONNX files.\n"
+        f"version: 1\nkind: pipeline\nname: {name[:LONGEST]}-pipeline\nslo: {{p99: 50 ms}}\n"
         "arrivals: {process: poisson, rate: 200/s, duration: 1 min}\nhardware: {core: {price: $0.05/h, quota: 8}}\n"
         f"stages:\n  first: {{{first}}}\n  again: {{after: {{first: {max(unsure, 0.001) * 100:.1f}%}}, {again}}}\n"
     )
@@ -105,12 +108,12 @@ def _stage(net: Served) -> str:
     return f"model: {{file: {net.name}.onnx, rows: queries.npz}}, latency: {{core: {{{times}}}}}, max_batch: {BATCH}"
 
 
-def _answers(answered: Answered) -> str:
-    stream = io.StringIO()
+def _answers(answered: Answered, names: Sequence[str]) -> str:
+    stream, words = io.StringIO(), np.array(names, object)
     writer = csv.writer(stream, lineterminator="\n")
     columns: Mapping[str, np.ndarray] = {
-        "label": answered.y,
-        **{f"{name}_answer": said for name, said in zip(answered.names, answered.said, strict=True)},
+        "label": words[answered.y],
+        **{f"{name}_answer": words[said] for name, said in zip(answered.names, answered.said, strict=True)},
         **{
             f"{name}_confidence": np.round(sure.astype(np.float64), 6)
             for name, sure in zip(answered.names, answered.confidence, strict=True)
