@@ -63,10 +63,10 @@ def _way(
     name: str, what: Setting, levels: Floats, policy: str, *, column: int | None = None, batch: int = 1, **more: object
 ) -> Way:
     at = what.fixed if column is None else column
-    outcomes = [
+    layered, deep = (
         _each(_played(what.machine, levels, known, policy, at, more), batch) for known in (what.layered, what.deep)
-    ]
-    return Way(name, *outcomes)
+    )
+    return Way(name, layered, deep)
 
 
 def _played(
