@@ -6,7 +6,7 @@ import importlib.metadata
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -85,7 +85,7 @@ class LocalityOptions(Model):
 class GangOptions(Model):
     """All tasks of a group start at once, or none does."""
 
-    by: str = "job"
+    by: Literal["job"] = Field(default="job", description="a task knows how many its job has")
     patience: Duration = Field(default=0.0, description="how long others may pass a gang that does not fit")
 
 

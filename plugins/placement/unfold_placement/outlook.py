@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from unfold_placement import direct
 from unfold_placement.arena import Arena, Flags, Small, Times
 from unfold_placement.kernel import LOGGED, RUNNING, WAITING
-from unfold_placement.view import View
+from unfold_placement.view import Unit, View
 from unfold_placement.waiting import Shapes
 from unfoldkit.arrivals.compiled import compiled
 
@@ -100,6 +101,22 @@ class Outlook:
         """Return the node on which a task that starts now would end first, and when."""
         ends = np.where(fits, self.view.now + self.runs[at, self.view.book.arena.kind], np.inf)
         return self.view.book.nodes[int(ends.argmin())].name, float(ends.min())
+
+    def together(self, unit: Unit, phase: int) -> list[str]:
+        """Return the nodes on which the tasks of a gang, each in its turn, would end first; none if not all fit."""
+        a, taken = self.view.book.arena, list[tuple[int, int]]()
+        try:
+            for task in unit:
+                row, fits = self.view.book.index[task.name], self.view.marks(task, phase)
+                if not fits.any():
+                    return []
+                node = int(np.where(fits, a.run[row, a.kind], np.inf).argmin())
+                direct.take(a, row, node, phase)
+                taken.append((row, node))
+            return [self.view.book.nodes[node].name for _, node in taken]
+        finally:
+            for row, node in taken:
+                direct.give(a, row, node, phase)
 
     def reach(self, at: int, phase: int) -> None:
         """Promise nodes to all tasks before a place; nothing has started since the last of them was passed."""

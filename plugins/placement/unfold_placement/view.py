@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,7 +44,7 @@ class View:
         """Return the cluster's capacity of a resource, in thousandths."""
         if not self.totals:
             self.totals.update({k: sum(n.capacity.get(k, 0) for n in self.book.nodes) for k in self.book.kinds})
-        return self.totals[kind]
+        return self.totals.get(kind, 0)
 
     def admit(self, task: Task) -> None:
         """Note that a task came, for ``unit``."""
@@ -81,6 +81,15 @@ class View:
     def runs(self, task: Task) -> bool:
         """Return whether a task runs."""
         return bool(self.book.arena.state[self.book.index[task.name]] == kernel.RUNNING)
+
+    def changes(self) -> tuple[int, int]:
+        """Return two numbers of which one grows as something starts, ends or is created."""
+        mark = self.book.arena.mark
+        return int(mark[kernel.GROWN]), int(mark[kernel.PLACED])
+
+    def quickest(self, task: Task) -> float:
+        """Return the run time (s) of a task on the type of node that suits it best."""
+        return float(self.book.arena.run[self.book.index[task.name]].min())
 
     def waiting(self) -> Iterator[Task]:
         """Yield the tasks that wait, in the order in which they came."""
@@ -192,28 +201,42 @@ class View:
                 return float(a.ends[row]) if row >= 0 else self.now
         return np.inf
 
-    def victims(self, unit: Unit, candidates: Sequence[Task]) -> list[Task] | None:
-        """Return the first of the candidates (and what starts together with them) without which ``unit`` would fit."""
-        a, book = self.book.arena, self.book
-        gone: list[Task] = []
+    def victims(self, unit: Unit, candidates: Iterable[Task]) -> list[Task] | None:
+        """Return the first of the candidates (and what starts together with them) without which ``unit`` would fit.
+
+        Of these, whoever is not in its way after all is spared, the last candidates before the first.
+        """
+        gone: dict[str, list[Task]] = {}
         try:
             for candidate in candidates:
                 if self.room(unit, QUEUE) is not None:
                     break
-                for task in self._together(candidate, gone):
-                    row = book.index[task.name]
-                    direct.give(a, row, a.place[row], QUEUE)
-                    gone.append(task)
-            return gone if self.room(unit, QUEUE) is not None else None
+                mates = self._together(candidate)
+                if mates and mates[0].name not in gone:
+                    self._lift(mates, direct.give)
+                    gone[mates[0].name] = mates
+            return self._needed(unit, gone) if self.room(unit, QUEUE) is not None else None
         finally:
-            for task in reversed(gone):
-                row = book.index[task.name]
-                direct.take(a, row, a.place[row], QUEUE)
+            for mates in gone.values():
+                self._lift(mates, direct.take)
 
-    def _together(self, task: Task, gone: Sequence[Task]) -> list[Task]:
-        mates = list(self.members.get(task.key(self.by), {}).values()) or [task]
-        a, book = self.book.arena, self.book
-        return [mate for mate in mates if mate not in gone and a.state[book.index[mate.name]] == kernel.RUNNING]
+    def _needed(self, unit: Unit, gone: dict[str, list[Task]]) -> list[Task]:
+        for name in reversed(list(gone)):
+            mates = gone.pop(name)
+            self._lift(mates, direct.take)
+            if self.room(unit, QUEUE) is None:
+                self._lift(mates, direct.give)
+                gone[name] = mates
+        return [task for mates in reversed(gone.values()) for task in mates]
+
+    def _lift(self, tasks: Iterable[Task], change: Callable[..., None]) -> None:
+        for task in tasks:
+            row = self.book.index[task.name]
+            change(self.book.arena, row, self.book.arena.place[row], QUEUE)
+
+    def _together(self, task: Task) -> list[Task]:
+        mates = self.members.get(task.key(self.by), {}).values() if self.by else ()
+        return [mate for mate in mates or (task,) if self.runs(mate)]
 
     def _mask(self, names: Iterable[str]) -> Flags:
         mask = np.zeros(len(self.book.nodes), np.uint8)

@@ -39,10 +39,13 @@ class Edf:
 
     def late(self, unit: Unit, view: View) -> float:
         """Return the first deadline before which the work due does not fit, or 0 (the processor demand test)."""
-        if alone := [task.deadline for task in unit if view.now + task.run > task.deadline + 1e-9]:
+        if alone := [task.deadline for task in unit if view.now + view.quickest(task) > task.deadline + 1e-9]:
             return min(alone)
-        work = [(t.deadline, t, t.run) for queue in self.line.queues.values() for unit in queue for t in unit]
-        work += [(-math.inf, t, t.run + start - view.now) for t, _, start in view.running()]
+        if all(math.isinf(task.deadline) for task in unit):
+            return 0.0
+        waiting = (task for queue in self.line.queues.values() for unit in queue for task in unit)
+        work = [(task.deadline, task, view.quickest(task)) for task in waiting if math.isfinite(task.deadline)]
+        work += [(-math.inf, t, t.seconds(view.node(node)) + start - view.now) for t, node, start in view.running()]
         spent: dict[str, float] = {}
         for deadline, task, seconds in sorted(work, key=lambda item: item[0]):
             for kind, amount in task.demand.items():

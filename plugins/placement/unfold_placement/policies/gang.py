@@ -32,6 +32,8 @@ class Gang:
     patience: float = 0.0
     ready: dict[str, tuple[Unit, float]] = field(default_factory=dict)
     names: dict[str, tuple[list[tuple[str, str]], int]] = field(default_factory=dict)
+    placing: bool = False
+    missed: bool = False
     phase: ClassVar[int] = GANG
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, ENDED, PREEMPTED, CREATED, QUIET})
 
@@ -51,7 +53,16 @@ class Gang:
             yield self.left(key, force=event.kind == PREEMPTED)
         if event.task is not None and (unit := view.unit(event.task)):
             self.ready.setdefault(key, (unit, view.now))
-        for name, (known, since) in list(self.ready.items()) if event.kind in {CREATED, QUIET} else ():
+        if event.kind in {CREATED, QUIET}:
+            self.missed = True
+            # what starts under a transaction is told at once: until all of a gang runs, its room is nobody else's
+            while self.missed and not self.placing:
+                self.missed = False
+                yield from self.place(view)
+
+    def place(self, view: View) -> Ops:
+        """Put the places of every gang that fits as a whole, in the order in which they became ready."""
+        for name, (known, since) in list(self.ready.items()):
             unit = view.whole(known)
             if unit is None:
                 del self.ready[name]
@@ -61,7 +72,9 @@ class Gang:
                 del self.ready[name]
                 places = Counter((self.request(t)[0].name, node) for t, node in zip(unit, nodes, strict=True))  # type: ignore[index]
                 self.names[name] = list(places), len(unit)
+                self.placing = True
                 yield [Put(place, node, count) for (place, node), count in places.items()]
+                self.placing = False
             elif nodes is None and view.now - since >= self.patience:
                 break
 

@@ -8,12 +8,16 @@ from typing import ClassVar
 
 from unfold_placement.facts import QUEUE, Ask, Event, Ops, Task
 from unfold_placement.policies.line import EVENTS, Line, weight
-from unfold_placement.view import View
+from unfold_placement.view import Unit, View
 
 
 @dataclass(slots=True)
 class Hierarchy:
-    """Users are paths such as ``research/vision``; weights are by path."""
+    """Users are paths such as ``research/vision``; weights are by path.
+
+    A group is judged by the resource of which the next task of its user asks the largest part, so that nobody starves
+    because a sibling has taken all of another resource (the case that H-DRF is for: Bhattacharya et al., SoCC 2013).
+    """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     backfill: bool = False
@@ -28,15 +32,17 @@ class Hierarchy:
     def react(self, event: Event, view: View) -> Ops:
         """Give turns down the tree."""
         if self.line.see(event, view):
-            yield from self.line.release(lambda user, _: self.rank(user, view), view, backfill=self.backfill)
+            yield from self.line.release(lambda user, unit: self.rank(user, unit, view), view, backfill=self.backfill)
 
-    def rank(self, user: str, view: View) -> list[tuple[float, str]]:
-        """Return the share of each group on the path to a user, from the root: compared level by level."""
+    def rank(self, user: str, unit: Unit, view: View) -> list[tuple[float, str]]:
+        """Return the share of each group on the path to a user, then the user's own: compared level by level."""
         parts = user.split("/")
         paths = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
-        return [(self.held(path, view) / weight(self.weights, path), path) for path in paths]
+        kind = self.line.dominant(unit, view)
+        held = [*(self.held(path, kind, view) for path in paths[:-1]), self.line.share(user, view)]
+        return [(share / weight(self.weights, path), path) for share, path in zip(held, paths, strict=True)]
 
-    def held(self, path: str, view: View) -> float:
-        """Return the dominant share of everybody below a path."""
-        below = [used for user, used in self.line.used.items() if f"{user}/".startswith(f"{path}/")]
-        return max((sum(used.get(k, 0) for used in below) / (view.total(k) or 1) for k in view.book.kinds), default=0.0)
+    def held(self, path: str, kind: str, view: View) -> float:
+        """Return the part of a resource that everybody below a path holds."""
+        below = (used for user, used in self.line.used.items() if f"{user}/".startswith(f"{path}/"))
+        return sum(used.get(kind, 0) for used in below) / (view.total(kind) or 1)

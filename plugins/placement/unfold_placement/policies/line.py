@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -27,12 +27,15 @@ def _nothing(_user: str, _unit: Unit) -> None:
 
 @dataclass(slots=True)
 class Line:
-    """Waiting units by ``by``, each queue in the order in which they came; ``used`` is what those released hold."""
+    """Waiting units by ``by``, each queue in the order in which they came.
+
+    ``out`` are the tasks that were released, in that order, and ``used`` is what they hold.
+    """
 
     by: str
     queues: dict[str, deque[Unit]] = field(default_factory=dict)
     used: dict[str, dict[str, int]] = field(default_factory=dict)
-    out: dict[str, Task] = field(default_factory=dict)
+    out: dict[str, dict[str, Task]] = field(default_factory=dict)
 
     def request(self, task: Task) -> list[Ask]:
         """Return the name of the task's turn."""
@@ -43,7 +46,7 @@ class Line:
         task = event.task
         if task is None:
             return event.kind == QUIET
-        if event.kind in {ENDED, PREEMPTED} and self.out.pop(task.name, None) is not None:
+        if event.kind in {ENDED, PREEMPTED} and self.out.get(task.key(self.by), {}).pop(task.name, None) is not None:
             self._count(task, -1)
         if event.kind in {SUBMITTED, PREEMPTED}:
             unit = view.unit(task)
@@ -79,8 +82,7 @@ class Line:
                 continue
             self.leave(user)
             for task in unit:
-                self.out[task.name] = task
-                self._count(task, 1)
+                self._take(task)
             done(user, unit)
             yield [Put(turn(task), until=task.name) for task in unit]
 
@@ -91,8 +93,7 @@ class Line:
             self.queues.setdefault(user, deque()).appendleft(rest)
         for task in unit:
             if view.runs(task):
-                self.out[task.name] = task
-                self._count(task, 1)
+                self._take(task)
 
     def leave(self, user: str) -> None:
         """Take the first unit out of a user's queue."""
@@ -104,6 +105,17 @@ class Line:
         """Return a user's dominant share: the largest part of any resource that it holds (Ghodsi et al., NSDI 2011)."""
         used = self.used.get(user, {})
         return max((amount / total for kind, amount in used.items() if (total := view.total(kind))), default=0.0)
+
+    def dominant(self, unit: Unit, view: View) -> str:
+        """Return the resource of which a unit asks the largest part, or the empty text if it asks for none."""
+        wanted = Counter[str]()
+        for task in unit:
+            wanted.update({kind: amount for kind, amount in task.demand.items() if kind != SEATS})
+        return max(wanted, key=lambda kind: wanted[kind] / (view.total(kind) or 1), default="")
+
+    def _take(self, task: Task) -> None:
+        self.out.setdefault(task.key(self.by), {})[task.name] = task
+        self._count(task, 1)
 
     def _count(self, task: Task, sign: int) -> None:
         used = self.used.setdefault(task.key(self.by), {})

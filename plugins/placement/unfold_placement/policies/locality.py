@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import JOINED, STATIC, SUBMITTED, TIMER, Ask, Event, Ops, Put, Task, Wake
+from unfold_placement.facts import JOINED, PREEMPTED, STATIC, SUBMITTED, TIMER, Ask, Event, Ops, Put, Task, Wake
 from unfold_placement.view import View
 
 
@@ -18,7 +18,7 @@ class Locality:
     any_after: float = 30.0
     since: dict[str, tuple[Task, float]] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, TIMER, JOINED})
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, PREEMPTED, TIMER, JOINED})
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask to be where the data is."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from unfold_placement.facts import QUEUE, Ask, Drop, Event, Ops, Task
 from unfold_placement.policies.line import EVENTS, Line, turn
-from unfold_placement.view import View
+from unfold_placement.view import Unit, View
 
 
 @dataclass(slots=True)
@@ -18,6 +18,7 @@ class Priority:
     preempt: bool = True
     backfill: bool = False
     line: Line = field(default_factory=lambda: Line("priority"))
+    hopeless: tuple[Unit, tuple[int, int]] | None = None
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
 
@@ -33,9 +34,17 @@ class Priority:
         if not self.preempt or not self.line.busy():
             return
         level = max(self.line.busy(), key=int)
-        lower = [(task.priority, -start, task) for task, _, start in view.running() if task.priority < int(level)]
-        victims = [task for *_, task in sorted(lower, key=lambda item: item[:2])]
-        gone = view.victims(self.line.queues[level][0], victims)
+        unit = self.line.queues[level][0]
+        if self.hopeless == (news := (unit, view.changes())):
+            return
+        gone = view.victims(unit, self.below(int(level)))
         if gone:
             yield [Drop(turn(task), force=True) for task in gone]
             yield from self.line.release(lambda level, _: -int(level), view, backfill=self.backfill)
+        else:
+            self.hopeless = news
+
+    def below(self, level: int) -> Iterator[Task]:
+        """Yield the tasks of lower classes whose turn has come, the lowest first, of a class the latest."""
+        for lower in sorted((key for key in self.line.out if int(key) < level), key=int):
+            yield from reversed(self.line.out[lower].values())

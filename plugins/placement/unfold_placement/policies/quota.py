@@ -38,8 +38,7 @@ class Quota:
         yield from self.within(view)
         owed = [user for user in self.line.busy() if self.over(user, self.line.queues[user][0]) <= 0]
         if owed and self.reclaim:
-            lent = [task for task, _, _ in reversed(view.running()) if self.over(task.key(self.by)) > 0]
-            gone = view.victims(self.line.queues[owed[0]][0], lent)
+            gone = view.victims(self.line.queues[owed[0]][0], self.lent(view))
             if gone:
                 yield [Drop(turn(task), force=True) for task in gone]
                 yield from self.within(view)
@@ -51,6 +50,17 @@ class Quota:
         yield from self.line.release(
             lambda user, _: (self.line.share(user, view), user), view, may=lambda user, unit: self.over(user, unit) <= 0
         )
+
+    def lent(self, view: View) -> list[Task]:
+        """Return the tasks that run on what is lent, latest first: of each team until it is back within its quota."""
+        above = {user: self.over(user) for user in self.line.used}
+        found = []
+        for task, _, _ in reversed(view.running()):
+            amount = task.demand.get(self.resource, 0) / 1000
+            if amount and above.get(task.key(self.by), 0.0) > 1e-9:
+                above[task.key(self.by)] -= amount
+                found.append(task)
+        return found
 
     def over(self, user: str, unit: Unit = ()) -> float:
         """Return how far above its quota a team would be with a unit more."""

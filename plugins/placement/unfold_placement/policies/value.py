@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import CREATED, PACK, QUIET, Ask, Event, Ops, Put, Task
+from unfold_placement.facts import CREATED, PACK, QUIET, Ask, Drop, Event, Ops, Put, Task
 from unfold_placement.outlook import outlook_of
 from unfold_placement.view import View
 from unfold_placement.waiting import Shapes
@@ -14,7 +14,10 @@ from unfold_placement.waiting import Shapes
 
 @dataclass(slots=True)
 class Value:
-    """A task starts where it would end first; it waits for a faster node where that ends sooner, ``ahead`` at most."""
+    """A task starts where it would end first; it waits for a faster node where that ends sooner, ``ahead`` at most.
+
+    The tasks of a gang, which start together, take in turn the nodes where each would end first.
+    """
 
     ahead: float = 3600.0
     shapes: Shapes = field(default_factory=lambda: Shapes(PACK))
@@ -30,7 +33,12 @@ class Value:
         del event
         outlook = outlook_of(view, self.shapes)
         for at, fits in outlook.asked(self.shapes):
+            unit = view.unit(task := view.book.tasks[outlook.rows[at]])
+            if unit is None or unit[0].name != task.name:
+                continue
             node, end = outlook.soonest(at, fits)
-            if not outlook.better(at, fits, end, self.ahead):
-                task = view.book.tasks[outlook.rows[at]]
-                yield [Put(f"plan-{task.name}", node, until=task.name)]
+            nodes = outlook.together(unit, PACK) if len(unit) > 1 else [node]
+            if len(unit) > 1 or not outlook.better(at, fits, end, self.ahead):
+                # a gang may be passed by another: what was chosen for it before is chosen anew
+                old = [Drop(f"plan-{t.name}", n.name) for t in unit for n in view.placed(f"plan-{t.name}")]
+                yield [*old, *(Put(f"plan-{t.name}", n, until=t.name) for t, n in zip(unit, nodes, strict=False))]

@@ -1,0 +1,129 @@
+"""What policies promise where tasks are stopped, start together, differ by node, or share a tree."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
+from unfold_placement import kernel
+from unfold_placement.check import counterexample
+from unfold_placement.facts import Node, Task
+from unfold_placement.options import build
+from unfold_placement.simulate import Outcome, outcome, play, prepare
+
+
+def stopped(found: Outcome) -> Counter[str]:
+    """How often the tasks of each job were preempted."""
+    rows = found.log.tasks[found.log.kinds == kernel.K_PREEMPTED]
+    return Counter(found.tasks[row].job for row in rows)
+
+
+@pytest.mark.parametrize("order", [{"priority": {}}, {"quota": {"quotas": {"y": 1}}}])
+def test_a_task_that_was_stopped_finds_its_data_again(order: dict[str, Any]) -> None:
+    """Whoever makes room waits for a node with its data anew, not for ever."""
+    nodes = [Node("n0", {"gpu": 1000}, data=frozenset({"d"})), Node("n1", {"cpu": 1000})]
+    tasks = [*job("x", 1, run=100, data=("d",)), *job("y", 1, at=5, priority=5)]
+    found = run(nodes, tasks, locality={}, **order)
+    assert starts(found) == {"x-0": 15.0, "y-0": 5.0}
+
+
+def test_a_task_whose_node_goes_finds_its_data_again() -> None:
+    """Where a node with its data goes, the task starts on another that has them."""
+    nodes = [Node(f"n{index}", {"gpu": 1000}, data=frozenset({"d"})) for index in range(2)]
+    loop = play(prepare(nodes, job("x", 1, run=100, data=("d",)), build(policy(locality={}))), until=10.0)
+    loop.turn("n0", up=False)
+    found = outcome(play(loop))
+    assert (starts(found), places(found)) == ({"x-0": 10.0}, {"x-0": "n1"})
+
+
+@given(st.integers(0, 10_000))
+@example(6)
+@settings(max_examples=30, deadline=None)
+def test_gangs_start_beside_policies_that_watch_starts(seed: int) -> None:
+    """Whole gangs start, though each start is told to another policy, whose answer may open the next gang."""
+    tasks = [
+        replace(task, avoids=f"j{(int(task.job[1:]) + 1) % 8}" if int(task.job[1:]) % 2 else "")
+        for task in some_tasks(seed)
+    ]
+    assert not run(cluster(3), tasks, avoid={}, gang={"patience": "4 s"}).stuck
+
+
+@pytest.mark.parametrize("more", [{}, {"priority": {}}, {"drf": {}}])
+def test_a_gang_that_looks_ahead_gets_a_place_for_each(more: dict[str, Any]) -> None:
+    """Two tasks that start together are not both promised the one GPU on which either would end first."""
+    nodes = [Node("n0", {"gpu": 1000}), Node("n1", {"gpu": 2000})]
+    spec = policy(value={}, gang={}, **more)
+    assert counterexample(nodes, job("a", 2), lambda: build(spec)) is None
+    assert set(starts(run(nodes, job("a", 2), value={}, gang={}, **more)).values()) == {0.0}
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_gangs_that_look_ahead_never_wait_for_ever(seed: int) -> None:
+    """Places that were chosen for a gang which another passed are chosen anew."""
+    nodes = [replace(node, labels={"type": "ab"[place % 2]}) for place, node in enumerate(cluster(3))]
+    tasks = [replace(task, run_on={"a": task.run / 2}) for task in some_tasks(seed)]
+    assert not run(nodes, tasks, value={}, gang={"patience": f"{seed % 9} s"}).stuck
+
+
+def test_a_gang_is_of_a_job() -> None:
+    """A task knows how many its job has, so that nothing else can be gathered by."""
+    with pytest.raises(ValidationError, match="'job'"):
+        policy(gang={"by": "user"})
+
+
+def test_a_deadline_is_held_against_the_run_times_of_nodes() -> None:
+    """What is on time only on a fast node is admitted; what runs on a slow one counts for as long as it takes there."""
+    quick = Task("x", {"gpu": 1000}, 10.0, job="x", run_on={"fast": 5.0}, deadline=8.0)
+    assert starts(run([Node("n", {"gpu": 1000}, {"type": "fast"})], [quick], edf={})) == {"x": 0.0}
+    slow = Task("x", {"gpu": 1000}, 10.0, job="x", run_on={"slow": 20.0}, deadline=100.0)
+    late = Task("y", {"gpu": 1000}, 10.0, 1.0, "y", deadline=25.0)
+    assert set(run([Node("n", {"gpu": 1000}, {"type": "slow"})], [slow, late], edf={}).refused) == {"y"}
+
+
+def test_only_those_in_the_way_make_room() -> None:
+    """A lower class on a node that is of no use to the urgent task goes on."""
+    tasks = [
+        *job("keep", 1, run=100, priority=9, demand={"gpu": 2000}),
+        *job("low", 1, run=100, at=1, priority=1, demand={"gpu": 4000}),
+        *job("lowest", 1, run=100, at=2, demand={"gpu": 2000}),
+        *job("high", 1, at=5, priority=5, demand={"gpu": 4000}),
+    ]
+    found = run(cluster(2), tasks, priority={})
+    assert starts(found)["high-0"] == 5.0
+    assert stopped(found) == {"low": 1}
+
+
+def test_no_more_is_taken_back_than_was_lent() -> None:
+    """A team that has one GPU more than it is owed gives one at most, however much another is owed."""
+    found = run(cluster(2), [*job("b", 8, run=100), *job("a", 4, at=5)], quota={"quotas": {"a": 4, "b": 7}})
+    assert stopped(found) == {"b": 1}
+    whole = [*job("b", 8, run=100), *job("a", 1, at=5, demand={"gpu": 4000})]
+    assert not stopped(run(cluster(2), whole, quota={"quotas": {"a": 4, "b": 7}}))
+
+
+def test_nobody_starves_beside_a_sibling_that_has_all_of_another_resource() -> None:
+    """Two groups share the processors equally, though a member of one of them holds every GPU."""
+    asks = {"one": {"cpu": 1000}, "two/a": {"cpu": 1000}, "two/b": {"gpu": 1000}}
+    tasks = [
+        replace(task, demand=demand, run=10 + place % 5 / 10)
+        for user, demand in asks.items()
+        for place, task in enumerate(job(user, 100, user=user))
+    ]
+    found = run([Node("n", {"cpu": 10_000, "gpu": 10_000})], tasks, hierarchy={"backfill": True})
+    for time in (5.0, 25.0, 55.0, 75.0):
+        running = Counter(
+            task.user
+            for task, start, end in zip(found.tasks, found.start, found.end, strict=True)
+            if start <= time < end
+        )
+        assert running["two/b"] == 10
+        assert math.isclose(running["one"], running["two/a"], abs_tol=1)
