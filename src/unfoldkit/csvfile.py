@@ -1,7 +1,7 @@
 """Reads tables that users give as CSV: with or without a byte order mark, gzipped or not, always by line number.
 
-A head with semicolons or tabs and no comma is that of a table as spreadsheets write it where the comma is in the
-numbers.
+A head with semicolons, tabs or bars and no comma is that of a table as spreadsheets write it where the comma is in the
+numbers, or as command lines do.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def csv_lines(text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     lines = iter(text)
     first = next(lines, "")
     said = _SEPARATOR.fullmatch(first)
-    apart = said[1] if said else next((mark for mark in "\t;" if mark in first and "," not in first), ",")
+    apart = said[1] if said else next((mark for mark in "\t;|" if mark in first and "," not in first), ",")
     reader = csv.reader(lines if said else itertools.chain([first], lines), delimiter=apart, strict=True)
     for cells in reader:
         if cells:

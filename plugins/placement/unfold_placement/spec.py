@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from unfold_placement.columns import NODE, TASK, Columns
 from unfold_placement.options import PolicySpec
 from unfoldkit.api import Bytes, Duration, Model, Name, Problem, Spec, did_you_mean
 
@@ -29,6 +30,23 @@ class NodeSpec(Model):
     type: str = Field(default="", description="what run times by type refer to")
     labels: dict[str, str] = Field(default_factory=dict, description="such as rack, which policies look at")
     data: tuple[str, ...] = Field(default=(), description="blocks of data that are on these nodes")
+
+
+class TableSpec(Model):
+    """How a CSV file is read whose columns have other names or units."""
+
+    columns: dict[str, str | tuple[str, ...]] = Field(
+        default_factory=dict, description="what the file calls a column, such as run: duration; several are joined"
+    )
+    scale: dict[str, Annotated[float, Field(gt=0, le=1e12)]] = Field(
+        default_factory=dict, description="what the numbers of a column are multiplied by, such as gpu: 0.01"
+    )
+
+    @property
+    def read(self) -> Columns:
+        """The columns, as they are read."""
+        names = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in self.columns.items()}
+        return Columns(names, self.scale)
 
 
 class KubernetesSpec(Model):
@@ -56,6 +74,7 @@ class ClusterSpec(Model):
         default=None, description="nodes of the openb trace (Alibaba, 2023), or of a table of your own"
     )
     path: str | None = Field(default=None, description="the file of nodes")
+    table: TableSpec = Field(default=TableSpec(), description="how a CSV file of nodes is read")
     part: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="only this part of the file's nodes, evenly spread over it"
     )
@@ -100,6 +119,7 @@ class TraceSpec(Model):
     faster: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=1.0, description="arrivals come this many times as fast"
     )
+    table: TableSpec = Field(default=TableSpec(), description="how a CSV file of tasks is read")
     user: str = Field(default="qos", description="the column of an openb file that names the user")
     first: Count | None = Field(
         default=None, description="only so many rows; of a job that is cut through, what is left is the job"
@@ -159,6 +179,7 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
     if len(given) != 1 and given not in (["nodes", "ray"], ["nodes", "kubernetes"]):
         message = f"{' and '.join(given)} together" if given else "no nodes"
         yield Problem(("cluster",), message, hint="write nodes, trace with path, ray: auto, or kubernetes: {}")
+    yield from _table_problems(cluster.trace, cluster.table, ("cluster", "table"), NODE, labels=True)
     if cluster.trace and not cluster.path:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
     for index, node in enumerate(cluster.nodes):
@@ -166,7 +187,20 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
             yield Problem(("cluster", "nodes", index), "a node without any resource", hint="write cpu: 4")
 
 
+def _table_problems(
+    trace: str | None, table: TableSpec, where: tuple[str, ...], known: Sequence[str], *, labels: bool = False
+) -> Iterator[Problem]:
+    if (table.columns or table.scale) and trace != "csv":
+        yield Problem(where, "only a CSV file has columns of your own", hint="write trace: csv")
+    for key, names in (("columns", () if labels else table.columns), ("scale", table.scale)):
+        for name in names:
+            if name not in known:
+                yield Problem((*where, key, name), f"no column {name}", hint=did_you_mean(name, known), at_key=True)
+
+
 def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
+    if replay := workload.replay:
+        yield from _table_problems(replay.trace, replay.table, ("workload", "replay", "table"), TASK)
     given = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
     if len(given) > 1:
         yield Problem(("workload",), f"{' and '.join(given)} together", hint="one of tasks, replay, made")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from unfold_placement.columns import NODE, UNKNOWN, Columns, date, is_number, moment
 from unfold_placement.facts import MILLI, Node, Task
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean
 
@@ -16,8 +17,8 @@ RACK = 32
 """Nodes of a rack, for traces that do not say."""
 TIMES = ("creation_time", "deletion_time", "scheduled_time")
 POD = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli", *TIMES)
-AMOUNTS = ("cpu", "gpu", "memory")
-NODE = ("name", *AMOUNTS, "data")
+Tell = Callable[[str], object]
+PLAIN = Columns()
 
 
 def openb_nodes(path: Path) -> Iterator[Node]:
@@ -37,7 +38,7 @@ def openb_tasks(path: Path, user: str = "qos", faster: float = 1.0) -> Iterator[
 
     A part of a GPU counts as such; the GPUs of one node are one pool. A pod that was never deleted runs until the last
     time in the file. Its ``gpu_spec`` are types, which the policy ``types`` holds to. ``faster`` squeezes arrivals, not
-    run times.
+    run clock.
     """
     lines = list(_alone(csv_rows(path, (*POD, user)), "name"))
     last = max((line.number(name) for line in lines for name in TIMES if line[name]), default=0.0)
@@ -63,43 +64,97 @@ def _gpus(line: CsvRow) -> float:
     return whole * line.number("gpu_milli", least=0) / MILLI if whole else 0.0
 
 
-def csv_nodes(path: Path) -> Iterator[Node]:
+def csv_nodes(path: Path, columns: Columns = PLAIN) -> Iterator[Node]:
     """Yield the nodes of a CSV file with the columns name, cpu, gpu, memory (MiB) and data; any other is a label.
 
     All but ``name`` may be missing. Of the labels, ``type`` and ``rack`` mean something.
     """
-    for line in _alone(csv_rows(path, ("name",)), "name"):
-        if not (amounts := _amounts(line)):
+    for line in _alone(columns.rows(path, ("name",)), "name"):
+        if not (amounts := columns.amounts(line)):
             raise line.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
         labels = {key: cell for key, cell in line.cells.items() if key not in NODE and cell}
         yield Node(line["name"], amounts, labels, frozenset(_listed(line.get("data"))))
 
 
-def csv_tasks(path: Path, faster: float = 1.0, first: int | None = None) -> Iterator[Task]:
-    """Yield the tasks of a CSV file, or its ``first`` ones; of a job that is cut through, what is left is the job.
+def csv_tasks(
+    path: Path, faster: float = 1.0, first: int | None = None, columns: Columns = PLAIN, tell: Tell = str
+) -> Iterator[Task]:
+    """Yield the tasks of a CSV file, or of its ``first`` rows; of a job that is cut through, what is left is the job.
 
-    Columns: task, arrival and run (s); cpu, gpu, memory (MiB); job, user, role, priority, deadline (s after arrival),
-    follows, avoids, types, after and data (several with ``|`` between them). All but the first three may be missing.
-    Arrivals may be dates and times as in ISO 8601, from the earliest of which time then counts; deadlines too.
+    Columns: task, arrival and run (s); cpu, gpu, memory (MiB); count, parts; job, user, role, priority, deadline (s
+    after arrival), follows, avoids, types, after and data (several with ``|`` between them). All but the first three
+    may be missing, ``run`` too where ``columns`` names the end (and start). Arrivals may be dates and times as in ISO
+    8601, from the earliest of which time then counts; ends and deadlines too. Rows without a time are left out, and
+    ``tell`` is told.
     """
-    rows = list(islice(_alone(csv_rows(path, ("task", "arrival", "run")), "task"), first))
-    dated = bool(rows) and not _is_number(rows[0]["arrival"]) and _date(rows[0]["arrival"]) is not None
-    came = [_moment(line, "arrival") if dated else line.number("arrival", least=0) for line in rows]
-    origin = min(came) if dated else 0.0
-    sizes = Counter(_job(line) for line in rows)
-    for line, moment in zip(rows, came, strict=True):
+    wanted = ("arrival", "end" if "end" in columns.names else "run")
+    rows = _timed(islice(_alone(columns.rows(path, ("task", *wanted)), "task"), first), wanted, path, tell)
+    dated = bool(rows) and not is_number(rows[0]["arrival"]) and date(rows[0]["arrival"]) is not None
+    clock = Clock(columns, dated=dated)
+    came = [clock.at(line, "arrival") for line in rows]
+    origin = min(came, default=0.0) if dated else 0.0
+    sizes = Counter[str]()
+    for line in rows:
+        sizes[_job(line)] += _many(line, "count") * _many(line, "parts")
+    for line, at in zip(rows, came, strict=True):
         _check_jobs(line, sizes)
-        late = _slack(line, moment, dated=dated)
-        yield _csv_task(line, (moment - origin) / faster, late, sizes[_job(line)])
+        yield from _csv_tasks(line, (at - origin) / faster, clock, sizes[_job(line)])
 
 
-def _csv_task(line: CsvRow, arrival: float, slack: float, size: int) -> Task:
-    priority = round(line.number("priority")) if line.get("priority") else 0
-    return Task(
-        line["task"], _amounts(line), line.number("run", least=0), arrival, _job(line), line.get("user"),
-        line.get("role"), size, priority, arrival + slack, line.get("follows"), line.get("avoids"),
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How a file tells times: as dates, or in seconds."""
+
+    columns: Columns
+    dated: bool
+
+    def at(self, line: CsvRow, column: str) -> float:
+        """Return a moment in s."""
+        return moment(line, column) if self.dated else self.columns.seconds(line, column)
+
+    def run(self, line: CsvRow) -> float:
+        """Return how long a task runs in s: as it says, or from its start, or arrival, to its end."""
+        if "end" not in self.columns.names:
+            return self.columns.seconds(line, "run")
+        began = "start" if line.get("start") not in UNKNOWN else "arrival"
+        found = self.at(line, "end") - self.at(line, began)
+        if found < 0:
+            raise line.wrong(f"it ends {-found:g} s before its {began}", "end")
+        return found
+
+    def slack(self, line: CsvRow, came: float) -> float:
+        """Return the seconds from a task's arrival to its deadline."""
+        cell = line.get("deadline")
+        if self.dated and cell and not is_number(cell):
+            return moment(line, "deadline") - came
+        return self.columns.seconds(line, "deadline") if cell else math.inf
+
+
+def _timed(rows: Iterable[CsvRow], wanted: Sequence[str], path: Path, tell: Tell) -> list[CsvRow]:
+    found: list[CsvRow] = []
+    left: list[CsvRow] = []
+    for line in rows:
+        (left if any(line[name] in UNKNOWN for name in wanted) else found).append(line)
+    if left:
+        tell(f"{path.name}: {len(left)} of {len(left) + len(found)} rows have no {' or no '.join(wanted)} and are left "
+             f"out, the first is line {left[0].line}")  # fmt: skip
+    return found
+
+
+def _csv_tasks(line: CsvRow, arrival: float, clock: Clock, size: int) -> Iterator[Task]:
+    parts = _many(line, "parts")
+    task = Task(
+        line["task"], clock.columns.amounts(line, parts), clock.run(line), arrival, _job(line), line.get("user"),
+        line.get("role"), size, round(line.number("priority")) if line.get("priority") else 0,
+        arrival + clock.slack(line, clock.at(line, "arrival")), line.get("follows"), line.get("avoids"),
         _listed(line.get("after")), _listed(line.get("data")), types=_types(line.get("types")),
     )  # fmt: skip
+    many = parts * _many(line, "count")
+    yield from (replace(task, name=f"{task.name}-{at}") for at in range(many)) if many > 1 else (task,)
+
+
+def _many(line: CsvRow, column: str) -> int:
+    return round(line.number(column, least=1)) if line.get(column) else 1
 
 
 def _alone(rows: Iterable[CsvRow], column: str) -> Iterator[CsvRow]:
@@ -126,41 +181,5 @@ def _check_jobs(line: CsvRow, known: Iterable[str]) -> None:
                 raise line.wrong(f"no such job: {name}", column, did_you_mean(name, known))
 
 
-def _amounts(line: CsvRow) -> dict[str, int]:
-    found = {kind: round(line.number(kind, least=0) * MILLI) for kind in AMOUNTS if line.get(kind)}
-    return {kind: amount for kind, amount in found.items() if amount}
-
-
 def _listed(text: str) -> tuple[str, ...]:
     return _types(text) if "|" in text else tuple(text.split())
-
-
-def _slack(line: CsvRow, came: float, *, dated: bool) -> float:
-    cell = line.get("deadline")
-    if dated and cell and not _is_number(cell):
-        return _moment(line, "deadline") - came
-    return line.number("deadline", least=0) if cell else math.inf
-
-
-def _moment(line: CsvRow, column: str) -> float:
-    found = _date(line[column])
-    if found is None:
-        hint = "others of this file are: 2026-01-31 12:00:00"
-        raise line.wrong(f"{line[column][:40]!r} is not a date and time", column, hint)
-    return found
-
-
-def _date(text: str) -> float | None:
-    try:
-        found = datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -32,7 +32,7 @@ def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
 
 def _traced(cluster: ClusterSpec, run: Run) -> list[Node]:
     path = run.path(cluster.path or "", key="cluster.path")
-    found = list(openb_nodes(path) if cluster.trace == "openb" else csv_nodes(path))
+    found = list(openb_nodes(path) if cluster.trace == "openb" else csv_nodes(path, cluster.table.read))
     if not found:
         raise fail("no nodes", file=str(path), key="cluster.path")
     # evenly spread; the small term keeps 3 / 0.1 from being less than 30
@@ -109,10 +109,10 @@ def _made(item: ManySpec, rng: np.random.Generator) -> list[Task]:
 
 def _replayed(item: TraceSpec, run: Run) -> list[Task]:
     path = run.path(item.path, key="workload.replay.path")
-    read = (
-        openb_tasks(path, item.user, item.faster) if item.trace == "openb" else csv_tasks(path, item.faster, item.first)
-    )
-    found = list(islice(read, item.first))
+    if item.trace == "openb":
+        found = list(islice(openb_tasks(path, item.user, item.faster), item.first))
+    else:
+        found = list(csv_tasks(path, item.faster, item.first, item.table.read, run.log.warning))
     if not found:
         raise fail("no tasks", file=str(path), key="workload.replay.path")
     return found

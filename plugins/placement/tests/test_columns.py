@@ -1,0 +1,90 @@
+"""Tables of others are read by what they call their columns, in their units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plugins.placement.tests.test_workload import write
+from unfold_placement.columns import Columns
+from unfold_placement.spec import PlacementSpec
+from unfold_placement.traces import csv_nodes, csv_tasks
+from unfoldkit.api import UnfoldError
+
+
+def test_columns_by_the_names_of_a_file(tmp_path: Path) -> None:
+    """What a file calls a column is read as ours; several are put together; a missing one is told by its own name."""
+    names = {"task": ("job", "kind"), "job": ("job",), "arrival": ("sent",), "run": ("took",), "gpu": ("gpus",)}
+    path = write(tmp_path, "job|kind|sent|took|gpus\nx|ps|5|1-00:00:10|25\nx|worker|6|00:01:00|100\n")
+    found = list(csv_tasks(path, columns=Columns(names, {"gpu": 0.01})))
+    assert [(t.name, t.job, t.size, t.arrival, t.run, dict(t.demand)) for t in found] == [
+        ("x-ps", "x", 2, 5.0, 86410.0, {"gpu": 250}),
+        ("x-worker", "x", 2, 6.0, 60.0, {"gpu": 1000}),
+    ]
+    with pytest.raises(UnfoldError, match="no column start_time"):
+        list(csv_tasks(path, columns=Columns({**names, "arrival": ("start_time",)})))
+
+
+def test_a_run_is_from_start_to_end(tmp_path: Path) -> None:
+    """A task runs from its start, or its arrival, to its end, dates or numbers; one that ends before is told."""
+    names = Columns({"end": ("over",), "start": ("begun",)})
+    times = ("2026-01-01 10:00", "2026-01-01 10:30", "2026-01-01 11:00")
+    text = f"task,arrival,begun,over\na,{','.join(times)}\nb,{times[0]},,{times[2]}\n"
+    assert [task.run for task in csv_tasks(write(tmp_path, text), columns=names)] == [1800.0, 3600.0]
+    with pytest.raises(UnfoldError, match=r"2:1: end: it ends 2 s before its start"):
+        list(csv_tasks(write(tmp_path, "task,arrival,begun,over\na,0,5,3\n"), columns=names))
+
+
+def test_rows_without_a_time_are_left_out_and_told(tmp_path: Path) -> None:
+    """A task that never ran is no task of the replay, nor of its job; how many, and the first line, are told."""
+    told: list[str] = []
+    text = "task,arrival,run,job\na,0,5,j\nb,1,,j\nc,None,5,j\n"
+    found = list(csv_tasks(write(tmp_path, text), tell=told.append))
+    assert [(task.name, task.size) for task in found] == [("a", 1)]
+    assert told == ["pods.csv: 2 of 3 rows have no arrival or no run and are left out, the first is line 3"]
+
+
+def test_many_tasks_of_a_row(tmp_path: Path) -> None:
+    """``count`` is so many tasks alike, ``parts`` so many among which what is needed is divided."""
+    text = "task,arrival,run,gpu,count,parts\na,0,5,2,3,\nb,0,5,16,,2\nc,0,5,1,1.0,1\n"
+    found = list(csv_tasks(write(tmp_path, text)))
+    assert [(task.name, task.size, task.demand["gpu"]) for task in found] == [
+        ("a-0", 3, 2000), ("a-1", 3, 2000), ("a-2", 3, 2000), ("b-0", 2, 8000), ("b-1", 2, 8000), ("c", 1, 1000)
+    ]  # fmt: skip
+
+
+def test_amounts_as_kubernetes_writes_them(tmp_path: Path) -> None:
+    """Millicores and sizes with a suffix are amounts; a suffix that a column cannot have is told."""
+    text = "name,cpu,memory,gpu\na,11900m,83427060Ki,1\nb,2,4Gi,500m\nc,1e1,1G,\n"
+    assert [dict(node.capacity) for node in csv_nodes(write(tmp_path, text))] == [
+        {"cpu": 11_900, "memory": 81_471_738, "gpu": 1000},
+        {"cpu": 2000, "memory": 4_096_000, "gpu": 500},
+        {"cpu": 10_000, "memory": 953_674},
+    ]
+    with pytest.raises(UnfoldError, match=r"2:1: memory: '5m' is not a number"):
+        list(csv_nodes(write(tmp_path, "name,memory\na,5m\n")))
+    with pytest.raises(UnfoldError, match=r"2:1: cpu: -5 is not a number that can be meant"):
+        list(csv_nodes(write(tmp_path, "name,cpu\na,-5m\n")))
+
+
+def test_what_is_less_than_a_thousandth_is_not_nothing(tmp_path: Path) -> None:
+    """An amount that thousandths would change by more than a twentieth is told, and is read in a multiple."""
+    path = write(tmp_path, "task,arrival,run,cpu\na,0,5,0.5\nb,0,5,0.00042\n")
+    with pytest.raises(UnfoldError, match=r"3:1: cpu: 0.00042 is too little: amounts are kept in thousandths"):
+        list(csv_tasks(path))
+    assert [t.demand["cpu"] for t in csv_tasks(path, columns=Columns(scale={"cpu": 1000}))] == [500_000, 420]
+
+
+def test_a_table_is_checked_by_its_keys() -> None:
+    """A column that tasks do not have, and a table for a trace that has its own columns, are mistakes at their keys."""
+    replay = {"trace": "openb", "path": "p", "table": {"columns": {"tusk": "name"}}}
+    nodes = {"trace": "csv", "path": "n", "table": {"columns": {"zone": "az"}, "scale": {"zone": 2}}}
+    spec = PlacementSpec.model_validate(
+        {"version": 1, "kind": "placement", "name": "n", "cluster": nodes, "workload": {"replay": replay}}, strict=False
+    )
+    assert [(problem.path[-1], problem.message) for problem in spec.problems()] == [
+        ("zone", "no column zone"),
+        ("table", "only a CSV file has columns of your own"),
+        ("tusk", "no column tusk"),
+    ]
