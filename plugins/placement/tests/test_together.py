@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -127,3 +128,31 @@ def test_nobody_starves_beside_a_sibling_that_has_all_of_another_resource() -> N
         )
         assert running["two/b"] == 10
         assert math.isclose(running["one"], running["two/a"], abs_tol=1)
+
+
+NAMES: dict[str, dict[str, Any]] = {
+    "anti-affinity": {"density": 2}, "spread": {}, "servers": {}, "avoid": {}, "affinity": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(st.integers(0, 10_000))
+@settings(max_examples=8, deadline=None)
+def test_the_names_of_a_group_go_with_its_last_task(name: str, seed: int) -> None:
+    """A cluster that runs jobs for months does not fill up with their names, nor does what keeps account of them."""
+    tasks = [
+        replace(task, role="server" if task.name.endswith("0") else "", avoids="j0" if task.job == "j1" else "")
+        for task in some_tasks(seed)
+    ]
+    loop = play(prepare(cluster(), tasks, build(policy(**{name: NAMES[name]}))))
+    assert np.isfinite(outcome(loop).end).all()
+    assert (loop.book.snapshot(), loop.owners) == ((), {})
+
+
+def test_a_group_that_comes_again_is_kept_apart_again() -> None:
+    """After its last task has ended a group's names are made anew, as many as before."""
+    tasks = [*job("a", 4), *(replace(task, name=f"{task.name}-again", arrival=50.0) for task in job("a", 4))]
+    for name in ("anti-affinity", "spread"):
+        assert Counter(places(run(cluster(), tasks, **{name: {}})).values()) == dict.fromkeys(
+            ("n0", "n1", "n2", "n3"), 2
+        )

@@ -15,7 +15,7 @@ from unfold_placement.facts import Ask, Drop, Event, Op, Policy, Put, Refuse, Ta
 from unfold_placement.view import View
 
 NOTHING = kernel.ALL_PHASES
-KINDS = (facts.SUBMITTED, facts.STARTED, facts.ENDED, facts.PREEMPTED, "refused")
+KINDS = (facts.SUBMITTED, facts.STARTED, facts.ENDED, facts.PREEMPTED, facts.REFUSED)
 
 
 class Sink(Protocol):
@@ -204,6 +204,8 @@ class Controller:
         if op.node not in self.book.entries.get(op.name, {}):
             return False
         holders = self.book.delete(op.name, op.node, force=op.force)
+        if op.name not in self.book.entries:
+            self.owners.pop(op.name, None)
         if self.sink is not None:
             self.sink.drop(op.name, op.node)
         for task in holders:

@@ -23,8 +23,8 @@ ANYWHERE = ""
 STATIC, QUEUE, PACK, GANG = range(4)
 """Phases of a decision: what holds by itself, who is next, where, and all together."""
 
-BEGAN, SUBMITTED, STARTED, ENDED, PREEMPTED, CREATED, TIMER, JOINED, LEFT, QUIET = (
-    "began", "submitted", "started", "ended", "preempted", "created", "timer", "joined", "left", "quiet",
+BEGAN, SUBMITTED, STARTED, ENDED, PREEMPTED, REFUSED, CREATED, TIMER, JOINED, LEFT, QUIET = (
+    "began", "submitted", "started", "ended", "preempted", "refused", "created", "timer", "joined", "left", "quiet",
 )  # fmt: skip
 
 
@@ -103,7 +103,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened: to a task, on a node, or to a name; ``quiet`` once all of an instant is told."""
+    """Something that happened: to a task, on a node, or to a name; ``quiet`` once all of an instant is told.
+
+    ``refused`` tells of a task that waited and never runs: a policy refused it, or it was taken back.
+    """
 
     kind: str
     time: float

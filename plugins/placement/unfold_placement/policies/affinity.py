@@ -31,4 +31,5 @@ class Affinity:
         if self.places[job, event.node] > 0:
             yield [Put(f"near-{job}", event.node, MANY)]
         else:
+            del self.places[job, event.node]
             yield [Drop(f"near-{job}", event.node)]

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import JOINED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.facts import JOINED, STATIC, Ask, Drop, Event, Ops, Put, Task
+from unfold_placement.groups import COMES_AND_GOES, Groups
 from unfold_placement.view import View
 
 
@@ -16,18 +17,24 @@ class AntiAffinity:
 
     by: str = "job"
     density: int = 1
-    groups: dict[str, None] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, JOINED})
+    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {JOINED}
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for one of the places that a node has for the group."""
-        return [Ask(f"apart-{self.by}-{task.key(self.by)}")]
+        return [Ask(self.name(task.key(self.by)))]
 
     def react(self, event: Event, view: View) -> Ops:
-        """Put the places on every node as the group's first task comes, and on every node that comes later."""
+        """Put the places on every node, those that come later too, from the group's first task until its last ends."""
+        group = event.task.key(self.by) if event.task is not None else ""
         if event.kind == JOINED:
-            yield [Put(f"apart-{self.by}-{group}", event.node, self.density) for group in self.groups]
-        elif event.task is not None and event.task.key(self.by) not in self.groups:
-            self.groups[event.task.key(self.by)] = None
-            yield [Put(f"apart-{self.by}-{event.task.key(self.by)}", node.name, self.density) for node in view.nodes]
+            yield [Put(self.name(known), event.node, self.density) for known in self.groups.alive]
+        elif self.groups.came(event.kind, group):
+            yield [Put(self.name(group), node.name, self.density) for node in view.nodes]
+        elif self.groups.went(event.kind, group):
+            yield [Drop(self.name(group), node.name) for node in view.placed(self.name(group))]
+
+    def name(self, group: str) -> str:
+        """Return the name of a group's places."""
+        return f"apart-{self.by}-{group}"

@@ -14,7 +14,6 @@ from unfold_placement.facts import (
     PREEMPTED,
     STARTED,
     STATIC,
-    SUBMITTED,
     Ask,
     Drop,
     Event,
@@ -22,6 +21,7 @@ from unfold_placement.facts import (
     Put,
     Task,
 )
+from unfold_placement.groups import COMES_AND_GOES, Groups
 from unfold_placement.view import View
 
 
@@ -30,28 +30,33 @@ class Avoid:
     """A task says whom it avoids: ``avoids: JOB``."""
 
     places: Counter[tuple[str, str]] = field(default_factory=Counter)
-    known: dict[str, None] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, JOINED})
+    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {STARTED, PREEMPTED, JOINED}
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a node that is clear of the other."""
         return [Ask(f"clear-of-{task.avoids}")] if task.avoids else []
 
     def react(self, event: Event, view: View) -> Ops:
-        """Keep the name on every node on which the avoided job does not run."""
+        """Keep the name on every node on which the avoided job does not run, as long as a task asks for it."""
         task = event.task
         if task is None:
-            clear = [job for job in self.known if not self.places[job, event.node]]
+            clear = [job for job in self.groups.alive if not self.places[job, event.node]]
             yield [Put(f"clear-of-{job}", event.node, MANY) for job in clear]
             return
-        if event.kind == SUBMITTED and task.avoids and task.avoids not in self.known:
-            self.known[task.avoids] = None
+        if event.kind in {STARTED, ENDED, PREEMPTED}:
+            yield self.moved(task, event)
+        if task.avoids and self.groups.came(event.kind, task.avoids):
             clear = [node.name for node in view.nodes if not self.places[task.avoids, node.name]]
             yield [Put(f"clear-of-{task.avoids}", node, MANY) for node in clear]
-        if event.kind != SUBMITTED:
-            self.places[task.job, event.node] += 1 if event.kind == STARTED else -1
-            if self.places[task.job, event.node]:
-                yield [Drop(f"clear-of-{task.job}", event.node)]
-            elif task.job in self.known:
-                yield [Put(f"clear-of-{task.job}", event.node, MANY)]
+        elif task.avoids and self.groups.went(event.kind, task.avoids):
+            yield [Drop(f"clear-of-{task.avoids}", node.name) for node in view.placed(f"clear-of-{task.avoids}")]
+
+    def moved(self, task: Task, event: Event) -> list[Put | Drop]:
+        """Take in where a task runs, or no longer does."""
+        self.places[task.job, event.node] += 1 if event.kind == STARTED else -1
+        if self.places[task.job, event.node]:
+            return [Drop(f"clear-of-{task.job}", event.node)]
+        del self.places[task.job, event.node]
+        return [Put(f"clear-of-{task.job}", event.node, MANY)] if task.job in self.groups.alive else []

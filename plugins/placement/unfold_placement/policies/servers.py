@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from unfold_placement.facts import (
-    ENDED,
     JOINED,
     MANY,
     PREEMPTED,
     STARTED,
     STATIC,
-    SUBMITTED,
     Ask,
     Drop,
     Event,
@@ -21,6 +19,7 @@ from unfold_placement.facts import (
     Put,
     Task,
 )
+from unfold_placement.groups import COMES_AND_GOES, Groups
 from unfold_placement.view import View
 
 
@@ -30,8 +29,9 @@ class Servers:
 
     near: bool = True
     where: dict[str, dict[str, str]] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, JOINED})
+    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {STARTED, PREEMPTED, JOINED}
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a server's place, or for one that suits a worker."""
@@ -48,7 +48,7 @@ class Servers:
 
     def noted(self, kind: str, task: Task, node: str, view: View) -> Ops:
         """Take in what became of a server."""
-        if kind == SUBMITTED and task.job not in self.where:
+        if self.groups.came(kind, task.job):
             self.where[task.job] = {}
             yield [Put(f"server-{task.job}", item.name) for item in view.nodes]
         elif kind == STARTED:
@@ -56,6 +56,9 @@ class Servers:
         else:
             self.where[task.job].pop(task.name, None)
         yield self.beside(task.job, view)
+        if self.groups.went(kind, task.job):
+            del self.where[task.job]
+            yield [Drop(f"server-{task.job}", item.name) for item in view.placed(f"server-{task.job}")]
 
     def beside(self, job: str, view: View) -> list[Put | Drop]:
         """Return the workers' places: where the servers of their job are, or are not."""

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import ENDED, JOINED, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.facts import JOINED, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Drop, Event, Ops, Put, Task
+from unfold_placement.groups import COMES_AND_GOES, Groups
 from unfold_placement.view import View
 
 
@@ -20,8 +21,9 @@ class Spread:
     running: dict[str, dict[str, Task]] = field(default_factory=dict)
     last: dict[str, Task] = field(default_factory=dict)
     level: dict[str, int] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, STARTED, ENDED, PREEMPTED, JOINED})
+    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {STARTED, PREEMPTED, JOINED}
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a place of the group's."""
@@ -34,6 +36,12 @@ class Spread:
             yield [put for task in self.last.values() for put in self.places(task, view)]
             return
         key = event.task.key(self.by)
+        self.groups.came(event.kind, key)
+        if self.groups.went(event.kind, key):
+            for known in (self.running, self.last, self.level):
+                known.pop(key, None)
+            yield [Drop(f"spread-{self.by}-{key}", node.name) for node in view.placed(f"spread-{self.by}-{key}")]
+            return
         group, self.last[key] = self.running.setdefault(key, {}), event.task
         if event.kind == STARTED:
             group[event.task.name] = event.task
