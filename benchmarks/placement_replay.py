@@ -110,7 +110,7 @@ def five_names(count: int, seed: int) -> dict[str, Any]:
     ]
     spec = PolicySpec.model_validate(FIVE, strict=False)
     found, seconds = timed(machines, tasks, lambda: build(spec))
-    names = len(found.book.entries)
+    names = len(found.book.ids)
     return {"decisions": found.decisions, "cpu_s": seconds, "tasks": count, "names": names, "stuck": len(found.stuck)}
 
 

@@ -118,7 +118,7 @@ def test_a_policy_of_one_s_own_needs_leave(tmp_path: Path) -> None:
         ("run: 10 min", "run: 10", "has no unit"),
         ("gpu: 1, run", "after: [c], gpu: 1, run", "no such job: c"),
         ("POLICY", "{pack: {fallback: [any later]}}", "not a level and a time"),
-        ("POLICY", "{gang: {by: jobs}}", 'did you mean "job"'),
+        ("POLICY", "{spread: {by: jobs}}", 'did you mean "job"'),
         ("POLICY", "{drf: {}, all: [{wfq: {}}]}", "both order the queue"),
         ("POLICY", "{limit: {most: 1}, all: [{limit: {most: 2}}]}", "is written twice"),
         ("{nodes:", "{trace: openb, path: x, nodes:", "together"),

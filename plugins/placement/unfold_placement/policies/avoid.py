@@ -42,14 +42,18 @@ class Avoid:
         """Keep the name on every node on which the avoided job does not run, as long as a task asks for it."""
         task = event.task
         if task is None:
-            clear = [job for job in self.groups.alive if not self.places[job, event.node]]
-            yield [Put(f"clear-of-{job}", event.node, MANY) for job in clear]
+            yield [
+                Put(f"clear-of-{job}", event.node, MANY)
+                for job in self.groups.alive
+                if not self.places[job, event.node]
+            ]
             return
         if event.kind in {STARTED, ENDED, PREEMPTED}:
             yield self.moved(task, event)
         if task.avoids and self.groups.came(event.kind, task.avoids):
-            clear = [node.name for node in view.nodes if not self.places[task.avoids, node.name]]
-            yield [Put(f"clear-of-{task.avoids}", node, MANY) for node in clear]
+            yield [
+                Put(f"clear-of-{task.avoids}", n.name, MANY) for n in view.nodes if not self.places[task.avoids, n.name]
+            ]
         elif task.avoids and self.groups.went(event.kind, task.avoids):
             yield [Drop(f"clear-of-{task.avoids}", node.name) for node in view.placed(f"clear-of-{task.avoids}")]
 
@@ -58,5 +62,4 @@ class Avoid:
         self.places[task.job, event.node] += 1 if event.kind == STARTED else -1
         if self.places[task.job, event.node]:
             return [Drop(f"clear-of-{task.job}", event.node)]
-        del self.places[task.job, event.node]
         return [Put(f"clear-of-{task.job}", event.node, MANY)] if task.job in self.groups.alive else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, SEATS, SUBMITTED, Ask, Event, Ops, Put, Task
@@ -94,6 +94,11 @@ class Line:
         for task in unit:
             if view.runs(task):
                 self._take(task)
+
+    def below(self, level: int) -> Iterator[Task]:
+        """Yield the tasks of lower classes whose turn has come, the lowest first, of a class the latest."""
+        for lower in sorted((key for key in self.out if int(key) < level), key=int):
+            yield from reversed(self.out[lower].values())
 
     def leave(self, user: str) -> None:
         """Take the first unit out of a user's queue."""

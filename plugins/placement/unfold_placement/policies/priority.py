@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -34,17 +34,9 @@ class Priority:
         if not self.preempt or not self.line.busy():
             return
         level = max(self.line.busy(), key=int)
-        unit = self.line.queues[level][0]
-        if self.hopeless == (news := (unit, view.changes())):
-            return
-        gone = view.victims(unit, self.below(int(level)))
+        news = self.line.queues[level][0], view.changes()
+        gone = view.victims(news[0], self.line.below(int(level))) if news != self.hopeless else None
+        self.hopeless = None if gone else news
         if gone:
             yield [Drop(turn(task), force=True) for task in gone]
             yield from self.line.release(lambda level, _: -int(level), view, backfill=self.backfill)
-        else:
-            self.hopeless = news
-
-    def below(self, level: int) -> Iterator[Task]:
-        """Yield the tasks of lower classes whose turn has come, the lowest first, of a class the latest."""
-        for lower in sorted((key for key in self.line.out if int(key) < level), key=int):
-            yield from reversed(self.line.out[lower].values())
