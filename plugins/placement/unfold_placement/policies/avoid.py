@@ -42,24 +42,21 @@ class Avoid:
         """Keep the name on every node on which the avoided job does not run, as long as a task asks for it."""
         task = event.task
         if task is None:
-            yield [
-                Put(f"clear-of-{job}", event.node, MANY)
-                for job in self.groups.alive
-                if not self.places[job, event.node]
-            ]
-            return
-        if event.kind in {STARTED, ENDED, PREEMPTED}:
+            yield self.clear(self.groups.alive, [event.node])
+        elif event.kind in {STARTED, ENDED, PREEMPTED}:
             yield self.moved(task, event)
-        if task.avoids and self.groups.came(event.kind, task.avoids):
-            yield [
-                Put(f"clear-of-{task.avoids}", n.name, MANY) for n in view.nodes if not self.places[task.avoids, n.name]
-            ]
-        elif task.avoids and self.groups.went(event.kind, task.avoids):
+        if task is not None and task.avoids and self.groups.came(event.kind, task.avoids):
+            yield self.clear([task.avoids], [node.name for node in view.nodes])
+        elif task is not None and task.avoids and self.groups.went(event.kind, task.avoids):
             yield [Drop(f"clear-of-{task.avoids}", node.name) for node in view.placed(f"clear-of-{task.avoids}")]
 
-    def moved(self, task: Task, event: Event) -> list[Put | Drop]:
+    def moved(self, task: Task, event: Event) -> Iterable[Put | Drop]:
         """Take in where a task runs, or no longer does."""
         self.places[task.job, event.node] += 1 if event.kind == STARTED else -1
         if self.places[task.job, event.node]:
             return [Drop(f"clear-of-{task.job}", event.node)]
-        return [Put(f"clear-of-{task.job}", event.node, MANY)] if task.job in self.groups.alive else []
+        return self.clear({task.job} & self.groups.alive.keys(), [event.node])
+
+    def clear(self, jobs: Iterable[str], nodes: Iterable[str]) -> list[Put]:
+        """Return the names of jobs on those of some nodes on which they do not run."""
+        return [Put(f"clear-of-{job}", node, MANY) for job in jobs for node in nodes if not self.places[job, node]]

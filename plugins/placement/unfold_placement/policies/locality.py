@@ -41,6 +41,5 @@ class Locality:
         """Return the name on every node that is near enough by now."""
         own = [node for node in view.nodes if node.data.intersection(task.data)]
         racks = {node.labels.get("rack") for node in own} if waited >= self.rack_after else set()
-        far = waited >= self.any_after
-        nodes = [node for node in view.nodes if far or node in own or node.labels.get("rack") in racks]
+        nodes = [n for n in view.nodes if waited >= self.any_after or n in own or n.labels.get("rack") in racks]
         return [Put(f"local-{task.name}", node.name, 1, until=task.name) for node in nodes]
