@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from hypothesis import strategies as st
 
+from unfold_tuning.deals import Deal, Plan, slots
 from unfold_tuning.facts import Machine, Profile, Spread
 from unfold_tuning.stages import Stage, custom, successive_halving
+from unfold_tuning.tables import Model
 from unfoldkit.catalog.billing import Billing
 
 RESNET101 = ((1, 1.0), (2, 1.892), (4, 3.632), (8, 6.672))
@@ -41,6 +46,14 @@ def noisy(name: str, error: float = 0.05) -> Profile:
     )
 
 
+def every_plan(drawn: Model) -> Iterator[Plan]:
+    """Yield all plans: in each stage any number of instances, and trials of any size that fits."""
+    each = drawn.machine.accelerators
+    sizes = itertools.product(range(1, drawn.machine.limit + 1), drawn.profile.fitting(each))
+    deals = [Deal(m, gang, slots(m, gang, each)) for m, gang in sizes if slots(m, gang, each)]
+    yield from itertools.product(deals, repeat=len(drawn.stages))
+
+
 def fastest(name: str) -> float:
     """Return the shortest time of a job that its speed-ups allow, start-up and barriers included."""
     stages, speedup, seconds = JOBS[name]
@@ -64,5 +77,5 @@ def small_jobs(draw: st.DrawFn) -> tuple[tuple[Stage, ...], Profile, Machine]:
     ingress, head = draw(st.sampled_from([0.0, 0.3])), draw(st.sampled_from([0.0, 1.0]))
     per = draw(st.sampled_from(["instance", "function"]))
     billing = Billing(0.0, 0.0, per)
-    machine = Machine("m", draw(st.sampled_from([1, 2, 4])), 10.0, 1.0, 6, billing, ingress, head)
+    machine = Machine("m", draw(st.sampled_from([1, 2, 4])), 10.0, 1.0, 5, billing, ingress, head)
     return custom(counts), profile, machine

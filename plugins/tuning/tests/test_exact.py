@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.deals import at, ladder, makespan
+from unfold_tuning.deals import makespan
 from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.frontier import curve, grid
 from unfold_tuning.kernels import labels_python, merge_python, schedule, schedule_python
 from unfold_tuning.planner import offers
 from unfold_tuning.rivals import Goal, cheapest, greedy, multi_start, static_scores
-from unfold_tuning.score import score
+from unfold_tuning.score import score, scores
 from unfold_tuning.stages import Stage
 from unfold_tuning.tables import model
 
@@ -62,13 +61,11 @@ def test_the_28_cases_of_the_study(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(jobs.small_jobs())
 def test_the_curve_is_that_of_all_plans(job: tuple[tuple[Stage, ...], Profile, Machine]) -> None:
-    """No plan of all {1..M}^K beats the curve at any deadline, and every point of the curve is such a plan."""
+    """No plan of any instances and sizes of trials beats the curve at any deadline, and its points are such plans."""
     stages, profile, machine = job
     drawn = model(stages, profile, machine, 1, 0)
     found = curve(grid(drawn))
-    ladders = [ladder(stage, profile, machine) for stage in stages]
-    every = itertools.product(range(1, machine.limit + 1), repeat=len(stages))
-    plans = [score(drawn, tuple(at(s, m) for s, m in zip(ladders, counts, strict=True))) for counts in every]
+    plans = scores(drawn, list(jobs.every_plan(drawn)))
     times, costs = np.array([p.mean_seconds for p in plans]), np.array([p.cost for p in plans])
     for deadline, dollars in zip(found.seconds, found.dollars, strict=True):
         assert costs[times <= deadline + 1e-6].min() == pytest.approx(dollars, rel=1e-6, abs=1e-6)

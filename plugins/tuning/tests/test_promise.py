@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from unfold_tuning.deals import at, ladder
 from unfold_tuning.facts import Machine, Spread
 from unfold_tuning.planner import best, cheapest_conceivable, offers, rivals, soonest
 from unfold_tuning.rivals import Goal
-from unfold_tuning.score import score
-from unfold_tuning.stages import custom
+from unfold_tuning.score import score, scores
+from unfold_tuning.stages import custom, hyperband
 from unfold_tuning.tables import lognormal, mean_startup, model, slower, slowest
 from unfoldkit.catalog.billing import Billing
 
@@ -50,20 +51,37 @@ def test_bound_exact_greedy_static_are_in_order(name: str, factor: float) -> Non
     assert picked[1].cost <= others.greedy.best.cost + 1e-9 <= others.static.best.cost + 2e-9
 
 
-def test_the_bound_is_below_every_plan_that_keeps_the_promise() -> None:
-    """Of all {1..8}^3 plans none that is on time in 90 % of the samples costs less than the bound."""
-    stages = custom([(16, 2), (5, 4), (2, 20)])
-    machine = replace(jobs.P3, limit=8)
-    found = offers(stages, jobs.noisy("J1"), [machine], 0.9, 300, 5)
-    ladders = [ladder(stage, jobs.noisy("J1"), machine) for stage in stages]
-    for deadline in np.geomspace(soonest(found)[2], soonest(found)[2] * 2, 4):
+@pytest.mark.parametrize("per", ["instance", "function"])
+@pytest.mark.parametrize("trial_cv", [0.05, 0.5])
+def test_the_cheapest_of_all_plans_is_found(per: Literal["instance", "function"], trial_cv: float) -> None:
+    """Of all instances and sizes of trials nothing on time is 2 % cheaper than the plan, nor cheaper than the bound."""
+    stages, profile = custom([(11, 2), (5, 4), (2, 12)]), replace(jobs.noisy("J3"), trial_cv=trial_cv)
+    machine = replace(jobs.P3, limit=5, billing=Billing(1.0, 60.0, per))
+    found = offers(stages, profile, [machine], 0.9, 300, 5)
+    every = scores(found[0].model, list(jobs.every_plan(found[0].model)))
+    for deadline in np.geomspace(soonest(found)[2], soonest(found)[2] * 3, 5):
         goal = Goal(float(deadline), 0.9)
-        floor = cheapest_conceivable(found, goal)
-        costs = []
-        for counts in np.ndindex(8, 8, 8):
-            item = score(found[0].model, tuple(at(s, m + 1) for s, m in zip(ladders, counts, strict=True)))
-            costs += [item.cost] if goal.met(item) else []
-        assert floor <= min(costs) + 1e-9
+        picked, least = best(found, goal.deadline), min(item.cost for item in every if goal.met(item))
+        others = rivals(found[0], goal)
+        assert picked is not None
+        assert least <= picked[1].cost <= 1.02 * least
+        assert cheapest_conceivable(found, goal) <= least + 1e-9
+        for rival in (others.static, others.naive):
+            assert rival.best is None or rival.best.cost >= picked[1].cost - 1e-9
+
+
+def test_a_slow_trial_stays_slow() -> None:
+    """Without luck of iterations a trial that goes on takes as long for each of them as before, in its own bracket."""
+    profile = replace(jobs.still("J1"), trial_cv=1.2)
+    drawn = model(hyperband(9, 3, parallel=True), profile, jobs.P3, 200, 4)
+    pace = [drawn.trials(index, 1) / drawn.draws[index].lengths for index in range(3)]
+    first, second = drawn.stages[0].groups, drawn.stages[1].groups
+    assert [group.trials for group in first] == [9, 5, 3]
+    assert [group.trials for group in second] == [3, 1]
+    # longest first: the columns of the third bracket, of the second, of the first; then those of the second, the first
+    assert pace[1] == pytest.approx(pace[0][:, [3, 8, 9, 10]])
+    assert pace[2] == pytest.approx(pace[0][:, [8]])
+    assert float((pace[0] / 40.0).std()) > 1.0
 
 
 def test_slower_truth_is_later_in_every_run() -> None:

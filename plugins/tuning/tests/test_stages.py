@@ -48,6 +48,18 @@ def test_brackets_together_or_in_turn_are_the_same_work(iters: int, eta: int) ->
     assert len(together) <= len(turn)
 
 
+@given(st.integers(1, 20_000), st.integers(2, 7))
+def test_a_bracket_has_the_rungs_of_the_paper(iters: int, eta: int) -> None:
+    """Bracket s has s + 1 stages, which end at R / eta**s, ..., R iterations; fractions are rounded down."""
+    stages = [stage.groups[0] for stage in hyperband(iters, eta)]
+    top = stages[-1].bracket
+    for s in range(top + 1):
+        groups = [group for group in stages if group.bracket == top - s]
+        assert [group.done + group.iters for group in groups] == [iters // eta**rung for rung in range(s, -1, -1)]
+        starts = -(-(top + 1) * eta**s // (s + 1))
+        assert [group.trials for group in groups] == [starts // eta**rung for rung in range(s + 1)]
+
+
 def test_hyperband_of_the_paper() -> None:
     """R = 81, eta = 3 starts 81, 34, 15, 8 and 5 trials, as in the table of Li et al."""
     starts = [stage.trials for stage in hyperband(81, 3) if stage.groups[0].done == 0]

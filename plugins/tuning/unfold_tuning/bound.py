@@ -23,7 +23,8 @@ SHARES = (0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0)
 def lower_bound(model: Model, table: Grid, deadline: float, share: float) -> float:
     """Return dollars that no plan undercuts with P(run time <= deadline) >= share on these samples.
 
-    Minimum charges and increments are left out, which only lowers it. Infinite where no plan can keep the promise.
+    It knows the plans of the table's deals. Minimum charges and increments are left out, which only lowers it. Infinite
+    where no plan can keep the promise.
     """
     table = replace(table, grow_cost=_sampled_growth_cost(model, table))
     slow = np.argsort(-_slowness(model, table)).astype(np.int64)

@@ -11,7 +11,7 @@ from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.stages import Stage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Deal:
     """A stage's part of a plan: ``instances``, each trial on ``gang`` accelerators, ``slots`` trials at a time."""
 
@@ -51,10 +51,15 @@ def makespan(lengths: Sequence[float], places: int) -> float:
     return max(free)
 
 
-def best_deal(stage: Stage, instances: int, profile: Profile, machine: Machine) -> Deal | None:
-    """Return the gang size that ends the stage first on ``instances`` (the smaller on a tie), if any fits."""
+def best_deal(
+    stage: Stage, instances: int, profile: Profile, machine: Machine, gangs: Sequence[int] = ()
+) -> Deal | None:
+    """Return the gang size, of ``gangs`` or all, that ends the stage first on ``instances``, if any fits.
+
+    Of equals it is the smaller one.
+    """
     found: tuple[float, int] | None = None
-    for gang in profile.fitting(machine.accelerators):
+    for gang in gangs or profile.fitting(machine.accelerators):
         places = slots(instances, gang, machine.accelerators)
         if places:
             seconds = expected_seconds(stage, gang, places, profile, machine)
@@ -66,12 +71,12 @@ def best_deal(stage: Stage, instances: int, profile: Profile, machine: Machine) 
 
 
 @functools.lru_cache(maxsize=4096)
-def ladder(stage: Stage, profile: Profile, machine: Machine) -> tuple[Deal, ...]:
-    """Return the deals of a stage by instances, only those where one instance more made it faster."""
+def ladder(stage: Stage, profile: Profile, machine: Machine, gangs: tuple[int, ...] = ()) -> tuple[Deal, ...]:
+    """Return the deals of a stage by instances, only those where one instance more made it faster, without chance."""
     steps: list[Deal] = []
     last = float("inf")
     for instances in range(1, machine.limit + 1):
-        deal = best_deal(stage, instances, profile, machine)
+        deal = best_deal(stage, instances, profile, machine, gangs)
         if deal is not None:
             seconds = expected_seconds(stage, deal.gang, deal.slots, profile, machine)
             if seconds < last * (1 - 1e-12):

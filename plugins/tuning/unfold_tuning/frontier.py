@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_tuning.deals import Deal, Plan, at, ladder, levels
+from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine
 from unfold_tuning.kernels import Ints, labels
+from unfold_tuning.ladders import choices
 from unfold_tuning.losses import replacing
 from unfold_tuning.tables import Floats, Model, mean_startup
 
@@ -47,9 +48,7 @@ class Curve:
 def grid(model: Model, tell: Callable[[], None] = lambda: None) -> Grid:
     """Return the expected times and costs of every stage at every level worth a look; ``tell`` is called a stage."""
     machine = model.machine
-    ladders = [ladder(stage, model.profile, machine) for stage in model.stages]
-    counts = levels(ladders, machine, model.held)
-    deals = tuple(tuple(at(steps, count) for count in counts) for steps in ladders)
+    counts, deals = choices(model)
     time = np.array([_means(model, index, row, tell) for index, row in enumerate(deals)])
     cost = time * stage_rate(machine, np.array(counts))
     if machine.billing.per == "function":

@@ -18,7 +18,7 @@ from unfold_tuning.facts import Machine
 from unfold_tuning.fleet import Own
 from unfold_tuning.plan import PROFILE
 from unfold_tuning.prices import machines_of
-from unfold_tuning.spec import ProfileSpec, TuningSpec
+from unfold_tuning.spec import MOST_VARIATION, ProfileSpec, TuningSpec
 from unfold_tuning.trainables import SETS, Work, sample
 from unfold_tuning.words import counted, span
 from unfold_tuning.worker import Job, Told
@@ -113,7 +113,7 @@ def summary(found: Measured) -> dict[str, Any]:
         "startup": {"mean": _time(float(np.mean(found.startups))), "std": _time(float(np.std(found.startups)))},
         "start": {"mean": _time(float(np.mean(found.starts))), "std": _time(float(np.std(found.starts)))},
         "sync": {"mean": "0.05 s", "std": "0 s"},
-        "trial_spread": round(min(1.0, float(means.std() / mean)), 4),
+        "trial_spread": round(min(MOST_VARIATION, float(means.std() / mean)), 4),
         "error": 0.1,
     }
 

@@ -13,7 +13,7 @@ from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.frontier import Curve, Grid, grid
 from unfold_tuning.prepaid import exact_curve
 from unfold_tuning.rivals import Found, Goal, cheapest, greedy, improved, naive_scores, static_scores
-from unfold_tuning.score import Score, score
+from unfold_tuning.score import Score, scores
 from unfold_tuning.stages import Stage
 from unfold_tuning.tables import Floats, Model, model
 
@@ -24,8 +24,9 @@ MOST_POINTS = 600
 class Offer:
     """A machine's whole curve: plans fastest first, each scored; ``promised`` [plans] is the time that can be promised.
 
-    Where lives are billed by steps, fixed and naive clusters are among the plans, and what lies beside the cheapest is
-    looked at too: ``share`` is the promise, ``improved`` keeps what was found by deadline.
+    Fixed and naive clusters are among the plans, as the curve is that of means and a promise is not. Where lives are
+    billed by steps, what lies beside the cheapest is looked at too: ``share`` is the promise, ``improved`` keeps what
+    was found by deadline.
     """
 
     model: Model
@@ -73,7 +74,8 @@ def offers(
     """Return every machine's curve, on the same luck; ``progress`` is told each stage on each machine."""
     drawn, total, done = model(stages, profile, machines[0], samples, seed), len(stages) * len(machines), count(1)
     progress("curve", 0, total)
-    return [offer(drawn.on(machine), share, lambda: progress("curve", next(done), total)) for machine in machines]
+    models = drawn.among(machines)
+    return [offer(item, share, lambda: progress("curve", next(done), total)) for item in models]
 
 
 def offer(drawn: Model, share: float, tell: Callable[[], None] = lambda: None) -> Offer:
@@ -81,11 +83,9 @@ def offer(drawn: Model, share: float, tell: Callable[[], None] = lambda: None) -
     table = grid(drawn, tell)
     exact = exact_curve(drawn, table)
     chosen = thin(len(exact.plans), MOST_POINTS)
-    scores = [score(drawn, exact.plans[index]) for index in chosen]
-    if drawn.machine.by_steps:
-        scores += [*static_scores(drawn), *naive_scores(drawn)]
-    promised = np.array([item.promise(share) for item in scores])
-    return Offer(drawn, table, exact, tuple(scores), promised, share)
+    played = [*scores(drawn, [exact.plans[index] for index in chosen]), *static_scores(drawn), *naive_scores(drawn)]
+    promised = np.array([item.promise(share) for item in played])
+    return Offer(drawn, table, exact, tuple(played), promised, share)
 
 
 def best(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:

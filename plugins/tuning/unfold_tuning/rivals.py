@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from unfold_tuning.deals import Deal, Plan, at, ladder, slots
-from unfold_tuning.score import Score, score
+from unfold_tuning.deals import Deal, Plan, at, slots
+from unfold_tuning.ladders import ladders
+from unfold_tuning.score import Score, scores
 from unfold_tuning.tables import Model
 
 
@@ -43,25 +44,24 @@ def cheapest(scores: Sequence[Score], goal: Goal) -> Found:
 
 def static_scores(model: Model) -> list[Score]:
     """Return every fixed cluster, smallest first."""
-    ladders = [ladder(stage, model.profile, model.machine) for stage in model.stages]
-    counts = sorted({deal.instances for steps in ladders for deal in steps})
-    counts = [count for count in counts if all(steps[0].instances <= count for steps in ladders)]
-    return [score(model, tuple(at(steps, count) for steps in ladders)) for count in counts]
+    best = ladders(model)
+    counts = sorted({deal.instances for steps in best for deal in steps})
+    counts = [count for count in counts if all(steps[0].instances <= count for steps in best)]
+    return scores(model, [tuple(at(steps, count) for steps in best) for count in counts])
 
 
 def naive_scores(model: Model) -> list[Score]:
     """Return the shrinking clusters that give every trial the same number of accelerators throughout."""
-    return [score(model, plan) for plan in _constant_gangs(model)]
+    return scores(model, list(_constant_gangs(model)))
 
 
 def greedy(model: Model, goal: Goal, static: Score | None) -> Found:
     """Lower one stage at a time while that is on time and cheaper, by dollars saved per second lost."""
     if static is None:
         return Found(None, 0)
-    ladders = [ladder(stage, model.profile, model.machine) for stage in model.stages]
-    current, looked = static, 0
+    steps, current, looked = ladders(model), static, 0
     while True:
-        tried = [score(model, plan) for plan in _lowered(current.plan, ladders)]
+        tried = scores(model, list(_lowered(current.plan, steps)))
         looked += len(tried)
         better = [found for found in tried if goal.met(found) and found.cost < current.cost - 1e-9]
         if not better:
@@ -72,10 +72,10 @@ def greedy(model: Model, goal: Goal, static: Score | None) -> Found:
 
 def improved(model: Model, start: Score, goal: Goal) -> Score:
     """Return the cheapest plan on time that steps of one instance in one stage lead to, from a plan or the greedy's."""
-    ladders = [ladder(stage, model.profile, model.machine) for stage in model.stages]
+    steps = ladders(model)
     best = min([start, *filter(None, [greedy(model, goal, start).best])], key=_dear)
     while True:
-        tried = [score(model, plan) for plan in _beside(best.plan, ladders, model.machine.limit)]
+        tried = scores(model, list(_beside(best.plan, steps, model.machine.limit)))
         found = min((item for item in tried if goal.met(item)), key=_dear, default=best)
         if _dear(found) >= _dear(best):
             return best
@@ -100,15 +100,15 @@ def _dear(found: Score) -> tuple[float, float]:
     return round(found.cost, 6), round(found.mean_seconds, 3)
 
 
-def _beside(plan: Plan, ladders: Sequence[Sequence[Deal]], limit: int) -> Iterator[Plan]:
-    for index, steps in enumerate(ladders):
+def _beside(plan: Plan, every: Sequence[Sequence[Deal]], limit: int) -> Iterator[Plan]:
+    for index, steps in enumerate(every):
         for instances in (plan[index].instances - 1, plan[index].instances + 1):
             if steps[0].instances <= instances <= limit:
                 yield (*plan[:index], at(steps, instances), *plan[index + 1 :])
 
 
-def _lowered(plan: Plan, ladders: Sequence[Sequence[Deal]]) -> Iterator[Plan]:
-    for index, steps in enumerate(ladders):
+def _lowered(plan: Plan, every: Sequence[Sequence[Deal]]) -> Iterator[Plan]:
+    for index, steps in enumerate(every):
         smaller = [deal for deal in steps if deal.instances < plan[index].instances]
         if smaller:
             yield (*plan[:index], smaller[-1], *plan[index + 1 :])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
-from unfold_tuning.deals import Plan
+from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine
 from unfold_tuning.losses import replacing
 from unfold_tuning.tables import Floats, Model
@@ -15,12 +16,17 @@ from unfold_tuning.tables import Floats, Model
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A plan's sampled runs: ``seconds`` and ``dollars`` are [samples]; ``ends`` is [stages, samples]."""
+    """A plan's sampled runs: ``seconds`` and ``dollars`` are [samples], ``clocks`` the end of each stage."""
 
     plan: Plan
     seconds: Floats
     dollars: Floats
-    ends: Floats
+    clocks: tuple[Floats, ...]
+
+    @property
+    def ends(self) -> Floats:
+        """When each stage ends: [stages, samples] seconds."""
+        return np.array(self.clocks)
 
     @property
     def mean_seconds(self) -> float:
@@ -57,6 +63,15 @@ class Holding:
     old: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """Runs up to the end of a stage: the time, the dollars of what was given back, and what is held."""
+
+    clock: Floats
+    dollars: Floats
+    held: tuple[Holding, ...]
+
+
 def quantile(values: Floats, share: float) -> float:
     """Return the smallest of the values that at least ``share`` of them do not exceed."""
     rank = min(len(values) - 1, int(np.ceil(share * len(values) - 1e-9)) - 1)
@@ -65,27 +80,52 @@ def quantile(values: Floats, share: float) -> float:
 
 def score(model: Model, plan: Plan) -> Score:
     """Play a plan in every sampled run."""
+    return scores(model, [plan])[0]
+
+
+def scores(model: Model, plans: Sequence[Plan]) -> list[Score]:
+    """Play plans in every sampled run; those that begin alike are one until they part."""
+    found: dict[int, Score] = {}
+    path: list[_Played] = [_begun(model)]
+    before: Plan = ()
+    for place in sorted(range(len(plans)), key=lambda place: plans[place]):
+        plan = plans[place]
+        alike = next((i for i, (one, other) in enumerate(zip(before, plan, strict=False)) if one != other), len(before))
+        path, before = path[: alike + 1], plan
+        for index in range(alike, len(plan)):
+            path.append(_next(model, path[-1], index, plan[index]))
+        found[place] = _ended(model, plan, path[1:])
+    return [found[place] for place in range(len(plans))]
+
+
+def _begun(model: Model) -> _Played:
     clock = np.zeros(model.samples)
-    held = [Holding(model.held, clock, old=True)] if model.held else []
-    dollars = np.zeros(model.samples)
-    ends = []
-    for index, deal in enumerate(plan):
-        new = deal.instances - sum(holding.count for holding in held)
-        if new < 0:
-            held, paid = release(held, -new, clock, model.machine)
-            dollars += paid
-        elif new > 0:
-            running = clock + model.provision(index)
-            held = [*held, Holding(new, running)]
-            clock = running + model.startup(index, new)
-            dollars += new * model.machine.ingress
-        clock = clock + model.seconds(index, deal)
-        ends.append(clock)
-    dollars += release(held, sum(holding.count for holding in held), clock, model.machine)[1]
-    dollars += clock * (model.machine.head / 3600.0)
+    return _Played(clock, clock, (Holding(model.held, clock, old=True),) if model.held else ())
+
+
+def _next(model: Model, so_far: _Played, index: int, deal: Deal) -> _Played:
+    clock, dollars, held = so_far.clock, so_far.dollars, list(so_far.held)
+    new = deal.instances - sum(holding.count for holding in held)
+    if new < 0:
+        held, paid = release(held, -new, clock, model.machine)
+        dollars = dollars + paid
+    elif new > 0:
+        running = clock + model.provision(index)
+        held = [*held, Holding(new, running)]
+        clock = running + model.startup(index, new)
+        dollars = dollars + new * model.machine.ingress
+    return _Played(clock + model.seconds(index, deal), dollars, tuple(held))
+
+
+def _ended(model: Model, plan: Plan, path: Sequence[_Played]) -> Score:
+    clock, held = path[-1].clock, list(path[-1].held)
     if model.machine.billing.per == "function":
         dollars = _by_function(model, plan, clock)
-    return Score(plan, clock, dollars + _replaced(model, plan) if model.machine.hazard else dollars, np.array(ends))
+    else:
+        dollars = path[-1].dollars + release(held, sum(item.count for item in held), clock, model.machine)[1]
+        dollars = dollars + clock * (model.machine.head / 3600.0)
+    dollars = dollars + _replaced(model, plan) if model.machine.hazard else dollars
+    return Score(plan, clock, dollars, tuple(item.clock for item in path))
 
 
 def _replaced(model: Model, plan: Plan) -> Floats:

@@ -240,7 +240,7 @@ def _lines(what: Chosen, points: Sequence[Point], gap: float) -> list[tuple[str,
     lines += [("options", text) for text in [_options(what)] if text]
     if gap > 0.05:
         floor = f"nothing that keeps the promise costs less than {dollars(what.floor)}"
-        lines.append(("bound", f"{floor} (proven; whether it can be reached is open)"))
+        lines.append(("bound", f"{floor} (proven for the deals that were searched; whether it can be reached is open)"))
     return lines
 
 

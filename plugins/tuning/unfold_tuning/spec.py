@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unfoldkit.api import Bytes, Duration, Fraction, Model, Money, Price, Problem, Rate, Spec, did_you_mean
+from unfoldkit.api import Bytes, Duration, Fraction, Model, Money, Percent, Price, Problem, Rate, Spec, did_you_mean
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=20_000)]
 METRICS = ("accuracy", "log-loss")
+MOST_VARIATION = 10.0
 Eta = Annotated[int, Field(ge=2, le=100)]
 
 
@@ -133,6 +134,13 @@ class Iteration(Model):
 Time = Annotated[Duration | Delay, Field(union_mode="left_to_right")]
 
 
+Variation = Annotated[
+    Annotated[float, Field(ge=0, le=MOST_VARIATION)] | Annotated[Percent, Field(ge=0, le=MOST_VARIATION)],
+    Field(union_mode="left_to_right"),
+]
+"""A standard deviation over its mean: 0.25, 25%, or 150% where a few trials take many times as long as most."""
+
+
 class ProfileSpec(Model):
     """Timings of the job. Measured by ``unfold profile`` where left out."""
 
@@ -147,8 +155,8 @@ class ProfileSpec(Model):
     startup: Time = Field(default=60.0, description="from running to ready, billed; alone, it varies by 15 %")
     start: Time = Field(default=0.0, description="start of a trial with its checkpoint")
     sync: Time = Field(default=10.0, description="between two stages: rank, checkpoint, move")
-    trial_spread: Fraction = Field(default=0.05, description="variation of speed between trials")
-    worker_spread: Fraction = Field(default=0.0, description="variation between the workers of one trial")
+    trial_spread: Variation = Field(default=0.05, description="variation of speed between trials, which lasts")
+    worker_spread: Variation = Field(default=0.0, description="variation between the workers of one trial")
     error: Fraction = Field(default=0.1, description="how wrong the profile itself may be")
 
 

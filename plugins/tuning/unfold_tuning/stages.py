@@ -44,7 +44,7 @@ class Stage:
         return sorted((group.iters for group in self.groups for _ in range(group.trials)), reverse=True)
 
 
-def successive_halving(trials: int, min_iters: int, max_iters: int, eta: int, *, bracket: int = 0) -> tuple[Stage, ...]:
+def successive_halving(trials: int, min_iters: int, max_iters: int, eta: int) -> tuple[Stage, ...]:
     """Return the stages of SHA(n, r, R, eta).
 
     Cumulative targets are ``c_i = min(r * eta**i, R)``; ``n_i = max(1, n_{i-1} // eta)``. The last stage is the first
@@ -54,7 +54,7 @@ def successive_halving(trials: int, min_iters: int, max_iters: int, eta: int, *,
     while True:
         last = target >= max_iters or count == 1
         target = max_iters if last else target
-        stages.append(Stage((Group(count, target - done, done, bracket),)))
+        stages.append(Stage((Group(count, target - done, done),)))
         if last:
             return tuple(stages)
         done, target, count = target, min(target * eta, max_iters), max(1, count // eta)
@@ -63,15 +63,22 @@ def successive_halving(trials: int, min_iters: int, max_iters: int, eta: int, *,
 def hyperband(max_iters: int, eta: int, *, parallel: bool = False) -> tuple[Stage, ...]:
     """Return the stages of Hyperband(R, eta): its brackets one after another, or side by side.
 
-    Bracket s = s_max..0 starts ``ceil((s_max+1)/(s+1) * eta**s)`` trials with ``R * eta**-s`` iterations each
-    (Li et al., JMLR 2018, algorithm 1; fractions of an iteration are rounded down to at least one).
+    Bracket s = s_max..0 starts ``ceil((s_max+1)/(s+1) * eta**s)`` trials and has s + 1 stages, which end when a trial
+    has run ``R * eta**-s``, ..., ``R/eta``, R iterations (Li et al., JMLR 2018, algorithm 1; fractions of an iteration
+    are rounded down).
     """
     top = int(math.log(max_iters) / math.log(eta) + 1e-9)
-    brackets = []
-    for index, s in enumerate(range(top, -1, -1)):
-        trials = math.ceil((top + 1) / (s + 1) * eta**s)
-        brackets.append(successive_halving(trials, max(1, max_iters // eta**s), max_iters, eta, bracket=index))
+    brackets = [_bracket(max_iters, eta, top, s) for s in range(top, -1, -1)]
     return side_by_side(brackets) if parallel else tuple(stage for bracket in brackets for stage in bracket)
+
+
+def _bracket(max_iters: int, eta: int, top: int, s: int) -> list[Stage]:
+    trials, done, found = -(-(top + 1) * eta**s // (s + 1)), 0, []
+    for rung in range(s, -1, -1):
+        target = max_iters // eta**rung
+        found.append(Stage((Group(trials, target - done, done, top - s),)))
+        trials, done = max(1, trials // eta), target
+    return found
 
 
 def side_by_side(brackets: Sequence[Sequence[Stage]]) -> tuple[Stage, ...]:

@@ -8,8 +8,10 @@ do, not by luck.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +29,13 @@ RECENT = 4
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Uniform and normal draws of one stage: ``trial`` and ``worker`` are [samples, trials], the others [samples]."""
+    """Uniform and normal draws of one stage: those of trials are [samples, trials], the others [samples].
+
+    ``own`` is a trial's lasting speed, the same in each stage of its bracket; ``trial`` the luck of its iterations.
+    """
 
     lengths: Floats
+    own: Floats
     trial: Floats
     start: Floats
     worker: Floats
@@ -64,8 +70,9 @@ class Model:
 
     ``held`` instances run already when the first stage begins, as where the rest of a job is planned again; ``paces``
     are then those of the trials that go on.
-    ``memory`` keeps stage durations by deal, since planners ask for the same ones again and again; ``recent`` the
-    last few trial times, which are large, by stage and gang; ``ready`` start-up times, which are those of any machine.
+    ``memory`` keeps stage durations by deal, and of 0 places what is busy in them, since planners ask for the same ones
+    again and again; ``recent`` the last few trial times, which are large, by stage and gang; ``ready`` start-up times,
+    which are those of any machine; ``ladders`` what :mod:`unfold_tuning.ladders` has found.
     """
 
     stages: tuple[Stage, ...]
@@ -78,6 +85,9 @@ class Model:
     memory: dict[tuple[int, int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
     recent: dict[tuple[int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
     ready: dict[tuple[int, int], Floats] = field(default_factory=dict, compare=False, repr=False)
+    ladders: dict[tuple[int, tuple[int, ...]], tuple[tuple[Deal, ...], ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def samples(self) -> int:
@@ -86,39 +96,61 @@ class Model:
 
     def on(self, machine: Machine) -> Model:
         """Return the same runs on another machine."""
-        return replace(self, machine=machine, memory={}, recent={})
+        alike = _shape(machine) == _shape(self.machine)
+        return replace(self, machine=machine) if alike else self._changed(machine=machine, ready=self.ready)
+
+    def among(self, machines: Sequence[Machine]) -> list[Model]:
+        """Return the same runs on each machine; those on which trials take as long share what is remembered."""
+        made: list[Model] = []
+        for machine in machines:
+            alike = [item for item in made if _shape(item.machine) == _shape(machine)]
+            made.append((alike or [self])[0].on(machine))
+        return made
 
     def rest(self, index: int, held: int) -> Model:
         """Return the job from stage ``index`` on, with instances that it holds already."""
-        return replace(
-            self, stages=self.stages[index:], draws=self.draws[index:], held=held, memory={}, recent={}, ready={}
-        )
+        return self._changed(stages=self.stages[index:], draws=self.draws[index:], held=held)
 
     def paced(self, paces: Paces | None) -> Model:
         """Return the same runs with trials whose pace is known."""
-        return replace(self, paces=paces, memory={}, recent={}, ready={})
+        return self._changed(paces=paces)
 
     def one(self, sample: int) -> Model:
         """Return the one run with this number."""
-        row = slice(sample, sample + 1)
-        names = ("trial", "start", "worker", "hit", "provision", "startup", "sync")
-        draws = tuple(replace(drawn, **{name: getattr(drawn, name)[row] for name in names}) for drawn in self.draws)
-        return replace(self, draws=draws, common=self.common[row], memory={}, recent={}, ready={})
+        return self._some(slice(sample, sample + 1))
+
+    def first(self, count: int) -> Model:
+        """Return the first ``count`` runs."""
+        return self._some(slice(0, count))
+
+    def _some(self, rows: slice) -> Model:
+        names = ("own", "trial", "start", "worker", "hit", "provision", "startup", "sync")
+        draws = tuple(replace(drawn, **{name: getattr(drawn, name)[rows] for name in names}) for drawn in self.draws)
+        return self._changed(draws=draws, common=self.common[rows])
+
+    def _changed(self, **changes: Any) -> Model:
+        """Return the model with other facts, and nothing remembered of the old ones."""
+        return replace(self, **({"memory": {}, "recent": {}, "ready": {}, "ladders": {}} | changes))
+
+    @property
+    def varies(self) -> bool:
+        """Whether chance makes the trials of a stage differ."""
+        profile = self.profile
+        spread = (profile.iteration.std, profile.start.std, profile.trial_cv, profile.worker_cv, self.machine.hazard)
+        return any(spread) or self.paces is not None
 
     def with_profile(self, profile: Profile) -> Model:
         """Return the same luck under another profile; the common factor is drawn again from the same normals."""
         sigma = log_sigma(profile.error_cv)
         normal = _normal_of(self.common, log_sigma(self.profile.error_cv))
-        return replace(
-            self, profile=profile, common=np.exp(sigma * normal - sigma**2 / 2), memory={}, recent={}, ready={}
-        )
+        return self._changed(profile=profile, common=np.exp(sigma * normal - sigma**2 / 2))
 
     def seconds(self, index: int, deal: Deal) -> Floats:
         """Return the duration of stage ``index`` under a deal, barrier included: [samples] seconds."""
-        key = (index, deal.gang, deal.slots)
+        places = min(deal.slots, self.stages[index].trials)
+        key = (index, deal.gang, places)
         if key not in self.memory:
             trials = self.trials(index, deal.gang)
-            places = min(deal.slots, trials.shape[1])
             ends = trials.max(axis=1) if places == trials.shape[1] else schedule(trials, places)
             self.memory[key] = ends + self.sync(index)
         return self.memory[key]
@@ -134,7 +166,10 @@ class Model:
 
     def busy(self, index: int, deal: Deal) -> Floats:
         """Return the accelerator-seconds in which trials run in a stage: [samples]."""
-        return np.asarray(self.trials(index, deal.gang).sum(axis=1) * deal.gang)
+        key = (index, deal.gang, 0)
+        if key not in self.memory:
+            self.memory[key] = np.asarray(self.trials(index, deal.gang).sum(axis=1) * deal.gang)
+        return self.memory[key]
 
     def sync(self, index: int) -> Floats:
         """Return the time of the barrier before a stage; the first of a job has none."""
@@ -169,8 +204,8 @@ class Model:
         cv = iteration.std / iteration.mean
         known = self.paces if self.paces and self._goes_on(index, len(self.paces.factors)) else None
         own = known.doubt if known else log_sigma(self.profile.trial_cv)
-        variance = own**2 + np.log1p(cv * cv / np.maximum(drawn.lengths, 1))
-        factor = np.asarray(np.exp(np.sqrt(variance) * drawn.trial - variance / 2))
+        luck = np.log1p(cv * cv / np.maximum(drawn.lengths, 1))
+        factor = np.asarray(np.exp(own * drawn.own + np.sqrt(luck) * drawn.trial - (own**2 + luck) / 2))
         return factor * known.drawn(self.samples, factor.shape[1]) if known else factor
 
     def _goes_on(self, index: int, most: int) -> bool:
@@ -190,8 +225,16 @@ def model(stages: Sequence[Stage], profile: Profile, machine: Machine, samples: 
     """Draw everything that chance decides in ``samples`` runs of a job; equal seeds give equal luck."""
     sigma = log_sigma(profile.error_cv)
     common = np.exp(sigma * np.random.default_rng([seed, 1 << 20]).standard_normal(samples) - sigma**2 / 2)
-    drawn = tuple(_draws(stage, samples, np.random.default_rng([seed, index])) for index, stage in enumerate(stages))
+    lasting = _lasting(stages, samples, seed)
+    drawn = tuple(
+        _draws(stage, lasting, samples, np.random.default_rng([seed, index])) for index, stage in enumerate(stages)
+    )
     return Model(tuple(stages), profile, machine, drawn, common)
+
+
+def _shape(machine: Machine) -> tuple[float, ...]:
+    """What of a machine decides how long trials take."""
+    return machine.accelerators, machine.speed, machine.hazard, machine.checkpoint_iters
 
 
 def lognormal(spread: Spread, normal: Floats) -> Floats:
@@ -208,11 +251,35 @@ def slowest(normal: Floats, count: int) -> Floats:
     return np.asarray(ndtri(np.exp(log_ndtr(normal) / count)))
 
 
-def _draws(stage: Stage, samples: int, rng: np.random.Generator) -> Draws:
+def _lasting(stages: Sequence[Stage], samples: int, seed: int) -> dict[int, Floats]:
+    """Draw the lasting speeds of each bracket's trials: [samples, trials], of which the first go on."""
+    most: dict[int, int] = {}
+    for stage in stages:
+        here = Counter[int]()
+        for group in stage.groups:
+            here[group.bracket] += group.trials
+        most |= {bracket: max(count, most.get(bracket, 0)) for bracket, count in here.items()}
+    rngs = {bracket: np.random.default_rng([seed, 1 << 21, bracket]) for bracket in most}
+    return {bracket: rngs[bracket].standard_normal((samples, count)) for bracket, count in most.items()}
+
+
+def _own(stage: Stage, lasting: dict[int, Floats]) -> Floats:
+    """Return the lasting speeds of a stage's trials, longest first; groups of one bracket follow each other."""
+    taken = Counter[int]()
+    parts = []
+    for group in sorted(stage.groups, key=lambda group: -group.iters):
+        begin = taken[group.bracket]
+        taken[group.bracket] += group.trials
+        parts.append(lasting[group.bracket][:, begin : begin + group.trials])
+    return parts[0] if len(parts) == 1 else np.hstack(parts)
+
+
+def _draws(stage: Stage, lasting: dict[int, Floats], samples: int, rng: np.random.Generator) -> Draws:
     trials = stage.trials
     one, many = (samples,), (samples, trials)
     return Draws(
         lengths=np.asarray(stage.lengths(), dtype=float),
+        own=_own(stage, lasting),
         trial=rng.standard_normal(many),
         start=rng.standard_normal(many),
         worker=rng.standard_normal(many),
