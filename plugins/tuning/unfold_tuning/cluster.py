@@ -22,11 +22,15 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened on a node: a worker said something, or (``told`` is ``None``) the node is lost."""
+    """What happened on a node: a worker said something, or (``told`` is ``None``) the node is lost.
+
+    ``own`` is false for a trial that was lost with another's process.
+    """
 
     node: str
     trial: int
     told: Told | None
+    own: bool = True
 
 
 class Cluster(Protocol):
@@ -135,7 +139,7 @@ class LocalCluster:
                     told: Told = pipe.recv()
                     yield Event(node.name, told.trial, told)
                 except (EOFError, ConnectionResetError):
-                    yield from self._lost(node)
+                    yield from self._lost(node, pipe)
 
     def close(self) -> None:
         """See :class:`Cluster`."""
@@ -145,13 +149,13 @@ class LocalCluster:
         finally:
             self.fleet.close()
 
-    def _lost(self, node: Node) -> Iterator[Event]:
-        trials = list(node.busy)
+    def _lost(self, node: Node, ended: Connection) -> Iterator[Event]:
+        trials = {trial: pipe is ended for trial, (pipe, _) in node.busy.items()}
         for trial in trials:
             self.finished(trial)
         self._release(node)
-        for trial in trials or [-1]:
-            yield Event(node.name, trial, None)
+        for trial, own in (trials or {-1: True}).items():
+            yield Event(node.name, trial, None, own=own)
 
     def _launch(self, name: str) -> Node:
         context = get_context("spawn")

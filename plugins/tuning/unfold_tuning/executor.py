@@ -27,7 +27,7 @@ from unfold_tuning.stages import Group, Stage
 from unfold_tuning.tables import Model, Paces, model
 from unfold_tuning.trainables import sample
 from unfold_tuning.words import dollars, span
-from unfold_tuning.worker import Job
+from unfold_tuning.worker import Job, state_file
 from unfoldkit.api import fail
 
 TRIES = 3
@@ -226,13 +226,23 @@ class Executor:
             running[job.trial] = replace(job, done=told.iters)
             # over days a spot trial loses many instances; only one that comes no further is given up
             tries[job.trial] = 0
+            self._superseded(job)
             if told.iters >= job.target:
                 self._left(job.trial, running)
             return
-        if job is not None:
+        if told is not None and told.what == "unkept":
+            raise fail(told.error, hint="make room; the same command goes on from here")
+        if job is not None and not event.own:
+            waiting.insert(0, self._left(job.trial, running))
+        elif job is not None:
             most = TRIES if told or not self.task.machine.hazard else LOSSES
             reason = told.error if told else "its node was lost"
             self._once_more(self._left(job.trial, running), tries, most, reason, waiting)
+
+    def _superseded(self, job: Job) -> None:
+        """Remove the checkpoint before the last one, which the ledger has by now: disks are finite."""
+        if job.done:
+            state_file(job.checkpoint, job.done).unlink(missing_ok=True)
 
     def _left(self, trial: int, running: dict[int, Job]) -> Job:
         self.ledger.part_ends(trial, self.task.wall())

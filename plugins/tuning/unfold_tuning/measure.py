@@ -166,6 +166,8 @@ def _some(gang: int, found: Measured) -> None:
 def _there(told: Told | None) -> Told:
     if told is None:
         raise broken("a worker died while it was measured", hint="out of memory?")
+    if told.what == "unkept":
+        raise fail(told.error)
     return told
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from unfold_tuning.estimators import Train
 from unfold_tuning.trainables import Work, make
 from unfoldkit.engines.local import start_worker
+from unfoldkit.errors import UnfoldError
 from unfoldkit.runs import write_atomically
 
 
@@ -36,10 +37,12 @@ class Job:
 class Told:
     """What a worker says: it is ``ready``, a trial has got to ``iters`` (``step``), or its function ``failed``.
 
+    A checkpoint that could not be written (``unkept``) is no fault of the trial.
+
     ``seconds`` are those of a step, its checkpoint included, which took ``saved`` of them.
     """
 
-    what: Literal["ready", "step", "failed"]
+    what: Literal["ready", "step", "failed", "unkept"]
     trial: int = -1
     iters: int = 0
     metric: float = 0.0
@@ -60,10 +63,23 @@ def work_for(parent: int, pipe: Connection, work: Work) -> None:
             return
         try:
             state = state_of(job)
-            for told in perform(job, train, state, lambda iters, new: keep(job, iters, new)):  # noqa: B023
+            for told in perform(job, train, state, lambda iters, new: _laid(job, iters, new)):  # noqa: B023
                 pipe.send(told)
+        except _Unkept as error:
+            pipe.send(Told("unkept", job.trial, error=str(error)))
         except Exception as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
             pipe.send(Told("failed", job.trial, error=f"{type(error).__name__}: {error}"))
+
+
+class _Unkept(Exception):  # noqa: N818 - said to the driver, which makes an error of it
+    """A checkpoint could not be written."""
+
+
+def _laid(job: Job, iters: int, state: bytes) -> None:
+    try:
+        keep(job, iters, state)
+    except UnfoldError as error:
+        raise _Unkept(str(error)) from error
 
 
 def perform(job: Job, train: Train, state: bytes | None, kept: Callable[[int, bytes], None]) -> Iterator[Told]:

@@ -1,0 +1,48 @@
+"""What a trial must not pay for: the end of a process beside it, and a full disk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_train import SPEC, trained
+
+from unfoldkit.api import UnfoldError, Verdict
+
+
+@pytest.fixture(autouse=True)
+def _log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEEPER_LOG", str(tmp_path / "log"))
+
+
+def test_only_the_trial_whose_process_ends_is_given_up(tmp_path: Path) -> None:
+    """A trial that takes its node along three times is left out; those that ran beside it are not."""
+    text = SPEC.replace("sleeper:train", "sleeper:deadly").replace("accelerators: 1", "accelerators: 2")
+    report = trained(tmp_path, text.replace("limit: 3", "limit: 1"))
+    told = dict(report.lines)["left out"]
+    assert told.startswith("1 trial (")
+    assert report.metrics["lost_nodes"].value == 3
+
+
+def test_a_full_disk_stops_the_run_and_costs_no_trial(tmp_path: Path) -> None:
+    """Where checkpoints cannot be written the run ends with an error, and the same command goes on with all trials."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/trials").write_text("in the way of the checkpoints")
+    with pytest.raises(UnfoldError, match="make room"):
+        trained(tmp_path)
+    (tmp_path / "run/trials").unlink()
+    report = trained(tmp_path)
+    assert report.verdict is Verdict.YES
+    assert "left out" not in dict(report.lines)
+
+
+def test_a_trial_keeps_its_last_checkpoint_only(tmp_path: Path) -> None:
+    """After a run there is one checkpoint of each trial, that of the iterations which it has come to."""
+    trained(tmp_path)
+    kept = sorted(path.relative_to(tmp_path / "run/trials") for path in (tmp_path / "run/trials").rglob("*.state"))
+    assert len({path.parent for path in kept}) == len(kept) == 6
+    assert {path.stem for path in kept} == {"2", "6", "12"}
