@@ -193,11 +193,14 @@ def profiled(table: Table, speedup: tuple[tuple[int, float], ...], seed: int) ->
 
 
 def read_tables(data: Path) -> Iterator[Table]:
-    """Yield the two tasks; elapsed seconds never fall, and epoch 0 is the start."""
+    """Yield the tasks, rows in any order; elapsed seconds never fall, and epoch 0 is the start."""
     with gzip.open(data / "hpo" / "lcbench_surrogate_replay.csv.gz", "rt", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for task in sorted({row["task_id"] for row in rows}):
         own = [row for row in rows if row["task_id"] == task]
+        own.sort(key=lambda row: (int(row["config_id"]), int(row["epoch"])))
+        if [int(row["epoch"]) for row in own] != list(range(1, EPOCHS + 1)) * (len(own) // EPOCHS):
+            raise ValueError(f"task {task}: not {EPOCHS} epochs of each configuration")
         pair = [np.array([float(row[key]) for row in own]).reshape(-1, EPOCHS) for key in ("val_accuracy", "elapsed_s")]
         accuracy, elapsed = (np.pad(values, ((0, 0), (1, 0))) for values in pair)
         yield Table(task, accuracy, np.maximum.accumulate(elapsed, axis=1))
