@@ -38,7 +38,7 @@ def openb_tasks(path: Path, user: str = "qos", faster: float = 1.0) -> Iterator[
 
     A part of a GPU counts as such; the GPUs of one node are one pool. A pod that was never deleted runs until the last
     time in the file. Its ``gpu_spec`` are types, which the policy ``types`` holds to. ``faster`` squeezes arrivals, not
-    run clock.
+    run times.
     """
     lines = list(_alone(csv_rows(path, (*POD, user)), "name"))
     last = max((line.number(name) for line in lines for name in TIMES if line[name]), default=0.0)
