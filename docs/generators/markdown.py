@@ -51,7 +51,8 @@ def _dedented(text: str) -> list[str]:
 
 def _default(item: dataclasses.Field[Any]) -> str:
     if item.default is not dataclasses.MISSING:
-        return code(repr(item.default))
+        # a function's repr has its address, which is another each time
+        return code(item.default.__name__ if inspect.isfunction(item.default) else repr(item.default))
     return "empty" if item.default_factory is not dataclasses.MISSING else "required"
 
 
