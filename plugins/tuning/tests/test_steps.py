@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,7 +19,7 @@ from unfold_tuning.facts import Machine, Profile, Spread
 from unfold_tuning.planner import best, offers, rivals
 from unfold_tuning.rivals import Goal
 from unfold_tuning.score import score
-from unfold_tuning.stages import Stage, successive_halving
+from unfold_tuning.stages import Group, Stage, successive_halving
 from unfoldkit.catalog.billing import Billing
 
 
@@ -39,7 +39,16 @@ def test_an_hour_that_is_begun_is_used() -> None:
     assert picked[1].cost == pytest.approx(2.0)
 
 
+# greedy ends lower from the fixed cluster than from the cheapest plan of the curve
+UNEVEN = (
+    (Stage((Group(9, 17),)), Stage((Group(1, 12, 17),)), Stage((Group(7, 17),))),
+    Profile(Spread(1.0), jobs.IMAGENET, startup=Spread(32.0), sync=Spread(61.0)),
+    Machine("m", 2, 10.0, limit=6),
+)
+
+
 @settings(max_examples=25, deadline=None)
+@example(UNEVEN, 60.0, 1.4375)
 @given(jobs.small_jobs(), st.sampled_from([60.0, 3600.0]), st.floats(1.01, 3.0))
 def test_no_rival_is_cheaper(job: tuple[tuple[Stage, ...], Profile, Machine], step: float, factor: float) -> None:
     """Whatever the step of the bill, no fixed, naive or greedy cluster on time costs less than the plan."""

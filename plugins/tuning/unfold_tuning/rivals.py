@@ -71,9 +71,13 @@ def greedy(model: Model, goal: Goal, static: Score | None) -> Found:
 
 
 def improved(model: Model, start: Score, goal: Goal) -> Score:
-    """Return the cheapest plan on time that steps of one instance in one stage lead to, from a plan or the greedy's."""
+    """Return the cheapest plan on time that steps of one instance in one stage lead to.
+
+    They lead from a plan, from where greedy ends that begins with it, or from where greedy ends as a rival.
+    """
     steps = ladders(model)
-    best = min([start, *filter(None, [greedy(model, goal, start).best])], key=_dear)
+    ends = (greedy(model, goal, begin).best for begin in (start, cheapest(static_scores(model), goal).best))
+    best = min([start, *filter(None, ends)], key=_dear)
     while True:
         tried = scores(model, list(_beside(best.plan, steps, model.machine.limit)))
         found = min((item for item in tried if goal.met(item)), key=_dear, default=best)
