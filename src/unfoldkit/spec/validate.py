@@ -22,6 +22,8 @@ MISSING = "this key is missing"
 UNKNOWN = "unknown key"
 MERGE = "YAML 1.2 has no merge keys: write the keys out"
 QUOTE = "'"
+ODD = ("extra_forbidden", "model_type")
+"""Mistakes of an entry as a whole."""
 
 
 def validate(model: type[M], document: Document) -> M:
@@ -142,9 +144,9 @@ def _distance(data: Any, path: PathKey, group: list[dict[str, Any]]) -> tuple[in
     depth = [len(real_path(data, error["loc"])) - len(path) for error in group]
     types = [error["type"] for error in group]
     at_root = sum(deep <= 0 and kind != "missing" for deep, kind in zip(depth, types, strict=True))
-    # a tag such as `process: burst` says which branch was meant, and so do the keys that it knows
+    # a tag such as `process: burst` says which branch was meant, and so do the keys that it knows, and what they hold
     tags = sum(deep == 1 and kind == "literal_error" for deep, kind in zip(depth, types, strict=True))
-    unknown = sum(deep == 1 and kind == "extra_forbidden" for deep, kind in zip(depth, types, strict=True))
+    unknown = sum(deep == 1 and kind in ODD for deep, kind in zip(depth, types, strict=True))
     return at_root, tags, unknown, len(group)
 
 
