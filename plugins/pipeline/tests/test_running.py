@@ -197,7 +197,9 @@ def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
         finally:
             await running.stop()
 
-    assert asyncio.run(asyncio.wait_for(scene(), 200)) == (4, 8, 0)
+    before, after, replaced = asyncio.run(asyncio.wait_for(scene(), 200))
+    assert before == 4 < after <= 8
+    assert replaced == 0
 
 
 def test_killed_replica_is_replaced_and_no_query_is_lost(make: Make) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -48,17 +48,19 @@ class Replica:
             return await asyncio.to_thread(_outputs, predict, np.stack(rows))
 
         self._ask = serve.batch(max_batch_size=batch, batch_wait_timeout_s=wait)(many)
+        self._batch = batch
 
-    def reconfigure(self, config: Mapping[str, int]) -> None:
-        """Take another largest batch without a new start."""
-        self._ask.set_max_batch_size(config["batch"])
+    async def __call__(self, row: Rows, batch: int = 0) -> Any:
+        """Return the answer to one row; ``batch`` is the largest batch from now on (0: as before).
 
-    async def __call__(self, row: Rows) -> Any:
-        """Return the answer to one row.
+        It comes with the row, as Ray Serve sends a replica nothing while it takes in another config.
 
         Raises:
             RuntimeError: the model's code raised an error on it.
         """
+        if batch not in (0, self._batch):
+            self._batch = batch
+            self._ask.set_max_batch_size(batch)
         found = await self._ask(row)
         if isinstance(found, Failed):
             raise RuntimeError(found.line)  # noqa: TRY004  # the type says that there is no answer
@@ -78,7 +80,7 @@ class Deployed:
     """A stage on Ray Serve: its application and handle, replicas that should be and are there, and what was counted.
 
     ``gang`` is the number of replicas in the plan, which start together where ``placing`` says so. A replica is made
-    for batches of ``planned``, and then told of ``batch``: what it is made for may not change, or it would start anew.
+    for batches of ``planned``, and takes in twice as many queries; each comes with the largest ``batch`` of its time.
     """
 
     name: str
@@ -186,9 +188,10 @@ class RayRuntime:
     def want(self, stage: int, count: int, batch: int = 0) -> None:
         """Set how many replicas a stage should have (whole gangs, where it has gangs), and its largest batch."""
         found = self.stages[stage]
-        count, batch = whole(found.placing, found.gang, max(1, count)), batch or found.batch
-        if (count, batch) != (found.wanted, found.batch):
-            found.wanted, found.batch = count, batch
+        found.batch = min(batch or found.batch, 2 * found.planned)
+        count = whole(found.placing, found.gang, max(1, count))
+        if count != found.wanted:
+            found.wanted = count
             self._keep(self._deploy(found))
 
     def batches(self) -> tuple[int, ...]:
@@ -275,7 +278,7 @@ class RayRuntime:
         late = clock() + PATIENCE_S
         while clock() < late:
             try:
-                return await stage.handle.remote(query.row)
+                return await stage.handle.remote(query.row, stage.batch)
             except self._ray.exceptions.RayTaskError:
                 stage.failed += 1
                 query.failed = stage.name
@@ -306,8 +309,8 @@ def _deployed(stage: Deployed) -> Any:
     """Deploy or change a stage; the same version makes Ray Serve keep the replicas that there are."""
     from ray import serve
 
-    options = {"num_replicas": stage.wanted, "max_ongoing_requests": 2 * stage.batch, "version": VERSION}
-    options |= {"user_config": {"batch": stage.batch}, **words(stage.placing, stage.gang)}
+    options = {"num_replicas": stage.wanted, "max_ongoing_requests": 2 * stage.planned, "version": VERSION}
+    options |= words(stage.placing, stage.gang)
     share = SHARE if stage.placing.together else 0
     options |= {"ray_actor_options": {"num_cpus": share}, "graceful_shutdown_wait_loop_s": 0.1}
     # by default a death is noticed after 10 s only
