@@ -137,7 +137,12 @@ def start(server: Server, count: int, schedule: Schedule | None = None, *, most:
     """Return a stage before its first arrival, with room for ``count`` items and ``most`` replicas.
 
     Items that may be shed are numbered below ``names`` (by default ``count``).
+
+    Raises:
+        ValueError: a batch may get longer than ``latency`` knows.
     """
+    if max(server.full, schedule.largest.max(initial=0) if schedule else 0) >= server.latency.size:
+        raise ValueError("a largest batch has no latency")
     added = int(np.maximum(schedule.change, 0).sum()) if schedule else 0
     size = 1 << (max(server.replicas + added, most) + 1).bit_length()
     mark = np.zeros(kernel.MARKS, dtype=np.int64)
