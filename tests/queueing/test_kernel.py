@@ -207,10 +207,8 @@ def test_early_end_is_exact() -> None:
 
 def test_a_batch_without_a_latency_is_refused() -> None:
     """Largest batches beyond the table of latencies are an error, at first and later on, not a read past its end."""
-    server, later = (
-        stage.Server(np.array([0.0, 1.0]), 1),
-        stage.Schedule(np.ones(1), np.zeros(1, np.int64), np.array([2])),
-    )
-    for how, schedule in ((stage.Server(np.array([0.0, 1.0]), 1, full=2), None), (server, later)):
+    server = stage.Server(np.array([0.0, 1.0]), 1)
+    later = stage.Schedule(np.ones(1), np.zeros(1, np.int64), np.array([2]))
+    for how, schedule in ((replace(server, full=2), None), (server, later)):
         with pytest.raises(ValueError, match="no latency"):
             stage.start(how, 1, schedule)
