@@ -63,7 +63,8 @@ def test_longer_batches_where_they_make_a_row_cheaper(sample: Sample, steps: Lad
     """At three times the rate longer batches save a replica of the dear stage, which the plan's batches need."""
     yard = Yard(PIPE, PLAN, sample, LIMIT, 100)
     place = next(index for index, factor in enumerate(steps.factors) if factor >= 3.0)
-    found, planned = rows(steps)[place], yard.least(steps.factors[place])
+    factor = steps.factors[place]
+    found, planned = rows(steps)[place], yard.least(yard.judge(factor), factor)
     assert found[1].batch > PLAN[1].batch
     assert PIPE.cost(found) < PIPE.cost(planned)
 

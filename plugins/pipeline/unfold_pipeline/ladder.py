@@ -57,8 +57,11 @@ class Ladder:
 def ladder(pipeline: Pipeline, plan: Plan, sample: Sample, limit: float, most: int) -> Ladder:
     """Return the ladder of a plan that keeps ``limit`` s on ``sample``, with at most ``most`` replicas a stage."""
     yard = Yard(replace(pipeline, quotas=()), plan, sample, limit, most)
-    rough = [_swapped(yard.judge(factor), yard.least(factor)) for factor in FACTORS[::STRIDE]]
-    rows = [yard.best(factor, found, rough) for factor, found in zip(FACTORS[::STRIDE], rough, strict=True)]
+    rough = [yard.rough(factor) for factor in FACTORS[::STRIDE]]
+    rows = [
+        yard.best(yard.judge(factor), factor, found, rough)
+        for factor, found in zip(FACTORS[::STRIDE], rough, strict=True)
+    ]
     fine: list[Plan] = []
     for place, (low, high) in enumerate(itertools.pairwise(rows)):
         between = FACTORS[place * STRIDE + 1 : (place + 1) * STRIDE]
@@ -83,9 +86,13 @@ class Yard:
         quick = replace(self.sample, arrivals=self.sample.arrivals / factor, visits=visits)
         return judge_of(self.pipeline, [quick], self.limit)
 
-    def least(self, factor: float) -> Plan:
-        """Widen the plan in proportion until it is in time, then take replicas away."""
+    def rough(self, factor: float) -> Plan:
+        """Return the least replicas, with the batches of the plan or others of single stages."""
         judge = self.judge(factor)
+        return _swapped(judge, self.least(judge, factor))
+
+    def least(self, judge: Judge, factor: float) -> Plan:
+        """Widen the plan in proportion until it is in time, then take replicas away."""
 
         def wide(tenths: int) -> Plan:
             return tuple(replace(c, replicas=max(1, math.ceil(c.replicas * factor * tenths / 10))) for c in self.plan)
@@ -97,12 +104,12 @@ class Yard:
     def between(self, factor: float, low: Plan, high: Plan) -> Plan:
         """Return the row between two others."""
         judge = self.judge(factor)
-        found = _thinned(judge, high) if judge.meets(high) else self.least(factor)
-        return self.best(factor, found, (low, high))
+        found = _thinned(judge, high) if judge.meets(high) else self.least(judge, factor)
+        return self.best(judge, factor, found, (low, high))
 
-    def best(self, factor: float, found: Plan, others: Sequence[Plan]) -> Plan:
+    def best(self, judge: Judge, factor: float, found: Plan, others: Sequence[Plan]) -> Plan:
         """Return the cheapest of a plan and what it is with the batches of others; of equals what carries most."""
-        judge, good = self.judge(factor), [found]
+        good = [found]
         for batches in dict.fromkeys(tuple(choice.batch for choice in plan) for plan in others):
             other = tuple(replace(choice, batch=size) for choice, size in zip(found, batches, strict=True))
             if other != found and judge.meets(other):
