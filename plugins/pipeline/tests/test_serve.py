@@ -151,13 +151,14 @@ def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
 
 
 def test_a_full_pipeline_refuses_by_the_head() -> None:
-    """The gate of the path refuses while as many rows are inside as may be, and counts it; before, it lets in."""
+    """The gate of the path is shut while as many rows are inside as may be, and counts who is sent away."""
     app = application("pipe", PIPE, Runtime([], [], ()), 2, Given(0))
     (gate,) = app.app.gates.values()
-    assert gate() == 0
+    assert gate.full() == 0
     app.entrance.inside = app.entrance.limits.queue_rows
-    assert gate() == 1
-    assert b'unfold_requests_total{code="429",model="pipe"} 1.0' in app.app.metrics.text()
+    assert gate.full() == 1
+    gate.refuse(2)
+    assert b'unfold_requests_total{code="429",model="pipe"} 2.0' in app.app.metrics.text()
 
 
 def test_a_batch_that_is_not_full_is_held_back(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Application:
     @property
     def gates(self) -> dict[str, Gate]:
         """The paths of inference, each with what refuses a request before its body is read; for ``Service.gates``."""
-        return {f"/v2/models/{name}/infer": endpoint.refused for name, endpoint in self.endpoints.items()}
+        return {f"/v2/models/{name}/infer": endpoint.gate for name, endpoint in self.endpoints.items()}
 
     @property
     def healthy(self) -> bool:

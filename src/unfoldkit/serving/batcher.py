@@ -44,7 +44,7 @@ class Limits:
     hung_seconds: float = 30.0
 
 
-REST_S = 0.005
+REST_S = 0.03
 HUNG = Refusal(503, "the model does not come back; its server must be started again")
 
 

@@ -8,6 +8,7 @@ import functools
 import gc
 import hmac
 import ipaddress
+import select
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from unfoldkit.serving.observe import Observer, observed
 from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 from unfoldkit.serving.start import Start, heard
+from unfoldkit.serving.sweep import Sweep
 from unfoldkit.serving.watch import watched, with_page
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
 
     def connection(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
         inner = HttpToolsProtocol(config, server_state, app_state, _loop)
-        return Connection(inner, lane, server_state.connections, time.monotonic)
+        return Connection(inner, lane, server_state.connections, time.monotonic, sweep)
 
     config = uvicorn.Config(
         observed(drained(outfit(service, terms.token, drain), drain), terms.observer),
@@ -203,6 +205,9 @@ def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
         terms.observer,
         service.gates,
     )
+    # an observer is told of each request in its turn; only Linux has epoll
+    swept = terms.observer is None and hasattr(select, "epoll")
+    sweep = Sweep(lane.judge, asyncio.get_running_loop().call_soon, time.monotonic) if swept else None
     return server
 
 

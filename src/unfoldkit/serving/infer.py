@@ -15,7 +15,7 @@ from unfoldkit.serving.metrics import ModelMetrics
 from unfoldkit.serving.model import Array, Call, Described, Refusal
 from unfoldkit.serving.protocol import Question, Reader, Unfit, Writer
 from unfoldkit.serving.replies import Reply, error, full, send_reply
-from unfoldkit.serving.service import Receive, Scope, Send
+from unfoldkit.serving.service import Gate, Receive, Scope, Send
 
 
 class TooLarge(Exception):  # noqa: N818 - the client's, not ours
@@ -68,23 +68,28 @@ class Endpoint:
             self._ask(body, lambda reply: None if replied.done() else replied.set_result(reply))
         await send_reply(await replied, send)
 
-    def refused(self) -> int:
-        """Return 0 where one more request can wait, else when to come back, in seconds; it is counted as refused."""
-        retry_s = self.batcher.full(1)
-        if retry_s:
-            self.metrics.requests.refuse()
-            self.batcher.rest()
-        return retry_s
+    @property
+    def gate(self) -> Gate:
+        """What refuses requests while no more can wait."""
+        return Gate(self._full, self._refuse)
+
+    def _full(self) -> int:
+        return self.batcher.full(1)
+
+    def _refuse(self, count: int) -> None:
+        self.metrics.requests.refuse(count)
+        self.batcher.rest()
 
     def _ask(self, body: bytes, done: Callable[[Reply], None]) -> None:
         # before the body is parsed: what is refused should cost as little as it can
-        if retry_s := self.refused():
+        if retry_s := self._full():
+            self._refuse(1)
             done(full(retry_s))
         else:
             self.answer(body, done)
 
     def answer(self, body: bytes, done: Callable[[Reply], None]) -> None:
-        """Answer a body for which ``refused`` found room: ``done`` is called once, now or when its batch is through."""
+        """Answer a body for which the gate found room: ``done`` is called once, now or when its batch is through."""
         began = time.perf_counter()
         try:
             question = self.reader.read(body)

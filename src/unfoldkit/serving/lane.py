@@ -18,6 +18,7 @@ from typing import Any
 from unfoldkit.serving.observe import ID, PARENT, Note, Observer, known_id, new_id
 from unfoldkit.serving.replies import Header, Reply, full
 from unfoldkit.serving.service import Answer, Gate
+from unfoldkit.serving.sweep import Sweep, Verdict
 
 _PLAIN = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)+\r\n")
 # an upgrade is an offer that a server may leave alone; some clients make it with every first request
@@ -38,9 +39,9 @@ _CYCLE_BYTES = 4096
 _STATUS = {code.value: b"HTTP/1.1 %d %b\r\n" % (code.value, code.phrase.encode()) for code in HTTPStatus}
 
 
-def open_gate() -> int:
-    """Refuse nobody."""
-    return 0
+def open_gate() -> Gate:
+    """Return a gate that refuses nobody."""
+    return Gate(lambda: 0, lambda _count: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,13 @@ class Lane:
     gates: Mapping[str, Gate] = field(default_factory=dict)
     known: dict[bytes, Head] = field(default_factory=dict)
     refusals: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    def judge(self, head: bytes) -> Verdict:
+        """Return what becomes of requests with this head while the loop does nothing else: none has -1 bytes."""
+        found = self.known.get(head)
+        if found is None or self.closing() or not (retry_s := found.gate.full()):
+            return Verdict(-1)
+        return Verdict(found.end, self.refusal(retry_s), found.gate.refuse)
 
     def refusal(self, retry_s: int) -> bytes:
         """Return the whole answer to one who is refused, written once as long as its headers are good for."""
@@ -84,7 +92,7 @@ class Head:
     path: str = ""
     id: str = ""
     parent: str = ""
-    gate: Gate = open_gate
+    gate: Gate = field(default_factory=open_gate)
 
 
 def first_lines(posts: Mapping[str, Answer]) -> dict[bytes, Answer]:
@@ -119,7 +127,7 @@ def _parsed(head: bytes, lane: Lane) -> Head | None:
     if not plain or int(size) > lane.limit or not _allowed(rest, lane):
         return None
     path = head[5 : line - 9].decode()
-    gate = lane.gates.get(path, open_gate)
+    gate = lane.gates.get(path) or open_gate()
     return Head(answer, len(head), len(head) + int(size), path, _named(rest, ID), _named(rest, PARENT), gate)
 
 
@@ -163,13 +171,15 @@ class Connection:
     ``slow`` once it is uvicorn's for good; ``busy`` while an answer is due; ``data`` is what waits to be whole, and
     ``began`` when its first bytes came; ``deaf`` while the client does not take its answers; ``held`` while nothing is
     read; ``name`` is the id of the request that is answered, and ``head`` its head if somebody observes. ``refused``
-    is a request, and when it may come back, of whose body ``skips`` bytes are still to come, to be dropped.
+    is a request, and when it may come back, of whose body ``skips`` bytes are still to come, to be dropped. ``calm`` is
+    what the sweep wants to know, ``number`` its file descriptor once it is under the sweep.
     """
 
     inner: Any
     lane: Lane
     connections: set[Any]
     now: Callable[[], float]
+    sweep: Sweep | None = None
     transport: asyncio.Transport | None = None
     slow: bool = False
     busy: bool = False
@@ -183,6 +193,8 @@ class Connection:
     head: Head | None = None
     refused: tuple[Head, int] | None = None
     skips: int = 0
+    calm: bool = False
+    number: int = -1
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Take the place of uvicorn's protocol among the connections that are shut down."""
@@ -194,6 +206,7 @@ class Connection:
     def connection_lost(self, error: Exception | None) -> None:
         """Tell uvicorn's protocol."""
         self.connections.discard(self)
+        self._unswept()
         self.transport = None
         # nobody hears the answers to what else was asked
         self.inner.pipeline.clear()
@@ -201,6 +214,7 @@ class Connection:
 
     def data_received(self, data: bytes) -> None:
         """Answer a request of the lane, or hand the bytes on."""
+        self.calm = False
         if self.slow:
             self.inner.data_received(data)
             self._bound()
@@ -218,13 +232,13 @@ class Connection:
     def eof_received(self) -> bool:
         """Let a client that has said all still hear its answer."""
         self.inner.eof_received()
-        self.ending = True
+        self.ending, self.calm = True, False
         return self.busy
 
     def pause_writing(self) -> None:
         """Read nothing more from a client that does not take its answers."""
         self.inner.pause_writing()
-        self.deaf, self.began = True, self.now()
+        self.deaf, self.calm, self.began = True, False, self.now()
         if not self.slow:
             self._hold()
 
@@ -237,9 +251,23 @@ class Connection:
 
     def shutdown(self) -> None:
         """End the connection, after the answer that it waits for."""
-        self.ending = True
+        self.ending, self.calm = True, False
         if not self.busy and not self.data and not self.skips:
             self.inner.shutdown()
+
+    def is_calm(self) -> bool:
+        """Whether nothing is under way in either direction."""
+        taken = self.slow or self.busy or self.deaf or self.ending or bool(self.skips or self.data)
+        if taken or self.transport is None or self.transport.is_closing():
+            return False
+        self.calm = self.transport.get_write_buffer_size() == 0
+        return self.calm
+
+    def send(self, data: bytes) -> None:
+        """Write bytes behind what is still to be written."""
+        if self.transport is not None:
+            self.calm = False
+            self.transport.write(data)
 
     def is_idle(self, since: float) -> bool:
         """Whether nothing came for too long; connections that are uvicorn's have its own timer."""
@@ -260,6 +288,7 @@ class Connection:
 
     def cut(self) -> None:
         """End the connection now, whatever is still to be written."""
+        self.calm = False
         if self.inner.cycle is not None:
             self.inner.cycle.disconnected = True
         self.inner.pipeline.clear()
@@ -278,12 +307,14 @@ class Connection:
         head = read_head(self.data, self.lane)
         if head is None or len(self.data) > head.end:
             self.slow, self.began = True, self.now()
+            self._unswept()
             data, self.data = self.data, b""
             self.inner.data_received(data)
             self._bound()
         elif len(self.data) == head.end:
             data, self.data = self.data, b""
-            if retry_s := head.gate():
+            if retry_s := head.gate.full():
+                head.gate.refuse(1)
                 self._refuse(head, retry_s)
                 return
             self.busy = True
@@ -291,7 +322,8 @@ class Connection:
             head.answer(data[head.begin :], self._reply)
         elif not self.began:
             self.began = self.now()
-            if retry_s := head.gate():
+            if retry_s := head.gate.full():
+                head.gate.refuse(1)
                 self.refused = (head, retry_s)
                 self.skips, self.data = head.end - len(self.data), b""
 
@@ -317,6 +349,19 @@ class Connection:
         elif self.transport is not None:
             # written before: under overload this is what happens most often
             self.transport.write(self.lane.refusal(retry_s))
+            self._under_sweep(self.transport)
+
+    def _under_sweep(self, transport: asyncio.Transport) -> None:
+        if self.sweep is not None:
+            if self.number < 0:
+                self.number = transport.get_extra_info("socket").fileno()
+            self.sweep.watch(self, self.number)
+
+    def _unswept(self) -> None:
+        if self.sweep is not None and self.number >= 0:
+            self.calm = False
+            self.sweep.forget(self, self.number)
+            self.number = -1
 
     def _reply(self, reply: Reply) -> None:
         self.busy = False

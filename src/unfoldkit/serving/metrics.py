@@ -42,9 +42,9 @@ class Tally:
         self.buckets[bisect_left(SECONDS, seconds)] += 1
         self.seconds += seconds
 
-    def refuse(self) -> None:
-        """Count a request that was refused as soon as it came; it took no time that says how quick answers are."""
-        self.codes[429] += 1
+    def refuse(self, count: int = 1) -> None:
+        """Count requests that were refused as soon as they came; they took no time that says how quick answers are."""
+        self.codes[429] += count
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return the buckets as Prometheus wants them: how many took no longer than each bound."""

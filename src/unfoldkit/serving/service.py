@@ -14,9 +14,20 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Answer = Callable[[bytes, Callable[[Any], None]], None]
-Gate = Callable[[], int]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Share = Callable[[Path], Callable[[], object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What is asked before a body is read.
+
+    ``full`` returns 0 where one more request can wait, else when to come back, in seconds; ``refuse`` is told how many
+    were sent away.
+    """
+
+    full: Callable[[], int]
+    refuse: Callable[[int], object]
 
 
 def well() -> bool:

@@ -217,6 +217,36 @@ def test_a_refused_request_costs_only_itself() -> None:
     assert 'unfold_requests_total{code="429",model="total"} 8.0' in counted
 
 
+def test_a_long_overload_answers_each_request_once() -> None:
+    """Of clients that ask again and again, whole or in pieces, each gets as many answers as it asked; none is odd."""
+    statuses: list[int] = []
+    with serving("total", "queue=4", "delay=0.02") as server:
+        threads = [threading.Thread(target=_asks_again, args=(server, statuses, 1 + n % 3)) for n in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        counted = server.ask("/metrics").body.decode()
+        assert server.ask(INFER, rows([1, 2, 3])).json["outputs"][0]["data"] == [6]
+    assert len(statuses) == 24 * 100
+    assert set(statuses) == {200, 429}
+    assert f'unfold_requests_total{{code="429",model="total"}} {statuses.count(429):.1f}' in counted
+
+
+def _asks_again(server: Server, statuses: list[int], pieces: int) -> None:
+    asked = request(INFER, rows([1, 2, 3]))
+    size = -(-len(asked) // pieces)
+    with server.connect() as wire:
+        for _ in range(100):
+            for begin in range(0, len(asked), size):
+                wire.sendall(asked[begin : begin + size])
+                time.sleep(0.001 if pieces > 1 else 0)
+            reply = read(wire)
+            statuses.append(reply.status)
+            if reply.status == 200:
+                assert reply.json["outputs"][0]["data"] == [6]
+
+
 def _in_pieces(wire: socket.socket, data: bytes) -> Reply:
     """Send a request, a large one in three pieces, and return all that is answered soon."""
     for begin, end in ((0, 500), (500, 40_000), (40_000, len(data))):
