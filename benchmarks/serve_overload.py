@@ -2,9 +2,9 @@
 
 A network (30 features; 17 million weights, which in full batches take less than half a millisecond a row) behind the
 project's server on one core; open loop from another. Peak: closed loop with few and with many connections, the better
-of them, as the mean of before and after, for a machine may change its pace meanwhile. Between them a minute at five times
-the peak, then at half of it. The same with two networks whose rows take longer, since what a refusal costs is the same
-for all: the table ``networks``.
+of them, as the mean of before and after, for a machine may change its pace meanwhile. Between them a minute at five
+times the peak, then at half of it. The same with two networks whose rows take longer, since what a refusal costs is the
+same for all: the table ``networks``.
 """
 
 from __future__ import annotations
