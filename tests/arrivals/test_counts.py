@@ -95,7 +95,7 @@ def test_bad_counts_are_told(tmp_path: Path, rows: list[str], told: str) -> None
 
 def test_logs_and_arrays_have_no_counts(tmp_path: Path) -> None:
     """Counts that are asked of a log are refused."""
-    with pytest.raises(UnfoldError, match="only a table has counts, and this is read as a log"):
+    with pytest.raises(UnfoldError, match="only a table has counts or rates, and this is read as a log"):
         traces.read(table(tmp_path, "2024-01-01T00:00:01Z GET /", [], "a.log"), counts="n")
 
 

@@ -48,12 +48,14 @@ def replay(spec: PipelineSpec, judge: Judge, plan: Plan, run: Run) -> Report:
 
 
 def live_sample(spec: PipelineSpec, pipeline: Pipeline, trace: Path, run: Run) -> Sample:
-    """Return a trace as live traffic, read as the spec reads its own (column, counts, match), its routes drawn anew."""
+    """Return a trace as live traffic, read as the spec reads its own (columns, match), its routes drawn anew."""
     match = next((item.match for item in traffic(spec) if item.match and _csv(str(item.trace)) == _csv(trace)), None)
     given, rng = Arrivals(trace=str(trace.absolute()), match=match), np.random.default_rng([run.seed, 4])
     column = next((item.column for item in traffic(spec) if item.column), None)
     counts = next((item.counts for item in traffic(spec) if item.counts is not None), None)
-    times = workload.arrivals(given, run, rng, key="--replay", likely=Arrivals(column=column, counts=counts))
+    rates = next((item.rates for item in traffic(spec) if item.rates), None)
+    likely = Arrivals(column=column, counts=counts, rates=rates)
+    times = workload.arrivals(given, run, rng, key="--replay", likely=likely)
     table = workload.recorded(run.path(spec.visits, key="visits"), pipeline.stages) if spec.visits else None
     return draw(pipeline, times, np.random.default_rng([run.seed, 5]), table)
 

@@ -38,6 +38,9 @@ class Arrivals(Model):
     counts: str | None = Field(
         default=None, description="the column that counts arrivals by interval; by default by its name, '' for none"
     )
+    rates: str | None = Field(
+        default=None, description="the column that tells arrivals a second by interval; by default by its name"
+    )
     match: str | None = Field(default=None, description="only the lines or rows of the trace that hold this text")
     compress: Annotated[float, Field(gt=0)] = Field(default=1.0, description="play the trace this many times as fast")
     scale: Annotated[float, Field(gt=0)] = Field(default=1.0, description="multiply the rate, keep the length")
@@ -190,18 +193,20 @@ def _arrivals_problems(place: tuple[str | int, ...], item: Arrivals) -> Iterable
         yield Problem((*place, "rate"), "a process needs a rate", hint="such as rate: 100/s")
     if item.cv is not None and item.scv is not None:
         yield Problem((*place, "scv"), "cv and scv say the same thing twice", hint="leave one out")
+    if item.counts and item.rates:
+        yield Problem((*place, "rates"), "counts and rates say twice how many arrive", hint="leave one out")
     if item.process == "gamma" and 0 in (item.cv, item.scv):
         yield Problem((*place, "process"), "a gamma process with cv 0 is a clock", hint="process: constant")
     unused = {
-        "process": ("column", "counts", "match"),
-        "shape": ("rate", "duration", "column", "counts", "match"),
+        "process": ("column", "counts", "rates", "match"),
+        "shape": ("rate", "duration", "column", "counts", "rates", "match"),
         "trace": ("rate", "duration", "cv", "scv"),
     }
     for name in unused[given[0]]:
         if getattr(item, name) is not None:
             yield Problem((*place, name), f"has no meaning with {given[0]}", hint="leave it out")
     arrays = bool(item.trace) and str(item.trace).endswith((".npz", ".npy"))
-    for name in (name for name in ("counts", "match") if arrays and getattr(item, name) is not None):
+    for name in (name for name in ("counts", "rates", "match") if arrays and getattr(item, name) is not None):
         yield Problem((*place, name), "only a table or a log has that, and this holds arrays", hint="leave it out")
 
 

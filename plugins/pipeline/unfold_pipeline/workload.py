@@ -90,6 +90,8 @@ def _read(item: Arrivals, path: Path, likely: Arrivals, run: Run) -> Times:
         counts=item.counts,
         likely_counts=likely.counts,
         match=item.match or "",
+        rates=item.rates,
+        likely_rates=likely.rates,
         tell=run.log.warning,
     )
 

@@ -17,7 +17,36 @@ _SLASHED = re.compile(rf"(\d{{1,2}})/(\d{{1,2}})/(\d{{4}}),?\s+{_CLOCK}")
 _DOTTED = re.compile(rf"(\d{{1,2}})\.(\d{{1,2}})\.(\d{{4}}),?\s+{_CLOCK}")
 _ALONE = re.compile(_CLOCK)
 _DIGITS = re.compile(r"(20\d{2})(\d{2})(\d{2})T?(\d{2})(\d{2})?(\d{2})?Z?")
+_KIBANA = re.compile(rf"([A-Z][a-z]{{2}}) (\d{{1,2}}), (\d{{4}}) @ {_CLOCK}")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MAIL = re.compile(r"(?:[A-Z][a-z]{2}, )?\d{1,2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}(?::\d{2})? (?:GMT|UTC|[+-]\d{4})")
+
+
+_CENTURY = (36_526.0, 73_051.0)
+_DAYS_TO_1970 = 25_569.0
+_DATES = ("date", "datetime")
+
+
+def serial(times: Times, name: str = "") -> Times:
+    """Return days as spreadsheets count them in s since 1970; other numbers stay.
+
+    They are days of this century in a column of dates, or in any other if as seconds all would lie within one. Written
+    with five digits behind the point, as they are shown, they tell whole seconds; others are right to a millisecond.
+    """
+    if not times.size or times.min() < _CENTURY[0] or times.max() >= _CENTURY[1]:
+        return times
+    if name.lower() not in _DATES and (times.size < 2 or np.ptp(times) >= 1):
+        return times
+    seconds = (times - _DAYS_TO_1970) * 86400.0
+    whole = np.round(seconds)
+    coarse = np.abs(seconds - whole).max() < 1e-3 or np.allclose(times, np.round(times, 5), rtol=0, atol=1e-9)
+    return whole if coarse else np.round(seconds, 3)
+
+
+def is_serial_like(times: Times) -> bool:
+    """Return whether numbers may be days of this century taken for seconds: under a minute after the tenth hour."""
+    low, high = _CENTURY
+    return bool(low <= times[0] < high and times[-1] - times[0] < 60 and (times % 1).any())
 
 
 def is_slashed(text: str) -> bool:
@@ -45,6 +74,8 @@ def written(text: str) -> float | None:
     """Return any other date, or a time of day alone, in s since 1970 or midnight; ``None`` if it is none."""
     if found := _DOTTED.fullmatch(text):
         return _seconds(found, 3, 2, 1)
+    if found := _KIBANA.fullmatch(text):
+        return _worded(found)
     if found := _DIGITS.fullmatch(text):
         return _moment(*(int(part or 0) for part in found.groups()))
     if found := _ALONE.fullmatch(text):
@@ -63,6 +94,13 @@ def in_digits(text: str) -> bool:
 def _seconds(found: re.Match[str], year: int, month: int, day: int) -> float | None:
     clock = _clock(*found.groups()[3:])
     date = _moment(int(found[year]), int(found[month]), int(found[day]))
+    return None if clock is None or date is None else date + clock
+
+
+def _worded(found: re.Match[str]) -> float | None:
+    clock = _clock(*found.groups()[3:])
+    month = MONTHS.index(found[1]) + 1 if found[1] in MONTHS else 0
+    date = _moment(int(found[3]), month, int(found[2]))
     return None if clock is None or date is None else date + clock
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -13,10 +14,12 @@ from unfoldkit.arrivals.tables import known
 from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
 from unfoldkit.errors import fail
 
-Form = Literal["array", "log", "table"]
+Form = Literal["array", "document", "log", "table"]
 _LOG = re.compile(r"\.(log([-_].*)?|jsonl|ndjson)")
 _BEGINNING = 50
 _LONGEST = 16_384
+_SPANS = re.compile(r'\s*\{\s*"resource_?[sS]pans"|\{(?=.*"span_?[iI]d")(?=.*"start_?[tT]ime_?[uU]nix_?[nN]ano").*')
+_CUT = re.compile(r"[a-z\d.+-]*")
 _DIRECTIVES = ("#Version", "#Fields", "#Software")
 
 
@@ -31,16 +34,47 @@ def form(path: Path, column: str | None = None) -> Form:
         return "array"
     names = [suffix for suffix in suffixes if suffix != ".gz" and not suffix[1:].isdigit()]
     lines = _beginning(path)
+    return _by_first(lines) or _by_name(names[-1] if names else "") or _by_content(lines, column)
+
+
+def _by_first(lines: list[str]) -> Form | None:
+    """Return the form that a first line tells, whatever the name is."""
     if lines and lines[0].startswith(_DIRECTIVES):
         return "log"
-    if names and names[-1] == ".csv":
+    return "document" if lines and _SPANS.match(lines[0]) else None
+
+
+def _by_name(suffix: str) -> Form | None:
+    if suffix == ".csv":
         return "table"
-    if names and (_LOG.fullmatch(names[-1])):
-        return "log"
-    return _by_content(lines, column)
+    return "log" if _LOG.fullmatch(suffix) else None
+
+
+def _is_document(text: str, *, last: bool) -> bool:
+    """Return whether a text, of which this is the beginning or (``last``) all, is one value of JSON that holds a list.
+
+    Several objects, one a line, are a log.
+    """
+    text = text.strip()
+    if not text.startswith(("{", "[")):
+        return False
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        # where only the beginning was read, that is where it breaks off
+        return error.msg.startswith("Unterminated string") or _CUT.fullmatch(text[error.pos :]) is not None
+    except RecursionError:
+        return False
+    return last and end == len(text) and _holds_list(value)
+
+
+def _holds_list(value: object) -> bool:
+    return isinstance(value, list) or (isinstance(value, dict) and any(map(_holds_list, value.values())))
 
 
 def _by_content(lines: list[str], column: str | None) -> Form:
+    if _is_document("".join(lines), last=len(lines) < _BEGINNING):
+        return "document"
     head = _head(lines)
     if known(head, column) or (len(head) == 1 and len(lines) > 1 and alone(lines[1].strip())):
         return "table"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unfoldkit.arrivals.k6 import is_aside
 from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, YEARLESS, Times, dated, in_line, in_seconds, present, unit
 from unfoldkit.csvfile import UNREADABLE, open_text
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
@@ -25,8 +26,9 @@ def unheard(text: str) -> None:
 def read_log(path: Path, match: str, column: str | None, tell: Tell) -> Times:
     """Return the times of the lines that hold ``match``, sorted, in s or since 1970 in the unit of the log.
 
-    Lines that begin with ``#`` (W3C extended logs) are left out. Of lines in JSON the value of ``column`` is taken, or
-    that of a usual name. At most 1 % of the lines may be without a time; ``tell`` is told of them.
+    Lines that begin with ``#`` (W3C extended logs), and measurements of k6 that are no request, are left out. Of lines
+    in JSON the value of ``column`` is taken, or that of a usual name. At most 1 % of the lines may be without a time;
+    ``tell`` is told of them.
 
     Raises:
         UnfoldError: the file cannot be read, or more lines have no time.
@@ -49,7 +51,7 @@ def line_time(text: str, column: str | None = None) -> float | None:
 
 def _times(lines: Iterator[str], match: str, column: str | None, missed: list[int]) -> Iterator[float]:
     for line, text in enumerate(lines, 1):
-        if match not in text or text.startswith("#") or text.isspace():
+        if match not in text or text.startswith("#") or text.isspace() or is_aside(text):
             continue
         found = line_time(text, column)
         if found is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from unfoldkit.arrivals.dates import is_serial_like
 from unfoldkit.arrivals.stamps import Times
 from unfoldkit.errors import fail
 
@@ -42,15 +43,44 @@ def expand(times: Times, counts: NDArray[np.int64], rng: np.random.Generator, *,
     Raises:
         UnfoldError: there is but one interval, or there are too many arrivals.
     """
+    marks, first, widths = _intervals(times, file, key)
+    totals = np.add.reduceat(counts, first)
+    _refuse_many(float(totals.sum(dtype=np.float64)), file, key)
+    return _placed(marks, widths, totals, rng)
+
+
+def paced(times: Times, rates: Times, rng: np.random.Generator, *, file: str, key: str) -> Times:
+    """Return arrivals at the rates a second that hold from each time to the next one; times are sorted.
+
+    Each interval gets what its rate makes of its length, a part of an arrival being carried over to the next; within
+    it they come at random moments, as those of :func:`expand`.
+
+    Raises:
+        UnfoldError: there is but one interval, or there are too many arrivals.
+    """
+    marks, first, widths = _intervals(times, file, key)
+    expected = np.cumsum(np.add.reduceat(rates, first) * widths)
+    _refuse_many(float(expected[-1]), file, key)
+    totals = np.diff(np.floor(expected + 0.5), prepend=0.0).astype(np.int64)
+    return _placed(marks, widths, totals, rng)
+
+
+def _intervals(times: Times, file: str, key: str) -> tuple[Times, NDArray[np.int64], Times]:
     marks, first = np.unique(times, return_index=True)
     if marks.size < 2:
         raise fail("counts at one time only: their interval is not known", file=file, key=key, hint="two rows or more")
-    totals = np.add.reduceat(counts, first)
-    if totals.sum(dtype=np.float64) > MOST:
-        told = f"{totals.sum(dtype=np.float64):,.0f} arrivals are too many to plan with"
-        raise fail(told, file=file, key=key, hint=f"at most {MOST:,}; a shorter trace, or arrivals.match")
+    return marks, first, _widths(marks)
+
+
+def _refuse_many(total: float, file: str, key: str) -> None:
+    if total > MOST:
+        hint = f"at most {MOST:,}; a shorter trace, or arrivals.match"
+        raise fail(f"{total:,.0f} arrivals are too many to plan with", file=file, key=key, hint=hint)
+
+
+def _placed(marks: Times, widths: Times, totals: NDArray[np.int64], rng: np.random.Generator) -> Times:
     start = np.repeat(marks, totals)
-    return np.sort(start + np.repeat(_widths(marks), totals) * rng.random(start.size))
+    return np.sort(start + np.repeat(widths, totals) * rng.random(start.size))
 
 
 def doubtful(times: Times) -> str:
@@ -67,6 +97,8 @@ def doubtful(times: Times) -> str:
     if times[0] < _PRESENT_S and span > _DAY_S and not (times % 1).any():
         days, more = span / _DAY_S, "if they are milliseconds, call the column time_ms or set compress: 1000"
         return f"read as seconds: {times.size:,} arrivals in {days:,.1f} days; {more}"
+    if times.size > 1 and is_serial_like(times):
+        return f"read as seconds: {span:,.3g} s in all; if they are days of a spreadsheet, call the column date"
     return ""
 
 

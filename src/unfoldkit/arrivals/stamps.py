@@ -9,29 +9,32 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.dates import is_slashed, written
+from unfoldkit.arrivals.dates import MONTHS, is_slashed, written
 
 Times = NDArray[np.float64]
 Number = TypeVar("Number", float, NDArray[np.float64])
 COLUMNS = (
     *("arrival_s", "arrival", "arrival_time", "time_s", "timestamp", "time", "ts", "datetime", "date"),
     *("second", "seconds", "minute", "minutes", "hour", "hours"),
-    *("start_time", "starttime", "start_timestamp", "start_time_unix", "started_at"),
+    *("start_time", "starttime", "start_timestamp", "start_time_unix", "started_at", "day", "days"),
+    *("arrived_at", "received_at", "requested_at", "submitted_at", "created_at", "submit_time", "event_time"),
+    *("time_iso8601", "time_local", "start"),
 )
 """Names of columns of arrival times, in any case and with a unit or without, the likeliest first."""
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 YEARLESS = 63_072_000.0
 """1972 stands for the year where a log writes none: it has every day, and no log is so old."""
 _EPOCHS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_NUMBERS = {name: f"{place:02}" for place, name in enumerate(_MONTHS, 1)}
-_CLF = re.compile(r"\[(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)? ([+-]\d{4})\]")
+_NUMBERS = {name: f"{place:02}" for place, name in enumerate(MONTHS, 1)}
+_SERVER = r"(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)? ([+-]\d{4})"
+_CLF = re.compile(rf"\[{_SERVER}\]")
+_CLF_CELL = re.compile(rf"\[?{_SERVER}\]?")
 # behind the blank, a zone has minutes: what else begins with a sign there is a number
 _DATE = (
     r"(\d{4})[-/](\d{2})[-/](\d{2})[T \t](\d{2}:\d{2})(?::(\d{2})([.,]\d+)?)?(?!\d)"
     r"(?:\s*(Z|[+-]\d{2}:?\d{2}(?!\d))|([+-]\d{2})(?![\d:]))?"
 )
-_SYSLOG = rf"\b({'|'.join(_MONTHS)}) ([ \d]\d) (\d{{2}}:\d{{2}}:\d{{2}})(\.\d+)?(?: (\d{{4}})\])?"
+_SYSLOG = rf"\b({'|'.join(MONTHS)}) ([ \d]\d) (\d{{2}}:\d{{2}}:\d{{2}})(\.\d+)?(?: (\d{{4}})\])?"
 # digits without a fraction are a time only where a line begins: elsewhere they may be any number
 _EPOCH = r"(?<![\w.-])(1\d{9}\.\d{3,9})(?![\w.])|^[^\w-]{0,3}(1\d{9}(?:\d{3}){0,3})(?![\w.])"
 _DATED = re.compile(_DATE)
@@ -41,14 +44,15 @@ _BALANCER = re.compile(r'(?:https?|h2|grpcs?|wss?) \d{4}-.*? \d+ (\d{4}-\d{2}-\d
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _UNIT = re.compile(
     r"(?:^|[\s_.(\[/-]+)(?:(s|secs?|seconds?)|(ms|msecs?|millis?|milliseconds?)|([uµμ]s|usecs?|micros?|microseconds?)"
-    r"|(ns|nsecs?|nanos?|nanoseconds?)|(minutes?)|(hours?))[)\]]?$"
+    r"|(ns|nsecs?|nanos?|nanoseconds?)|(minutes?)|(hours?)|(days?))[)\]]?$"
 )
-_SECONDS = (1.0, 1e-3, 1e-6, 1e-9, 60.0, 3600.0)
+_SECONDS = (1.0, 1e-3, 1e-6, 1e-9, 60.0, 3600.0, 86400.0)
+_APART = re.compile(r"[\s-]+")
 
 
 def unit(name: str) -> tuple[str, float | None]:
     """Return the name of a column without its unit, in small letters, and the unit in s, ``None`` if it has none."""
-    plain = _CAMEL.sub("_", name.strip()).lower()
+    plain = _APART.sub("_", _CAMEL.sub("_", name.strip().lstrip("@"))).lower()
     found = _UNIT.search(plain)
     if found is None or found.lastindex is None:
         return plain, None
@@ -73,6 +77,8 @@ def alone(text: str) -> bool:
 
 def dated(text: str) -> float | None:
     """Return a date and time of a cell, with or without seconds and zone (UTC), in s since 1970; ``None`` if none."""
+    if served := _CLF_CELL.fullmatch(text.strip()):
+        return _logged(served)
     found = _DATED.search(text)
     return _date(found) if found else written(text.strip())
 
@@ -85,8 +91,7 @@ def in_line(text: str) -> float | None:
     """
     found = _CLF.search(text)
     if found:
-        day, month, year, clock, part, zone = found.groups()
-        return _instant(year, _NUMBERS.get(month, "?"), day, clock, part, zone)
+        return _logged(found)
     begun = _BALANCER.match(text)
     found = _ANY.search(begun[1] if begun else text)
     if found is None:
@@ -94,6 +99,11 @@ def in_line(text: str) -> float | None:
     if found[9]:
         return _instant(found[13] or "1972", _NUMBERS[found[9]], found[10].replace(" ", "0"), found[11], found[12])
     return _date(found) if found[1] else float(found[14] or found[15])
+
+
+def _logged(found: re.Match[str]) -> float | None:
+    day, month, year, clock, part, zone = found.groups()
+    return _instant(year, _NUMBERS.get(month, "?"), day, clock, part, zone)
 
 
 def _date(found: re.Match[str]) -> float | None:

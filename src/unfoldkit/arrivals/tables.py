@@ -12,7 +12,9 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.dates import in_digits, is_slashed, slashed
+from unfoldkit.arrivals import k6
+from unfoldkit.arrivals.dates import in_digits, is_slashed, serial, slashed
+from unfoldkit.arrivals.rates import per, value
 from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, Times, alone, dated, in_seconds, present, unit
 from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
@@ -21,7 +23,8 @@ Counts = NDArray[np.int64]
 Rows = Iterator[tuple[int, list[str]]]
 COUNTS = ("count", "counts", "requests", "invocations", "n")
 """Names of columns that count the arrivals of an interval, in any case."""
-_AS_ROWS = "a whole number; arrivals.counts: '' takes each row as one arrival"
+_AS_ROWS = "a whole number; arrivals.rates names a column of arrivals a second, counts: '' takes each row as one"
+_AS_RATE = "arrivals a second, such as 12.5; arrivals.counts: '' takes each row as one arrival"
 # an empty cell is a count that is missing, where words tell that the column holds none
 _COUNT = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
 _WHOLE = re.compile(r"\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
@@ -32,8 +35,8 @@ _MINUTE = 60.0
 class Columns:
     """Where the times stand in a table: names that are asked for, and names that are likely.
 
-    ``counts`` is the column of counts, ``""`` if none is meant, ``None`` if its name shall tell; ``match`` is a text
-    that rows must hold. What is likely is taken where it is there.
+    ``counts`` is the column of counts, ``rates`` that of arrivals a second; ``""`` if none is meant, ``None`` if a name
+    shall tell; ``match`` is a text that rows must hold. What is likely is taken where it is there.
     """
 
     time: str | None = None
@@ -41,19 +44,37 @@ class Columns:
     counts: str | None = None
     likely_counts: str | None = None
     match: str = ""
+    rates: str | None = None
+    likely_rates: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Times in s, and how many arrivals came from each on till the next; without counts, each is one arrival.
+    """Times in s, and how many arrivals came from each on till the next; without counts or rates, each is one arrival.
 
-    ``column`` is that of the counts; ``guessed`` says that only its name told so.
+    ``rates`` are arrivals a second. ``column`` is that of both; ``guessed`` says that only its name told so.
     """
 
     times: Times
     counts: Counts | None = None
     column: str = ""
     guessed: bool = False
+    rates: Times | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Amount:
+    """The column of counts, or of rates: arrivals in each ``per`` s."""
+
+    at: int
+    name: str
+    per: float | None = None
+    guessed: bool = False
+
+
+def from_rows(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
+    """Return the times of rows under a head, wherever they stood; errors as those of :func:`read_table`."""
+    return _named(head, _holding(rows, columns.match), columns, path)
 
 
 def read_table(path: Path, columns: Columns) -> Found:
@@ -83,32 +104,39 @@ def _table(lines: Rows, columns: Columns, path: Path) -> Found:
     if columns.time is None and _texts(head):
         return _functions(_holding(lines, columns.match), head, path)
     if columns.time is None and head and alone(head[0]):
-        return Found(present(_times(_holding(itertools.chain([first], lines), columns.match), 0, path)))
+        times = _times(_holding(itertools.chain([first], lines), columns.match), 0, path)
+        return Found(present(_in_seconds(times, "", head[0])))
     return _named(head, _holding(lines, columns.match), columns, path)
 
 
 def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
+    if k6.is_head(head):
+        rows = k6.requests(rows)
     place = _place(head, columns, path)
     rows = _whole(head, place, rows) if columns.time is None else rows
     first = next(rows, None)
     if first is None:
         return Found(np.zeros(0))
-    wanted = (
-        columns.likely_counts if columns.counts is None and columns.likely_counts in ("", *head) else columns.counts
-    )
-    at = _counts_place(head, place, first[1], wanted, path)
-    times, counts = _read(itertools.chain([first], rows), place, at, head, path)
-    # a date in a column of milliseconds is one all the same
-    text = first[1][place].strip()
-    number = NUMBER.fullmatch(text) and not in_digits(text)
-    times = present(in_seconds(times, unit(head[place])[1] or 1.0) if number else times)
-    if at is None or counts is None or (wanted is None and _plain(counts)):
+    amount = _amount(head, place, first[1], columns, path)
+    times, amounts = _read(itertools.chain([first], rows), place, amount, path)
+    times = present(_in_seconds(times, head[place], first[1][place].strip()))
+    if amount is None or amounts is None or (amount.guessed and amount.per is None and _plain(amounts)):
         return Found(times)
-    return Found(times, counts, head[at], guessed=wanted is None)
+    if amount.per is not None:
+        return Found(times, None, amount.name, amount.guessed, amounts / amount.per)
+    return Found(times, amounts.astype(np.int64), amount.name, amount.guessed)
 
 
-def _read(rows: Rows, place: int, at: int | None, head: list[str], path: Path) -> tuple[Times, Counts | None]:
-    return (_times(rows, place, path), None) if at is None else _counted(rows, place, at, head[at], path)
+def _in_seconds(times: Times, name: str, text: str) -> Times:
+    """Return what stands in a column in s, by the unit of its name; dates in one of milliseconds stay."""
+    if not NUMBER.fullmatch(text) or in_digits(text):
+        return times
+    seconds = unit(name)[1]
+    return serial(times, name) if seconds is None else in_seconds(times, seconds)
+
+
+def _read(rows: Rows, place: int, amount: _Amount | None, path: Path) -> tuple[Times, Times | None]:
+    return (_times(rows, place, path), None) if amount is None else _counted(rows, place, amount, path)
 
 
 def _holding(rows: Rows, match: str) -> Rows:
@@ -120,7 +148,7 @@ def _place(head: list[str], columns: Columns, path: Path) -> int:
         return _at(head, columns.time, path)
     found = head.index(columns.likely) if columns.likely in head else _usual(head)
     if found is None and (len(head) != 1 or head[0].lower() in COUNTS):
-        hint = f"it has: {', '.join(head[:12])}; wanted one of: {', '.join(COLUMNS)}"
+        hint = f"it has: {', '.join(head[:12])}; arrivals.column names it, or call it timestamp"
         raise UnfoldError(Diagnostic("no column of arrival times", str(path), 1, 1, hint=hint))
     return found or 0
 
@@ -142,23 +170,38 @@ def _at(head: list[str], name: str, path: Path) -> int:
 
 def _usual(head: Sequence[str]) -> int | None:
     """Names as they stand go before those with a unit, which may be durations."""
-    for names in ([name.lower() for name in head], [unit(name)[0] for name in head]):
+    for names in ([name.lower().lstrip("@") for name in head], [unit(name)[0] for name in head]):
         found = next((names.index(name) for name in COLUMNS if name in names), None)
         if found is not None:
             return found
     return None
 
 
-def _counts_place(head: list[str], place: int, row: list[str], wanted: str | None, path: Path) -> int | None:
-    if wanted:
-        return _at(head, wanted, path)
-    if wanted == "":
-        return None
-    found = next((at for at, name in enumerate(head) if name.lower() in COUNTS and at != place), len(row))
-    return found if found < len(row) and _COUNT.fullmatch(row[found].strip()) else None
+def _amount(head: list[str], place: int, row: list[str], columns: Columns, path: Path) -> _Amount | None:
+    """Return which column tells how many arrive: what is asked for, what is likely, or what its name tells."""
+    counts = _wanted(columns.counts, columns.likely_counts, head)
+    rates = _wanted(columns.rates, columns.likely_rates, head)
+    if rates:
+        return _Amount(_at(head, rates, path), rates, per(rates) or 1.0)
+    if counts:
+        return _Amount(_at(head, counts, path), counts)
+    return None if "" in (counts, rates) else _guessed(head, place, row)
 
 
-def _plain(counts: Counts) -> bool:
+def _wanted(asked: str | None, likely: str | None, head: list[str]) -> str | None:
+    return likely if asked is None and likely in ("", *head) else asked
+
+
+def _guessed(head: list[str], place: int, row: list[str]) -> _Amount | None:
+    others = [at for at in range(min(len(head), len(row))) if at != place]
+    for at in others:
+        if head[at].lower() in COUNTS:
+            return _Amount(at, head[at], None, guessed=True) if _COUNT.fullmatch(row[at].strip()) else None
+    found = next((at for at in others if per(head[at]) and value(row[at]) is not None), None)
+    return None if found is None else _Amount(found, head[found], per(head[found]), guessed=True)
+
+
+def _plain(counts: Times) -> bool:
     """Ones, and numbers from 0 or 1 on, say no more than that each row is an arrival."""
     return bool((counts == 1).all() or (counts[0] <= 1 and (np.diff(counts) == 1).all()))
 
@@ -184,21 +227,29 @@ def _value(text: str, path: Path, line: int, *, as_date: bool) -> float:
     return float(text) if NUMBER.fullmatch(text) and not as_date else _time(text, path, line)
 
 
-def _counted(rows: Rows, place: int, at: int, name: str, path: Path) -> tuple[Times, Counts]:
-    counts: list[int] = []
+def _counted(rows: Rows, place: int, amount: _Amount, path: Path) -> tuple[Times, Times]:
+    amounts: list[float] = []
+    read = _count if amount.per is None else _rate
 
-    def read() -> Rows:
+    def kept() -> Rows:
         for line, row in rows:
-            counts.append(_count(row[at].strip() if at < len(row) else "", name, path, line))
+            amounts.append(read(row[amount.at].strip() if amount.at < len(row) else "", amount.name, path, line))
             yield line, row
 
-    return _times(read(), place, path), np.array(counts, np.int64)
+    return _times(kept(), place, path), np.array(amounts)
 
 
 def _count(text: str, name: str, path: Path, line: int) -> int:
     if not _WHOLE.fullmatch(text):
         raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a count", str(path), line, 1, name, _AS_ROWS))
     return int(float(text.replace(",", "")))
+
+
+def _rate(text: str, name: str, path: Path, line: int) -> float:
+    found = value(text)
+    if found is None:
+        raise UnfoldError(Diagnostic(f"{text[:40]!r} is not a rate", str(path), line, 1, name, _AS_RATE))
+    return found
 
 
 def _cells(rows: Rows, place: int, path: Path) -> Iterator[tuple[int, str]]:

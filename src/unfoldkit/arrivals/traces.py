@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from unfoldkit.arrivals.documents import read_document
 from unfoldkit.arrivals.forms import form
 from unfoldkit.arrivals.logs import Tell, read_log, unheard
-from unfoldkit.arrivals.spreading import doubtful, expand, spread
+from unfoldkit.arrivals.spreading import doubtful, expand, paced, spread
 from unfoldkit.arrivals.stamps import COLUMNS, Times, in_seconds, present, unit
 from unfoldkit.arrivals.tables import Columns, Found, read_table
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
+
+_WORDS = {"array": "an array", "log": "a log"}
 
 
 def read(
@@ -23,6 +26,8 @@ def read(
     counts: str | None = None,
     likely_counts: str | None = None,
     match: str = "",
+    rates: str | None = None,
+    likely_rates: str | None = None,
     tell: Tell = unheard,
 ) -> Times:
     """Return the arrival times of a trace in seconds since its first arrival.
@@ -32,7 +37,8 @@ def read(
 
     A table takes ``column``, its only one, or the first of ``likely``, ``arrival_s``, ``timestamp``, ... in any case
     and with a unit (``time_ms``). Where the column ``counts`` (or one called ``count``, ``requests``, ...; ``""`` means
-    none) counts arrivals by interval, so many are spread by chance up to the next time. Tables of functions and
+    none) counts arrivals by interval, so many are spread by chance up to the next time; ``rates``, or a column called
+    ``rps``, ``requests_per_second``, ..., tells how many come in a second of it. Tables of functions and
     minutes, as those of Azure Functions, are summed. A log (:mod:`unfoldkit.arrivals.logs`) may stand in the order in
     which requests ended. ``.npz`` takes the array ``column`` or its only one. Only rows and lines that hold ``match``
     are read. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds. Times of whole seconds or
@@ -43,27 +49,34 @@ def read(
     Raises:
         UnfoldError: no such column, a row without a time, no arrival at all, or times that go back.
     """
-    found = _found(path, Columns(column, likely, counts, likely_counts, match), tell)
+    found = _found(path, Columns(column, likely, counts, likely_counts, match, rates, likely_rates), tell)
     check(found.times, str(path))
-    if found.counts is None and (doubt := doubtful(found.times)):
+    if found.counts is None and found.rates is None and (doubt := doubtful(found.times)):
         tell(f"{path}: {doubt}")
+    return check(_arrivals(found, str(path)), str(path))
+
+
+def _arrivals(found: Found, file: str) -> Times:
     rng = np.random.default_rng(0)
-    if found.counts is None:
-        return check(spread(found.times, rng))
-    return check(expand(found.times, found.counts, rng, file=str(path), key=found.column), str(path))
+    if found.rates is not None:
+        return paced(found.times, found.rates, rng, file=file, key=found.column)
+    if found.counts is not None:
+        return expand(found.times, found.counts, rng, file=file, key=found.column)
+    return spread(found.times, rng)
 
 
 def _found(path: Path, columns: Columns, tell: Tell) -> Found:
     which = form(path, columns.time)
-    if columns.counts and which != "table":
-        raise fail(f"only a table has counts, and this is read as a {which}", file=str(path), key=columns.counts)
+    if (asked := columns.rates or columns.counts) and which in ("array", "log"):
+        raise fail(f"only a table has counts or rates, and this is read as {_WORDS[which]}", file=str(path), key=asked)
     if which == "array":
         return Found(_arrays(path, columns.time))
     if which == "log":
         return Found(read_log(path, columns.match, columns.time, tell))
-    found = read_table(path, columns)
+    found = read_document(path, columns) if which == "document" else read_table(path, columns)
     if found.guessed:
-        tell(f"{path}: column {found.column} is read as arrivals by interval; counts: '' takes each row as one")
+        how = "arrivals by interval" if found.rates is None else "a rate of arrivals"
+        tell(f"{path}: column {found.column} is read as {how}; counts: '' takes each row as one")
     return found
 
 
