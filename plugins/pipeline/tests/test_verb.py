@@ -284,6 +284,17 @@ def test_prices_come_from_the_spec_or_from_the_catalog(tmp_path: Path) -> None:
     assert dict(report.lines).get("instances") == (rented if used["k80"] else None)
 
 
+def test_prices_of_a_list_go_before_the_catalog(tmp_path: Path) -> None:
+    """A type of the user's list costs what the list says, also one that no catalog knows; the report names the file."""
+    (tmp_path / "list.csv").write_text("instance,monthly cost,region\ng5.xlarge,730,here\nown-box,$2/h,here\n")
+    listed = GOOD.replace("slo:", "prices: list.csv\nregion: here\nslo:")
+    for name, price in (("g5.xlarge", 1), ("own-box", 2)):
+        report = planned(listed.replace("k80: {price: $0.65/h", f"k80: {{instance: {name}"), tmp_path)
+        assert f"k80 ${price}/h ({name} on demand ${price}/h, list.csv)" in dict(report.lines)["prices"]
+    with pytest.raises(UnfoldError, match=r"prices: no such file"):
+        planned(listed.replace("list.csv", "lost.csv").replace("price: $0.65/h", "instance: own-box"), tmp_path)
+
+
 def test_unknown_instance_type_is_told(tmp_path: Path) -> None:
     """A type that the catalog does not know is named with its key; type and price together are refused."""
     with pytest.raises(UnfoldError, match=r"hardware\.k80: no such instance type: 'g5.huge'"):

@@ -10,6 +10,7 @@ from unfoldkit.api import Run, UnfoldError, fail
 from unfoldkit.catalog.bundled import catalog
 from unfoldkit.catalog.cache import cached
 from unfoldkit.catalog.instances import Catalog
+from unfoldkit.catalog.lists import read_prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ def prices(spec: PipelineSpec, run: Run) -> dict[str, Priced]:
     if all(item.price is not None for item in spec.hardware.values()):
         return {name: Priced(item.price or 0.0, "spec") for name, item in spec.hardware.items()}
     kept = cached(Path(str(run.options["cache"])), spec.region) if "cache" in run.options else None
-    found = catalog(spec.region, *([kept] if kept else []))
+    own = read_prices(run.path(spec.prices, key="prices"), spec.region) if spec.prices else None
+    found = catalog(spec.region, *(book for book in (own, kept) if book is not None))
     return {name: _priced(name, item, found, spec.region) for name, item in spec.hardware.items()}
 
 
@@ -48,7 +50,9 @@ def _priced(name: str, item: Hardware, found: Catalog, region: str) -> Priced:
         raise fail(f"the {what} of {kind} in {region} is not known", key=f"hardware.{name}", hint="price: $1/h")
     market = "spot" if item.spot else "on demand"
     part = f" for {item.per_instance} replicas" if item.per_instance > 1 else ""
-    return Priced(price / item.per_instance, f"{kind} {market} ${price:g}/h{part}, {known.source} of {known.date}")
+    # a list of the user's has no date: that of its file changes with every copy, and a committed plan would drift
+    source = f"{known.source} of {known.date}" if known.date else known.source
+    return Priced(price / item.per_instance, f"{kind} {market} ${price:g}/h{part}, {source}")
 
 
 def line(found: dict[str, Priced]) -> str:

@@ -136,6 +136,7 @@ class PipelineSpec(Spec):
         description="the models, in any order, or the run of a cascade"
     )
     region: str = Field(default="us-east-1", description="of the catalog's prices")
+    prices: str | None = Field(default=None, description="a price list, CSV or JSON, asked before the catalog")
     visits: str | None = Field(default=None, description="a CSV: for each query, how often it goes to each stage")
     machine: str | None = Field(default=None, description="the hardware that this machine is; by default the first")
     search: SearchSpec = SearchSpec()

@@ -25,8 +25,8 @@ from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.bundled import bundled, catalog
 from unfoldkit.catalog.cache import cached
 from unfoldkit.catalog.instances import Book, Catalog, Instance
+from unfoldkit.catalog.lists import read_prices
 from unfoldkit.catalog.refresh import Clients, clients, refresh
-from unfoldkit.catalog.skypilot import read_vms
 
 GIB = 1024**3
 PROVISION_CV = 0.5
@@ -81,7 +81,7 @@ def _catalog(cloud: Cloud, run: Run, make: Callable[[str], Clients]) -> Catalog:
         now = dt.datetime.now(dt.UTC)
         books.append(refresh(make(cloud.region), cloud.region, names, now, bundled(cloud.region)).book)
     elif cloud.prices:
-        books.append(read_vms(run.path(cloud.prices, key="cloud.prices"), cloud.region))
+        books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region))
     if cloud.provider != "aws":
         return Catalog(tuple(books))
     kept = cached(Path(str(run.options["cache"])), cloud.region) if "cache" in run.options else None

@@ -208,7 +208,7 @@ class Cloud(Model):
     transfer: Money = Field(default=0.0, description="for one GiB of it")
     head: Price = Field(default=0.0, description="of the head node, for the whole job")
     launch: Launch | None = Field(default=None, description="how train starts instances of AWS")
-    prices: str | None = Field(default=None, description="a SkyPilot vms.csv, or live to ask AWS")
+    prices: str | None = Field(default=None, description="a price list, CSV or JSON, or live to ask AWS")
 
 
 class GangWords(Model):

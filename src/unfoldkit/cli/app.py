@@ -254,7 +254,7 @@ def catalog(
     spot: Annotated[bool, typer.Option("--spot", help="by spot price")] = False,
     region: options.Region = "us-east-1",
     prices: Annotated[
-        Path | None, typer.Option("--prices", metavar="FILE", help="a SkyPilot vms.csv, asked first")
+        Path | None, typer.Option("--prices", metavar="FILE", help="a price list, CSV or JSON, asked first")
     ] = None,
     form: options.Format = None,
     out: options.Out = None,

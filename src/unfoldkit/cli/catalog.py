@@ -10,8 +10,8 @@ from pathlib import Path
 from unfoldkit.catalog.bundled import catalog
 from unfoldkit.catalog.cache import cache_file, cached, to_bytes
 from unfoldkit.catalog.instances import Book, Catalog, Instance, Wanted, no_such_gpu, price_of, same_gpu
+from unfoldkit.catalog.lists import read_prices
 from unfoldkit.catalog.refresh import Clients, Refreshed, clients, refresh
-from unfoldkit.catalog.skypilot import read_vms
 from unfoldkit.cli import console, formats, plugins
 from unfoldkit.errors import ExitCode, fail
 from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict
@@ -48,8 +48,8 @@ def listing(wanted: Wanted, region: str, prices: Path | None, form: str | None, 
 def known(region: str, prices: Path | None = None) -> Catalog:
     """Return the catalog of a region: a file of the user's, then the cache, then the bundled table."""
     if prices is not None and not prices.is_file():
-        raise fail("no such file", file=str(prices), hint="--prices takes a SkyPilot vms.csv")
-    given = [read_vms(prices, region)] if prices else []
+        raise fail("no such file", file=str(prices), hint="--prices takes a price list: CSV, or JSON of a cloud")
+    given = [read_prices(prices, region)] if prices else []
     stored = cached(cache_folder(), region)
     return catalog(region, *given, *([stored] if stored else []))
 

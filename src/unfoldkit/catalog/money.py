@@ -1,0 +1,77 @@
+"""Prices as lists write them: with a currency and a unit of time, in a cell or in the name of a column."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_HOURS = {
+    **dict.fromkeys(("hour", "hours", "hourly", "hr", "hrs", "h"), 1.0),
+    **dict.fromkeys(("day", "daily"), 24.0),
+    **dict.fromkeys(("month", "monthly", "mo"), 730.0),
+    **dict.fromkeys(("year", "yearly", "annual", "annually"), 8760.0),
+    **dict.fromkeys(("minute", "min"), 1 / 60),
+    **dict.fromkeys(("second", "sec", "s"), 1 / 3600),
+}
+_DOLLAR = ("", "$", "usd", "us$", "dollar", "dollars")
+_CURRENCIES = ("eur", "gbp", "jpy", "cny", "inr", "cad", "aud", "chf", "brl", "krw", "sek", "€", "£", "¥", "₹")
+_PRICES = ("price", "prices", "cost", "usd", "ondemand", "on_demand", "spot", "hourly", "retailprice", "rate")
+_OTHERS = (
+    "saving",
+    "savings",
+    "pct",
+    "percent",
+    "windows",
+    "reserved",
+    "upfront",
+    "rhel",
+    "suse",
+    "sql",
+    "band",
+    "zone",
+)
+_WORDS = re.compile(r"[^a-z0-9_$€£¥₹]+|_")
+_CELL = re.compile(
+    r"(?P<front>[A-Za-z]{2,3}|US\$|[$€£¥₹])?\s*(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+(?:[eE]-?\d+)?)"
+    r"\s*(?P<back>[A-Z]{3}|usd|[$€£¥₹])?\s*(?:(?:/|per\s)?\s*(?P<time>[a-z]+))?"
+)
+_NONE = ("", "-", "n/a", "na", "none", "null", "unavailable", "nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a column of prices counts: the hours that a price is for, its market, and a currency that is no dollar."""
+
+    hours: float = 1.0
+    spot: bool = False
+    foreign: str = ""
+
+
+def unit(name: str) -> Unit | None:
+    """Return the unit of a column by its name, such as ``usd_per_hour`` or ``Spot (monthly)``; else ``None``."""
+    plain = name.lower().replace("on-demand", "ondemand").replace("on demand", "ondemand")
+    words = [word for word in _WORDS.split(plain) if word]
+    foreign = next((word.upper() for word in words if word in _CURRENCIES), "")
+    if not (foreign or any(word in _PRICES or word in _DOLLAR for word in words)) or any(w in _OTHERS for w in words):
+        return None
+    hours = next((_HOURS[word] for word in words if word in _HOURS), 1.0)
+    return Unit(hours, "spot" in words, foreign)
+
+
+def dollars(text: str, column: Unit) -> float | None:
+    """Return the $ an hour of a cell, such as ``$0.0104 hourly`` or ``380 USD/month``; ``None`` if it is empty.
+
+    Raises:
+        ValueError: it is no price, or one in another currency; the text says which.
+    """
+    plain = text.strip()
+    if plain.lower() in _NONE:
+        return None
+    found = _CELL.fullmatch(plain)
+    time = found["time"] if found else None
+    if found is None or (time is not None and time not in _HOURS):
+        raise ValueError(f"{plain[:40]!r} is not a price")
+    other = column.foreign or next((c for c in (found["front"], found["back"]) if (c or "").lower() not in _DOLLAR), "")
+    if other:
+        raise ValueError(f"{plain[:40]!r} is in {other}, and prices are in dollars here")
+    return float(found["number"].replace(",", "")) / (column.hours if time is None else _HOURS[time])

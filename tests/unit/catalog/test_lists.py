@@ -1,0 +1,184 @@
+"""Price lists of all sorts: tables of one's own, and what clouds give out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unfoldkit.catalog.instances import Book
+from unfoldkit.catalog.lists import read_prices
+from unfoldkit.catalog.money import Unit, dollars, unit
+from unfoldkit.errors import UnfoldError
+
+EAST = "us-east-1"
+
+
+def book(folder: Path, content: object, region: str = EAST) -> Book:
+    """Read a list from a file."""
+    path = folder / "list"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_prices(path, region)
+
+
+@pytest.mark.parametrize(
+    ("head", "price", "dollars_an_hour"),
+    [
+        ("instance,price", "0.526", 0.526),
+        ("Machine Type;Price", "0,526", 0.526),
+        ("name,usd_per_hour", "0.526", 0.526),
+        ("API Name,Linux On Demand cost", "$0.526 hourly", 0.526),
+        ("sku,Monthly cost ($)", '"$1,460.00"', 2.0),
+        ("type,price_per_second", "0.001", 3.6),
+        ("vm,price", "380 USD/month", 380 / 730),
+        ("instance_type,hourly rate", "US$ 3", 3.0),
+    ],
+)
+def test_a_table_of_any_names_and_units_is_dollars_an_hour(
+    tmp_path: Path, head: str, price: str, dollars_an_hour: float
+) -> None:
+    """A column of types and one of prices do, in the unit that the head or the cell says."""
+    apart = ";" if ";" in head else ","
+    found = book(tmp_path, f"{head}\nbox{apart}{price}\n").rows["box"]
+    assert found.on_demand == pytest.approx(dollars_an_hour)
+    assert (found.spot, found.source) == (None, "list")
+
+
+def test_a_table_may_tell_hardware_spot_and_regions(tmp_path: Path) -> None:
+    """What stands beside the price is taken, rows of other regions and those without a price are not."""
+    text = (
+        "type,vCPU,Memory (GiB),gpu_name,gpu_count,on_demand_usd_per_hour,spot_saving_pct,spot_usd_per_hour,region\n"
+        "g5,4,16 GiB,A10G,1,1.006,60,0.4,us-east-1\ng5,4,16,A10G,1,1.2,60,0.5,eu-west-1\nold,1,1,,,N/A,,,us-east-1\n"
+    )
+    rows = book(tmp_path, text).rows
+    assert list(rows) == ["g5"]
+    found = rows["g5"]
+    assert (found.vcpus, found.memory_gib, found.gpu, found.gpus) == (4, 16.0, "A10G", 1)
+    assert (found.on_demand, found.spot) == (1.006, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("instance,price_eur\na,1\n", r"list:2:1: price_eur: '1' is in EUR, and prices are in dollars here \(convert"),
+        ("instance,price,currency\na,1,GBP\n", "'1 GBP' is in GBP"),
+        ('instance,price\na,"0,526"\n', "'0,526' is not a price"),
+        ("instance,price\na,1\na,2\n", "list:3:1: a: this type has another price above"),
+        ("instance,price\na,5000\n", r"list:2:1: price: \$5000/h is outside"),
+        ("instance,weight\na,1\n", "list:1:1: no column of prices .*it has instance, weight"),
+        ("price\n1\n", "no column of instance types"),
+        ("instance,price,region\na,1,moon\n", "no price for the region 'us-east-1'"),
+        ("{", "cannot read the price list"),
+        ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "not as its form says"),
+        ("{}", "no price for the region"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_told(tmp_path: Path, text: str, told: str) -> None:
+    """Other currencies, what is no price or cannot be true, two prices of a type and strange files are refused."""
+    with pytest.raises(UnfoldError, match=told):
+        book(tmp_path, text)
+
+
+def spot(name: str, price: str, zone: str, hour: int, system: str = "Linux/UNIX") -> dict[str, str]:
+    """A row of the history of spot prices."""
+    stamp = f"2026-01-01T{hour:02}:00:00+00:00"
+    return {
+        "AvailabilityZone": zone,
+        "InstanceType": name,
+        "ProductDescription": system,
+        "SpotPrice": price,
+        "Timestamp": stamp,
+    }
+
+
+def test_spot_prices_are_the_newest_of_the_cheapest_zone(tmp_path: Path) -> None:
+    """Older prices, other systems and other regions do not count."""
+    rows = [
+        spot("g5", "0.40", "us-east-1a", 5),
+        spot("g5", "0.30", "us-east-1a", 4),
+        spot("g5", "0.50", "us-east-1b", 6),
+        spot("g5", "0.20", "us-east-1b", 6, "Windows"),
+        spot("g5", "0.10", "us-west-2a", 6),
+    ]
+    assert book(tmp_path, {"SpotPriceHistory": rows}).rows["g5"].spot == 0.4
+    assert book(tmp_path, rows).rows["g5"].on_demand is None
+
+
+def product(name: str, **other: str) -> dict[str, Any]:
+    """A product of AWS's price list."""
+    usual = {"operatingSystem": "Linux", "tenancy": "Shared", "preInstalledSw": "NA", "capacitystatus": "Used"}
+    told = {"instanceType": name, "regionCode": EAST, "vcpu": "4", "memory": "16 GiB", "gpu": "1", **usual, **other}
+    return {"attributes": told}
+
+
+def terms(price: str) -> dict[str, Any]:
+    """The terms of a product."""
+    return {"T": {"priceDimensions": {"D": {"unit": "Hrs", "pricePerUnit": {"USD": price}}}}}
+
+
+def test_a_price_list_of_aws_counts_linux_on_shared_machines(tmp_path: Path) -> None:
+    """Windows, dedicated and reserved capacity have prices of their own, which are not taken; both forms are read."""
+    offered = [
+        (product("g5"), "1.006"),
+        (product("g5", operatingSystem="Windows"), "0.5"),
+        (product("g5", tenancy="Dedicated"), "0.6"),
+        (product("g5", capacitystatus="UnusedCapacityReservation"), "0.7"),
+        (product("g5", regionCode="eu-west-1"), "0.8"),
+    ]
+    asked = {"PriceList": [json.dumps({"product": p, "terms": {"OnDemand": terms(usd)}}) for p, usd in offered]}
+    filed = {
+        "products": {str(n): p for n, (p, _) in enumerate(offered)},
+        "terms": {"OnDemand": {str(n): terms(usd) for n, (_, usd) in enumerate(offered)}},
+    }
+    for document in (asked, filed):
+        found = book(tmp_path, document).rows["g5"]
+        assert (found.on_demand, found.vcpus, found.memory_gib, found.gpus) == (1.006, 4, 16.0, 1)
+
+
+def test_retail_prices_of_azure_are_of_linux_by_the_hour(tmp_path: Path) -> None:
+    """Spot is told from its name; Windows, low priority, reservations and other regions are not taken."""
+
+    def item(price: float, product: str = "NC Series", sku: str = "NC6", **other: str) -> dict[str, Any]:
+        usual = {"currencyCode": "USD", "unitOfMeasure": "1 Hour", "type": "Consumption", "armRegionName": "eastus"}
+        return {"armSkuName": "NC6", "retailPrice": price, "productName": product, "skuName": sku, **usual, **other}
+
+    rows = [
+        item(0.9),
+        item(0.3, sku="NC6 Spot"),
+        item(0.2, sku="NC6 Low Priority"),
+        item(0.5, "NC Series Windows"),
+        item(5000.0, type="Reservation"),
+        item(0.1, armRegionName="westus"),
+    ]
+    found = book(tmp_path, {"Items": rows}, "eastus").rows["NC6"]
+    assert (found.on_demand, found.spot) == (0.9, 0.3)
+
+
+def test_ec2instances_info_is_read(tmp_path: Path) -> None:
+    """Types with Linux prices in the region count; others are left out."""
+    rows = [
+        {
+            "instance_type": "g5",
+            "vCPU": 4,
+            "memory": 16.0,
+            "GPU": 1,
+            "GPU_model": "NVIDIA A10G",
+            "pricing": {EAST: {"linux": {"ondemand": "1.006", "spot_min": "0.4"}}},
+        },
+        {"instance_type": "new", "vCPU": 4, "pricing": {}},
+    ]
+    rows_found = book(tmp_path, rows).rows
+    assert list(rows_found) == ["g5"]
+    assert (rows_found["g5"].on_demand, rows_found["g5"].spot, rows_found["g5"].gpus) == (1.006, 0.4, 1)
+
+
+def test_names_of_columns_tell_prices() -> None:
+    """A price has a market, a unit of time and a currency; savings and other systems are none."""
+    assert unit("Spot (monthly)") == Unit(730.0, spot=True)
+    assert unit("cost_eur") == Unit(foreign="EUR")
+    assert [unit(name) for name in ("spot_saving_pct", "Windows On Demand cost", "memory", "vcpus")] == [None] * 4
+    assert dollars("N/A", Unit()) is None
+    with pytest.raises(ValueError, match="'€3' is in €"):
+        dollars("€3", Unit())
