@@ -20,6 +20,8 @@ class Kind:
     ``examples`` is ``"package:folder"`` with YAML specs, smallest first; ``extra`` is the optional
     dependency group that the kind needs. ``many`` says that ``serve`` may run in several processes at once,
     ``replay`` that ``plan`` (and ``serve``) play a trace, ``carries`` that ``train`` carries out a plan.
+    ``opens`` names a ``(spec, Run) -> Iterable[Diagnostic]``: what is wrong with the files that a spec names, for
+    ``unfold check --data``.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Kind:
     many: bool = False
     replay: bool = False
     carries: bool = False
+    opens: str | None = None
 
     @property
     def verbs(self) -> tuple[str, ...]:

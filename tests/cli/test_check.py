@@ -39,6 +39,22 @@ def test_all_mistakes_of_all_files_are_told(unfold: Unfold, spec: Path, tmp_path
     assert outcome.err == "4 mistakes in 3 of 4 files\n"
 
 
+def test_what_specs_name_is_opened_on_demand(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """With ``--data`` a missing file is a mistake at the line that names it; a kind that opens nothing says so."""
+    text = (ROOT / "plugins/pipeline/unfold_pipeline/examples/image-processing.yaml").read_text("utf-8")
+    line = next(number for number, item in enumerate(text.splitlines(), 1) if item.startswith("arrivals:"))
+    lines = [item if not item.startswith("arrivals:") else "arrivals: {trace: gone.csv}" for item in text.splitlines()]
+    (tmp_path / "p.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert unfold("check", "p.yaml").code == 0
+    found = unfold("check", "p.yaml", "--data")
+    assert (found.code, found.err) == (2, "1 mistake in p.yaml\n")
+    assert found.out.startswith(f"p.yaml:{line}:12: arrivals.trace: no such file or folder: 'gone.csv'")
+    assert (
+        unfold("check", "a.yaml", "--data").err
+        == "a.yaml: checked without its data: kind echo opens none\na.yaml is valid\n"
+    )
+
+
 def test_mistakes_have_formats(unfold: Unfold, tmp_path: Path) -> None:
     """JSON, annotations and JUnit hold the same mistake; another format is refused."""
     (tmp_path / "bad.yaml").write_text(BAD, encoding="utf-8")

@@ -19,6 +19,7 @@ def unfold_kinds() -> Iterable[Kind]:
         serve="unfold_pipeline.serve:serve",
         examples="unfold_pipeline:examples",
         replay=True,
+        opens="unfold_pipeline.opening:opened",
     )
 
 

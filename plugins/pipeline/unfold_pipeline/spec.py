@@ -176,6 +176,13 @@ def traffic(spec: PipelineSpec) -> tuple[Arrivals, ...]:
     return tuple(item for _, item in _traffic(spec.arrivals))
 
 
+def traffic_keys(spec: PipelineSpec) -> tuple[tuple[str, Arrivals], ...]:
+    """Return the traffic to plan for, each with the key under which it stands."""
+    if isinstance(spec.arrivals, Arrivals):
+        return (("arrivals", spec.arrivals),)
+    return tuple((f"arrivals[{index}]", item) for index, item in enumerate(spec.arrivals))
+
+
 def _traffic(arrivals: Arrivals | tuple[Arrivals, ...]) -> Iterable[tuple[tuple[str | int, ...], Arrivals]]:
     if isinstance(arrivals, Arrivals):
         yield ("arrivals",), arrivals

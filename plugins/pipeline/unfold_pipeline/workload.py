@@ -23,7 +23,7 @@ from unfold_pipeline.spec import (
     StageSpec,
     machine,
     order,
-    traffic,
+    traffic_keys,
 )
 from unfoldkit.api import CsvRow, Diagnostic, Run, UnfoldError, csv_rows, fail
 from unfoldkit.arrivals import processes, shapes, traces
@@ -51,8 +51,8 @@ def samples(spec: PipelineSpec, built: graph.Pipeline, run: Run) -> tuple[Sample
     """Return a sample for each traffic of the spec; arrivals and routes have random streams of their own."""
     table = recorded(run.path(spec.visits, key="visits"), built.stages) if spec.visits else None
     result = []
-    for index, item in enumerate(traffic(spec)):
-        times = arrivals(item, run, np.random.default_rng([run.seed, 1, index]))
+    for index, (key, item) in enumerate(traffic_keys(spec)):
+        times = arrivals(item, run, np.random.default_rng([run.seed, 1, index]), key=key)
         result.append(draw(built, times, np.random.default_rng([run.seed, 2, index]), table))
     return tuple(result)
 
@@ -66,7 +66,7 @@ def arrivals(
         UnfoldError: the trace cannot be read, nothing arrives, or all of it at one instant, which is no rate.
     """
     if item.trace is not None:
-        path = run.path(item.trace, key=f"{key}.trace" if key == "arrivals" else key)
+        path = run.path(item.trace, key=f"{key}.trace" if key.startswith("arrivals") else key)
         times = _read(item, path, likely or Arrivals(), run)
         times = traces.compress(times, item.compress)
         times = traces.scale(times, item.scale, rng) if item.scale != 1 else times

@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from unfoldkit.cli import console, formats, plugins
+from unfoldkit.cli.request import Request
+from unfoldkit.cli.run import surroundings
 from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, did_you_mean, fail, in_file, printable
+from unfoldkit.kinds import resolve
 from unfoldkit.registry import Registry
-from unfoldkit.spec.load import load
+from unfoldkit.spec.load import Loaded, load
 
 FORMATS = ("text", "json", "github", "junit")
 
 
-def check(files: Sequence[str], form: str = "text", *, builtin_only: bool = False, stdin: str = "") -> ExitCode:
-    """Validate ``files`` and print what is wrong with them on stdout.
+def check(
+    files: Sequence[str], form: str = "text", *, builtin_only: bool = False, stdin: str = "", data: bool = False
+) -> ExitCode:
+    """Validate ``files`` and print what is wrong with them, or with ``data`` with the files they name, on stdout.
 
     Returns:
         0 if all are valid, 2 otherwise.
@@ -23,20 +28,37 @@ def check(files: Sequence[str], form: str = "text", *, builtin_only: bool = Fals
     if form not in FORMATS:
         raise fail(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
     registry = plugins.registry(builtin_only=builtin_only)
-    found = {file: mistakes(registry, file, stdin) for file in files}
+    found = {file: mistakes(registry, file, stdin, data=data) for file in files}
     everything = [item for items in found.values() for item in items]
     console.write_report(_rendered(everything, form))
     console.say(_summary(found))
     return ExitCode.USAGE if everything else ExitCode.YES
 
 
-def mistakes(registry: Registry, file: str, stdin: str = "") -> list[Diagnostic]:
-    """Return what is wrong with one file; nothing if it is valid."""
+def mistakes(registry: Registry, file: str, stdin: str = "", *, data: bool = False) -> list[Diagnostic]:
+    """Return what is wrong with one file, and with ``data`` with what it names; nothing if it is valid."""
     try:
-        load(file, registry.kinds, stdin=stdin, find_kind=registry.kind)
+        loaded = load(file, registry.kinds, stdin=stdin, find_kind=registry.kind)
+        if data:
+            _open(loaded, file)
     except UnfoldError as error:
         return [in_file(item, _shown(file)) for item in error.diagnostics]
     return []
+
+
+def _open(loaded: Loaded, file: str) -> None:
+    """Open what a spec names.
+
+    Raises:
+        UnfoldError: what is wrong with it, all at once.
+    """
+    if loaded.kind.opens is None:
+        console.say(f"{_shown(file)}: checked without its data: kind {loaded.kind.name} opens none")
+        return
+    with loaded.telling():
+        run = surroundings(Request("plan", file), loaded)
+        if found := list(resolve(loaded.kind.opens, extra=loaded.kind.extra)(loaded.spec, run)):
+            raise UnfoldError(*found)
 
 
 def _rendered(items: Sequence[Diagnostic], form: str) -> str:
