@@ -292,7 +292,15 @@ def test_prices_of_a_list_go_before_the_catalog(tmp_path: Path) -> None:
         report = planned(listed.replace("k80: {price: $0.65/h", f"k80: {{instance: {name}"), tmp_path)
         assert f"k80 ${price}/h ({name} on demand ${price}/h, list.csv)" in dict(report.lines)["prices"]
     with pytest.raises(UnfoldError, match=r"prices: no such file"):
-        planned(listed.replace("list.csv", "lost.csv").replace("price: $0.65/h", "instance: own-box"), tmp_path)
+        planned(listed.replace("list.csv", "lost.csv"), tmp_path)
+
+
+def test_a_spot_price_names_the_list_that_it_is_from(tmp_path: Path) -> None:
+    """Where a list knows the spot price alone, that is its source, whatever the price on demand is from."""
+    (tmp_path / "spot.csv").write_text("instance,spot price\ng5.xlarge,0.33\n")
+    listed = GOOD.replace("slo:", "prices: spot.csv\nslo:")
+    report = planned(listed.replace("k80: {price: $0.65/h", "k80: {instance: g5.xlarge, spot: true"), tmp_path)
+    assert "(g5.xlarge spot $0.33/h, spot.csv)" in dict(report.lines)["prices"]
 
 
 def test_unknown_instance_type_is_told(tmp_path: Path) -> None:

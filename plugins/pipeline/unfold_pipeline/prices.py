@@ -27,7 +27,7 @@ def prices(spec: PipelineSpec, run: Run) -> dict[str, Priced]:
     Raises:
         UnfoldError: an instance type, or its price, is not known.
     """
-    if all(item.price is not None for item in spec.hardware.values()):
+    if spec.prices is None and all(item.price is not None for item in spec.hardware.values()):
         return {name: Priced(item.price or 0.0, "spec") for name, item in spec.hardware.items()}
     kept = cached(Path(str(run.options["cache"])), spec.region) if "cache" in run.options else None
     own = read_prices(run.path(spec.prices, key="prices"), spec.region) if spec.prices else None
@@ -51,7 +51,7 @@ def _priced(name: str, item: Hardware, found: Catalog, region: str) -> Priced:
     market = "spot" if item.spot else "on demand"
     part = f" for {item.per_instance} replicas" if item.per_instance > 1 else ""
     # a list of the user's has no date: that of its file changes with every copy, and a committed plan would drift
-    source = f"{known.source} of {known.date}" if known.date else known.source
+    source = " of ".join(part for part in known.origin(spot=item.spot) if part)
     return Priced(price / item.per_instance, f"{kind} {market} ${price:g}/h{part}, {source}")
 
 

@@ -126,7 +126,7 @@ def _known(given: InstanceSpec, found: Catalog | None, key: str) -> Instance:
 
 def _origin(known: Instance, *, spot: bool) -> str:
     derived = ", derived" if spot and known.spot_derived else ""
-    return f"{known.source} {known.date}{derived}".strip()
+    return f"{' '.join(known.origin(spot=spot))}{derived}".strip()
 
 
 def _spread(given: float | Delay, cv: float) -> Spread:

@@ -101,6 +101,8 @@ def known(head: Sequence[str], wanted: str | None = None) -> bool:
 def _table(lines: Rows, columns: Columns, path: Path) -> Found:
     first = next(lines, (0, []))
     head = [name.strip() for name in first[1]]
+    if not head:
+        return Found(np.zeros(0))
     if columns.time is None and _texts(head):
         return _functions(_holding(lines, columns.match), head, path)
     if columns.time is None and head and alone(head[0]):

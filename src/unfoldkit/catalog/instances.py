@@ -14,7 +14,8 @@ class Instance:
 
     Prices are US dollars per hour; ``on_demand`` is ``None`` where only the hardware is known. ``spot`` is what an
     hour costs on the spot market, ``spot_derived`` whether that was computed from an older saving, and ``band`` AWS's
-    class of monthly interruptions, 0 (under 5 %) to 4 (over 20 %). ``source`` and ``date`` say where the price is from.
+    class of monthly interruptions, 0 (under 5 %) to 4 (over 20 %). ``source`` and ``date`` say where the price is from,
+    ``spot_source`` and ``spot_date`` where that of the spot market is, if from elsewhere.
     """
 
     name: str
@@ -30,11 +31,18 @@ class Instance:
     source: str = "bundled"
     date: str = ""
     region: str = "us-east-1"
+    spot_source: str | None = None
+    spot_date: str = ""
 
     @property
     def accelerators(self) -> int:
         """Places for one-device workers: GPUs, or vCPUs where there are none."""
         return self.gpus or self.vcpus
+
+    def origin(self, *, spot: bool) -> tuple[str, str]:
+        """Return source and date of the price of a market."""
+        elsewhere = spot and self.spot_source is not None
+        return (self.spot_source or "", self.spot_date) if elsewhere else (self.source, self.date)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,8 @@ def _merged(rows: Sequence[Instance]) -> Instance:
         gpu_memory_gib=hardware.gpu_memory_gib,
         spot=spot.spot,
         spot_derived=spot.spot_derived,
+        spot_source=spot.source,
+        spot_date=spot.date,
         band=next((row.band for row in rows if row.band is not None), None),
     )
 
