@@ -240,7 +240,7 @@ def test_arrays(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.csv", "arrival_s\n", "the trace has no arrival"),
-        ("a.csv", "", "no column of arrival times"),
+        ("a.csv", "", "the trace has no arrival"),
         ("a.csv", "arrival_s\n2\n1\n", "arrival 2 .* before the one above"),
         ("a.csv", "arrival_s\n2\nsoon\n", r"a\.csv:3:1: 'soon' is not a time"),
         ("a.csv", "when,x\n2,3\n", r"a\.csv:1:1: no column of arrival times"),

@@ -69,6 +69,14 @@ def test_rates_are_arrivals_through_their_interval(tmp_path: Path) -> None:
     assert traces.read(slow).size == 10
 
 
+def test_a_counter_in_the_place_of_a_rate_is_told(tmp_path: Path) -> None:
+    """Whole numbers that rise and never fall are read as rates, and a warning says that they may be a counter's."""
+    for rates, notes in ((range(0, 1200, 100), 2), ([5] * 12, 1), ([1.5, *range(2, 13)], 1)):
+        told: list[str] = []
+        traces.read(table(tmp_path, "time,rps", [f"{at},{rate}" for at, rate in enumerate(rates)]), tell=told.append)
+        assert [("never falls" in note) for note in told] == [False, True][:notes]
+
+
 def test_which_column_is_a_rate_can_be_said(tmp_path: Path) -> None:
     """A column of any name can be a rate, in the unit of its name; ``counts: ''`` takes rows as arrivals."""
     path = table(tmp_path, "ts,load,rpm", ["0,2,60", "1,3,60", "2,4,60"])
@@ -119,6 +127,16 @@ def test_a_request_of_k6_is_one_arrival(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(line.replace(": ", ":").replace(", ", ",") for line in lines) + "\n")
     assert traces.read(path).size == 50
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+def test_requests_that_tell_their_end_came_before(tmp_path: Path, name: str) -> None:
+    """Of end and duration the difference is the arrival, whatever the order of the ends."""
+    lasted = np.random.default_rng(2).exponential(3, TIMES.size)
+    ends = sorted(zip(TIMES + lasted, lasted, strict=True))
+    path = tmp_path / name
+    path.write_text("app,func,end_timestamp,duration\n" + "".join(f"a,b,{e:.9f},{s:.9f}\n" for e, s in ends))
+    assert traces.read(path).tolist() == pytest.approx(TIMES - TIMES[0], abs=1e-6)
 
 
 @pytest.mark.parametrize(

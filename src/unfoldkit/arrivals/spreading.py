@@ -102,6 +102,12 @@ def doubtful(times: Times) -> str:
     return ""
 
 
+def counter_like(rates: Times) -> bool:
+    """Return whether rates are whole numbers that rise and never fall, as those of a counter do."""
+    steps = np.diff(rates)
+    return bool(rates.size >= _CLOCKED and (steps >= 0).all() and rates[-1] > rates[0] and not (rates % 1).any())
+
+
 def _stamped(times: Times) -> float:
     return next((grain for grain in _GRAINS if not (times % grain).any()), 0.0)
 

@@ -29,6 +29,7 @@ _AS_RATE = "arrivals a second, such as 12.5; arrivals.counts: '' takes each row 
 _COUNT = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
 _WHOLE = re.compile(r"\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
 _MINUTE = 60.0
+_ENDED = ("end_timestamp", "duration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def known(head: Sequence[str], wanted: str | None = None) -> bool:
     names = [name.strip() for name in head]
     if wanted:
         return wanted in names
-    return _usual(names) is not None or _texts(names) > 0 or bool(names and NUMBER.fullmatch(names[0]))
+    return _usual(names) is not None or _texts(names) > 0 or _ended(names) or bool(names and NUMBER.fullmatch(names[0]))
 
 
 def _table(lines: Rows, columns: Columns, path: Path) -> Found:
@@ -112,6 +113,10 @@ def _table(lines: Rows, columns: Columns, path: Path) -> Found:
 
 
 def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
+    if columns.time is None and _ended(head):
+        ends, lasted = (head.index(name) for name in _ENDED)
+        times, seconds = _counted(rows, ends, _Amount(lasted, _ENDED[1], 1.0), path)
+        return Found(np.sort(times - seconds))
     if k6.is_head(head):
         rows = k6.requests(rows)
     place = _place(head, columns, path)
@@ -127,6 +132,11 @@ def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
     if amount.per is not None:
         return Found(times, None, amount.name, amount.guessed, amounts / amount.per)
     return Found(times, amounts.astype(np.int64), amount.name, amount.guessed)
+
+
+def _ended(head: Sequence[str]) -> bool:
+    """Whether a table tells of each request when it ended and how long it took, as that of Azure Functions of 2021."""
+    return set(_ENDED) <= set(head) and _usual(head) is None
 
 
 def _in_seconds(times: Times, name: str, text: str) -> Times:

@@ -10,7 +10,7 @@ import numpy as np
 from unfoldkit.arrivals.documents import read_document
 from unfoldkit.arrivals.forms import form
 from unfoldkit.arrivals.logs import Tell, read_log, unheard
-from unfoldkit.arrivals.spreading import doubtful, expand, paced, spread
+from unfoldkit.arrivals.spreading import counter_like, doubtful, expand, paced, spread
 from unfoldkit.arrivals.stamps import COLUMNS, Times, in_seconds, present, unit
 from unfoldkit.arrivals.tables import Columns, Found, read_table
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
@@ -77,6 +77,8 @@ def _found(path: Path, columns: Columns, tell: Tell) -> Found:
     if found.guessed:
         how = "arrivals by interval" if found.rates is None else "a rate of arrivals"
         tell(f"{path}: column {found.column} is read as {how}; counts: '' takes each row as one")
+    if found.rates is not None and counter_like(found.rates):
+        tell(f"{path}: {found.column} never falls; if it counts from a start, give its rate(...) in its place")
     return found
 
 
