@@ -51,6 +51,19 @@ def test_a_run_can_be_given_in_the_place_of_a_spec(unfold: Unfold, spec: Path) -
     assert unfold("train", "runs/a/plan.yaml", "--jobs", "1").code == 0
 
 
+def test_a_run_is_of_one_kind(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """A spec of another kind is refused in the folder of a run, whose spec, report and plan stay as they were."""
+    (tmp_path / "a.tuning.yaml").write_text(unfold("init", "tuning").out.replace("name: small", "name: a"))
+    assert unfold("plan", spec).code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "runs/a").iterdir()}
+    for command in (("plan", "a.tuning.yaml"), ("plan", "a.tuning.yaml", "--check", "runs/a/plan.yaml")):
+        outcome = unfold(*command)
+        assert outcome.code == 2
+        assert "kind echo; the spec is of kind tuning" in outcome.err or "a plan of kind echo" in outcome.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "runs/a").iterdir()} == before
+    assert unfold("plan", "a.tuning.yaml", "--run", "runs/b", "--exit-zero", "--dry-run").code == 0
+
+
 def test_a_plan_is_of_the_run_that_it_lies_in(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """A verb on the plan or spec of a run goes on in that run, whatever its name; a copy elsewhere is of runs/NAME."""
     assert unfold("plan", spec, "--run", "kept/b").code == 0

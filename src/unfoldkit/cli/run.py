@@ -25,7 +25,7 @@ from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data
 from unfoldkit.runs import RunDir
 from unfoldkit.spec.base import Spec
-from unfoldkit.spec.load import ORIGIN, RUN_PLAN, RUN_SPEC, Loaded, dump, load, spec_hash
+from unfoldkit.spec.load import ORIGIN, RUN_PLAN, RUN_SPEC, Loaded, dump, kept_kind, load, spec_hash
 from unfoldkit.yaml12 import to_yaml
 
 REPORT = "report.json"
@@ -138,6 +138,18 @@ def engine_of(request: Request) -> Engine:
     raise fail(f"--engine {request.engine}: no such engine", hint=did_you_mean(request.engine, ["local", "ray"]))
 
 
+def of_its_kind(run: Run, kind: Kind) -> None:
+    """Refuse a folder that holds a run of another kind: its spec, report and plan would be lost.
+
+    Raises:
+        UnfoldError: it does.
+    """
+    kept = kept_kind(run.directory.path)
+    if kept not in (None, kind.name):
+        message = f"the folder holds a run of kind {kept}; the spec is of kind {kind.name}"
+        raise fail(message, file=str(run.directory.path), hint="another name in the spec, or --run DIR")
+
+
 def store_spec(run: Run, spec: Spec) -> None:
     """Keep the resolved spec in the run, and where its relative paths start."""
     folder = run.directory.path.resolve()
@@ -153,6 +165,7 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
         if baseline is not None:
             run = replace(run, options={**run.options, "baseline_plan": baseline})
         with run.directory.locked():
+            of_its_kind(run, loaded.kind)
             if baseline is None:
                 store_spec(run, loaded.spec)
             began = run.clock()

@@ -13,7 +13,7 @@ from typing import Any
 from unfoldkit.cli import console, plugins
 from unfoldkit.cli.drift import read_plan
 from unfoldkit.cli.request import Request
-from unfoldkit.cli.run import perform, run_folder, store_spec, surroundings, verb_of
+from unfoldkit.cli.run import of_its_kind, perform, run_folder, store_spec, surroundings, verb_of
 from unfoldkit.context import Run
 from unfoldkit.errors import ExitCode, fail
 from unfoldkit.kinds import resolve
@@ -95,6 +95,7 @@ def serve(
     if processes > 1:
         return _several(Serving(request, address, stdin, log_json), loaded, run, processes)
     with run.directory.locked(), listen(address) as bound:
+        of_its_kind(run, loaded.kind)
         service = _service(loaded, run)
         if loaded.run is None:
             store_spec(run, loaded.spec)
@@ -112,6 +113,7 @@ def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> Exit
     if not loaded.kind.many:
         raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
     with run.directory.locked(), bind(serving.address, many=True) as held, TemporaryDirectory() as folder:
+        of_its_kind(run, loaded.kind)
         if loaded.run is None:
             store_spec(run, loaded.spec)
         address = replace(serving.address, port=held.getsockname()[1])

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,14 @@ def load(
     kind = _kind(document, kinds, find_kind)
     model = resolve(kind.spec, extra=kind.extra)
     return Loaded(kind, validate(model, document), base, plan, folder or run, document)
+
+
+def kept_kind(folder: Path) -> str | None:
+    """Return the kind of the run that ``folder`` holds; ``None`` if it holds none, or one that cannot be read."""
+    with suppress(UnfoldError):
+        data = _of_run(folder).data
+        return str(data["kind"]) if isinstance(data, dict) and "kind" in data else None
+    return None
 
 
 def dump(spec: Model) -> dict[str, Any]:
