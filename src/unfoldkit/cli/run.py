@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unfoldkit import __version__
-from unfoldkit.cli import console, formats, plugins
+from unfoldkit.cli import compiling, console, formats, plugins
 from unfoldkit.cli.catalog import cache_folder
 from unfoldkit.cli.drift import compare, read_plan
 from unfoldkit.cli.request import Request
@@ -170,7 +170,9 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
                 store_spec(run, loaded.spec)
             began = run.clock()
             with loaded.telling():
-                report = resolve(function, extra=loaded.kind.extra)(loaded.spec, run)
+                verb = resolve(function, extra=loaded.kind.extra)
+                with compiling.shown(progress):
+                    report = verb(loaded.spec, run)
             report = _with_provenance(report, loaded, run, run.clock() - began)
             report = replace(report, next=_named(report.next, request))
             if baseline is None:

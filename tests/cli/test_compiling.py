@@ -1,0 +1,30 @@
+"""What a terminal shows while loops are compiled."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from unfoldkit.cli import compiling
+
+
+def test_loops_are_told_while_they_are_compiled() -> None:
+    """Each loop is told when its compilation begins and when it ends, one that is there already is not."""
+    import numba
+
+    inner = numba.njit(lambda x: x + 1)
+    outer = numba.njit(lambda x: inner(x) * 2)
+    told: list[tuple[str, int, int]] = []
+    with compiling.shown(lambda *step: told.append(step)):
+        assert outer(1) == outer(1) == 4
+    assert told == [(compiling.STEP, *counts) for counts in ((0, 1), (0, 2), (1, 2), (2, 2))]
+    assert outer(1.0) == 4.0
+    assert len(told) == 4
+
+
+def test_nothing_is_imported_to_tell_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a verb has not imported Numba, it is not imported for it."""
+    monkeypatch.delitem(sys.modules, "numba.core.event", raising=False)
+    with compiling.shown(lambda *_: None):
+        assert "numba.core.event" not in sys.modules
