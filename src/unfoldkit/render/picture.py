@@ -158,6 +158,10 @@ def _plain(axes: Axes, figure: Figure) -> None:
     level = bool(values) and min(values) == max(values)
     if ("bars" in styles or whole or level) and not figure.log_y and min(values, default=-1.0) >= 0:
         axes.set_ylim(bottom=0)
+    places = {float(x) for series in figure.series for x in series.x}
+    if len(places) == 1 and min(places) >= 0 and not figure.log_x and not figure.names:
+        # one place alone would stand amid an axis that begins below nothing
+        axes.set_xlim(left=0)
     if whole:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if figure.names:

@@ -204,6 +204,14 @@ def test_what_is_counted_has_whole_numbers_from_nothing() -> None:
     assert not any(level in {"4.25", "4.5", "5.5"} for level in levels)
 
 
+def test_an_axis_of_one_place_begins_at_nothing() -> None:
+    """Where all points lie at one place, such as a wait of 0 s, the axis has no negative places."""
+    for place in (0.0, 5.0):
+        drawn = picture.svg(Figure("f", "F", "wait s", "share", (Series("s", (place, place), (0.5, 1.0)),)))
+        assert not re.search(r">[-\u2212][0-9.]+<", drawn)
+        assert ">0<" in drawn
+
+
 def test_two_plots_of_a_page_share_no_id() -> None:
     """Each plot's ids, and what refers to them, begin with its name; a reader of the page hears it in words."""
     figures = tuple(Figure(name, name, "x", "y", (Series("s", (1.0, 2.0), (2.0, 4.0)),)) for name in ("f", "g"))
