@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,12 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     assert "pip install nox && nox" in (ROOT / "README.md").read_text("utf-8")
     last = (ROOT / ".ci/run").read_text("utf-8").rstrip().splitlines()[-1]
     assert last.replace("--quiet ", "").startswith("pip install nox && nox")
+
+
+def test_the_source_distribution_holds_what_ci_and_its_tests_read(tmp_path: Path) -> None:
+    """Files for CI, on security and on citing are in the sdist, so that its tests can run without a clone."""
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {".ci/run", ".pre-commit-hooks.yaml", "action.yml", "CITATION.cff", "SECURITY.md", "README.md"} <= held
