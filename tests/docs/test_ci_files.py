@@ -55,6 +55,20 @@ def test_action_runs_a_verb(tmp_path: Path, budget: str, code: int, level: str) 
     assert done.stdout.startswith(f"::{level} title=unfold plan hello::")
 
 
+def test_action_keeps_a_quoted_option_whole(tmp_path: Path) -> None:
+    """A value with spaces is one word in quotes, and nothing that an option holds is run or expanded."""
+    spec = str(ROOT / "configs/echo/hello.yaml")
+    options = """--set 'message=$(touch made) * `touch made`' --set "budget=1 $" """
+    done = act(tmp_path, verb="plan", files=spec, options=options)
+    assert 'budget: "1 $"' in done.stdout
+    done = act(tmp_path, verb="train", files=spec, options=options.partition(' --set "')[0])
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "runs/hello/said/0.txt").read_text("utf-8") == "$(touch made) * `touch made`"
+    assert not (tmp_path / "made").exists()
+    # half an option must not pass for none
+    assert act(tmp_path, verb="plan", files=spec, options="--check 'plan.yaml").returncode != 0
+
+
 def test_action_plans_several_specs(tmp_path: Path) -> None:
     """A pattern of specs is planned spec by spec, an annotation for each, and the step fails with the worst code."""
     for name in ("b", "a"):
