@@ -35,6 +35,12 @@ def test_no_is_an_answer(unfold: Unfold, dear: Path) -> None:
     assert unfold("plan", dear, "--exit-zero").code == 0
 
 
+def test_a_budget_allows_as_often_as_it_can_pay(unfold: Unfold, spec: Path) -> None:
+    """What a budget allows is not one less where the quotient of two prices is a little below a whole number."""
+    words = ("--set", "repeat=4", "--set", "voices=[{name: plain, price: $0.10}]", "--set", "budget=$0.30")
+    assert "$0.40 is over the budget of $0.30; it allows 3 times" in unfold("plan", spec, *words).out
+
+
 def test_every_verb_leaves_its_report_in_the_run(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """profile, train and plan each exit with 0 and leave a report of theirs in runs/NAME, or in --run."""
     for verb in ("profile", "train", "plan"):

@@ -16,7 +16,7 @@ def plan(spec: StorageSpec, run: Run) -> Report:
     run.log.info("one copy costs $%.2f", one)
     headline = f"{spec.copies} copies cost ${price:.2f} a month"
     if not ok:
-        headline += f"; ${spec.budget:.2f} allows {int(spec.budget / one)}"
+        headline += f"; ${spec.budget:.2f} allows {int(round(spec.budget / one, 9))}"
     return Report(
         kind="storage",
         verb="plan",

@@ -56,7 +56,8 @@ def plan(spec: EchoSpec, run: Run) -> Report:
     price = round(voice.price * spec.repeat, 9)
     ok = price <= spec.budget
     run.log.info("%s says it %d times", voice.name, spec.repeat)
-    affordable = int(spec.budget / voice.price) if voice.price else spec.repeat
+    # 0.3 / 0.1 is a little below 3
+    affordable = int(round(spec.budget / voice.price, 9)) if voice.price else spec.repeat
     headline = f"${price:.2f} of ${spec.budget:.2f}"
     if not ok:
         headline = f"${price:.2f} is over the budget of ${spec.budget:.2f}; it allows {affordable} times"
