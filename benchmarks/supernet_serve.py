@@ -92,7 +92,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     crowded = (load() or 0.0) > cores
     live = [] if crowded else [row for trace in real(found, seed, quick=quick) for row in measured(found, trace)]
-    return summary(found, traces + real(found, seed), [*rows, *live], _notes() + [CROWDED] * crowded)
+    return summary(found, traces + real(found, seed), [*rows, *live], _notes(found) + [CROWDED] * crowded)
 
 
 def summary(found: Profile, traces: Sequence[Trace], rows: Sequence[Row], notes: list[str]) -> dict[str, Any]:
@@ -143,7 +143,9 @@ def summary(found: Profile, traces: Sequence[Trace], rows: Sequence[Row], notes:
     }
 
 
-def _notes() -> list[str]:
+def _notes(found: Profile) -> list[str]:
+    reached = [net.accuracy for net in found.nets]
+    apart = max(reached) - min(reached)
     return [
         "Without a suffix: the best of the traces with bursts and ramps, simulated by latencies of the same run.",
         "measured: the best of the grid in real time; foretold: the same traces simulated; median: of the same points.",
@@ -154,7 +156,7 @@ def _notes() -> list[str]:
         "Clipper+ batches what fits the slack of the head; shedding: fixed nets that also give up heads for it.",
         "The best fixed net is chosen with hindsight at each point; attainment_off: measured less foretold, mean size.",
         "burst_load: the rate in bursts against what the quickest net was measured to take.",
-        "A gain in points is bounded by how far the family's accuracies are apart, which is about seven points here.",
+        f"A gain in points is bounded by how far the family's accuracies are apart, which is {apart:.1f} points here.",
     ]
 
 
