@@ -18,10 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.frame import FOLDER
 from unfold_supernet.chip import claims, events, families, model, stream, study
+from unfold_supernet.chip.asked import Asked, drawn
 from unfold_supernet.chip.layers import Layer, net
 from unfold_supernet.chip.machine import cycles, presets
 from unfold_supernet.chip.study import Savings
@@ -52,9 +51,9 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     Returns:
         ``metrics``, ``peers``, ``tables`` and ``notes``.
     """
-    levels = stream.levels(1000 if quick else 10_000, "random", seed)
+    asked = drawn(1000 if quick else 10_000, "random", seed)
     sizes = sorted({*SIZES[::3], PERSISTENT} if quick else {*SIZES, PERSISTENT})
-    points = {name: list(_points(name, sizes, levels)) for name in families.spaces()}
+    points = {name: list(_points(name, sizes, asked)) for name in families.spaces()}
     every = [point for found in points.values() for point in found]
     peer, notes = _peer(LAYERS[:2] if quick else LAYERS, LAYERS[:1] if quick else LAYERS[:2])
     metrics = {
@@ -71,7 +70,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     tables = {
         "buffers": [_row(name, point) for name, found in points.items() for point in found],
         "claims": [row for name, found in points.items() for row in _claims(name, found)],
-        "ways": [row for name in points for row in _ways(name, levels)],
+        "ways": [row for name in points for row in _ways(name, asked)],
         "cycles": peer.get("layers", []),
     }
     aims = {"queries_per_s": "≥ 1e7", "scalesim_ratio": "≥ 1,000", "scalesim_cycle_error_percent": "0"}
@@ -79,9 +78,9 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     return {"metrics": metrics, "peers": peers, "tables": tables, "aims": aims, "notes": [*_notes(), *notes]}
 
 
-def _points(name: str, sizes: Sequence[int], levels: np.ndarray) -> Iterator[Savings]:
+def _points(name: str, sizes: Sequence[int], asked: Asked) -> Iterator[Savings]:
     found = families.family(name)
-    yield from study.sweep(found, presets()["zcu104"], sizes, BANDWIDTHS, levels, "strict-accuracy")
+    yield from study.sweep(found, presets()["zcu104"], sizes, BANDWIDTHS, asked, "strict-accuracy")
 
 
 def _at_papers_size(points: dict[str, list[Savings]]) -> dict[str, float]:
@@ -122,10 +121,10 @@ def _claims(name: str, points: Sequence[Savings]) -> Iterator[dict[str, Any]]:
         yield {"family": name, **claim, "gb_per_s": line.bandwidth / 1e9, **found}
 
 
-def _ways(name: str, levels: np.ndarray) -> Iterator[dict[str, Any]]:
+def _ways(name: str, asked: Asked) -> Iterator[dict[str, Any]]:
     machine = replace(presets()["zcu104"], bandwidth=2e9)
     setting = study.setting(families.family(name), machine)
-    for way in ways(setting, levels, "strict-accuracy", every=16, batch=8):
+    for way in ways(setting, asked, "strict-accuracy", every=16, batch=8):
         times = {"ms": way.layered.seconds * 1e3, "ms_deep_prefetch": way.deep.seconds * 1e3}
         yield {"family": name, "way": way.name, **times, "mb": way.layered.bytes / 1e6, "hit": way.layered.hit}
 

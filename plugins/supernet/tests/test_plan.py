@@ -91,3 +91,21 @@ def test_a_spec_without_family_is_refused() -> None:
     """Without a family there is nothing to plan, and the message says what to write."""
     with pytest.raises(UnfoldError, match="ofa-resnet50"):
         validate(SupernetSpec, parse(SPEC.replace("family: ofa-mobilenetv3\n", ""), "t.yaml"))
+
+
+def test_a_plan_answers_the_queries_of_a_file(tmp_path: Path) -> None:
+    """Of the queries of a table as many have both targets met as a net can, and the report holds the file's digest."""
+    (tmp_path / "q.csv").write_text("accuracy,latency_ms\n77,50\n77,0.01\n,50\n99,50\n", encoding="utf-8")
+    text = SPEC.replace("{count: 500}", f"{{path: {tmp_path / 'q.csv'}}}")
+    given = validate(SupernetSpec, parse(text, "t.yaml"))
+    report = plan(given, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1), seed=1))
+    shares = {name: report.metrics[name].value for name in ("in_time", "accurate_enough", "both_targets")}
+    assert shares == {"in_time": 0.75, "accurate_enough": 0.75, "both_targets": 0.5}
+    assert list(report.provenance["inputs"]) == ["q.csv"]
+
+
+def test_under_deadlines_a_plan_tells_what_accuracy_is_gained(tmp_path: Path) -> None:
+    """With strict-latency saved time goes into larger nets, so that the headline tells points, not latency."""
+    report = answer(tmp_path, ", policy: strict-latency")
+    assert "points of accuracy at the same deadlines" in report.headline
+    assert "of the latency" not in report.headline

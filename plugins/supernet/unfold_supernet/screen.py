@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from unfold_supernet.chip.layers import Family
 from unfold_supernet.chip.model import joules
+from unfold_supernet.chip.stream import Outcome
 from unfold_supernet.chip.study import Savings, Setting
+from unfold_supernet.chip.ways import Way
 from unfold_supernet.scale import buffer_unit, scaled, size
 from unfold_supernet.spec import SupernetSpec
 from unfold_supernet.weighed import Study
@@ -16,27 +18,43 @@ from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, V
 
 def report(spec: SupernetSpec, what: Study) -> Report:
     """Return the report of a plan."""
-    traffic, latency, fair = scheduled(what)
-    queries, core = what.queries, f"{size(what.here.persistent)} of the shared core kept on chip"
-    chosen = f"{size(what.here.persistent)} on chip, chosen by {queries.keep} every {queries.every} queries,"
-    headline = (
-        f"{core if queries.keep == 'fixed' else chosen} save {percent(traffic)} of the traffic and "
-        f"{_gain(latency)} of the latency ({_gain(fair)} if layers may prefetch ahead instead)"
-    )
     return Report(
         kind="supernet",
         verb="plan",
         name=spec.name,
         verdict=Verdict.YES,
-        headline=headline,
+        headline=headline(what),
         subtitle=subtitle(what),
         metrics=metrics(what),
-        tables=(nets_table(what), buffers_table(what), ways_table(what), claims_table(what)),
+        tables=(nets_table(what), buffers_table(what), ways_table(what), targets_table(what), claims_table(what)),
         figures=(savings_figure(what),),
         lines=tuple(lines(what)),
         notes=notes(what),
         next="unfold plan SPEC --out report.html",
+        provenance={"inputs": dict(what.inputs)} if what.inputs else {},
     )
+
+
+def headline(what: Study) -> str:
+    """Return what the buffer saves, and under deadlines what accuracy it gives, as its time goes into larger nets."""
+    traffic, latency, fair = scheduled(what)
+    queries, held = what.queries, size(what.here.persistent)
+    kept = f"{held} of the shared core kept on chip"
+    if queries.keep != "fixed":
+        when = "after each query" if queries.every == 1 else f"every {queries.every} queries"
+        kept = f"{held} on chip, chosen by {queries.keep} {when},"
+    if queries.policy == "strict-latency":
+        none, way = what.ways[0], what.ways[place(what)]
+        points, deep = (one.accuracy - zero.accuracy for one, zero in zip(flows(way), flows(none), strict=True))
+        gain = f"give {points:+.2f} points of accuracy at the same deadlines ({deep:+.2f}"
+        return f"{kept} {gain} if layers may prefetch ahead) and save {percent(traffic)} of the traffic"
+    gain = f"{_gain(latency)} of the latency ({_gain(fair)} if layers may prefetch ahead instead)"
+    return f"{kept} save {percent(traffic)} of the traffic and {gain}"
+
+
+def flows(way: Way) -> tuple[Outcome, Outcome]:
+    """Return the outcomes of a way, without and with prefetch through the layers."""
+    return way.layered, way.deep
 
 
 def place(what: Study) -> int:
@@ -75,6 +93,8 @@ def subtitle(what: Study) -> tuple[str, ...]:
     """Return the facts beside the title."""
     machine = what.setting.machine
     queries = f"{what.queries.count:,} {what.queries.pattern} queries"
+    if what.queries.path:
+        queries = f"queries of {next(iter(what.inputs))}"
     return (f"{len(what.family.nets)} nets", machine.name, bandwidth(machine.bandwidth), queries, what.queries.policy)
 
 
@@ -83,6 +103,10 @@ def metrics(what: Study) -> dict[str, Metric]:
     found = {f"{name}_saving": Metric(value) for name, value in _shares(what.here).items()}
     names = ("traffic", "latency", "latency_fair")
     found |= {f"scheduled_{name}_saving": Metric(value) for name, value in zip(names, scheduled(what), strict=True)}
+    way = what.ways[place(what)].layered
+    shares = {"in_time": way.in_time, "accurate_enough": way.enough, "both_targets": way.both}
+    found |= {name: Metric(value) for name, value in shares.items()}
+    found["accuracy_served"] = Metric(way.accuracy, "%")
     found["accuracy_gain_points"] = Metric(what.here.points, "points")
     found["accuracy_gain_points_fair"] = Metric(what.here.fair_points, "points")
     for point in _at_bandwidth(what):
@@ -145,6 +169,20 @@ def ways_table(what: Study) -> Table:
         (Column("changes"), [flow.changes for flow in flows]),
     )
     return _by_column("ways", columns, accent=place(what))
+
+
+def targets_table(what: Study) -> Table:
+    """Return how many queries have what they asked for, way by way; in time with refills, and with deep prefetch."""
+    played = [way.layered for way in what.ways]
+    columns = (
+        (Column("targets met by"), [way.name for way in what.ways]),
+        (Column("accuracy served", "%", 2), [flow.accuracy for flow in played]),
+        (Column("accurate enough", "%", 1), [flow.enough * 100 for flow in played]),
+        (Column("in time", "%", 1), [flow.in_time * 100 for flow in played]),
+        (Column("both", "%", 1), [flow.both * 100 for flow in played]),
+        (Column("both, deep prefetch", "%", 1), [way.deep.both * 100 for way in what.ways]),
+    )
+    return _by_column("targets", columns, accent=place(what))
 
 
 def claims_table(what: Study) -> Table:
@@ -223,7 +261,8 @@ def percent(share: float) -> str:
 
 
 def _gain(share: float) -> str:
-    return f"cost {percent(-share)}" if share < 0 else percent(share)
+    # what rounds to nothing costs nothing
+    return f"cost {percent(-share)}" if round(share * 100, 1) < 0 else percent(share)
 
 
 def _value(value: float, *, points: bool) -> str:

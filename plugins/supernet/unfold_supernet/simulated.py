@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from unfold_supernet import screen
-from unfold_supernet.chip import stream, study
+from unfold_supernet.asking import asked_of
+from unfold_supernet.chip import study
 from unfold_supernet.chip.claims import obtained
 from unfold_supernet.chip.families import family
 from unfold_supernet.chip.layers import Family, sizes
@@ -110,12 +111,12 @@ def _swept(given: AcceleratorSpec, whole: Family) -> tuple[int, ...]:
 
 def _studied(spec: SupernetSpec, run: Run, whole: Family, chosen: Setting) -> Study:
     given, queries, machine = spec.accelerator or AcceleratorSpec(), spec.queries, chosen.machine
-    levels = stream.levels(queries.count, queries.pattern, run.seed, queries.hold)
+    asked, inputs = asked_of(queries, run)
     buffers = sorted({*_swept(given, whole), machine.persistent})
     bandwidths = sorted({*given.bandwidths, machine.bandwidth}, reverse=True)
-    points = tuple(study.sweep(whole, machine, buffers, bandwidths, levels, queries.policy))
+    points = tuple(study.sweep(whole, machine, buffers, bandwidths, asked, queries.policy))
     run.progress("sweep", 1, 2)
     if not any(point.traffic for point in points) and machine.persistent:
         raise fail("no kernel of the family fits the persistent buffer", key="accelerator.persistent_buffer")
-    found = tuple(ways(chosen, levels, queries.policy, queries.every, queries.batch))
-    return Study(whole, chosen, queries, levels, points, found, tuple(obtained(points, machine.persistent)))
+    found = tuple(ways(chosen, asked, queries.policy, queries.every, queries.batch))
+    return Study(whole, chosen, queries, points, found, tuple(obtained(points, machine.persistent)), inputs)

@@ -54,15 +54,18 @@ class AcceleratorSpec(Model):
 
 
 class QueriesSpec(Model):
-    """The stream of queries, each with a target, and what the scheduler does."""
+    """The stream of queries, each with an accuracy and a latency as targets, and what the scheduler does."""
 
+    path: str | None = Field(
+        default=None, description="a CSV with the targets of each query, accuracy in % and latency_ms; else drawn"
+    )
     count: Annotated[int, Field(ge=1, le=100_000_000)] = 10_000
     pattern: Literal["random", "bursty"] = Field(
         default="random", description="a new target for each query, or one that is kept for a while"
     )
     hold: Annotated[float, Field(ge=1, le=1e6)] = Field(default=20.0, description="queries of a burst, on average")
     policy: Literal["strict-accuracy", "strict-latency"] = Field(
-        default="strict-accuracy", description="what a query's target is"
+        default="strict-accuracy", description="which of a query's targets the scheduler goes by"
     )
     keep: Literal["fixed", "avgnet", "least-latency"] = Field(
         default="fixed", description="the core; or chosen anew by the nets of late, by distance or by latency"
@@ -254,6 +257,7 @@ class SupernetSpec(Spec):
             yield from _data_problems(self.data, self.space)
             yield from _training_problems(self.training, self.space)
             yield from _count_problems(self.space)
+        yield from _queries_problems(self.queries)
         if self.accelerator is not None:
             yield from _accelerator_problems(self.accelerator)
 
@@ -331,6 +335,12 @@ def _split_problems(data: DataSpec) -> Iterable[Problem]:
     if (data.source == "digits" and data.split != "random") or (data.source == "mitbih" and data.split == "given"):
         hint = "random" if data.source == "digits" else "inter-patient"
         yield Problem(("data", "split"), f"{data.source} cannot be split so", hint=f"split: {hint}")
+
+
+def _queries_problems(given: QueriesSpec) -> Iterable[Problem]:
+    for key in ("count", "pattern", "hold"):
+        if given.path is not None and getattr(given, key) != QueriesSpec.model_fields[key].default:
+            yield Problem(("queries", key), "a file has its own queries", hint="leave it or path out")
 
 
 def _accelerator_problems(given: AcceleratorSpec) -> Iterable[Problem]:

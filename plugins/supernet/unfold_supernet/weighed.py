@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unfold_supernet.arrays import Floats
 from unfold_supernet.chip.claims import Obtained
 from unfold_supernet.chip.layers import Family
 from unfold_supernet.chip.study import Savings, Setting
@@ -14,15 +14,15 @@ from unfold_supernet.spec import QueriesSpec
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """All that a plan is made from."""
+    """All that a plan is made from; ``inputs`` are digests of files by name."""
 
     family: Family
     setting: Setting
     queries: QueriesSpec
-    levels: Floats
     points: tuple[Savings, ...]
     ways: tuple[Way, ...]
     claims: tuple[Obtained, ...]
+    inputs: Mapping[str, str]
 
     @property
     def here(self) -> Savings:

@@ -7,9 +7,11 @@ nearest: most accurate, or least latency.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfold_supernet.arrays import Floats, Ints
 from unfold_supernet.chip.table import Known
@@ -19,8 +21,8 @@ ACCURACY, LATENCY = 0, 1
 FIXED, AVGNET, MEAN_LATENCY = 0, 1, 2
 POLICIES = {"strict-accuracy": ACCURACY, "strict-latency": LATENCY}
 CACHES = {"fixed": FIXED, "avgnet": AVGNET, "least-latency": MEAN_LATENCY}
-SECONDS, BYTES, QUALITY, MISSED, REFILLED, CHANGES, HIT = range(7)
-SUMS = 7
+SECONDS, BYTES, QUALITY, MISSED, REFILLED, CHANGES, HIT, TIMELY, ENOUGH, BOTH = range(10)
+SUMS = 10
 EQUAL = 1e-9
 """Share by which a score must be less to be another one: sums in another order differ by rounding."""
 
@@ -30,7 +32,9 @@ class Outcome:
     """What a stream came to, each a mean over its queries.
 
     ``seconds`` and ``bytes`` with refills, ``refill`` seconds of them; ``accuracy`` in percent; ``missed`` the share
-    whose target no net met; ``hit`` the share of weights found on chip; ``changes`` of the buffer in all.
+    whose target no net met; ``hit`` the share of weights found on chip; ``changes`` of the buffer in all. Where the
+    queries name both targets, ``in_time`` is the share that is answered by its deadline, refills included, ``enough``
+    the share whose net is accurate enough, and ``both`` the share of which both hold; else they are NaN.
     """
 
     seconds: float
@@ -40,6 +44,9 @@ class Outcome:
     refill: float
     hit: float
     changes: int
+    in_time: float = math.nan
+    enough: float = math.nan
+    both: float = math.nan
 
 
 def targets(levels: Floats, known: Known, policy: str) -> Floats:
@@ -58,6 +65,15 @@ def levels(count: int, pattern: str, seed: int, hold: float = 20.0) -> Floats:
         return drawn
     fresh = rng.random(count) < 1.0 / hold
     fresh[0] = True
+    return _held(drawn, fresh)
+
+
+def held(drawn: Floats, levels: Floats) -> Floats:
+    """Return values that are kept as long as ``levels`` are: of a burst the first of ``drawn``."""
+    return _held(drawn, np.diff(levels, prepend=-1.0) != 0)
+
+
+def _held(drawn: Floats, fresh: NDArray[np.bool_]) -> Floats:
     result: Floats = drawn[fresh][np.cumsum(fresh) - 1]
     return result
 
@@ -72,6 +88,7 @@ def play(
     column: int = 0,
     every: int = 16,
     passing: bool = False,
+    others: Floats | None = None,
 ) -> Outcome:
     """Play a stream of targets.
 
@@ -84,19 +101,22 @@ def play(
         column: What is kept at the start; for ``fixed`` all the time.
         every: Queries between two choices of what to keep.
         passing: Weights that the last net brought on chip are kept without a second transfer.
+        others: The target of each query that the policy does not go by: seconds, or percent.
 
     Returns:
         Means over the queries.
     """
     refill = known.passing if passing else np.broadcast_to(known.refill, known.passing.shape)
     sums = run(
-        wanted, known.seconds, known.bytes, known.hit, np.ascontiguousarray(refill), known.near, known.norm,
-        known.accuracy, bandwidth, POLICIES[policy], CACHES[cache], column, every,
+        wanted, np.zeros(0) if others is None else others, known.seconds, known.bytes, known.hit,
+        np.ascontiguousarray(refill), known.near, known.norm, known.accuracy,
+        bandwidth, POLICIES[policy], CACHES[cache], column, every,
     )  # fmt: skip
     mean = sums / wanted.size
     return Outcome(
-        mean[SECONDS], mean[BYTES], mean[QUALITY], mean[MISSED], mean[REFILLED], mean[HIT], int(sums[CHANGES])
-    )
+        mean[SECONDS], mean[BYTES], mean[QUALITY], mean[MISSED], mean[REFILLED], mean[HIT], int(sums[CHANGES]),
+        *(math.nan if others is None else float(mean[at]) for at in (TIMELY, ENOUGH, BOTH)),
+    )  # fmt: skip
 
 
 def answers_python(seconds: Floats, accuracy: Floats, policy: int, keys: Floats, best: Ints) -> None:
@@ -187,8 +207,35 @@ last = compiled(last_python)
 """Compiled :func:`last_python`."""
 
 
+def judge_python(
+    wanted: Floats,
+    others: Floats,
+    keys: Floats,
+    best: Ints,
+    policy: int,
+    seconds: Floats,
+    accuracy: Floats,
+    delay: float,
+    sums: Floats,
+) -> None:
+    """Add how many queries are answered in time, accurately enough, and both; the first waits for ``delay`` more."""
+    for at in range(wanted.size):
+        net = last(wanted[at], keys, best, policy)
+        least, deadline = (wanted[at], others[at]) if policy == ACCURACY else (others[at], wanted[at])
+        timely = seconds[net] + (delay if at == 0 else 0.0) <= deadline
+        enough = accuracy[net] >= least
+        sums[TIMELY] += timely
+        sums[ENOUGH] += enough
+        sums[BOTH] += timely and enough
+
+
+judge = compiled(judge_python)
+"""Compiled :func:`judge_python`."""
+
+
 def run_python(
     wanted: Floats,
+    others: Floats,
     seconds: Floats,
     bytes_: Floats,
     hit: Floats,
@@ -211,18 +258,24 @@ def run_python(
     start = norm if cache == AVGNET else np.zeros(columns)
     counts, sums, scores = np.zeros(nets), np.zeros(SUMS), np.empty(columns)
     now, window = column, wanted.size if cache == FIXED else every
+    delay = 0.0
     for first in range(0, wanted.size, window):
         part = wanted[first : first + window]
         counts[:] = 0.0
         sums[MISSED] += served(part, keys[now], best[now], policy, counts)
         add(sums, counts, seconds, bytes_, hit, accuracy, now)
+        if others.size:
+            given = others[first : first + window]
+            judge(part, given, keys[now], best[now], policy, seconds[:, now], accuracy, delay, sums)
+        delay = 0.0
         if cache == FIXED or part.size < every:
             continue
         chosen = choose(counts, table, start, scores, every, now)
         if chosen != now:
             brought = refill[last(part[-1], keys[now], best[now], policy), now, chosen]
-            sums[SECONDS] += brought / bandwidth
-            sums[REFILLED] += brought / bandwidth
+            delay = brought / bandwidth
+            sums[SECONDS] += delay
+            sums[REFILLED] += delay
             sums[BYTES] += brought
             sums[CHANGES] += 1.0
             now = chosen

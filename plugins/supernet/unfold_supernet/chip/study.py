@@ -9,6 +9,7 @@ import numpy as np
 
 from unfold_supernet.arrays import Floats
 from unfold_supernet.chip import cache, stream, table
+from unfold_supernet.chip.asked import Asked
 from unfold_supernet.chip.cache import Column
 from unfold_supernet.chip.layers import Family
 from unfold_supernet.chip.machine import Machine
@@ -67,10 +68,10 @@ def setting(family: Family, machine: Machine, orders: Sequence[str] = cache.ORDE
     return Setting(machine, works, columns, layered, deep, cache.fixed(columns, works, machine) + 1)
 
 
-def savings(what: Setting, levels: Floats, policy: str) -> Savings:
-    """Return what the buffer of a setting saves for a stream of ``levels``."""
-    streams = {way: _pair(what, known, levels, policy) for way, known in _ways(what).items()}
-    points = {way: _pair(what, known, levels, "strict-latency") for way, known in _ways(what).items()}
+def savings(what: Setting, asked: Asked, policy: str) -> Savings:
+    """Return what the buffer of a setting saves for a stream of queries."""
+    streams = {way: _pair(what, known, asked, policy) for way, known in _ways(what).items()}
+    points = {way: _pair(what, known, asked, "strict-latency") for way, known in _ways(what).items()}
     none, kept = streams["layered"]
     return Savings(
         what.machine.persistent,
@@ -83,18 +84,18 @@ def savings(what: Setting, levels: Floats, policy: str) -> Savings:
         _best(what.deep.seconds),
         points["layered"][1].accuracy - points["layered"][0].accuracy,
         points["deep"][1].accuracy - points["deep"][0].accuracy,
-        _energy(what, levels, policy),
+        _energy(what, asked, policy),
     )
 
 
 def sweep(
-    family: Family, machine: Machine, sizes: Sequence[int], bandwidths: Sequence[float], levels: Floats, policy: str
+    family: Family, machine: Machine, sizes: Sequence[int], bandwidths: Sequence[float], asked: Asked, policy: str
 ) -> Iterator[Savings]:
     """Yield the savings of every size under every bandwidth, layers being filled by stall and by reuse."""
     for bandwidth in bandwidths:
         for size in sizes:
             at = replace(machine, persistent=size, bandwidth=bandwidth)
-            yield savings(setting(family, at, ("stall", "reuse")), levels, policy)
+            yield savings(setting(family, at, ("stall", "reuse")), asked, policy)
 
 
 def only(what: Setting, order: str) -> Setting:
@@ -126,8 +127,8 @@ def _ways(what: Setting) -> dict[str, Known]:
     return {"layered": what.layered, "deep": what.deep}
 
 
-def _pair(what: Setting, known: Known, levels: Floats, policy: str) -> tuple[Outcome, Outcome]:
-    wanted = stream.targets(levels, known, policy)
+def _pair(what: Setting, known: Known, asked: Asked, policy: str) -> tuple[Outcome, Outcome]:
+    wanted, _others = asked.targets(known, policy)
     none, kept = (
         stream.play(wanted, known, what.machine.bandwidth, policy=policy, column=column) for column in (0, what.fixed)
     )
@@ -138,7 +139,7 @@ def _best(values: Floats) -> float:
     return float((1 - values.min(axis=1) / values[:, 0]).max())
 
 
-def _energy(what: Setting, levels: Floats, policy: str) -> float:
+def _energy(what: Setting, asked: Asked, policy: str) -> float:
     """Return the share of the whole energy, arithmetic and on-chip memory included, that is saved."""
     from unfold_supernet.chip.model import joules
 
@@ -147,6 +148,6 @@ def _energy(what: Setting, levels: Floats, policy: str) -> float:
         graph = what.columns[column - 1].graph if column else what.kept.graph * 0
         by_net = np.array([joules(item, graph, what.machine) for item in what.works])
         known = replace(what.layered, bytes=np.repeat(by_net[:, None], what.layered.bytes.shape[1], axis=1))
-        wanted = stream.targets(levels, what.layered, policy)
+        wanted, _others = asked.targets(what.layered, policy)
         spent.append(stream.play(wanted, known, what.machine.bandwidth, policy=policy, column=column).bytes)
     return 1 - spent[1] / spent[0]

@@ -9,12 +9,17 @@ import numpy as np
 
 from unfold_supernet.arrays import Floats
 from unfold_supernet.chip import stream, study, table
+from unfold_supernet.chip.asked import Asked
 from unfold_supernet.chip.layers import Family, sizes
 from unfold_supernet.chip.machine import Machine
 from unfold_supernet.chip.model import work
 from unfold_supernet.chip.stream import CACHES, Outcome
 from unfold_supernet.chip.study import Setting
 from unfold_supernet.scale import size
+
+Targets = tuple[Floats, Floats]
+Wanted = tuple[Targets, Targets]
+"""What the policy goes by and the other target, by query, on the machine without and with deep prefetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +35,25 @@ class Way:
     keep: str = ""
 
 
-def ways(what: Setting, levels: Floats, policy: str, every: int, batch: int) -> Iterator[Way]:
-    """Yield every way on the same targets, which are those of the machine that keeps nothing."""
-    yield _way("nothing kept", what, levels, policy, column=0)
-    yield replace(_way("core kept", what, levels, policy), keep="fixed")
+def ways(what: Setting, asked: Asked, policy: str, every: int, batch: int) -> Iterator[Way]:
+    """Yield every way on the same targets, which are those of the machine that keeps nothing.
+
+    A query of a batch is answered when the batch is, and its deadline is no later for that.
+    """
+    wanted = asked.targets(what.layered, policy), asked.targets(what.deep, policy)
+    yield _way("nothing kept", what, wanted, policy, column=0)
+    yield replace(_way("core kept", what, wanted, policy), keep="fixed")
     ordered = study.only(what, what.kept.order)
     for name in CACHES:
         if name != "fixed":
-            yield replace(_way(f"{name}, every {every}", ordered, levels, policy, cache=name, every=every), keep=name)
-    yield _way("avgnet, of all cuts", what, levels, policy, cache="avgnet", every=every)
-    yield _way("least-latency, refilled in passing", ordered, levels, policy, cache="least-latency", passing=True)
+            yield replace(_way(f"{name}, every {every}", ordered, wanted, policy, cache=name, every=every), keep=name)
+    yield _way("avgnet, of all cuts", what, wanted, policy, cache="avgnet", every=every)
+    yield _way("least-latency, refilled in passing", ordered, wanted, policy, cache="least-latency", passing=True)
     together = batched(what, batch)
-    yield _way(f"nothing kept, batches of {batch}", together, levels, policy, column=0, batch=batch)
-    yield _way(f"core kept, batches of {batch}", together, levels, policy, batch=batch)
+    yield _way(f"nothing kept, batches of {batch}", together, wanted, policy, column=0, batch=batch)
+    yield _way(f"core kept, batches of {batch}", together, wanted, policy, batch=batch)
     roomy = study.setting(_family(what), replace(what.machine, persistent=core_bytes(what)), (what.kept.order,))
-    yield _way(f"the whole core kept ({size(core_bytes(what))})", roomy, levels, policy)
+    yield _way(f"the whole core kept ({size(core_bytes(what))})", roomy, wanted, policy)
 
 
 def core_bytes(what: Setting) -> int:
@@ -60,20 +69,23 @@ def batched(what: Setting, batch: int) -> Setting:
 
 
 def _way(
-    name: str, what: Setting, levels: Floats, policy: str, *, column: int | None = None, batch: int = 1, **more: object
+    name: str, what: Setting, wanted: Wanted, policy: str, *, column: int | None = None, batch: int = 1, **more: object
 ) -> Way:
     at = what.fixed if column is None else column
     layered, deep = (
-        _each(_played(what.machine, levels, known, policy, at, more), batch) for known in (what.layered, what.deep)
+        _each(_played(what.machine, targets, known, policy, at, more), batch)
+        for targets, known in zip(wanted, (what.layered, what.deep), strict=True)
     )
     return Way(name, layered, deep)
 
 
 def _played(
-    machine: Machine, levels: Floats, known: table.Known, policy: str, column: int, more: dict[str, object]
+    machine: Machine, targets: Targets, known: table.Known, policy: str, column: int, more: dict[str, object]
 ) -> Outcome:
-    wanted = stream.targets(levels, known, policy)
-    played: Outcome = stream.play(wanted, known, machine.bandwidth, policy=policy, column=column, **more)  # type: ignore[arg-type]
+    own, others = targets
+    played: Outcome = stream.play(
+        own, known, machine.bandwidth, policy=policy, column=column, others=others, **more  # type: ignore[arg-type]
+    )  # fmt: skip
     return played
 
 

@@ -1,0 +1,60 @@
+"""Queries from a table: two targets a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_supernet.asking import listed
+from unfold_supernet.spec import SupernetSpec
+from unfoldkit.api import UnfoldError
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+
+def table(folder: Path, text: str) -> Path:
+    """Return a file with this text."""
+    path = folder / "queries.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_each_query_names_an_accuracy_and_a_latency(tmp_path: Path) -> None:
+    """Percent stay percent, latencies come in seconds whatever their unit, and an empty cell asks for nothing."""
+    found = listed(table(tmp_path, "accuracy,latency_ms\n77.2,2\n78 %,\n,3.5\n"), "strict-accuracy")
+    np.testing.assert_allclose(found.accuracies, [77.2, 78, 0])
+    np.testing.assert_allclose(found.deadlines, [0.002, np.inf, 0.0035])
+    other = listed(table(tmp_path, "deadline_us;accuracy\n2000;77,2\n"), "strict-latency")
+    np.testing.assert_allclose([*other.deadlines, *other.accuracies], [0.002, 77.2])
+
+
+@pytest.mark.parametrize(
+    ("text", "policy", "told"),
+    [
+        ("accuracy,latency\n77,2\n", "strict-accuracy", "latency is in no unit"),
+        ("accuracy,latency_ms\n0.77,2\n", "strict-accuracy", "accuracies are in percent"),
+        ("accuracy,latency_ms\n770,2\n", "strict-accuracy", "770 % cannot be accurate"),
+        ("accuracy,latency_ms\n77,soon\n", "strict-accuracy", "'soon' is not a number"),
+        ("accuracy,latency_ms\n77,-1\n", "strict-accuracy", "-1 is not a number that can be meant"),
+        ("latency_ms\n2\n", "strict-accuracy", "no column accuracy, which strict-accuracy goes by"),
+        ("accuracy\n77\n", "strict-latency", "no column latency_ms, which strict-latency goes by"),
+        ("accuracy,latency_ms\n", "strict-latency", "the table has no query"),
+    ],
+)
+def test_a_table_that_names_no_targets_is_refused(tmp_path: Path, text: str, policy: str, told: str) -> None:
+    """What cannot be meant as a target is told with its file, and is not planned with."""
+    with pytest.raises(UnfoldError) as caught:
+        listed(table(tmp_path, text), policy)
+    found = caught.value.diagnostics[0]
+    assert told in found.message
+    assert found.file == str(tmp_path / "queries.csv")
+
+
+def test_a_file_has_its_own_count() -> None:
+    """How many queries are drawn cannot be said beside a file of them."""
+    spec = "version: 1\nkind: supernet\nname: t\nfamily: ofa-mobilenetv3\nqueries: {path: q.csv, count: 5}\n"
+    with pytest.raises(UnfoldError) as caught:
+        validate(SupernetSpec, parse(spec, "t.yaml"))
+    assert [one.key for one in caught.value.diagnostics] == ["queries.count"]
