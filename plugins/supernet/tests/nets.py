@@ -42,8 +42,15 @@ def nets() -> st.SearchStrategy[Net]:
 def machines() -> st.SearchStrategy[Machine]:
     """Draw a machine: any preset, with bandwidth, clock and buffers drawn."""
     return st.builds(
-        lambda preset, bandwidth, clock, dynamic, tile, streaming: replace(
-            preset, bandwidth=bandwidth, clock=clock, dynamic=dynamic * KIB, tile=tile * KIB, streaming=streaming
+        lambda preset, bandwidth, clock, dynamic, tile, streaming, weight, value: replace(
+            preset,
+            bandwidth=bandwidth,
+            clock=clock,
+            dynamic=dynamic * KIB,
+            tile=tile * KIB,
+            streaming=streaming,
+            weight=weight,
+            value=value,
         ),
         st.sampled_from(list(presets().values())),
         st.floats(1e8, 1e11),
@@ -51,6 +58,7 @@ def machines() -> st.SearchStrategy[Machine]:
         st.integers(64, 2048),
         st.integers(1, 32),
         st.integers(1 << 12, 1 << 20),
+        *(st.sampled_from([1, 2, 4]),) * 2,
     )
 
 

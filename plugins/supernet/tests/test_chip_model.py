@@ -33,7 +33,7 @@ def test_hits_and_misses_are_the_weights(case: tuple[Net, Machine, Ints]) -> Non
     """In every layer hits and misses sum to the weights, and neither is negative."""
     found, machine, cached = case
     item = model.work(found, machine)
-    hit, miss = hits(found.graph, cached), model.missing(item, cached)
+    hit, miss = hits(found.graph, cached) * machine.weight, model.missing(item, cached)
     assert (hit + miss == item.weights).all()
     assert (hit >= 0).all()
     assert (miss >= 0).all()
@@ -169,6 +169,35 @@ def test_equal_silicon_is_the_baseline() -> None:
     item = model.work(found, machine)
     nothing = np.zeros_like(found.graph)
     assert model.seconds(item, nothing, machine) == model.seconds(item, nothing, replace(machine, persistent=0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.sampled_from([2, 4]))
+def test_wider_numbers_are_more_bytes_and_nothing_else(case: tuple[Net, Machine, Ints], times: int) -> None:
+    """Numbers of twice the bytes move twice the bytes, and take as long where buffers and bandwidth are too."""
+    found, drawn, cached = case
+    machine = replace(drawn, weight=1, value=1)
+    sizes = {name: getattr(machine, name) * times for name in ("bandwidth", "dynamic", "streaming", "tile")}
+    wide = replace(machine, weight=times, value=times, **sizes)
+    one, other = model.work(found, machine), model.work(found, wide)
+    assert model.traffic(other, cached) == times * model.traffic(one, cached)
+    assert model.seconds(other, cached, wide) == pytest.approx(model.seconds(one, cached, machine))
+    deep = [events.seconds(item, cached, on, deep=True) for item, on in ((one, machine), (other, wide))]
+    assert deep[0] == pytest.approx(deep[1])
+    moved = model.off_chip_joules(other, cached, wide)
+    assert moved == pytest.approx(times * model.off_chip_joules(one, cached, machine))
+
+
+def test_weights_and_maps_have_bits_of_their_own() -> None:
+    """Wider weights move more of weights, wider maps more of image and result, and neither changes the operations."""
+    layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
+    found = net("one", ["a"], {"a": layer}, 0.0)
+    machine, nothing = presets()["zcu104"], np.zeros((1, 4), np.int64)
+    maps, weights = 2 * 64 * 196, 64 * 64 * 9
+    for weight, value in ((1, 1), (4, 1), (1, 2), (2, 4)):
+        item = model.work(found, replace(machine, weight=weight, value=value))
+        assert model.traffic(item, nothing) == weights * weight + maps * value
+        assert item.compute.sum() == model.work(found, machine).compute.sum()
 
 
 def test_a_batch_loads_its_weights_once() -> None:

@@ -28,17 +28,17 @@ def known_of(family: Family, machine: Machine) -> tuple[Known, list[cache.Column
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(0, 400_000))
-def test_candidates_fit_and_hold_the_core_first(seed: int, room: int) -> None:
+@given(st.integers(0, 1000), st.integers(0, 400_000), st.sampled_from([1, 2, 4]))
+def test_candidates_fit_and_hold_the_core_first(seed: int, room: int, weight: int) -> None:
     """Every candidate fits the buffer, and holds bytes outside the core only if it holds the whole core."""
     family = random_family(seed)
-    machine = replace(MACHINE, persistent=room)
+    machine = replace(MACHINE, persistent=room, weight=weight)
     _known, found, _works = known_of(family, machine)
     core = int(sizes(family.core).sum())
     for column in found:
         held = int(sizes(column.graph).sum())
         inside = int(hits(family.core, column.graph).sum())
-        assert held <= room
+        assert held * machine.weight <= room
         assert inside in {held, core}
 
 

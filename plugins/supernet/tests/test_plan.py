@@ -109,3 +109,19 @@ def test_under_deadlines_a_plan_tells_what_accuracy_is_gained(tmp_path: Path) ->
     report = answer(tmp_path, ", policy: strict-latency")
     assert "points of accuracy at the same deadlines" in report.headline
     assert "of the latency" not in report.headline
+
+
+def test_a_plan_at_16_bits_keeps_half_as_many_weights(tmp_path: Path) -> None:
+    """Where all maps stay on chip, weights of 16 bits leave room for half of them, and the share saved is halved."""
+    plain = answer(tmp_path / "a")
+    text = SPEC.replace(
+        "{persistent_buffer", "{precision: {weights: 16, maps: 16}, streaming_buffer: 4 MiB, persistent_buffer"
+    )
+    given = validate(SupernetSpec, parse(text, "t.yaml"))
+    wide = plan(given, Run(directory=RunDir(tmp_path / "b"), engine=LocalEngine(1), seed=1))
+    assert plain.decision is not None
+    assert wide.decision is not None
+    assert 0.99 * 2**20 < wide.decision["bytes"] <= 2**20
+    saved = [report.metrics["traffic_saving"].value or 0.0 for report in (wide, plain)]
+    assert saved[0] == pytest.approx(saved[1] / 2, rel=0.01)
+    assert any("16 bits a weight" in text and "INT8" in text for _name, text in wide.lines)

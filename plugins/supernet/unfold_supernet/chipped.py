@@ -61,7 +61,7 @@ def on_chip(spec: SupernetSpec, run: Run, nets: Sequence[Served]) -> Chip:
         for size in BATCHES:
             joules[net.name, size] = first[1][size] + net.unsure * then[1][size]
     held = dict(decision(family, setting, spec.queries))
-    largest = max(int(one.weights.sum()) for one in family.nets)
+    largest = max(int(one.weights.sum()) for one in family.nets) * machine.weight
     about = f"{held['bytes']:,} bytes of {largest:,} kept by {machine.name}"
     return Chip(tuple(made), joules, largest / machine.bandwidth, held, about)
 

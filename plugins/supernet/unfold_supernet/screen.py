@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from unfold_supernet.chip.layers import Family
+from unfold_supernet.chip.machine import Energy, Machine
 from unfold_supernet.chip.model import joules
 from unfold_supernet.chip.stream import Outcome
 from unfold_supernet.chip.study import Savings, Setting
@@ -226,7 +227,7 @@ def savings_figure(what: Study) -> Figure:
 def lines(what: Study) -> list[tuple[str, str]]:
     """Return the sentences under the tables."""
     kept, here = what.setting.kept, what.here
-    held = int(kept.graph.prod(axis=1).sum())
+    held = int(kept.graph.prod(axis=1).sum()) * what.setting.machine.weight
     layers = int((kept.graph.prod(axis=1) > 0).sum())
     fixed, others = what.ways[1], what.ways[2:6]
     best = min(others, key=lambda way: way.layered.seconds)
@@ -236,8 +237,16 @@ def lines(what: Study) -> list[tuple[str, str]]:
         ("cache-aware", f"{best.name}: {percent(gain)} of latency against the fixed core"),
         ("energy", f"off chip {percent(here.traffic)} less, as traffic; in all {percent(here.energy)}"),
         ("family", what.family.about),
+        ("values", precision(what.setting.machine)),
         ("accuracy", f"{here.points:+.2f} points at equal deadlines ({here.fair_points:+.2f} fair)"),
     ]
+
+
+def precision(machine: Machine) -> str:
+    """Return the bits of weights and maps, and of which the energy of a multiply-accumulate is."""
+    bits = f"{8 * machine.weight} bits a weight, {8 * machine.value} a map's value; partial sums stay on chip"
+    own = machine.energy.mac != Energy().mac or machine.weight == machine.value == 1
+    return bits if own else f"{bits}; energy.mac is still that of INT8"
 
 
 def notes(what: Study) -> tuple[str, ...]:

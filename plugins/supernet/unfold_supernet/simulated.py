@@ -70,6 +70,8 @@ def machine_of(given: AcceleratorSpec) -> Machine:
     }  # fmt: skip
     known: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     energy = Energy(given.energy.mac, given.energy.on_chip, given.energy.off_chip)
+    told = given.precision
+    known |= {name: bits // 8 for name, bits in (("weight", told.weights), ("value", told.maps)) if bits is not None}
     made = replace(machine, **known, bandwidth=given.bandwidth, overlapped=given.overlapped, energy=energy)
     # one tile is computed while the next one comes, so that the buffer has room for two
     return replace(made, tile=min(made.tile, made.dynamic // 2))
@@ -89,7 +91,7 @@ def decision(whole: Family, chosen: Setting, queries: QueriesSpec) -> Mapping[st
         "policy": queries.policy,
         "keep": queries.keep,
         "cut_from": kept.source,
-        "bytes": int(sizes(kept.graph).sum()),
+        "bytes": int(sizes(kept.graph).sum()) * chosen.machine.weight,
         "layers": held,
     }
 
@@ -101,9 +103,9 @@ def _late(chosen: Setting, queries: QueriesSpec) -> set[int]:
     return {index for index, time in enumerate(times) if time > queries.deadline}
 
 
-def _swept(given: AcceleratorSpec, whole: Family) -> tuple[int, ...]:
+def _swept(given: AcceleratorSpec, whole: Family, weight: int) -> tuple[int, ...]:
     """Return the buffers of the spec, or parts of the largest net where the least of the usual ones holds all of it."""
-    largest = max(int(net.weights.sum()) for net in whole.nets)
+    largest = max(int(net.weights.sum()) for net in whole.nets) * weight
     if given.sizes != AcceleratorSpec().sizes or largest >= min(given.sizes):
         return given.sizes
     return tuple(max(1, largest * part // 8) for part in (1, 2, 4, 6, 8))
@@ -112,7 +114,7 @@ def _swept(given: AcceleratorSpec, whole: Family) -> tuple[int, ...]:
 def _studied(spec: SupernetSpec, run: Run, whole: Family, chosen: Setting) -> Study:
     given, queries, machine = spec.accelerator or AcceleratorSpec(), spec.queries, chosen.machine
     asked, inputs = asked_of(queries, run)
-    buffers = sorted({*_swept(given, whole), machine.persistent})
+    buffers = sorted({*_swept(given, whole, machine.weight), machine.persistent})
     bandwidths = sorted({*given.bandwidths, machine.bandwidth}, reverse=True)
     points = tuple(study.sweep(whole, machine, buffers, bandwidths, asked, queries.policy))
     run.progress("sweep", 1, 2)

@@ -25,9 +25,23 @@ BANDWIDTHS = (19.2e9, 4e9, 2e9, 1e9)
 class EnergySpec(Model):
     """Picojoules, by default in the manner of Horowitz's table for 45 nm."""
 
-    mac: Annotated[float, Field(ge=0, le=1e6)] = Field(default=0.23, description="of an INT8 multiply-accumulate")
+    mac: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.23, description="of a multiply-accumulate; the default is that of INT8"
+    )
     on_chip: Annotated[float, Field(ge=0, le=1e6)] = Field(default=12.5, description="of a byte from on-chip memory")
     off_chip: Annotated[float, Field(ge=0, le=1e6)] = Field(default=160.0, description="of a byte from off-chip memory")
+
+
+Bits = Literal[8, 16, 32]
+
+
+class PrecisionSpec(Model):
+    """Bits of the numbers that are stored and moved; the array does as many operations a cycle at any of them."""
+
+    weights: Bits | None = Field(
+        default=None, description="of a weight; else the preset's, 16 for row-stationary, or 8"
+    )
+    maps: Bits | None = Field(default=None, description="of a value of image, activation map and result; else likewise")
 
 
 class AcceleratorSpec(Model):
@@ -43,6 +57,7 @@ class AcceleratorSpec(Model):
     clock: Annotated[Frequency, Field(gt=0)] | None = Field(default=None, description="of the array")
     rows: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="of the array")
     columns: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, description="of the array")
+    precision: PrecisionSpec = PrecisionSpec()
     overlapped: bool = Field(default=False, description="a systolic array's folds follow each other without a gap")
     energy: EnergySpec = EnergySpec()
     sizes: Annotated[tuple[Bytes, ...], Field(max_length=64)] = Field(

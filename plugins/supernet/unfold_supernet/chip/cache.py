@@ -33,14 +33,15 @@ def columns(family: Family, works: Sequence[Work], machine: Machine, orders: Seq
     sources = {"core": family.core} | {net.name: net.graph for net in family.nets}
     for one, two in itertools.combinations(family.nets, 2):
         sources[f"{one.name}∩{two.name}"] = shared([one.graph, two.graph])
+    room = machine.persistent // machine.weight
     found: dict[bytes, Column] = {}
     for order in orders:
         ranks = ranking(works, machine, order)
-        core = cut(np.zeros_like(family.core), family.core, ranks, machine.persistent)
+        core = cut(np.zeros_like(family.core), family.core, ranks, room)
         # a core that does not fit leaves no room for anything else
         whole = int(sizes(core).sum()) == int(sizes(family.core).sum())
         for name, target in sources.items() if whole else [("core", core)]:
-            graph = cut(core, target, ranks, machine.persistent)
+            graph = cut(core, target, ranks, room)
             found.setdefault(graph.tobytes(), Column(name, order, graph))
     return list(found.values())
 
@@ -56,7 +57,7 @@ def ranking(works: Sequence[Work], machine: Machine, order: str) -> Ints:
 
 
 def cut(graph: Ints, target: Ints, ranks: Ints, room: int) -> Ints:
-    """Return ``graph`` grown towards ``target`` within ``room`` bytes, layers in the order of ``ranks``."""
+    """Return ``graph`` grown towards ``target`` within ``room`` weights, layers in the order of ``ranks``."""
     if int(sizes(target).sum()) <= room:
         return target.copy()
     have, wanted = graph.tolist(), target.tolist()
@@ -83,7 +84,7 @@ def fixed(found: Sequence[Column], works: Sequence[Work], machine: Machine) -> i
 
 
 def refills(found: Sequence[Column], works: Sequence[Work] = ()) -> Floats:
-    """Return the bytes to bring from column i to column j, as [columns, columns].
+    """Return the weights to bring from column i to column j, as [columns, columns].
 
     With ``works`` the result is [nets, columns, columns]: what a net brings on chip anyway as it passes is free.
     """
@@ -97,7 +98,7 @@ def refills(found: Sequence[Column], works: Sequence[Work] = ()) -> Floats:
 
 
 def _brought(graphs: Ints, net: Ints) -> Ints:
-    """Return the bytes of column j that are in a net but not in column i."""
+    """Return the weights of column j that are in a net but not in column i."""
     used = np.minimum(graphs, net)
     by_net = sizes(used).sum(axis=1)
     both = np.stack([sizes(np.minimum(graph, used)).sum(axis=1) for graph in graphs])

@@ -2,7 +2,7 @@
 
 ResNet-50D: base depths 2, 2, 4, 2; expansion .2, .25, .35; width .65, .8, 1. MobileNetV3: depth 2, 3, 4; expansion
 3, 4, 6; the kernels of the original net. Depth and expansion are coupled by stage as in CompOFA (ICLR 2021). Inputs
-are 224 x 224, weights one byte each, norms are folded. The accuracy of a net is a straight line in the logarithm of
+are 224 x 224, norms are folded. The accuracy of a net is a straight line in the logarithm of
 its operations through figures of OFA's README; it is a scale for the scheduler, not a measurement of these nets.
 """
 

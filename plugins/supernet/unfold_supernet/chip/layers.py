@@ -15,10 +15,10 @@ WIDTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution or linear layer, one value a byte (INT8).
+    """A convolution or linear layer.
 
     ``kernels`` output channels; each kernel spans ``depth`` input channels of its group and ``size`` rows x columns;
-    ``out`` is the output map; ``input`` the bytes of the whole input map.
+    ``out`` is the output map; ``input`` the values of the whole input map.
     """
 
     kernels: int
@@ -49,7 +49,7 @@ class Net:
 
     @property
     def weights(self) -> Ints:
-        """Bytes of weights of each layer."""
+        """Number of weights of each layer."""
         return sizes(self.graph)
 
     @property
@@ -59,7 +59,7 @@ class Net:
 
     @property
     def outputs(self) -> Ints:
-        """Bytes of the output map of each layer."""
+        """Values of the output map of each layer."""
         return self.table[:, KERNELS] * self.table[:, OUT_ROWS] * self.table[:, OUT_COLUMNS]
 
 
@@ -88,7 +88,7 @@ def net(name: str, places: Sequence[str], layers: dict[str, Layer], accuracy: fl
 
 
 def sizes(graph: Ints) -> Ints:
-    """Return the bytes of each layer of a sub-graph [..., layers, 4]."""
+    """Return the weights of each layer of a sub-graph [..., layers, 4]."""
     result: Ints = graph.prod(axis=-1)
     return result
 
@@ -100,5 +100,5 @@ def shared(graphs: Iterable[Ints]) -> Ints:
 
 
 def hits(weights: Ints, cached: Ints) -> Ints:
-    """Return the bytes of each layer of ``weights`` that are in ``cached`` (SUSHI, section on SubGraph-stationary)."""
+    """Return how many of each layer's ``weights`` are in ``cached`` (SUSHI, section on SubGraph-stationary)."""
     return sizes(np.minimum(weights, cached))

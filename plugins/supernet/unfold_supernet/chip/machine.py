@@ -18,7 +18,7 @@ WINDOW = 9
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Picojoules of an INT8 multiply-accumulate, and of a byte from on-chip and off-chip memory.
+    """Picojoules of a multiply-accumulate (by default of INT8), and of a byte from on-chip and off-chip memory.
 
     In the manner of Horowitz's table for 45 nm; parameters, not a board's figures.
     """
@@ -32,6 +32,7 @@ class Energy:
 class Machine:
     """An accelerator. ``rows`` x ``columns`` is the array; buffers in bytes; ``clock`` in Hz, ``bandwidth`` in B/s.
 
+    ``weight`` and ``value`` are the bytes of a weight and of a map's value; the array does as much a cycle at any.
     ``dynamic`` holds weights on their way, ``persistent`` those that stay, ``streaming`` a whole activation map; the
     output buffer holds partial sums only, so it moves nothing. ``overlapped`` lets the folds of a systolic array
     follow each other without a gap; ``depthwise`` maps channels of a depthwise layer onto the columns too.
@@ -47,6 +48,8 @@ class Machine:
     persistent: int = 1728 * KIB
     streaming: int = KIB * KIB
     tile: int = 16 * KIB
+    weight: int = 1
+    value: int = 1
     overlapped: bool = False
     depthwise: bool = True
     energy: Energy = field(default_factory=Energy)
@@ -64,7 +67,21 @@ def presets() -> Mapping[str, Machine]:
         Machine("alveo-u50", "dot-product", 64, 8, 100e6, 14.4e9, about="512 engines of 9 multipliers"),
         Machine("weight-stationary", "weight-stationary", 32, 32, 100e6, 19.2e9, about="systolic, as in SCALE-Sim"),
         Machine("output-stationary", "output-stationary", 32, 32, 100e6, 19.2e9, about="systolic, as in SCALE-Sim"),
-        Machine("row-stationary", "row-stationary", 12, 14, 200e6, 19.2e9, 108 * KIB, 0, about="after Eyeriss"),
+        Machine(
+            "row-stationary",
+            "row-stationary",
+            12,
+            14,
+            200e6,
+            19.2e9,
+            8 * KIB,
+            0,
+            100 * KIB,
+            4 * KIB,
+            weight=2,
+            value=2,
+            about="after Eyeriss: 16 bit, a buffer of 108 KiB for maps and weights",
+        ),
         Machine("dpu-zcu104", "pixel-channel", 16, 16, 300e6, 19.2e9, about="one core of a DPUCZDX8G B4096"),
     )
     return {machine.name: machine for machine in found}

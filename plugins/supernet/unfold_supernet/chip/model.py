@@ -19,28 +19,31 @@ from unfold_supernet.chip.machine import Machine, cycles
 class Work:
     """What a net asks of a machine, layer by layer: seconds of computation, bytes of weights and of activations.
 
-    ``activations`` are those bytes of maps that cross the memory interface: image, result, and maps that do not fit.
+    ``activations`` are those bytes of maps that cross the memory interface: image, result, and maps that do not fit;
+    ``weight`` the bytes of one weight.
     """
 
     net: Net
     compute: Floats
     weights: Ints
     activations: Ints
+    weight: int = 1
 
 
 def work(net: Net, machine: Machine, batch: int = 1) -> Work:
     """Return the work of ``batch`` inputs that go through a net together, its weights being loaded once."""
     there = np.flatnonzero(net.table[:, KERNELS])
-    large = np.where(net.table[:, INPUT] > machine.streaming, net.table[:, INPUT], 0)
-    spilled = np.where(net.outputs > machine.streaming, net.outputs, 0)
-    large[there[0]], spilled[there[-1]] = net.table[there[0], INPUT], net.outputs[there[-1]]
+    inputs, outputs = net.table[:, INPUT] * machine.value, net.outputs * machine.value
+    large = np.where(inputs > machine.streaming, inputs, 0)
+    spilled = np.where(outputs > machine.streaming, outputs, 0)
+    large[there[0]], spilled[there[-1]] = inputs[there[0]], outputs[there[-1]]
     seconds = cycles(net, machine) / machine.clock * batch
-    return Work(net, seconds, net.weights, (large + spilled) * batch)
+    return Work(net, seconds, net.weights * machine.weight, (large + spilled) * batch, machine.weight)
 
 
 def missing(item: Work, cached: Ints) -> Ints:
-    """Return the bytes of weights of each layer that are not in ``cached``; hits and these sum to the weights."""
-    return item.weights - hits(item.net.graph, cached)
+    """Return the bytes of weights of each layer that are not in ``cached``; those that are and these sum to all."""
+    return item.weights - hits(item.net.graph, cached) * item.weight
 
 
 def seconds(item: Work, cached: Ints, machine: Machine) -> float:
@@ -75,7 +78,7 @@ def off_chip_joules(item: Work, cached: Ints, machine: Machine) -> float:
 
 def joules(item: Work, cached: Ints, machine: Machine, batch: int = 1) -> float:
     """Return the energy of traffic, of arithmetic, and of reading weights and maps on chip once a layer."""
-    maps = int(item.net.table[:, INPUT].sum() + item.net.outputs.sum()) * batch
+    maps = int(item.net.table[:, INPUT].sum() + item.net.outputs.sum()) * machine.value * batch
     inside = (int(item.weights.sum()) + maps) * machine.energy.on_chip
     arithmetic = int(item.net.macs.sum()) * batch * machine.energy.mac
     return off_chip_joules(item, cached, machine) + (inside + arithmetic) * 1e-12

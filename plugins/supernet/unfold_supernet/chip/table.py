@@ -47,9 +47,9 @@ def known(works: Sequence[Work], found: Sequence[Column], machine: Machine, *, d
     return Known(
         np.array([[_seconds(item, graph, machine, deep=deep) for graph in graphs] for item in works]),
         np.array([[float(model.traffic(item, graph)) for graph in graphs] for item in works]),
-        np.array([[hits(item.net.graph, graph).sum() / item.weights.sum() for graph in graphs] for item in works]),
-        refills(all_columns),
-        refills(all_columns, works),
+        np.array([[hits(item.net.graph, graph).sum() / item.net.weights.sum() for graph in graphs] for item in works]),
+        refills(all_columns) * machine.weight,
+        refills(all_columns, works) * machine.weight,
         near,
         norm,
         np.array([item.net.accuracy for item in works]),

@@ -58,7 +58,7 @@ def ways(what: Setting, asked: Asked, policy: str, every: int, batch: int) -> It
 
 def core_bytes(what: Setting) -> int:
     """Return the bytes of what every net uses."""
-    return int(sizes(_family(what).core).sum())
+    return int(sizes(_family(what).core).sum()) * what.machine.weight
 
 
 def batched(what: Setting, batch: int) -> Setting:

@@ -244,7 +244,7 @@ def chip_family(name: str, space: Space, accuracies: Sequence[float]) -> Family:
     nets.sort(key=lambda item: int(item.weights.sum()))
     share = max(mixing(space, one) / macs(space, one) for one in space.subnets)
     left = f"; attention's products of activations, up to {share:.0%} of a net's operations, are left out"
-    return Family(name, places, tuple(nets), "one byte a weight" + (left if space.attention else ""))
+    return Family(name, places, tuple(nets), "the members that were trained" + (left if space.attention else ""))
 
 
 def _channels(width: int, expand: float) -> int:
