@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,21 @@ LATENCIES = ("latency", "deadline", "slo")
 KEY = "queries.path"
 
 
-def asked_of(given: QueriesSpec, run: Run) -> tuple[Asked, dict[str, str]]:
-    """Return the queries of a spec, and the digest of the file that they come from, if they do.
+def digests(run: Run, files: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name; files are by the key that names them, if any does."""
+    paths = [run.path(name, key=key) for key, name in files.items() if name is not None]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def asked_of(given: QueriesSpec, run: Run) -> Asked:
+    """Return the queries of a spec.
 
     Raises:
         UnfoldError: the file is not there or is no such table.
     """
     if given.path is None:
-        return drawn(given.count, given.pattern, run.seed, given.hold), {}
-    path = run.path(given.path, key=KEY)
-    return listed(path, given.policy), {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+        return drawn(given.count, given.pattern, run.seed, given.hold)
+    return listed(run.path(given.path, key=KEY), given.policy)
 
 
 def listed(path: Path, policy: str) -> Listed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from unfold_supernet.chip.layers import Family
 from unfold_supernet.chip.machine import Energy, Machine
@@ -30,7 +31,7 @@ def report(spec: SupernetSpec, what: Study) -> Report:
         tables=(nets_table(what), buffers_table(what), ways_table(what), targets_table(what), claims_table(what)),
         figures=(savings_figure(what),),
         lines=tuple(lines(what)),
-        notes=notes(what),
+        notes=notes(what, scale=spec.family is not None),
         next="unfold plan SPEC --out report.html",
         provenance={"inputs": dict(what.inputs)} if what.inputs else {},
     )
@@ -95,7 +96,7 @@ def subtitle(what: Study) -> tuple[str, ...]:
     machine = what.setting.machine
     queries = f"{what.queries.count:,} {what.queries.pattern} queries"
     if what.queries.path:
-        queries = f"queries of {next(iter(what.inputs))}"
+        queries = f"queries of {Path(what.queries.path).name}"
     return (f"{len(what.family.nets)} nets", machine.name, bandwidth(machine.bandwidth), queries, what.queries.policy)
 
 
@@ -249,10 +250,11 @@ def precision(machine: Machine) -> str:
     return bits if own else f"{bits}; energy.mac is still that of INT8"
 
 
-def notes(what: Study) -> tuple[str, ...]:
-    """Return what a reader must know to quote a figure."""
+def notes(what: Study, *, scale: bool) -> tuple[str, ...]:
+    """Return what a reader must know to quote a figure; ``scale`` says that no net has these accuracies."""
+    line = " The accuracies are a scale, not measured nets." if scale else ""
     return (
-        "Everything is computed by a model; no board was measured. The accuracies are a scale, not measured nets.",
+        f"Everything is computed by a model; no board was measured.{line}",
         "Nothing kept: the same bytes are given to the dynamic buffer; fair lets transfers run ahead through layers.",
         f"Needs: the least buffer of the sweep, up to {size(max(p.persistent for p in what.points))}, that reaches it.",
     )

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from unfold_supernet import screen
-from unfold_supernet.asking import asked_of
+from unfold_supernet.asking import asked_of, digests
 from unfold_supernet.chip import study
 from unfold_supernet.chip.claims import obtained
 from unfold_supernet.chip.families import family
 from unfold_supernet.chip.layers import Family, sizes
 from unfold_supernet.chip.machine import Energy, Machine, presets
 from unfold_supernet.chip.study import Setting
+from unfold_supernet.chip.tables import tabled
 from unfold_supernet.chip.ways import ways
 from unfold_supernet.files import FRONT, SPACE
 from unfold_supernet.nets.space import chip_family, space_from
@@ -47,13 +48,15 @@ def accelerator_plan(spec: SupernetSpec, run: Run) -> Report:
 
 
 def family_of(spec: SupernetSpec, run: Run) -> Family:
-    """Return the layers of the family: a built-in one, or the one that was trained in this run.
+    """Return the layers of the family: a built-in one, those of a table, or the one that was trained in this run.
 
     Raises:
-        UnfoldError: it was not trained yet.
+        UnfoldError: it was not trained yet, or the table is none.
     """
     if spec.family is not None:
         return family(spec.family)
+    if spec.layers is not None:
+        return tabled(run.path(spec.layers, key="layers"), spec.name)
     if not run.directory.has(FRONT):
         raise fail("this family was not trained yet", file=str(run.directory.path), hint="unfold train SPEC")
     space = space_from(json.loads(run.directory.read(SPACE)))
@@ -113,7 +116,8 @@ def _swept(given: AcceleratorSpec, whole: Family, weight: int) -> tuple[int, ...
 
 def _studied(spec: SupernetSpec, run: Run, whole: Family, chosen: Setting) -> Study:
     given, queries, machine = spec.accelerator or AcceleratorSpec(), spec.queries, chosen.machine
-    asked, inputs = asked_of(queries, run)
+    asked = asked_of(queries, run)
+    inputs = digests(run, {"queries.path": queries.path, "layers": spec.layers})
     buffers = sorted({*_swept(given, whole, machine.weight), machine.persistent})
     bandwidths = sorted({*given.bandwidths, machine.bandwidth}, reverse=True)
     points = tuple(study.sweep(whole, machine, buffers, bandwidths, asked, queries.policy))

@@ -248,6 +248,9 @@ class SupernetSpec(Spec):
     family: Literal["ofa-resnet50", "ofa-mobilenetv3"] | None = Field(
         default=None, description="a family of the papers, by its layers only"
     )
+    layers: str | None = Field(
+        default=None, description="a CSV with the layers of nets of your own, for the accelerator only"
+    )
     data: DataSpec | None = None
     space: SpaceSpec | None = None
     training: TrainingSpec = TrainingSpec()
@@ -262,10 +265,7 @@ class SupernetSpec(Spec):
 
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
-        if self.family is None and self.space is None:
-            yield Problem(("family",), "there is no family", hint="write family: ofa-resnet50, or a space to train")
-        if self.family is not None and self.space is not None:
-            yield Problem(("family",), "a family of the papers has its own space", hint="leave family or space out")
+        yield from _family_problems(self)
         if self.space is not None:
             yield from _space_problems(self.space)
             yield from _attention_problems(self.space, self.data)
@@ -275,6 +275,18 @@ class SupernetSpec(Spec):
         yield from _queries_problems(self.queries)
         if self.accelerator is not None:
             yield from _accelerator_problems(self.accelerator)
+
+
+def _family_problems(spec: SupernetSpec) -> Iterable[Problem]:
+    told = [key for key in ("family", "layers", "space") if getattr(spec, key) is not None]
+    if not told:
+        hint = "write family: ofa-resnet50, layers: nets.csv, or a space to train"
+        yield Problem(("family",), "there is no family", hint=hint)
+    if told == ["family", "space"]:
+        yield Problem(("family",), "a family of the papers has its own space", hint="leave family or space out")
+    elif len(told) > 1:
+        hint = f"leave {' or '.join(key for key in told if key != 'layers')} out"
+        yield Problem(("layers",), "a table of layers is a family of its own", hint=hint)
 
 
 def _space_problems(space: SpaceSpec) -> Iterable[Problem]:

@@ -18,7 +18,8 @@ def train(spec: SupernetSpec, run: Run) -> Report:
     """
     need_torch()
     if spec.space is None or spec.data is None:
-        raise fail("this family is known by its layers only", key="family", hint="unfold plan; or write space and data")
+        key = "layers" if spec.layers else "family"
+        raise fail("this family is known by its layers only", key=key, hint="unfold plan; or write space and data")
     from unfold_supernet.nets import family, measure, search, stages, store
     from unfold_supernet.nets.data import load
     from unfold_supernet.nets.space import count, macs

@@ -1,0 +1,86 @@
+"""Nets of one's own for the accelerator, from a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_supernet.chip import model
+from unfold_supernet.chip.layers import INPUT, sizes
+from unfold_supernet.chip.machine import cycles, presets
+from unfold_supernet.chip.tables import tabled
+from unfold_supernet.spec import SupernetSpec
+from unfoldkit.api import UnfoldError
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+HEAD = "net,accuracy,layer,kernels,channels,window,out,stride,groups\n"
+NETS = """\
+small,70.1,stem,16,3,3,56,2,1
+small,70.1,head,100,16,,1,,
+large,76.5,stem,24,3,7,56,2,1
+large,76.5,apart,24,24,5x3,56x55,1,24
+large,76.5,grouped,48,24,3,28,2,4
+large,76.5,tokens,144,48,1,49x1,2,
+large,76.5,head,100,48,,1,,
+"""
+
+
+def table(folder: Path, text: str) -> Path:
+    """Return a table with these rows."""
+    path = folder / "nets.csv"
+    path.write_text(HEAD + text, encoding="utf-8")
+    return path
+
+
+def test_a_table_is_read_as_it_is_written(tmp_path: Path) -> None:
+    """Weights, operations, maps and cycles of each layer are those counted by hand, whatever it is."""
+    family = tabled(table(tmp_path, NETS), "mine")
+    assert family.layers == ("stem", "apart", "grouped", "tokens", "head")
+    small, large = family.nets
+    assert (small.name, large.name, small.accuracy) == ("small", "large", 70.1)
+    weights = [24 * 3 * 49, 24 * 15, 48 * 6 * 9, 144 * 48, 100 * 48]
+    places = [56 * 56, 56 * 55, 28 * 28, 49, 1]
+    np.testing.assert_array_equal(large.weights, weights)
+    np.testing.assert_array_equal(large.macs, np.multiply(weights, places))
+    # the stride is along both edges, but not along that of a signal
+    np.testing.assert_array_equal(large.table[:, INPUT], [3 * 112**2, 24 * 56 * 55, 24 * 56**2, 48 * 98, 48])
+    np.testing.assert_array_equal(small.weights, [16 * 27, 0, 0, 0, 1600])
+    fill = 10
+    by_hand = [6 * 56 * 56 + fill, 2 * 56 * 55 + fill, 4 * (28 * 28 + fill), 2 * (49 + fill), 2 * (1 + fill)]
+    np.testing.assert_array_equal(cycles(large, presets()["zcu104"]), by_hand)
+    assert int(sizes(family.core).sum()) == int(small.weights.sum())
+    nothing = np.zeros_like(large.graph)
+    whole = sum(weights) + 3 * 112**2 + 100
+    assert model.traffic(model.work(large, presets()["alveo-u50"]), nothing) == whole
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "told"),
+    [
+        ("a,70,x,8,3,3,8,1,1\na,71,y,8,8,3,8,1,1\n", 3, "net a has an accuracy of 70 % above"),
+        ("a,70,x,8,3,3,8,1,1\na,70,x,8,8,3,8,1,1\n", 3, "net a has layer x twice"),
+        ("a,70,x,8,6,3,8,1,4\n", 2, "4 groups do not part 8 kernels and 6 channels"),
+        ("a,70,x,2.5,6,3,8,1,1\n", 2, "'2.5' is no whole number"),
+        ("a,70,x,8,6,3,0x4,1,1\n", 2, "'0' is no whole number"),
+        ("a,700,x,8,6,3,4,1,1\n", 2, "700 % cannot be accurate"),
+        ("a,70,x,8,3,,8,,\na,70,y,8,8,,8,,\nb,72,y,8,3,,8,,\nb,72,x,8,8,,8,,\n", 5, "in another net x comes before y"),
+        ("", 0, "the table has no layer"),
+    ],
+)
+def test_a_table_that_is_no_family_is_refused(tmp_path: Path, rows: str, line: int, told: str) -> None:
+    """What is no layer, or gives no family, is told with its line."""
+    with pytest.raises(UnfoldError) as caught:
+        tabled(table(tmp_path, rows), "mine")
+    found = caught.value.diagnostics[0]
+    assert told in found.message
+    assert found.line == line
+
+
+def test_a_family_has_one_source() -> None:
+    """A spec names a family of the papers, a table, or a space, and no two of them."""
+    spec = "version: 1\nkind: supernet\nname: t\nfamily: ofa-mobilenetv3\nlayers: nets.csv\n"
+    with pytest.raises(UnfoldError, match=r"layers: a table of layers is a family of its own \(leave family out\)"):
+        validate(SupernetSpec, parse(spec, "t.yaml"))
