@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from importlib import util
 from pathlib import Path
 
@@ -41,6 +42,40 @@ def test_a_front_is_surely_better_step_by_step(seed: int, count: int) -> None:
         assert costs[other] >= costs[one]
         assert gap.points > 1.96 * gap.error
     assert front[0] == int(np.argmin(costs))
+
+
+@pytest.mark.parametrize(("better", "worse", "sure"), [(5, 0, False), (6, 0, True), (8, 1, True), (7, 1, False)])
+def test_a_few_rows_do_not_tell_nets_apart(better: int, worse: int, sure: bool) -> None:
+    """Nets that differ on a few rows are told apart as often as the exact test of McNemar does, whatever the rows."""
+    for rows in (60, 5000):
+        one, other = np.ones(rows, bool), np.ones(rows, bool)
+        other[:better] = False
+        one[better : better + worse] = False
+        chance = 2 * sum(math.comb(better + worse, k) for k in range(worse + 1)) / 2 ** (better + worse)
+        assert difference(one, other).separable is difference(other, one).separable is sure is (chance < 0.05)
+    assert not difference(one, one).separable
+
+
+@pytest.mark.parametrize(("right", "rows"), [(360, 360), (359, 360), (0, 20), (180, 360), (8700, 9000)])
+def test_an_interval_holds_what_the_answers_allow(right: int, rows: int) -> None:
+    """The interval goes as far as the shares that leave so many right answers no surprise, all or none included."""
+    found = quality(np.zeros(rows, np.int64), (np.arange(rows) >= right).astype(np.int64), 2)
+    low, high = proportion(right, rows)
+    assert found.half == pytest.approx(max(high - right / rows, right / rows - low) * 100, rel=1e-6)
+    assert found.half > 0
+
+
+def proportion(right: int, rows: int) -> tuple[float, float]:
+    """Return the shares that lie 1.96 of their own deviations away from what was seen, found by halving."""
+    seen, ends = right / rows, list[float]()
+    for side in (0.0, 1.0):
+        inner, outer = seen, side
+        for _ in range(200):
+            middle = (inner + outer) / 2
+            far = abs(seen - middle) > 1.96 * math.sqrt(middle * (1 - middle) / rows)
+            inner, outer = (inner, middle) if far else (middle, outer)
+        ends.append(outer)
+    return ends[0], ends[1]
 
 
 def test_work_is_that_of_the_study() -> None:
