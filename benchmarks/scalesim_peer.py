@@ -1,4 +1,4 @@
-"""What runs in SCALE-Sim's own environment: ``python scalesim_peer.py CONFIG LAYERS LAYOUT OUT`` prints the seconds."""
+"""What runs in SCALE-Sim's environment: ``python scalesim_peer.py CONFIG LAYERS LAYOUT OUT`` prints processor time."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 
 
 def main(words: list[str]) -> None:
-    """Simulate the layers and print how long that took, without the time to import."""
+    """Simulate the layers and print the processor time that it took, without that to import."""
     from scalesim.scale_sim import scalesim
 
     config, topology, layout, out = words
-    began = time.perf_counter()
+    began = time.process_time()
     found = scalesim(
         save_disk_space=True, verbose=False, config=config, topology=topology, layout=layout, input_type_gemm=False
     )
     found.run_scale(top_path=out)
-    print(f"seconds {time.perf_counter() - began}")
+    print(f"seconds {time.process_time() - began}")
 
 
 if __name__ == "__main__":
