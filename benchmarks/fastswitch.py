@@ -125,7 +125,7 @@ def _claims(name: str, points: Sequence[Savings]) -> Iterator[dict[str, Any]]:
 
 def _ways(name: str, asked: Asked) -> Iterator[dict[str, Any]]:
     machine = replace(presets()["zcu104"], bandwidth=2e9)
-    setting = study.setting(families.family(name), machine)
+    setting = study.suited(study.setting(families.family(name), machine), asked, "strict-accuracy")
     for way in ways(setting, asked, "strict-accuracy", every=16, batch=8):
         times = {"ms": way.layered.seconds * 1e3, "ms_deep_prefetch": way.deep.seconds * 1e3}
         yield {"family": name, "way": way.name, **times, "mb": way.layered.bytes / 1e6, "hit": way.layered.hit}
@@ -169,7 +169,7 @@ def _peer(stationary: Sequence[Any], output: Sequence[Any]) -> tuple[dict[str, A
     # a process a layer, as many at once as there are cores: it takes minutes, one after the other
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         theirs = list(pool.map(lambda job: _scalesim(python, *job), jobs))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"dataflow": dataflow, "layer": str(layer), "scalesim": cycles_, "unfold": _ours(dataflow, layer)}
         for (dataflow, layer), (cycles_, _took) in zip(jobs, theirs, strict=True)
     ]

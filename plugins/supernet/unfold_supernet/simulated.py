@@ -10,6 +10,7 @@ from typing import Any
 from unfold_supernet import screen
 from unfold_supernet.asking import asked_of, digests
 from unfold_supernet.chip import study
+from unfold_supernet.chip.asked import Asked
 from unfold_supernet.chip.claims import obtained
 from unfold_supernet.chip.families import family
 from unfold_supernet.chip.layers import Family, sizes
@@ -34,15 +35,16 @@ def accelerator_plan(spec: SupernetSpec, run: Run) -> Report:
     """
     machine = machine_of(spec.accelerator or AcceleratorSpec())
     whole = family_of(spec, run)
-    chosen = study.setting(whole, machine)
+    asked = asked_of(spec.queries, run)
+    chosen = study.suited(study.setting(whole, machine), asked, spec.queries.policy)
     late = _late(chosen, spec.queries)
     if len(late) == len(whole.nets):
         return screen.too_slow(spec, whole, chosen)
     if late:
         whole = replace(whole, nets=tuple(net for index, net in enumerate(whole.nets) if index not in late))
-        chosen = study.setting(whole, machine)
+        chosen = study.suited(study.setting(whole, machine), asked, spec.queries.policy)
     run.progress("sweep", 0, 2)
-    report = screen.report(spec, _studied(spec, run, whole, chosen))
+    report = screen.report(spec, _studied(spec, run, asked, whole, chosen))
     run.progress("sweep", 2, 2)
     return replace(report, decision=decision(whole, chosen, spec.queries))
 
@@ -114,9 +116,8 @@ def _swept(given: AcceleratorSpec, whole: Family, weight: int) -> tuple[int, ...
     return tuple(max(1, largest * part // 8) for part in (1, 2, 4, 6, 8))
 
 
-def _studied(spec: SupernetSpec, run: Run, whole: Family, chosen: Setting) -> Study:
+def _studied(spec: SupernetSpec, run: Run, asked: Asked, whole: Family, chosen: Setting) -> Study:
     given, queries, machine = spec.accelerator or AcceleratorSpec(), spec.queries, chosen.machine
-    asked = asked_of(queries, run)
     inputs = digests(run, {"queries.path": queries.path, "layers": spec.layers})
     buffers = sorted({*_swept(given, whole, machine.weight), machine.persistent})
     bandwidths = sorted({*given.bandwidths, machine.bandwidth}, reverse=True)

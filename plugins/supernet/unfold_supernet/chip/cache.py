@@ -71,15 +71,17 @@ def cut(graph: Ints, target: Ints, ranks: Ints, room: int) -> Ints:
     return np.array(have, np.int64)
 
 
-def fixed(found: Sequence[Column], works: Sequence[Work], machine: Machine) -> int:
-    """Return the column that saves most bytes over the nets, each being asked for alike; of about equal, the fastest.
+def fixed(found: Sequence[Column], works: Sequence[Work], machine: Machine, counts: Floats | None = None) -> int:
+    """Return the column that saves most bytes over the nets; of about equal, the fastest.
 
-    Bytes are energy at any bandwidth, latency only where memory is the bottleneck.
+    Each net is asked for ``counts`` times, or alike. Bytes are energy at any bandwidth, latency only where memory is
+    the bottleneck.
     """
     graphs = [column.graph for column in found]
-    saved = np.array([sum(int(hits(item.net.graph, graph).sum()) for item in works) for graph in graphs])
+    often = np.ones(len(works)) if counts is None else counts
+    saved = np.array([[hits(item.net.graph, graph).sum() for item in works] for graph in graphs]) @ often
     good = np.flatnonzero(saved >= ABOUT * saved.max())
-    slow = [sum(seconds(item, graphs[index], machine) for item in works) for index in good]
+    slow = [often @ [seconds(item, graphs[index], machine) for item in works] for index in good]
     return int(good[int(np.argmin(slow))])
 
 

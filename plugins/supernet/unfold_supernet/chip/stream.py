@@ -78,6 +78,15 @@ def _held(drawn: Floats, fresh: NDArray[np.bool_]) -> Floats:
     return result
 
 
+def demand(wanted: Floats, known: Known, policy: str) -> Floats:
+    """Return how many of the targets each net answers while nothing is kept."""
+    nets = known.accuracy.size
+    keys, best, counts = np.empty(nets), np.empty(nets + 1, np.int64), np.zeros(nets)
+    answers(known.seconds[:, 0].copy(), known.accuracy, POLICIES[policy], keys, best)
+    served(wanted, keys, best, POLICIES[policy], counts)
+    return counts
+
+
 def play(
     wanted: Floats,
     known: Known,

@@ -68,6 +68,13 @@ def setting(family: Family, machine: Machine, orders: Sequence[str] = cache.ORDE
     return Setting(machine, works, columns, layered, deep, cache.fixed(columns, works, machine) + 1)
 
 
+def suited(what: Setting, asked: Asked, policy: str) -> Setting:
+    """Return the setting with what suits a stream kept all the time: nets count as often as they answer."""
+    wanted, _others = asked.targets(what.layered, policy)
+    counts = stream.demand(wanted, what.layered, policy)
+    return replace(what, fixed=cache.fixed(what.columns, what.works, what.machine, counts) + 1)
+
+
 def savings(what: Setting, asked: Asked, policy: str) -> Savings:
     """Return what the buffer of a setting saves for a stream of queries."""
     streams = {way: _pair(what, known, asked, policy) for way, known in _ways(what).items()}
@@ -95,7 +102,7 @@ def sweep(
     for bandwidth in bandwidths:
         for size in sizes:
             at = replace(machine, persistent=size, bandwidth=bandwidth)
-            yield savings(setting(family, at, ("stall", "reuse")), asked, policy)
+            yield savings(suited(setting(family, at, ("stall", "reuse")), asked, policy), asked, policy)
 
 
 def only(what: Setting, order: str) -> Setting:
