@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from unfold_supernet import replay  # noqa: E402
+from unfold_supernet.files import FRONT  # noqa: E402
 from unfold_supernet.nets import family, net, phases, store  # noqa: E402
 from unfold_supernet.nets.data import Data, load  # noqa: E402
 from unfold_supernet.nets.front import quality  # noqa: E402
@@ -241,6 +243,26 @@ def test_columns_of_a_table_are_told_apart(tmp_path: Path) -> None:
     spec = validate(SupernetSpec, parse(text.replace("epochs: 3", "epochs: 8"), "t.yaml"))
     report = train(spec, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1), base=tmp_path))
     assert (report.metrics["accuracy_min"].value or 0) > 80
+
+
+def test_columns_may_be_of_any_size(tmp_path: Path) -> None:
+    """A table in other units gives the same family: it learns as well, and its weights take the values as they are."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 600)
+    x = rng.normal(size=(600, 4)) + 3 * np.eye(3, 4)[y]
+    x[:, 3] = 7
+    units = {"plain": (np.zeros(4), np.ones(4)), "other": (np.array([1000, 0, -50, 2]), np.array([300, 1e-3, 20, 1]))}
+    accuracy = {}
+    for name, (middle, spread) in units.items():
+        np.savez(tmp_path / f"{name}.npz", x=(x * spread + middle).astype(np.float32), y=y)
+        text = SPEC.replace("{source: digits}", f"{{source: file, path: {name}.npz}}").replace("conv2d", "mlp")
+        spec = validate(SupernetSpec, parse(text.replace("epochs: 3", "epochs: 8"), "t.yaml"))
+        run = Run(directory=RunDir(tmp_path / name), engine=LocalEngine(1), base=tmp_path)
+        train(spec, run)
+        known = json.loads(run.directory.read(FRONT))["nets"]
+        accuracy[name] = {one["name"]: one["accuracy"] for one in known}
+    assert accuracy["other"] == pytest.approx(accuracy["plain"], abs=1)
+    assert min(accuracy["other"].values()) > 85
 
 
 def test_training_that_diverges_is_no_family(tmp_path: Path) -> None:

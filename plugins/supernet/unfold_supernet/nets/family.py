@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save
 
+from unfold_supernet.arrays import Floats
 from unfold_supernet.files import SPACE
 from unfold_supernet.nets import store
 from unfold_supernet.nets.data import Data
@@ -46,7 +47,8 @@ def mark(spec: SupernetSpec, data: Data, seed: int) -> str:
     """Return the fingerprint of all that the weights depend on."""
     told = dump(spec)
     training = {key: value for key, value in told["training"].items() if key != "alone"}
-    return fingerprint(told["data"], told["space"], training, data.digest, seed, torch.__version__)
+    alike = ("columns alike",) if spec.form == "mlp" else ()
+    return fingerprint(told["data"], told["space"], training, data.digest, seed, torch.__version__, *alike)
 
 
 def train_family(spec: SupernetSpec, data: Data, run: Run) -> Trained:
@@ -77,7 +79,7 @@ def _searched(spec: SupernetSpec, whole: Space, weights: Weights, data: Data, ru
 def train(
     spec: SupernetSpec, whole: Space, subnets: Sequence[Subnet], data: Data, run: Run, made_from: str, file: str
 ) -> State:
-    """Return the trained state of some subnets, kept in ``file`` after each epoch."""
+    """Return the trained state of some subnets, kept in ``file`` after each epoch; weights take inputs as they are."""
     torch.set_num_threads(spec.training.threads)
     alone = subnets[0] if len(subnets) == 1 else None
     start = State(0, initial(whole, run.seed, alone), {}, {})
@@ -91,7 +93,20 @@ def train(
         run.directory.write(file, _packed(state, [one.name for one in subnets]), made_from=made_from)
         run.progress(label, state.epoch, whole_epochs)
 
-    return learn(whole, subnets, data, spec.training, run.seed, start, keep)
+    if spec.form != "mlp":
+        return learn(whole, subnets, data, spec.training, run.seed, start, keep)
+    middle, spread = columns(data)
+    alike = replace(data, x=((data.x - middle) / spread).astype(np.float32))
+    state = learn(whole, subnets, alike, spec.training, run.seed, start, keep)
+    # what is taken off an input moves the sums behind the stem only, of which the norm takes the mean off again
+    stem = state.weights["stem.weight"] / torch.from_numpy(spread.astype(np.float32))
+    return replace(state, weights={**state.weights, "stem.weight": stem})
+
+
+def columns(data: Data) -> tuple[Floats, Floats]:
+    """Return mean and deviation of each column [columns, 1] over the rows to train on; what never differs has 1."""
+    x = data.x[data.train].astype(np.float64)
+    return x.mean(axis=0), np.where(x.max(axis=0) > x.min(axis=0), x.std(axis=0), 1.0)
 
 
 def norms(spec: SupernetSpec, whole: Space, weights: Weights, data: Data) -> dict[str, Statistics]:
