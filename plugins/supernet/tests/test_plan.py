@@ -9,6 +9,7 @@ import pytest
 from unfold_supernet.chip import events, model
 from unfold_supernet.chip.layers import Layer, net
 from unfold_supernet.plan import plan
+from unfold_supernet.scale import size
 from unfold_supernet.simulated import machine_of
 from unfold_supernet.spec import AcceleratorSpec, SupernetSpec
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -125,3 +126,14 @@ def test_a_plan_at_16_bits_keeps_half_as_many_weights(tmp_path: Path) -> None:
     saved = [report.metrics["traffic_saving"].value or 0.0 for report in (wide, plain)]
     assert saved[0] == pytest.approx(saved[1] / 2, rel=0.01)
     assert any("16 bits a weight" in text and "INT8" in text for _name, text in wide.lines)
+
+
+@pytest.mark.parametrize(("buffer", "told"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of net F kept")])
+def test_a_plan_says_what_is_kept(tmp_path: Path, buffer: str, told: str) -> None:
+    """What is kept is told with its own bytes and what it was cut from, also where more than the core fits."""
+    text = SPEC.replace("persistent_buffer: 1 MiB", f"persistent_buffer: {buffer}")
+    given = validate(SupernetSpec, parse(text, "t.yaml"))
+    report = plan(given, Run(directory=RunDir(tmp_path), engine=LocalEngine(1), seed=1))
+    assert report.decision is not None
+    assert told in report.headline
+    assert report.headline.startswith(size(report.decision["bytes"]))

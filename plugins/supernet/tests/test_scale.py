@@ -22,6 +22,8 @@ def test_values_are_shown_in_a_unit_that_shows_them(
 
 
 def test_bytes_are_told_in_their_unit() -> None:
-    """Buffers below a MiB are told in KiB, below a KiB in bytes."""
+    """Buffers below a MiB are told in KiB, below a KiB in bytes, and none with an exponent."""
     assert [size(2 << 20), size(4096), size(204)] == ["2 MiB", "4 KiB", "204 B"]
+    assert [size(1000 << 10), size((1 << 20) - 96), size(3 << 39)] == ["1000 KiB", "1 MiB", "1536 GiB"]
+    assert [size(1728 << 10), size(100 << 20), size(1 << 30)] == ["1.69 MiB", "100 MiB", "1 GiB"]
     assert [buffer_unit(1 << 20)[0], buffer_unit(1 << 19)[0]] == ["MiB", "KiB"]

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from unfoldkit.api import Column
 
 MIB = 2**20
+UNITS = (("GiB", 2**30), ("MiB", MIB), ("KiB", 1024))
+ALMOST = 1 - 1 / 2048
+"""Share of a unit from which on it is rounded to the whole unit."""
 PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("µ", 1e-6), ("n", 1e-9))
 
 
@@ -23,10 +26,12 @@ def scaled(name: str, most: str, values: Sequence[float], digits: int = 2) -> tu
 
 
 def size(bytes_: int) -> str:
-    """Return bytes as text in B, KiB or MiB."""
+    """Return bytes as text in B, KiB, MiB or GiB, in three digits and without an exponent."""
     if bytes_ < 1024:
         return f"{bytes_} B"
-    return f"{bytes_ / MIB:.3g} MiB" if bytes_ >= MIB else f"{bytes_ / 1024:.3g} KiB"
+    unit, each = next(pair for pair in UNITS if bytes_ >= pair[1] * ALMOST)
+    value = bytes_ / each
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def buffer_unit(largest: int) -> tuple[str, int]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from unfold_supernet.chip.cache import Column as Kept
 from unfold_supernet.chip.layers import Family
 from unfold_supernet.chip.machine import Energy, Machine
 from unfold_supernet.chip.model import joules
@@ -41,7 +42,7 @@ def headline(what: Study) -> str:
     """Return what the buffer saves, and under deadlines what accuracy it gives, as its time goes into larger nets."""
     traffic, latency, fair = scheduled(what)
     queries, held = what.queries, size(what.here.persistent)
-    kept = f"{held} of the shared core kept on chip"
+    kept = f"{size(_held(what))} of {source(what.setting.kept)} kept on chip"
     if queries.keep != "fixed":
         when = "after each query" if queries.every == 1 else f"every {queries.every} queries"
         kept = f"{held} on chip, chosen by {queries.keep} {when},"
@@ -52,6 +53,17 @@ def headline(what: Study) -> str:
         return f"{kept} {gain} if layers may prefetch ahead) and save {percent(traffic)} of the traffic"
     gain = f"{_gain(latency)} of the latency ({_gain(fair)} if layers may prefetch ahead instead)"
     return f"{kept} save {percent(traffic)} of the traffic and {gain}"
+
+
+def source(kept: Kept) -> str:
+    """Return in words what is kept was cut from."""
+    if kept.source == "core":
+        return "the shared core"
+    return f"what {' and '.join(kept.source.split('∩'))} share" if "∩" in kept.source else f"net {kept.source}"
+
+
+def _held(what: Study) -> int:
+    return int(what.setting.kept.graph.prod(axis=1).sum()) * what.setting.machine.weight
 
 
 def flows(way: Way) -> tuple[Outcome, Outcome]:
@@ -228,13 +240,12 @@ def savings_figure(what: Study) -> Figure:
 def lines(what: Study) -> list[tuple[str, str]]:
     """Return the sentences under the tables."""
     kept, here = what.setting.kept, what.here
-    held = int(kept.graph.prod(axis=1).sum()) * what.setting.machine.weight
     layers = int((kept.graph.prod(axis=1) > 0).sum())
     fixed, others = what.ways[1], what.ways[2:6]
     best = min(others, key=lambda way: way.layered.seconds)
     gain = 1 - best.layered.seconds / fixed.layered.seconds
     return [
-        ("keep", f"{size(held)} in {layers} layers, cut from the core by {kept.order}"),
+        ("keep", f"{size(_held(what))} in {layers} layers, cut from {source(kept)} by {kept.order}"),
         ("cache-aware", f"{best.name}: {percent(gain)} of latency against the fixed core"),
         ("energy", f"off chip {percent(here.traffic)} less, as traffic; in all {percent(here.energy)}"),
         ("family", what.family.about),
