@@ -7,9 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,11 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of ``data`` in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def encoded(text: str) -> bytes:
+    """Return ``text`` as UTF-8; what has none, such as a path in another encoding, is written as its escape."""
+    return text.encode(errors="backslashreplace")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -43,7 +48,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     if _is_stream(path):
         _pour(path, data)
         return
-    path = path.resolve() if path.is_symlink() else path
+    # not Path.resolve, which fails where links lead in a circle
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     with _writing(path) as temporary:
         _stage(temporary, data)
         _settle(temporary, path)
@@ -72,9 +78,8 @@ def _writing(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(8)}"
+        temporary.touch(exist_ok=False)
         yield temporary
     except OSError as error:
         raise _refused(error, path) from error
@@ -98,7 +103,9 @@ def _stage(temporary: Path, data: bytes) -> None:
 
 
 def _settle(temporary: Path, path: Path) -> None:
-    temporary.chmod(0o644)
+    # who may read the old file may read the new one; that of a new file is for the umask to say
+    if path.exists():
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
     temporary.replace(path)
     _sync_folder(path.parent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ def test_the_next_command_keeps_settings_and_run(unfold: Unfold, spec: Path) -> 
     """The command after ``next:`` holds the settings and the run of the one before, quoted, so that it can be typed."""
     outcome = unfold("plan", spec, "--set", "message=good day", "--run", "elsewhere")
     assert outcome.out.splitlines()[-1] == f"next: unfold train {spec} --set 'message=good day' --run elsewhere"
+
+
+def test_a_path_in_another_encoding_costs_no_report(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """A spec whose name is not UTF-8 is planned, its report kept and written, the name told by its escape."""
+    odd = Path(os.fsdecode(b"l\xe4uft.yaml"))
+    odd.write_bytes(spec.read_bytes())
+    assert unfold("plan", odd).code == 0
+    assert unfold("plan", odd, "--out", "report.md").code == 0
+    assert "l\\udce4uft.yaml" in unfold("report", "runs/a").out
+    stored = json.loads((tmp_path / "runs/a/report.json").read_text(encoding="utf-8"))
+    assert os.fsencode(stored["next"]) == b"unfold train 'l\xe4uft.yaml'"
 
 
 def test_no_is_an_answer(unfold: Unfold, dear: Path) -> None:

@@ -117,6 +117,27 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "there" / "real.md").read_bytes() == b"two"
 
 
+def test_a_link_that_leads_in_a_circle_is_replaced(tmp_path: Path) -> None:
+    """What a link that leads nowhere, or to itself, is asked to hold is written and not lost."""
+    (tmp_path / "circle.md").symlink_to(tmp_path / "circle.md")
+    write_atomically(tmp_path / "circle.md", b"told")
+    assert (tmp_path / "circle.md").read_bytes() == b"told"
+
+
+def test_a_file_is_read_by_whom_its_owner_lets(run: RunDir) -> None:
+    """A new file is as private as the umask says, and one that is written again keeps who may read it."""
+    before = os.umask(0o077)
+    try:
+        run.write("secret.json", b"new")
+    finally:
+        os.umask(before)
+    run.write("secret.json", b"again")
+    (run.path / "model.json").chmod(0o640)
+    run.write("model.json", b"again")
+    modes = [stat.S_IMODE((run.path / name).stat().st_mode) for name in ("secret.json", "model.json")]
+    assert modes == [0o600, 0o640]
+
+
 def test_a_run_is_one_process_at_a_time(run: RunDir) -> None:
     """A second holder is refused while the first holds the run, and let in afterwards."""
     with run.locked(), pytest.raises(UnfoldError, match="another process is using this run"), run.locked():

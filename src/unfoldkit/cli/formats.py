@@ -13,7 +13,7 @@ from unfoldkit.kinds import Renderer, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.report import Report
-from unfoldkit.runs import write_atomically
+from unfoldkit.runs import encoded, write_atomically
 
 
 def choose(registry: Registry, name: str | None, out: Path | None) -> Renderer:
@@ -47,7 +47,7 @@ def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
     if out is None:
         console.write_report(content)
     else:
-        write_atomically(out, content.encode() if isinstance(content, str) else content)
+        write_atomically(out, encoded(content) if isinstance(content, str) else content)
         console.say(f"{report.verdict} · {report.headline}\nwrote {out}")
 
 

@@ -23,7 +23,7 @@ from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, fail
 from unfoldkit.kinds import Kind, RunFinished, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data
-from unfoldkit.runs import RunDir
+from unfoldkit.runs import RunDir, encoded
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.load import ORIGIN, RUN_PLAN, RUN_SPEC, Loaded, dump, kept_kind, load, spec_hash
 from unfoldkit.yaml12 import to_yaml
@@ -185,7 +185,7 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
 
 
 def _as_json(report: Report) -> bytes:
-    return (json.dumps(to_data(report), indent=1, ensure_ascii=False) + "\n").encode()
+    return encoded(json.dumps(to_data(report), indent=1, ensure_ascii=False) + "\n")
 
 
 def _named(command: str, request: Request) -> str:
@@ -201,7 +201,7 @@ def _keep(directory: RunDir, report: Report) -> None:
     if report.decision is not None:
         from unfoldkit.render.plan import render
 
-        directory.write(RUN_PLAN, render(report).encode())
+        directory.write(RUN_PLAN, encoded(render(report)))
 
 
 def _with_provenance(report: Report, loaded: Loaded, run: Run, seconds: float) -> Report:

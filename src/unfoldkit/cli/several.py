@@ -13,7 +13,7 @@ from unfoldkit.kinds import Renderer, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.render import together
 from unfoldkit.report import Report
-from unfoldkit.runs import write_atomically
+from unfoldkit.runs import encoded, write_atomically
 
 ENDS = (ExitCode.INTERRUPTED, ExitCode.CLOSED_PIPE)
 WORDS = {ExitCode.YES: "yes", ExitCode.NO: "no"}
@@ -60,7 +60,7 @@ class Several:
         if self.request.out is None:
             console.write_report(content)
         else:
-            write_atomically(self.request.out, content.encode())
+            write_atomically(self.request.out, encoded(content))
             console.say(f"wrote {self.request.out}")
 
     def _deliver(self, report: Report) -> None:
