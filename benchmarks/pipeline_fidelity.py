@@ -29,6 +29,7 @@ from unfold_pipeline.profile import profile
 from unfold_pipeline.spec import PipelineSpec
 from unfoldkit.api import Report, Run, RunDir
 from unfoldkit.arrivals import processes
+from unfoldkit.context import Options
 from unfoldkit.engines.local import LocalEngine, available_cores
 from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
@@ -204,7 +205,7 @@ def _spec(name: str, limit: float, way: str = "moved") -> PipelineSpec:
 
 def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
     stages = {stage: {"hardware": "core", "batch": BATCH, "replicas": 1} for stage in spec.named}
-    options = {"replay": str(trace), "plan": {"decision": {"stages": stages}}}
+    options = Options(replay=str(trace), plan={"decision": {"stages": stages}})
     return Run(run.directory, run.engine, base=run.base, allow_code=True, options=options)
 
 

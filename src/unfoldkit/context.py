@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from unfoldkit.engines.base import Engine
 from unfoldkit.errors import fail
@@ -24,6 +24,15 @@ class Progress(Protocol):
 
 def silent(step: str, done: int, total: int) -> None:
     """Report progress to nobody."""
+
+
+class Options(TypedDict, total=False):
+    """The keys of ``Run.options``, by name, so that types tell one that is misspelt."""
+
+    plan: Mapping[str, Any]
+    cache: str
+    replay: str
+    baseline_plan: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ class Run:
     clock: Callable[[], float] = time.perf_counter
     progress: Progress = silent
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("unfoldkit"))
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
     allow_code: bool = False
 
     def path(self, text: str, *, key: str = "") -> Path:

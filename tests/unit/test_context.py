@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unfoldkit.context import Run
+from unfoldkit.context import Options, Run
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.errors import UnfoldError
 from unfoldkit.runs import RunDir
@@ -35,3 +35,8 @@ def test_a_run_that_is_missing_names_the_spec_that_makes_it(tmp_path: Path) -> N
         run.path("runs/story", key="stages.from")
     with pytest.raises(UnfoldError, match="looked for"):
         run.path("runs/other", key="stages.from")
+
+
+def test_every_option_is_told_to_authors() -> None:
+    """Each key that a verb may be given is named where the contract describes what a verb is given."""
+    assert [key for key in Options.__annotations__ if f"``{key}``" not in str(Run.__doc__)] == []

@@ -29,7 +29,7 @@ def prices(spec: PipelineSpec, run: Run) -> dict[str, Priced]:
     """
     if spec.prices is None and all(item.price is not None for item in spec.hardware.values()):
         return {name: Priced(item.price or 0.0, "spec") for name, item in spec.hardware.items()}
-    kept = cached(Path(str(run.options["cache"])), spec.region) if "cache" in run.options else None
+    kept = cached(Path(run.options["cache"]), spec.region) if "cache" in run.options else None
     own = read_prices(run.path(spec.prices, key="prices"), spec.region) if spec.prices else None
     found = catalog(spec.region, *(book for book in (own, kept) if book is not None))
     return {name: _priced(name, item, found, spec.region) for name, item in spec.hardware.items()}

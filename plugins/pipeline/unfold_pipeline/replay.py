@@ -38,7 +38,7 @@ class Entry:
 
 def replay(spec: PipelineSpec, judge: Judge, plan: Plan, run: Run) -> Report:
     """Return the report of a trace under the rule of the spec, with every other rule beside it."""
-    live = live_sample(spec, judge.pipeline, Path(str(run.options["replay"])), run)
+    live = live_sample(spec, judge.pipeline, Path(run.options["replay"]), run)
     setting = setting_of(spec)
     entries = []
     for entry in all_rules(judge, plan, live, setting):

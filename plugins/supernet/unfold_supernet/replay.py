@@ -79,7 +79,7 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
         UnfoldError: there is nothing to serve, or no net keeps the guard.
     """
     serving, known = front(spec, run)
-    path = Path(str(run.options["replay"]))
+    path = Path(run.options["replay"])
     arrivals = traces.read(path if path.is_file() else run.path(str(path)), tell=run.log.warning)
     return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
 

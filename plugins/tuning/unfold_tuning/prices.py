@@ -84,7 +84,7 @@ def _catalog(cloud: Cloud, run: Run, make: Callable[[str], Clients]) -> Catalog:
         books.append(read_prices(run.path(cloud.prices, key="cloud.prices"), cloud.region))
     if cloud.provider != "aws":
         return Catalog(tuple(books))
-    kept = cached(Path(str(run.options["cache"])), cloud.region) if "cache" in run.options else None
+    kept = cached(Path(run.options["cache"]), cloud.region) if "cache" in run.options else None
     return catalog(cloud.region, *books, *([kept] if kept else []))
 
 

@@ -17,7 +17,7 @@ from unfoldkit.cli import compiling, console, formats, plugins
 from unfoldkit.cli.catalog import cache_folder
 from unfoldkit.cli.drift import compare, read_plan
 from unfoldkit.cli.request import Request
-from unfoldkit.context import Run
+from unfoldkit.context import Options, Run
 from unfoldkit.engines.base import Engine
 from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, fail
 from unfoldkit.kinds import Kind, RunFinished, resolve
@@ -98,15 +98,17 @@ def surroundings(request: Request, loaded: Loaded, progress: Any = None) -> Run:
     if request.allow_code:
         # behind what is installed, so that no file beside the spec takes the place of a library
         sys.path.append(str(loaded.base.resolve()))
-    options = {"cache": str(cache_folder())} | ({"replay": str(request.replay)} if request.replay else {})
     plan = plan_for(request.plan, loaded) if request.plan else dict(loaded.plan)
+    options = Options(plan=plan, cache=str(cache_folder()))
+    if request.replay:
+        options["replay"] = str(request.replay)
     return Run(
         directory=RunDir(run_folder(request, loaded)),
         engine=engine_of(request),
         seed=request.seed,
         base=loaded.base,
         log=console.logger(verbose=request.verbose),
-        options={"plan": plan, **options},
+        options=options,
         allow_code=request.allow_code,
         **({"progress": progress} if progress else {}),
     )

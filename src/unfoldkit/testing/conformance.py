@@ -46,9 +46,9 @@ def laws() -> tuple[Law, ...]:
 
 def references_resolve(kind: Kind, _folder: Path) -> None:
     """Every reference of the kind leads to an object, and the kind has at least one verb."""
-    assert kind.verbs, f"{kind.name} has no verb"
+    _hold(bool(kind.verbs), f"{kind.name} has no verb")
     for reference in (kind.spec, *(getattr(kind, verb) for verb in VERBS)):
-        assert reference is None or resolve(reference) is not None, reference
+        _hold(reference is None or resolve(reference) is not None, reference)
 
 
 def listing_imports_nothing_heavy(kind: Kind, _folder: Path) -> None:
@@ -57,13 +57,13 @@ def listing_imports_nothing_heavy(kind: Kind, _folder: Path) -> None:
     code = f"import sys, {module}; list({module}.unfold_kinds()); print([n for n in {HEAVY!r} if n in sys.modules])"
     words = [sys.executable, "-c", code]
     found = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE_S)  # noqa: S603
-    assert found.stdout.strip() == "[]", f"{module} imports {found.stdout.strip()}"
+    _hold(found.stdout.strip() == "[]", f"{module} imports {found.stdout.strip()}")
 
 
 def examples_are_valid(kind: Kind, _folder: Path) -> None:
     """Every example of the kind validates, and there is at least one."""
     documents = list(example_documents(kind))
-    assert documents, f"{kind.name} ships no example"
+    _hold(bool(documents), f"{kind.name} ships no example")
     for document in documents:
         validate(resolve(kind.spec), document)
 
@@ -73,15 +73,16 @@ def specs_survive_being_written(kind: Kind, _folder: Path) -> None:
     for document in example_documents(kind):
         spec = validate(resolve(kind.spec), document)
         again = validate(resolve(kind.spec), parse(to_yaml(dump(spec))))
-        assert again == spec, f"{document.file}: {dump(again)} is not {dump(spec)}"
+        _hold(again == spec, f"{document.file}: {dump(again)} is not {dump(spec)}")
 
 
 def schema_is_for_editors(kind: Kind, _folder: Path) -> None:
     """The schema is JSON, names its draft, and its keys are those of the spec."""
     model: type[Spec] = resolve(kind.spec)
     data = json.loads(json.dumps(json_schema(model, kind.name)))
-    assert data["$schema"].startswith("http://json-schema.org/draft-07"), data["$schema"]
-    assert {field.alias or name for name, field in model.model_fields.items()} == set(data["properties"])
+    _hold(data["$schema"].startswith("http://json-schema.org/draft-07"), data["$schema"])
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    _hold(keys == set(data["properties"]), f"the schema has {sorted(data['properties'])}, the spec {sorted(keys)}")
 
 
 def wrong_values_are_told_with_their_line(kind: Kind, _folder: Path) -> None:
@@ -96,14 +97,14 @@ def unknown_keys_are_told_with_their_line(kind: Kind, _folder: Path) -> None:
     """An unknown key at the top of a spec is refused by name."""
     for document in example_documents(kind):
         told = _refused_or_accepted(kind, _changed(document, ("nonesuch",), 1))
-        assert any("nonesuch" in line for line in told), told
+        _hold(any("nonesuch" in line for line in told), f"{document.file}: an unknown key is told as {told}")
 
 
 def reports_survive_json(kind: Kind, folder: Path) -> None:
     """A report that is written as JSON and read again is the same report."""
     report = first_report(kind, folder / "run")
     data = json.loads(json.dumps(to_data(report), allow_nan=False))
-    assert to_data(from_data(data)) == data
+    _hold(to_data(from_data(data)) == data, f"{kind.name}: the report that is read again is another")
 
 
 def equal_seeds_give_equal_reports(kind: Kind, folder: Path) -> None:
@@ -113,7 +114,7 @@ def equal_seeds_give_equal_reports(kind: Kind, folder: Path) -> None:
         json.dumps(to_data(without_times(report))).replace(str(folder / name), "RUN")
         for report, name in ((first, "one"), (second, "two"))
     ]
-    assert texts[0] == texts[1], "two runs differ"
+    _hold(texts[0] == texts[1], "two runs differ")
 
 
 def first_report(kind: Kind, folder: Path) -> Report:
@@ -154,6 +155,12 @@ def _refused_or_accepted(kind: Kind, document: Document) -> list[str]:
         validate(resolve(kind.spec), document)
     except UnfoldError as error:
         for item in error.diagnostics:
-            assert item.line >= 1 and item.message, f"no place in: {item}"
+            _hold(item.line >= 1 and bool(item.message), f"no place in: {item}")
         return [str(item) for item in error.diagnostics]
     return []
+
+
+def _hold(kept: bool, told: object) -> None:
+    # not assert, which python -O leaves out: every law would hold of every kind
+    if not kept:
+        raise AssertionError(told)
