@@ -10,6 +10,7 @@ import os
 import secrets
 import shlex
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, fail
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "unfoldkit.manifest/1"
+_PART = ".part"
+_PARTS = f".*.{'[0-9a-f]' * 16}{_PART}"
+_DEAD_AFTER_S = 3600.0
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
@@ -78,7 +82,7 @@ def _writing(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(8)}"
+        temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(8)}{_PART}"
         temporary.touch(exist_ok=False)
         yield temporary
     except OSError as error:
@@ -185,7 +189,10 @@ class RunDir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; the kernel frees it when the process dies, however it dies."""
+        """Hold the run for this process; the kernel frees it when the process dies, however it dies.
+
+        What processes that were killed left half-written more than an hour ago is removed.
+        """
         import fcntl
 
         with self._lock_file() as lock:
@@ -195,6 +202,7 @@ class RunDir:
                 raise fail(
                     "another process is using this run", file=str(self.path), hint="wait, or --run DIR"
                 ) from error
+            _sweep(self.path)
             yield
 
     def _lock_file(self) -> IO[str]:
@@ -215,6 +223,14 @@ class RunDir:
     def _save(self, files: Mapping[str, Any]) -> None:
         data = {"schema": MANIFEST_SCHEMA, "files": dict(sorted(files.items()))}
         write_atomically(self.path / MANIFEST, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def _sweep(folder: Path) -> None:
+    # what a killed process was writing; a worker that outlived it may still be at a younger one
+    for path in folder.rglob(_PARTS):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _DEAD_AFTER_S:
+                path.unlink()
 
 
 def _read(path: Path) -> bytes:

@@ -111,6 +111,19 @@ def test_every_step_of_a_rewrite_can_be_the_last(tmp_path: Path, step: int, *, l
         assert run.has("model", made_from="2")
 
 
+def test_what_a_killed_write_left_is_removed_in_time(tmp_path: Path) -> None:
+    """A half-written file of a dead process goes when the run is next held, but not while it may be somebody's work."""
+    run = RunDir(tmp_path / "r")
+    with dying(Knife(1, late=True)):
+        run.write("folder/model", b"new")
+    (left,) = (tmp_path / "r" / "folder").iterdir()
+    with run.locked():
+        assert left.exists()
+    os.utime(left, (0, 0))
+    with run.locked():
+        assert not left.exists()
+
+
 def test_the_steps_are_all_seen(tmp_path: Path) -> None:
     """The knife sees a write's steps: without that the laws above would hold of nothing."""
     knife = Knife(10**9, late=False)
