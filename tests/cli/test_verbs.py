@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -164,6 +165,30 @@ def test_logs_go_to_stderr(unfold: Unfold, spec: Path) -> None:
     quiet, loud = unfold("plan", spec), unfold("plan", spec, "--verbose")
     assert loud.out == quiet.out
     assert loud.err == "plain says it 2 times\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("report",), ("schema", "echo", "-o"), ("catalog", "--prices"), ("plan", "a.yaml", "--out")]
+)
+def test_a_path_that_the_system_refuses_is_the_callers_fault(
+    unfold: Unfold, spec: Path, words: tuple[str, ...]
+) -> None:
+    """A name that is too long for the system is told by name with exit code 2, not as an error of the tool."""
+    outcome = unfold(*words, "long" * 200 + ".md")
+    assert outcome.code == 2
+    assert outcome.err.startswith("longlong")
+    assert outcome.err.endswith("cannot be used: File name too long\n")
+
+
+def test_a_folder_that_may_not_be_entered_is_the_callers_fault(unfold: Unfold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of somebody else is told by name, with exit code 2."""
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    outcome = unfold("report", "theirs/run")
+    assert (outcome.code, outcome.err) == (2, "theirs/run: cannot be used: Permission denied\n")
 
 
 def test_the_seed_is_kept(unfold: Unfold, spec: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -11,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from unfoldkit.errors import ExitCode, UnfoldError, broken, printable
+from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, cut, printable
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 def wants_colour(stream: Any, environment: Mapping[str, str] = os.environ) -> bool:
@@ -107,9 +110,19 @@ def guarded(action: Callable[[], int], environment: Mapping[str, str] = os.envir
         close_quietly()
         return int(ExitCode.CLOSED_PIPE)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - told to the user, with exit code 3
+        if refused := _refused_path(error):
+            say(refused)
+            return int(ExitCode.USAGE)
         say(_whole_trace() if environment.get("UNFOLD_TRACEBACK") else _unexpected(error))
         return int(ExitCode.INTERNAL)
     return int(code)
+
+
+def _refused_path(error: BaseException) -> str:
+    """Return what to say of a path that the system does not let us look at; nothing of any other error."""
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        return str(Diagnostic(f"cannot be used: {error.strerror}", cut(str(error.filename), 200)))
+    return ""
 
 
 def _whole_trace() -> str:
