@@ -18,9 +18,8 @@ from unfold_pipeline.counts import Counts, batches
 from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.live import Tuner, tune
 from unfold_pipeline.orders import TICK
-from unfold_pipeline.routes import routes
+from unfold_pipeline.routes import Ways
 from unfold_pipeline.runtime import Running
-from unfold_pipeline.sample import draw
 from unfold_pipeline.station import Query, clock
 from unfoldkit.api import UnfoldError
 from unfoldkit.serving.app import Application, assembled
@@ -78,7 +77,7 @@ class Entrance:
     diary: Diary
     limits: Limits
     metrics: ModelMetrics
-    rng: np.random.Generator
+    ways: Ways
     inside: int = 0
     hung: bool = False
 
@@ -104,9 +103,9 @@ class Entrance:
 
     def query(self, row: Array, finished: Callable[[Answer], None], deadline: float | None) -> Query:
         """Return a query that is to be submitted now."""
-        way = routes(self.pipeline, draw(self.pipeline, np.zeros(1), self.rng))
+        way, number = self.ways.next()
         limit = deadline if deadline is not None else self.given.limit
-        return Query(row, way, 0, finished, due=clock() + limit if self.given.shed else math.inf)
+        return Query(row, way, number, finished, due=clock() + limit if self.given.shed else math.inf)
 
 
 @dataclass(slots=True)
@@ -202,7 +201,8 @@ def application(
     limits = limits or Limits(queue_rows=MOST_INSIDE)
     found = metrics()
     own = of_model(found, name)
-    entrance = Entrance(pipeline, runtime, given, diary, limits, own, np.random.default_rng([given.seed, 7]))
+    ways = Ways(pipeline, np.random.default_rng([given.seed, 7]))
+    entrance = Entrance(pipeline, runtime, given, diary, limits, own, ways)
     own.queue.set_function(lambda: entrance.inside)
     runtime.listen(batches(found, name))
     found.registry.register(Counts(runtime, diary))

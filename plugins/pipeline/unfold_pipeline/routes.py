@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline.graph import Pipeline
-from unfold_pipeline.sample import Sample
+from unfold_pipeline.sample import Sample, draw
 
 Counts = NDArray[np.int32]
 Item = tuple[int, int]
+AHEAD = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,23 @@ class Routes:
         query = self.query(item)
         self.left[query] -= 1
         return bool(self.left[query] == 0)
+
+
+@dataclass(slots=True)
+class Ways:
+    """The ways of queries that come one by one, drawn many at a time: one alone takes as long as hundreds together."""
+
+    pipeline: Pipeline
+    rng: np.random.Generator
+    drawn: Routes | None = None
+    number: int = 0
+
+    def next(self) -> tuple[Routes, int]:
+        """Return the routes that hold the next query, and its number there."""
+        if self.drawn is None or self.number == self.drawn.sample.size:
+            self.drawn, self.number = routes(self.pipeline, draw(self.pipeline, np.zeros(AHEAD), self.rng)), 0
+        self.number += 1
+        return self.drawn, self.number - 1
 
 
 def routes(pipeline: Pipeline, sample: Sample) -> Routes:
