@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import operator
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from unfold_pipeline.counts import Counts, batches
 from unfold_pipeline.graph import Pipeline
 from unfold_pipeline.live import Tuner, tune
 from unfold_pipeline.orders import TICK
+from unfold_pipeline.pace import Pace, worth
 from unfold_pipeline.routes import Ways
 from unfold_pipeline.runtime import Running
 from unfold_pipeline.station import Query, clock
@@ -69,7 +71,10 @@ class Given:
 
 @dataclass(slots=True)
 class Entrance:
-    """Takes requests into the pipeline, row by row; at most ``limits.queue_rows`` are inside at a time."""
+    """Takes requests into the pipeline, row by row; at most ``limits.queue_rows`` are inside at a time.
+
+    What would be answered far too late, by the ``pace`` of now, is refused too.
+    """
 
     pipeline: Pipeline
     runtime: Running
@@ -78,12 +83,24 @@ class Entrance:
     limits: Limits
     metrics: ModelMetrics
     ways: Ways
+    pace: Pace
     inside: int = 0
     hung: bool = False
 
     def full(self, rows: int) -> int:
         """Return 0 where there is room for the rows, else when to come back, in seconds."""
-        return int(self.inside + rows > self.limits.queue_rows)
+        wait = self.pace.wait(self.inside, self.room, clock())
+        return max(math.ceil(wait), int(self.inside + rows > self.limits.queue_rows))
+
+    @property
+    def room(self) -> int:
+        """How many rows can be served at once."""
+        return sum(map(operator.mul, self.runtime.serving(), self.runtime.batches()))
+
+    def left(self) -> None:
+        """Note that a row is through."""
+        self.inside -= 1
+        self.pace.end(self.inside, self.room, clock())
 
     def rest(self) -> None:
         """Do nothing: the loop hears the replicas, too."""
@@ -92,7 +109,7 @@ class Entrance:
         """Let the rows of a request in; ``done`` is called with their answer or a refusal.
 
         Raises:
-            Full: as many rows are inside as may be.
+            Full: as many rows are inside as may be, or they will take too long.
         """
         if retry_s := self.full(call.rows):
             raise Full(retry_s)
@@ -147,7 +164,7 @@ class Party:
     def _end(self, index: int, answer: Answer) -> None:
         self.answers[index] = answer
         self.left -= 1
-        self.entrance.inside -= 1
+        self.entrance.left()
         if self.left == 0:
             self.done(self._result())
 
@@ -202,7 +219,7 @@ def application(
     found = metrics()
     own = of_model(found, name)
     ways = Ways(pipeline, np.random.default_rng([given.seed, 7]))
-    entrance = Entrance(pipeline, runtime, given, diary, limits, own, ways)
+    entrance = Entrance(pipeline, runtime, given, diary, limits, own, ways, Pace(worth(given.limit)))
     own.queue.set_function(lambda: entrance.inside)
     runtime.listen(batches(found, name))
     found.registry.register(Counts(runtime, diary))

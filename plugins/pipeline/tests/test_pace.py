@@ -1,0 +1,117 @@
+"""Who would be answered far too late is refused, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from unfold_pipeline.app import Given, application
+from unfold_pipeline.board import Promise
+from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.models import Source
+from unfold_pipeline.pace import Pace, worth
+from unfold_pipeline.runtime import Runtime
+
+Times = NDArray[np.float64]
+CPU = Option("core", 0.05, table([(1, 0.05)]))
+
+
+def admitted(arrivals: Times, seconds: float, servers: int, limit: float) -> tuple[Times, int]:
+    """Serve, first in, first out, whom a pace lets in; return when each came and how long it took, and the refused."""
+    pace, busy, line, told, refused = Pace(worth(limit)), list[float](), deque[float](), list[tuple[float, float]](), 0
+    began: dict[float, deque[float]] = {}
+
+    def serve(now: float) -> None:
+        while line and len(busy) < servers:
+            came = line.popleft()
+            heapq.heappush(busy, now + seconds)
+            began.setdefault(now + seconds, deque()).append(came)
+
+    for now in [*arrivals.tolist(), math.inf]:
+        while busy and busy[0] <= now:
+            end = heapq.heappop(busy)
+            told.append((came := began[end].popleft(), end - came))
+            serve(end)
+            pace.end(len(line) + len(busy), servers, end)
+        if now == math.inf:
+            break
+        if pace.wait(len(line) + len(busy), servers, now):
+            refused += 1
+            continue
+        line.append(now)
+        serve(now)
+    return np.array(told), refused
+
+
+@pytest.mark.parametrize("load", [1.5, 5.0, 20.0])
+@pytest.mark.parametrize("limit", [0.05, 0.3])
+def test_overload_keeps_all_busy_and_waits_short(load: float, limit: float) -> None:
+    """Under overload as many are answered as can be, and after a few seconds none waits longer than is worth it."""
+    rng = np.random.default_rng(0)
+    arrivals = np.cumsum(rng.exponential(1.0 / (load * 200.0), int(load * 200.0 * 60.0)))
+    told, refused = admitted(arrivals, 0.01, 2, limit)
+    assert len(told) >= 0.98 * 200.0 * 60.0
+    assert refused > 0
+    settled = told[told[:, 0] > 10 * worth(limit)]
+    assert settled[:, 1].max() <= 1.3 * worth(limit)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_would_be_answered_soon_is_never_refused(seed: int) -> None:
+    """Traffic below capacity, and bursts that are over soon, are answered whole."""
+    rng = np.random.default_rng(seed)
+    steady = np.cumsum(rng.exponential(1.0 / 160.0, 160 * 60))
+    bursts = np.concatenate([np.arange(20.0) + 1.0 / 3.0] * 80)
+    assert admitted(steady, 0.01, 2, 0.3)[1] == 0
+    assert admitted(np.sort(bursts), 0.01, 2, 0.3)[1] == 0
+    assert admitted(np.sort(np.concatenate([bursts, np.arange(0, 20, 0.02)])), 0.01, 2, 0.3)[1] == 0
+
+
+def test_without_a_target_nobody_is_refused() -> None:
+    """Where no time is too long nobody is refused, however many wait."""
+    assert admitted(np.linspace(0.0, 1.0, 5000), 0.01, 1, math.inf)[1] == 0
+
+
+def test_server_refuses_what_would_wait_long_and_answers_the_rest(tmp_path: Path) -> None:
+    """Who comes behind seconds of work is told when to come back, and then is answered, as all are who came before."""
+    (tmp_path / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(0.05)\n    return rows\n")
+    pipeline, plan = Pipeline((Stage("a", (), (CPU,)),)), (Choice(0, 1, 1),)
+    running = Runtime(["a"], [Source(code="served:nap", folder=str(tmp_path))], plan)
+    promise = Promise(0.1, 0.99, (), np.empty(0), np.empty(0, dtype=np.int64))
+    app = application("pipe", pipeline, running, 2, Given(0, None, promise))
+
+    async def ask() -> tuple[int, int]:
+        sent: list[Any] = []
+        body = b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1,2],"data":[1,2]}]}'
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app({"type": "http", "method": "POST", "path": "/v2/models/pipe/infer", "headers": []}, receive, send)
+        return int(sent[0]["status"]), int(dict(sent[0]["headers"]).get(b"retry-after", 0))
+
+    async def scene() -> tuple[list[tuple[int, int]], tuple[int, int], tuple[int, int]]:
+        await running.start()
+        before = [asyncio.create_task(ask()) for _ in range(80)]
+        await asyncio.sleep(1.0)
+        refused = await ask()
+        found = await asyncio.gather(*before)
+        after = await ask()
+        await running.stop()
+        return found, refused, after
+
+    found, refused, after = asyncio.run(asyncio.wait_for(scene(), 120))
+    assert {code for code, _ in [*found, after]} == {200}
+    assert refused[0] == 429
+    assert refused[1] >= 2
