@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import time
@@ -50,6 +51,28 @@ def wait_for(name: str, folder: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < end, f"no {name} after a minute"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--version"], 0),
+        (["plan", "a.yaml"], 0),
+        (["plan", "dear.yaml"], 1),
+        (["check", "bad.yaml"], 2),
+        (["serve", "nonesuch.yaml"], 2),
+    ],
+)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.usefixtures("spec", "dear")
+def test_closed_streams_change_no_answer(tmp_path: Path, words: list[str], code: int, closed: str) -> None:
+    """Whoever closes stdin, stdout or stderr, as some that start services do, gets the exit code that is due."""
+    (tmp_path / "bad.yaml").write_text(ECHO + "repeat: 0\n", encoding="utf-8")
+    line = f"exec {shlex.join(command(words))} {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=surroundings(), capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr + done.stdout
+    assert b"unexpected" not in done.stderr
 
 
 @pytest.mark.parametrize(

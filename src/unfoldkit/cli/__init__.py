@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _stand_in()
     try:
         _started(words)
         sys.stdout.flush()
@@ -29,6 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # a full disk behind stdout; an uncaught exception would end with 1, which is an answer
         sys.stderr.write(f"cannot write: {error.strerror}\n")
         sys.exit(3)
+
+
+def _stand_in() -> None:
+    """Put nothing in the place of standard streams that were closed: a file or a socket would get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _started(words: list[str]) -> None:
