@@ -9,9 +9,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from test_aws import MACHINE
 from test_train import SPEC, trained
 
-from unfoldkit.api import UnfoldError, Verdict
+from unfold_tuning.ledger import opened
+from unfoldkit.api import ExitCode, UnfoldError, Verdict
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,34 @@ def test_a_full_disk_stops_the_run_and_costs_no_trial(tmp_path: Path) -> None:
     report = trained(tmp_path)
     assert report.verdict is Verdict.YES
     assert "left out" not in dict(report.lines)
+
+
+def _filled(file: Path) -> None:
+    """Write to a ledger until there is no room."""
+    with opened(file, MACHINE, "a") as ledger:
+        ledger.trial_starts(0, [{"x": 1}])
+        pages = ledger.base.execute("PRAGMA page_count").fetchone()[0]
+        ledger.base.execute(f"PRAGMA max_page_count = {pages}")
+        ledger.trial_starts(1, [{"x": "long" * 4096}])
+
+
+def test_a_ledger_without_room_says_so_and_keeps_what_it_holds(tmp_path: Path) -> None:
+    """A write for which the disk has no room ends with code 3 and a way on, and what was written before stays."""
+    file = tmp_path / "ledger.sqlite"
+    with pytest.raises(UnfoldError, match=r"full.*with room again") as told:
+        _filled(file)
+    assert told.value.code is ExitCode.INTERNAL
+    with opened(file, MACHINE, "a") as ledger:
+        assert [len(ledger.trials(bracket)) for bracket in (0, 1)] == [1, 0]
+
+
+def test_a_file_that_is_no_ledger_is_told_as_such(tmp_path: Path) -> None:
+    """What stands in the place of a ledger and is none is named, with code 2."""
+    file = tmp_path / "ledger.sqlite"
+    file.write_text("no database" * 100)
+    with pytest.raises(UnfoldError, match=r"ledger.sqlite: this is no ledger") as told, opened(file, MACHINE, "a"):
+        pass
+    assert told.value.code is ExitCode.USAGE
 
 
 def test_a_trial_keeps_its_last_checkpoint_only(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unfold_tuning.facts import Machine
-from unfoldkit.api import fail
+from unfoldkit.api import UnfoldError, broken, fail
 
 WORST = -math.inf
 SCHEMA = """
@@ -207,17 +207,29 @@ def opened(path: Path, machine: Machine, made_from: str) -> Iterator[Ledger]:
 
     Raises:
         UnfoldError: the run was begun with another spec, seed or plan; its spend must not be mixed with this one's.
+            Or the file cannot be read or written, at any time until the end, such as on a full disk (exit code 3).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    base = sqlite3.connect(path)
     try:
-        base.execute("PRAGMA journal_mode=WAL")
-        base.execute("PRAGMA synchronous=FULL")
-        base.executescript(SCHEMA)
-        ledger = Ledger(path, machine, base)
-        if ledger.fact("made_from", made_from) != made_from:
-            hint = "--run DIR starts another; delete this one to forget what it spent"
-            raise fail("this run was begun with another spec, seed or plan", file=str(path), hint=hint)
-        yield ledger
-    finally:
-        base.close()
+        with closing(sqlite3.connect(path)) as base:
+            yield _prepared(path, machine, base, made_from)
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from error
+
+
+def _prepared(path: Path, machine: Machine, base: sqlite3.Connection, made_from: str) -> Ledger:
+    base.execute("PRAGMA journal_mode=WAL")
+    base.execute("PRAGMA synchronous=FULL")
+    base.executescript(SCHEMA)
+    ledger = Ledger(path, machine, base)
+    if ledger.fact("made_from", made_from) != made_from:
+        hint = "--run DIR starts another; delete this one to forget what it spent"
+        raise fail("this run was begun with another spec, seed or plan", file=str(path), hint=hint)
+    return ledger
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> UnfoldError:
+    if error.sqlite_errorname == "SQLITE_NOTADB":
+        return fail("this is no ledger", file=str(path), hint="--run DIR starts another run")
+    hint = "what it holds is whole; with room again the same command goes on where it was"
+    return broken(f"the ledger cannot be used: {error}", file=str(path), hint=hint)
