@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import math
@@ -19,8 +20,11 @@ from unfold_pipeline import models
 from unfold_pipeline.app import Given, Served, application
 from unfold_pipeline.board import Diary, Promise, watch
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.live import Tuner
+from unfold_pipeline.orders import Step
 from unfold_pipeline.profile import profile
-from unfold_pipeline.replica import launch
+from unfold_pipeline.quotas import Limits
+from unfold_pipeline.replica import Replica, launch
 from unfold_pipeline.runtime import TRIES, Runtime
 from unfold_pipeline.spec import PipelineSpec
 from unfold_pipeline.station import clock
@@ -233,7 +237,7 @@ stages:
 
 
 def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
-    """Rows, batches, their seconds, replicas, queues and outcomes are counted; the page shows bad requests, too."""
+    """Rows, batches, seconds of answers, replicas, queues, outcomes are counted; the page shows bad requests, too."""
     running = runtime(tmp_path, "picky")
     nothing = np.empty(0)
     promise = Promise(30.0, 0.99, ALONE.stages[0].options, nothing, nothing.astype(np.int64))
@@ -273,6 +277,8 @@ def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
     codes, _, paid, serving = board.lines
     assert codes.values == {"200": 2.0, "400": 1.0, "500": 1.0}
     assert board.grids[0].rows == (("a", "0", "1", "1", "8", "2", "1"),)
+    # a query that failed took no time that says how quick answers are
+    assert sum(board.spreads[0].counts) == 2
     assert (paid.title, paid.values) == ("replicas that are paid", {"a": 1.0})
     assert (serving.title, serving.values) == ("replicas that serve", {"a": 1.0})
     assert {tile.label: tile.value for tile in board.tiles}.items() >= {
@@ -280,6 +286,80 @@ def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
         "refused": "1",
         "lost": "0",
     }.items()
+
+
+def test_replicas_come_once_the_system_starts_processes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can be started for a while the replicas that are there go on, and the missing ones follow."""
+    running, left = runtime(tmp_path, "picky"), [0]
+
+    def scarce(source: models.Source) -> Replica:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return launch(source)
+
+    monkeypatch.setattr("unfold_pipeline.runtime.launch", scarce)
+    app = application("pipe", ALONE, running, 2, Given(0))
+
+    async def scene() -> int:
+        await running.start()
+        try:
+            left[0] = 2
+            running.want(0, 3)
+            code = (await ask(app, 1.0))[0]
+            await until(lambda: running.serving()[0] == 3)
+            return code
+        finally:
+            await running.stop()
+
+    assert asyncio.run(asyncio.wait_for(scene(), 60)) == 200
+
+
+def test_a_start_without_processes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the first replica cannot be started the service ends, and tells why."""
+
+    def none(_source: models.Source) -> Replica:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("unfold_pipeline.runtime.launch", none)
+    with pytest.raises(UnfoldError, match="no process can be started: Resource temporarily unavailable"):
+        asyncio.run(asyncio.wait_for(runtime(tmp_path, "picky").start(), 60))
+
+
+def test_a_rule_that_fails_once_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule in charge that raises an error in one second is asked again in the next."""
+    monkeypatch.setattr("unfold_pipeline.app.TICK", 0.05)
+    running, asked_for = runtime(tmp_path, "picky"), list[float]()
+
+    def rule(_past: object, now: float) -> Step:
+        asked_for.append(now)
+        if len(asked_for) == 1:
+            raise ValueError("no rule for that")
+        return Step((2,), (8,))
+
+    tuner = Tuner(rule, Limits(*[np.zeros(0, np.int64)] * 3))
+    app = application("pipe", ALONE, running, 2, Given(0, tuner))
+
+    async def scene() -> None:
+        begun, ends = asyncio.Event(), asyncio.Event()
+
+        async def receive() -> dict[str, object]:
+            if begun.is_set():
+                await ends.wait()
+            return {"type": "lifespan"}
+
+        async def send(_message: object) -> None:
+            begun.set()
+
+        lives = asyncio.create_task(app({"type": "lifespan"}, receive, send))
+        await begun.wait()
+        await ask(app, 1.0)
+        await until(lambda: running.serving()[0] == 2)
+        ends.set()
+        await lives
+
+    asyncio.run(asyncio.wait_for(scene(), 60))
+    assert len(asked_for) > 1
 
 
 def test_a_replica_that_is_taken_away_before_it_is_ready_ends_quietly(

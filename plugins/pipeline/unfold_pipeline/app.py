@@ -279,4 +279,12 @@ async def _watch(runtime: Running, given: Given, diary: Diary) -> None:
         if options:
             diary.pay([stage["replicas"] for stage in runtime.status()], options)
         if given.tuner is not None:
-            tune(runtime, given.tuner, np.array(diary.arrivals), clock() - diary.began)
+            _tune(runtime, given.tuner, diary)
+
+
+def _tune(runtime: Running, tuner: Tuner, diary: Diary) -> None:
+    try:
+        tune(runtime, tuner, np.array(diary.arrivals), clock() - diary.began)
+    except Exception:
+        # what fails this second may do next second; to end here would leave all counts as they are for good
+        logging.getLogger("unfoldkit").exception("the rule in charge of replicas failed; they stay as they are")

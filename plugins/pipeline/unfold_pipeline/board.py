@@ -71,7 +71,8 @@ class Diary:
         told = ("in time" if seconds <= limit else "late") if answered else "lost"
         outcome = "shed" if query.shed else "failed" if query.failed else told
         self.outcomes[outcome] += 1
-        self.tally.count(200 if answered else 503, seconds)
+        if answered:
+            self.tally.count(200, seconds)
 
     def pay(self, replicas: Sequence[int], options: Sequence[Option]) -> None:
         """Pay for the replicas that are there, up to now."""

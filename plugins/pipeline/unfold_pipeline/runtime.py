@@ -168,7 +168,11 @@ class Runtime:
             return
         staying = [worker for worker in stage.workers if not worker.leaving]
         for _ in range(stage.wanted - len(staying)):
-            self._launch(stage)
+            try:
+                self._launch(stage)
+            except OSError as error:
+                self._no_process(stage, error)
+                break
         surplus = len(staying) - stage.wanted
         # those on their way go first, then idle ones, then the busy ones when their batch is done
         for worker in sorted(staying, key=lambda item: (item.ready, bool(item.batch)))[: max(0, surplus)]:
@@ -183,6 +187,15 @@ class Runtime:
             keep_to(worker.replica.process.pid, worker.core)
         stage.workers.append(worker)
         self._events().add_reader(worker.replica.pipe.fileno(), self._heard, stage, worker)
+
+    def _no_process(self, stage: StageRuntime, error: OSError) -> None:
+        """Try again after a pause where the system starts no process now; a start is given up."""
+        stage.failures += 1
+        why = f"no process can be started: {error.strerror}"
+        if self._has_started():
+            self._pause(stage, why)
+        else:
+            self._give_up(stage, why)
 
     def _heard(self, stage: StageRuntime, worker: Worker) -> None:
         try:
