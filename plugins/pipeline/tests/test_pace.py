@@ -75,6 +75,14 @@ def test_who_would_be_answered_soon_is_never_refused(seed: int) -> None:
     assert admitted(np.sort(np.concatenate([bursts, np.arange(0, 20, 0.02)])), 0.01, 2, 0.3)[1] == 0
 
 
+def test_nobody_is_sent_away_for_long() -> None:
+    """After seconds in which next to nothing ended who comes is told to come back within a minute."""
+    pace = Pace(worth(0.1))
+    pace.wait(500, 1, 0.0)
+    pace.end(499, 1, 0.1)
+    assert 30.0 < pace.wait(499, 1, 9.0) <= 60.0
+
+
 def test_without_a_target_nobody_is_refused() -> None:
     """Where no time is too long nobody is refused, however many wait."""
     assert admitted(np.linspace(0.0, 1.0, 5000), 0.01, 1, math.inf)[1] == 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 TARGETS = 4.0
 LEAST_S = 0.5
+MOST_S = 60.0
 
 
 def worth(limit: float) -> float:
@@ -36,7 +37,10 @@ class Pace:
             self.since, self.ended = now - span / 2, self.ended / 2
 
     def wait(self, inside: int, room: int, now: float) -> float:
-        """Return the seconds that who comes at ``now`` will wait, if they are known to be too many; else 0."""
+        """Return the seconds that who comes at ``now`` will wait, if they are known to be too many; else 0.
+
+        More than a minute is said to be one: where few queries ended the pace is a guess.
+        """
         if inside <= room:
             return 0.0
         self.since = min(self.since, now)
@@ -44,4 +48,4 @@ class Pace:
         if span < self.longest / 2 or not self.ended:
             return 0.0
         wait = inside * span / self.ended
-        return wait if wait > self.longest else 0.0
+        return min(wait, MOST_S) if wait > self.longest else 0.0
