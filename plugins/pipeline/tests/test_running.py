@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -34,6 +35,11 @@ def nap(rows):
 
 def fail(rows):
     raise ValueError("not today")
+
+def stuck(rows):
+    if (rows > 99).any():
+        time.sleep(600)
+    return rows.sum(axis=1)
 
 def together(rows):
     time.sleep(0.05)
@@ -81,11 +87,11 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     if request.param == "ray":
         request.getfixturevalue("cluster")
 
-    def made(*names: str) -> Running:
+    def made(*names: str, patience: float = math.inf) -> Running:
         sources = [models.Source(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
         if request.param == "ray":
-            return RayRuntime(["a", "b"], sources, PLAN, [0.0, 0.0], None)
-        return Runtime(["a", "b"], sources, PLAN)
+            return RayRuntime(["a", "b"], sources, PLAN, [0.0, 0.0], None, patience=[patience] * 2)
+        return Runtime(["a", "b"], sources, PLAN, patience=[patience] * 2)
 
     return made
 
@@ -253,6 +259,29 @@ def test_model_that_always_fails_is_told(make: Make) -> None:
     assert asyncio.run(scene()) is None
 
 
+def test_replica_that_does_not_come_back_is_replaced(make: Make) -> None:
+    """Of rows in one batch only that with which the model does not come back is told so; the others are answered."""
+
+    async def scene() -> tuple[list[Any], list[str], int]:
+        running = make("stuck", "nap", patience=2.0)
+        await running.start()
+        way = routes(PIPE, trace(1000.0, 0.004))
+        told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(4)]
+        rows = [ROWS[0] if number != 2 else ROWS[0] * 1e9 for number in range(4)]
+        queries = [Query(row, way, number, told[number].set_result) for number, row in enumerate(rows)]
+        for query in queries:
+            running.submit(query)
+        found = await asyncio.wait_for(asyncio.gather(*told), 60)
+        await until(lambda: running.serving() == (1, 1) and running.replaced() > 0)
+        await running.stop()
+        return list(found), [query.failed for query in queries], running.replaced()
+
+    found, failed, replaced = asyncio.run(asyncio.wait_for(scene(), 120))
+    assert [answers is not None for answers in found] == [True, True, False, True]
+    assert failed == ["", "", "a", ""]
+    assert 1 <= replaced <= 2
+
+
 async def lived(running: RayRuntime, check: Callable[[], None]) -> None:
     """Start, check, and stop."""
     await running.start()
@@ -296,6 +325,23 @@ def test_replicas_are_placed_as_the_policy_says(
     found: list[str] = []
     asyncio.run(asyncio.wait_for(lived(running, lambda: found.extend(nodes_of(running))), 120))
     assert (len(found), len(set(found))) == (replicas, nodes)
+
+
+def test_a_count_that_finds_no_node_is_not_waited_for(place: Callable[[dict[str, Any], int], RayRuntime]) -> None:
+    """A rule that wants more replicas than the nodes may have gets as many as they may, and can have fewer again."""
+
+    async def scene() -> None:
+        running = place({"spread": {"most": 1}}, 1)
+        await running.start()
+        try:
+            running.want(0, 9)
+            await until(lambda: running.serving()[0] == 3)
+            running.want(0, 1)
+            await until(lambda: running.serving()[0] == 1)
+        finally:
+            await running.stop()
+
+    asyncio.run(asyncio.wait_for(scene(), 150))
 
 
 def test_replicas_that_find_no_node_are_refused(place: Callable[[dict[str, Any], int], RayRuntime]) -> None:

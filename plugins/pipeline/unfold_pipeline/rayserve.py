@@ -1,9 +1,10 @@
 """The plan on Ray Serve: a deployment a stage, whose replica count is changed while it serves.
 
 Ray Serve has no central queue: a query goes to a replica when it arrives, and waits there for the next batch. A replica
-that dies fails its queries; each is asked again, so that none that was taken in is lost. Queries that cannot be in time
-are shed when they come to a stage, as what waits at a replica cannot be taken back. Nodes are chosen by Ray Serve's own
-words for gangs and limits, see :mod:`unfold_pipeline.placing`.
+that dies fails its queries; each is asked again, so that none that was taken in is lost. One whose model does not come
+back ends itself, and the rows of its batch are asked again, each by itself. Queries that cannot be in time are shed
+when they come to a stage, as what waits at a replica cannot be taken back. Nodes are chosen by Ray Serve's own words
+for gangs and limits, see :mod:`unfold_pipeline.placing`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from unfold_pipeline.graph import Plan
-from unfold_pipeline.models import Predict, Rows, Source, load
+from unfold_pipeline.models import Source
 from unfold_pipeline.placing import SHARE, Placing, whole, words
-from unfold_pipeline.replica import Failed, answer
+from unfold_pipeline.rayreplica import Hung, Replica
 from unfold_pipeline.routes import Item
 from unfold_pipeline.runtime import Heard
 from unfold_pipeline.station import Query, clock
@@ -34,53 +34,13 @@ PAUSE_S = 0.2
 VERSION = "1"
 
 
-class Replica:
-    """What runs in a replica: a model, and a queue that makes batches of what comes."""
-
-    def __init__(self, source: Source, batch: int, wait: float) -> None:
-        from ray import serve
-        from threadpoolctl import threadpool_limits
-
-        predict = load(source)
-        threadpool_limits(1)
-
-        async def many(rows: list[Rows]) -> list[Any]:
-            return await asyncio.to_thread(_outputs, predict, np.stack(rows))
-
-        self._ask = serve.batch(max_batch_size=batch, batch_wait_timeout_s=wait)(many)
-        self._batch = batch
-
-    async def __call__(self, row: Rows, batch: int = 0) -> Any:
-        """Return the answer to one row; ``batch`` is the largest batch from now on (0: as before).
-
-        It comes with the row, as Ray Serve sends a replica nothing while it takes in another config.
-
-        Raises:
-            RuntimeError: the model's code raised an error on it.
-        """
-        if batch not in (0, self._batch):
-            self._batch = batch
-            self._ask.set_max_batch_size(batch)
-        found = await self._ask(row)
-        if isinstance(found, Failed):
-            raise RuntimeError(found.line)  # noqa: TRY004  # the type says that there is no answer
-        return found
-
-
-def _outputs(predict: Predict, rows: Rows) -> list[Any]:
-    """Return the answer to each row, or what the model raised on it alone, so that one bad row fails no other."""
-    told = answer(predict, rows)
-    if isinstance(told, Failed):
-        return [told] if len(rows) == 1 else [_outputs(predict, rows[at : at + 1])[0] for at in range(len(rows))]
-    return [np.asarray(output).tolist() for output in told[0]]
-
-
 @dataclass(slots=True)
 class Deployed:
     """A stage on Ray Serve: its application and handle, replicas that should be and are there, and what was counted.
 
     ``gang`` is the number of replicas in the plan, which start together where ``placing`` says so. A replica is made
     for batches of ``planned``, and takes in twice as many queries; each comes with the largest ``batch`` of its time.
+    It ends if it keeps a batch for longer than ``patience`` s.
     """
 
     name: str
@@ -93,6 +53,7 @@ class Deployed:
     placing: Placing = field(default_factory=Placing)
     gang: int = 1
     planned: int = 0
+    patience: float = math.inf
     handle: Any = None
     ready: int = 0
     open: int = 0
@@ -104,7 +65,7 @@ class Deployed:
 class RayRuntime:
     """Starts, feeds, scales and ends the deployments of a plan."""
 
-    __slots__ = ("_address", "_changes", "_ended", "_ray", "_replaced", "_tasks", "_watch", "stages")
+    __slots__ = ("_address", "_changes", "_ended", "_nodes", "_ray", "_replaced", "_tasks", "_watch", "stages")
 
     def __init__(
         self,
@@ -115,6 +76,7 @@ class RayRuntime:
         address: str | None,
         needs: Sequence[float] = (),
         placing: Placing | None = None,
+        patience: Sequence[float] = (),
     ) -> None:
         policy = placing or Placing()
         prefix = f"unfold-{uuid.uuid4().hex[:8]}"
@@ -130,15 +92,23 @@ class RayRuntime:
                 policy,
                 gang=choice.replicas,
                 planned=choice.batch,
+                patience=most,
             )
-            for name, source, choice, wait, need in zip(
-                names, sources, plan, waits, needs or [0.0] * len(names), strict=True
+            for name, source, choice, wait, need, most in zip(
+                names,
+                sources,
+                plan,
+                waits,
+                needs or [0.0] * len(names),
+                patience or [math.inf] * len(names),
+                strict=True,
             )
         ]
         self._address = address
         self._ray: ModuleType | None = None
         self._changes = asyncio.Lock()
         self._ended = False
+        self._nodes = 1
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._replaced = 0
@@ -189,7 +159,7 @@ class RayRuntime:
         """Set how many replicas a stage should have (whole gangs, where it has gangs), and its largest batch."""
         found = self.stages[stage]
         found.batch = min(batch or found.batch, 2 * found.planned)
-        count = whole(found.placing, found.gang, max(1, count))
+        count = self._placed(found, whole(found.placing, found.gang, max(1, count)))
         if count != found.wanted:
             found.wanted = count
             self._keep(self._deploy(found))
@@ -226,14 +196,20 @@ class RayRuntime:
 
     def _check(self, ray: ModuleType, serve: ModuleType) -> None:
         """Refuse what Ray Serve would wait for without end."""
-        nodes = sum(node["Alive"] for node in ray.nodes())
+        self._nodes = _alive(ray)
         for stage in self.stages:
-            policy, most = stage.placing, stage.placing.most
+            policy = stage.placing
             if policy.together and "gang_scheduling_config" not in inspect.signature(serve.deployment).parameters:
                 raise fail("this version of Ray Serve has no gangs", key="placement.gang", hint="pip install -U ray")
-            if most is not None and stage.wanted > most * nodes:
-                told = f"{stage.wanted} replicas of {stage.name}, {most} a node, do not fit on {nodes} nodes"
+            if stage.wanted > self._placed(stage, stage.wanted):
+                fit = f"{policy.most} a node, do not fit on {self._nodes} nodes"
+                told = f"{stage.wanted} replicas of {stage.name}, {fit}"
                 raise fail(told, key="placement.spread.most", hint="a larger most, or more nodes in the cluster")
+
+    def _placed(self, stage: Deployed, count: int) -> int:
+        """Return how many of some replicas the nodes take: for more Ray Serve would wait, and do nothing else."""
+        most = stage.placing.most
+        return count if most is None else min(count, most * self._nodes)
 
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -270,21 +246,28 @@ class RayRuntime:
             query.finished(query.answers)
 
     async def _asked(self, stage: Deployed, query: Query) -> Any:
-        """Ask until a replica answers, as one that died is being replaced; a model that fails is not asked again."""
+        """Ask until a replica answers, as one that died is being replaced; a model that fails is not asked again.
+
+        Nor is one that did not come back with this row alone.
+        """
         if self._ray is None:
             raise RuntimeError("start() comes first")
         from ray.serve.exceptions import RayServeException
 
-        late = clock() + PATIENCE_S
+        late, alone = clock() + PATIENCE_S, False
         while clock() < late:
             try:
-                return await stage.handle.remote(query.row, stage.batch)
+                found = await stage.handle.remote(query.row, stage.batch, alone)
             except self._ray.exceptions.RayTaskError:
-                stage.failed += 1
-                query.failed = stage.name
-                return None
+                return _failed(stage, query)
             except (self._ray.exceptions.RayError, RayServeException):
                 await asyncio.sleep(PAUSE_S)
+                continue
+            if not isinstance(found, Hung):
+                return found
+            if alone:
+                return _failed(stage, query)
+            late, alone = clock() + PATIENCE_S, True
         return None
 
     async def _keep_looking(self) -> None:
@@ -298,11 +281,17 @@ class RayRuntime:
     async def _look(self) -> None:
         """Read from Ray Serve which replicas run; one that is gone though as many are wanted has died."""
         found = await asyncio.to_thread(_running, [stage.app for stage in self.stages])
+        self._nodes = await asyncio.to_thread(_alive, self._ray)
         for stage in self.stages:
             now = found.get(stage.app, set())
             gone = len(stage.known - now) - max(0, len(stage.known) - stage.wanted)
             self._replaced += max(0, gone)
             stage.known, stage.ready = now, len(now)
+
+
+def _failed(stage: Deployed, query: Query) -> None:
+    stage.failed += 1
+    query.failed = stage.name
 
 
 def _deployed(stage: Deployed) -> Any:
@@ -316,7 +305,14 @@ def _deployed(stage: Deployed) -> Any:
     # by default a death is noticed after 10 s only
     options |= {"health_check_period_s": 1.0, "health_check_timeout_s": 30.0}
     made = serve.deployment(Replica).options(name=stage.name, _internal=True, **options)
-    return serve.run(made.bind(stage.source, stage.planned, stage.wait), name=stage.app, route_prefix=None)
+    return serve.run(
+        made.bind(stage.source, stage.planned, stage.wait, stage.patience), name=stage.app, route_prefix=None
+    )
+
+
+def _alive(ray: Any) -> int:
+    """Return how many nodes the cluster has."""
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _running(apps: Sequence[str]) -> dict[str, set[str]]:

@@ -88,7 +88,7 @@ class Ready:
         needs = [self.judge.limit - most for most in self.patience] if self.shed else []
         waits = [stage.wait for stage in stages]
         if isinstance(engine, RayEngine):
-            return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing)
+            return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing, self.longest)
         cores = of_this_machine() if self.placing.pinned else None
         return Runtime(names, self.sources, self.plan, needs, cores, waits, self.longest)
 
