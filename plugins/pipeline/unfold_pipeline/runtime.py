@@ -9,6 +9,7 @@ again row by row, so that one bad row fails no other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -18,9 +19,9 @@ import numpy as np
 
 from unfold_pipeline.cores import Cores, keep_to
 from unfold_pipeline.graph import Plan
-from unfold_pipeline.models import Source
+from unfold_pipeline.models import Rows, Source
 from unfold_pipeline.prompt import prompt
-from unfold_pipeline.replica import READY, Failed, launch
+from unfold_pipeline.replica import READY, Failed, Replica, launch
 from unfold_pipeline.station import Query, StageRuntime, Work, Worker, clock, status, taken
 from unfoldkit.api import UnfoldError, fail
 
@@ -30,6 +31,8 @@ ENDS = 2
 QUIET_S = 60.0
 PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+# what a pipe surely takes in though nobody reads
+AT_ONCE_BYTES = 1 << 16
 
 
 Heard = Callable[[str, int, float], None]
@@ -351,8 +354,13 @@ class Runtime:
         stage.batches += 1
         if stage.patience < math.inf:
             worker.late = self._events().call_later(stage.patience, self._hung, stage, worker)
+        rows = np.stack([query.row for query, *_ in worker.batch])
+        if rows.nbytes > AT_ONCE_BYTES:
+            # a replica that reads nothing would hold up the loop, and with it the alarm that ends the replica
+            self._events().run_in_executor(None, _send, worker.replica, rows)
+            return
         try:
-            worker.replica.pipe.send(np.stack([query.row for query, *_ in worker.batch]))
+            worker.replica.pipe.send(rows)
         except OSError:
             self._died(stage, worker)
 
@@ -360,6 +368,13 @@ class Runtime:
         if self._loop is None:
             raise RuntimeError("start() comes first")
         return self._loop
+
+
+def _send(replica: Replica, rows: Rows) -> None:
+    """Send a batch from a thread; of a replica that dies meanwhile the end of its pipe is heard, not this."""
+    # what was closed while it was written to has no handle any more, which is a TypeError
+    with contextlib.suppress(OSError, TypeError):
+        replica.pipe.send(rows)
 
 
 def _log(stage: StageRuntime, what: str, told: Failed) -> None:

@@ -1,0 +1,54 @@
+"""A replica that stops while it is sent a batch holds up nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.models import Source
+from unfold_pipeline.routes import routes
+from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.sample import draw
+from unfold_pipeline.station import Query
+
+CPU = Option("core", 0.05, table([(1, 0.05)]))
+ONE = Pipeline((Stage("a", (), (CPU,)),))
+WIDE = 1 << 20
+
+
+def test_a_stopped_replica_with_wide_rows_is_replaced(tmp_path: Path) -> None:
+    """Rows of megabytes for a replica that reads nothing keep the event loop free, and are answered by the next one."""
+    (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
+    running = Runtime(["a"], [Source(code="served:first", folder=str(tmp_path))], (Choice(0, 1, 1),), patience=[3.0])
+
+    async def scene() -> tuple[Any, int]:
+        await running.start()
+        pid = running.stages[0].workers[0].replica.process.pid or 0
+        try:
+            os.kill(pid, signal.SIGSTOP)
+            told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
+            way = routes(ONE, draw(ONE, np.zeros(2), np.random.default_rng(0)))
+            for number, future in enumerate(told):
+                row = np.full(WIDE, number, dtype=np.float32)
+                query = Query(row, way, number, future.set_result)
+                running.submit(query)
+            ticks = 0
+            while not told[1].done():
+                await asyncio.sleep(0.05)
+                ticks += 1
+            return await told[1], ticks
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            await running.stop()
+
+    found, ticks = asyncio.run(asyncio.wait_for(scene(), 60))
+    assert found == {"a": 1.0}
+    assert ticks > 10
