@@ -51,6 +51,12 @@ def short(rows):
 def odd(rows):
     return [lambda: row for row in rows]
 
+class Label:
+    pass
+
+def labels(rows):
+    return [Label() for row in rows]
+
 def words(rows):
     return [b"no text" for row in rows]
 
@@ -201,7 +207,7 @@ def test_replicas_that_end_one_after_the_other_are_started_again_later(tmp_path:
     asyncio.run(asyncio.wait_for(scene(), 100))
 
 
-@pytest.mark.parametrize(("name", "value"), [("short", 1.0), ("odd", 1.0), ("words", 1.0)])
+@pytest.mark.parametrize(("name", "value"), [("short", 1.0), ("odd", 1.0), ("words", 1.0), ("labels", 1.0)])
 def test_answers_that_fit_no_row_are_a_failure(tmp_path: Path, name: str, value: float) -> None:
     """Answers of another number than the rows, or that no pipe or no JSON takes, give 500, and the replica stays."""
     running = runtime(tmp_path, name)
@@ -215,6 +221,18 @@ def test_a_model_of_single_rows_is_asked_row_by_row(tmp_path: Path) -> None:
     """A model that takes no batch answers every row of one."""
     found, _ = asked(runtime(tmp_path, "alone"), [1.0, 2.0, 3.0])
     assert [code for code, _ in found] == [200, 200, 200]
+
+
+def test_outputs_that_only_the_model_knows_are_told_as_such(tmp_path: Path) -> None:
+    """Outputs of a class of the model's code fail a call in words, not by an error of whoever reads them."""
+    (tmp_path / "failing.py").write_text(CODE)
+    replica = launch(models.Source(code="failing:labels", folder=str(tmp_path)))
+    try:
+        replica.ready()
+        with pytest.raises(UnfoldError, match="of a type that only its own code knows"):
+            replica.call(np.ones((1, 2), dtype=np.float32))
+    finally:
+        replica.stop()
 
 
 def test_a_profile_tells_the_batch_that_fails(tmp_path: Path) -> None:

@@ -66,10 +66,19 @@ class Replica:
         """
         began = time.perf_counter()
         self.pipe.send(rows)
-        told: Told | Failed = self.pipe.recv()
+        told = self._heard()
         if isinstance(told, Failed):
             raise broken(f"the model failed: {told.line}")
         return told[0], time.perf_counter() - began
+
+    def _heard(self) -> Told | Failed:
+        try:
+            told: Told | Failed = self.pipe.recv()
+        except (EOFError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001  # reading runs what pickled classes say
+            return unread(error)
+        return told
 
     def end(self, patience: float = 1.0) -> str:
         """Say in words how its process ended, which it has just done."""
@@ -138,6 +147,13 @@ def answer(predict: Predict, rows: Rows) -> Told | Failed:
 def failed(error: BaseException) -> Failed:
     """Return an error as it is told through a pipe."""
     return Failed(f"{type(error).__name__}: {brief(error)}", "".join(traceback.format_exception(error)))
+
+
+def unread(error: BaseException) -> Failed:
+    """Return as a failure that the outputs of a model cannot be read in another process than its own."""
+    return Failed(
+        f"its outputs are of a type that only its own code knows ({type(error).__name__}: {brief(error)})", ""
+    )
 
 
 def _tell(pipe: Connection, told: Told | Failed) -> None:

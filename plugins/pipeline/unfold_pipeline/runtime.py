@@ -21,7 +21,7 @@ from unfold_pipeline.cores import Cores, keep_to
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source
 from unfold_pipeline.prompt import prompt
-from unfold_pipeline.replica import READY, Failed, Replica, launch
+from unfold_pipeline.replica import READY, Failed, Replica, launch, unread
 from unfold_pipeline.station import Query, StageRuntime, Work, Worker, clock, status, taken
 from unfoldkit.api import UnfoldError, fail
 
@@ -205,6 +205,8 @@ class Runtime:
             told = worker.replica.pipe.recv()
         except (EOFError, OSError):
             self._died(stage, worker, "" if self._has_started() else worker.replica.end())
+        except Exception as error:  # noqa: BLE001  # reading runs what pickled classes say
+            self._told(stage, worker, unread(error))
         else:
             self._told(stage, worker, told)
         self._look()
