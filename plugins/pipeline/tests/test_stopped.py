@@ -1,4 +1,4 @@
-"""A replica that stops while it is sent a batch holds up nobody else."""
+"""What stops, or takes its time, holds up nobody else."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from unfold_pipeline.app import Given, application
+from unfold_pipeline.board import Diary
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.live import Tuner
 from unfold_pipeline.models import Source
+from unfold_pipeline.orders import Step
+from unfold_pipeline.quotas import Limits
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
@@ -52,3 +59,31 @@ def test_a_stopped_replica_with_wide_rows_is_replaced(tmp_path: Path) -> None:
     found, ticks = asyncio.run(asyncio.wait_for(scene(), 60))
     assert found == {"a": 1.0}
     assert ticks > 10
+
+
+def test_a_rule_that_takes_its_time_holds_up_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the rule in charge works out how many replicas there should be, the event loop hears everybody."""
+    monkeypatch.setattr("unfold_pipeline.app.TICK", 0.05)
+    (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
+    running, diary = Runtime(["a"], [Source(code="served:first", folder=str(tmp_path))], (Choice(0, 1, 1),)), Diary(0.0)
+
+    def rule(_past: object, _now: float) -> Step:
+        time.sleep(3.0)
+        return Step((2,), (1,))
+
+    tuner = Tuner(rule, Limits(*[np.zeros(0, np.int64)] * 3))
+    app = application("pipe", ONE, running, 2, Given(0, tuner), diary)
+    ticks = list[int]()
+
+    async def receive() -> dict[str, object]:
+        if diary.arrivals:
+            while running.serving() != (2,):
+                await asyncio.sleep(0.05)
+                ticks.append(1)
+        return {"type": "lifespan"}
+
+    async def send(_message: object) -> None:
+        diary.note()
+
+    asyncio.run(asyncio.wait_for(app({"type": "lifespan"}, receive, send), 60))
+    assert len(ticks) > 20

@@ -17,7 +17,7 @@ import numpy as np
 from unfold_pipeline.board import Diary, Promise
 from unfold_pipeline.counts import Counts, batches
 from unfold_pipeline.graph import Pipeline
-from unfold_pipeline.live import Tuner, tune
+from unfold_pipeline.live import Tuner, order
 from unfold_pipeline.orders import TICK
 from unfold_pipeline.pace import Pace, worth
 from unfold_pipeline.routes import Ways
@@ -279,12 +279,17 @@ async def _watch(runtime: Running, given: Given, diary: Diary) -> None:
         if options:
             diary.pay([stage["replicas"] for stage in runtime.status()], options)
         if given.tuner is not None:
-            _tune(runtime, given.tuner, diary)
+            await _tune(runtime, given.tuner, diary)
 
 
-def _tune(runtime: Running, tuner: Tuner, diary: Diary) -> None:
+async def _tune(runtime: Running, tuner: Tuner, diary: Diary) -> None:
+    if not diary.arrivals:
+        return
+    now = float(math.floor(clock() - diary.began))
     try:
-        tune(runtime, tuner, np.array(diary.arrivals), clock() - diary.began)
+        # of a hundred thousand arrivals a rule needs tens of milliseconds, in which requests want to be heard
+        wanted = await asyncio.to_thread(tuner.rule, np.array(diary.arrivals), now)
+        order(runtime, tuner.limits, wanted)
     except Exception:
         # what fails this second may do next second; to end here would leave all counts as they are for good
         logging.getLogger("unfoldkit").exception("the rule in charge of replicas failed; they stay as they are")

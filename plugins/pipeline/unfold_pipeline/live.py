@@ -144,10 +144,13 @@ async def _watch(
 
 def tune(runtime: Running, tuner: Tuner, past: Times, now: float) -> None:
     """Let the rule change replicas and largest batches; ``past`` are all arrivals until ``now``, in s."""
-    if past.size == 0:
-        return
-    wanted = tuner.rule(past, float(math.floor(now)))
-    for index, count in enumerate(tuner.limits.shared(wanted.counts)):
+    if past.size:
+        order(runtime, tuner.limits, tuner.rule(past, float(math.floor(now))))
+
+
+def order(runtime: Running, limits: Limits, wanted: Step) -> None:
+    """Have a pipeline take on what a rule wants, within the quotas."""
+    for index, count in enumerate(limits.shared(wanted.counts)):
         runtime.want(index, count, wanted.batches[index])
 
 

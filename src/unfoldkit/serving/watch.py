@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
+import math
+import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 
 import msgspec
 
@@ -30,12 +33,29 @@ FILES = {
 """The paths of the page. They tell nothing of the service, so they need no token; the events do."""
 
 
+@dataclass(slots=True)
+class Shared:
+    """The event of now, made once for all who watch: a board may take milliseconds, and dozens may watch."""
+
+    watch: Watch
+    made: float = -math.inf
+    text: bytes = b""
+
+    def event(self) -> bytes:
+        """Return an event that is at most half as old as the next one is away."""
+        now = time.monotonic()
+        if now - self.made > EVERY_S / 2:
+            self.made, self.text = now, event(self.watch())
+        return self.text
+
+
 def watched(app: ASGIApp, watch: Watch, drains: asyncio.Event) -> ASGIApp:
     """Return ``app`` with events of what ``watch`` shows; they end when ``drains`` is set."""
+    shared = Shared(watch)
 
     async def passing(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == EVENTS and scope["method"] == "GET":
-            await _stream(watch, drains, receive, send)
+            await _stream(shared, drains, receive, send)
         else:
             await app(scope, receive, send)
 
@@ -62,25 +82,25 @@ def _replies() -> Mapping[str, Reply]:
     return {path: Reply(200, (folder / name).read_bytes(), kind, more) for path, (name, kind) in FILES.items()}
 
 
-async def _stream(watch: Watch, drains: asyncio.Event, receive: Receive, send: Send) -> None:
+async def _stream(shared: Shared, drains: asyncio.Event, receive: Receive, send: Send) -> None:
     # a proxy in between must not keep events back until it has many
     proxies = (b"x-accel-buffering", b"no")
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), proxies]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     gone = asyncio.create_task(_until_gone(receive))
     try:
-        async for board in _boards(watch, drains, gone):
-            await send({"type": "http.response.body", "body": event(board), "more_body": True})
+        async for text in _events(shared, drains, gone):
+            await send({"type": "http.response.body", "body": text, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
         gone.cancel()
 
 
-async def _boards(watch: Watch, drains: asyncio.Event, gone: asyncio.Task[None]) -> AsyncIterator[Board]:
+async def _events(shared: Shared, drains: asyncio.Event, gone: asyncio.Task[None]) -> AsyncIterator[bytes]:
     ends = (asyncio.create_task(drains.wait()), gone)
     try:
         while not any(end.done() for end in ends):
-            yield watch()
+            yield shared.event()
             await asyncio.wait(ends, timeout=EVERY_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         ends[0].cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, request, rows, serving
+from unfoldkit.serving.board import Board
+from unfoldkit.serving.service import Message
+from unfoldkit.serving.watch import watched
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +99,37 @@ def test_watchers_that_leave_are_forgotten(total: Server) -> None:
 def open_files(folder: str) -> int:
     """Return how many files a process has open."""
     return len(list(Path(folder).iterdir()))
+
+
+def test_many_who_watch_cost_one_board() -> None:
+    """Whoever watches at the same time sees the same board, which is made once."""
+    made: list[int] = []
+
+    def watch() -> Board:
+        made.append(1)
+        return Board("a", "toy")
+
+    async def scene() -> list[bytes]:
+        drains, heard = asyncio.Event(), list[bytes]()
+        page = watched(nothing, watch, drains)
+
+        async def receive() -> Message:
+            await drains.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            heard.append(message.get("body", b""))
+            if sum(map(bool, heard)) == 20:
+                drains.set()
+
+        scope = {"type": "http", "path": "/events", "method": "GET"}
+        await asyncio.gather(*(page(dict(scope), receive, send) for _ in range(20)))
+        return [body for body in heard if body]
+
+    found = asyncio.run(asyncio.wait_for(scene(), 30))
+    assert len(found) == 20
+    assert len(set(found)) == len(made) == 1
+
+
+async def nothing(_scope: Message, _receive: object, _send: object) -> None:
+    """Answer nothing."""
