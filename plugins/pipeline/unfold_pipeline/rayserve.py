@@ -275,7 +275,8 @@ class RayRuntime:
             raise RuntimeError("start() comes first")
         while True:
             await asyncio.sleep(PAUSE_S)
-            with contextlib.suppress(self._ray.exceptions.RayError):
+            # a head that is away for a moment does not end the looking
+            with contextlib.suppress(self._ray.exceptions.RayError, RuntimeError, OSError):
                 await self._look()
 
     async def _look(self) -> None:
