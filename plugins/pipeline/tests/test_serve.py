@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,22 @@ def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
     assert estimated is not None
     # no upper bound: a busy machine makes real processes wait
     assert measured > 0.2 * estimated
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("", "", False), (", quota: 2", "", True), (", quota: 2}}", "}}\ntuner: {policy: fixed}", False)],
+)
+def test_a_rule_that_nothing_bounds_is_told(tmp_path: Path, old: str, new: str, said: bool) -> None:
+    """Who serves on this machine without a quota hears how many processes the rule in charge may start."""
+    (tmp_path / "served.py").write_text(CODE)
+    text = NAPS.replace(old, new).replace("max_batch: 4", "latency: {core: {1: 15 ms}}")
+    heard: list[logging.LogRecord] = []
+    log = logging.Logger("told")  # noqa: LOG001 - of this test alone
+    log.addFilter(lambda record: not heard.append(record))
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True, log=log)
+    serve.serve(validate(PipelineSpec, parse(text, "naps.yaml")), run)
+    assert [record.args[0] for record in heard if record.args] == (["core"] if said else [])
 
 
 def test_a_full_pipeline_refuses_by_the_head() -> None:

@@ -103,6 +103,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
         message = "a cascade's queries go where its gates say; here they would go where chance says"
         raise fail(message, key="stages.from", hint=f"unfold serve {spec.stages.run}, or --replay TRACE to measure")
     ready = prepare(spec, run)
+    _warn(spec, ready, run)
     if run.options.get("replay"):
         return _replayed(spec, run, ready)
     from unfold_pipeline.app import Given, application, paths
@@ -113,6 +114,16 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     posts, gates, most = app.app.answers, app.app.gates, app.app.body_bytes
     watch = board.watch(spec.name, runtime, diary, promise, app.entrance.metrics.requests)
     return Service(spec.name, app, paths(spec.name), posts, most, watch=watch, gates=gates)
+
+
+def _warn(spec: PipelineSpec, ready: Ready, run: Run) -> None:
+    """Say that the rule in charge may start more processes than this machine carries, where no quota bounds them."""
+    pipeline, cores = ready.judge.pipeline, available_cores()
+    bounded = {name for name, _ in pipeline.quotas}
+    free = [option.hardware for option in pipeline.options(ready.plan) if option.hardware not in bounded]
+    if free and run.engine.name == "local" and spec.tuner.policy != "fixed" and spec.tuner.most > cores:
+        told = "hardware.%s: no quota; the rule in charge may start %d replicas of a stage, on %d cores"
+        run.log.warning(told, free[0], spec.tuner.most, cores)
 
 
 def prepare(spec: PipelineSpec, run: Run) -> Ready:
