@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from unfoldkit.serving.metrics import SECONDS, Tally
 
 MOST_ARRIVALS = 1 << 17
 SHOWN = 7
+# how much further each bound of times is than the one before, and how many there are below and above the target
+STEP, BELOW, ABOVE = 1.1, 80, 40
 OUTCOMES = ("in time", "late", "shed", "failed", "lost")
 
 
@@ -45,16 +48,28 @@ def promise(judge: Judge, plan: Plan) -> Promise:
     return Promise(judge.limit, judge.estimators[0].percentile, judge.pipeline.options(plan), windows, queries)
 
 
+def bounds(limit: float) -> tuple[float, ...]:
+    """Return bounds in s by which answers are counted: p99 is told to a tenth, and ``limit`` is one of them."""
+    return tuple(limit * STEP**place for place in range(-BELOW, ABOVE + 1))
+
+
 @dataclass(slots=True)
 class Diary:
-    """What happened since ``began``: the last arrivals in s, queries by outcome, their seconds, and $ spent so far."""
+    """What happened since ``began``: the last arrivals in s, queries by outcome, and $ spent so far.
+
+    ``answers[i]`` were answered within ``bounds[i]`` s, and not within the bound before; the last, beyond all.
+    """
 
     began: float
-    tally: Tally = field(default_factory=lambda: Tally("pipeline"))
+    bounds: tuple[float, ...] = SECONDS
+    answers: list[int] = field(init=False)
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_ARRIVALS))
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     spent: float = 0.0
     paid_until: float = field(default_factory=clock)
+
+    def __post_init__(self) -> None:
+        self.answers = [0] * (len(self.bounds) + 1)
 
     def note(self) -> None:
         """Note that a query arrives now."""
@@ -72,7 +87,7 @@ class Diary:
         outcome = "shed" if query.shed else "failed" if query.failed else told
         self.outcomes[outcome] += 1
         if answered:
-            self.tally.count(200, seconds)
+            self.answers[bisect_left(self.bounds, seconds)] += 1
 
     def pay(self, replicas: Sequence[int], options: Sequence[Option]) -> None:
         """Pay for the replicas that are there, up to now."""
@@ -96,7 +111,7 @@ def watch(name: str, runtime: Running, diary: Diary, given: Promise, requests: T
             Lines("replicas that are paid", "replicas", paid),
             Lines("replicas that serve", "replicas", replicas),
         )
-        spread = Spread("time to answer", "s", SECONDS, list(map(float, diary.tally.buckets)), given.limit)
+        spread = Spread("time to answer", "s", diary.bounds, list(map(float, diary.answers)), given.limit)
         above, grid = _traffic(diary, given)
         tiles = (*_tiles(diary, given, stages, requests), above)
         return Board(name, "pipeline", tiles, lines, (spread,), (), (_stages(stages), grid))

@@ -109,7 +109,8 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     from unfold_pipeline.app import Given, application, paths
 
     runtime, promise = ready.runtime(run.engine), board.promise(ready.judge, ready.plan)
-    diary, given = board.Diary(clock()), Given(run.seed, _tuner(spec, ready), promise, spec.slo.shed)
+    diary = board.Diary(clock(), board.bounds(promise.limit))
+    given = Given(run.seed, _tuner(spec, ready), promise, spec.slo.shed)
     app = application(spec.name, ready.judge.pipeline, runtime, ready.rows.shape[1], given, diary)
     posts, gates, most = app.app.answers, app.app.gates, app.app.body_bytes
     watch = board.watch(spec.name, runtime, diary, promise, app.entrance.metrics.requests)
