@@ -16,7 +16,7 @@ import pytest
 from unfold_pipeline.app import Given, application
 from unfold_pipeline.board import Diary
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.live import Tuner
+from unfold_pipeline.live import Tuner, drive
 from unfold_pipeline.models import Source
 from unfold_pipeline.orders import Step
 from unfold_pipeline.quotas import Limits
@@ -87,3 +87,24 @@ def test_a_rule_that_takes_its_time_holds_up_no_query(tmp_path: Path, monkeypatc
 
     asyncio.run(asyncio.wait_for(app({"type": "lifespan"}, receive, send), 60))
     assert len(ticks) > 20
+
+
+def test_a_replay_whose_rule_fails_says_so(tmp_path: Path) -> None:
+    """A rule that raises an error while a trace is replayed ends the replay with it, not with figures of no rule."""
+    (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
+    running = Runtime(["a"], [Source(code="served:first", folder=str(tmp_path))], (Choice(0, 1, 1),))
+
+    def rule(_past: object, _now: float) -> Step:
+        raise ValueError("no rule for that")
+
+    async def scene() -> None:
+        await running.start()
+        sample = draw(ONE, np.arange(8.0) / 4.0, np.random.default_rng(0))
+        try:
+            tuner = Tuner(rule, Limits(*[np.zeros(0, np.int64)] * 3))
+            await drive(running, ONE, sample, np.ones((1, 2), np.float32), tuner, lambda *_told: None)
+        finally:
+            await running.stop()
+
+    with pytest.raises(ValueError, match="no rule for that"):
+        asyncio.run(asyncio.wait_for(scene(), 60))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import time
@@ -106,6 +107,9 @@ async def drive(
     late = await asyncio.to_thread(_keep_time, began + sample.arrivals, tell)
     await done
     watch.cancel()
+    # a rule that failed on the way was not in charge to the end, and the figures are not its own
+    with contextlib.suppress(asyncio.CancelledError):
+        await watch
     return Measured(latencies, late, runtime.replaced(), runtime.serving(), tuple(seen), shed)
 
 
