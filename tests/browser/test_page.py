@@ -73,6 +73,13 @@ def test_the_page_moves_when_load_arrives(chromium: Any, total: Server, scheme: 
     assert told == []
 
 
+def test_one_is_no_plural(chromium: Any, total: Server) -> None:
+    """One of what is counted is told without the letter of the plural, none and several with it."""
+    page = opened(chromium, total, [])
+    told = [page.evaluate(f"worded({number}, 'replicas')") for number in (0, 1, 2)]
+    assert told == ["0 replicas", "1 replica", "2 replicas"]
+
+
 def test_a_phone_shows_it_without_scrolling_sideways(chromium: Any, total: Server) -> None:
     """On a screen of 360 pixels nothing is wider than the screen."""
     page = opened(chromium, total, [], viewport={"width": 360, "height": 700})

@@ -35,7 +35,8 @@ function number(value) {
 function worded(value, unit) {
   if (value === null || value === undefined) return "–";
   if (unit === "s") return value < 1 ? `${number(value * 1000)} ms` : `${number(value)} s`;
-  return unit.startsWith("/") ? `${number(value)}${unit}` : `${number(value)} ${unit}`;
+  if (unit.startsWith("/")) return `${number(value)}${unit}`;
+  return `${number(value)} ${value === 1 ? unit.replace(/s$/, "") : unit}`;
 }
 
 // on an axis: without the name of what is counted, and no halves of it
