@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from unfold_pipeline import models, serve
-from unfold_pipeline.app import Given, application
+from unfold_pipeline.app import Given, application, written
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.profile import profile
 from unfold_pipeline.replay import live_sample
@@ -149,6 +151,26 @@ def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
     assert estimated is not None
     # no upper bound: a busy machine makes real processes wait
     assert measured > 0.2 * estimated
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ([0.25, math.nan], [0.25, None]),
+        ([[math.inf], [-math.inf]], [[None], [None]]),
+        ({"a": math.nan}, {"a": None}),
+        (math.nan, None),
+        (None, None),
+        (["a", 1, True], ["a", 1, True]),
+    ],
+)
+def test_what_a_stage_said_is_json(answer: object, told: object) -> None:
+    """Whatever a model answers is told as JSON that any parser takes, numbers that are none as null."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    assert json.loads(written(answer), parse_constant=refuse) == told
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from unfold_pipeline.board import Diary, Promise
@@ -174,7 +175,7 @@ class Party:
             return self._refusal()
         names = [stage.name for stage in self.entrance.pipeline.stages]
         try:
-            told = {name: [json.dumps(answer.get(name)) for answer in found] for name in names}
+            told = {name: [written(answer.get(name)) for answer in found] for name in names}
         except TypeError as error:
             return error
         self.entrance.metrics.rows.inc(len(found))
@@ -184,6 +185,18 @@ class Party:
         if self.failed:
             return Refusal(500, f"the model of stage {self.failed} failed on this input")
         return LATE if self.shed else BROKEN
+
+
+def written(answer: Any) -> str:
+    """Return what a stage said as JSON text; a number that is none (NaN, infinity), which JSON does not know, as null.
+
+    Raises:
+        TypeError: it is of a type that has no JSON.
+    """
+    try:
+        return json.dumps(answer, allow_nan=False)
+    except ValueError:
+        return msgspec.json.encode(answer).decode()
 
 
 @dataclass(frozen=True, slots=True)
