@@ -8,7 +8,7 @@ end waits for ever: the counterexample.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from unfold_placement.explain import Reason, explain, watched
@@ -31,18 +31,47 @@ class Counterexample:
 
 def counterexample(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Counterexample | None:
     """Return the smallest case that is found to block, or nothing."""
-    jobs: dict[str, list[Task]] = {}
-    for task in tasks:
-        jobs.setdefault(task.job, []).append(task)
-    kinds = list({_shape(members): job for job, members in reversed(jobs.items())}.values())[::-1]
+    jobs = _by_job(tasks)
+    kinds = [same[0] for same in _kinds(jobs)]
     if not make():
         kinds = [job for job in kinds if any(_too_big(nodes, task) for task in jobs[job])]
     for job in kinds[:ALONE]:
         if found := _play(nodes, jobs, (job,), make):
             return found
+    return crossed(nodes, tasks, make)
+
+
+def crossed(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Counterexample | None:
+    """Return a pair of jobs of which one or both wait for ever if they come together, or nothing."""
+    jobs = _by_job(tasks)
+    kinds = [same[0] for same in _kinds(jobs)] if make() else []
     pairs = itertools.islice(itertools.permutations(kinds, 2), PAIRS)
     plays = (_play(nodes, jobs, pair, make, mixed=mixed) for pair in pairs for mixed in (False, True))
     return next((found for found in plays if found), None)
+
+
+def alone(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Iterator[tuple[Counterexample, tuple[str, ...]]]:
+    """Yield what blocks a job alone on the empty cluster, with the tasks that wait for ever in all jobs like it."""
+    jobs = _by_job(tasks)
+    for same in itertools.islice(_kinds(jobs) if make() else (), ALONE):
+        if found := _play(nodes, jobs, same[:1], make):
+            stuck = [at for at, task in enumerate(jobs[same[0]]) if task.name in set(found.stuck)]
+            yield found, tuple(jobs[job][at].name for job in same for at in stuck)
+
+
+def _by_job(tasks: Sequence[Task]) -> dict[str, list[Task]]:
+    jobs: dict[str, list[Task]] = {}
+    for task in tasks:
+        jobs.setdefault(task.job, []).append(task)
+    return jobs
+
+
+def _kinds(jobs: Mapping[str, Sequence[Task]]) -> list[list[str]]:
+    """Return the jobs that are alike, in the order of the first of each kind."""
+    found: dict[tuple[object, ...], list[str]] = {}
+    for job, members in jobs.items():
+        found.setdefault(_shape(members), []).append(job)
+    return list(found.values())
 
 
 def _too_big(nodes: Sequence[Node], task: Task) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unfold_placement import screen
-from unfold_placement.check import Counterexample, counterexample
+from unfold_placement.check import Counterexample, counterexample, crossed
 from unfold_placement.facts import Node, Policy
 from unfold_placement.options import PackOptions, PolicySpec, build
 from unfold_placement.replay import replay, why
 from unfold_placement.spec import PlacementSpec
+from unfold_placement.unplaceable import unplaceable
 from unfold_placement.workload import nodes_of, seated, tasks_of
 from unfoldkit.api import Report, Run, UnfoldError, did_you_mean, fail
 
@@ -20,7 +21,8 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     """Return the report of the workload under its policy.
 
     Raises:
-        UnfoldError: the policies can never let some task start, or can block each other; with the counterexample.
+        UnfoldError: jobs can block each other, or a task that the spec writes can never start; with the counterexample.
+            Of a workload that is recorded or made, such tasks are left out and told.
     """
     nodes, tasks = nodes_of(spec.cluster, run), tasks_of(spec.workload, run)
     if not nodes and spec.cluster.kubernetes is not None:
@@ -36,13 +38,20 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     def make() -> Sequence[Policy]:
         return build(spec.policy, allow_code=run.allow_code)
 
-    blocked = counterexample(nodes, tasks, make)
+    # a spec of one's own is mended; a recorded workload is what it is
+    never = {} if spec.workload.tasks else unplaceable(nodes, tasks, spec.policy, make)
+    left = [task for task in tasks if task.name in never]
+    kept = [task for task in tasks if task.name not in never]
+    if not kept:
+        raise fail("no task can ever run", key="workload", hint="; ".join(screen.told(never)))
+    blocked = (counterexample if spec.workload.tasks else crossed)(nodes, kept, make)
     if blocked is not None:
         raise refused(blocked)
-    mine = replay(spec, nodes, tasks, make, run)
-    plain = replay(spec, nodes, tasks, list, run)
-    run.directory.write(LOG, screen.log(mine.found).encode())
-    return screen.report(spec, mine, plain, why(spec, nodes, tasks, make, mine.found, run))
+    mine = replay(spec, nodes, kept, make, run)
+    plain = replay(spec, nodes, kept, list, run)
+    run.directory.write(LOG, screen.log(mine.found, left).encode())
+    told = why(spec, nodes, kept, make, mine.found, run, never)
+    return screen.report(spec, mine, plain, told, never)
 
 
 def labelled(policy: PolicySpec, nodes: Sequence[Node]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from unfold_placement.explain import Reason, explain, watched
 from unfold_placement.facts import Node, Policy, Task
@@ -47,9 +48,21 @@ def replay(spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], ma
 
 
 def why(
-    spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], make: Make, found: Outcome, run: Run
+    spec: PlacementSpec,
+    nodes: Sequence[Node],
+    tasks: Sequence[Task],
+    make: Make,
+    found: Outcome,
+    run: Run,
+    never: Mapping[str, str] = MappingProxyType({}),
 ) -> Explained | None:
-    """Explain the task that the spec names, or the one that waited longest, in the middle of its wait."""
+    """Explain the task that the spec names, or the one that waited longest, in the middle of its wait.
+
+    Raises:
+        UnfoldError: there is no such task, or it is one of those that can ``never`` run, for the reason given.
+    """
+    if spec.explain is not None and spec.explain.task in never:
+        raise fail(f"{spec.explain.task} can never run: {never[spec.explain.task]}", key="explain.task")
     picked = _picked(spec, tasks, found)
     if picked is None:
         return None

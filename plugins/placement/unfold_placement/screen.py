@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from unfold_placement import measure
+from unfold_placement.explain import some
 from unfold_placement.facts import Task
 from unfold_placement.replay import Explained, Replay
 from unfold_placement.simulate import Outcome
@@ -27,33 +29,39 @@ WHY = (Column("needs"), Column("put by"), Column("is there"), Column("is missing
 GROUPS = 6
 
 
-def report(spec: PlacementSpec, mine: Replay, plain: Replay, why: Explained | None) -> Report:
-    """Return the report of a replay."""
+NOBODY: Mapping[str, str] = MappingProxyType({})
+
+
+def report(
+    spec: PlacementSpec, mine: Replay, plain: Replay, why: Explained | None, never: Mapping[str, str] = NOBODY
+) -> Report:
+    """Return the report of a replay; ``never`` says of tasks that were left out why they can never run."""
     stuck, wrong = mine.found.stuck, mine.wrong
-    good = not stuck and not wrong
+    good = not stuck and not wrong and not never
     tables = [Table("replay", COLUMNS, (_row(named(spec), mine), _row("FIFO, no policy", plain)), accent=0)]
     return Report(
         kind="placement",
         verb="plan",
         name=spec.name,
         verdict=Verdict.YES if good else Verdict.NO,
-        headline=_headline(mine, plain),
+        headline=_headline(mine, plain, never),
         subtitle=_subtitle(spec, mine.found),
-        metrics=metrics(mine, plain),
+        metrics=metrics(mine, plain, never),
         tables=(*tables, *([_why_table(why)] if why else [])),
         figures=(timeline(mine.found), waiting(mine.found, plain.found)),
-        lines=_lines(mine, plain, why),
+        lines=_lines(mine, plain, why, never),
         next="unfold plan SPEC --out report.html",
         decision=_decision(mine.found),
     )
 
 
-def metrics(mine: Replay, plain: Replay) -> dict[str, Metric]:
+def metrics(mine: Replay, plain: Replay, never: Mapping[str, str] = NOBODY) -> dict[str, Metric]:
     """Return the figures of a replay, and of the same workload without policy under ``fifo_``."""
     found = mine.figures
     return {
         "violations": Metric(len(mine.wrong), target="0", ok=not mine.wrong),
         "waiting_for_ever": Metric(len(mine.found.stuck), target="0", ok=not mine.found.stuck),
+        "unplaceable": Metric(len(never), target="0", ok=not never),
         "makespan_s": Metric(found.makespan, "s"),
         "wait_mean_s": Metric(found.wait_mean, "s"),
         "wait_p95_s": Metric(found.wait_p95, "s"),
@@ -78,12 +86,16 @@ def named(spec: PlacementSpec) -> str:
     return " + ".join(name.replace("_", "-") for name, _, _ in spec.policy.parts()) or "no policy"
 
 
-def log(found: Outcome) -> str:
-    """Return the placements as CSV: task, node, arrival, start and end in s; empty where a task never ran."""
+def log(found: Outcome, left: Sequence[Task] = ()) -> str:
+    """Return the placements as CSV: task, node, arrival, start and end in s; empty where a task never ran.
+
+    Those that were ``left`` out of the replay come last.
+    """
     rows = ["task,node,arrival_s,start_s,end_s"]
     for task, place, start, end in zip(found.tasks, found.node, found.start, found.end, strict=True):
         times = [f"{value:.6f}" if math.isfinite(value) else "" for value in (task.arrival, start, end)]
         rows.append(",".join([task.name, found.nodes[place].name if place >= 0 else "", *times]))
+    rows += [f"{task.name},,{task.arrival:.6f},," for task in left]
     return "\n".join(rows) + "\n"
 
 
@@ -138,27 +150,42 @@ def _subtitle(spec: PlacementSpec, found: Outcome) -> tuple[str, ...]:
     return (f"{len(found.nodes):,} nodes", f"{len(found.tasks):,} tasks", f"{jobs:,} jobs", named(spec))
 
 
-def _headline(mine: Replay, plain: Replay) -> str:
+def _headline(mine: Replay, plain: Replay, never: Mapping[str, str]) -> str:
     if mine.found.stuck:
         return f"{len(mine.found.stuck)} tasks wait for ever, the first is {mine.found.stuck[0].name}"
     if mine.wrong:
         return f"{len(mine.wrong)} violations, the first at {mine.wrong[0]}"
     ran = len(mine.found.tasks) - len(mine.found.refused)
+    if never:
+        out = "1 task" if len(never) == 1 else f"{len(never):,} tasks"
+        seconds = f"{mine.figures.makespan:,.0f} s"
+        return f"{out} can never run, the first is {next(iter(never))}; the other {ran:,} placed in {seconds}"
     beside = f"{len(plain.wrong)} violations and {plain.figures.makespan:,.0f} s without the policy"
     return f"{ran:,} tasks placed in {mine.figures.makespan:,.0f} s without a violation; {beside}"
 
 
-def _lines(mine: Replay, plain: Replay, why: Explained | None) -> tuple[tuple[str, str], ...]:
+def _lines(mine: Replay, plain: Replay, why: Explained | None, never: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     lines = [
         ("scarce", f"{mine.figures.scarce}: {mine.figures.utilisation:.1%} of it in use until the last start"),
         ("without", plain.wrong[0] if plain.wrong else "the same rules hold by themselves"),
     ]
+    lines += [("never", line) for line in told(never)]
     if mine.found.refused:
         name, reason = next(iter(mine.found.refused.items()))
         lines.append(("refused", f"{len(mine.found.refused)}, the first {name}: {reason}"))
     if why:
         lines.append(("waits", f"{why.task.name} at {why.at:,.1f} s; its table says for what (choose by explain.task)"))
     return tuple(lines)
+
+
+def told(never: Mapping[str, str]) -> list[str]:
+    """Return a line for each reason why tasks can never run, the commonest first, with the names of some."""
+    names: dict[str, list[str]] = {}
+    for name, why in never.items():
+        names.setdefault(why, []).append(name)
+    most = sorted(names.items(), key=lambda item: -len(item[1]))
+    lines = [f"{why}: {some(same, len(never) + 1)}" for why, same in most[:GROUPS]]
+    return [*lines, *([f"and {len(most) - GROUPS} more reasons"] if len(most) > GROUPS else [])]
 
 
 def _why_table(why: Explained) -> Table:
