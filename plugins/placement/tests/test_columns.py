@@ -88,3 +88,33 @@ def test_a_table_is_checked_by_its_keys() -> None:
         ("table", "only a CSV file has columns of your own"),
         ("tusk", "no column tusk"),
     ]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ("1700000000", "1700000090"),
+        ("1700000000000", "1700000090000"),
+        ("1700000000000000", "1700000090000000"),
+        ("2023-11-14T22:13:20Z", "2023-11-14 22:14:50.0000000 +0000"),
+        ("11/14/2023 22:13:20", "11/14/2023 22:14:50"),
+        ("14.11.2023 22:13:20", "14.11.2023 22:14:50"),
+        ("20231114221320", "20231114221450"),
+    ],
+)
+def test_times_of_the_present_count_from_the_earliest(tmp_path: Path, times: tuple[str, str]) -> None:
+    """Seconds, ms and us since 1970 and every spelling of a date say the same: ninety seconds apart, from 0 s."""
+    text = f"task,arrival,begun,over\nb,{times[1]},{times[1]},{times[1]}\na,{times[0]},{times[0]},{times[1]}\n"
+    found = list(csv_tasks(write(tmp_path, text), columns=Columns({"end": ("over",), "start": ("begun",)})))
+    assert [(task.name, task.arrival, task.run) for task in found] == [("b", 90.0, 0.0), ("a", 0.0, 90.0)]
+
+
+def test_a_date_without_a_time_is_midnight(tmp_path: Path) -> None:
+    """Days alone are a day apart; small numbers, and those of which a scale says the unit, stay as they are."""
+    text = "task,arrival,run\na,2026-01-31,1\nb,2026-02-01,1\n"
+    assert [task.arrival for task in csv_tasks(write(tmp_path, text))] == [0.0, 86400.0]
+    text = "task,arrival,run\na,00:10:00,1\nb,1-00:00:00,1\n"
+    assert [task.arrival for task in csv_tasks(write(tmp_path, text))] == [600.0, 86400.0]
+    text = "task,arrival,run\na,600000000,1\nb,2600000000000,1\n"
+    found = csv_tasks(write(tmp_path, text), columns=Columns(scale={"arrival": 1e-6}))
+    assert [task.arrival for task in found] == [600.0, 2.6e6]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from unfold_placement.facts import MILLI
@@ -73,34 +72,3 @@ def _quantity(line: CsvRow, kind: str) -> float:
         return line.number(kind, least=0)
     number = replace(line, cells={kind: found[1]}).number(kind, least=0)
     return number / MILLI if found[2] == "m" else number * SIZES[found[2]] / SIZES["Mi"]
-
-
-def is_number(text: str) -> bool:
-    """Return whether a cell is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def moment(line: CsvRow, column: str) -> float:
-    """Return a cell that is a date and time as seconds since 1970.
-
-    Raises:
-        UnfoldError: it is none.
-    """
-    found = date(line[column])
-    if found is None:
-        hint = "others of this file are: 2026-01-31 12:00:00"
-        raise line.wrong(f"{line[column][:40]!r} is not a date and time", column, hint)
-    return found
-
-
-def date(text: str) -> float | None:
-    """Return a date and time (ISO 8601, UTC where it does not say) as seconds since 1970, or nothing."""
-    try:
-        found = datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()

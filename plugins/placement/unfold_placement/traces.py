@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from unfold_placement.columns import NODE, UNKNOWN, Columns, date, is_number, moment
+from unfold_placement.columns import NODE, UNKNOWN, Columns
 from unfold_placement.facts import MILLI, Node, Task
+from unfold_placement.times import Clock, clock_of, unslashed
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean
 
 RACK = 32
@@ -83,51 +83,19 @@ def csv_tasks(
 
     Columns: task, arrival and run (s); cpu, gpu, memory (MiB); count, parts; job, user, role, priority, deadline (s
     after arrival), follows, avoids, types, after and data (several with ``|`` between them). All but the first three
-    may be missing, ``run`` too where ``columns`` names the end (and start). Arrivals may be dates and times as in ISO
-    8601, from the earliest of which time then counts; ends and deadlines too. Rows without a time are left out, and
-    ``tell`` is told.
+    may be missing, ``run`` too where ``columns`` names the end (and start). Arrivals may be dates and times, or numbers
+    since 1970 (s, ms, us, ns): time then counts from the earliest; ends and deadlines too. Rows without a time are left
+    out, and ``tell`` is told.
     """
     wanted = ("arrival", "end" if "end" in columns.names else "run")
-    rows = _timed(islice(_alone(columns.rows(path, ("task", *wanted)), "task"), first), wanted, path, tell)
-    dated = bool(rows) and not is_number(rows[0]["arrival"]) and date(rows[0]["arrival"]) is not None
-    clock = Clock(columns, dated=dated)
-    came = [clock.at(line, "arrival") for line in rows]
-    origin = min(came, default=0.0) if dated else 0.0
+    rows = unslashed(_timed(islice(_alone(columns.rows(path, ("task", *wanted)), "task"), first), wanted, path, tell))
+    clock = clock_of(rows, columns)
     sizes = Counter[str]()
     for line in rows:
         sizes[_job(line)] += _many(line, "count") * _many(line, "parts")
-    for line, at in zip(rows, came, strict=True):
+    for line in rows:
         _check_jobs(line, sizes)
-        yield from _csv_tasks(line, (at - origin) / faster, clock, sizes[_job(line)])
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """How a file tells times: as dates, or in seconds."""
-
-    columns: Columns
-    dated: bool
-
-    def at(self, line: CsvRow, column: str) -> float:
-        """Return a moment in s."""
-        return moment(line, column) if self.dated else self.columns.seconds(line, column)
-
-    def run(self, line: CsvRow) -> float:
-        """Return how long a task runs in s: as it says, or from its start, or arrival, to its end."""
-        if "end" not in self.columns.names:
-            return self.columns.seconds(line, "run")
-        began = "start" if line.get("start") not in UNKNOWN else "arrival"
-        found = self.at(line, "end") - self.at(line, began)
-        if found < 0:
-            raise line.wrong(f"it ends {-found:g} s before its {began}", "end")
-        return found
-
-    def slack(self, line: CsvRow, came: float) -> float:
-        """Return the seconds from a task's arrival to its deadline."""
-        cell = line.get("deadline")
-        if self.dated and cell and not is_number(cell):
-            return moment(line, "deadline") - came
-        return self.columns.seconds(line, "deadline") if cell else math.inf
+        yield from _csv_tasks(line, (clock.at(line, "arrival") - clock.origin) / faster, clock, sizes[_job(line)])
 
 
 def _timed(rows: Iterable[CsvRow], wanted: Sequence[str], path: Path, tell: Tell) -> list[CsvRow]:
