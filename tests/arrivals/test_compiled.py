@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib.util
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from unfoldkit.arrivals.compiled import compiled, direct
+from unfoldkit.arrivals.compiled import compiled, direct, kept
 
 
 class Pair(NamedTuple):
@@ -36,8 +40,45 @@ def test_a_direct_call_takes_arrays_of_another_length() -> None:
     assert [quick(Pair(np.full(size, 2.0), np.zeros(size, np.int64)), 0, 1.0) for size in (1, 8)] == [2.0, 2.0]
 
 
+def test_compiled_callers_share_one_version() -> None:
+    """A constant, a short integer and a long one ask for the same machine code: each version costs a second."""
+
+    def plain(array: np.ndarray, place: int) -> float:
+        return float(array[place])
+
+    def caller(array: np.ndarray, short: np.int32) -> float:
+        return inner(array, 1) + inner(array, short) + inner(array, array.size - 1)
+
+    inner = compiled(plain)
+    assert compiled(caller)(np.arange(4.0), np.int32(2)) == 6.0
+    assert len(inner.signatures) == 1  # type: ignore[attr-defined]
+
+
+def test_whether_there_is_machine_code_is_known_without_a_call(tmp_path: Path) -> None:
+    """Before the first call there is none; after it there is, for the next start too, until the file changes."""
+    file = tmp_path / "twice_.py"
+    text = "from unfoldkit.arrivals.compiled import compiled\n\n@compiled\ndef twice(x):\n    return 2 * x\n"
+    file.write_text(text, "utf-8")
+
+    def loaded() -> Any:
+        found = importlib.util.spec_from_file_location("twice_", file)
+        assert found is not None
+        assert found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        return module.twice
+
+    first = loaded()
+    assert not kept(first)
+    assert first(2) == 4
+    assert kept(first)
+    assert kept(loaded())
+    os.utime(file, (time.time() + 60, time.time() + 60))
+    assert not kept(loaded())
+
+
 def test_a_direct_call_is_not_code_that_another_function_asked_for() -> None:
-    """What another compiled function calls with a constant has code of its own, which a direct call never takes."""
+    """What another compiled function calls with a constant is no constant to a direct call."""
 
     def plain(value: int, phase: int) -> int:
         return value if phase == 9 else -value

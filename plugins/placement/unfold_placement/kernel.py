@@ -36,7 +36,8 @@ def roomy(need: Whole, free: Whole, task: int, node: int) -> bool:
 def lift(a: Arena, node: int) -> None:
     """Let the tree of maxima know what is free on a node now."""
     at = a.tree.shape[0] // 2 + node
-    a.tree[at] = a.free[node]
+    for resource in range(a.free.shape[1]):
+        a.tree[at, resource] = a.free[node, resource]
     changed = True
     while changed and at > 1:
         at >>= 1
@@ -311,11 +312,12 @@ def look(a: Arena, task: int, touched: int, seen: int) -> int:
         while node >= 0 and not fits(a, task, node, ALL_PHASES):
             node = following(a, task, node + 1)
         return node
+    found = -1
     for at in range(touched):
         node = a.touched[at]
-        if roomy(a.need, a.free, task, node) and fits(a, task, node, ALL_PHASES):
-            return int(node)
-    return -1
+        if (found < 0 or node < found) and roomy(a.need, a.free, task, node) and fits(a, task, node, ALL_PHASES):
+            found = node
+    return found
 
 
 @compiled
@@ -328,7 +330,6 @@ def settle(a: Arena, most: int, timed: bool) -> int:  # noqa: C901, PLR0912
     size = a.mark[QUEUED]
     at = 0
     touched = a.mark[DIRTY]
-    a.touched[:touched].sort()
     while at < size and started < most:
         task = a.queue[at]
         at += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -16,10 +17,43 @@ def compiled(function: F) -> F:
     """
     import numba
 
+    # nobody calls it from C
+    options: dict[str, Any] = {"nogil": True, "no_cfunc_wrapper": True}
     try:
-        return cast("F", numba.njit(cache=True, nogil=True)(function))
+        return cast("F", _alike(numba.njit(cache=True, **options)(function)))
     except RuntimeError:
-        return cast("F", numba.njit(nogil=True)(function))
+        return cast("F", _alike(numba.njit(**options)(function)))
+
+
+def _alike(function: Any) -> Any:
+    """Let compiled callers share one version, whichever constants and widths of integers they call it with.
+
+    Each further one costs about a second at the first start.
+    """
+    ask = getattr(function, "get_call_template", None)
+    if ask is not None:
+        function.get_call_template = lambda args, kws: ask(
+            tuple(_wide(kind) for kind in args), {name: _wide(kind) for name, kind in kws.items()}
+        )
+    return function
+
+
+def _wide(kind: Any) -> Any:
+    from numba.core import types
+
+    known: Any = types
+    plain = known.unliteral(kind)
+    return known.int64 if isinstance(plain, known.Integer) and (plain.signed or plain.bitwidth < 64) else plain
+
+
+def kept(function: Any) -> bool:
+    """Return whether there is machine code of a compiled function, here or on disk: else its first call takes long."""
+    plain = getattr(function, "py_func", None)
+    if plain is None or len(function.signatures):
+        return True
+    code, folder = plain.__code__, function.stats.cache_path
+    made = Path(folder).glob(f"*.{plain.__qualname__}-{code.co_firstlineno}.*.nbi") if folder else ()
+    return any(file.stat().st_mtime >= Path(code.co_filename).stat().st_mtime for file in made)
 
 
 def direct(function: F) -> F:
@@ -41,7 +75,7 @@ def direct(function: F) -> F:
 
 
 def _exact(function: Any, args: Sequence[object]) -> list[Callable[..., Any]]:
-    # other compiled functions may have asked for code of their own: with a constant in the place of an argument
+    # other compiled functions may have asked for code of their own: with integers of another width
     code = getattr(function, "overloads", {})
     types = tuple(function.typeof_pyval(arg) for arg in args) if code else ()
     return [code[types].entry_point] if types in code else []
