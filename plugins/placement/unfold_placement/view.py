@@ -201,6 +201,24 @@ class View:
                 return float(a.ends[row]) if row >= 0 else self.now
         return np.inf
 
+    def overdue(self, tasks: Sequence[Task]) -> float:
+        """Return the first deadline before which the work of those that run and of some that wait does not fit, or 0.
+
+        Work is amount x time on the quickest type, per resource, against the cluster's (the processor demand test).
+        """
+        a, book = self.book.arena, self.book
+        wait = np.fromiter((book.index[task.name] for task in tasks), np.int64, len(tasks))
+        due = np.fromiter((task.deadline for task in tasks), np.float64, len(tasks))
+        wait, due = wait[np.argsort(due, kind="stable")], np.sort(due)
+        runs = np.flatnonzero(a.state[: len(book.tasks)] == kernel.RUNNING)
+        left = a.run[runs, a.kind[a.place[runs]]] + a.began[runs] - self.now
+        spent = (a.need[runs] * left[:, None]).sum(axis=0) + np.cumsum(
+            a.need[wait] * a.run[wait].min(axis=1)[:, None], 0
+        )
+        room = np.array([self.total(kind) for kind in book.kinds]) * (due - self.now)[:, None]
+        late = ((spent > room + 1e-6) & (a.need[wait] > 0)).any(axis=1)
+        return float(due[late.argmax()]) if late.any() else 0.0
+
     def victims(self, unit: Unit, candidates: Iterable[Task]) -> list[Task] | None:
         """Return the first of the candidates (and what starts together with them) without which ``unit`` would fit.
 

@@ -12,13 +12,17 @@ from unfold_placement.policies.line import EVENTS, Line
 from unfold_placement.view import Unit, View
 
 
+def _rank(unit: Unit) -> tuple[float, float]:
+    return unit[0].deadline, unit[0].arrival
+
+
 @dataclass(slots=True)
 class Edf:
     """The unit whose deadline is nearest is next; with ``admit`` one that cannot be on time is refused as it comes."""
 
     admit: bool = True
     backfill: bool = False
-    line: Line = field(default_factory=lambda: Line("name"))
+    line: Line = field(default_factory=lambda: Line("name", _rank))
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
 
@@ -29,9 +33,7 @@ class Edf:
     def react(self, event: Event, view: View) -> Ops:
         """Refuse what comes too late, then give turns by deadline."""
         if self.line.see(event, view):
-            yield from self.line.release(
-                lambda _, unit: (unit[0].deadline, unit[0].arrival), view, backfill=self.backfill
-            )
+            yield from self.line.release(lambda _, unit: _rank(unit), view, backfill=self.backfill)
         unit = view.unit(event.task) if event.task is not None and event.kind == SUBMITTED else None
         if unit and self.admit and (late := self.late(unit, view)):
             self.line.leave(unit[0].name)
@@ -43,13 +45,5 @@ class Edf:
             return min(alone)
         if all(math.isinf(task.deadline) for task in unit):
             return 0.0
-        waiting = (task for queue in self.line.queues.values() for unit in queue for task in unit)
-        work = [(task.deadline, task, view.quickest(task)) for task in waiting if math.isfinite(task.deadline)]
-        work += [(-math.inf, t, t.seconds(view.node(node)) + start - view.now) for t, node, start in view.running()]
-        spent: dict[str, float] = {}
-        for deadline, task, seconds in sorted(work, key=lambda item: item[0]):
-            for kind, amount in task.demand.items():
-                spent[kind] = spent.get(kind, 0.0) + amount * seconds
-                if math.isfinite(deadline) and spent[kind] > view.total(kind) * (deadline - view.now) + 1e-6:
-                    return deadline
-        return 0.0
+        waiting = [task for queue in self.line.queues.values() for unit in queue for task in unit]
+        return view.overdue([task for task in waiting if math.isfinite(task.deadline)])

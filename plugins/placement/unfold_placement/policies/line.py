@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, SEATS, SUBMITTED, Ask, Event, Ops, Put, Task
 from unfold_placement.view import Unit, View
@@ -29,10 +31,14 @@ def _nothing(_user: str, _unit: Unit) -> None:
 class Line:
     """Waiting units by ``by``, each queue in the order in which they came.
 
-    ``out`` are the tasks that were released, in that order, and ``used`` is what they hold.
+    ``out`` are the tasks that were released, in that order, and ``used`` is what they hold. Where a unit's place never
+    changes, ``rank`` tells it, and ``heap`` keeps the users by it.
     """
 
     by: str
+    rank: Callable[[Unit], Any] | None = None
+    heap: list[tuple[Any, int, str]] = field(default_factory=list)
+    joined: int = 0
     queues: dict[str, deque[Unit]] = field(default_factory=dict)
     used: dict[str, dict[str, int]] = field(default_factory=dict)
     out: dict[str, dict[str, Task]] = field(default_factory=dict)
@@ -51,7 +57,9 @@ class Line:
         if event.kind in {SUBMITTED, PREEMPTED}:
             unit = view.unit(task)
             if unit is not None:
-                self.queues.setdefault(unit[0].key(self.by), deque()).append(unit)
+                user = unit[0].key(self.by)
+                self.queues.setdefault(user, deque()).append(unit)
+                self._ranked(user)
         return False
 
     def busy(self) -> list[str]:
@@ -69,7 +77,9 @@ class Line:
     ) -> Ops:
         """Give the first by ``order`` its turn while it fits; with ``backfill`` others may pass one that does not."""
         passed: set[str] = set()
-        while busy := [user for user in self.busy() if user not in passed and may(user, self.queues[user][0])]:
+        while busy := [
+            user for user in self._asked(backfill=backfill) if user not in passed and may(user, self.queues[user][0])
+        ]:
             user = min(busy, key=lambda name: order(name, self.queues[name][0]))  # type: ignore[arg-type, return-value]
             unit = self.queues[user][0]
             if not all(view.waits(task) for task in unit):
@@ -91,9 +101,25 @@ class Line:
         self.leave(user)
         if rest := view.whole(unit):
             self.queues.setdefault(user, deque()).appendleft(rest)
+            self._ranked(user)
         for task in unit:
             if view.runs(task):
                 self._take(task)
+
+    def _ranked(self, user: str) -> None:
+        if self.rank is not None:
+            self.joined += 1
+            heapq.heappush(self.heap, (self.rank(self.queues[user][0]), self.joined, user))
+
+    def _asked(self, *, backfill: bool) -> list[str]:
+        """Return the users of whom one may be next: where ranks never change and nobody passes, the first alone."""
+        if self.rank is None or backfill:
+            return self.busy()
+        while self.heap and (
+            self.heap[0][2] not in self.queues or self.rank(self.queues[self.heap[0][2]][0]) != self.heap[0][0]
+        ):
+            heapq.heappop(self.heap)
+        return [user for _, _, user in self.heap[:1]]
 
     def below(self, level: int) -> Iterator[Task]:
         """Yield the tasks of lower classes whose turn has come, the lowest first, of a class the latest."""

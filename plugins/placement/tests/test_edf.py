@@ -1,0 +1,67 @@
+"""Deadlines with a long backlog."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from plugins.placement.tests.cases import cluster, starts
+from unfold_placement.facts import Task
+from unfold_placement.policies.edf import Edf
+from unfold_placement.policies.line import Line
+from unfold_placement.simulate import play, prepare, simulate
+from unfold_placement.view import Unit, View
+
+
+def urgent(seed: int, count: int) -> list[Task]:
+    """Return tasks that come within a minute, most with a deadline, of which the cluster takes long."""
+    rng = np.random.default_rng(seed)
+    return [
+        Task(
+            f"t{row}",
+            {"gpu": int(rng.integers(1, 5)) * 1000, "cpu": int(rng.integers(0, 3)) * 8000},
+            float(rng.integers(1, 100)),
+            float(rng.integers(0, 60)),
+            f"t{row}",
+            deadline=math.inf if rng.random() < 0.2 else float(rng.integers(100, 3000)),
+        )
+        for row in range(count)
+    ]
+
+
+def first_overdue(view: View, tasks: list[Task]) -> float:
+    """Return the first deadline before which the work due does not fit, task by task."""
+    work = [(task.deadline, task, view.quickest(task)) for task in tasks]
+    work += [(-math.inf, t, t.seconds(view.node(node)) + start - view.now) for t, node, start in view.running()]
+    spent: dict[str, float] = {}
+    for deadline, task, seconds in sorted(work, key=lambda item: item[0]):
+        for kind, amount in task.demand.items():
+            spent[kind] = spent.get(kind, 0.0) + amount * seconds
+            if amount and math.isfinite(deadline) and spent[kind] > view.total(kind) * (deadline - view.now) + 1e-6:
+                return deadline
+    return 0.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_demand_of_many_is_that_of_each_added_up(seed: int) -> None:
+    """At any time, the first deadline that cannot be met is the one that adding up task by task finds."""
+    tasks = urgent(seed, 60)
+    loop = play(prepare(cluster(), tasks, [Edf(admit=False)]), until=30.0 + 5 * seed)
+    waiting = [task for task in loop.view.waiting() if math.isfinite(task.deadline)]
+    assert loop.view.overdue(waiting) == first_overdue(loop.view, waiting)
+
+
+def test_who_is_next_is_found_without_asking_all_who_wait() -> None:
+    """Of hundreds that wait a unit's place is looked at a few times; who starts when is as if all were compared."""
+    asked: list[str] = []
+
+    def rank(unit: Unit) -> tuple[float, float]:
+        asked.append(unit[0].name)
+        return unit[0].deadline, unit[0].arrival
+
+    tasks = urgent(0, 400)
+    plain = simulate(cluster(), tasks, [Edf(admit=False, line=Line("name"))])
+    assert starts(simulate(cluster(), tasks, [Edf(admit=False, line=Line("name", rank))])) == starts(plain)
+    assert len(asked) < 10 * len(tasks)
