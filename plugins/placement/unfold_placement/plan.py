@@ -30,7 +30,7 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
         from unfold_placement.kubernetes.served import nodes as live_nodes
 
         nodes = live_nodes(spec.name, spec.cluster.kubernetes)
-    if spec.cluster.kubernetes is not None:
+    if spec.cluster.kubernetes is not None or spec.cluster.trace == "kubectl":
         tasks = seated(nodes, tasks)
     if not nodes:
         raise fail("a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve")

@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 
 from unfold_placement.facts import MILLI, SEATS, Node, Task
+from unfold_placement.kubectl import kubectl_nodes, kubectl_tasks
 from unfold_placement.spec import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
 from unfold_placement.traces import csv_nodes, csv_tasks, openb_nodes, openb_tasks
 from unfoldkit.api import Run, fail
@@ -32,7 +33,10 @@ def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
 
 def _traced(cluster: ClusterSpec, run: Run) -> list[Node]:
     path = run.path(cluster.path or "", key="cluster.path")
-    found = list(openb_nodes(path) if cluster.trace == "openb" else csv_nodes(path, cluster.table.read))
+    if cluster.trace == "kubectl":
+        found = kubectl_nodes(path)
+    else:
+        found = list(openb_nodes(path) if cluster.trace == "openb" else csv_nodes(path, cluster.table.read))
     if not found:
         raise fail("no nodes", file=str(path), key="cluster.path")
     # evenly spread; the small term keeps 3 / 0.1 from being less than 30
@@ -111,6 +115,8 @@ def _replayed(item: TraceSpec, run: Run) -> list[Task]:
     path = run.path(item.path, key="workload.replay.path")
     if item.trace == "openb":
         found = list(islice(openb_tasks(path, item.user, item.faster), item.first))
+    elif item.trace == "kubectl":
+        found = kubectl_tasks(path, item.faster, item.first, run.log.warning)
     else:
         found = list(csv_tasks(path, item.faster, item.first, item.table.read, run.log.warning))
     if not found:
