@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from unfold_placement import arrays, direct, kernel
+from unfold_placement import arrays, direct, kernel, many
 from unfold_placement.arena import Arena
 from unfold_placement.facts import ANYWHERE, MILLI, Ask, Node, Resource, Task, stale
 from unfoldkit.api import fail
@@ -93,6 +93,41 @@ class Book:
         elif found.amount != amount:
             self.resize(name, node, amount)
         return found is None or found.amount != amount
+
+    def put_all(self, name: str, nodes: Sequence[str], amount: int, *, owner: str = "") -> list[str]:
+        """Do as ``put`` does on each of some nodes; return those on which anything changed.
+
+        Raises:
+            UnfoldError: there is no such node.
+        """
+        places, now = self.entries.get(name, {}), self.now
+        news = [node for node in nodes if node not in places or places[node].amount != amount]
+        if not news:
+            return news
+        many.put(self, name, news, amount)
+        places = self.entries.setdefault(name, places)
+        for at, node in enumerate(news, self.epoch + 1):
+            found = places.get(node)
+            made = replace(found, amount=amount, epoch=at) if found else Resource(name, node, amount, owner, at, now)
+            places[node] = made
+            if self.watchers:
+                self._tell("resized" if found else "created", made)
+        self.epoch += len(news)
+        return news
+
+    def delete_all(self, name: str, nodes: Sequence[str]) -> list[str]:
+        """Do as ``delete`` does on each of some nodes where the name is, which are returned."""
+        places = self.entries.get(name, {})
+        gone = [node for node in nodes if node in places]
+        if gone:
+            many.erase(self, name, gone)
+            left = [places.pop(node) for node in gone]
+            if not places:
+                del self.entries[name]
+            arrays.free_column(self, name)
+            for item in left if self.watchers else ():
+                self._tell("deleted", item)
+        return gone
 
     def delete(
         self, name: str, node: str = ANYWHERE, *, force: bool = False, epoch: int | None = None
@@ -187,9 +222,10 @@ class Book:
         a = self.arena
         a.wide[number] = kernel.PRIVATE if item.until else kernel.WIDE
         a.pool[number] += (item.amount - (before.amount if before else 0)) * MILLI
-        self._wake(number, item.until)
+        self.wake(number, item.until)
 
-    def _wake(self, number: int, until: str) -> None:
+    def wake(self, number: int, until: str) -> None:
+        """Let those look at every node again who ask for a name, or the one task with which it lives."""
         a, task = self.arena, self.index.get(until)
         if task is None:
             direct.wake(a, number)
@@ -203,7 +239,7 @@ class Book:
         number = self.name_id(item.name)
         if self.arena.column[number] < 0:
             arrays.new_column(self, item.name)
-            self._wake(number, item.until)
+            self.wake(number, item.until)
         a, row = self.arena, self.place[item.node]
         column = a.column[number]
         grown = item.amount * MILLI - (a.cap[row, column] if before or a.dying[row, column] else 0)

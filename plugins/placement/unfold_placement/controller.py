@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfold_placement import arrays, direct, facts, kernel
+from unfold_placement import arrays, direct, facts, kernel, many
 from unfold_placement.book import Book
 from unfold_placement.facts import Ask, Drop, Event, Op, Policy, Put, Refuse, Task, Wake
 from unfold_placement.view import View
@@ -145,7 +145,8 @@ class Controller:
 
     def apply(self, ops: Iterable[Op], policy: Policy) -> None:
         """Carry one transaction out, tell later phases of it, and start what can start now."""
-        changed = [self._one(op, policy) for op in ops]
+        whole = list(ops)
+        changed = [self._many(whole, policy)] if many.alike(whole) else [self._one(op, policy) for op in whole]
         if not any(changed):
             return
         if self.held is not None:
@@ -190,10 +191,33 @@ class Controller:
             self._refuse(op)
         return False
 
+    def _many(self, ops: Sequence[Put | Drop], policy: Policy) -> bool:
+        """Carry out what is alike on many nodes at once."""
+        first, nodes = ops[0], [op.node for op in ops]
+        return self._put_all(first, nodes, policy) if isinstance(first, Put) else self._drop_all(first.name, nodes)
+
+    def _put_all(self, op: Put, nodes: Sequence[str], policy: Policy) -> bool:
+        changed = self.book.put_all(op.name, nodes, op.amount, owner=self._owner(op.name, policy))
+        self.book.arena.mark[kernel.GROWN] += len(changed) if policy.phase < facts.PACK else 0
+        if self.sink is not None:
+            for node in changed:
+                self.sink.put(op.name, node, op.amount)
+        return bool(changed)
+
+    def _drop_all(self, name: str, nodes: Sequence[str]) -> bool:
+        gone = self.book.delete_all(name, nodes)
+        if name not in self.book.entries:
+            self.owners.pop(name, None)
+        if self.sink is not None:
+            for node in gone:
+                self.sink.drop(name, node)
+        return bool(gone)
+
+    def _owner(self, name: str, policy: Policy) -> str:
+        return self.owners.setdefault(name, type(policy).__name__)
+
     def _put(self, op: Put, policy: Policy) -> bool:
-        owner = self.owners.get(op.name)
-        if owner is None:
-            owner = self.owners[op.name] = type(policy).__name__
+        owner = self._owner(op.name, policy)
         changed = self.book.put(op.name, op.node, op.amount, owner=owner, until=op.until)
         self.book.arena.mark[kernel.GROWN] += changed and policy.phase < facts.PACK
         if changed and self.sink is not None:

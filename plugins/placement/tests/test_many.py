@@ -1,0 +1,82 @@
+"""A name on many nodes at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugins.placement.tests.cases import cluster
+from unfold_placement.book import Book, book
+from unfold_placement.facts import Ask, Drop, Op, Put, Task
+from unfold_placement.kernel import begin, enqueue, finish
+from unfold_placement.many import FEW, alike
+from unfoldkit.api import UnfoldError
+
+NODES = st.lists(st.sampled_from([node.name for node in cluster()]), min_size=1, max_size=4, unique=True)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), NODES, st.integers(1, 3)),
+        st.tuples(st.just("delete"), NODES, st.just(0)),
+        st.tuples(st.just("start"), st.integers(0, 5), st.integers(0, 3)),
+        st.tuples(st.just("end"), st.integers(0, 5), st.just(0)),
+    ),
+    max_size=14,
+)
+
+
+def walked(steps: list[tuple[str, object, int]], *, whole: bool) -> tuple[Book, list[tuple[str, str]]]:
+    """Return a book after some steps, many nodes at a time or one by one, and what its watchers were told."""
+    made, told = book(cluster()), list[tuple[str, str]]()
+    made.watch(lambda change, item: told.append((change, item.node)))
+    tasks = [Task(f"t{at}", {"gpu": 0}, 5.0) for at in range(6)]
+    made.add(tasks, [[(Ask("x"), 0)] for _ in tasks])
+    for what, where, amount in steps:
+        if what == "put" and isinstance(where, list):
+            made.put_all("x", where, amount) if whole else [made.put("x", node, amount) for node in where]
+        elif what == "delete" and isinstance(where, list):
+            here = [node for node in where if node in made.entries.get("x", {})]
+            made.delete_all("x", where) if whole else [made.delete("x", node) for node in here]
+        elif what == "start" and isinstance(where, int) and made.arena.state[where] == 0 and made.columns == ["x"]:
+            enqueue(made.arena, where)
+            begin(made.arena, where, amount, False)
+        elif what == "end" and isinstance(where, int) and made.arena.state[where] == 2:
+            finish(made.arena, where, 2)
+    return made, told
+
+
+@given(STEPS)
+@settings(max_examples=60, deadline=None)
+def test_many_nodes_at_a_time_are_each_in_turn(steps: list[tuple[str, object, int]]) -> None:
+    """Amounts, holders, epochs, what is dirty and what watchers are told are as after one node after the other."""
+    one, told = walked(steps, whole=False)
+    many, heard = walked(steps, whole=True)
+    assert heard == told
+    assert (many.entries, many.epoch, many.columns) == (one.entries, one.epoch, one.columns)
+    for name, array in one.arena._asdict().items():
+        assert np.array_equal(array, getattr(many.arena, name)), name
+
+
+def test_only_what_is_alike_is_done_at_once() -> None:
+    """One name, one amount, each node once: anything else goes one by one."""
+    puts: list[Op] = [Put("x", f"n{at}", 2) for at in range(FEW)]
+    assert alike(puts)
+    assert alike([Drop("x", f"n{at}") for at in range(FEW)])
+    for last in (
+        Put("x", "n0", 2),
+        Put("y", "n9", 2),
+        Put("x", "n9", 3),
+        Put("x", "", 2),
+        Put("x", "n9", 2, until="t"),
+    ):
+        assert not alike([*puts, last])
+    assert not alike([*puts, Drop("x", "n9")])
+    assert not alike([Drop("x", f"n{at}", force=True) for at in range(FEW)])
+    assert not alike(puts[1:])
+
+
+def test_a_node_that_is_not_there_is_told() -> None:
+    """A name on a node that nobody knows is an error, as it is one by one."""
+    with pytest.raises(UnfoldError, match="there is no node far"):
+        book(cluster()).put_all("x", ["n0", "far"], 1)
