@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,6 +14,7 @@ from test_aws import MACHINE
 from test_train import SPEC, trained
 
 from unfold_tuning.ledger import opened
+from unfold_tuning.worker import answered
 from unfoldkit.api import ExitCode, UnfoldError, Verdict
 
 
@@ -76,3 +78,51 @@ def test_a_trial_keeps_its_last_checkpoint_only(tmp_path: Path) -> None:
     kept = sorted(path.relative_to(tmp_path / "run/trials") for path in (tmp_path / "run/trials").rglob("*.state"))
     assert len({path.parent for path in kept}) == len(kept) == 6
     assert {path.stem for path in kept} == {"2", "6", "12"}
+
+
+def test_what_a_trial_prints_is_not_in_the_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever trials print goes to stderr, so that stdout carries the report only."""
+    trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:talking"))
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "epoch 1" in said.err
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("silent", r"returns \(metric, state\), a number and bytes; this one returned None"),
+        ("leaving", "the last said: SystemExit: no data"),
+    ],
+)
+def test_a_function_that_is_no_trainable_is_told_what_it_is_to_return(tmp_path: Path, function: str, told: str) -> None:
+    """A function that returns nothing, or ends its process, is told as the spec's mistake, not as a lost node."""
+    with pytest.raises(UnfoldError, match=told):
+        trained(tmp_path, SPEC.replace("sleeper:train", f"sleeper:{function}"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "state", "told"),
+    [(None, b"", "its metric is None"), (0.5, {"epoch": 1}, "its state is {'epoch': 1}"), (b"", 0.5, "its state is")],
+)
+def test_an_answer_is_a_number_and_bytes(metric: object, state: object, told: str) -> None:
+    """An answer in another form is told by what is wrong in it."""
+    with pytest.raises(TypeError, match=told):
+        answered((metric, state))
+    assert answered([np.float32(0.5), bytearray(b"x")]) == (0.5, b"x")
+
+
+def test_a_function_that_is_not_there_is_the_specs_mistake(tmp_path: Path) -> None:
+    """A function that cannot be loaded ends the run at once as a mistake at its key, with exit code 2."""
+    with pytest.raises(UnfoldError, match=r"trainable\.function: cannot load 'sleeper:train2'") as told:
+        trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:train2"))
+    assert told.value.code is ExitCode.USAGE
+
+
+def test_a_bad_cell_of_a_table_is_told_with_its_place(tmp_path: Path) -> None:
+    """A table that a worker cannot read ends the run at once as a mistake in the file, at its line."""
+    (tmp_path / "t.csv").write_text("a,target\n1,0\nsoft,1\n")
+    given = '{function: "sleeper:train", space: {ceiling: {uniform: [0, 1]}}}'
+    with pytest.raises(UnfoldError, match=r"t\.csv:3:1") as told:
+        trained(tmp_path, SPEC.replace(given, f"{{estimator: sgd, data: {tmp_path}/t.csv}}"))
+    assert told.value.code is ExitCode.USAGE

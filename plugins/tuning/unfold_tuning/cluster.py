@@ -14,7 +14,7 @@ from typing import Protocol
 from unfold_tuning.fleet import Fleet
 from unfold_tuning.trainables import Work
 from unfold_tuning.worker import Job, Told, work_for
-from unfoldkit.api import broken
+from unfoldkit.api import UnfoldError, broken
 
 TICK = 0.1
 ATTEMPTS = 3
@@ -183,11 +183,17 @@ class LocalCluster:
 
 
 def _ready(pipe: Connection, watch: Callable[[], None]) -> bool:
-    """Wait until a worker says that it is ready; false if it died before."""
+    """Wait until a worker says that it is ready; false if it died before.
+
+    Raises:
+        UnfoldError: it has nothing to train with.
+    """
     while not pipe.poll(TICK):
         watch()
     try:
-        pipe.recv()
+        told: Told = pipe.recv()
     except EOFError:
         return False
+    if told.faults:
+        raise UnfoldError(*told.faults)
     return True

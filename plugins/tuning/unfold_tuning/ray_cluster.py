@@ -16,8 +16,8 @@ from unfold_tuning.cluster import ATTEMPTS, Event
 from unfold_tuning.fleet import Fleet
 from unfold_tuning.raylets import Raylets, alive, devices, imported, place
 from unfold_tuning.trainables import Work, make
-from unfold_tuning.worker import Job, Told, keep, perform, state_of
-from unfoldkit.api import broken
+from unfold_tuning.worker import Job, Told, keep, made, perform, state_of
+from unfoldkit.api import UnfoldError, broken
 
 CHECK_EVERY = 1.0
 ENDING = 2.0
@@ -214,21 +214,24 @@ def work_on(work: Work, job: Job, state: bytes | None) -> Iterator[tuple[Told, b
     try:
         for told in perform(job, make(work), state, lambda _iters, new: states.append(new)):
             yield told, states.pop()
-    except Exception as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
         yield Told("failed", job.trial, error=f"{type(error).__name__}: {error}"), b""
 
 
-def warm(work: Work) -> Iterator[bool]:
+def warm(work: Work) -> Iterator[Told]:
     """Import in a worker whatever a trial needs, say so, and keep the worker until that is heard."""
     from unfoldkit.engines.local import one_thread
 
     one_thread()
-    make(work)
-    yield True
+    yield made(work)[1]
 
 
 def _succeeded(ray: Any, stream: Any) -> bool:
     try:
-        return all([bool(ray.get(said)) for said in stream])  # noqa: C419 - to the end, where the worker is free
+        said = [ray.get(item) for item in stream]  # to the end, where the worker is free
     except ray.exceptions.RayError:
         return False
+    faults = [fault for told in said for fault in told.faults]
+    if faults:
+        raise UnfoldError(*faults)
+    return True

@@ -48,11 +48,14 @@ def own(reference: str) -> Train:
     """Return the user's function ``module:function``."""
     import pkgutil
 
+    hint = "write module:function; the module must be importable"
     try:
         found: Train = pkgutil.resolve_name(reference)
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = "write module:function; the module must be importable"
-        raise fail(f"cannot load {reference!r}: {error}", key="trainable.function", hint=hint) from error
+    except Exception as error:  # a module that is imported may raise anything
+        what = f"cannot load {reference!r}: {type(error).__name__}: {error}"
+        raise fail(what, key="trainable.function", hint=hint) from error
+    if not callable(found):
+        raise fail(f"{reference!r} is no function", key="trainable.function", hint=hint)
     return found
 
 

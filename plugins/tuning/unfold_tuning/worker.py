@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any, Literal
 from unfold_tuning.estimators import Train
 from unfold_tuning.trainables import Work, make
 from unfoldkit.engines.local import start_worker
-from unfoldkit.errors import UnfoldError
+from unfoldkit.errors import Diagnostic, UnfoldError, cut
 from unfoldkit.runs import write_atomically
 
 
@@ -37,26 +39,29 @@ class Job:
 class Told:
     """What a worker says: it is ``ready``, a trial has got to ``iters`` (``step``), or its function ``failed``.
 
-    A checkpoint that could not be written (``unkept``) is no fault of the trial.
+    A checkpoint that could not be written (``unkept``) is no fault of the trial. Where there is nothing to train with,
+    no function or bad data (``unfit``), ``faults`` are the mistakes.
 
     ``seconds`` are those of a step, its checkpoint included, which took ``saved`` of them.
     """
 
-    what: Literal["ready", "step", "failed", "unkept"]
+    what: Literal["ready", "step", "failed", "unkept", "unfit"]
     trial: int = -1
     iters: int = 0
     metric: float = 0.0
     seconds: float = 0.0
     saved: float = 0.0
     error: str = ""
+    faults: tuple[Diagnostic, ...] = ()
 
 
 def work_for(parent: int, pipe: Connection, work: Work) -> None:
     """Serve jobs from a pipe until it closes."""
     start_worker(parent)
-    train = make(work)
-    pipe.send(Told("ready"))
-    while True:
+    _say_aside()
+    train, told = made(work)
+    pipe.send(told)
+    while train is not None:
         try:
             job: Job = pipe.recv()
         except EOFError:
@@ -67,8 +72,22 @@ def work_for(parent: int, pipe: Connection, work: Work) -> None:
                 pipe.send(told)
         except _Unkept as error:
             pipe.send(Told("unkept", job.trial, error=str(error)))
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything; the driver decides
             pipe.send(Told("failed", job.trial, error=f"{type(error).__name__}: {error}"))
+
+
+def made(work: Work) -> tuple[Train | None, Told]:
+    """Return the function that trains, if there is one, and what to tell of it."""
+    try:
+        return make(work), Told("ready")
+    except UnfoldError as error:
+        return None, Told("unfit", faults=error.diagnostics)
+
+
+def _say_aside() -> None:
+    """Let what a trial prints, its libraries included, go to stderr as it comes: stdout is the report's."""
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
 
 
 class _Unkept(Exception):  # noqa: N818 - said to the driver, which makes an error of it
@@ -88,13 +107,30 @@ def perform(job: Job, train: Train, state: bytes | None, kept: Callable[[int, by
     while done < job.target:
         began = time.perf_counter()
         iters = min(job.every, job.target - done)
-        metric, state = train(job.config, state, iters, job.gang, job.seed)
-        metric = float(metric)  # of numpy or torch, which a ledger does not hold
+        metric, state = answered(train(job.config, state, iters, job.gang, job.seed))
         done += iters
         trained = time.perf_counter()
         kept(done, state)
         ended = time.perf_counter()
         yield Told("step", job.trial, done, metric, ended - began, ended - trained)
+
+
+def answered(found: object) -> tuple[float, bytes]:
+    """Return what a function has returned, its metric as a number that a ledger holds.
+
+    Raises:
+        TypeError: it is not (metric, state).
+    """
+    form = "a trial's function returns (metric, state), a number and bytes"
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise TypeError(f"{form}; this one returned {cut(repr(found))}")
+    metric, state = found
+    if not isinstance(state, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{form}; its state is {cut(repr(state))}")
+    try:
+        return float(metric), bytes(state)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{form}; its metric is {cut(repr(metric))}") from error
 
 
 def state_of(job: Job) -> bytes | None:
