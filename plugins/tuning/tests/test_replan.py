@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,18 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
+from unfold_tuning.cluster import LocalCluster
 from unfold_tuning.deals import Deal, at, ladder
+from unfold_tuning.executor import Executor, Task
+from unfold_tuning.fleet import own
+from unfold_tuning.ledger import opened
 from unfold_tuning.planner import offer
-from unfold_tuning.replan import Belief, leftover, paces_of, plan_again, regrown
+from unfold_tuning.replan import Belief, expected, leftover, paces_of, plan_again, regrown
 from unfold_tuning.score import score
+from unfold_tuning.spec import Trainable
 from unfold_tuning.stages import custom
 from unfold_tuning.tables import Paces, model
+from unfold_tuning.trainables import Work
 from unfold_tuning.worker import Job
 
 
@@ -72,3 +79,27 @@ def test_knowing_that_the_survivors_are_quick_is_cheaper() -> None:
     left = float(np.quantile(score(rest, plan).seconds, 0.96))
     blind, seeing = plan_again(rest, plan, left, 0.95), plan_again(known, plan, left, 0.95)
     assert score(known, seeing.plan).cost < score(known, blind.plan).cost
+
+
+@pytest.mark.parametrize("workers", [0.0, 0.3])
+def test_a_run_as_fast_as_its_profile_is_seen_to_be(workers: float) -> None:
+    """What trials are expected to take is the mean of their sampled times, the spread of their workers included."""
+    profile = replace(jobs.still("J1"), worker_cv=workers)
+    drawn = model(custom([(4, 5)]), profile, jobs.P3, 4000, 0)
+    for gang in profile.fitting(jobs.P3.accelerators):
+        assert drawn.trials(0, gang).mean() == pytest.approx(5 * expected(profile, gang, jobs.P3), rel=0.01)
+
+
+def test_a_slow_trial_does_not_make_the_others_slow(tmp_path: Path) -> None:
+    """A trial counts once in what is believed of the profile, however many checkpoints it has written."""
+    profile = replace(jobs.noisy("J1", error=0.1), trial_cv=1.0)
+    stages = custom([(16, 1), (1, 50), (16, 1)])
+    task = Task(stages, (), jobs.P3, profile, Trainable(function="a:b"), tmp_path, 0, 1)
+    with opened(tmp_path / "ledger.sqlite", jobs.P3, "a") as ledger:
+        ledger.trial_starts(0, [{}] * 16)
+        for trial, slow in enumerate([0.0] * 15 + [1.6]):
+            for iters in range(1, 52 if slow else 2):
+                ledger.step(trial + 1, iters, 0.5, 40.0 * math.exp(slow - 0.36), 1)
+        found = Executor(task, ledger, LocalCluster(Work(task.trainable), 4, own(ledger, 1.0))).belief
+    assert abs(found.mu) < 0.05
+    assert found.sigma > 0.08

@@ -18,9 +18,9 @@ import numpy as np
 
 from unfold_tuning.cluster import TICK, Cluster, Event
 from unfold_tuning.deals import Deal, Plan
-from unfold_tuning.facts import Machine, Profile, log_sigma
+from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.ledger import Ledger, Trial
-from unfold_tuning.replan import Belief, believed, leftover, paces_of, plan_again, regrown
+from unfold_tuning.replan import Belief, believed, expected, leftover, noise_of, paces_of, plan_again, regrown
 from unfold_tuning.rescue import faster_by, ways_out
 from unfold_tuning.spec import Trainable
 from unfold_tuning.stages import Group, Stage
@@ -175,7 +175,7 @@ class Executor:
             return plan
         left, task = began + self.task.deadline - self.task.wall(), self.task
         stages = (leftover(jobs), *task.stages[index + 1 :])
-        drawn = model(stages, self._belief().applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
+        drawn = model(stages, self.belief.applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
         held = sum(life.until is None for life in self.ledger.lives())
         found = self._decided(replace(drawn, held=held), plan[index:], left, f"in stage {index + 1}, a node was lost")
         if found == plan[index:]:
@@ -304,7 +304,7 @@ class Executor:
     def _rest(self, index: int, plan: Plan) -> Model:
         """The job after a stage, under what is believed by now, with the instances that it holds."""
         task = self.task
-        drawn = model(task.stages, self._belief().applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
+        drawn = model(task.stages, self.belief.applied(task.profile), task.machine, REPLAN_SAMPLES, task.seed)
         return drawn.rest(index + 1, plan[index].instances).paced(self._paces(index + 1))
 
     def _paces(self, index: int) -> Paces | None:
@@ -312,19 +312,18 @@ class Executor:
         groups = self.task.stages[index].groups if index < len(self.task.stages) else ()
         if len(groups) != 1 or groups[0].done == 0:
             return None
-        spent: dict[int, list[float]] = {}
-        for trial, ratio in self._ratios():
-            spent.setdefault(trial, []).append(ratio)
-        entrants = self._entrants(groups[0])
+        entrants, spent = self._entrants(groups[0]), self._spent()
         if len(entrants) < groups[0].trials:
             return None
-        ratios = [float(np.mean(spent[trial.id])) for trial in entrants]
-        return paces_of(ratios, groups[0].done, self.task.profile, self._belief())
+        ratios = [spent[trial.id][0] for trial in entrants]
+        return paces_of(ratios, groups[0].done, self.task.profile, self.belief)
 
-    def _belief(self) -> Belief:
-        profile = self.task.profile
-        noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
-        return believed(profile).seen([ratio for _, ratio in self._ratios()], noise)
+    @property
+    def belief(self) -> Belief:
+        """How much slower the truth is than the profile, by what every trial has taken so far."""
+        spent = self._spent().values()
+        iters = sum(count for _, count in spent) / max(1, len(spent))
+        return believed(self.task.profile).seen([ratio for ratio, _ in spent], noise_of(self.task.profile, iters))
 
     def _tell(self, index: int, plan: Plan, jobs: Sequence[Job], began: float) -> None:
         """Work out when the run will end, and say so at once when no number of instances can make it in time."""
@@ -332,7 +331,7 @@ class Executor:
         if now - self.told < TELL_EVERY:
             return
         self.told = now
-        pace = faster_by(self.task.profile, self.task.machine, math.exp(self._belief().mu))
+        pace = faster_by(self.task.profile, self.task.machine, math.exp(self.belief.mu))
         here, after = pace.left(jobs, plan[index]), self.task.stages[index + 1 :]
         self.ends = now + here + pace.planned(after, plan[index + 1 :])
         deadline = began + (self.task.deadline or math.inf)
@@ -360,17 +359,14 @@ class Executor:
         money = f"{dollars(spent)}, {dollars(max(0.0, budget - spent))} left" if budget is not None else dollars(spent)
         return f"stage {index + 1} of {len(self.task.stages)} · {eta} · {money}"
 
-    def _ratios(self) -> list[tuple[int, float]]:
-        """Return, for each checkpoint, the trial and how long it took against the profile."""
-        mean, profile = self.task.profile.iteration.mean, self.task.profile
-        each = self.task.machine.accelerators
-        before: dict[int, int] = {}
-        ratios = []
+    def _spent(self) -> dict[int, tuple[float, int]]:
+        """Return, for each trial that has come to a checkpoint, its time against the profile's, and its iterations."""
+        totals: dict[int, tuple[float, float, int]] = {}
         for trial, iters, _, seconds, gang in self.ledger.steps():
-            count = iters - before.get(trial, 0)
-            before[trial] = iters
-            ratios.append((trial, seconds / (count * mean / (profile.gain(gang, each) * self.task.machine.speed))))
-        return [(trial, ratio) for trial, ratio in ratios if ratio > 0]
+            took, planned, done = totals.get(trial, (0.0, 0.0, 0))
+            planned += (iters - done) * expected(self.task.profile, gang, self.task.machine)
+            totals[trial] = (took + seconds, planned, iters)
+        return {trial: (took / planned, done) for trial, (took, planned, done) in totals.items() if took > 0}
 
     def _winner(self) -> Trial | None:
         there = [trial for trial in self.ledger.trials() if trial.ranks and not self._failed(trial.id)]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_tuning.deals import Deal, Plan, slots
-from unfold_tuning.facts import Profile, Spread, log_sigma
+from unfold_tuning.facts import Machine, Profile, Spread, log_sigma
 from unfold_tuning.planner import Offer, offer
 from unfold_tuning.score import Score, score
 from unfold_tuning.stages import Group, Stage
-from unfold_tuning.tables import Model, Paces, slower
+from unfold_tuning.tables import Model, Paces, mean_slowest, slower
 from unfold_tuning.worker import Job
 
 HYSTERESIS = 0.1
@@ -28,7 +28,10 @@ class Belief:
     sigma: float = 0.05
 
     def seen(self, ratios: Sequence[float], noise: float) -> Belief:
-        """Return the belief after trials took ``ratios`` of their expected times, each with log-deviation ``noise``."""
+        """Return the belief after trials took ``ratios`` of their expected times, each with log-deviation ``noise``.
+
+        One ratio a trial: how fast a trial is lasts, so that its iterations do not tell of the others.
+        """
         if not ratios:
             return self
         observed = float(np.mean(np.log(ratios))) + noise**2 / 2
@@ -40,6 +43,20 @@ class Belief:
     def applied(self, profile: Profile) -> Profile:
         """Return the profile as it is now believed."""
         return replace(slower(profile, math.exp(self.mu)), error_cv=math.sqrt(math.expm1(self.sigma**2)))
+
+
+def noise_of(profile: Profile, iters: float) -> float:
+    """Return the log-deviation of a trial's ratio after ``iters`` iterations: its lasting speed, and their luck."""
+    return math.hypot(
+        log_sigma(profile.trial_cv),
+        log_sigma(profile.iteration.std / profile.iteration.mean / math.sqrt(max(1.0, iters))),
+    )
+
+
+def expected(profile: Profile, gang: int, machine: Machine) -> float:
+    """Return the seconds that an iteration of a trial on ``gang`` accelerators is expected to take."""
+    speed = profile.gain(gang, machine.accelerators) * machine.speed
+    return profile.iteration.mean / speed * mean_slowest(profile.worker_cv, gang)
 
 
 def paces_of(ratios: Sequence[float], iters: int, profile: Profile, belief: Belief) -> Paces:

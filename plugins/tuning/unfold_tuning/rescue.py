@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from unfold_tuning.deals import Deal, Plan, expected_seconds, ladder
 from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.planner import offer
+from unfold_tuning.replan import expected
 from unfold_tuning.stages import Group, Stage
-from unfold_tuning.tables import Model, model, slower
+from unfold_tuning.tables import Model, mean_slowest, model, slower
 from unfold_tuning.words import counted, dollars, span
 from unfold_tuning.worker import Job
 
@@ -27,9 +28,7 @@ class Pace:
 
     def left(self, jobs: Iterable[Job], deal: Deal) -> float:
         """Return the seconds until these trials of a stage are through: the longest, or all of them on the places."""
-        per = self.profile.iteration.mean / (
-            self.profile.gain(deal.gang, self.machine.accelerators) * self.machine.speed
-        )
+        per = expected(self.profile, deal.gang, self.machine)
         open_ = [(job.target - job.done) * per for job in jobs]
         return max(max(open_, default=0.0), sum(open_) / deal.slots)
 
@@ -44,7 +43,8 @@ class Pace:
         return sum(self._seconds(stage, steps[-1]) for stage, steps in ladders)
 
     def _seconds(self, stage: Stage, deal: Deal) -> float:
-        return self.profile.sync.mean + expected_seconds(stage, deal.gang, deal.slots, self.profile, self.machine)
+        seconds = expected_seconds(stage, deal.gang, deal.slots, self.profile, self.machine)
+        return self.profile.sync.mean + seconds * mean_slowest(self.profile.worker_cv, deal.gang)
 
 
 def faster_by(profile: Profile, machine: Machine, factor: float) -> Pace:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_tuning.deals import Plan
-from unfold_tuning.facts import Profile, log_sigma
-from unfold_tuning.replan import believed, plan_again, waited
+from unfold_tuning.facts import Profile
+from unfold_tuning.replan import believed, expected, noise_of, plan_again, waited
 from unfold_tuning.rivals import Goal
 from unfold_tuning.score import score
 from unfold_tuning.tables import Floats, Model
@@ -30,10 +30,10 @@ def play(truth: Model, sample: int, believed_model: Model, plan: Plan, goal: Goa
     ``believed_model`` is the job under the profile that the plan was made from.
     """
     run, profile = truth.one(sample), believed_model.profile
-    noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
     belief = believed(profile)
     for index in range(len(plan) - 1):
         profile = _waited(profile, run, plan, index)
+        noise = noise_of(profile, float(run.draws[index].lengths.mean()))
         belief = belief.seen(_ratios(run, believed_model, index, plan[index].gang), noise)
         clock = float(score(run, plan).ends[index, 0])
         rest = believed_model.with_profile(belief.applied(profile)).rest(index + 1, plan[index].instances)
@@ -48,8 +48,7 @@ def _waited(profile: Profile, run: Model, plan: Plan, index: int) -> Profile:
 
 
 def _ratios(run: Model, believed_model: Model, index: int, gang: int) -> Sequence[float]:
-    profile, machine = believed_model.profile, run.machine
-    per_iteration = profile.iteration.mean / (profile.gain(gang, machine.accelerators) * machine.speed)
-    expected: Floats = profile.start.mean + run.draws[index].lengths * per_iteration
-    ratios = np.asarray(run.trials(index, gang)[0] / expected)
+    profile = believed_model.profile
+    seconds: Floats = profile.start.mean + run.draws[index].lengths * expected(profile, gang, run.machine)
+    ratios = np.asarray(run.trials(index, gang)[0] / seconds)
     return [float(ratio) for ratio in ratios]

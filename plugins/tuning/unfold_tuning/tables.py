@@ -300,6 +300,13 @@ def mean_startup(profile: Profile, new: int) -> float:
     return float(lognormal(profile.startup, slowest(ndtri(nodes), new)).mean()) if profile.startup.mean else 0.0
 
 
+def mean_slowest(cv: float, workers: int) -> float:
+    """Return the expected time of the slowest of ``workers`` over that of one, if their speeds vary by ``cv``."""
+    nodes = np.arange(0.5, 512) / 512
+    sigma = log_sigma(cv)
+    return float(np.exp(sigma * slowest(ndtri(nodes), workers) - sigma**2 / 2).mean()) if cv and workers > 1 else 1.0
+
+
 def slower(profile: Profile, factor: float) -> Profile:
     """Return the profile with iterations longer by a factor, their relative spread unchanged."""
     spread = profile.iteration
