@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,8 @@ from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.planner import (
     Offer,
     affordable,
-    best,
     cheapest_conceivable,
+    finest,
     offers,
     rivals,
     soonest,
@@ -86,7 +87,7 @@ def decision(stages: tuple[Stage, ...], machine: Machine, found: Score, share: f
 def _answer(spec: TuningSpec, found: list[Offer], seed: int) -> Report:
     if spec.deadline is None:
         return _fastest(spec, found, seed)
-    picked = best(found, spec.deadline)
+    picked = finest(found, spec.deadline)
     if picked is None:
         return screen.too_late(spec, found, soonest(found))
     if spec.budget is not None and picked[1].within(spec.budget) < spec.on_time:
@@ -109,5 +110,7 @@ def _chosen(spec: TuningSpec, found: list[Offer], picked: tuple[Offer, Score], g
     item, plan_ = picked
     others = rivals(item, goal)
     floor = cheapest_conceivable(found, goal)
+    # a plan beside the curve may have deals that the bound does not know
+    floor = floor if floor <= plan_.cost * (1 + 1e-9) else math.inf
     report = screen.chosen(spec, screen.Chosen(found, item, plan_, goal, others, floor, seed))
     return replace(report, decision=decision(item.model.stages, item.model.machine, plan_, goal.share))

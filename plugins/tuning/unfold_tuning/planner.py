@@ -11,6 +11,7 @@ import numpy as np
 from unfold_tuning.bound import lower_bound
 from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.frontier import Curve, Grid, grid
+from unfold_tuning.nearby import refined
 from unfold_tuning.prepaid import exact_curve
 from unfold_tuning.rivals import Found, Goal, cheapest, greedy, improved, naive_scores, static_scores
 from unfold_tuning.score import Score, scores
@@ -93,6 +94,14 @@ def best(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:
     picked = [(item, item.pick(deadline)) for item in found]
     kept = [(item, plan) for item, plan in picked if plan is not None]
     return min(kept, key=lambda pair: pair[1].cost, default=None)
+
+
+def finest(found: Sequence[Offer], deadline: float) -> tuple[Offer, Score] | None:
+    """Return the cheapest plan that keeps the promise, over all machines and then beside their curves."""
+    picked = best(found, deadline)
+    if picked is None:
+        return None
+    return picked[0], refined(picked[0].model, picked[1], Goal(deadline, picked[0].share))
 
 
 def soonest(found: Sequence[Offer]) -> tuple[Offer, Score, float]:

@@ -150,11 +150,13 @@ def _market(machine: Machine) -> str:
     return "" if machine.market == "on-demand" else f" {machine.market}"
 
 
-def _gap(what: Chosen) -> float:
-    return max(0.0, (what.plan.cost / what.floor - 1) * 100) if np.isfinite(what.floor) and what.floor > 0 else 0.0
+def _gap(what: Chosen) -> float | None:
+    if not np.isfinite(what.floor):
+        return None
+    return max(0.0, (what.plan.cost / what.floor - 1) * 100) if what.floor > 0 else 0.0
 
 
-def _metrics(spec: TuningSpec, what: Chosen, gap: float) -> dict[str, Metric]:
+def _metrics(spec: TuningSpec, what: Chosen, gap: float | None) -> dict[str, Metric]:
     plan, static, lowered = what.plan, what.others.static.best, what.others.greedy.best
     on_time = plan.on_time(what.goal.deadline)
     target = f"≤ {spec.budget:g}" if spec.budget is not None else None
@@ -204,8 +206,9 @@ def _plan_table(what: Chosen) -> Table:
             rows.append((name, None, None, None, None, "misses the deadline"))
         else:
             rows.append(_plan_row(name, found, what, against(found.cost, what.plan.cost)))
-    if np.isfinite(what.floor):
-        rows.append(("lower bound", what.floor, None, None, None, f"gap at most {_gap(what):.1f} %"))
+    gap = _gap(what)
+    if gap is not None:
+        rows.append(("lower bound", what.floor, None, None, None, f"gap at most {gap:.1f} %"))
     return Table("plans", PLAN_COLUMNS, tuple(rows), accent=0)
 
 
@@ -216,7 +219,7 @@ def _plan_row(name: str, found: Score, what: Chosen, compared: str) -> tuple[Cel
     )  # fmt: skip
 
 
-def _lines(what: Chosen, points: Sequence[Point], gap: float) -> list[tuple[str, str]]:
+def _lines(what: Chosen, points: Sequence[Point], gap: float | None) -> list[tuple[str, str]]:
     goal, plan = what.goal, what.plan
     fastest = min(score.mean_seconds for offer in what.found for score in offer.scores)
     first = min(float(offer.promised.min()) for offer in what.found)
@@ -226,7 +229,7 @@ def _lines(what: Chosen, points: Sequence[Point], gap: float) -> list[tuple[str,
     lines.append(
         ("soonest", f"{span(first, up=True)} can be promised; the fastest plan takes {span(fastest)} on average")
     )
-    lines.append(("curve", " · ".join(f"{span(p.deadline, up=True)} {dollars(p.exact)}" for p in points if p.exact)))
+    lines.append(("curve", " · ".join(_steps(points))))
     told = [f"{name}: {share(value)}" for name, value in doubts(what.item.model, plan.plan, goal)]
     lines.append(("if wrong", " · ".join(told)))
     if what.item.model.machine.hazard:
@@ -238,10 +241,19 @@ def _lines(what: Chosen, points: Sequence[Point], gap: float) -> list[tuple[str,
             ("search", f"the bill rounds up to {step}: the cheapest plan found, not proven to be the cheapest")
         )
     lines += [("options", text) for text in [_options(what)] if text]
-    if gap > 0.05:
+    if gap is not None and gap > 0.05:
         floor = f"nothing that keeps the promise costs less than {dollars(what.floor)}"
         lines.append(("bound", f"{floor} (proven for the deals that were searched; whether it can be reached is open)"))
     return lines
+
+
+def _steps(points: Sequence[Point]) -> list[str]:
+    """The deadlines of the curve from which on less is paid."""
+    least: dict[str, str] = {}
+    for point in points:
+        if point.exact:
+            least.setdefault(dollars(point.exact), span(point.deadline, up=True))
+    return [f"{deadline} {cost}" for cost, deadline in least.items()]
 
 
 def _cheaper(what: Chosen) -> str:
@@ -259,7 +271,7 @@ def _options(what: Chosen) -> str:
         return ""
     parts = []
     for offer in what.found:
-        best = offer.pick(what.goal.deadline)
+        best = what.plan if offer is what.item else offer.pick(what.goal.deadline)
         machine = offer.model.machine
         parts.append(f"{machine.name}{_market(machine)} {dollars(best.cost) if best else 'too slow'}")
     return " · ".join(parts)

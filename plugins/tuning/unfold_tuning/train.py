@@ -19,7 +19,7 @@ from unfold_tuning.measure import profile as measured
 from unfold_tuning.measure import work_of
 from unfold_tuning.placed import placed
 from unfold_tuning.plan import PROFILE, decision, known_profile
-from unfold_tuning.planner import affordable, best, offers, soonest
+from unfold_tuning.planner import affordable, finest, offers, soonest
 from unfold_tuning.prices import machines_of, stages_of
 from unfold_tuning.score import Score, score
 from unfold_tuning.screen import too_late, too_poor
@@ -118,7 +118,9 @@ def _chosen(
         return machine, plan, score(model(stages, profile, machine, spec.samples, run.seed), plan)
     found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed, run.progress)
     picked = (
-        best(found, spec.deadline) if spec.deadline is not None else affordable(found, spec.budget or 0.0, spec.on_time)
+        finest(found, spec.deadline)
+        if spec.deadline is not None
+        else affordable(found, spec.budget or 0.0, spec.on_time)
     )
     if picked is None:
         least = min((item for offer in found for item in offer.scores), key=lambda item: item.cost)
