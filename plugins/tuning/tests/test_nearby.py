@@ -62,7 +62,7 @@ def test_expected_dollars_and_seconds_are_those_of_the_sampled_runs() -> None:
     machine = replace(SMALL, billing=Billing(0.0, 0.0), ingress=0.3, head=1.0)
     drawn = offers(STAGES, SLOW, [machine], 0.95, 4000, 0)[0].model
     for plan in list(jobs.every_plan(drawn))[::97]:
-        dollars, seconds = Expected(drawn, {}).of(plan)
+        dollars, seconds = Expected(drawn).of(plan)
         played = score(drawn, plan)
         assert dollars == pytest.approx(played.cost, rel=0.02)
         assert seconds == pytest.approx(played.mean_seconds, rel=0.02)

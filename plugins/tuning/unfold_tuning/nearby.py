@@ -7,7 +7,7 @@ the promise for less. What is cheaper in expectation is looked at, cheapest firs
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, combinations, product
 
 from unfold_tuning.deals import Deal, Plan, slots
@@ -19,6 +19,8 @@ from unfold_tuning.tables import Model, mean_startup
 AT_ONCE = 20
 MOST = 400
 """So many plans are played in one step at most."""
+PAIRED = 12
+"""Of more stages only one at a time is given another deal: pairs of them are too many."""
 CHEAPER = 1e-6
 
 
@@ -26,7 +28,7 @@ def refined(model: Model, start: Score, goal: Goal) -> Score:
     """Return the cheapest plan on time that steps beside a plan on time lead to; it may be the plan itself."""
     if not model.varies or model.machine.billing.per != "instance":
         return start
-    expected, best = Expected(model, {}), start
+    expected, best = Expected(model), start
     while (found := _cheaper(model, best, goal, expected)) is not None:
         best = found
     return best
@@ -37,7 +39,8 @@ class Expected:
     """What plans take and cost in expectation, minimum and increments of the bill left out."""
 
     model: Model
-    means: dict[tuple[int, Deal], float]
+    means: dict[tuple[int, Deal], float] = field(default_factory=dict)
+    startups: dict[int, float] = field(default_factory=dict)
 
     def of(self, plan: Plan) -> tuple[float, float]:
         """Return dollars and seconds."""
@@ -46,7 +49,7 @@ class Expected:
         for index, deal in enumerate(plan):
             if deal.instances > held:
                 wait = self.model.profile.provision.mean
-                ready = mean_startup(self.model.profile, deal.instances - held)
+                ready = self._startup(deal.instances - held)
                 seconds += wait + ready
                 dollars += machine.per_second * (held * wait + deal.instances * ready)
                 dollars += machine.ingress * (deal.instances - held)
@@ -58,6 +61,11 @@ class Expected:
         if (index, deal) not in self.means:
             self.means[index, deal] = float(self.model.seconds(index, deal).mean())
         return self.means[index, deal]
+
+    def _startup(self, new: int) -> float:
+        if new not in self.startups:
+            self.startups[new] = mean_startup(self.model.profile, new)
+        return self.startups[new]
 
 
 def _cheaper(model: Model, best: Score, goal: Goal, expected: Expected) -> Score | None:
@@ -78,7 +86,8 @@ def _cheaper(model: Model, best: Score, goal: Goal, expected: Expected) -> Score
 def _variants(model: Model, plan: Plan) -> Iterator[Plan]:
     beside = [_beside(model, deal) for deal in plan]
     stages = range(len(plan))
-    for changed in chain(((index,) for index in stages), combinations(stages, 2)):
+    pairs = combinations(stages, 2) if len(plan) <= PAIRED else ()
+    for changed in chain(((index,) for index in stages), pairs):
         for deals in product(*(beside[index] for index in changed)):
             other = list(plan)
             for index, deal in zip(changed, deals, strict=True):
@@ -89,6 +98,7 @@ def _variants(model: Model, plan: Plan) -> Iterator[Plan]:
 def _beside(model: Model, deal: Deal) -> Sequence[Deal]:
     each = model.machine.accelerators
     counts = (deal.instances - 1, deal.instances, deal.instances + 1)
-    pairs = product((count for count in counts if 1 <= count <= model.machine.limit), model.profile.fitting(each))
-    deals = (Deal(count, gang, slots(count, gang, each)) for count, gang in pairs)
+    # one size of a trial after the other: only the last few sampled times are kept
+    pairs = product(model.profile.fitting(each), (count for count in counts if 1 <= count <= model.machine.limit))
+    deals = (Deal(count, gang, slots(count, gang, each)) for gang, count in pairs)
     return [item for item in deals if item.slots and item != deal]
