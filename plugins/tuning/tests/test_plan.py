@@ -175,6 +175,34 @@ def test_mistakes_are_told(tmp_path: Path, change: tuple[str, str], told: str) -
         plan(validate(TuningSpec, parse(text, "t.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "told"),
+    [
+        ("asha", r"no barriers .* no stages to plan \(write successive-halving or hyperband\)"),
+        ("BOHB", r"drawn at random .*\(write hyperband\)"),
+        ("Successive_Halving", r'no algorithm "Successive_Halving" \(write successive-halving\)'),
+        ("sha", r"\(write successive-halving\)"),
+        ("hyperbnd", r'\(did you mean "hyperband"\?\)'),
+    ],
+)
+def test_searches_of_other_tools_are_told_what_to_write(algorithm: str, told: str) -> None:
+    """A search that cannot be planned is refused with the reason, one that is spelt otherwise with its name here."""
+    text = SPEC.replace("algorithm: successive-halving", f"algorithm: {algorithm}").replace("DEADLINE", "9 min")
+    with pytest.raises(UnfoldError, match=told):
+        validate(TuningSpec, parse(text.replace("MARKET", "either"), "t.yaml"))
+
+
+def test_a_search_of_stages_is_read(tmp_path: Path) -> None:
+    """A custom search is planned as it is written, and a mistake in one of its stages is told at its key."""
+    stages = "{algorithm: custom, stages: [{trials: 4, iters: 5}, {trials: 1, iters: 9}]}"
+    search = "{algorithm: successive-halving, trials: 16, min_iters: 1, max_iters: 27, eta: 3}"
+    text = SPEC.replace(search, stages).replace("DEADLINE", "9 min").replace("MARKET", "on-demand")
+    report = plan(validate(TuningSpec, parse(text, "t.yaml")), Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert [row["trials"] for row in (report.decision or {})["stages"]] == [4, 1]
+    with pytest.raises(UnfoldError, match=r"search\.stages\[1\]\.iters"):
+        validate(TuningSpec, parse(text.replace("iters: 9", "iters: 0"), "t.yaml"))
+
+
 def test_no_plan_of_the_picture_lies_below_the_exact_curve(tmp_path: Path) -> None:
     """At every deadline that a rival's plan can promise, the exact curve costs no more; this plan lies on it."""
     report = answer(tmp_path)

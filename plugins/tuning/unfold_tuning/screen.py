@@ -291,7 +291,7 @@ def _binding(item: Offer, fastest: Score) -> str:
 
 def _curve_figure(what: Chosen, points: Sequence[Point]) -> Figure:
     level = what.goal.share
-    exact = frontier([item for offer in what.found for item in offer.scores], level)
+    exact = frontier([what.plan, *(item for offer in what.found for item in offer.scores)], level)
     static = frontier([item for offer in what.found for item in static_scores(offer.model)], level)
     lowered = [(point.greedy.promise(level), point.greedy.cost) for point in points if point.greedy]
     last = max(seconds for seconds, _ in (*exact, *static, *lowered))
