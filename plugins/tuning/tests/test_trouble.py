@@ -14,8 +14,13 @@ from test_aws import MACHINE
 from test_train import SPEC, trained
 
 from unfold_tuning.ledger import opened
+from unfold_tuning.spec import TuningSpec
+from unfold_tuning.train import train
 from unfold_tuning.worker import answered
-from unfoldkit.api import ExitCode, UnfoldError, Verdict
+from unfoldkit.api import ExitCode, Run, RunDir, UnfoldError, Verdict
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +131,27 @@ def test_a_bad_cell_of_a_table_is_told_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match=r"t\.csv:3:1") as told:
         trained(tmp_path, SPEC.replace(given, f"{{estimator: sgd, data: {tmp_path}/t.csv}}"))
     assert told.value.code is ExitCode.USAGE
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"instances": 1, "accelerators_per_trial": 2}, "no trial of 2 accelerators fits on 1 instance of 1"),
+        ({"instances": 50}, "50 instances, and cloud.limit is 3"),
+        ({"instances": "many"}, 'a whole number of at least 1, not "many"'),
+        ({"accelerators_per_trial": 0}, "a whole number of at least 1, not 0"),
+    ],
+)
+def test_an_edited_plan_is_held_to_what_can_be_carried_out(
+    tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    """A plan that no trial fits, or that asks for more than the limit, is refused before anything is rented."""
+    rows = [{"trials": n, "instances": 1, "accelerators_per_trial": 1, "at_a_time": 1} | change for n in (6, 2, 1)]
+    plan = {"decision": {"stages": rows, "instance": "p", "market": "on-demand"}}
+    spec = validate(
+        TuningSpec, parse(SPEC.replace("{mean: 50 ms}", "{mean: 50 ms}, speedup: {1: 1, 2: 1.9}"), "t.yaml")
+    )
+    run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(2), allow_code=True, options={"plan": plan})
+    with pytest.raises(UnfoldError, match=told):
+        train(spec, run)
+    assert not (tmp_path / "run/ledger.sqlite").exists()

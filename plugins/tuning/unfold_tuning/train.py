@@ -10,7 +10,7 @@ from typing import Any
 
 from unfold_tuning import results
 from unfold_tuning.clusters import cluster_of, fleet_of
-from unfold_tuning.deals import Deal, Plan
+from unfold_tuning.deals import Deal, Plan, slots
 from unfold_tuning.estimators import ROUNDS_KEY
 from unfold_tuning.executor import Executor, Task
 from unfold_tuning.facts import Machine, Profile
@@ -21,13 +21,16 @@ from unfold_tuning.placed import placed
 from unfold_tuning.plan import PROFILE, decision, known_profile
 from unfold_tuning.planner import affordable, finest, offers, soonest
 from unfold_tuning.prices import machines_of, stages_of
+from unfold_tuning.rescue import MOST
 from unfold_tuning.score import Score, score
 from unfold_tuning.screen import too_late, too_poor
 from unfold_tuning.spec import Trainable, TuningSpec
 from unfold_tuning.stages import Stage
 from unfold_tuning.tables import model
+from unfold_tuning.words import counted
 from unfold_tuning.worker import state_file
 from unfoldkit.api import Report, Run, dump, fail, fingerprint
+from unfoldkit.errors import show
 
 LEDGER = "ledger.sqlite"
 DECISION = "carried-out.json"
@@ -110,11 +113,14 @@ def _chosen(
 ) -> tuple[Machine, Plan, Score] | Report:
     """Return the plan of an earlier attempt, of ``--plan``, or a new one; or the report that there is none."""
     stored: Mapping[str, Any] = (run.options.get("plan") or {}).get("decision") or {}
-    if run.directory.has(DECISION, made_from=made_from):
+    begun = run.directory.has(DECISION, made_from=made_from)
+    if begun:
         stored = json.loads(run.directory.read(DECISION))
     if stored:
-        machine, plan = _from_decision(stored, stages, machines)
+        # a run that goes on under a smaller limit is planned again for it
+        machine, plan = _from_decision(stored, stages, machines, MOST if begun else spec.cloud.limit)
         _measured(plan, machine, profile)
+        _fitting(plan, machine)
         return machine, plan, score(model(stages, profile, machine, spec.samples, run.seed), plan)
     found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed, run.progress)
     picked = (
@@ -138,14 +144,36 @@ def _measured(plan: Plan, machine: Machine, profile: Profile) -> None:
         raise fail(what, key="profile.speedup", hint="measure it, or plan again")
 
 
+def _fitting(plan: Plan, machine: Machine) -> None:
+    for index, deal in enumerate(plan):
+        if not deal.slots:
+            held = f"{counted(deal.instances, 'instance')} of {machine.accelerators}"
+            what = f"no trial of {counted(deal.gang, 'accelerator')} fits on {held}"
+            raise fail(what, key=f"decision.stages[{index}].accelerators_per_trial")
+
+
 def _from_decision(
-    stored: Mapping[str, Any], stages: tuple[Stage, ...], machines: list[Machine]
+    stored: Mapping[str, Any], stages: tuple[Stage, ...], machines: list[Machine], most: int
 ) -> tuple[Machine, Plan]:
-    rows = stored["stages"]
-    if [row["trials"] for row in rows] != [stage.trials for stage in stages]:
+    rows = stored.get("stages") or ()
+    if [row.get("trials") for row in rows] != [stage.trials for stage in stages]:
         raise fail("the plan is for other stages than the spec's", hint="plan again")
-    fitting = [m for m in machines if (m.name, m.market) == (stored["instance"], stored["market"])]
+    fitting = [m for m in machines if (m.name, m.market) == (stored.get("instance"), stored.get("market"))]
     if not fitting:
-        raise fail(f"the plan is for {stored['instance']}, which the spec does not name", key="cloud.instances")
-    plan = tuple(Deal(row["instances"], row["accelerators_per_trial"], row["at_a_time"]) for row in rows)
-    return fitting[0], plan
+        raise fail(f"the plan is for {stored.get('instance')}, which the spec does not name", key="cloud.instances")
+    each = fitting[0].accelerators
+    return fitting[0], tuple(_deal(row, f"decision.stages[{index}]", each, most) for index, row in enumerate(rows))
+
+
+def _deal(row: Mapping[str, Any], key: str, accelerators: int, most: int) -> Deal:
+    """Return a stage of a plan, which may be edited: how many trials run at a time follows from the rest."""
+    count, gang = (_whole(row.get(name), f"{key}.{name}") for name in ("instances", "accelerators_per_trial"))
+    if count > most:
+        raise fail(f"{counted(count, 'instance')}, and cloud.limit is {most}", key=f"{key}.instances")
+    return Deal(count, gang, slots(count, gang, accelerators))
+
+
+def _whole(value: object, key: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise fail(f"a whole number of at least 1, not {show(value)}", key=key)
