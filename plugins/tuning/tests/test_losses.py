@@ -22,7 +22,10 @@ from unfold_tuning.facts import Machine, Profile, Spread
 from unfold_tuning.frontier import grid
 from unfold_tuning.kernels import hits, hits_python
 from unfold_tuning.losses import replacing, struck
+from unfold_tuning.outlook import lost_together
+from unfold_tuning.planner import offer
 from unfold_tuning.prepaid import exact_curve
+from unfold_tuning.rivals import Goal
 from unfold_tuning.score import score
 from unfold_tuning.stages import custom
 from unfold_tuning.tables import model
@@ -113,3 +116,15 @@ def test_without_spot_nothing_is_added() -> None:
     assert replacing(jobs.P3, drawn.profile) == 0.0
     assert np.array_equal(safe.seconds, other.seconds)
     assert safe.cost == pytest.approx(other.cost, rel=1e-6)
+
+
+def test_a_day_on_which_all_are_lost_costs_half_a_checkpoint_at_the_speed_of_the_trials() -> None:
+    """Losing all at once costs half of what lies between two checkpoints, at most half the stage, and new instances."""
+    machine = Machine("m", 4, 10.0, limit=2, hazard=0.1, checkpoint_iters=100)
+    profile = replace(jobs.still("J1"), provision=Spread(30.0), startup=Spread(60.0))
+    item = offer(model(custom([(1, 20)]), profile, machine, 1, 0), 0.95)
+    plan = (Deal(1, 4, 1),)
+    extra = 20 / 2 * 40.0 / 3.632 + 30 + 60
+    ends = score(item.model, plan).mean_seconds
+    assert lost_together(item, plan, Goal(ends + extra + 1, 0.95)) == 1
+    assert lost_together(item, plan, Goal(ends + extra - 1, 0.95)) == 0

@@ -10,6 +10,7 @@ import numpy as np
 from unfold_tuning.deals import Plan
 from unfold_tuning.facts import Profile, Spread
 from unfold_tuning.planner import Offer, best
+from unfold_tuning.replan import expected
 from unfold_tuning.rivals import Goal, cheapest, greedy, static_scores
 from unfold_tuning.score import Score, score
 from unfold_tuning.tables import Model, model, slower
@@ -41,14 +42,13 @@ def doubts(found: Model, plan: Plan, goal: Goal) -> list[tuple[str, float]]:
 
 def lost_together(item: Offer, plan: Plan, goal: Goal) -> float:
     """Return P(on time) if all spot instances are lost at once, half-way through the longest stage."""
-    profile = item.model.profile
+    profile, machine = item.model.profile, item.model.machine
     ends = score(item.model, plan).ends
-    lengths = np.diff(ends, axis=0, prepend=0.0)
-    lost = profile.iteration.mean * item.model.machine.checkpoint_iters / 2 / item.model.machine.speed
+    longest = int(np.diff(ends, axis=0, prepend=0.0).mean(axis=1).argmax())
+    piece = min(machine.checkpoint_iters, max(item.model.stages[longest].lengths()))
+    lost = expected(profile, plan[longest].gang, machine) * piece / 2
     extra = lost + profile.provision.mean + profile.startup.mean + profile.start.mean
-    longest = int(lengths.mean(axis=1).argmax())
-    seconds = ends[-1] + extra + 0 * lengths[longest]
-    return float((seconds <= goal.deadline).mean())
+    return float((ends[-1] + extra <= goal.deadline).mean())
 
 
 def curve_points(offers: Sequence[Offer], goal: Goal, seed: int) -> list[Point]:
