@@ -53,6 +53,21 @@ def test_a_row_never_sees_its_own_target(rows: np.ndarray, place: int) -> None:
         np.testing.assert_array_equal(before[fold == fold[row]], after[fold == fold[row]])
 
 
+@given(ROWS)
+def test_each_context_is_fitted_on_its_own_rows(rows: np.ndarray) -> None:
+    """The curve and the score of a context are those that a mask of its rows gives, to the last bit."""
+    q, context, target = rows[0] / 8, rows[1], rows[2].astype(np.float64)
+    fitted = calibrate(q, context, target)
+    score = fitted(q, context)
+    for name in np.unique(context):
+        own = context == name
+        curve, weight = fitted.curves[int(name)]
+        alone = calibrate(q[own], context[own], target[own])
+        np.testing.assert_array_equal(curve.y, alone.pooled.y)
+        pooled = fitted.pooled(q[own])
+        np.testing.assert_array_equal(score[own], pooled + weight * (alone.pooled(q[own]) - pooled))
+
+
 def test_contexts_tell_label_and_agreement_apart() -> None:
     """Two rows share a context iff the last label and every agreement are the same."""
     predicted = np.array([[a, b, c] for a in range(3) for b in range(3) for c in range(3)])

@@ -14,6 +14,7 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, run_in, spec_of
 from unfold_cascade.cases import features, stored_cases
+from unfold_cascade.choose import POINTS
 from unfold_cascade.data import frame_of_file
 from unfold_cascade.decide import decide
 from unfold_cascade.plan import plan
@@ -204,6 +205,14 @@ def test_label_conditional_confidence_survives_the_run(tmp_path: Path) -> None:
     first, second = (plan(spec, run_in(tmp_path)) for _ in range(2))
     assert _text(first, tmp_path) == _text(second, tmp_path)
     assert "curves" in (tmp_path / "front.json").read_text()
+
+
+def test_a_run_keeps_the_points_that_can_be_chosen(tmp_path: Path) -> None:
+    """The stored front holds no more points than a plan chooses from, each with its curves once."""
+    spec = spec_of(CONFIGS / "api-logs.yaml", "gates.confidence=label-conditional", "gates.max_models=2")
+    plan(spec, run_in(tmp_path))
+    kept = json.loads((tmp_path / "front.json").read_text())["points"]
+    assert 2 < len(kept) <= POINTS
 
 
 def test_profile_measures_every_model(trained: tuple[Path, Report]) -> None:

@@ -43,6 +43,7 @@ def decide(spec: CascadeSpec, run: Run) -> Plan:
     """Fit what is missing, search the front on the tuning rows, certify on the calibration rows."""
     given = cases(spec, run)
     tables = zoo(spec, run, given)
+    # runs of before hold every point
     front = shortlist(_front(spec, run, given, tables))
     base = monolith(tables, given.labels, given.rows.train)
     choice = choose(tables, front, base, given.labels, given.rows.train, given.rows.calibrate, spec.goal)
@@ -56,7 +57,7 @@ def _front(spec: CascadeSpec, run: Run, given: Cases, tables: Zoo) -> PolicyFron
     def make() -> bytes:
         run.log.info("searching the gates on %d rows", len(given.rows.train))
         found = search(tables, given.labels, groups, given.rows.train, spec.gates, spec.order, spec.conditional)
-        return to_json(found)
+        return to_json(shortlist(found))
 
     return from_json(run.directory.once(FRONT_FILE, made_from, make), str(run.directory.path / FRONT_FILE))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.gates.conditional import contexts, cross_calibrate, fit_chain
+from unfold_cascade.gates.conditional import Calibration, contexts, cross_calibrate, fit_gate
 from unfold_cascade.gates.orders import Chain
 from unfold_cascade.policy import Step, places
 from unfold_cascade.questions import Question
@@ -29,6 +29,7 @@ class Scorer:
     loss: FloatArray
     conditional: bool
     memo: dict[Chain, FloatArray] = field(default_factory=dict)
+    fitted: dict[Chain, Calibration] = field(default_factory=dict)
 
     def scores(self, chain: Chain) -> FloatArray:
         """Return the (n, K-1) scores that the gates of a chain read."""
@@ -41,8 +42,7 @@ class Scorer:
         """Return a chain with its cuts, and the curves that score new rows."""
         if not self.conditional or len(chain) == 1:
             return Step(chain, tuple(cuts))
-        score, answer = self.question.score[self.rows], self.question.answer[self.rows]
-        return Step(chain, tuple(cuts), fit_chain(score, answer, 1.0 - self.loss, chain))
+        return Step(chain, tuple(cuts), tuple(self._fitted(chain[: j + 1]) for j in range(len(chain) - 1)))
 
     def _gate(self, asked: Chain) -> FloatArray:
         if asked not in self.memo:
@@ -50,3 +50,10 @@ class Scorer:
             worth, fold = 1.0 - self.loss[:, asked[-1]], np.arange(len(self.rows)) % FOLDS
             self.memo[asked] = cross_calibrate(confidence, contexts(answer, asked), worth, fold)
         return self.memo[asked]
+
+    def _fitted(self, asked: Chain) -> Calibration:
+        # a front has a thousand points, but few chains: each gate is fitted once
+        if asked not in self.fitted:
+            score, answer = self.question.score[self.rows], self.question.answer[self.rows]
+            self.fitted[asked] = fit_gate(score, answer, 1.0 - self.loss, asked)
+        return self.fitted[asked]

@@ -44,9 +44,11 @@ class Calibration:
 
     def __call__(self, confidence: FloatArray, context: IntArray) -> FloatArray:
         """Return the (n,) scores of rows with (n,) confidences in (n,) contexts; of -inf, no confidence, it is -inf."""
-        score = self.pooled(confidence)
-        for name, (curve, weight) in self.curves.items():
-            rows = context == name
+        score, order = self.pooled(confidence), np.argsort(context, kind="stable")
+        names = np.fromiter(self.curves, dtype=np.int64, count=len(self.curves))
+        first, last = (np.searchsorted(context[order], names, side=side) for side in ("left", "right"))
+        for (curve, weight), low, high in zip(self.curves.values(), first, last, strict=True):
+            rows = order[low:high]
             score[rows] += weight * (curve(confidence[rows]) - score[rows])
         # who gave no confidence is not trusted, however good such answers were
         score[confidence == -np.inf] = -np.inf
@@ -68,11 +70,11 @@ def calibrate(confidence: FloatArray, context: IntArray, target: FloatArray, *, 
     # of who gave no confidence nothing can be learnt about confidences
     given = confidence > -np.inf if (confidence > -np.inf).any() else np.ones(confidence.size, dtype=np.bool_)
     confidence, context, target = confidence[given], context[given], target[given]
-    names, rows = np.unique(context, return_counts=True)
-    weights = rows / (rows + shrinkage)
+    order = np.argsort(context, kind="stable")
+    names, starts, rows = np.unique(context[order], return_index=True, return_counts=True)
     curves = {
-        int(name): (_curve(confidence[context == name], target[context == name]), float(weight))
-        for name, weight in zip(names, weights, strict=True)
+        int(name): (_curve(confidence[own], target[own]), float(own.size / (own.size + shrinkage)))
+        for name, own in ((name, order[low : low + size]) for name, low, size in zip(names, starts, rows, strict=True))
     }
     return Calibration(_curve(confidence, target), curves)
 
@@ -131,10 +133,16 @@ def fit_chain(
         chain: The models in the order in which they are asked; the last has no gate.
         shrinkage: As for ``calibrate``.
     """
-    return tuple(
-        calibrate(confidence[:, m], contexts(predicted, chain[: j + 1]), target[:, m], shrinkage=shrinkage)
-        for j, m in enumerate(chain[:-1])
-    )
+    asked = (chain[: j + 1] for j in range(len(chain) - 1))
+    return tuple(fit_gate(confidence, predicted, target, each, shrinkage=shrinkage) for each in asked)
+
+
+def fit_gate(
+    confidence: FloatArray, predicted: IntArray, target: FloatArray, asked: Chain, *, shrinkage: float = 50.0
+) -> Calibration:
+    """Calibrate the gate behind the last of the models ``asked`` so far; arguments as for ``fit_chain``."""
+    last = asked[-1]
+    return calibrate(confidence[:, last], contexts(predicted, asked), target[:, last], shrinkage=shrinkage)
 
 
 def score_chain(
