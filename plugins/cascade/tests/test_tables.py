@@ -87,6 +87,41 @@ def test_nulls_of_parquet_are_no_labels(tmp_path: Path) -> None:
         assert (len(given.names), len(given.labels), given.unlabelled) == (2, 70, 10)
 
 
+def test_lists_of_parquet_are_columns_of_numbers(tmp_path: Path) -> None:
+    """A list a row, or a list of lists, is as many columns as it has values, a null gaps; unequal ones are told."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def read(cells: list[object]) -> Frame:
+        parquet.write_table(pyarrow.table({"emb": cells, "y": list("ab" * 6)}), tmp_path / "lists.parquet")
+        return frame_of_file(tmp_path / "lists.parquet")
+
+    vectors = read([None, *([float(i), 2.0, -1.0] for i in range(1, 12))])
+    assert list(vectors.columns) == ["emb_0", "emb_1", "emb_2", "y"]
+    assert expand(vectors, {"all": FeatureGroup(columns=("emb_*",))}, "y") == {"all": ("emb_0", "emb_1", "emb_2")}
+    np.testing.assert_array_equal(vectors.numbers("emb_0", key="features"), [np.nan, *range(1, 12)])
+    images = read([[[i, 1], [2, 3]] for i in range(12)])
+    assert [images.numbers(f"emb_{k}", key="features")[7] for k in range(4)] == [7, 1, 2, 3]
+    with pytest.raises(UnfoldError, match='the lists of column "emb" have from 1 to 2 values'):
+        read([[1.0] * (1 + i % 2) for i in range(12)])
+
+
+def test_true_and_false_are_features(tmp_path: Path) -> None:
+    """A column of true and false, as pandas writes them, is one of 1 and 0 with gaps; other words are told."""
+    rows = [f"{[True, 'false', ''][i % 3]},{i},{i % 2}" for i in range(60)]
+    spec = own(tmp_path, rows)
+    run = run_in(tmp_path / "run", base=tmp_path)
+    np.testing.assert_array_equal(features(spec, run, cases(spec, run))[:3, 0], [1, 0, np.nan])
+    with pytest.raises(UnfoldError, match=r"data.categories: \[a\] takes its words"):
+        cases(own(tmp_path, [*rows[:-1], "perhaps,1,0"]), run_in(tmp_path / "again", base=tmp_path))
+
+
+def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None:
+    """A head written as `a, b, y` names the columns a, b and y."""
+    (tmp_path / "spaced.csv").write_text("a, b, y\n" + "1,2,3\n" * 10)
+    assert list(frame_of_file(tmp_path / "spaced.csv").columns) == ["a", "b", "y"]
+
+
 def test_whole_numbers_are_one_label_however_written(tmp_path: Path) -> None:
     """1 and 1.0 are one label, also in groups of a spec; 007 and 1.5 stay as they are."""
     rows = [f"{i},1,{i % 4}{'.0' if i % 3 else ''}" for i in range(80)]

@@ -217,7 +217,7 @@ def _check_train(labels: IntArray, train: IntArray, names: np.ndarray, column: s
 def _check_numeric(frame: Frame, order: Sequence[str]) -> None:
     # a word of a category is a number whatever it is
     for column in filter(frame.columns.__contains__, order):
-        frame.numbers(column, key="features")
+        frame.flags(column, key="features")
 
 
 def _targets(spec: CascadeSpec) -> list[object]:

@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +64,14 @@ class Frame:
 
     def flags(self, column: str, *, key: str) -> FloatArray:
         """Return a column of numbers, or of ``true`` and ``false`` as 1 and 0; an empty cell is NaN."""
-        given = {str(cell).strip().lower() for cell in self.columns.get(column, ())} - cells.MISSING
-        if not given or not given <= {"true", "false"}:
+        given, words = self.columns.get(column, ()), {"true": 1.0, "false": 0.0}
+        told = (str(cell).strip().lower() for cell in given)
+        # the first cell that says something tells columns of numbers at once
+        if next((word for word in told if word not in cells.MISSING), "") not in words:
             return self.numbers(column, key=key)
-        words = {"true": 1.0, "false": 0.0}
-        return np.array([words.get(str(cell).strip().lower(), np.nan) for cell in self.columns[column]])
+        if not {word for word in told if word not in cells.MISSING} <= set(words):
+            return self.numbers(column, key=key)
+        return np.array([words.get(str(cell).strip().lower(), np.nan) for cell in given])
 
     def dates(self, column: str, *, key: str) -> FloatArray | None:
         """Return a column of dates in s since 1970, ``None`` if it holds none or does not exist.
@@ -115,8 +118,8 @@ def frame_of_file(path: Path) -> Frame:
 
 
 def matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
-    """Return the named columns as an (n, d) float64 array."""
-    return np.column_stack([frame.numbers(column, key=key) for column in columns])
+    """Return the named columns as an (n, d) float64 array; ``true`` and ``false`` are 1 and 0."""
+    return np.column_stack([frame.flags(column, key=key) for column in columns])
 
 
 def expand(
@@ -198,8 +201,31 @@ def _parquet(path: Path) -> Frame:
         table = parquet.read_table(io.BytesIO(data))
     except ArrowException as error:
         raise fail(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
-    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    whole = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    columns = {name: part for column, cells in whole.items() for name, part in _parts(column, cells, path)}
     return Frame(columns, _digest(data), path.name)
+
+
+def _parts(column: str, cells: np.ndarray, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield a column; one of lists, such as embeddings, as COLUMN_0, COLUMN_1 and so on."""
+    lists = [_flat(cell) if isinstance(cell, np.ndarray) else cell for cell in cells]
+    lengths = {len(cell) for cell in lists if isinstance(cell, np.ndarray)}
+    if not lengths:
+        yield column, cells
+        return
+    if len(lengths) > 1:
+        message = f'the lists of column "{column}" have from {min(lengths)} to {max(lengths)} values'
+        raise fail(message, file=str(path), key="data.path", hint="write lists of one length, or no such column")
+    gap = np.full(max(lengths), np.nan)
+    table = np.array([gap if cell is None else cell for cell in lists])
+    yield from ((f"{column}_{place}", part) for place, part in enumerate(table.T))
+
+
+def _flat(cell: np.ndarray) -> np.ndarray:
+    """Return the values of a list, and of a list of lists, such as the rows of an image, row after row."""
+    while cell.size and isinstance(cell[0], np.ndarray):
+        cell = np.concatenate(list(cell))
+    return cell
 
 
 def _csv(path: Path) -> Frame:
@@ -211,7 +237,7 @@ def _csv(path: Path) -> Frame:
         raise not_utf8(plain, path) from error
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
-    head = rows[0][1] if rows else []
+    head = [name.strip() for name in rows[0][1]] if rows else []
     if not rows or len(set(head)) != len(head):
         raise fail("the first line must name the columns, each once", file=str(path))
     for number, row in rows[1:]:
