@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade import certificate, greedy_gap, saved
+from unfold_cascade import certificate, greedy_gap, saved, skew
 from unfold_cascade.choose import NO_BETTER, losses
 from unfold_cascade.decide import Plan
 from unfold_cascade.policy import Outcome, Policy, Step, follow
@@ -154,7 +154,9 @@ def _named(plan: Plan) -> list[tuple[str, Policy]]:
     named = (
         []
         if plan.policy is None
-        else [("cascade, " + ("certified" if plan.spec.goal.max_loss else "within the budget"), plan.policy)]
+        else [
+            ("cascade, " + ("certified" if plan.spec.goal.max_loss is not None else "within the budget"), plan.policy)
+        ]
     )
     others = [("cascade, most accurate", policies[-1]), ("cascade, cheapest", policies[0])]
     return named + [(label, policy) for label, policy in others if policy is not plan.policy]
@@ -247,7 +249,7 @@ def _figure(plan: Plan) -> Figure:
     if plan.choice.point is not None:
         point = plan.choice.point
         series.append(Series("chosen", (cost[point],), (tested[point],), "points"))
-    title = f"{plan.spec.name}: accuracy and cost of {len(cost)} cascades"
+    title = f"{plan.spec.name}: accuracy and cost of {_cascades(plan)}"
     unit = f"mean cost of a case, {plan.zoo.unit}"
     return Figure("front", title, unit, "accuracy %", tuple(series), log_x=True, timed=plan.spec.cost.by == MEASURED)
 
@@ -259,12 +261,18 @@ def _lines(plan: Plan, outcome: Outcome) -> tuple[tuple[str, str], ...]:
         ("certificate", _certificate(plan, loss)),
         (
             "front",
-            f"{len(plan.front.cost)} cascades from {least} to {most}; plot: --out report.html",
+            f"{_cascades(plan)} from {least} to {most}; plot: --out report.html",
         ),
         *greedy_gap.lines(plan),
+        *skew.lines(plan, outcome),
         ("split", _split(plan)),
     ]
     return tuple(lines)
+
+
+def _cascades(plan: Plan) -> str:
+    count = len(plan.front.cost)
+    return "1 cascade" if count == 1 else f"{count} cascades"
 
 
 def _certificate(plan: Plan, loss: float) -> str:
@@ -274,8 +282,13 @@ def _certificate(plan: Plan, loss: float) -> str:
     text = (
         f"loss against {plan.base.name} ≤ {_points_up(choice.certified)} points with {choice.confidence:.0%} confidence"
     )
-    text += f" ({choice.cases} cases, {choice.method} test; {loss:.1f} on test)"
+    text += f" ({choice.cases} cases, {choice.method} test; {_shown(loss)} on test)"
     return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
+
+
+def _shown(loss: float) -> str:
+    """Return a loss in points as it is printed; one that rounds to nothing has no sign."""
+    return f"{round(loss, 1) + 0.0:.1f}"
 
 
 def _points_up(loss: float) -> str:
@@ -306,7 +319,7 @@ def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
     if plan.policy is not None:
         loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
         cheaper = saved.in_words(_base_cost(plan), float(outcome.cost.mean()), plan.zoo.unit)
-        return f"{cheaper} at {loss:.1f} points · saved in {run.directory.path}"
+        return f"{cheaper} at {_shown(loss)} points · saved in {run.directory.path}"
     goal = plan.spec.goal
     if goal.budget is not None and plan.choice.reason == NO_BETTER:
         right = f"{100 * _base_accuracy(plan):.1f} % right for {plan.base.cost:.4g} {plan.zoo.unit} a case"
