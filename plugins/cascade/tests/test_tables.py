@@ -122,6 +122,13 @@ def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
     assert list(frame_of_file(tmp_path / "spaced.csv").columns) == ["a", "b", "y"]
 
 
+@pytest.mark.parametrize("groups", [{}, {"all": FeatureGroup(columns=("*",))}])
+def test_a_column_without_a_name_is_no_feature(groups: dict[str, FeatureGroup]) -> None:
+    """Row numbers, as pandas writes them before the first column, are learnt from neither unasked nor by a pattern."""
+    table = frame(**{"": range(10), "a": range(10), "y": range(10)})
+    assert expand(table, groups, "y") == {"all": ("a",)}
+
+
 def test_whole_numbers_are_one_label_however_written(tmp_path: Path) -> None:
     """1 and 1.0 are one label, also in groups of a spec; 007 and 1.5 stay as they are."""
     rows = [f"{i},1,{i % 4}{'.0' if i % 3 else ''}" for i in range(80)]
@@ -205,6 +212,9 @@ def test_marks_of_nothing_are_gaps_and_percentages_numbers() -> None:
         (["x", "y", "1"], True, "data.categories: [a] takes its words as values"),
         (["x", "y", "1"], False, ""),
         (["x", "2", "1"], True, "leave the cell empty where nothing is known"),
+        (["2,04", "x", "-0,5"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "2,04"'),
+        (["$1,200.00", "3"], True, 'write plain digits, with a point before fractions: 1234.5, not as in "$1,200.00"'),
+        (["1,2", "x", "y"], True, "data.categories: [a] takes its words as values"),
         (["1", "-inf", "x"], True, "leave the cell empty"),
         (["1", "1e999", "2"], True, "leave the cell empty"),
         ([1.0, float("inf")], True, "leave the cell empty"),

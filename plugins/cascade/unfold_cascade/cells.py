@@ -20,6 +20,8 @@ HINTS: Mapping[str, str] = {
     "confidence": "a number such as 0.9, or 90%; empty where the service did not answer",
     "time": "hours as numbers, such as 1.5, or dates such as 2026-03-01 07:15",
 }
+_DRESS = re.compile(r"[,_'$€£¥\s]")
+"""What numbers are dressed with: signs of money, and of thousands."""
 _WHOLE = re.compile(r"([-+]?\d+)\.0+")
 
 
@@ -123,7 +125,11 @@ def _is_word(cell: Any) -> bool:
 
 def _hint(cells: np.ndarray, place: Place) -> str:
     given = [text for text in (label_text(cell) for cell in cells) if not is_missing(text)]
-    if 2 * sum(map(_is_word, given)) <= len(given):
+    words = [text for text in given if _is_word(text)]
+    dressed = [text for text in words if not _is_word(_DRESS.sub("", text))]
+    if 2 * len(dressed) > len(words):
+        return f'write plain digits, with a point before fractions: 1234.5, not as in "{dressed[0]}"'
+    if 2 * len(words) <= len(given):
         return "leave the cell empty where nothing is known"
     if place.words:
         return f"data.categories: [{place.column}] takes its words as values"

@@ -125,14 +125,15 @@ def matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
 def expand(
     frame: Frame, groups: Mapping[str, FeatureGroup], label: str, categories: Sequence[str] = ()
 ) -> dict[str, tuple[str, ...]]:
-    """Return the columns of each feature group, patterns resolved; without groups, one of every other column.
+    """Return the columns of each feature group, patterns resolved; without groups, one of all others that have a name.
 
     A column of ``categories`` is replaced by one for each of its words, ``COLUMN=WORD``.
 
     Raises:
         UnfoldError: a name or pattern that matches no column, or a category with too many words.
     """
-    usable = [column for column in frame.columns if column != label]
+    # a column without a name holds the row numbers of pandas
+    usable = [column for column in frame.columns if column not in ("", label)]
     words = {column: _words(frame, column) for column in _matching(frame, usable, "data.categories", categories)}
     found = {
         name: _matching(frame, usable, f"features.{name}.columns", group.columns) for name, group in groups.items()
