@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_cascade import cells
+from unfold_cascade import cells, jsonl
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time.keys import Split
@@ -106,12 +106,13 @@ def load_frame(spec: CascadeSpec, run: Run) -> Frame:
 
 
 def frame_of_file(path: Path) -> Frame:
-    """Return the table of a CSV or Parquet file.
+    """Return the table of a CSV, Parquet or JSON Lines file.
 
     Raises:
         UnfoldError: not such a file, or fewer than ten rows.
     """
-    frame = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    read = _parquet if path.suffix == ".parquet" else _jsonl if path.name.endswith(jsonl.ENDINGS) else _csv
+    frame = read(path)
     if len(frame) < 10:
         raise fail(f"{path.name} has {len(frame)} rows; at least 10 are needed", key="data.path", file="")
     return frame
@@ -203,8 +204,28 @@ def _parquet(path: Path) -> Frame:
     except ArrowException as error:
         raise fail(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
     whole = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
-    columns = {name: part for column, cells in whole.items() for name, part in _parts(column, cells, path)}
-    return Frame(columns, _digest(data), path.name)
+    return Frame(_spread(whole, path), _digest(data), path.name)
+
+
+def _jsonl(path: Path) -> Frame:
+    data = _bytes(path)
+    plain = _plain(data, path)
+    try:
+        whole = jsonl.columns_of(plain.decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise not_utf8(plain, path) from error
+    return Frame(_spread(whole, path), _digest(data), path.name)
+
+
+def _plain(data: bytes, path: Path) -> bytes:
+    try:
+        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise fail(f"not a gzip file: {error}", file=str(path)) from error
+
+
+def _spread(whole: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    return {name: part for column, cells in whole.items() for name, part in _parts(column, cells, path)}
 
 
 def _parts(column: str, cells: np.ndarray, path: Path) -> Iterator[tuple[str, np.ndarray]]:

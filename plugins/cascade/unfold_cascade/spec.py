@@ -49,10 +49,12 @@ class SklearnData(Model):
 
 
 class TableData(Model):
-    """A CSV or Parquet file with one row a case."""
+    """A CSV, Parquet or JSON Lines file with one row a case."""
 
     source: Literal["table"]
-    path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
+    path: str = Field(
+        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+    )
     categories: tuple[str, ...] = Field(
         default=(), description="names or patterns of columns of words: each word is a column COLUMN=WORD of 0 and 1"
     )
@@ -60,10 +62,12 @@ class TableData(Model):
 
 
 class RecordedData(Model):
-    """A CSV or Parquet file with what each model answered: no model is fitted."""
+    """A CSV, Parquet or JSON Lines file with what each model answered: no model is fitted."""
 
     source: Literal["recorded"]
-    path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
+    path: str = Field(
+        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+    )
     split: Split = Split()
 
 

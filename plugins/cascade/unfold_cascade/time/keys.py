@@ -28,10 +28,12 @@ class PhysioNetData(Model):
 
 
 class LongData(Model):
-    """A CSV or Parquet file with one row an entity and hour."""
+    """A CSV, Parquet or JSON Lines file with one row an entity and hour."""
 
     source: Literal["long"]
-    path: str = Field(min_length=1, description="a .csv, .csv.gz or .parquet file, relative to the spec")
+    path: str = Field(
+        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+    )
     entity: str = Field(description="the column that says whose row it is")
     time: str = Field(description="the column of the time: hours as numbers, or dates")
     split: Split = Split()
