@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.time.keys import Alerts
 from unfoldkit.context import Run
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.runs import RunDir
@@ -36,3 +37,29 @@ def spec_of(path: Path, *settings: str) -> CascadeSpec:
 def run_in(folder: Path, **changes: Any) -> Run:
     """Return surroundings that write to ``folder`` and look for files beside the shipped specs."""
     return Run(directory=RunDir(folder), **{"engine": LocalEngine(1), "base": CONFIGS, **changes})
+
+
+def small(spec: CascadeSpec, records: Path) -> CascadeSpec:
+    """Return the shipped spec of real patients on other records, with fewer and smaller models."""
+    stages = [
+        stage.model_copy(update={"models": tuple(_quick(model) for model in (stage.models[0], stage.models[-1]))})
+        for stage in spec.stages
+    ]
+    data = spec.data.model_copy(update={"path": str(records)})
+    assert spec.baseline is not None
+    # so few patients cannot tell one alarm from another
+    alerts = Alerts(per_100h=10, utility_margin=0.3, auprc_margin=0.05)
+    gates = spec.gates.model_copy(update={"folds": 2})
+    update = {
+        "data": data,
+        "stages": tuple(stages),
+        "baseline": _quick(spec.baseline),
+        "alerts": alerts,
+        "gates": gates,
+    }
+    return spec.model_copy(update=update)
+
+
+def _quick(model: Any) -> Any:
+    rounds = min(int(model.params["n_estimators"]), 20)
+    return model.model_copy(update={"params": {**model.params, "n_estimators": rounds}})

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from plugins.cascade.tests.runs import small
 from unfold_cascade import certificate
 from unfold_cascade.plan import plan
 from unfold_cascade.profile import profile
@@ -23,7 +24,7 @@ from unfold_cascade.time import measures
 from unfold_cascade.time.choose import patient_means, sequence
 from unfold_cascade.time.decide import Searched, judge, searched, swapped
 from unfold_cascade.time.judge import at_rate, outcome
-from unfold_cascade.time.keys import Alerts, Moves
+from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.long import entity_of_row, starts_of
 from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.moves import Zoo
@@ -311,7 +312,7 @@ def records(tmp_path: Path) -> Path:
 @pytest.mark.shared
 def test_real_records_give_a_cascade_that_costs_less(records: Path, tmp_path: Path) -> None:
     """On 400 real patients the shipped spec, with small models, yields a cheaper cascade and every metric promised."""
-    spec = _small(_spec("sepsis.yaml"), records)
+    spec = small(_spec("sepsis.yaml"), records)
     report = train(spec, _run(tmp_path / "run"))
     names = (
         "price_saving flops_saving latency_saving naive_price_saving naive_flops_saving loss_points lead_hours_gain "
@@ -323,32 +324,6 @@ def test_real_records_give_a_cascade_that_costs_less(records: Path, tmp_path: Pa
     assert all(value is not None for value in values.values()), values
     assert values["price_saving"] > 1.5
     assert values["flops_saving"] > 1.5
-
-
-def _small(spec: CascadeSpec, records: Path) -> CascadeSpec:
-    """Return the spec on fewer patients, with fewer and smaller models."""
-    stages = [
-        stage.model_copy(update={"models": tuple(_quick(model) for model in (stage.models[0], stage.models[-1]))})
-        for stage in spec.stages
-    ]
-    data = spec.data.model_copy(update={"path": str(records)})
-    assert spec.baseline is not None
-    # so few patients cannot tell one alarm from another
-    alerts = Alerts(per_100h=10, utility_margin=0.3, auprc_margin=0.05)
-    gates = spec.gates.model_copy(update={"folds": 2})
-    update = {
-        "data": data,
-        "stages": tuple(stages),
-        "baseline": _quick(spec.baseline),
-        "alerts": alerts,
-        "gates": gates,
-    }
-    return spec.model_copy(update=update)
-
-
-def _quick(model: Any) -> Any:
-    rounds = min(int(model.params["n_estimators"]), 20)
-    return model.model_copy(update={"params": {**model.params, "n_estimators": rounds}})
 
 
 def test_learnt_gates_never_make_the_front_worse(found: Searched) -> None:
