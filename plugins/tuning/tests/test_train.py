@@ -326,10 +326,13 @@ def test_a_run_is_not_mixed_with_another(tmp_path: Path) -> None:
         pass
 
 
-def test_workers_that_cannot_start_are_told(tmp_path: Path) -> None:
-    """A function that cannot be imported ends the run with words after three attempts, and every life is closed."""
+def test_workers_that_cannot_start_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that ends its worker at import ends the run with words after three attempts, and every life is closed."""
+    (tmp_path / "ending.py").write_text("import os\n\nos._exit(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UnfoldError, match="3 times before it was ready"):
-        trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:nonesuch"))
+        trained(tmp_path, SPEC.replace("sleeper:train", "ending:train"))
+    assert nodes(tmp_path)
     assert [life[4] is not None for life in nodes(tmp_path)] == [True] * len(nodes(tmp_path))
 
 
