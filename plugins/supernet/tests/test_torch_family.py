@@ -312,18 +312,22 @@ def test_unsure_answers_are_asked_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("escalate", ["60%", "null"])
 def test_a_guard_holds_for_whoever_answers(tmp_path: Path, escalate: str) -> None:
     """Under a guard every net that may answer, alone or in a pair, has the sensitivity; unknown classes are told."""
-    text = SPEC + f"serving: {{slo: 20 ms, escalate: {escalate}, guard: {{'3': 90%}}}}\n"
+    text = SPEC + f"serving: {{slo: 20 ms, escalate: {escalate}}}\n"
     spec = validate(SupernetSpec, parse(text.replace("epochs: 3", "epochs: 8"), "t.yaml"))
     run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), options={})
     train(spec, run)
-    serving, known = replay.front(spec, run)
+    given, known = replay.front(spec, run)
+    # how far a few epochs lead is not the same on every processor: the better half of the nets keeps it
+    least = float(np.median([item["sensitivity"][3] for item in known["nets"]]))
+    serving = given.model_copy(update={"guard": {"3": least}})
     kept = replay.guarded(serving, known, run)
+    assert {net_.name for net_ in kept} < {item["name"] for item in known["nets"]} or escalate != "null"
     assert any(net.then for net in kept) == (escalate != "null")
     data, stored = load(spec.data, run), store.read_family(run.directory)  # type: ignore[arg-type]
     threes = data.test[data.y[data.test] == 3]
     for net_ in kept:
         said = answers(stored.ready(pairs.first(net_), net_.then, serving.escalate), data, threes)
-        assert (said == 3).mean() >= 0.88
+        assert (said == 3).mean() >= least - 0.02
     other = serving.model_copy(update={"guard": {"11": 0.9}})
     with pytest.raises(UnfoldError, match="no such class"):
         replay.guarded(other, known, run)
