@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from unfoldkit.arrivals.compiled import compiled, direct, kept
+from unfoldkit.arrivals.compiled import compiled, direct
 
 
 class Pair(NamedTuple):
@@ -52,29 +48,6 @@ def test_compiled_callers_share_one_version() -> None:
     inner = compiled(plain)
     assert compiled(caller)(np.arange(4.0), np.int32(2)) == 6.0
     assert len(inner.signatures) == 1  # type: ignore[attr-defined]
-
-
-def test_whether_there_is_machine_code_is_known_without_a_call(tmp_path: Path) -> None:
-    """Before the first call there is none; after it there is, for the next start too, until the file changes."""
-    file = tmp_path / "twice_.py"
-    text = "from unfoldkit.arrivals.compiled import compiled\n\n@compiled\ndef twice(x):\n    return 2 * x\n"
-    file.write_text(text, "utf-8")
-
-    def loaded() -> Any:
-        found = importlib.util.spec_from_file_location("twice_", file)
-        assert found is not None
-        assert found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-        return module.twice
-
-    first = loaded()
-    assert not kept(first)
-    assert first(2) == 4
-    assert kept(first)
-    assert kept(loaded())
-    os.utime(file, (time.time() + 60, time.time() + 60))
-    assert not kept(loaded())
 
 
 def test_a_direct_call_is_not_code_that_another_function_asked_for() -> None:

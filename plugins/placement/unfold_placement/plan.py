@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unfold_placement import kernel, screen
+from unfold_placement import screen
 from unfold_placement.check import Counterexample, counterexample, crossed
 from unfold_placement.facts import Node, Policy
 from unfold_placement.options import PackOptions, PolicySpec, build
@@ -13,7 +13,6 @@ from unfold_placement.spec import PlacementSpec
 from unfold_placement.unplaceable import unplaceable
 from unfold_placement.workload import nodes_of, seated, tasks_of
 from unfoldkit.api import Report, Run, UnfoldError, did_you_mean, fail
-from unfoldkit.arrivals.compiled import kept as kept_on_disk
 
 LOG = "placement.csv"
 
@@ -35,10 +34,6 @@ def plan(spec: PlacementSpec, run: Run) -> Report:
     if not nodes:
         raise fail("a plan needs to know the nodes", key="cluster", hint="write nodes beside ray, or unfold serve")
     labelled(spec.policy, nodes)
-    if not kept_on_disk(kernel.advance):
-        run.log.warning(
-            "the simulator is compiled, once after it was installed: this takes a quarter of a minute or more"
-        )
 
     def make() -> Sequence[Policy]:
         return build(spec.policy, allow_code=run.allow_code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -44,16 +43,6 @@ def _wide(kind: Any) -> Any:
     known: Any = types
     plain = known.unliteral(kind)
     return known.int64 if isinstance(plain, known.Integer) and (plain.signed or plain.bitwidth < 64) else plain
-
-
-def kept(function: Any) -> bool:
-    """Return whether there is machine code of a compiled function, here or on disk: else its first call takes long."""
-    plain = getattr(function, "py_func", None)
-    if plain is None or len(function.signatures):
-        return True
-    code, folder = plain.__code__, function.stats.cache_path
-    made = Path(folder).glob(f"*.{plain.__qualname__}-{code.co_firstlineno}.*.nbi") if folder else ()
-    return any(file.stat().st_mtime >= Path(code.co_filename).stat().st_mtime for file in made)
 
 
 def direct(function: F) -> F:
