@@ -99,7 +99,8 @@ def moment(line: CsvRow, column: str) -> float:
 def date(text: str) -> float | None:
     """Return a date, with a time or of midnight (UTC where it does not say), as seconds since 1970, or nothing."""
     plain = text.strip()
-    return next((dated(each) for each in (plain, f"{plain} 00:00") if alone(each) and dated(each) is not None), None)
+    found = (dated(each) for each in (plain, f"{plain} 00:00") if alone(each))
+    return next((time for time in found if time is not None), None)
 
 
 def _is_date(text: str) -> bool:

@@ -82,8 +82,7 @@ class Endpoint:
 
     def _ask(self, body: bytes, done: Callable[[Reply], None]) -> None:
         # before the body is parsed: what is refused should cost as little as it can
-        if retry_s := self._full():
-            self._refuse(1)
+        if retry_s := self.gate.ask():
             done(full(retry_s))
         else:
             self.answer(body, done)

@@ -313,8 +313,7 @@ class Connection:
             self._bound()
         elif len(self.data) == head.end:
             data, self.data = self.data, b""
-            if retry_s := head.gate.full():
-                head.gate.refuse(1)
+            if retry_s := head.gate.ask():
                 self._refuse(head, retry_s)
                 return
             self.busy = True
@@ -322,8 +321,7 @@ class Connection:
             head.answer(data[head.begin :], self._reply)
         elif not self.began:
             self.began = self.now()
-            if retry_s := head.gate.full():
-                head.gate.refuse(1)
+            if retry_s := head.gate.ask():
                 self.refused = (head, retry_s)
                 self.skips, self.data = head.end - len(self.data), b""
 

@@ -29,6 +29,12 @@ class Gate:
     full: Callable[[], int]
     refuse: Callable[[int], object]
 
+    def ask(self) -> int:
+        """Return ``full`` for one request, which counts as sent away where there is no room."""
+        if retry_s := self.full():
+            self.refuse(1)
+        return retry_s
+
 
 def well() -> bool:
     """Say that all is well."""
