@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -36,6 +38,7 @@ _HEAD_BYTES = 16384
 _KNOWN_HEADS = 1024
 _AHEAD_BYTES = 4 * 2**20
 _CYCLE_BYTES = 4096
+_AT_ONCE = struct.pack("ii", 1, 0)
 _STATUS = {code.value: b"HTTP/1.1 %d %b\r\n" % (code.value, code.phrase.encode()) for code in HTTPStatus}
 
 
@@ -293,6 +296,8 @@ class Connection:
             self.inner.cycle.disconnected = True
         self.inner.pipeline.clear()
         if self.transport is not None:
+            # the kernel would keep what is still to be sent, and tell the client only behind it
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
 
     def _bound(self) -> None:
