@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from unfold_pipeline import models, profiles, workload
 from unfold_pipeline.plan import plan
-from unfold_pipeline.profile import batches_up_to, profile
+from unfold_pipeline.profile import TURNS, batches_up_to, profile
 from unfold_pipeline.spec import ModelSpec, PipelineSpec
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
@@ -108,6 +109,23 @@ def test_profile_under_another_pin_is_measured_again(tmp_path: Path) -> None:
     pinned = validate(PipelineSpec, parse(f"{SPEC}placement: {{pin: core}}\n", "naps.yaml"))
     assert "measured 1 of 1 stages" in profile(pinned, run).headline
     assert "measured 0 of 1 stages" in profile(pinned, run).headline
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a process keep to a core")
+def test_sizes_are_measured_in_turn_on_cores_in_turn(tmp_path: Path) -> None:
+    """A change of pace while a pinned stage is measured meets all batch sizes, and all of two cores."""
+    pinned = parse(f"{SPEC}placement: {{pin: core}}\n", "naps.yaml")
+    _, run = surroundings(tmp_path)
+    told = tmp_path / "calls.txt"
+    note = f"    open({str(told)!r}, 'a').write(f'{{len(rows)}} {{min(os.sched_getaffinity(0))}}\\n')\n"
+    (tmp_path / "naps.py").write_text("import os\n" + CODE.replace("(rows):\n", f"(rows):\n{note}"))
+    profile(validate(PipelineSpec, pinned), run)
+    calls = [tuple(map(int, line.split())) for line in told.read_text().splitlines()]
+    sizes = [size for size, _ in itertools.groupby(calls, lambda call: call[0])]
+    assert len(sizes) >= 3 * TURNS
+    cores = sorted(os.sched_getaffinity(0))
+    for size in (1, 2, 3):
+        assert {core for rows, core in calls if rows == size} == set(cores[:: max(1, len(cores) // TURNS)][:TURNS])
 
 
 def test_changed_code_is_measured_again(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from unfold_pipeline import models, profiles
 from unfold_pipeline.cascades import resolved
-from unfold_pipeline.cores import of_this_machine
+from unfold_pipeline.cores import keep_to, of_this_machine
 from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Runtime
@@ -25,6 +25,7 @@ WARM_UP = 5
 LEAST_CALLS = 20
 MOST_CALLS = 400
 SECONDS = 0.25
+TURNS = 8
 PAUSES = 40
 PAUSE_S = 0.01
 ALONE = Pipeline((Stage("alone", (), (Option("", 0.0, table([(1, 1.0)])),)),))
@@ -40,6 +41,36 @@ class Job:
     batches: tuple[int, ...]
     made_from: str
     pinned: bool = False
+
+
+# not frozen: calls come in over time
+@dataclass(slots=True)
+class Calls:
+    """What was measured of one batch size: the seconds of each call, of each after a pause, and those in the model.
+
+    Of the seconds in the model, ``busy``, a core ``worked`` some.
+    """
+
+    batch: int
+    pick: np.random.Generator
+    seconds: list[float] = field(default_factory=list)
+    paused: list[float] = field(default_factory=list)
+    busy: float = 0.0
+    worked: float = 0.0
+
+    @property
+    def cpu(self) -> float:
+        """The share of the time in the model in which a core was busy."""
+        return min(1.0, self.worked / max(self.busy, 1e-9))
+
+    def some(self, rows: models.Rows) -> models.Rows:
+        """Return a batch of rows, drawn."""
+        return rows[self.pick.integers(0, len(rows), self.batch)]
+
+    def due(self) -> tuple[float, float, float]:
+        """Return how many calls are due at least and at most, and for how many seconds."""
+        done = len(self.seconds)
+        return LEAST_CALLS - done, MOST_CALLS - done, SECONDS - sum(self.seconds)
 
 
 def profile(spec: PipelineSpec, run: Run) -> Report:
@@ -64,7 +95,11 @@ def profile(spec: PipelineSpec, run: Run) -> Report:
 
 
 def measure(job: Job, run: Run) -> list[profiles.Point]:
-    """Return a point for each batch size, after a warm-up, by queue, pipe and process as ``serve`` uses them."""
+    """Return a point for each batch size, after a warm-up, by queue, pipe and process as ``serve`` uses them.
+
+    All sizes are measured in turn, several times over, and a replica that is to keep to a core on several of them: the
+    pace of a core changes with what its neighbours do, from one second to the next.
+    """
     return asyncio.run(_measured(job, run))
 
 
@@ -76,30 +111,44 @@ def batches_up_to(most: int) -> tuple[int, ...]:
 async def _measured(job: Job, run: Run) -> list[profiles.Point]:
     cores = of_this_machine() if job.pinned else None
     runtime = Runtime([job.stage], [job.source], (Choice(0, 1, 1),), cores=cores)
+    calls = [Calls(batch, np.random.default_rng([run.seed, batch])) for batch in job.batches]
     try:
         await runtime.start()
-        return [await _point(runtime, job.rows, batch, batch == job.batches[0], run) for batch in job.batches]
+        for turn in range(TURNS):
+            if cores:
+                _move(runtime, cores.numbers[:: max(1, len(cores.numbers) // TURNS)], turn)
+            for each in calls:
+                await _turn(runtime, job.rows, each, 1 / (TURNS - turn), run)
+        await _pauses(runtime, job.rows, calls[0], run)
+        return [profiles.point(each.batch, each.seconds, each.paused, each.cpu) for each in calls]
     finally:
         await runtime.stop()
 
 
-async def _point(runtime: Runtime, rows: models.Rows, batch: int, idle: bool, run: Run) -> profiles.Point:
-    runtime.stages[0].batch = batch
-    pick = np.random.default_rng([run.seed, batch])
-    for _ in range(WARM_UP):
-        await _call(runtime, rows[pick.integers(0, len(rows), batch)], run)
-    seconds: list[float] = []
-    paused: list[float] = []
+def _move(runtime: Runtime, cores: Sequence[int], turn: int) -> None:
+    for worker in runtime.stages[0].workers:
+        keep_to(worker.replica.process.pid, cores[turn % len(cores)])
+
+
+async def _turn(runtime: Runtime, rows: models.Rows, calls: Calls, part: float, run: Run) -> None:
+    """Measure ``part`` of what is still due of a batch size, after a warm-up."""
     stage = runtime.stages[0]
+    stage.batch = calls.batch
+    for _ in range(1 if calls.seconds else WARM_UP):
+        await _call(runtime, calls.some(rows), run)
     stage.seconds = stage.worked = 0.0
-    began = run.clock()
-    while len(seconds) < MOST_CALLS and (len(seconds) < LEAST_CALLS or run.clock() - began < SECONDS):
-        seconds.append(await _call(runtime, rows[pick.integers(0, len(rows), batch)], run))
-    cpu = min(1.0, stage.worked / max(stage.seconds, 1e-9))
-    for _ in range(PAUSES if idle else 0):
+    least, most, long = (max(part * due, 0.0) for due in calls.due())
+    began, before = run.clock(), len(calls.seconds)
+    while (done := len(calls.seconds) - before) < most and (done < least or run.clock() - began < long):
+        calls.seconds.append(await _call(runtime, calls.some(rows), run))
+    calls.busy, calls.worked = calls.busy + stage.seconds, calls.worked + stage.worked
+
+
+async def _pauses(runtime: Runtime, rows: models.Rows, calls: Calls, run: Run) -> None:
+    runtime.stages[0].batch = calls.batch
+    for _ in range(PAUSES):
         await asyncio.sleep(PAUSE_S)
-        paused.append(await _call(runtime, rows[pick.integers(0, len(rows), batch)], run))
-    return profiles.point(batch, seconds, paused, cpu)
+        calls.paused.append(await _call(runtime, calls.some(rows), run))
 
 
 async def _call(runtime: Runtime, rows: models.Rows, run: Run) -> float:
