@@ -107,7 +107,7 @@ def case(name: str, times: np.ndarray, seed: int, _setting: Setting) -> tuple[Ju
 
 def at_equal_misses(judge: Judge, plan: Plan, live: Sample, setting: Setting) -> list[float | None]:
     """Return a row of ``EQUAL``: the least $ an hour with at most 0.1 % misses, ours and that of the coarse tuner."""
-    own = policies.brief(judge.pipeline, plan, judge.estimators[0].sample, judge.limit)
+    own = policies.brief(judge.pipeline, plan, [judge.estimators[0].sample], judge.limit)
     steps = policies.climbed(own, setting)
     unit = coarse.unit(judge)
     mine, free = _swept(SHORTEST, HOLD_S, judge.limit, partial(_ours, own, live, setting, steps))

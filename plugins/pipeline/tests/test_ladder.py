@@ -32,7 +32,7 @@ def sample() -> Sample:
 @pytest.fixture(scope="module")
 def steps(sample: Sample) -> Ladder:
     """The ladder of the plan."""
-    return ladder(PIPE, PLAN, sample, LIMIT, 100)
+    return ladder(PIPE, PLAN, [sample], LIMIT, 100)
 
 
 def rows(steps: Ladder) -> Sequence[Plan]:
@@ -61,7 +61,7 @@ def test_every_row_meets_the_limit(sample: Sample, steps: Ladder) -> None:
 
 def test_longer_batches_where_they_make_a_row_cheaper(sample: Sample, steps: Ladder) -> None:
     """At three times the rate longer batches save a replica of the dear stage, which the plan's batches need."""
-    yard = Yard(PIPE, PLAN, sample, LIMIT, 100)
+    yard = Yard(PIPE, PLAN, (sample,), LIMIT, 100)
     place = next(index for index, factor in enumerate(steps.factors) if factor >= 3.0)
     factor = steps.factors[place]
     found, planned = rows(steps)[place], yard.least(yard.judge(factor), factor)
@@ -78,7 +78,7 @@ def test_the_cheap_stage_does_not_run_full_first(steps: Ladder) -> None:
 
 def test_a_row_is_capped(sample: Sample) -> None:
     """No stage of a row gets more replicas than the most that is allowed."""
-    assert max(max(row) for row in ladder(PIPE, PLAN, sample, LIMIT, 4).counts) == 4
+    assert max(max(row) for row in ladder(PIPE, PLAN, [sample], LIMIT, 4).counts) == 4
 
 
 def test_longer_batches_serve_at_once_what_more_replicas_serve_later(sample: Sample) -> None:

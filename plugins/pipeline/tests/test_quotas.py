@@ -116,7 +116,7 @@ def test_no_rule_goes_beyond_a_quota() -> None:
 def test_a_running_rule_keeps_to_the_quota() -> None:
     """What the table rule wants of a running service at one instant fits the quota too."""
     sample = traffic([40.0] * 3)
-    own = policies.brief(GRAPH, PLAN, sample, 0.5)
+    own = policies.brief(GRAPH, PLAN, [sample], 0.5)
     steps = Ladder((1.0, 8.0), ((2, 1, 2), (20, 10, 20)), ((4, 4, 4), (8, 4, 8)))
     busy = np.linspace(0.0, 10.0, 8000)
     wanted = policies.decide(own, busy, 10.0, policies.Setting(), steps)

@@ -226,7 +226,7 @@ def test_killed_replica_is_replaced_and_no_query_is_lost(make: Make) -> None:
 def test_rule_in_charge_follows_the_traffic(make: Make) -> None:
     """Traffic ten times as dense as planned makes the rule add replicas while the pipeline serves."""
     planned = trace(5.0, 20.0)
-    brief = policies.brief(PIPE, PLAN, planned, 0.2)
+    brief = policies.brief(PIPE, PLAN, [planned], 0.2)
     steps = Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)), ((2, 2), (4, 2), (8, 2)))
     setting = policies.Setting(hold=2.0)
     tuner = Tuner(lambda past, now: policies.decide(brief, past, now, setting, steps), SHARED)

@@ -125,7 +125,7 @@ def test_carried_out_stops_paying_at_the_end() -> None:
 
 def the_brief(sample: Sample) -> policies.Brief:
     """The hand-over of the plan."""
-    return policies.brief(GRAPH, PLAN, sample, 0.5)
+    return policies.brief(GRAPH, PLAN, [sample], 0.5)
 
 
 def test_rules_do_nothing_on_the_traffic_they_were_planned_for() -> None:
@@ -179,6 +179,18 @@ def test_calibration_keeps_the_sample_in_time() -> None:
     best = policies.calibrate(own, policies.Setting(delay=1.0), steps)
     played = play(GRAPH, sample, PLAN, policies.table(own, sample, best, steps), 1.0)
     assert played.missed(own.limit) <= policies.PATIENCE
+
+
+def test_rules_do_nothing_on_any_traffic_they_were_planned_for() -> None:
+    """Of several samples none makes a rule of InferLine scale above the plan, and their order changes nothing."""
+    samples = [traffic([20.0] * 3, seed=5), traffic([60.0] * 3), traffic([40.0] * 3, seed=6)]
+    own, other = (policies.brief(GRAPH, PLAN, given, 0.5) for given in (samples, samples[::-1]))
+    for rule in (policies.paper, policies.ratio):
+        for sample in samples:
+            targets = rule(own, sample, policies.Setting())
+            assert [set(counts.tolist()) for counts in targets.counts] == [{choice.replicas} for choice in PLAN]
+    assert own.rho == other.rho
+    assert policies.climbed(own, policies.Setting()) == policies.climbed(other, policies.Setting())
 
 
 def test_rays_default_rule_waits_for_its_delays() -> None:

@@ -54,9 +54,9 @@ class Ladder:
         return places
 
 
-def ladder(pipeline: Pipeline, plan: Plan, sample: Sample, limit: float, most: int) -> Ladder:
-    """Return the ladder of a plan that keeps ``limit`` s on ``sample``, with at most ``most`` replicas a stage."""
-    yard = Yard(replace(pipeline, quotas=()), plan, sample, limit, most)
+def ladder(pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], limit: float, most: int) -> Ladder:
+    """Return the ladder of a plan that keeps ``limit`` s on all ``samples``, with at most ``most`` replicas a stage."""
+    yard = Yard(replace(pipeline, quotas=()), plan, tuple(samples), limit, most)
     rough = [yard.rough(factor) for factor in FACTORS[::STRIDE]]
     rows = [
         yard.best(yard.judge(factor), factor, found, rough)
@@ -72,19 +72,17 @@ def ladder(pipeline: Pipeline, plan: Plan, sample: Sample, limit: float, most: i
 
 @dataclass(frozen=True, slots=True)
 class Yard:
-    """Where the rows are found: a plan without quotas, its sample, the limit in s, the most replicas of a stage."""
+    """Where the rows are found: a plan without quotas, its samples, the limit in s, the most replicas of a stage."""
 
     pipeline: Pipeline
     plan: Plan
-    sample: Sample
+    samples: tuple[Sample, ...]
     limit: float
     most: int
 
     def judge(self, factor: float) -> Judge:
-        """Return the judge of the sample that comes ``factor`` times as fast."""
-        visits = tuple(replace(item, origin=item.origin / factor) for item in self.sample.visits)
-        quick = replace(self.sample, arrivals=self.sample.arrivals / factor, visits=visits)
-        return judge_of(self.pipeline, [quick], self.limit)
+        """Return the judge of the samples that come ``factor`` times as fast."""
+        return judge_of(self.pipeline, [_quickened(sample, factor) for sample in self.samples], self.limit)
 
     def rough(self, factor: float) -> Plan:
         """Return the least replicas, with the batches of the plan or others of single stages."""
@@ -142,7 +140,13 @@ class Yard:
         """Return the queries a second that full batches of a stage carry."""
         choice = plan[index]
         option = self.pipeline.stages[index].options[choice.option]
-        return choice.replicas * option.throughput(choice.batch) / max(self.sample.share(index), 1e-12)
+        share = max(sample.share(index) for sample in self.samples)
+        return choice.replicas * option.throughput(choice.batch) / max(share, 1e-12)
+
+
+def _quickened(sample: Sample, factor: float) -> Sample:
+    visits = tuple(replace(item, origin=item.origin / factor) for item in sample.visits)
+    return replace(sample, arrivals=sample.arrivals / factor, visits=visits)
 
 
 def _swapped(judge: Judge, plan: Plan) -> Plan:

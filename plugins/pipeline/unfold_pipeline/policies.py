@@ -49,15 +49,16 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """What the planner hands over: the plan, the envelope of its sample, rates, throughputs and loads of the stages.
+    """What the planner hands over: the plan, the envelope of its samples, rates, throughputs and loads of the stages.
 
     ``windows`` in s, ``rates`` the most queries a second in any window of each length, ``mean`` the mean rate;
     ``shares`` items of a stage a query, ``mu`` items a second of a replica with full batches, ``rho`` planned loads.
+    Of several samples each is the largest, as the plan was made for all of them.
     """
 
     pipeline: Pipeline
     plan: Plan
-    sample: Sample
+    samples: tuple[Sample, ...]
     limit: float
     windows: Rates
     rates: Rates
@@ -67,16 +68,17 @@ class Brief:
     rho: tuple[float, ...]
 
 
-def brief(pipeline: Pipeline, plan: Plan, sample: Sample, limit: float) -> Brief:
-    """Return the hand-over for a plan that was made on ``sample``; ``rho`` with the mean rate, as its text suggests."""
+def brief(pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], limit: float) -> Brief:
+    """Return the hand-over for a plan made on ``samples``; ``rho`` with the mean rate, as its text suggests."""
     options = [stage.options[choice.option] for stage, choice in zip(pipeline.stages, plan, strict=True)]
     windows = envelope.windows(service_time(pipeline, [float(o.latency[1]) for o in options]))
-    rates = envelope.envelope(sample.arrivals, windows) / windows
-    shares = tuple(sample.share(index) for index in range(len(plan)))
+    rates = np.max([envelope.envelope(sample.arrivals, windows) for sample in samples], axis=0) / windows
+    shares = tuple(max(sample.share(index) for sample in samples) for index in range(len(plan)))
     mu = tuple(option.throughput(choice.batch) for option, choice in zip(options, plan, strict=True))
-    mean = sample.rate
-    rho = tuple(mean * s / (c.replicas * m) for s, c, m in zip(shares, plan, mu, strict=True))
-    return Brief(pipeline, plan, sample, limit, windows, rates, mean, shares, mu, rho)
+    mean = max(sample.rate for sample in samples)
+    loads = [max(sample.rate * sample.share(index) for sample in samples) for index in range(len(plan))]
+    rho = tuple(load / (c.replicas * m) for load, c, m in zip(loads, plan, mu, strict=True))
+    return Brief(pipeline, plan, tuple(samples), limit, windows, rates, mean, shares, mu, rho)
 
 
 def instants(sample: Sample) -> Rates:
@@ -184,7 +186,7 @@ def table(plan: Brief, live: Sample, setting: Setting, steps: Ladder | None = No
 
 def climbed(plan: Brief, setting: Setting) -> Ladder:
     """Return the ladder of a plan."""
-    return ladder(plan.pipeline, plan.plan, plan.sample, plan.limit, setting.most)
+    return ladder(plan.pipeline, plan.plan, plan.samples, plan.limit, setting.most)
 
 
 def decide(plan: Brief, arrivals: Rates, now: float, setting: Setting, steps: Ladder) -> Step:
@@ -243,17 +245,24 @@ def _drained(plan: Brief, live: Sample, setting: Setting, wanted: Counts, sizes:
 
 
 def calibrate(plan: Brief, setting: Setting, steps: Ladder) -> Setting:
-    """Return the cheapest setting with at most 0.3 % misses on the sample, or the one with the fewest misses."""
+    """Return the cheapest setting with at most 0.3 % misses on each sample, or the one with the fewest misses."""
     tried: list[tuple[float, float, Setting]] = []
     for floor in (False, True):
         for hold in HOLDS:
             for margin in MARGINS:
                 own = replace(setting, floor=floor, hold=hold, margin=margin)
-                targets = table(plan, plan.sample, own, steps)
-                played = play(plan.pipeline, plan.sample, plan.plan, targets, setting.delay)
-                tried.append((played.missed(plan.limit), played.cost, own))
+                tried.append((*_tried(plan, own, steps), own))
     good = [item for item in tried if item[0] <= PATIENCE]
     return min(good, key=lambda item: item[1])[2] if good else min(tried, key=lambda item: item[:2])[2]
+
+
+def _tried(plan: Brief, setting: Setting, steps: Ladder) -> tuple[float, float]:
+    """Return the largest share of misses and the mean $ an hour of ``table`` on the samples."""
+    played = [
+        play(plan.pipeline, sample, plan.plan, table(plan, sample, setting, steps), setting.delay)
+        for sample in plan.samples
+    ]
+    return max(item.missed(plan.limit) for item in played), sum(item.cost for item in played) / len(played)
 
 
 def in_charge(policy: str, plan: Brief, setting: Setting) -> Callable[[Rates, float], Step]:

@@ -79,7 +79,7 @@ def saved_plan(judge: Judge, run: Run) -> Plan | None:
 
 def all_rules(judge: Judge, plan: Plan, live: Sample, setting: Setting) -> Iterator[Entry]:
     """Yield each rule with how the trace went under it."""
-    own = policies.brief(judge.pipeline, plan, judge.estimators[0].sample, judge.limit)
+    own = policies.brief(judge.pipeline, plan, [item.sample for item in judge.estimators], judge.limit)
     steps = policies.climbed(own, setting)
     yield _own("fixed", own, live, policies.fixed(own, live, setting), setting)
     for name, rule in (("paper", policies.paper), ("ratio", policies.ratio)):

@@ -234,7 +234,8 @@ def _tuner(spec: PipelineSpec, ready: Ready) -> live.Tuner | None:
     policy, pipeline = spec.tuner.policy, ready.judge.pipeline
     if policy == "fixed":
         return None
-    brief = policies.brief(pipeline, ready.plan, ready.judge.estimators[0].sample, ready.judge.limit)
+    samples = [item.sample for item in ready.judge.estimators]
+    brief = policies.brief(pipeline, ready.plan, samples, ready.judge.limit)
     rule = policies.in_charge(policy, brief, setting_of(spec))
     return live.Tuner(rule, limits(pipeline, ready.plan))
 
