@@ -81,6 +81,30 @@ def test_slices_equal_the_whole(case: Case, slices: int) -> None:
     assert fast(case, slices)[0] == fast(case)[0]
 
 
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_many_replicas_are_served_as_few_are(seed: int) -> None:
+    """Hundreds of replicas, which have a kernel of their own, serve as the ring and the event heap say, ties too."""
+    rng = np.random.default_rng(seed)
+    size, replicas = int(rng.integers(1, 1500)), stage.MANY + int(rng.integers(1, 80))
+    grid = rng.choice([0.0, 1 / 8])
+    times = np.sort(rng.random(size) * rng.choice([4.0, 20.0]))
+    times = np.floor(times / grid) * grid if grid else times
+    latency = np.array([0.0, *rng.integers(1, 30, int(rng.integers(1, 9))) / 8])
+    factor = np.array([[1.0, 1.0], [0.5, 1.25]][int(rng.integers(2))])
+    server = stage.Server(latency, replicas, rng.choice([0.0, 0.5]), factor, rng.choice([0.0, 0.125]))
+    items = np.arange(size, dtype=np.int32)
+    goal = stage.Goal(times, *((rng.choice([1.0, 3.0]), int(size * rng.choice([0.01, 0.5]))) if seed % 2 else ()))
+    found, ring = (stage.serve(times, items, server, goal, how) for how in (None, stage.Schedule()))
+    assert (found.late, found.ok, found.batches, found.short) == (ring.late, ring.ok, ring.batches, ring.short)
+    assert (found.times == ring.times).all()
+    assert (found.items == ring.items).all()
+    if found.ok:
+        how = {"factor": factor.tolist(), "wait": server.wait, "wake": server.wake}
+        done, _ = reference.serve(times.tolist(), range(size), latency.tolist(), replicas, **how)
+        assert found.times.tolist() == [time for time, _ in done]
+
+
 def chain(  # noqa: C901
     env: simpy.Environment, arrivals: list[float], tables: list[list[float]], counts: list[int]
 ) -> list[float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.queueing import kernel
+from unfoldkit.queueing import kernel, many
 
 Times = NDArray[np.float64]
 Items = NDArray[np.int32]
@@ -18,6 +18,8 @@ STEADY: Times = np.ones(1)
 NOTHING: Counts = np.empty(0, dtype=np.int64)
 Flags = NDArray[np.uint8]
 KEPT: Flags = np.empty(0, dtype=np.uint8)
+MANY = 64
+"""Replicas from which on a heap is quicker than a ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Sche
 
     ``times`` are sorted arrivals in seconds, ``items`` the number of each (an index into ``goal.origin``).
     """
+    if schedule is None and server.replicas > MANY and server.patience == math.inf:
+        return _served(times, items, server, goal)
     state = start(server, times.size, schedule, names=goal.origin.size)
     drained = state.advance(times, items, times.size, goal, schedule or Schedule())
     done = state.done
@@ -92,6 +96,27 @@ def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Sche
     batches, short = int(state.mark[kernel.BATCHES]), bool(state.mark[kernel.SHORT])
     ok = late <= goal.allowed
     return Flow(state.times[:done], state.items[:done], late, ok, drained, batches, short, state.gone)
+
+
+def _served(times: Times, items: Items, server: Server, goal: Goal) -> Flow:
+    """Return the completions of a stage of many replicas that neither come nor go, and that sheds nothing."""
+    room = 1 << server.replicas.bit_length()
+    ring, heap = np.full(room, -np.inf), np.empty(room)
+    ranks, begun = np.zeros((2, room), dtype=np.int64), np.zeros(times.size + 1, dtype=np.int64)
+    mark = np.zeros(many.MARKS, dtype=np.int64)
+    out_times, out_items = np.empty(times.size), np.empty(times.size, dtype=np.int32)
+    many.serve(
+        times, items, server.latency, server.replicas, server.factor, server.wait, server.wake, _full(server),
+        goal.origin, goal.budget, goal.allowed, ring, ranks[0], heap, ranks[1], begun, mark, out_times, out_items,
+    )  # fmt: skip
+    done, late, batches, short = (int(item) for item in mark)
+    return Flow(out_times[:done], out_items[:done], late, late <= goal.allowed, 0.0, batches, bool(short))
+
+
+def _full(server: Server) -> int:
+    if server.full >= server.latency.size:
+        raise ValueError("a largest batch has no latency")
+    return server.full or server.latency.size - 1
 
 
 @dataclass(frozen=True, slots=True)
