@@ -193,6 +193,16 @@ def test_greedy_is_feasible_and_locally_optimal() -> None:
     assert costs == sorted(costs, reverse=True)
 
 
+def test_greedy_takes_many_replicas_away_by_bisection() -> None:
+    """Hundreds of replicas are a step each and not a simulation each, and none that is left can go."""
+    judge = judged(chain((option("cpu", 0.05, 0.09, 0.01, 16),)), 0.4, rate=5_000.0, seconds=1.0)
+    found = greedy.plan(judge)
+    assert found.plan is not None
+    assert sum(step.move == "replica" for step in found.steps) > 200
+    assert judge.estimators[0].memory.passes < 100
+    assert not judge.meets((replace(found.plan[0], replicas=found.plan[0].replicas - 1),))
+
+
 def test_compound_moves_never_cost_more() -> None:
     """Double steps of greedy lead to a plan that meets the limit too."""
     cpu, gpu = option("cpu", 0.05, 0.05, 0.02, 16), option("gpu", 0.65, 0.012, 0.004, 16)

@@ -40,8 +40,22 @@ def plan(judge: Judge, *, compound: bool = False) -> Greedy:
         found = _best(judge, current, compound=compound)
         if found is None:
             return Greedy(current, tuple(steps))
-        index, move, current = found
-        steps.append(Step(judge.pipeline.stages[index].name, move, judge.pipeline.cost(current)))
+        index, move, after = found
+        plans = [after, *_again(judge, after, index)] if move == "replica" else [after]
+        steps += [Step(judge.pipeline.stages[index].name, move, judge.pipeline.cost(item)) for item in plans]
+        current = plans[-1]
+
+
+def _again(judge: Judge, current: Plan, index: int) -> Iterator[Plan]:
+    """Yield the plans of the steps that follow the removal of a replica, as long as more can go at the same stage.
+
+    No other step gets cheaper by it, so that the same one would be chosen again: how often is found by bisection.
+    """
+    choice = current[index]
+    whole = judge.pipeline.options(current)[index].shared == 1
+    count = _enough(judge, current, index, choice) if whole and judge.pipeline.price(index, choice) else None
+    for replicas in range(choice.replicas - 1, (count or choice.replicas) - 1, -1):
+        yield _with(current, index, replace(choice, replicas=replicas))
 
 
 def _best(judge: Judge, current: Plan, *, compound: bool) -> tuple[int, str, Plan] | None:
