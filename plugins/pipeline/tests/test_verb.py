@@ -189,6 +189,21 @@ def checked(text: str, folder: Path, **changed: Any) -> Report:
     return planned(text, folder, baseline_plan=committed)
 
 
+def test_other_prices_are_told_beside_other_traffic(tmp_path: Path) -> None:
+    """A plan that is checked against new traffic is priced anew, and told to cost otherwise only if it does."""
+    thin = GOOD.replace(RUSH, f"{{trace: {trace(tmp_path, 10.0)}}}")
+    same, dear = checked(thin, tmp_path), checked(thin.replace("$0.05/h", "$5/h"), tmp_path)
+    assert "prices" not in dict(same.lines)
+    before, now = same.metrics["cost_per_hour"].value, dear.metrics["cost_per_hour"].value
+    assert before is not None
+    assert now is not None
+    assert now > before
+    assert dict(dear.lines)["prices"].startswith(
+        f"${now:,.2f}/h at the prices of now, ${before:,.2f}/h when it was made"
+    )
+    assert dear.verdict is Verdict.YES
+
+
 def test_an_exceeded_envelope_is_the_reason_that_is_told(tmp_path: Path) -> None:
     """Where the target is kept and only a window holds too many, the headline names the envelope and that window."""
     thin = GOOD.replace(RUSH, f"{{trace: {trace(tmp_path, 10.0)}}}")

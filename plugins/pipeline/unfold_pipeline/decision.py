@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,8 +79,15 @@ def recheck(spec: PipelineSpec, judge: Judge, committed: Mapping[str, Any] | Non
         spec.name,
         Verdict.NO if late or over or excess else Verdict.YES,
         _answer(f"p99 ≤ {limit}: {milliseconds(tail)}", over, excess, late=late),
-        metrics={"p99_ms": Metric(tail * 1e3, "ms", target=f"≤ {limit}", ok=not late)},
-        lines=(*quotas, ("envelope", excess or "no window of the new traffic is above that of the plan")),
+        metrics={
+            "p99_ms": Metric(tail * 1e3, "ms", target=f"≤ {limit}", ok=not late),
+            "cost_per_hour": Metric(judge.pipeline.cost(chosen), "$/h"),
+        },
+        lines=(
+            *quotas,
+            ("envelope", excess or "no window of the new traffic is above that of the plan"),
+            *_repriced(judge.pipeline.cost(chosen), decision.get("cost_per_hour")),
+        ),
         next="unfold plan SPEC",
         decision=decision,
     )
@@ -94,6 +102,14 @@ def _answer(target: str, over: str, excess: str, *, late: bool) -> str:
     if excess:
         return f"the envelope of the committed plan is {excess}"
     return f"on the new traffic the committed plan meets {target}"
+
+
+def _repriced(cost: float, before: object) -> tuple[tuple[str, str], ...]:
+    """Return the line on what the plan costs at other prices than it was made for; none if they are the same."""
+    if not isinstance(before, (int, float)) or math.isclose(cost, before, rel_tol=1e-6, abs_tol=1e-9):
+        return ()
+    told = f"${cost:,.2f}/h at the prices of now, ${before:,.2f}/h when it was made: another plan may be cheaper now"
+    return (("prices", told),)
 
 
 def _over(pipeline: Pipeline, plan: Plan) -> str:
