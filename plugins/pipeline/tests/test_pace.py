@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from unfold_pipeline.app import Given, application
 from unfold_pipeline.board import Promise
-from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.models import Source
 from unfold_pipeline.pace import Pace, worth
+from unfold_pipeline.play import constant, play, refusals_of
 from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.sample import draw
 
 Times = NDArray[np.float64]
 CPU = Option("core", 0.05, table([(1, 0.05)]))
@@ -73,6 +75,26 @@ def test_who_would_be_answered_soon_is_never_refused(seed: int) -> None:
     assert admitted(steady, 0.01, 2, 0.3)[1] == 0
     assert admitted(np.sort(bursts), 0.01, 2, 0.3)[1] == 0
     assert admitted(np.sort(np.concatenate([bursts, np.arange(0, 20, 0.02)])), 0.01, 2, 0.3)[1] == 0
+
+
+@pytest.mark.parametrize("load", [1.05, 1.5, 3.0])
+def test_a_replay_knows_what_a_service_refuses(load: float) -> None:
+    """Stages that drop what waited too long lose as many as the door of a service refuses, and as many are in time."""
+    rng, limit = np.random.default_rng(1), 0.3
+    pieces = [start + np.sort(rng.random(int(rate * 30.0))) * 30.0 for start, rate in ((0, 120), (30, load * 200))]
+    arrivals = np.concatenate([*pieces, 60.0 + np.sort(rng.random(3600)) * 30.0])
+    told, refused = admitted(arrivals, 0.01, 2, limit)
+    quick = Option("core", 0.05, table([(1, 0.001)]))
+    slow = Option("core", 0.05, table([(1, 0.01)]))
+    pipe = Pipeline((Stage("a", (), (quick,)), Stage("b", (Edge(0),), (slow,)), Stage("c", (Edge(1),), (quick,))))
+    plan = (Choice(0, 1, 1), Choice(0, 1, 2), Choice(0, 1, 1))
+    sample = draw(pipe, arrivals - arrivals[0], rng)
+    held = constant(plan, sample)
+    free = play(pipe, sample, plan, held, 0.0)
+    found = play(pipe, sample, plan, held, 0.0, patience=refusals_of(pipe, plan, worth(limit)))
+    assert found.shed == pytest.approx(refused / arrivals.size, abs=0.01)
+    assert 1 - found.missed(limit) == pytest.approx((told[:, 1] <= limit).sum() / arrivals.size, abs=0.02)
+    assert found.missed(limit) < free.missed(limit)
 
 
 def test_nobody_is_sent_away_for_long() -> None:

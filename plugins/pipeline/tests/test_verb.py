@@ -166,6 +166,14 @@ def test_replay_compares_every_rule(tmp_path: Path) -> None:
     assert {figure.name for figure in report.figures} == {"replicas", "traffic"}
 
 
+def test_a_replay_of_overload_tells_what_a_service_refuses(tmp_path: Path) -> None:
+    """Only where queries wait longer than a service lets them, the report tells how many it would refuse."""
+    calm = planned(GOOD, tmp_path, replay=str(trace(tmp_path, 60.0)))
+    dense = planned(GOOD + "tuner: {policy: fixed}\n", tmp_path, replay=str(trace(tmp_path, 240.0)))
+    assert "overload" not in dict(calm.lines)
+    assert "a service would refuse about" in dict(dense.lines)["overload"]
+
+
 def test_committed_plan_is_checked_against_new_traffic(tmp_path: Path) -> None:
     """A plan is kept for its own traffic; traffic that is four times as dense exceeds its envelope, which is told."""
     first = planned(GOOD, tmp_path)

@@ -114,6 +114,19 @@ def patience_of(pipeline: Pipeline, plan: Plan, limit: float) -> tuple[float, ..
     return tuple(limit - option.quickest - rest for option, rest in zip(options, below, strict=True))
 
 
+def refusals_of(pipeline: Pipeline, plan: Plan, worth: float) -> tuple[float, ...]:
+    """Return the patience of each stage that stands for a service which refuses what it would answer after ``worth`` s.
+
+    The service refuses at its door, by the pace at which queries end; in a replay a stage drops what has waited so long
+    that with full batches on the longest way it ends later. Both let through what the slowest stage can serve.
+    """
+    full = [float(o.latency[c.batch]) for o, c in zip(pipeline.options(plan), plan, strict=True)]
+    ends: list[float] = []
+    for stage, own in zip(pipeline.stages, full, strict=True):
+        ends.append(max((ends[edge.parent] for edge in stage.parents), default=0.0) + own)
+    return tuple(max(0.0, worth - max(ends) + end - own) for end, own in zip(ends, full, strict=True))
+
+
 def _whole(
     sample: Sample, index: int, parents: Mapping[int, Flow], times: Times, items: NDArray[np.int32]
 ) -> tuple[Times, NDArray[np.int32]]:

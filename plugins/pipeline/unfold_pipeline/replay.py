@@ -14,7 +14,8 @@ from unfold_pipeline.decision import plan_of
 from unfold_pipeline.graph import Pipeline, Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.orders import Targets, timeline
-from unfold_pipeline.play import Look, Played, follow, length, patience_of, play
+from unfold_pipeline.pace import worth
+from unfold_pipeline.play import Look, Played, carried, follow, length, patience_of, play, refusals_of
 from unfold_pipeline.policies import Brief, Setting
 from unfold_pipeline.sample import Sample, draw
 from unfold_pipeline.spec import Arrivals, PipelineSpec, traffic
@@ -163,7 +164,11 @@ def _report(spec: PipelineSpec, judge: Judge, live: Sample, entries: list[Entry]
         },
         (_table(entries, judge.limit, mine.name),),
         (_timeline(judge.pipeline, mine, live), _traffic(live)),
-        (*_quota_lines(judge.pipeline, mine.plan), *_lines(entries, mine, judge.limit)),
+        (
+            *_overload(judge, live, mine),
+            *_quota_lines(judge.pipeline, mine.plan),
+            *_lines(entries, mine, judge.limit),
+        ),
         next="unfold serve SPEC",
     )
 
@@ -199,6 +204,21 @@ def _quota_lines(pipeline: Pipeline, plan: Plan) -> tuple[tuple[str, str], ...]:
     names = {stage.options[choice.option].hardware for stage, choice in zip(pipeline.stages, plan, strict=True)}
     told = " · ".join(f"{name} {most}" for name, most in pipeline.quotas if name in names)
     return (("quota", f"{told} over all stages, whatever a rule wants; they share by what they want"),) if told else ()
+
+
+def _overload(judge: Judge, live: Sample, mine: Entry) -> tuple[tuple[str, str], ...]:
+    """Return what a service would do where queues grow so long that it refuses queries; nothing where they do not."""
+    limit = worth(judge.limit)
+    waited = np.isfinite(mine.played.latencies) & (mine.played.latencies > limit)
+    if not waited.any():
+        return ()
+    patience = refusals_of(judge.pipeline, mine.plan, limit)
+    served = carried(judge.pipeline, live, mine.plan, mine.played.ledgers, None, patience)
+    told = (
+        f"{waited.mean() * 100:.3g} % take longer than {tables.milliseconds(limit)}; a service would refuse about "
+        f"{served.shed * 100:.3g} % (429), and answer {(1 - served.missed(judge.limit)) * 100:.3g} % in time"
+    )
+    return (("overload", told),)
 
 
 def _lines(entries: list[Entry], mine: Entry, limit: float) -> tuple[tuple[str, str], ...]:
