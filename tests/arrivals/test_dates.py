@@ -77,12 +77,14 @@ def test_logs_may_hold_other_bytes(tmp_path: Path) -> None:
     [
         ([f"{at * 60},7" for at in range(20)], "a row every 60 s, each taken as one arrival"),
         ([f"{at * 60_007 + at % 3},7" for at in range(20)], "read as seconds: 20 arrivals in 13.2 days; if they are"),
+        ([f"{at * 607 + at % 3},7" for at in range(20)], "read as seconds: 20 arrivals in 3.2 hours; if they are"),
+        ([f"{at * 2 + at % 2},7" for at in range(4000)], ""),
         ([f"{at * 60_007.5 + at % 3},7" for at in range(20)], ""),
         ([f"{at * 0.25},7" for at in range(20)], ""),
     ],
 )
 def test_what_may_be_misread_is_told(tmp_path: Path, rows: list[str], told: str) -> None:
-    """Rows that keep a clock, and whole numbers over days, are told as what they were taken for."""
+    """Rows that keep a clock, whole numbers over days, and such far apart over hours are told as they were read."""
     (tmp_path / "a.csv").write_text("\n".join(["timestamp,views", *rows]))
     notes: list[str] = []
     traces.read(tmp_path / "a.csv", tell=notes.append)

@@ -18,7 +18,8 @@ _INSTANTS = 10
 _REPEATED = 0.2
 _CLOCK = 0.5
 _CLOCKED = 10
-_DAY_S = 86400.0
+_DAY_S, _HOUR_S = 86400.0, 3600.0
+_SPARSE_S = 5.0
 
 
 def spread(times: Times, rng: np.random.Generator) -> Times:
@@ -86,7 +87,8 @@ def _placed(marks: Times, widths: Times, totals: NDArray[np.int64], rng: np.rand
 def doubtful(times: Times) -> str:
     """Return what may have been misread in sorted arrivals, in words; empty where nothing tells so.
 
-    Rows that keep a clock are counts more often than arrivals, and whole numbers over days may be milliseconds.
+    Rows that keep a clock are counts more often than arrivals, and whole numbers over days, or over hours if they come
+    far apart, may be milliseconds.
     """
     gaps = np.diff(times)
     if times.size >= _CLOCKED and gaps.min() >= 1 and np.ptp(gaps) <= 1e-6 * gaps[0]:
@@ -94,12 +96,17 @@ def doubtful(times: Times) -> str:
             f"a row every {gaps[0]:,.6g} s, each taken as one arrival; arrivals.counts names a column that counts them"
         )
     span = float(times[-1] - times[0])
-    if times[0] < _PRESENT_S and span > _DAY_S and not (times % 1).any():
-        days, more = span / _DAY_S, "if they are milliseconds, call the column time_ms or set compress: 1000"
-        return f"read as seconds: {times.size:,} arrivals in {days:,.1f} days; {more}"
+    if times[0] < _PRESENT_S and _long(times.size, span) and not (times % 1).any():
+        lasted = f"{span / _DAY_S:,.1f} days" if span > _DAY_S else f"{span / _HOUR_S:,.1f} hours"
+        more = "if they are milliseconds, call the column time_ms or set compress: 1000"
+        return f"read as seconds: {times.size:,} arrivals in {lasted}; {more}"
     if times.size > 1 and is_serial_like(times):
         return f"read as seconds: {span:,.3g} s in all; if they are days of a spreadsheet, call the column date"
     return ""
+
+
+def _long(arrivals: int, span: float) -> bool:
+    return span > _DAY_S or (span > _HOUR_S and span > _SPARSE_S * arrivals)
 
 
 def counter_like(rates: Times) -> bool:
