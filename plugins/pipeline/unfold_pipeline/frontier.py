@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from unfold_pipeline import greedy
+from unfold_pipeline import greedy, pairs
 from unfold_pipeline.bounds import Bounds
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
@@ -89,6 +89,7 @@ def _searched(judge: Judge, ground: Ground) -> Point:
     other = greedy.plan(judge).plan if best is not None and not found.complete else None
     best = _best(judge, [plan for plan in (found.plan, start, other) if plan is not None])
     if best is not None:
+        best = best if found.complete else pairs.better(judge, best, effort.most_items * EASY)
         # of equal prices, the plan with the lowest percentile may do for the next, tighter limit
         best = polished(judge, best)
         ground.plans.append(best)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_pipeline import coarse, greedy
+from unfold_pipeline import coarse, greedy, pairs
 from unfold_pipeline.bounds import Bounds
 from unfold_pipeline.estimator import Estimator
 from unfold_pipeline.graph import Pipeline, Plan
@@ -96,6 +96,8 @@ def seek(judge: Judge, effort: Effort, progress: Progress) -> Outcome | Unmet:
     plan = found.plan or first.plan
     if plan is None:
         return Unmet(found.complete)
+    if not found.complete:
+        plan = pairs.better(judge, plan, effort.most_items)
     bound = bounds.proven_cost(judge.limit)
     outcome = Outcome(judge, plan, first, found.complete, bound)
     outcome = _with_proof(outcome, bounds, effort, progress) if effort.proof else outcome
