@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, places, policy, starts
+from unfold_placement import kernel
 from unfold_placement.laws import audit
 from unfold_placement.options import build
 from unfold_placement.simulate import outcome, play, prepare
@@ -30,6 +31,19 @@ def test_what_ran_on_a_lost_node_runs_elsewhere(parts: dict[str, Any]) -> None:
     assert np.isfinite(found.end).all()
     assert max(at for name, at in starts(found).items() if name.startswith("a")) == 5.0
     assert "n0" in {place for name, place in places(found).items() if name.startswith("b")}
+
+
+def test_a_gang_that_a_lost_node_stopped_starts_again_once() -> None:
+    """A gang that the loss of a node stops is stopped once, though a spread moves while they are told of it."""
+    tasks = [*job("a", 3, user="u"), *job("b", 3, at=1, user="u")]
+    loop = prepare(cluster(3, gpu=8), tasks, build(policy(gang={}, spread={"by": "user", "skew": 2})))
+    play(loop, until=5.0)
+    loop.turn("n0", up=False)
+    found = outcome(play(loop))
+    assert (found.log.kinds == kernel.K_PREEMPTED).sum() == 3
+    assert {name: at for name, at in starts(found).items() if name.startswith("a")} == dict.fromkeys(
+        ("a-0", "a-1", "a-2"), 5.0
+    )
 
 
 LATER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -16,6 +16,7 @@ from unfold_placement.view import View
 
 NOTHING = kernel.ALL_PHASES
 KINDS = (facts.SUBMITTED, facts.STARTED, facts.ENDED, facts.PREEMPTED, facts.REFUSED)
+LEAVING = frozenset({facts.ENDED, facts.PREEMPTED})
 
 
 class Sink(Protocol):
@@ -41,7 +42,7 @@ class Sink(Protocol):
 class Controller:
     """The loop of a backend: ``timed`` if the book knows when tasks end, ``matching`` if it decides who starts.
 
-    While endings are told, nothing starts: ``held`` is then the first phase of those that changed something.
+    While is told who ``left``, nothing starts: ``held`` is then the first phase of those that changed something.
     """
 
     book: Book
@@ -52,6 +53,7 @@ class Controller:
     matching: bool = True
     cursor: int = 0
     inbox: deque[Event] = field(default_factory=deque)
+    left: deque[Event] = field(default_factory=deque)
     timers: list[float] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class Controller:
     @property
     def mask(self) -> int:
         """The kinds of events at which the event loop must stop, as bits."""
-        names = self.watched | ({facts.ENDED, facts.PREEMPTED} if self.watched - {facts.BEGAN} else set())
+        names = self.watched | (LEAVING if self.watched - {facts.BEGAN} else set())
         names |= {facts.SUBMITTED} if facts.QUIET in self.watched else set()
         return sum(1 << place for place, kind in enumerate(KINDS) if kind in names)
 
@@ -81,15 +83,15 @@ class Controller:
         """Deal with everything that happened, until nothing more can start."""
         while True:
             self.collect()
-            told = bool(self.inbox)
-            while self.inbox:
-                if self.inbox[0].kind == facts.ENDED:
-                    self._endings()
+            told = bool(self.inbox or self.left)
+            while self.inbox or self.left:
+                if self.left:
+                    self._leaving()
                 else:
                     self.dispatch(self.inbox.popleft())
             if told and facts.QUIET in self.watched:
                 self.dispatch(Event(facts.QUIET, self.book.now))
-            if not self.inbox and not self.match():
+            if not self.inbox and not self.left and not self.match():
                 return
 
     def tick(self) -> None:
@@ -114,7 +116,7 @@ class Controller:
             node = self.book.nodes[a.log_node[at]].name if a.log_node[at] >= 0 else facts.ANYWHERE
             event = Event(KINDS[a.log_kind[at]], float(a.log_time[at]), task, node)
             if event.kind != facts.STARTED:
-                self.inbox.append(event)
+                (self.left if event.kind in LEAVING else self.inbox).append(event)
                 continue
             if self.sink is not None and self.matching:
                 self.sink.start(task, node)
@@ -125,7 +127,7 @@ class Controller:
         """Tell every policy that watches such events, in the order of phases."""
         if event.task is not None and event.kind == facts.SUBMITTED:
             self.view.admit(event.task)
-        if event.task is not None and event.kind in {facts.ENDED, facts.PREEMPTED}:
+        if event.task is not None and event.kind in LEAVING:
             self._release(event.task)
         if event.task is not None and event.kind == facts.ENDED:
             self.view.leave(event.task, done=True)
@@ -154,11 +156,14 @@ class Controller:
         else:
             self._changed(policy.phase)
 
-    def _endings(self) -> None:
-        """Tell of all that ended together before anything starts: no policy then counts who has left."""
+    def _leaving(self) -> None:
+        """Tell of all that ended or was stopped before anything starts: no policy then counts who has left.
+
+        Nor is any told that a task was stopped once it runs again.
+        """
         self.held = NOTHING
-        while self.inbox and self.inbox[0].kind == facts.ENDED:
-            self.dispatch(self.inbox.popleft())
+        while self.left:
+            self.dispatch(self.left.popleft())
         phase, self.held = self.held, None
         if phase != NOTHING:
             self._changed(phase)
