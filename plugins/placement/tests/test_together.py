@@ -111,6 +111,18 @@ def test_no_more_is_taken_back_than_was_lent() -> None:
     assert not stopped(run(cluster(2), whole, quota={"quotas": {"a": 4, "b": 7}}))
 
 
+def test_what_a_team_is_owed_waits_for_no_other_team() -> None:
+    """Where a team's task has no room, another within its quota still starts, and still takes back what was lent."""
+    quotas = {"quotas": {"a": 8, "b": 1, "c": 9}}
+    held = [*job("c", 1, run=100, demand={"gpu": 3000}), *job("c6", 1, run=100, user="c", demand={"gpu": 6000})]
+    tasks = [*held, *job("a", 1, at=1, demand={"gpu": 8000}), *job("b", 1, at=2)]
+    assert starts(run(cluster(2, gpu=8), tasks, quota=quotas))["b-0"] == 2.0
+    assert starts(run(cluster(2, gpu=8), tasks, quota={**quotas, "backfill": False}))["b-0"] == 100.0
+    lent = job("d", 7, run=50, at=0.5)
+    found = run(cluster(2, gpu=8), [*tasks, *lent], quota=quotas)
+    assert (starts(found)["b-0"], stopped(found)) == (2.0, {"d": 1})
+
+
 def test_nobody_starves_beside_a_sibling_that_has_all_of_another_resource() -> None:
     """Two groups share the processors equally, though a member of one of them holds every GPU."""
     asks = {"one": {"cpu": 1000}, "two/a": {"cpu": 1000}, "two/b": {"gpu": 1000}}

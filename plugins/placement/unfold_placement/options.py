@@ -135,6 +135,7 @@ class QuotaOptions(Model):
     by: str = "user"
     borrow: bool = True
     reclaim: bool = True
+    backfill: bool = Field(default=True, description="no team within its quota waits for another whose task lacks room")
 
 
 class EdfOptions(Model):

@@ -20,6 +20,7 @@ class Quota:
     by: str = "user"
     borrow: bool = True
     reclaim: bool = True
+    backfill: bool = True
     line: Line = field(init=False)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
@@ -36,20 +37,31 @@ class Quota:
         if not self.line.see(event, view):
             return
         yield from self.within(view)
-        owed = [user for user in self.line.busy() if self.over(user, self.line.queues[user][0]) <= 0]
-        if owed and self.reclaim:
-            gone = view.victims(self.line.queues[owed[0]][0], self.lent(view))
-            if gone:
-                yield [Drop(turn(task), force=True) for task in gone]
-                yield from self.within(view)
+        owed = self.owed(view)
+        if self.reclaim and (gone := self.back(view)):
+            # what else is owed is taken back once it is told that these have stopped
+            yield [Drop(turn(task), force=True) for task in gone]
+            yield from self.within(view)
         if self.borrow and not owed:
             yield from self.line.release(lambda user, unit: (self.over(user, unit), user), view, backfill=True)
 
     def within(self, view: View) -> Ops:
-        """Give turns to teams that stay within their quota."""
+        """Give turns to teams that stay within their quota; with ``backfill`` none of them waits for another's."""
         yield from self.line.release(
-            lambda user, _: (self.line.share(user, view), user), view, may=lambda user, unit: self.over(user, unit) <= 0
-        )
+            lambda user, _: (self.line.share(user, view), user), view, backfill=self.backfill,
+            may=lambda user, unit: self.over(user, unit) <= 0,
+        )  # fmt: skip
+
+    def owed(self, view: View) -> list[str]:
+        """Return the teams that wait for what is within their quota, the smallest share first."""
+        busy = [user for user in self.line.busy() if self.over(user, self.line.queues[user][0]) <= 0]
+        return sorted(busy, key=lambda user: (self.line.share(user, view), user))
+
+    def back(self, view: View) -> list[Task]:
+        """Return what was lent and makes room for the first team that is owed and gets room so; or nothing."""
+        owed = self.owed(view) if self.backfill else self.owed(view)[:1]
+        found = (view.victims(self.line.queues[user][0], self.lent(view)) for user in owed)
+        return next((gone for gone in found if gone), [])
 
     def lent(self, view: View) -> list[Task]:
         """Return the tasks that run on what is lent, latest first: of each team until it is back within its quota."""
