@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, starts
-from unfold_placement.facts import Task
+from unfold_placement.facts import Policy, Task
 from unfold_placement.policies.edf import Edf
+from unfold_placement.policies.gang import Gang
 from unfold_placement.policies.line import Line
 from unfold_placement.simulate import play, prepare, simulate
 from unfold_placement.view import Unit, View
@@ -65,3 +67,23 @@ def test_who_is_next_is_found_without_asking_all_who_wait() -> None:
     plain = simulate(cluster(), tasks, [Edf(admit=False, line=Line("name"))])
     assert starts(simulate(cluster(), tasks, [Edf(admit=False, line=Line("name", rank))])) == starts(plain)
     assert len(asked) < 10 * len(tasks)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_who_passes_is_found_without_asking_all_who_wait(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``backfill`` units start as if each that waits were asked at every event; of those alike one is asked."""
+    tasks = [replace(task, job=f"j{row // size}", size=size) for row, task in enumerate(urgent(0, 120))]
+    gang: list[Policy] = [Gang()] if size > 1 else []
+    plain = simulate(cluster(), tasks, [Edf(admit=False, backfill=True, line=Line("name")), *gang])
+    asked: list[str] = []
+    room = View.room
+
+    def counted(view: View, unit: Unit, phase: int) -> list[str] | None:
+        asked.append(unit[0].name)
+        return room(view, unit, phase)
+
+    monkeypatch.setattr(View, "room", counted)
+    gang = [Gang()] if size > 1 else []
+    found = simulate(cluster(), tasks, [Edf(admit=False, backfill=True), *gang])
+    assert (starts(found), found.node.tolist()) == (starts(plain), plain.node.tolist())
+    assert len(asked) < 20 * len(tasks)

@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from unfold_placement import kernel
 from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, SEATS, SUBMITTED, Ask, Event, Ops, Put, Task
 from unfold_placement.view import Unit, View
+from unfold_placement.waiting import Shapes
 
 EVENTS = frozenset({SUBMITTED, ENDED, PREEMPTED, QUIET})
 
@@ -32,13 +36,16 @@ class Line:
     """Waiting units by ``by``, each queue in the order in which they came.
 
     ``out`` are the tasks that were released, in that order, and ``used`` is what they hold. Where a unit's place never
-    changes, ``rank`` tells it, and ``heap`` keeps the users by it.
+    changes, and each is a user of its own, ``rank`` tells it, ``heap`` keeps the users by it, and ``known`` the row of
+    the first task of each, its shape, and its number in the heap.
     """
 
     by: str
     rank: Callable[[Unit], Any] | None = None
     heap: list[tuple[Any, int, str]] = field(default_factory=list)
     joined: int = 0
+    shapes: Shapes = field(default_factory=lambda: Shapes(QUEUE))
+    known: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     queues: dict[str, deque[Unit]] = field(default_factory=dict)
     used: dict[str, dict[str, int]] = field(default_factory=dict)
     out: dict[str, dict[str, Task]] = field(default_factory=dict)
@@ -59,7 +66,7 @@ class Line:
             if unit is not None:
                 user = unit[0].key(self.by)
                 self.queues.setdefault(user, deque()).append(unit)
-                self._ranked(user)
+                self._ranked(user, view)
         return False
 
     def busy(self) -> list[str]:
@@ -76,10 +83,11 @@ class Line:
         done: Callable[[str, Unit], None] = _nothing,
     ) -> Ops:
         """Give the first by ``order`` its turn while it fits; with ``backfill`` others may pass one that does not."""
+        if backfill and self.rank is not None:
+            yield from self._pass(view)
+            return
         passed: set[str] = set()
-        while busy := [
-            user for user in self._asked(backfill=backfill) if user not in passed and may(user, self.queues[user][0])
-        ]:
+        while busy := [user for user in self._asked() if user not in passed and may(user, self.queues[user][0])]:
             user = min(busy, key=lambda name: order(name, self.queues[name][0]))  # type: ignore[arg-type, return-value]
             unit = self.queues[user][0]
             if not all(view.waits(task) for task in unit):
@@ -90,36 +98,66 @@ class Line:
                     return
                 passed.add(user)
                 continue
-            self.leave(user)
-            for task in unit:
-                self._take(task)
-            done(user, unit)
-            yield [Put(turn(task), until=task.name) for task in unit]
+            yield self._turns(user, unit, done)
+
+    def _pass(self, view: View) -> Ops:
+        """Give all that fit their turns, by rank; of those that are alike and do not fit, one is asked."""
+        users = self._in_order()
+        rows, shape, _ = np.array([self.known[user] for user in users], np.int32).reshape(-1, 3).T.copy()
+        for at in np.flatnonzero(view.book.arena.state[rows] != kernel.WAITING).tolist():
+            self._skip(users[at], self.queues[users[at]][0], view)
+        none = np.zeros(rows.size, np.int32)
+        for at in self.shapes.hopeful(view, rows, shape, none, none.astype(np.uint8)):
+            unit = self.queues[users[at]][0]
+            if not all(view.waits(task) for task in unit):
+                self._skip(users[at], unit, view)
+            elif view.room(unit, QUEUE) is None:
+                self.shapes.dead[shape[at], 0] = 1
+            else:
+                yield self._turns(users[at], unit)
+
+    def _turns(self, user: str, unit: Unit, done: Callable[[str, Unit], None] = _nothing) -> list[Put]:
+        self.leave(user)
+        for task in unit:
+            self._take(task)
+        done(user, unit)
+        return [Put(turn(task), until=task.name) for task in unit]
 
     def _skip(self, user: str, unit: Unit, view: View) -> None:
         # on a live cluster tasks are taken back, and found running by a controller that was started again
         self.leave(user)
         if rest := view.whole(unit):
             self.queues.setdefault(user, deque()).appendleft(rest)
-            self._ranked(user)
+            self._ranked(user, view)
         for task in unit:
             if view.runs(task):
                 self._take(task)
 
-    def _ranked(self, user: str) -> None:
+    def _ranked(self, user: str, view: View) -> None:
         if self.rank is not None:
             self.joined += 1
-            heapq.heappush(self.heap, (self.rank(self.queues[user][0]), self.joined, user))
+            unit = self.queues[user][0]
+            heapq.heappush(self.heap, (self.rank(unit), self.joined, user))
+            rows = [view.book.index[task.name] for task in unit]
+            self.known[user] = rows[0], self.shapes.number(rows, view), self.joined
 
-    def _asked(self, *, backfill: bool) -> list[str]:
-        """Return the users of whom one may be next: where ranks never change and nobody passes, the first alone."""
-        if self.rank is None or backfill:
+    def _in_order(self) -> list[str]:
+        """Return the users by rank."""
+        # what is sorted is a heap
+        self.heap = sorted(entry for entry in self.heap if self._holds(entry))
+        return [user for _, _, user in self.heap]
+
+    def _asked(self) -> list[str]:
+        """Return the users of whom one may be next: where ranks never change, the first alone."""
+        if self.rank is None:
             return self.busy()
-        while self.heap and (
-            self.heap[0][2] not in self.queues or self.rank(self.queues[self.heap[0][2]][0]) != self.heap[0][0]
-        ):
+        while self.heap and not self._holds(self.heap[0]):
             heapq.heappop(self.heap)
         return [user for _, _, user in self.heap[:1]]
+
+    def _holds(self, entry: tuple[Any, int, str]) -> bool:
+        found = self.known.get(entry[2])
+        return found is not None and found[2] == entry[1]
 
     def below(self, level: int) -> Iterator[Task]:
         """Yield the tasks of lower classes whose turn has come, the lowest first, of a class the latest."""
@@ -131,6 +169,7 @@ class Line:
         self.queues[user].popleft()
         if not self.queues[user]:
             del self.queues[user]
+            self.known.pop(user, None)
 
     def share(self, user: str, view: View) -> float:
         """Return a user's dominant share: the largest part of any resource that it holds (Ghodsi et al., NSDI 2011)."""
