@@ -62,13 +62,14 @@ class CsvRow:
         return UnfoldError(Diagnostic(message, str(self.path), self.line, 1, column, hint))
 
 
-def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "") -> Iterator[CsvRow]:
+def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Sequence[str] = ()) -> Iterator[CsvRow]:
     """Yield the rows of a CSV file whose first line names the columns; empty lines are none.
 
     Args:
         path: the file, in UTF-8, gzipped or not.
         wanted: columns that must be there.
         hint: what to do if one is not; without it, what is there.
+        head: the names of the columns of a file whose first line is a row already.
 
     Raises:
         UnfoldError: it is no such file, a column is missing, or a row has other cells than the head.
@@ -76,10 +77,10 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "") -> Itera
     try:
         with open_text(path) as stream:
             lines = csv_lines(stream)
-            head = [name.strip() for name in next(lines, (0, []))[1]]
-            _check(head, wanted, path, hint)
+            names = list(head) or [name.strip() for name in next(lines, (0, []))[1]]
+            _check(names, wanted, path, hint)
             for line, cells in lines:
-                yield CsvRow(_named(head, cells, path, line), path, line)
+                yield CsvRow(_named(names, cells, path, line), path, line)
     except UnicodeDecodeError as error:
         raise not_utf8(_plain(path), path) from error
     except UNREADABLE as error:

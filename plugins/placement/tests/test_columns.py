@@ -26,6 +26,36 @@ def test_columns_by_the_names_of_a_file(tmp_path: Path) -> None:
         list(csv_tasks(path, columns=Columns({**names, "arrival": ("start_time",)})))
 
 
+def test_a_file_without_a_head_is_read_by_the_names_that_are_given(tmp_path: Path) -> None:
+    """With ``head`` the first line is a row, told as line 1; without names for all cells the row is told."""
+    head = ("task", "count", "job", "arrival", "run", "gpu")
+    path = write(tmp_path, "m1,2,j1,5,60,100\nm2,1,j1,6,30,50\n")
+    found = list(csv_tasks(path, columns=Columns(head=head, scale={"gpu": 0.01})))
+    assert [(t.name, t.size, t.arrival, t.demand["gpu"]) for t in found] == [
+        ("m1-0", 3, 5.0, 1000), ("m1-1", 3, 5.0, 1000), ("m2", 3, 6.0, 500)
+    ]  # fmt: skip
+    with pytest.raises(UnfoldError, match=r"1:1: arrival: 'j1' is not a number"):
+        list(csv_tasks(path, columns=Columns(head=("task", "gpu", "arrival", "run", "a", "b"))))
+    with pytest.raises(UnfoldError, match="the row has 6 cells where the head has 2"):
+        list(csv_tasks(path, columns=Columns(head=("task", "run"), names={"arrival": ("run",)})))
+
+
+def test_further_resources_of_a_table(tmp_path: Path) -> None:
+    """Amounts of any resource are read by the column that has them, of nodes (where it is no label) and of tasks."""
+    columns = Columns({"name": ("sn",)}, {"rdma": 0.01}, resources={"rdma": "rdma_request"})
+    (node,) = csv_nodes(write(tmp_path, "sn,cpu,rdma_request,zone\na,8,400,z1\n"), columns)
+    assert (dict(node.capacity), node.labels["zone"], "rdma" in node.labels) == (
+        {"cpu": 8000, "rdma": 4000},
+        "z1",
+        False,
+    )
+    columns = Columns({}, {"rdma": 0.01}, resources={"rdma": "rdma_request"})
+    found = list(csv_tasks(write(tmp_path, "task,arrival,run,rdma_request\na,0,5,25\nb,0,5,\n"), columns=columns))
+    assert [dict(task.demand) for task in found] == [{"rdma": 250}, {}]
+    with pytest.raises(UnfoldError, match="no column rdma_request"):
+        list(csv_tasks(write(tmp_path, "task,arrival,run\na,0,5\n"), columns=columns))
+
+
 def test_a_run_is_from_start_to_end(tmp_path: Path) -> None:
     """A task runs from its start, or its arrival, to its end, dates or numbers; one that ends before is told."""
     names = Columns({"end": ("over",), "start": ("begun",)})

@@ -29,10 +29,15 @@ _ELAPSED = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a file calls a column of ours (several are put together), and what a column's numbers are multiplied by."""
+    """What a file calls a column of ours (several are put together), and what a column's numbers are multiplied by.
+
+    ``head`` are the columns of a file that does not name them, ``resources`` those with amounts of further resources.
+    """
 
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     scale: Mapping[str, float] = field(default_factory=dict)
+    head: Sequence[str] = ()
+    resources: Mapping[str, str] = field(default_factory=dict)
 
     def rows(self, path: Path, wanted: Sequence[str]) -> Iterator[CsvRow]:
         """Yield the rows of a file by our columns, beside what other columns it has.
@@ -40,14 +45,16 @@ class Columns:
         Raises:
             UnfoldError: a column is missing, or the file is no table.
         """
-        needed = dict.fromkeys(theirs for name in (*wanted, *self.names) for theirs in self.names.get(name, (name,)))
-        for row in csv_rows(path, tuple(needed)):
-            mine = {ours: "-".join(row[name] for name in theirs) for ours, theirs in self.names.items()}
+        names = {**self.names, **{ours: (theirs,) for ours, theirs in self.resources.items()}}
+        needed = dict.fromkeys(theirs for name in (*wanted, *names) for theirs in names.get(name, (name,)))
+        for row in csv_rows(path, tuple(needed), head=self.head):
+            mine = {ours: "-".join(row[name] for name in theirs) for ours, theirs in names.items()}
             yield replace(row, cells={**row.cells, **mine}) if mine else row
 
     def amounts(self, line: CsvRow, parts: int = 1) -> dict[str, int]:
         """Return what a row has or asks for, in thousandths; of tasks the part of one of ``parts``."""
-        found = {kind: self._amount(line, kind, parts) for kind in AMOUNTS if line.get(kind)}
+        kinds = (*AMOUNTS, *self.resources)
+        found = {kind: self._amount(line, kind, parts) for kind in kinds if line.get(kind)}
         return {kind: amount for kind, amount in found.items() if amount}
 
     def seconds(self, line: CsvRow, column: str, *, least: float = 0.0) -> float:

@@ -42,11 +42,24 @@ class TableSpec(Model):
         default_factory=dict, description="what the numbers of a column are multiplied by, such as gpu: 0.01"
     )
 
+    head: tuple[str, ...] = Field(
+        default=(), description="the columns of a file whose first line does not name them, in their order"
+    )
+    resources: Annotated[dict[Name, str], Field(max_length=16)] = Field(
+        default_factory=dict,
+        description="the columns of amounts of further resources, such as rdma: rdma_request",
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is said of the file."""
+        return bool(self.columns or self.scale or self.head or self.resources)
+
     @property
     def read(self) -> Columns:
         """The columns, as they are read."""
         names = {ours: (theirs,) if isinstance(theirs, str) else theirs for ours, theirs in self.columns.items()}
-        return Columns(names, self.scale)
+        return Columns(names, self.scale, self.head, self.resources)
 
 
 class KubernetesSpec(Model):
@@ -191,12 +204,17 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
 def _table_problems(
     trace: str | None, table: TableSpec, where: tuple[str, ...], known: Sequence[str], *, labels: bool = False
 ) -> Iterator[Problem]:
-    if (table.columns or table.scale) and trace != "csv":
+    if table.given and trace != "csv":
         yield Problem(where, "only a CSV file has columns of your own", hint="write trace: csv")
+    every = (*known, *table.resources)
     for key, names in (("columns", () if labels else table.columns), ("scale", table.scale)):
         for name in names:
-            if name not in known:
-                yield Problem((*where, key, name), f"no column {name}", hint=did_you_mean(name, known), at_key=True)
+            if name not in every:
+                yield Problem((*where, key, name), f"no column {name}", hint=did_you_mean(name, every), at_key=True)
+    for name in table.resources:
+        if name in known:
+            message = f"{name} is a column of its own"
+            yield Problem((*where, "resources", name), message, hint=f"write columns: {{{name}: ...}}", at_key=True)
 
 
 def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:

@@ -72,7 +72,7 @@ def csv_nodes(path: Path, columns: Columns = PLAIN) -> Iterator[Node]:
     for line in _alone(columns.rows(path, ("name",)), "name"):
         if not (amounts := columns.amounts(line)):
             raise line.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
-        labels = {key: cell for key, cell in line.cells.items() if key not in NODE and cell}
+        labels = {key: cell for key, cell in line.cells.items() if key not in (*NODE, *columns.resources) and cell}
         yield Node(line["name"], amounts, labels, frozenset(_listed(line.get("data"))))
 
 
