@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from unfold_placement.facts import MILLI, Node, Task
 from unfold_placement.kubernetes.words import MIB, UNITS, seconds
+from unfold_placement.listed import Body, each_of, items_of
 from unfoldkit.api import fail
-from unfoldkit.csvfile import UNREADABLE, open_text
 
-Body = dict[str, Any]
 S = TypeVar("S")
 T = TypeVar("T")
 Span = tuple[float, float | None, float | None]
@@ -75,26 +73,15 @@ def _tell_of(pods: Sequence[Body], placed: Sequence[Body], spans: Sequence[Span]
 
 
 def _each(path: Path, kind: str, read: Callable[[Body], T | None]) -> list[T]:
-    try:
-        with open_text(path) as stream:
-            found = json.load(stream)
-    except (*UNREADABLE, ValueError) as error:
-        raise fail(f"not JSON: {error}", file=str(path), hint=f"kubectl get {kind.lower()}s -o json") from error
-    items = found.get("items", [found]) if isinstance(found, dict) else found
-    mine = [item for item in items if isinstance(item, dict) and item.get("kind", kind) == kind]
+    command = f"kubectl get {kind.lower()}s -o json"
+    mine = [item for item in items_of(path, command) if item.get("kind", kind) == kind]
     if not mine:
-        raise fail(f"no {kind} in it", file=str(path), hint=f"kubectl get {kind.lower()}s -o json")
+        raise fail(f"no {kind} in it", file=str(path), hint=command)
     return [made for made in _each_of(mine, path, read) if made is not None]
 
 
 def _each_of(items: Sequence[S], path: Path, read: Callable[[S], T]) -> list[T]:
-    made = []
-    for at, item in enumerate(items):
-        try:
-            made.append(read(item))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise fail(f"item {at} is not what kubectl writes: {error!r}", file=str(path)) from error
-    return made
+    return each_of(items, path, "kubectl", read)
 
 
 def _open(item: Body) -> bool:

@@ -83,9 +83,10 @@ class ClusterSpec(Model):
     """The nodes: written here, read from a trace, or those of a live cluster."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
-    trace: Literal["openb", "csv", "kubectl"] | None = Field(
+    trace: Literal["openb", "csv", "kubectl", "ray"] | None = Field(
         default=None,
-        description="nodes of the openb trace (Alibaba, 2023), of a table of your own, or of kubectl get nodes -o json",
+        description="nodes of the openb trace (Alibaba, 2023), of a table of your own, or of what kubectl get nodes or "
+        "ray list nodes write as JSON",
     )
     path: str | None = Field(default=None, description="the file of nodes")
     table: TableSpec = Field(default=TableSpec(), description="how a CSV file of nodes is read")
@@ -128,7 +129,7 @@ class TaskSpec(Model):
 class TraceSpec(Model):
     """A recorded workload."""
 
-    trace: Literal["openb", "csv", "kubectl"]
+    trace: Literal["openb", "csv", "kubectl", "ray"]
     path: str
     faster: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=1.0, description="arrivals come this many times as fast"

@@ -12,6 +12,7 @@ import numpy as np
 
 from unfold_placement.facts import MILLI, SEATS, Node, Task
 from unfold_placement.kubectl import kubectl_nodes, kubectl_tasks
+from unfold_placement.raylist import ray_nodes, ray_tasks
 from unfold_placement.spec import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
 from unfold_placement.traces import csv_nodes, csv_tasks, openb_nodes, openb_tasks
 from unfoldkit.api import Run, fail
@@ -33,8 +34,8 @@ def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
 
 def _traced(cluster: ClusterSpec, run: Run) -> list[Node]:
     path = run.path(cluster.path or "", key="cluster.path")
-    if cluster.trace == "kubectl":
-        found = kubectl_nodes(path)
+    if cluster.trace in {"kubectl", "ray"}:
+        found = (kubectl_nodes if cluster.trace == "kubectl" else ray_nodes)(path)
     else:
         found = list(openb_nodes(path) if cluster.trace == "openb" else csv_nodes(path, cluster.table.read))
     if not found:
@@ -115,8 +116,9 @@ def _replayed(item: TraceSpec, run: Run) -> list[Task]:
     path = run.path(item.path, key="workload.replay.path")
     if item.trace == "openb":
         found = list(islice(openb_tasks(path, item.user, item.faster), item.first))
-    elif item.trace == "kubectl":
-        found = kubectl_tasks(path, item.faster, item.first, run.log.warning)
+    elif item.trace in {"kubectl", "ray"}:
+        read = kubectl_tasks if item.trace == "kubectl" else ray_tasks
+        found = read(path, item.faster, item.first, run.log.warning)
     else:
         found = list(csv_tasks(path, item.faster, item.first, item.table.read, run.log.warning))
     if not found:
