@@ -145,3 +145,10 @@ def test_a_split_that_cannot_be_carried_out_is_refused(data: str) -> None:
     """A split by patient needs to know whose rows are; a group that no split asks for is not ignored."""
     with pytest.raises(UnfoldError, match=r"whose a row is|not kept apart"):
         validate(SupernetSpec, parse(SPEC.replace("d.npz", f"d.npz, {data}"), "t.yaml"))
+
+
+def test_one_row_is_not_trained_on(tmp_path: Path) -> None:
+    """A single row to train on has no spread for the norms, so it is refused with the counts, not met by a crash."""
+    split = np.where(np.arange(len(Y)) < 1, 1, 2)
+    with pytest.raises(UnfoldError, match="1 rows to train and 39 to test"):
+        read(tmp_path, "mlp", {"split": "given"}, x=np.ones((len(Y), 3)), split=split)

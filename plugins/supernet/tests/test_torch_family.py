@@ -71,6 +71,16 @@ def inputs(of: Space, rows: int = 5) -> Any:
     return x, torch.randn((rows, of.extra), generator=generator)
 
 
+@pytest.mark.parametrize("rows", [2, 9, 16, 17])
+def test_a_row_left_over_is_calibrated_with_others(rows: int) -> None:
+    """Statistics are the means over all rows however many are left for the last batch, of a linear stem exactly."""
+    of = space("mlp", 0)
+    x = torch.randn(rows, 3, 1, generator=torch.Generator().manual_seed(1))
+    weights = net.initial(of, 0)
+    (mean, _variance), *_ = net.calibrate(of, weights, of.largest, x, batch=8)
+    torch.testing.assert_close(mean, weights["stem.weight"][:, :, 0] @ x.mean(0)[:, 0])
+
+
 @pytest.mark.parametrize("form", ["conv1d", "conv2d", "mlp", "transformer"])
 def test_a_switched_subnet_is_the_extracted_one(form: str) -> None:
     """For every subnet, the shared weights give bit for bit what the extracted net gives; ONNX as good as that."""

@@ -119,7 +119,8 @@ def _own(given: DataSpec, found: Own, seed: int, digest: str, name: str) -> Data
 
 
 def _checked(found: Data, file: str) -> Data:
-    if not len(found.train) or not len(found.test):
+    # norms need the spread of a batch, which one row does not have
+    if len(found.train) < 2 or not len(found.test):
         told = f"{len(found.train):,} rows to train and {len(found.test):,} to test"
         raise fail(told, file=file, key="data.split", hint="more rows, more groups, or another data.test")
     return found

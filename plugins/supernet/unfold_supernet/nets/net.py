@@ -155,7 +155,7 @@ def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: 
     found = convs(space, subnet)
     sums = [[torch.zeros(conv.out), torch.zeros(conv.out)] for conv in found]
     with torch.no_grad():
-        for part in x.split(batch):
+        for part in _parts(x, batch):
             value = reduced(part, subnet.shrink)
             for conv, total in zip(found, sums, strict=True):
                 weight, gamma, beta = view(weights, conv)
@@ -166,6 +166,12 @@ def calibrate(space: Space, weights: Weights, subnet: Subnet, x: Tensor, batch: 
                 out = functional.batch_norm(out, None, None, gamma, beta, True, 0.0, EPSILON)
                 value = functional.relu(out + value if conv.identity else out)
     return tuple((mean, variance) for mean, variance in sums)
+
+
+def _parts(x: Tensor, batch: int) -> list[Tensor]:
+    """Return batches of rows; a last row alone has no spread, so it goes with those before it."""
+    found = list(x.split(batch))
+    return found if len(found[-1]) > 1 else [*found[:-2], x[-batch - 1 :]]
 
 
 def bind(space: Space, weights: Weights, subnet: Subnet, statistics: Statistics) -> Ready:
