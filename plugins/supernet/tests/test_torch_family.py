@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from unfold_supernet.files import FRONT  # noqa: E402
 from unfold_supernet.nets import family, net, phases, store  # noqa: E402
 from unfold_supernet.nets.data import Data, load  # noqa: E402
 from unfold_supernet.nets.front import quality  # noqa: E402
-from unfold_supernet.nets.measure import answers, switching  # noqa: E402
+from unfold_supernet.nets.measure import answers, switching, timed  # noqa: E402
 from unfold_supernet.nets.space import Space, Subnet, space_of  # noqa: E402
 from unfold_supernet.serving import pairs  # noqa: E402
 from unfold_supernet.serving.policies import Served  # noqa: E402
@@ -69,6 +70,13 @@ def inputs(of: Space, rows: int = 5) -> Any:
     generator = torch.Generator().manual_seed(9)
     x = torch.randn((rows, of.channels, *of.size), generator=generator)
     return x, torch.randn((rows, of.extra), generator=generator)
+
+
+def test_a_slow_net_is_timed_in_few_rounds() -> None:
+    """Rounds end once their seconds are enough, but never before the least of them; quick calls get all rounds."""
+    assert len(timed(lambda: time.sleep(0.01), 30, enough=0.02)) == 5
+    assert len(timed(lambda: time.sleep(0.01), 30, enough=0.001, least=1)) == 1
+    assert len(timed(lambda: None, 30, enough=5.0)) == 30
 
 
 @pytest.mark.parametrize("rows", [2, 9, 16, 17])

@@ -34,7 +34,11 @@ def train(spec: SupernetSpec, run: Run) -> Report:
     net = trained.net
     said = family.answered(net, data)
     found = family.qualities(net, data, said)
-    times = {name: measure.latencies(net.bound[name], data) for name in found}
+    times: dict[str, dict[int, float]] = {}
+    for name in found:
+        run.progress("time nets", len(times), len(found))
+        times[name] = measure.latencies(net.bound[name], data)
+    run.progress("time nets", len(times), len(found))
     ordered = {one.name: one for one in sorted(net.space.subnets, key=lambda one: macs(net.space, one))}
     names = list(dict.fromkeys((next(iter(ordered)), list(ordered)[(len(ordered) - 1) // 2], list(ordered)[-1])))
     alone = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from unfold_supernet.files import SPACE
 from unfold_supernet.live.board import counted, of_counters
 from unfold_supernet.live.model import Live
-from unfold_supernet.nets.measure import BATCHES
+from unfold_supernet.nets import measure
 from unfold_supernet.nets.net import Pair
 from unfold_supernet.nets.space import Space, space_of
 from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
@@ -98,13 +99,10 @@ def timed(model: Live, at: int) -> Served:
 
 def _timed(model: Live, at: int) -> Served:
     seconds, longest = [], 0.0
-    for size in BATCHES:
-        batch = _trial(model, size, at)
-        found = np.empty(ROUNDS)
-        for turn in range(-2, ROUNDS):
-            began = model.clock()
-            model.predict(batch)
-            found[turn] = model.clock() - began
+    for size in measure.BATCHES:
+        call = partial(model.predict, _trial(model, size, at))
+        measure.timed(call, 2, measure.ENOUGH / 10, least=1)
+        found = measure.timed(call, ROUNDS, measure.ENOUGH)
         # a larger batch that was measured quicker is noise
         longest = max(longest, float(np.median(found)))
         seconds.append((size, longest))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ Net = Callable[[Tensor, Tensor], Tensor]
 """From inputs and extra numbers to logits."""
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHUNK = 1024
+ENOUGH = 0.5
+"""Seconds of rounds of one batch size: of a slow net a few rounds tell as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +63,15 @@ def confident(bound: Net, data: Data, rows: Ints) -> tuple[Ints, NDArray[np.floa
 
 
 def latencies(bound: Net, data: Data, batches: Sequence[int] = BATCHES, rounds: int = 30) -> dict[int, float]:
-    """Return the median seconds of a forward pass by batch size."""
+    """Return the median seconds of a forward pass by batch size, of fewer rounds where these take long."""
     result = {}
     with torch.inference_mode():
         for batch in batches:
             rows = np.resize(data.test, batch)
             x, extra = torch.from_numpy(data.x[rows]), torch.from_numpy(data.extra[rows])
-            for _ in range(3):
-                bound(x, extra)
-            result[batch] = float(np.median(_timed(lambda x=x, extra=extra: bound(x, extra), rounds)))  # type: ignore[misc]
+            call = partial(bound, x, extra)
+            timed(call, 3, ENOUGH / 10, least=1)
+            result[batch] = float(np.median(timed(call, rounds, ENOUGH)))
     return result
 
 
@@ -81,9 +85,9 @@ def switching(net: Supernet, rounds: int = 2000) -> Switching:
     target = modules[names[-1]]
     state = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     few = max(20, rounds // 50)
-    views = _timed(lambda: bind(net.space, dict(net.weights), net.space.subnets[-1], largest.statistics), few)
-    in_place = _timed(lambda: target.load_state_dict(state), few)
-    again = _timed(lambda: _reload(net, largest, files[names[-1]]), few)
+    views = timed(lambda: bind(net.space, dict(net.weights), net.space.subnets[-1], largest.statistics), few)
+    in_place = timed(lambda: target.load_state_dict(state), few)
+    again = timed(lambda: _reload(net, largest, files[names[-1]]), few)
     norms = sum(t.numel() * t.element_size() for b in net.bound.values() for pair in b.statistics for t in pair)
     shared = sum(tensor.numel() * tensor.element_size() for tensor in net.weights.values())
     separate = sum(_size(module) for module in modules.values())
@@ -113,13 +117,14 @@ def _size(module: Extracted) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values() if tensor.ndim)
 
 
-def _timed(call: Callable[[], object], rounds: int) -> Floats:
-    found = np.empty(rounds)
-    for at in range(rounds):
+def timed(call: Callable[[], object], rounds: int, enough: float = math.inf, least: int = 5) -> Floats:
+    """Return the seconds of each round; after ``enough`` of them in all no more than the ``least`` rounds are made."""
+    found: list[float] = []
+    while len(found) < rounds and (len(found) < least or sum(found) < enough):
         began = time.perf_counter()
         call()
-        found[at] = time.perf_counter() - began
-    return found
+        found.append(time.perf_counter() - began)
+    return np.array(found)
 
 
 def _chunks(data: Data, rows: Ints) -> Iterator[tuple[Tensor, Tensor]]:
