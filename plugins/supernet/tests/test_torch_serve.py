@@ -41,10 +41,11 @@ def ask(url: str, body: Any = None) -> Any:
         return json.load(reply)
 
 
-def infer(place: str, x: Any, deadline_ms: Any = None) -> dict[str, list[Any]]:
+def infer(place: str, x: Any, deadline_ms: Any = None, least_accuracy: Any = None) -> dict[str, list[Any]]:
     """Return the outputs by name."""
     tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP64", "data": x.ravel().tolist()}
-    parameters = {} if deadline_ms is None else {"deadline_ms": deadline_ms}
+    asked = {"deadline_ms": deadline_ms, "least_accuracy": least_accuracy}
+    parameters = {name: value for name, value in asked.items() if value is not None}
     reply = ask(f"{place}/v2/models/tiny/infer", {"inputs": [tensor], "parameters": parameters})
     return {output["name"]: output["data"] for output in reply["outputs"]}
 
@@ -103,6 +104,28 @@ def test_what_cannot_be_in_time_is_answered_and_late(place: str) -> None:
     said = infer(place, digits(1), 0.001)
     assert (said["net"], said["in_time"]) == ([smallest], [False])
     assert counts(place, smallest, "no") == before + 1
+
+
+def test_no_net_answers_that_is_less_accurate_than_asked(place: str) -> None:
+    """Whatever the load and the deadline, a request is answered by a net as accurate as it asks, late if need be."""
+    known, x = nets(place), digits(ROWS)
+    levels = sorted(net["expected_accuracy"] for net in known.values())
+    asked = [(limit, least) for limit in (0.001, 10.0, 20_000.0) for least in (*levels, None)] * 2
+    with ThreadPoolExecutor(len(asked)) as pool:
+        said = list(pool.map(lambda one: infer(place, x, *one), asked))
+    for (limit, least), one in zip(asked, said, strict=True):
+        assert one["expected_accuracy"][0] >= (least or 0.0)
+        assert one["accurate_enough"] == [True] * ROWS
+        assert limit > 0.001 or one["in_time"] == [False] * ROWS
+
+
+def test_more_than_the_best_net_has_is_answered_by_it(place: str) -> None:
+    """Where no net is as accurate as asked, the most accurate answers and says that it is not enough."""
+    known = nets(place)
+    best = max(known, key=lambda name: float(known[name]["expected_accuracy"]))
+    said = infer(place, digits(2), 20_000, 1.0)
+    assert said["net"] == [best] * 2
+    assert said["accurate_enough"] == [known[best]["expected_accuracy"] == 1.0] * 2
 
 
 def counts(place: str, net: str, in_time: str) -> float:

@@ -49,13 +49,15 @@ Column = Array | Coded | list[Any]
 class Call:
     """One request as a model sees it: how many rows, whose they are, and at which logical time the first stands.
 
-    ``deadline`` is how many seconds after it came its answer is late, ``None`` if it does not say.
+    ``deadline`` is how many seconds after it came its answer is late, ``None`` if it does not say; ``least_accuracy``
+    is the share that the answer is to be expected right with, 0 if it does not say.
     """
 
     rows: int
     entity: str = ""
     time: int | None = None
     deadline: float | None = None
+    least_accuracy: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ def _request(model: Described) -> dict[str, Any]:
             "entity": {"type": "string", "maxLength": 256},
             "time": {"type": "integer"},
             "deadline_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_MS},
+            "least_accuracy": {"type": "number", "minimum": 0, "maximum": 1},
         },
         "additionalProperties": {"type": ["string", "number", "boolean"]},
     }

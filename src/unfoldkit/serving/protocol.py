@@ -212,7 +212,9 @@ def _exact(data: Sequence[Any], item: Field, kind: type[Any]) -> Array:
 
 
 def to_call(parameters: Mapping[str, Scalar], rows: int) -> Call:
-    """Return what the parameters of a request say: ``entity`` (text), ``time`` (whole), ``deadline_ms`` (above 0).
+    """Return what the parameters of a request say.
+
+    They are ``entity`` (text), ``time`` (whole), ``deadline_ms`` (above 0), ``least_accuracy`` (a share).
 
     Raises:
         Unfit: one of them has another type, or a time comes without an entity.
@@ -226,7 +228,8 @@ def to_call(parameters: Mapping[str, Scalar], rows: int) -> Call:
         raise Unfit("the parameter 'time' must be a whole number")
     if time is not None and not entity:
         raise Unfit("the parameter 'time' needs the parameter 'entity'")
-    return Call(rows, entity, time, _seconds(parameters.get("deadline_ms")))
+    deadline, least = _seconds(parameters.get("deadline_ms")), _share(parameters.get("least_accuracy", 0))
+    return Call(rows, entity, time, deadline, least)
 
 
 def _seconds(deadline_ms: Scalar | None) -> float | None:
@@ -235,6 +238,12 @@ def _seconds(deadline_ms: Scalar | None) -> float | None:
     if type(deadline_ms) not in (int, float) or not 0 < float(deadline_ms) <= LONGEST_MS:
         raise Unfit("the parameter 'deadline_ms' must be a number above 0, of at most a day")
     return float(deadline_ms) / 1e3
+
+
+def _share(least_accuracy: Scalar) -> float:
+    if type(least_accuracy) not in (int, float) or not 0 <= float(least_accuracy) <= 1:
+        raise Unfit("the parameter 'least_accuracy' must be a share, from 0 to 1")
+    return float(least_accuracy)
 
 
 Cells = Mapping[str, Sequence[bytes]]

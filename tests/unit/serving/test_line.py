@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from unfoldkit.serving import line as lines
 from unfoldkit.serving.batcher import Limits, batcher
 from unfoldkit.serving.line import Arrivals, Deadlines, Waiting
 from unfoldkit.serving.metrics import metrics, of_model
@@ -30,15 +31,27 @@ def made(seconds: float = 1.0, slow: float = 0.1) -> tuple[Deadlines, Clock]:
     """Return a line whose ways 1 and 2 take ``slow`` / 4 and ``slow`` seconds for at most four rows."""
     clock = Clock()
 
-    def pick(slack: float, rows: int) -> tuple[int, int] | None:
+    def pick(slack: float, rows: int, _level: int) -> tuple[int, int] | None:
         ways = [way for way, takes in ((2, slow), (1, slow / 4)) if takes <= slack]
         return (ways[0], min(rows, 4)) if ways else None
 
-    return Deadlines(pick, seconds, 0, clock), clock
+    return Deadlines(lines.Ways(pick, (0, 0, 0)), seconds, clock), clock
 
 
-def wait(line: Any, name: str, deadline: float | None = None, rows: int = 1) -> None:
-    line.add(Waiting({}, Call(rows, name, None, deadline), lambda _: None))
+def leveled(short: float = 0.1) -> tuple[Deadlines, Clock, list[tuple[int, int]]]:
+    """Return a line of way 0 for level 0 and way 1 for both, which needs ``short`` seconds; and what it asked."""
+    clock, asked = Clock(), list[tuple[int, int]]()
+
+    def pick(slack: float, rows: int, level: int) -> tuple[int, int] | None:
+        asked.append((rows, level))
+        return (level, rows) if slack >= short * level else None
+
+    ways = lines.Ways(pick, (0, 1), (0, 1), lambda call: int(call.least_accuracy > 0.5))
+    return Deadlines(ways, 1.0, clock), clock, asked
+
+
+def wait(to: Any, name: str, deadline: float | None = None, rows: int = 1, least: float = 0.0) -> None:
+    to.add(Waiting({}, Call(rows, name, None, deadline, least), lambda _: None))
 
 
 def names(taken: list[Waiting]) -> list[str]:
@@ -61,7 +74,7 @@ def test_the_earliest_deadline_is_first() -> None:
     taken, turn = line.take(LIMIT)
     assert names(taken) == ["soon", "also", "own", "late"]
     assert turn == Turn(2, (1.0, 1.0, 2.0, 5.0), 0.0)
-    assert line.rows == 0
+    assert line.rows == [0]
 
 
 def test_time_waited_counts() -> None:
@@ -86,6 +99,33 @@ def test_the_hopeless_step_aside_and_are_answered() -> None:
     assert line.take(LIMIT)[0] == []
 
 
+def test_no_way_answers_who_asks_for_more() -> None:
+    """A way answers no level above its own, those below fill its batches, and rows are told of the level or above."""
+    waiting, _, asked = leveled()
+    for name, deadline, least in (("low", 0.2, 0.0), ("high", 0.3, 0.9), ("lower", 0.4, 0.0), ("higher", 0.5, 0.9)):
+        wait(waiting, name, deadline, least=least)
+    taken, turn = waiting.take(LIMIT)
+    assert (names(taken), turn and turn.way) == (["low", "lower"], 0)
+    wait(waiting, "last", 0.4)
+    taken, turn = waiting.take(LIMIT)
+    assert (names(taken), turn and turn.way) == (["high", "last"], 1)
+    assert (names(waiting.take(LIMIT)[0]), waiting.rows) == (["higher"], [0, 0])
+    assert asked == [(4, 0), (2, 1), (1, 1)]
+
+
+def test_the_hopeless_keep_their_level() -> None:
+    """Who cannot be in time is answered late by a way of its level, with those behind it that this way answers."""
+    waiting, _, _ = leveled()
+    for name, least in (("a", 0.9), ("b", 0.9), ("c", 0.0)):
+        wait(waiting, name, 0.01, least=least)
+    assert [names(waiting.take(LIMIT)[0]) for _ in range(3)] == [["c"], ["a", "b"], []]
+    for name, deadline, least in (("a", 0.1, 0.0), ("b", 0.2, 0.9), ("c", 0.3, 0.0)):
+        wait(waiting, name, deadline, rows=9, least=least)
+    waiting.ways = lines.Ways(lambda *_: None, (0, 1), (0, 1), waiting.ways.level)
+    ways = [(names(taken), turn and turn.way) for taken, turn in (waiting.take(LIMIT) for _ in range(3))]
+    assert ways == [(["a"], 0), (["b", "c"], 1), ([], None)]
+
+
 def test_rows_are_those_picked() -> None:
     """A batch has no more rows than were picked, nor than the limit of all batches."""
     line, _ = made()
@@ -102,6 +142,15 @@ def test_a_deadline_is_a_number_of_milliseconds() -> None:
     for bad in (0, -3, "20", True, 1e12):
         with pytest.raises(Unfit, match="deadline_ms"):
             to_call({"deadline_ms": bad}, 1)
+
+
+def test_the_least_accuracy_is_a_share() -> None:
+    """The parameter is a share from 0 to 1; text, percent and truth values are refused."""
+    assert to_call({"least_accuracy": 0.95, "deadline_ms": 20}, 1) == Call(1, deadline=0.02, least_accuracy=0.95)
+    assert to_call({"least_accuracy": 1}, 1) == Call(1, least_accuracy=1.0)
+    for bad in (-0.1, 95, "0.9", True, float("nan")):
+        with pytest.raises(Unfit, match="least_accuracy"):
+            to_call({"least_accuracy": bad}, 1)
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ OUTPUTS = (
     Field("net", "BYTES"),
     Field("expected_accuracy"),
     Field("in_time", "BOOL"),
+    Field("accurate_enough", "BOOL"),
 )
 Count = Callable[[int, Sequence[bool]], None]
 
@@ -54,7 +55,9 @@ class Live:
             # from when it was picked: the way into the thread is part of it
             self.pace.learn(self.nets[way].takes(batch.rows), ended - batch.turn.picked)
             self.count(way, in_time)
-        return self._told(shares, way, np.repeat(in_time, [call.rows for call in batch.calls]))
+        enough = [self.nets[way].share >= call.least_accuracy for call in batch.calls]
+        each = [call.rows for call in batch.calls]
+        return self._told(shares, way, np.repeat(in_time, each), np.repeat(enough, each))
 
     def _shares(self, inputs: Mapping[str, Array], way: int) -> Array:
         x = torch.from_numpy(inputs["x"].astype(np.float32))
@@ -63,13 +66,14 @@ class Live:
             found: Array = torch.softmax(self.bound[way](x, torch.from_numpy(extra)), 1).numpy()
         return found
 
-    def _told(self, shares: Array, way: int, in_time: Array) -> Answers:
+    def _told(self, shares: Array, way: int, in_time: Array, enough: Array) -> Answers:
         net, none = self.nets[way], np.zeros(len(shares), np.int64)
         columns = {
             "label": Coded(shares.argmax(1), self.classes),
             "confidence": shares.max(1).astype(np.float64),
             "net": Coded(none, (net.name,)),
-            "expected_accuracy": Coded(none, (net.accuracy / 100,)),
+            "expected_accuracy": Coded(none, (net.share,)),
             "in_time": in_time,
+            "accurate_enough": enough,
         }
         return Answers(columns)

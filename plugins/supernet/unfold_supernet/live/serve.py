@@ -11,6 +11,7 @@ import torch
 
 from unfold_supernet.files import SPACE
 from unfold_supernet.live.board import counted, of_counters
+from unfold_supernet.live.levels import ways
 from unfold_supernet.live.model import Live
 from unfold_supernet.nets import measure
 from unfold_supernet.nets.net import Pair
@@ -18,14 +19,13 @@ from unfold_supernet.nets.space import Space, space_of
 from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
 from unfold_supernet.replay import RULES, front, guarded
 from unfold_supernet.serving import pairs
-from unfold_supernet.serving.pace import paced
 from unfold_supernet.serving.policies import Rule, Served, patient
 from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
 from unfoldkit.api import Run, Service, fail, fingerprint
 from unfoldkit.serving.app import application, served
 from unfoldkit.serving.batcher import Limits
 from unfoldkit.serving.board import of_requests
-from unfoldkit.serving.line import Deadlines, Pick
+from unfoldkit.serving.line import Deadlines
 from unfoldkit.serving.model import Batch, Call, Field, Turn
 
 ROUNDS = 10
@@ -45,10 +45,10 @@ def service(spec: SupernetSpec, run: Run) -> Service:
     torch.set_num_threads(1)
     registry = CollectorRegistry()
     model, serving = live(spec, run, registry)
-    pick = picking(model, serving)
+    found = ways(model.nets, lambda nets: ruled(serving, tuple(nets)), model.pace)
 
     def line() -> Deadlines:
-        return Deadlines(pick, serving.slo, SMALLEST, run.clock)
+        return Deadlines(found, serving.slo, run.clock)
 
     # never in the event loop: requests must be heard and stamped while a net works
     limits = Limits(batch_rows=max(net.most for net in model.nets), loop_seconds=0.0)
@@ -115,17 +115,6 @@ def ruled(serving: ServingSpec, nets: tuple[Served, ...]) -> Rule:
     return patient(rule, max(net.most for net in nets)) if serving.policy == "fitted" else rule
 
 
-def picking(model: Live, serving: ServingSpec) -> Pick:
-    """Return the rule as the line asks it, its profile stretched by how the last batches went."""
-    rule = paced(lambda nets: ruled(serving, tuple(nets)), model.nets, model.pace)
-
-    def pick(slack: float, rows: int) -> tuple[int, int] | None:
-        choice = rule(slack, rows)
-        return None if choice is None else (choice.net, choice.batch)
-
-    return pick
-
-
 def _trial(model: Live, rows: int, way: int) -> Batch:
     inputs = {item.name: np.zeros((rows, *item.shape)) for item in model.inputs}
     return Batch(inputs, (Call(rows),), trial=True, turn=Turn(way, (0.0,), 0.0))
@@ -162,5 +151,6 @@ def _told(serving: ServingSpec, model: Live) -> list[tuple[str, str]]:
     return [
         ("nets", " · ".join(nets)),
         ("rule", f"{serving.policy}; who cannot be in time is answered by {model.nets[SMALLEST].name}"),
+        ("accuracy", "parameters.least_accuracy of a request, a share; none less accurate answers it"),
         ("deadline", f"parameters.deadline_ms of a request, else {serving.slo * 1e3:g} ms"),
     ]

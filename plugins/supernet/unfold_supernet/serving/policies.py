@@ -41,6 +41,11 @@ class Served:
         return time + (longer - time) * (count - size) / (more - size)
 
     @property
+    def share(self) -> float:
+        """Its accuracy as a share."""
+        return self.accuracy / 100
+
+    @property
     def most(self) -> int:
         """The largest batch that was measured."""
         return self.seconds[-1][0]
