@@ -68,6 +68,13 @@ def test_a_net_of_rows_gives_the_shares_of_the_family(folder: Path) -> None:
     assert set(family.answered(found, data).names) == set(found.bound)
 
 
+def test_an_exported_net_names_its_classes(folder: Path) -> None:
+    """Both ONNX files of a net name the classes in their metadata, in the order of shares, logits and labels."""
+    for file in (*folder.glob("subnets/*.onnx"), *folder.glob("stages/*.onnx")):
+        told = onnxruntime.InferenceSession(str(file)).get_modelmeta().custom_metadata_map
+        assert json.loads(told["classes"]) == [str(digit) for digit in range(10)]
+
+
 def test_answers_are_names_and_names_are_short_enough() -> None:
     """A cascade reads the names of the classes, and the specs of a family with a long name are valid."""
     said = Answered(("a", "b"), np.array([[1, 0], [1, 1]]), np.full((2, 2), 0.5, np.float32), np.array([0, 1]))

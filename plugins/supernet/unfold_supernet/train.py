@@ -47,8 +47,8 @@ def train(spec: SupernetSpec, run: Run) -> Report:
     for name in ordered:
         module = store.extract(net.space, net.bound[name])
         run.directory.write(f"subnets/{name}.safetensors", store.state_bytes(module))
-        run.directory.write(f"subnets/{name}.onnx", store.onnx_bytes(net.space, module))
-        run.directory.write(f"stages/{name}.onnx", stages.rows_onnx(net.space, module))
+        run.directory.write(f"subnets/{name}.onnx", store.onnx_bytes(net.space, module, data.names))
+        run.directory.write(f"stages/{name}.onnx", stages.rows_onnx(net.space, module, data.names))
     told = Told(
         spec,
         data,

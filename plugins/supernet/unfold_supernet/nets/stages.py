@@ -27,11 +27,14 @@ LONGEST = 70
 """Letters of a family's name in those of its specs, which have 80 at most with what is appended."""
 
 
-def rows_onnx(space: Space, module: Extracted) -> bytes:
-    """Return a net as an ONNX model of one input ``rows`` (n, channels x size + extra), outputs shares and labels."""
+def rows_onnx(space: Space, module: Extracted, names: Sequence[str] = ()) -> bytes:
+    """Return a net as an ONNX model of one input ``rows`` (n, channels x size + extra), outputs shares and labels.
+
+    A label is the place of a class among ``classes`` in the metadata, which holds ``names``.
+    """
     from onnx import TensorProto, checker, compose, helper, load_from_string, numpy_helper
 
-    inner = load_from_string(onnx_bytes(space, module))
+    inner = load_from_string(onnx_bytes(space, module, names))
     count = space.channels * int(np.prod(space.size))
     ends = {"start": [0], "middle": [count], "axis": [1]} | ({"end": [count + space.extra]} if space.extra else {})
     shape = [-1, space.channels, *space.size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -119,8 +120,11 @@ def state_bytes(module: Extracted) -> bytes:
     return bytes(save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
 
 
-def onnx_bytes(space: Space, module: Extracted) -> bytes:
-    """Return a plain subnet as an ONNX model with inputs ``x`` and (if there is any) ``extra``, output ``logits``."""
+def onnx_bytes(space: Space, module: Extracted, names: Sequence[str] = ()) -> bytes:
+    """Return a plain subnet as an ONNX model with inputs ``x`` and (if there is any) ``extra``, output ``logits``.
+
+    Its metadata holds the ``names`` of the classes under ``classes``, as a JSON list.
+    """
     from onnx import TensorProto, checker, helper
 
     nodes, tensors = _onnx_parts(space, module) if isinstance(module, Plain) else tokens_alone.onnx_parts(space, module)
@@ -129,6 +133,7 @@ def onnx_bytes(space: Space, module: Extracted) -> bytes:
     told = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", space.classes])]
     graph = helper.make_graph(nodes, "subnet", given, told, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    helper.set_model_props(model, {"classes": json.dumps(names)} if names else {})
     checker.check_model(model)
     return bytes(model.SerializeToString())
 
