@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from unfold_supernet.nets.front import difference, quality, separable
 from unfold_supernet.nets.space import chip_family, convs, macs, mixing, parameters, space_of
 from unfold_supernet.spec import SpaceSpec, SupernetSpec
+from unfold_supernet.told import sharing
 from unfold_supernet.train import train
 from unfoldkit.api import Run, RunDir, UnfoldError, dump
 from unfoldkit.engines.local import LocalEngine
@@ -164,3 +165,19 @@ def test_a_run_is_answered_by_its_own_spec(change: str) -> None:
     """A spec with every default written out, as a run keeps it, is as valid as the short one."""
     spec = validate(SupernetSpec, parse(f"version: 1\nkind: supernet\nname: t\n{change}\n", "t.yaml"))
     assert validate(SupernetSpec, parse(json.dumps(dump(spec)), "t.yaml")) == spec
+
+
+@pytest.mark.parametrize(
+    ("worse", "told"),
+    [
+        ((0, 0), "sharing costs no accuracy"),
+        ((1, 0), "no cost of sharing shown (2.00 points, paired error 1.98)"),
+        ((0, 20), "sharing costs 40.00 points at most"),
+        ((30, 20), "sharing costs 60.00 points at most"),
+    ],
+)
+def test_a_cost_by_chance_is_no_cost(worse: tuple[int, int], told: str) -> None:
+    """Of sharing a cost is told as one only where a net alone is surely better; else as what it may be by chance."""
+    alone = np.ones(50, bool)
+    gaps = [difference(alone, np.arange(50) >= count) for count in worse]
+    assert sharing(gaps) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class Told:
 def report(told: Told) -> Report:
     """Return the report."""
     best, first = max(told.found.values(), key=lambda one: one.accuracy), next(iter(told.found.values()))
-    cost = "" if told.cost is None else f", {_sharing(told.cost)}"
+    cost = f", {sharing([pair.gap for pair in told.alone.values()])}" if told.alone else ""
     headline = (
         f"{len(told.found)} nets in one set of weights, {first.accuracy:.1f} to {best.accuracy:.1f} %, "
         f"{len(told.front)} surely different{cost}; a switch takes {told.switching.p50 * MICRO:.1f} µs"
@@ -96,8 +97,14 @@ def report(told: Told) -> Report:
     )
 
 
-def _sharing(points: float) -> str:
-    return f"sharing costs {points:.2f} points at most" if points > 0 else "sharing costs no accuracy"
+def sharing(gaps: Sequence[Difference]) -> str:
+    """Return what sharing costs; a cost that few test rows may have brought about by chance is told as such."""
+    worst = max(gaps, key=lambda gap: gap.points)
+    if worst.points <= 0:
+        return "sharing costs no accuracy"
+    if any(gap.points > 0 and gap.separable for gap in gaps):
+        return f"sharing costs {worst.points:.2f} points at most"
+    return f"no cost of sharing shown ({worst.points:.2f} points, paired error {worst.error:.2f})"
 
 
 def facts(told: Told) -> dict[str, Any]:
