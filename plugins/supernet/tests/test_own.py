@@ -152,3 +152,27 @@ def test_one_row_is_not_trained_on(tmp_path: Path) -> None:
     split = np.where(np.arange(len(Y)) < 1, 1, 2)
     with pytest.raises(UnfoldError, match="1 rows to train and 39 to test"):
         read(tmp_path, "mlp", {"split": "given"}, x=np.ones((len(Y), 3)), split=split)
+
+
+@pytest.mark.parametrize(
+    ("y", "told"),
+    [
+        ([0.0, np.inf, 1.0, 0.0, 1.0, 1.0], "y\\[1\\] is inf: labels are classes"),
+        ([17, 23, 5, 88, 41, 17], "5 classes in 6 rows, fewer than two rows each"),
+    ],
+)
+def test_a_measured_number_is_no_class(tmp_path: Path, y: list[float], told: str) -> None:
+    """Labels that are not finite, or nearly all different, are refused; they became classes that nobody meant."""
+    with pytest.raises(UnfoldError, match=told):
+        read(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array(y))
+
+
+def test_labels_in_bytes_are_text(tmp_path: Path) -> None:
+    """Labels stored as bytes, as HDF5 hands them out, are named by their text."""
+    assert read(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array([b"N", b"V"] * 3)).names == ("N", "V")
+
+
+def test_a_table_of_labels_alone_is_refused(tmp_path: Path) -> None:
+    """Without a column beside the label there is nothing to learn from."""
+    with pytest.raises(UnfoldError, match="x has no column"):
+        read(tmp_path, "mlp", x=np.ones((len(Y), 0)))

@@ -126,20 +126,28 @@ def labels(values: Any, file: str) -> tuple[Ints, tuple[str, ...]]:
     """Return the place of each row's class among the names of the classes.
 
     Raises:
-        UnfoldError: there is not one label a row, or only one class.
+        UnfoldError: there is not one label a row, only one class, or nearly as many classes as rows.
     """
     flat = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if flat.ndim != 1:
         raise fail(f"y has shape {values.shape}, not one label a row", file=file, hint="one-hot: y.argmax(1)")
+    if flat.dtype.kind == "S":
+        flat = np.char.decode(flat, "utf-8", "replace")
     if np.issubdtype(flat.dtype, np.floating):
-        wrong = np.flatnonzero(flat != np.round(flat))
+        wrong = np.flatnonzero(~np.isfinite(flat) | (flat != np.round(flat)))
         if wrong.size:
             told = f"y[{wrong[0]}] is {flat[wrong[0]]}: labels are classes"
             raise fail(told, file=file, hint="leave rows without a label out; whole numbers, or text")
         flat = flat.astype(np.int64)
     classes, y = np.unique(flat, return_inverse=True)
+    told = f"y holds {len(classes)} classes in {len(flat)} rows"
     if len(classes) < 2:
-        raise fail(f"y holds {len(classes)} classes in {len(flat)} rows", file=file, hint="at least two to tell apart")
+        raise fail(told, file=file, hint="at least two to tell apart")
+    if 2 * len(classes) > len(flat) > 4:
+        hint = "a measured number is cut into ranges first; a row's own name is no label"
+        raise fail(
+            f"y holds {len(classes)} classes in {len(flat)} rows, fewer than two rows each", file=file, hint=hint
+        )
     return y.astype(np.int64), tuple(map(str, classes))
 
 
@@ -150,6 +158,10 @@ def shaped(x: Numbers, channels: str | None, form: str, file: str) -> Numbers:
         UnfoldError: they have not the axes that the form needs, or it cannot be told which are the channels.
     """
     if form == "mlp":
+        if not math.prod(x.shape):
+            raise fail(
+                "x has no column", file=file, key="data.path", hint="columns beside the label, or another target"
+            )
         return x.reshape(len(x), -1, 1)
     dims = DIMS.get(form, max(1, min(x.ndim - 1 - (channels in ("first", "last")), 2)))
     whole = x[:, None] if x.ndim == dims + 1 and channels in (None, "none") else x
