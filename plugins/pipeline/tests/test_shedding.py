@@ -103,13 +103,14 @@ def test_running_pipeline_sheds_and_loses_nothing(tmp_path: Path) -> None:
     assert np.isinf(measured.latencies).sum() == measured.shed
 
 
-def test_server_bounds_what_comes_in(tmp_path: Path) -> None:
-    """Too large a body is told 413, too many rows 413 or 429, a query that would be late 503, and the rest 200."""
+@pytest.mark.parametrize("shed", [True, False])
+def test_server_bounds_what_comes_in(tmp_path: Path, shed: bool) -> None:
+    """Too large a body is told 413, too many rows 413 or 429, what would miss its own deadline 503, the rest 200."""
     running = runtime(tmp_path, 0.05)
     nothing = np.empty(0)
     promise = Promise(10.0, 0.99, (), nothing, nothing.astype(np.int64))
     limits = Limits(queue_rows=4, body_bytes=4096)
-    app = application("pipe", ALONE, running, 2, Given(0, None, promise, shed=True), limits=limits)
+    app = application("pipe", ALONE, running, 2, Given(0, None, promise, shed=shed), limits=limits)
 
     async def ask(path: str, body: bytes, method: str = "POST") -> tuple[int, bytes]:
         sent: list[Any] = []

@@ -120,10 +120,10 @@ class Entrance:
         """Nothing is left to wait for: the server drains before."""
 
     def query(self, row: Array, finished: Callable[[Answer], None], deadline: float | None) -> Query:
-        """Return a query that is to be submitted now."""
+        """Return a query that is to be submitted now; who names a deadline has no use for a later answer."""
         way, number = self.ways.next()
-        limit = deadline if deadline is not None else self.given.limit
-        return Query(row, way, number, finished, due=clock() + limit if self.given.shed else math.inf)
+        own = self.given.limit if self.given.shed else math.inf
+        return Query(row, way, number, finished, due=clock() + (own if deadline is None else deadline))
 
 
 @dataclass(slots=True)
