@@ -125,7 +125,7 @@ def test_interval_and_times_are_those_of_the_worst_sample(tmp_path: Path) -> Non
     assert value is not None
     assert low - 0.5 <= value <= high + 0.5
     alone = planned(GOOD, tmp_path / "alone")
-    assert dict(alone.lines)["p99"].endswith("confidence")
+    assert dict(alone.lines)["p99"].endswith("as the parts of this one")
 
 
 def trace(folder: Path, rate: float) -> Path:

@@ -119,7 +119,8 @@ def _confidence(judge: Judge, chosen: Plan, rng: np.random.Generator) -> str:
     low, high = insight.interval(judge.estimators[worst], chosen, rng)
     count = len(judge.estimators)
     which = f", on sample {worst + 1} of {count}, the worst, as in the table" if count > 1 else ""
-    return f"between {tables.milliseconds(low)} and {tables.milliseconds(high)} with 95 % confidence{which}"
+    found = f"between {tables.milliseconds(low)} and {tables.milliseconds(high)}"
+    return f"{found}, 95 % sure if other samples vary as the parts of this one{which}"
 
 
 def _greedy_lines(outcome: Outcome) -> tuple[tuple[str, str], ...]:
