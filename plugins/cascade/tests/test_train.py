@@ -74,6 +74,14 @@ def test_train_answers_with_the_metrics_of_the_kind(trained: tuple[Path, Report]
     assert metrics["loss_points"].value == pytest.approx(loss)
 
 
+def test_the_calls_of_a_route_add_up_to_the_cost_of_the_cascade(trained: tuple[Path, Report]) -> None:
+    """In a route each call is told with what it must buy, so that shares asked times calls are the mean cost."""
+    report = trained[1]
+    route = next(table for table in report.tables if table.name == "route")
+    told = sum(float(row[3]) / 100 * float(row[-1]) for row in route.rows)
+    assert told == pytest.approx(report.metrics["cascade_cost"].value)
+
+
 def test_learnt_gates_only_add_to_the_front(trained: tuple[Path, Report]) -> None:
     """With gates learnt beside a coarse exact search, no cascade of the front is lost."""
     folder, _ = trained

@@ -10,11 +10,10 @@ import numpy as np
 from unfold_cascade import certificate, greedy_gap, saved, skew
 from unfold_cascade.choose import NO_BETTER, losses
 from unfold_cascade.decide import Plan
-from unfold_cascade.policy import Outcome, Policy, Step, follow
+from unfold_cascade.policy import Outcome, Policy, Step, follow, path_cost
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.trust import gates_of, spelled
 from unfold_cascade.trust import tables as trust_tables
-from unfold_cascade.zoo import BASELINE
 from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
 MEASURED = "latency"
@@ -175,23 +174,22 @@ def _stage_tables(plan: Plan, outcome: Outcome) -> list[Table]:
         Column("asked", "%", 1, timed=timed),
         Column("sure", "%", 1, timed=timed),
         Column("calibrated" if calibrated else "answers from", "", 3, timed=timed),
-        Column(
-            "a call",
-            plan.zoo.unit,
-            _digits(*plan.zoo.first.price, *(price for q in plan.zoo.then.values() for price in q.price)),
-            timed=timed,
-        ),
     )
-    n = len(outcome.answer)
-    rows = _chain_rows(plan.zoo, plan.zoo.first, plan.policy.first, outcome.exit_first, n)
+    zoo, n = plan.zoo, len(outcome.answer)
+    rows = _chain_rows(zoo, zoo.first, plan.policy.first, outcome.exit_first, n, frozenset())
+    owned = zoo.first.buys[plan.policy.first.chain[0]]
     for group, step in plan.policy.then.items():
         here = outcome.group == group
-        rows += _chain_rows(plan.zoo, plan.zoo.then[group], step, outcome.exit_then[here], n)
-    return [Table("route", columns, tuple(rows)), *trust_tables(gates)]
+        rows += _chain_rows(zoo, zoo.then[group], step, outcome.exit_then[here], n, owned)
+    call = Column("a call", zoo.unit, _digits(*(row[-1] for row in rows)), timed=timed)
+    return [Table("route", (*columns, call), tuple(rows)), *trust_tables(gates)]
 
 
-def _chain_rows(zoo: Zoo, question: Question, step: Step, exit_: Any, n: int) -> list[tuple[Any, ...]]:
-    rows = []
+def _chain_rows(
+    zoo: Zoo, question: Question, step: Step, exit_: Any, n: int, owned: frozenset[str]
+) -> list[tuple[Any, ...]]:
+    """Return a row a model; a call is told with what it must buy that the chain, or ``owned``, has not."""
+    rows, calls = [], np.diff(path_cost(zoo, question, step.chain, owned), prepend=0.0)
     for position, model in enumerate(step.chain):
         asked, sure = int((exit_ >= position).sum()), int((exit_ == position).sum())
         cut = step.cuts[position] if position < len(step.cuts) else None
@@ -205,7 +203,7 @@ def _chain_rows(zoo: Zoo, question: Question, step: Step, exit_: Any, n: int) ->
                 100 * asked / n,
                 share,
                 shown,
-                float(question.price[model] + zoo.bought(question.buys[model] & {BASELINE})),
+                float(calls[position]),
             )
         )
     return rows
