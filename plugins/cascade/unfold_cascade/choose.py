@@ -9,9 +9,9 @@ import numpy as np
 from unfold_cascade import certificate
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.combine import PolicyFront
-from unfold_cascade.policy import Outcome, Policy, follow
+from unfold_cascade.goals import Goal
+from unfold_cascade.policy import Policy, follow
 from unfold_cascade.questions import Zoo
-from unfold_cascade.spec import Goal
 
 POINTS = 64
 GRID = 1000
@@ -20,7 +20,7 @@ NO_BETTER = "the best single model is within the budget and more accurate"
 
 @dataclass(frozen=True, slots=True)
 class Monolith:
-    """The reference: the candidate with the best accuracy on the tuning rows, and its (n,) answers."""
+    """The reference: the candidate that loses least on the tuning rows, and its (n,) answers."""
 
     index: int
     name: str
@@ -51,17 +51,11 @@ class Choice:
 def monolith(zoo: Zoo, labels: IntArray, rows: IntArray) -> Monolith:
     """Return the best single model on ``rows`` (out of fold where it was fitted on them); of equals the cheapest."""
     question = zoo.monoliths
-    accuracy = (question.answer[rows] == labels[rows][:, None]).mean(axis=0)
+    loss = zoo.stakes.losses(question.answer[rows], labels[rows][:, None]).mean(axis=0)
     costs = np.array([question.price[m] + zoo.bought(question.buys[m]) for m in range(len(question.models))])
-    best = int(np.lexsort((costs, -accuracy))[0])
+    best = int(np.lexsort((costs, loss))[0])
     time = float(question.latency_us[best])
     return Monolith(best, question.models[best], question.answer[:, best], float(costs[best]), time)
-
-
-def losses(outcome: Outcome, labels: IntArray, rows: IntArray) -> FloatArray:
-    """Return (n,) 1 where the answer is wrong."""
-    wrong: FloatArray = (outcome.answer != labels[rows]).astype(np.float64)
-    return wrong
 
 
 def shortlist(front: PolicyFront, limit: int = POINTS) -> PolicyFront:
@@ -90,7 +84,10 @@ def choose(
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Points of a front with their (m,) cost and (m, n) differences to the monolith, on tuning and certifying rows."""
+    """Points of a front with their (m,) cost and (m, n) differences to the monolith, on tuning and certifying rows.
+
+    Differences are shares of the dearest error, so that they are in [-1, 1].
+    """
 
     points: IntArray
     cost: FloatArray
@@ -101,7 +98,7 @@ class Evidence:
 def _within_loss(
     zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
 ) -> Choice:
-    epsilon, n = goal.max_loss or 0.0, len(certify)
+    epsilon, n = (goal.max_loss or 0.0) / zoo.stakes.largest, len(certify)
     points = np.flatnonzero(front.cost < base.cost)
     if not len(points):
         return _refused(goal, n, "no cascade is cheaper")
@@ -109,12 +106,13 @@ def _within_loss(
     evidence = Evidence(points, front.cost[points], before, after)
     passed = certified(evidence, epsilon, 1 - goal.confidence)
     if not passed:
-        least = _least_certified(evidence, epsilon, 1 - goal.confidence)
+        least = _least_certified(evidence, goal.max_loss or 0.0, 1 - goal.confidence, zoo.stakes.largest)
         return Choice(None, 0.0, goal.confidence, n, least, "none", stopped=True)
     # every point that passed is certified, all together: the cheapest of them may be taken
     best, rule = min(passed, key=lambda test: evidence.cost[test[0]])
     stopped = len(passed) < len(points)
-    return Choice(int(points[best]), epsilon, goal.confidence, n, epsilon, rule.method, stopped=stopped)
+    promised = goal.max_loss or 0.0
+    return Choice(int(points[best]), promised, goal.confidence, n, promised, rule.method, stopped=stopped)
 
 
 def certified(evidence: Evidence, epsilon: float, delta: float) -> list[tuple[int, certificate.Rule]]:
@@ -131,19 +129,19 @@ def certified(evidence: Evidence, epsilon: float, delta: float) -> list[tuple[in
     return [] if last is None else tests[: last + 1]
 
 
-def _least_certified(evidence: Evidence, refused: float, delta: float) -> float:
+def _least_certified(evidence: Evidence, refused: float, delta: float, largest: float) -> float:
     """Return the smallest loss, in tenths of a point, for which some cascade would have been certified."""
     low, high = int(refused * GRID), GRID - 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if certified(evidence, middle / GRID, delta) else (middle, high)
+        low, high = (low, middle) if certified(evidence, middle / GRID / largest, delta) else (middle, high)
     return high / GRID
 
 
 def _within_budget(
     zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
 ) -> Choice:
-    budget, single = goal.budget or 0.0, float((base.answer[tune] != labels[tune]).mean())
+    budget, single = goal.budget or 0.0, float(zoo.stakes.losses(base.answer[tune], labels[tune]).mean())
     allowed = np.flatnonzero(front.cost <= budget)
     point = int(allowed[-1]) if len(allowed) else None
     if base.cost <= budget and (point is None or single < front.loss[point]):
@@ -151,9 +149,9 @@ def _within_budget(
     if point is None:
         return _refused(goal, len(certify), "over the budget")
     d_tune = _differences(zoo, front.policies[point], base, labels, tune)
-    rule = certificate.choose_rule(d_tune, max(float(d_tune.mean()), 0.0) + 0.01, len(certify))
+    rule = certificate.choose_rule(d_tune, max(float(d_tune.mean()), 0.0) + 0.01 / zoo.stakes.largest, len(certify))
     d = _differences(zoo, front.policies[point], base, labels, certify)
-    bound = certificate.upper_bound(d, goal.confidence, rule)
+    bound = certificate.upper_bound(d, goal.confidence, rule) * zoo.stakes.largest
     return Choice(point, bound, goal.confidence, len(certify), bound, rule.method, stopped=False)
 
 
@@ -164,11 +162,12 @@ def _refused(goal: Goal, cases: int, reason: str) -> Choice:
 def differences_of(
     zoo: Zoo, front: PolicyFront, points: IntArray, base: Monolith, labels: IntArray, rows: IntArray
 ) -> FloatArray:
-    """Return (m, n) the losses of some points of a front more than the monolith's, on some rows."""
+    """Return (m, n) the losses of some points of a front more than the monolith's, as shares of the dearest error."""
     return np.array([_differences(zoo, front.policies[point], base, labels, rows) for point in points])
 
 
 def _differences(zoo: Zoo, policy: Policy, base: Monolith, labels: IntArray, rows: IntArray) -> FloatArray:
-    own = losses(follow(zoo, policy, rows), labels, rows)
-    differences: FloatArray = own - (base.answer[rows] != labels[rows])
+    given = follow(zoo, policy, rows).answer, base.answer[rows]
+    own, reference = (zoo.stakes.losses(answer, labels[rows]) for answer in given)
+    differences: FloatArray = (own - reference) / zoo.stakes.largest
     return differences

@@ -22,6 +22,7 @@ from unfold_cascade.policy import Policy, Step, answers, exits, marginal, path_c
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.scorer import Scorer
 from unfold_cascade.spec import GateSpec
+from unfold_cascade.stakes import Stakes
 
 FIRST_POINTS = 24
 GROUP_POINTS = 200
@@ -56,7 +57,7 @@ def search(
         order: the orders in which models are asked, as for ``chains_of``.
         conditional: the scores to search on, as for ``Scorer``; of several, each point of the front has the better.
     """
-    how = How(gates, order, tuple(conditional))
+    how = How(gates, order, tuple(conditional), zoo.stakes)
     truth = groups[labels[rows]] if zoo.then else labels[rows]
     found = _first(zoo, rows, truth, how)
     if not zoo.then:
@@ -67,11 +68,12 @@ def search(
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to search, in which orders, and on which scores."""
+    """How to search, in which orders, on which scores, and what errors cost."""
 
     gates: GateSpec
     order: Order
     conditional: tuple[bool, ...]
+    stakes: Stakes
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def _searched(
     cost: Callable[[Chain], FloatArray],
     how: How,
 ) -> Found:
-    loss = (question.answer[rows] != truth[:, None]).astype(np.float64)
+    loss = how.stakes.losses(question.answer[rows], truth[:, None])
     gates, scorers = how.gates, [Scorer(question, rows, loss, knows) for knows in how.conditional]
     chains = chains_of(price, order=how.order, max_models=gates.max_models)
     also = partial(learnt_cuts, kinds=gates.learnt)

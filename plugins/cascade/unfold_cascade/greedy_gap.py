@@ -26,10 +26,11 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
 
 def gaps(plan: Plan) -> Iterator[tuple[str, float | None]]:
     """Yield each question's name and how many percent greedy is dearer than the exact gates; ``None`` if it fails."""
+    at = plan.zoo.stakes
     for name, question, step, rows, truth in _questions(plan):
         if len(step.chain) > 1 and len(rows) > 1 and not step.curves:
-            wrong = (question.answer[np.ix_(rows, places(step.chain))] != truth[:, None]).astype(np.float64)
-            reached = float((answers(question, step, rows, exits(question, step, rows)) != truth).mean())
+            wrong = at.losses(question.answer[np.ix_(rows, places(step.chain))], truth[:, None])
+            reached = float(at.losses(answers(question, step, rows, exits(question, step, rows)), truth).mean())
             cost = marginal(plan.zoo, question, step.chain, rows)
             yield name, _gap(question.score[np.ix_(rows, places(step.chain[:-1]))], wrong, cost, reached)
 

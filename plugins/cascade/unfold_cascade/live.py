@@ -11,6 +11,7 @@ import numpy as np
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.gates.conditional import Calibration, contexts
 from unfold_cascade.pack import Engine
+from unfold_cascade.stakes import ALIKE, Stakes
 from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Field, Refusal
 
 Confidence = Callable[[FloatArray], FloatArray]
@@ -78,11 +79,15 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One model of a chain; it answers where its score reaches ``cut``, the last of a chain wherever it is asked."""
+    """One model of a chain; it answers where its score reaches ``cut``, the last of a chain wherever it is asked.
+
+    What it answers is what costs least by ``stakes``.
+    """
 
     voice: Voice | Whole
     cut: float
     curve: Calibration | None = None
+    stakes: Stakes = ALIKE
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,7 @@ def _heard(
 ) -> tuple[list[int], list[float]]:
     """Return the answers of one model and the scores that its gate reads; ``earlier`` are the answers before it."""
     probability = link.voice.ask(batch, rows)
-    answer = link.voice.answers[probability.argmax(axis=1)]
+    answer = link.voice.answers[link.stakes.answers(probability)]
     seen = link.voice.sure(batch, rows)
     score = confidence(probability) if seen is None else seen
     if link.curve is not None:

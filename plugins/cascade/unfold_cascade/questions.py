@@ -16,6 +16,7 @@ from unfold_cascade.data import Frame, load_frame
 from unfold_cascade.gates import confidence
 from unfold_cascade.prices import call_price
 from unfold_cascade.spec import CascadeSpec, ModelSpec, Recorded
+from unfold_cascade.stakes import ALIKE, Stakes, stakes_of
 from unfold_cascade.zoo import BASELINE, WHOLE, Log, Slot, candidate_name, logs
 from unfoldkit.api import Run, dump, fail, fingerprint
 
@@ -54,7 +55,7 @@ class Zoo:
     """All questions of a cascade: ``first``, and by group number ``then``; ``monoliths`` holds the candidates.
 
     ``prices`` are what is paid once a case, whoever needs it: feature groups (when the cost is by price) and the call
-    of the monolith; ``times`` the same in µs.
+    of the monolith; ``times`` the same in µs. ``stakes`` are what errors cost.
     """
 
     first: Question
@@ -63,6 +64,7 @@ class Zoo:
     prices: Mapping[str, float]
     times: Mapping[str, float]
     unit: str
+    stakes: Stakes = ALIKE
 
     def bought(self, groups: frozenset[str]) -> float:
         """Return the price of what is paid once a case."""
@@ -77,22 +79,28 @@ def zoo(spec: CascadeSpec, run: Run, given: Cases) -> Zoo:
     """Return the tables of a spec, fitting what is not fitted yet."""
     if spec.data.source == "recorded":
         question = _recorded(spec, run, given)
-        return Zoo(question, {}, question, {}, {}, unit(spec))
+        return Zoo(question, {}, question, {}, {}, unit(spec), stakes(spec, given))
     return assemble(spec, given, logs(spec, run, given))
 
 
 def assemble(spec: CascadeSpec, given: Cases, found: list[tuple[Slot, Log]]) -> Zoo:
     """Return the tables of a spec from the logs of its models, in the order of ``slots``."""
     target = spec.stages[0].target.groups
-    monoliths = _question(spec, found, BASELINE, WHOLE)
+    at = stakes(spec, given)
+    monoliths = _question(spec, found, BASELINE, WHOLE, at=at)
     best = best_single(spec, monoliths, given)
     log = found[len(found) - len(monoliths.models) + best][1]
     whole = _Whole(given, group_of_label(spec, given.names), log, monoliths.buys[best] | {BASELINE})
-    first = _question(spec, found, spec.stages[0].name, WHOLE, whole, None)
+    first = _question(spec, found, spec.stages[0].name, WHOLE, whole, None, at)
     then = {g: _second(spec, found, name, whole, g) for g, name in enumerate(target or {})}
     prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
     times = {BASELINE: float(monoliths.latency_us[best])}
-    return Zoo(first, then, monoliths, {**prices, BASELINE: float(monoliths.price[best])}, times, unit(spec))
+    return Zoo(first, then, monoliths, {**prices, BASELINE: float(monoliths.price[best])}, times, unit(spec), at)
+
+
+def stakes(spec: CascadeSpec, given: Cases) -> Stakes:
+    """Return what errors cost by the goal of a spec."""
+    return stakes_of(spec.goal.errors, given.names, given.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +129,12 @@ class _Whole:
 
 
 def best_single(spec: CascadeSpec, monoliths: Question, given: Cases) -> int:
-    """Return the most accurate candidate on the training rows, out of fold; of equals the cheapest."""
+    """Return the candidate that loses least on the training rows, out of fold; of equals the cheapest."""
     rows = given.rows.train
-    accuracy = (monoliths.answer[rows] == given.labels[rows][:, None]).mean(axis=0)
+    loss = stakes(spec, given).losses(monoliths.answer[rows], given.labels[rows][:, None]).mean(axis=0)
     prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
     bought = [sum(prices.get(name, 0.0) for name in names) for names in monoliths.buys]
-    return int(np.lexsort((monoliths.price + np.array(bought), -accuracy))[0])
+    return int(np.lexsort((monoliths.price + np.array(bought), loss))[0])
 
 
 def unit(spec: CascadeSpec) -> str:
@@ -142,6 +150,7 @@ def _question(
     group: str,
     whole: _Whole | None = None,
     number: int | None = None,
+    at: Stakes = ALIKE,
 ) -> Question:
     logged = {slot.model: (slot, log) for slot, log in found if (slot.stage, slot.group) == (stage, group)}
     voices = [_voice(spec, model, logged.get(model.name), whole, number) for model in _model_specs(spec, stage)]
@@ -149,8 +158,8 @@ def _question(
         stage,
         group,
         tuple(voice.model for voice in voices),
-        np.column_stack([voice.answers[voice.probability.argmax(axis=1)] for voice in voices]),
-        np.column_stack([_confidence(spec, voice) for voice in voices]),
+        np.column_stack([voice.answers[at.answers(voice.probability)] for voice in voices]),
+        np.column_stack([_confidence(spec, voice, at) for voice in voices]),
         np.array([voice.price for voice in voices]),
         tuple(voice.buys for voice in voices),
         np.array([voice.latency_us for voice in voices]),
@@ -193,8 +202,8 @@ class _Voice:
     confidence: FloatArray | None = None
 
 
-def _confidence(spec: CascadeSpec, voice: _Voice) -> FloatArray:
-    return confidence_of(spec)(voice.probability) if voice.confidence is None else voice.confidence
+def _confidence(spec: CascadeSpec, voice: _Voice, at: Stakes) -> FloatArray:
+    return confidence_of(spec, at)(voice.probability) if voice.confidence is None else voice.confidence
 
 
 def _voice(
@@ -225,14 +234,14 @@ def _model_specs(spec: CascadeSpec, stage: str) -> list[ModelSpec]:
     ]
 
 
-def confidence_of(spec: CascadeSpec) -> Callable[[FloatArray], FloatArray]:
+def confidence_of(spec: CascadeSpec, at: Stakes) -> Callable[[FloatArray], FloatArray]:
     """Return the function from (n, C) probabilities to the (n,) confidences that gates read.
 
     A model that the spec's confidence cannot look into is read by its largest probability, and so is one whose
-    confidence is to be calibrated.
+    confidence is to be calibrated; where errors do not all cost the same, by what its answer may cost.
     """
     functions = {"margin": confidence.margin, "entropy": confidence.entropy}
-    return functions.get(spec.gates.confidence or "", confidence.max_probability)
+    return functions.get(spec.gates.confidence or "", at.confidence)
 
 
 def _price(spec: CascadeSpec, slot: Slot, log: Log, model: ModelSpec) -> float:
@@ -265,7 +274,7 @@ def recorded_again(spec: CascadeSpec, run: Run, given: Cases, frame: Frame | Non
         longer = np.concatenate([question.answer, answer]), np.concatenate([question.score, score])
         each = None if question.paid is None else np.concatenate([question.paid, paid])
         question = replace(question, answer=longer[0], score=longer[1], paid=each)
-    return Zoo(question, {}, question, {}, {}, unit(spec))
+    return Zoo(question, {}, question, {}, {}, unit(spec), stakes(spec, given))
 
 
 def _question_of(spec: CascadeSpec, given: Cases, data: bytes) -> Question:

@@ -194,7 +194,7 @@ def _model(loaded: Loaded, engines: Mapping[str, Engine], probe: Probe, count: C
         first=_links(loaded, engines, zoo.first, loaded.policy.first, None),
         then={g: _links(loaded, engines, zoo.then[g], loaded.policy.then[g], g) for g in groups if g not in known},
         settled=known,
-        confidence=confidence_of(spec),
+        confidence=confidence_of(spec, zoo.stakes),
         table=ways,
         written=written(ways),
         dtypes=tuple({one.dtype for one in engines.values()}),
@@ -208,7 +208,7 @@ def _links(
     voices = [_voice(loaded, engines, question, m, group) for m in step.chain]
     cuts = [*step.cuts, -np.inf]
     curves = [*(step.curves or [None] * len(step.cuts)), None]
-    return tuple(Link(*link) for link in zip(voices, cuts, curves, strict=True))
+    return tuple(Link(*link, loaded.zoo.stakes) for link in zip(voices, cuts, curves, strict=True))
 
 
 def _voice(

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
+from unfold_cascade.goals import Goal
 from unfold_cascade.time.keys import Alerts, Drift, LongData, Moves, PhysioNetData, Split
-from unfoldkit.api import Duration, Model, Name, Percent, Problem, Spec, did_you_mean
+from unfoldkit.api import Duration, Model, Name, Problem, Spec, did_you_mean
 
 FEW_MODELS = 5
 Label = str | int | bool | float
 Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
 Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "either", "evidential", "ensemble"]
 Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
-_BUDGET = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+)\s+per\s+case(?:-hour)?\s*")
-
-
-def parse_budget(value: Any) -> float:
-    """Return the cost that one case (or one hour of it) may have, from text such as ``3.0 per case``."""
-    match = _BUDGET.fullmatch(str(value))
-    if match is None:
-        number = re.fullmatch(r"[0-9.]+", str(value).strip())
-        hint = f'write "{value} per case"' if number else 'write "3.0 per case"'
-        raise PydanticCustomError("unit", '"{value}" is not a budget', {"value": str(value)[:60], "hint": hint})
-    return float(match[1])
-
-
-Budget = Annotated[
-    float,
-    BeforeValidator(parse_budget),
-    PlainSerializer(lambda value: f"{value!r} per case"),
-    WithJsonSchema(
-        {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s+per\s+case(-hour)?\s*$", "examples": ["3.0 per case"]}
-    ),
-]
 
 
 class SklearnData(Model):
@@ -209,14 +187,6 @@ class GateSpec(Model):
     folds: int = Field(default=5, ge=2, le=20, description="gates are tuned on out-of-fold answers of this many folds")
 
 
-class Goal(Model):
-    """The cheapest cascade within a loss, or the most accurate within a budget."""
-
-    max_loss: Percent | None = Field(default=None, description="accuracy that may be lost against the baseline")
-    budget: Budget | None = Field(default=None, description="mean cost of a case")
-    confidence: Percent = Field(default=0.95, gt=0.5, lt=1.0, description="of the certificate")
-
-
 class CascadeSpec(Spec):
     """Asks the cheap models first and the costly ones only where it must."""
 
@@ -257,10 +227,10 @@ class CascadeSpec(Spec):
 
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""
-        from unfold_cascade import names
+        from unfold_cascade import goals, names
         from unfold_cascade.time import rules
 
-        yield from _goal_problems(self.goal)
+        yield from goals.problems(self)
         yield from _split_problems(self.data.split)
         yield from names.problems(self)
         if self.over_time:
@@ -273,13 +243,6 @@ class CascadeSpec(Spec):
         yield from _confidence_problems(self)
         if self.data.source != "recorded" and (self.baseline is None or not self.baseline.candidates):
             yield Problem(("baseline",), "this key is missing", "baseline: {candidates: [{estimator: svc}]}")
-
-
-def _goal_problems(goal: Goal) -> Iterator[Problem]:
-    if (goal.max_loss is None) == (goal.budget is None):
-        yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
-    if goal.max_loss is not None and goal.max_loss >= 1:
-        yield Problem(("goal", "max_loss"), "must be below 100%: no cascade can lose that much", "max_loss: 1%")
 
 
 def _confidence_problems(spec: CascadeSpec) -> Iterator[Problem]:

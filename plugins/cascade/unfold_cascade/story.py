@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade import certificate, greedy_gap, saved, skew
-from unfold_cascade.choose import NO_BETTER, losses
+from unfold_cascade import certificate, greedy_gap, saved, skew, stakes
+from unfold_cascade.choose import NO_BETTER
 from unfold_cascade.decide import Plan
 from unfold_cascade.policy import Outcome, Policy, Step, follow, path_cost
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.trust import gates_of, spelled
 from unfold_cascade.trust import tables as trust_tables
-from unfoldkit.api import Column, Figure, Metric, Report, Run, Series, Table, Verdict
+from unfold_cascade.worth import accuracy, base_accuracy, base_worth, lost, weighted, weights, worth
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
 MEASURED = "latency"
 
@@ -55,15 +56,6 @@ def _outcome(plan: Plan, policy: Policy | None) -> Outcome:
     return Outcome(base.answer[rows], ones * _base_cost(plan), ones * base.latency_us, nobody, nobody, nobody)
 
 
-def _accuracy(plan: Plan, outcome: Outcome) -> float:
-    return 1 - float(losses(outcome, plan.given.labels, plan.given.rows.test).mean())
-
-
-def _base_accuracy(plan: Plan) -> float:
-    rows = plan.given.rows.test
-    return float((plan.base.answer[rows] == plan.given.labels[rows]).mean())
-
-
 def _base_cost(plan: Plan) -> float:
     """Return the mean cost of the best single model on the test rows."""
     paid = plan.zoo.monoliths.paid
@@ -72,13 +64,12 @@ def _base_cost(plan: Plan) -> float:
 
 def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
     timed = plan.spec.cost.by == MEASURED
-    loss = _base_accuracy(plan) - _accuracy(plan, outcome)
     goal, unit = plan.spec.goal, plan.zoo.unit
     target = f"≤ {goal.max_loss * 100:g}" if goal.max_loss is not None else None
     certified = _promised(plan)
     return {
         "saving": Metric(saved.times(_base_cost(plan), float(outcome.cost.mean())), "x", timed=timed),
-        "loss_points": Metric(round(loss * 100, 9), "points", timed=timed),
+        "loss_points": Metric(round(lost(plan, outcome), 9), "points", timed=timed),
         "certified_loss_points": Metric(
             None if certified is None else round(certified * 100, 9),
             "points",
@@ -86,12 +77,13 @@ def _metrics(plan: Plan, outcome: Outcome) -> dict[str, Metric]:
             ok=None if target is None else plan.policy is not None,
             timed=timed,
         ),
-        "baseline_accuracy": Metric(_base_accuracy(plan), timed=False),
-        "cascade_accuracy": Metric(_accuracy(plan, outcome), timed=timed),
+        "baseline_accuracy": Metric(base_accuracy(plan), timed=False),
+        "cascade_accuracy": Metric(accuracy(plan, outcome), timed=timed),
         "baseline_cost": Metric(_base_cost(plan), unit, timed=timed),
         "cascade_cost": Metric(float(outcome.cost.mean()), unit, timed=timed),
         "front_points": Metric(len(plan.front.policies), timed=timed),
         **_latency(plan, outcome),
+        **weights(plan, outcome, timed=timed),
     }
 
 
@@ -115,6 +107,7 @@ def _policies(plan: Plan, run: Run) -> Table:
     columns = (
         Column("policy"),
         Column("accuracy", "%", 1, timed=timed),
+        *([Column("weighted", "%", 1, timed=timed)] if weighted(plan) else []),
         Column("cost", unit, _digits(_base_cost(plan), float(plan.front.cost[0])), timed=timed),
         Column("saving", "x", 1, timed=timed),
         Column("stops at first", "%", 0, timed=timed),
@@ -123,7 +116,8 @@ def _policies(plan: Plan, run: Run) -> Table:
     rows: list[tuple[Any, ...]] = [
         (
             f"best single model ({plan.base.name})",
-            _base_accuracy(plan) * 100,
+            base_accuracy(plan) * 100,
+            *([base_worth(plan) * 100] if weighted(plan) else []),
             _base_cost(plan),
             1.0,
             None,
@@ -137,7 +131,8 @@ def _policies(plan: Plan, run: Run) -> Table:
         cost = float(outcome.cost.mean())
         row = (
             label,
-            _accuracy(plan, outcome) * 100,
+            accuracy(plan, outcome) * 100,
+            *([worth(plan, outcome.answer) * 100] if weighted(plan) else []),
             cost,
             saved.cell(_base_cost(plan), cost),
             first,
@@ -210,22 +205,21 @@ def _chain_rows(
 
 
 def _monoliths(plan: Plan) -> Table:
-    question, labels, given = plan.zoo.monoliths, plan.given.labels, plan.given
+    question, given = plan.zoo.monoliths, plan.given
+    losses = plan.zoo.stakes.losses(question.answer, given.labels[:, None])
     timed = plan.spec.cost.by == MEASURED
     call = question.price if question.paid is None else question.paid[given.rows.test].mean(axis=0)
     costs = [float(call[m] + plan.zoo.bought(question.buys[m])) for m in range(len(question.models))]
     columns = (
         Column("single model tried"),
-        Column("train accuracy", "%", 1),
-        Column("test accuracy", "%", 1),
+        *(Column(f"{part} {'weighted' if weighted(plan) else 'accuracy'}", "%", 1) for part in ("train", "test")),
         Column("cost", plan.zoo.unit, _digits(*costs), timed=timed),
         Column("time", "µs", 1, timed=True),
     )
-    rows = tuple(
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             name,
-            float((question.answer[given.rows.train, m] == labels[given.rows.train]).mean()) * 100,
-            float((question.answer[given.rows.test, m] == labels[given.rows.test]).mean()) * 100,
+            *(100 * (1 - float(losses[rows, m].mean())) for rows in (given.rows.train, given.rows.test)),
             costs[m],
             float(question.latency_us[m]),
         )
@@ -238,31 +232,33 @@ def _figure(plan: Plan) -> Figure:
     outcomes = [_outcome(plan, policy) for policy in plan.front.policies]
     cost = tuple(float(outcome.cost.mean()) for outcome in outcomes)
     tuned = tuple(float(100 * (1 - loss)) for loss in plan.front.loss)
-    tested = tuple(100 * _accuracy(plan, outcome) for outcome in outcomes)
+    tested = tuple(100 * worth(plan, outcome.answer) for outcome in outcomes)
     series = [
         Series("on the tuning rows", tuple(map(float, plan.front.cost)), tuned, "steps"),
         Series("on the test rows", cost, tested, "line"),
-        Series(f"best single model ({plan.base.name})", (_base_cost(plan),), (100 * _base_accuracy(plan),), "points"),
+        Series(f"best single model ({plan.base.name})", (_base_cost(plan),), (100 * base_worth(plan),), "points"),
     ]
     if plan.choice.point is not None:
         point = plan.choice.point
         series.append(Series("chosen", (cost[point],), (tested[point],), "points"))
-    title = f"{plan.spec.name}: accuracy and cost of {_cascades(plan)}"
+    measure = "weighted accuracy" if weighted(plan) else "accuracy"
+    title = f"{plan.spec.name}: {measure} and cost of {_cascades(plan)}"
     unit = f"mean cost of a case, {plan.zoo.unit}"
-    return Figure("front", title, unit, "accuracy %", tuple(series), log_x=True, timed=plan.spec.cost.by == MEASURED)
+    return Figure("front", title, unit, f"{measure} %", tuple(series), log_x=True, timed=plan.spec.cost.by == MEASURED)
 
 
 def _lines(plan: Plan, outcome: Outcome) -> tuple[tuple[str, str], ...]:
-    loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
+    errors = plan.spec.goal.errors
     least, most = (saved.short(plan.base.cost, float(plan.front.cost[end])) for end in (-1, 0))
     lines = [
-        ("certificate", _certificate(plan, loss)),
+        ("certificate", _certificate(plan, lost(plan, outcome))),
         (
             "front",
             f"{_cascades(plan)} from {least} to {most}; plot: --out report.html",
         ),
         *greedy_gap.lines(plan),
         *skew.lines(plan, outcome),
+        *([("errors", f"{stakes.told(errors)}; losses are in points of the worst")] if errors is not None else []),
         ("split", _split(plan)),
     ]
     return tuple(lines)
@@ -298,10 +294,11 @@ def _refusal(plan: Plan) -> str:
     choice, goal = plan.choice, plan.spec.goal
     if choice.reason or goal.max_loss is None:
         return f"none: {choice.reason}"
-    least = certificate.smallest_certifiable(choice.cases, 1 - goal.confidence)
+    largest = plan.zoo.stakes.largest
+    least = certificate.smallest_certifiable(choice.cases, 1 - goal.confidence) * largest
     text = f"{choice.cases} cases cannot certify ≤ {goal.max_loss * 100:g} points with {goal.confidence:.0%} confidence"
-    needed = certificate.cases_needed(goal.max_loss, 1 - goal.confidence) if goal.max_loss > 0 else None
-    if least > goal.max_loss and needed:
+    needed = certificate.cases_needed(goal.max_loss / largest, 1 - goal.confidence) if goal.max_loss > 0 else None
+    if needed and choice.least >= least > goal.max_loss:
         return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} cases are needed"
     return f"{text}: the least that they certify is {choice.least * 100:g}"
 
@@ -315,12 +312,11 @@ def _split(plan: Plan) -> str:
 
 def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
     if plan.policy is not None:
-        loss = 100 * (_base_accuracy(plan) - _accuracy(plan, outcome))
         cheaper = saved.in_words(_base_cost(plan), float(outcome.cost.mean()), plan.zoo.unit)
-        return f"{cheaper} at {_shown(loss)} points · saved in {run.directory.path}"
+        return f"{cheaper} at {_shown(lost(plan, outcome))} points · saved in {run.directory.path}"
     goal = plan.spec.goal
     if goal.budget is not None and plan.choice.reason == NO_BETTER:
-        right = f"{100 * _base_accuracy(plan):.1f} % right for {plan.base.cost:.4g} {plan.zoo.unit} a case"
+        right = f"{100 * base_accuracy(plan):.1f} % right for {plan.base.cost:.4g} {plan.zoo.unit} a case"
         return f"no cascade within the budget is as accurate as {plan.base.name} alone, which is within it: {right}"
     if goal.budget is not None:
         return f"no cascade costs ≤ {goal.budget:g} {plan.zoo.unit} a case; the cheapest needs {plan.front.cost[0]:.4g}"

@@ -10,7 +10,7 @@ import numpy as np
 from unfold_cascade import certificate
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.certificate import Rule
-from unfold_cascade.spec import Goal
+from unfold_cascade.goals import Goal
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.moves import walk
 from unfold_cascade.time.policy import Policy, ladder

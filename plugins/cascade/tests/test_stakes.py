@@ -1,0 +1,184 @@
+"""Laws of a goal in which errors do not all cost the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from plugins.cascade.tests.runs import run_in, spec_of
+from unfold_cascade.cases import features
+from unfold_cascade.choose import differences_of
+from unfold_cascade.decide import Plan, decide
+from unfold_cascade.live import Rows
+from unfold_cascade.plan import plan
+from unfold_cascade.policy import follow
+from unfold_cascade.serve import cascade, load
+from unfold_cascade.stakes import ALIKE, stakes_of
+from unfold_cascade.train import train
+from unfoldkit.api import Run, UnfoldError, dump, fingerprint
+
+SPEC = """
+version: 1
+kind: cascade
+name: ill
+data: {source: table, path: ill.csv}
+features: {asked: {columns: [q0, q1], price: 1}, lab: {columns: [l0], price: 5}}
+stages:
+  - name: ill
+    target: {column: ill}
+    models:
+      - {name: quick, estimator: logistic-regression, features: [asked]}
+      - {name: lab, estimator: gaussian-nb, features: [asked, lab]}
+      - {name: whole, estimator: baseline}
+baseline: {candidates: [{estimator: logistic-regression}, {estimator: gaussian-nb}]}
+cost: {by: price}
+gates: {folds: 3}
+goal: {max_loss: 30%, errors: {1: 20, maybe: {1: 4, no: 3}}}
+"""
+WEIGHTS = {"1": {"maybe": 20.0, "no": 20.0}, "maybe": {"1": 4.0, "no": 3.0}, "no": {"1": 1.0, "maybe": 1.0}}
+
+
+def _planned(folder: Path, *settings: str) -> tuple[Plan, Run]:
+    rng, n = np.random.default_rng(4), 900
+    kind = rng.choice(3, n, p=[0.8, 0.15, 0.05])
+    x = rng.normal(0, 1, (n, 3)) + kind[:, None] * [0.5, 0.8, 1.2]
+    rows = (",".join(f"{v:.4f}" for v in row) + f",{['no', 'maybe', '1'][k]}" for row, k in zip(x, kind, strict=True))
+    (folder / "ill.csv").write_text("q0,q1,l0,ill\n" + "\n".join(rows) + "\n")
+    (folder / "ill.yaml").write_text(SPEC)
+    run = run_in(folder / "run", base=folder)
+    return decide(spec_of(folder / "ill.yaml", *settings), run), run
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return _planned(tmp_path_factory.mktemp("ill"))[0]
+
+
+def _cost(names: tuple[str, ...], answer: Any, truth: Any) -> np.ndarray:
+    """Return what answers cost by hand, as a share of what the dearest answers to all cases would cost on average."""
+    pairs = zip(answer, truth, strict=True)
+    return np.array([0.0 if a == t else WEIGHTS[names[t]][names[a]] for a, t in pairs])
+
+
+def _scale(found: Plan) -> float:
+    names, labels = found.given.names, found.given.labels
+    return float(np.mean([max(WEIGHTS[names[label]].values()) for label in labels]))
+
+
+def test_a_model_answers_what_costs_least_by_its_probabilities(found: Plan) -> None:
+    """Of all answers the one of least expected cost is given, by hand the same; its confidence falls with that cost."""
+    names, stakes = found.given.names, found.zoo.stakes
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], 200)
+    cost = np.array([[0.0 if a == t else WEIGHTS[t][a] for a in names] for t in names])
+    expected = p @ cost
+    assert stakes.answers(p).tolist() == expected.argmin(axis=1).tolist()
+    assert np.array_equal(np.argsort(stakes.confidence(p)), np.argsort(-expected.min(axis=1)))
+
+
+def test_where_errors_cost_alike_nothing_changes() -> None:
+    """If each error is said to cost the same, answers, losses and confidences are those of a goal without costs."""
+    p = np.random.default_rng(1).dirichlet([1, 1, 1], 200)
+    truth, said = np.arange(200) % 3, p.argmax(axis=1)
+    alike = stakes_of({"a": 5.0, "b": 5.0, "c": {"a": 5.0, "b": 5.0}}, ("a", "b", "c"), truth)
+    assert alike.answers(p).tolist() == ALIKE.answers(p).tolist() == said.tolist()
+    assert alike.losses(said, truth) == pytest.approx(ALIKE.losses(said, truth))
+    assert alike.confidence(p) == pytest.approx(ALIKE.confidence(p))
+
+
+def test_the_front_and_the_reference_lose_what_their_errors_cost(found: Plan) -> None:
+    """The loss of each cascade of the front is the mean cost of its errors; the reference loses least of the single."""
+    rows, labels, names = found.given.rows.train, found.given.labels, found.given.names
+    scale = _scale(found)
+    for loss, policy in zip(found.front.loss, found.front.policies, strict=True):
+        answer = follow(found.zoo, policy, rows).answer
+        assert loss == pytest.approx(_cost(names, answer, labels[rows]).mean() / scale)
+    single = [_cost(names, found.zoo.monoliths.answer[rows, m], labels[rows]).mean() for m in range(2)]
+    assert found.base.index == int(np.argmin(single))
+
+
+def test_what_is_certified_is_the_cost_of_errors(found: Plan) -> None:
+    """Certified differences are within [-1, 1], and those of the cost of errors, as shares of the dearest one."""
+    given, certify = found.given, found.given.rows.calibrate
+    every = np.arange(len(found.front.policies))
+    d = differences_of(found.zoo, found.front, every, found.base, given.labels, certify)
+    assert np.abs(d).max() <= 1.0
+    answer = follow(found.zoo, found.front.policies[0], certify).answer
+    both = (_cost(given.names, one, given.labels[certify]) for one in (answer, found.base.answer[certify]))
+    assert d[0] == pytest.approx(np.subtract(*both) / 20.0)
+
+
+def test_balanced_errors_are_balanced_accuracy(tmp_path: Path) -> None:
+    """With balanced errors, 1 less the mean loss over all cases is the balanced accuracy of scikit-learn."""
+    found, _ = _planned(tmp_path, "goal.errors=balanced")
+    labels, answer = found.given.labels, found.base.answer
+    loss = found.zoo.stakes.losses(answer, labels).mean()
+    assert 1 - loss == pytest.approx(balanced_accuracy_score(labels, answer))
+
+
+def test_dear_errors_are_avoided(tmp_path: Path) -> None:
+    """Where an error on the rare label is dear, more of its cases are found than where all errors cost the same."""
+    right = []
+    for folder, setting in (("alike", "goal.errors=null"), ("dear", "goal.errors={'1': 40}")):
+        (tmp_path / folder).mkdir()
+        found, _ = _planned(tmp_path / folder, setting)
+        rare = found.given.labels == found.given.names.index("1")
+        right.append((found.base.answer[rare] == found.given.labels[rare]).mean())
+    assert right[0] + 0.2 < right[1]
+
+
+def test_a_server_answers_what_costs_least(tmp_path: Path) -> None:
+    """A served cascade gives the answers that its plan was judged by, other ones than the likeliest among them."""
+    found, run = _planned(tmp_path)
+    told = {"decision": train(found.spec, run).decision, "seed": run.seed, "spec_sha256": fingerprint(dump(found.spec))}
+    run = replace(run, options={"plan": told})
+    loaded = load(found.spec, run)
+    model, _ = cascade(loaded, run, lambda _way: None)
+    x = features(found.spec, run, found.given)
+    rows = np.concatenate([found.given.rows.calibrate, found.given.rows.test])
+    planned = follow(loaded.zoo, loaded.policy, rows).answer
+    assert np.mean(np.array(model.follow(x[rows]).answer) == planned) > 0.995
+    likeliest = model.first[0].voice.ask(Rows({np.float32: x.astype(np.float32), np.float64: x}), rows).argmax(axis=1)
+    assert (found.zoo.first.answer[rows, loaded.policy.first.chain[0]] != likeliest).any()
+
+
+def test_recorded_answers_are_weighed_too(tmp_path: Path) -> None:
+    """Of recorded answers, one that is no label at all costs as much as the worst that is one."""
+    rng = np.random.default_rng(0)
+    y = np.where(rng.random(400) < 0.1, "sick", "well")
+    said = rng.choice(["well", "?!"], 400)
+    rows = (f"{t},{a},{q:.3f},{t},0.9" for t, a, q in zip(y, said, rng.random(400), strict=True))
+    (tmp_path / "log.csv").write_text("y,a,qa,b,qb\n" + "\n".join(rows) + "\n")
+    (tmp_path / "log.yaml").write_text(
+        "version: 1\nkind: cascade\nname: log\ndata: {source: recorded, path: log.csv}\nstages:\n  - name: s\n"
+        "    target: {column: y}\n    models:\n"
+        "      - {name: a, price: 1, recorded: {prediction: a, confidence: qa}}\n"
+        "      - {name: b, price: 9, recorded: {prediction: b, confidence: qb}}\n"
+        "cost: {by: price}\ngoal: {max_loss: 5%, errors: {sick: {well: 20}}}\n"
+    )
+    found = decide(spec_of(tmp_path / "log.yaml"), run_in(tmp_path / "run", base=tmp_path))
+    sick = found.given.names.index("sick")
+    cost = found.zoo.stakes.losses(np.array([sick, 1 - sick, 2]), np.full(3, sick))
+    assert cost[0] == 0.0
+    assert cost[1] == cost[2] == found.zoo.stakes.largest
+
+
+def test_a_label_that_the_data_do_not_have_is_told(tmp_path: Path) -> None:
+    """A cost of errors on a label that does not occur is a mistake at its key, with what was meant."""
+    with pytest.raises(UnfoldError, match="no label") as raised:
+        _planned(tmp_path, "goal.errors={mabye: 2}")
+    assert raised.value.diagnostics[0].key == "goal.errors"
+    assert "maybe" in raised.value.diagnostics[0].hint
+
+
+def test_a_report_tells_what_errors_cost(tmp_path: Path) -> None:
+    """The loss of a report is the difference of its two weighted accuracies, and a line says what errors cost."""
+    found, run = _planned(tmp_path)
+    report = plan(found.spec, run)
+    own, base = (float(report.metrics[f"{who}_weighted_accuracy"].value or 0) for who in ("cascade", "baseline"))
+    assert report.metrics["loss_points"].value == pytest.approx(100 * (base - own))
+    assert 'an error on "1" costs 20' in dict(report.lines)["errors"]
