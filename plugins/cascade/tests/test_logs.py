@@ -99,7 +99,8 @@ def test_a_gate_that_stops_any_score_is_the_only_one_to_stop_none() -> None:
 
 def test_bands_of_confidence_count_calls_without_one() -> None:
     """A check of new data counts rows without a confidence in the lowest band."""
-    names, old, new = _bands(np.linspace(0, 1, 50), np.r_[np.full(50, -np.inf), np.linspace(0, 1, 50)])
+    sure = np.linspace(0, 1, 50), np.r_[np.full(50, -np.inf), np.linspace(0, 1, 50)]
+    names, old, new = _bands(sure, (None, None))
     assert len(names) == len(old) == len(new) == 10
     assert (old.sum(), new.sum(), new[0]) == (50, 100, 50 + old[0])
 

@@ -17,7 +17,7 @@ def test_a_gate_is_fitted_once_for_all_points() -> None:
     loss = (rng.random((60, 3)) < 0.3).astype(np.float64)
     buys, nothing = (frozenset[str](),) * 3, np.full(3, np.nan)
     question = Question("s", "all", ("a", "b", "c"), answer, score, np.arange(1.0, 4.0), buys, nothing)
-    scorer = Scorer(question, np.arange(60), loss, conditional=True)
+    scorer = Scorer(question, np.arange(60), loss, conditional=True, fold=np.arange(60) % 5)
     one, two, short = (
         scorer.step((0, 1, 2), (0.4, 0.5)),
         scorer.step((0, 1, 2), (0.6, 0.7)),

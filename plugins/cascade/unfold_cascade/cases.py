@@ -13,13 +13,14 @@ import numpy as np
 
 from unfold_cascade import cells
 from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
-from unfold_cascade.data import Frame, Rows, expand, load_frame, matrix, split_rows
+from unfold_cascade.data import Frame, Rows, expand, load_frame, matrix, split_clusters, split_rows
 from unfold_cascade.spec import CascadeSpec
 from unfoldkit.api import Run, dump, fail, fingerprint
 
 FILE = "cases.npz"
 FITTED = 8
 FOLDED = 2
+LEAST_GROUPS = 10
 RIGHT = "right"
 MEASURED = "if it is a measured number, write ranges of it into a column (low, middle, high): those are labels"
 
@@ -29,7 +30,8 @@ class Cases:
     """The rows of a spec that have a label; ``unlabelled`` counts those of the table that have none.
 
     ``labels`` (n,) are numbers from 0 to C-1 with ``names``; ``columns`` the columns of each feature group and
-    ``order`` all of them, as they stand in the matrix of features; ``digest`` is a hash of the table.
+    ``order`` all of them, as they stand in the matrix of features; ``digest`` is a hash of the table. ``clusters``
+    (n,) are numbers from 0 that rows of one ``data.group`` share; ``None`` where each row stands alone.
     """
 
     rows: Rows
@@ -40,6 +42,7 @@ class Cases:
     digest: str
     source: str
     unlabelled: int = 0
+    clusters: IntArray | None = None
 
     def places(self, groups: Sequence[str] | None) -> IntArray:
         """Return the column numbers of the named feature groups, all if ``None``."""
@@ -153,20 +156,56 @@ def _read(spec: CascadeSpec, run: Run) -> Cases:
     if not spec.scored:
         # of recorded models nothing is fitted, so a label may be as rare as it is
         _check_labels(text, names, column, least=1 if recorded else FITTED)
-    rows = split_rows(text, spec.data.split, run.seed)
+    clusters = _of_cases(clusters_of(spec, frame), cells.known(every))
+    rows = _split(spec, text, clusters, run.seed)
     if not recorded:
-        _check_train(labels, rows.train, names, column)
+        _check_train(labels, rows.train, names, column, clusters)
     columns = {} if recorded else _columns(spec, frame, column)
     order = tuple(dict.fromkeys(name for group in columns.values() for name in group))
     words = tuple(map(str, names))
     group_of_label(spec, words)
-    return Cases(rows, labels.astype(np.int64), words, columns, order, frame.digest, frame.name, unlabelled)
+    return Cases(rows, labels.astype(np.int64), words, columns, order, frame.digest, frame.name, unlabelled, clusters)
+
+
+def _of_cases(clusters: IntArray | None, known: BoolArray) -> IntArray | None:
+    """Return the clusters of the rows that are cases, numbered from 0 again."""
+    return None if clusters is None else np.unique(clusters[known], return_inverse=True)[1].astype(np.int64)
+
+
+def clusters_of(spec: CascadeSpec, frame: Frame) -> IntArray | None:
+    """Return (n,) the cluster of each row of a table, if its spec names groups; a row without one stands alone.
+
+    Raises:
+        UnfoldError: there is no such column.
+    """
+    if spec.group is None:
+        return None
+    text = frame.text(spec.group, key="data.group")
+    alone = (cells.is_missing(str(word)) for word in text)
+    words = [f"row {row}" if one else f"group {word}" for row, (word, one) in enumerate(zip(text, alone, strict=True))]
+    found: IntArray = np.unique(words, return_inverse=True)[1].astype(np.int64)
+    return found
+
+
+def _split(spec: CascadeSpec, text: np.ndarray, clusters: IntArray | None, seed: int) -> Rows:
+    """Return the parts, each cluster in one.
+
+    Raises:
+        UnfoldError: there are too few clusters for three parts.
+    """
+    if clusters is None:
+        return split_rows(text, spec.data.split, seed)
+    count = int(clusters.max()) + 1
+    if count < LEAST_GROUPS:
+        message = f'the column "{spec.group}" has {count} groups; at least {LEAST_GROUPS} are needed'
+        raise fail(message, key="data.group", hint="rows are split and certified by whole groups")
+    return split_clusters(text, clusters, spec.data.split, seed)
 
 
 def _columns(spec: CascadeSpec, frame: Frame, label: str) -> dict[str, tuple[str, ...]]:
     """Return the columns of each feature group; all of them hold numbers."""
     words = spec.data.categories if spec.data.source == "table" else ()
-    found = expand(frame, spec.features, label, words)
+    found = expand(frame, spec.features, label, words, spec.group or "")
     _check_numeric(frame, tuple(dict.fromkeys(name for group in found.values() for name in group)))
     return found
 
@@ -199,8 +238,11 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, least: in
         )
 
 
-def _check_train(labels: IntArray, train: IntArray, names: np.ndarray, column: str) -> None:
+def _check_train(labels: IntArray, train: IntArray, names: np.ndarray, column: str, clusters: IntArray | None) -> None:
     """Raise when a label is too rare in the training part for out-of-fold answers."""
+    if clusters is not None:
+        _check_groups(labels[train], clusters[train], names, column)
+        return
     counts = np.bincount(labels[train], minlength=len(names))
     rare = int(counts.argmin())
     if counts[rare] < FOLDED:
@@ -212,6 +254,14 @@ def _check_train(labels: IntArray, train: IntArray, names: np.ndarray, column: s
             key="data.split.train",
             hint=f"train: {least}% puts {FOLDED} there; so do more cases of this label",
         )
+
+
+def _check_groups(labels: IntArray, clusters: IntArray, names: np.ndarray, column: str) -> None:
+    for label, name in enumerate(names):
+        found = len(np.unique(clusters[labels == label]))
+        if found < FOLDED:
+            message = f'the label "{name}" of "{column}" has {found} groups in the training part; it needs {FOLDED}'
+            raise fail(message, key="data.group", hint="leave its rows out of the file, or give them another label")
 
 
 def _check_numeric(frame: Frame, order: Sequence[str]) -> None:
@@ -236,6 +286,8 @@ def _packed(found: Cases) -> bytes:
     stream = io.BytesIO()
     parts = {"train": found.rows.train, "calibrate": found.rows.calibrate, "test": found.rows.test}
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    if found.clusters is not None:
+        parts["clusters"] = found.clusters
     np.savez(stream, allow_pickle=False, labels=found.labels, facts=text, **parts)
     return stream.getvalue()
 
@@ -244,7 +296,7 @@ def _unpacked(data: bytes) -> Cases:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         facts = json.loads(stored["facts"].tobytes())
         rows = Rows(stored["train"], stored["calibrate"], stored["test"])
-        labels = stored["labels"]
+        labels, clusters = stored["labels"], stored.get("clusters")
     columns = {name: tuple(values) for name, values in facts["columns"].items()}
     told = facts["digest"], facts["source"], facts.get("unlabelled", 0)
-    return Cases(rows, labels, tuple(facts["names"]), columns, tuple(facts["order"]), *told)
+    return Cases(rows, labels, tuple(facts["names"]), columns, tuple(facts["order"]), *told, clusters)

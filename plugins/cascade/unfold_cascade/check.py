@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade import pack
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade.arrays import BoolArray, FloatArray, IntArray
 from unfold_cascade.cases import FILE as CASES
-from unfold_cascade.cases import Cases, made_from
+from unfold_cascade.cases import Cases, clusters_of, made_from
 from unfold_cascade.data import Frame, load_frame, matrix
 from unfold_cascade.decide import FRONT_FILE
 from unfold_cascade.drifted import Looked, tell
@@ -24,7 +24,7 @@ from unfold_cascade.planned import renewed
 from unfold_cascade.policy import Outcome, Policy, Step, follow
 from unfold_cascade.questions import Question, Zoo, assemble, recorded_again
 from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time.drift import Change, dealt
+from unfold_cascade.time.drift import Change, compared, dealt
 from unfold_cascade.time.keys import Drift
 from unfold_cascade.zoo import Log, Slot, stored
 from unfoldkit.api import Report, Run
@@ -43,13 +43,17 @@ def new_data(spec: CascadeSpec, run: Run) -> CascadeSpec | None:
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """Tables with the rows of the plan and, after them, the new ones; ``base`` (n,) is what the monolith answers."""
+    """Tables with the rows of the plan and, after them, the new ones; ``base`` (n,) is what the monolith answers.
+
+    ``clusters`` (n,) says whose each row is, if rows are split by groups.
+    """
 
     zoo: Zoo
     policy: Policy
     base: IntArray
     before: IntArray
     now: IntArray
+    clusters: IntArray | None = None
 
 
 def check(spec: CascadeSpec, planned: CascadeSpec, run: Run) -> Report:
@@ -66,10 +70,16 @@ def check(spec: CascadeSpec, planned: CascadeSpec, run: Run) -> Report:
     before = np.concatenate([loaded.given.rows.calibrate, loaded.given.rows.test])
     now = len(loaded.given.labels) + np.arange(len(frame))
     rule = planned.drift or Drift()
-    found = changes(Both(zoo, loaded.policy, base, before, now), rule, run.seed)
+    whose = _whose(loaded.given.clusters, clusters_of(spec, frame))
+    found = changes(Both(zoo, loaded.policy, base, before, now, whose), rule, run.seed)
     path = str(getattr(spec.data, "path", ""))
     looked = Looked(spec.name, len(frame), "cases", (f"{len(frame):,} new cases",), path, frame.digest)
     return tell(looked, found, rule, run)
+
+
+def _whose(old: IntArray | None, new: IntArray | None) -> IntArray | None:
+    """Return whose the rows of a plan and the new ones are; a group of both tables counts twice."""
+    return None if old is None or new is None else np.concatenate([old, int(old.max()) + 1 + new])
 
 
 def _longer(spec: CascadeSpec, run: Run, given: Cases, frame: Frame) -> Zoo:
@@ -91,12 +101,13 @@ def _asked(run: Run, slot: Slot, log: Log, x: FloatArray) -> Log:
 
 def changes(both: Both, rule: Drift, seed: int) -> list[Change]:
     """Return how exits, confidences and audits changed; the level is shared among all of them."""
-    compared = list(_compared(both))
-    level = rule.level / len(compared)
+    told = list(_compared(both))
+    level = rule.level / len(told)
     found = []
-    for place, (name, categories, old, new) in enumerate(compared):
-        distance, p_value = dealt(old, new, np.random.default_rng([seed, 0xD218, place]), level)
-        shares = [counts / max(counts.sum(), 1) for counts in (old, new)]
+    for place, (name, categories, old, new) in enumerate(told):
+        test = dealt if both.clusters is None else compared
+        distance, p_value = test(old, new, np.random.default_rng([seed, 0xD218, place]), level)
+        shares = [counts / max(counts.sum(), 1) for counts in (_pooled(old), _pooled(new))]
         drifted = p_value <= level and distance > rule.margin
         found.append(Change(name, categories, shares[0], shares[1], distance, p_value, drifted))
     return found
@@ -108,19 +119,22 @@ Compared = tuple[str, tuple[str, ...], FloatArray, FloatArray]
 def _compared(both: Both) -> Iterator[Compared]:
     went = [follow(both.zoo, both.policy, rows) for rows in (both.before, both.now)]
     rows = (both.before, both.now)
+    whose = [None if both.clusters is None else both.clusters[mine] for mine in rows]
     for question, step, ends in _steps(both, went):
         names = ("not asked", *(question.models[m] for m in step.chain))
         place = f"{question.stage}" if question.group == "all" else f"{question.stage}/{question.group}"
-        old, new = (_counts(end + 1, len(names)) for end in ends)
+        old, new = (_counts(end + 1, len(names), who) for end, who in zip(ends, whose, strict=True))
         yield f"exits of {place}", names, old, new
         sure = [_sureness(question, step, mine, end) for mine, end in zip(rows, ends, strict=True)]
-        yield (f"confidence in {place}", *_bands(sure[0], sure[1]))
+        asked = [_some(who, end >= 0) for who, end in zip(whose, ends, strict=True)]
+        yield (f"confidence in {place}", *_bands(sure, asked))
     early = [_early(both, one) for one in went]
     differs = [
         (one.answer != both.base[mine]).astype(np.int64)[here]
         for one, mine, here in zip(went, rows, early, strict=True)
     ]
-    yield "audit of early exits", ("as the monolith", "otherwise"), _counts(differs[0], 2), _counts(differs[1], 2)
+    old, new = (_counts(d, 2, _some(who, here)) for d, who, here in zip(differs, whose, early, strict=True))
+    yield "audit of early exits", ("as the monolith", "otherwise"), old, new
 
 
 def _steps(both: Both, went: Sequence[Outcome]) -> Iterator[tuple[Question, Step, list[IntArray]]]:
@@ -130,8 +144,22 @@ def _steps(both: Both, went: Sequence[Outcome]) -> Iterator[tuple[Question, Step
         yield both.zoo.then[group], step, [np.where(one.group == group, one.exit_then, -1) for one in went]
 
 
-def _counts(category: IntArray, width: int) -> FloatArray:
-    return np.bincount(category, minlength=width).astype(np.float64)
+def _some(whose: IntArray | None, here: BoolArray) -> IntArray | None:
+    return None if whose is None else whose[here]
+
+
+def _pooled(counts: FloatArray) -> FloatArray:
+    pooled: FloatArray = counts.sum(axis=0) if counts.ndim > 1 else counts
+    return pooled
+
+
+def _counts(category: IntArray, width: int, whose: IntArray | None) -> FloatArray:
+    """Return the (K,) counts of categories, or (P, K) of each of the clusters that there are."""
+    if whose is None:
+        return np.bincount(category, minlength=width).astype(np.float64)
+    names, place = np.unique(whose, return_inverse=True)
+    flat = np.bincount(place * width + category, minlength=len(names) * width)
+    return flat.reshape(len(names), width).astype(np.float64)
 
 
 def _sureness(question: Question, step: Step, rows: IntArray, end: IntArray) -> FloatArray:
@@ -140,9 +168,11 @@ def _sureness(question: Question, step: Step, rows: IntArray, end: IntArray) -> 
     return found
 
 
-def _bands(old: FloatArray, new: FloatArray) -> tuple[tuple[str, ...], FloatArray, FloatArray]:
+def _bands(
+    sure: Sequence[FloatArray], whose: Sequence[IntArray | None]
+) -> tuple[tuple[str, ...], FloatArray, FloatArray]:
     """Return the names of bands of confidence that hold as many cases of both tables each, and the counts in them."""
-    every = np.concatenate([old, new])
+    every = np.concatenate(sure)
     every = every[np.isfinite(every)]
     edges = np.unique(np.quantile(every, np.linspace(0, 1, BANDS + 1)[1:-1])) if every.size else np.empty(0)
     ends = ["", *(f"{edge:.3g}" for edge in edges), ""]
@@ -150,7 +180,8 @@ def _bands(old: FloatArray, new: FloatArray) -> tuple[tuple[str, ...], FloatArra
         f"{low} to {high}" if low and high else f"from {low}" if low else f"below {high}" if high else "all"
         for low, high in pairwise(ends)
     )
-    counts = [_counts(np.searchsorted(edges, part, side="right"), len(names)) for part in (old, new)]
+    bands = (np.searchsorted(edges, part, side="right") for part in sure)
+    counts = [_counts(band, len(names), who) for band, who in zip(bands, whose, strict=True)]
     return names, counts[0], counts[1]
 
 

@@ -98,7 +98,7 @@ class Evidence:
 def _within_loss(
     zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
 ) -> Choice:
-    epsilon, n = (goal.max_loss or 0.0) / zoo.stakes.largest, len(certify)
+    epsilon, n = (goal.max_loss or 0.0) / zoo.stakes.largest, units(zoo, certify)
     points = np.flatnonzero(front.cost < base.cost)
     if not len(points):
         return _refused(goal, n, "no cascade is cheaper")
@@ -145,14 +145,16 @@ def _within_budget(
     allowed = np.flatnonzero(front.cost <= budget)
     point = int(allowed[-1]) if len(allowed) else None
     if base.cost <= budget and (point is None or single < front.loss[point]):
-        return _refused(goal, len(certify), NO_BETTER)
+        return _refused(goal, units(zoo, certify), NO_BETTER)
     if point is None:
-        return _refused(goal, len(certify), "over the budget")
+        return _refused(goal, units(zoo, certify), "over the budget")
     d_tune = _differences(zoo, front.policies[point], base, labels, tune)
-    rule = certificate.choose_rule(d_tune, max(float(d_tune.mean()), 0.0) + 0.01 / zoo.stakes.largest, len(certify))
+    rule = certificate.choose_rule(
+        d_tune, max(float(d_tune.mean()), 0.0) + 0.01 / zoo.stakes.largest, units(zoo, certify)
+    )
     d = _differences(zoo, front.policies[point], base, labels, certify)
     bound = certificate.upper_bound(d, goal.confidence, rule) * zoo.stakes.largest
-    return Choice(point, bound, goal.confidence, len(certify), bound, rule.method, stopped=False)
+    return Choice(point, bound, goal.confidence, len(d), bound, rule.method, stopped=False)
 
 
 def _refused(goal: Goal, cases: int, reason: str) -> Choice:
@@ -162,7 +164,10 @@ def _refused(goal: Goal, cases: int, reason: str) -> Choice:
 def differences_of(
     zoo: Zoo, front: PolicyFront, points: IntArray, base: Monolith, labels: IntArray, rows: IntArray
 ) -> FloatArray:
-    """Return (m, n) the losses of some points of a front more than the monolith's, as shares of the dearest error."""
+    """Return (m, n) the losses of some points of a front more than the monolith's, as shares of the dearest error.
+
+    Of rows in clusters there are as many columns as clusters, each the mean of its rows.
+    """
     return np.array([_differences(zoo, front.policies[point], base, labels, rows) for point in points])
 
 
@@ -170,4 +175,9 @@ def _differences(zoo: Zoo, policy: Policy, base: Monolith, labels: IntArray, row
     given = follow(zoo, policy, rows).answer, base.answer[rows]
     own, reference = (zoo.stakes.losses(answer, labels[rows]) for answer in given)
     differences: FloatArray = (own - reference) / zoo.stakes.largest
-    return differences
+    return differences if zoo.clusters is None else certificate.per_cluster(differences, zoo.clusters[rows])
+
+
+def units(zoo: Zoo, rows: IntArray) -> int:
+    """Return how many independent draws some rows are: cases, or clusters of them."""
+    return len(rows) if zoo.clusters is None else len(np.unique(zoo.clusters[rows]))

@@ -20,7 +20,7 @@ from unfold_cascade.gates.learnt import learnt_cuts
 from unfold_cascade.gates.orders import Chain, ChainFront, Order, Tables, chains_of, search_chains
 from unfold_cascade.policy import Policy, Step, answers, exits, marginal, path_cost, second_cost
 from unfold_cascade.questions import Question, Zoo
-from unfold_cascade.scorer import Scorer
+from unfold_cascade.scorer import Scorer, folds
 from unfold_cascade.spec import GateSpec
 from unfold_cascade.stakes import Stakes
 
@@ -57,7 +57,7 @@ def search(
         order: the orders in which models are asked, as for ``chains_of``.
         conditional: the scores to search on, as for ``Scorer``; of several, each point of the front has the better.
     """
-    how = How(gates, order, tuple(conditional), zoo.stakes)
+    how = How(gates, order, tuple(conditional), zoo.stakes, zoo.clusters)
     truth = groups[labels[rows]] if zoo.then else labels[rows]
     found = _first(zoo, rows, truth, how)
     if not zoo.then:
@@ -68,12 +68,13 @@ def search(
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to search, in which orders, on which scores, and what errors cost."""
+    """How to search, in which orders, on which scores, what errors cost, and whose the rows are."""
 
     gates: GateSpec
     order: Order
     conditional: tuple[bool, ...]
     stakes: Stakes
+    clusters: IntArray | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,8 @@ def _searched(
     how: How,
 ) -> Found:
     loss = how.stakes.losses(question.answer[rows], truth[:, None])
-    gates, scorers = how.gates, [Scorer(question, rows, loss, knows) for knows in how.conditional]
+    fold = folds(rows, how.clusters)
+    gates, scorers = how.gates, [Scorer(question, rows, loss, knows, fold) for knows in how.conditional]
     chains = chains_of(price, order=how.order, max_models=gates.max_models)
     also = partial(learnt_cuts, kinds=gates.learnt)
 

@@ -124,17 +124,18 @@ def matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
 
 
 def expand(
-    frame: Frame, groups: Mapping[str, FeatureGroup], label: str, categories: Sequence[str] = ()
+    frame: Frame, groups: Mapping[str, FeatureGroup], label: str, categories: Sequence[str] = (), whose: str = ""
 ) -> dict[str, tuple[str, ...]]:
     """Return the columns of each feature group, patterns resolved; without groups, one of all others that have a name.
 
-    A column of ``categories`` is replaced by one for each of its words, ``COLUMN=WORD``.
+    ``label`` and ``whose``, the column that says which rows belong together, are no features. A column of
+    ``categories`` is replaced by one for each of its words, ``COLUMN=WORD``.
 
     Raises:
         UnfoldError: a name or pattern that matches no column, or a category with too many words.
     """
     # a column without a name holds the row numbers of pandas
-    usable = [column for column in frame.columns if column not in ("", label)]
+    usable = [column for column in frame.columns if column not in ("", label, whose)]
     words = {column: _words(frame, column) for column in _matching(frame, usable, "data.categories", categories)}
     found = {
         name: _matching(frame, usable, f"features.{name}.columns", group.columns) for name, group in groups.items()
@@ -154,6 +155,15 @@ def split_rows(labels: np.ndarray, split: Split, seed: int) -> Rows:
         for name, part in zip(parts, np.split(rows, [first, second]), strict=True):
             parts[name].append(part)
     return Rows(**{name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()})
+
+
+def split_clusters(labels: np.ndarray, clusters: IntArray, split: Split, seed: int) -> Rows:
+    """Return the same with the rows of a cluster in one part; it keeps the share of each cluster's commonest label."""
+    kinds, kind = np.unique(labels, return_inverse=True)
+    count = np.zeros((int(clusters.max()) + 1, len(kinds)), dtype=np.int64)
+    np.add.at(count, (clusters, kind), 1)
+    whole = split_rows(count.argmax(axis=1), split, seed)
+    return Rows(*(np.flatnonzero(np.isin(clusters, part)) for part in (whole.train, whole.calibrate, whole.test)))
 
 
 def _matching(frame: Frame, usable: Sequence[str], key: str, patterns: Sequence[str]) -> tuple[str, ...]:

@@ -55,7 +55,8 @@ class Zoo:
     """All questions of a cascade: ``first``, and by group number ``then``; ``monoliths`` holds the candidates.
 
     ``prices`` are what is paid once a case, whoever needs it: feature groups (when the cost is by price) and the call
-    of the monolith; ``times`` the same in µs. ``stakes`` are what errors cost.
+    of the monolith; ``times`` the same in µs. ``stakes`` are what errors cost; ``clusters`` (n,)
+    whose the rows are, as in ``Cases``.
     """
 
     first: Question
@@ -65,6 +66,7 @@ class Zoo:
     times: Mapping[str, float]
     unit: str
     stakes: Stakes = ALIKE
+    clusters: IntArray | None = None
 
     def bought(self, groups: frozenset[str]) -> float:
         """Return the price of what is paid once a case."""
@@ -79,7 +81,7 @@ def zoo(spec: CascadeSpec, run: Run, given: Cases) -> Zoo:
     """Return the tables of a spec, fitting what is not fitted yet."""
     if spec.data.source == "recorded":
         question = _recorded(spec, run, given)
-        return Zoo(question, {}, question, {}, {}, unit(spec), stakes(spec, given))
+        return Zoo(question, {}, question, {}, {}, unit(spec), stakes(spec, given), given.clusters)
     return assemble(spec, given, logs(spec, run, given))
 
 
@@ -95,7 +97,16 @@ def assemble(spec: CascadeSpec, given: Cases, found: list[tuple[Slot, Log]]) -> 
     then = {g: _second(spec, found, name, whole, g) for g, name in enumerate(target or {})}
     prices = {name: group.price for name, group in spec.features.items()} if spec.cost.by == "price" else {}
     times = {BASELINE: float(monoliths.latency_us[best])}
-    return Zoo(first, then, monoliths, {**prices, BASELINE: float(monoliths.price[best])}, times, unit(spec), at)
+    return Zoo(
+        first,
+        then,
+        monoliths,
+        {**prices, BASELINE: float(monoliths.price[best])},
+        times,
+        unit(spec),
+        at,
+        given.clusters,
+    )
 
 
 def stakes(spec: CascadeSpec, given: Cases) -> Stakes:
@@ -274,7 +285,7 @@ def recorded_again(spec: CascadeSpec, run: Run, given: Cases, frame: Frame | Non
         longer = np.concatenate([question.answer, answer]), np.concatenate([question.score, score])
         each = None if question.paid is None else np.concatenate([question.paid, paid])
         question = replace(question, answer=longer[0], score=longer[1], paid=each)
-    return Zoo(question, {}, question, {}, {}, unit(spec), stakes(spec, given))
+    return Zoo(question, {}, question, {}, {}, unit(spec), stakes(spec, given), given.clusters)
 
 
 def _question_of(spec: CascadeSpec, given: Cases, data: bytes) -> Question:

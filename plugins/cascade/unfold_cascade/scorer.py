@@ -16,9 +16,16 @@ from unfold_cascade.questions import Question
 FOLDS = 5
 
 
+def folds(rows: IntArray, clusters: IntArray | None) -> IntArray:
+    """Return (n,) the fold of each row; rows of one cluster share theirs."""
+    place = np.arange(len(rows)) if clusters is None else np.unique(clusters[rows], return_inverse=True)[1]
+    found: IntArray = place % FOLDS
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Scores of one question on the tuning ``rows`` with (n, M) ``loss``.
+    """Scores of one question on the tuning ``rows`` with (n, M) ``loss`` and the (n,) ``fold`` of each.
 
     With ``conditional`` each row is scored by curves that have not seen its fold, so that cuts are not flattered by
     the fit; the curves of a chosen chain are then fitted on all rows.
@@ -28,6 +35,7 @@ class Scorer:
     rows: IntArray
     loss: FloatArray
     conditional: bool
+    fold: IntArray
     memo: dict[Chain, FloatArray] = field(default_factory=dict)
     fitted: dict[Chain, Calibration] = field(default_factory=dict)
 
@@ -47,8 +55,8 @@ class Scorer:
     def _gate(self, asked: Chain) -> FloatArray:
         if asked not in self.memo:
             confidence, answer = self.question.score[self.rows, asked[-1]], self.question.answer[self.rows]
-            worth, fold = 1.0 - self.loss[:, asked[-1]], np.arange(len(self.rows)) % FOLDS
-            self.memo[asked] = cross_calibrate(confidence, contexts(answer, asked), worth, fold)
+            worth = 1.0 - self.loss[:, asked[-1]]
+            self.memo[asked] = cross_calibrate(confidence, contexts(answer, asked), worth, self.fold)
         return self.memo[asked]
 
     def _fitted(self, asked: Chain) -> Calibration:

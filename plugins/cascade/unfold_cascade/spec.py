@@ -36,6 +36,11 @@ class TableData(Model):
     categories: tuple[str, ...] = Field(
         default=(), description="names or patterns of columns of words: each word is a column COLUMN=WORD of 0 and 1"
     )
+    group: str | None = Field(
+        default=None,
+        description="a column: rows with the same word in it (a customer, a conversation) are split as a whole, and "
+        "the average of them is certified",
+    )
     split: Split = Split()
 
 
@@ -45,6 +50,11 @@ class RecordedData(Model):
     source: Literal["recorded"]
     path: str = Field(
         min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+    )
+    group: str | None = Field(
+        default=None,
+        description="a column: rows with the same word in it (a customer, a conversation) are split as a whole, and "
+        "the average of them is certified",
     )
     split: Split = Split()
 
@@ -206,6 +216,11 @@ class CascadeSpec(Spec):
     def over_time(self) -> bool:
         """Whether the cases are seen hour after hour."""
         return isinstance(self.data, (PhysioNetData, LongData))
+
+    @property
+    def group(self) -> str | None:
+        """The column that says which rows of a table belong together."""
+        return self.data.group if self.data.source in ("table", "recorded") else None
 
     @property
     def scored(self) -> bool:

@@ -14,7 +14,7 @@ from unfold_cascade.policy import Outcome, Policy, Step, follow, path_cost
 from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.trust import gates_of, spelled
 from unfold_cascade.trust import tables as trust_tables
-from unfold_cascade.worth import accuracy, base_accuracy, base_worth, lost, weighted, weights, worth
+from unfold_cascade.worth import accuracy, base_accuracy, base_worth, lost, lost_by_group, weighted, weights, worth
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
 MEASURED = "latency"
@@ -251,7 +251,7 @@ def _lines(plan: Plan, outcome: Outcome) -> tuple[tuple[str, str], ...]:
     errors = plan.spec.goal.errors
     least, most = (saved.short(plan.base.cost, float(plan.front.cost[end])) for end in (-1, 0))
     lines = [
-        ("certificate", _certificate(plan, lost(plan, outcome))),
+        ("certificate", _certificate(plan, lost_by_group(plan, outcome))),
         (
             "front",
             f"{_cascades(plan)} from {least} to {most}; plot: --out report.html",
@@ -273,10 +273,10 @@ def _certificate(plan: Plan, loss: float) -> str:
     choice = plan.choice
     if choice.point is None:
         return _refusal(plan)
-    text = (
-        f"loss against {plan.base.name} ≤ {_points_up(choice.certified)} points with {choice.confidence:.0%} confidence"
-    )
-    text += f" ({choice.cases} cases, {choice.method} test; {_shown(loss)} on test)"
+    whose = "" if plan.spec.group is None else f" for the average {plan.spec.group}"
+    text = f"loss against {plan.base.name}{whose} ≤ {_points_up(choice.certified)} points"
+    text += f" with {choice.confidence:.0%} confidence"
+    text += f" ({choice.cases} {_units(plan)}, {choice.method} test; {_shown(loss)} on test)"
     return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
 
 
@@ -290,16 +290,23 @@ def _points_up(loss: float) -> str:
     return f"{math.ceil(round(loss * 10_000, 6)) / 100:g}"
 
 
+def _units(plan: Plan) -> str:
+    """Return what is counted as independent."""
+    return "cases" if plan.spec.group is None else f"groups by {plan.spec.group}"
+
+
 def _refusal(plan: Plan) -> str:
     choice, goal = plan.choice, plan.spec.goal
     if choice.reason or goal.max_loss is None:
         return f"none: {choice.reason}"
     largest = plan.zoo.stakes.largest
     least = certificate.smallest_certifiable(choice.cases, 1 - goal.confidence) * largest
-    text = f"{choice.cases} cases cannot certify ≤ {goal.max_loss * 100:g} points with {goal.confidence:.0%} confidence"
+    units = _units(plan)
+    text = f"{choice.cases} {units} cannot certify ≤ {goal.max_loss * 100:g} points"
+    text += f" with {goal.confidence:.0%} confidence"
     needed = certificate.cases_needed(goal.max_loss / largest, 1 - goal.confidence) if goal.max_loss > 0 else None
     if needed and choice.least >= least > goal.max_loss:
-        return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} cases are needed"
+        return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} {units} are needed"
     return f"{text}: the least that they certify is {choice.least * 100:g}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from unfold_cascade.arrays import IntArray
+from unfold_cascade.certificate import per_cluster
 from unfold_cascade.decide import Plan
 from unfold_cascade.policy import Outcome
 from unfoldkit.api import Metric
@@ -32,6 +33,15 @@ def base_worth(plan: Plan) -> float:
 def lost(plan: Plan, outcome: Outcome) -> float:
     """Return what an outcome loses against the best single model, in points."""
     return 100 * (base_worth(plan) - worth(plan, outcome.answer))
+
+
+def lost_by_group(plan: Plan, outcome: Outcome) -> float:
+    """Return the same as the mean over groups of cases, which is what is certified; without groups each is a case."""
+    rows, stakes = plan.given.rows.test, plan.zoo.stakes
+    if plan.given.clusters is None:
+        return lost(plan, outcome)
+    own, base = (stakes.losses(one, plan.given.labels[rows]) for one in (outcome.answer, plan.base.answer[rows]))
+    return 100 * float(per_cluster(own - base, plan.given.clusters[rows]).mean())
 
 
 def weighted(plan: Plan) -> bool:

@@ -68,7 +68,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One fit as a worker gets it: (n, d) features, (n,) labels, the rows to fit on."""
+    """One fit as a worker gets it: (n, d) features, (n,) labels, the rows to fit on, (n,) clusters if there are."""
 
     recipe: Recipe
     x: FloatArray
@@ -78,6 +78,7 @@ class Job:
     seed: int
     batch: int
     inside: str | None = None
+    clusters: IntArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +185,29 @@ def _said(job: Job, model: Any, x: FloatArray, classes: int) -> FloatArray:
 
 
 def _out_of_fold(job: Job, classes: int) -> FloatArray:
-    """Return what models that never saw a row say of it (k folds, stratified), as ``_said``."""
-    from sklearn.model_selection import StratifiedKFold
-
+    """Return what models that never saw a row, or its cluster, say of it (k folds, stratified), as ``_said``."""
     x, y = job.x[job.fit], job.y[job.fit]
-    folds = min(job.folds, int(np.unique(y, return_counts=True)[1].min()))
     result = np.zeros((len(y), classes + (job.inside is not None)))
-    for fitted, held in StratifiedKFold(folds, shuffle=True, random_state=job.seed).split(x, y):
-        model = estimators.fit(job.recipe, x[fitted], y[fitted], job.seed)
-        result[held] = _said(job, model, x[held], classes)
+    for fitted, held in _folds(job, y):
+        # a label may be in clusters of one fold only
+        seen, known = np.unique(y[fitted], return_inverse=True)
+        model = estimators.fit(job.recipe, x[fitted], known, job.seed)
+        said = _said(job, model, x[held], len(seen))
+        result[np.ix_(held, seen)], result[held, classes:] = said[:, : len(seen)], said[:, len(seen) :]
     return result
+
+
+def _folds(job: Job, y: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if job.clusters is None:
+        folds = min(job.folds, int(np.unique(y, return_counts=True)[1].min()))
+        yield from StratifiedKFold(folds, shuffle=True, random_state=job.seed).split(y, y)
+        return
+    whose = job.clusters[job.fit]
+    folds = min(job.folds, *(len(np.unique(whose[y == label])) for label in np.unique(y)))
+    split = StratifiedGroupKFold(folds, shuffle=True, random_state=job.seed).split(y, y, whose)
+    yield from ((fitted, held) for fitted, held in split if len(held))
 
 
 def _flops(model: Any, columns: int) -> float | None:
@@ -246,7 +260,9 @@ def _target(spec: CascadeSpec) -> list[Any]:
 def _job(spec: CascadeSpec, run: Run, given: Cases, slot: Slot, x: FloatArray) -> Job:
     rows = given.rows.train[slot.own[given.rows.train]]
     chosen = np.ascontiguousarray(x[:, slot.columns])
-    return Job(slot.recipe, chosen, slot.y, rows, spec.gates.folds, run.seed, spec.cost.batch, slot.inside)
+    return Job(
+        slot.recipe, chosen, slot.y, rows, spec.gates.folds, run.seed, spec.cost.batch, slot.inside, given.clusters
+    )
 
 
 def versions() -> list[str]:
