@@ -14,6 +14,7 @@ from unfold_cascade.plan import plan
 from unfold_cascade.questions import zoo
 from unfold_cascade.spec import CascadeSpec
 from unfoldkit.api import Run, UnfoldError
+from unfoldkit.render.text import render
 
 SPEC = """
 version: 1
@@ -84,6 +85,14 @@ def test_equal_prices_of_calls_are_a_price_of_the_spec(tmp_path: Path) -> None:
     assert {name: metric.value for name, metric in each.metrics.items()} == pytest.approx(
         {name: metric.value for name, metric in same.metrics.items()}
     )
+
+
+def test_prices_of_tokens_are_told_however_small(tmp_path: Path) -> None:
+    """A price that is a fraction of a millionth is printed with digits that count, not as zeros."""
+    rows = [[*row[:3], 3.2e-9, *row[4:6], 3e-7] for row in _table()]
+    text = render(plan(_spec(tmp_path, rows), _run(tmp_path)))
+    assert "0.0000000032" in text
+    assert "0.00000 " not in text
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from unfold_cascade.worth import accuracy, base_accuracy, base_worth, lost, lost
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Run, Series, Table, Verdict
 
 MEASURED = "latency"
+MOST_DIGITS = 12
 
 
 def tell(plan: Plan, run: Run, verb: str) -> Report:
@@ -367,6 +368,8 @@ def _decision(plan: Plan) -> dict[str, Any]:
 
 
 def _digits(*costs: float) -> int:
-    """Return the digits after the point that show the smallest of some costs."""
+    """Return the digits after the point that show the smallest of some costs, of tiny ones two that count."""
     least = min((cost for cost in costs if cost > 0), default=1.0)
-    return 0 if least >= 100 else 1 if least >= 10 else 2 if least >= 0.01 else 5
+    if least < 0.01:
+        return min(max(5, 1 - math.floor(math.log10(least))), MOST_DIGITS)
+    return 0 if least >= 100 else 1 if least >= 10 else 2
