@@ -12,11 +12,15 @@ from sklearn.metrics import balanced_accuracy_score
 
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.cases import features
-from unfold_cascade.choose import differences_of
+from unfold_cascade.certificate import Rule, upper_bound
+from unfold_cascade.choose import choose, differences_of, monolith
+from unfold_cascade.combine import PolicyFront
 from unfold_cascade.decide import Plan, decide
+from unfold_cascade.goals import Goal
 from unfold_cascade.live import Rows
 from unfold_cascade.plan import plan
-from unfold_cascade.policy import follow
+from unfold_cascade.policy import Policy, Step, follow
+from unfold_cascade.questions import Question, Zoo
 from unfold_cascade.serve import cascade, load
 from unfold_cascade.stakes import ALIKE, stakes_of
 from unfold_cascade.train import train
@@ -110,6 +114,22 @@ def test_what_is_certified_is_the_cost_of_errors(found: Plan) -> None:
     answer = follow(found.zoo, found.front.policies[0], certify).answer
     both = (_cost(given.names, one, given.labels[certify]) for one in (answer, found.base.answer[certify]))
     assert d[0] == pytest.approx(np.subtract(*both) / 20.0)
+
+
+def test_the_bound_of_a_budget_is_near_the_best_that_a_wager_gives() -> None:
+    """Though dear errors are rare, and some are mended, the loss told for a budget is near that of the best wager."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(2250) < 0.1).astype(np.int64)
+    answer = np.where(rng.random((2250, 2)) < [0.35, 0.2], 0, labels[:, None])
+    sides, score = (frozenset[str](), frozenset[str]()), np.ones((2250, 2))
+    question = Question("s", "all", ("small", "large"), answer, score, np.array([1.0, 9.0]), sides, np.full(2, np.nan))
+    zoo = Zoo(question, {}, question, {}, {}, "$", stakes_of({"1": 25.0}, ("0", "1"), labels))
+    front = PolicyFront(np.array([0.1]), np.array([1.0]), (Policy(Step((0,), ()), {}),))
+    tune, certify = np.arange(1500), np.arange(1500, 2250)
+    base, goal = monolith(zoo, labels, tune), Goal.model_validate({"budget": "2 per case"})
+    d = differences_of(zoo, front, np.array([0]), base, labels, certify)[0]
+    best = min(upper_bound(d, 0.95, Rule("betting", wager)) for wager in np.linspace(0.02, 1.0, 50))
+    assert choose(zoo, front, base, labels, tune, certify, goal).certified < 1.5 * best * zoo.stakes.largest
 
 
 def test_balanced_errors_are_balanced_accuracy(tmp_path: Path) -> None:
