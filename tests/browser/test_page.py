@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, rows, serving
+from unfoldkit.render import html
+from unfoldkit.report import Column, Figure, Report, Series, Table, Verdict
 
 INFER = "/v2/models/total/infer"
 pytestmark = pytest.mark.browser
@@ -83,6 +85,20 @@ def test_one_is_no_plural(chromium: Any, total: Server) -> None:
 def test_a_phone_shows_it_without_scrolling_sideways(chromium: Any, total: Server) -> None:
     """On a screen of 360 pixels nothing is wider than the screen."""
     page = opened(chromium, total, [], viewport={"width": 360, "height": 700})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_report_on_a_phone_is_no_wider_than_its_screen(chromium: Any, tmp_path: Path) -> None:
+    """The long path of a next command breaks, and what is wide scrolls in its own frame, on 360 pixels."""
+    folder = "/home/ann/projects/placement/configs/" * 2
+    words = ("this many words stand in a column of a table",) * 9
+    table = Table("wide", tuple(Column(f"column {place}") for place in range(9)), (words,))
+    figure = Figure("f", "F", "x", "y", (Series("s", (1.0, 2.0), (2.0, 4.0)),))
+    after = f"unfold plan {folder}gangs.yaml --run runs/gangs"
+    report = Report("echo", "plan", "hello", Verdict.YES, "it is", tables=(table,), figures=(figure,), next=after)
+    (tmp_path / "report.html").write_text(html.render(report))
+    page = chromium.new_page(viewport={"width": 360, "height": 700})
+    page.goto((tmp_path / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
