@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,6 +52,16 @@ def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
     assert rows[0] == "task,node,arrival_s,start_s,end_s"
     assert rows[1] == "a-0,node-0,0.000000,0.000000,600.000000"
     assert len(rows) == 21
+
+
+def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
+    """The first spec of a newcomer tears gangs without its policy and none with it, and a task that waits is told."""
+    text = resources.files("unfold_placement").joinpath("examples", "gangs.yaml").read_text(encoding="utf-8")
+    spec = validate(PlacementSpec, parse(text, "mine.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert report.metrics["violations"].value == 0
+    assert report.metrics["fifo_violations"].value == 2
+    assert any(label == "waits" for label, _ in report.lines)
 
 
 def test_a_plan_for_kubernetes_counts_pods(tmp_path: Path) -> None:
