@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -25,6 +25,8 @@ SPELT = {
 HERTZ = {"Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9}
 LARGEST = 1e18
 """No duration in seconds, amount of memory, rate or bill is larger; up to here every quantity reads back exactly."""
+LEAST_PERCENT = 2
+"""A share of so much or more is meant as a percentage; 1.3 may be meant as more than once."""
 PER = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -82,7 +84,8 @@ def parse_fraction(value: Any) -> float:
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     result = float(value) if numeric else parse_percent(value)
     if not 0 <= result <= 1:
-        raise _error("{value} is not between 0 and 1", value, "0.25")
+        percent = numeric and LEAST_PERCENT <= result <= 100
+        raise _error("{value} is not between 0 and 1", value, f"{result:g}%" if percent else "0.25")
     return result
 
 
@@ -141,12 +144,12 @@ def _plain(value: float) -> str:
 
 
 def _quantity(value: Any, units: Mapping[str, float], example: str) -> re.Match[str]:
-    match = _match(rf"({NUMBER})\s*([A-Za-zµ]+)", value, example)
+    match = _match(rf"({NUMBER})\s*([A-Za-zµ]+)", value, example, units)
     _sized(float(match[1]) * _unit(match[2], units, value, example), value)
     return match
 
 
-def _match(pattern: str, value: Any, example: str) -> re.Match[str]:
+def _match(pattern: str, value: Any, example: str, units: Iterable[str] = ()) -> re.Match[str]:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         got = "nothing" if value is None else show(value)
         raise PydanticCustomError("unit", "expected a quantity, got {got}", {"got": got, "hint": f'write "{example}"'})
@@ -157,8 +160,15 @@ def _match(pattern: str, value: Any, example: str) -> re.Match[str]:
     if text.startswith(("-", "$-", "$ -")):
         raise _error('"{value}" must not be negative', value, example)
     if re.fullmatch(rf"\+?(?:{NUMBER})", text):
-        raise _error('"{value}" has no unit', value, re.sub(NUMBER, cut(text.lstrip("+")), example, count=1))
+        # the unit of the example is a guess: of a deadline, ms is a wrong one
+        raise _error('"{value}" has no unit', value, _written(text.lstrip("+"), example), units)
     raise _error('"{value}" is not a quantity', value, example)
+
+
+def _written(number: str, example: str) -> str:
+    """Return a number with the unit of an example; 0.01 alone may mean 1%, if not 0.01%."""
+    text = re.sub(NUMBER, cut(number), example, count=1)
+    return f'{format_percent(float(number))}" or "{text}' if text.endswith("%") and 0 < float(number) <= 1 else text
 
 
 def _sized(result: float, value: Any) -> float:
@@ -199,10 +209,10 @@ def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> fl
     return float(units[name])
 
 
-def _error(message: str, value: Any, example: str) -> PydanticCustomError:
-    return PydanticCustomError(
-        "unit", message, {"value": cut(str(value)), "example": example, "hint": f'write "{example}"'}
-    )
+def _error(message: str, value: Any, example: str, units: Iterable[str] = ()) -> PydanticCustomError:
+    known = ", ".join(units)
+    hint = f'one of: {known}; write "{example}"' if known else f'write "{example}"'
+    return PydanticCustomError("unit", message, {"value": cut(str(value)), "example": example, "hint": hint})
 
 
 def _schema(pattern: str, example: str, description: str) -> WithJsonSchema:

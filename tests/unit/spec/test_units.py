@@ -45,6 +45,7 @@ def test_a_quantity_is_read_in_base_units(parse: Callable[[Any], float], text: A
     [
         (units.parse_duration, 150, '"150" has no unit', 'write "150 ms"'),
         (units.parse_duration, "150", '"150" has no unit', 'write "150 ms"'),
+        (units.parse_duration, 8, '"8" has no unit', 'one of: ns, us, µs, ms, s, min, h, d; write "8 ms"'),
         (units.parse_duration, "+1.5", '"+1.5" has no unit', 'write "1.5 ms"'),
         (units.parse_duration, "5 m", 'the unknown unit "m"', "one of: ns, us"),
         (units.parse_duration, "5 Seconds", 'the unknown unit "Seconds"', 'write "5 s"'),
@@ -63,8 +64,11 @@ def test_a_quantity_is_read_in_base_units(parse: Callable[[Any], float], text: A
         (units.parse_money, 3, '"3" has no unit', 'write "$3"'),
         (units.parse_money, "$-3", "must not be negative", 'write "$3.06"'),
         (units.parse_price, "$3", "is not a quantity", 'write "$3.06/h"'),
-        (units.parse_percent, 0.5, '"0.5" has no unit', 'write "0.5%"'),
+        (units.parse_percent, 0.01, '"0.01" has no unit', 'write "1%" or "0.01%"'),
+        (units.parse_percent, 4, '"4" has no unit', 'write "4%"'),
         (units.parse_fraction, "101%", "is not between 0 and 1", 'write "0.25"'),
+        (units.parse_fraction, 95, "is not between 0 and 1", 'write "95%"'),
+        (units.parse_fraction, 1.3, "is not between 0 and 1", 'write "0.25"'),
         (units.parse_fraction, float("nan"), "is not between 0 and 1", 'write "0.25"'),
     ],
 )
