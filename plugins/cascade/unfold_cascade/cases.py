@@ -58,11 +58,11 @@ def cases(spec: CascadeSpec, run: Run) -> Cases:
         UnfoldError: a file, column or label is not as the spec says.
     """
     made = made_from(spec, run)
-    found = _unpacked(run.directory.once(FILE, made, lambda: _packed(_read(spec, run))))
+    found = _unpacked(run.directory.once(FILE, made, lambda: _packed(read(spec, run))))
     if all(name == cells.label_text(name) and not cells.is_unlabelled(name) for name in found.names):
         return found
     # kept by a version that took a gap, or 1.0 beside 1, for a label of its own
-    run.directory.write(FILE, _packed(_read(spec, run)), made_from=made)
+    run.directory.write(FILE, _packed(read(spec, run)), made_from=made)
     return stored_cases(run)
 
 
@@ -145,7 +145,12 @@ def group_of_label(spec: CascadeSpec, names: Sequence[str]) -> IntArray:
     return np.array([known[name] for name in names], dtype=np.int64)
 
 
-def _read(spec: CascadeSpec, run: Run) -> Cases:
+def read(spec: CascadeSpec, run: Run) -> Cases:
+    """Return the cases as the table has them, whatever the run holds.
+
+    Raises:
+        UnfoldError: a file, column or label is not as the spec says.
+    """
     frame = load_frame(spec, run)
     column, recorded = spec.stages[-1].target.column or "", spec.data.source == "recorded"
     every = labels_of(spec, frame)

@@ -20,4 +20,5 @@ def unfold_kinds() -> Iterable[Kind]:
         serve="unfold_cascade.serve:serve",
         examples="unfold_cascade:examples",
         many=True,
+        opens="unfold_cascade.opening:opened",
     )

@@ -17,6 +17,7 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_placement.plan:plan",
         serve="unfold_placement.serve:serve",
         examples="unfold_placement:examples",
+        opens="unfold_placement.opening:opened",
     )
 
 
