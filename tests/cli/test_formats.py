@@ -70,6 +70,16 @@ def test_no_answers_are_errors_on_github(unfold: Unfold, dear: Path) -> None:
     assert suite.get("failures") == "2"
 
 
+def test_a_mistake_replaces_the_result_of_the_run_before(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """A JUnit file that said yes says no once the spec is broken, and the mistake still stands on stderr."""
+    assert unfold("plan", spec, "--out", "result.xml").code == 0
+    outcome = unfold("plan", spec, "--set", "voice=nobody", "--out", "result.xml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "voice" in outcome.err
+    suite = ET.fromstring((tmp_path / "result.xml").read_text())[0]  # noqa: S314 - made here
+    assert suite.get("failures") == "1"
+
+
 @pytest.mark.parametrize(
     ("env", "coloured"),
     [

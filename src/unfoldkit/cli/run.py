@@ -23,7 +23,7 @@ from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, fail
 from unfoldkit.kinds import Kind, RunFinished, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data
-from unfoldkit.runs import RunDir, encoded
+from unfoldkit.runs import RunDir, encoded, write_atomically
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.load import ORIGIN, RUN_PLAN, RUN_SPEC, Loaded, dump, kept_kind, load, spec_hash
 from unfoldkit.yaml12 import to_yaml
@@ -43,8 +43,12 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     try:
         report, code = answer(request, registry, stdin)
     except UnfoldError as error:
-        page = formats.mistakes(renderer.name, error.diagnostics) if request.out is None else None
+        page = formats.mistakes(renderer.name, error.diagnostics)
         if page is None:
+            raise
+        if request.out is not None:
+            # a result of the run before would tell a CI server that all is well
+            write_atomically(request.out, encoded(page))
             raise
         console.write_report(page)
         return error.code
