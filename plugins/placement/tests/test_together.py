@@ -123,6 +123,34 @@ def test_what_a_team_is_owed_waits_for_no_other_team() -> None:
     assert (starts(found)["b-0"], stopped(found)) == (2.0, {"d": 1})
 
 
+ORDERS: list[dict[str, Any]] = [
+    {"priority": {}}, {"drf": {}}, {"wfq": {}}, {"hierarchy": {}}, {"history": {}}, {"edf": {}},
+    {"edf": {"backfill": True}}, {"quota": {"quotas": {"u": 9, "v": 9}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gang", [{}, {"gang": {}}])
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_comes_after_a_job_holds_nobody_up(order: dict[str, Any], gang: dict[str, Any]) -> None:
+    """A task that waits for the end of others is passed by them, first as it may be, and starts as soon as they end."""
+    first = {"priority": 9, "deadline": 200.0}
+    tasks = [
+        *job("late", 2, user="u", after=("early",), **first), *job("last", 1, user="a", after=("late",), **first),
+        *job("early", 2, user="u", deadline=900.0), *job("other", 1, user="v", run=5, deadline=950.0),
+    ]  # fmt: skip
+    found = starts(run(cluster(2), tasks, barrier={}, **order, **gang))
+    assert found == {"late-0": 10, "late-1": 10, "last-0": 20, "early-0": 0, "early-1": 0, "other-0": 0}
+    assert counterexample(cluster(2), tasks, lambda: build(policy(barrier={}, **order, **gang))) is None
+
+
+@pytest.mark.parametrize("order", [order for order in ORDERS if order != {"edf": {"backfill": True}}])
+def test_who_follows_holds_its_leader_not_up(order: dict[str, Any]) -> None:
+    """A follower that is first waits for its leader beside the queue, and starts with it."""
+    follows = job("f", 1, user="u", follows="lead", priority=9, deadline=200.0)
+    found = starts(run(cluster(2), [*follows, *job("lead", 1, user="u", deadline=900.0)], affinity={}, **order))
+    assert found == {"f-0": 0.0, "lead-0": 0.0}
+
+
 def test_nobody_starves_beside_a_sibling_that_has_all_of_another_resource() -> None:
     """Two groups share the processors equally, though a member of one of them holds every GPU."""
     asks = {"one": {"cpu": 1000}, "two/a": {"cpu": 1000}, "two/b": {"gpu": 1000}}

@@ -160,10 +160,12 @@ def _after(_part: Any, world: World, task: Task, _node: Node) -> str:
     return f"{early[0]} has not ended" if early else ""
 
 
-def _higher(part: Any, world: World, task: Task, _node: Node) -> str:
+def _higher(part: Any, world: World, task: Task, node: Node) -> str:
     if part.backfill:
         return ""
-    above = [other for other in world.waiting.values() if other.priority > task.priority and other.size == 1]
+    higher = [other for other in world.waiting.values() if other.priority > task.priority and other.size == 1]
+    # who waits for others to end, or to begin, holds nobody up
+    above = [t for t in higher if not (t.follows or t.avoids or t.role == "worker" or _after(part, world, t, node))]
     return f"{above[0].name} of a higher class waits" if above else ""
 
 

@@ -160,6 +160,21 @@ class View:
         a, book = self.book.arena, self.book
         return all(direct.wide_fits(a, book.index[task.name], phase) for task in unit)
 
+    def missing(self, unit: Unit, phase: int) -> int | None:
+        """Return the number of a name of earlier phases that a unit asks for and that is nowhere, or nothing."""
+        a, book = self.book.arena, self.book
+        for row in [book.index[task.name] for task in unit]:
+            for name, step in zip(a.ask[row], a.step[row], strict=True):
+                if name < 0:
+                    break
+                if step < phase and not self.there(name):
+                    return int(name)
+        return None
+
+    def there(self, name: int) -> bool:
+        """Return whether the name of a number is anywhere."""
+        return bool(self.book.arena.wide[name] > 0 or self.book.arena.column[name] >= 0)
+
     def free(self, node: str) -> dict[str, int]:
         """Return what is free on a node, in thousandths."""
         row = self.book.arena.free[self.book.place[node]]

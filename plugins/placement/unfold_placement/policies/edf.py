@@ -45,5 +45,4 @@ class Edf:
             return min(alone)
         if all(math.isinf(task.deadline) for task in unit):
             return 0.0
-        waiting = [task for queue in self.line.queues.values() for unit in queue for task in unit]
-        return view.overdue([task for task in waiting if math.isfinite(task.deadline)])
+        return view.overdue([task for task in self.line.waiting() if math.isfinite(task.deadline)])

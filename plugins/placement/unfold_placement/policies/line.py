@@ -37,7 +37,8 @@ class Line:
 
     ``out`` are the tasks that were released, in that order, and ``used`` is what they hold. Where a unit's place never
     changes, and each is a user of its own, ``rank`` tells it, ``heap`` keeps the users by it, and ``known`` the row of
-    the first task of each, its shape, and its number in the heap.
+    the first task of each, its shape, and its number in the heap. ``aside``, by name, are units that ask for one
+    that is nowhere, such as the end of a stage: no room and no turn helps them, so that they hold up nobody.
     """
 
     by: str
@@ -47,6 +48,7 @@ class Line:
     shapes: Shapes = field(default_factory=lambda: Shapes(QUEUE))
     known: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     queues: dict[str, deque[Unit]] = field(default_factory=dict)
+    aside: dict[int, list[Unit]] = field(default_factory=dict)
     used: dict[str, dict[str, int]] = field(default_factory=dict)
     out: dict[str, dict[str, Task]] = field(default_factory=dict)
 
@@ -58,16 +60,31 @@ class Line:
         """Take note of an event: a unit that waits as a whole joins its queue. Return whether it is time to release."""
         task = event.task
         if task is None:
+            self._rejoin(view)
             return event.kind == QUIET
         if event.kind in {ENDED, PREEMPTED} and self.out.get(task.key(self.by), {}).pop(task.name, None) is not None:
             self._count(task, -1)
         if event.kind in {SUBMITTED, PREEMPTED}:
             unit = view.unit(task)
             if unit is not None:
-                user = unit[0].key(self.by)
-                self.queues.setdefault(user, deque()).append(unit)
-                self._ranked(user, view)
+                self._join(unit, view)
         return False
+
+    def _join(self, unit: Unit, view: View) -> None:
+        user = unit[0].key(self.by)
+        self.queues.setdefault(user, deque()).append(unit)
+        self._ranked(user, view)
+
+    def _rejoin(self, view: View) -> None:
+        for name in [name for name in self.aside if view.there(name)]:
+            for unit in self.aside.pop(name):
+                self._join(unit, view)
+
+    def waiting(self) -> Iterator[Task]:
+        """Yield the tasks that wait for their turn, or for what must be there before."""
+        for units in (*self.queues.values(), *self.aside.values()):
+            for unit in units:
+                yield from unit
 
     def busy(self) -> list[str]:
         """Return the users who have something waiting."""
@@ -94,11 +111,17 @@ class Line:
                 self._skip(user, unit, view)
                 continue
             if view.room(unit, QUEUE) is None:
+                missing = view.missing(unit, QUEUE)
+                if missing is not None:
+                    self.leave(user)
+                    self.aside.setdefault(missing, []).append(unit)
+                    continue
                 if not backfill:
                     return
                 passed.add(user)
                 continue
             yield self._turns(user, unit, done)
+            self._rejoin(view)
 
     def _pass(self, view: View) -> Ops:
         """Give all that fit their turns, by rank; of those that are alike and do not fit, one is asked."""

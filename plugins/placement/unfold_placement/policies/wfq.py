@@ -20,6 +20,7 @@ class Wfq:
     backfill: bool = False
     clock: float = 0.0
     ends: dict[str, float] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
     line: Line = field(init=False)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
@@ -33,14 +34,15 @@ class Wfq:
 
     def react(self, event: Event, view: View) -> Ops:
         """Give turns by the smallest finish tag among those that are eligible."""
-        known = set(self.line.busy())
+        self.known &= set(self.line.busy())
         if self.line.see(event, view):
             yield from self.line.release(self.tag, view, backfill=self.backfill, done=self.served)
-        for user in set(self.line.busy()) - known:
-            self.ends[user] = max(self.clock, self.ends.get(user, 0.0))
 
     def tag(self, user: str, unit: Unit) -> tuple[bool, float, str]:
         """Return what the queue is ordered by: not yet eligible, virtual finish, name."""
+        if user not in self.known:
+            self.known.add(user)
+            self.ends[user] = max(self.clock, self.ends.get(user, 0.0))
         begin = self.ends[user]
         return begin > self.clock + 1e-9, begin + len(unit) / weight(self.weights, user), user
 
