@@ -164,7 +164,7 @@ class View:
         """Return the number of a name of earlier phases that a unit asks for and that is nowhere, or nothing."""
         a, book = self.book.arena, self.book
         for row in [book.index[task.name] for task in unit]:
-            for name, step in zip(a.ask[row], a.step[row], strict=True):
+            for name, step in zip(a.ask[row].tolist(), a.step[row].tolist(), strict=True):
                 if name < 0:
                     break
                 if step < phase and not self.there(name):
