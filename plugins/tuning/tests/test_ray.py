@@ -68,10 +68,13 @@ def _log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def carried_out(
-    ledger: Ledger, folder: Path, stages: tuple[Stage, ...], plan: Plan, function: str = "train"
-) -> tuple[Outcome, list[Any]]:
+    ledger: Ledger, folder: Path, stages: tuple[Stage, ...], plan: Plan, function: str = "train",
+    timeout: str | None = None,
+) -> tuple[Outcome, list[Any]]:  # fmt: skip
     """Carry a plan out on Ray and return how it ended, with the placement groups that there were."""
-    trainable = Trainable(function=f"sleeper:{function}", space={"ceiling": Uniform(uniform=(0.0, 1.0))})
+    space = {"ceiling": Uniform(uniform=(0.0, 1.0))}
+    given = {"function": f"sleeper:{function}", "space": space} | ({"timeout": timeout} if timeout else {})
+    trainable = Trainable.model_validate(given)
     task = Task(stages, plan, NODE, PROFILE, trainable, folder / "trials", 0, 1, deadline=600.0, replan=False)
     cluster = Watched(RayCluster(Work(trainable), 2, own(ledger, 3600.0), Here(2)))
     return Executor(task, ledger, cluster).run(), cluster.groups
@@ -116,6 +119,15 @@ def test_a_lost_raylet_costs_only_the_last_step(tmp_path: Path) -> None:
     assert len(ran) == 2 * 3
     # the other trial of the node may have been in the middle of a step that was not noted yet
     assert sum(ran.values()) <= 2 * 3 + 2
+
+
+def test_a_trial_that_hangs_is_ended_alone(tmp_path: Path) -> None:
+    """A trial without a checkpoint within the timeout is left out; its node stays, and the others' trials with it."""
+    with opened(tmp_path / "l.sqlite", NODE, "a") as ledger:
+        outcome, _ = carried_out(ledger, tmp_path, custom([(6, 2)]), (Deal(1, 1, 2),), "hanging", "2 s")
+        assert ledger.failed() == {6: "no checkpoint in 2.00 s"}
+        assert (outcome.lost, len(ledger.lives())) == (0, 1)
+        assert [trial.iters for trial in ledger.trials()] == [2] * 5 + [1]
 
 
 RESUMED = """

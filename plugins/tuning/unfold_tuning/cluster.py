@@ -54,6 +54,9 @@ class Cluster(Protocol):
     def finished(self, trial: int) -> None:
         """Free what a trial held."""
 
+    def end(self, trial: int) -> None:
+        """End the process of a trial, whatever it does; :meth:`events` tells of it as of any that ends."""
+
     def events(self, timeout: float) -> Iterator[Event]:
         """Yield what has happened, waiting at most ``timeout`` seconds for something."""
 
@@ -128,6 +131,13 @@ class LocalCluster:
         """Free what a trial held."""
         for node in self.nodes:
             node.busy.pop(trial, None)
+
+    def end(self, trial: int) -> None:
+        """See :class:`Cluster`."""
+        held = [node.busy[trial][0] for node in self.nodes if trial in node.busy]
+        for process, pipe in (worker for node in self.nodes for worker in node.workers):
+            if pipe in held:
+                process.kill()
 
     def events(self, timeout: float) -> Iterator[Event]:
         """See :class:`Cluster`."""

@@ -20,8 +20,9 @@ from unfold_tuning.cluster import TICK, Cluster, Event
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.ledger import Ledger, Trial
+from unfold_tuning.quiet import Quiet
 from unfold_tuning.replan import Belief, believed, expected, leftover, noise_of, paces_of, plan_again, regrown
-from unfold_tuning.rescue import faster_by, ways_out
+from unfold_tuning.rescue import Pace, faster_by, ways_out
 from unfold_tuning.spec import Trainable
 from unfold_tuning.stages import Group, Stage
 from unfold_tuning.tables import Model, Paces, model
@@ -87,6 +88,7 @@ class Executor:
     notes: list[str] = field(default_factory=list)
     told: float = 0.0
     ends: float = 0.0
+    quiet: Quiet = field(default_factory=Quiet)
 
     def run(self) -> Outcome:
         """Run every stage that the ledger does not hold yet."""
@@ -217,6 +219,7 @@ class Executor:
             job = waiting.pop(0)
             running[job.trial] = job
             self.ledger.part_begins(index, job.trial, node, self.task.wall(), job.gang)
+            self.quiet.heard(job.trial)
             self.cluster.start(node, job)
 
     def _heard(self, event: Event, waiting: list[Job], running: dict[int, Job], tries: dict[int, int]) -> None:
@@ -226,6 +229,7 @@ class Executor:
             running[job.trial] = replace(job, done=told.iters)
             # over days a spot trial loses many instances; only one that comes no further is given up
             tries[job.trial] = 0
+            self.quiet.heard(job.trial)
             self._superseded(job)
             if told.iters >= job.target:
                 self._left(job.trial, running)
@@ -235,8 +239,9 @@ class Executor:
         if job is not None and not event.own:
             waiting.insert(0, self._left(job.trial, running))
         elif job is not None:
-            most = TRIES if told or not self.task.machine.hazard else LOSSES
-            reason = told.error if told else "its node was lost"
+            ended = self.quiet.left(job.trial)
+            most = TRIES if told or ended or not self.task.machine.hazard else LOSSES
+            reason = ended or (told.error if told else "its node was lost")
             self._once_more(self._left(job.trial, running), tries, most, reason, waiting)
 
     def _superseded(self, job: Job) -> None:
@@ -247,6 +252,7 @@ class Executor:
     def _left(self, trial: int, running: dict[int, Job]) -> Job:
         self.ledger.part_ends(trial, self.task.wall())
         self.cluster.finished(trial)
+        self.quiet.left(trial)
         return running.pop(trial)
 
     def _once_more(self, job: Job, tries: dict[int, int], most: int, reason: str, waiting: list[Job]) -> None:
@@ -332,12 +338,26 @@ class Executor:
             return
         self.told = now
         pace = faster_by(self.task.profile, self.task.machine, math.exp(self.belief.mu))
+        self._patience(jobs, pace)
         here, after = pace.left(jobs, plan[index]), self.task.stages[index + 1 :]
         self.ends = now + here + pace.planned(after, plan[index + 1 :])
         deadline = began + (self.task.deadline or math.inf)
         if now + here + pace.fastest(after) > deadline and self.ledger.fact("hopeless") is None:
             self.ledger.fact("hopeless", now)
             self._hopeless(index, plan, deadline - now - here)
+
+    def _patience(self, jobs: Sequence[Job], pace: Pace) -> None:
+        """End trials that come to no checkpoint within what the spec allows; tell of those that are strangely quiet."""
+        most = self.task.trainable.timeout
+        for job in jobs:
+            waited, step = self.quiet.waited(job.trial), pace.step(job)
+            if most is not None and waited > most:
+                self.quiet.ended[job.trial] = f"no checkpoint in {span(most)}"
+                self.task.log.warning("trial %d is ended: no checkpoint in %s", job.trial, span(most))
+                self.cluster.end(job.trial)
+            elif self.quiet.strange(job.trial, step):
+                said = "trial %d has come to no checkpoint for %s (expected: %s); trainable.timeout ends such trials"
+                self.task.log.warning(said, job.trial, span(waited), span(step))
 
     def _hopeless(self, index: int, plan: Plan, left: float) -> None:
         late = span(max(0.0, self.ends - self.task.wall()))

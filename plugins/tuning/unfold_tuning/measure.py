@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from unfold_tuning.facts import Machine
 from unfold_tuning.fleet import Own
 from unfold_tuning.plan import PROFILE
 from unfold_tuning.prices import machines_of
+from unfold_tuning.quiet import Quiet
 from unfold_tuning.spec import MOST_VARIATION, ProfileSpec, TuningSpec
 from unfold_tuning.trainables import SETS, Work, sample
 from unfold_tuning.words import counted, span
@@ -27,7 +28,6 @@ from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, broken, f
 TRIALS = 8
 SPARE = 8
 ITERS = 3
-LONGEST = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def measure(work: Work, spec: TuningSpec, machine: Machine, folder: Path, run: R
                 for index, config in enumerate(configs)
                 if index not in found.failed
             ]
-            _play(cluster, jobs, found, run)
+            _play(cluster, jobs, found, run, work.trainable.timeout)
         finally:
             cluster.close()
         run.progress("profile", gang, machine.accelerators)
@@ -118,19 +118,23 @@ def summary(found: Measured) -> dict[str, Any]:
     }
 
 
-def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run) -> None:
+def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run, timeout: float | None) -> None:
     """Run the first jobs to their ends; those after them take the places of those that fail."""
     waiting, spare, began = list(jobs[:TRIALS]), list(jobs[TRIALS:]), {}
     spent = dict.fromkeys((job.trial for job in jobs), 0.0)
     open_: dict[int, Job] = {}
+    quiet = Quiet(run.clock)
     while waiting or open_:
         while waiting and (node := cluster.free(waiting[0].gang)):
             job = waiting.pop(0)
             open_[job.trial], began[job.trial] = job, run.clock()
+            quiet.heard(job.trial)
             cluster.start(node, job)
+        _patience(quiet, open_, timeout)
         for event in cluster.events(1.0):
             told = _there(event.told)
             job = open_[told.trial]
+            quiet.heard(job.trial)
             if told.what == "failed":
                 _skipped(job, told.error, found, run)
                 waiting += [spare.pop(0)] if spare else []
@@ -143,6 +147,11 @@ def _play(cluster: Cluster, jobs: Sequence[Job], found: Measured, run: Run) -> N
             if told.what != "failed" and told.iters >= job.target:
                 found.starts.append(max(0.0, run.clock() - began[told.trial] - spent[told.trial]))
     _some(jobs[0].gang, found)
+
+
+def _patience(quiet: Quiet, jobs: Iterable[int], timeout: float | None) -> None:
+    if timeout is not None and any(quiet.waited(trial) > timeout for trial in jobs):
+        raise fail(f"a trial came to no checkpoint in {span(timeout)}", key="trainable.timeout")
 
 
 def _noted(job: Job, told: Told, found: Measured) -> None:

@@ -98,6 +98,11 @@ class RayCluster:
         imported().wait([held.stream], timeout=ENDING, fetch_local=False)
         remove_placement_group(held.group)
 
+    def end(self, trial: int) -> None:
+        """See :class:`~unfold_tuning.cluster.Cluster`."""
+        if trial in self.running:
+            imported().cancel(self.running[trial].stream, force=True)
+
     def events(self, timeout: float) -> Iterator[Event]:
         """See :class:`~unfold_tuning.cluster.Cluster`."""
         yield from self._losses()

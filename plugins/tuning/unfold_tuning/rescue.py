@@ -32,6 +32,11 @@ class Pace:
         open_ = [(job.target - job.done) * per for job in jobs]
         return max(max(open_, default=0.0), sum(open_) / deal.slots)
 
+    def step(self, job: Job) -> float:
+        """Return the seconds from a trial's start or checkpoint to its next one."""
+        iters = min(job.every, job.target - job.done)
+        return self.profile.start.mean + iters * expected(self.profile, job.gang, self.machine)
+
     def planned(self, stages: Sequence[Stage], plan: Plan) -> float:
         """Return the seconds of stages under a plan, without the growth of the cluster."""
         pairs = zip(stages, plan, strict=True)

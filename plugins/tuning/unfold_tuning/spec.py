@@ -136,6 +136,9 @@ class Trainable(Model):
     rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1, description="boosting rounds, or passes over the data, of an iteration"
     )
+    timeout: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="a trial without a checkpoint for so long is ended, and left out the third time"
+    )
     space: dict[str, Log | Uniform | Whole | Choice] = Field(default_factory=dict)
 
     @property

@@ -48,6 +48,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     # a higher cap, a later deadline and a larger cluster go on from what was done and spent under the others
     kept = dump(spec)
     kept |= {"budget": None, "deadline": None, "cloud": {**kept["cloud"], "limit": None}}
+    kept["trainable"].pop("timeout", None)
     made_from = fingerprint(kept, run.seed)
     chosen = _chosen(spec, run, stages, machines, profile, made_from)
     if isinstance(chosen, Report):
