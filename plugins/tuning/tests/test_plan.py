@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from unfold_tuning.plan import plan
+from unfold_tuning.plan import measured_for, plan
 from unfold_tuning.spec import TuningSpec
 from unfold_tuning.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -232,3 +233,20 @@ def test_code_needs_leave(tmp_path: Path) -> None:
     """A spec that names code is refused without --allow-code."""
     with pytest.raises(UnfoldError, match="names code"):
         train(jobs("local"), Run(directory=RunDir(tmp_path), engine=LocalEngine(2)))
+
+
+def test_a_profile_of_another_trainable_is_not_planned_with(tmp_path: Path) -> None:
+    """What was measured counts for the same trainable and nodes only; a timeout changes no times."""
+    trainable = "trainable: {estimator: xgboost, data: digits}\n"
+    text = SPEC.replace("DEADLINE", "10 min").replace("MARKET", "on-demand") + trainable
+    spec = validate(TuningSpec, parse(text, "t.yaml"))
+    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+    given = {"iteration": {"mean": "20 s"}, "speedup": {"1": 1.0, "2": 1.9, "4": 3.4}}
+    run.directory.write("profile.json", json.dumps(given).encode(), made_from=measured_for(spec))
+    bare = text.replace("profile:", "#")
+    same = validate(TuningSpec, parse(bare.replace("digits}", "digits, timeout: 5 min}"), "t.yaml"))
+    assert plan(same, run).verdict is Verdict.YES
+    for old, new in (("xgboost", "mlp"), ("accelerators: 4", "accelerators: 2")):
+        other = validate(TuningSpec, parse(bare.replace(old, new), "t.yaml"))
+        with pytest.raises(UnfoldError, match="what was measured here was another trainable"):
+            plan(other, run)

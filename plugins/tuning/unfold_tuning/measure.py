@@ -16,14 +16,14 @@ from unfold_tuning.cluster import Cluster
 from unfold_tuning.clusters import cluster_of
 from unfold_tuning.facts import Machine
 from unfold_tuning.fleet import Own
-from unfold_tuning.plan import PROFILE
+from unfold_tuning.plan import PROFILE, measured_for
 from unfold_tuning.prices import machines_of
 from unfold_tuning.quiet import Quiet
 from unfold_tuning.spec import MOST_VARIATION, ProfileSpec, TuningSpec
 from unfold_tuning.trainables import SETS, Work, sample
 from unfold_tuning.words import counted, span
 from unfold_tuning.worker import Job, Told
-from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, broken, fail, fingerprint
+from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict, broken, fail
 
 TRIALS = 8
 SPARE = 8
@@ -52,7 +52,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
         found = measure(work, spec, machine, Path(folder), run)
     told = summary(found)
     made = ProfileSpec.model_validate_json(json.dumps(told))
-    run.directory.write(PROFILE, json.dumps(told, indent=1).encode(), made_from=fingerprint(spec.trainable, run.seed))
+    run.directory.write(PROFILE, json.dumps(told, indent=1).encode(), made_from=measured_for(spec))
     return _report(spec, made, found)
 
 

@@ -23,7 +23,7 @@ from unfold_tuning.rivals import Goal
 from unfold_tuning.score import Score
 from unfold_tuning.spec import ProfileSpec, TuningSpec
 from unfold_tuning.stages import Stage
-from unfoldkit.api import Metric, Report, Run, fail
+from unfoldkit.api import Metric, Report, Run, dump, fail, fingerprint
 
 PROFILE = "profile.json"
 
@@ -55,10 +55,21 @@ def known_profile(spec: TuningSpec, run: Run) -> Profile:
     """
     if spec.profile is not None:
         return profile_of(spec.profile)
-    if run.directory.has(PROFILE):
+    if run.directory.has(PROFILE, made_from=measured_for(spec)):
         return profile_of(ProfileSpec.model_validate_json(run.directory.read(PROFILE)))
     hint = "write profile: {iteration: {mean: 12 s}}" + (", or unfold profile SPEC" if spec.trainable else "")
-    raise fail("no profile: nothing is known about how long an iteration takes", key="profile", hint=hint)
+    what = "no profile: nothing is known about how long an iteration takes"
+    if run.directory.has(PROFILE):
+        what, hint = "what was measured here was another trainable, or on other nodes", "unfold profile SPEC"
+    raise fail(what, key="profile", hint=hint)
+
+
+def measured_for(spec: TuningSpec) -> str:
+    """Return the fingerprint of what decides measured times: the trainable, its checkpoints and the nodes' sizes."""
+    trainable = dump(spec.trainable) if spec.trainable else {}
+    trainable.pop("timeout", None)
+    sizes = [None if isinstance(item, str) else item.accelerators for item in spec.cloud.instances]
+    return fingerprint(trainable, spec.cloud.checkpoint_iters, sizes)
 
 
 def decision(stages: tuple[Stage, ...], machine: Machine, found: Score, share: float) -> Mapping[str, Any]:

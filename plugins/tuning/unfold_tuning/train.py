@@ -18,7 +18,7 @@ from unfold_tuning.ledger import Trial, opened
 from unfold_tuning.measure import profile as measured
 from unfold_tuning.measure import work_of
 from unfold_tuning.placed import placed
-from unfold_tuning.plan import PROFILE, decision, known_profile
+from unfold_tuning.plan import PROFILE, decision, known_profile, measured_for
 from unfold_tuning.planner import affordable, finest, offers, soonest
 from unfold_tuning.prices import machines_of, stages_of
 from unfold_tuning.rescue import MOST
@@ -42,7 +42,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     """Run the trials, stage by stage; a run that was killed goes on where it was, with its spend."""
     work = work_of(spec, run)
     _carried_out(spec)
-    if spec.profile is None and not run.directory.has(PROFILE):
+    if spec.profile is None and not run.directory.has(PROFILE, made_from=measured_for(spec)):
         measured(spec, run)
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
     # a higher cap, a later deadline and a larger cluster go on from what was done and spent under the others
