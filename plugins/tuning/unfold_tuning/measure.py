@@ -14,10 +14,10 @@ import numpy as np
 
 from unfold_tuning.cluster import Cluster
 from unfold_tuning.clusters import cluster_of
-from unfold_tuning.facts import Machine
+from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.fleet import Own
 from unfold_tuning.plan import PROFILE, measured_for
-from unfold_tuning.prices import machines_of
+from unfold_tuning.prices import machines_of, profile_of
 from unfold_tuning.quiet import Quiet
 from unfold_tuning.spec import MOST_VARIATION, ProfileSpec, TuningSpec
 from unfold_tuning.trainables import SETS, Work, sample
@@ -51,7 +51,7 @@ def profile(spec: TuningSpec, run: Run) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(work, spec, machine, Path(folder), run)
     told = summary(found)
-    made = ProfileSpec.model_validate_json(json.dumps(told))
+    made = profile_of(ProfileSpec.model_validate_json(json.dumps(told)))
     run.directory.write(PROFILE, json.dumps(told, indent=1).encode(), made_from=measured_for(spec))
     return _report(spec, made, found)
 
@@ -199,8 +199,8 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1000:.4f} ms"
 
 
-def _report(spec: TuningSpec, made: ProfileSpec, found: Measured) -> Report:
-    rows = tuple((gang, made.iteration.mean / gain, gain) for gang, gain in sorted(made.speedup.items()))
+def _report(spec: TuningSpec, made: Profile, found: Measured) -> Report:
+    rows = tuple((gang, made.iteration.mean / gain, gain) for gang, gain in made.speedup)
     columns = (Column("accelerators"), Column("iteration", "s", 4, timed=True), Column("speed-up", "", 2, timed=True))
     startup, trials = float(np.mean(found.startups)), len({trial for _, trial in found.steps})
     metrics = {
@@ -209,7 +209,7 @@ def _report(spec: TuningSpec, made: ProfileSpec, found: Measured) -> Report:
         "startup_s": Metric(startup, "s", timed=True),
         "trial_start_s": Metric(float(np.mean(found.starts)), "s", timed=True),
         "checkpoint_s": Metric(float(np.mean(found.saves)), "s", timed=True),
-        "trial_spread": Metric(made.trial_spread, timed=True),
+        "trial_spread": Metric(made.trial_cv, timed=True),
         "steps": Metric(sum(len(values) for values in found.steps.values())),
     }
     headline = f"an iteration takes {span(made.iteration.mean)} on one accelerator · kept for unfold plan"

@@ -19,6 +19,7 @@ from unfold_tuning.planner import (
     soonest,
 )
 from unfold_tuning.prices import machines_of, profile_of, stages_of
+from unfold_tuning.recorded import resolved
 from unfold_tuning.rivals import Goal
 from unfold_tuning.score import Score
 from unfold_tuning.spec import ProfileSpec, TuningSpec
@@ -31,6 +32,7 @@ PROFILE = "profile.json"
 def plan(spec: TuningSpec, run: Run) -> Report:
     """Search the plan and lay it beside those of the others."""
     began = run.clock()
+    spec, record = resolved(spec, run)
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
     found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed, run.progress)
     run.progress("rivals and bound", 0, 1)
@@ -42,7 +44,7 @@ def plan(spec: TuningSpec, run: Run) -> Report:
         report,
         subtitle=screen.subtitle(spec, stages),
         metrics={**report.metrics, **timed},
-        lines=(*report.lines, ("prices", screen.prices(machines))),
+        lines=(*report.lines, *record, ("prices", screen.prices(machines))),
         provenance={**report.provenance, **facts},
     )
 

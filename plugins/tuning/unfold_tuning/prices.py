@@ -20,7 +20,7 @@ from unfold_tuning.spec import (
     RandomSearch,
     TuningSpec,
 )
-from unfoldkit.api import Run, UnfoldError, fail
+from unfoldkit.api import Run, UnfoldError, broken, fail
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.bundled import bundled, catalog
 from unfoldkit.catalog.cache import cached
@@ -45,7 +45,9 @@ def stages_of(search: Halving | Hyperband | RandomSearch | Custom) -> tuple[stag
 
 
 def profile_of(given: ProfileSpec) -> Profile:
-    """Return the planner's profile; a time without a spread gets the documented one."""
+    """Return the planner's profile, of a record that was read; a time without a spread gets the documented one."""
+    if given.iteration is None:
+        raise broken("a record that was not read")
     return Profile(
         iteration=Spread(given.iteration.mean, given.iteration.std),
         speedup=tuple(sorted(given.speedup.items())),

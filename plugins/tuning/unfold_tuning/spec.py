@@ -175,10 +175,34 @@ Variation = Annotated[
 """A standard deviation over its mean: 0.25, 25%, or 150% where a few trials take many times as long as most."""
 
 
+Names = Annotated[str | tuple[str, ...], Field(union_mode="left_to_right")]
+
+
+class Recorded(Model):
+    """An earlier run: a folder of Ray Tune, or a table (CSV or JSON Lines) with a row a checkpoint, or a row a trial.
+
+    Columns have the names that Ray Tune, Weights & Biases or Optuna give them, where nothing else is said.
+    """
+
+    path: str
+    trial: Names | None = Field(default=None, description="the column, or columns, that tell trials apart")
+    iteration: str | None = Field(default=None, description="how many iterations a trial has run")
+    elapsed: str | None = Field(default=None, description="seconds since a trial began")
+    seconds: str | None = Field(default=None, description="seconds of an iteration, where nothing is elapsed")
+    iters: Count = Field(default=1, description="iterations from row to row, where no column counts them")
+    accelerators: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, description="that each trial had")
+    where: dict[str, Annotated[str | int, Field(union_mode="left_to_right")]] = Field(
+        default_factory=dict, description="only rows with these values, by column"
+    )
+
+
 class ProfileSpec(Model):
     """Timings of the job. Measured by ``unfold profile`` where left out."""
 
-    iteration: Iteration
+    iteration: Iteration | None = None
+    recorded: Recorded | None = Field(
+        default=None, description="instead of iteration: its times, and trial_spread, from an earlier run"
+    )
     speedup: dict[int, float] = Field(
         default_factory=lambda: {1: 1.0}, description="speed-up by accelerators of a trial, over one"
     )
@@ -314,7 +338,9 @@ def _search_problems(search: Halving | Hyperband | RandomSearch | Custom) -> Ite
 
 
 def _profile_problems(profile: ProfileSpec) -> Iterable[Problem]:
-    if profile.iteration.mean <= 0:
+    if (profile.iteration is None) == (profile.recorded is None):
+        yield Problem(("profile",), "name iteration or recorded, one of them", hint="write iteration: {mean: 12 s}")
+    if profile.iteration is not None and profile.iteration.mean <= 0:
         yield Problem(("profile", "iteration", "mean"), "an iteration takes some time")
     if profile.error > 0.5:
         yield Problem(("profile", "error"), "a profile that is wrong by more than 50% promises nothing")

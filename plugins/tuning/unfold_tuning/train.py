@@ -21,6 +21,7 @@ from unfold_tuning.placed import placed
 from unfold_tuning.plan import PROFILE, decision, known_profile, measured_for
 from unfold_tuning.planner import affordable, finest, offers, soonest
 from unfold_tuning.prices import machines_of, stages_of
+from unfold_tuning.recorded import resolved
 from unfold_tuning.rescue import MOST
 from unfold_tuning.score import Score, score
 from unfold_tuning.screen import too_late, too_poor
@@ -42,6 +43,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     """Run the trials, stage by stage; a run that was killed goes on where it was, with its spend."""
     work = work_of(spec, run)
     _carried_out(spec)
+    spec, _ = resolved(spec, run)
     if spec.profile is None and not run.directory.has(PROFILE, made_from=measured_for(spec)):
         measured(spec, run)
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
