@@ -179,6 +179,7 @@ def test_mistakes_are_told(tmp_path: Path, change: tuple[str, str], told: str) -
 @pytest.mark.parametrize(
     ("algorithm", "told"),
     [
+        ("grid", r"every point of a grid; .* \(write random, with as many trials as the grid has points\)"),
         ("asha", r"no barriers .* no stages to plan \(write successive-halving or hyperband\)"),
         ("BOHB", r"drawn at random .*\(write hyperband\)"),
         ("Successive_Halving", r'no algorithm "Successive_Halving" \(write successive-halving\)'),
@@ -194,7 +195,7 @@ def test_searches_of_other_tools_are_told_what_to_write(algorithm: str, told: st
 
 
 def test_a_search_of_stages_is_read(tmp_path: Path) -> None:
-    """A custom search is planned as it is written, and a mistake in one of its stages is told at its key."""
+    """A custom search is planned as it is written, and a mistake in one of its stages is told at its key alone."""
     stages = "{algorithm: custom, stages: [{trials: 4, iters: 5}, {trials: 1, iters: 9}]}"
     search = "{algorithm: successive-halving, trials: 16, min_iters: 1, max_iters: 27, eta: 3}"
     text = SPEC.replace(search, stages).replace("DEADLINE", "9 min").replace("MARKET", "on-demand")
@@ -202,6 +203,11 @@ def test_a_search_of_stages_is_read(tmp_path: Path) -> None:
     assert [row["trials"] for row in (report.decision or {})["stages"]] == [4, 1]
     with pytest.raises(UnfoldError, match=r"search\.stages\[1\]\.iters"):
         validate(TuningSpec, parse(text.replace("iters: 9", "iters: 0"), "t.yaml"))
+    with pytest.raises(UnfoldError, match=r"stages\[0\]: expected a mapping") as bad:
+        validate(
+            TuningSpec, parse(text.replace("[{trials: 4, iters: 5}, {trials: 1, iters: 9}]", "[[4, 5]]"), "t.yaml")
+        )
+    assert "entry" not in str(bad.value), "a list of one stage is long enough, whatever is wrong in it"
 
 
 def test_no_plan_of_the_picture_lies_below_the_exact_curve(tmp_path: Path) -> None:

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 
+from unfold_tuning.elsewhere import known
 from unfoldkit.api import Bytes, Duration, Fraction, Model, Money, Percent, Price, Problem, Rate, Spec, did_you_mean
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=20_000)]
 METRICS = ("accuracy", "log-loss")
 MOST_VARIATION = 10.0
-NO_BARRIERS = "has no barriers at which a known number of trials goes on, so no stages to plan"
-ALL_STAY = "keeps all trials and changes them while they run, so that there are no stages to plan"
-DRAWN_LATE = "draws trials by the results of others; here they are drawn at random before the first one runs"
-ELSEWHERE = {
-    "asha": (NO_BARRIERS, "successive-halving or hyperband"),
-    "async-hyperband": (NO_BARRIERS, "hyperband"),
-    "median-stopping": (NO_BARRIERS, "successive-halving"),
-    "pbt": (ALL_STAY, "random or successive-halving"),
-    "bohb": (DRAWN_LATE, "hyperband"),
-    "bayesian": (DRAWN_LATE, "random or successive-halving"),
-    "tpe": (DRAWN_LATE, "random or successive-halving"),
-}
-"""Searches of other tools: why they are not here, and what is."""
-SPELT = {"sha": "successive-halving", "halving": "successive-halving", "random-search": "random"}
 Eta = Annotated[int, Field(ge=2, le=100)]
 
 
@@ -70,22 +56,6 @@ class Custom(Model):
 
     algorithm: Literal["custom"]
     stages: Annotated[tuple[Rung, ...], Field(min_length=1, max_length=64)]
-
-
-def _known(search: Any) -> Any:
-    """Say of searches that other tools have why they are not here, and what to write."""
-    if not isinstance(search, Mapping):
-        return search
-    name = str(search.get("algorithm", ""))
-    word = name.lower().replace("_", "-").replace(" ", "-")
-    if word in ELSEWHERE:
-        why, instead = ELSEWHERE[word]
-        raise PydanticCustomError("search", f'"{{value}}" {why}', {"value": name, "hint": f"write {instead}"})
-    meant = SPELT.get(word, word)
-    if meant != name and meant in ("successive-halving", "hyperband", "random", "custom"):
-        raise PydanticCustomError("search", 'no algorithm "{value}"', {"value": name, "hint": f"write {meant}"})
-    # what was in Python's hands is read strictly from here on: a list is no tuple
-    return {key: tuple(item) if isinstance(item, list) else item for key, item in search.items()}
 
 
 class Log(Model):
@@ -301,7 +271,7 @@ class TuningSpec(Spec):
     kind: Literal["tuning"]
     search: Annotated[
         Annotated[Halving | Hyperband | RandomSearch | Custom, Field(discriminator="algorithm")],
-        BeforeValidator(_known),
+        BeforeValidator(known),
     ]
     trainable: Trainable | None = None
     deadline: Duration | None = Field(default=None, description="the cheapest plan that is on time")

@@ -107,7 +107,7 @@ def _needs(model: type[Model], path: PathKey) -> str:
 
 def _long_enough(error: Mapping[str, Any]) -> bool:
     entries = error.get("input")
-    return error["type"] == "too_short" and isinstance(entries, (list, dict)) and len(entries) >= _least(error)
+    return error["type"] == "too_short" and isinstance(entries, (list, tuple, dict)) and len(entries) >= _least(error)
 
 
 def _least(error: Mapping[str, Any]) -> int:
