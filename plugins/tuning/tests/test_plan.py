@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from unfold_tuning.plan import measured_for, plan
+from unfold_tuning.plan import MOST_DRAWS, measured_for, plan, runs_of
+from unfold_tuning.prices import stages_of
 from unfold_tuning.spec import TuningSpec
 from unfold_tuning.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -256,3 +257,20 @@ def test_a_profile_of_another_trainable_is_not_planned_with(tmp_path: Path) -> N
         other = validate(TuningSpec, parse(bare.replace(old, new), "t.yaml"))
         with pytest.raises(UnfoldError, match="what was measured here was another trainable"):
             plan(other, run)
+
+
+@pytest.mark.parametrize(("trials", "runs"), [(16, 10_000), (2_000, 10_000), (5_000, 4_000), (20_000, 1_000)])
+def test_very_many_trials_are_simulated_in_fewer_runs(trials: int, runs: int) -> None:
+    """The largest stage of all simulated runs stays within what fits into memory; at least 1,000 runs are simulated."""
+    text = SPEC.replace("trials: 16", f"trials: {trials}").replace("samples: 1000", "samples: 10000")
+    spec = validate(TuningSpec, parse(text.replace("DEADLINE", "9 h").replace("MARKET", "either"), "t.yaml"))
+    assert runs_of(spec, stages_of(spec.search)) == runs
+    assert trials * runs <= MOST_DRAWS
+
+
+def test_fewer_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan from fewer simulated runs than were asked for says so."""
+    monkeypatch.setattr("unfold_tuning.plan.MOST_DRAWS", 16 * 400)
+    monkeypatch.setattr("unfold_tuning.plan.LEAST_RUNS", 100)
+    told = dict(answer(tmp_path).lines)["samples"]
+    assert told == "400 simulated runs, as a stage has so many trials"

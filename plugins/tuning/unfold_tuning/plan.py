@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,9 @@ from unfold_tuning.stages import Stage
 from unfoldkit.api import Metric, Report, Run, dump, fail, fingerprint
 
 PROFILE = "profile.json"
+MOST_DRAWS = 20_000_000
+"""So many trials, over all simulated runs, of a stage: 160 MB for each of a dozen tables."""
+LEAST_RUNS = 1000
 
 
 def plan(spec: TuningSpec, run: Run) -> Report:
@@ -34,7 +37,7 @@ def plan(spec: TuningSpec, run: Run) -> Report:
     began = run.clock()
     spec, record = resolved(spec, run)
     stages, machines, profile = stages_of(spec.search), machines_of(spec, run), known_profile(spec, run)
-    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed, run.progress)
+    found = offers(stages, profile, machines, spec.on_time, runs_of(spec, stages), run.seed, run.progress)
     run.progress("rivals and bound", 0, 1)
     report = _answer(spec, found, run.seed)
     run.progress("rivals and bound", 1, 1)
@@ -44,7 +47,7 @@ def plan(spec: TuningSpec, run: Run) -> Report:
         report,
         subtitle=screen.subtitle(spec, stages),
         metrics={**report.metrics, **timed},
-        lines=(*report.lines, *record, ("prices", screen.prices(machines))),
+        lines=(*report.lines, *record, *_fewer(spec, stages), ("prices", screen.prices(machines))),
         provenance={**report.provenance, **facts},
     )
 
@@ -64,6 +67,16 @@ def known_profile(spec: TuningSpec, run: Run) -> Profile:
     if run.directory.has(PROFILE):
         what, hint = "what was measured here was another trainable, or on other nodes", "unfold profile SPEC"
     raise fail(what, key="profile", hint=hint)
+
+
+def runs_of(spec: TuningSpec, stages: Sequence[Stage]) -> int:
+    """Return how many runs are simulated: as many as asked for, or fewer where so many trials would fill the memory."""
+    return min(spec.samples, max(LEAST_RUNS, MOST_DRAWS // max(stage.trials for stage in stages)))
+
+
+def _fewer(spec: TuningSpec, stages: Sequence[Stage]) -> tuple[tuple[str, str], ...]:
+    runs = runs_of(spec, stages)
+    return () if runs == spec.samples else (("samples", f"{runs:,} simulated runs, as a stage has so many trials"),)
 
 
 def measured_for(spec: TuningSpec) -> str:

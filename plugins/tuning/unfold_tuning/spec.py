@@ -282,7 +282,10 @@ class TuningSpec(Spec):
     cloud: Cloud
     profile: ProfileSpec | None = None
     placement: Placing = Field(default=Placing(), description="which node a trial is given; packed if left out")
-    samples: Annotated[int, Field(ge=100, le=100_000)] = Field(default=10_000, description="simulated runs of a plan")
+    samples: Annotated[int, Field(ge=100, le=100_000)] = Field(
+        default=10_000,
+        description="simulated runs of a plan; fewer where trials are so many that they would not fit into memory",
+    )
 
     def problems(self) -> Iterable[Problem]:
         """Say what does not fit together."""

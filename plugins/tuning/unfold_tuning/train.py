@@ -18,7 +18,7 @@ from unfold_tuning.ledger import Trial, opened
 from unfold_tuning.measure import profile as measured
 from unfold_tuning.measure import work_of
 from unfold_tuning.placed import placed
-from unfold_tuning.plan import PROFILE, decision, known_profile, measured_for
+from unfold_tuning.plan import PROFILE, decision, known_profile, measured_for, runs_of
 from unfold_tuning.planner import affordable, finest, offers, soonest
 from unfold_tuning.prices import machines_of, stages_of
 from unfold_tuning.recorded import resolved
@@ -124,8 +124,8 @@ def _chosen(
         machine, plan = _from_decision(stored, stages, machines, MOST if begun else spec.cloud.limit)
         _measured(plan, machine, profile)
         _fitting(plan, machine)
-        return machine, plan, score(model(stages, profile, machine, spec.samples, run.seed), plan)
-    found = offers(stages, profile, machines, spec.on_time, spec.samples, run.seed, run.progress)
+        return machine, plan, score(model(stages, profile, machine, runs_of(spec, stages), run.seed), plan)
+    found = offers(stages, profile, machines, spec.on_time, runs_of(spec, stages), run.seed, run.progress)
     picked = (
         finest(found, spec.deadline)
         if spec.deadline is not None
