@@ -127,3 +127,12 @@ def hanging(
     if state is not None and config["ceiling"] > 0.9:
         time.sleep(10_000)
     return train(config, state, iters, accelerators, seed)
+
+
+def failing(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Raise after six iterations of every configuration whose ceiling is above 0.9."""
+    if state is not None and json.loads(state)["done"] >= 6 and config["ceiling"] > 0.9:
+        raise RuntimeError("too late")
+    return train(config, state, iters, accelerators, seed)

@@ -66,3 +66,12 @@ def test_quiet_is_told_once_until_the_next_checkpoint() -> None:
     assert not quiet.strange(1, LEAST)
     assert quiet.strange(1, LEAST / 4)
     assert not quiet.strange(2, 1.0)
+
+
+def test_the_next_best_takes_the_place_of_a_trial_that_is_left_out(tmp_path: Path) -> None:
+    """Where a trial that went on fails for good, the best that did not go on runs in its place, to the end."""
+    report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:failing").replace("30 s", "5 min"))
+    assert dict(report.lines)["left out"] == "1 trial (6) failed; the last said: RuntimeError: too late"
+    assert ", 12 iterations: " in dict(report.lines)["winner"]
+    ceilings = sorted({float(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()})
+    assert report.metrics["best_metric"].value == pytest.approx(ceilings[-2] * (1 - 0.5**12))

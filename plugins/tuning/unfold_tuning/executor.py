@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from unfold_tuning.cluster import TICK, Cluster, Event
 from unfold_tuning.deals import Deal, Plan
 from unfold_tuning.facts import Machine, Profile
 from unfold_tuning.ledger import Ledger, Trial
-from unfold_tuning.quiet import Quiet
+from unfold_tuning.quiet import STRANGE, Quiet
 from unfold_tuning.replan import Belief, believed, expected, leftover, noise_of, paces_of, plan_again, regrown
 from unfold_tuning.rescue import Pace, faster_by, ways_out
 from unfold_tuning.spec import Trainable
@@ -147,9 +148,10 @@ class Executor:
         self._afford(deal.instances)
         self.cluster.resize(deal.instances, self._watch)
         waiting = self._jobs(stage, deal)
-        total, tries = len(waiting), dict.fromkeys((job.trial for job in waiting), 0)
+        total, tries = len(waiting), Counter[int]()
         running: dict[int, Job] = {}
-        while waiting or running:
+        # at the end of it the next best come in for trials that were left out
+        while waiting or running or (waiting := self._jobs(stage, deal)):
             self._watch()
             self._fill(index, waiting, running)
             for event in self.cluster.events(TICK):
@@ -356,8 +358,7 @@ class Executor:
                 self.task.log.warning("trial %d is ended: no checkpoint in %s", job.trial, span(most))
                 self.cluster.end(job.trial)
             elif self.quiet.strange(job.trial, step):
-                said = "trial %d has come to no checkpoint for %s (expected: %s); trainable.timeout ends such trials"
-                self.task.log.warning(said, job.trial, span(waited), span(step))
+                self.task.log.warning(STRANGE, job.trial, span(waited), span(step))
 
     def _hopeless(self, index: int, plan: Plan, left: float) -> None:
         late = span(max(0.0, self.ends - self.task.wall()))

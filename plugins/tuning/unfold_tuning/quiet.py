@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 LEAST = 60.0
 TIMES = 10.0
 """So many times as long as expected, and ``LEAST`` seconds, must a trial be quiet before that is told."""
+STRANGE = "trial %d has come to no checkpoint for %s (expected: %s); trainable.timeout ends such trials"
 
 
 @dataclass(slots=True)
