@@ -70,11 +70,11 @@ def _columns(spec: CascadeSpec, frame: Frame, name: str) -> Iterator[Action]:
     """Yield the columns of one feature group, of all where there is none; or what keeps them from being found."""
     groups = {name: spec.features[name]} if name else {}
     categories = spec.data.categories if spec.data.source == "table" else ()
-    find = partial(expand, frame, groups, spec.stages[-1].target.column or "", categories)
+    find = partial(expand, frame, groups, spec.stages[-1].target.column or "", categories, spec.group or "")
     if _wrong(find):
         yield find
         return
-    # whose a row is, is no feature; a word of a category is a number whatever it is
-    read = set(frame.columns) - {getattr(spec.data, "group", None)}
+    # a word of a category is a number whatever it is
+    read = set(frame.columns)
     for columns in find().values():
         yield from (partial(frame.flags, column, key="features") for column in columns if column in read)
