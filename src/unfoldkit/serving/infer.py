@@ -11,15 +11,14 @@ from typing import Protocol
 
 from unfoldkit.errors import UnfoldError
 from unfoldkit.serving.batcher import Done, Full, Limits, Result
+from unfoldkit.serving.forms import Form, TooLarge, Unfit, form
 from unfoldkit.serving.metrics import ModelMetrics
 from unfoldkit.serving.model import Array, Call, Described, Refusal
-from unfoldkit.serving.protocol import Question, Reader, Unfit, Writer
+from unfoldkit.serving.protocol import Question, Reader, Writer
 from unfoldkit.serving.replies import Reply, error, full, send_reply
 from unfoldkit.serving.service import Gate, Receive, Scope, Send
 
-
-class TooLarge(Exception):  # noqa: N818 - the client's, not ours
-    """The body is larger than is allowed."""
+PLAIN = Form()
 
 
 class Desk(Protocol):
@@ -61,11 +60,12 @@ class Endpoint:
         """Answer one POST to ``/v2/models/NAME/infer``."""
         replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         try:
+            comes = form(scope["headers"])
             body = await read_body(scope, receive, self.batcher.limits.body_bytes)
         except (TooLarge, Unfit) as problem:
             replied.set_result(self._refused(problem, 0.0))
         else:
-            self._ask(body, lambda reply: None if replied.done() else replied.set_result(reply))
+            self._ask(body, comes, lambda reply: None if replied.done() else replied.set_result(reply))
         await send_reply(await replied, send)
 
     @property
@@ -80,18 +80,18 @@ class Endpoint:
         self.metrics.requests.refuse(count)
         self.batcher.rest()
 
-    def _ask(self, body: bytes, done: Callable[[Reply], None]) -> None:
+    def _ask(self, body: bytes, comes: Form, done: Callable[[Reply], None]) -> None:
         # before the body is parsed: what is refused should cost as little as it can
         if retry_s := self.gate.ask():
             done(full(retry_s))
         else:
-            self.answer(body, done)
+            self.answer(body, done, comes)
 
-    def answer(self, body: bytes, done: Callable[[Reply], None]) -> None:
+    def answer(self, body: bytes, done: Callable[[Reply], None], comes: Form = PLAIN) -> None:
         """Answer a body for which the gate found room: ``done`` is called once, now or when its batch is through."""
         began = time.perf_counter()
         try:
-            question = self.reader.read(body)
+            question = self.reader.read(comes.opened(body, self.batcher.limits.body_bytes), comes.json_bytes)
             self._check_rows(question)
 
             def back(result: Result) -> None:
@@ -143,15 +143,11 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
     Raises:
         TooLarge: it is larger than ``limit`` bytes; what is left of it is not read.
-        Unfit: its encoding is not plain JSON, or the client left before its end.
+        Unfit: the client left before its end.
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
             raise TooLarge(f"the body has {int(value)} bytes; at most {limit} are taken")
-        if name == b"content-encoding" and value != b"identity":
-            raise Unfit("a compressed body is not taken")
-        if name == b"inference-header-content-length":
-            raise Unfit("binary tensors are not taken; send JSON data")
     parts: list[bytes] = []
     size, more = 0, True
     while more:

@@ -20,6 +20,8 @@ ERRORS = {
     "500": "the model failed",
     "503": "the model does not come back, or the server is about to stop",
 }
+# what may be left out may be null
+TEXT = ["string", "null"]
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
 # while it stops a server answers with an error
 HEALTH = {"type": "object"}
@@ -86,18 +88,17 @@ def _error(code: str) -> dict[str, Any]:
 
 def _request(model: Described) -> dict[str, Any]:
     parameters = {
-        "type": "object",
+        "type": ["object", "null"],
         "properties": {
-            "entity": {"type": "string", "maxLength": 256},
-            "time": {"type": "integer"},
-            "deadline_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_MS},
-            "least_accuracy": {"type": "number", "minimum": 0, "maximum": 1},
+            "entity": {"type": TEXT, "maxLength": 256},
+            "time": {"type": ["integer", "null"]},
+            "deadline_ms": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": LONGEST_MS},
+            "least_accuracy": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         },
-        "additionalProperties": {"type": ["string", "number", "boolean"]},
     }
-    named = {"type": "array", "items": _object({"name": {"enum": [item.name for item in model.outputs]}})}
+    named = {"type": ["array", "null"], "items": _object({"name": {"enum": [item.name for item in model.outputs]}})}
     inputs = _list([_tensor(item, _taken(item)) for item in model.inputs])
-    return _object({"inputs": inputs}, id={"type": "string"}, parameters=parameters, outputs=named)
+    return _object({"inputs": inputs}, id={"type": TEXT}, parameters=parameters, outputs=named)
 
 
 def _response(model: Described) -> dict[str, Any]:

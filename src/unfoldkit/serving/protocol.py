@@ -1,11 +1,12 @@
 """Bodies of the Open Inference Protocol v2 over REST: typed JSON in, typed JSON out.
 
-https://github.com/kserve/open-inference-protocol, "Predict Protocol, version 2". JSON tensors only; the binary tensor
-extension is refused, not misread.
+https://github.com/kserve/open-inference-protocol, "Predict Protocol, version 2". What is optional may be null, as many
+clients write what they leave out.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from unfoldkit.serving.forms import Unfit, joined
 from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Described, Field
 
 Scalar = str | int | float | bool
@@ -42,10 +44,6 @@ class Question:
     outputs: tuple[str, ...]
 
 
-class Unfit(ValueError):  # noqa: N818 - the client's mistake
-    """A body that is not a request for this model; the message is for the client."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Reads the bodies of requests for one model."""
@@ -54,24 +52,25 @@ class Reader:
     outputs: tuple[str, ...]
     nulls: bool
     decode: Callable[[bytes | bytearray], Any]
+    convert: Callable[[Any], Any]
     pack: Callable[..., bytes] | None
     shape: list[int]
 
-    def read(self, body: bytes | bytearray) -> Question:
-        """Return the request in ``body``.
+    def read(self, body: bytes | bytearray, json_bytes: int = 0) -> Question:
+        """Return the request in ``body``; tensors may follow its first ``json_bytes`` as they are (0: all is JSON).
 
         Raises:
             Unfit: it is no JSON, no request, or does not fit the inputs of the model.
         """
         try:
-            request = self.decode(body)
+            request = self.convert(joined(body, json_bytes)) if json_bytes else self.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Unfit(str(error)) from error
         if (row := self._single(request)) is not None:
-            return Question({self.inputs[0].name: row}, SINGLE, request.id, ())
+            return Question({self.inputs[0].name: row}, SINGLE, request.id or "", ())
         inputs = self._arrays(self._by_name(request.inputs))
         call = to_call(request.parameters, len(inputs[self.inputs[0].name]))
-        return Question(inputs, call, request.id, self._wanted(request.outputs) if request.outputs else ())
+        return Question(inputs, call, request.id or "", self._wanted(request.outputs) if request.outputs else ())
 
     def _single(self, request: Any) -> Array | None:
         """Return the row of the request that nearly all are: one row of plain numbers for a model of one input."""
@@ -137,16 +136,17 @@ def reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...]) -> Reader:
         "Request",
         [
             ("inputs", list[tensor]),  # type: ignore[valid-type]
-            ("id", str, ""),
-            ("parameters", dict[str, Scalar], msgspec.field(default_factory=dict)),
-            ("outputs", list[Wanted], msgspec.field(default_factory=list)),
+            ("id", str | None, None),
+            ("parameters", dict[str, Any] | None, None),
+            ("outputs", list[Wanted] | None, None),
         ],
     )
     one = inputs[0]
     plain = len(inputs) == 1 and one.datatype == "FP64" and not one.missing
     pack = struct.Struct(f"{math.prod(one.shape)}d").pack if plain else None
     names = tuple(item.name for item in outputs)
-    return Reader(inputs, names, nulls, msgspec.json.Decoder(request).decode, pack, [1, *one.shape])
+    decode, convert = msgspec.json.Decoder(request).decode, functools.partial(msgspec.convert, type=request)
+    return Reader(inputs, names, nulls, decode, convert, pack, [1, *one.shape])
 
 
 def to_array(tensor: Any, item: Field) -> Array:
@@ -211,28 +211,31 @@ def _exact(data: Sequence[Any], item: Field, kind: type[Any]) -> Array:
     return result
 
 
-def to_call(parameters: Mapping[str, Scalar], rows: int) -> Call:
+def to_call(parameters: Mapping[str, Any] | None, rows: int) -> Call:
     """Return what the parameters of a request say.
 
     They are ``entity`` (text), ``time`` (whole), ``deadline_ms`` (above 0), ``least_accuracy`` (a share).
+
+    Others are those of the client; what they hold is not looked at.
 
     Raises:
         Unfit: one of them has another type, or a time comes without an entity.
     """
     if not parameters:
         return Call(rows)
-    entity, time = parameters.get("entity", ""), parameters.get("time")
+    given, time = parameters.get("entity"), parameters.get("time")
+    entity = "" if given is None else given
     if not isinstance(entity, str) or len(entity) > 256:
         raise Unfit("the parameter 'entity' must be text of at most 256 characters")
     if time is not None and (type(time) is not int or abs(time) > 2**53):
         raise Unfit("the parameter 'time' must be a whole number")
     if time is not None and not entity:
         raise Unfit("the parameter 'time' needs the parameter 'entity'")
-    deadline, least = _seconds(parameters.get("deadline_ms")), _share(parameters.get("least_accuracy", 0))
+    deadline, least = _seconds(parameters.get("deadline_ms")), _share(parameters.get("least_accuracy"))
     return Call(rows, entity, time, deadline, least)
 
 
-def _seconds(deadline_ms: Scalar | None) -> float | None:
+def _seconds(deadline_ms: Any) -> float | None:
     if deadline_ms is None:
         return None
     if type(deadline_ms) not in (int, float) or not 0 < float(deadline_ms) <= LONGEST_MS:
@@ -240,7 +243,9 @@ def _seconds(deadline_ms: Scalar | None) -> float | None:
     return float(deadline_ms) / 1e3
 
 
-def _share(least_accuracy: Scalar) -> float:
+def _share(least_accuracy: Any) -> float:
+    if least_accuracy is None:
+        return 0.0
     if type(least_accuracy) not in (int, float) or not 0 <= float(least_accuracy) <= 1:
         raise Unfit("the parameter 'least_accuracy' must be a share, from 0 to 1")
     return float(least_accuracy)

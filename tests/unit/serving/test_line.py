@@ -11,10 +11,11 @@ import pytest
 
 from unfoldkit.serving import line as lines
 from unfoldkit.serving.batcher import Limits, batcher
+from unfoldkit.serving.forms import Unfit
 from unfoldkit.serving.line import Arrivals, Deadlines, Waiting
 from unfoldkit.serving.metrics import metrics, of_model
 from unfoldkit.serving.model import Answers, Batch, Call, Field, Turn
-from unfoldkit.serving.protocol import Unfit, to_call
+from unfoldkit.serving.protocol import to_call
 
 LIMIT = 64
 

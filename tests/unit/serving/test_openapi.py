@@ -8,8 +8,9 @@ import pytest
 
 from tests.unit.serving.models import Total
 from unfoldkit.serving.app import Application, application
+from unfoldkit.serving.forms import Unfit
 from unfoldkit.serving.openapi import document
-from unfoldkit.serving.protocol import Unfit, reader
+from unfoldkit.serving.protocol import reader
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.serving.models import Total
+from unfoldkit.serving.forms import Unfit
 from unfoldkit.serving.model import Call, Coded, Field
-from unfoldkit.serving.protocol import Question, Unfit, cells, reader, writer
+from unfoldkit.serving.protocol import Question, cells, reader, writer
 
 TOTAL = reader(Total().inputs, Total().outputs)
 GAPS = reader((Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES")), ())
@@ -38,6 +39,17 @@ def test_parameters_name_an_entity_and_a_time() -> None:
     """Entity and time of a request reach the model; what else stands among the parameters is let be."""
     found = TOTAL.read(body(tensor(), id="a", parameters={"entity": "p1", "time": 7, "other": 1.5}))
     assert (found.call, found.id) == (Call(1, "p1", 7), "a")
+
+
+def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
+    """Null is what is left out, and parameters that this server does not know may hold anything."""
+    plain = TOTAL.read(body(tensor()))
+    for more in (
+        {"id": None, "outputs": None, "parameters": None},
+        {"parameters": {"entity": None, "headers": {"a": []}}},
+    ):
+        found = TOTAL.read(body(tensor(parameters=None), **more))
+        assert (found.id, found.outputs, found.call) == (plain.id, plain.outputs, plain.call)
 
 
 @pytest.mark.parametrize(

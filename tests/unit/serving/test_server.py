@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import signal
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from tests.unit.serving.client import Reply, Server, read, request, rows, serving
 
 INFER = "/v2/models/total/infer"
+SIZED = "inference-header-content-length"
 METRIC = re.compile(r"^(unfold_[a-z_]+?)(?:_bucket|_sum|_count|_total|_created)?(?:\{.*\})? ", re.MULTILINE)
 
 
@@ -78,10 +81,23 @@ def test_a_wrong_request_is_told_why(total: Server, path: str, body: Any, method
     assert total.ask(INFER, rows([1, 1, 1])).status == 200
 
 
-@pytest.mark.parametrize("header", ["content-encoding: gzip", "inference-header-content-length: 3"])
-def test_other_encodings_are_refused(total: Server, header: str) -> None:
-    """A body that is not plain JSON is refused, not misread."""
+@pytest.mark.parametrize("header", ["content-encoding: gzip", "content-encoding: br", f"{SIZED}: 3"])
+def test_what_is_not_as_its_headers_say_is_refused(total: Server, header: str) -> None:
+    """A body that does not come as its headers say is refused, not misread."""
     assert total.ask(INFER, rows([1, 2, 3]), headers=header + "\r\n").status == 400
+
+
+def test_a_packed_body_with_raw_tensors_is_answered_as_its_json(total: Server) -> None:
+    """Compression and raw tensors change how a request comes, and not its answer; a bomb is not unpacked."""
+    raw = np.array([[1, 2, 3], [4, 5, 6]], "<f4").tobytes()
+    tensor = {"name": "x", "shape": [2, 3], "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    sized = f"{SIZED}: {len(head)}\r\n"
+    wanted = total.ask(INFER, rows([1, 2, 3], [4, 5, 6])).json
+    assert total.ask(INFER, head + raw, headers=sized).json == wanted
+    packed = "content-encoding: gzip\r\n"
+    assert total.ask(INFER, gzip.compress(head + raw), headers=packed + sized).json == wanted
+    assert total.ask(INFER, gzip.compress(b" " * 10_000_000), headers=packed).status == 413
 
 
 def test_requests_may_come_in_any_pieces(total: Server) -> None:

@@ -1,0 +1,98 @@
+"""Bodies that are packed, or hold tensors as raw bytes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfoldkit.serving.forms import Form, TooLarge, Unfit, form
+from unfoldkit.serving.model import Field
+from unfoldkit.serving.protocol import reader
+
+INPUTS = (Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES"), Field("b", "BOOL"))
+MIXED = reader(INPUTS, ())
+STRICT = reader((Field("x", "FP64", (2,)),), ())
+
+
+def binary(*tensors: tuple[str, str, list[int], bytes], **changes: Any) -> tuple[bytes, int]:
+    """Return a body of raw tensors, and how many bytes of it are JSON."""
+    inputs = [
+        {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(raw)} | changes}
+        for name, kind, shape, raw in tensors
+    ]
+    head = json.dumps({"inputs": inputs, "id": "a"}).encode()
+    return head + b"".join(raw for *_, raw in tensors), len(head)
+
+
+def texts(*given: str) -> bytes:
+    return b"".join(struct.pack("<I", len(text.encode())) + text.encode() for text in given)
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "int8", "uint16"])
+def test_raw_tensors_are_read_as_the_same_numbers_in_json(kind: str) -> None:
+    """Raw tensors of all types, a gap among them, give the inputs that their JSON gives."""
+    gap = np.nan if kind.startswith("float") else 0
+    x = np.array([[1, 2], [gap, 4]], kind)
+    name = {"f": "FP", "i": "INT", "u": "UINT"}[x.dtype.kind] + str(x.itemsize * 8)
+    body, size = binary(
+        ("x", name, [2, 2], x.tobytes()),
+        ("n", "INT64", [2], np.array([5, -6]).tobytes()),
+        ("t", "BYTES", [2], texts("", "müde")),
+        ("b", "BOOL", [2], b"\0\1"),
+    )
+    found = MIXED.read(body, size)
+    np.testing.assert_array_equal(found.inputs["x"], x.astype(float))
+    others = {name: array.tolist() for name, array in found.inputs.items() if name != "x"}
+    assert others == {"n": [5, -6], "t": ["", "müde"], "b": [False, True]}
+    assert (found.id, found.call.rows) == ("a", 2)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "more", "changes", "told"),
+    [
+        (("x", "FP64", [1, 2], b"\0" * 16), b"1", {}, "1 bytes follow the last tensor"),
+        (("x", "FP64", [1, 2], b"\0" * 16), b"", {"binary_data_size": 17}, "17, and 16 bytes are left"),
+        (("x", "FP64", [1, 2], b"\0" * 16), b"", {"binary_data_size": -1}, "-1"),
+        (("x", "FP64", [1, 2], b"\0" * 15), b"", {}, "15 bytes are no tensor of FP64"),
+        (("x", "FP64", [1, 2], b"\0" * 8), b"", {}, "has 1 values"),
+        (("x", "BF16", [1, 2], b"\0" * 4), b"", {}, "no tensor of BF16"),
+        (("x", "FP64", [1, 2], np.array([1, np.inf]).tobytes()), b"", {}, "infinite"),
+        (("x", "FP64", [1, 2], np.array([1, np.nan]).tobytes()), b"", {}, "got `null`"),
+        (("x", "BYTES", [1, 2], b"\5\0\0\0abc"), b"", {}, "longer than the bytes"),
+        (("x", "BYTES", [1, 2], b"\1\0\0\0\xff"), b"", {}, "not UTF-8"),
+    ],
+)
+def test_raw_tensors_that_do_not_fit_are_told_why(
+    tensor: tuple[str, str, list[int], bytes], more: bytes, changes: dict[str, Any], told: str
+) -> None:
+    """Sizes, types and values of raw tensors are checked as those of JSON are."""
+    body, size = binary(tensor, **changes)
+    with pytest.raises(Unfit, match=told):
+        STRICT.read(body + more, size)
+
+
+def test_headers_tell_how_a_body_comes() -> None:
+    """What is not known is refused."""
+    assert form([(b"content-encoding", b"identity"), (b"host", b"a")]) == Form()
+    assert form([(b"content-encoding", b"GZIP"), (b"inference-header-content-length", b"7")]).json_bytes == 7
+    for name, value in ((b"content-encoding", b"gzip, gzip"), (b"inference-header-content-length", b"-1")):
+        with pytest.raises(Unfit):
+            form([(name, value)])
+
+
+def test_a_packed_body_is_unpacked_within_its_bound() -> None:
+    """A body is unpacked whole or refused, and never beyond the bound of bodies."""
+    for packed, name in ((gzip.compress(b"abc"), b"gzip"), (zlib.compress(b"abc"), b"deflate")):
+        comes = form([(b"content-encoding", name)])
+        assert comes.opened(packed, 3) == b"abc"
+        with pytest.raises(TooLarge):
+            comes.opened(packed, 2)
+        for damaged in (packed[:-1], packed + b"x", b"abc"):
+            with pytest.raises(Unfit):
+                comes.opened(damaged, 3)
