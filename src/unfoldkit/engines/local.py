@@ -82,7 +82,9 @@ def _tell(index: int, result: Any, told: Callable[[int, Any], None]) -> Any:
 
 def start_worker(parent: int) -> None:
     """Make the worker die with its parent and keep to one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # a terminal sends them to all at once, and the parent says what becomes of its workers
+        signal.signal(number, signal.SIG_IGN)
     one_thread()
     _die_with_parent(parent)
 

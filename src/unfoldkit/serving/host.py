@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from signal import SIGINT, SIGTERM, Signals
+from signal import SIGINT, Signals
 from typing import TYPE_CHECKING, Any, cast
 
 from unfoldkit.errors import broken, fail
@@ -25,6 +25,7 @@ from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Se
 from unfoldkit.serving.start import Start, heard
 from unfoldkit.serving.sweep import Sweep
 from unfoldkit.serving.watch import watched, with_page
+from unfoldkit.serving.workers import endings
 
 if TYPE_CHECKING:
     import uvicorn
@@ -115,7 +116,7 @@ class Terms:
 
 
 def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests that were accepted are answered first.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; requests that were accepted are answered first.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it, after the last answer.
@@ -130,7 +131,7 @@ def host(service: Service, bound: socket.socket, terms: Terms | None = None) -> 
 async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signals | None:
     drain, start = Drain(), Start()
     server = _server(replace(service, app=heard(service.app, start)), terms, drain)
-    for which in (SIGTERM, SIGINT):
+    for which in endings():
         asyncio.get_running_loop().add_signal_handler(which, drain.begin, which)
     # uvicorn would put its own handlers over these, and raise the signal again at the end
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]

@@ -25,6 +25,12 @@ Work = Callable[[int, Callable[[], object]], object]
 """What a process does: it is given its number and what it calls again and again while it is well. Must be picklable."""
 
 
+def endings() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a service; a closed terminal does, unless somebody said that it should not."""
+    closed = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *((signal.SIGHUP,) if closed else ()))
+
+
 @dataclass(slots=True)
 class Worker:
     """A process in its place: when it began and was last heard (seconds), and whether it ever was."""
@@ -56,7 +62,7 @@ class Crew:
     looked: float = field(default_factory=time.monotonic)
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; return which, after the last process has ended; 0 where all are refused.
+        """Serve until one of ``endings``; return which, after the last process has ended; 0 where all are refused.
 
         Raises:
             UnfoldError: the processes end again and again before they serve.
@@ -153,7 +159,7 @@ def _working(work: Work, number: int, mouth: Connection) -> None:
 @contextmanager
 def _heard(note: Callable[[int, Any], None]) -> Iterator[None]:
     """Have the signals of the end noted for as long as the crew is at work."""
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in endings()}
     try:
         yield
     finally:

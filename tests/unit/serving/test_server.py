@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.unit.serving.client import Reply, Server, read, request, rows, serving
+from unfoldkit.serving.workers import endings
 
 INFER = "/v2/models/total/infer"
 SIZED = "inference-header-content-length"
@@ -342,3 +343,21 @@ def test_a_restart_keeps_what_was_known(tmp_path: Path, how: signal.Signals) -> 
         assert server.ask(path, _hour(1, 1.5)).status == 409
         found = server.ask(path, _hour(3, 2.5)).json
         assert json.loads(found["outputs"][0]["data"][0]) == [[0, 1.5], [1, 1.5], [2, 1.5], [3, 2.5]]
+
+
+@pytest.mark.parametrize("words", [(), ("processes=2",)])
+def test_a_terminal_that_is_closed_ends_the_server_as_sigterm_does(words: tuple[str, ...]) -> None:
+    """On SIGHUP what was sent is answered before the end, by one process and by several."""
+    with serving("total", "delay=0.5", *words) as server, server.connect() as wire:
+        wire.sendall(request(INFER, rows([1, 2, 3])))
+        time.sleep(0.2)
+        code = server.end(signal.SIGHUP)
+        assert (read(wire).status, code) == (200, 0)
+
+
+def test_a_server_that_is_told_to_outlive_its_terminal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where SIGHUP is ignored, as nohup has it, it ends nothing."""
+    assert signal.SIGHUP in endings()
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "getsignal", lambda _number: signal.SIG_IGN)
+        assert signal.SIGHUP not in endings()
