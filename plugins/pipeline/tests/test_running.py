@@ -27,7 +27,7 @@ from unfold_pipeline.station import Query
 from unfoldkit.api import UnfoldError
 from unfoldkit.engines.ray import connected
 
-CODE = """import time
+CODE = """import os, time
 
 def nap(rows):
     time.sleep(0.01 + 0.005 * len(rows))
@@ -39,6 +39,12 @@ def fail(rows):
 def stuck(rows):
     if (rows > 99).any():
         time.sleep(600)
+    return rows.sum(axis=1)
+
+def deadly(rows):
+    time.sleep(0.02)
+    if (rows > 99).any():
+        os._exit(9)
     return rows.sum(axis=1)
 
 def together(rows):
@@ -259,11 +265,12 @@ def test_model_that_always_fails_is_told(make: Make) -> None:
     assert asyncio.run(scene()) is None
 
 
-def test_replica_that_does_not_come_back_is_replaced(make: Make) -> None:
-    """Of rows in one batch only that with which the model does not come back is told so; the others are answered."""
+@pytest.mark.parametrize("how", ["stuck", "deadly"])
+def test_replica_that_does_not_come_back_is_replaced(make: Make, how: str) -> None:
+    """Of rows in one batch only that which the model never answers, or dies of, is told so; others are answered."""
 
     async def scene() -> tuple[list[Any], list[str], int]:
-        running = make("stuck", "nap", patience=2.0)
+        running = make(how, "nap", patience=2.0)
         await running.start()
         way = routes(PIPE, trace(1000.0, 0.004))
         told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(4)]
@@ -279,7 +286,7 @@ def test_replica_that_does_not_come_back_is_replaced(make: Make) -> None:
     found, failed, replaced = asyncio.run(asyncio.wait_for(scene(), 120))
     assert [answers is not None for answers in found] == [True, True, False, True]
     assert failed == ["", "", "a", ""]
-    assert 1 <= replaced <= 2
+    assert 1 <= replaced <= 3
 
 
 async def lived(running: RayRuntime, check: Callable[[], None]) -> None:

@@ -1,10 +1,10 @@
 """The plan on Ray Serve: a deployment a stage, whose replica count is changed while it serves.
 
 Ray Serve has no central queue: a query goes to a replica when it arrives, and waits there for the next batch. A replica
-that dies fails its queries; each is asked again, so that none that was taken in is lost. One whose model does not come
-back ends itself, and the rows of its batch are asked again, each by itself. Queries that cannot be in time are shed
-when they come to a stage, as what waits at a replica cannot be taken back. Nodes are chosen by Ray Serve's own words
-for gangs and limits, see :mod:`unfold_pipeline.placing`.
+that dies fails its queries; they are asked again, one after the other, so that none that was taken in is lost but one
+of which replicas die. One whose model does not come back ends itself, and the rows of its batch are asked again, each
+by itself. Queries that cannot be in time are shed when they come to a stage, as what waits at a replica cannot be taken
+back. Nodes are chosen by Ray Serve's own words for gangs and limits, see :mod:`unfold_pipeline.placing`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unfold_pipeline.models import Source
 from unfold_pipeline.placing import SHARE, Placing, whole, words
 from unfold_pipeline.rayreplica import Hung, Replica
 from unfold_pipeline.routes import Item
-from unfold_pipeline.runtime import Heard
+from unfold_pipeline.runtime import ENDS, Heard
 from unfold_pipeline.station import Query, clock
 from unfoldkit.api import broken, fail
 from unfoldkit.engines.ray import connected
@@ -40,7 +40,8 @@ class Deployed:
 
     ``gang`` is the number of replicas in the plan, which start together where ``placing`` says so. A replica is made
     for batches of ``planned``, and takes in twice as many queries; each comes with the largest ``batch`` of its time.
-    It ends if it keeps a batch for longer than ``patience`` s.
+    It ends if it keeps a batch for longer than ``patience`` s. ``one`` is held by the one query that is asked again
+    after its replica died.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Deployed:
     served: int = 0
     failed: int = 0
     known: set[str] = field(default_factory=set)
+    one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RayRuntime:
@@ -248,18 +250,25 @@ class RayRuntime:
     async def _asked(self, stage: Deployed, query: Query) -> Any:
         """Ask until a replica answers, as one that died is being replaced; a model that fails is not asked again.
 
-        Nor is one that did not come back with this row alone.
+        Nor is one that did not come back with this row alone, or of which two replicas died with it in their charge.
         """
         if self._ray is None:
             raise RuntimeError("start() comes first")
         from ray.serve.exceptions import RayServeException
 
-        late, alone = clock() + PATIENCE_S, False
-        while clock() < late:
+        late, alone, died = clock() + PATIENCE_S, False, False
+        while clock() < late and query.ended < ENDS:
             try:
-                found = await stage.handle.remote(query.row, stage.batch, alone)
+                # whose fault a death was shows only where one that may be at fault is out at a time
+                async with stage.one if died else contextlib.nullcontext():
+                    found = await stage.handle.remote(query.row, stage.batch, alone)
             except self._ray.exceptions.RayTaskError:
                 return _failed(stage, query)
+            except self._ray.exceptions.ActorDiedError:
+                query.ended += died
+                late, alone, died = clock() + PATIENCE_S, True, True
+                await asyncio.sleep(PAUSE_S)
+                continue
             except (self._ray.exceptions.RayError, RayServeException):
                 await asyncio.sleep(PAUSE_S)
                 continue
@@ -268,7 +277,7 @@ class RayRuntime:
             if alone:
                 return _failed(stage, query)
             late, alone = clock() + PATIENCE_S, True
-        return None
+        return _failed(stage, query) if query.ended >= ENDS else None
 
     async def _keep_looking(self) -> None:
         if self._ray is None:

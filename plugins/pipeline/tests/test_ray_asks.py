@@ -1,0 +1,74 @@
+"""How queries are asked again where replicas on Ray Serve die, without a cluster: the replica is played here."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import rayserve
+from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.models import Source
+from unfold_pipeline.rayserve import RayRuntime
+from unfold_pipeline.routes import routes
+from unfold_pipeline.sample import draw
+from unfold_pipeline.station import Query
+
+CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
+PIPE = Pipeline((Stage("a", (), (CPU,)),))
+POISON = 1e9
+
+
+@dataclass(slots=True)
+class Mortal:
+    """A replica that dies of poison, with all that it has in its charge, and is replaced at once."""
+
+    error: type[Exception]
+    deaths: int = 0
+    inside: list[asyncio.Future[float]] = field(default_factory=list)
+
+    async def remote(self, row: Any, _batch: int, _alone: bool) -> float:
+        """Answer a row, some milliseconds after it came."""
+        told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self.inside.append(told)
+        asyncio.get_running_loop().call_later(0.01, self._answer, told, float(row[0]))
+        return await told
+
+    def _answer(self, told: asyncio.Future[float], value: float) -> None:
+        if told.done():
+            return
+        self.deaths += value == POISON
+        for other in self.inside if value == POISON else [told]:
+            if value == POISON:
+                other.set_exception(self.error())
+            else:
+                other.set_result(value)
+        self.inside = [other for other in self.inside if not other.done()]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_row_of_which_replicas_die_is_failed_soon_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Ray Serve as on local processes a row that ends two replicas in its charge fails, and no row beside it."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setattr(rayserve, "PAUSE_S", 0.01)
+    replica = Mortal(ray.exceptions.ActorDiedError)
+
+    async def scene() -> tuple[list[Any], list[str]]:
+        running = RayRuntime(["a"], [Source()], (Choice(0, 4, 1),), [0.0], None)
+        running._ray, running.stages[0].handle = ray, replica
+        way = routes(PIPE, draw(PIPE, np.arange(8) / 1000, np.random.default_rng(0)))
+        told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(8)]
+        values = [POISON if number in (2, 5) else float(number) for number in range(8)]
+        queries = [Query(np.array([value]), way, n, told[n].set_result) for n, value in enumerate(values)]
+        for query in queries:
+            running.submit(query)
+        found = await asyncio.wait_for(asyncio.gather(*told), 20)
+        return list(found), [query.failed for query in queries]
+
+    found, failed = asyncio.run(scene())
+    assert found == [None if number in (2, 5) else {"a": float(number)} for number in range(8)]
+    assert failed == ["a" if number in (2, 5) else "" for number in range(8)]
+    assert replica.deaths <= 6
