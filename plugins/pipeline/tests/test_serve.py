@@ -19,7 +19,7 @@ from unfold_pipeline.replay import live_sample
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.spec import ModelSpec, PipelineSpec
 from unfold_pipeline.station import Query, clock
 from unfoldkit.api import Report, Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
@@ -84,6 +84,19 @@ def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(UnfoldError, match=r"stages.a.model: replicas of a do not start: cannot import served:none"):
         asyncio.run(runtime.start())
     assert not any(stage.workers for stage in runtime.stages)
+
+
+def test_a_model_may_say_how_long_it_takes_to_load(tmp_path: Path) -> None:
+    """A replica is waited for as long as ``model.start`` says, and the stage that is late is named with that key."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(30)\ndef late(rows):\n    return rows\n")
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True)
+    model = ModelSpec.model_validate({"code": "slow:late", "start": "500 ms"})
+    source = models.source_of("b", model, run)
+    runtime = Runtime(["b"], [source], PLAN[:1])
+    with pytest.raises(UnfoldError, match=r"stages.b.model: replicas of b did not load .* \(start: 10 min"):
+        asyncio.run(runtime.start())
+    assert not any(stage.workers for stage in runtime.stages)
+    assert models.identity(source, model) == models.identity(source, ModelSpec(code="slow:late"))
 
 
 def test_inference_over_http(tmp_path: Path) -> None:

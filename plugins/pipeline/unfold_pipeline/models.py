@@ -33,19 +33,21 @@ TRUSTED = (
 )
 """Types of scikit-learn that hold numbers only, beside those that skops trusts by itself."""
 MEASURED = 3  # how profiles are measured; a profile of another way is measured again
+START_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a replica finds its model: a file, or ``code`` as ``module:function`` with the folder to import from.
 
-    ``columns`` are the numbers of a query that it reads; all if there are none.
+    ``columns`` are the numbers of a query that it reads; all if there are none. It may take ``start`` s to load.
     """
 
     path: str = ""
     code: str = ""
     folder: str = ""
     columns: tuple[int, ...] = ()
+    start: float = START_S
 
 
 def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
@@ -58,20 +60,24 @@ def source_of(stage: str, model: ModelSpec, run: Run) -> Source:
         if not run.allow_code:
             hint = "--allow-code lets it run; only for specs that you trust"
             raise fail(f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint)
-        return Source(code=model.code, folder=str(run.base.absolute()), columns=model.columns or ())
+        return _source(model, code=model.code, folder=str(run.base.absolute()))
     if model.file is not None:
         path = run.path(model.file, key=f"stages.{stage}.model.file")
         if path.suffix not in (".ubj", ".json", ".skops", ".onnx"):
             hint = "one of: .ubj, .json (XGBoost), .skops (scikit-learn), .onnx"
             raise fail(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
-        return Source(path=str(path.absolute()), columns=model.columns or ())
-    return Source(path=str(_fitted(stage, model, run)), columns=model.columns or ())
+        return _source(model, path=str(path.absolute()))
+    return _source(model, path=str(_fitted(stage, model, run)))
+
+
+def _source(model: ModelSpec, **place: str) -> Source:
+    return Source(**place, columns=model.columns or (), start=model.start or START_S)
 
 
 def identity(source: Source, model: ModelSpec, pinned: bool = False) -> str:
     """Return a fingerprint of a model: of its file, or its module and what that imports; and of keeping to a core."""
     body = Path(source.path).read_bytes() if source.path else module_bytes(source) + imported_bytes(source)
-    words = model.model_dump(mode="json", exclude_none=True) | ({"pin": "core"} if pinned else {})
+    words = model.model_dump(mode="json", exclude_none=True, exclude={"start"}) | ({"pin": "core"} if pinned else {})
     return fingerprint(MEASURED, words, hashlib.sha256(body).hexdigest())
 
 

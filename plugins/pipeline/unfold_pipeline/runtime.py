@@ -99,7 +99,7 @@ class Runtime:
         self._hears: Heard | None = None
         self._started: asyncio.Future[None] | None = None
 
-    async def start(self, patience: float = 180.0) -> None:
+    async def start(self) -> None:
         """Start all replicas and wait until they are ready.
 
         Raises:
@@ -111,10 +111,12 @@ class Runtime:
         for stage in self.stages:
             self._balance(stage)
         try:
-            await asyncio.wait_for(asyncio.shield(self._started), patience)
+            await asyncio.wait_for(asyncio.shield(self._started), max(stage.source.start for stage in self.stages))
         except TimeoutError as error:
+            slow = (stage for stage in self.stages if not all(worker.ready for worker in stage.workers))
+            late = next(slow, self.stages[0])
             await self.stop()
-            raise fail("the replicas did not start in time", hint="fewer replicas, or a smaller model") from error
+            raise _late(late) from error
         except (UnfoldError, asyncio.CancelledError):
             await self.stop()
             raise
@@ -377,6 +379,11 @@ def _send(replica: Replica, rows: Rows) -> None:
     # what was closed while it was written to has no handle any more, which is a TypeError
     with contextlib.suppress(OSError, TypeError):
         replica.pipe.send(rows)
+
+
+def _late(stage: StageRuntime) -> UnfoldError:
+    message, key = f"replicas of {stage.name} did not load their model in time", f"stages.{stage.name}.model"
+    return fail(message, key=key, hint="start: 10 min gives them longer; fewer replicas load sooner")
 
 
 def _log(stage: StageRuntime, what: str, told: Failed) -> None:

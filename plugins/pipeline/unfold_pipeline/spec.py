@@ -73,6 +73,9 @@ class ModelSpec(Model):
         default=None, description="which numbers of a query it reads, from 0; by default all"
     )
     rows: str | None = Field(default=None, description="an NPZ file whose array x holds queries to profile with")
+    start: Annotated[Duration, Field(gt=0)] | None = Field(
+        default=None, description="how long a replica may take to load it; by default 3 min"
+    )
 
 
 class StageSpec(Model):
