@@ -200,7 +200,7 @@ def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
     lane = Lane(
         first_lines(service.posts),
         service.body_bytes,
-        functools.partial(hmac.compare_digest, expected) if terms.token else lambda _given: True,
+        functools.partial(bears, expected) if terms.token else lambda _given: True,
         drain.asked.is_set,
         _Dated(server).headers,
         terms.observer,
@@ -327,4 +327,10 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
 
 def _allowed(scope: Scope, expected: bytes) -> bool:
     given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    return hmac.compare_digest(given, expected)
+    return bears(expected, given)
+
+
+def bears(expected: bytes, given: bytes) -> bool:
+    """Whether an Authorization header is the expected one; the scheme's name has any case (RFC 9110, 11.1)."""
+    scheme, _, token = given.partition(b" ")
+    return hmac.compare_digest(b"%b %b" % (scheme.capitalize(), token), expected)

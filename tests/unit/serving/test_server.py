@@ -315,12 +315,16 @@ def test_sigterm_under_load_loses_no_accepted_request(delay: str, headers: str) 
 
 
 def test_a_token_guards_both_ways() -> None:
-    """With a token every path but health asks for it, by the fast lane and the long way."""
+    """With a token every path but health asks for it, by the fast lane and the long way; its scheme has any case."""
     with serving("total", "token=secret") as server:
         good = "authorization: Bearer secret\r\n"
         assert server.ask(INFER, rows([1, 2, 3])).status == 401
         assert server.ask(INFER, rows([1, 2, 3]), headers="authorization: Bearer wrong\r\n").status == 401
         assert server.ask(INFER, rows([1, 2, 3]), headers=good).status == 200
+        for path, body in ((INFER, rows([1, 2, 3])), ("/metrics", None)):
+            for same in ("bearer", "BEARER"):
+                assert server.ask(path, body, headers=f"authorization: {same} secret\r\n").status == 200
+            assert server.ask(path, body, headers="authorization: Bearer Secret\r\n").status == 401
         assert server.ask("/metrics").status == 401
         assert server.ask("/metrics", headers=good).status == 200
         assert server.ask("/v2/health/live").status == 200
