@@ -31,8 +31,25 @@ def test_each_spec_is_planned_whatever_became_of_the_one_before(
     ]
     assert outcome.err.splitlines() == [
         "bad.yaml:5:9: repeat: must be at least 1, got 0",
+        "a.yaml: writes over the run of dear.yaml in runs/a (another name keeps both)",
         "3 specs, 1 yes · no: dear.yaml · failed: bad.yaml",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "over"),
+    [
+        (("a.yaml", "dear.yaml", "a.yaml"), ["dear.yaml", "a.yaml"]),
+        (("a.yaml", "./a.yaml"), []),
+        (("a.yaml", "dear.yaml", "--dry-run"), []),
+    ],
+)
+def test_a_run_is_written_over_with_a_word(
+    unfold: Unfold, spec: Path, dear: Path, words: tuple[str, ...], over: list[str]
+) -> None:
+    """Two specs of one name, which share a run, are told as such; one spec twice, or nothing written, is not."""
+    told = unfold("plan", *words).err.splitlines()[:-1]
+    assert [line.partition(": writes over the run of ")[0] for line in told] == over
 
 
 @pytest.mark.parametrize(("names", "code"), [("a a", 0), ("a dear", 1), ("dear a", 1), ("bad dear", 2)])

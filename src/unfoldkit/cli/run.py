@@ -63,7 +63,24 @@ def answer(request: Request, registry: Registry, stdin: str = "") -> tuple[Repor
     Raises:
         UnfoldError: the request, the spec or the surroundings are at fault.
     """
-    loaded = load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
+    return carried_out(request, registry, opened(request, registry, stdin))
+
+
+def opened(request: Request, registry: Registry, stdin: str = "") -> Loaded:
+    """Return the validated spec of a request.
+
+    Raises:
+        UnfoldError: the spec or a setting is at fault.
+    """
+    return load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
+
+
+def carried_out(request: Request, registry: Registry, loaded: Loaded) -> tuple[Report, ExitCode]:
+    """Return the report of a verb on a spec that was read, and the exit code that it means.
+
+    Raises:
+        UnfoldError: the request, the spec or the surroundings are at fault.
+    """
     function = verb_of(loaded.kind, request.verb)
     _heeded(request, loaded.kind, registry.kinds)
     report = _rehearsal(request, loaded) if request.dry_run else _stored(request, loaded, function)

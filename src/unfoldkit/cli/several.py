@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from unfoldkit.cli import console, formats, plugins
 from unfoldkit.cli.request import Request
-from unfoldkit.cli.run import answer, perform, tell
+from unfoldkit.cli.run import carried_out, opened, perform, run_folder, tell
 from unfoldkit.errors import ExitCode, UnfoldError, fail, printable
 from unfoldkit.kinds import Renderer, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.render import together
 from unfoldkit.report import Report
 from unfoldkit.runs import encoded, write_atomically
+from unfoldkit.spec.load import Loaded, spec_hash
 
 ENDS = (ExitCode.INTERRUPTED, ExitCode.CLOSED_PIPE)
 WORDS = {ExitCode.YES: "yes", ExitCode.NO: "no"}
@@ -21,13 +23,17 @@ WORDS = {ExitCode.YES: "yes", ExitCode.NO: "no"}
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """What the answers of one call have in common; ``pages`` collects what is written in one piece at the end."""
+    """What the answers of one call have in common.
+
+    ``pages`` collects what is written in one piece at the end; ``runs`` says which spec each run was last kept for.
+    """
 
     request: Request
     registry: Registry
     renderer: Renderer
     stdin: str = ""
     pages: list[str] = field(default_factory=list)
+    runs: dict[Path, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def in_one_piece(self) -> bool:
@@ -40,8 +46,11 @@ class Several:
         Raises:
             UnfoldError: the spec is at fault, and the format has no place for mistakes.
         """
+        request = replace(self.request, spec=spec)
         try:
-            report, code = answer(replace(self.request, spec=spec), self.registry, self.stdin)
+            loaded = opened(request, self.registry, self.stdin)
+            self._claim(request, loaded)
+            report, code = carried_out(request, self.registry, loaded)
         except UnfoldError as error:
             page = formats.mistakes(self.renderer.name, error.diagnostics)
             if page is None:
@@ -62,6 +71,15 @@ class Several:
         else:
             write_atomically(self.request.out, encoded(content))
             console.say(f"wrote {self.request.out}")
+
+    def _claim(self, request: Request, loaded: Loaded) -> None:
+        """Say that the run of an earlier spec is written over, as both have one name."""
+        folder, made_from = run_folder(request, loaded), spec_hash(loaded.spec)
+        before, kept = self.runs.get(folder, (request.spec, made_from))
+        if kept != made_from and not request.dry_run:
+            told = f"{request.spec}: writes over the run of {before} in {folder} (another name keeps both)"
+            console.say(printable(told))
+        self.runs[folder] = request.spec, made_from
 
     def _deliver(self, report: Report) -> None:
         if self.in_one_piece:
