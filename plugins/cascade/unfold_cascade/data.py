@@ -19,7 +19,7 @@ from unfold_cascade import cells, jsonl
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time.keys import Split
-from unfoldkit.api import Run, UnfoldError, csv_lines, did_you_mean, fail, not_utf8
+from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_lines, did_you_mean, fail, not_utf8
 
 IS = "="
 MOST_WORDS = 200
@@ -280,7 +280,7 @@ def _csv(path: Path) -> Frame:
 
 
 def _ragged(path: Path, line: int, found: int, wanted: int) -> UnfoldError:
-    return fail(f"has {found} cells where the head has {wanted}", file=f"{path}:{line}:1")
+    return UnfoldError(Diagnostic(f"has {found} cells where the head has {wanted}", str(path), line, 1))
 
 
 def _bytes(path: Path) -> bytes:

@@ -27,9 +27,16 @@ def render_diagnostics(diagnostics: Iterable[Diagnostic]) -> str:
 
 
 def _diagnostic(item: Diagnostic) -> str:
-    place = {"file": item.file, "line": str(item.line), "col": str(item.column)} if item.line else {"file": item.file}
     message = f"{item.message} ({item.hint})" if item.hint else item.message
-    return _command("error", place, f"{item.key}: {message}" if item.key else message)
+    return _command("error", _place(item), f"{item.key}: {message}" if item.key else message)
+
+
+def _place(item: Diagnostic) -> dict[str, str]:
+    numbers = {"line": str(item.line), "col": str(item.column)} if item.line else {}
+    if item.file.startswith(("--", "<")):
+        # an option or stdin: an annotation of a file that is not in the repository is shown nowhere
+        return {"title": ":".join((item.file, *numbers.values()))}
+    return {"file": item.file, **numbers}
 
 
 def _command(level: str, properties: dict[str, str], message: str) -> str:

@@ -29,10 +29,13 @@ def diagnostic(document: Document, path: PathKey, message: str, *, hint: str = "
 
 
 def located(document: Document, found: Diagnostic) -> Diagnostic:
-    """Return a verb's diagnostic with the line of the key that it names, or of the nearest that is written there."""
+    """Return a verb's diagnostic with the line of the key that it names, or of the nearest that is written there.
+
+    What ``--set`` gave is written in the flag.
+    """
     if found.file or not found.key or found.key.startswith("-"):
         return found
-    written = {dotted(path): path for path in (*document.values, *document.keys)}
+    written = {dotted(path): path for path in (*document.values, *document.keys, *document.origins)}
     near = [name for name in written if name and f"{found.key}.".startswith((f"{name}.", f"{name}["))]
     path = written[max(near, key=len)] if near else ()
     placed = diagnostic(document, path, found.message, hint=found.hint, at_key=True)

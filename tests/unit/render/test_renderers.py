@@ -115,6 +115,19 @@ def test_diagnostics_are_cases_and_annotations() -> None:
     assert line == "::error file=a%2Cb.yaml,line=3,col=7::x: bad, very: 100%25%0A (so)\n"
 
 
+@pytest.mark.parametrize(
+    ("item", "place"),
+    [
+        (Diagnostic("m", "a.yaml"), "file=a.yaml"),
+        (Diagnostic("m", "--set a=1"), "title=--set a=1"),
+        (Diagnostic("m", "<stdin>", 3, 7), "title=<stdin>%3A3%3A7"),
+    ],
+)
+def test_only_files_are_annotated(item: Diagnostic, place: str) -> None:
+    """A mistake in an option or in stdin, which are no files of a repository, has its place as title."""
+    assert github.render_diagnostics([item]) == f"::error {place}::m\n"
+
+
 def test_annotations_are_one_line_each() -> None:
     """GitHub sees the verdict and every metric that misses, and no text of ours ends a command early."""
     lines = github.render(REPORT).splitlines()

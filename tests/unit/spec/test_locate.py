@@ -7,9 +7,10 @@ from typing import Annotated, Optional
 import pytest
 from pydantic import Field
 
+from unfoldkit.errors import Diagnostic
 from unfoldkit.spec.base import Model
 from unfoldkit.spec.loader import parse
-from unfoldkit.spec.locate import diagnostic, known_keys, real_path
+from unfoldkit.spec.locate import diagnostic, known_keys, located, real_path
 from unfoldkit.spec.override import override
 
 TEXT = "stages:\n  - {name: a}\nvoice: plain\n"
@@ -69,3 +70,19 @@ def test_a_mistake_of_a_setting_names_the_flag() -> None:
     document = override(parse(TEXT, "f"), ["stages[0]={name: 1}"])
     assert str(diagnostic(document, ("stages", 0, "name"), "m")) == "--set stages[0]={name: 1}: stages[0].name: m"
     assert diagnostic(document, ("voice",), "m").line == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("pause", "--set pause=1 s"),
+        ("stages[0].size", "--set stages[0].size=3"),
+        ("stages[0].size.least", "--set stages[0].size=3"),
+        ("stages[0].name", "f:2:6"),
+        ("voice", "f:3:1"),
+    ],
+)
+def test_a_verb_s_mistake_stands_where_its_key_was_given(key: str, place: str) -> None:
+    """A key that a verb complains of is told with the option that gave it, or the line that it stands in."""
+    document = override(parse(TEXT, "f"), ["pause=1 s", "stages[0].size=3"])
+    assert str(located(document, Diagnostic("m", key=key))) == f"{place}: {key}: m"

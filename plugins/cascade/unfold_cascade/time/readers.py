@@ -175,11 +175,11 @@ def _first_mistake(path: Path, parts: Iterable[Part], width: int) -> Exception:
             cells = line.split(b"|")
             if len(cells) != width:
                 message = f"has {len(cells)} cells where the head has {width}"
-                return fail(message, file=f"{path / name}:{number}:1", key="data.path")
+                return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
             for cell in cells:
                 if not _is_number(cell):
                     message = f'"{cell.decode("utf-8", "replace")[:40]}" is not a number'
-                    return fail(message, file=f"{path / name}:{number}:1", key="data.path")
+                    return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
     return fail("not a table of numbers", file=str(path), key="data.path")
 
 
