@@ -16,8 +16,9 @@ import tempfile
 import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import IO
+from typing import Any
 from zipfile import ZipFile
 
 import nox
@@ -33,12 +34,11 @@ SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
 # bytecode that may not be kept is compiled again by every process that the tests start
 KEEPS = {"PYTHONDONTWRITEBYTECODE": ""}
 # most sessions use one core, or wait: two that run at a time take little longer than one
-LANES = (
-    ("lint", "typing", "tests", "minimums"),
-    (
-        "docs", "wheel", "plugins", "thirdparty", "fuzz", "faults", "browser", "torch", "ray", "targets", "kubernetes",
-        "startup", "bench", "audit",
-    ),
+AT_A_TIME = 2
+# what fails soonest, then the longest, so that both ends come together; figures last, when little runs beside
+ORDER = (
+    "lint", "typing", "docs", "kubernetes", "tests", "ray", "minimums", "torch", "faults", "wheel", "plugins",
+    "thirdparty", "fuzz", "browser", "targets", "audit", "startup", "bench",
 )  # fmt: skip
 MADE = "UNFOLD_WORK_IS_MADE"
 
@@ -50,15 +50,18 @@ nox.options.sessions = ["all", "gaps"]
 
 @nox.session(name="all", python=False, requires=["work"])
 def everything(session: nox.Session) -> None:
-    """Run every session, two at a time; those of the second lane are told in one piece, when all have ended."""
-    first, second = LANES
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as told, started(second, told) as beside:
-        with started(first, None) as here:
-            codes = [process.wait() for process in (here, beside)]
-        told.seek(0)
-        session.log("\n" + told.read())
-    if any(codes):
-        session.error("see above which sessions failed")
+    """Run every session, two at a time; each is told in one piece, when it has ended."""
+    failed = []
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        waiting = {pool.submit(carried_out, session, name): name for name in ORDER}
+        try:
+            for ended in as_completed(waiting):
+                session.log(f"{waiting[ended]}\n{ended.result().stdout}")
+                failed += [waiting[ended]] if ended.result().returncode else []
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        session.error(f"failed: {', '.join(failed)}; see above")
 
 
 @nox.session
@@ -232,12 +235,12 @@ def kubernetes(session: nox.Session) -> None:
     session.install(
         *nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[kubernetes] @ {Path(built()).as_uri()}"
     )
-    take_machine_code(session)
     # the first time, Go takes minutes; 69: there is no Go
     told = str(session.run("python", "-m", "tests.kubernetes.build", success_codes=[0, 69], silent=True)).strip()
     if not Path(told).is_dir():
         note(session, told)
         return
+    take_machine_code(session)
     run_tests(session, "-q", "plugins/placement", "-m", "kubernetes", *session.posargs)
 
 
@@ -279,10 +282,12 @@ def gaps(session: nox.Session) -> None:
     session.log(f"failed once and passed the second time: {len(again)}" + "".join(f"\n  {line}" for line in again))
 
 
-def started(names: Sequence[str], told: IO[str] | None) -> subprocess.Popen[str]:
-    """Start these sessions, one after the other, in a nox of their own, for which ``work`` is there already."""
-    words = [sys.executable, "-m", "nox", "-f", str(Path(__file__)), "-s", *names]
-    return subprocess.Popen(words, env={**os.environ, MADE: "1"}, stdout=told, stderr=told, text=True)  # noqa: S603
+def carried_out(session: nox.Session, name: str) -> subprocess.CompletedProcess[str]:
+    """Run a session in a nox of its own, for which ``work`` is there already, and return what it said."""
+    session.log(f"{name} begins")
+    words = [sys.executable, "-m", "nox", "-f", str(Path(__file__)), "-s", name]
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(words, env={**os.environ, MADE: "1"}, check=False, **streams)  # noqa: S603
 
 
 def built() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -128,3 +130,14 @@ def test_the_source_distribution_holds_what_ci_and_its_tests_read(tmp_path: Path
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {".ci/run", ".pre-commit-hooks.yaml", "action.yml", "CITATION.cff", "SECURITY.md", "README.md"} <= held
+
+
+def test_nox_runs_every_session() -> None:
+    """What `nox` runs in one go, two at a time, is every session that there is, each once."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
+    sets = {ast.unparse(one.targets[0]): one.value for one in tree.body if isinstance(one, ast.Assign)}
+    words = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "--list"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    around = {"all", "gaps", "work"}
+    names = re.findall(r"^[*-] (\S+) ->", listed, re.MULTILINE)
+    assert sorted(ast.literal_eval(sets["ORDER"])) == sorted(set(names) - around)
