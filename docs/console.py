@@ -4,15 +4,17 @@ A page opts in with ``<!-- run -->``, or with ``<!-- run: installs -->`` if its 
 for an environment made for them. In a ```console block, a line after ``$`` is a command and the lines below it are
 its output, stdout and stderr together; a line ``...`` stands for any lines, ``...`` in a line for any text. A block
 whose info string ends in a file name, such as ```yaml first.yaml, is that file. All blocks of a page share one empty
-folder and one shell.
+folder and one shell. A port that a page serves on, after ``--port``, is a free one while it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MARK = "--8<-- end of command --8<--"
 BLOCK = re.compile(r"^```(\w*)[ ]?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PORT = re.compile(r"--port (\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,18 @@ def check(path: Path) -> list[str]:
     """Run one page in a folder of its own that holds the shipped ``configs``."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "configs", Path(folder) / "configs")
-        return list(run(path.read_text("utf-8"), Path(folder), surroundings(os.environ)))
+        return list(run(on_free_ports(path.read_text("utf-8")), Path(folder), surroundings(os.environ)))
+
+
+def on_free_ports(page: str) -> str:
+    """Return the page with a free port for each that it serves on, so that two checkouts can run it at once."""
+    with contextlib.ExitStack() as held:
+        for port in sorted(set(PORT.findall(page))):
+            # held until all are found: a port that is given back is offered again
+            free = held.enter_context(socket.socket())
+            free.bind(("127.0.0.1", 0))
+            page = re.sub(rf"(--port |:){port}\b", rf"\g<1>{free.getsockname()[1]}", page)
+    return page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -200,3 +200,11 @@ def test_a_page_that_lies_is_found(tmp_path: Path) -> None:
     found = list(console.run(good.replace("$?\n3", "$?\n4"), tmp_path, {"PATH": "/usr/bin:/bin"}))
     assert len(found) == 1
     assert "the page shows:\n4" in found[0]
+
+
+def test_a_page_runs_on_free_ports() -> None:
+    """Each port that a page serves on is another one while it runs, alike in every place; other numbers stay."""
+    page = "serve a --port 8123\nserve b --port 8124\non http://127.0.0.1:8123/ and :8124, 8123 rows, :81234\n"
+    a, b = console.PORT.findall(moved := console.on_free_ports(page))
+    assert len({a, b, "8123", "8124"}) == 4
+    assert moved == (f"serve a --port {a}\nserve b --port {b}\non http://127.0.0.1:{a}/ and :{b}, 8123 rows, :81234\n")
