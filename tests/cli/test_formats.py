@@ -139,3 +139,34 @@ def test_a_changed_artifact_is_refused(unfold: Unfold, spec: Path, tmp_path: Pat
     outcome = unfold("train", spec)
     assert outcome.code == 2
     assert "runs/a/said/0.txt: the file was changed" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        (("plan", "a.yaml"), "a.yaml"),
+        (("plan", "a.yaml"), "./link.yaml"),
+        (("profile", "a.yaml", "--format", "md"), "a.yaml"),
+        (("plan", "plan.yaml", "--format", "json"), "plan.yaml"),
+        (("report", "runs/a"), "runs/a/report.json"),
+    ],
+)
+def test_no_report_is_written_over_what_it_is_made_from(
+    unfold: Unfold, spec: Path, tmp_path: Path, words: tuple[str, ...], out: str
+) -> None:
+    """Where --out names the spec, or the run's own report, by whatever name, it is refused and the file stays."""
+    (tmp_path / "link.yaml").symlink_to(spec)
+    assert unfold("plan", "a.yaml", "--out", "plan.yaml").code == 0
+    before = (tmp_path / out).read_bytes()
+    outcome = unfold(*words, "--out", out)
+    assert (outcome.code, outcome.out) == (2, "")
+    told = "--out would write over what the report is made from (take another name)"
+    assert outcome.err == f"{Path(out)}: {told}\n"
+    assert (tmp_path / out).read_bytes() == before
+
+
+def test_a_plan_may_take_the_place_of_the_one_it_is_made_from(unfold: Unfold, spec: Path) -> None:
+    """A committed plan is made anew in its place: what it was made from stands in it again."""
+    assert unfold("plan", "a.yaml", "--out", "plan.yaml").code == 0
+    assert unfold("plan", "plan.yaml", "--set", "message=longer", "--out", "plan.yaml").code == 0
+    assert "message: longer" in unfold("plan", "plan.yaml", "--format", "plan").out

@@ -96,6 +96,7 @@ def test_one_document_of_all(unfold: Unfold, spec: Path, dear: Path, bad: Path, 
         (["--check", "p.yaml"], "--check p.yaml is for one spec"),
         (["--format", "html"], "--format html takes one spec (for several: text, md, github, json, junit)"),
         (["--out", "x.png"], "--format png takes one spec"),
+        (["--out", "dear.yaml", "--format", "md"], "--out would write over what the report is made from"),
     ],
 )
 def test_what_is_for_one_spec_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -35,6 +36,17 @@ def choose(registry: Registry, name: str | None, out: Path | None) -> Renderer:
     return _first(found, f"--format {wanted}: no such format", did_you_mean(wanted, [r.name for r in renderers]))
 
 
+def spare(out: Path | None, *inputs: str | Path | None) -> None:
+    """Refuse to write a report over a file that it is made from.
+
+    Raises:
+        UnfoldError: ``--out`` is one of them, by whatever name.
+    """
+    for path in inputs:
+        if out is not None and path is not None and _is_same(out, path):
+            raise fail("--out would write over what the report is made from", file=str(out), hint="take another name")
+
+
 def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
     """Render the report to stdout or to a file."""
     if renderer.name == "text" and out is None and (sys.stdout.isatty() or console.wants_colour(sys.stdout)):
@@ -62,6 +74,12 @@ def mistakes(name: str, items: Iterable[Diagnostic]) -> str | None:
 
         return cases(items)
     return None
+
+
+def _is_same(out: Path, path: str | Path) -> bool:
+    # not Path.is_file, which raises for a name that is too long
+    there = os.path.isfile(out) and os.path.isfile(path)  # noqa: PTH113
+    return there and out.samefile(path)
 
 
 def _first(found: list[Renderer], message: str, hint: str) -> Renderer:

@@ -34,6 +34,7 @@ def report(folder: Path, form: str | None, out: Path | None, *, exit_zero: bool 
     """Render the report of a finished run again; the exit code is that of its verdict."""
     if not folder.is_dir():
         raise fail("no such run", file=str(folder), hint="a run is a folder such as runs/digits")
+    formats.spare(out, folder / REPORT)
     data = RunDir(folder).read(REPORT)
     try:
         found = from_data(json.loads(data))

@@ -20,7 +20,7 @@ from unfoldkit.cli.request import Request
 from unfoldkit.context import Options, Run
 from unfoldkit.engines.base import Engine
 from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, fail
-from unfoldkit.kinds import Kind, RunFinished, resolve
+from unfoldkit.kinds import Kind, Renderer, RunFinished, resolve
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data
 from unfoldkit.runs import RunDir, encoded, write_atomically
@@ -41,7 +41,9 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     registry = plugins.registry(builtin_only=request.builtin_only)
     renderer = formats.choose(registry, request.format, request.out)
     try:
-        report, code = answer(request, registry, stdin)
+        loaded = opened(request, registry, stdin)
+        _inputs_spared(request, renderer, loaded)
+        report, code = carried_out(request, registry, loaded)
     except UnfoldError as error:
         page = formats.mistakes(renderer.name, error.diagnostics)
         if page is None:
@@ -57,15 +59,6 @@ def perform(request: Request, stdin: str = "") -> ExitCode:
     return code
 
 
-def answer(request: Request, registry: Registry, stdin: str = "") -> tuple[Report, ExitCode]:
-    """Return the report of a verb, kept in its run, and the exit code that it means.
-
-    Raises:
-        UnfoldError: the request, the spec or the surroundings are at fault.
-    """
-    return carried_out(request, registry, opened(request, registry, stdin))
-
-
 def opened(request: Request, registry: Registry, stdin: str = "") -> Loaded:
     """Return the validated spec of a request.
 
@@ -76,7 +69,7 @@ def opened(request: Request, registry: Registry, stdin: str = "") -> Loaded:
 
 
 def carried_out(request: Request, registry: Registry, loaded: Loaded) -> tuple[Report, ExitCode]:
-    """Return the report of a verb on a spec that was read, and the exit code that it means.
+    """Return the report of a verb, kept in its run, and the exit code that it means.
 
     Raises:
         UnfoldError: the request, the spec or the surroundings are at fault.
@@ -97,6 +90,12 @@ def verb_of(kind: Kind, verb: str) -> str:
     if reference is None:
         raise fail(f"kind {kind.name} has no {verb}", hint=f"it has {', '.join(kind.verbs) or 'no verb'}")
     return reference
+
+
+def _inputs_spared(request: Request, renderer: Renderer, loaded: Loaded) -> None:
+    # a plan may take the place of the plan that it was made from
+    spec = None if loaded.plan and renderer.name == "plan" else request.spec
+    formats.spare(request.out, spec, request.plan, request.replay)
 
 
 def _heeded(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from unfoldkit.cli import console, plugins
 from unfoldkit.cli.drift import read_plan
 from unfoldkit.cli.request import Request
-from unfoldkit.cli.run import of_its_kind, perform, run_folder, store_spec, surroundings, verb_of
+from unfoldkit.cli.run import of_its_kind, opened, perform, run_folder, store_spec, surroundings, verb_of
 from unfoldkit.context import Run
 from unfoldkit.errors import ExitCode, fail
 from unfoldkit.kinds import resolve
@@ -22,7 +22,7 @@ from unfoldkit.serving.host import host as run_server
 from unfoldkit.serving.observe import JsonLines, Observer, lines, together, tracing
 from unfoldkit.serving.service import Service, well
 from unfoldkit.serving.workers import Crew
-from unfoldkit.spec.load import RUN_PLAN, Loaded, load
+from unfoldkit.spec.load import RUN_PLAN, Loaded
 
 
 def plan_of(run: Run, loaded: Loaded) -> Mapping[str, Any]:
@@ -52,7 +52,7 @@ class Serving:
         raise SystemExit(console.guarded(lambda: self._serve(number, beat)))
 
     def _serve(self, number: int, beat: Beat) -> int:
-        loaded = _load(self.request, self.stdin)
+        loaded = opened(self.request, plugins.registry(builtin_only=self.request.builtin_only), self.stdin)
         service = _service(loaded, _surroundings(self.request, loaded, json=self.log_json))
         keep = service.share(self.folder) if service.share else well
 
@@ -89,7 +89,7 @@ def serve(
     if request.dry_run or request.replay:
         # a replay comes to an end, and what it leaves is a report like that of any other verb
         return perform(request, stdin)
-    loaded = _load(request, stdin)
+    loaded = opened(request, plugins.registry(builtin_only=request.builtin_only), stdin)
     run = _surroundings(request, loaded, json=log_json)
     address = Address(host, port, token)
     if processes > 1:
@@ -125,11 +125,6 @@ def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> Exit
             raise KeyboardInterrupt
     # the process that found the mistake has told of it
     return ExitCode.USAGE if crew.refused else ExitCode.YES
-
-
-def _load(request: Request, stdin: str) -> Loaded:
-    registry = plugins.registry(builtin_only=request.builtin_only)
-    return load(request.spec, registry.kinds, settings=request.settings, stdin=stdin, find_kind=registry.kind)
 
 
 def _service(loaded: Loaded, run: Run) -> Service:

@@ -105,6 +105,7 @@ def perform_all(request: Request, specs: Sequence[str], stdin: str = "") -> int:
     if len(specs) == 1:
         return perform(replace(request, spec=specs[0]), stdin)
     _for_one_only(request)
+    formats.spare(request.out, *specs, request.replay)
     registry = plugins.registry(builtin_only=request.builtin_only)
     renderer = formats.choose(registry, request.format, request.out)
     if renderer.name not in together.BETWEEN:
