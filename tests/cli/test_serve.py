@@ -124,10 +124,13 @@ def test_a_token_is_kept_on_loopback_too(tmp_path: Path, spec: Path) -> None:
         (["--port", "70000"], "Invalid value for '--port'"),
         (["--host", "203.0.113.1"], "a token is needed"),
         (["--set", "repeat=0"], "--set repeat=0: repeat: must be at least 1, got 0"),
+        (["--out", "x.html"], "--out x.html: a service leaves no report (with --replay TRACE it does)"),
+        (["--format", "json"], "--format json: a service leaves no report"),
+        (["--ray-address", "head:6379"], "--ray-address head:6379: nothing would run there (add --engine ray)"),
     ],
 )
 def test_a_bad_call_is_told(unfold: Unfold, spec: Path, words: list[str], told: str) -> None:
-    """A bad port, address or spec ends with 2 before anything listens."""
+    """A bad port, address or spec, or an option that would be passed over, ends with 2 before anything listens."""
     outcome = unfold("serve", "a.yaml", *words)
     assert outcome.code == 2
     assert told in outcome.err

@@ -154,6 +154,8 @@ def engine_of(request: Request) -> Engine:
     from unfoldkit.engines.ray import RayEngine
 
     if request.engine == "local":
+        if request.ray_address is not None:
+            raise fail(f"--ray-address {request.ray_address}: nothing would run there", hint="add --engine ray")
         return LocalEngine(request.jobs or available_cores())
     if request.engine == "ray":
         return RayEngine(request.ray_address)

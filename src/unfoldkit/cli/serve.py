@@ -89,6 +89,7 @@ def serve(
     if request.dry_run or request.replay:
         # a replay comes to an end, and what it leaves is a report like that of any other verb
         return perform(request, stdin)
+    _no_report(request)
     loaded = opened(request, plugins.registry(builtin_only=request.builtin_only), stdin)
     run = _surroundings(request, loaded, json=log_json)
     address = Address(host, port, token)
@@ -105,6 +106,12 @@ def serve(
         with loaded.telling():
             run_server(service, bound, Terms(token, observer=_observer(json=log_json), logs=log_json))
     return ExitCode.YES
+
+
+def _no_report(request: Request) -> None:
+    for flag, given in (("--out", request.out), ("--format", request.format)):
+        if given is not None:
+            raise fail(f"{flag} {given}: a service leaves no report", hint="with --replay TRACE it does")
 
 
 def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> ExitCode:
