@@ -20,6 +20,7 @@ from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, fail
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "unfoldkit.manifest/1"
+_ENTRY = {"sha256", "made_from"}
 _PART = ".part"
 _PARTS = f".*.{'[0-9a-f]' * 16}{_PART}"
 _DEAD_AFTER_S = 3600.0
@@ -181,9 +182,10 @@ class RunDir:
             return {}
         try:
             data = json.loads(_read(path))
-            if data["schema"] == MANIFEST_SCHEMA and isinstance(data["files"], dict):
-                return dict(data["files"])
-        except (ValueError, KeyError, TypeError):
+            entries = dict(data["files"].items())
+            if data["schema"] == MANIFEST_SCHEMA and all(entry.keys() >= _ENTRY for entry in entries.values()):
+                return entries
+        except (ValueError, KeyError, TypeError, AttributeError):
             pass
         raise fail("the manifest is damaged", file=str(path), hint="delete the run and train again")
 

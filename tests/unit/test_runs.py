@@ -62,7 +62,19 @@ def test_a_file_that_is_not_listed_does_not_count(run: RunDir) -> None:
         run.read("other.json")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "unfoldkit.manifest/9", "files": {}}', '{"files": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"schema": "unfoldkit.manifest/9", "files": {}}',
+        '{"files": []}',
+        '{"schema": "unfoldkit.manifest/1", "files": [1]}',
+        '{"schema": "unfoldkit.manifest/1", "files": {"a": 3}}',
+        '{"schema": "unfoldkit.manifest/1", "files": {"a": {"sha256": "0"}}}',
+    ],
+)
 def test_a_damaged_manifest_is_refused(run: RunDir, text: str) -> None:
     """A manifest that cannot be read is an error, never an empty run."""
     (run.path / MANIFEST).write_text(text, encoding="utf-8")
