@@ -65,6 +65,34 @@ def test_day_and_time_in_two_columns(tmp_path: Path) -> None:
     assert traces.read(tmp_path / "a.csv").tolist() == [0, 2.5]
 
 
+@pytest.mark.parametrize("day", ["2023-11-{}", "202311{}", "11/{}/2023", "{}.11.2023"])
+def test_day_and_hour_in_two_columns(tmp_path: Path, day: str) -> None:
+    """Counts by day and hour are read as those by the moment that both make, however the day is written."""
+    rows = [("16", "22", 2), ("16", "23", 3), ("17", "0", 4), ("17", "01", 5)]
+    apart = "".join(f"{day.format(a)},{b},{c}\n" for a, b, c in rows)
+    whole = "".join(f"2023-11-{a} {b:>02}:00,{c}\n" for a, b, c in rows)
+    (tmp_path / "a.csv").write_text(f"date,hour,requests\n{apart}")
+    (tmp_path / "b.csv").write_text(f"timestamp,requests\n{whole}")
+    found, expected = (traces.read(tmp_path / name) for name in ("a.csv", "b.csv"))
+    assert found.size == 14
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("moment", ["2023-11-16 18:{}:02.5", "11/16/2023 6:{}:02.5 pm", "20231116T18{}02Z"])
+def test_a_column_beside_a_whole_date_changes_nothing(tmp_path: Path, moment: str) -> None:
+    """Where the date has its time, an hour that stands beside it is not read."""
+    (tmp_path / "a.csv").write_text(f"date,hour\n{moment.format('01')},18\n{moment.format('03')},18\n")
+    assert traces.read(tmp_path / "a.csv").tolist() == pytest.approx([0, 120])
+
+
+def test_days_in_digits_are_no_seconds(tmp_path: Path) -> None:
+    """A day of eight digits in a column of dates is refused, as one with dashes is: it says no time of day."""
+    for day in ("20231116", "2023-11-16"):
+        (tmp_path / "a.csv").write_text(f"date,requests\n{day},50\n{day[:-1]}7,60\n")
+        with pytest.raises(UnfoldError, match=rf"a.csv:2:1: '{day}' is not a time"):
+            traces.read(tmp_path / "a.csv")
+
+
 def test_logs_may_hold_other_bytes(tmp_path: Path) -> None:
     """What clients send need not be text: such bytes do not hide the times."""
     line = b'1.2.3.4 - - [16/Nov/2023:18:00:%02d +0100] "GET /\xe9\xff HTTP/1.1" 200 12\n'

@@ -18,6 +18,7 @@ _DOTTED = re.compile(rf"(\d{{1,2}})\.(\d{{1,2}})\.(\d{{4}}),?\s+{_CLOCK}")
 _ALONE = re.compile(_CLOCK)
 _DIGITS = re.compile(r"(20\d{2})(\d{2})(\d{2})T?(\d{2})(\d{2})?(\d{2})?Z?")
 _KIBANA = re.compile(rf"([A-Z][a-z]{{2}}) (\d{{1,2}}), (\d{{4}}) @ {_CLOCK}")
+_DAY = re.compile(r"\d{4}([-/])\d{2}\1\d{2}|\d{8}|(\d{1,2}[/.]){2}\d{4}")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MAIL = re.compile(r"(?:[A-Z][a-z]{2}, )?\d{1,2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}(?::\d{2})? (?:GMT|UTC|[+-]\d{4})")
 
@@ -89,6 +90,20 @@ def written(text: str) -> float | None:
 def in_digits(text: str) -> bool:
     """Return whether digits are a date to the hour, minute or second: as seconds since 1970 they would lie ahead."""
     return text.isdecimal() and len(text) in (10, 12, 14) and text >= "2000" and written(text) is not None
+
+
+def is_day(name: str, text: str) -> bool:
+    """Return whether eight digits in a column of dates are a day: as seconds, days would lie a second apart."""
+    return name.lower() in _DATES and text.isdecimal() and len(text) == 8 and written(f"{text}T00") is not None
+
+
+def clocked(day: str, clock: str) -> str:
+    """Return a day and the time of day, or the hour, that stands beside it as one text."""
+    if not re.fullmatch(r"[01]?\d|2[0-3]", clock):
+        return day if ":" in day else f"{day} {clock}"
+    if not _DAY.fullmatch(day):
+        return day
+    return f"{day}T{clock:>02}" if day.isdecimal() else f"{day} {clock:>02}:00"
 
 
 def _seconds(found: re.Match[str], year: int, month: int, day: int) -> float | None:

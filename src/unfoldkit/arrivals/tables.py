@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfoldkit.arrivals import k6
-from unfoldkit.arrivals.dates import in_digits, is_slashed, serial, slashed
+from unfoldkit.arrivals.dates import clocked, in_digits, is_day, is_slashed, serial, slashed
 from unfoldkit.arrivals.rates import per, value
 from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, Times, alone, dated, in_seconds, present, unit
 from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
@@ -124,6 +124,8 @@ def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
     first = next(rows, None)
     if first is None:
         return Found(np.zeros(0))
+    if is_day(head[place], first[1][place].strip() if first[1][place:] else ""):
+        _wrong(first[1][place].strip(), first[0], path)
     amount = _amount(head, place, first[1], columns, path)
     times, amounts = _read(itertools.chain([first], rows), place, amount, path)
     times = present(_in_seconds(times, head[place], first[1][place].strip()))
@@ -166,12 +168,18 @@ def _place(head: list[str], columns: Columns, path: Path) -> int:
 
 
 def _whole(head: list[str], place: int, rows: Rows) -> Rows:
-    """Put the day before a time that has a column of its own."""
+    """Put the day before a time or an hour that has a column of its own."""
     names = [name.lower() for name in head]
-    if names[place] != "time" or "date" not in names:
+    other = {"time": "date", "date": "hour"}.get(names[place])
+    if other not in names:
         return rows
-    day = names.index("date")
-    return ((line, [*row[:place], f"{row[day]} {row[place]}", *row[place + 1 :]]) for line, row in rows if row[day:])
+    day, clock = sorted((place, names.index(other)), key=lambda at: names[at] != "date")
+    last = max(day, clock)
+    return (
+        (line, [*row[:place], clocked(row[day].strip(), row[clock].strip()), *row[place + 1 :]])
+        for line, row in rows
+        if row[last:]
+    )
 
 
 def _at(head: list[str], name: str, path: Path) -> int:
