@@ -124,3 +124,12 @@ def test_counts_may_be_written_in_thousands(tmp_path: Path) -> None:
     """A comma between thousands is part of the count."""
     (tmp_path / "a.csv").write_text('time,requests\n0,"1,024"\n60,"12"\n')
     assert traces.read(tmp_path / "a.csv").size == 1036
+
+
+@pytest.mark.parametrize(("name", "alone"), [("interarrival", True), ("IAT_ms", True), ("interArrivalTime", False)])
+def test_gaps_are_summed(tmp_path: Path, name: str, alone: bool) -> None:
+    """A column of times since the arrival before gives the arrivals one after the other, in the unit of its name."""
+    gaps = [0.5, 0.7, 0.1] if "ms" not in name else [500, 700, 100]
+    head, rest = (name, "") if alone else (f"{name},bytes", ",3")
+    (tmp_path / "a.csv").write_text(f"{head}\n" + "".join(f"{gap}{rest}\n" for gap in gaps))
+    assert traces.read(tmp_path / "a.csv", column=None if alone else name).tolist() == pytest.approx([0, 0.7, 0.8])

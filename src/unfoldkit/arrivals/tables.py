@@ -23,6 +23,8 @@ Counts = NDArray[np.int64]
 Rows = Iterator[tuple[int, list[str]]]
 COUNTS = ("count", "counts", "requests", "invocations", "n")
 """Names of columns that count the arrivals of an interval, in any case."""
+GAPS = ("interarrival", "inter_arrival", "interarrival_time", "inter_arrival_time", "iat")
+"""Names of columns that hold the time since the arrival before, in any case and with a unit or without."""
 _AS_ROWS = "a whole number; arrivals.rates names a column of arrivals a second, counts: '' takes each row as one"
 _AS_RATE = "arrivals a second, such as 12.5; arrivals.counts: '' takes each row as one arrival"
 # an empty cell is a count that is missing, where words tell that the column holds none
@@ -128,7 +130,8 @@ def _named(head: list[str], rows: Rows, columns: Columns, path: Path) -> Found:
         _wrong(first[1][place].strip(), first[0], path)
     amount = _amount(head, place, first[1], columns, path)
     times, amounts = _read(itertools.chain([first], rows), place, amount, path)
-    times = present(_in_seconds(times, head[place], first[1][place].strip()))
+    times = _in_seconds(times, head[place], first[1][place].strip())
+    times = np.cumsum(times) if unit(head[place])[0] in GAPS else present(times)
     if amount is None or amounts is None or (amount.guessed and amount.per is None and _plain(amounts)):
         return Found(times)
     if amount.per is not None:
