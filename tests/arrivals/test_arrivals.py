@@ -275,3 +275,14 @@ def test_unknown_shape() -> None:
     """A shape with a typo is told what was meant."""
     with pytest.raises(UnfoldError, match="big-spike"):
         shapes.named("big-spik")
+
+
+def test_arrays_hold_gaps_too_and_one_number_an_arrival(tmp_path: Path) -> None:
+    """An array of gaps is summed as a column of them; a row or a column is a trace, a table of both ends none."""
+    np.savez(tmp_path / "a.npz", iat_ms=np.array([500, 700, 100]))
+    assert traces.read(tmp_path / "a.npz").tolist() == pytest.approx([0, 0.7, 0.8])
+    np.save(tmp_path / "a.npy", np.array([[1.0], [2.0]]))
+    assert traces.read(tmp_path / "a.npy").tolist() == [0, 1]
+    np.save(tmp_path / "a.npy", np.array([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]]))
+    with pytest.raises(UnfoldError, match="the array is 3 x 2; times are one number an arrival"):
+        traces.read(tmp_path / "a.npy")

@@ -12,7 +12,7 @@ from unfoldkit.arrivals.forms import form
 from unfoldkit.arrivals.logs import Tell, read_log, unheard
 from unfoldkit.arrivals.spreading import counter_like, doubtful, expand, paced, spread
 from unfoldkit.arrivals.stamps import COLUMNS, Times, in_seconds, present, unit
-from unfoldkit.arrivals.tables import Columns, Found, read_table
+from unfoldkit.arrivals.tables import GAPS, Columns, Found, read_table
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
 
 _WORDS = {"array": "an array", "log": "a log"}
@@ -132,13 +132,23 @@ def _arrays(path: Path, name: str | None) -> Times:
     try:
         data = np.load(path, allow_pickle=False)
         if isinstance(data, np.ndarray):
-            return present(data.astype(np.float64).ravel())
+            return present(_line(data, path))
         key = name or _key(data.files)
         if key not in data.files:
             raise fail(f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(data.files)}")
-        return present(in_seconds(np.asarray(data[key], dtype=np.float64).ravel(), unit(key)[1] or 1.0))
+        base, seconds = unit(key)
+        times = in_seconds(_line(data[key], path), seconds or 1.0)
+        return np.cumsum(times) if base in GAPS else present(times)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise fail(f"cannot read the arrays: {error}", file=str(path)) from error
+
+
+def _line(data: np.ndarray, path: Path) -> Times:
+    """Return the numbers of an array, which may stand in a row or a column, but not in several."""
+    if data.size != max(data.shape, default=1):
+        shape = " x ".join(map(str, data.shape))
+        raise fail(f"the array is {shape}; times are one number an arrival", file=str(path), hint="keep its column")
+    return data.astype(np.float64).ravel()
 
 
 def _key(names: list[str]) -> str:
