@@ -165,3 +165,11 @@ def test_rounded_times_of_any_clock_are_spread(rate: float, span: int, grain: in
 def test_instants_that_were_chosen_stay(times: np.ndarray) -> None:
     """Few arrivals, few of them alike, few instants, or a grid of more than seconds: nothing was rounded there."""
     assert spreading.spread(times, np.random.default_rng(0)).tolist() == times.tolist()
+
+
+@pytest.mark.parametrize("cell", ["1.5k", "12K", "3 M", "1,5k"])
+def test_rounded_counts_are_refused(tmp_path: Path, cell: str) -> None:
+    """A count that is rounded to thousands is told at its line; its row is not taken as one arrival."""
+    (tmp_path / "a.csv").write_text(f'timestamp,requests\n0,"{cell}"\n60,"{cell}"\n')
+    with pytest.raises(UnfoldError, match=rf"a.csv:2:1: requests: '{cell}' is not a count"):
+        traces.read(tmp_path / "a.csv")

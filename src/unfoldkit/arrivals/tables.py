@@ -29,6 +29,8 @@ _AS_ROWS = "a whole number; arrivals.rates names a column of arrivals a second, 
 _AS_RATE = "arrivals a second, such as 12.5; arrivals.counts: '' takes each row as one arrival"
 # an empty cell is a count that is missing, where words tell that the column holds none
 _COUNT = re.compile(r"(\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+)?")
+# no count, but meant as one: to take its row as one arrival would be wrong a thousandfold
+_ROUNDED = re.compile(r"\d+([.,]\d+)? ?[kKMG]")
 _WHOLE = re.compile(r"\d{1,15}(\.0*)?|\d{1,3}(,\d{3})+")
 _MINUTE = 60.0
 _ENDED = ("end_timestamp", "duration")
@@ -219,7 +221,8 @@ def _guessed(head: list[str], place: int, row: list[str]) -> _Amount | None:
     others = [at for at in range(min(len(head), len(row))) if at != place]
     for at in others:
         if head[at].lower() in COUNTS:
-            return _Amount(at, head[at], None, guessed=True) if _COUNT.fullmatch(row[at].strip()) else None
+            meant = _COUNT.fullmatch(row[at].strip()) or _ROUNDED.fullmatch(row[at].strip())
+            return _Amount(at, head[at], None, guessed=True) if meant else None
     found = next((at for at in others if per(head[at]) and value(row[at]) is not None), None)
     return None if found is None else _Amount(found, head[found], per(head[found]), guessed=True)
 
