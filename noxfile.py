@@ -266,8 +266,8 @@ def thirdparty(session: nox.Session) -> None:
 
 @nox.session(python=False, requires=["work"])
 def bench(session: nox.Session) -> None:
-    """Run benchmarks quickly, each day others first, starting none after three minutes."""
-    words = session.posargs or ["--all", "--quick", "--seconds", "180"]
+    """Run every benchmark quickly, starting none after four minutes."""
+    words = session.posargs or ["--all", "--quick", "--seconds", "240"]
     told = run_in_work(session, "python", "-m", "benchmarks", *words, silent=True)
     session.log("\n" + told)
     note(session, *(line for line in told.splitlines() if "NOT RUN" in line))

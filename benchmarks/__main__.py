@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import math
 import subprocess
@@ -15,8 +14,6 @@ from benchmarks.frame import FOLDER, NeedsDataError, NeedsExtraError, measure, n
 
 OUT_OF_TIME = -1000
 NO_EXTRA = 4
-A_DAY = 7
-"""How many benchmarks further a run with a limit begins each day."""
 OUTCOMES = {
     0: "measured",
     2: "NOT RUN: the shared data is not here",
@@ -32,12 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="run every one and write benchmarks/results/*.json")
     parser.add_argument("--quick", action="store_true", help="under a minute each; not for the docs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=math.inf,
-        help="with --all: start none after that time; each day another one is first",
-    )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="with --all: start none after that time")
     parser.add_argument("--write", action="store_true", help="with NAME: write benchmarks/results/NAME.json too")
     given = parser.parse_args(arguments)
     if given.all:
@@ -71,8 +63,7 @@ def run_all(*, quick: bool, seed: int, seconds: float = math.inf) -> int:
     """Measure each in a process of its own; a quick run prints, a full one also writes the results."""
     began = time.monotonic()
     codes = {}
-    day = dt.datetime.now(dt.UTC).date().toordinal()
-    for name in names() if seconds == math.inf else turned(names(), day):
+    for name in names():
         if time.monotonic() - began > seconds:
             codes[name] = OUT_OF_TIME
             continue
@@ -84,12 +75,6 @@ def run_all(*, quick: bool, seed: int, seconds: float = math.inf) -> int:
     for name, code in codes.items():
         print(f"{name:<20} {OUTCOMES.get(code, f'FAILED: exit {code}')}")
     return 1 if any(code not in OUTCOMES for code in codes.values()) else 0
-
-
-def turned(listed: Sequence[str], day: int) -> list[str]:
-    """Return the benchmarks, each day another one first: a limit does not leave out the same ones every time."""
-    first = day * A_DAY % len(listed)
-    return [*listed[first:], *listed[:first]]
 
 
 def _keep(name: str, line: str, *, quick: bool) -> None:

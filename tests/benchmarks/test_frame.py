@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import frame, startup
-from benchmarks.__main__ import A_DAY, main, turned
+from benchmarks.__main__ import main
 from docs.generators import benchmarks as page
 
 
@@ -105,12 +105,3 @@ def test_tables_show_metrics_beside_peers(tmp_path: Path) -> None:
     text = page.page(tmp_path)
     for line in ("| `a` | 1,234 | 2 | < 1 |", "| `b` | – | – |  |", "| 1 | z |", "- b could not be measured"):
         assert line in text
-
-
-@pytest.mark.parametrize("count", [1, 7, 14, 25])
-def test_each_benchmark_has_its_day(count: int) -> None:
-    """Where time is for few, every benchmark is among the first within some days, and none stands twice."""
-    listed = [str(one) for one in range(count)]
-    days = [turned(listed, day) for day in range(count)]
-    assert all(sorted(one) == sorted(listed) for one in days)
-    assert {name for one in days for name in one[:A_DAY]} == set(listed)
