@@ -15,9 +15,10 @@ from unfold_pipeline.app import Given, application
 from unfold_pipeline.board import Promise
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.live import Measured, drive
-from unfold_pipeline.play import constant, follow, patience_of, play
+from unfold_pipeline.play import constant, follow, needs_of, patience_of, play
 from unfold_pipeline.runtime import Runtime
 from unfold_pipeline.sample import draw
+from unfold_pipeline.station import StageRuntime
 from unfoldkit.arrivals import processes
 from unfoldkit.serving.batcher import Limits
 
@@ -71,6 +72,35 @@ def test_second_by_second_equals_the_whole(seed: int) -> None:
     assert np.array_equal(whole.latencies, looked.latencies)
 
 
+FULL = Option("core", 0.05, table([(1, 0.01), (4, 0.04)]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("factor", [1.2, 2.0, 5.0])
+def test_full_batches_under_overload_are_in_time(factor: float, seed: int) -> None:
+    """However much comes, nearly all that is answered is in time, and about as much as the replicas can carry."""
+    pipeline, plan = Pipeline((Stage("a", (), (FULL,)), Stage("b", (Edge(0),), (FULL,)))), (Choice(0, 4, 1),) * 2
+    rng = np.random.default_rng(seed)
+    sample = draw(pipeline, processes.poisson(factor * 100.0, 20.0, rng), rng)
+    patience = patience_of(pipeline, plan, 0.2)
+    shed = play(pipeline, sample, plan, constant(plan, sample), 0.0, patience=patience)
+    assert shed.missed(0.2) - shed.shed < 0.05 * (1 - shed.shed)
+    assert (1 - shed.missed(0.2)) * sample.size > 0.85 * 100.0 * 20.0
+
+
+def test_a_stage_learns_how_long_nearly_all_take() -> None:
+    """The margin follows the 95th percentile of what queries take beyond their need, up and down, within its room."""
+    stage = StageRuntime("a", models.Source(), 4, 1, 0.01, room=0.1)
+    rng = np.random.default_rng(0)
+    for low, high in ((0.03, 0.05), (0.01, 0.02)):
+        for seconds in rng.uniform(low, high, 2000):
+            stage.learn(0.01 + float(seconds))
+        assert low < stage.margin < high + 0.01
+    for _ in range(500):
+        stage.learn(9.0)
+    assert stage.margin == 0.1
+
+
 def test_idle_pipeline_sheds_nothing() -> None:
     """Where nobody waits no query is shed, and a limit below the service time sheds all."""
     sample = draw(ALONE, np.arange(20.0), np.random.default_rng(0))
@@ -83,6 +113,39 @@ def runtime(folder: Path, need: float) -> Runtime:
     """One replica of a model that takes 50 ms."""
     (folder / "served.py").write_text(CODE)
     return Runtime(["a"], [models.Source(code="served:nap", folder=str(folder))], PLAN[:1], [need])
+
+
+SLOW = """import time
+
+def nap(rows):
+    time.sleep(0.01 + 0.01 * len(rows))
+    return rows.sum(axis=1)
+"""
+
+
+def test_what_a_running_pipeline_answers_is_in_time(tmp_path: Path) -> None:
+    """Where three times as much comes as full batches carry, most of what is answered after a second is in time."""
+    option = Option("core", 0.05, table([(1, 0.02), (4, 0.05)]))
+    pipeline, plan, limit = Pipeline((Stage("a", (), (option,)),)), (Choice(0, 4, 1),), 0.3
+    (tmp_path / "slow.py").write_text(SLOW)
+    source = models.Source(code="slow:nap", folder=str(tmp_path))
+    need = needs_of(pipeline, plan)[0]
+
+    async def scene() -> Measured:
+        running = Runtime(["a"], [source], plan, [need], rooms=[(limit - need) / 2])
+        await running.start()
+        sample = draw(pipeline, np.arange(960) / 240.0, np.random.default_rng(0))
+        rows = np.ones((3, 2), dtype=np.float32)
+        measured = await drive(running, pipeline, sample, rows, None, lambda *_told: None, limit)
+        await running.stop()
+        return measured
+
+    measured = asyncio.run(asyncio.wait_for(scene(), 120))
+    later = measured.latencies[240:]
+    answered = later[np.isfinite(later)]
+    assert answered.size > 100
+    assert (answered <= limit).mean() > 0.7
+    assert measured.lost == 0
 
 
 def test_running_pipeline_sheds_and_loses_nothing(tmp_path: Path) -> None:

@@ -104,14 +104,25 @@ def sized(pipeline: Pipeline, index: int, choice: Choice, ledger: Ledger) -> Ser
     return replace(server(pipeline, index, replace(choice, batch=ledger.largest(choice.batch))), full=choice.batch)
 
 
+def needs_of(pipeline: Pipeline, plan: Plan) -> tuple[float, ...]:
+    """Return the least seconds that a query still takes from each stage on: alone in its batch, never waiting again."""
+    return _ways(pipeline, [option.quickest for option in pipeline.options(plan)])
+
+
 def patience_of(pipeline: Pipeline, plan: Plan, limit: float) -> tuple[float, ...]:
     """Return how long after its arrival a query may at most be taken at each stage to be answered in ``limit`` s.
 
-    A query alone in its batch, which never waits again: one that comes later cannot be in time.
+    In the full batches that come where many wait: those who are taken then are the oldest of all, and alone in a batch
+    is nobody. Half of what a query alone has at the very least is waited for, however long full batches take.
     """
-    options = [stage.options[choice.option] for stage, choice in zip(pipeline.stages, plan, strict=True)]
-    below = depths(pipeline, [option.quickest for option in options]).below
-    return tuple(limit - option.quickest - rest for option, rest in zip(options, below, strict=True))
+    full = _ways(pipeline, [float(o.latency[c.batch]) for o, c in zip(pipeline.options(plan), plan, strict=True)])
+    quick = needs_of(pipeline, plan)
+    return tuple(max(limit - slow, (limit - need) / 2) for slow, need in zip(full, quick, strict=True))
+
+
+def _ways(pipeline: Pipeline, seconds: Sequence[float]) -> tuple[float, ...]:
+    below = depths(pipeline, seconds).below
+    return tuple(own + rest for own, rest in zip(seconds, below, strict=True))
 
 
 def refusals_of(pipeline: Pipeline, plan: Plan, worth: float) -> tuple[float, ...]:

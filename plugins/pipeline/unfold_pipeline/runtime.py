@@ -84,14 +84,13 @@ class Runtime:
         cores: Cores | None = None,
         waits: Sequence[float] = (),
         patience: Sequence[float] = (),
+        rooms: Sequence[float] = (),
     ) -> None:
-        none = [0.0] * len(names)
-        given = zip(
-            names, sources, plan, needs or none, waits or none, patience or [math.inf] * len(names), strict=True
-        )
+        none, ever = [0.0] * len(names), [math.inf] * len(names)
+        given = zip(names, sources, plan, needs or none, waits or none, patience or ever, rooms or none, strict=True)
         self.stages = [
-            StageRuntime(name, source, choice.batch, choice.replicas, need, wait=wait, patience=most)
-            for name, source, choice, need, wait, most in given
+            StageRuntime(name, source, choice.batch, choice.replicas, need, wait=wait, patience=most, room=room)
+            for name, source, choice, need, wait, most, room in given
         ]
         self._cores = cores
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -239,7 +238,7 @@ class Runtime:
             for after in query.routes.after(item):
                 self.stages[after[0]].queue.append((query, after, clock()))
             if query.routes.finished(item):
-                query.finished(query.answers)
+                query.answered()
         if worker.leaving:
             self._end(stage, worker)
 

@@ -21,7 +21,7 @@ from unfold_pipeline.orders import Ledger, Step, as_seen
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import Unmet, seek
-from unfold_pipeline.play import carried, length, patience_of, sized
+from unfold_pipeline.play import carried, length, needs_of, patience_of, sized
 from unfold_pipeline.quotas import limits
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
@@ -85,12 +85,13 @@ class Ready:
         """Return the plan on an engine, not started yet."""
         stages = self.judge.pipeline.stages
         names = [stage.name for stage in stages]
-        needs = [self.judge.limit - most for most in self.patience] if self.shed else []
+        needs = needs_of(self.judge.pipeline, self.plan)
         waits = [stage.wait for stage in stages]
         if isinstance(engine, RayEngine):
             return RayRuntime(names, self.sources, self.plan, waits, engine.address, needs, self.placing, self.longest)
         cores = of_this_machine() if self.placing.pinned else None
-        return Runtime(names, self.sources, self.plan, needs, cores, waits, self.longest)
+        rooms = [(self.judge.limit - need) / 2 for need in needs]
+        return Runtime(names, self.sources, self.plan, needs, cores, waits, self.longest, rooms)
 
 
 def serve(spec: PipelineSpec, run: Run) -> Service | Report:

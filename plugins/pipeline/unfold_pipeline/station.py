@@ -14,6 +14,9 @@ from unfold_pipeline.models import Rows, Source
 from unfold_pipeline.replica import Replica
 from unfold_pipeline.routes import Item, Routes
 
+NEARLY_ALL = 0.95
+PACE = 0.05
+
 Finished = Callable[[dict[str, Any] | None], None]
 
 
@@ -23,7 +26,7 @@ class Query:
 
     ``due`` is when its answer is late, on :func:`clock`; ``shed`` says that it was refused because it would be;
     ``failed`` names the stage whose model raised an error on it; ``ended`` counts the processes that ended while they
-    had nothing but it.
+    had nothing but it. ``taken`` are the stages that took it into a batch, and when, if it may be late.
     """
 
     row: Rows
@@ -35,6 +38,14 @@ class Query:
     shed: bool = False
     failed: str = ""
     ended: int = 0
+    taken: list[tuple[StageRuntime, float]] = field(default_factory=list)
+
+    def answered(self) -> None:
+        """Hand over the answers; the stages learn how long it took from their batches on."""
+        now = clock()
+        for stage, since in self.taken:
+            stage.learn(now - since)
+        self.finished(self.answers)
 
     def hopeless(self, need: float) -> bool:
         """Whether it has no answer any more, or not in time if it still needs ``need`` seconds; then it is refused."""
@@ -82,12 +93,13 @@ class Worker:
 class StageRuntime:
     """A stage: its model, largest batch, queue, replicas, how many there should be, and what was counted.
 
-    ``need`` is the least seconds that a query still takes from here on; ``seconds`` were spent in the model, and
-    ``worked`` of them a core was busy. ``alone`` are rows of batches on which the model failed, to be tried one by one;
-    ``failed`` counts those on which it did so again, ``problem`` is the last error. A batch that is not full may be
-    held back for ``wait`` seconds; ``alarm`` looks again when they are over. A replica that keeps a batch for longer
-    than ``patience`` seconds is ended. ``failures`` counts those that ended with nothing to do, one after the other;
-    after too many no other is started before ``pause`` is over.
+    ``need`` is the least seconds that a query still takes from here on, and ``margin`` how much longer nearly all take,
+    as they did lately; it stays below ``room``, so that some are always taken and it can be learnt anew. ``seconds``
+    were spent in the model, and ``worked`` of them a core was busy. ``alone`` are rows of batches on which the model
+    failed, to be tried one by one; ``failed`` counts those on which it did so again, ``problem`` is the last error. A
+    batch that is not full may be held back for ``wait`` seconds; ``alarm`` looks again when they are over. A replica
+    that keeps a batch for longer than ``patience`` seconds is ended. ``failures`` counts those that ended with nothing
+    to do, one after the other; after too many no other is started before ``pause`` is over.
     """
 
     name: str
@@ -111,6 +123,14 @@ class StageRuntime:
     alarm: TimerHandle | None = None
     patience: float = math.inf
     pause: TimerHandle | None = None
+    room: float = 0.0
+    margin: float = 0.0
+
+    def learn(self, seconds: float) -> None:
+        """Follow the time that nearly all queries take beyond their need (a quantile, by stochastic approximation)."""
+        up = seconds - self.need > self.margin
+        step = PACE * self.room * (NEARLY_ALL if up else NEARLY_ALL - 1)
+        self.margin = min(max(self.margin + step, 0.0), self.room)
 
     def due(self) -> float:
         """Return in how many seconds a batch may start: one that is full now, another when its oldest has waited."""
@@ -135,8 +155,10 @@ def _filled(stage: StageRuntime, queue: deque[Work], most: int) -> list[Work]:
     batch: list[Work] = []
     while queue and len(batch) < most:
         work = queue.popleft()
-        if not work[0].hopeless(stage.need):
+        if not work[0].hopeless(stage.need + stage.margin):
             batch.append(work)
+            if work[0].due < math.inf:
+                work[0].taken.append((stage, clock()))
     return batch
 
 
