@@ -1,12 +1,16 @@
 """A running pipeline beside its estimate: p99 and attainment of three pipelines at loads of 30, 50 and 70 %.
 
-Each case profiles the stages, estimates a Poisson trace, and replays it, open loop, against real processes on this
-machine: three times with replicas of ``placement: {pin: core}``, which the main figures are of, and once with replicas
-that the system moves between the cores. A case's error is the median of its replays; how far replays of the very same
-trace lie apart says what any estimate could reach here. Other programs disturb: a replay in which they took 5 % of a
-core or more is left out if another of its case was quiet. "chain": a small and a large convolutional network (ONNX);
-"cascade": the large one sees 40 % of the queries; "diamond": four networks with a fork and a join, more replicas than
-two cores can compute for; "waiting": the same shape, waiting as for accelerators.
+"chain": a small and a large model; "cascade": the large one sees 40 % of the queries; "diamond": four models with a
+fork and a join. Each is run twice over: with models that wait, as for accelerators of their own, and with convolutional
+networks (ONNX) that compute on this machine, of which the diamond has more replicas than two cores can compute for.
+
+Cases are played in rounds, each on its own: it profiles the stages, and replays a Poisson trace of 250 queries at each
+load that this profile says, open loop, against real processes. The pace of a core of a virtual machine changes by a
+third from one second to the next, with what others do beside it, so the error of a case is the median of its rounds;
+"pooled" is that of all latencies of its rounds together. How far the measured rounds of odd and even number lie apart
+says what any estimate could reach here. Replicas have ``placement: {pin: core}``; "moved" are those that the system
+moves between the cores. Disturbed is a round in which other programs took 5 % of a core or more: it is left out if most
+others of its case were quiet.
 """
 
 from __future__ import annotations
@@ -18,10 +22,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks import fidelity_models
 from unfold_pipeline import profiles, serve
@@ -35,11 +41,14 @@ from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
 
 T = TypeVar("T")
+Floats = NDArray[np.float64]
 LOADS = (0.3, 0.5, 0.7)
 QUIET = 0.05
-QUERIES = 1000
+QUERIES = 250
 BATCH = 4
 SLACK = 3.0
+TAIL = 0.99
+ODD_EVEN = (0, 1)
 HEAD = """
 version: 1
 kind: pipeline
@@ -52,38 +61,57 @@ tuner: {{policy: fixed}}
 stages:
 """
 WAYS = {"pinned": "pin: core", "moved": ""}
-REPEATS = {"pinned": 3, "moved": 1}
-STAGES = {
+ROUNDS = {"waiting": 4, "computing": 6}
+SHAPES = {
     "chain": """
-  first: {model: {file: small.onnx}, max_batch: 4}
-  second: {after: {first: 100%}, model: {file: large.onnx}, max_batch: 4}
+  first: {{model: {small}, max_batch: 4}}
+  second: {{after: {{first: 100%}}, model: {large}, max_batch: 4}}
 """,
     "cascade": """
-  quick: {model: {file: small.onnx}, max_batch: 4}
-  sure: {after: {quick: 40%}, model: {file: large.onnx}, max_batch: 4}
+  quick: {{model: {small}, max_batch: 4}}
+  sure: {{after: {{quick: 40%}}, model: {large}, max_batch: 4}}
 """,
     "diamond": """
-  enter: {model: {file: tiny.onnx}, max_batch: 4}
-  left: {after: {enter: 100%}, model: {file: small.onnx}, max_batch: 4}
-  right: {after: {enter: 60%}, model: {file: small.onnx}, max_batch: 4}
-  join: {after: {left: 100%, right: 100%}, model: {file: tiny.onnx}, max_batch: 4}
-""",
-    "waiting": """
-  enter: {model: {code: "benchmarks.fidelity_models:quick", features: 64}, max_batch: 4}
-  left: {after: {enter: 100%}, model: {code: "benchmarks.fidelity_models:slow", features: 64}, max_batch: 4}
-  right: {after: {enter: 60%}, model: {code: "benchmarks.fidelity_models:slow", features: 64}, max_batch: 4}
-  join:
-    after: {left: 100%, right: 100%}
-    model: {code: "benchmarks.fidelity_models:quick", features: 64}
-    max_batch: 4
+  enter: {{model: {tiny}, max_batch: 4}}
+  left: {{after: {{enter: 100%}}, model: {small}, max_batch: 4}}
+  right: {{after: {{enter: 60%}}, model: {small}, max_batch: 4}}
+  join: {{after: {{left: 100%, right: 100%}}, model: {tiny}, max_batch: 4}}
 """,
 }
-SHARES = {
-    "chain": (1.0, 1.0),
-    "cascade": (1.0, 0.4),
-    "diamond": (1.0, 1.0, 0.6, 1.0),
-    "waiting": (1.0, 1.0, 0.6, 1.0),
+SHARES = {"chain": (1.0, 1.0), "cascade": (1.0, 0.4), "diamond": (1.0, 1.0, 0.6, 1.0)}
+MODELS = {
+    "waiting": '{{code: "benchmarks.fidelity_models:{}", features: 64}}',
+    "computing": "{{file: {}.onnx}}",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A pipeline at a load: its shape, what its models do, and whether replicas keep to a core."""
+
+    shape: str
+    models: str
+    load: float
+    cores: str = "pinned"
+
+    @property
+    def name(self) -> str:
+        """What the case is called."""
+        return f"{self.models} {self.shape} {self.load:g}"
+
+    @property
+    def spec(self) -> str:
+        """The stages as a spec has them."""
+        sizes = {size: MODELS[self.models].format(size) for size in ("tiny", "small", "large")}
+        return SHAPES[self.shape].format(**sizes)
+
+
+def cases(quick: bool) -> list[Case]:
+    """Return what is measured."""
+    if quick:
+        return [Case("diamond", "waiting", LOADS[1])]
+    pinned = [Case(shape, models, load) for models in MODELS for shape in SHAPES for load in LOADS]
+    return [*pinned, *(Case(shape, "computing", LOADS[1], "moved") for shape in SHAPES)]
 
 
 def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: ARG001 - no data is needed
@@ -94,13 +122,12 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
         fidelity_models.convolution(folder / "tiny.onnx", 64, 3, seed)
         fidelity_models.convolution(folder / "small.onnx", 96, 4, seed)
         fidelity_models.convolution(folder / "large.onnx", 128, 5, seed)
-        for name in ["waiting"] if quick else STAGES:
-            for load in LOADS[1:2] if quick else LOADS:
-                for way in WAYS:
-                    rows += _case(name, load, way, folder, seed, quick=quick)
+        for _, group in itertools.groupby(cases(quick), lambda case: replace(case, load=0.0)):
+            rows += _rounds(list(group), folder, seed, quick=quick)
+    found = judged(rows)
     return {
-        "metrics": metrics(rows),
-        "tables": {"replays": rows},
+        "metrics": metrics(found) | {"lost": sum(row.lost for row in rows)},
+        "tables": {"cases": found, "rounds": [row.told() for row in rows]},
         "aims": {"p99_error_percent_max": "≤ 10"},
         "notes": notes(),
     }
@@ -114,80 +141,151 @@ def notes() -> list[str]:
     ]
 
 
-def metrics(rows: list[dict[str, Any]]) -> dict[str, float | int | None]:
-    """Return the largest errors of the cases, and how far the replays of one trace lie apart at most."""
-    cases = {
-        key: _quiet(list(found)) for key, found in itertools.groupby(rows, lambda row: (row["cores"], row["case"]))
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round measured: latencies and estimates in ms (evenly spaced quantiles), and what disturbed it."""
+
+    case: Case
+    rate: float
+    measured: Floats
+    estimated: Floats
+    attainment_error_points: float
+    late_ms: float
+    foreign: float
+    lost: int = 0
+
+    def error(self, share: float) -> float:
+        """Return how many percent the estimate of a percentile is off."""
+        return _error([self], share)
+
+    def told(self) -> dict[str, Any]:
+        """Return a row of the table."""
+        p99, thought = (float(np.quantile(times, TAIL)) for times in (self.measured, self.estimated))
+        return {
+            "case": self.case.name,
+            "queries_per_s": self.rate,
+            "p99_ms": p99,
+            "estimated_p99_ms": thought,
+            "p99_error_percent": self.error(TAIL),
+            "sender_late_ms": self.late_ms,
+            "foreign_cores": self.foreign,
+            "lost": self.lost,
+        }
+
+
+def judged(rows: list[Round]) -> list[dict[str, Any]]:
+    """Return a row a case: its latencies beside what was estimated."""
+    return [
+        _judged(case, [row for row in rows if row.case == case]) for case in dict.fromkeys(row.case for row in rows)
+    ]
+
+
+def _judged(case: Case, rows: list[Round]) -> dict[str, Any]:
+    quiet = [row for row in rows if row.foreign <= QUIET]
+    taken = quiet if len(quiet) * 2 > len(rows) else rows
+    return {
+        "case": case.name,
+        "pipeline": case.shape,
+        "models": case.models,
+        "load": case.load,
+        "cores": case.cores,
+        "p50_error_percent": statistics.median(row.error(0.5) for row in taken),
+        "p99_error_percent": statistics.median(row.error(TAIL) for row in taken),
+        "p99_error_percent_pooled": _error(taken, TAIL),
+        "halves_apart_percent": _apart(taken),
+        "attainment_error_points": statistics.median(row.attainment_error_points for row in taken),
+        "rounds": len(rows),
+        "disturbed": len(rows) - len(quiet),
     }
-    pinned = [found for (way, _), found in cases.items() if way == "pinned"]
-    waiting = [found for found in pinned if found[0]["pipeline"] == "waiting"]
-    computing = [found for found in pinned if found not in waiting]
+
+
+def _error(rows: list[Round], share: float) -> float:
+    """Return how many percent the estimate of a percentile of all latencies of some rounds is off."""
+    measured, estimated = (
+        np.concatenate(found) for found in zip(*((r.measured, r.estimated) for r in rows), strict=True)
+    )
+    return float(np.quantile(estimated, share) / np.quantile(measured, share) - 1) * 100
+
+
+def _apart(rows: list[Round]) -> float | None:
+    """Return how much larger the larger p99 is of the rounds of odd and of even number, in percent."""
+    if len(rows) < len(ODD_EVEN):
+        return None
+    halves = [float(np.quantile(np.concatenate([row.measured for row in rows[half::2]]), TAIL)) for half in ODD_EVEN]
+    return (max(halves) / min(halves) - 1) * 100
+
+
+def metrics(found: list[dict[str, Any]]) -> dict[str, float | int | None]:
+    """Return the largest errors of the cases, and how far halves of one case lie apart in the median."""
+    pinned = [row for row in found if row["cores"] == "pinned"]
+    waiting, computing = ([row for row in pinned if row["models"] == models] for models in ("waiting", "computing"))
     return {
         "p99_error_percent_max": _worst(pinned, "p99_error_percent"),
         "p50_error_percent_max": _worst(pinned, "p50_error_percent"),
         "attainment_error_points_max": _worst(pinned, "attainment_error_points"),
         "waiting_p99_error_percent_max": _worst(waiting, "p99_error_percent"),
+        "waiting_halves_apart_percent_median": _middle(waiting, "halves_apart_percent"),
+        "computing_p99_error_percent_max": _worst(computing, "p99_error_percent"),
         "computing_p99_error_percent_median": _middle(computing, "p99_error_percent"),
-        **_repeats([_apart(found) for found in pinned if len(found) > 1]),
-        "moved_p99_error_percent_max": _worst(
-            [f for (way, _), f in cases.items() if way == "moved"], "p99_error_percent"
-        ),
-        "cases": len(cases),
-        "disturbed_replays": sum(row["foreign_cores"] > QUIET for row in rows),
-        "lost": sum(row["lost"] for row in rows),
+        "computing_p99_error_percent_pooled_max": _worst(computing, "p99_error_percent_pooled"),
+        "computing_halves_apart_percent_median": _middle(computing, "halves_apart_percent"),
+        "moved_p99_error_percent_max": _worst([row for row in found if row["cores"] == "moved"], "p99_error_percent"),
+        "cases": len(found),
+        "disturbed_rounds": sum(row["disturbed"] for row in found),
     }
 
 
-def _quiet(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row for row in rows if row["foreign_cores"] <= QUIET] or rows
+def _worst(found: list[dict[str, Any]], key: str) -> float | None:
+    return max(_sizes(found, key), default=None)
 
 
-def _worst(cases: list[list[dict[str, Any]]], key: str) -> float | None:
-    return max((_size(found, key) for found in cases), default=None)
+def _middle(found: list[dict[str, Any]], key: str) -> float | None:
+    return statistics.median(_sizes(found, key)) if _sizes(found, key) else None
 
 
-def _middle(cases: list[list[dict[str, Any]]], key: str) -> float | None:
-    return statistics.median(_size(found, key) for found in cases) if cases else None
+def _sizes(found: list[dict[str, Any]], key: str) -> list[float]:
+    return [abs(row[key]) for row in found if row[key] is not None]
 
 
-def _size(rows: list[dict[str, Any]], key: str) -> float:
-    """Return how large the error of a case is, in either direction: that of the median of its replays."""
-    return abs(float(statistics.median(row[key] for row in rows)))
+def _rounds(group: list[Case], folder: Path, seed: int, *, quick: bool) -> list[Round]:
+    """Return the rounds of cases that differ in load alone."""
+    return [
+        row
+        for number in range(1 if quick else ROUNDS[group[0].models])
+        for row in _round(group, folder, [seed, number])
+    ]
 
 
-def _repeats(apart: list[float]) -> dict[str, float | None]:
-    middle = statistics.median(apart) if apart else None
-    return {"repeat_p99_percent_max": max(apart, default=None), "repeat_p99_percent_median": middle}
-
-
-def _apart(rows: list[dict[str, Any]]) -> float:
-    """Return how much larger the largest measured p99 of some replays of one trace is than the least, in percent."""
-    found = [float(row["p99_ms"]) for row in rows]
-    return (max(found) / min(found) - 1) * 100
-
-
-def _case(name: str, load: float, way: str, folder: Path, seed: int, *, quick: bool) -> list[dict[str, Any]]:
-    """Return the replays at one load and way."""
-    count = QUERIES // 5 if quick else QUERIES
-    told = {"case": f"{name} {load:g}", "pipeline": name, "load": load, "cores": way}
+def _round(group: list[Case], folder: Path, seed: list[int]) -> list[Round]:
+    """Profile the stages, and replay a trace at each load."""
     with tempfile.TemporaryDirectory(dir=folder) as text:
-        place = Path(text)
-        run = Run(RunDir(place / "run"), LocalEngine(1), base=folder, allow_code=True)
-        _, others = _watched(lambda: profile(_spec(name, 1.0, way), run))
-        spec = _spec(name, SLACK * _single(name, run), way)
-        rate = load * min(_throughputs(name, run))
-        np.savez(place / "trace.npz", arrival_s=processes.gamma(rate, count / rate, np.random.default_rng([seed, 0])))
-        replays = [
-            _replay(spec, _with_plan(run, spec, place / "trace.npz")) for _ in range(1 if quick else REPEATS[way])
-        ]
-    return [told | _row(item, rate, max(others, meanwhile)) for item, meanwhile in replays]
+        run = Run(RunDir(Path(text) / "run"), LocalEngine(1), base=folder, allow_code=True)
+        _, others = _watched(lambda: profile(_spec(group[0], 1.0), run))
+        return [_replayed(case, run, seed, others) for case in group]
 
 
-def _replay(spec: PipelineSpec, run: Run) -> tuple[Report, float]:
-    report, others = _watched(lambda: serve.serve(spec, run))
+def _replayed(case: Case, run: Run, seed: list[int], others: float) -> Round:
+    spec = _spec(case, SLACK * _single(case, run))
+    rate = case.load * min(_throughputs(case, run))
+    trace = run.directory.path / "trace.npz"
+    np.savez(trace, arrival_s=processes.gamma(rate, QUERIES / rate, np.random.default_rng(seed)))
+    report, meanwhile = _watched(lambda: _replay(spec, _with_plan(run, spec, trace)))
+    return _read(case, rate, report, max(others, meanwhile))
+
+
+def _read(case: Case, rate: float, report: Report, foreign: float) -> Round:
+    values = {key: metric.value or 0.0 for key, metric in report.metrics.items()}
+    measured, estimated = (np.array(series.x) for series in report.figures[0].series)
+    error = (values["attainment"] - values["estimated_attainment"]) * 100
+    late, lost = values["sender_lateness_ms"], int(values["lost"])
+    return Round(case, rate, measured, estimated, error, late, foreign, lost)
+
+
+def _replay(spec: PipelineSpec, run: Run) -> Report:
+    report = serve.serve(spec, run)
     if not isinstance(report, Report):
         raise TypeError("a replay ends in a report")
-    return report, others
+    return report
 
 
 def _watched(action: Callable[[], T]) -> tuple[T, float]:
@@ -198,9 +296,9 @@ def _watched(action: Callable[[], T]) -> tuple[T, float]:
     return result, max(0.0, _busy() - busy - (sum(os.times()[:4]) - own)) / seconds
 
 
-def _spec(name: str, limit: float, way: str = "moved") -> PipelineSpec:
-    head = HEAD.format(name=name, limit=limit, placement=WAYS[way])
-    return validate(PipelineSpec, parse(head + STAGES[name], name))
+def _spec(case: Case, limit: float) -> PipelineSpec:
+    head = HEAD.format(name=case.shape, limit=limit, placement=WAYS[case.cores])
+    return validate(PipelineSpec, parse(head + case.spec, case.shape))
 
 
 def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
@@ -209,19 +307,19 @@ def _with_plan(run: Run, spec: PipelineSpec, trace: Path) -> Run:
     return Run(run.directory, run.engine, base=run.base, allow_code=True, options=options)
 
 
-def _throughputs(name: str, run: Run) -> list[float]:
+def _throughputs(case: Case, run: Run) -> list[float]:
     """Return the queries a second with which each stage alone is full, and with which all cores are."""
     found, work = [], 0.0
-    for stage, share in zip(_spec(name, 1.0).named, SHARES[name], strict=True):
+    for stage, share in zip(_spec(case, 1.0).named, SHARES[case.shape], strict=True):
         last = (profiles.stored(stage, run) or [])[-1]
         found.append(last.batch / last.mean / share)
         work += last.cpu * share * last.mean / last.batch
     return [*found, available_cores() / max(work, 1e-9)]
 
 
-def _single(name: str, run: Run) -> float:
+def _single(case: Case, run: Run) -> float:
     """Return the seconds of one query that never waits, all stages one after the other."""
-    points = [(profiles.stored(stage, run) or [])[0] for stage in _spec(name, 1.0).named]
+    points = [(profiles.stored(stage, run) or [])[0] for stage in _spec(case, 1.0).named]
     return math.fsum(point.mean + point.wake for point in points)
 
 
@@ -229,27 +327,3 @@ def _busy() -> float:
     """Return the seconds that all cores together have worked since the start of the machine (Linux)."""
     fields = [int(item) for item in Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def _row(report: Report, rate: float, foreign: float) -> dict[str, Any]:
-    values = {key: metric.value or 0.0 for key, metric in report.metrics.items()}
-    table = {row[0]: row for row in report.tables[0].rows}
-    (p50, thought50), (p90, thought90) = (table[key][1:3] for key in ("p50", "p90"))
-    return {
-        "queries_per_s": rate,
-        "p50_ms": p50,
-        "estimated_p50_ms": thought50,
-        "p50_error_percent": _error(p50, thought50),
-        "p90_error_percent": _error(p90, thought90),
-        "p99_ms": values["p99_ms"],
-        "estimated_p99_ms": values["estimated_p99_ms"],
-        "p99_error_percent": _error(values["p99_ms"], values["estimated_p99_ms"]),
-        "attainment_error_points": (values["attainment"] - values["estimated_attainment"]) * 100,
-        "sender_late_ms": values["sender_lateness_ms"],
-        "foreign_cores": foreign,
-        "lost": int(values["lost"]),
-    }
-
-
-def _error(measured: Any, estimated: Any) -> float:
-    return (float(estimated) / float(measured) - 1) * 100
