@@ -195,17 +195,23 @@ def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
         found = await asyncio.wait_for(asyncio.gather(*told), 60)
         return max(int(answers["a"]) for answers in found)
 
+    async def largest(running: Running, hoped: int) -> int:
+        # on a busy machine a crowd comes to its replica in dribs
+        found = 0
+        for _ in range(60):
+            found = max(found, await crowd(running))
+            if found >= hoped:
+                break
+            await asyncio.sleep(0.1)
+        return found
+
     async def scene() -> tuple[int, int, int]:
         running = make("together", "nap")
         await running.start()
         try:
-            before = after = await crowd(running)
+            before = await largest(running, 4)
             running.want(0, 1, 8)
-            for _ in range(60):
-                await asyncio.sleep(0.1)
-                if (after := await crowd(running)) > before:
-                    break
-            return before, after, running.replaced()
+            return before, await largest(running, 5), running.replaced()
         finally:
             await running.stop()
 
