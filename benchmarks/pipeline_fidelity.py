@@ -5,8 +5,8 @@ fork and a join. Each is run twice over: with models that wait, as for accelerat
 networks (ONNX) that compute on this machine, of which the diamond has more replicas than two cores can compute for.
 
 Cases are played in rounds, each on its own: it profiles the stages, and replays a Poisson trace of 250 queries at each
-load that this profile says, open loop, against real processes. The pace of a core of a virtual machine changes by a
-third from one second to the next, with what others do beside it, so the error of a case is the median of its rounds;
+load that this profile says, open loop, against real processes. The pace of a core of a virtual machine changes with
+what others do beside it (see ``queries_per_s`` of the rounds), so the error of a case is the median of its rounds;
 "pooled" is that of all latencies of its rounds together. How far the measured rounds of odd and even number lie apart
 says what any estimate could reach here. Replicas have ``placement: {pin: core}``; "moved" are those that the system
 moves between the cores. Disturbed is a round in which other programs took 5 % of a core or more: it is left out if most

@@ -6,20 +6,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from unfold_placement.facts import MILLI, Node, Task
 from unfold_placement.kubernetes.words import MIB, UNITS, seconds
-from unfold_placement.listed import Body, each_of, items_of
+from unfold_placement.listed import Body, Form, Span, Tell, each_of, items_of, tasks_of
 from unfoldkit.api import fail
 
 S = TypeVar("S")
 T = TypeVar("T")
-Span = tuple[float, float | None, float | None]
 """When a pod was created, started and ended, in s since 1970; nothing where it has not yet."""
-Tell = Callable[[str], object]
 OURS = {theirs: ours for ours, theirs in UNITS.items()}
 PASSED = frozenset({"ephemeral-storage"})
 """What nodes have and no policy places by."""
@@ -52,24 +50,8 @@ def kubectl_tasks(path: Path, faster: float = 1.0, first: int | None = None, tel
     pods = _each(path, "Pod", lambda item: item)
     owners = _each_of(pods, path, lambda item: _owner(item, "kind"))
     placed = [item for item, kinds in zip(pods, owners, strict=True) if not BOUND.intersection(kinds)]
-    spans = _each_of(placed, path, _span)
-    last = max((time for span in spans for time in span if time is not None), default=0.0)
-    ran = [(item, span) for item, span in zip(placed, spans, strict=True) if span[1] is not None]
-    _tell_of(pods, placed, [span for _, span in ran], path, tell)
-    ran = ran[:first]
-    origin = min((span[0] for _, span in ran), default=0.0)
-    tasks = _each_of(ran, path, lambda pair: _task(pair[0], pair[1], origin, last, faster))
-    sizes = Counter(task.job for task in tasks)
-    return [replace(task, size=sizes[task.job]) for task in tasks]
-
-
-def _tell_of(pods: Sequence[Body], placed: Sequence[Body], spans: Sequence[Span], path: Path, tell: Tell) -> None:
-    bound, never = len(pods) - len(placed), len(placed) - len(spans)
-    going = sum(end is None for _, _, end in spans)
-    if bound or never:
-        tell(f"{path.name}: left out are {bound} pods of daemons and {never} that never started")
-    if going:
-        tell(f"{path.name}: {going} pods still run; they are taken to end with the last time of the file")
+    form = Form("kubectl", "pods", "pods of daemons", _span, partial(_task, faster=faster))
+    return tasks_of(pods, placed, path, form, first, tell)
 
 
 def _each(path: Path, kind: str, read: Callable[[Body], T | None]) -> list[T]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from unfold_placement.facts import MILLI, Node, Task
-from unfold_placement.listed import Body, each_of, items_of
+from unfold_placement.listed import Body, Form, Span, Tell, each_of, items_of, tasks_of
 from unfold_placement.times import date
 from unfoldkit.api import fail
 
 NODES, TASKS = "ray list nodes --format json", "ray list tasks --detail --format json --limit 10000"
-Tell = Callable[[str], object]
-Span = tuple[float, float | None, float | None]
 """When a task was submitted, started and ended, in s; nothing where it has not yet."""
 MIB = 1 << 20
 OURS = {"CPU": "cpu", "GPU": "gpu", "memory": "memory"}
@@ -53,24 +51,8 @@ def ray_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: T
     """
     listed = _listed(path, "task_id", TASKS)
     plain = [item for item in listed if item.get("type") not in {METHOD, ACTOR, DRIVER}]
-    spans = each_of(plain, path, TASKS, _span)
-    last = max((time for span in spans for time in span if time is not None), default=0.0)
-    ran = [(item, span) for item, span in zip(plain, spans, strict=True) if span[1] is not None]
-    _tell_of(listed, plain, [span for _, span in ran], path, tell)
-    ran = ran[:first]
-    origin = min((span[0] for _, span in ran), default=0.0)
-    tasks = each_of(ran, path, TASKS, lambda pair: _task(pair[0], pair[1], origin, last, faster))
-    sizes = Counter(task.job for task in tasks)
-    return [replace(task, size=sizes[task.job]) for task in tasks]
-
-
-def _tell_of(listed: Sequence[Body], plain: Sequence[Body], spans: Sequence[Span], path: Path, tell: Tell) -> None:
-    actors, never = len(listed) - len(plain), len(plain) - len(spans)
-    going = sum(end is None for _, _, end in spans)
-    if actors or never:
-        tell(f"{path.name}: left out are {actors} tasks of actors and drivers and {never} that never started")
-    if going:
-        tell(f"{path.name}: {going} tasks still run; they are taken to end with the last time of the file")
+    form = Form(TASKS, "tasks", "tasks of actors and drivers", _span, partial(_task, faster=faster))
+    return tasks_of(listed, plain, path, form, first, tell)
 
 
 def _listed(path: Path, key: str, command: str) -> list[Body]:
