@@ -13,6 +13,7 @@ import pytest
 
 from unfold_pipeline import models, serve
 from unfold_pipeline.app import Given, application, written
+from unfold_pipeline.expected import estimate
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.profile import profile
 from unfold_pipeline.replay import live_sample
@@ -257,10 +258,11 @@ def test_replay_is_estimated_with_the_replicas_that_the_rule_gave(tmp_path: Path
     profile(spec, run)
     report = serve.serve(spec, run)
     assert isinstance(report, Report)
-    assert report.lines == (
+    assert report.lines[:2] == (
         ("replicas", "nap 1 planned, 2 at the end"),
         ("estimate", "with the replicas and batches that served at each moment"),
     )
     ready = serve.prepare(spec, run)
-    fixed = serve.estimate(ready, live_sample(spec, ready.judge.pipeline, tmp_path / "t.npz", run), run)
+    sample = live_sample(spec, ready.judge.pipeline, tmp_path / "t.npz", run)
+    fixed = estimate(ready.replay(sample), run)
     assert (report.metrics["estimated_p99_ms"].value or np.inf) < 0.8e3 * np.quantile(fixed, 0.99)

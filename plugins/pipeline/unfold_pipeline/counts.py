@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from unfold_pipeline.board import Diary
 from unfold_pipeline.runtime import Heard, Running
+from unfold_pipeline.station import Batch
 from unfoldkit.serving.metrics import Metrics
 
 STATES = {"paid": "replicas", "serving": "ready"}
@@ -54,8 +55,8 @@ def batches(found: Metrics, name: str) -> Heard:
     found.batch.remove(name)
     found.predict.remove(name)
 
-    def heard(stage: str, rows: int, seconds: float) -> None:
-        found.batch.labels(f"{name}/{stage}").observe(rows)
-        found.predict.labels(f"{name}/{stage}").observe(seconds)
+    def heard(batch: Batch) -> None:
+        found.batch.labels(f"{name}/{batch.stage}").observe(batch.rows)
+        found.predict.labels(f"{name}/{batch.stage}").observe(batch.model)
 
     return heard

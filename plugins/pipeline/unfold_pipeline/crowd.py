@@ -25,6 +25,21 @@ Times = NDArray[np.float64]
 NEVER = float("-inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How many times its latency a batch of a stage took, by when it began: ``factor`` is ordered by ``when``, in s."""
+
+    when: Times
+    factor: Times
+
+    def at(self, now: float) -> float:
+        """Return the factor of the batch that began nearest to a moment."""
+        after = int(np.searchsorted(self.when, now))
+        near = [index for index in (after - 1, after) if 0 <= index < self.when.size]
+        nearest = min(near, key=lambda index: abs(self.when[index] - now))
+        return float(self.factor[nearest])
+
+
 # not frozen: they are the state of the simulation
 @dataclass(slots=True)
 class Work:
@@ -43,12 +58,14 @@ class Line:
     """A stage at a moment: how it serves, the share of its service that needs a core, its queue, idle replicas.
 
     ``idle`` holds since when each idle replica is idle, and its number; ``kept`` the core of each, if they keep to one.
+    With a ``speed`` batches take as long as those did, and not as the factors of the server say.
     """
 
     server: Server
     cpu: float
     idle: deque[tuple[float, int]]
     kept: tuple[int, ...] = ()
+    speed: Speed | None = None
     queue: deque[tuple[float, Item]] = field(default_factory=deque)
     batches: int = 0
     leaving: int = 0
@@ -90,8 +107,9 @@ class Line:
 
     def end(self, batch: int, now: float, since: float) -> float:
         """Return when a batch that starts now on a replica idle ``since`` would end on a core of its own."""
-        factor = self.server.factor
-        end = now + float(self.server.latency[batch]) * float(factor[self.batches % factor.size])
+        factors = self.server.factor
+        factor = self.speed.at(now) if self.speed else float(factors[self.batches % factors.size])
+        end = now + float(self.server.latency[batch]) * factor
         return end + self.server.wake if now > since else end
 
 
@@ -146,6 +164,7 @@ def crowded(
     cores: int,
     kept: Sequence[tuple[int, ...]] | None = None,
     changes: Sequence[tuple[float, int, int, int]] = (),
+    speeds: Sequence[Speed | None] = (),
 ) -> Times:
     """Return the seconds of every query (inf: shed) if all replicas run on one machine.
 
@@ -158,11 +177,13 @@ def crowded(
         kept: the core of each replica of each stage, from 0, if replicas keep to a core.
         changes: times in order, each with a stage, how many replicas it gets, and its largest batch from then on (0: as
             before); not for replicas that keep to a core.
+        speeds: how long batches of each stage took in a run, where that is known, instead of the servers' factors.
     """
     way = routes(pipeline, sample)
+    given = zip(servers, shares, kept or [()] * len(servers), speeds or [None] * len(servers), strict=True)
     lines = [
-        Line(server, share, deque((NEVER, number) for number in range(server.replicas)), own)
-        for server, share, own in zip(servers, shares, kept or [()] * len(servers), strict=True)
+        Line(server, share, deque((NEVER, number) for number in range(server.replicas)), own, speed)
+        for server, share, own, speed in given
     ]
     machine = Machine(lines, cores)
     finish = np.full(sample.size, np.inf)

@@ -7,8 +7,8 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from unfold_pipeline.quotas import Limits
 from unfold_pipeline.routes import routes
 from unfold_pipeline.runtime import Running
 from unfold_pipeline.sample import Sample
-from unfold_pipeline.station import Query, clock
+from unfold_pipeline.station import Batch, Query, clock
 
 Times = NDArray[np.float64]
 LOOK_S = 0.1
@@ -41,7 +41,8 @@ class Measured:
     """Seconds of each query from its arrival in the trace (inf: no answer), and what the stages counted.
 
     ``timeline`` holds the time in s and the replicas of each stage that serve, with their largest batch: each second,
-    and when they change.
+    and when they change. ``batches`` are those that were served, from the first arrival's clock on, where the engine
+    tells of them.
     """
 
     latencies: Times
@@ -50,6 +51,7 @@ class Measured:
     last: tuple[int, ...]
     timeline: tuple[tuple[float, Step], ...] = ()
     shed: int = 0
+    batches: tuple[Batch, ...] = ()
 
     @property
     def lost(self) -> int:
@@ -78,6 +80,8 @@ async def drive(
     waiting: dict[int, Query] = {}
     way = routes(pipeline, sample)
     began = clock() + 0.05
+    batches: list[Batch] = []
+    runtime.listen(batches.append)
 
     def finished(number: int, answers: dict[str, object] | None) -> None:
         nonlocal left, shed
@@ -110,7 +114,8 @@ async def drive(
     # a rule that failed on the way was not in charge to the end, and the figures are not its own
     with contextlib.suppress(asyncio.CancelledError):
         await watch
-    return Measured(latencies, late, runtime.replaced(), runtime.serving(), tuple(seen), shed)
+    heard = tuple(replace(batch, began=batch.began - began) for batch in batches)
+    return Measured(latencies, late, runtime.replaced(), runtime.serving(), tuple(seen), shed, heard)
 
 
 def _keep_time(moments: Times, tell: Callable[[int], object]) -> float:
@@ -156,17 +161,3 @@ def order(runtime: Running, limits: Limits, wanted: Step) -> None:
     """Have a pipeline take on what a rule wants, within the quotas."""
     for index, count in enumerate(limits.shared(wanted.counts)):
         runtime.want(index, count, wanted.batches[index])
-
-
-def shares(measured: Times, estimated: Times, limit: float) -> Sequence[tuple[str, float, float]]:
-    """Return ``(name, measured, estimated)`` for p50, p90 and p99 in seconds, of what was answered, and attainment."""
-    seen, thought = (values[np.isfinite(values)] for values in (measured, estimated))
-    rows = [
-        (name, _quantile(seen, share), _quantile(thought, share))
-        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
-    ]
-    return [*rows, ("attainment", float((measured <= limit).mean()), float((estimated <= limit).mean()))]
-
-
-def _quantile(values: Times, share: float) -> float:
-    return float(np.quantile(values, share)) if values.size else math.inf

@@ -30,15 +30,16 @@ class Failed:
     trace: str
 
 
-Told = tuple[NDArray[Any], float, float]
+Told = tuple[NDArray[Any], float, float, float]
+WAITED = "/proc/self/schedstat"
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
     """A process and the pipe to it.
 
-    A batch is sent as an array; the answer is ``(outputs, seconds in the model, seconds that a core worked for it)``,
-    or :class:`Failed`.
+    A batch is sent as an array; the answer is ``(outputs, seconds in the model, seconds that a core worked for it,
+    seconds that it waited for a core)``, or :class:`Failed`.
     """
 
     process: SpawnProcess
@@ -129,11 +130,16 @@ def work(pipe: Connection, source: Source, parent: int) -> None:
     with contextlib.suppress(EOFError, OSError):
         pipe.send(READY)
         while True:
-            _tell(pipe, answer(predict, pipe.recv()))
+            # what is waited for between an answer and this is no part of the next batch
+            before = waited()
+            _tell(pipe, answer(predict, pipe.recv(), before))
 
 
-def answer(predict: Predict, rows: Rows) -> Told | Failed:
-    """Return what a model says to a batch; whatever its code raises ends the batch, and not the process."""
+def answer(predict: Predict, rows: Rows, before: float = 0.0) -> Told | Failed:
+    """Return what a model says to a batch; whatever its code raises ends the batch, and not the process.
+
+    ``before`` is what :func:`waited` was when the batch was handed over.
+    """
     began, worked = time.perf_counter(), time.process_time()
     try:
         outputs = np.asarray(predict(rows))
@@ -141,7 +147,16 @@ def answer(predict: Predict, rows: Rows) -> Told | Failed:
             return Failed(f"{len(rows)} rows were asked, and the answer has shape {outputs.shape}", "")
     except BaseException as error:  # noqa: BLE001  # it is the model's code that raises, and it may want to exit
         return failed(error)
-    return outputs, time.perf_counter() - began, time.process_time() - worked
+    return outputs, time.perf_counter() - began, time.process_time() - worked, waited() - before
+
+
+def waited() -> float:
+    """Return the seconds that this process could have run and had no core (Linux; 0 elsewhere)."""
+    try:
+        with open(WAITED, encoding="ascii") as file:  # noqa: PTH123  # a hundred times a second and more
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def failed(error: BaseException) -> Failed:

@@ -22,7 +22,7 @@ from unfold_pipeline.graph import Plan
 from unfold_pipeline.models import Rows, Source
 from unfold_pipeline.prompt import prompt
 from unfold_pipeline.replica import READY, Failed, Replica, launch, unread
-from unfold_pipeline.station import Query, StageRuntime, Work, Worker, clock, status, taken
+from unfold_pipeline.station import Batch, Query, StageRuntime, Work, Worker, clock, status, taken
 from unfoldkit.api import UnfoldError, fail
 
 TRIES = 3
@@ -35,8 +35,8 @@ LONGEST_PAUSE_S = 30.0
 AT_ONCE_BYTES = 1 << 16
 
 
-Heard = Callable[[str, int, float], None]
-"""Is told of each batch that was answered: its stage, its rows, the seconds in the model."""
+Heard = Callable[[Batch], object]
+"""Is told of each batch that was answered."""
 
 
 class Running(Protocol):
@@ -226,12 +226,14 @@ class Runtime:
             # another would say the same
             self._give_up(stage, str(told))
 
-    def _answered(self, stage: StageRuntime, worker: Worker, outputs: Any, seconds: float, worked: float) -> None:
+    def _answered(
+        self, stage: StageRuntime, worker: Worker, outputs: Any, seconds: float, worked: float, waited: float
+    ) -> None:
         batch = worker.hand_over()
         stage.seconds, stage.worked = stage.seconds + seconds, stage.worked + worked
         stage.served += len(batch)
         if self._hears is not None:
-            self._hears(stage.name, len(batch), seconds)
+            self._hears(Batch(stage.name, len(batch), worker.since, clock() - worker.since, seconds, waited))
         stage.failures = 0
         for (query, item, _), output in zip(batch, outputs, strict=True):
             query.answers[stage.name] = np.asarray(output).tolist()
@@ -354,7 +356,7 @@ class Runtime:
         worker.batch = taken(stage)
         if not worker.batch:
             return
-        stage.batches += 1
+        stage.batches, worker.since = stage.batches + 1, clock()
         if stage.patience < math.inf:
             worker.late = self._events().call_later(stage.patience, self._hung, stage, worker)
         rows = np.stack([query.row for query, *_ in worker.batch])

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unfold_pipeline import board, live, models, policies, profiles, tables, workload
+from unfold_pipeline import beside, board, live, models, policies, tables, workload
 from unfold_pipeline.cascades import resolved
-from unfold_pipeline.cores import dealt, of_this_machine
-from unfold_pipeline.crowd import crowded
+from unfold_pipeline.cores import of_this_machine
+from unfold_pipeline.expected import Replay, Seen
 from unfold_pipeline.graph import Plan
 from unfold_pipeline.judge import Judge
-from unfold_pipeline.orders import Ledger, Step, as_seen
+from unfold_pipeline.orders import Step
 from unfold_pipeline.placing import Placing
 from unfold_pipeline.plan import judge_for
 from unfold_pipeline.planner import Unmet, seek
-from unfold_pipeline.play import carried, length, needs_of, patience_of, sized
+from unfold_pipeline.play import needs_of, patience_of
 from unfold_pipeline.quotas import limits
 from unfold_pipeline.rayserve import RayRuntime
 from unfold_pipeline.replay import live_sample, saved_plan, setting_of
@@ -30,28 +26,18 @@ from unfold_pipeline.sample import Sample
 from unfold_pipeline.spec import FromRun, PipelineSpec
 from unfold_pipeline.station import clock
 from unfoldkit.api import (
-    Column,
     Engine,
-    Figure,
-    Metric,
     Report,
     Run,
-    Series,
     Service,
-    Table,
     UnfoldError,
-    Verdict,
     fail,
 )
 from unfoldkit.engines.local import available_cores
 from unfoldkit.engines.ray import RayEngine
 
-Times = NDArray[np.float64]
-Seen = Sequence[tuple[float, Step]]
-LONG = 4096
 HUNG_S = 30.0
 SLOWER = 10.0
-PLACES = {"local": "local processes", "ray": "Ray Serve"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +66,11 @@ class Ready:
         """After how many seconds a replica that keeps a batch is taken for hung: far more than a batch should take."""
         options = self.judge.pipeline.options(self.plan)
         return tuple(max(HUNG_S, SLOWER * float(option.latency[-1])) for option in options)
+
+    def replay(self, sample: Sample, seen: Seen = ()) -> Replay:
+        """Return what the simulator needs to play a sample with the plan, or the replicas ``seen`` to serve."""
+        patience = self.patience if self.shed else None
+        return Replay(self.judge.pipeline, self.plan, sample, patience, self.placing.pinned, seen)
 
     def runtime(self, engine: Engine) -> Running:
         """Return the plan on an engine, not started yet."""
@@ -169,55 +160,12 @@ def _fits(stage: str, source: models.Source, width: int | None, given: int) -> N
     raise fail(f"reads {needs} numbers a row, and queries have {given}", key=f"stages.{stage}.model", hint=hint)
 
 
-def estimate(ready: Ready, sample: Sample, run: Run, seen: Seen = ()) -> Times:
-    """Return the seconds of each query by the simulator.
-
-    Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
-    The replicas are those of the plan, or those that were ``seen`` to serve from each time on.
-    """
-    points = [profiles.stored(stage.name, run) for stage in ready.judge.pipeline.stages]
-    factors = [_unevenness(found, index, run) for index, found in enumerate(points)]
-    patience = ready.patience if ready.shed else None
-    ledgers = [as_seen(choice.replicas, seen, index, length(sample)) for index, choice in enumerate(ready.plan)]
-    most = max([sum(choice.replicas for choice in ready.plan), *(sum(step.counts) for _, step in seen)])
-    if run.engine.name == "local" and most > available_cores():
-        shares = [found[0].cpu if found else 1.0 for found in points]
-        return _crowded(ready, sample, factors, shares, ledgers)
-    return carried(ready.judge.pipeline, sample, ready.plan, ledgers, factors, patience).latencies
-
-
-def _crowded(
-    ready: Ready, sample: Sample, factors: Sequence[Times], shares: Sequence[float], ledgers: Sequence[Ledger]
-) -> Times:
-    pipeline, cores = ready.judge.pipeline, available_cores()
-    most = ready.patience if ready.shed else [math.inf] * len(shares)
-    servers = [
-        replace(sized(pipeline, index, choice, ledgers[index]), factor=factors[index], patience=most[index])
-        for index, choice in enumerate(ready.plan)
-    ]
-    if ready.placing.pinned:
-        kept = dealt([choice.replicas for choice in ready.plan], cores)
-        return crowded(pipeline, sample, servers, shares, cores, kept)
-    changes = sorted((when, at, more, size) for at, item in enumerate(ledgers) for when, more, size in item.rows())
-    return crowded(pipeline, sample, servers, shares, cores, changes=changes)
-
-
-def _fixed(ready: Ready, measured: live.Measured) -> bool:
-    """Whether the estimate is of the plan as it is, though the rule changed its replicas while it was measured."""
-    return ready.placing.pinned and any(step != ready.planned for _, step in measured.timeline)
-
-
-def _unevenness(points: Sequence[profiles.Point] | None, index: int, run: Run) -> Times:
-    if not points:
-        return np.ones(1)
-    return np.random.default_rng([run.seed, 6, index]).choice(np.array(points[0].spread), LONG)
-
-
 def _replayed(spec: PipelineSpec, run: Run, ready: Ready) -> Report:
     sample = live_sample(resolved(spec, run), ready.judge.pipeline, Path(str(run.options["replay"])), run)
     tuner = _tuner(spec, ready)
     measured = asyncio.run(_driven(ready, sample, tuner, run))
-    return _report(spec, run, ready, sample, measured, estimate(ready, sample, run, measured.timeline))
+    replay = ready.replay(sample, measured.timeline)
+    return beside.report(spec.name, replay, measured, ready.judge.limit, ready.planned, run)
 
 
 async def _driven(ready: Ready, sample: Sample, tuner: live.Tuner | None, run: Run) -> live.Measured:
@@ -239,95 +187,3 @@ def _tuner(spec: PipelineSpec, ready: Ready) -> live.Tuner | None:
     brief = policies.brief(pipeline, ready.plan, samples, ready.judge.limit)
     rule = policies.in_charge(policy, brief, setting_of(spec))
     return live.Tuner(rule, limits(pipeline, ready.plan))
-
-
-def _report(
-    spec: PipelineSpec, run: Run, ready: Ready, sample: Sample, measured: live.Measured, expected: Times
-) -> Report:
-    limit = ready.judge.limit
-    rows = live.shares(measured.latencies, expected, limit)
-    found = {name: (seen, thought) for name, seen, thought in rows}
-    attainment, p99 = found["attainment"], found["p99"]
-    ok = attainment[0] >= 0.99 and measured.lost == 0
-    return Report(
-        "pipeline",
-        "serve",
-        spec.name,
-        Verdict.YES if ok else Verdict.NO,
-        f"{sample.size:,} queries replayed on {PLACES[run.engine.name]}, {measured.lost} lost",
-        (f"{sample.size:,} queries", f"{sample.rate:.3g}/s", f"p99 ≤ {tables.milliseconds(limit)}"),
-        {
-            "attainment": Metric(attainment[0], "", target="≥ 0.99", ok=attainment[0] >= 0.99, timed=True),
-            "estimated_attainment": Metric(attainment[1], "", timed=True),
-            "p99_ms": Metric(p99[0] * 1e3, "ms", timed=True),
-            "estimated_p99_ms": Metric(p99[1] * 1e3, "ms", timed=True),
-            "lost": Metric(measured.lost, "", target="0", ok=measured.lost == 0),
-            **(_shed(measured, expected) if ready.shed else {}),
-            "replaced": Metric(measured.replaced, "replicas", timed=True),
-            "sender_lateness_ms": Metric(measured.lateness * 1e3, "ms", timed=True),
-        },
-        (_table(rows, fixed=_fixed(ready, measured)),),
-        (_figure(measured.latencies, expected), _timeline(ready, measured)),
-        lines=(("replicas", _replicas(ready, measured)), *_basis(ready, measured)),
-        next="unfold plan SPEC --replay TRACE",
-    )
-
-
-def _shed(measured: live.Measured, expected: Times) -> dict[str, Metric]:
-    return {
-        "shed": Metric(measured.shed / measured.latencies.size, timed=True),
-        "estimated_shed": Metric(float(np.isinf(expected).mean()), timed=True),
-    }
-
-
-def _basis(ready: Ready, measured: live.Measured) -> tuple[tuple[str, str], ...]:
-    """Say which replicas the estimate is of, where their number changed."""
-    if all(step == ready.planned for _, step in measured.timeline):
-        return ()
-    told = (
-        "the replicas of the plan" if _fixed(ready, measured) else "the replicas and batches that served at each moment"
-    )
-    return (("estimate", f"with {told}"),)
-
-
-def _table(rows: Sequence[tuple[str, float, float]], *, fixed: bool) -> Table:
-    columns = (
-        Column("latency"),
-        Column("measured", "ms", 1, timed=True),
-        Column("estimated", "ms", 1, timed=True),
-        Column("measured is", timed=True),
-    )
-    body = tuple(
-        (name, seen * 1e3, thought * 1e3, f"{(seen / thought - 1) * 100:+.0f} % off" if thought and not fixed else "–")
-        for name, seen, thought in rows
-        if name != "attainment"
-    )
-    return Table("fidelity", columns, body)
-
-
-def _replicas(ready: Ready, measured: live.Measured) -> str:
-    return " · ".join(
-        f"{stage.name} {choice.replicas} planned, {count} at the end"
-        for stage, choice, count in zip(ready.judge.pipeline.stages, ready.plan, measured.last, strict=True)
-    )
-
-
-def _timeline(ready: Ready, measured: live.Measured) -> Figure:
-    times = tuple(time for time, _ in measured.timeline)
-    series = tuple(
-        Series(stage.name, times, tuple(float(step.counts[index]) for _, step in measured.timeline), "steps")
-        for index, stage in enumerate(ready.judge.pipeline.stages)
-    )
-    return Figure("replicas", "Replicas that serve", "s", "replicas", series, timed=True)
-
-
-def _figure(measured: Times, expected: Times) -> Figure:
-    shares = np.linspace(0.0, 1.0, 200)
-    series = tuple(
-        Series(name, tuple((np.quantile(values, shares) * 1e3).tolist()), tuple(shares.tolist()))
-        for name, values in (
-            ("measured", measured[np.isfinite(measured)]),
-            ("estimated", expected[np.isfinite(expected)]),
-        )
-    )
-    return Figure("latencies", "Share of queries answered within a time", "ms", "share", series, timed=True)

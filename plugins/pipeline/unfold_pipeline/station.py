@@ -66,11 +66,26 @@ Work = tuple[Query, Item, float]
 """A query, its item at a stage, and when it came there, on :func:`clock`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch that was answered: its stage, its rows, when it was handed over on :func:`clock`, and what it took.
+
+    Of the ``total`` seconds ``model`` were spent in the model, and in ``waited`` its replica had no core.
+    """
+
+    stage: str
+    rows: int
+    began: float
+    total: float
+    model: float
+    waited: float = 0.0
+
+
 @dataclass(slots=True)
 class Worker:
     """A replica as its stage sees it: on its way until ``ready``, serving ``batch``, perhaps keeping to a ``core``.
 
-    ``late`` rings when it has kept a batch for too long.
+    The batch was handed over at ``since``; ``late`` rings when it has kept it for too long.
     """
 
     replica: Replica
@@ -78,6 +93,7 @@ class Worker:
     leaving: bool = False
     core: int | None = None
     batch: list[Work] = field(default_factory=list)
+    since: float = 0.0
     late: TimerHandle | None = None
 
     def hand_over(self) -> list[Work]:

@@ -1,0 +1,151 @@
+"""What a replay should take by the simulator: as profiled, and at the pace at which its own batches were served."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfold_pipeline import profiles
+from unfold_pipeline.cores import dealt
+from unfold_pipeline.crowd import Speed, crowded
+from unfold_pipeline.graph import Pipeline, Plan
+from unfold_pipeline.orders import Ledger, Step, as_seen
+from unfold_pipeline.play import carried, length, sized
+from unfold_pipeline.sample import Sample
+from unfold_pipeline.station import Batch
+from unfoldkit.api import Run
+from unfoldkit.engines.local import available_cores
+from unfoldkit.queueing.stage import STEADY, Server
+
+Times = NDArray[np.float64]
+Seen = Sequence[tuple[float, Step]]
+LONG = 4096
+SAME = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What was replayed: pipeline, plan, sample, the ``patience`` of each stage (None: all wait), pinned replicas.
+
+    ``seen`` are the replicas that served from each time on; empty if those of the plan did.
+    """
+
+    pipeline: Pipeline
+    plan: Plan
+    sample: Sample
+    patience: tuple[float, ...] | None = None
+    pinned: bool = False
+    seen: Seen = ()
+
+    @property
+    def most(self) -> int:
+        """The most replicas that served at a time."""
+        planned = sum(choice.replicas for choice in self.plan)
+        return max([planned, *(sum(step.counts) for _, step in self.seen)])
+
+    @property
+    def ledgers(self) -> list[Ledger]:
+        """The replicas and batches of each stage over time."""
+        end = length(self.sample)
+        return [as_seen(choice.replicas, self.seen, index, end) for index, choice in enumerate(self.plan)]
+
+
+def estimate(replay: Replay, run: Run) -> Times:
+    """Return the seconds of each query by the simulator.
+
+    Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
+    """
+    factors = [_unevenness(points, index, run) for index, points in enumerate(_points(replay, run))]
+    if _crowd(replay, run):
+        return _crowded(replay, _servers(replay, factors), _shares(replay, run), available_cores())
+    return carried(replay.pipeline, replay.sample, replay.plan, replay.ledgers, factors, replay.patience).latencies
+
+
+def at_its_pace(replay: Replay, batches: Sequence[Batch], run: Run) -> Times | None:
+    """Return the seconds of each query by the simulator, with batches that take as long as those of the run did then.
+
+    How near this comes to what was measured tells of the simulator, how far it is from the estimate of the machine.
+    None: the engine tells nothing of its batches.
+    """
+    speeds = speeds_of(replay, batches, crowd=_crowd(replay, run))
+    if speeds is None:
+        return None
+    # what a batch took longer on a replica that stood idle is among its times
+    servers = [replace(item, wake=0.0) for item in _servers(replay, [STEADY] * len(replay.plan))]
+    if _crowd(replay, run):
+        return _crowded(replay, servers, _shares(replay, run), available_cores(), speeds)
+    # a core for each, so that none waits for one
+    return _crowded(replace(replay, pinned=False), servers, [0.0] * len(replay.plan), replay.most, speeds)
+
+
+def speeds_of(replay: Replay, batches: Sequence[Batch], *, crowd: bool) -> list[Speed] | None:
+    """Return how many times its latency each batch took; None: of some stage none is known.
+
+    In a crowd the time is without that in which a replica waited for a core, which is simulated.
+    """
+    options = replay.pipeline.options(replay.plan)
+    found = []
+    for stage, option in zip(replay.pipeline.stages, options, strict=True):
+        own = sorted((item for item in batches if item.stage == stage.name), key=lambda item: item.began)
+        if not own:
+            return None
+        took = [item.total - (item.waited if crowd else 0.0) for item in own]
+        latency = [float(option.latency[min(item.rows, option.latency.size - 1)]) for item in own]
+        found.append(Speed(np.array([item.began for item in own]), np.array(took) / np.array(latency)))
+    return found
+
+
+def slower(replay: Replay, batches: Sequence[Batch], run: Run) -> str:
+    """Return in words how much longer batches took than in the plan; empty if those of each stage are within 5 %."""
+    speeds = speeds_of(replay, batches, crowd=_crowd(replay, run)) or []
+    means = [float(speed.factor.mean()) for speed in speeds]
+    if all(abs(mean - 1) <= SAME for mean in means):
+        return ""
+    named = zip(replay.pipeline.stages, means, strict=True)
+    return "time of a batch over that in the plan: " + " · ".join(f"{stage.name} {mean:.2f}" for stage, mean in named)
+
+
+def _points(replay: Replay, run: Run) -> list[list[profiles.Point] | None]:
+    return [profiles.stored(stage.name, run) for stage in replay.pipeline.stages]
+
+
+def _shares(replay: Replay, run: Run) -> list[float]:
+    """Return the share of its time in which each stage keeps a core busy, as profiled."""
+    return [points[0].cpu if points else 1.0 for points in _points(replay, run)]
+
+
+def _crowd(replay: Replay, run: Run) -> bool:
+    return run.engine.name == "local" and replay.most > available_cores()
+
+
+def _servers(replay: Replay, factors: Sequence[Times]) -> list[Server]:
+    """Return how each stage serves, as uneven as some factors say."""
+    waits = replay.patience or [math.inf] * len(replay.plan)
+    return [
+        replace(sized(replay.pipeline, index, choice, ledger), factor=factor, patience=wait)
+        for index, (choice, ledger, factor, wait) in enumerate(
+            zip(replay.plan, replay.ledgers, factors, waits, strict=True)
+        )
+    ]
+
+
+def _crowded(
+    replay: Replay, servers: Sequence[Server], shares: Sequence[float], cores: int, speeds: Sequence[Speed] = ()
+) -> Times:
+    if replay.pinned:
+        kept = dealt([choice.replicas for choice in replay.plan], cores)
+        return crowded(replay.pipeline, replay.sample, servers, shares, cores, kept, speeds=speeds)
+    changes = sorted(
+        (when, at, more, size) for at, item in enumerate(replay.ledgers) for when, more, size in item.rows()
+    )
+    return crowded(replay.pipeline, replay.sample, servers, shares, cores, changes=changes, speeds=speeds)
+
+
+def _unevenness(points: Sequence[profiles.Point] | None, index: int, run: Run) -> Times:
+    if not points:
+        return np.ones(1)
+    return np.random.default_rng([run.seed, 6, index]).choice(np.array(points[0].spread), LONG)
