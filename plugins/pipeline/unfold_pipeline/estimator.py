@@ -100,7 +100,10 @@ class Estimator:
 
     def tail(self, plan: Plan) -> float:
         """Return the percentile of the latencies, by nearest rank."""
-        seconds = self.latencies(plan)
+        return self.ranked(self.latencies(plan))
+
+    def ranked(self, seconds: Times) -> float:
+        """Return the percentile of the seconds of all queries, by nearest rank."""
         place = max(0, seconds.size - 1 - self.allowed)
         return float(np.partition(seconds, place)[place])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_pipeline import profiles
+from unfold_pipeline import profiles, uneven
 from unfold_pipeline.cores import dealt
 from unfold_pipeline.crowd import Speed, crowded
 from unfold_pipeline.graph import Pipeline, Plan
@@ -23,7 +23,6 @@ from unfoldkit.queueing.stage import STEADY, Server
 
 Times = NDArray[np.float64]
 Seen = Sequence[tuple[float, Step]]
-LONG = 4096
 SAME = 0.05
 
 
@@ -59,7 +58,7 @@ def estimate(replay: Replay, run: Run) -> Times:
 
     Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
     """
-    factors = [_unevenness(points, index, run) for index, points in enumerate(_points(replay, run))]
+    factors = [uneven.factors(points, index, run) for index, points in enumerate(_points(replay, run))]
     if _crowd(replay, run):
         return _crowded(replay, _servers(replay, factors), _shares(replay, run), available_cores())
     return carried(replay.pipeline, replay.sample, replay.plan, replay.ledgers, factors, replay.patience).latencies
@@ -143,9 +142,3 @@ def _crowded(
         (when, at, more, size) for at, item in enumerate(replay.ledgers) for when, more, size in item.rows()
     )
     return crowded(replay.pipeline, replay.sample, servers, shares, cores, changes=changes, speeds=speeds)
-
-
-def _unevenness(points: Sequence[profiles.Point] | None, index: int, run: Run) -> Times:
-    if not points:
-        return np.ones(1)
-    return np.random.default_rng([run.seed, 6, index]).choice(np.array(points[0].spread), LONG)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from unfold_pipeline import infeasible, insight, tables, workload
+from unfold_pipeline import infeasible, insight, tables, uneven, workload
 from unfold_pipeline.cascades import inputs, resolved, told
 from unfold_pipeline.decision import decision_of, recheck, sample_hash
 from unfold_pipeline.frontier import frontier, improved
@@ -86,6 +86,7 @@ def _yes(spec: PipelineSpec, run: Run, outcome: Outcome) -> Report:
         ("cheaper", tables.refused_line(judge, chosen, insight.refusals(judge, chosen))),
         ("one lost", tables.loss_line(judge, chosen, insight.losses(judge, chosen))),
         ("p99", _confidence(judge, chosen, np.random.default_rng([run.seed, 3]))),
+        *uneven.line(judge, chosen, spec, run),
         ("certainty", tables.certainty(outcome)),
         ("cost–SLO", f"{tables.frontier_line(points)}   plot: --out plan.html"),
         *_greedy_lines(outcome),

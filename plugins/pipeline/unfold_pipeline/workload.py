@@ -154,7 +154,7 @@ def _stage(
         for hardware, files in stage.perf_analyzer.items()
     }
     here = machine(spec)
-    measured = {here: latency_of(name, run)} if _measured(name, spec, run) else {}
+    measured = {here: latency_of(name, run)} if by_profile(name, spec, run) else {}
     wake = {hardware: wake_of(name, run) for hardware in measured}
     options = tuple(
         graph.Option(
@@ -169,7 +169,7 @@ def _stage(
     return graph.Stage(name, parents, options, stage.share, stage.fan_out, stage.wait)
 
 
-def _measured(name: str, spec: PipelineSpec, run: Run) -> bool:
+def by_profile(name: str, spec: PipelineSpec, run: Run) -> bool:
     """Whether a stage is planned by its profile on this machine: what the spec gives goes before, and may do alone."""
     stage = spec.named[name]
     given = {*stage.latency, *stage.perf_analyzer}
@@ -180,7 +180,7 @@ def sources(spec: PipelineSpec, run: Run) -> tuple[tuple[str, str], ...]:
     """Return the lines of a report on what was measured: on which hardware and machine, and what was not taken."""
     here, lines = machine(spec), []
     kept = [name for name in order(spec.named) if spec.named[name].model and stored(name, run) is not None]
-    taken = [name for name in kept if _measured(name, spec, run)]
+    taken = [name for name in kept if by_profile(name, spec, run)]
     for place in dict.fromkeys(where(name, run) for name in taken):
         names = ", ".join(name for name in taken if where(name, run) == place)
         lines.append(("measured", f"{names} on {here}, which is {place or 'the machine that measured it'}"))

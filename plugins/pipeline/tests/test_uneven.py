@@ -1,0 +1,87 @@
+"""Batches that take unevenly long, in a plan that counts on their means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_pipeline import plan, profiles, uneven
+from unfold_pipeline.plan import judge_for
+from unfold_pipeline.planner import Effort, Unmet, seek
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Report, Run, RunDir
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.queueing import reference
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+SPEC = """
+version: 1
+kind: pipeline
+name: naps
+slo: {p99: LIMIT}
+arrivals: {process: poisson, rate: 20/s, duration: 60 s}
+hardware: {core: {price: $0.05/h}, gpu: {price: $9/h}}
+stages:
+  nap: {model: {code: "served:nap", features: 2}, max_batch: 1}
+"""
+EVEN = (1.0,) * profiles.SPREAD
+UNEVEN = (0.5,) * 56 + (4.5,) * 8
+
+
+def prepared(folder: Path, spread: tuple[float, ...], limit: str = "150 ms") -> tuple[PipelineSpec, Run]:
+    """A spec and a run with a profile of 20 ms a batch, as uneven as given."""
+    spec = validate(PipelineSpec, parse(SPEC.replace("LIMIT", limit), "naps.yaml"))
+    run = Run(RunDir(folder / "run"), LocalEngine(1), base=folder, allow_code=True)
+    point = profiles.Point(1, 0.02, 0.02, 0.02, 0.02, 100, spread)
+    profiles.store("nap", [point], "made", run)
+    return spec, run
+
+
+def test_even_batches_change_nothing(tmp_path: Path) -> None:
+    """Where all batches of a profile took the same, the percentile is that of the plan."""
+    spec, run = prepared(tmp_path, EVEN)
+    judge = judge_for(spec, run)
+    found = seek(judge, Effort(), lambda *_: None)
+    assert not isinstance(found, Unmet)
+    assert uneven.tail(judge, found.plan, spec, run) == pytest.approx(judge.tail(found.plan), rel=1e-9)
+
+
+def test_uneven_batches_are_simulated(tmp_path: Path) -> None:
+    """The percentile is that of the plain simulator, with batches that take what was drawn from the profile."""
+    spec, run = prepared(tmp_path, UNEVEN)
+    judge = judge_for(spec, run)
+    found = seek(judge, Effort(), lambda *_: None)
+    assert not isinstance(found, Unmet)
+    (estimator,) = judge.estimators
+    (choice,) = found.plan
+    drawn = uneven.factors(profiles.stored("nap", run), 0, run)
+    arrivals = estimator.sample.arrivals
+    ended, _ = reference.serve(arrivals, range(arrivals.size), (0.0, 0.02), choice.replicas, factor=drawn)
+    seconds = [time - arrivals[item] for time, item in ended]
+    told = uneven.tail(judge, found.plan, spec, run)
+    assert told == pytest.approx(estimator.ranked(np.array(seconds)), rel=1e-9)
+    assert told > 2 * judge.tail(found.plan)
+
+
+def test_a_plan_says_that_uneven_batches_miss_its_target(tmp_path: Path) -> None:
+    """A plan that holds by the means and not with uneven batches says by how much, and what to do."""
+    spec, run = prepared(tmp_path, UNEVEN, "100 ms")
+    report = plan.plan(spec, run)
+    assert isinstance(report, Report)
+    told = dict(report.lines)["uneven"]
+    assert "over the target" in told
+    assert "lower slo.p99" in told
+
+
+def test_a_plan_without_a_profile_says_nothing(tmp_path: Path) -> None:
+    """Of latencies that a spec gives it is not known how uneven they are."""
+    text = SPEC.replace("LIMIT", "150 ms").replace(
+        'model: {code: "served:nap", features: 2}', "latency: {core: {1: 20 ms}}"
+    )
+    spec = validate(PipelineSpec, parse(text, "naps.yaml"))
+    report = plan.plan(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
+    assert isinstance(report, Report)
+    assert "uneven" not in dict(report.lines)
