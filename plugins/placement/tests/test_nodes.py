@@ -10,6 +10,7 @@ import pytest
 
 from plugins.placement.tests.cases import cluster, job, places, policy, starts
 from unfold_placement import kernel
+from unfold_placement.facts import Node
 from unfold_placement.laws import audit
 from unfold_placement.options import build
 from unfold_placement.simulate import outcome, play, prepare
@@ -93,3 +94,44 @@ def test_what_came_while_no_node_was_there_starts_on_the_first(parts: dict[str, 
     play(loop, until=5.0)
     loop.turn("n0", up=True)
     assert starts(outcome(play(loop))) == {"a-0": 5.0}
+
+
+def test_a_place_of_a_spread_is_free_once_the_emptiest_node_goes() -> None:
+    """Where the node that ran the fewest goes, those that are left take more at once, not as the next task ends."""
+    nodes = [Node("n0", {"gpu": 4000}), Node("n1", {"cpu": 1000})]
+    loop = play(prepare(nodes, job("a", 2, run=100.0), build(policy(spread={}))), until=5.0)
+    assert starts(outcome(loop)) == {"a-0": 0.0, "a-1": np.inf}
+    loop.turn("n1", up=False)
+    assert starts(outcome(play(loop))) == {"a-0": 0.0, "a-1": 5.0}
+
+
+def test_what_is_admitted_is_held_against_the_nodes_that_are_up() -> None:
+    """Of tasks with one deadline only as many are admitted as end before it on what is left of the cluster."""
+    tasks = [replace(job(f"t{at}", 1, at=5.0)[0], deadline=25.0) for at in range(4)]
+    loop = play(prepare(cluster(2, gpu=1), tasks, build(policy(edf={}))), until=1.0)
+    loop.turn("n1", up=False)
+    found = outcome(play(loop))
+    assert (list(found.refused), found.end[:2].tolist()) == (["t2-0", "t3-0"], [15.0, 25.0])
+
+
+def test_names_of_servers_go_from_nodes_that_were_away() -> None:
+    """A name on a node that is away as the last task of its job ends is deleted with the others."""
+    loop = prepare(cluster(2), [replace(job("a", 1)[0], role="server")], build(policy(servers={"near": False})))
+    play(loop, until=5.0)
+    loop.turn("n1", up=False)
+    assert play(loop).book.snapshot() == ()
+
+
+@pytest.mark.parametrize("more", [{}, {"pack": {"level": "rack"}, "hierarchy": {}, "affinity": {}}])
+def test_a_gang_of_unlike_tasks_starts_whole_again(more: dict[str, Any]) -> None:
+    """Tasks of a gang that wait again in another order than they came in get nodes on which all of them fit."""
+    amounts = {"gpu": 2000}, {"gpu": 500}, {"gpu": 500}
+    tasks = [replace(task, demand=demand) for task, demand in zip(job("a", 3, run=50), amounts, strict=True)]
+    one = [Node("n0", {"gpu": 2000}, {"rack": "r"}), Node("n1", {"gpu": 1000}, {"rack": "r"})]
+    nodes = [*one, *(replace(node, name=f"{node.name}-b", labels={"rack": "s"}) for node in one)]
+    spec = policy(gang={}, **more)
+    loop = play(prepare(nodes, tasks, build(spec)), until=5.0)
+    loop.turn("n1", up=False)
+    found = outcome(play(loop))
+    assert list(audit(found, spec)) == []
+    assert starts(found) == dict.fromkeys(("a-0", "a-1", "a-2"), 5.0)

@@ -17,7 +17,9 @@ from plugins.placement.tests.cases import cluster, job, places, policy, run, som
 from unfold_placement import kernel
 from unfold_placement.check import counterexample
 from unfold_placement.facts import Node, Task
+from unfold_placement.live.adopt import end
 from unfold_placement.options import build
+from unfold_placement.policies.drf import Drf
 from unfold_placement.simulate import Outcome, outcome, play, prepare
 
 
@@ -196,3 +198,40 @@ def test_a_group_that_comes_again_is_kept_apart_again() -> None:
         assert Counter(places(run(cluster(), tasks, **{name: {}})).values()) == dict.fromkeys(
             ("n0", "n1", "n2", "n3"), 2
         )
+
+
+STOPS: list[dict[str, Any]] = [{"priority": {}}, {"priority": {"backfill": True}}, {"quota": {"quotas": {"u": 1}}}]
+
+
+@pytest.mark.parametrize("order", STOPS)
+def test_nobody_stops_whom_it_runs_beside(order: dict[str, Any]) -> None:
+    """A worker makes no room by stopping the server, nor a follower its leader: without it there is no place."""
+    nodes = [Node("n0", {"gpu": 1000})]
+    beside = [*job("s", 1, run=50, user="x"), *job("w", 1, at=5, user="u", priority=5)]
+    roles = [replace(task, job="s", role=role) for task, role in zip(beside, ("server", "worker"), strict=True)]
+    follows = [beside[0], replace(beside[1], follows="s")]
+    for tasks, parts in ((roles, {"servers": {}}), (follows, {"affinity": {}})):
+        found = run(nodes, tasks, **parts, **order)
+        assert (starts(found)["s-0"], stopped(found)) == (0.0, {})
+
+
+def test_who_is_taken_back_in_its_turn_holds_nothing() -> None:
+    """A task that had its turn, found no place and was taken back counts in nobody's share any more."""
+    loop = prepare(cluster(2, racks=2), job("a", 2, demand={"gpu": 4000}), build(policy(drf={}, gang={}, pack={})))
+    play(loop, until=1.0)
+    (shares,) = [part for part in loop.policies if isinstance(part, Drf)]
+    assert shares.line.share("a", loop.view) == 1.0
+    for task in ("a-0", "a-1"):
+        end(loop, task, done=False)
+    loop.pump()
+    assert shares.line.share("a", loop.view) == 0.0
+
+
+def test_a_gang_that_was_stopped_waits_in_line_once() -> None:
+    """However many of its tasks are told to have stopped, it gets one turn, so that nobody is charged for two."""
+    loop = play(prepare(cluster(2), job("a", 4, run=50), build(policy(drf={}, gang={}, pack={}))), until=5.0)
+    loop.turn("n0", up=False)
+    play(loop, until=6.0)
+    (shares,) = [part for part in loop.policies if isinstance(part, Drf)]
+    assert not shares.line.queues
+    assert shares.line.share("a", loop.view) == 1.0

@@ -247,6 +247,7 @@ class Controller:
         a, row = self.book.arena, self.book.index[task.name]
         kernel.finish(a, row, kernel.K_PREEMPTED)
         kernel.enqueue(a, row)
+        self.view.again(task)
         if self.sink is not None:
             self.sink.stop(task)
         self.collect()
@@ -262,6 +263,7 @@ class Controller:
         self.room()
         a, row = self.book.arena, self.book.place[node]
         a.up[row] = up
+        self.view.totals.clear()
         a.mark[kernel.GROWN] += 1
         direct.touch(a, row)
         lost = [] if up else [task for task, place, _ in self.view.running() if place == node]

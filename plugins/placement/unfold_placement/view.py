@@ -41,15 +41,25 @@ class View:
         return self.book.nodes if up.all() else tuple(n for n, ok in zip(self.book.nodes, up, strict=True) if ok)
 
     def total(self, kind: str) -> int:
-        """Return the cluster's capacity of a resource, in thousandths."""
+        """Return the capacity of a resource, in thousandths: of the nodes that are up, or of all while none is."""
         if not self.totals:
-            self.totals.update({k: sum(n.capacity.get(k, 0) for n in self.book.nodes) for k in self.book.kinds})
+            nodes = self.nodes or self.book.nodes
+            self.totals.update({k: sum(n.capacity.get(k, 0) for n in nodes) for k in self.book.kinds})
         return self.totals.get(kind, 0)
 
     def admit(self, task: Task) -> None:
         """Note that a task came, for ``unit``."""
         if self.by:
             self.members.setdefault(task.key(self.by), {})[task.name] = task
+
+    def again(self, task: Task) -> None:
+        """Let a gang that was stopped wait in the order in which it came, as its nodes are found in that order."""
+        a, mates = self.book.arena, self.members.get(task.key(self.by), {}) if self.by else {}
+        rows = [self.book.index[name] for name, mate in mates.items() if self.waits(mate)]
+        queue = a.queue[: a.mark[kernel.QUEUED]]
+        places = np.flatnonzero(np.isin(queue, rows))
+        if places.size == len(rows):
+            queue[places] = rows
 
     def leave(self, task: Task, *, done: bool) -> None:
         """Note that a task is over: done, so that its gang, if it starts again, does so without it; or taken back."""
@@ -237,7 +247,8 @@ class View:
     def victims(self, unit: Unit, candidates: Iterable[Task]) -> list[Task] | None:
         """Return the first of the candidates (and what starts together with them) without which ``unit`` would fit.
 
-        Of these, whoever is not in its way after all is spared, the last candidates before the first.
+        Of these, whoever is not in its way after all is spared, the last candidates before the first. Whom the unit
+        runs beside is none of them: without it there would be no place.
         """
         gone: dict[str, list[Task]] = {}
         try:
@@ -245,7 +256,7 @@ class View:
                 if self.room(unit, QUEUE) is not None:
                     break
                 mates = self._together(candidate)
-                if mates and mates[0].name not in gone:
+                if mates and mates[0].name not in gone and not any(_beside(unit, mate) for mate in mates):
                     self._lift(mates, direct.give)
                     gone[mates[0].name] = mates
             return self._needed(unit, gone) if self.room(unit, QUEUE) is not None else None
@@ -275,3 +286,11 @@ class View:
         mask = np.zeros(len(self.book.nodes), np.uint8)
         mask[[self.book.place[name] for name in names]] = 1
         return mask
+
+
+def _beside(unit: Unit, other: Task) -> bool:
+    """Return whether some of a unit runs beside another task: whom it follows, or the server of its job."""
+    return any(
+        task.follows == other.job or (task.role == "worker" and (task.job, "server") == (other.job, other.role))
+        for task in unit
+    )

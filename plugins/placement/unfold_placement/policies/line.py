@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from unfold_placement import kernel
-from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, SEATS, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.facts import ENDED, PREEMPTED, QUEUE, QUIET, REFUSED, SEATS, SUBMITTED, Ask, Event, Ops, Put, Task
 from unfold_placement.view import Unit, View
 from unfold_placement.waiting import Shapes
 
-EVENTS = frozenset({SUBMITTED, ENDED, PREEMPTED, QUIET})
+EVENTS = frozenset({SUBMITTED, ENDED, PREEMPTED, REFUSED, QUIET})
 
 
 def turn(task: Task) -> str:
@@ -62,11 +62,12 @@ class Line:
         if task is None:
             self._rejoin(view)
             return event.kind == QUIET
-        if event.kind in {ENDED, PREEMPTED} and self.out.get(task.key(self.by), {}).pop(task.name, None) is not None:
+        if event.kind != SUBMITTED and self.out.get(task.key(self.by), {}).pop(task.name, None) is not None:
             self._count(task, -1)
         if event.kind in {SUBMITTED, PREEMPTED}:
             unit = view.unit(task)
-            if unit is not None:
+            # of a gang that was stopped the last to be told of joins for all
+            if unit is not None and not any(mate.name in self.out.get(mate.key(self.by), {}) for mate in unit):
                 self._join(unit, view)
         return False
 

@@ -64,5 +64,5 @@ class Servers:
         """Return the workers' places: where the servers of their job are, or are not."""
         taken = set(self.where[job].values())
         free = {node.name for node in view.nodes if bool(taken) and (node.name in taken) == self.near}
-        drops = [Drop(f"worker-{job}", node.name) for node in view.nodes if node.name not in free]
+        drops = [Drop(f"worker-{job}", item.name) for item in view.placed(f"worker-{job}") if item.name not in free]
         return [*drops, *(Put(f"worker-{job}", node, MANY) for node in sorted(free))]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.facts import JOINED, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Drop, Event, Ops, Put, Task
+from unfold_placement.facts import JOINED, LEFT, PREEMPTED, STARTED, STATIC, SUBMITTED, Ask, Drop, Event, Ops, Put, Task
 from unfold_placement.groups import COMES_AND_GOES, Groups
 from unfold_placement.view import View
 
@@ -23,7 +23,7 @@ class Spread:
     level: dict[str, int] = field(default_factory=dict)
     groups: Groups = field(default_factory=Groups)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {STARTED, PREEMPTED, JOINED}
+    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {STARTED, PREEMPTED, JOINED, LEFT}
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a place of the group's."""
