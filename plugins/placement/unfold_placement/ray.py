@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import os
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -52,12 +51,14 @@ def submit(
     """
     plain = {"cpu": cpu, "gpu": gpu, "memory": memory, **(resources or {})}
     demand = {kind: math.ceil(amount * MILLI) for kind, amount in plain.items() if amount}
-    own = name or f"{job or 'task'}-{os.getpid()}-{next(NUMBERS)}"
+    client = _client(policy, _job())
+    # processes of two containers have the same number
+    own = name or f"{job or 'task'}-{client.name[:8]}-{next(NUMBERS)}"
     task = Task(
         own, demand, run, 0.0, job or own, user, role, size, priority, deadline, follows, avoids, after, data,
         types=types,
     )  # fmt: skip
-    return _client(policy, _job()).submit(task, function, *args, **kwargs)
+    return client.submit(task, function, *args, **kwargs)
 
 
 def close(policy: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.live.holders import WAIT
+from unfold_placement.facts import Task
 from unfold_placement.live.rays import steward_of
 
 pytestmark = pytest.mark.ray
@@ -32,3 +33,15 @@ def test_a_client_that_leaves_is_not_kept_waiting(steward: Any) -> None:
     told = steward.offers.remote("one", 10 * WAIT)
     steward.leave.remote("one")
     assert ray.get(told, timeout=WAIT) == ([], [])
+
+
+def test_a_name_that_another_has_is_refused_and_stays_its_own(steward: Any) -> None:
+    """Of two applications that submit one name the second is told so, and what becomes of the task the first hears."""
+    import ray
+
+    task = Task("a", {"cpu": 1000}, 1.0)
+    told = [ray.get(steward.tell.remote(client, [task], []), timeout=WAIT) for client in ("one", "two")]
+    assert [list(refused) for refused in told] == [[], ["a"]]
+    ray.get(steward.withdraw.remote("a"), timeout=WAIT)
+    heard = [ray.get(steward.offers.remote(client, 0.0), timeout=WAIT) for client in ("one", "two")]
+    assert [[record.task.name for record in closed] for _, closed in heard] == [["a"], []]

@@ -205,8 +205,8 @@ class Steward:
                 self._ended(item)
             for task in tasks:
                 try:
-                    self.owner[task.name] = client
                     self.register.submit(task)
+                    self.owner[task.name] = client
                     mine.tasks.add(task.name)
                 except UnfoldError as error:
                     refused[task.name] = error.diagnostics[0].message
