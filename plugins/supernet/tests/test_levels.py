@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unfold_supernet.contenders import RULES
 from unfold_supernet.live.levels import ways
-from unfold_supernet.replay import RULES
 from unfold_supernet.serving.pace import Pace
 from unfold_supernet.serving.policies import Rule, Served
 from unfoldkit.serving.model import Call

@@ -32,7 +32,7 @@ def trace(count: int) -> np.ndarray:
 def test_the_busiest_part_asks_the_share(share: float, pace: float) -> None:
     """On nets of any speed the busiest ten times to live ask the given share of what the quickest net can answer."""
     nets, times = slower(NETS, pace), trace(2_000)
-    found = load.laden(times, load.factor(times, nets, serving(f"{share * 100:.6f}%")), 0)
+    found, _places = load.laden(times, load.factor(times, nets, serving(f"{share * 100:.6f}%")), 0)
     span = load.WINDOW * SLO
     most = max(capacity(net, SLO) for net in nets)
     assert envelope(found, np.array([span]))[0] / span / most == pytest.approx(share, rel=0.15)
@@ -42,7 +42,7 @@ def test_without_a_load_a_trace_is_played_as_it_is() -> None:
     """A spec that names no load leaves every arrival where it is."""
     times = trace(50)
     assert load.factor(times, NETS, serving(None)) == 1.0
-    assert load.laden(times, 1.0, 0) is times
+    assert load.laden(times, 1.0, 0)[0] is times
 
 
 def test_a_load_beyond_memory_is_told() -> None:

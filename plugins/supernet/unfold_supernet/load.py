@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unfold_supernet.arrays import Floats
+from unfold_supernet.arrays import Floats, Ints
 from unfold_supernet.serving.policies import Served, capacity
 from unfold_supernet.spec import ServingSpec
 from unfoldkit.api import fail
@@ -28,18 +28,18 @@ def factor(arrivals: Floats, nets: Sequence[Served], serving: ServingSpec) -> fl
     return serving.load * max(capacity(net, serving.slo) for net in nets) / busiest
 
 
-def laden(arrivals: Floats, times: float, seed: int) -> Floats:
-    """Return a trace with its rate multiplied; its length, and when it is busy, stay.
+def laden(arrivals: Floats, times: float, seed: int) -> tuple[Floats, Ints]:
+    """Return a trace with its rate multiplied, and the place that each arrival had; its length and busy times stay.
 
     Raises:
         UnfoldError: nothing is left of it, or more than memory should hold.
     """
     if times == 1.0:
-        return arrivals
+        return arrivals, np.arange(arrivals.size)
     if arrivals.size * times > MOST:
         message, hint = f"at this load the trace has {arrivals.size * times:,.0f} requests", "a shorter trace"
         raise fail(message, key="serving.load", hint=f"{hint}, or a lower load; at most {MOST:,}")
-    found = traces.scale(arrivals, times, np.random.default_rng([seed, 0x10AD]))
+    found, places = traces.scaled(arrivals, times, np.random.default_rng([seed, 0x10AD]))
     if found.size < 2:
         raise fail("at this load nothing is left of the trace", key="serving.load", hint="a longer trace")
-    return found
+    return found, places

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unfold_supernet import load
-from unfold_supernet.arrays import Floats
+from unfold_supernet.arrays import Floats, Ints
 from unfold_supernet.chipped import Chip, on_chip
+from unfold_supernet.contenders import Contender, contenders
 from unfold_supernet.files import ANSWERS, FRONT
+from unfold_supernet.live import replayed
 from unfold_supernet.nets.front import percentiles
 from unfold_supernet.serving import pairs
-from unfold_supernet.serving.pace import Make, Pace, paced
-from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import (
-    Rule,
-    Served,
-    cheapest,
-    fitted,
-    fixed,
-    served,
-    shedding,
-    slackfit,
-    slower,
-    steady,
-)
+from unfold_supernet.serving import targets as asking
+from unfold_supernet.serving.pace import Pace, paced
+from unfold_supernet.serving.play import Played, Work, measure, simulate
+from unfold_supernet.serving.policies import Served, served, slower
+from unfold_supernet.serving.targets import Targets
 from unfold_supernet.spec import ServingSpec, SupernetSpec
 from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
 from unfoldkit.arrivals import traces
-
-RULES: dict[str, Callable[[Sequence[Served], float], Rule]] = {
-    "steady": steady,
-    "fitted": lambda nets, _slo: fitted(nets),
-    "slackfit": lambda nets, _slo: slackfit(nets),
-}
-"""From nets and the time to live of a request to a rule."""
-
 
 WARM, TIMED = 2, 5
 """Full batches of each net before a trace is measured: to warm up, and to see how fast the machine is now."""
@@ -62,7 +46,8 @@ class Entry:
 class Stage:
     """What a replay needs: arrivals, nets that keep the guard, seconds to load a model, and how the spec serves.
 
-    ``times`` is by how much the rate of the trace was multiplied.
+    ``times`` is by how much the rate of the trace was multiplied; ``targets`` are those of the requests, if they have
+    their own.
     """
 
     arrivals: Floats
@@ -70,6 +55,12 @@ class Stage:
     swap: float
     serving: ServingSpec
     times: float = 1.0
+    targets: Targets | None = None
+
+    @property
+    def contenders(self) -> list[Contender]:
+        """Who is played, the rule in charge first."""
+        return contenders(self.nets, self.serving.policy, self.serving.slo, apart=self.targets is not None)
 
 
 def stage(spec: SupernetSpec, run: Run) -> Stage:
@@ -80,8 +71,10 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     """
     serving, known = front(spec, run)
     path = Path(run.options["replay"])
-    arrivals = traces.read(path if path.is_file() else run.path(str(path)), tell=run.log.warning)
-    return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving)
+    path = path if path.is_file() else run.path(str(path))
+    arrivals = traces.read(path, tell=run.log.warning)
+    targets = asking.read(path, arrivals.size, serving.slo)
+    return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving, targets=targets)
 
 
 def weighed(what: Stage, seed: int, pace: float = 1.0) -> Stage:
@@ -91,7 +84,8 @@ def weighed(what: Stage, seed: int, pace: float = 1.0) -> Stage:
         UnfoldError: too many requests, or none.
     """
     times = load.factor(what.arrivals, slower(what.nets, pace), what.serving)
-    return replace(what, arrivals=load.laden(what.arrivals, times, seed), times=times)
+    arrivals, places = load.laden(what.arrivals, times, seed)
+    return replace(what, arrivals=arrivals, times=times, targets=what.targets and what.targets.of(places))
 
 
 def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
@@ -137,12 +131,18 @@ def simulated(spec: SupernetSpec, run: Run) -> Report:
         chip = on_chip(spec, run, what.nets)
         what = replace(what, nets=chip.nets, swap=chip.swap)
     what = weighed(what, run.seed)
-    slo = what.serving.slo
-    found = [(name, simulate(what.arrivals, slo, what.nets, rule)) for name, rule in rules(what)]
-    chosen = RULES[what.serving.policy](what.nets, slo)
-    found.append(("swapping models", simulate(what.arrivals, slo, what.nets, chosen, what.swap)))
+    rules = what.contenders
+    found = [(one.name, _simulated(what, one)) for one in rules]
+    found.append(("swapping models", _simulated(what, rules[0], what.swap)))
     entries = [Entry(name, played, played.accuracy(what.nets)) for name, played in found]
     return _picked(report(spec, what, "plan", entries), what, found[0][1], chip)
+
+
+def _simulated(what: Stage, one: Contender, swap: float = 0.0) -> Played:
+    """Return a trace played by the profile; ``swap`` is what a change of net costs in seconds."""
+    if what.targets is None:
+        return simulate(what.arrivals, what.serving.slo, what.nets, one.rule(what.nets), swap)
+    return replayed.play(what.arrivals, what.targets, one, what.nets, Pace(), replayed.Simulated(what.nets, swap))
 
 
 def _picked(told: Report, what: Stage, played: Played, chip: Chip | None) -> Report:
@@ -150,7 +150,8 @@ def _picked(told: Report, what: Stage, played: Played, chip: Chip | None) -> Rep
     shares = played.shares(what.nets)
     needed = {name: share for name, share in shares.items() if share >= RARE}
     nets = tuple(net for net in what.nets if net.name in needed)
-    few = simulate(what.arrivals, what.serving.slo, nets, RULES[what.serving.policy](nets, what.serving.slo))
+    alone = replace(what, nets=nets)
+    few = _simulated(alone, alone.contenders[0])
     decision: dict[str, Any] = {
         "policy": what.serving.policy, "slo_ms": what.serving.slo * 1e3, "on": what.serving.on, "nets": needed,
         "attainment": few.attainment, "accuracy_served": few.accuracy(nets),
@@ -163,25 +164,6 @@ def _picked(told: Report, what: Stage, played: Played, chip: Chip | None) -> Rep
     metrics = {**told.metrics, "energy_mj": Metric(spent, "mJ")}
     line = ("chip", f"{spent:.3g} mJ a request; {chip.about}")
     return replace(told, decision=decision | {"buffer": chip.held}, metrics=metrics, lines=(*told.lines, line))
-
-
-def makers(what: Stage) -> list[tuple[str, Make]]:
-    """Return what makes the rule in charge first, the other adaptive ones, then the baselines, from nets by place."""
-    slo, names = what.serving.slo, [what.serving.policy, *(name for name in RULES if name != what.serving.policy)]
-    found: list[tuple[str, Make]] = [(name, partial(_adaptive, name, slo)) for name in names]
-    alone = [(at, net.name) for at, net in enumerate(what.nets) if net.then is None]
-    found += [(f"only {name}", partial(fixed, at=at)) for at, name in alone]
-    found += [(f"shedding {name}", partial(shedding, at=at, slo=slo)) for at, name in alone]
-    return [*found, ("cheapest", cheapest)]
-
-
-def _adaptive(name: str, slo: float, nets: Sequence[Served]) -> Rule:
-    return RULES[name](nets, slo)
-
-
-def rules(what: Stage) -> list[tuple[str, Rule]]:
-    """Return the rules by the profile of training, in the order of ``makers``."""
-    return [(name, make(what.nets)) for name, make in makers(what)]
 
 
 def measured(spec: SupernetSpec, run: Run) -> Report:
@@ -204,15 +186,20 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
     paces: list[float] = []
     pace = [Pace()]
 
-    def work(at: int, first: int, last: int) -> None:
+    def answer(at: int, part: slice | Ints, size: int) -> None:
         began = run.clock()
-        part = slice(first % count, first % count + last - first)
         bound[at](x[part], extra[part]).argmax(1)
-        seconds, expected = run.clock() - began, what.nets[at].takes(last - first)
+        seconds, expected = run.clock() - began, what.nets[at].takes(size)
         pace[-1].learn(expected, seconds)
         paces.append(seconds / expected)
 
-    entries, played_by = [], makers(what)
+    def work(at: int, first: int, last: int) -> None:
+        answer(at, slice(first % count, first % count + last - first), last - first)
+
+    def apart(at: int, places: Sequence[int]) -> None:
+        answer(at, np.array(places) % count, len(places))
+
+    entries, rules = [], what.contenders
     with torch.inference_mode():
         for one, served_ in enumerate(what.nets):
             for _ in range(WARM + TIMED):
@@ -221,19 +208,25 @@ def measured(spec: SupernetSpec, run: Run) -> Report:
         now = float(np.median(paces))
         what = weighed(what, run.seed, now)
         paces.clear()
-        for name, make in played_by:
+        for rule in rules:
             # as a server learns it, each rule anew, so that none gains by what another one met
             pace.append(Pace(now, now))
-            played = measure(what.arrivals, what.serving.slo, paced(make, what.nets, pace[-1]), work)
-            entries.append(Entry(name, played, played.accuracy(what.nets)))
-            run.progress("replay", len(entries), len(played_by))
+            played = _measured(what, rule, pace[-1], work, apart)
+            entries.append(Entry(rule.name, played, played.accuracy(what.nets)))
+            run.progress("replay", len(entries), len(rules))
     return _beside(report(spec, what, "serve", entries), what, paces[: max(1, entries[0].played.batches)])
+
+
+def _measured(what: Stage, rule: Contender, pace: Pace, work: Work, apart: replayed.Answer) -> Played:
+    """Return a trace played on the nets themselves: ``work`` answers those that follow each other, ``apart`` any."""
+    if what.targets is None:
+        return measure(what.arrivals, what.serving.slo, paced(rule.rule, what.nets, pace), work)
+    return replayed.play(what.arrivals, what.targets, rule, what.nets, pace, replayed.Real(apart))
 
 
 def _beside(told: Report, what: Stage, paces: Sequence[float]) -> Report:
     """Return a measured report with what was predicted beside it, and how much longer than its profile a batch took."""
-    rule = RULES[what.serving.policy](what.nets, what.serving.slo)
-    played = simulate(what.arrivals, what.serving.slo, what.nets, rule)
+    played = _simulated(what, what.contenders[0])
     half, most = percentiles(np.array(paces or [1.0]))
     metrics = {
         "attainment_predicted": Metric(played.attainment),
@@ -255,6 +248,7 @@ def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry])
     target, met = f"≥ {what.serving.attainment:g}", own.played.attainment >= what.serving.attainment
     metrics = {
         "attainment": Metric(own.played.attainment, target=target, ok=met, timed=timed),
+        **_kept_metrics(own, timed=timed),
         "accuracy_served": Metric(own.accuracy, "%", timed=timed),
         "accuracy_gain_points": Metric(gain, "points", timed=timed),
         "attainment_ratio": Metric(ratio, "x", timed=timed),
@@ -271,10 +265,10 @@ def report(spec: SupernetSpec, what: Stage, verb: str, entries: Sequence[Entry])
         name=spec.name,
         verdict=Verdict.YES if met else Verdict.NO,
         headline=f"{own.played.attainment:.1%} in time at {own.accuracy:.2f} % accuracy, {way}".replace("%", " %", 1),
-        subtitle=(f"{len(what.arrivals):,} requests", f"{rate:,.0f}/s", f"≤ {what.serving.slo * 1e3:g} ms", own.name),
+        subtitle=(f"{len(what.arrivals):,} requests", f"{rate:,.0f}/s", _deadlines(what), own.name),
         metrics=metrics,
         tables=(_table(entries, timed=timed),),
-        lines=(*_lines(gain, ratio), *_load(what)),
+        lines=(*_lines(gain, ratio), *_asked(what, own), *_load(what)),
         next="" if timed else "unfold serve SPEC --replay TRACE",
     )
 
@@ -283,20 +277,23 @@ def against(own: Entry, lone: Sequence[Entry]) -> tuple[float | None, float | No
     """Return points of accuracy over the best fixed net that is in time as often, and the ratio of attainment.
 
     The ratio is against the fixed net that is in time most often among those at least as accurate as what was served.
+    Where requests ask for an accuracy, one that did not get it does not count as in time.
     """
-    level = own.played.attainment
-    steady = [entry.accuracy for entry in lone if entry.played.attainment >= level - 0.001]
-    good = [entry.played.attainment for entry in lone if entry.accuracy >= own.accuracy]
+    level = own.played.kept
+    steady = [entry.accuracy for entry in lone if entry.played.kept >= level - 0.001]
+    good = [entry.played.kept for entry in lone if entry.accuracy >= own.accuracy]
     gain = own.accuracy - max(steady) if steady else None
     return gain, level / max(good) if good and max(good) > 0 else None
 
 
 def _table(entries: Sequence[Entry], *, timed: bool) -> Table:
+    asked = entries[0].played.enough is not None
     columns = (
         Column("rule"),
         Column("in time", "%", 2, timed=timed),
+        *((Column("and accurate enough", "%", 2, timed=timed),) if asked else ()),
         Column("accuracy served", "%", 2, timed=timed),
-        Column("given up", "%", 2, timed=timed),
+        *(() if asked else (Column("given up", "%", 2, timed=timed),)),
         Column("mean batch", "", 1, timed=timed),
         Column("changes of net", timed=timed),
     )
@@ -306,14 +303,37 @@ def _table(entries: Sequence[Entry], *, timed: bool) -> Table:
         answered = int((played.net >= 0).sum())
         lost = 100 - answered / played.net.size * 100
         batch = answered / max(1, played.batches)
-        rows.append((entry.name, played.attainment * 100, entry.accuracy, lost, batch, int(played.swaps)))
+        middle = (played.kept * 100, entry.accuracy) if asked else (entry.accuracy, lost)
+        rows.append((entry.name, played.attainment * 100, *middle, batch, int(played.swaps)))
     return Table("rules", columns, tuple(rows), accent=0)
+
+
+def _kept_metrics(own: Entry, *, timed: bool) -> dict[str, Metric]:
+    return {} if own.played.enough is None else {"both_targets": Metric(own.played.kept, timed=timed)}
+
+
+def _deadlines(what: Stage) -> str:
+    """Return the time to live of the requests in words."""
+    if what.targets is None:
+        return f"≤ {what.serving.slo * 1e3:g} ms"
+    low, high = (float(end) * 1e3 for end in (what.targets.deadlines.min(), what.targets.deadlines.max()))
+    return f"≤ {low:g} ms" if low == high else f"≤ {low:g} to {high:g} ms"
 
 
 def _lines(gain: float | None, ratio: float | None) -> tuple[tuple[str, str], ...]:
     more = f"{gain:+.2f} points against the best fixed net" if gain is not None else "no fixed net is in time as often"
     often = f"{ratio:.2f}x the best fixed net" if ratio is not None else "no fixed net is as accurate"
     return (("equal attainment", more), ("equal accuracy", often))
+
+
+def _asked(what: Stage, own: Entry) -> tuple[tuple[str, str], ...]:
+    """Return how many got all that they asked for, and how many could not."""
+    if what.targets is None:
+        return ()
+    best = max(net.share for net in what.nets)
+    more = f"{(what.targets.least > best).mean():.1%} ask for more accuracy than the best net has, {best:.2%}"
+    both = f"{own.played.kept:.1%} are answered in time and as accurately as they ask"
+    return (("targets", f"{both}; {more}".replace("%", " %")),)
 
 
 def _load(what: Stage) -> tuple[tuple[str, str], ...]:

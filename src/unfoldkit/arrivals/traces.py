@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfoldkit.arrivals.documents import read_document
 from unfoldkit.arrivals.forms import form
@@ -122,10 +123,16 @@ def scale(times: Times, factor: float, rng: np.random.Generator) -> Times:
 
     A repeated arrival is moved evenly within the gap that follows it, so no two of them stand at one instant.
     """
+    return scaled(times, factor, rng)[0]
+
+
+def scaled(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times, NDArray[np.int64]]:
+    """Return a trace as :func:`scale` does, and for each of its arrivals the place in ``times`` that it was made of."""
     copies = np.floor(factor + rng.random(times.size)).astype(np.int64)
     gaps = np.diff(times, append=times[-1])
     moved = np.repeat(times, copies) + np.repeat(gaps, copies) * rng.random(int(copies.sum()))
-    return np.sort(moved)
+    order = np.argsort(moved, kind="stable")
+    return moved[order], np.repeat(np.arange(times.size), copies)[order]
 
 
 def _arrays(path: Path, name: str | None) -> Times:

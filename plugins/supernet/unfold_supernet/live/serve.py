@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unfold_supernet.contenders import ruled
 from unfold_supernet.files import SPACE
 from unfold_supernet.live.board import counted, of_counters
 from unfold_supernet.live.levels import ways
@@ -17,9 +18,9 @@ from unfold_supernet.nets import measure
 from unfold_supernet.nets.net import Pair
 from unfold_supernet.nets.space import Space, space_of
 from unfold_supernet.nets.store import NORMS, WEIGHTS, read_family
-from unfold_supernet.replay import RULES, front, guarded
+from unfold_supernet.replay import front, guarded
 from unfold_supernet.serving import pairs
-from unfold_supernet.serving.policies import Rule, Served, patient
+from unfold_supernet.serving.policies import Served
 from unfold_supernet.spec import ServingSpec, SpaceSpec, SupernetSpec
 from unfoldkit.api import Run, Service, fail, fingerprint
 from unfoldkit.serving.app import application, served
@@ -45,7 +46,7 @@ def service(spec: SupernetSpec, run: Run) -> Service:
     torch.set_num_threads(1)
     registry = CollectorRegistry()
     model, serving = live(spec, run, registry)
-    found = ways(model.nets, lambda nets: ruled(serving, tuple(nets)), model.pace)
+    found = ways(model.nets, partial(ruled, serving.policy, serving.slo), model.pace)
 
     def line() -> Deadlines:
         return Deadlines(found, serving.slo, run.clock)
@@ -107,12 +108,6 @@ def _timed(model: Live, at: int) -> Served:
         longest = max(longest, float(np.median(found)))
         seconds.append((size, longest))
     return replace(model.nets[at], seconds=tuple(seconds))
-
-
-def ruled(serving: ServingSpec, nets: tuple[Served, ...]) -> Rule:
-    """Return the rule of the spec; ``fitted`` is made to look past one batch, as deadlines may differ."""
-    rule = RULES[serving.policy](nets, serving.slo)
-    return patient(rule, max(net.most for net in nets)) if serving.policy == "fitted" else rule
 
 
 def _trial(model: Live, rows: int, way: int) -> Batch:

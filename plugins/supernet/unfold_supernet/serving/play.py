@@ -12,12 +12,16 @@ import numpy as np
 from unfold_supernet.arrays import Floats
 from unfold_supernet.serving.policies import Rule, Served
 
+Work = Callable[[int, int, int], None]
+"""Answers, by the net of a place, the requests from a first up to a last one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Played:
     """How a trace went: of each request the net that answered (-1: given up) and whether in time; batches, swaps.
 
-    ``size`` is the batch that a request was answered in, 0 if it was given up.
+    ``size`` is the batch that a request was answered in, 0 if it was given up; ``enough`` whether the net was as
+    accurate as the request asked, where requests ask for that.
     """
 
     net: np.ndarray
@@ -25,6 +29,12 @@ class Played:
     batches: int
     swaps: int
     size: np.ndarray
+    enough: np.ndarray | None = None
+
+    @property
+    def kept(self) -> float:
+        """Share of the requests that got all that they asked for: in time, and from a net accurate enough."""
+        return float((self.in_time if self.enough is None else self.in_time & self.enough).mean())
 
     @property
     def attainment(self) -> float:
@@ -67,7 +77,7 @@ def simulate(arrivals: Floats, slo: float, nets: Sequence[Served], rule: Rule, s
     return Played(net, in_time, batches, swaps, size)
 
 
-def measure(arrivals: Floats, slo: float, rule: Rule, work: Callable[[int, int, int], None]) -> Played:
+def measure(arrivals: Floats, slo: float, rule: Rule, work: Work) -> Played:
     """Play a trace in real time, open loop: ``work(net, first, last)`` answers those requests.
 
     Requests count from when they are due, whether or not the server was listening.
