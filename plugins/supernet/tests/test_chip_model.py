@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from plugins.supernet.tests.nets import graphs, machines, nets, part
 from unfold_supernet.arrays import Ints
 from unfold_supernet.chip import events, model
+from unfold_supernet.chip.batches import joined
+from unfold_supernet.chip.families import family
 from unfold_supernet.chip.layers import Layer, Net, hits, net
 from unfold_supernet.chip.machine import Machine, cycles, presets
 
@@ -208,3 +211,50 @@ def test_a_batch_loads_its_weights_once() -> None:
     one, eight = model.work(found, machine), model.work(found, machine, 8)
     assert eight.compute.sum() == pytest.approx(8 * one.compute.sum())
     assert eight.weights.sum() == one.weights.sum()
+
+
+Shapes = tuple[list[int], list[int], list[int]]
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Shapes:
+    """Draw weights, input and output maps of a few layers in a row, in bytes."""
+    count = draw(st.integers(1, 6))
+    weights, edges = (draw(st.lists(st.integers(1, 500), min_size=n, max_size=n)) for n in (count, count + 1))
+    return weights, edges[:-1], edges[1:]
+
+
+def bytes_of(chain: Shapes, together: tuple[bool, ...], batch: int, room: int) -> int:
+    """Return what crosses, counted map by map: those that are there at a time, one after the other."""
+    weights, inputs, outputs = chain
+    total = sum(weight * (1 if joint else batch) for weight, joint in zip(weights, together, strict=True))
+    for at in range(len(weights) - 1):
+        # maps that are there at a time: all of the batch, or the one of the input at work
+        at_a_time = batch if together[at] or together[at + 1] else 1
+        for size in (outputs[at], inputs[at + 1]):
+            left = sum(1 for place in range(at_a_time) if (place + 1) * size > room)
+            total += size * left * (batch // at_a_time)
+    return total
+
+
+@settings(max_examples=60, deadline=None)
+@given(chains(), st.integers(1, 9), st.integers(0, 1500))
+def test_a_batch_goes_through_layers_as_moves_least(chain: Shapes, batch: int, room: int) -> None:
+    """Of all ways to take layers together or one input after the other, the one found moves least bytes."""
+    found = joined(*(np.array(part) for part in chain), batch, room)
+    ways = itertools.product((False, True), repeat=len(chain[0]))
+    assert bytes_of(chain, tuple(found.tolist()), batch, room) == min(bytes_of(chain, way, batch, room) for way in ways)
+
+
+@pytest.mark.parametrize("name", ["ofa-mobilenetv3", "ofa-resnet50"])
+def test_maps_of_a_batch_need_room(name: str) -> None:
+    """A batch never moves more than its inputs one by one, nor less than one load of weights, image and result."""
+    small, large = presets()["zcu104"], replace(presets()["zcu104"], streaming=1 << 40)
+    one = family(name).nets[-1]
+    nothing, single = one.graph * 0, model.traffic(model.work(one, small), one.graph * 0)
+    ends = model.work(one, large).activations.sum()
+    for batch in (2, 8, 64):
+        moved, least = (model.traffic(model.work(one, chip, batch), nothing) for chip in (small, large))
+        assert least == one.weights.sum() + batch * ends
+        assert least <= moved < batch * single
+    assert moved > 4 * least

@@ -21,7 +21,7 @@ def seconds(item: Work, cached: Ints, machine: Machine, *, deep: bool, dynamic: 
     absent = missing(item, cached)
     room = machine.dynamic if dynamic is None else dynamic
     load = (absent + item.activations).astype(np.float64)
-    whole = (item.weights + item.activations).astype(np.float64)
+    whole = item.whole.astype(np.float64)
     return float(play(item.compute, load, whole, float(machine.tile), machine.bandwidth, float(room), deep))
 
 

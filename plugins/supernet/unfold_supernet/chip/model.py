@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_supernet.arrays import Floats, Ints
+from unfold_supernet.chip.batches import crossing, joined
 from unfold_supernet.chip.layers import INPUT, KERNELS, Net, hits
 from unfold_supernet.chip.machine import Machine, cycles
 
@@ -20,30 +21,47 @@ class Work:
     """What a net asks of a machine, layer by layer: seconds of computation, bytes of weights and of activations.
 
     ``activations`` are those bytes of maps that cross the memory interface: image, result, and maps that do not fit;
-    ``weight`` the bytes of one weight.
+    ``weight`` the bytes of one weight; ``loads`` how many times what is missing of the weights is brought.
     """
 
     net: Net
     compute: Floats
     weights: Ints
     activations: Ints
-    weight: int = 1
+    weight: int
+    loads: Ints
+
+    @property
+    def whole(self) -> Ints:
+        """Bytes that cross while nothing is kept."""
+        return self.weights * self.loads + self.activations
 
 
 def work(net: Net, machine: Machine, batch: int = 1) -> Work:
-    """Return the work of ``batch`` inputs that go through a net together, its weights being loaded once."""
-    there = np.flatnonzero(net.table[:, KERNELS])
+    """Return the work of ``batch`` inputs of a net that are sent together.
+
+    They go through a layer together, its weights being loaded once, where that saves more than their maps cost.
+    """
+    there, weights = np.flatnonzero(net.table[:, KERNELS]), net.weights * machine.weight
     inputs, outputs = net.table[:, INPUT] * machine.value, net.outputs * machine.value
-    large = np.where(inputs > machine.streaming, inputs, 0)
-    spilled = np.where(outputs > machine.streaming, outputs, 0)
-    large[there[0]], spilled[there[-1]] = inputs[there[0]], outputs[there[-1]]
+    loads, activations = np.ones_like(weights), np.zeros_like(weights)
+    rows = weights[there], inputs[there], outputs[there]
+    together = joined(*rows, batch, machine.streaming)
+    loads[there] = np.where(together, 1, batch)
+    before, after = (together | np.roll(together, by) for by in (1, -1))
+    read, written = (
+        crossing(maps, way, batch, machine.streaming) for maps, way in ((rows[1], before), (rows[2], after))
+    )
+    # image and result cross in any case
+    read[0], written[-1] = rows[1][0] * batch, rows[2][-1] * batch
+    activations[there] = read + written
     seconds = cycles(net, machine) / machine.clock * batch
-    return Work(net, seconds, net.weights * machine.weight, (large + spilled) * batch, machine.weight)
+    return Work(net, seconds, weights, activations, machine.weight, loads)
 
 
 def missing(item: Work, cached: Ints) -> Ints:
-    """Return the bytes of weights of each layer that are not in ``cached``; those that are and these sum to all."""
-    return item.weights - hits(item.net.graph, cached) * item.weight
+    """Return the bytes of weights of each layer that are brought as they are not in ``cached``."""
+    return (item.weights - hits(item.net.graph, cached) * item.weight) * item.loads
 
 
 def seconds(item: Work, cached: Ints, machine: Machine) -> float:
@@ -52,7 +70,7 @@ def seconds(item: Work, cached: Ints, machine: Machine) -> float:
     What is on chip is computed first, meanwhile no more is brought than the dynamic buffer holds.
     """
     bytes_ = missing(item, cached) + item.activations
-    held = item.compute * (1.0 - bytes_ / np.maximum(1, item.weights + item.activations))
+    held = item.compute * (1.0 - bytes_ / np.maximum(1, item.whole))
     crowded = held + np.maximum(0, bytes_ - machine.dynamic) / machine.bandwidth
     each = np.maximum(np.maximum(item.compute, bytes_ / machine.bandwidth), crowded)
     return float(each.sum()) + exposed(item, cached, machine)
@@ -79,6 +97,6 @@ def off_chip_joules(item: Work, cached: Ints, machine: Machine) -> float:
 def joules(item: Work, cached: Ints, machine: Machine, batch: int = 1) -> float:
     """Return the energy of traffic, of arithmetic, and of reading weights and maps on chip once a layer."""
     maps = int(item.net.table[:, INPUT].sum() + item.net.outputs.sum()) * machine.value * batch
-    inside = (int(item.weights.sum()) + maps) * machine.energy.on_chip
+    inside = (int((item.weights * item.loads).sum()) + maps) * machine.energy.on_chip
     arithmetic = int(item.net.macs.sum()) * batch * machine.energy.mac
     return off_chip_joules(item, cached, machine) + (inside + arithmetic) * 1e-12
