@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unfoldkit.context import Progress, Run
-    from unfoldkit.csvfile import CsvRow, csv_lines, csv_rows, not_utf8
+    from unfoldkit.csvfile import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
     from unfoldkit.engines.base import Engine
     from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail, show
     from unfoldkit.hookspec import hookimpl
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "unfoldkit.context": ("Progress", "Run"),
-    "unfoldkit.csvfile": ("CsvRow", "csv_lines", "csv_rows", "not_utf8"),
+    "unfoldkit.csvfile": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
     "unfoldkit.engines.base": ("Engine",),
     "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail", "show"),
     "unfoldkit.hookspec": ("hookimpl",),
@@ -95,6 +95,7 @@ __all__ = [
     "csv_rows",
     "did_you_mean",
     "dump",
+    "encoding_of",
     "fail",
     "fingerprint",
     "hookimpl",

@@ -118,8 +118,13 @@ def open_text(path: Path, *, errors: str = "strict") -> io.TextIOWrapper:
         OSError: it cannot be opened; as it is read, what ``UNREADABLE`` names.
     """
     with _unpacked(path) as raw:
-        wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return io.TextIOWrapper(_unpacked(path), "utf-16" if wide else "utf-8-sig", errors, newline="")
+        encoding = encoding_of(raw.read(2))
+    return io.TextIOWrapper(_unpacked(path), encoding, errors, newline="")
+
+
+def encoding_of(data: bytes) -> str:
+    """Return how the text of a file is encoded by its first bytes: UTF-16 where they say so, or UTF-8."""
+    return "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:

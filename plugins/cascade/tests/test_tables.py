@@ -229,6 +229,20 @@ def test_the_hint_of_a_bad_cell_is_one_that_helps(cells: list[object], words: bo
 
 
 @pytest.mark.parametrize("packed", [False, True])
+def test_a_table_of_a_spreadsheet_is_read_as_it_was_saved(tmp_path: Path, packed: bool) -> None:
+    """UTF-16 that says so, semicolons and decimal commas hold the same table as UTF-8, commas and points."""
+    cells = [(f"{place / 4:.2f}", "größer" if place % 2 else "kleiner") for place in range(12)]
+    plain, other = tmp_path / "plain.csv", tmp_path / "unicode.csv"
+    plain.write_text("Alter,Gruppe\n" + "".join(f"{number},{word}\n" for number, word in cells))
+    lines = "".join(f"{number};{word}\r\n".replace(".", ",") for number, word in cells)
+    data = ("Alter;Gruppe\r\n" + lines).encode("utf-16")
+    other.write_bytes(gzip.compress(data) if packed else data)
+    wanted, found = frame_of_file(plain), frame_of_file(other)
+    assert np.array_equal(found.numbers("Alter", key="k"), wanted.numbers("Alter", key="k"))
+    assert np.array_equal(found.text("Gruppe", key="k"), wanted.text("Gruppe", key="k"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path: Path, packed: bool) -> None:
     """A table of Latin-1 is refused with the first line that shows it, and how to convert it."""
     data = "a,b,y\n1,2,x\n1,2,Köln\n".encode("latin-1")

@@ -19,7 +19,7 @@ from unfold_cascade import cells, jsonl
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.spec import CascadeSpec, FeatureGroup
 from unfold_cascade.time.keys import Split
-from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_lines, did_you_mean, fail, not_utf8
+from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_lines, did_you_mean, encoding_of, fail, not_utf8
 
 IS = "="
 MOST_WORDS = 200
@@ -221,7 +221,7 @@ def _jsonl(path: Path) -> Frame:
     data = _bytes(path)
     plain = _plain(data, path)
     try:
-        whole = jsonl.columns_of(plain.decode("utf-8-sig"), str(path))
+        whole = jsonl.columns_of(plain.decode(encoding_of(plain)), str(path))
     except UnicodeDecodeError as error:
         raise not_utf8(plain, path) from error
     return Frame(_spread(whole, path), _digest(data), path.name)
@@ -264,7 +264,7 @@ def _csv(path: Path) -> Frame:
     data = _bytes(path)
     try:
         plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        rows = list(csv_lines(io.StringIO(plain.decode("utf-8-sig"), newline="")))
+        rows = list(csv_lines(io.StringIO(plain.decode(encoding_of(plain)), newline="")))
     except UnicodeDecodeError as error:
         raise not_utf8(plain, path) from error
     except (OSError, EOFError, zlib.error, csv.Error) as error:
