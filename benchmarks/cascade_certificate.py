@@ -20,6 +20,7 @@ from benchmarks.records import records
 from unfold_cascade import choose as timeless
 from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.decide import decide
+from unfold_cascade.promises import Promise, certified
 from unfold_cascade.spec import CascadeSpec
 from unfold_cascade.time import choose as timed
 from unfold_cascade.time.decide import Searched, searched
@@ -119,8 +120,7 @@ def _timeless(seed: int) -> Population:
     )
 
     def pick(after: FloatArray, epsilon: float) -> int | None:
-        evidence = timeless.Evidence(points, front.cost[points], before, after)
-        passed = timeless.certified(evidence, epsilon, DELTA)
+        passed = certified(front.cost[points], [Promise("", epsilon, before, after)], DELTA)
         return min((place for place, _ in passed), key=lambda place: front.cost[points[place]]) if passed else None
 
     return Population("digits", truth, len(given.rows.calibrate), pick)

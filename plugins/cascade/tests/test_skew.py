@@ -10,7 +10,7 @@ import pytest
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.decide import decide
 from unfold_cascade.plan import plan
-from unfold_cascade.story import _shown
+from unfold_cascade.promised import shown
 
 LOG = """
 version: 1
@@ -74,7 +74,7 @@ def test_a_loss_of_nothing_is_a_certified_one(tmp_path: Path) -> None:
     assert "cascade, within the budget" not in names
 
 
-@pytest.mark.parametrize(("loss", "shown"), [(-0.04, "0.0"), (0.04, "0.0"), (-0.06, "-0.1"), (1.26, "1.3")])
-def test_a_loss_of_nothing_has_no_sign(loss: float, shown: str) -> None:
+@pytest.mark.parametrize(("loss", "told"), [(-0.04, "0.0"), (0.04, "0.0"), (-0.06, "-0.1"), (1.26, "1.3")])
+def test_a_loss_of_nothing_has_no_sign(loss: float, told: str) -> None:
     """A loss that rounds to nothing is printed without a sign, any other as it is."""
-    assert _shown(loss) == shown
+    assert shown(loss) == told

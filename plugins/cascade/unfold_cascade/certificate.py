@@ -9,7 +9,7 @@ must not have been used to choose the cascade, its cuts, the order of the points
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
@@ -237,9 +237,13 @@ def fixed_sequence(
     """
     each = [rules] * len(differences) if isinstance(rules, Rule) else rules
     tests = zip(differences, each, strict=True)
-    tested = (p_value(d, epsilon, rule, clusters=clusters, cap=cap) for d, rule in tests)
-    passed = sum(1 for _ in takewhile(lambda p: p <= delta, tested))
+    passed = in_a_row((p_value(d, epsilon, rule, clusters=clusters, cap=cap) for d, rule in tests), delta)
     return passed - 1 if passed else None
+
+
+def in_a_row(p_values: Iterable[float], delta: float) -> int:
+    """Return how many p-values pass before the first that fails; what comes after it is not looked at."""
+    return sum(1 for _ in takewhile(lambda p: p <= delta, p_values))
 
 
 def cases_needed(epsilon: float, delta: float) -> int:

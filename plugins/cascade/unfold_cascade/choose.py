@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,13 @@ from unfold_cascade.arrays import FloatArray, IntArray
 from unfold_cascade.combine import PolicyFront
 from unfold_cascade.goals import Goal
 from unfold_cascade.policy import Policy, follow
+from unfold_cascade.promises import Promise, Relaxation, certified, relaxations
 from unfold_cascade.questions import Zoo
+from unfold_cascade.stakes import ALIKE, Stakes
+from unfoldkit.api import did_you_mean, fail
 
 POINTS = 64
-GRID = 1000
+OF_LABEL = "goal.max_loss_of"
 NO_BETTER = "the best single model is within the budget and more accurate"
 
 
@@ -35,7 +39,8 @@ class Choice:
 
     ``point`` is an index into the front; ``None`` means that only the monolith itself keeps the promise. ``certified``
     is the loss that is promised with ``confidence``; ``least`` the smallest loss that could have been certified;
-    ``stopped`` whether a point was refused.
+    ``stopped`` whether a point was refused. ``relaxed`` are the smallest losses of which any one would have to be
+    allowed.
     """
 
     point: int | None
@@ -46,6 +51,7 @@ class Choice:
     method: str
     stopped: bool
     reason: str = ""
+    relaxed: tuple[Relaxation, ...] = ()
 
 
 def monolith(zoo: Zoo, labels: IntArray, rows: IntArray) -> Monolith:
@@ -68,74 +74,78 @@ def shortlist(front: PolicyFront, limit: int = POINTS) -> PolicyFront:
 
 
 def choose(
-    zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
+    zoo: Zoo,
+    front: PolicyFront,
+    base: Monolith,
+    labels: IntArray,
+    tune: IntArray,
+    certify: IntArray,
+    goal: Goal,
+    names: Sequence[str] = (),
 ) -> Choice:
     """Choose a point of ``front``: certified within ``goal.max_loss``, or the most accurate within ``goal.budget``.
 
     Where the monolith itself is within the budget, and more accurate than any cascade that is, no cascade is chosen.
 
     The certificate is fixed-sequence testing (Learn then Test) on ``certify``, rows that took no part in the search;
-    the order of points, the safest first, and the test of each come from ``tune`` alone.
+    the order of points, the safest first, and the test of each come from ``tune`` alone. ``names`` (C,) are those of
+    the labels, for ``goal.max_loss_of``.
     """
     if goal.budget is not None:
         return _within_budget(zoo, front, base, labels, tune, certify, goal)
-    return _within_loss(zoo, front, base, labels, tune, certify, goal)
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Points of a front with their (m,) cost and (m, n) differences to the monolith, on tuning and certifying rows.
-
-    Differences are shares of the dearest error, so that they are in [-1, 1].
-    """
-
-    points: IntArray
-    cost: FloatArray
-    tune: FloatArray
-    certify: FloatArray
-
-
-def _within_loss(
-    zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
-) -> Choice:
-    epsilon, n = (goal.max_loss or 0.0) / zoo.stakes.largest, units(zoo, certify)
     points = np.flatnonzero(front.cost < base.cost)
     if not len(points):
-        return _refused(goal, n, "no cascade is cheaper")
-    before, after = (differences_of(zoo, front, points, base, labels, rows) for rows in (tune, certify))
-    evidence = Evidence(points, front.cost[points], before, after)
-    passed = certified(evidence, epsilon, 1 - goal.confidence)
+        return _refused(goal, units(zoo, certify), "no cascade is cheaper")
+    told = list(_promises(zoo, front, points, base, labels, (tune, certify), goal, names))
+    return _within_loss(points, front.cost[points], told, goal)
+
+
+def _within_loss(points: IntArray, cost: FloatArray, promises: Sequence[Promise], goal: Goal) -> Choice:
+    """Choose among (m,) points with their costs."""
+    delta, n = 1 - goal.confidence, promises[0].units
+    passed = certified(cost, promises, delta)
     if not passed:
-        least = _least_certified(evidence, goal.max_loss or 0.0, 1 - goal.confidence, zoo.stakes.largest)
-        return Choice(None, 0.0, goal.confidence, n, least, "none", stopped=True)
+        relaxed = relaxations(cost, promises, delta)
+        least = dict(relaxed[0]).get("", goal.max_loss or 0.0)
+        return Choice(None, 0.0, goal.confidence, n, least, "none", stopped=True, relaxed=relaxed)
     # every point that passed is certified, all together: the cheapest of them may be taken
-    best, rule = min(passed, key=lambda test: evidence.cost[test[0]])
+    best, rule = min(passed, key=lambda test: cost[test[0]])
     stopped = len(passed) < len(points)
     promised = goal.max_loss or 0.0
     return Choice(int(points[best]), promised, goal.confidence, n, promised, rule.method, stopped=stopped)
 
 
-def certified(evidence: Evidence, epsilon: float, delta: float) -> list[tuple[int, certificate.Rule]]:
-    """Return the points that passed, each with its test; their order and the tests come from the tuning rows alone.
+def _promises(
+    zoo: Zoo,
+    front: PolicyFront,
+    points: IntArray,
+    base: Monolith,
+    labels: IntArray,
+    parts: tuple[IntArray, IntArray],
+    goal: Goal,
+    names: Sequence[str],
+) -> Iterator[Promise]:
+    """Yield what a goal promises: a loss of all cases, and those of the cases of some labels."""
+    before, after = (differences_of(zoo, front, points, base, labels, rows) for rows in parts)
+    yield Promise("", goal.max_loss or 0.0, before, after, zoo.stakes.largest)
+    for label, allowed in (goal.max_loss_of or {}).items():
+        number = number_of(label, names)
+        own = [rows[labels[rows] == number] for rows in parts]
+        if not all(map(len, own)):
+            raise fail(f'no case of the label "{label}" to tune or to certify on', key=OF_LABEL)
+        before, after = (differences_of(zoo, front, points, base, labels, rows, ALIKE) for rows in own)
+        yield Promise(label, allowed, before, after)
 
-    With probability 1 - delta every point that passed loses at most ``epsilon``.
+
+def number_of(label: str, names: Sequence[str]) -> int:
+    """Return the number of a label of ``goal.max_loss_of``.
+
+    Raises:
+        UnfoldError: the data have no such label.
     """
-    cases = evidence.certify.shape[1]
-    rules = [certificate.choose_rule(d, epsilon, cases) for d in evidence.tune]
-    hopes = np.array([certificate.p_value(d, epsilon, rule) for d, rule in zip(evidence.tune, rules, strict=True)])
-    order = np.lexsort((-evidence.cost, hopes))
-    tests = [(int(point), rules[point]) for point in order]
-    last = certificate.fixed_sequence(evidence.certify[order], epsilon, delta, [rule for _, rule in tests])
-    return [] if last is None else tests[: last + 1]
-
-
-def _least_certified(evidence: Evidence, refused: float, delta: float, largest: float) -> float:
-    """Return the smallest loss, in tenths of a point, for which some cascade would have been certified."""
-    low, high = int(refused * GRID), GRID - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if certified(evidence, middle / GRID / largest, delta) else (middle, high)
-    return high / GRID
+    if label not in names:
+        raise fail(f'the data have no label "{label}"', key=OF_LABEL, hint=did_you_mean(label, names))
+    return list(names).index(label)
 
 
 def _within_budget(
@@ -148,10 +158,10 @@ def _within_budget(
         return _refused(goal, units(zoo, certify), NO_BETTER)
     if point is None:
         return _refused(goal, units(zoo, certify), "over the budget")
-    d_tune = _differences(zoo, front.policies[point], base, labels, tune)
+    d_tune = _differences(zoo, front.policies[point], base, labels, tune, zoo.stakes)
     # a wager for a loss too near the one that was seen wins nothing
     rule = certificate.choose_rule(d_tune, max(float(d_tune.mean()), 0.0) + 0.01, units(zoo, certify))
-    d = _differences(zoo, front.policies[point], base, labels, certify)
+    d = _differences(zoo, front.policies[point], base, labels, certify, zoo.stakes)
     bound = certificate.upper_bound(d, goal.confidence, rule) * zoo.stakes.largest
     return Choice(point, bound, goal.confidence, len(d), bound, rule.method, stopped=False)
 
@@ -161,19 +171,27 @@ def _refused(goal: Goal, cases: int, reason: str) -> Choice:
 
 
 def differences_of(
-    zoo: Zoo, front: PolicyFront, points: IntArray, base: Monolith, labels: IntArray, rows: IntArray
+    zoo: Zoo,
+    front: PolicyFront,
+    points: IntArray,
+    base: Monolith,
+    labels: IntArray,
+    rows: IntArray,
+    stakes: Stakes | None = None,
 ) -> FloatArray:
     """Return (m, n) the losses of some points of a front more than the monolith's, as shares of the dearest error.
 
-    Of rows in clusters there are as many columns as clusters, each the mean of its rows.
+    Of rows in clusters there are as many columns as clusters, each the mean of its rows. ``stakes`` are those of the
+    zoo unless others are given.
     """
-    return np.array([_differences(zoo, front.policies[point], base, labels, rows) for point in points])
+    at = zoo.stakes if stakes is None else stakes
+    return np.array([_differences(zoo, front.policies[point], base, labels, rows, at) for point in points])
 
 
-def _differences(zoo: Zoo, policy: Policy, base: Monolith, labels: IntArray, rows: IntArray) -> FloatArray:
+def _differences(zoo: Zoo, policy: Policy, base: Monolith, labels: IntArray, rows: IntArray, at: Stakes) -> FloatArray:
     given = follow(zoo, policy, rows).answer, base.answer[rows]
-    own, reference = (zoo.stakes.losses(answer, labels[rows]) for answer in given)
-    differences: FloatArray = (own - reference) / zoo.stakes.largest
+    own, reference = (at.losses(answer, labels[rows]) for answer in given)
+    differences: FloatArray = (own - reference) / at.largest
     return differences if zoo.clusters is None else certificate.per_cluster(differences, zoo.clusters[rows])
 
 

@@ -46,7 +46,8 @@ def decide(spec: CascadeSpec, run: Run) -> Plan:
     # runs of before hold every point
     front = shortlist(_front(spec, run, given, tables))
     base = monolith(tables, given.labels, given.rows.train)
-    choice = choose(tables, front, base, given.labels, given.rows.train, given.rows.calibrate, spec.goal)
+    rows = given.rows
+    choice = choose(tables, front, base, given.labels, rows.train, rows.calibrate, spec.goal, given.names)
     return Plan(spec, given, tables, front, base, choice)
 
 

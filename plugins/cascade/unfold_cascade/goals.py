@@ -42,6 +42,7 @@ Budget = Annotated[
         {"type": "string", "pattern": r"^\s*[0-9.eE+-]+\s+per\s+case(-hour)?\s*$", "examples": ["3.0 per case"]}
     ),
 ]
+Losses = Annotated[dict[str, Percent], BeforeValidator(_by_label)]
 Cost = Annotated[float, Field(ge=0.0, le=1e6)]
 Costs = Annotated[dict[str, Cost], BeforeValidator(_by_label)]
 Weight = Annotated[
@@ -59,6 +60,11 @@ class Goal(Model):
     """The cheapest cascade within a loss, or the most accurate within a budget."""
 
     max_loss: Percent | None = Field(default=None, description="accuracy that may be lost against the baseline")
+    max_loss_of: Losses | None = Field(
+        default=None,
+        description="promised together with max_loss, without time: what may be lost among the cases of one label, "
+        "{sick: 5%} the share of the sick that is found; each error counts alike",
+    )
     budget: Budget | None = Field(default=None, description="mean cost of a case")
     confidence: Percent = Field(default=0.95, gt=0.5, lt=1.0, description="of the certificate")
     errors: Errors | None = Field(
@@ -77,8 +83,23 @@ def problems(spec: CascadeSpec) -> Iterator[Problem]:
         yield Problem(("goal",), "give either max_loss or budget", "max_loss: 1%")
     if goal.max_loss is not None and goal.max_loss >= 1:
         yield Problem(("goal", "max_loss"), "must be below 100%: no cascade can lose that much", "max_loss: 1%")
+    if goal.max_loss_of is not None:
+        yield from _labels_problems(spec, goal)
     if goal.errors is not None:
         yield from _errors_problems(spec, goal.errors)
+
+
+def _labels_problems(spec: CascadeSpec, goal: Goal) -> Iterator[Problem]:
+    place = ("goal", "max_loss_of")
+    if spec.over_time:
+        yield Problem(place, "goes with cases without time only", at_key=True)
+    elif spec.scored:
+        yield Problem(place, "scores say which answers are right, not which label was meant", at_key=True)
+    if goal.max_loss is None:
+        yield Problem(place, "goes with max_loss", "max_loss: 1%", at_key=True)
+    for label, loss in (goal.max_loss_of or {}).items():
+        if loss >= 1:
+            yield Problem((*place, label), "must be below 100%: no cascade can lose that much", "5%")
 
 
 def _errors_problems(spec: CascadeSpec, errors: Errors) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade import certificate, greedy_gap, saved, skew, stakes
+from unfold_cascade import greedy_gap, promised, saved, skew, stakes
 from unfold_cascade.choose import NO_BETTER
 from unfold_cascade.decide import Plan
 from unfold_cascade.policy import Outcome, Policy, Step, follow, path_cost
@@ -24,7 +24,7 @@ MOST_DIGITS = 12
 def tell(plan: Plan, run: Run, verb: str) -> Report:
     """Return the report of a plan on the test rows, which nothing before has looked at."""
     outcome = _outcome(plan, plan.policy)
-    tables = (_policies(plan, run), *_stage_tables(plan, outcome), _monoliths(plan))
+    tables = (_policies(plan, run), *promised.tables(plan, outcome), *_stage_tables(plan, outcome), _monoliths(plan))
     return Report(
         kind="cascade",
         verb=verb,
@@ -252,7 +252,7 @@ def _lines(plan: Plan, outcome: Outcome) -> tuple[tuple[str, str], ...]:
     errors = plan.spec.goal.errors
     least, most = (saved.short(plan.base.cost, float(plan.front.cost[end])) for end in (-1, 0))
     lines = [
-        ("certificate", _certificate(plan, lost_by_group(plan, outcome))),
+        ("certificate", promised.line(plan, lost_by_group(plan, outcome))),
         (
             "front",
             f"{_cascades(plan)} from {least} to {most}; plot: --out report.html",
@@ -270,47 +270,6 @@ def _cascades(plan: Plan) -> str:
     return "1 cascade" if count == 1 else f"{count} cascades"
 
 
-def _certificate(plan: Plan, loss: float) -> str:
-    choice = plan.choice
-    if choice.point is None:
-        return _refusal(plan)
-    whose = "" if plan.spec.group is None else f" for the average {plan.spec.group}"
-    text = f"loss against {plan.base.name}{whose} ≤ {_points_up(choice.certified)} points"
-    text += f" with {choice.confidence:.0%} confidence"
-    text += f" ({choice.cases} {_units(plan)}, {choice.method} test; {_shown(loss)} on test)"
-    return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
-
-
-def _shown(loss: float) -> str:
-    """Return a loss in points as it is printed; one that rounds to nothing has no sign."""
-    return f"{round(loss, 1) + 0.0:.1f}"
-
-
-def _points_up(loss: float) -> str:
-    """Return a loss in points, rounded up: a promise must not be printed smaller than it is."""
-    return f"{math.ceil(round(loss * 10_000, 6)) / 100:g}"
-
-
-def _units(plan: Plan) -> str:
-    """Return what is counted as independent."""
-    return "cases" if plan.spec.group is None else f"groups by {plan.spec.group}"
-
-
-def _refusal(plan: Plan) -> str:
-    choice, goal = plan.choice, plan.spec.goal
-    if choice.reason or goal.max_loss is None:
-        return f"none: {choice.reason}"
-    largest = plan.zoo.stakes.largest
-    least = certificate.smallest_certifiable(choice.cases, 1 - goal.confidence) * largest
-    units = _units(plan)
-    text = f"{choice.cases} {units} cannot certify ≤ {goal.max_loss * 100:g} points"
-    text += f" with {goal.confidence:.0%} confidence"
-    needed = certificate.cases_needed(goal.max_loss / largest, 1 - goal.confidence) if goal.max_loss > 0 else None
-    if needed and choice.least >= least > goal.max_loss:
-        return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} {units} are needed"
-    return f"{text}: the least that they certify is {choice.least * 100:g}"
-
-
 def _split(plan: Plan) -> str:
     rows = plan.given.rows
     how = "" if plan.spec.data.source == "recorded" else ", out of fold"
@@ -321,7 +280,7 @@ def _split(plan: Plan) -> str:
 def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
     if plan.policy is not None:
         cheaper = saved.in_words(_base_cost(plan), float(outcome.cost.mean()), plan.zoo.unit)
-        return f"{cheaper} at {_shown(lost(plan, outcome))} points · saved in {run.directory.path}"
+        return f"{cheaper} at {promised.shown(lost(plan, outcome))} points · saved in {run.directory.path}"
     goal = plan.spec.goal
     if goal.budget is not None and plan.choice.reason == NO_BETTER:
         right = f"{100 * base_accuracy(plan):.1f} % right for {plan.base.cost:.4g} {plan.zoo.unit} a case"
@@ -330,12 +289,7 @@ def _headline(plan: Plan, outcome: Outcome, run: Run) -> str:
         return f"no cascade costs ≤ {goal.budget:g} {plan.zoo.unit} a case; the cheapest needs {plan.front.cost[0]:.4g}"
     if plan.choice.reason:
         return f"no cascade is cheaper than {plan.base.name}"
-    relaxed = f"max_loss: {_relaxed(plan)}"
-    return f"no cascade is certified within {100 * (goal.max_loss or 0):g} points; smallest relaxation: {relaxed}"
-
-
-def _relaxed(plan: Plan) -> str:
-    return f"{plan.choice.least * 100:g}%"
+    return f"no cascade is certified within {promised.allowed(plan)}; smallest relaxation: {promised.relaxation(plan)}"
 
 
 def _subtitle(plan: Plan) -> tuple[str, ...]:
@@ -350,7 +304,7 @@ def _subtitle(plan: Plan) -> tuple[str, ...]:
 
 def _next(plan: Plan, run: Run, verb: str) -> str:
     if plan.policy is None and plan.spec.goal.budget is None and not plan.choice.reason:
-        return f"unfold plan {run.directory.word} --set goal.max_loss={_relaxed(plan)}"
+        return f"unfold plan {run.directory.word} {promised.settings(plan)}"
     if verb == "plan":
         return f"unfold plan {run.directory.word} --out plan.yaml"
     if plan.spec.data.source != "recorded":
