@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.certificate import Rule, p_value
+from unfold_cascade.decide import decide
 from unfold_cascade.plan import plan
+from unfold_cascade.promised import line
 from unfold_cascade.promises import Promise, certified, relaxations
 from unfoldkit.api import Report, UnfoldError, Verdict
 
@@ -116,3 +119,12 @@ def test_where_no_promise_alone_can_be_widened_all_are() -> None:
     assert [label for label, _ in way] == ["", "ill"]
     wide = [Promise(label, loss, worse, worse) for label, loss in way]
     assert certified(np.array([1.0]), wide, DELTA)
+
+
+def test_a_bound_that_says_nothing_is_no_certificate(tmp_path: Path) -> None:
+    """Within a budget a bound of all that the single model has to lose is told as none; a smaller one is told."""
+    _planned(tmp_path, "goal={budget: 5 per case}")
+    found = decide(spec_of(tmp_path / "log.yaml", "goal={budget: 5 per case}"), run_in(tmp_path / "run", base=tmp_path))
+    bounds = {bound: line(replace(found, choice=replace(found.choice, certified=bound)), 0.0) for bound in (0.99, 1.0)}
+    assert bounds[0.99].startswith("loss against large ≤ 99 points with 95% confidence (750 cases, ")
+    assert bounds[1.0] == "none: 750 cases rule out no loss against large with 95% confidence (0.0 on test)"

@@ -13,6 +13,7 @@ from unfold_cascade.arrays import IntArray
 from unfold_cascade.choose import number_of, units
 from unfold_cascade.decide import Plan
 from unfold_cascade.policy import Outcome
+from unfold_cascade.worth import base_worth
 from unfoldkit.api import Cell, Column, Table
 
 
@@ -21,6 +22,9 @@ def line(plan: Plan, loss: float) -> str:
     choice = plan.choice
     if choice.point is None:
         return _refusal(plan)
+    if plan.spec.goal.budget is not None and choice.certified >= base_worth(plan):
+        few = f"{choice.cases} {_units(plan)} rule out no loss against {plan.base.name}"
+        return f"none: {few} with {choice.confidence:.0%} confidence ({shown(loss)} on test)"
     whose = "" if plan.spec.group is None else f" for the average {plan.spec.group}"
     text = f"loss against {plan.base.name}{whose} ≤ {_points_up(choice.certified)} points"
     text += "".join(f', of "{label}" ≤ {100 * most:g}' for label, most in (plan.spec.goal.max_loss_of or {}).items())
