@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
@@ -170,19 +171,43 @@ def without_times(report: Report) -> Report:
     )
 
 
+def flaws(found: Any, kind: str, verb: str) -> Iterator[str]:
+    """Yield, in words for a plugin's author, what keeps a value from being the report of this verb of this kind."""
+    if not isinstance(found, Report):
+        yield f"it is of type {type(found).__name__}, not Report"
+        return
+    if (found.kind, found.verb) != (kind, verb):
+        yield f"it is that of {found.kind} {found.verb}, not of {kind} {verb}"
+    if not isinstance(found.verdict, Verdict):
+        yield f"its verdict is {found.verdict!r}, not Verdict.YES or Verdict.NO"
+    for table in found.tables:
+        if widths := {len(row) for row in table.rows} - {len(table.columns)}:
+            yield f"table {table.name}: a row of {min(widths)} cells for {len(table.columns)} columns"
+    for figure in found.figures:
+        yield from (f"figure {figure.name}: {s.name} has {len(s.x)} x, {len(s.y)} y" for s in _uneven(figure))
+    try:
+        json.dumps(to_data(found))
+    except (TypeError, ValueError) as error:
+        yield f"JSON cannot hold it: {error}"
+
+
+def _uneven(figure: Figure) -> list[Series]:
+    return [series for series in figure.series if len(series.x) != len(series.y)]
+
+
 def plain(value: Any) -> Any:
-    """Return ``value`` with mappings as dicts, sequences as lists and non-finite numbers as ``None``."""
+    """Return ``value`` with mappings as dicts, sequences and arrays as lists, non-finite numbers as ``None``."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    return value.item() if hasattr(value, "item") else value
+    return plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def _metric_data(metric: Metric) -> dict[str, Any]:
-    data = {"value": plain(metric.value), "unit": metric.unit, "target": metric.target, "ok": metric.ok}
+    data = {"value": plain(metric.value), "unit": metric.unit, "target": metric.target, "ok": plain(metric.ok)}
     return data | {"timed": True} if metric.timed else data
 
 

@@ -149,7 +149,6 @@ def test_a_missing_verb_is_told(inside: Process, tmp_path: Path) -> None:
     [
         ("raise ValueError('a\\nb')", "unfold: unexpected ValueError: a (in unfold_third:"),
         ("import sys; sys.exit(0)", "unfold: unexpected SystemExit: 0 (in unfold_third:"),
-        ("return None", "unfold: unexpected "),
     ],
 )
 def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path: Path, body: str, told: str) -> None:
@@ -163,6 +162,25 @@ def test_a_plugin_that_fails_is_not_the_callers_fault(inside: Process, tmp_path:
     traced = inside("plan", "-", path=[folder], stdin=HIDDEN, env={"UNFOLD_TRACEBACK": "1"})
     assert traced.returncode == 3
     assert "Traceback" in traced.stderr
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ("None", "it is of type NoneType, not Report"),
+        ("Report('other', 'plan', 'a', Verdict.YES, '')", "it is that of other plan, not of third plan"),
+        ("Report('third', 'plan', 'a', 'yes', '')", "its verdict is 'yes', not Verdict.YES or Verdict.NO"),
+        ("Report('third', 'plan', 'a', Verdict.YES, '', decision={'at': {1}})", "JSON cannot hold it"),
+    ],
+)
+def test_an_unsound_report_is_the_plugins_fault(inside: Process, tmp_path: Path, made: str, told: str) -> None:
+    """What is no sound report exits with 3, names the verb and what is wrong, and leaves no report in the run."""
+    body = f"from unfoldkit.api import Report, Verdict\n\ndef plan(spec, run):\n    return {made}"
+    folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="unfold_third:plan"))
+    done = inside("plan", "-", path=[folder], stdin=HIDDEN)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"unfold_third:plan returned no sound report: {told}" in done.stderr
+    assert not (tmp_path / "runs/a/report.json").exists()
 
 
 def test_a_missing_package_names_its_extra(inside: Process, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from unfoldkit.report import (
     Series,
     Table,
     Verdict,
+    flaws,
     from_data,
     plain,
     time_axis,
@@ -62,6 +64,24 @@ def test_plain_data_has_no_infinity_and_no_array_scalars() -> None:
     given = {1: (math.nan, math.inf, np.float64(1.5), np.int32(2)), "b": {"c": True}}
     assert plain(given) == {"1": [None, None, 1.5, 2], "b": {"c": True}}
     assert type(plain(np.int32(2))) is int
+    assert plain([np.float32(math.nan), np.array([1.0, math.inf]), np.array(2), np.bool_(1)]) == [
+        None,
+        [1.0, None],
+        2,
+        True,
+    ]
+
+
+def test_what_keeps_a_report_from_being_shown_is_told() -> None:
+    """Rows of another length than the columns and series of unequal length are flaws; a sound report has none."""
+    assert not list(flaws(REPORT, "k", "plan"))
+    numpy = replace(REPORT, metrics={"a": Metric(1.0, ok=np.bool_(1))})  # type: ignore[arg-type]
+    assert not list(flaws(numpy, "k", "plan"))
+    table, figure = REPORT.tables[0], REPORT.figures[0]
+    ragged = replace(table, rows=((1, 2), (1,)))
+    uneven = replace(figure, series=(Series("s", (1.0, 2.0), (1.0,)),))
+    told = list(flaws(replace(REPORT, tables=(ragged,), figures=(uneven,)), "k", "plan"))
+    assert told == ["table t: a row of 1 cells for 2 columns", "figure f: s has 2 x, 1 y"]
 
 
 @pytest.mark.parametrize(

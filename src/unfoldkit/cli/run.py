@@ -19,10 +19,10 @@ from unfoldkit.cli.drift import compare, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.context import Options, Run
 from unfoldkit.engines.base import Engine
-from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, fail
+from unfoldkit.errors import ExitCode, UnfoldError, broken, did_you_mean, fail
 from unfoldkit.kinds import Kind, Renderer, RunFinished, resolve
 from unfoldkit.registry import Registry
-from unfoldkit.report import Report, Verdict, to_data
+from unfoldkit.report import Report, Verdict, flaws, to_data
 from unfoldkit.runs import RunDir, encoded, write_atomically
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.load import ORIGIN, RUN_PLAN, RUN_SPEC, Loaded, dump, kept_kind, load, spec_hash
@@ -196,7 +196,7 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
             with loaded.telling():
                 verb = resolve(function, extra=loaded.kind.extra)
                 with compiling.shown(progress):
-                    report = verb(loaded.spec, run)
+                    report = _accepted(verb(loaded.spec, run), request, loaded.kind)
             report = _with_provenance(report, loaded, run, run.clock() - began)
             report = replace(report, next=_named(report.next, request))
             if baseline is None:
@@ -205,6 +205,20 @@ def _stored(request: Request, loaded: Loaded, function: str) -> Report:
             # what the run holds stays that of the plan that was made, whatever the check says of other data
             report = compare(report, baseline, str(request.check))
             run.directory.write(CHECK, _as_json(report))
+    return report
+
+
+def _accepted(found: Any, request: Request, kind: Kind) -> Report:
+    """Return what a verb returned, if it is a report that can be kept and shown.
+
+    Raises:
+        UnfoldError: it is not, which is the plugin's fault (exit code 3).
+    """
+    wrong = list(flaws(found, kind.name, request.verb))
+    if wrong:
+        message = f"{getattr(kind, request.verb)} returned no sound report: {'; '.join(wrong)}"
+        raise broken(message, hint="tell the plugin's authors")
+    report: Report = found
     return report
 
 

@@ -15,7 +15,7 @@ from unfoldkit.context import Run
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.errors import UnfoldError
 from unfoldkit.kinds import VERBS, Kind, resolve
-from unfoldkit.report import Report, from_data, to_data, without_times
+from unfoldkit.report import Report, flaws, from_data, to_data, without_times
 from unfoldkit.runs import RunDir
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.load import dump
@@ -47,7 +47,7 @@ def laws() -> tuple[Law, ...]:
 def references_resolve(kind: Kind, _folder: Path) -> None:
     """Every reference of the kind leads to an object, and the kind has at least one verb."""
     _hold(bool(kind.verbs), f"{kind.name} has no verb")
-    for reference in (kind.spec, *(getattr(kind, verb) for verb in VERBS)):
+    for reference in (kind.spec, kind.opens, *(getattr(kind, verb) for verb in VERBS)):
         _hold(reference is None or resolve(reference) is not None, reference)
 
 
@@ -101,8 +101,10 @@ def unknown_keys_are_told_with_their_line(kind: Kind, _folder: Path) -> None:
 
 
 def reports_survive_json(kind: Kind, folder: Path) -> None:
-    """A report that is written as JSON and read again is the same report."""
+    """A report is sound, and one that is written as JSON and read again is the same report."""
     report = first_report(kind, folder / "run")
+    wrong = list(flaws(report, kind.name, getattr(report, "verb", "")))
+    _hold(not wrong, f"{kind.name}: {'; '.join(wrong)}")
     data = json.loads(json.dumps(to_data(report), allow_nan=False))
     _hold(to_data(from_data(data)) == data, f"{kind.name}: the report that is read again is another")
 
