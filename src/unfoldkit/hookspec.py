@@ -9,7 +9,6 @@ import pluggy
 from unfoldkit.kinds import Check, Kind, Renderer, RunFinished
 
 PROJECT = "unfoldkit"
-ENTRY_POINT_GROUP = "unfoldkit"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import pkgutil
+import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfoldkit.errors import fail
+from unfoldkit.errors import broken, fail
 
 API_VERSION = 1
+ENTRY_POINT_GROUP = "unfoldkit"
+TELL = "tell the plugin's authors"
 VERBS = ("profile", "train", "plan", "serve")
 
 
@@ -17,10 +22,10 @@ class Kind:
     """A kind of spec and the verbs that it answers to.
 
     ``spec`` and the verbs are ``"package.module:attribute"``; a verb that is ``None`` is absent.
-    ``examples`` is ``"package:folder"`` with YAML specs, smallest first; ``extra`` is the optional
-    dependency group that the kind needs. ``many`` says that ``serve`` may run in several processes at once,
-    ``replay`` that ``plan`` (and ``serve``) play a trace, ``carries`` that ``train`` carries out a plan.
-    ``opens`` names a ``(spec, Run) -> Iterable[Diagnostic]``: what is wrong with the files that a spec names, for
+    ``examples`` is ``"package:folder"`` with YAML specs, smallest first; ``extra`` is the optional dependency group, of
+    the plugin's distribution or else of unfoldkit, that the kind needs. ``many`` says that ``serve`` may run in several
+    processes at once, ``replay`` that ``plan`` (and ``serve``) play a trace, ``carries`` that ``train`` carries out a
+    plan. ``opens`` names a ``(spec, Run) -> Iterable[Diagnostic]``: what is wrong with the files that a spec names, for
     ``unfold check --data``.
     """
 
@@ -88,10 +93,30 @@ def resolve(reference: str, *, extra: str | None = None) -> Any:
     """Return the object that ``"package.module:attribute"`` names.
 
     Raises:
-        UnfoldError: the module needs a package that is not installed (exit code 2, names the extra).
+        UnfoldError: the module needs a package that is not installed (exit code 2, names the extra), or the reference
+            leads nowhere (exit code 3).
     """
     try:
         return pkgutil.resolve_name(reference)
     except ModuleNotFoundError as error:
-        hint = f"pip install 'unfoldkit[{extra}]'" if extra else "pip install it"
+        if f"{reference.partition(':')[0]}.".startswith(f"{error.name}.") and "." in str(error.name):
+            raise broken(f"{reference}: there is no module {error.name}", hint=TELL) from error
+        hint = f"pip install '{_brought_by(reference, extra)}[{extra}]'" if extra else "pip install it"
         raise fail(f"{reference} needs the package {error.name!r}, which is not installed", hint=hint) from error
+    except AttributeError as error:
+        module, _, name = reference.partition(":")
+        if error.obj is not sys.modules.get(module):
+            raise
+        raise broken(f"{reference}: {module} has no {name}", hint=TELL) from error
+
+
+def shipped_by(reference: str) -> importlib.metadata.Distribution | None:
+    """Return the distribution whose plugin a reference leads into, by its entry points; ``None`` for other code."""
+    top = re.split(r"[.:]", reference)[0]
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    return next((point.dist for point in points if point.module.partition(".")[0] == top), None)
+
+
+def _brought_by(reference: str, extra: str) -> str:
+    found = shipped_by(reference)
+    return found.name if found and extra in (found.metadata.get_all("Provides-Extra") or ()) else "unfoldkit"

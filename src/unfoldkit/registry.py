@@ -11,7 +11,7 @@ import pluggy
 
 from unfoldkit import hookspec
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
-from unfoldkit.kinds import API_VERSION, Check, Kind, Renderer, RunFinished
+from unfoldkit.kinds import API_VERSION, ENTRY_POINT_GROUP, Check, Kind, Renderer, RunFinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def load_registry(
     """
     manager = pluggy.PluginManager(hookspec.PROJECT)
     manager.add_hookspecs(hookspec)
-    points = importlib.metadata.entry_points(group=hookspec.ENTRY_POINT_GROUP) if entry_points is None else entry_points
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if entry_points is None else entry_points
     off = frozenset(disabled)
     loaded = [_load(manager, point, off) for point in sorted(points, key=lambda point: (point.name, point.value))]
     for name, plugin in (extra or {}).items():

@@ -192,6 +192,39 @@ def test_a_missing_package_names_its_extra(inside: Process, tmp_path: Path) -> N
     assert "pip install 'unfoldkit[torch]'" in done.stderr
 
 
+def test_the_extra_of_a_third_party_is_told_as_its_own(inside: Process, tmp_path: Path) -> None:
+    """Where the plugin's own distribution has the extra, that is what is to be installed."""
+    code = kind_code("third", plan="unfold_third_verbs:plan", extra="gpu")
+    folder = distribution(tmp_path / "site", "unfold-third", code)
+    with (folder / "unfold_third-1.0.dist-info/METADATA").open("a", encoding="utf-8") as metadata:
+        metadata.write("Provides-Extra: gpu\n")
+    (folder / "unfold_third.py").unlink()
+    package = folder / "unfold_third"
+    package.mkdir()
+    (package / "__init__.py").write_text(code.replace("unfold_third_verbs", "unfold_third.verbs"), encoding="utf-8")
+    (package / "verbs.py").write_text("import nonesuch_package\n", encoding="utf-8")
+    done = inside("plan", "-", path=[folder], stdin=HIDDEN)
+    assert done.returncode == 2
+    assert "(pip install 'unfold-third[gpu]')" in done.stderr
+
+
+def test_a_plan_holds_the_version_of_its_plugin(inside: Process, tmp_path: Path) -> None:
+    """A plan of a third party drifts, when its plugin changes, with ``versions`` as what changed."""
+    body = (
+        "from unfoldkit.api import Report, Verdict\n\ndef plan(spec, run):\n"
+        "    return Report('third', 'plan', 'a', Verdict.YES, '', decision={'copies': 2})"
+    )
+    folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="unfold_third:plan"))
+    assert inside("plan", "-", "--out", "plan.yaml", path=[folder], stdin=HIDDEN).returncode == 0
+    assert "unfold-third: '1.0'" in (tmp_path / "plan.yaml").read_text(encoding="utf-8")
+    for file, old, new in (("unfold_third.py", "2}", "3}"), ("unfold_third-1.0.dist-info/METADATA", "1.0", "1.1")):
+        path = folder / file
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    done = inside("plan", "--check", "plan.yaml", path=[folder])
+    assert done.returncode == 1
+    assert "changed since: versions" in done.stdout
+
+
 def test_a_misspelt_hook_is_found_by_doctor(inside: Process, tmp_path: Path) -> None:
     """Doctor says no to a hook that would never be called, names the one that was meant, and exits with 1."""
     code = kind_code("third", "@hookimpl\ndef unfold_cheks():\n    return []", plan="x:y")
@@ -230,6 +263,19 @@ def test_a_plugins_format_and_observer_work(inside: Process, tmp_path: Path) -> 
     assert done.stdout == "$0.01 OF $1.00!\n"
     assert inside("plan", "-", "-o", "a.loud", path=[folder], stdin=ECHO + "budget: $0\n").returncode == 1
     assert (tmp_path / "heard").read_text(encoding="utf-8") == "plan 0\nplan 1\n"
+
+
+def test_a_check_that_returns_nothing_does_not_end_the_others(inside: Process, tmp_path: Path) -> None:
+    """Doctor says no to a check that returns no result, and prints all others."""
+    body = (
+        "from unfoldkit.api import Check\n\n@hookimpl\ndef unfold_checks():\n"
+        "    yield Check('idle', '', 'unfold_third:idle')\n\ndef idle():\n    pass\n"
+    )
+    folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="x:y"))
+    done = inside("doctor", path=[folder])
+    assert done.returncode == 1
+    assert "no  idle               the check returned null, no CheckResult" in done.stdout
+    assert "hello came back" in done.stdout
 
 
 def test_doctor_says_what_is_there(unfold: Unfold) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.kinds import Kind, resolve
+from unfoldkit.kinds import Kind, resolve, shipped_by
 
 
 def test_verbs_are_those_that_are_there() -> None:
@@ -26,3 +26,25 @@ def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) ->
         resolve("nonesuch.module:thing", extra=extra)
     assert caught.value.code is ExitCode.USAGE
     assert caught.value.diagnostics[0].hint == hint
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("unfoldkit.kinds:nonesuch", "unfoldkit.kinds has no nonesuch"),
+        ("unfoldkit.nonesuch:thing", "there is no module unfoldkit.nonesuch"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_is_the_plugins_fault(reference: str, told: str) -> None:
+    """A name or module that is not in a package that is there is no missing package: no installing would help."""
+    with pytest.raises(UnfoldError, match=told) as caught:
+        resolve(reference, extra="ray")
+    assert caught.value.code is ExitCode.INTERNAL
+
+
+def test_a_distribution_is_found_by_its_plugin() -> None:
+    """What a reference leads into is shipped by the distribution whose entry point names the same package."""
+    found = shipped_by("unfold_echo.verbs:plan")
+    assert found is not None
+    assert found.name == "unfoldkit"
+    assert shipped_by("json.decoder:JSONDecoder") is None

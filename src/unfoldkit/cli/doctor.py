@@ -13,8 +13,8 @@ from pathlib import Path
 
 from unfoldkit.cli import console, plugins
 from unfoldkit.engines.local import available_cores
-from unfoldkit.errors import ExitCode, UnfoldError, fail
-from unfoldkit.kinds import Check, CheckResult, resolve
+from unfoldkit.errors import ExitCode, UnfoldError, fail, show
+from unfoldkit.kinds import TELL, Check, CheckResult, resolve
 from unfoldkit.registry import Registry, pending
 
 EXTRAS = {"ray": "ray", "kubernetes": "kubernetes", "torch": "torch", "parquet": "pyarrow"}
@@ -66,14 +66,16 @@ def results(registry: Registry) -> Iterator[tuple[str, CheckResult]]:
 
 def _run(check: Check) -> CheckResult:
     if not check.action:
-        return CheckResult(ok=False, message=check.summary, hint="tell the plugin's authors")
+        return CheckResult(ok=False, message=check.summary, hint=TELL)
     try:
-        result: CheckResult = resolve(check.action)()
+        result = resolve(check.action)()
     except UnfoldError as error:
         return CheckResult(ok=False, message=str(error))
     except Exception as error:  # noqa: BLE001 - a plugin's check must not end the others
-        return CheckResult(ok=False, message=f"the check itself failed: {error!r}", hint="tell the plugin's authors")
-    return result
+        return CheckResult(ok=False, message=f"the check itself failed: {error!r}", hint=TELL)
+    if isinstance(result, CheckResult):
+        return result
+    return CheckResult(ok=False, message=f"the check returned {show(result)}, no CheckResult", hint=TELL)
 
 
 def _packages() -> CheckResult:

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 
-from unfoldkit.hookspec import ENTRY_POINT_GROUP
+from unfoldkit.kinds import ENTRY_POINT_GROUP
 from unfoldkit.registry import Registry, load_registry
 
 DISTRIBUTION = "unfoldkit"

@@ -20,7 +20,7 @@ from unfoldkit.cli.request import Request
 from unfoldkit.context import Options, Run
 from unfoldkit.engines.base import Engine
 from unfoldkit.errors import ExitCode, UnfoldError, broken, did_you_mean, fail
-from unfoldkit.kinds import Kind, Renderer, RunFinished, resolve
+from unfoldkit.kinds import TELL, Kind, Renderer, RunFinished, resolve, shipped_by
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, flaws, to_data
 from unfoldkit.runs import RunDir, encoded, write_atomically
@@ -217,7 +217,7 @@ def _accepted(found: Any, request: Request, kind: Kind) -> Report:
     wrong = list(flaws(found, kind.name, request.verb))
     if wrong:
         message = f"{getattr(kind, request.verb)} returned no sound report: {'; '.join(wrong)}"
-        raise broken(message, hint="tell the plugin's authors")
+        raise broken(message, hint=TELL)
     report: Report = found
     return report
 
@@ -247,7 +247,7 @@ def _with_provenance(report: Report, loaded: Loaded, run: Run, seconds: float) -
         "seed": run.seed,
         "spec_sha256": spec_hash(loaded.spec),
         "inputs": {},
-        "versions": versions(),
+        "versions": versions(getattr(loaded.kind, report.verb)),
         **report.provenance,
     }
     if report.decision is not None:
@@ -255,14 +255,16 @@ def _with_provenance(report: Report, loaded: Loaded, run: Run, seconds: float) -
     return replace(report, provenance=facts | {"timed": {"seconds": round(seconds, 3)}})
 
 
-def versions() -> Mapping[str, str]:
-    """Return the versions that a result may depend on."""
+def versions(verb: str) -> Mapping[str, str]:
+    """Return the versions that a result may depend on, that of the verb's plugin among them."""
     import importlib.metadata
     import platform
 
     wanted = ("numpy", "scikit-learn", "xgboost")
     found = {name: importlib.metadata.version(name) for name in wanted}
-    return {"unfoldkit": __version__, "python": platform.python_version(), **found}
+    plugin = shipped_by(verb)
+    own = {plugin.name: plugin.version} if plugin else {}
+    return {"unfoldkit": __version__, "python": platform.python_version(), **found} | own
 
 
 def _rehearsal(request: Request, loaded: Loaded) -> Report:

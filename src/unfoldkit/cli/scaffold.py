@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unfoldkit.cli import console
 from unfoldkit.errors import ExitCode, broken, fail
-from unfoldkit.hookspec import ENTRY_POINT_GROUP
+from unfoldkit.kinds import ENTRY_POINT_GROUP
 
 TEMPLATE = "echo"
 
