@@ -223,16 +223,12 @@ def test_a_model_of_single_rows_is_asked_row_by_row(tmp_path: Path) -> None:
     assert [code for code, _ in found] == [200, 200, 200]
 
 
-def test_outputs_that_only_the_model_knows_are_told_as_such(tmp_path: Path) -> None:
+def test_outputs_that_only_the_model_knows_are_told_as_such(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Outputs of a class of the model's code fail a call in words, not by an error of whoever reads them."""
-    (tmp_path / "failing.py").write_text(CODE)
-    replica = launch(models.Source(code="failing:labels", folder=str(tmp_path)))
-    try:
-        replica.ready()
-        with pytest.raises(UnfoldError, match="of a type that only its own code knows"):
-            replica.call(np.ones((1, 2), dtype=np.float32))
-    finally:
-        replica.stop()
+    logging.getLogger("unfoldkit").propagate = True
+    found, _ = asked(runtime(tmp_path, "labels"), [1.0])
+    assert found[0][0] == 500
+    assert "of a type that only its own code knows" in caplog.text
 
 
 def test_a_profile_tells_the_batch_that_fails(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline.models import Predict, Rows, Source, brief
-from unfoldkit.api import UnfoldError, broken
+from unfoldkit.api import UnfoldError
 
 READY = "ready"
 
@@ -44,42 +44,6 @@ class Replica:
 
     process: SpawnProcess
     pipe: Connection
-
-    def ready(self, patience: float = 120.0) -> None:
-        """Wait until the model is loaded.
-
-        Raises:
-            UnfoldError: it cannot be loaded, or not in time.
-        """
-        try:
-            told = self.pipe.recv() if self.pipe.poll(patience) else "it did not answer in time"
-        except (EOFError, ConnectionResetError):
-            told = "its process ended"
-        if told != READY:
-            self.stop()
-            raise broken(f"a replica did not start: {told}")
-
-    def call(self, rows: Rows) -> tuple[NDArray[Any], float]:
-        """Return the outputs of a batch and the seconds from sending it to having them.
-
-        Raises:
-            UnfoldError: the model's code raised something.
-        """
-        began = time.perf_counter()
-        self.pipe.send(rows)
-        told = self._heard()
-        if isinstance(told, Failed):
-            raise broken(f"the model failed: {told.line}")
-        return told[0], time.perf_counter() - began
-
-    def _heard(self) -> Told | Failed:
-        try:
-            told: Told | Failed = self.pipe.recv()
-        except (EOFError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001  # reading runs what pickled classes say
-            return unread(error)
-        return told
 
     def end(self, patience: float = 1.0) -> str:
         """Say in words how its process ended, which it has just done."""

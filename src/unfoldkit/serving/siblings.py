@@ -86,6 +86,7 @@ def _read(file: Path) -> Snapshot:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
+        # what belongs to somebody else has only its number
         return False
     return True
