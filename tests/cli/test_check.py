@@ -39,6 +39,16 @@ def test_all_mistakes_of_all_files_are_told(unfold: Unfold, spec: Path, tmp_path
     assert outcome.err == "4 mistakes in 3 of 4 files\n"
 
 
+def test_settings_are_checked_in_every_file(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """Check takes --set as the verbs do, so that what a CI job plans with it can be checked with it."""
+    other = tmp_path / "b.yaml"
+    other.write_text(ECHO, encoding="utf-8")
+    assert unfold("check", spec, other, "--set", "repeat=3").code == 0
+    outcome = unfold("check", spec, other, "--set", "repeat=0")
+    assert outcome.code == 2
+    assert outcome.out.count("--set repeat=0: repeat: ") == 2
+
+
 def test_what_specs_name_is_opened_on_demand(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
     """With ``--data`` a missing file is a mistake at the line that names it; a kind that opens nothing says so."""
     text = (ROOT / "plugins/pipeline/unfold_pipeline/examples/image-processing.yaml").read_text("utf-8")

@@ -121,6 +121,14 @@ def test_a_report_is_rendered_again(unfold: Unfold, spec: Path, dear: Path) -> N
     assert unfold("report", "runs/a", "--exit-zero").code == 0
 
 
+def test_a_folder_of_runs_names_them(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """``report`` of a folder that is no run says so, and which runs it holds."""
+    unfold("plan", spec)
+    assert unfold("report", "runs").err == "runs: a folder that holds no run (runs in it: a)\n"
+    (tmp_path / "empty").mkdir()
+    assert "a folder that holds no run (one is such as runs/digits)" in unfold("report", "empty").err
+
+
 @pytest.mark.parametrize(("name", "verb"), [("report.json", "report"), ("spec.yaml", "plan"), ("origin.json", "train")])
 def test_a_changed_run_is_refused(unfold: Unfold, spec: Path, tmp_path: Path, name: str, verb: str) -> None:
     """A file of a run that was changed is refused by its name, with exit code 2."""

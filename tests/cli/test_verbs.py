@@ -158,6 +158,16 @@ def test_a_rehearsal_writes_nothing(unfold: Unfold, spec: Path, tmp_path: Path) 
         assert f"yes · the spec is valid; {verb} would write to runs/a · nothing was run" in outcome.out
     assert sorted(tmp_path.rglob("*")) == before
     assert unfold("plan", spec, "--dry-run", "--set", "repeat=0").code == 2
+    assert "compared" in unfold("plan", spec, "--dry-run", "--check", "plan.yaml").err
+
+
+def test_a_rehearsal_reads_the_plan_that_is_named(unfold: Unfold, tmp_path: Path) -> None:
+    """--dry-run with --plan refuses what --plan alone would refuse."""
+    (tmp_path / "mini.yaml").write_text(TUNING, encoding="utf-8")
+    for words in ((), ("--dry-run",)):
+        outcome = unfold("train", "mini.yaml", "--plan", "mini.yaml", *words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "mini.yaml:1:1: not a plan" in outcome.err
 
 
 def test_logs_go_to_stderr(unfold: Unfold, spec: Path) -> None:

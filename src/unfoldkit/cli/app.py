@@ -195,6 +195,7 @@ def serve(
 
 def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="specs and plans")],
+    settings: options.Settings = None,
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="text, json, github or junit")] = "text",
     data: Annotated[bool, typer.Option("--data", help="also open the traces and tables that specs name")] = False,
     no_plugins: options.NoPlugins = False,
@@ -202,7 +203,8 @@ def check(
     """Validate specs and plans; every mistake at once, one line each."""
     from unfoldkit.cli.check import check as action
 
-    _end(lambda: action(files, form, builtin_only=no_plugins, stdin=_stdin(*files), data=data))
+    given: dict[str, Any] = {"settings": settings or (), "builtin_only": no_plugins, "data": data}
+    _end(lambda: action(files, form, **given, stdin=_stdin(*files)))
 
 
 def schema(

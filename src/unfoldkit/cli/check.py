@@ -18,9 +18,15 @@ FORMATS = ("text", "json", "github", "junit")
 
 
 def check(
-    files: Sequence[str], form: str = "text", *, builtin_only: bool = False, stdin: str = "", data: bool = False
+    files: Sequence[str],
+    form: str = "text",
+    *,
+    settings: Sequence[str] = (),
+    builtin_only: bool = False,
+    stdin: str = "",
+    data: bool = False,
 ) -> ExitCode:
-    """Validate ``files`` and print what is wrong with them, or with ``data`` with the files they name, on stdout.
+    """Validate ``files`` with ``settings``, and with ``data`` what they name; print what is wrong on stdout.
 
     Returns:
         0 if all are valid, 2 otherwise.
@@ -28,17 +34,19 @@ def check(
     if form not in FORMATS:
         raise fail(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
     registry = plugins.registry(builtin_only=builtin_only)
-    found = {file: mistakes(registry, file, stdin, data=data) for file in files}
+    found = {file: mistakes(registry, file, stdin, settings=settings, data=data) for file in files}
     everything = [item for items in found.values() for item in items]
     console.write_report(_rendered(everything, form))
     console.say(_summary(found))
     return ExitCode.USAGE if everything else ExitCode.YES
 
 
-def mistakes(registry: Registry, file: str, stdin: str = "", *, data: bool = False) -> list[Diagnostic]:
+def mistakes(
+    registry: Registry, file: str, stdin: str = "", *, settings: Sequence[str] = (), data: bool = False
+) -> list[Diagnostic]:
     """Return what is wrong with one file, and with ``data`` with what it names; nothing if it is valid."""
     try:
-        loaded = load(file, registry.kinds, stdin=stdin, find_kind=registry.kind)
+        loaded = load(file, registry.kinds, settings=settings, stdin=stdin, find_kind=registry.kind)
         if data:
             _open(loaded, file)
     except UnfoldError as error:

@@ -9,10 +9,10 @@ from typing import Any
 from unfoldkit.cli import console, formats
 from unfoldkit.cli import plugins as loading
 from unfoldkit.cli.run import REPORT
-from unfoldkit.errors import ExitCode, fail
+from unfoldkit.errors import ExitCode, cut, fail
 from unfoldkit.registry import Registry
 from unfoldkit.report import Verdict, from_data
-from unfoldkit.runs import RunDir
+from unfoldkit.runs import MANIFEST, RunDir
 
 
 def plugins(form: str = "text") -> ExitCode:
@@ -34,6 +34,8 @@ def report(folder: Path, form: str | None, out: Path | None, *, exit_zero: bool 
     """Render the report of a finished run again; the exit code is that of its verdict."""
     if not folder.is_dir():
         raise fail("no such run", file=str(folder), hint="a run is a folder such as runs/digits")
+    if not (folder / MANIFEST).is_file():
+        raise fail("a folder that holds no run", file=str(folder), hint=_runs_in(folder))
     formats.spare(out, folder / REPORT)
     data = RunDir(folder).read(REPORT)
     try:
@@ -42,6 +44,11 @@ def report(folder: Path, form: str | None, out: Path | None, *, exit_zero: bool 
         raise fail(f"not a report: {error}", file=str(folder / REPORT)) from error
     formats.deliver(found, formats.choose(loading.registry(), form, out), out)
     return ExitCode.YES if found.verdict is Verdict.YES or exit_zero else ExitCode.NO
+
+
+def _runs_in(folder: Path) -> str:
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    return f"runs in it: {cut(', '.join(path.name for path in found), 200)}" if found else "one is such as runs/digits"
 
 
 def _row(registry: Registry, index: int) -> dict[str, Any]:

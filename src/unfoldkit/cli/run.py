@@ -268,6 +268,12 @@ def versions(verb: str) -> Mapping[str, str]:
 
 
 def _rehearsal(request: Request, loaded: Loaded) -> Report:
+    if request.check:
+        raise fail(
+            f"--check {request.check}: nothing is planned with --dry-run that could be compared", hint="leave it out"
+        )
+    if request.plan:
+        plan_for(request.plan, loaded)
     folder = run_folder(request, loaded)
     return Report(
         kind=loaded.kind.name,
