@@ -102,6 +102,34 @@ def test_a_report_on_a_phone_is_no_wider_than_its_screen(chromium: Any, tmp_path
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_a_printed_report_holds_every_column(chromium: Any, tmp_path: Path) -> None:
+    """On paper nothing scrolls, so the columns of a wide table fit the width of an A4 page."""
+    page = chromium.new_page(viewport={"width": 718, "height": 1000})
+    page.emulate_media(media="print")
+    page.goto(written(tmp_path, broad()))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    last = page.locator("td").last.bounding_box()
+    assert last["x"] + last["width"] <= 718
+
+
+def test_on_a_phone_the_first_column_leaves_room_for_the_next(chromium: Any, tmp_path: Path) -> None:
+    """The column that stays in sight, whatever it holds, takes less than half of 360 pixels."""
+    page = chromium.new_page(viewport={"width": 360, "height": 700})
+    page.goto(written(tmp_path, broad()))
+    assert page.locator("td").first.bounding_box()["width"] < 180
+
+
+def broad() -> Table:
+    columns = (Column("policy"), *(Column(f"figure {place} per 100 h") for place in range(7)))
+    return Table("policies", columns, (("last stage alone: sepsis/watch then sepsis/full", *[1234.5] * 7),))
+
+
+def written(folder: Path, table: Table) -> str:
+    path = folder / "report.html"
+    path.write_text(html.render(Report("echo", "plan", "hello", Verdict.YES, "it is", tables=(table,))))
+    return path.as_uri()
+
+
 def test_the_page_tells_that_the_server_is_gone_and_goes_on_when_it_is_back(chromium: Any, total: Server) -> None:
     """When the server ends, the page says so instead of showing old figures as new ones."""
     page = opened(chromium, total, [])
