@@ -149,7 +149,7 @@ stages:
 
 
 def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
-    """A replay of a trace against real processes loses nothing and reports both sides of each figure."""
+    """A replay against real processes loses nothing, reports both sides of a figure, and says how many were in time."""
     (tmp_path / "served.py").write_text(CODE)
     spec = validate(PipelineSpec, parse(NAPS, "naps.yaml"))
     np.savez(tmp_path / "t.npz", arrival_s=np.cumsum(np.random.default_rng(0).exponential(1 / 15, 60)))
@@ -160,6 +160,7 @@ def test_replay_reports_measured_beside_estimated(tmp_path: Path) -> None:
     assert isinstance(report, Report)
     values = {name: metric.value for name, metric in report.metrics.items()}
     assert values["lost"] == 0
+    assert f"{(values['attainment'] or 0) * 100:.2f} % within" in report.headline
     measured, estimated = values["p99_ms"], values["estimated_p99_ms"]
     assert measured is not None
     assert estimated is not None

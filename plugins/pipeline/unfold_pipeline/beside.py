@@ -52,7 +52,8 @@ def report(name: str, replay: Replay, measured: live.Measured, limit: float, pla
         "serve",
         name,
         Verdict.YES if ok else Verdict.NO,
-        f"{size:,} queries replayed on {PLACES[run.engine.name]}, {measured.lost} lost",
+        f"{size:,} queries replayed on {PLACES[run.engine.name]}, {found.attainment[0] * 100:.2f} % within "
+        f"{tables.milliseconds(limit)}, {measured.lost} lost",
         (f"{size:,} queries", f"{replay.sample.rate:.3g}/s", f"p99 ≤ {tables.milliseconds(limit)}"),
         _metrics(found, measured, shed=replay.patience is not None),
         (_table(found, fixed=fixed),),

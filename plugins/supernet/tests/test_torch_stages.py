@@ -22,6 +22,7 @@ from unfold_supernet.spec import SupernetSpec  # noqa: E402
 from unfold_supernet.train import train  # noqa: E402
 from unfoldkit.api import Run, RunDir  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
+from unfoldkit.errors import UnfoldError  # noqa: E402
 from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
 
@@ -125,3 +126,14 @@ def test_a_plan_picks_the_nets_that_a_trace_needs(folder: Path, tmp_path: Path, 
     if place == "accelerator":
         assert float(told_.metrics["energy_mj"].value or 0) > 0
         assert 0 < told_.decision["buffer"]["bytes"] <= 16 * 1024
+
+
+@pytest.mark.parametrize("times", ["1\n", "2\n2\n2\n"])
+def test_a_trace_without_a_rate_is_refused(folder: Path, tmp_path: Path, times: str) -> None:
+    """One request, or all at one instant, is no trace to replay: the message says so, with the file."""
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s\n" + times, "utf-8")
+    spec = validate(SupernetSpec, parse(SPEC, "t.yaml"))
+    run = Run(directory=RunDir(folder), engine=LocalEngine(1), options={"replay": str(trace)})
+    with pytest.raises(UnfoldError, match=r"trace\.csv: \d at one instant: no traffic"):
+        plan(spec, run)

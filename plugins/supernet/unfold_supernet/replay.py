@@ -67,12 +67,15 @@ def stage(spec: SupernetSpec, run: Run) -> Stage:
     """Return the trace and the nets of a run.
 
     Raises:
-        UnfoldError: there is nothing to serve, or no net keeps the guard.
+        UnfoldError: there is nothing to serve, no net keeps the guard, or all requests come at one instant.
     """
     serving, known = front(spec, run)
     path = Path(run.options["replay"])
     path = path if path.is_file() else run.path(str(path))
     arrivals = traces.read(path, tell=run.log.warning)
+    if len(arrivals) and arrivals[-1] <= arrivals[0]:
+        told = f"{len(arrivals):,} at one instant: no traffic, as there is no rate"
+        raise fail(told, file=str(path), hint="a trace that lasts")
     targets = asking.read(path, arrivals.size, serving.slo)
     return Stage(arrivals, guarded(serving, known, run), known["reload_seconds"], serving, targets=targets)
 
