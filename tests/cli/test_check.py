@@ -206,3 +206,10 @@ def test_an_unknown_kind_is_told(unfold: Unfold, words: list[str]) -> None:
     """A kind that is not there is refused with the nearest."""
     outcome = unfold(*words)
     assert (outcome.code, outcome.err) == (2, 'no such kind: "ecko" (did you mean "echo"?)\n')
+
+
+def test_who_names_no_kind_hears_them_all(unfold: Unfold) -> None:
+    """Init without a kind is a mistake of use that names every kind there is."""
+    outcome = unfold("init")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"which kind? (one of: {', '.join(sorted(KINDS))})\n"

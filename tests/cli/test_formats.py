@@ -52,6 +52,12 @@ def test_an_ending_picks_the_format(unfold: Unfold, spec: Path, tmp_path: Path, 
     assert (tmp_path / f"deep/er/out.{ending}").read_bytes().startswith(SIGNS[name])
 
 
+def test_an_ending_in_capitals_is_one(unfold: Unfold, spec: Path, tmp_path: Path) -> None:
+    """The letters of an ending may be large, as Windows writes them."""
+    assert unfold("plan", spec, "--out", "OUT.JSON").code == 0
+    assert (tmp_path / "OUT.JSON").read_bytes().startswith(SIGNS["json"])
+
+
 def test_formats_can_be_parsed(unfold: Unfold, spec: Path) -> None:
     """JSON is JSON, JUnit is XML, a plan is YAML that check accepts."""
     assert json.loads(unfold("plan", spec, "--format", "json").out)["verdict"] == "yes"

@@ -218,7 +218,7 @@ def schema(
 
 
 def init(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="see unfold plugins")],
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="needed; without it the kinds are named")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE, which must be new")
     ] = None,

@@ -27,7 +27,7 @@ def choose(registry: Registry, name: str | None, out: Path | None) -> Renderer:
         raise fail("--out needs a file; this is a folder", file=str(out), hint=f"--out {out / 'report.html'}")
     renderers = (*builtin_renderers(), *registry.renderers())
     if name is None and out is not None:
-        found = [renderer for renderer in renderers if out.suffix in renderer.suffixes]
+        found = [renderer for renderer in renderers if out.suffix.lower() in renderer.suffixes]
         endings = sorted(ending for renderer in renderers for ending in renderer.suffixes)
         hint = f"one of {' '.join(endings)}, or --format"
         return _first(found, f"--out {out}: the ending {out.suffix!r} names no format", hint)

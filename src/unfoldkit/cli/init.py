@@ -11,9 +11,16 @@ from unfoldkit.kinds import Kind
 from unfoldkit.runs import write_atomically
 
 
-def init(kind: str, out: Path | None = None) -> ExitCode:
-    """Print the first example of a kind, or write it to a new file."""
-    text = starter(plugins.registry().kind(kind))
+def init(kind: str | None, out: Path | None = None) -> ExitCode:
+    """Print the first example of a kind, or write it to a new file.
+
+    Raises:
+        UnfoldError: no kind was named, or one that is not there, or the file is there already.
+    """
+    registry = plugins.registry()
+    if kind is None:
+        raise fail("which kind?", hint=f"one of: {', '.join(sorted(registry.kinds))}")
+    text = starter(registry.kind(kind))
     if out is None:
         console.write_report(text)
         return ExitCode.YES
