@@ -101,6 +101,21 @@ def test_a_client_that_said_all_hears_its_answer() -> None:
         assert wire.recv(1) == b""
 
 
+def test_sigterm_loses_nobody_at_the_door() -> None:
+    """A client whose connection stands is answered, though SIGTERM comes before the server has taken it in."""
+    with serving("total") as server:
+        server.process.send_signal(signal.SIGSTOP)
+        wires = [server.connect() for _ in range(40)]
+        for wire in wires:
+            wire.sendall(request(INFER, rows([1, 2, 3])))
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGCONT)
+        assert [read(wire).status for wire in wires] == [200] * 40
+        assert server.process.wait(20) == 0
+        for wire in wires:
+            wire.close()
+
+
 def test_half_open_connections_do_not_keep_the_server(hasty: Server) -> None:
     """Clients that vanish without a word, before a request, in it or after it, hold up neither others nor the end."""
     whole = request(INFER, rows([1, 2, 3]))

@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from signal import SIGINT, Signals
 from typing import TYPE_CHECKING, Any, cast
@@ -152,7 +152,7 @@ async def _serve(service: Service, bound: socket.socket, terms: Terms) -> Signal
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(drain.asked.wait(), SWEEP_S)
         _sweep(server, terms.patience_s)
-    await _let_go(server)
+    await _let_go(server, bound)
     await ends
     return drain.signal
 
@@ -246,13 +246,33 @@ def _sweep(server: uvicorn.Server, patience_s: float) -> None:
                 connection.transport.close()
 
 
-async def _let_go(server: uvicorn.Server) -> None:
+async def _let_go(server: uvicorn.Server, bound: socket.socket) -> None:
     """Take no new connection, let each open one end with its next answer, then stop."""
-    for listener in server.servers:
-        listener.close()
+    await _shut(server, bound)
     late = time.monotonic() + LINGER_S
     await _until(lambda: not server.server_state.connections or time.monotonic() > late)
     server.should_exit = True
+
+
+async def _shut(server: uvicorn.Server, bound: socket.socket) -> None:
+    """Stop listening, but take in who is connected already: the kernel would cut those off."""
+    config, loop = server.config, asyncio.get_running_loop()
+    late = list(_at_the_door(bound))
+    for listener in server.servers:
+        listener.close()
+    for wire in late:
+        made = cast("Callable[..., Connection]", config.http_protocol_class)
+        protocol = functools.partial(made, config, server.server_state, server.lifespan.state)
+        await loop.connect_accepted_socket(cast("Any", protocol), wire)
+
+
+def _at_the_door(bound: socket.socket) -> Iterator[socket.socket]:
+    """Give each connection that stands and was not taken in yet; files may run out before they do."""
+    with contextlib.suppress(OSError):
+        while True:
+            wire, _ = bound.accept()
+            wire.setblocking(False)
+            yield wire
 
 
 async def _until(condition: Callable[[], bool]) -> None:
