@@ -24,6 +24,7 @@ from unfoldkit.serving.replies import Header, error, send_reply
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send, Service
 from unfoldkit.serving.start import Start, heard
 from unfoldkit.serving.sweep import Sweep
+from unfoldkit.serving.visitors import guest, is_near
 from unfoldkit.serving.watch import watched, with_page
 from unfoldkit.serving.workers import endings
 
@@ -205,6 +206,7 @@ def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
         _Dated(server).headers,
         terms.observer,
         service.gates,
+        near=(lambda _host: True) if terms.token else is_near,
     )
     # an observer is told of each request in its turn; only Linux has epoll
     swept = terms.observer is None and hasattr(select, "epoll")
@@ -213,9 +215,12 @@ def _server(service: Service, terms: Terms, drain: Drain) -> uvicorn.Server:
 
 
 def outfit(service: Service, token: str, drain: Drain) -> ASGIApp:
-    """Return the application of a service, with its live page around it; the token guards all but the bare page."""
+    """Return the application of a service, with its live page around it.
+
+    The token guards all but the bare page; without one, pages of the web are kept out.
+    """
     app = watched(service.app, service.watch, drain.asked) if service.watch else service.app
-    app = guarded(app, token) if token else app
+    app = guarded(app, token) if token else guest(app, OPEN_PATHS)
     return with_page(app) if service.watch else app
 
 

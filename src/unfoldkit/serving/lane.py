@@ -26,7 +26,8 @@ _PLAIN = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]
 # an upgrade is an offer that a server may leave alone; some clients make it with every first request
 _KEEPS = rb"[ \t]*(?:keep-alive|upgrade|http2-settings)[ \t]*"
 _UNUSUAL = re.compile(
-    rb"\r\n(?:transfer-encoding|expect|trailer|content-encoding|inference-header-content-length):"
+    rb"\r\n(?:transfer-encoding|expect|trailer|content-encoding|inference-header-content-length"
+    rb"|sec-fetch-site):"
     rb"|\r\nconnection:(?!%b(?:,%b)*\r\n)" % (_KEEPS, _KEEPS),
     re.IGNORECASE,
 )
@@ -53,7 +54,7 @@ class Lane:
 
     ``limit`` bounds a body; ``allowed`` judges an Authorization header (empty without one); ``closing`` says that
     connections end with their next answer; ``headers`` are lines that go with every answer; ``observer`` is told of
-    every request; ``gates``, by path, refuse one before its body is read.
+    every request; ``gates``, by path, refuse one before its body is read; ``near`` judges a Host header.
     """
 
     answers: Mapping[bytes, Answer]
@@ -63,6 +64,7 @@ class Lane:
     headers: Callable[[], bytes]
     observer: Observer | None = None
     gates: Mapping[str, Gate] = field(default_factory=dict)
+    near: Callable[[bytes], bool] = bool
     known: dict[bytes, Head] = field(default_factory=dict)
     refusals: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
@@ -126,7 +128,7 @@ def _parsed(head: bytes, lane: Lane) -> Head | None:
     named = {name.lower(): value for name, value in fields}
     size = named.get(b"content-length", b"")
     once = len(named) == len(fields) == 2 and size.isdigit() and len(size) < 11
-    plain = once and _PLAIN.fullmatch(rest) is not None and not _UNUSUAL.search(rest)
+    plain = once and lane.near(named[b"host"]) and _PLAIN.fullmatch(rest) is not None and not _UNUSUAL.search(rest)
     if not plain or int(size) > lane.limit or not _allowed(rest, lane):
         return None
     path = head[5 : line - 9].decode()

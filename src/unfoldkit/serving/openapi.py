@@ -14,6 +14,7 @@ TYPES = {"BOOL": "boolean", "BYTES": "string", "INT32": "integer", "INT64": "int
 ERRORS = {
     "400": "the body is no JSON, or does not fit the inputs of the model",
     "401": "this service has a token, and the request does not bear it",
+    "403": "this service has no token, and a page of another site may have sent the request",
     "409": "the hour of this entity is over: a later one was answered",
     "413": "the body is too large, or has too many rows",
     "429": "too many rows are waiting; Retry-After says when to come back",
@@ -65,7 +66,8 @@ def _finish(path: str, item: dict[str, Any]) -> None:
         # the empty one: a service on loopback need not have a token
         operation["security"] = [] if path in (LIVE, READY) else [{}, {"token": []}]
         if operation["security"]:
-            operation["responses"].setdefault("401", _error("401"))
+            for code in ("401", "403"):
+                operation["responses"].setdefault(code, _error(code))
 
 
 def _model_paths(model: Described, place: str) -> dict[str, Any]:
