@@ -118,6 +118,19 @@ def test_a_token_is_kept_on_loopback_too(tmp_path: Path, spec: Path) -> None:
         assert answer(place + "/", "secret")[0] == 200
 
 
+def test_a_token_from_a_file_is_a_token(
+    tmp_path: Path, spec: Path, unfold: Unfold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a line behind a token is no part of it, and alone it is none."""
+    with serving(tmp_path, token="secret\n") as (_, place):  # noqa: S106 - a test's
+        assert answer(place + "/")[0] == 401
+        assert answer(place + "/", "secret")[0] == 200
+    monkeypatch.setenv("UNFOLD_TOKEN", "\n")
+    refused = unfold("serve", "a.yaml", "--host", "0.0.0.0")  # noqa: S104 - that it is refused is the test
+    assert refused.code == 2
+    assert "a token is needed" in refused.err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

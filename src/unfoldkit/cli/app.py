@@ -188,7 +188,8 @@ def serve(
     from unfoldkit.cli.serve import serve as action
 
     request = _request("serve", locals())
-    token = os.environ.get("UNFOLD_TOKEN", "")
+    # files of secrets end with the end of a line
+    token = os.environ.get("UNFOLD_TOKEN", "").strip()
     given: dict[str, Any] = {"request": request, "host": host, "port": port, "token": token, "log_json": log_json}
     _end(lambda: action(**given, stdin=_stdin(spec), processes=processes))
 

@@ -63,9 +63,7 @@ class Serving:
         # not before all is ready: the kernel would hand connections to a process that does not hear them yet
         with listen(self.address, many=True) as bound:
             if number == 0:
-                _tell(
-                    service, f"http://{self.address.host}:{self.address.port}", _voice(json=self.log_json), page=False
-                )
+                _tell(service, f"http://{self.address.place}", _voice(json=self.log_json), page=False)
             terms = Terms(self.address.token, beat=both, observer=_observer(json=self.log_json), logs=self.log_json)
             run_server(replace(service, watch=None), bound, terms)
         return ExitCode.YES
@@ -100,7 +98,8 @@ def serve(
         service = _service(loaded, run)
         if loaded.run is None:
             store_spec(run, loaded.spec)
-        place, say = f"http://{host}:{bound.getsockname()[1]}", _voice(json=log_json)
+        address = replace(address, port=bound.getsockname()[1])
+        place, say = f"http://{address.place}", _voice(json=log_json)
         say(_title(service.name, loaded, place, run_folder(request, loaded)))
         _tell(service, place, say, page=service.watch is not None)
         with loaded.telling():
@@ -124,7 +123,7 @@ def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> Exit
         if loaded.run is None:
             store_spec(run, loaded.spec)
         address = replace(serving.address, port=held.getsockname()[1])
-        place = f"http://{address.host}:{address.port}"
+        place = f"http://{address.place}"
         say = _voice(json=serving.log_json)
         say(_title(loaded.spec.name, loaded, place, run_folder(serving.request, loaded)))
         crew = Crew(replace(serving, address=address, folder=Path(folder)), processes, say)

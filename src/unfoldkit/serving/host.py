@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import hmac
@@ -39,6 +40,7 @@ SWEEP_S = 1.0
 KEEP_S = 75
 PATIENCE_S = 30.0
 SWITCH_S = 0.0005
+PORT_TROUBLES = (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
 Beat = Callable[[], object]
 
 
@@ -49,6 +51,11 @@ class Address:
     host: str = "127.0.0.1"
     port: int = 8080
     token: str = ""
+
+    @property
+    def place(self) -> str:
+        """Host and port as they stand in an address of the web."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -77,11 +84,7 @@ def bind(address: Address, *, many: bool = False) -> socket.socket:
     Raises:
         UnfoldError: as ``listen``.
     """
-    if not is_loopback(address.host) and not address.token:
-        raise fail(
-            f"{address.host} can be reached from other machines, so a token is needed",
-            hint="set UNFOLD_TOKEN, or leave --host out",
-        )
+    _check(address)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -93,10 +96,22 @@ def bind(address: Address, *, many: bool = False) -> socket.socket:
     except OSError as error:
         bound.close()
         raise fail(
-            f"cannot listen on {address.host}:{address.port}: {error.strerror}",
-            hint="--port 0 takes a free one",
+            f"cannot listen on {address.place}: {error.strerror}",
+            hint="--port 0 takes a free one"
+            if error.errno in PORT_TROUBLES
+            else "--host takes an address of this machine",
         ) from error
     return bound
+
+
+def _check(address: Address) -> None:
+    if not is_loopback(address.host) and not address.token:
+        raise fail(
+            f"{address.host} can be reached from other machines, so a token is needed",
+            hint="set UNFOLD_TOKEN, or leave --host out",
+        )
+    if not address.token.isprintable():
+        raise fail("the token holds characters that no header can carry", hint="UNFOLD_TOKEN is one line of text")
 
 
 @dataclass(frozen=True, slots=True)

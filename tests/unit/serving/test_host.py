@@ -49,6 +49,24 @@ def test_a_port_in_use_is_told() -> None:
             listen(Address(port=other.getsockname()[1]))
 
 
+def test_an_address_of_version_6_stands_in_brackets() -> None:
+    """What is told as the place of a service can be pasted into a browser."""
+    assert Address("::1", 80).place == "[::1]:80"
+    assert Address("127.0.0.1", 80).place == "127.0.0.1:80"
+
+
+def test_a_host_that_is_none_is_told_apart_from_a_port_in_use() -> None:
+    """Another port does not help where the address is not of this machine."""
+    with pytest.raises(UnfoldError, match=r"cannot listen on 192\.0\.2\.1:0: .*--host takes an address"):
+        listen(Address("192.0.2.1", 0, "secret"))
+
+
+def test_a_token_that_no_header_can_carry_is_refused() -> None:
+    """A service that nobody could ask does not start."""
+    with pytest.raises(UnfoldError, match="the token holds characters"):
+        listen(Address(port=0, token="two\nlines"))  # noqa: S106 - a test's
+
+
 async def _app(scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "path": scope.get("path")})
 
