@@ -86,6 +86,58 @@ def test_rates_of_prometheus_are_summed_over_their_series(tmp_path: Path) -> Non
     assert "a rate of arrivals" in told[0]
 
 
+def prometheus(path: Path, *series: dict[str, Any]) -> Path:
+    """Write the answer of a range query with some series."""
+    path.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": list(series)}}))
+    return path
+
+
+def test_series_are_chosen_by_their_labels(tmp_path: Path) -> None:
+    """With ``match`` only the series whose labels hold the text arrive, where those of all routes did."""
+    series = [
+        {"metric": {"route": name}, "values": [[BEGUN + 60 * at, rate] for at in range(10)]}
+        for name, rate in (("/a", "1"), ("/b", "100"))
+    ]
+    assert traces.read(prometheus(tmp_path / "prom.json", *series), match='"route": "/a"').size == 600
+
+
+def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
+    """Counts from a start that rise in every series are told as such, though one series counts more than another."""
+    series = [
+        {"metric": {"pod": str(n)}, "values": [[BEGUN + at, str(100 * n + at)] for at in range(20)]} for n in range(2)
+    ]
+    told: list[str] = []
+    traces.read(prometheus(tmp_path / "prom.json", *series), tell=told.append)
+    assert any("never falls" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("series", "told"),
+    [
+        ({"metric": {}, "histograms": [[BEGUN, {"count": "3"}]]}, "no pairs of time and value"),
+        ({"metric": {}, "values": [[BEGUN, None], [BEGUN + 1, "3"]]}, "no pairs of time and value"),
+        ({"metric": {}, "values": [[BEGUN]]}, "no pairs of time and value"),
+        ({"metric": {}, "values": [[BEGUN, "-1.5"], [BEGUN + 1, "3"]]}, "-1.5 is not a rate"),
+        ({"metric": {}, "values": [[BEGUN, "+Inf"], [BEGUN + 1, "3"]]}, "inf is not a rate"),
+    ],
+)
+def test_series_without_rates_are_told(tmp_path: Path, series: dict[str, Any], told: str) -> None:
+    """A range whose series hold histograms, gaps in words or no rates is refused with what it lacks."""
+    with pytest.raises(UnfoldError, match=told):
+        traces.read(prometheus(tmp_path / "prom.json", series))
+
+
+def test_odd_names_and_depths_of_documents_are_told(tmp_path: Path) -> None:
+    """Spans whose names are lists are no spans, and a document too deep to look through is refused."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(batch([{"traceId": "a", "spanId": ["l"], "startTimeUnixNano": "1"}])))
+    with pytest.raises(UnfoldError, match="no arrival times"):
+        traces.read(path)
+    path.write_text('{"a":' * 600 + "[1]" + "}" * 600)
+    with pytest.raises(UnfoldError):
+        traces.read(path)
+
+
 def test_rows_may_hold_counts(tmp_path: Path) -> None:
     """Objects are rows as those of a table, in any order: a column of theirs may count arrivals."""
     path = tmp_path / "points.json"

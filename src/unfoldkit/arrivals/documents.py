@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from unfoldkit.arrivals.stamps import COLUMNS, unit
+from unfoldkit.arrivals.stamps import COLUMNS, Times, present, unit
 from unfoldkit.arrivals.tables import Columns, Found, from_rows, known
 from unfoldkit.csvfile import UNREADABLE, open_text
 from unfoldkit.errors import UnfoldError, fail
@@ -23,6 +24,7 @@ _ID = ("spanId", "span_id", "spanID", "id")
 _PARENT = ("parentSpanId", "parent_span_id", "parentSpanID", "parentId")
 _STARTS = (("startTimeUnixNano", 1e9), ("start_time_unix_nano", 1e9), ("startTime", 1e6), ("timestamp", 1e6))
 _TRACE = ("traceId", "trace_id", "traceID")
+_RATES = "the range of a query such as sum(rate(http_requests_total[1m]))"
 _KINDS = "a list of times, of objects with a time, spans (OTLP, Jaeger, Zipkin), or a range of Prometheus"
 
 
@@ -35,11 +37,11 @@ def read_document(path: Path, columns: Columns) -> Found:
     try:
         with open_text(path) as stream:
             values = list(_values(stream.read()))
+        found = _spans(values, columns.match) or _matrix(values, columns.match, path) or _listed(values, columns, path)
     except json.JSONDecodeError as error:
         raise fail(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
     except (*UNREADABLE, RecursionError) as error:
         raise fail(f"cannot read the trace: {error}", file=str(path)) from error
-    found = _spans(values, columns.match) or _matrix(values) or _listed(values, columns, path)
     if found is None:
         raise fail("no arrival times in this document", file=str(path), hint=_KINDS)
     return found
@@ -72,8 +74,8 @@ def _spans(values: Sequence[Any], match: str) -> Found | None:
     return Found(np.sort(np.array([_start(item) for item in chosen if _parent(item) not in names], dtype=np.float64)))
 
 
-def _first(item: dict[str, Any], names: Sequence[str]) -> Any:
-    return next((item[name] for name in names if item.get(name)), None)
+def _first(item: dict[str, Any], names: Sequence[str]) -> str | int | None:
+    return next((item[name] for name in names if item.get(name) and isinstance(item[name], (str, int))), None)
 
 
 def _start(item: dict[str, Any]) -> float | None:
@@ -89,19 +91,32 @@ def _start(item: dict[str, Any]) -> float | None:
     return None
 
 
-def _parent(item: dict[str, Any]) -> Any:
+def _parent(item: dict[str, Any]) -> str | int | None:
     above = [_first(ref, _ID) for ref in item.get("references") or () if isinstance(ref, dict)]
     return _first(item, _PARENT) or (above[0] if above else None)
 
 
-def _matrix(values: Sequence[Any]) -> Found | None:
-    """Return the rates of a range query of Prometheus, which is one for each series."""
+def _matrix(values: Sequence[Any], match: str, path: Path) -> Found | None:
+    """Return the rates of a range query of Prometheus, summed over the series whose labels hold ``match``."""
     found = next((item for item in _objects(list(values)) if item.get("resultType") == "matrix"), None)
     if found is None:
         return None
-    pairs = sorted((float(at), float(rate)) for row in found["result"] for at, rate in row["values"])
+    try:
+        chosen = [row for row in found["result"] if match in json.dumps(row.get("metric"), ensure_ascii=False)]
+        pairs = sorted((float(at), float(rate)) for row in chosen for at, rate in row["values"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise fail("a series of the range has no pairs of time and value", file=str(path), hint=_RATES) from error
     times, rates = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    return Found(times, None, "values", True, np.nan_to_num(rates))
+    marks, first = np.unique(times, return_index=True)
+    return Found(present(marks), None, "values", True, _summed(rates, first, path))
+
+
+def _summed(rates: Times, first: NDArray[np.int64], path: Path) -> Times:
+    """Return the sums from each place in ``first`` on; what was not measured (NaN) counts as nothing."""
+    wrong = rates[(rates < 0) | np.isinf(rates)]
+    if wrong.size:
+        raise fail(f"{wrong[0]:g} is not a rate", file=str(path), key="values", hint=_RATES)
+    return np.add.reduceat(np.where(np.isnan(rates), 0.0, rates), first) if rates.size else rates
 
 
 def _listed(values: Sequence[Any], columns: Columns, path: Path) -> Found | None:

@@ -60,12 +60,12 @@ def _is_document(text: str, *, last: bool) -> bool:
         return False
     try:
         value, end = json.JSONDecoder().raw_decode(text)
+        return last and end == len(text) and _holds_list(value)
     except json.JSONDecodeError as error:
         # where only the beginning was read, that is where it breaks off
         return error.msg.startswith("Unterminated string") or _CUT.fullmatch(text[error.pos :]) is not None
     except RecursionError:
         return False
-    return last and end == len(text) and _holds_list(value)
 
 
 def _holds_list(value: object) -> bool:
