@@ -14,7 +14,7 @@ def test_where_the_search_stops_two_stages_trade() -> None:
     """Where the search had no time, trades between two stages lead below greedy's price, here to the optimum."""
     cpu, gpu = option("cpu", 0.05, 0.01, 0.02, 16), option("gpu", 0.65, 0.012, 0.004, 16)
     judge = judged(chain((cpu,), (cpu, gpu), (cpu, gpu)), 0.2)
-    found = planner.solve(replace(judge), planner.Effort(most_items=1e5, proof=False), quiet)
+    found = planner.solve(replace(judge), planner.Effort(most_items=3e4, proof=False), quiet)
     whole = planner.solve(judge, planner.Effort(proof=False), quiet)
     assert found is not None
     assert whole is not None

@@ -16,6 +16,8 @@ from unfoldkit.queueing.stage import Goal, Server, serve
 
 MOST = 1 << 14
 Key = tuple[int, int, int, float]
+Pass = tuple[int, int, int, int, int]
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +34,20 @@ class Bounds:
     estimators: tuple[Estimator, ...]
     sharp: dict[Key, int] = field(default_factory=dict)
     proven: dict[Key, int] = field(default_factory=dict)
+    passed: dict[Pass, Span] = field(default_factory=dict)
 
     def alone(self, index: int, option: int, batch: int, budget: float) -> int:
         """Return the least replicas of a stage alone within ``budget`` seconds, or ``MOST`` if none will do."""
         key = (index, option, batch, round(budget, 9))
         if key not in self.sharp:
-            self.sharp[key] = self._each(_alone, key)
+            self.sharp[key] = self._each(key, lambda number: self._alone(number, key))
         return self.sharp[key]
 
     def fluid(self, index: int, option: int, batch: int, budget: float) -> int:
         """Return a proven lower bound on the replicas of a stage with batches up to ``batch``."""
         key = (index, option, batch, round(budget, 9))
         if key not in self.proven:
-            self.proven[key] = self._each(_fluid, key)
+            self.proven[key] = self._each(key, lambda number: _fluid(self.estimators[number], key))
         return self.proven[key]
 
     def depth(self, seconds: Sequence[float]) -> Depth:
@@ -63,13 +66,60 @@ class Bounds:
             )
         return total
 
-    def _each(self, bound: Callable[[Estimator, Key], int], key: Key) -> int:
+    def carrying(self, index: int, option: int, batch: int, budget: float) -> int:
+        """Return the replicas that other bounds are never below: all but the queries that may be late are served."""
+        rate = self.pipeline.stages[index].options[option].best_throughput(batch)
+        return max(_carrying(estimator, index, rate, budget) for estimator in self.estimators)
+
+    def _each(self, key: Key, bound: Callable[[int], int]) -> int:
         index, place, _, budget = key
         late = self.pipeline.stages[index].options[place].quickest > budget
         # so few queries may come to a stage that all of them may be late
         if late and any(_queries(item, index) > item.allowed for item in self.estimators):
             return MOST
-        return max(bound(estimator, key) for estimator in self.estimators)
+        return max(bound(number) for number in range(len(self.estimators)))
+
+    def _alone(self, number: int, key: Key) -> int:
+        index, place, batch, budget = key
+        estimator = self.estimators[number]
+        stage = estimator.pipeline.stages[index]
+        visits = estimator.sample.visits[index]
+        if visits.owner.size == 0:
+            return 1
+        after = rest(estimator, index, index + 1)
+        if visits.single and np.count_nonzero(after > budget - stage.options[place].quickest) > estimator.allowed:
+            return MOST
+
+        def enough(replicas: int) -> bool:
+            return not visits.single or self._keeps((number, index, place, batch, replicas), budget)
+
+        load = estimator.sample.rate * estimator.sample.share(index)
+        return least(enough, needed(load, stage.options[place].best_throughput(batch)) if visits.single else 1)
+
+    def _keeps(self, key: Pass, budget: float) -> bool:
+        """Whether a stage alone keeps a budget; what is known of others is remembered, so that few are simulated."""
+        failed, kept = self.passed.get(key, (-math.inf, math.inf))
+        if failed < budget < kept:
+            tail = _tail(self.estimators[key[0]], key, budget)
+            failed, kept = (budget, kept) if tail is None else (math.nextafter(tail, -math.inf), tail)
+            self.passed[key] = failed, kept
+        return budget >= kept
+
+
+def _tail(estimator: Estimator, key: Pass, budget: float) -> float | None:
+    """Return the least budget in s that a stage alone keeps, or ``None`` if that is above ``budget``."""
+    _, index, place, batch, replicas = key
+    stage, visits = estimator.pipeline.stages[index], estimator.sample.visits[index]
+    due = visits.origin - rest(estimator, index, index + 1)
+    order = np.arange(visits.owner.size, dtype=np.int32)
+    server = Server(stage.options[place].latency[: batch + 1], replicas, stage.wait)
+    flow = serve(visits.origin, order, server, Goal(due, budget, estimator.allowed))
+    estimator.memory.passes += 1
+    estimator.memory.items += flow.times.size
+    if not flow.ok:
+        return None
+    rank = flow.times.size - 1 - estimator.allowed
+    return float(np.partition(flow.times - due[flow.items], rank)[rank]) if rank >= 0 else -math.inf
 
 
 def _queries(estimator: Estimator, index: int) -> int:
@@ -77,28 +127,12 @@ def _queries(estimator: Estimator, index: int) -> int:
     return int(np.count_nonzero(np.diff(owner, prepend=-1)))
 
 
-def _alone(estimator: Estimator, key: Key) -> int:
-    index, place, batch, budget = key
-    stage = estimator.pipeline.stages[index]
+def _carrying(estimator: Estimator, index: int, rate: float, budget: float) -> int:
     visits = estimator.sample.visits[index]
-    if visits.owner.size == 0:
+    if not visits.single or visits.owner.size <= estimator.allowed:
         return 1
-    latency = stage.options[place].latency[: batch + 1]
-    after = rest(estimator, index, index + 1)
-    if visits.single and np.count_nonzero(after > budget - stage.options[place].quickest) > estimator.allowed:
-        return MOST
-    due = visits.origin - after
-    goal = Goal(due, budget if visits.single else math.inf, estimator.allowed)
-    order = np.arange(visits.owner.size, dtype=np.int32)
-
-    def enough(replicas: int) -> bool:
-        flow = serve(visits.origin, order, Server(latency, replicas, stage.wait), goal)
-        estimator.memory.passes += 1
-        estimator.memory.items += flow.times.size
-        return flow.ok
-
-    load = estimator.sample.rate * estimator.sample.share(index)
-    return least(enough, needed(load, stage.options[place].best_throughput(batch)) if visits.single else 1)
+    seconds = float(visits.origin[-1] - visits.origin[0]) + budget
+    return needed((visits.owner.size - estimator.allowed) / seconds, rate) if seconds > 0 else 1
 
 
 def _fluid(estimator: Estimator, key: Key) -> int:

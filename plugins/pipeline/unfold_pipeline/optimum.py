@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 from unfold_pipeline.bounds import MOST, Bounds
 from unfold_pipeline.estimator import SLACK
@@ -59,7 +60,7 @@ class Known:
     """What depends on the hardware alone, remembered by the options of the stages that are fixed."""
 
     depths: dict[Options, Depth] = field(default_factory=dict)
-    offers: dict[Options, list[Choice]] = field(default_factory=dict)
+    offers: dict[Options, dict[int, Choice]] = field(default_factory=dict)
     rests: dict[Options, float] = field(default_factory=dict)
 
 
@@ -82,12 +83,14 @@ class Search:
             self.memory.depths[options] = self.bounds.depth([*chosen, *open_stages])
         return self.memory.depths[options]
 
-    def offers(self, options: Options) -> list[Choice]:
-        """Return the least choices of the last stage of ``options``."""
-        if options not in self.memory.offers:
-            found = self._least(len(options) - 1, self.depth(options), (options[-1],))
-            self.memory.offers[options] = [choice for choice, _ in found if choice.replicas < MOST]
-        return self.memory.offers[options]
+    def raised(self, plan: Plan) -> Plan:
+        """Return the plan with as many replicas of its last stage as it needs at least, ``MOST`` if none will do."""
+        options, last = tuple([choice.option for choice in plan]), plan[-1]
+        count = self._bound(len(plan) - 1, self.depth(options), last.option, last.batch)
+        if count <= last.replicas:
+            return plan
+        offer = self.offers(options)[last.batch] = replace(last, replicas=count)
+        return (*plan[:-1], offer)
 
     def value(self, plan: Plan) -> float:
         """Return $ an hour below which no plan that begins like this one is; the cost of a whole plan.
@@ -99,25 +102,44 @@ class Search:
             self.memory.rests[options] = self._rest(options)
         return max(pipeline.cost(plan), pipeline.floor(plan) + self.memory.rests[options])
 
-    def _least(self, index: int, depth: Depth, options: Options) -> Iterator[tuple[Choice, float]]:
-        budget = self.judge.limit - depth.above[index] + SLACK
-        if self.fluid:
-            budget -= depth.below[index]
-        bound = self.bounds.fluid if self.fluid else self.bounds.alone
+    def offers(self, options: Options) -> dict[int, Choice]:
+        """Return the choices of the last stage of ``options`` by batch, none with more replicas than it needs."""
+        if options not in self.memory.offers:
+            found = self._carrying(len(options) - 1, self.depth(options), options[-1:])
+            self.memory.offers[options] = {choice.batch: choice for _, choice in found}
+        return self.memory.offers[options]
+
+    def _carrying(self, index: int, depth: Depth, options: Iterable[int]) -> Iterator[tuple[float, Choice]]:
+        """Yield quick bounds on the choices of a stage, with their $ an hour."""
+        budget = self._budget(index, depth)
         for place in options:
             option = self.judge.pipeline.stages[index].options[place]
             for batch in option.batches:
-                count = bound(index, place, batch, budget)
-                yield Choice(place, batch, count), count * option.price
+                count = self.bounds.carrying(index, place, batch, budget)
+                yield count * option.price, Choice(place, batch, count)
+
+    def _bound(self, index: int, depth: Depth, option: int, batch: int) -> int:
+        bound = self.bounds.fluid if self.fluid else self.bounds.alone
+        return bound(index, option, batch, self._budget(index, depth))
+
+    def _budget(self, index: int, depth: Depth) -> float:
+        budget = self.judge.limit - depth.above[index] + SLACK
+        return budget - depth.below[index] if self.fluid else budget
 
     def _rest(self, options: Options) -> float:
         """Return the least $ an hour of the stages below ``options``."""
-        stages = self.judge.pipeline.stages
         depth = self.depth(options)
-        return sum(
-            min(price for _, price in self._least(index, depth, tuple(range(len(stages[index].options)))))
-            for index in range(len(options), len(stages))
-        )
+        return sum(self._cheapest(index, depth) for index in range(len(options), len(self.judge.pipeline.stages)))
+
+    def _cheapest(self, index: int, depth: Depth) -> float:
+        """Return the least $ an hour of an open stage; what is dearer by the quick bound is not looked at."""
+        stage, best = self.judge.pipeline.stages[index], math.inf
+        for quick, choice in sorted(self._carrying(index, depth, range(len(stage.options))), key=itemgetter(0)):
+            if quick >= best:
+                break
+            count = self._bound(index, depth, choice.option, choice.batch)
+            best = min(best, count * stage.options[choice.option].price)
+        return best
 
     def flows(self, plan: Plan) -> Flows | None:
         """Return what leaves the last stage on each sample, or ``None`` if too many are late whatever follows."""
@@ -149,6 +171,9 @@ def cheapest(
     while frontier.heap:
         value, _, _, plan = heapq.heappop(frontier.heap)
         used = search.judge.items - begun
+        if used <= most_items and (more := search.raised(plan)) is not plan:
+            _push(search, frontier, more)
+            continue
         if used > most_items or frontier.nodes >= most_nodes:
             return Found(None, value, complete=False, nodes=frontier.nodes)
         frontier.nodes += 1
@@ -189,13 +214,16 @@ def _equal(one: Flow, other: Flow) -> bool:
 
 
 def _open(search: Search, frontier: Frontier, plan: Plan) -> None:
-    """Push the least choices of the next stage."""
+    """Push the choices of the next stage; how many replicas they need is asked once their turn comes."""
     above = tuple([choice.option for choice in plan])
     for place in range(len(search.judge.pipeline.stages[len(plan)].options)):
-        for choice in search.offers((*above, place)):
-            node = (*plan, choice)
-            if search.admits(node, value := search.value(node)):
-                frontier.push(value, node)
+        for choice in search.offers((*above, place)).values():
+            _push(search, frontier, (*plan, choice))
+
+
+def _push(search: Search, frontier: Frontier, node: Plan) -> None:
+    if search.admits(node, value := search.value(node)):
+        frontier.push(value, node)
 
 
 def _more(search: Search, frontier: Frontier, plan: Plan) -> None:
@@ -203,6 +231,4 @@ def _more(search: Search, frontier: Frontier, plan: Plan) -> None:
     if any(estimator.ample(len(plan) - 1, plan) for estimator in search.judge.estimators):
         return
     last = plan[-1]
-    node = (*plan[:-1], Choice(last.option, last.batch, last.replicas + 1))
-    if search.admits(node, value := search.value(node)):
-        frontier.push(value, node)
+    _push(search, frontier, (*plan[:-1], replace(last, replicas=last.replicas + 1)))
