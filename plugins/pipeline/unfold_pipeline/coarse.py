@@ -6,17 +6,18 @@ takes no longer than the limit on the longest path. Stages share central queues,
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unfold_pipeline import quotas
-from unfold_pipeline.graph import Choice, Pipeline, Plan, needed, service_time
+from unfold_pipeline.graph import Choice, Plan, needed, service_time
 from unfold_pipeline.judge import Judge
 from unfoldkit.arrivals.envelope import envelope
+
+SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,11 @@ def unit(judge: Judge) -> Unit | None:
 
     One of which the quotas leave enough for the peak goes before others.
     """
-    fitting = [item for item in _units(judge.pipeline, judge) if item is not None and most(judge, item) >= 1]
-    rate = peak_rate(judge)
-    return min(
-        fitting,
-        key=lambda item: (needed(rate, item.throughput) > most(judge, item), item.price / item.throughput, item.price),
-        default=None,
-    )
+    sizes = sorted({batch for stage in judge.pipeline.stages for option in stage.options for batch in option.batches})
+    found = Cheapest(judge, peak_rate(judge))
+    for size in sizes:
+        _look(found, _offers(judge, size), ())
+    return found.unit
 
 
 def most(judge: Judge, item: Unit) -> float:
@@ -73,27 +72,87 @@ def peak_count(judge: Judge, item: Unit) -> int:
     return int(min(needed(peak_rate(judge), item.throughput), most(judge, item)))
 
 
-def _units(pipeline: Pipeline, judge: Judge) -> Iterator[Unit | None]:
-    sizes = sorted({batch for stage in pipeline.stages for option in stage.options for batch in option.batches})
-    for options in itertools.product(*(range(len(stage.options)) for stage in pipeline.stages)):
-        for batch in sizes:
-            yield _fitted(pipeline, judge, tuple(Choice(option, batch, 1) for option in options))
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """What each stage can run on with one batch size: seconds, queries of the pipeline a second, and $ an hour.
+
+    A unit's throughput is one of ``rates``; ``rest[i, j]`` is the least $ an hour of the stages from ``i`` on that
+    carry ``rates[j]``, infinite if none do.
+    """
+
+    batches: tuple[tuple[int, ...], ...]
+    seconds: tuple[tuple[float, ...], ...]
+    carried: tuple[tuple[float, ...], ...]
+    rates: NDArray[np.float64]
+    rest: NDArray[np.float64]
 
 
-def _fitted(pipeline: Pipeline, judge: Judge, choices: Plan) -> Unit | None:
-    """A stage that was not profiled with so large a batch takes the largest that it knows."""
-    tops = [s.options[c.option].latency.size - 1 for s, c in zip(pipeline.stages, choices, strict=True)]
-    fitted = tuple(Choice(c.option, min(c.batch, top), 1) for c, top in zip(choices, tops, strict=True))
-    found = [stage.options[choice.option] for stage, choice in zip(pipeline.stages, fitted, strict=True)]
-    seconds = [float(option.latency[choice.batch]) for option, choice in zip(found, fitted, strict=True)]
-    if service_time(pipeline, seconds) > judge.limit:
-        return None
-    shares = [max(e.sample.share(index) for e in judge.estimators) for index in range(len(fitted))]
-    rates = [
-        option.throughput(choice.batch) / max(share, 1e-12)
-        for option, choice, share in zip(found, fitted, shares, strict=True)
-    ]
-    return _priced(judge, Unit(fitted, min(rates), pipeline.floor(fitted)))
+def _offers(judge: Judge, size: int) -> Offers:
+    """Return the offers; a stage that was not profiled with so large a batch takes the largest that it knows."""
+    stages = [stage.options for stage in judge.pipeline.stages]
+    batches = tuple(tuple(min(size, item.latency.size - 1) for item in here) for here in stages)
+    seconds, carried, prices = [], [], []
+    for index, (here, tops) in enumerate(zip(stages, batches, strict=True)):
+        share = max(1e-12, *(e.sample.share(index) for e in judge.estimators))
+        seconds.append(tuple(float(item.latency[top]) for item, top in zip(here, tops, strict=True)))
+        carried.append(tuple(item.throughput(top) / share for item, top in zip(here, tops, strict=True)))
+        prices.append(np.array([item.price for item in here]))
+    rates = np.unique(np.concatenate(carried))
+    able = [np.array(here)[:, None] >= rates for here in carried]
+    least = [np.where(a, paid[:, None], math.inf).min(axis=0) for a, paid in zip(able, prices, strict=True)]
+    least.append(np.zeros(rates.size))
+    return Offers(batches, tuple(seconds), tuple(carried), rates, np.cumsum(least[::-1], axis=0)[::-1])
+
+
+@dataclass(slots=True)
+class Cheapest:
+    """The best unit so far, with the rank that made it so."""
+
+    judge: Judge
+    peak: float
+    unit: Unit | None = None
+    rank: tuple[bool, float, float, tuple[int, ...]] | None = None
+
+
+def _look(found: Cheapest, offers: Offers, head: Plan) -> None:
+    """Look at all units that begin with ``head`` and can be better than what was found."""
+    at = len(head)
+    if at == len(offers.batches):
+        _take(found, offers, head)
+        return
+    for option, batch in enumerate(offers.batches[at]):
+        if not _worse(found, offers, more := (*head, Choice(option, batch, 1))):
+            _look(found, offers, more)
+
+
+def _worse(found: Cheapest, offers: Offers, head: Plan) -> bool:
+    """Whether no unit that begins with ``head`` is in time, or none is better than what was found."""
+    pipeline = found.judge.pipeline
+    seconds = [here[c.option] for here, c in zip(offers.seconds, head, strict=False)]
+    if service_time(pipeline, [*seconds, *map(min, offers.seconds[len(head) :])]) > found.judge.limit:
+        return True
+    if found.rank is None:
+        return False
+    rate = min(here[c.option] for here, c in zip(offers.carried, head, strict=False))
+    able = offers.rates <= rate
+    price = np.min((pipeline.floor(head) + offers.rest[len(head)][able]) / offers.rates[able])
+    return (_short(found, head, rate), price * (1 - SLACK)) > found.rank[:2]
+
+
+def _short(found: Cheapest, head: Plan, rate: float) -> bool:
+    """Whether the quotas leave too few of what begins with ``head`` for the peak."""
+    left = quotas.units(found.judge.pipeline, head)
+    return left is not None and needed(found.peak, rate) > left
+
+
+def _take(found: Cheapest, offers: Offers, choices: Plan) -> None:
+    judge = found.judge
+    rate = min(here[c.option] for here, c in zip(offers.carried, choices, strict=True))
+    item = _priced(judge, Unit(choices, rate, judge.pipeline.floor(choices)))
+    order = tuple(choice.option for choice in choices)
+    rank = (needed(found.peak, rate) > most(judge, item), item.price / rate, item.price, order)
+    if most(judge, item) >= 1 and (found.rank is None or rank < found.rank):
+        found.unit, found.rank = item, rank
 
 
 def _priced(judge: Judge, item: Unit) -> Unit:

@@ -61,8 +61,8 @@ class Fluid:
 
 
 def limits(pipeline: Pipeline, plan: Plan) -> Limits:
-    """Return the quotas that the stages of a plan are under."""
-    names = [stage.options[choice.option].hardware for stage, choice in zip(pipeline.stages, plan, strict=True)]
+    """Return the quotas that the stages of a plan, or the first stages of one, are under."""
+    names = [option.hardware for option in pipeline.options(plan)]
     places = {name: index for index, (name, _) in enumerate(pipeline.quotas)}
     group = np.array([places.get(name, -1) for name in names], dtype=np.int64)
     planned = np.array([choice.replicas for choice in plan], dtype=np.int64)

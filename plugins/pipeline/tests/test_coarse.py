@@ -1,0 +1,75 @@
+"""The coarse-grained unit is the best of all hardware and batches, found without looking at each."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from plugins.pipeline.tests.test_planner import chain, judged, option
+from unfold_pipeline import coarse
+from unfold_pipeline.graph import Choice, Edge, Pipeline, needed, service_time
+from unfold_pipeline.judge import Judge
+
+
+def drawn(seed: int, stages: int, kinds: int) -> Pipeline:
+    """Stages with random latencies; where the seed says so with quotas, instances that are shared, and a diamond."""
+    rng = np.random.default_rng(seed)
+    offered = [
+        tuple(option(f"h{k}", 0.3 * (k + 1), *rng.uniform(0.002, 0.03, 2), rng.integers(3, 9)) for k in range(kinds))
+        for _ in range(stages)
+    ]
+    if seed % 2:
+        offered = [(replace(here[0], shared=3), *here[1:]) for here in offered]
+    found = chain(*offered)
+    if seed % 3 == 0:
+        found = replace(found, quotas=(("h0", 2), ("h1", 3)))
+    if seed % 4 == 0:
+        first, second, third, *rest = found.stages
+        found = replace(found, stages=(first, second, replace(third, parents=(Edge(0, 0.4),)), *rest))
+    return found
+
+
+def every(judge: Judge) -> list[tuple[bool, float, float]]:
+    """Return the rank of each unit that is in time, of all batches and all hardware."""
+    stages, found = judge.pipeline.stages, []
+    sizes = {batch for stage in stages for item in stage.options for batch in item.batches}
+    for options in itertools.product(*(range(len(stage.options)) for stage in stages)):
+        for size in sizes:
+            here = [stage.options[place] for stage, place in zip(stages, options, strict=True)]
+            plan = tuple(Choice(p, min(size, o.latency.size - 1), 1) for p, o in zip(options, here, strict=True))
+            seconds = [float(o.latency[c.batch]) for o, c in zip(here, plan, strict=True)]
+            shares = [judge.estimators[0].sample.share(index) for index in range(len(stages))]
+            rate = min(o.throughput(c.batch) / share for o, c, share in zip(here, plan, shares, strict=True))
+            item = coarse.Unit(plan, rate, 0.0)
+            if service_time(judge.pipeline, seconds) <= judge.limit and coarse.most(judge, item) >= 1:
+                count = max(1, coarse.mean_count(judge, item))
+                price = judge.pipeline.cost(item.times(count)) / count
+                short = needed(coarse.peak_rate(judge), rate) > coarse.most(judge, item)
+                found.append((short, price / rate, price))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_unit_is_the_best_of_all(seed: int) -> None:
+    """No unit of any hardware and batch is cheaper by throughput, with quotas and shared instances and without."""
+    for limit in (0.08, 0.15, 0.4):
+        judge = judged(drawn(seed, 3, 3), limit, seconds=4.0, seed=seed)
+        found, units = coarse.unit(judge), every(judge)
+        if found is None:
+            assert not units
+            continue
+        short, ratio, price = min(units)
+        assert found.price / found.throughput == pytest.approx(ratio)
+        assert found.price == pytest.approx(price)
+        assert (needed(coarse.peak_rate(judge), found.throughput) > coarse.most(judge, found)) == short
+
+
+def test_long_pipelines_have_a_unit() -> None:
+    """The units of twelve stages on five kinds of hardware, hundreds of millions, are not looked at one by one."""
+    judge = judged(drawn(1, 12, 5), 1.5, seconds=2.0)
+    found = coarse.unit(judge)
+    assert found is not None
+    assert judge.single(found.choices) <= judge.limit
