@@ -242,6 +242,7 @@ def test_arrays(tmp_path: Path) -> None:
         ("a.csv", "arrival_s\n", "the trace has no arrival"),
         ("a.csv", "", "the trace has no arrival"),
         ("a.csv", "arrival_s\n2\n1\n", "arrival 2 .* before the one above"),
+        ("a.csv", "time\n2025-10-26 02:59:58\n2025-10-26 02:00:03\n", "winter time"),
         ("a.csv", "arrival_s\n2\nsoon\n", r"a\.csv:3:1: 'soon' is not a time"),
         ("a.csv", "when,x\n2,3\n", r"a\.csv:1:1: no column of arrival times"),
         ("a.csv", "count\n2\n3\n", r"a\.csv:1:1: no column of arrival times \(it has: count"),

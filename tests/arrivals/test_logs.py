@@ -36,6 +36,17 @@ FORMS = {
     "syslog": "".join(
         f"{at} host haproxy[12]: 1.2.3.4\n" for at in ("Dec 31 23:59:59.5", "Jan  1 00:00:01.5", "Jan  1 00:00:03")
     ),
+    "haproxy": "".join(
+        f"Nov 16 18:00:09 host haproxy[12]: 1.2.3.4:33 [16/Nov/2023:18:00:{at}] in static/s1 10/0/30/69/109 200 -\n"
+        for at in ("01.500", "03.500", "05.000")
+    ),
+    "kafka": "".join(f"CreateTime:17000000{at}\tPartition:0\tkey\t1600000000\n" for at in ("00250", "02250", "03750")),
+    "journal": "".join(
+        f'{{"_PID": "1600000000", "__REALTIME_TIMESTAMP": "17000000{at}000"}}\n' for at in ("00250", "02250", "03750")
+    ),
+    "several units": "".join(
+        f'{{"ts": {at}}}\n' for at in ('"2023-11-14T22:13:20.25Z"', "1700000002250", "1700000003.75")
+    ),
     "balancer": "".join(BALANCER.format("2023-11-16", f"2023-11-16T18:00:{at}") for at in ("01.5", "03.5", "05.0")),
     "classic balancer": "".join(
         f"2023-11-16T18:00:{at}Z my-lb 1.2.3.4:28 10.0.0.1:80 0 200\n" for at in ("01.5", "03.5", "05.0")

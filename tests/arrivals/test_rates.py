@@ -23,6 +23,20 @@ def table(folder: Path, head: str, rows: list[str]) -> Path:
     return path
 
 
+def test_a_cell_with_its_unit_is_a_rate(tmp_path: Path) -> None:
+    """A column whose first cell says ``req/s`` is one of rates under any name, as dashboards export them."""
+    path = table(tmp_path, "Time,Value", [f"2023-11-16 18:00:{at:02},12.5 req/s" for at in range(0, 60, 10)])
+    told: list[str] = []
+    assert traces.read(path, tell=told.append).size == 750
+    assert "Value is read as a rate" in told[0]
+
+
+def test_a_rate_is_finite(tmp_path: Path) -> None:
+    """A number too large for a rate is told with its line."""
+    with pytest.raises(UnfoldError, match=r"a\.csv:3:1: rps: '1e400' is not a rate"):
+        traces.read(table(tmp_path, "time,rps", ["1,2", "2,1e400"]))
+
+
 @pytest.mark.parametrize(
     ("name", "seconds"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from unfoldkit.arrivals.k6 import is_aside
-from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, YEARLESS, Times, dated, in_line, in_seconds, present, unit
+from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, YEARLESS, Times, dated, each_present, in_line, in_seconds, unit
 from unfoldkit.csvfile import UNREADABLE, open_text
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
 
@@ -40,7 +40,7 @@ def read_log(path: Path, match: str, column: str | None, tell: Tell) -> Times:
     except UNREADABLE as error:
         raise fail(f"cannot read the log: {error}", file=str(path)) from error
     _judge(missed, times.size + len(missed), path, tell)
-    return np.sort(present(_years(times)))
+    return np.sort(each_present(_years(times)))
 
 
 def line_time(text: str, column: str | None = None) -> float | None:
@@ -70,7 +70,7 @@ def _json(text: str, column: str | None) -> float | None:
 
 
 def _named(cells: Iterable[str]) -> str | None:
-    plain = {name.lstrip("@").lower(): name for name in cells}
+    plain = {name.lstrip("@_").lower(): name for name in cells}
     found = next((plain[name] for name in COLUMNS if name in plain), None)
     return found or next((name for name in cells if unit(name)[0] in COLUMNS), None)
 

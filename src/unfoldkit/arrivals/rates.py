@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _SECOND, _MINUTE, _HOUR = 1.0, 60.0, 3600.0
@@ -12,7 +13,7 @@ _LONG = re.compile(
 )
 _RATE = re.compile(r"(?:(?:arrival|request|query)_)?rate|.*\bi?rate\(.*")
 _APART = re.compile(r"[\s_-]+")
-_VALUE = re.compile(r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*(?:(?:reqs?|requests|queries|ops)?/s|[rq]ps)?")
+_VALUE = re.compile(r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*((?:reqs?|requests|queries|ops)?/s|[rq]ps)?")
 
 
 def per(name: str) -> float | None:
@@ -29,4 +30,11 @@ def per(name: str) -> float | None:
 def value(text: str) -> float | None:
     """Return the number of a cell, which may have its unit behind it (``10.5 req/s``); ``None`` if it is none."""
     found = _VALUE.fullmatch(text.strip())
-    return float(found[1]) if found else None
+    number = float(found[1]) if found else math.inf
+    return number if math.isfinite(number) else None
+
+
+def is_paced(text: str) -> bool:
+    """Return whether a cell says itself that it is a rate, by its unit."""
+    found = _VALUE.fullmatch(text.strip())
+    return found is not None and found[2] is not None

@@ -18,7 +18,7 @@ COLUMNS = (
     *("second", "seconds", "minute", "minutes", "hour", "hours"),
     *("start_time", "starttime", "start_timestamp", "start_time_unix", "started_at", "day", "days"),
     *("arrived_at", "received_at", "requested_at", "submitted_at", "created_at", "submit_time", "event_time"),
-    *("time_iso8601", "time_local", "start"),
+    *("time_iso8601", "time_local", "start", "realtime_timestamp"),
 )
 """Names of columns of arrival times, in any case and with a unit or without, the likeliest first."""
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
@@ -26,7 +26,7 @@ YEARLESS = 63_072_000.0
 """1972 stands for the year where a log writes none: it has every day, and no log is so old."""
 _EPOCHS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 _NUMBERS = {name: f"{place:02}" for place, name in enumerate(MONTHS, 1)}
-_SERVER = r"(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)? ([+-]\d{4})"
+_SERVER = r"(\d{2})/([A-Za-z]{3})/(\d{4}):(\d{2}:\d{2}:\d{2})(\.\d+)?(?: ([+-]\d{4}))?"
 _CLF = re.compile(rf"\[{_SERVER}\]")
 _CLF_CELL = re.compile(rf"\[?{_SERVER}\]?")
 # behind the blank, a zone has minutes: what else begins with a sign there is a number
@@ -36,7 +36,8 @@ _DATE = (
 )
 _SYSLOG = rf"\b({'|'.join(MONTHS)}) ([ \d]\d) (\d{{2}}:\d{{2}}:\d{{2}})(\.\d+)?(?: (\d{{4}})\])?"
 # digits without a fraction are a time only where a line begins: elsewhere they may be any number
-_EPOCH = r"(?<![\w.-])(1\d{9}\.\d{3,9})(?![\w.])|^[^\w-]{0,3}(1\d{9}(?:\d{3}){0,3})(?![\w.])"
+_KAFKA = "(?:Create|LogAppend)Time:"
+_EPOCH = rf"(?<![\w.-])(1\d{{9}}\.\d{{3,9}})(?![\w.])|^(?:{_KAFKA}|[^\w-]{{0,3}})(1\d{{9}}(?:\d{{3}}){{0,3}})(?![\w.])"
 _DATED = re.compile(_DATE)
 _ANY = re.compile(f"{_DATE}|{_SYSLOG}|{_EPOCH}")
 # lines of AWS load balancers hold when the answer went out, and further on when the request came
@@ -52,7 +53,7 @@ _APART = re.compile(r"[\s-]+")
 
 def unit(name: str) -> tuple[str, float | None]:
     """Return the name of a column without its unit, in small letters, and the unit in s, ``None`` if it has none."""
-    plain = _APART.sub("_", _CAMEL.sub("_", name.strip().lstrip("@"))).lower()
+    plain = _APART.sub("_", _CAMEL.sub("_", name.strip().lstrip("@_"))).lower()
     found = _UNIT.search(plain)
     if found is None or found.lastindex is None:
         return plain, None
@@ -68,6 +69,13 @@ def present(times: Times) -> Times:
     """Return times of the present in seconds: as such they would lie thousands of years ahead."""
     first = float(times[0]) if times.size else 0.0
     return times / next((each for least, each in _EPOCHS if first >= least), 1.0)
+
+
+def each_present(times: Times) -> Times:
+    """Return times of the present in seconds, each by its own size, as lines of one log may count in several units."""
+    for least, parts in _EPOCHS:
+        times = np.where(times >= least, times / parts, times)
+    return times
 
 
 def alone(text: str) -> bool:

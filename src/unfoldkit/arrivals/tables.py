@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unfoldkit.arrivals import k6
 from unfoldkit.arrivals.dates import clocked, in_digits, is_day, is_slashed, serial, slashed
-from unfoldkit.arrivals.rates import per, value
+from unfoldkit.arrivals.rates import is_paced, per, value
 from unfoldkit.arrivals.stamps import COLUMNS, NUMBER, Times, alone, dated, in_seconds, present, unit
 from unfoldkit.csvfile import UNREADABLE, csv_lines, open_text
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
@@ -195,7 +195,7 @@ def _at(head: list[str], name: str, path: Path) -> int:
 
 def _usual(head: Sequence[str]) -> int | None:
     """Names as they stand go before those with a unit, which may be durations."""
-    for names in ([name.lower().lstrip("@") for name in head], [unit(name)[0] for name in head]):
+    for names in ([name.lower().lstrip("@_") for name in head], [unit(name)[0] for name in head]):
         found = next((names.index(name) for name in COLUMNS if name in names), None)
         if found is not None:
             return found
@@ -223,8 +223,9 @@ def _guessed(head: list[str], place: int, row: list[str]) -> _Amount | None:
         if head[at].lower() in COUNTS:
             meant = _COUNT.fullmatch(row[at].strip()) or _ROUNDED.fullmatch(row[at].strip())
             return _Amount(at, head[at], None, guessed=True) if meant else None
-    found = next((at for at in others if per(head[at]) and value(row[at]) is not None), None)
-    return None if found is None else _Amount(found, head[found], per(head[found]), guessed=True)
+    named = (at for at in others if per(head[at]) and value(row[at]) is not None)
+    found = next(named, next((at for at in others if is_paced(row[at])), None))
+    return None if found is None else _Amount(found, head[found], per(head[found]) or 1.0, guessed=True)
 
 
 def _plain(counts: Times) -> bool:

@@ -16,6 +16,7 @@ from unfoldkit.arrivals.stamps import COLUMNS, Times, in_seconds, present, unit
 from unfoldkit.arrivals.tables import GAPS, Columns, Found, read_table
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
 
+_HOUR_S = 3600.0
 _WORDS = {"array": "an array", "log": "a log"}
 
 
@@ -97,7 +98,10 @@ def check(times: Times, file: str = "", *, line: int = 0) -> Times:
     back = np.flatnonzero(np.diff(times) < 0)
     if back.size:
         at = int(back[0]) + 1
-        raise fail(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint="sort the trace")
+        # a second hour of the same name cannot be sorted into the first
+        winter = _HOUR_S * 0.8 < times[at - 1] - times[at] <= _HOUR_S
+        hint = "an hour back, as winter time begins? write the times in UTC" if winter else "sort the trace"
+        raise fail(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
 
 
