@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,12 +11,13 @@ from unfold_cascade.spec import GateSpec
 from unfold_cascade.time import measures
 from unfold_cascade.time.alarms import Alarm, alarms
 from unfold_cascade.time.cost import Rates
-from unfold_cascade.time.judge import at_rate, outcome, quality
+from unfold_cascade.time.judge import Quality, at_rate, outcome, quality
 from unfold_cascade.time.keys import Moves
 from unfold_cascade.time.long import hours_since, starts_of
 from unfold_cascade.time.moves import Clock, Zoo
 from unfold_cascade.time.panel import Purchase
 from unfold_cascade.time.policy import Step
+from unfold_cascade.time.search import nearest
 from unfold_cascade.time.steps import Field, Yard
 from unfold_cascade.time.study import Part
 
@@ -70,3 +73,12 @@ def test_alarms_of_a_chain_are_near_the_best_of_all_cuts(noise: tuple[float, flo
     for most in (0.3, 0.5, 0.8):
         own = max([one.found.utility for one in found if one.cost <= most], default=0.0)
         assert own >= 0.9 * _best(part, most)
+
+
+@pytest.mark.parametrize("base", [-0.2, 0.0, 0.1])
+def test_the_nearest_alarm_loses_least_whatever_the_monolith_gains(base: float) -> None:
+    """Also where the monolith's warnings gain nothing, or lose, a worse alarm is not the nearest."""
+    given = Quality(0.1, base, 0.2, 0.8, 0.5, 10.0, {})
+    step = Step((0,), (), 0.5)
+    watch = [Alarm(step, replace(given, utility=base - lost, auprc=0.19), 1.0) for lost in (0.3, 0.02, 0.6)]
+    assert nearest(watch, given) == [watch[1]]

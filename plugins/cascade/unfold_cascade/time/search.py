@@ -95,8 +95,13 @@ def adequate(watch: Sequence[Alarm], base: Quality, alerts: Alerts) -> list[Alar
 
 
 def nearest(watch: Sequence[Alarm], base: Quality) -> list[Alarm]:
-    """Return the alarm that loses least of either, as a share."""
-    return [max(watch, key=lambda one: min(one.found.utility / base.utility, one.found.auprc / base.auprc))]
+    """Return the alarm that loses least of either, as a share of what the monolith has, or of what chance can make."""
+
+    def lost(one: Alarm) -> float:
+        utility = (base.utility - one.found.utility) / max(abs(base.utility), SLACK.utility_margin)
+        return max(utility, (base.auprc - one.found.auprc) / max(base.auprc, SLACK.auprc_margin))
+
+    return [min(watch, key=lost)]
 
 
 def cheapest(good: Sequence[Alarm]) -> list[Alarm]:
