@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_iris
 
+from plugins.cascade.tests.runs import CONFIGS, spec_of
 from unfold_cascade import cost, estimators
 from unfold_cascade.estimators import Recipe
+from unfold_cascade.time.models import Log, Slot
+from unfold_cascade.time.study import check_operations
 from unfoldkit.api import UnfoldError
 
 X, Y = load_iris(return_X_y=True)
+WARDS = CONFIGS / "wards.yaml"
 
 
 def _fitted(name: str, **params: object) -> object:
@@ -66,3 +72,24 @@ def test_code_outside_the_two_libraries_needs_leave() -> None:
     """A dotted path outside scikit-learn and XGBoost is refused unless code is allowed."""
     with pytest.raises(UnfoldError, match="allow-code"):
         estimators.check(Recipe("os.system", {}), key="k", allow_code=False)
+
+
+@pytest.mark.parametrize("by", ["price", "price+flops"])
+def test_over_time_a_baseline_that_costs_nothing_is_told(by: str) -> None:
+    """A cost over time is a share of the baseline's, so one whose features are all free is a mistake in the spec."""
+    free = [f"cost.by={by}", "features.bedside.price=0", "features.labs.price=0"]
+    with pytest.raises(UnfoldError, match=r"cost\.by: the baseline costs nothing: no feature that it reads"):
+        spec_of(WARDS, *free)
+    assert spec_of(WARDS, f"cost.by={by}", "features.bedside.price=0")
+    assert spec_of(WARDS, "cost.by=flops", *free[1:])
+
+
+def test_over_time_unknown_operations_are_told_where_they_count() -> None:
+    """A model whose operations are not known is named where cascades are compared by them, and is good elsewhere."""
+    nothing = np.zeros(1, dtype=np.int64)
+    recipe = Recipe("sklearn.ensemble.AdaBoostClassifier", {})
+    slot = Slot("stages[0].models[0].estimator", "sirs", "ward", recipe, None, nothing, nothing > 0, nothing, "")
+    log = Log(np.zeros((1, 2), dtype=np.float32), math.nan, 1.0, 1.0)
+    with pytest.raises(UnfoldError, match=r"models\[0\].estimator: the operations of .*AdaBoost.* are not known"):
+        check_operations(spec_of(WARDS), [slot], [log])
+    check_operations(spec_of(WARDS, "cost.by=price"), [slot], [log])

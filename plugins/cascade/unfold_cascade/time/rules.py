@@ -55,6 +55,18 @@ def over_time(spec: CascadeSpec) -> Iterator[Problem]:
         for m, model in enumerate(stage.models):
             yield from _model(spec, model, ("stages", s, "models", m))
     yield from _baseline(spec)
+    yield from _free(spec)
+
+
+def _free(spec: CascadeSpec) -> Iterator[Problem]:
+    """Yield a cost by which the baseline costs nothing: there is nothing to save, and no share of it."""
+    base = spec.baseline
+    if base is None or "price" not in spec.cost.by:
+        return
+    read = spec.features if base.features is None else base.features
+    if not any(spec.features[name].price for name in read if name in spec.features):
+        hint = "price: 4 on a feature group, or cost: {by: flops}"
+        yield Problem(("cost", "by"), "the baseline costs nothing: no feature that it reads has a price", hint)
 
 
 def _given(spec: CascadeSpec) -> Iterator[Problem]:

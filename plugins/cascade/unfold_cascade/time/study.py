@@ -158,7 +158,16 @@ def rates_of(spec: CascadeSpec, found: Sequence[Log]) -> Rates:
     return Rates(np.array(price), flops, size, latency)
 
 
+def check_operations(spec: CascadeSpec, places: Sequence[Slot], found: Sequence[Log]) -> None:
+    """Raise when models are compared by operations, and those of one are not known."""
+    unknown = next((slot for slot, log in zip(places, found, strict=True) if np.isnan(log.flops)), None)
+    if unknown is not None and "flops" in spec.cost.by:
+        hint = "cost: {by: latency} measures instead"
+        raise fail(f"the operations of {unknown.recipe.estimator} are not known", key=unknown.key, hint=hint)
+
+
 def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], found: list[Log]) -> Study:
+    check_operations(spec, places, found)
     bought = purchase(spec.features)
     p = np.array([log.p[:, -1] for log in found])
     needs = np.array([bought.mask(slot.groups) for slot in places], dtype=np.int64)
