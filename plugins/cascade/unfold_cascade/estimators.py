@@ -106,7 +106,9 @@ def probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
     return result
 
 
-def fit(recipe: Recipe, x: Matrix, y: IntArray, seed: int, weight: FloatArray | None = None) -> Any:
+def fit(
+    recipe: Recipe, x: Matrix, y: IntArray, seed: int, weight: FloatArray | None = None, *, gaps: bool = False
+) -> Any:
     """Return a model fitted on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
 
     Args:
@@ -115,19 +117,25 @@ def fit(recipe: Recipe, x: Matrix, y: IntArray, seed: int, weight: FloatArray | 
         y: (n,) labels.
         seed: of whatever it draws.
         weight: (n,) how much each row counts; once each by default.
+        gaps: whether other rows that it will be asked about miss values, even if these do not.
 
     Raises:
         UnfoldError: the estimator refuses the data, its parameters, or weights.
     """
     import warnings
 
-    model = build(recipe, seed, nan=bool(np.isnan(x).any()))
+    model = build(recipe, seed, nan=gaps or has_gaps(x))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return model.fit(x, y, **_weights(model, weight))
     except (ValueError, TypeError) as error:
         raise fail(f"{recipe.estimator} cannot be fitted: {str(error).splitlines()[0]}") from error
+
+
+def has_gaps(x: Matrix) -> bool:
+    """Whether a value is missing."""
+    return bool(np.isnan(x).any())
 
 
 def _weights(model: Any, weight: FloatArray | None) -> dict[str, FloatArray]:

@@ -158,10 +158,11 @@ def candidate_name(index: int, candidate: Candidate) -> str:
 
 def work(job: Job) -> tuple[bytes, bytes]:
     """Fit one model and log it; returns the stored model and the stored log. Runs in a worker."""
-    model = estimators.fit(job.recipe, job.x[job.fit], job.y[job.fit], job.seed)
+    gaps = estimators.has_gaps(job.x)
+    model = estimators.fit(job.recipe, job.x[job.fit], job.y[job.fit], job.seed, gaps=gaps)
     classes = int(job.y.max()) + 1
     said = _said(job, model, job.x, classes)
-    said[job.fit] = _out_of_fold(job, classes)
+    said[job.fit] = _out_of_fold(job, classes, gaps=gaps)
     stored = estimators.to_bytes(job.recipe, model)
     predict = getattr(model, "predict_proba", None) or model.decision_function
     facts = {
@@ -184,14 +185,14 @@ def _said(job: Job, model: Any, x: FloatArray, classes: int) -> FloatArray:
     return probability if job.inside is None else np.column_stack([probability, look(job.inside, model, x)])
 
 
-def _out_of_fold(job: Job, classes: int) -> FloatArray:
+def _out_of_fold(job: Job, classes: int, *, gaps: bool) -> FloatArray:
     """Return what models that never saw a row, or its cluster, say of it (k folds, stratified), as ``_said``."""
     x, y = job.x[job.fit], job.y[job.fit]
     result = np.zeros((len(y), classes + (job.inside is not None)))
     for fitted, held in _folds(job, y):
         # a label may be in clusters of one fold only
         seen, known = np.unique(y[fitted], return_inverse=True)
-        model = estimators.fit(job.recipe, x[fitted], known, job.seed)
+        model = estimators.fit(job.recipe, x[fitted], known, job.seed, gaps=gaps)
         said = _said(job, model, x[held], len(seen))
         result[np.ix_(held, seen)], result[held, classes:] = said[:, : len(seen)], said[:, len(seen) :]
     return result

@@ -250,7 +250,7 @@ def work(job: Job) -> tuple[bytes, bytes]:
 
 def _fitted(job: Job, x: Float32, rows: BoolArray) -> Any:
     weight = None if job.weight is None else job.weight[rows]
-    return estimators.fit(job.recipe, x[rows], job.y[rows], job.seed, weight)
+    return estimators.fit(job.recipe, x[rows], job.y[rows], job.seed, weight, gaps=estimators.has_gaps(x))
 
 
 def said(model: Any, x: Float32, classes: int, looks: str | None) -> FloatArray:

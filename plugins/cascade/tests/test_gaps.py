@@ -1,0 +1,44 @@
+"""Laws of tables with few values missing: a model meets gaps in rows that it was not fitted on."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_cascade import zoo
+from unfold_cascade.estimators import Recipe
+from unfold_cascade.time import models
+
+
+def _table(gap: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return 90 rows of two columns of which one value is missing, and their labels."""
+    x = np.random.default_rng(0).normal(size=(90, 2))
+    y = (x[:, 0] > 0).astype(np.int64)
+    x[gap, 1] = np.nan
+    return x, y
+
+
+@pytest.mark.parametrize("gap", [10, 80])
+@pytest.mark.parametrize("name", ["logistic-regression", "gaussian-nb", "svc", "xgboost"])
+def test_one_missing_value_is_no_hindrance(name: str, gap: int) -> None:
+    """A value may be missing in one fold only, or in no row that models are fitted on: each row is answered."""
+    x, y = _table(gap)
+    stored = zoo.work(zoo.Job(Recipe(name, {}), x, y, np.arange(60), 3, 0, 8))[1]
+    said = np.load(BytesIO(stored))["probability"]
+    assert np.allclose(said.sum(axis=1), 1.0)
+    assert (said.argmax(axis=1) == y).mean() > 0.8
+
+
+@pytest.mark.parametrize("gap", [10, 80])
+def test_one_missing_value_is_no_hindrance_over_time(gap: int, tmp_path: Path) -> None:
+    """The same of hours: a stage's own may hold each value, and hours before it or of other patients miss one."""
+    x, y = _table(gap)
+    np.save(tmp_path / "x.npy", x.astype(np.float32))
+    fold = np.where(np.arange(90) < 60, np.arange(90) % 3, -1)
+    own, file = np.arange(90) % 2 == 1, str(tmp_path / "x.npy")
+    job = models.Job(Recipe("logistic-regression", {}), file, np.arange(2), y, own, fold, 0, 8, None, None)
+    said = np.load(BytesIO(models.work(job)[1]))["p"]
+    assert np.allclose(said.sum(axis=1), 1.0)
