@@ -225,3 +225,26 @@ def test_a_larger_buffer_saves_no_less() -> None:
             wide, narrow = (line.needs for line in lines if line.claim == claim)
             assert narrow is not None
             assert wide is None or narrow <= wide
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(60, 62), st.integers(1, 3)), min_size=1, max_size=5),
+    st.floats(59, 63),
+    st.sampled_from(sorted(stream.POLICIES)),
+)
+def test_of_nets_that_are_alike_the_better_answers(nets: list[tuple[int, int]], target: float, policy: str) -> None:
+    """Of nets of one accuracy the quickest answers, of one latency the most accurate, also where no net will do."""
+    accuracy, seconds = (np.array(part, float) for part in zip(*nets, strict=True))
+    wanted = target if policy == "strict-accuracy" else target - 60
+    keys, best = np.empty(len(nets)), np.empty(len(nets) + 1, np.int64)
+    stream.answers(seconds, accuracy, stream.POLICIES[policy], keys, best)
+    net = stream.last(wanted, keys, best, stream.POLICIES[policy])
+    by_accuracy = policy == "strict-accuracy"
+    good = accuracy >= wanted if by_accuracy else seconds <= wanted
+    able = [at for at in range(len(nets)) if good[at]]
+    if by_accuracy == bool(able):
+        expected = min(able or range(len(nets)), key=lambda at: (seconds[at], -accuracy[at]))
+    else:
+        expected = min(able or range(len(nets)), key=lambda at: (-accuracy[at], seconds[at]))
+    assert (accuracy[net], seconds[net]) == (accuracy[expected], seconds[expected])

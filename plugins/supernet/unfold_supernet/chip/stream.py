@@ -132,7 +132,7 @@ def answers_python(seconds: Floats, accuracy: Floats, policy: int, keys: Floats,
     """Fill in which net answers under one buffer: ``best[r]``, r being how many of the sorted ``keys`` are passed.
 
     STRICT_ACCURACY passes the accuracies below the target, STRICT_LATENCY the latencies up to the deadline; at the
-    end where no net will do, ``best`` holds the nearest.
+    end where no net will do, ``best`` holds the nearest: most accurate, or quickest, and of several the better one.
     """
     nets = accuracy.size
     order = np.argsort(accuracy if policy == ACCURACY else seconds)
@@ -141,10 +141,13 @@ def answers_python(seconds: Floats, accuracy: Floats, policy: int, keys: Floats,
         best[nets] = best[nets - 1] = order[nets - 1]
         for at in range(nets - 2, -1, -1):
             best[at] = order[at] if seconds[order[at]] < seconds[best[at + 1]] else best[at + 1]
+            # of nets that are alike most accurate the quickest is the nearest
+            best[nets] = best[at] if accuracy[order[at]] == accuracy[best[nets]] else best[nets]
     else:
         best[0] = best[1] = order[0]
         for at in range(1, nets):
             best[at + 1] = order[at] if accuracy[order[at]] > accuracy[best[at]] else best[at]
+            best[0] = best[at + 1] if seconds[order[at]] == seconds[best[0]] else best[0]
 
 
 answers = compiled(answers_python)
