@@ -106,7 +106,8 @@ def _request(model: Described) -> dict[str, Any]:
 def _response(model: Described) -> dict[str, Any]:
     text = {"type": "string"}
     outputs = {"type": "array", "items": {"anyOf": [_tensor(item, (item.datatype,)) for item in model.outputs]}}
-    parameters = {"type": "object", "properties": {"entity": text}}
+    ignored = {"type": "array", "items": {"enum": ["least_accuracy"]}}
+    parameters = {"type": "object", "properties": {"entity": text, "ignored": ignored}}
     return _object({"model_name": text, "model_version": text, "outputs": outputs}, id=text, parameters=parameters)
 
 

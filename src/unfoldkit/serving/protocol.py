@@ -23,6 +23,8 @@ from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Describe
 Scalar = str | int | float | bool
 SINGLE = Call(1)
 LONGEST_MS = 86_400_000
+ACCURATE = "accurate_enough"
+"""The output by which a model that heeds ``least_accuracy`` says whether an answer is."""
 FLOATS = frozenset({"FP32", "FP64"})
 NUMBERS = frozenset({"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"})
 
@@ -290,7 +292,15 @@ class Writer:
             parts = [self.single[name] + found[name][first] for name in names]
         else:
             parts = [_opened(self.fields[name], last - first) + b",".join(found[name][first:last]) for name in names]
-        return b"".join((self.head, b"]},".join(parts), b"]}]", _about(question), b"}"))
+        return b"".join((self.head, b"]},".join(parts), b"]}]", self._about(question), b"}"))
+
+    def _about(self, question: Question) -> bytes:
+        """Return what an answer tells of its request: its id, its entity, and what this model does not heed of it."""
+        text, call = b',"id":' + encode(question.id) if question.id else b"", question.call
+        told: dict[str, Any] = {"entity": call.entity} if call.entity else {}
+        if call.least_accuracy and ACCURATE not in self.fields:
+            told["ignored"] = ["least_accuracy"]
+        return text + b',"parameters":' + encode(told) if told else text
 
 
 def writer(model: Described) -> Writer:
@@ -303,10 +313,3 @@ def writer(model: Described) -> Writer:
 def _opened(item: Field, rows: int) -> bytes:
     about = {"name": item.name, "datatype": item.datatype, "shape": [rows, *item.shape]}
     return encode(about)[:-1] + b',"data":['
-
-
-def _about(question: Question) -> bytes:
-    """Return what an answer repeats of its request: its id and its entity."""
-    text = b',"id":' + encode(question.id) if question.id else b""
-    entity = question.call.entity
-    return text + b',"parameters":{"entity":%b}' % encode(entity) if entity else text

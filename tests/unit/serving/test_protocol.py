@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.unit.serving.models import Total
 from unfoldkit.serving.forms import Unfit
 from unfoldkit.serving.model import Call, Coded, Field
-from unfoldkit.serving.protocol import Question, cells, reader, writer
+from unfoldkit.serving.protocol import ACCURATE, Question, cells, reader, writer
 
 TOTAL = reader(Total().inputs, Total().outputs)
 GAPS = reader((Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES")), ())
@@ -174,3 +175,18 @@ def test_a_client_gets_the_outputs_that_it_wants() -> None:
     columns = {"total": np.array([0.0]), "twice": np.array([[1.0, 1.0]])}
     answer = json.loads(writer(Total()).write(found, cells(columns), 0, 1))
     assert [output["name"] for output in answer["outputs"]] == ["twice"]
+
+
+def test_an_answer_says_what_was_not_heeded() -> None:
+    """A model that goes by no accuracy tells whoever asked for one; one that does, and who asks not, hear nothing."""
+    columns, asked = cells({"total": np.array([1.0])}), Call(1, "p", least_accuracy=0.9)
+    plain = writer(Total())
+    heeding = replace(plain, fields={**plain.fields, ACCURATE: Field(ACCURATE, "BOOL")})
+    for wrote, call, told in (
+        (plain, asked, {"entity": "p", "ignored": ["least_accuracy"]}),
+        (plain, Call(1, least_accuracy=0.9), {"ignored": ["least_accuracy"]}),
+        (plain, Call(1), None),
+        (heeding, asked, {"entity": "p"}),
+    ):
+        answer = json.loads(wrote.write(Question({}, call, "", ("total",)), columns, 0, 1))
+        assert answer.get("parameters") == told
