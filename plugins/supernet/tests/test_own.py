@@ -70,6 +70,8 @@ def test_axes_are_what_the_form_needs(tmp_path: Path, form: str, shape: Any, cha
         ("conv1d", {"x": np.ones((40, 3, 8, 8))}, "conv1d cannot take"),
         ("conv2d", {"x": np.ones((40, 32, 32, 3))}, "32 channels of 32 x 3?"),
         ("conv1d", {"x": np.ones((40, 128, 9))}, "128 channels of 9?"),
+        ("transformer", {"x": np.ones((40, 2, 333))}, "signals of 2 channels, or images of 2 x 333?"),
+        ("transformer", {"x": np.ones((40, 128, 9))}, "channels: last"),
         ("conv1d", {"x": np.ones((39, 9))}, "y 40 labels"),
         ("conv1d", {"x": np.full((40, 9), np.nan)}, r"x\[0\] holds a value"),
         ("conv1d", {"x": np.full((40, 9), "a")}, "not numbers"),

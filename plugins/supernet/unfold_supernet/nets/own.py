@@ -24,6 +24,8 @@ SIDES = {"1": True, "train": True, "2": False, "test": False}
 """From what the array ``split`` holds to whether the row is trained on."""
 DIMS = {"conv1d": 1, "conv2d": 2}
 """Axes of the size of an input, where the form says it."""
+LEAN = 4
+"""Times that one edge of an image is as long as the other, from which on it may be a signal of several channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,11 @@ def shaped(x: Numbers, channels: str | None, form: str, file: str) -> Numbers:
                 "x has no column", file=file, key="data.path", hint="columns beside the label, or another target"
             )
         return x.reshape(len(x), -1, 1)
+    if form not in DIMS and channels is None and x.ndim == 3 and max(x.shape[1:]) > LEAN * min(x.shape[1:]):
+        first, last = x.shape[1:]
+        place = "first" if first < last else "last"
+        told = f"x has shape {x.shape}: signals of {min(first, last)} channels, or images of {first} x {last}?"
+        raise fail(told, file=file, key="data.channels", hint=f"write channels: {place}; or none, if they are images")
     dims = DIMS.get(form, max(1, min(x.ndim - 1 - (channels in ("first", "last")), 2)))
     whole = x[:, None] if x.ndim == dims + 1 and channels in (None, "none") else x
     if whole.ndim != dims + 2 or not math.prod(whole.shape):
