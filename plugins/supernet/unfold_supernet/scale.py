@@ -34,6 +34,6 @@ def size(bytes_: int) -> str:
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
-def buffer_unit(largest: int) -> tuple[str, int]:
-    """Return the unit of buffers up to ``largest`` bytes, and its bytes."""
-    return ("MiB", MIB) if largest >= MIB else ("KiB", 1024)
+def buffer_unit(buffers: Sequence[int]) -> tuple[str, int]:
+    """Return the unit that shows the sizes of buffers in two digits behind the point, and its bytes."""
+    return ("MiB", MIB) if min(filter(None, buffers), default=MIB) >= MIB // 10 else ("KiB", 1024)

@@ -157,7 +157,7 @@ def buffers_table(what: Study) -> Table:
         "traffic", "traffic, best net", "latency", "latency, best net", "fair latency", "fair latency, best net",
         "whole energy",
     )  # fmt: skip
-    unit, each = buffer_unit(max(point.persistent for point in what.points))
+    unit, each = buffer_unit([point.persistent for point in what.points])
     columns = (Column("buffer", unit, 2), *(Column(name, "%", 1) for name in names))
     rows: list[tuple[Cell, ...]] = []
     for point in _at_bandwidth(what):
@@ -201,7 +201,7 @@ def targets_table(what: Study) -> Table:
 
 def claims_table(what: Study) -> Table:
     """Return what was published beside what is obtained, for the net that gains most."""
-    unit, each = buffer_unit(max(point.persistent for point in what.points))
+    unit, each = buffer_unit([point.persistent for point in what.points])
     columns = (
         Column("claimed in"),
         Column("of"),
@@ -224,7 +224,7 @@ def claims_table(what: Study) -> Table:
 def savings_figure(what: Study) -> Figure:
     """Return the shares saved by the size of the buffer."""
     points = _at_bandwidth(what)
-    unit, each = buffer_unit(max(point.persistent for point in points))
+    unit, each = buffer_unit([point.persistent for point in points])
     sizes = tuple(point.persistent / each for point in points)
     series = [
         Series(name, sizes, tuple(share * 100 for share in shares))

@@ -71,10 +71,10 @@ class Told:
 
 def report(told: Told) -> Report:
     """Return the report."""
-    best, first = max(told.found.values(), key=lambda one: one.accuracy), next(iter(told.found.values()))
+    accuracies = [one.accuracy for one in told.found.values()]
     cost = f", {sharing([pair.gap for pair in told.alone.values()])}" if told.alone else ""
     headline = (
-        f"{len(told.found)} nets in one set of weights, {first.accuracy:.1f} to {best.accuracy:.1f} %, "
+        f"{len(told.found)} nets in one set of weights, {min(accuracies):.1f} to {max(accuracies):.1f} %, "
         f"{len(told.front)} surely different{cost}; a switch takes {told.switching.p50 * MICRO:.1f} µs"
     )
     tables = [_nets(told), _classes(told), _switches(told)]
