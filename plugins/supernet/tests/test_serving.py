@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,15 +96,22 @@ def test_swapping_costs() -> None:
 
 
 def test_measured_and_simulated_agree() -> None:
-    """Played in real time on a server that takes what the profile says, a calm trace comes out as simulated."""
-    times = arrivals(60, 60, 2)
+    """On a clock that goes on as the profile says, a trace is measured as it is simulated, request by request."""
+    now = [5.0]
+    for rate in (60, 300, 700):
+        times = arrivals(rate, 300, 2)
 
-    def work(at: int, first: int, last: int) -> None:
-        time.sleep(NETS[at].takes(last - first))
+        def sleep(seconds: float) -> None:
+            now[0] += seconds + 5e-4 if seconds else 1e-6
 
-    real, model = measure(times, 0.2, fitted(NETS), work), simulate(times, 0.2, NETS, fitted(NETS))
-    assert real.attainment == model.attainment == 1.0
-    assert real.accuracy(NETS) == pytest.approx(model.accuracy(NETS), abs=3)
+        def work(at: int, first: int, last: int) -> None:
+            now[0] += NETS[at].takes(last - first)
+
+        real = measure(times, SLO, fitted(NETS), work, clock=lambda: now[0], sleep=sleep)
+        model = simulate(times, SLO, NETS, fitted(NETS))
+        # who wakes a microsecond late may see another batch, now and then
+        assert (real.net == model.net).mean() > 0.95
+        assert abs(real.attainment - model.attainment) < 0.02
 
 
 def test_the_comparison_is_with_the_best_rival() -> None:

@@ -77,20 +77,28 @@ def simulate(arrivals: Floats, slo: float, nets: Sequence[Served], rule: Rule, s
     return Played(net, in_time, batches, swaps, size)
 
 
-def measure(arrivals: Floats, slo: float, rule: Rule, work: Work) -> Played:
+def measure(
+    arrivals: Floats,
+    slo: float,
+    rule: Rule,
+    work: Work,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Played:
     """Play a trace in real time, open loop: ``work(net, first, last)`` answers those requests.
 
-    Requests count from when they are due, whether or not the server was listening.
+    Requests count from when they are due, whether or not the server was listening; ``clock`` and ``sleep`` are in s.
     """
     net, in_time, size = np.full(arrivals.size, -1), np.zeros(arrivals.size, bool), np.zeros(arrivals.size, np.int64)
     # plain numbers: a search in an array, once for every choice, takes longer than the choice
     head, batches, swaps, last, times = 0, 0, 0, -1, arrivals.tolist()
-    began = time.perf_counter() - times[0] + 0.01
+    began = clock() - times[0] + 0.01
     while head < len(times):
-        now = time.perf_counter() - began
+        now = clock() - began
         if now < times[head]:
             # asleep until just before it is due, then awake: a timer wakes too late
-            time.sleep(max(0.0, times[head] - now - 0.0005))
+            sleep(max(0.0, times[head] - now - 0.0005))
             continue
         waiting = bisect_right(times, now, head) - head
         choice = rule(times[head] + slo - now, waiting)
@@ -99,7 +107,7 @@ def measure(arrivals: Floats, slo: float, rule: Rule, work: Work) -> Played:
             continue
         count = min(choice.batch, waiting)
         work(choice.net, head, head + count)
-        ended = time.perf_counter() - began
+        ended = clock() - began
         net[head : head + count], size[head : head + count] = choice.net, count
         in_time[head : head + count] = ended <= arrivals[head : head + count] + slo
         batches, swaps, last = batches + 1, swaps + (choice.net != last), choice.net
