@@ -12,14 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import nox
 from nox.command import CommandFailed
@@ -117,11 +114,10 @@ def wheel(session: nox.Session) -> None:
     session.install("build")
     folder = fresh(place(session) / "dist")
     session.run("python", "-m", "build", "--installer", installer(), "--outdir", str(folder), ".", silent=True)
-    check_contents(session, next(folder.glob("*.whl")))
-    check_entry_points(session)
-    session.install("--force-reinstall", str(next(folder.glob("*.whl"))), "pip", "pytest")
-    with tempfile.TemporaryDirectory() as away:
-        use_wheel(session, Path(away))
+    made = str(next(folder.glob("*.whl")))
+    session.run("python", "-m", "tests.wheels", "held", made)
+    session.install("--force-reinstall", made, "pip", "pytest")
+    session.run("python", "-m", "tests.wheels", "used", env=KEEPS)
 
 
 @nox.session(requires=["work"])
@@ -248,13 +244,7 @@ def kubernetes(session: nox.Session) -> None:
 def plugins(session: nox.Session) -> None:
     """Build each plugin's folder alone, as a third party would."""
     session.install("build", "hatchling")
-    for folder in plugin_folders():
-        out = fresh(place(session) / folder.name)
-        words = ["--no-isolation", "--wheel", "--outdir", str(out), str(folder)]
-        session.run("python", "-m", "build", *words, silent=True)
-        names = top_level(next(out.glob("*.whl")))
-        if names != {package_of(folder)}:
-            session.error(f"{folder} alone ships {sorted(names)}, not {package_of(folder)}")
+    session.run("python", "-m", "tests.wheels", "alone", str(place(session)), silent=True)
 
 
 @nox.session(requires=["work"], reuse_venv=False)
@@ -345,74 +335,6 @@ def failures(cache: Path) -> list[str]:
     """Return the tests that failed, by what pytest left in its cache."""
     found = cache / "v" / "cache" / "lastfailed"
     return list(json.loads(found.read_text("utf-8"))) if found.is_file() else []
-
-
-def check_contents(session: nox.Session, built: Path) -> None:
-    """Stop unless the wheel holds every package of the checkout and every config, and nothing else."""
-    with ZipFile(built) as archive:
-        there = {name for name in archive.namelist() if ".dist-info/" not in name}
-    wanted = {item.relative_to(ROOT / "src").as_posix() for item in files(ROOT / "src")}
-    wanted |= {item.relative_to(ROOT / folder).as_posix() for folder in plugin_folders() for item in package(folder)}
-    wanted |= {
-        f"unfoldkit/_configs/{item.relative_to(ROOT / 'configs').as_posix()}" for item in files(ROOT / "configs")
-    }
-    template = ROOT / "plugins" / "echo"
-    wanted |= {f"unfoldkit/_template/{item.relative_to(template).as_posix()}" for item in files(template)}
-    if there != wanted:
-        session.error(f"not in the wheel: {sorted(wanted - there)}; not in the checkout: {sorted(there - wanted)}")
-    session.log(f"{built.name} holds {len(there)} files, {built.stat().st_size / 1024:.0f} KiB")
-
-
-def check_entry_points(session: nox.Session) -> None:
-    """Stop unless the main table of entry points is the sum of those of the plugins."""
-    main = PROJECT["project"]["entry-points"]["unfoldkit"]
-    tables = [tomllib.loads((folder / "pyproject.toml").read_text("utf-8")) for folder in plugin_folders()]
-    parts = {name: value for table in tables for name, value in table["project"]["entry-points"]["unfoldkit"].items()}
-    if main != parts:
-        session.error(f"entry points: pyproject.toml has {main}, plugins/*/pyproject.toml have {parts}")
-
-
-def use_wheel(session: nox.Session, away: Path) -> None:
-    """Run the installed command outside the checkout: list, check every shipped spec, start a plugin."""
-    configs = away / "configs"
-    shutil.copytree(ROOT / "configs", configs)
-    environment = {"PYTHONPATH": str(ROOT), **KEEPS}
-    with session.chdir(away):
-        listed = json.loads(str(session.run("unfold", "plugins", "--format", "json", env=KEEPS, silent=True)))
-        broken = {plugin["name"]: plugin["error"] for plugin in listed if plugin["status"] != "ok"}
-        if broken or {plugin["name"] for plugin in listed} != set(PROJECT["project"]["entry-points"]["unfoldkit"]):
-            session.error(f"the installed plugins are {[plugin['name'] for plugin in listed]}, broken: {broken}")
-        session.run("unfold", "check", *sorted(str(path) for path in configs.rglob("*.yaml")), env=KEEPS)
-        session.run("unfold", "plugins", "new", "x", env=KEEPS)
-        session.run("python", "-m", "docs.console", "--installs", env=environment)
-
-
-def plugin_folders() -> list[Path]:
-    """Return the folders of the plugins."""
-    return [path.parent for path in sorted((ROOT / "plugins").glob("*/pyproject.toml"))]
-
-
-def package_of(folder: Path) -> str:
-    """Return the import name of a plugin."""
-    return f"unfold_{folder.name}"
-
-
-def package(folder: Path) -> Iterator[Path]:
-    """Yield the files of a plugin's package."""
-    return files(folder / package_of(folder))
-
-
-def files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that belong to the checkout."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
-            yield path
-
-
-def top_level(built: Path) -> set[str]:
-    """Return the top-level names of a wheel."""
-    with ZipFile(built) as archive:
-        return {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" not in name}
 
 
 def lower_bounds() -> Iterator[str]:

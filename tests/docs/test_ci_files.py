@@ -12,11 +12,13 @@ import sys
 import tarfile
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import yaml
 
 from docs.console import surroundings
+from tests.wheels import check_contents, expected
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,6 +132,17 @@ def test_the_source_distribution_holds_what_ci_and_its_tests_read(tmp_path: Path
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {".ci/run", ".pre-commit-hooks.yaml", "action.yml", "CITATION.cff", "SECURITY.md", "README.md"} <= held
+
+
+def test_a_wheel_with_other_files_than_the_checkout_is_told(tmp_path: Path) -> None:
+    """A file that is missing in a wheel, and one that does not belong there, are both named."""
+    lacking, *rest = sorted(expected())
+    with ZipFile(tmp_path / "a.whl", "w") as archive:
+        for name in (*rest, "stray.py", "a-1.dist-info/METADATA"):
+            archive.writestr(name, "")
+    told = re.escape(f"not in the wheel: {[lacking]}; not in the checkout: {['stray.py']}")
+    with pytest.raises(SystemExit, match=told):
+        check_contents(tmp_path / "a.whl")
 
 
 def test_nox_runs_every_session() -> None:
