@@ -182,6 +182,9 @@ class RunDir:
             return {}
         try:
             data = json.loads(_read(path))
+            if _is_of_another_version(data):
+                message = f"another version wrote this run: its manifest is of schema {data['schema']}"
+                raise fail(message, file=str(path), hint=f"this one reads {MANIFEST_SCHEMA}; --run DIR begins another")
             entries = dict(data["files"].items())
             if data["schema"] == MANIFEST_SCHEMA and all(entry.keys() >= _ENTRY for entry in entries.values()):
                 return entries
@@ -225,6 +228,11 @@ class RunDir:
     def _save(self, files: Mapping[str, Any]) -> None:
         data = {"schema": MANIFEST_SCHEMA, "files": dict(sorted(files.items()))}
         write_atomically(self.path / MANIFEST, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def _is_of_another_version(manifest: Any) -> bool:
+    schema = str(manifest.get("schema"))
+    return schema != MANIFEST_SCHEMA and schema.startswith(MANIFEST_SCHEMA.partition("/")[0] + "/")
 
 
 def _sweep(folder: Path) -> None:

@@ -68,7 +68,6 @@ def test_a_file_that_is_not_listed_does_not_count(run: RunDir) -> None:
         "",
         "{",
         "[]",
-        '{"schema": "unfoldkit.manifest/9", "files": {}}',
         '{"files": []}',
         '{"schema": "unfoldkit.manifest/1", "files": [1]}',
         '{"schema": "unfoldkit.manifest/1", "files": {"a": 3}}',
@@ -79,6 +78,14 @@ def test_a_damaged_manifest_is_refused(run: RunDir, text: str) -> None:
     """A manifest that cannot be read is an error, never an empty run."""
     (run.path / MANIFEST).write_text(text, encoding="utf-8")
     with pytest.raises(UnfoldError, match="the manifest is damaged"):
+        run.files()
+
+
+@pytest.mark.parametrize("rest", ["", ', "files": {}', ', "entries": []'])
+def test_a_run_of_another_version_is_not_told_to_be_deleted(run: RunDir, rest: str) -> None:
+    """A manifest of another schema is told as such, with both schemas: the run is whole, its own version reads it."""
+    (run.path / MANIFEST).write_text(f'{{"schema": "unfoldkit.manifest/9"{rest}}}', encoding="utf-8")
+    with pytest.raises(UnfoldError, match=r"of schema unfoldkit.manifest/9 \(this one reads"):
         run.files()
 
 
