@@ -89,13 +89,17 @@ def test_a_phone_shows_it_without_scrolling_sideways(chromium: Any, total: Serve
 
 
 def test_a_report_on_a_phone_is_no_wider_than_its_screen(chromium: Any, tmp_path: Path) -> None:
-    """The long path of a next command breaks, and what is wide scrolls in its own frame, on 360 pixels."""
+    """Long names and paths break, and what is wide scrolls in its own frame, on 360 pixels."""
     folder = "/home/ann/projects/placement/configs/" * 2
     words = ("this many words stand in a column of a table",) * 9
     table = Table("wide", tuple(Column(f"column {place}") for place in range(9)), (words,))
     figure = Figure("f", "F", "x", "y", (Series("s", (1.0, 2.0), (2.0, 4.0)),))
     after = f"unfold plan {folder}gangs.yaml --run runs/gangs"
-    report = Report("echo", "plan", "hello", Verdict.YES, "it is", tables=(table,), figures=(figure,), next=after)
+    name, line = "a-name-of-sixty-four-letters-" + "x" * 35, ("note", "w" * 90)
+    report = Report(
+        "echo", "plan", name, Verdict.YES, f"saved in runs/{name}", tables=(table,), figures=(figure,), lines=(line,),
+        next=after,
+    )  # fmt: skip
     (tmp_path / "report.html").write_text(html.render(report))
     page = chromium.new_page(viewport={"width": 360, "height": 700})
     page.goto((tmp_path / "report.html").as_uri())

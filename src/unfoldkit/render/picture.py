@@ -18,13 +18,21 @@ if TYPE_CHECKING:
 
 # middling tones: they must read on white and on black alike
 COLOURS = ("#0891b2", "#77808e", "#d97706", "#8b5cf6", "#16a34a", "#ef4444", "#3b82f6", "#a16207")
+# by colour alone a line is lost under another one, on grey paper, and to who sees no colours
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+MARKERS = ("o", "s", "^", "D")
 INK = "#1f2937"
 LEGEND_LETTERS = 72
 LANES = 12
 NAME_LETTERS = 64
+MANY_NAMES = 16
+TALL = 4.2
+LEGEND_ROW = 14
+FREE_ROWS = 3
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "unfoldkit",
     "svg.fonttype": "none",
+    "text.parse_math": False,  # two prices in one text are no formula
     "font.size": 10.0,
     "font.family": ["DejaVu Sans"],
     **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK),
@@ -63,7 +71,7 @@ def _draw(figures: Sequence[Figure], form: str) -> bytes:
     from matplotlib.figure import Figure as Canvas
 
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(7.6, 4.2 * len(figures)), layout="constrained")
+        canvas = Canvas(figsize=(7.6, sum(map(_height, figures))), layout="constrained")
         FigureCanvasAgg(canvas)
         for index, figure in enumerate(figures):
             _axes(canvas.add_subplot(len(figures), 1, index + 1), figure)
@@ -75,31 +83,49 @@ def _draw(figures: Sequence[Figure], form: str) -> bytes:
 
 def _axes(axes: Axes, figure: Figure) -> None:
     for index, series in enumerate(figure.series):
-        _series(axes, series, COLOURS[index % len(COLOURS)], index, len(figure.series))
+        # what begins with an underscore is left out of legends
+        shown = replace(series, name=f" {series.name}") if series.name.startswith("_") else series
+        _series(axes, shown, index, len(figure.series))
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
     _plain(axes, figure)
     _scales(axes, figure)
     if any(_level(series) for series in figure.series):
         _lanes(axes)
-    rows = _legend(axes, figure) if len(figure.series) > 1 else 0
-    axes.set_title(figure.title, loc="left", fontsize=11, pad=6 + 14 * rows)
+    if len(figure.series) > 1:
+        _legend(axes, figure)
+    axes.set_title(figure.title, loc="left", fontsize=11, pad=6 + LEGEND_ROW * _rows(figure))
 
 
-def _legend(axes: Axes, figure: Figure) -> int:
-    """Put the legend above the plot, where it hides nothing, and return its rows."""
-    columns = 4 if sum(len(series.name) for series in figure.series[:4]) <= LEGEND_LETTERS else 2
+def _legend(axes: Axes, figure: Figure) -> None:
+    """Put the legend above the plot, where it hides nothing."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, fontsize=9, borderaxespad=0.2,
-        columnspacing=1.4, handlelength=1.4,
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=_columns(figure), frameon=False, fontsize=9, borderaxespad=0.2,
+        columnspacing=1.4, handlelength=2.2,
     )  # fmt: skip
-    return math.ceil(len(figure.series) / columns)
 
 
-def _series(axes: Axes, series: Series, colour: str, index: int, count: int) -> None:
-    x, y = list(series.x), list(series.y)
+def _columns(figure: Figure) -> int:
+    return 4 if sum(len(series.name) for series in figure.series[:4]) <= LEGEND_LETTERS else 2
+
+
+def _rows(figure: Figure) -> int:
+    return math.ceil(len(figure.series) / _columns(figure)) if len(figure.series) > 1 else 0
+
+
+def _height(figure: Figure) -> float:
+    """Return a figure's height in inches: a long legend makes it taller, not the plot flatter."""
+    return TALL + LEGEND_ROW / 72 * max(0, _rows(figure) - FREE_ROWS)
+
+
+def _series(axes: Axes, series: Series, index: int, count: int) -> None:
+    x, y, colour = list(series.x), list(series.y), COLOURS[index % len(COLOURS)]
+    turn = (index + index // len(COLOURS)) % len(DASHES)
+    if series.style in ("line", "steps") and len(x) == 1:
+        # a line of one point has no length
+        series = replace(series, style="points")
     if series.style == "points":
-        axes.scatter(x, y, s=44, color=colour, label=series.name, zorder=3)
+        axes.scatter(x, y, s=44, color=colour, label=series.name, zorder=3, marker=MARKERS[turn])
     elif series.style == "bars":
         width = 0.8 / count
         axes.bar(
@@ -112,9 +138,9 @@ def _series(axes: Axes, series: Series, colour: str, index: int, count: int) -> 
     elif series.style == "segments":
         _segments(axes, series, colour)
     elif series.style == "steps":
-        axes.step(x, y, where="post", color=colour, label=series.name, linewidth=1.8)
+        axes.step(x, y, where="post", color=colour, label=series.name, linewidth=1.8, linestyle=DASHES[turn])
     else:
-        axes.plot(x, y, color=colour, label=series.name, linewidth=1.8)
+        axes.plot(x, y, color=colour, label=series.name, linewidth=1.8, linestyle=DASHES[turn])
 
 
 def _segments(axes: Axes, series: Series, colour: str) -> None:
@@ -167,6 +193,8 @@ def _plain(axes: Axes, figure: Figure) -> None:
     if figure.names:
         crowded = sum(map(len, figure.names)) > NAME_LETTERS
         tilt: dict[str, Any] = {"rotation": 20, "ha": "right"} if crowded else {}
+        if len(figure.names) > MANY_NAMES:
+            tilt = {"rotation": 90, "fontsize": 6}
         axes.set_xticks(range(1, len(figure.names) + 1), figure.names, **tilt)
 
 

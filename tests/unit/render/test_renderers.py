@@ -190,6 +190,44 @@ def test_cells_show_what_is_absent() -> None:
     assert cells.metric(Metric(None, "s")) == "not measured"
 
 
+def test_lines_differ_by_more_than_their_colour() -> None:
+    """Each of 32 lines has a pair of colour and dashes of its own, so grey paper and who sees no colours lose none."""
+    series = tuple(Series(f"s{place}", (0.0, 1.0), (float(place), 2.0)) for place in range(32))
+    drawn = picture.svg(Figure("f", "F", "x", "y", series))
+    strokes = re.findall(r'style="fill: none; (?:stroke-dasharray: ([^;]+); )?(?:[^"]*?)stroke: (#\w+)', drawn)
+    lines = {pair for pair in strokes if pair[1] in picture.COLOURS}
+    assert len(lines) == 32
+    assert len({dashes for dashes, _ in lines}) == 4
+
+
+def test_a_line_of_one_point_is_seen() -> None:
+    """A line, or steps, of one point have no length; the point is drawn."""
+    for style in ("line", "steps"):
+        drawn = picture.svg(Figure("f", "F", "x", "y", (Series("s", (3.0,), (4.0,), style),)))  # type: ignore[arg-type]
+        assert "PathCollection" in drawn
+
+
+def test_a_legend_shows_names_as_they_are() -> None:
+    """A name that begins with an underscore, or holds two signs of the dollar, stands in the legend as it is."""
+    names = ("_batch", "$a_$ or $b")
+    drawn = picture.svg(Figure("f", "F", "x", "y", tuple(Series(name, (1.0, 2.0), (1.0, 2.0)) for name in names)))
+    for name in names:
+        assert re.search(rf">\s?{re.escape(name)}</text>", drawn), name
+
+
+def test_many_series_leave_the_plot_its_height() -> None:
+    """A legend of many rows makes a figure taller; names of many bars stand upright, each by itself."""
+    few, many = (tuple(Series(f"s{place}", (0.0, 1.0), (1.0, 2.0)) for place in range(n)) for n in (4, 60))
+    heights = [
+        float(re.findall(r'height="([0-9.]+)pt"', picture.svg(Figure("f", "F", "x", "y", series)))[0])
+        for series in (few, many)
+    ]
+    assert heights[1] > heights[0] + 100
+    names = tuple(f"stage-{place}" for place in range(50))
+    bars = (Series("s", tuple(map(float, range(1, 51))), (1.0,) * 50, "bars"),)
+    assert "rotate(-90" in picture.svg(Figure("f", "F", "stage", "ms", bars, names=names))
+
+
 def test_a_plot_in_a_page_takes_the_ink_of_the_page() -> None:
     """A plot is drawn in the colour of the text around it, and a logarithmic axis has plain numbers."""
     drawn = picture.svg(Figure("f", "F", "x", "y", (Series("s", (1e3, 2e4), (1.0, 2.0)),), log_x=True))
