@@ -16,7 +16,7 @@ from unfold_pipeline.judge import Judge
 from unfold_pipeline.planner import Baseline, Outcome, Unmet, baselines, judge_of, seek
 from unfold_pipeline.prices import line, prices
 from unfold_pipeline.replay import replay, saved_plan
-from unfold_pipeline.spec import PipelineSpec, traffic
+from unfold_pipeline.spec import FromRun, PipelineSpec, traffic
 from unfoldkit.api import Metric, Report, Run, Verdict
 
 
@@ -26,7 +26,7 @@ def plan(spec: PipelineSpec, run: Run) -> Report:
     given, spec = spec, resolved(spec, run)
     judge = judge_for(spec, run)
     if run.options.get("replay"):
-        return _replayed(spec, judge, run)
+        return _replayed(given, spec, judge, run)
     kept = recheck(spec, judge, run.options.get("baseline_plan"))
     if kept is not None:
         return kept
@@ -51,14 +51,21 @@ def judge_for(spec: PipelineSpec, run: Run) -> Judge:
     return judge_of(built, workload.samples(spec, built, run), spec.slo.p99)
 
 
-def _replayed(spec: PipelineSpec, judge: Judge, run: Run) -> Report:
+def _replayed(given: PipelineSpec, spec: PipelineSpec, judge: Judge, run: Run) -> Report:
     chosen = saved_plan(judge, run)
     if chosen is None:
         found = seek(judge, workload.effort(spec), run.progress)
         if isinstance(found, Unmet):
             return _no(spec, judge, found)
         chosen = found.plan
-    return replay(spec, judge, chosen, run)
+    return replace(replay(spec, judge, chosen, run), next=_served(given))
+
+
+def _served(given: PipelineSpec) -> str:
+    """Return the command that runs the plan, if its stages can be run: a cascade's models under a trace only."""
+    if isinstance(given.stages, FromRun):
+        return "unfold serve SPEC --replay TRACE"
+    return "unfold serve SPEC" if all(stage.model for stage in given.named.values()) else ""
 
 
 def subtitle(spec: PipelineSpec, judge: Judge) -> tuple[str, ...]:

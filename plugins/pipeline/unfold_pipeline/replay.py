@@ -169,7 +169,6 @@ def _report(spec: PipelineSpec, judge: Judge, live: Sample, entries: list[Entry]
             *_quota_lines(judge.pipeline, mine.plan),
             *_lines(entries, mine, judge.limit),
         ),
-        next="unfold serve SPEC",
     )
 
 

@@ -1,0 +1,46 @@
+"""What the report of a replay says to do next is something that can be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_pipeline.plan import _served, plan
+from unfold_pipeline.spec import PipelineSpec
+from unfoldkit.api import Run, RunDir
+from unfoldkit.engines.local import LocalEngine
+from unfoldkit.spec.loader import parse
+from unfoldkit.spec.validate import validate
+
+HEAD = """
+version: 1
+kind: pipeline
+name: one
+slo: {p99: 350 ms}
+arrivals: {process: poisson, rate: 20/s, duration: 10 s}
+hardware: {cpu: {price: $0.05/h}}
+"""
+GIVEN = "stages: {a: {latency: {cpu: {1: 10 ms}}}}"
+MODEL = 'stages: {a: {latency: {cpu: {1: 10 ms}}, model: {code: "m:f", features: 2}}}'
+
+
+def spec_of(stages: str) -> PipelineSpec:
+    return validate(PipelineSpec, parse(HEAD + stages, "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("stages", "after"),
+    [(GIVEN, ""), (MODEL, "unfold serve SPEC"), ("stages: {from: runs/x}", "unfold serve SPEC --replay TRACE")],
+)
+def test_what_cannot_be_served_is_not_proposed(stages: str, after: str) -> None:
+    """Stages without a model are not proposed to be served, and those of a cascade under a trace only."""
+    assert _served(spec_of(stages)) == after
+
+
+def test_a_replay_of_given_latencies_ends_with_its_answer(tmp_path: Path) -> None:
+    """After the replay of a plan that nothing here could run, no next command is named."""
+    np.savez(tmp_path / "t.npz", arrival_s=np.arange(100) / 20)
+    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, options={"replay": str(tmp_path / "t.npz")})
+    assert plan(spec_of(GIVEN), run).next == ""
