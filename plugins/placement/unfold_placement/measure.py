@@ -72,11 +72,14 @@ def utilisation(found: Outcome) -> tuple[str, float]:
 
 
 def fairness(found: Outcome) -> float:
-    """Return Jain's index of the users' mean slowdowns, from 1/users to 1 (Jain, Chiu and Hawe, 1984)."""
+    """Return Jain's index of the users' mean slowdowns, from 1/users to 1 (Jain, Chiu and Hawe, 1984).
+
+    What takes no time, as some jobs of logs do, cannot be slowed down and does not count.
+    """
     slow: dict[str, list[float]] = defaultdict(list)
     for task, start, end in zip(found.tasks, found.start, found.end, strict=True):
-        if np.isfinite(end):
-            slow[task.user or task.job].append((end - task.arrival) / max(end - start, 1e-9))
+        if np.isfinite(end) and end > start:
+            slow[task.user or task.job].append((end - task.arrival) / (end - start))
     means = np.array([np.mean(values) for values in slow.values()])
     return float(means.sum() ** 2 / (means.size * (means**2).sum())) if means.size else 1.0
 

@@ -13,6 +13,7 @@ from unfoldkit.api import Bytes, Duration, Model, Name, Problem, Spec, did_you_m
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Amount = Annotated[float, Field(ge=0, le=1e6)]
+Traced = Literal["openb", "csv", "kubectl", "ray", "swf", "philly"]
 Amounts = Annotated[dict[Name, Amount], Field(max_length=16)]
 
 
@@ -83,10 +84,11 @@ class ClusterSpec(Model):
     """The nodes: written here, read from a trace, or those of a live cluster."""
 
     nodes: Annotated[tuple[NodeSpec, ...], Field(max_length=1000)] = ()
-    trace: Literal["openb", "csv", "kubectl", "ray"] | None = Field(
+    trace: Traced | None = Field(
         default=None,
-        description="nodes of the openb trace (Alibaba, 2023), of a table of your own, or of what kubectl get nodes or "
-        "ray list nodes write as JSON",
+        description="nodes of the openb trace (Alibaba, 2023), of a table of your own, of what kubectl get nodes or "
+        "ray list nodes write as JSON, of the header of a log in the Standard Workload Format (swf), or of the Philly "
+        "trace (Microsoft, 2017)",
     )
     path: str | None = Field(default=None, description="the file of nodes")
     table: TableSpec = Field(default=TableSpec(), description="how a CSV file of nodes is read")
@@ -129,7 +131,7 @@ class TaskSpec(Model):
 class TraceSpec(Model):
     """A recorded workload."""
 
-    trace: Literal["openb", "csv", "kubectl", "ray"]
+    trace: Traced
     path: str
     faster: Annotated[float, Field(gt=0, le=1e6)] = Field(
         default=1.0, description="arrivals come this many times as fast"

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from unfold_placement.facts import MILLI, SEATS, Node, Task
 from unfold_placement.kubectl import kubectl_nodes, kubectl_tasks
+from unfold_placement.philly import philly_nodes, philly_tasks
 from unfold_placement.raylist import ray_nodes, ray_tasks
 from unfold_placement.spec import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
+from unfold_placement.swf import swf_nodes, swf_tasks
 from unfold_placement.traces import csv_nodes, csv_tasks, openb_nodes, openb_tasks
 from unfoldkit.api import Run, fail
 
 MIB = 1 << 20
+NODES: Mapping[str, Callable[[Path], Iterable[Node]]] = {
+    "openb": openb_nodes, "kubectl": kubectl_nodes, "ray": ray_nodes, "swf": swf_nodes, "philly": philly_nodes,
+}  # fmt: skip
+"""Readers of nodes by the name of a trace; any other is a table."""
+TASKS: Mapping[str, Callable[..., Iterable[Task]]] = {
+    "kubectl": kubectl_tasks, "ray": ray_tasks, "swf": swf_tasks, "philly": philly_tasks,
+}  # fmt: skip
+"""Readers of tasks, likewise, but for openb's, whose file names no job."""
 
 
 def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
@@ -34,10 +46,8 @@ def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
 
 def _traced(cluster: ClusterSpec, run: Run) -> list[Node]:
     path = run.path(cluster.path or "", key="cluster.path")
-    if cluster.trace in {"kubectl", "ray"}:
-        found = (kubectl_nodes if cluster.trace == "kubectl" else ray_nodes)(path)
-    else:
-        found = list(openb_nodes(path) if cluster.trace == "openb" else csv_nodes(path, cluster.table.read))
+    read = NODES.get(cluster.trace or "", partial(csv_nodes, columns=cluster.table.read))
+    found = list(read(path))
     if not found:
         raise fail("no nodes", file=str(path), key="cluster.path")
     # evenly spread; the small term keeps 3 / 0.1 from being less than 30
@@ -116,11 +126,9 @@ def _replayed(item: TraceSpec, run: Run) -> list[Task]:
     path = run.path(item.path, key="workload.replay.path")
     if item.trace == "openb":
         found = list(islice(openb_tasks(path, item.user, item.faster), item.first))
-    elif item.trace in {"kubectl", "ray"}:
-        read = kubectl_tasks if item.trace == "kubectl" else ray_tasks
-        found = read(path, item.faster, item.first, run.log.warning)
     else:
-        found = list(csv_tasks(path, item.faster, item.first, item.table.read, run.log.warning))
+        read = TASKS.get(item.trace, partial(csv_tasks, columns=item.table.read))
+        found = list(read(path, item.faster, item.first, tell=run.log.warning))
     if not found:
         raise fail("no tasks", file=str(path), key="workload.replay.path")
     return found
