@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from unfold_placement.facts import BEGAN, STATIC, Ask, Event, Ops, Task
+from plugins.placement.tests.cases import cluster, job
+from unfold_placement.facts import BEGAN, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
 from unfold_placement.plan import LOG, plan
+from unfold_placement.simulate import simulate
 from unfold_placement.spec import PlacementSpec
 from unfold_placement.view import View
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
@@ -197,3 +199,33 @@ def test_packing_by_a_label_that_no_node_has_is_refused(tmp_path: Path, pack: st
     """A level that is misspelt would be kept by every placement, so it is an error that names those that there are."""
     with pytest.raises(UnfoldError, match=r"policy\.pack: no node has the label 'rakc' \(one of: any, node\)"):
         answer(tmp_path, f"{{pack: {pack}}}")
+
+
+@dataclass
+class Astray:
+    """A policy of one's own with a mistake."""
+
+    asks: Any
+    gives: Any
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED})
+
+    def request(self, task: Task) -> Any:
+        return self.asks
+
+    def react(self, event: Event, view: View) -> Any:
+        return self.gives
+
+
+@pytest.mark.parametrize(
+    ("asks", "gives", "wanted"),
+    [
+        (["door"], (), r"request of a policy gives is an Ask: return \[Ask\(name\)\] \(Astray.request gave 'door'\)"),
+        ([], [Put("door")], "react of a policy gives is a list of operations"),
+        ([], [["door"]], "react of a policy gives is a Put, Drop, Wake or Refuse"),
+    ],
+)
+def test_a_policy_that_gives_something_else_is_told_what(asks: Any, gives: Any, wanted: str) -> None:
+    """Who writes a policy reads what it should give and what it gave, not where it broke inside."""
+    with pytest.raises(UnfoldError, match=wanted):
+        simulate(cluster(), job("a", 1), [Astray(asks, gives)])

@@ -13,6 +13,7 @@ from unfold_placement import arrays, direct, facts, kernel, many
 from unfold_placement.book import Book
 from unfold_placement.facts import Ask, Drop, Event, Op, Policy, Put, Refuse, Task, Wake
 from unfold_placement.view import View
+from unfoldkit.api import UnfoldError, fail
 
 NOTHING = kernel.ALL_PHASES
 KINDS = (facts.SUBMITTED, facts.STARTED, facts.ENDED, facts.PREEMPTED, facts.REFUSED)
@@ -147,6 +148,8 @@ class Controller:
 
     def apply(self, ops: Iterable[Op], policy: Policy) -> None:
         """Carry one transaction out, tell later phases of it, and start what can start now."""
+        if not isinstance(ops, Iterable):
+            raise _misused(policy, "react", ops, "a list of operations: yield [Put(name, node)]")
         whole = list(ops)
         changed = [self._many(whole, policy)] if many.alike(whole) else [self._one(op, policy) for op in whole]
         if not any(changed):
@@ -194,6 +197,8 @@ class Controller:
             heapq.heappush(self.timers, op.at)
         elif isinstance(op, Refuse):
             self._refuse(op)
+        else:
+            raise _misused(policy, "react", op, "a Put, Drop, Wake or Refuse: yield [Put(name, node)]")
         return False
 
     def _many(self, ops: Sequence[Put | Drop], policy: Policy) -> bool:
@@ -306,5 +311,20 @@ def controller(book: Book, policies: Sequence[Policy]) -> Controller:
 
 
 def requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, int]]:
-    """Return the names that a task asks for under some policies, each with the phase of who asks."""
-    return [(ask, policy.phase) for policy in policies for ask in policy.request(task)]
+    """Return the names that a task asks for under some policies, each with the phase of who asks.
+
+    Raises:
+        UnfoldError: a policy asks for something else.
+    """
+    return [(_asked(ask, policy), policy.phase) for policy in policies for ask in policy.request(task)]
+
+
+def _asked(ask: object, policy: Policy) -> Ask:
+    if not isinstance(ask, Ask):
+        raise _misused(policy, "request", ask, "an Ask: return [Ask(name)]")
+    return ask
+
+
+def _misused(policy: Policy, method: str, found: object, wanted: str) -> UnfoldError:
+    hint = f"{type(policy).__name__}.{method} gave {str(found)[:60]!r}"
+    return fail(f"what {method} of a policy gives is {wanted}", key="policy.own.policy", hint=hint)
