@@ -181,7 +181,7 @@ def _endpoint(
 
 def _server_paths(app: Application, more: Mapping[str, str]) -> dict[str, Callable[[], Reply]]:
     version = importlib.metadata.version("unfoldkit")
-    about = {"name": "unfoldkit", "version": version, "extensions": []}
+    about = {"name": "unfoldkit", "version": version, "extensions": ["binary_tensor_data"]}
     document = openapi.document([endpoint.model for endpoint in app.endpoints.values()], version, more)
     return {
         "/v2": lambda: json_reply(about),

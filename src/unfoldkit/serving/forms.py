@@ -1,7 +1,7 @@
 """Bodies that are not plain JSON: packed by gzip or deflate, or with tensors as raw bytes behind their JSON.
 
-The second is the binary tensor data extension of the Open Inference Protocol v2, for inputs: tritonclient sends it
-unless it is told not to. Answers are JSON.
+The second is the binary tensor data extension of the Open Inference Protocol v2: tritonclient sends it, and asks for
+answers of that form, unless it is told not to.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 
 from unfoldkit.serving.replies import Header
 
+BINARY = b"application/octet-stream"
+JSON_BYTES = b"inference-header-content-length"
 # how zlib is told of them
 PACKED = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 RAW = {
@@ -83,7 +85,7 @@ def form(headers: Iterable[Header]) -> Form:
             packed = PACKED.get(value.lower(), 0)
             if not packed:
                 raise Unfit("a body may be compressed by gzip or deflate alone")
-        if name == b"inference-header-content-length":
+        if name == JSON_BYTES:
             size = int(value) if value.isdigit() and len(value) < 11 else 0
             if not size:
                 raise Unfit("inference-header-content-length must tell the bytes of the JSON before the tensors")
@@ -163,3 +165,24 @@ def _texts(tensor: Tensor, raw: bytes) -> list[str]:
         except UnicodeDecodeError as error:
             raise Unfit(f"input {tensor.name!r} holds a text that is not UTF-8") from error
     return found
+
+
+def to_bytes(datatype: str, data: bytes) -> bytes | None:
+    """Return the values of a JSON array, nested or not, as the bytes of a tensor; NaN for null.
+
+    ``None`` where bytes cannot say it: a null that is to be a whole number, a text or a truth.
+    """
+    values = np.array(msgspec.json.decode(data), dtype=object).ravel()
+    if datatype == "BYTES":
+        return _told(values.tolist())
+    kind = np.dtype(RAW[datatype])
+    if kind.kind != "f" and any(value is None for value in values):
+        return None
+    return values.astype(kind).tobytes()
+
+
+def _told(texts: Sequence[Any]) -> bytes | None:
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    coded = [text.encode() for text in texts]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in coded)

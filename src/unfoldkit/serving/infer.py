@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.serving.batcher import Done, Full, Limits, Result
-from unfoldkit.serving.forms import Form, TooLarge, Unfit, form
+from unfoldkit.serving.batcher import Done, Full, Limits, Result, Rows
+from unfoldkit.serving.forms import BINARY, JSON_BYTES, Form, TooLarge, Unfit, form
 from unfoldkit.serving.metrics import ModelMetrics
 from unfoldkit.serving.model import Array, Call, Described, Refusal
 from unfoldkit.serving.protocol import Question, Reader, Writer
@@ -109,12 +109,16 @@ class Endpoint:
     def _reply(self, question: Question, result: Result, seconds: float) -> Reply:
         if isinstance(result, tuple):
             self.metrics.requests.count(200, seconds)
-            return Reply(200, self.writer.write(question, *result))
+            return self._raw(question, result) if question.raw else Reply(200, self.writer.write(question, *result))
         if isinstance(result, UnfoldError):
             self.log.error("%s: %s", self.model.name, result)
         elif isinstance(result, Exception):
             self.log.error("%s failed", self.model.name, exc_info=result)
         return self._refused(result, seconds)
+
+    def _raw(self, question: Question, rows: Rows) -> Reply:
+        told, behind = self.writer.write_raw(question, *rows)
+        return Reply(200, told + behind, BINARY, ((JSON_BYTES, b"%d" % len(told)),))
 
     def _refused(self, problem: Exception | Refusal, seconds: float) -> Reply:
         reply = refusal(problem)

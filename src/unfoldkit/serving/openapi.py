@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unfoldkit.serving.forms import BINARY
 from unfoldkit.serving.model import Described, Field
 from unfoldkit.serving.protocol import LONGEST_MS, NUMBERS, shape_text
 
@@ -23,6 +24,8 @@ ERRORS = {
 }
 # what may be left out may be null
 TEXT = ["string", "null"]
+FLAG = {"type": ["boolean", "null"]}
+BYTES = {"schema": {"type": "string", "format": "binary", "description": "JSON, and tensors as bytes behind it"}}
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
 # while it stops a server answers with an error
 HEALTH = {"type": "object"}
@@ -71,10 +74,12 @@ def _finish(path: str, item: dict[str, Any]) -> None:
 
 
 def _model_paths(model: Described, place: str) -> dict[str, Any]:
+    answer = _answer("the answer", _response(model))
+    answer["content"][BINARY.decode()] = BYTES
     infer = {
         "summary": f"ask {model.name}",
         "requestBody": {"required": True, "content": {JSON: {"schema": _request(model)}}},
-        "responses": {"200": _answer("the answer", _response(model)), **{code: _error(code) for code in ERRORS}},
+        "responses": {"200": answer, **{code: _error(code) for code in ERRORS}},
     }
     return {
         place: {"get": _get(f"inputs, outputs and facts of {model.name}")},
@@ -95,10 +100,13 @@ def _request(model: Described) -> dict[str, Any]:
             "entity": {"type": TEXT, "maxLength": 256},
             "time": {"type": ["integer", "null"]},
             "deadline_ms": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": LONGEST_MS},
+            "binary_data_output": FLAG,
             "least_accuracy": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
         },
     }
-    named = {"type": ["array", "null"], "items": _object({"name": {"enum": [item.name for item in model.outputs]}})}
+    raw = {"type": ["object", "null"], "properties": {"binary_data": FLAG}}
+    one = _object({"name": {"enum": [item.name for item in model.outputs]}}, parameters=raw)
+    named = {"type": ["array", "null"], "items": one}
     inputs = _list([_tensor(item, _taken(item)) for item in model.inputs])
     return _object({"inputs": inputs}, id={"type": TEXT}, parameters=parameters, outputs=named)
 

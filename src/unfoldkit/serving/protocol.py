@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from unfoldkit.serving.forms import Unfit, joined
+from unfoldkit.serving.forms import Unfit, joined, to_bytes
 from unfoldkit.serving.model import DTYPES, Array, Call, Coded, Column, Described, Field
 
 Scalar = str | int | float | bool
@@ -33,17 +33,22 @@ class Wanted(msgspec.Struct):
     """An output that the client asks for."""
 
     name: str
+    parameters: dict[str, Any] | None = None
 
 
 # not frozen: one is made for every request, and freezing makes that three times as dear
 @dataclass(slots=True)
 class Question:
-    """A request that fits its model; ``outputs`` are those that the client wants, all if empty."""
+    """A request that fits its model; ``outputs`` are those that the client wants, all if empty.
+
+    ``raw`` are those that it wants as bytes.
+    """
 
     inputs: Mapping[str, Array]
     call: Call
     id: str
     outputs: tuple[str, ...]
+    raw: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ class Reader:
             return Question({self.inputs[0].name: row}, SINGLE, request.id or "", ())
         inputs = self._arrays(self._by_name(request.inputs))
         call = to_call(request.parameters, len(inputs[self.inputs[0].name]))
-        return Question(inputs, call, request.id or "", self._wanted(request.outputs) if request.outputs else ())
+        wanted = self._wanted(request.outputs) if request.outputs else ()
+        return Question(inputs, call, request.id or "", wanted, self._raw(request))
 
     def _single(self, request: Any) -> Array | None:
         """Return the row of the request that nearly all are: one row of plain numbers for a model of one input."""
@@ -122,6 +128,20 @@ class Reader:
             if name not in self.outputs:
                 raise Unfit(f"no such output: {name!r}; this model gives {', '.join(map(repr, self.outputs))}")
         return names
+
+    def _raw(self, request: Any) -> frozenset[str]:
+        every = _flag(request.parameters, "binary_data_output", default=False)
+        if not request.outputs:
+            return frozenset(self.outputs if every else ())
+        wanted: Sequence[Wanted] = request.outputs
+        return frozenset(one.name for one in wanted if _flag(one.parameters, "binary_data", default=every))
+
+
+def _flag(parameters: Mapping[str, Any] | None, name: str, *, default: bool) -> bool:
+    given = (parameters or {}).get(name)
+    if given is not None and type(given) is not bool:
+        raise Unfit(f"the parameter {name!r} must be true or false")
+    return default if given is None else given
 
 
 def reader(inputs: tuple[Field, ...], outputs: tuple[Field, ...]) -> Reader:
@@ -301,6 +321,18 @@ class Writer:
         if call.least_accuracy and ACCURATE not in self.fields:
             told["ignored"] = ["least_accuracy"]
         return text + b',"parameters":' + encode(told) if told else text
+
+    def write_raw(self, question: Question, found: Cells, first: int, last: int) -> tuple[bytes, bytes]:
+        """Return the JSON of such a body and what follows it: the tensors of ``question.raw`` as bytes."""
+        told, behind = [], []
+        for name in question.outputs or self.fields:
+            item, data = self.fields[name], b"[%b]" % b",".join(found[name][first:last])
+            about = {"name": name, "datatype": item.datatype, "shape": [last - first, *item.shape]}
+            raw = to_bytes(item.datatype, data) if name in question.raw else None
+            behind.append(raw or b"")
+            more = {"data": msgspec.Raw(data)} if raw is None else {"parameters": {"binary_data_size": len(raw)}}
+            told.append(encode(about | more))
+        return b"".join((self.head, b",".join(told), b"]", _about(question), b"}")), b"".join(behind)
 
 
 def writer(model: Described) -> Writer:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfoldkit.serving.forms import Form, TooLarge, Unfit, form
+from unfoldkit.serving.forms import Form, TooLarge, Unfit, form, to_bytes
 from unfoldkit.serving.model import Field
 from unfoldkit.serving.protocol import reader
 
@@ -96,3 +96,25 @@ def test_a_packed_body_is_unpacked_within_its_bound() -> None:
         for damaged in (packed[:-1], packed + b"x", b"abc"):
             with pytest.raises(Unfit):
                 comes.opened(damaged, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "raw"),
+    [
+        ("FP64", [[1.5, None], [0.1, -2e300]], np.array([1.5, np.nan, 0.1, -2e300], "<f8").tobytes()),
+        ("FP32", [1, 0.10000000149011612], np.array([1, 0.1], "<f4").tobytes()),
+        ("INT64", [2**63 - 1, -(2**63)], np.array([2**63 - 1, -(2**63)], "<i8").tobytes()),
+        ("INT32", [[[7]], [[-8]]], np.array([7, -8], "<i4").tobytes()),
+        ("BOOL", [True, False], b"\1\0"),
+        ("BYTES", [["", "müde"], ["null", "a,b]"]], texts("", "müde", "null", "a,b]")),
+    ],
+)
+def test_values_of_an_answer_become_their_bytes(kind: str, values: Any, raw: bytes) -> None:
+    """The bytes of a tensor hold what its JSON holds, in the order of its rows, NaN for null."""
+    assert to_bytes(kind, json.dumps(values).encode()) == raw
+
+
+@pytest.mark.parametrize(("kind", "values"), [("INT64", [1, None]), ("BOOL", [None]), ("BYTES", ["a", None])])
+def test_what_bytes_cannot_say_is_not_said_in_bytes(kind: str, values: Any) -> None:
+    """A null that is no NaN makes no bytes that mean something else."""
+    assert to_bytes(kind, json.dumps(values).encode()) is None

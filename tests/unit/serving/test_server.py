@@ -34,6 +34,7 @@ def total() -> Iterator[Server]:
 def test_the_paths_of_the_protocol(total: Server) -> None:
     """Server, health, metadata and readiness answer as the protocol says."""
     assert total.ask("/v2").json.keys() == {"name", "version", "extensions"}
+    assert total.ask("/v2").json["extensions"] == ["binary_tensor_data"]
     assert total.ask("/v2/health/live").json == {"live": True}
     assert total.ask("/v2/health/ready").json == {"ready": True}
     assert total.ask("/v2/models/total/ready").json == {"name": "total", "ready": True}
@@ -99,6 +100,38 @@ def test_a_packed_body_with_raw_tensors_is_answered_as_its_json(total: Server) -
     packed = "content-encoding: gzip\r\n"
     assert total.ask(INFER, gzip.compress(head + raw), headers=packed + sized).json == wanted
     assert total.ask(INFER, gzip.compress(b" " * 10_000_000), headers=packed).status == 413
+
+
+RAW, JSON = {"parameters": {"binary_data": True}}, {"parameters": {"binary_data": False}}
+EVERY = {"parameters": {"binary_data_output": True}}
+
+
+@pytest.mark.parametrize(
+    ("more", "raw"),
+    [
+        (EVERY, {"total", "twice"}),
+        ({"outputs": [{"name": "twice"} | RAW, {"name": "total"}]}, {"twice"}),
+        (EVERY | {"outputs": [{"name": "total"}, {"name": "twice"} | JSON]}, {"total"}),
+        ({"outputs": [{"name": "total"} | JSON]}, set()),
+    ],
+)
+@pytest.mark.parametrize("path", [INFER, "/v2/models/total/versions/1/infer"])
+def test_outputs_come_as_bytes_where_they_are_asked_for(
+    total: Server, path: str, more: dict[str, Any], raw: set[str]
+) -> None:
+    """Tensors come as bytes behind the JSON if the request says so, of one or of all, and say what it would."""
+    given = rows([0.1, 2, 3], [4, 5, 6], id="a")
+    names = {"outputs": [{"name": one["name"]} for one in more["outputs"]]} if "outputs" in more else {}
+    plain, found = total.ask(path, given | names), total.ask(path, given | more)
+    size = int(found.headers.get(SIZED, len(found.body)))
+    told, at = json.loads(found.body[:size]), size
+    assert (found.headers["content-type"] == "application/octet-stream") is bool(raw)
+    for tensor in told["outputs"]:
+        if tensor["name"] in raw:
+            at, first = at + tensor.pop("parameters")["binary_data_size"], at
+            tensor["data"] = np.frombuffer(found.body[first:at]).reshape(tensor["shape"]).tolist()
+    assert at == len(found.body)
+    assert told == plain.json
 
 
 def test_requests_may_come_in_any_pieces(total: Server) -> None:
