@@ -163,6 +163,37 @@ def test_sigterm_under_load_loses_nothing_of_many_processes() -> None:
     assert min(done) > 0
 
 
+def listeners(port: int) -> int:
+    """Return how many sockets listen on a port."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(place.split(":")[1], 16) == port and state == "0A" for _, place, _, state, *_ in lines)
+
+
+def test_another_service_takes_over_without_a_lost_request() -> None:
+    """While a service of several processes gives way to another on its port, each new connection is answered."""
+    found: list[int] = []
+    over = threading.Event()
+
+    def client(server: Server) -> None:
+        while not over.is_set():
+            found.append(asked(server, rows([1, 1, 1])))
+
+    with serving("total", "processes=2") as old, serving("total", "processes=2", f"port={old.port}") as new:
+        until(lambda: listeners(old.port) == 4)
+        clients = [threading.Thread(target=client, args=(old,)) for _ in range(8)]
+        for one in clients:
+            one.start()
+        until(lambda: len(found) > 200)
+        assert old.end() == 0
+        count = len(found)
+        until(lambda: len(found) > count + 200)
+        over.set()
+        for one in clients:
+            one.join(20)
+        assert new.end() == 0
+    assert set(found) == {200}
+
+
 def test_entities_are_right_with_many_processes(tmp_path: Path) -> None:
     """Hours of one entity that go to different processes are stepped one after the other, none lost or doubled."""
     with serving("diary", "processes=2", f"store={tmp_path / 's.db'}") as server:

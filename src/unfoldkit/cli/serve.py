@@ -17,7 +17,7 @@ from unfoldkit.cli.run import of_its_kind, opened, perform, run_folder, store_sp
 from unfoldkit.context import Run
 from unfoldkit.errors import ExitCode, fail
 from unfoldkit.kinds import resolve
-from unfoldkit.serving.host import Address, Beat, Terms, bind, listen
+from unfoldkit.serving.host import Address, Beat, Terms, bind, is_heard, listen
 from unfoldkit.serving.host import host as run_server
 from unfoldkit.serving.observe import JsonLines, Observer, lines, together, tracing
 from unfoldkit.serving.service import Service, well
@@ -118,6 +118,7 @@ def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> Exit
     verb_of(loaded.kind, "serve")
     if not loaded.kind.many:
         raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
+    beside = is_heard(serving.address)
     with run.directory.locked(), bind(serving.address, many=True) as held, TemporaryDirectory() as folder:
         of_its_kind(run, loaded.kind)
         if loaded.run is None:
@@ -126,6 +127,8 @@ def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> Exit
         place = f"http://{address.place}"
         say = _voice(json=serving.log_json)
         say(_title(loaded.spec.name, loaded, place, run_folder(serving.request, loaded)))
+        if beside:
+            say("  another service listens there too: each new connection goes to one of the two until one ends")
         crew = Crew(replace(serving, address=address, folder=Path(folder)), processes, say)
         if crew.run() == SIGINT:
             raise KeyboardInterrupt

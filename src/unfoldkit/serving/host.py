@@ -104,6 +104,17 @@ def bind(address: Address, *, many: bool = False) -> socket.socket:
     return bound
 
 
+def is_heard(address: Address) -> bool:
+    """Whether a service listens there already; those of many processes can, and the kernel deals out their clients."""
+    with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
 def _check(address: Address) -> None:
     if not is_loopback(address.host) and not address.token:
         raise fail(

@@ -86,7 +86,7 @@ def terms(given: dict[str, str]) -> Terms:
 
 def main(name: str, *words: str) -> None:
     given = dict(word.split("=", 1) for word in words)
-    address = Address(port=0, token=given.get("token", ""))
+    address = Address(port=int(given.get("port", 0)), token=given.get("token", ""))
     many = int(given.get("processes", 1))
     signal.signal(signal.SIGUSR1, jump)
     if many == 1:

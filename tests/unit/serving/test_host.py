@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.serving.host import Address, guarded, is_loopback, listen
+from unfoldkit.serving.host import Address, bind, guarded, is_heard, is_loopback, listen
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,17 @@ def test_a_token_that_no_header_can_carry_is_refused() -> None:
     """A service that nobody could ask does not start."""
     with pytest.raises(UnfoldError, match="the token holds characters"):
         listen(Address(port=0, token="two\nlines"))  # noqa: S106 - a test's
+
+
+def test_a_service_of_several_processes_is_told_of_another_one() -> None:
+    """A port on which somebody listens is told from one that is free or only held, though all can be bound."""
+    with bind(Address(port=0), many=True) as held:
+        address = Address(port=held.getsockname()[1])
+        assert not is_heard(address)
+        with listen(address, many=True):
+            assert is_heard(address)
+            bind(address, many=True).close()
+        assert not is_heard(address)
 
 
 async def _app(scope: Any, _receive: Any, send: Any) -> None:
