@@ -332,7 +332,7 @@ class Writer:
             behind.append(raw or b"")
             more = {"data": msgspec.Raw(data)} if raw is None else {"parameters": {"binary_data_size": len(raw)}}
             told.append(encode(about | more))
-        return b"".join((self.head, b",".join(told), b"]", _about(question), b"}")), b"".join(behind)
+        return b"".join((self.head, b",".join(told), b"]", self._about(question), b"}")), b"".join(behind)
 
 
 def writer(model: Described) -> Writer:
