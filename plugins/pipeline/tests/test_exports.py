@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import zipfile
@@ -122,6 +123,35 @@ def test_names_in_kubernetes_are_names_there() -> None:
     """Whatever a stage is called, its label is one that Kubernetes takes, and no two are equal."""
     found = exports.labels(["A.b", "a_b", "a-b", "9", "Ä", "x" * 70])
     assert found == {"A.b": "a-b-2", "a_b": "a-b-3", "a-b": "a-b", "9": "stage-9", "Ä": "stage", "x" * 70: "x" * 50}
+
+
+ODD = """
+version: 1
+kind: pipeline
+name: odd
+slo: {p99: 400 ms}
+arrivals: {process: poisson, rate: 40/s, duration: 5 s}
+hardware: {"a10g x2 / spot (eu)": {price: $0.05/h}}
+stages:
+  "Pre process": {latency: {"a10g x2 / spot (eu)": {1: 10 ms}}}
+  '2nd "pass"': {after: {"Pre process": 50%}, latency: {"a10g x2 / spot (eu)": {1: 10 ms}}}
+  class: {after: {"Pre process": 50%}, latency: {"a10g x2 / spot (eu)": {1: 10 ms}}}
+"""
+
+
+def test_names_of_any_kind_are_said_as_each_server_takes_them(tmp_path: Path) -> None:
+    """A label's value is one that Kubernetes takes, a condition is whole, and code is a function of Python."""
+    report = planned(tmp_path, ODD)
+    documents = list(yaml.safe_load_all(exports.kserve(report)))
+    labels = [
+        item["metadata"]["labels"]["unfoldkit/hardware"] for item in documents if item["kind"] != "InferenceGraph"
+    ]
+    assert labels
+    assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", item) for item in labels)
+    steps = documents[-1]["spec"]["nodes"]["pre-process-next"]["steps"]
+    assert [step["condition"] for step in steps] == ['[@this].#(next=="2nd \\"pass\\"")', '[@this].#(next=="class")']
+    code = [app["args"]["code"] for app in yaml.safe_load(exports.ray_serve(report))["applications"]]
+    assert code == ["models:Pre_process", "models:stage_2nd__pass_", "models:stage_class"]
 
 
 def test_kserve_knows_no_joins(tmp_path: Path) -> None:

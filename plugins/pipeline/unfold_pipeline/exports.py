@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import keyword
 import logging
 import re
 import zipfile
@@ -148,11 +149,11 @@ def _planned(name: str, label: str, spec: PipelineSpec, chosen: Mapping[str, Any
 
 
 def _source(item: Planned) -> dict[str, Any]:
-    """A stage without a model is taken for a function of its name in a module ``models``."""
+    """A stage without a model is taken for a function of its name, as Python can say it, in a module ``models``."""
     model = item.spec.model
     if model is not None and model.file is not None:
         return {"path": model.file}
-    return {"code": model.code if model is not None and model.code else f"models:{item.name}"}
+    return {"code": model.code if model is not None and model.code else f"models:{_function(item.name)}"}
 
 
 def _service(item: Planned) -> dict[str, Any]:
@@ -171,7 +172,7 @@ def _service(item: Planned) -> dict[str, Any]:
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": item.label, "labels": {"unfoldkit/hardware": item.hardware}},
+        "metadata": {"name": item.label, "labels": {"unfoldkit/hardware": _value(item.hardware)}},
         "spec": {"predictor": predictor},
     }
 
@@ -202,7 +203,7 @@ def _step(item: Planned, parent: str, *, conditional: bool = True) -> Iterator[t
     yield "name", item.label
     yield "nodeName", item.label
     if (item.spec.after[parent] if parent else item.spec.share) < 1 and conditional:
-        yield "condition", f'[@this].#(next=="{item.name}")'
+        yield "condition", f"[@this].#(next=={_quoted(item.name)})"
 
 
 def _sequence(item: Planned, stages: list[Planned]) -> dict[str, Any]:
@@ -235,3 +236,20 @@ def _label(name: str) -> str:
     """Return a name that Kubernetes takes."""
     plain = re.sub(r"[^a-z0-9-]+", "-", name.lower())[:50].strip("-")
     return plain if plain[:1].isalpha() else f"stage-{plain}".strip("-")
+
+
+def _value(name: str) -> str:
+    """Return a name as the value of a label: letters, digits, ``-``, ``_`` and ``.``, the first two at its ends."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:63].strip("-_.")
+
+
+def _quoted(name: str) -> str:
+    """Return a name as text in a condition of GJSON."""
+    plain = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{plain}"'
+
+
+def _function(name: str) -> str:
+    """Return a name that a function of Python can have."""
+    plain = re.sub(r"\W", "_", name)
+    return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"stage_{plain}"
