@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass, replace
 
 from unfold_pipeline import greedy
-from unfold_pipeline.bounds import Bounds
-from unfold_pipeline.graph import Choice, Pipeline, Plan, service_time
+from unfold_pipeline.bounds import MOST, Bounds
+from unfold_pipeline.graph import Choice, Pipeline, Plan, counted, service_time
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.optimum import Search, cheapest
+from unfold_pipeline.start import start
 
 PLENTY = 4096
+SHARE = 0.05
 STEPS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
@@ -19,16 +21,16 @@ STEPS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 class Obstacle:
     """Why there is no plan.
 
-    ``stage`` takes most of the unavoidable time: ``own`` seconds of ``total`` for one query. ``quota`` names hardware
-    of which ``wanted`` replicas would be needed. ``relaxed`` is a limit in seconds for which a plan costs ``cost``.
+    ``stage`` takes most of the unavoidable time: ``own`` seconds of ``total`` for one query. ``quotas`` are hardware
+    and the quota of it that would do: of one kind if that is enough, the one to be raised least. ``relaxed`` is a limit
+    in seconds for which a plan costs ``cost``.
     """
 
     stage: int
     hardware: str
     own: float
     total: float
-    quota: str = ""
-    wanted: int = 0
+    quotas: tuple[tuple[str, int], ...] = ()
     relaxed: float | None = None
     cost: float | None = None
 
@@ -43,7 +45,7 @@ def explain(judge: Judge, most_items: float) -> Obstacle:
     free = replace(judge, pipeline=replace(judge.pipeline, quotas=()))
     unbound = greedy.plan(free).plan if judge.pipeline.quotas else None
     if unbound is not None:
-        found = _over_quota(found, judge.pipeline, unbound)
+        found = replace(found, quotas=_enough(judge, unbound, most_items))
     return _relaxed(found, judge, chosen, most_items)
 
 
@@ -57,10 +59,39 @@ def _on_path(judge: Judge, seconds: list[float], index: int) -> bool:
     return service_time(judge.pipeline, without) < service_time(judge.pipeline, seconds)
 
 
-def _over_quota(found: Obstacle, pipeline: Pipeline, plan: Plan) -> Obstacle:
-    over = {name: (used - most, used) for name, used, most in pipeline.over_quotas(plan)}
-    name = max(over, key=lambda key: over[key][0], default="")
-    return replace(found, quota=name, wanted=over[name][1] if name else 0)
+def _enough(judge: Judge, unbound: Plan, most_items: float) -> tuple[tuple[str, int], ...]:
+    """Return the quota that must be raised least, others as they are, or those that ``unbound`` is above together."""
+    quotas = judge.pipeline.quotas
+    items = most_items * SHARE / len(quotas)
+    wanted = [(name, most, _least(judge, name, most, items)) for name, most in quotas]
+    raised = [(count - most, place) for place, (_, most, count) in enumerate(wanted) if count and count > most]
+    if raised:
+        name, _, count = wanted[min(raised)[1]]
+        return ((name, count or 0),)
+    return tuple((name, used) for name, used, _ in judge.pipeline.over_quotas(unbound))
+
+
+def _least(judge: Judge, name: str, most: int, items: float) -> int | None:
+    """Return the least quota of some hardware with which a plan is found, ``None`` if none does."""
+    plan = greedy.plan(_allowing(judge, name, MOST)).plan
+    if plan is None:
+        return None
+    low, high = most, counted(judge.pipeline.options(plan), [choice.replicas for choice in plan]).get(name, 0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _planned(_allowing(judge, name, middle), items) else (middle, high)
+    return high
+
+
+def _planned(judge: Judge, items: float) -> bool:
+    return (
+        start(judge) is not None or _searched(judge, Bounds(judge.pipeline, judge.estimators), items, None) is not None
+    )
+
+
+def _allowing(judge: Judge, name: str, count: int) -> Judge:
+    quotas = tuple((other, count if other == name else most) for other, most in judge.pipeline.quotas)
+    return replace(judge, pipeline=replace(judge.pipeline, quotas=quotas))
 
 
 def _relaxed(found: Obstacle, judge: Judge, chosen: Plan, most_items: float) -> Obstacle:
@@ -71,8 +102,8 @@ def _relaxed(found: Obstacle, judge: Judge, chosen: Plan, most_items: float) -> 
     bounds = Bounds(judge.pipeline, judge.estimators)
     # greedy is quick, so the search looks for a limit only where greedy finds none
     for item in loose:
-        if (start := greedy.plan(item).plan) is not None:
-            return _at(found, item, _searched(item, bounds, most_items, start))
+        if (first := greedy.plan(item).plan) is not None:
+            return _at(found, item, _searched(item, bounds, most_items, first))
     plans = ((item, _searched(item, bounds, most_items / len(loose), None)) for item in loose)
     return next((_at(found, item, plan) for item, plan in plans if plan is not None), found)
 
@@ -81,6 +112,6 @@ def _at(found: Obstacle, judge: Judge, plan: Plan | None) -> Obstacle:
     return found if plan is None else replace(found, relaxed=judge.limit, cost=judge.pipeline.cost(plan))
 
 
-def _searched(judge: Judge, bounds: Bounds, most_items: float, start: Plan | None) -> Plan | None:
-    ceiling = math.inf if start is None else judge.pipeline.cost(start)
-    return cheapest(Search(judge, bounds, ceiling), most_items=most_items).plan or start
+def _searched(judge: Judge, bounds: Bounds, most_items: float, first: Plan | None) -> Plan | None:
+    ceiling = math.inf if first is None else judge.pipeline.cost(first)
+    return cheapest(Search(judge, bounds, ceiling), most_items=most_items).plan or first

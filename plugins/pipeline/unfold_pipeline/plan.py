@@ -176,8 +176,10 @@ def _obstacles(found: infeasible.Obstacle, judge: Judge) -> tuple[tuple[str, str
 
 
 def _binding(found: infeasible.Obstacle, name: str) -> str:
-    if found.quota:
-        return f"the quota of {found.quota}: {found.wanted} would be needed"
+    if found.quotas:
+        many = "quotas" if len(found.quotas) > 1 else "quota"
+        wanted = " and ".join(f"{count}" for _, count in found.quotas)
+        return f"the {many} of {' and '.join(name for name, _ in found.quotas)}: {wanted} would be needed"
     rest, own = tables.milliseconds(found.total - found.own), tables.milliseconds(found.own)
     return f"{name}: {own} for one query on its fastest hardware ({found.hardware}); the other stages need {rest}"
 
@@ -197,7 +199,8 @@ def _onwards(spec: PipelineSpec, found: infeasible.Obstacle, unmet: Unmet) -> st
         return f"unfold plan SPEC --set search.limit={max(1.0, spec.search.limit) * 10:.0f}"
     if found.relaxed is not None:
         return f"unfold plan SPEC --set 'slo.p99={found.relaxed * 1e3:.0f} ms'"
-    return f"unfold plan SPEC --set hardware.{found.quota}.quota={found.wanted}" if found.quota else ""
+    options = "".join(f" --set hardware.{name}.quota={count}" for name, count in found.quotas)
+    return f"unfold plan SPEC{options}" if options else ""
 
 
 def _no_metrics(found: infeasible.Obstacle) -> dict[str, Metric]:
@@ -209,8 +212,8 @@ def _relaxation(found: infeasible.Obstacle, judge: Judge, name: str) -> str:
     parts = []
     if found.relaxed is not None and found.cost is not None:
         parts.append(f"p99 ≤ {tables.milliseconds(found.relaxed)} for ${found.cost:,.2f}/h")
-    if found.quota:
-        parts.append(f"a quota of {found.wanted} {found.quota}")
+    if found.quotas:
+        parts.append(" and ".join(f"a quota of {count} {name}" for name, count in found.quotas))
     else:
         room = judge.limit - (found.total - found.own)
         parts.append(f"{name} faster than {tables.milliseconds(room)}" if room > 0 else "faster stages all along")
