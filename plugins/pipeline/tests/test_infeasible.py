@@ -65,6 +65,16 @@ def test_the_least_raise_of_a_quota_is_told(one: int, two: int, seed: int) -> No
     assert isinstance(planner.seek(raised, planner.Effort(), quiet), planner.Outcome)
 
 
+@pytest.mark.parametrize("seed", [1, 4, 5, 6, 7])
+def test_the_least_relaxation_of_the_target_is_told(seed: int) -> None:
+    """With the limit that is told there is a plan, and with one that is 3 % tighter there is none."""
+    judge = tight(seed, cpu=4, one=1, two=0)
+    told = infeasible.explain(judge, 1e8)
+    assert told.relaxed is not None
+    for limit, kind in ((told.relaxed, planner.Outcome), (told.relaxed * 0.97, planner.Unmet)):
+        assert isinstance(planner.seek(replace(judge, limit=limit), planner.Effort(), quiet), kind)
+
+
 def test_quotas_that_must_be_raised_together_are_told_together() -> None:
     """Where no single quota is in the way alone, all of them are named."""
     first, second = (option("one", 1.0, 0.01, 0.01),), (option("two", 1.0, 0.01, 0.01),)
