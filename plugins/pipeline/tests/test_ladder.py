@@ -10,7 +10,7 @@ import pytest
 
 from unfold_pipeline.estimator import Estimator
 from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Plan, Stage, table
-from unfold_pipeline.ladder import Ladder, Yard, ladder
+from unfold_pipeline.ladder import Ladder, Yard, busiest, ladder
 from unfold_pipeline.orders import Targets
 from unfold_pipeline.play import play
 from unfold_pipeline.sample import Sample, draw
@@ -90,3 +90,13 @@ def test_longer_batches_serve_at_once_what_more_replicas_serve_later(sample: Sam
     plain, longer = (play(PIPE, surge, PLAN, Targets(counts, given), 5.0) for given in ((), sizes))
     assert longer.missed(LIMIT) < 0.8 * plain.missed(LIMIT)
     assert longer.cost == pytest.approx(plain.cost, rel=0.01)
+
+
+def test_a_row_serves_who_stays_at_the_highest_rate_of_the_sample() -> None:
+    """A row keeps the limit in the busiest minute of the sample too, as traffic may stay there for hours."""
+    times = processes.pieces([12.0] * 20 + [40.0] + [12.0] * 20, 60.0, np.random.default_rng(1))
+    sample = draw(PIPE, times, np.random.default_rng(2))
+    high = ladder(PIPE, PLAN, [sample], LIMIT, 100)
+    for factor, plan in list(zip(high.factors, rows(high), strict=True))[::4]:
+        assert Estimator(PIPE, faster(sample, factor)).tail(plan) <= LIMIT
+        assert Estimator(PIPE, faster(busiest(sample), factor)).tail(plan) <= LIMIT

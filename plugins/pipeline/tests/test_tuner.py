@@ -14,7 +14,7 @@ from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
 from unfold_pipeline.orders import Ledger, Targets, carried_out, held
 from unfold_pipeline.play import constant, follow, length, play
 from unfold_pipeline.quotas import Limits
-from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.sample import Sample, draw, part
 from unfoldkit.arrivals import processes
 
 CPU = Option("cpu", 0.05, table([(1, 0.02), (8, 0.09)]))
@@ -34,6 +34,17 @@ def traffic(rates: Sequence[float], length_s: float = 10.0, seed: int = 0) -> Sa
     """Traffic whose rate changes."""
     arrivals = processes.pieces(rates, length_s, np.random.default_rng(seed))
     return draw(GRAPH, arrivals, np.random.default_rng([seed, 1]))
+
+
+def test_a_part_of_a_sample_keeps_times_and_ways() -> None:
+    """Where none waits, the queries of a part take as long as in the whole: joins and copies are theirs."""
+    sample = traffic([30.0, 90.0])
+    plan = tuple(Choice(0, 1, 2000) for _ in PLAN)
+    whole = Estimator(GRAPH, sample).latencies(plan)
+    for low, high in ((0, sample.size), (200, 777), (sample.size - 1, sample.size)):
+        found = part(sample, low, high)
+        assert np.abs(Estimator(GRAPH, found).latencies(plan) - whole[low:high]).max() == 0.0
+        assert found.size == high - low
 
 
 def random_targets(sample: Sample, seed: int) -> Targets:

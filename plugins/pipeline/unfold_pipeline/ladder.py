@@ -18,12 +18,15 @@ from unfold_pipeline.bounds import least
 from unfold_pipeline.graph import Pipeline, Plan
 from unfold_pipeline.judge import Judge
 from unfold_pipeline.planner import judge_of
-from unfold_pipeline.sample import Sample
+from unfold_pipeline.sample import Sample, part
+from unfoldkit.arrivals.envelope import LONGEST_S
 
 Rates = NDArray[np.float64]
 Counts = NDArray[np.int64]
 FACTORS = tuple(float(item) for item in np.geomspace(0.25, 4.0, 65))
 STRIDE = 4
+FEW = 100
+"""Queries of which one may be late: fewer say nothing of a percentile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,13 @@ class Ladder:
 
 
 def ladder(pipeline: Pipeline, plan: Plan, samples: Sequence[Sample], limit: float, most: int) -> Ladder:
-    """Return the ladder of a plan that keeps ``limit`` s on all ``samples``, with at most ``most`` replicas a stage."""
-    yard = Yard(replace(pipeline, quotas=()), plan, tuple(samples), limit, most)
+    """Return the ladder of a plan, with at most ``most`` replicas a stage.
+
+    Rows keep ``limit`` s on all ``samples``, and in the busiest minute of each in which a hundred queries come.
+    """
+    # traffic may stay at a rate that the sample had for so short a time that all of it could be late
+    busy = [item for sample in samples if FEW <= (item := busiest(sample)).size < sample.size]
+    yard = Yard(replace(pipeline, quotas=()), plan, (*samples, *busy), limit, most)
     rough = [yard.rough(factor) for factor in FACTORS[::STRIDE]]
     rows = [
         yard.best(yard.judge(factor), factor, found, rough)
@@ -142,6 +150,13 @@ class Yard:
         option = self.pipeline.stages[index].options[choice.option]
         share = max(sample.share(index) for sample in self.samples)
         return choice.replicas * option.throughput(choice.batch) / max(share, 1e-12)
+
+
+def busiest(sample: Sample) -> Sample:
+    """Return the queries of the longest window of the envelope at the time when most came."""
+    ends = np.searchsorted(sample.arrivals, sample.arrivals + LONGEST_S)
+    low = int(np.argmax(ends - np.arange(sample.size)))
+    return part(sample, low, int(ends[low]))
 
 
 def _quickened(sample: Sample, factor: float) -> Sample:

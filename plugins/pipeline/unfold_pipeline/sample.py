@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,6 +66,24 @@ def draw(
         here = _visits(stage, arrivals, visits, rng, wanted)
         visits.append(replace(here, single=bool((np.diff(here.owner) > 0).all())))
     return Sample(arrivals, tuple(visits))
+
+
+def part(sample: Sample, low: int, high: int) -> Sample:
+    """Return the queries from number ``low`` on and before ``high``, at their times and on their ways."""
+    items = [np.searchsorted(visits.owner, [low, high]) for visits in sample.visits]
+    return Sample(
+        sample.arrivals[low:high],
+        tuple(_part(visits, index, items, low) for index, visits in enumerate(sample.visits)),
+    )
+
+
+def _part(visits: Visits, index: int, items: Sequence[NDArray[np.int64]], low: int) -> Visits:
+    own = slice(*items[index])
+    above = {parent: slice(*items[parent]) for parent in visits.first}
+    first = {parent: visits.first[parent][place] - np.int32(own.start) for parent, place in above.items()}
+    count = {parent: visits.count[parent][place] for parent, place in above.items()}
+    owner = visits.owner[own] - np.int32(low)
+    return replace(visits, owner=owner, origin=visits.origin[own], first=first, count=count)
 
 
 def with_recorded(pipeline: Pipeline, table: NDArray[np.int64]) -> Pipeline:
