@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plugins.cascade.tests.runs import OWN, run_in, spec_of
 from unfold_cascade import zoo
-from unfold_cascade.estimators import Recipe
+from unfold_cascade.cases import cases
+from unfold_cascade.estimators import Recipe, from_bytes
 from unfold_cascade.time import models
 
 
@@ -42,3 +44,21 @@ def test_one_missing_value_is_no_hindrance_over_time(gap: int, tmp_path: Path) -
     job = models.Job(Recipe("logistic-regression", {}), file, np.arange(2), y, own, fold, 0, 8, None, None)
     said = np.load(BytesIO(models.work(job)[1]))["p"]
     assert np.allclose(said.sum(axis=1), 1.0)
+
+
+def test_a_model_fills_gaps_that_a_server_may_send(tmp_path: Path) -> None:
+    """A table misses values of one column; rows that are served may miss those of another: no model is at a loss."""
+    x, y = _table(10)
+    lines = "".join(f"{a:.3f},{'' if np.isnan(b) else f'{b:.3f}'},{c}\n" for (a, b), c in zip(x, y, strict=True))
+    (tmp_path / "own.csv").write_text("a,b,y\n" + lines)
+    (tmp_path / "own.yaml").write_text(
+        OWN.replace("{all: {columns: [a, b]}}", "{all: {columns: [a]}, rest: {columns: [b]}}")
+    )
+    spec, run = (
+        spec_of(tmp_path / "own.yaml", "stages[0].models[0].features=[all]"),
+        run_in(tmp_path / "run", base=tmp_path),
+    )
+    zoo.logs(spec, run, cases(spec, run))
+    file = "models/only/all/m.skops"
+    model = from_bytes(run.directory.read(file), ubjson=False, file=file)
+    assert np.isfinite(model.predict_proba(np.array([[np.nan]]))).all()

@@ -68,7 +68,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One fit as a worker gets it: (n, d) features, (n,) labels, the rows to fit on, (n,) clusters if there are."""
+    """One fit as a worker gets it: (n, d) features, (n,) labels, the rows to fit on, (n,) clusters if there are.
+
+    ``gaps`` says that the table misses values, here or in other columns: a server of it takes rows that miss any.
+    """
 
     recipe: Recipe
     x: FloatArray
@@ -79,6 +82,7 @@ class Job:
     batch: int
     inside: str | None = None
     clusters: IntArray | None = None
+    gaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,7 @@ def candidate_name(index: int, candidate: Candidate) -> str:
 
 def work(job: Job) -> tuple[bytes, bytes]:
     """Fit one model and log it; returns the stored model and the stored log. Runs in a worker."""
-    gaps = estimators.has_gaps(job.x)
+    gaps = job.gaps or estimators.has_gaps(job.x)
     model = estimators.fit(job.recipe, job.x[job.fit], job.y[job.fit], job.seed, gaps=gaps)
     classes = int(job.y.max()) + 1
     said = _said(job, model, job.x, classes)
@@ -260,10 +264,9 @@ def _target(spec: CascadeSpec) -> list[Any]:
 
 def _job(spec: CascadeSpec, run: Run, given: Cases, slot: Slot, x: FloatArray) -> Job:
     rows = given.rows.train[slot.own[given.rows.train]]
-    chosen = np.ascontiguousarray(x[:, slot.columns])
-    return Job(
-        slot.recipe, chosen, slot.y, rows, spec.gates.folds, run.seed, spec.cost.batch, slot.inside, given.clusters
-    )
+    chosen, whose = np.ascontiguousarray(x[:, slot.columns]), given.clusters
+    how = spec.gates.folds, run.seed, spec.cost.batch, slot.inside
+    return Job(slot.recipe, chosen, slot.y, rows, *how, whose, estimators.has_gaps(x))
 
 
 def versions() -> list[str]:
