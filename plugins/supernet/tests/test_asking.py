@@ -30,6 +30,14 @@ def test_each_query_names_an_accuracy_and_a_latency(tmp_path: Path) -> None:
     np.testing.assert_allclose([*other.deadlines, *other.accuracies], [0.002, 77.2])
 
 
+def test_a_trace_of_a_family_is_a_table_of_queries(tmp_path: Path) -> None:
+    """The columns that a replay reads, a share and a deadline, are the targets of the same queries on a chip."""
+    text = "time_s,deadline_ms,least_accuracy\n0,5,0.28\n0.1,,91%\n0.2,7,\n"
+    found = listed(table(tmp_path, text), "strict-accuracy")
+    assert found.accuracies.tolist() == [28.0, 91.0, 0.0]
+    np.testing.assert_allclose(found.deadlines, [0.005, np.inf, 0.007])
+
+
 @pytest.mark.parametrize(
     ("text", "policy", "told"),
     [

@@ -11,6 +11,7 @@ import numpy as np
 
 from unfold_supernet.chip.asked import Asked, Listed, drawn
 from unfold_supernet.chip.stream import ACCURACY, POLICIES
+from unfold_supernet.serving.targets import LEAST, least
 from unfold_supernet.spec import QueriesSpec
 from unfoldkit.api import CsvRow, Run, csv_rows, fail
 from unfoldkit.arrivals.stamps import unit
@@ -39,7 +40,8 @@ def asked_of(given: QueriesSpec, run: Run) -> Asked:
 def listed(path: Path, policy: str) -> Listed:
     """Return the targets of a table: ``accuracy`` in percent, and ``latency_ms`` (or ``deadline``, ``slo``, in s, us).
 
-    An empty cell asks for nothing. What the policy goes by must be a column.
+    A trace that a family replays is one too: its ``least_accuracy`` is a share. An empty cell asks for nothing. What
+    the policy goes by must be a column.
 
     Raises:
         UnfoldError: there is no such column, no row, or a cell that is no target.
@@ -48,9 +50,13 @@ def listed(path: Path, policy: str) -> Listed:
     if not rows:
         raise fail("the table has no query", file=str(path), key=KEY)
     accuracy, latency, seconds = _columns(list(rows[0].cells), POLICIES[policy] == ACCURACY, path)
-    accuracies = np.array([_percent(row, accuracy) for row in rows])
+    if accuracy.lower() == LEAST:
+        # 0.28 asks for 28 %, not for a rounding error more
+        accuracies = np.round([least(row, accuracy) * 100 for row in rows], 9)
+    else:
+        accuracies = np.array([_percent(row, accuracy) for row in rows])
     deadlines = np.array([_target(row, latency, math.inf) * seconds for row in rows])
-    if 0 < accuracies.max() <= 1:
+    if 0 < accuracies.max() <= 1 and accuracy.lower() != LEAST:
         message = f"no query asks for more than {accuracies.max():g} %: accuracies are in percent"
         raise fail(message, file=str(path), key=accuracy, hint="write 77.5, or 77.5%, not 0.775")
     return Listed(accuracies, deadlines)
@@ -58,7 +64,7 @@ def listed(path: Path, policy: str) -> Listed:
 
 def _columns(head: list[str], by_accuracy: bool, path: Path) -> tuple[str, str, float]:
     """Return the columns of accuracy and latency, empty if there is none, and the latter's unit in seconds."""
-    accuracy = next((name for name in head if name.lower().startswith("accuracy")), "")
+    accuracy = next((name for name in head if name.lower().startswith(("accuracy", LEAST))), "")
     latency = next((name for name in head if unit(name)[0] in LATENCIES), "")
     there = f"it has {', '.join(head[:12])}"
     if by_accuracy and not accuracy:

@@ -42,19 +42,21 @@ def read(path: Path, count: int, slo: float) -> Targets | None:
     Raises:
         UnfoldError: a row is not one request, or a cell is no target.
     """
-    deadline, least = _columns(path)
-    if not deadline and not least:
+    deadline, accuracy = _columns(path)
+    if not deadline and not accuracy:
         return None
     rows = list(csv_rows(path))
     if len(rows) != count:
         told = f"{len(rows):,} rows with targets are {count:,} requests"
-        raise fail(told, file=str(path), key=deadline or least, hint="a row for each request, none that counts several")
+        raise fail(
+            told, file=str(path), key=deadline or accuracy, hint="a row for each request, none that counts several"
+        )
     seconds = unit(deadline)[1] if deadline else 1.0
     if seconds is None:
         raise fail(f"{deadline} is in no unit", file=str(path), key=deadline, hint="call it deadline_ms or deadline_s")
     return Targets(
         np.array([_deadline(row, deadline, seconds, slo) for row in rows]),
-        np.array([_least(row, least) for row in rows]),
+        np.array([least(row, accuracy) for row in rows]),
     )
 
 
@@ -78,7 +80,12 @@ def _deadline(row: CsvRow, column: str, seconds: float, slo: float) -> float:
     return found
 
 
-def _least(row: CsvRow, column: str) -> float:
+def least(row: CsvRow, column: str) -> float:
+    """Return the share of accuracy that a row insists on, written as such or in percent; 0 where its cell is empty.
+
+    Raises:
+        UnfoldError: it is none.
+    """
     text = row.get(column)
     if not text:
         return 0.0
