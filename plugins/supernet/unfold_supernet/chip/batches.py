@@ -29,6 +29,8 @@ def joined(weights: Ints, inputs: Ints, outputs: Ints, batch: int, streaming: in
     All in bytes, of layers in a row. Where it does not, each input brings the weights again. Maps between two layers
     are those of the whole batch if either has it together. Exact, by dynamic programming over the layers.
     """
+    if batch == 1:
+        return np.zeros(len(weights), bool)
     ways = (np.zeros(len(weights) - 1, bool), np.ones(len(weights) - 1, bool))
     written, read = ([crossing(maps, way, batch, streaming) for way in ways] for maps in (outputs[:-1], inputs[1:]))
     between = list(zip((written[0] + read[0]).tolist(), (written[1] + read[1]).tolist(), strict=True))
