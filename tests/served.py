@@ -19,11 +19,11 @@ def unfold(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def serving(folder: Path, what: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Serve on a free port; give the process and the address."""
-    words = [*COMMAND, "serve", what, "--port", "0"]
+def serving(folder: Path, what: str, *more: str, patience: float = 90) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Serve on a free port; give the process and the address. After ``patience`` in seconds it is killed."""
+    words = [*COMMAND, "serve", what, "--port", "0", *more]
     process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True)
-    watchdog = threading.Timer(90, process.kill)
+    watchdog = threading.Timer(patience, process.kill)
     watchdog.start()
     try:
         assert process.stderr

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -179,6 +180,38 @@ def test_a_spec_is_served_and_ends_with_0(copied: Path) -> None:
         told = rest(process)
     assert process.returncode == 0
     assert "who cannot be in time is answered by" in told
+
+
+def ready(place: str, seconds: float) -> None:
+    """Wait until somebody listens: of several processes none does before it has measured its nets."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(f"{place}/v2/health/ready", timeout=30).close()
+        except urllib.error.URLError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        else:
+            return
+
+
+def test_several_processes_serve_one_family(copied: Path) -> None:
+    """Whichever of two processes answers, targets hold, and the metrics of either count the requests of both."""
+    with serving(copied, "runs/tiny", "--processes", "2", patience=300) as (process, place):
+        ready(place, 240)
+        best = max(net["expected_accuracy"] for net in nets(place).values())
+        with ThreadPoolExecutor(8) as pool:
+            said = list(pool.map(lambda _: infer(place, digits(1), 20_000, best), range(40)))
+        assert {one["accurate_enough"][0] for one in said} == {True}
+        end = time.monotonic() + 20
+        # a process tells the other what it counted once a second
+        while (found := sum(counts(place, net, way) for net in nets(place) for way in ("yes", "no"))) < 40:
+            assert time.monotonic() < end, found
+            time.sleep(0.2)
+        assert found == 40
+        process.send_signal(signal.SIGTERM)
+        rest(process)
+    assert process.returncode == 0
 
 
 def test_without_a_family_nothing_is_served(tmp_path: Path) -> None:

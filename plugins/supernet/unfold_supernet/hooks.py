@@ -18,5 +18,6 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_supernet.plan:plan",
         serve="unfold_supernet.serve:serve",
         examples="unfold_supernet:examples",
+        many=True,
         replay=True,
     )
