@@ -20,4 +20,5 @@ def unfold_kinds() -> Iterable[Kind]:
         examples="unfold_supernet:examples",
         many=True,
         replay=True,
+        opens="unfold_supernet.opening:opened",
     )

@@ -19,6 +19,7 @@ def unfold_kinds() -> Iterable[Kind]:
         plan="unfold_tuning.plan:plan",
         examples="unfold_tuning:examples",
         carries=True,
+        opens="unfold_tuning.opening:opened",
     )
 
 

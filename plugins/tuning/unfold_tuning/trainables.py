@@ -76,7 +76,7 @@ def _one(item: Log | Uniform | Whole | Choice, rng: np.random.Generator) -> Any:
 
 def _data(work: Work) -> tuple[Floats, Ints, Ints | None]:
     if work.path is not None:
-        return _table(work.path, work.trainable)
+        return table(work.path, work.trainable)
     from sklearn import datasets
 
     load = {"digits": datasets.load_digits, "breast-cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}
@@ -84,7 +84,12 @@ def _data(work: Work) -> tuple[Floats, Ints, Ints | None]:
     return np.asarray(bunch.data, dtype=float), np.asarray(bunch.target, dtype=np.int64), None
 
 
-def _table(path: Path, given: Trainable) -> tuple[Floats, Ints, Ints | None]:
+def table(path: Path, given: Trainable) -> tuple[Floats, Ints, Ints | None]:
+    """Return features, labels and groups of the rows of a CSV file.
+
+    Raises:
+        UnfoldError: a column is not there, or a cell is no number.
+    """
     rows = list(csv_rows(path))
     names = _columns(list(rows[0].cells) if rows else [], given, path)
     x = np.array([[_cell(row, name) for name in names] for row in rows])
