@@ -31,7 +31,7 @@ class ExitCode(IntEnum):
 class Diagnostic:
     """One mistake, with its place: printed as ``file:line:column: key: message (hint)``.
 
-    ``line`` and ``column`` count from 1; 0 means that the place is not in a file.
+    ``line`` and ``column`` count from 1; 0 means that it is not known, or that the place is not in a file.
     """
 
     message: str
@@ -42,9 +42,13 @@ class Diagnostic:
     hint: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
         body = f"{self.message} ({self.hint})" if self.hint else self.message
-        return printable(": ".join(part for part in (place, cut(self.key, 120), body) if part))
+        return printable(": ".join(part for part in (self.place, cut(self.key, 120), body) if part))
+
+    @property
+    def place(self) -> str:
+        """``file:line:column``, as far as it is known."""
+        return ":".join(str(part) for part in (self.file, self.line, self.line and self.column) if part)
 
 
 class UnfoldError(Exception):

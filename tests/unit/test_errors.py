@@ -14,6 +14,7 @@ from unfoldkit.errors import Diagnostic, ExitCode, broken, cut, did_you_mean, fa
         (Diagnostic("bad", hint="so"), "bad (so)"),
         (Diagnostic("bad", "a.yaml"), "a.yaml: bad"),
         (Diagnostic("bad", "a.yaml", 3, 7, "x.y", "so"), "a.yaml:3:7: x.y: bad (so)"),
+        (Diagnostic("bad", "a.csv", 3), "a.csv:3: bad"),
         (Diagnostic("bad", "a\n.yaml", 3, 7, "x\x1b[31m"), "a\\n.yaml:3:7: x\\x1b[31m: bad"),
     ],
 )

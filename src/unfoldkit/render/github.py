@@ -32,7 +32,8 @@ def _diagnostic(item: Diagnostic) -> str:
 
 
 def _place(item: Diagnostic) -> dict[str, str]:
-    numbers = {"line": str(item.line), "col": str(item.column)} if item.line else {}
+    known = {"line": item.line, "col": item.line and item.column}
+    numbers = {name: str(number) for name, number in known.items() if number}
     if item.file.startswith(("--", "<")):
         # an option or stdin: an annotation of a file that is not in the repository is shown nowhere
         return {"title": ":".join((item.file, *numbers.values()))}

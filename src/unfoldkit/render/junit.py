@@ -21,7 +21,7 @@ def render(report: Report) -> str:
 
 def render_diagnostics(diagnostics: Iterable[Diagnostic]) -> str:
     """Return the mistakes of specs as failed test cases."""
-    cases = [(f"{item.file}:{item.line}:{item.column} {item.key}".strip(), str(item)) for item in diagnostics]
+    cases = [(f"{item.place} {item.key}".strip(), str(item)) for item in diagnostics]
     return _suite("unfold check", "spec", cases or [("specs", None)])
 
 

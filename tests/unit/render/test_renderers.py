@@ -119,6 +119,7 @@ def test_diagnostics_are_cases_and_annotations() -> None:
     ("item", "place"),
     [
         (Diagnostic("m", "a.yaml"), "file=a.yaml"),
+        (Diagnostic("m", "a.csv", 3), "file=a.csv,line=3"),
         (Diagnostic("m", "--set a=1"), "title=--set a=1"),
         (Diagnostic("m", "<stdin>", 3, 7), "title=<stdin>%3A3%3A7"),
     ],
