@@ -41,6 +41,14 @@ def answer(folder: Path, policy: str, extra: str = "", **run: Any) -> Report:
     return plan(spec, Run(directory=RunDir(folder), engine=LocalEngine(1), **run))
 
 
+def test_work_of_less_than_a_second_is_told_as_such(tmp_path: Path) -> None:
+    """A replay that ends within a second, as the trials of a small tuning run do, is not said to take none."""
+    text = SPEC.replace("POLICY", "{gang: {by: job}}").replace("10 min", "150 ms")
+    spec = validate(PlacementSpec, parse(text, "p.yaml"))
+    report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+    assert report.headline.startswith("20 tasks placed in 0.3 s without a violation; ")
+
+
 def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
     """Violations, makespan, figures of FIFO beside it, a timeline, and placements that can be read again."""
     report = answer(tmp_path, "{gang: {by: job}}")

@@ -158,10 +158,15 @@ def _headline(mine: Replay, plain: Replay, never: Mapping[str, str]) -> str:
     ran = len(mine.found.tasks) - len(mine.found.refused)
     if never:
         out = "1 task" if len(never) == 1 else f"{len(never):,} tasks"
-        seconds = f"{mine.figures.makespan:,.0f} s"
+        seconds = _seconds(mine.figures.makespan)
         return f"{out} can never run, the first is {next(iter(never))}; the other {ran:,} placed in {seconds}"
-    beside = f"{len(plain.wrong)} violations and {plain.figures.makespan:,.0f} s without the policy"
-    return f"{ran:,} tasks placed in {mine.figures.makespan:,.0f} s without a violation; {beside}"
+    beside = f"{len(plain.wrong)} violations and {_seconds(plain.figures.makespan)} without the policy"
+    return f"{ran:,} tasks placed in {_seconds(mine.figures.makespan)} without a violation; {beside}"
+
+
+def _seconds(value: float) -> str:
+    """Return a span in whole seconds, or with two digits where there are fewer than ten."""
+    return f"{value:,.0f} s" if value >= 10 else f"{value:.2g} s"
 
 
 def _lines(mine: Replay, plain: Replay, why: Explained | None, never: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
