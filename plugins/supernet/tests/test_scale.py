@@ -26,6 +26,12 @@ def test_bytes_are_told_in_their_unit() -> None:
     assert [size(2 << 20), size(4096), size(204)] == ["2 MiB", "4 KiB", "204 B"]
     assert [size(1000 << 10), size((1 << 20) - 96), size(3 << 39)] == ["1000 KiB", "1 MiB", "1536 GiB"]
     assert [size(1728 << 10), size(100 << 20), size(1 << 30)] == ["1.69 MiB", "100 MiB", "1 GiB"]
-    assert [buffer_unit([1 << 23, 1 << 18])[0], buffer_unit([0, 1 << 20])[0]] == ["MiB", "MiB"]
-    # 20 KiB beside 1.69 MiB would be 0.02 MiB, and 4 KiB nothing
-    assert buffer_unit([1728 << 10, 20 << 10, 4 << 10])[0] == "KiB"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unit"),
+    [([1 << 18, 1 << 20], "MiB"), ([1 << 19], "KiB"), ([1700, 6700, 1728 << 10], "KiB"), ([0, 1 << 21], "MiB")],
+)
+def test_the_unit_of_buffers_shows_the_smallest_too(sizes: list[int], unit: str) -> None:
+    """A sweep from one KiB on to some MiB is told in KiB: in MiB its first buffers were all 0.00."""
+    assert buffer_unit(sizes)[0] == unit

@@ -34,6 +34,7 @@ def size(bytes_: int) -> str:
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
-def buffer_unit(buffers: Sequence[int]) -> tuple[str, int]:
-    """Return the unit that shows the sizes of buffers in two digits behind the point, and its bytes."""
-    return ("MiB", MIB) if min(filter(None, buffers), default=MIB) >= MIB // 10 else ("KiB", 1024)
+def buffer_unit(sizes: Sequence[int]) -> tuple[str, int]:
+    """Return the unit that tells buffers of these bytes apart, the smallest too, and its bytes."""
+    least = min((size for size in sizes if size > 0), default=MIB)
+    return ("MiB", MIB) if max(sizes) >= MIB and least >= MIB / 10 else ("KiB", 1024)

@@ -18,6 +18,9 @@ from unfold_supernet.spec import SupernetSpec
 from unfold_supernet.weighed import Study
 from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
 
+WIDE = 50
+"""From which span of sizes on an even axis would crowd the small ones at its edge."""
+
 
 def report(spec: SupernetSpec, what: Study) -> Report:
     """Return the report of a plan."""
@@ -234,7 +237,8 @@ def savings_figure(what: Study) -> Figure:
             ("latency, fair baseline", [point.fair for point in points]),
         )
     ]
-    return Figure("savings", "Saved by the persistent buffer", f"buffer {unit}", "saved %", tuple(series))
+    wide = max(sizes) > WIDE * min(sizes) > 0
+    return Figure("savings", "Saved by the persistent buffer", f"buffer {unit}", "saved %", tuple(series), log_x=wide)
 
 
 def lines(what: Study) -> list[tuple[str, str]]:
