@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from plugins.placement.tests.cases import cluster, starts
+from plugins.placement.tests.cases import cluster, job, run, starts
 from unfold_placement.facts import Policy, Task
+from unfold_placement.live.adopt import end
 from unfold_placement.policies.edf import Edf
 from unfold_placement.policies.gang import Gang
 from unfold_placement.policies.line import Line
-from unfold_placement.simulate import play, prepare, simulate
+from unfold_placement.simulate import outcome, play, prepare, simulate
 from unfold_placement.view import Unit, View
 
 
@@ -87,3 +89,36 @@ def test_who_passes_is_found_without_asking_all_who_wait(size: int, monkeypatch:
     found = simulate(cluster(), tasks, [Edf(admit=False, backfill=True), *gang])
     assert (starts(found), found.node.tolist()) == (starts(plain), plain.node.tolist())
     assert len(asked) < 20 * len(tasks)
+
+
+def test_what_comes_after_a_stage_is_late_if_the_stage_is() -> None:
+    """A task whose deadline is before the earliest end of the stages that it comes after is refused as it comes."""
+    first, second = job("a", 2, run=10), [replace(task, after=("a",)) for task in job("b", 1, run=5)]
+    third = [
+        replace(task, after=("b",), deadline=deadline) for task, deadline in zip(job("c", 1), (24.0,), strict=True)
+    ]
+    assert set(run(cluster(), [*first, *second, *third], edf={}, barrier={}).refused) == {"c-0"}
+    on_time = [replace(task, deadline=25.0) for task in third]
+    assert starts(run(cluster(), [*first, *second, *on_time], edf={}, barrier={}))["c-0"] == 15.0
+    assert starts(run(cluster(), [*first, *second, *third], edf={}))["c-0"] == 0.0
+
+
+def test_what_was_taken_back_is_no_work_that_is_due() -> None:
+    """A task that was taken back as it waited leaves its time to whoever comes next."""
+    tasks = [job(name, 1, run=run, at=at)[0] for name, run, at in (("x", 10, 0), ("w", 5, 0), ("y", 9, 0), ("z", 9, 2))]
+    tasks = [replace(task, deadline=deadline) for task, deadline in zip(tasks, (25, 20, 25, 25), strict=True)]
+    loop = play(prepare(cluster(1, gpu=1), tasks, [Edf()]), until=1.0)
+    end(loop, "y-0", done=False)
+    loop.pump()
+    assert not outcome(play(loop)).refused
+
+
+@pytest.mark.parametrize("gang", [{}, {"gang": {}}])
+def test_what_comes_after_a_refused_job_is_refused(gang: dict[str, Any]) -> None:
+    """Whatever waits for the end of a job that never runs is refused with it, whether it came before or after."""
+    late = [replace(task, deadline=6.0) for task in job("late", 2, at=5)]
+    early = [replace(task, after=("late",)) for task in job("early", 2)]
+    last = [replace(task, after=("early",)) for task in job("last", 1, at=9)]
+    found = run(cluster(), [*late, *early, *last, *job("free", 1)], edf={}, barrier={}, **gang)
+    assert set(found.refused) == {"late-0", "late-1", "early-0", "early-1", "last-0"}
+    assert not found.stuck

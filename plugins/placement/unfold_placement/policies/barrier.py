@@ -21,7 +21,7 @@ class Barrier:
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for the end of each job before."""
-        return [Ask(f"done-{job}", gated=True) for job in task.after]
+        return [Ask(done(job), gated=True) for job in task.after]
 
     def react(self, event: Event, view: View) -> Ops:
         """Put the name as a job's last task ends."""
@@ -29,4 +29,9 @@ class Barrier:
         if event.task is not None:
             self.ended[event.task.job] += 1
             if self.ended[event.task.job] == event.task.size:
-                yield [Put(f"done-{event.task.job}", amount=MANY)]
+                yield [Put(done(event.task.job), amount=MANY)]
+
+
+def done(job: str) -> str:
+    """Return the name that is there once a job has ended."""
+    return f"done-{job}"
