@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unfold_placement.columns import Columns
 from unfold_placement.facts import MILLI, Node, Task
-from unfold_placement.listed import Body, Form, Span, Tell, items_of, tasks_of
+from unfold_placement.listed import Body, Form, Span, Tell, each_of, items_of, tasks_of
 from unfold_placement.times import date
 from unfold_placement.traces import csv_nodes
 
@@ -38,10 +38,10 @@ def philly_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell
     Raises:
         UnfoldError: it is no such file.
     """
-    jobs = items_of(path, JOBS)
+    jobs = each_of(items_of(path, JOBS), path, JOBS, _read)
     form = Form(JOBS, "jobs", "others", _span, partial(_task, faster=faster))
     found = tasks_of(jobs, jobs, path, form, first, tell)
-    details = {str(job["jobid"]): _places(job) for job in jobs}
+    details = {str(job["jobid"]): job["places"] for job in jobs}
     sizes = Counter({task.job: len(details[task.job]) for task in found})
     return [part for task in found for part in _parts(task, details[task.job], sizes[task.job])]
 
@@ -53,6 +53,16 @@ def _parts(task: Task, gpus: Sequence[int], size: int) -> Iterator[Task]:
         )
 
 
+def _read(job: Body) -> Body:
+    """Return a job with its times in s: when it came, its attempts, and the GPUs that the last had by machine."""
+    came = _time(job["submitted_time"])
+    if came is None:
+        raise ValueError(f"{job['submitted_time']!r} is no time")
+    attempts = _attempts(job)
+    places = next((gpus for _, _, gpus in reversed(attempts) if gpus), [])
+    return {**job, "came": came, "attempts": attempts if places else [], "places": places}
+
+
 def _attempts(job: Body) -> list[tuple[float, float | None, list[int]]]:
     """Return start, end and GPUs by machine of each attempt that tells its start; all but the last have an end."""
     told = [(_time(each["start_time"]), _time(each["end_time"]), each["detail"]) for each in job["attempts"]]
@@ -60,20 +70,13 @@ def _attempts(job: Body) -> list[tuple[float, float | None, list[int]]]:
     return [item for at, item in enumerate(found) if item[1] is not None or at + 1 == len(found)]
 
 
-def _places(job: Body) -> list[int]:
-    return next((gpus for _, _, gpus in reversed(_attempts(job)) if gpus), [])
-
-
 def _span(job: Body) -> Span:
-    attempts = _attempts(job) if _places(job) else []
-    came = _time(job["submitted_time"])
-    if came is None:
-        raise ValueError(f"{job['submitted_time']!r} is no time")
-    return came, attempts[0][0] if attempts else None, attempts[-1][1] if attempts else None
+    attempts = job["attempts"]
+    return job["came"], attempts[0][0] if attempts else None, attempts[-1][1] if attempts else None
 
 
 def _task(job: Body, span: Span, origin: float, last: float, faster: float) -> Task:
-    run = sum((last if end is None else end) - start for start, end, _ in _attempts(job))
+    run = sum((last if end is None else end) - start for start, end, _ in job["attempts"])
     name, team = str(job["jobid"]), str(job["vc"])
     return Task(name, {}, max(run, 0.0), (span[0] - origin) / faster, name, f"{team}/{job['user']}", team)
 
