@@ -160,6 +160,41 @@ def flooded(wire: socket.socket, head: bytes, part: bytes, parts: int) -> Reply 
         return None
 
 
+CHUNKED = b"POST %b HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n" % INFER.encode()
+FIELDS = b"a: b\r\n" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("begin", "part"),
+    [
+        (b"GET /v2 HTTP/1.1\r\nhost: a\r\n", FIELDS),
+        (b"GET /v2 HTTP/1.1\r\nhost: a\r\na: ", b"b" * 100_000),
+        (b"GET /v2 HTTP/1.1\r\nhost: a\r\n\r\nGET /v2 HTTP/1.1\r\na: ", b"b" * 100_000),
+        (b"GET /", b"b" * 100_000),
+        (CHUNKED + b"0\r\n", FIELDS),
+        (CHUNKED + b"0\r\na: ", b"b" * 100_000),
+    ],
+    ids=["headers", "value", "second", "path", "trailers", "trailer"],
+)
+def test_a_head_without_end_is_cut_off(hasty: Server, begin: bytes, part: bytes) -> None:
+    """A head, or what follows a body, is not kept beyond some megabytes, and others are answered meanwhile."""
+    before = rss_mib(hasty)
+    with hasty.connect() as wire:
+        wire.settimeout(1.5)
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            send_each(wire, [begin, *[part] * 300])
+    assert fine(hasty)
+    assert rss_mib(hasty) - before < 40
+
+
+def test_a_body_in_the_smallest_chunks_is_answered(hasty: Server) -> None:
+    """What chunks add to a body does not count as a head."""
+    body = json.dumps(rows([1, 2, 3])).encode() + b" " * 90_000
+    with hasty.connect() as wire:
+        wire.sendall(CHUNKED + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        assert read(wire).status == 200
+
+
 def test_a_huge_body_is_told_so(hasty: Server) -> None:
     """Who waits for the answer to a head that announces 100 MB is told 413, and the connection ends."""
     with hasty.connect() as wire:

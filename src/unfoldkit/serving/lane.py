@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from unfoldkit.serving.ahead import Ahead
 from unfoldkit.serving.observe import ID, PARENT, Note, Observer, known_id, new_id
 from unfoldkit.serving.replies import Header, Reply, full
 from unfoldkit.serving.service import Answer, Gate
@@ -37,8 +38,6 @@ _TOKEN = re.compile(rb"\r\nauthorization:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _OWN = re.compile(rb"\r\n(?:authorization|x-request-id|traceparent):", re.IGNORECASE)
 _HEAD_BYTES = 16384
 _KNOWN_HEADS = 1024
-_AHEAD_BYTES = 4 * 2**20
-_CYCLE_BYTES = 4096
 _AT_ONCE = struct.pack("ii", 1, 0)
 _STATUS = {code.value: b"HTTP/1.1 %d %b\r\n" % (code.value, code.phrase.encode()) for code in HTTPStatus}
 
@@ -200,6 +199,7 @@ class Connection:
     skips: int = 0
     calm: bool = False
     number: int = -1
+    ahead: Ahead = field(default_factory=Ahead)
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Take the place of uvicorn's protocol among the connections that are shut down."""
@@ -221,8 +221,7 @@ class Connection:
         """Answer a request of the lane, or hand the bytes on."""
         self.calm = False
         if self.slow:
-            self.inner.data_received(data)
-            self._bound()
+            self._hand_on(data)
             return
         if self.skips:
             data = self._skip(data)
@@ -302,12 +301,9 @@ class Connection:
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.transport.abort()
 
-    def _bound(self) -> None:
-        """Cut a client that asks on and on before it is answered: uvicorn would keep all of it."""
-        if (
-            self.inner.pipeline
-            and sum(len(cycle.body) + _CYCLE_BYTES for cycle, _ in self.inner.pipeline) > _AHEAD_BYTES
-        ):
+    def _hand_on(self, data: bytes) -> None:
+        """Give bytes to uvicorn, and cut a client that sends on and on."""
+        if self.ahead.feed(self.inner, data):
             self.cut()
 
     def _next(self) -> None:
@@ -316,8 +312,7 @@ class Connection:
             self.slow, self.began = True, self.now()
             self._unswept()
             data, self.data = self.data, b""
-            self.inner.data_received(data)
-            self._bound()
+            self._hand_on(data)
         elif len(self.data) == head.end:
             data, self.data = self.data, b""
             if retry_s := head.gate.ask():

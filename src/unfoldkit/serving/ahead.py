@@ -1,0 +1,38 @@
+"""What a client may send ahead of its answers on a connection that is uvicorn's, which itself would keep all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+BYTES = 4 * 2**20
+HEADERS = 1000
+_CYCLE_BYTES = 4096
+# of a chunked body, each byte may come in a chunk of its own
+_CHUNK_BYTES = 16
+
+
+@dataclass(slots=True)
+class Ahead:
+    """How many bytes came since the last whole head that are no body that waits to be read: heads and trailers."""
+
+    cycle: Any = None
+    count: int = 0
+
+    def feed(self, inner: Any, data: bytes) -> bool:
+        """Hand bytes to uvicorn's protocol; return whether the client went too far."""
+        before = _body(inner)
+        inner.data_received(data)
+        if inner.cycle is self.cycle:
+            self.count += max(len(data) - _CHUNK_BYTES * (_body(inner) - before), 0)
+        else:
+            self.cycle, self.count = inner.cycle, 0
+        return self.count > BYTES or _waiting(inner) > BYTES or len(inner.headers or ()) > HEADERS
+
+
+def _body(inner: Any) -> int:
+    return 0 if inner.cycle is None else len(inner.cycle.body)
+
+
+def _waiting(inner: Any) -> int:
+    return sum(len(cycle.body) + _CYCLE_BYTES for cycle, _ in inner.pipeline)
