@@ -187,6 +187,14 @@ def test_a_head_without_end_is_cut_off(hasty: Server, begin: bytes, part: bytes)
     assert rss_mib(hasty) - before < 40
 
 
+def test_who_may_not_ask_is_told_so_behind_any_body() -> None:
+    """A client without the token that sends all of a huge body before it listens hears 401, not a connection cut."""
+    with serving("total", "token=sesame") as server, server.connect() as wire:
+        wire.sendall(b"POST %b HTTP/1.1\r\nhost: a\r\ncontent-length: 20000000\r\n\r\n" % INFER.encode())
+        send_each(wire, [b" " * 1_000_000] * 20)
+        assert read(wire).status == 401
+
+
 def test_a_body_in_the_smallest_chunks_is_answered(hasty: Server) -> None:
     """What chunks add to a body does not count as a head."""
     body = json.dumps(rows([1, 2, 3])).encode() + b" " * 90_000

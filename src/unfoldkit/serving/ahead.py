@@ -14,20 +14,28 @@ _CHUNK_BYTES = 16
 
 @dataclass(slots=True)
 class Ahead:
-    """How many bytes came since the last whole head that are no body that waits to be read: heads and trailers."""
+    """How many bytes came since the last whole head that are no body: heads and trailers.
+
+    A body that is ``sized`` has no trailers; what comes of it behind its answer is dropped, and costs nothing.
+    """
 
     cycle: Any = None
     count: int = 0
+    sized: bool = False
 
     def feed(self, inner: Any, data: bytes) -> bool:
         """Hand bytes to uvicorn's protocol; return whether the client went too far."""
         before = _body(inner)
         inner.data_received(data)
-        if inner.cycle is self.cycle:
+        if inner.cycle is not self.cycle:
+            self.cycle, self.count, self.sized = inner.cycle, 0, not _chunked(inner.cycle)
+        elif not (self.sized and inner.cycle.more_body):
             self.count += max(len(data) - _CHUNK_BYTES * (_body(inner) - before), 0)
-        else:
-            self.cycle, self.count = inner.cycle, 0
         return self.count > BYTES or _waiting(inner) > BYTES or len(inner.headers or ()) > HEADERS
+
+
+def _chunked(cycle: Any) -> bool:
+    return any(name == b"transfer-encoding" for name, _ in cycle.scope["headers"])
 
 
 def _body(inner: Any) -> int:
