@@ -100,3 +100,10 @@ def test_a_row_serves_who_stays_at_the_highest_rate_of_the_sample() -> None:
     for factor, plan in list(zip(high.factors, rows(high), strict=True))[::4]:
         assert Estimator(PIPE, faster(sample, factor)).tail(plan) <= LIMIT
         assert Estimator(PIPE, faster(busiest(sample), factor)).tail(plan) <= LIMIT
+
+
+def test_no_replica_is_added_where_all_stages_stand_idle() -> None:
+    """At 0.1 queries a second a stage that carries sixty times as much gets no second replica."""
+    slow = replace(PIPE, stages=(Stage("first", (), (Option("cpu", 0.05, table([(1, 0.15)])),)), PIPE.stages[1]))
+    sample = draw(slow, processes.poisson(0.1, 2000.0, np.random.default_rng(1)), np.random.default_rng(2))
+    assert ladder(slow, (Choice(0, 1, 1), Choice(0, 1, 1)), [sample], LIMIT, 100).at(1.0) == (1, 1)

@@ -122,7 +122,7 @@ class Yard:
                 good.append(_thinned(judge, other))
         cost = min(map(self.pipeline.cost, good)) + 1e-9
         good = [plan for plan in good if self.pipeline.cost(plan) <= cost]
-        return self._even(good[0] if len(good) == 1 else max(good, key=lambda plan: self._room(plan, factor)))
+        return self._even(good[0] if len(good) == 1 else max(good, key=lambda plan: self._room(plan, factor)), factor)
 
     def _room(self, plan: Plan, factor: float) -> float:
         """Return the largest factor, near enough, up to which a plan that does at ``factor`` keeps the limit."""
@@ -132,14 +132,19 @@ class Yard:
             low, high = (middle, high) if self.judge(middle).meets(plan) else (low, middle)
         return low
 
-    def _even(self, plan: Plan) -> Plan:
-        """Let no stage run full before the one that costs most, where more replicas cost less than they carry."""
+    def _even(self, plan: Plan, factor: float) -> Plan:
+        """Let no stage run full before the one that costs most, where more replicas cost less than they carry.
+
+        One that carries a surge as high as the ladder is not full.
+        """
+        surge = FACTORS[-1] * factor * max(sample.rate for sample in self.samples)
         dear = max(range(len(plan)), key=lambda index: self.pipeline.price(index, plan[index]))
         while (tight := min(range(len(plan)), key=lambda index: self._carries(index, plan))) != dear:
             more = replace(plan[tight], replicas=plan[tight].replicas + 1)
             other = (*plan[:tight], more, *plan[tight + 1 :])
             gain = min(self._carries(index, other) for index in range(len(plan))) / self._carries(tight, plan)
-            if gain <= self.pipeline.cost(other) / self.pipeline.cost(plan) or more.replicas > self.most:
+            dearer = self.pipeline.cost(other) / self.pipeline.cost(plan)
+            if gain <= dearer or more.replicas > self.most or self._carries(tight, plan) >= surge:
                 break
             plan = other
         return plan
