@@ -127,6 +127,8 @@ def test_a_model_that_hangs_in_a_thread_is_given_up() -> None:
         assert (reply.status, "does not come back" in reply.json["error"]) == (503, True)
         assert server.ask(INFER, rows([1, 1, 1])).status == 503
         assert server.ask("/v2/health/live").status == server.ask("/v2/health/ready").status == 503
+        assert [one["state"] for one in server.ask("/v2/repository/index", {}).json] == ["UNAVAILABLE"]
+        assert server.ask("/v2/repository/index", {"ready": True}).json == []
         assert server.end() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import time
@@ -10,12 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
 from unfoldkit.serving import openapi
 from unfoldkit.serving.batcher import Limits, batcher
 from unfoldkit.serving.board import Watch
-from unfoldkit.serving.infer import Endpoint
+from unfoldkit.serving.forms import TooLarge, Unfit
+from unfoldkit.serving.infer import Endpoint, read_body, refusal
 from unfoldkit.serving.line import Arrivals, Line
 from unfoldkit.serving.metrics import TEXT, Metrics, metrics, of_model
 from unfoldkit.serving.model import Described, Field, Model
@@ -145,6 +148,7 @@ def assembled(
     app.gets.update(_server_paths(app, more or {}))
     for endpoint in endpoints:
         _add_model(app, endpoint)
+    app.posts[openapi.INDEX] = functools.partial(_index, app)
     return app
 
 
@@ -198,6 +202,31 @@ def _add_model(app: Application, endpoint: Endpoint) -> None:
         app.posts[f"{place}/infer"] = endpoint.infer
         app.gets[place] = lambda: json_reply(metadata(model))
         app.gets[f"{place}/ready"] = lambda: _ready(endpoint)
+
+
+class _Wish(msgspec.Struct):
+    """Which models the index is to tell: those that are ready, or all."""
+
+    ready: bool | None = None
+
+
+async def _index(app: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one POST to the index of models; it is all that there is of the extension for model repositories."""
+    try:
+        body = await read_body(scope, receive, openapi.INDEX_BYTES)
+        wish = msgspec.json.decode(body or b"{}", type=_Wish)
+    except (TooLarge, Unfit) as problem:
+        await send_reply(refusal(problem), send)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+        await send_reply(error(400, str(problem)), send)
+    else:
+        told = [_listed(endpoint) for endpoint in app.endpoints.values()]
+        await send_reply(json_reply([one for one in told if one["state"] == "READY" or not wish.ready]), send)
+
+
+def _listed(endpoint: Endpoint) -> dict[str, str]:
+    state, reason = ("UNAVAILABLE", "the model does not come back") if endpoint.batcher.hung else ("READY", "")
+    return {"name": endpoint.model.name, "version": endpoint.model.version, "state": state, "reason": reason}
 
 
 def _ready(endpoint: Endpoint) -> Reply:

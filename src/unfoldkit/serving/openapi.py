@@ -22,10 +22,12 @@ ERRORS = {
     "500": "the model failed",
     "503": "the model does not come back, or the server is about to stop",
 }
+ERROR = {"$ref": "#/components/schemas/Error"}
 # what may be left out may be null
 TEXT = ["string", "null"]
 FLAG = {"type": ["boolean", "null"]}
 BYTES = {"schema": {"type": "string", "format": "binary", "description": "JSON, and tensors as bytes behind it"}}
+INDEX, INDEX_BYTES = "/v2/repository/index", 4096
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
 # while it stops a server answers with an error
 HEALTH = {"type": "object"}
@@ -42,6 +44,7 @@ def document(models: Sequence[Described], version: str, more: Mapping[str, str] 
         LIVE: {"get": _health("whether it runs", "live")},
         READY: {"get": _health("whether it takes requests", "ready")},
         "/metrics": {"get": _get("metrics for Prometheus", "text/plain")},
+        INDEX: {"post": _index()},
         "/openapi.json": {"get": _get("this document")},
         **{path: {"get": _get(text)} for path, text in (more or {}).items()},
     }
@@ -88,8 +91,23 @@ def _model_paths(model: Described, place: str) -> dict[str, Any]:
     }
 
 
+def _index() -> dict[str, Any]:
+    text = {"type": "string"}
+    one = _object({"name": text, "version": text, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": text})
+    wish = {"type": "object", "properties": {"ready": FLAG}}
+    return {
+        "summary": "the models that are there",
+        "requestBody": {"required": False, "content": {JSON: {"schema": wish}}},
+        "responses": {
+            "200": _answer("the models", {"type": "array", "items": one}),
+            "400": _answer("the body is no such wish", ERROR),
+            "413": _error("413"),
+        },
+    }
+
+
 def _error(code: str) -> dict[str, Any]:
-    found = _answer(ERRORS[code], {"$ref": "#/components/schemas/Error"})
+    found = _answer(ERRORS[code], ERROR)
     return found | ({"headers": SECONDS} if code == "429" else {})
 
 

@@ -44,6 +44,15 @@ def test_the_paths_of_the_protocol(total: Server) -> None:
     assert total.ask("/v2/models/total/versions/1").json == about
 
 
+def test_the_index_names_the_models(total: Server) -> None:
+    """The models that are there are told with their state, those that are ready alone where that is asked for."""
+    known = [{"name": "total", "version": "1", "state": "READY", "reason": ""}]
+    for body in (b"", {}, {"ready": True}, {"ready": None}):
+        assert total.ask("/v2/repository/index", body).json == known
+    for body, status in ((b"[", 400), ({"ready": 1}, 400), (b" " * 5000, 413)):
+        assert total.ask("/v2/repository/index", body).status == status
+
+
 def test_an_answer(total: Server) -> None:
     """An answer holds model, version, id and outputs, the same by the fast lane and the long way."""
     body = rows([1, 2, 3], [4, 5, 6], id="a", parameters={"entity": "p"})
