@@ -12,7 +12,7 @@ from unfold_cascade.arrays import BoolArray
 from unfold_cascade.gates.front import pareto
 from unfold_cascade.time.alarms import Alarm, alarms
 from unfold_cascade.time.cost import bill, relative
-from unfold_cascade.time.judge import Quality, at_rate
+from unfold_cascade.time.judge import Quality, at_rate, outcome, quality
 from unfold_cascade.time.keys import Alerts
 from unfold_cascade.time.models import rows_in_stage
 from unfold_cascade.time.moves import walk
@@ -30,12 +30,13 @@ SLACK = Alerts(utility_margin=0.01, auprc_margin=0.005)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A cascade, its loss and bill on the tuning patients, and its cost as a share of the monolith's."""
+    """A cascade, its loss, bill and utility on the tuning patients, and its cost as a share of the monolith's."""
 
     policy: Policy
     loss: float
     bill: dict[str, float]
     cost: float
+    utility: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +74,39 @@ def search(study: Study, rivals: Rivals, yard: Yard, alerts: Alerts) -> Front:
     watch = alarms(part, last, study.stages[-1], yard, alerts.per_100h, gates)
     base = rivals.latched_quality
     good, near = adequate(watch, base, alerts), adequate(watch, base, SLACK)
-    points = _points(study, ladders, cheapest(good or nearest(watch, base)), yard, alerts)
-    loose = _points(study, ladders, cheapest(near), yard, alerts) if cheapest(near) != cheapest(good) else points
-    return Front(points, tuple(watch), bool(good), loose or points)
+    every = _points(study, ladders, cheapest(good or nearest(watch, base)), yard, alerts)
+    kept = [point for point in every if keeps(study, point, yard, base, alerts)]
+    loose = _points(study, ladders, cheapest(near), yard, alerts) if cheapest(near) != cheapest(good) else every
+    points = _front(kept or every)
+    near_enough = [point for point in loose if keeps(study, point, yard, base, SLACK)]
+    return Front(points, tuple(watch), bool(good and kept), _front(near_enough or loose) or points)
+
+
+def keeps(study: Study, point: Point, yard: Yard, base: Quality, alerts: Alerts) -> bool:
+    """Whether a cascade loses no more utility and average precision than allowed, on the tuning patients.
+
+    Watched at every hour, the last stage warns as its alarm alone, which was looked at; behind other stages it
+    is not asked about the cases that they keep back.
+    """
+    flags, part = parallel(study), study.train
+    if flags[-1]:
+        return True
+    if point.utility < base.utility - alerts.utility_margin:
+        return False
+    done = outcome(part, point.policy, flags, yard.moves, yard.rates)
+    return quality(part, done).auprc >= base.auprc - alerts.auprc_margin
 
 
 def _points(
     study: Study, ladders: Sequence[Sequence[Candidate]], chosen: Sequence[Alarm], yard: Yard, alerts: Alerts
-) -> tuple[Point, ...]:
-    """Return the front of the pairs of steps with some alarms."""
+) -> list[Point]:
+    """Return the pairs of steps with some alarms."""
     found = [_point(study, steps, yard, alerts.per_100h) for steps in _pairs(ladders, chosen)]
-    points = [point for point in found if point is not None]
+    return [point for point in found if point is not None]
+
+
+def _front(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Return those that no other is cheaper and better than."""
     best = pareto(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
     return tuple(points[place] for place in best[:POINTS])
 
@@ -134,4 +157,6 @@ def _point(study: Study, steps: Policy, yard: Yard, per_100h: float) -> Point | 
         return None
     went = walk(part.clock, part.zoo, ladder(policy, flags), yard.moves)
     paid = bill(went, part.zoo, yard.rates)
-    return Point(policy, float((went.answer != part.highest).mean()), paid, relative(paid, yard.base, yard.by))
+    utility = part.utility.normalised(went.answer == len(policy))
+    loss = float((went.answer != part.highest).mean())
+    return Point(policy, loss, paid, relative(paid, yard.base, yard.by), utility)
