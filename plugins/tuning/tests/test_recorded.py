@@ -44,6 +44,15 @@ def _ray(folder: Path) -> Path:
     return folder
 
 
+def _ray_resumed(folder: Path) -> Path:
+    """Write a folder of Ray Tune of which one trial failed, and went back to its first checkpoint."""
+    _ray(folder)
+    file = folder / "train_b/progress.csv"
+    head, first, second = file.read_text().splitlines()
+    file.write_text(f"{head}\n{first}\n2,70,78.0,b\n3,1,79.0,b\n{second}")
+    return folder
+
+
 def _ray_lines(folder: Path) -> Path:
     """Write a folder of Ray Tune that has its results as JSON only."""
     for trial, seconds in TIMES.items():
@@ -64,12 +73,17 @@ def _history(folder: Path) -> Path:
     return folder / "history.csv"
 
 
-@pytest.mark.parametrize("write", [_ray, _ray_lines, _history])
+@pytest.mark.parametrize("write", [_ray, _ray_resumed, _ray_lines, _history])
 def test_a_record_is_read_as_its_tool_writes_it(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     """Mean, deviation within and between trials are those of the times, each trial counting once."""
     found = read(write(tmp_path / "runs"), Recorded(path="runs"))
     assert (found.mean, found.std, found.spread) == pytest.approx((MEAN, STD, SPREAD))
     assert (found.trials, found.steps) == (3, 6)
+
+
+def test_a_lone_trial_of_ray_may_have_gone_back(tmp_path: Path) -> None:
+    """A folder of one trial is read as one of many: what the trial ran twice counts as it ran last."""
+    assert read(_ray_resumed(tmp_path / "runs") / "train_b", Recorded(path="runs")).mean == pytest.approx(9.0)
 
 
 def test_a_study_has_a_row_a_trial(tmp_path: Path) -> None:

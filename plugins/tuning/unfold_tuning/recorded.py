@@ -77,7 +77,7 @@ def resolved(spec: TuningSpec, run: Run) -> tuple[TuningSpec, tuple[tuple[str, s
 def read(path: Path, given: Recorded) -> Record:
     """Return what a record says of an iteration: each trial counts once, however far it came."""
     files = _files(path)
-    steps = [step for file in files for step in _steps(file, given, alone=len(files) > 1)]
+    steps = [step for file in files for step in _steps(file, given, alone=path.is_dir())]
     if not steps:
         raise fail("no iteration of any trial is recorded here", file=str(path), key="profile.recorded")
     by_trial: dict[str, list[float]] = {}
@@ -102,7 +102,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _steps(path: Path, given: Recorded, *, alone: bool) -> Iterator[Step]:
-    """Yield the steps of a file; where there are several files each is a trial."""
+    """Yield the steps of a file; ``alone``, it is one trial, of which what ran again counts as it ran last."""
     rows = [row for row in _rows(path) if all(row.get(name) == str(value) for name, value in given.where.items())]
     if not rows:
         return
@@ -116,15 +116,30 @@ def _steps(path: Path, given: Recorded, *, alone: bool) -> Iterator[Step]:
     if not (clock or each):
         raise _missing(path, there, "elapsed", "the seconds since a trial began, or profile.recorded.seconds")
     for trial, lines in groups.items():
-        yield from _of_trial(trial, lines, count, clock or each, given.iters, rising=bool(clock))
+        steps = _pairs(lines, count, clock or each, given.iters)
+        steps = _last(steps) if alone else sorted(steps, key=lambda pair: pair[0])
+        yield from _of_trial(trial, steps, count, clock or each, rising=bool(clock))
+
+
+def _pairs(rows: Sequence[CsvRow], count: Sequence[str], times: Sequence[str], each: int) -> list[tuple[float, CsvRow]]:
+    """Return the rows that tell a time, each with how many iterations its trial had run by then."""
+    told = [row for row in rows if all(row.get(name).lower() not in EMPTY for name in (*count, *times))]
+    return [(row.number(count[0], least=0) if count else float(at * each), row) for at, row in enumerate(told, 1)]
+
+
+def _last(pairs: Sequence[tuple[float, CsvRow]]) -> list[tuple[float, CsvRow]]:
+    """Drop what ran in vain: after a failure Ray Tune goes back to a checkpoint, and logs on in the same file."""
+    kept: list[tuple[float, CsvRow]] = []
+    for pair in pairs:
+        while kept and kept[-1][0] >= pair[0]:
+            kept.pop()
+        kept.append(pair)
+    return kept
 
 
 def _of_trial(
-    trial: str, rows: Sequence[CsvRow], count: Sequence[str], times: Sequence[str], each: int, *, rising: bool
+    trial: str, pairs: Sequence[tuple[float, CsvRow]], count: Sequence[str], times: Sequence[str], *, rising: bool
 ) -> Iterator[Step]:
-    told = [row for row in rows if all(row.get(name).lower() not in EMPTY for name in (*count, *times))]
-    pairs = [(row.number(count[0], least=0) if count else float(at * each), row) for at, row in enumerate(told, 1)]
-    pairs.sort(key=lambda pair: pair[0])
     done = before = 0.0
     if pairs and pairs[0][0] == 0:
         before = _seconds(pairs[0][1], times[0]) if rising else 0.0
