@@ -49,6 +49,20 @@ def test_a_full_disk_stops_the_run_and_costs_no_trial(tmp_path: Path) -> None:
     assert "left out" not in dict(report.lines)
 
 
+def test_trials_that_all_failed_try_again_once_their_function_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of which every trial was left out holds no verdict on them: the same command runs all of them again."""
+    monkeypatch.setenv("SLEEPER_WRONG", "1")
+    text = SPEC.replace("sleeper:train", "sleeper:mended")
+    with pytest.raises(UnfoldError, match=r"every trial failed.*mend it, run it again"):
+        trained(tmp_path, text)
+    monkeypatch.delenv("SLEEPER_WRONG")
+    report = trained(tmp_path, text)
+    assert report.verdict is Verdict.YES
+    assert "left out" not in dict(report.lines)
+
+
 def _filled(file: Path) -> None:
     """Write to a ledger until there is no room."""
     with opened(file, MACHINE, "a") as ledger:

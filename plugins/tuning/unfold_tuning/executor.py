@@ -265,7 +265,7 @@ class Executor:
         self.ledger.fact(f"failed-{job.trial}", reason)
         self.task.log.warning("trial %d failed %d times and is left out: %s", job.trial, tries[job.trial], reason)
         if all(self._failed(trial.id) for trial in self.ledger.trials()):
-            raise fail(f"every trial failed; the last said: {reason}", key="trainable")
+            raise fail(f"every trial failed; the last said: {reason}", key="trainable", hint="mend it, run it again")
 
     def _failed(self, trial: int) -> bool:
         return self.ledger.fact(f"failed-{trial}") is not None

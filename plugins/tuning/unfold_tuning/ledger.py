@@ -158,6 +158,11 @@ class Ledger:
         rows = self.base.execute("SELECT key, value FROM facts WHERE key LIKE 'failed-%'").fetchall()
         return dict(sorted((int(key.removeprefix("failed-")), str(json.loads(value))) for key, value in rows))
 
+    def once_more(self) -> None:
+        """Let trials try again where all were left out: what they train with was at fault, and may be mended by now."""
+        if len(self.failed()) == len(self.trials()):
+            self._write("DELETE FROM facts WHERE key LIKE 'failed-%'", ())
+
     def diverged(self) -> list[int]:
         """Return the trials of which a metric was no finite number."""
         rows = self.base.execute("SELECT DISTINCT trial FROM steps WHERE metric = ? ORDER BY trial", (WORST,))

@@ -73,6 +73,7 @@ def train(spec: TuningSpec, run: Run) -> Report:
     )
     with opened(run.directory.path / LEDGER, machine, made_from) as ledger:
         fleet = fleet_of(spec, run, machine, ledger)
+        ledger.once_more()
         ledger.close_parts()
         fleet.recover()
         ledger.close_open()
