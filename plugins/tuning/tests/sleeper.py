@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 LOADED = time.time()
@@ -144,4 +145,17 @@ def mended(
     """Raise for every configuration, as long as the environment says that it is wrong."""
     if "SLEEPER_WRONG" in os.environ:
         raise RuntimeError("wrong")
+    return train(config, state, iters, accelerators, seed)
+
+
+def forgetful(
+    config: Mapping[str, Any], state: bytes | None, iters: int, accelerators: int, seed: int
+) -> tuple[float, bytes]:
+    """Remove every checkpoint beside the log and kill the process, once in the life of the log's folder."""
+    log = Path(os.environ["SLEEPER_LOG"])
+    if state is not None and not log.with_suffix(".gone").exists():
+        log.with_suffix(".gone").touch()
+        for file in log.parent.rglob("*.state"):
+            file.unlink()
+        os.kill(os.getpid(), 9)
     return train(config, state, iters, accelerators, seed)

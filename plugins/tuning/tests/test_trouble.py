@@ -99,6 +99,14 @@ def test_a_trial_keeps_its_last_checkpoint_only(tmp_path: Path) -> None:
     assert {path.stem for path in kept} == {"2", "6", "12"}
 
 
+def test_a_trial_whose_checkpoint_is_gone_begins_again(tmp_path: Path) -> None:
+    """A checkpoint that somebody removes costs its iterations, not the trial: the configuration that must win wins."""
+    report = trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:forgetful"))
+    ceilings = [float(line.split()[0]) for line in (tmp_path / "log").read_text().splitlines()]
+    assert "left out" not in dict(report.lines)
+    assert report.metrics["best_metric"].value == pytest.approx(max(ceilings) * (1 - 0.5**12))
+
+
 def test_what_a_trial_prints_is_not_in_the_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever trials print goes to stderr, so that stdout carries the report only."""
     trained(tmp_path, SPEC.replace("sleeper:train", "sleeper:talking"))

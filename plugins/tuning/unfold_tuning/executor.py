@@ -29,7 +29,7 @@ from unfold_tuning.stages import Group, Stage
 from unfold_tuning.tables import Model, Paces, model
 from unfold_tuning.trainables import sample
 from unfold_tuning.words import dollars, span
-from unfold_tuning.worker import Job, state_file
+from unfold_tuning.worker import Job, state_file, whole
 from unfoldkit.api import fail
 
 TRIES = 3
@@ -218,7 +218,7 @@ class Executor:
             node = self.cluster.free(waiting[0].gang)
             if node is None:
                 return
-            job = waiting.pop(0)
+            job = whole(waiting.pop(0), self.task.log)
             running[job.trial] = job
             self.ledger.part_begins(index, job.trial, node, self.task.wall(), job.gang)
             self.quiet.heard(job.trial)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +132,14 @@ def answered(found: object) -> tuple[float, bytes]:
         return float(metric), bytes(state)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{form}; its metric is {cut(repr(metric))}") from error
+
+
+def whole(job: Job, log: logging.Logger) -> Job:
+    """Return a job as it can be carried out: from the beginning, where its checkpoint is gone."""
+    if not job.done or state_file(job.checkpoint, job.done).exists():
+        return job
+    log.warning("the checkpoint of trial %d is gone; it begins again", job.trial)
+    return replace(job, done=0)
 
 
 def state_of(job: Job) -> bytes | None:
