@@ -64,6 +64,14 @@ def _ray_lines(folder: Path) -> Path:
     return folder
 
 
+def _array(folder: Path) -> Path:
+    """Write a table as pandas writes JSON: one array, in which a trial that has just begun has no times."""
+    folder.mkdir()
+    rows = [{"trial": t, "epoch": at + 1, "seconds": s} for t in TIMES for at, s in enumerate(TIMES[t])]
+    (folder / "trials.json").write_text(json.dumps([{"trial": "d", "epoch": 0, "seconds": None}, *rows]))
+    return folder / "trials.json"
+
+
 def _history(folder: Path) -> Path:
     """Write the history of runs as Weights & Biases exports it: sparse, with the time since a run began."""
     folder.mkdir()
@@ -73,7 +81,7 @@ def _history(folder: Path) -> Path:
     return folder / "history.csv"
 
 
-@pytest.mark.parametrize("write", [_ray, _ray_resumed, _ray_lines, _history])
+@pytest.mark.parametrize("write", [_ray, _ray_resumed, _ray_lines, _array, _history])
 def test_a_record_is_read_as_its_tool_writes_it(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     """Mean, deviation within and between trials are those of the times, each trial counting once."""
     found = read(write(tmp_path / "runs"), Recorded(path="runs"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ NAMES = {
 """What Ray Tune, Weights & Biases, Optuna and people call their columns, in lower case."""
 RAY = ("progress.csv", "result.json")
 LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz")
+FORM = "one object a line, or one array of objects"
 EMPTY = ("", "nan", "none")
 _SPAN = re.compile(r"(?:(\d+) days? )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
@@ -106,7 +109,8 @@ def _steps(path: Path, given: Recorded, *, alone: bool) -> Iterator[Step]:
     rows = [row for row in _rows(path) if all(row.get(name) == str(value) for name, value in given.where.items())]
     if not rows:
         return
-    there = list(rows[0].cells)
+    # a null is no cell: the first row of JSON may lack what others have
+    there = list(dict.fromkeys(itertools.chain.from_iterable(row.cells for row in rows)))
     trials = _named(given, "trial", there)
     groups: dict[str, list[CsvRow]] = {}
     for row in rows:
@@ -183,24 +187,32 @@ def _missing(path: Path, there: Sequence[str], what: str, meaning: str) -> Excep
 
 
 def _rows(path: Path) -> Iterator[CsvRow]:
+    """Yield the rows of a table; of an array of JSON they are numbered by its items."""
     if not path.name.endswith(LINES):
         yield from csv_rows(path)
         return
     from unfoldkit.csvfile import open_text
 
     with open_text(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield CsvRow(_object(line, path, number), path, number)
+        array = stream.read(1) == "["
+        stream.seek(0)
+        if array:
+            found: Iterable[tuple[int, object]] = enumerate(_parsed(stream.read(), path, 1), 1)
+        else:
+            found = ((number, _parsed(line, path, number)) for number, line in enumerate(stream, 1) if line.strip())
+        yield from (CsvRow(_cells(item, path, number), path, number) for number, item in found)
 
 
-def _object(line: str, path: Path, number: int) -> dict[str, str]:
+def _parsed(text: str, path: Path, number: int) -> Any:
     try:
-        found = json.loads(line)
+        return json.loads(text)
     except ValueError as error:
-        raise fail(f"not JSON: {error}", file=f"{path}:{number}:1", hint="one object a line") from error
+        raise fail(f"not JSON: {error}", file=f"{path}:{number}:1", hint=FORM) from error
+
+
+def _cells(found: object, path: Path, number: int) -> dict[str, str]:
     if not isinstance(found, Mapping):
-        raise fail("not a JSON object", file=f"{path}:{number}:1", hint="one object a line")
+        raise fail("not a JSON object", file=f"{path}:{number}:1", hint=FORM)
     return {str(name): str(value) for name, value in found.items() if isinstance(value, (str, int, float))}
 
 

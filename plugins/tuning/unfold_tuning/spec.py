@@ -149,7 +149,7 @@ Names = Annotated[str | tuple[str, ...], Field(union_mode="left_to_right")]
 
 
 class Recorded(Model):
-    """An earlier run: a folder of Ray Tune, or a table (CSV or JSON Lines) with a row a checkpoint, or a row a trial.
+    """An earlier run: a folder of Ray Tune, or a table (CSV, JSON, JSON Lines) with a row a checkpoint or a trial.
 
     Columns have the names that Ray Tune, Weights & Biases or Optuna give them, where nothing else is said.
     """
