@@ -217,7 +217,8 @@ def test_a_plan_holds_the_version_of_its_plugin(inside: Process, tmp_path: Path)
     folder = distribution(tmp_path / "site", "unfold-third", kind_code("third", body, plan="unfold_third:plan"))
     assert inside("plan", "-", "--out", "plan.yaml", path=[folder], stdin=HIDDEN).returncode == 0
     assert "unfold-third: '1.0'" in (tmp_path / "plan.yaml").read_text(encoding="utf-8")
-    for file, old, new in (("unfold_third.py", "2}", "3}"), ("unfold_third-1.0.dist-info/METADATA", "1.0", "1.1")):
+    # of another length, as Python takes a module of the same second and length for the one that it compiled
+    for file, old, new in (("unfold_third.py", "2}", "30}"), ("unfold_third-1.0.dist-info/METADATA", "1.0", "1.1")):
         path = folder / file
         path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     done = inside("plan", "--check", "plan.yaml", path=[folder])
