@@ -65,7 +65,13 @@ def test_waiting_for_a_core_is_simulated_in_a_crowd_and_else_part_of_the_time(re
 
 
 def test_an_engine_that_tells_nothing_has_no_pace(replay: Replay, tmp_path: Path) -> None:
-    """Where no batch of some stage was heard of, nothing is said of the pace."""
+    """Where no batch was heard of, nothing is said of the pace."""
     assert at_its_pace(replay, [], a_run(tmp_path)) is None
-    assert at_its_pace(replay, [item for item in batches(1.0) if item.stage == "a"], a_run(tmp_path)) is None
     assert slower(replay, [], a_run(tmp_path)) == ""
+
+
+def test_a_stage_where_nobody_came_keeps_its_latency(replay: Replay) -> None:
+    """A stage that no query of a replay went to has the pace of the plan, and the others have theirs."""
+    speeds = speeds_of(replay, [item for item in batches(1.5) if item.stage == "a"], crowd=False)
+    assert speeds is not None
+    assert [float(speed.factor.mean()) for speed in speeds] == pytest.approx([1.5, 1.0])

@@ -82,16 +82,19 @@ def at_its_pace(replay: Replay, batches: Sequence[Batch], run: Run) -> Times | N
 
 
 def speeds_of(replay: Replay, batches: Sequence[Batch], *, crowd: bool) -> list[Speed] | None:
-    """Return how many times its latency each batch took; None: of some stage none is known.
+    """Return how many times its latency each batch took; None: no batch is known.
 
-    In a crowd the time is without that in which a replica waited for a core, which is simulated.
+    A stage where no query came keeps its latency. In a crowd the time is without that in which a replica waited for a
+    core, which is simulated.
     """
-    options = replay.pipeline.options(replay.plan)
-    found = []
+    if not batches:
+        return None
+    options, found = replay.pipeline.options(replay.plan), []
     for stage, option in zip(replay.pipeline.stages, options, strict=True):
         own = sorted((item for item in batches if item.stage == stage.name), key=lambda item: item.began)
         if not own:
-            return None
+            found.append(Speed(np.zeros(1), np.ones(1)))
+            continue
         took = [item.total - (item.waited if crowd else 0.0) for item in own]
         latency = [float(option.latency[min(item.rows, option.latency.size - 1)]) for item in own]
         found.append(Speed(np.array([item.began for item in own]), np.array(took) / np.array(latency)))
