@@ -41,7 +41,8 @@ class Beside:
 
 def report(name: str, replay: Replay, measured: live.Measured, limit: float, planned: Step, run: Run) -> Report:
     """Return the report of a replay; ``planned`` are replicas and batches of the plan, ``limit`` its target in s."""
-    paced = expected.at_its_pace(replay, measured.batches, run)
+    speeds = expected.speeds_of(replay, measured.batches, crowd=expected.is_crowd(replay, run))
+    paced = expected.at_its_pace(replay, speeds, run) if speeds else None
     found = Beside(measured.latencies, expected.estimate(replay, run), paced, limit)
     changed = any(step != planned for _, step in measured.timeline)
     fixed = replay.pinned and changed
@@ -61,7 +62,7 @@ def report(name: str, replay: Replay, measured: live.Measured, limit: float, pla
         lines=(
             ("replicas", _replicas(replay, measured)),
             *((("estimate", _basis(fixed=fixed)),) if changed else ()),
-            *_pace(replay, measured, run),
+            *((("pace", told),) if (told := expected.slower(replay, speeds)) else ()),
         ),
         next="unfold plan SPEC --replay TRACE",
     )
@@ -92,12 +93,6 @@ def _shed(found: Beside, measured: live.Measured) -> dict[str, Metric]:
 def _basis(*, fixed: bool) -> str:
     """Say which replicas the estimate is of, where their number changed."""
     return "with the replicas of the plan" if fixed else "with the replicas and batches that served at each moment"
-
-
-def _pace(replay: Replay, measured: live.Measured, run: Run) -> tuple[tuple[str, str], ...]:
-    """Say where batches took another time than the plan thinks."""
-    told = expected.slower(replay, measured.batches, run)
-    return (("pace", told),) if told else ()
 
 
 def _table(found: Beside, *, fixed: bool) -> Table:

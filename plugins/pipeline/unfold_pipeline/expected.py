@@ -59,36 +59,32 @@ def estimate(replay: Replay, run: Run) -> Times:
     Batches are as uneven as they were when measured; more local replicas than cores share them as their profiles say.
     """
     factors = [uneven.factors(points, index, run) for index, points in enumerate(_points(replay, run))]
-    if _crowd(replay, run):
+    if is_crowd(replay, run):
         return _crowded(replay, _servers(replay, factors), _shares(replay, run), available_cores())
     return carried(replay.pipeline, replay.sample, replay.plan, replay.ledgers, factors, replay.patience).latencies
 
 
-def at_its_pace(replay: Replay, batches: Sequence[Batch], run: Run) -> Times | None:
+def at_its_pace(replay: Replay, speeds: Sequence[Speed], run: Run) -> Times:
     """Return the seconds of each query by the simulator, with batches that take as long as those of the run did then.
 
     How near this comes to what was measured tells of the simulator, how far it is from the estimate of the machine.
-    None: the engine tells nothing of its batches.
     """
-    speeds = speeds_of(replay, batches, crowd=_crowd(replay, run))
-    if speeds is None:
-        return None
     # what a batch took longer on a replica that stood idle is among its times
     servers = [replace(item, wake=0.0) for item in _servers(replay, [STEADY] * len(replay.plan))]
-    if _crowd(replay, run):
+    if is_crowd(replay, run):
         return _crowded(replay, servers, _shares(replay, run), available_cores(), speeds)
     # a core for each, so that none waits for one
     return _crowded(replace(replay, pinned=False), servers, [0.0] * len(replay.plan), replay.most, speeds)
 
 
-def speeds_of(replay: Replay, batches: Sequence[Batch], *, crowd: bool) -> list[Speed] | None:
-    """Return how many times its latency each batch took; None: no batch is known.
+def speeds_of(replay: Replay, batches: Sequence[Batch], *, crowd: bool) -> list[Speed]:
+    """Return how many times its latency each batch took, by stage; empty where the engine tells of no batch.
 
     A stage where no query came keeps its latency. In a crowd the time is without that in which a replica waited for a
     core, which is simulated.
     """
     if not batches:
-        return None
+        return []
     options, found = replay.pipeline.options(replay.plan), []
     for stage, option in zip(replay.pipeline.stages, options, strict=True):
         own = sorted((item for item in batches if item.stage == stage.name), key=lambda item: item.began)
@@ -101,9 +97,8 @@ def speeds_of(replay: Replay, batches: Sequence[Batch], *, crowd: bool) -> list[
     return found
 
 
-def slower(replay: Replay, batches: Sequence[Batch], run: Run) -> str:
+def slower(replay: Replay, speeds: Sequence[Speed]) -> str:
     """Return in words how much longer batches took than in the plan; empty if those of each stage are within 5 %."""
-    speeds = speeds_of(replay, batches, crowd=_crowd(replay, run)) or []
     means = [float(speed.factor.mean()) for speed in speeds]
     if all(abs(mean - 1) <= SAME for mean in means):
         return ""
@@ -120,7 +115,8 @@ def _shares(replay: Replay, run: Run) -> list[float]:
     return [points[0].cpu if points else 1.0 for points in _points(replay, run)]
 
 
-def _crowd(replay: Replay, run: Run) -> bool:
+def is_crowd(replay: Replay, run: Run) -> bool:
+    """Whether more replicas served on this machine than it has cores."""
     return run.engine.name == "local" and replay.most > available_cores()
 
 
