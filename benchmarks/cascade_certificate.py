@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.records import records
-from unfold_cascade import choose as timeless
-from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.decide import decide
-from unfold_cascade.promises import Promise, certified
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time import choose as timed
-from unfold_cascade.time.decide import Searched, searched
-from unfold_cascade.time.study import Part
-from unfoldkit.context import Run
+from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.planner import select as timeless
+from unfold_cascade.planner.guarantees import Promise, certified
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.temporal.models.study import Part
+from unfold_cascade.temporal.search import select as timed
+from unfold_cascade.temporal.search.planner import Searched, searched
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.runs import RunDir
-from unfoldkit.spec.loader import read_document
+from unfoldkit.run_context import Run
+from unfoldkit.run_directory import RunDir
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import read_document
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "cascade"
 DRAWS, QUICK_DRAWS = 1000, 200

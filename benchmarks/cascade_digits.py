@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.context import Run
+from unfoldkit.descriptors import resolve
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.kinds import resolve
 from unfoldkit.report import Report
-from unfoldkit.runs import RunDir
-from unfoldkit.spec.loader import read_document
+from unfoldkit.run_context import Run
+from unfoldkit.run_directory import RunDir
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import read_document
 
 SPEC = Path(__file__).parents[1] / "configs" / "cascade" / "digits.yaml"
 SEEDS = 5
@@ -46,10 +46,10 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
 
 def _trained(seed: int) -> Report:
     sys.stderr.write(f"cascade-digits: split {seed}\n")
-    spec = validate(resolve("unfold_cascade.spec:CascadeSpec"), read_document(str(SPEC)))
+    spec = validate(resolve("unfold_cascade.schema.models:CascadeSpec"), read_document(str(SPEC)))
     with tempfile.TemporaryDirectory() as folder:
         here = Run(directory=RunDir(Path(folder)), engine=LocalEngine(), seed=seed, base=SPEC.parent)
-        report: Report = resolve("unfold_cascade.train:train")(spec, here)
+        report: Report = resolve("unfold_cascade.verbs.train:train")(spec, here)
     return report
 
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.gates.conditional import fit_chain, score_chain, search_conditional
+from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.gates.calibrated import fit_chain, score_chain, search_conditional
+from unfold_cascade.gates.chains import Chain, ChainFront, Order, chain_tables, chains_of, search_orders
 from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.greedy import greedy_for_loss
-from unfold_cascade.gates.orders import Chain, ChainFront, Order, chain_tables, chains_of, search_orders
-from unfold_cascade.gates.search import bin_edges, exact_front
+from unfold_cascade.gates.exact import bin_edges, exact_front
+from unfold_cascade.gates.hard_gating import greedy_for_loss
 
 ORDERS: tuple[Order, ...] = ("sorted", "all")
 BINS = 64

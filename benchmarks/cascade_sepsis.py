@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import records
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time.decide import Findings, judge, searched, swapped
-from unfold_cascade.time.readers import read_psv
-from unfold_cascade.time.story import tell
-from unfoldkit.context import Run
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.temporal.data.readers import read_psv
+from unfold_cascade.temporal.report import tell
+from unfold_cascade.temporal.search.planner import Findings, judge, searched, swapped
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import Report
-from unfoldkit.runs import RunDir
-from unfoldkit.spec.loader import read_document
+from unfoldkit.run_context import Run
+from unfoldkit.run_directory import RunDir
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import read_document
 
 SPEC = Path(__file__).parents[1] / "configs" / "cascade" / "sepsis.yaml"
 QUICK_PATIENTS = 1500

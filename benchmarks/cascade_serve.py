@@ -71,7 +71,7 @@ def _without_cascade(cascade: Path, folder: Path, seed: int) -> tuple[Path, Path
     """Return a copy of the run whose plan is the monolith, and the monolith as a joblib file."""
     import joblib
 
-    from unfold_cascade.estimators import from_bytes
+    from unfold_cascade.learners.estimators import from_bytes
 
     shutil.copytree(cascade, folder)
     # no number of cases certifies a loss of nothing, so this plan is the monolith

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.frame import FOLDER
-from unfold_supernet.chip import claims, events, families, model, stream, study
-from unfold_supernet.chip.asked import Asked, drawn
-from unfold_supernet.chip.layers import Layer, net
-from unfold_supernet.chip.machine import cycles, presets
-from unfold_supernet.chip.study import Savings
-from unfold_supernet.chip.ways import ways
+from unfold_supernet.accelerator import cost_model, reference_families, scheduler, tile_simulator
+from unfold_supernet.accelerator.hardware import cycles, presets
+from unfold_supernet.accelerator.layers import Layer, net
+from unfold_supernet.accelerator.queries import Asked, drawn
+from unfold_supernet.study import published, sweep
+from unfold_supernet.study.strategies import ways
+from unfold_supernet.study.sweep import Savings
 
 MIB = 2**20
 PERSISTENT = 1728 * 1024
@@ -55,7 +56,7 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     """
     asked = drawn(1000 if quick else 10_000, "random", seed)
     sizes = sorted({*SIZES[::3], PERSISTENT} if quick else {*SIZES, PERSISTENT})
-    points = {name: list(_points(name, sizes, asked)) for name in families.spaces()}
+    points = {name: list(_points(name, sizes, asked)) for name in reference_families.spaces()}
     every = [point for found in points.values() for point in found]
     peer, notes = _peer(LAYERS[:2] if quick else LAYERS, LAYERS[:1] if quick else LAYERS[:2])
     metrics = {
@@ -81,8 +82,8 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
 
 
 def _points(name: str, sizes: Sequence[int], asked: Asked) -> Iterator[Savings]:
-    found = families.family(name)
-    yield from study.sweep(found, presets()["zcu104"], sizes, BANDWIDTHS, asked, "strict-accuracy")
+    found = reference_families.family(name)
+    yield from sweep.sweep(found, presets()["zcu104"], sizes, BANDWIDTHS, asked, "strict-accuracy")
 
 
 def _at_papers_size(points: dict[str, list[Savings]]) -> dict[str, float]:
@@ -116,7 +117,7 @@ def _row(name: str, point: Savings) -> dict[str, Any]:
 
 
 def _claims(name: str, points: Sequence[Savings]) -> Iterator[dict[str, Any]]:
-    for line in claims.obtained(points, PERSISTENT):
+    for line in published.obtained(points, PERSISTENT):
         needs, fair = (None if value is None else value / MIB for value in (line.needs, line.needs_fair))
         claim = {"claimed_in": line.claim.version, "of": line.claim.what, "up_to": line.claim.value}
         found = {"obtained": line.layered, "obtained_fair": line.fair, "needs_mib": needs, "needs_mib_fair": fair}
@@ -125,7 +126,7 @@ def _claims(name: str, points: Sequence[Savings]) -> Iterator[dict[str, Any]]:
 
 def _ways(name: str, asked: Asked) -> Iterator[dict[str, Any]]:
     machine = replace(presets()["zcu104"], bandwidth=2e9)
-    setting = study.suited(study.setting(families.family(name), machine), asked, "strict-accuracy")
+    setting = sweep.suited(sweep.setting(reference_families.family(name), machine), asked, "strict-accuracy")
     for way in ways(setting, asked, "strict-accuracy", every=16, batch=8):
         times = {"ms": way.layered.seconds * 1e3, "ms_deep_prefetch": way.deep.seconds * 1e3}
         yield {"family": name, "way": way.name, **times, "mb": way.layered.bytes / 1e6, "hit": way.layered.hit}
@@ -133,14 +134,14 @@ def _ways(name: str, asked: Asked) -> Iterator[dict[str, Any]]:
 
 def _queries_per_second(count: int, seed: int) -> float:
     """Return how many queries the scheduler plays a second while it chooses what to keep every 16."""
-    setting = study.only(study.setting(families.family("ofa-resnet50"), presets()["zcu104"]), "stall")
-    wanted = stream.targets(stream.levels(count, "bursty", seed), setting.layered, "strict-accuracy")
+    setting = sweep.only(sweep.setting(reference_families.family("ofa-resnet50"), presets()["zcu104"]), "stall")
+    wanted = scheduler.targets(scheduler.levels(count, "bursty", seed), setting.layered, "strict-accuracy")
     bandwidth = setting.machine.bandwidth
-    stream.play(wanted[:1000], setting.layered, bandwidth, cache="avgnet", column=1)
+    scheduler.play(wanted[:1000], setting.layered, bandwidth, cache="avgnet", column=1)
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        stream.play(wanted, setting.layered, bandwidth, cache="avgnet", column=1)
+        scheduler.play(wanted, setting.layered, bandwidth, cache="avgnet", column=1)
         times.append(time.perf_counter() - began)
     return count / min(times)
 
@@ -148,15 +149,15 @@ def _queries_per_second(count: int, seed: int) -> float:
 def _event_gap() -> float:
     """Return the largest difference of closed form and events, in tiles a layer."""
     worst = 0.0
-    for name in families.spaces():
+    for name in reference_families.spaces():
         for bandwidth in BANDWIDTHS:
-            setting = study.setting(
-                families.family(name), replace(presets()["zcu104"], bandwidth=bandwidth), ("stall",)
+            setting = sweep.setting(
+                reference_families.family(name), replace(presets()["zcu104"], bandwidth=bandwidth), ("stall",)
             )
             for item in setting.works:
                 given = (item, setting.kept.graph, setting.machine)
-                gap = abs(events.seconds(*given, deep=False) - model.seconds(*given))
-                worst = max(worst, gap / events.tile_seconds(*given))
+                gap = abs(tile_simulator.seconds(*given, deep=False) - cost_model.seconds(*given))
+                worst = max(worst, gap / tile_simulator.tile_seconds(*given))
     return worst
 
 

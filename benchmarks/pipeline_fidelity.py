@@ -36,15 +36,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import fidelity_models
-from unfold_pipeline import profiles, serve
-from unfold_pipeline.profile import profile
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.problem import latency_profile
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs import serve
+from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Report, Run, RunDir
 from unfoldkit.arrivals import processes
-from unfoldkit.context import Options
 from unfoldkit.engines.local import LocalEngine, available_cores
-from unfoldkit.spec.loader import parse
+from unfoldkit.run_context import Options
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -335,7 +336,7 @@ def _throughputs(case: Case, run: Run) -> list[float]:
     """Return the queries a second with which each stage alone is full, and with which all cores are."""
     found, work = [], 0.0
     for stage, share in zip(_spec(case, 1.0).named, SHARES[case.shape], strict=True):
-        last = (profiles.stored(stage, run) or [])[-1]
+        last = (latency_profile.stored(stage, run) or [])[-1]
         found.append(last.batch / last.mean / share)
         work += last.cpu * share * last.mean / last.batch
     return [*found, available_cores() / max(work, 1e-9)]
@@ -343,7 +344,7 @@ def _throughputs(case: Case, run: Run) -> list[float]:
 
 def _single(case: Case, run: Run) -> float:
     """Return the seconds of one query that never waits, all stages one after the other."""
-    points = [(profiles.stored(stage, run) or [])[0] for stage in _spec(case, 1.0).named]
+    points = [(latency_profile.stored(stage, run) or [])[0] for stage in _spec(case, 1.0).named]
     return math.fsum(point.mean + point.wake for point in points)
 
 

@@ -20,19 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from unfold_pipeline import planner, workload
-from unfold_pipeline.bounds import least
-from unfold_pipeline.coarse import Unit
-from unfold_pipeline.estimator import Memory
-from unfold_pipeline.graph import Pipeline
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.sample import draw
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.estimator.estimator import Memory
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import planner
+from unfold_pipeline.planner.bounds import least
+from unfold_pipeline.planner.coarse_grained import Unit
+from unfold_pipeline.problem import build
+from unfold_pipeline.problem.pipeline import Pipeline
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.schema.models import PipelineSpec
 from unfoldkit.api import Run, RunDir
 from unfoldkit.arrivals import processes
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import read_document
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import read_document
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "pipeline"
 RATES = (20.0, 50.0, 150.0, 300.0)
@@ -98,7 +99,7 @@ def spec_of(name: str) -> PipelineSpec:
 
 def pipeline_of(spec: PipelineSpec) -> Pipeline:
     """Return the pipeline of a spec with given latencies."""
-    return workload.pipeline(spec, Run(RunDir(Path("runs") / spec.name), LocalEngine(1)))
+    return build.pipeline(spec, Run(RunDir(Path("runs") / spec.name), LocalEngine(1)))
 
 
 def points(name: str, quick: bool, seed: int) -> Iterator[list[Any]]:

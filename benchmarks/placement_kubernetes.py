@@ -29,7 +29,7 @@ from tests.kubernetes.cluster import ControlPlane, control_plane
 from tests.kubernetes.kubelet import add_nodes, kubelet
 from unfold_placement.kubernetes.api import Api, connect, many
 from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
-from unfold_placement.kubernetes.words import DRA, Body, Scope
+from unfold_placement.kubernetes.codec import DRA, Body, Scope
 
 NODES = 100
 GANG = 8

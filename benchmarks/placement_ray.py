@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.frame import need
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.rays import RayBackend, steward_of
+from unfold_placement.ray.backend import RayBackend, steward_of
 
 NODES, PLACES, GANG = 3, 4, 8
 NODE = {"num_cpus": PLACES, "resources": {"eph": 100_000, "slot": PLACES}}
@@ -138,7 +138,7 @@ def used(count: int) -> float:
     """Return the median milliseconds of a cycle: create a name, run a task inside, delete the name."""
     import ray
 
-    from unfold_placement import ray as unfold
+    from unfold_placement.ray import api as unfold
 
     handle = RayBackend(steward_of("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
@@ -177,7 +177,7 @@ def throughput(count: int, address: str) -> Row:
     """Return empty tasks a second: plain, asking for a live name, and submitted to a controller; medians of rounds."""
     import ray
 
-    from unfold_placement import ray as unfold
+    from unfold_placement.ray import api as unfold
 
     handle = RayBackend(steward_of("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
@@ -204,7 +204,7 @@ def throughput(count: int, address: str) -> Row:
 
 def compete(count: int, address: str) -> Row:
     """Let two gangs of eight compete for twelve places, again and again; count what never ends or starts in part."""
-    from unfold_placement import ray as unfold
+    from unfold_placement.ray import api as unfold
 
     deadlocks, sizes = 0, Counter[int]()
     with served(address, "bench", SPEC["policy"]):
@@ -256,7 +256,7 @@ def native_pairs(count: int) -> Row:
 @contextlib.contextmanager
 def served(address: str, name: str, policy: Any) -> Iterator[None]:
     """Serve a policy by the command, until the block ends."""
-    from unfold_placement import ray as unfold
+    from unfold_placement.ray import api as unfold
 
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "spec.yaml"

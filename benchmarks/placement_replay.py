@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 import unfold_placement.policies
-from unfold_placement.facts import Node, Policy, Task
-from unfold_placement.laws import audit
-from unfold_placement.measure import fairness_error
-from unfold_placement.options import PolicySpec, build
-from unfold_placement.simulate import Outcome, outcome, play, prepare
-from unfold_placement.traces import openb_nodes, openb_tasks
+from unfold_placement.core.types import Node, Policy, Task
+from unfold_placement.schema.policies import PolicySpec, build
+from unfold_placement.simulation.audit import audit
+from unfold_placement.simulation.metrics import fairness_error
+from unfold_placement.simulation.simulator import Outcome, outcome, play, prepare
+from unfold_placement.workload.tables import openb_nodes, openb_tasks
 
 FASTER = (1.0, 10_000.0)
 PART = 4

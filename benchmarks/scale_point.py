@@ -55,9 +55,9 @@ def estimator(seed: int, queries: int, stages: int) -> Found:
 
 def placement(seed: int, nodes: int, tasks: int) -> Found:
     """Replay tasks under dominant resource fairness on nodes that are busy for nine tenths."""
-    from unfold_placement.facts import Node, Task
-    from unfold_placement.options import PolicySpec, build
-    from unfold_placement.simulate import outcome, play, prepare
+    from unfold_placement.core.types import Node, Task
+    from unfold_placement.schema.policies import PolicySpec, build
+    from unfold_placement.simulation.simulator import outcome, play, prepare
 
     rng = np.random.default_rng(seed)
     spec = PolicySpec.model_validate({"drf": {"by": "user"}}, strict=False)
@@ -77,10 +77,10 @@ def placement(seed: int, nodes: int, tasks: int) -> Found:
 
 def tuning(seed: int, instances: int, stages: int) -> Found:
     """Compute the whole exact curve of cost and deadline of successive halving on up to that many instances."""
-    from unfold_tuning.facts import Machine, Profile, Spread
-    from unfold_tuning.frontier import curve, grid
-    from unfold_tuning.stages import successive_halving
-    from unfold_tuning.tables import model
+    from unfold_tuning.job.profile import Machine, Profile, Spread
+    from unfold_tuning.job.schedule import successive_halving
+    from unfold_tuning.planner.frontier import curve, grid
+    from unfold_tuning.simulator.execution_model import model
     from unfoldkit.catalog.billing import Billing
 
     def plan(limit: int, count: int) -> Any:
@@ -96,7 +96,7 @@ def tuning(seed: int, instances: int, stages: int) -> Found:
 
 def gates(seed: int, rows: int) -> Found:
     """Search the gates of three models exactly, over 64 bins a gate."""
-    from unfold_cascade.gates.search import exact_front
+    from unfold_cascade.gates.exact import exact_front
 
     rng = np.random.default_rng(seed)
 

@@ -97,7 +97,7 @@ def _figures(line: Line) -> dict[str, float]:
 
 
 def _row(name: str, recipe: Line, line: Line) -> dict[str, Any]:
-    from unfold_supernet.nets.front import difference
+    from unfold_supernet.training.accuracy import difference
 
     row: dict[str, Any] = {"instead": name}
     for at, whole, without in zip(PLACES, recipe.found, line.found, strict=True):
@@ -108,7 +108,7 @@ def _row(name: str, recipe: Line, line: Line) -> dict[str, Any]:
 
 def _trained(data: Path, seed: int, epochs: int | None, name: str, changed: Changed) -> dict[str, Line]:
     """Return the line of a recipe; with the default one also that of shared statistics, which needs no training."""
-    from unfold_supernet.nets import family
+    from unfold_supernet.training import family
 
     with tempfile.TemporaryDirectory() as folder:
         listed = family.space(*loaded(data, Path(folder), seed)[:2])
@@ -127,15 +127,15 @@ def _trained(data: Path, seed: int, epochs: int | None, name: str, changed: Chan
 
 def _places(space: Any) -> list[Any]:
     """Return smallest, middle and largest net of the list."""
-    from unfold_supernet.nets.space import macs
+    from unfold_supernet.networks.space import macs
 
     ordered = sorted(space.subnets, key=lambda one: macs(space, one))
     return [ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1]]
 
 
 def _qualities(bound: list[Any], beats: Any) -> tuple[Any, Any, Any]:
-    from unfold_supernet.nets.front import quality
-    from unfold_supernet.nets.measure import answers
+    from unfold_supernet.training.accuracy import quality
+    from unfold_supernet.training.latency import answers
 
     y, rows = beats.y[beats.test], beats.test
     low, middle, high = (quality(answers(one, beats, rows), y, len(beats.names)) for one in bound)
@@ -145,7 +145,7 @@ def _qualities(bound: list[Any], beats: Any) -> tuple[Any, Any, Any]:
 
 def _borrowed(net: Any, subnet: Any) -> Any:
     """Return a net under the first channels of the largest one's norm statistics."""
-    from unfold_supernet.nets.net import bind
+    from unfold_supernet.networks.supernet import bind
 
     largest = net.bound[net.space.largest.name]
     known = {conv.name: pair for conv, pair in zip(largest.convs, largest.statistics, strict=True)}

@@ -196,27 +196,27 @@ def profiled(data: Path, folder: Path, seed: int, epochs: int | None) -> Profile
     """Return the nets of a family trained in ``folder`` with latencies, pairs of them, and the seconds to load one."""
     import torch
 
-    from unfold_supernet.nets import family, measure
-    from unfold_supernet.serving import pairs
-    from unfold_supernet.serving.policies import Served
+    from unfold_supernet.scheduling import escalation as pairs
+    from unfold_supernet.scheduling.policies import Served
+    from unfold_supernet.training import family, latency
 
     spec, beats, run_ = loaded(data, folder, seed, epochs)
     net = family.train_family(spec, beats, run_).net
     said = family.answered(net, beats)
     nets = []
     for name, one in family.qualities(net, beats, said).items():
-        times = sorted(measure.latencies(net.bound[name], beats).items())
+        times = sorted(latency.latencies(net.bound[name], beats).items())
         rising = [(batch, max(time for _, time in times[: at + 1])) for at, (batch, _) in enumerate(times)]
         nets.append(Served(name, one.accuracy, tuple(rising)))
     two = tuple(pairs.pairs(nets, said, BELOW))
     bound = tuple(net.ready(pairs.first(one), one.then, BELOW) for one in (*nets, *two))
     x, extra = (torch.from_numpy(part[beats.test]) for part in (beats.x, beats.extra))
-    return Profile(tuple(nets), two, bound, x, extra, measure.switching(net, 500).reload)
+    return Profile(tuple(nets), two, bound, x, extra, latency.switching(net, 500).reload)
 
 
 def _rules(found: Profile) -> dict[str, Any]:
     """Return every rule by name, with the nets that it chooses from."""
-    from unfold_supernet.serving.policies import cheapest, fitted, slackfit, steady
+    from unfold_supernet.scheduling.policies import cheapest, fitted, slackfit, steady
 
     nets, every = found.nets, (*found.nets, *found.pairs)
     rules: dict[str, Any] = {OWN[1]: (fitted(nets), nets), OWN[2]: (slackfit(nets), nets)}
@@ -226,7 +226,7 @@ def _rules(found: Profile) -> dict[str, Any]:
 
 def _makers(nets: Sequence[Any]) -> dict[str, Any]:
     """Return what makes our rule and those of the fixed nets from latencies, by name."""
-    from unfold_supernet.serving.policies import fixed, shedding, steady
+    from unfold_supernet.scheduling.policies import fixed, shedding, steady
 
     makers: dict[str, Any] = {OWN[0]: partial(steady, slo=SLO_S)}
     makers |= {f"only {net.name}": partial(fixed, at=at) for at, net in enumerate(nets)}
@@ -235,7 +235,7 @@ def _makers(nets: Sequence[Any]) -> dict[str, Any]:
 
 def _played(found: Profile, trace: Trace, how: str = "simulated") -> Iterator[Row]:
     """Yield a row for every rule on one trace, in simulated time."""
-    from unfold_supernet.serving.play import simulate
+    from unfold_supernet.scheduling.simulator import simulate
 
     rules = _rules(found)
     played = {name: (simulate(trace.arrivals, SLO_S, nets, rule), nets) for name, (rule, nets) in rules.items()}
@@ -248,8 +248,8 @@ def measured(found: Profile, trace: Trace) -> Iterator[Row]:
     """Yield a row for ours and every fixed net on one trace in real time, by the nets themselves; and as foretold."""
     import torch
 
-    from unfold_supernet.serving.pace import Pace, paced
-    from unfold_supernet.serving.play import measure
+    from unfold_supernet.scheduling.simulator import measure
+    from unfold_supernet.scheduling.speed import Pace, paced
 
     count, most = len(found.x), max(net.most for net in found.nets)
     rows = np.resize(np.arange(count), count + most)
@@ -275,7 +275,7 @@ def measured(found: Profile, trace: Trace) -> Iterator[Row]:
 
 
 def _rows(played: dict[str, Any], trace: Trace, how: str) -> Iterator[Row]:
-    from unfold_supernet.replay import Entry, against
+    from unfold_supernet.replay.report import Entry, against
 
     entries = {name: Entry(name, one, one.accuracy(nets)) for name, (one, nets) in played.items()}
     lone = [entry for name, entry in entries.items() if name.startswith("only ")]

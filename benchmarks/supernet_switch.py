@@ -28,10 +28,10 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     need("torch", "torch")
     import torch
 
-    from unfold_supernet.nets import net
-    from unfold_supernet.nets.measure import switching
-    from unfold_supernet.nets.space import space_of
-    from unfold_supernet.spec import SpaceSpec
+    from unfold_supernet.networks import supernet
+    from unfold_supernet.networks.space import space_of
+    from unfold_supernet.schema.models import SpaceSpec
+    from unfold_supernet.training.latency import switching
 
     torch.set_num_threads(1)
     stages = ({"width": 16}, {"width": 32}, {"width": 64})
@@ -39,10 +39,13 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:  # noqa: A
     stem = {"kernel": 7, "stride": 2}
     given = SpaceSpec.model_validate({"form": "conv1d", "stages": stages, "stem": stem, **lists})
     space = space_of(given, 1, (128,), 2, 4)
-    weights = net.initial(space, seed)
+    weights = supernet.initial(space, seed)
     x = torch.randn((64, 1, 128), generator=torch.Generator().manual_seed(seed))
-    bound = {one.name: net.bind(space, weights, one, net.calibrate(space, weights, one, x)) for one in space.subnets}
-    cost = switching(net.Supernet(space, weights, bound), 5_000 if quick else 50_000)
+    bound = {
+        one.name: supernet.bind(space, weights, one, supernet.calibrate(space, weights, one, x))
+        for one in space.subnets
+    }
+    cost = switching(supernet.Supernet(space, weights, bound), 5_000 if quick else 50_000)
     metrics = {
         "switch_us_p50": cost.p50 * MICRO,
         "switch_us_p99": cost.p99 * MICRO,

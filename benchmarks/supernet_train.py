@@ -146,9 +146,9 @@ def _notes() -> list[str]:
 
 def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, Any]]:
     """Yield a row for each subnet of one seed; smallest, middle and largest are trained alone too."""
-    from unfold_supernet.nets import family
-    from unfold_supernet.nets.front import difference, separable
-    from unfold_supernet.nets.space import macs
+    from unfold_supernet.networks.space import macs
+    from unfold_supernet.training import family
+    from unfold_supernet.training.accuracy import difference, separable
 
     with tempfile.TemporaryDirectory() as folder:
         spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
@@ -172,7 +172,7 @@ def _compared(data: Path, seed: int, epochs: int | None) -> Iterator[dict[str, A
 
 def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
     """Return the accuracy of one net alone after its own long training."""
-    from unfold_supernet.nets import family
+    from unfold_supernet.training import family
 
     with tempfile.TemporaryDirectory() as folder:
         spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
@@ -185,19 +185,19 @@ def _converged(data: Path, seed: int, name: str, epochs: int | None) -> float:
 
 def _work(data: Path, seed: int, epochs: int | None) -> float:
     """Return the operations of the compound training against those of shrinking; back is twice forth."""
-    from unfold_supernet.nets import family, phases
-    from unfold_supernet.nets.space import macs
+    from unfold_supernet.networks.space import macs
+    from unfold_supernet.training import curriculum, family
 
     sums, changed = [], Changed()
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             spec, beats, _run = loaded(data, Path(folder), seed, epochs, changed)
         space, given = family.space(spec, beats), spec.training
-        found, total = phases.phases(space.subnets, given), 0
-        for epoch in range(phases.epochs(found, given)):
-            phase = phases.phase_of(found, epoch)
+        found, total = curriculum.phases(space.subnets, given), 0
+        for epoch in range(curriculum.epochs(found, given)):
+            phase = curriculum.phase_of(found, epoch)
             for batch in range(max(1, len(beats.train) // given.batch)):
-                total += 3 * sum(macs(space, one) for one in phases.drawn(phase, seed, epoch, batch))
+                total += 3 * sum(macs(space, one) for one in curriculum.drawn(phase, seed, epoch, batch))
                 total += macs(space, space.largest) if phase.taught else 0
         sums.append(total)
         changed = _shrinking(spec.space)
@@ -212,9 +212,9 @@ def _shrinking(space: Any) -> Changed:
 
 def _shrunk(data: Path, seed: int, epochs: int | None) -> tuple[dict[str, float], float]:
     """Return the accuracies of the nets after progressive shrinking, and its seconds of processor time."""
-    from unfold_supernet.nets import family
-    from unfold_supernet.nets.front import quality
-    from unfold_supernet.nets.measure import answers
+    from unfold_supernet.training import family
+    from unfold_supernet.training.accuracy import quality
+    from unfold_supernet.training.latency import answers
 
     with tempfile.TemporaryDirectory() as folder:
         spec, beats, run_ = loaded(data, Path(folder), seed, epochs)
@@ -233,7 +233,7 @@ def _shrunk(data: Path, seed: int, epochs: int | None) -> tuple[dict[str, float]
 
 def _inter_patient(data: Path, seed: int, epochs: int | None, recipe: str) -> Iterator[dict[str, Any]]:
     """Yield the family's figures when it is trained on DS1 and tested on the patients of DS2."""
-    from unfold_supernet.nets import family
+    from unfold_supernet.training import family
 
     training = STRANGERS | ({"rule": "sandwich", "distill": 1.0} if recipe == "plain" else {})
     changed: Changed = {"data": {"split": "inter-patient"}, "training": training}
@@ -254,12 +254,12 @@ def told(row: dict[str, Any]) -> dict[str, Any]:
 
 def loaded(data: Path, folder: Path, seed: int, epochs: int | None = None, changed: Changed | None = None) -> Any:
     """Return the spec of the config with its paths and what is changed in it, the beats, and a run in ``folder``."""
-    from unfold_supernet.nets.data import load
-    from unfold_supernet.spec import SupernetSpec
+    from unfold_supernet.family.datasets import load
+    from unfold_supernet.schema.models import SupernetSpec
     from unfoldkit.api import Run, RunDir
     from unfoldkit.engines.local import LocalEngine
-    from unfoldkit.spec.loader import parse
     from unfoldkit.spec.validate import validate
+    from unfoldkit.spec.yaml_reader import parse
 
     given = {
         "data": {"path": str(data / "mitbih" / "beats.npz")},

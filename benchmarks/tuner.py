@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pipeline_plan import NAMES, pipeline_of, spec_of
-from unfold_pipeline import coarse, planner, policies
-from unfold_pipeline.coarse import Unit
-from unfold_pipeline.graph import Plan, needed
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.ladder import Ladder
-from unfold_pipeline.play import Played, play
-from unfold_pipeline.policies import Brief, Setting
-from unfold_pipeline.replay import CG_HOLD_S, all_rules
-from unfold_pipeline.sample import Sample, draw
-from unfoldkit.arrivals import processes, shapes, traces
+from unfold_pipeline.estimator.simulator import Played, play
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import coarse_grained, planner
+from unfold_pipeline.planner.coarse_grained import Unit
+from unfold_pipeline.problem.pipeline import Plan, needed
+from unfold_pipeline.problem.sample import Sample, draw
+from unfold_pipeline.replay.simulated import CG_HOLD_S, all_rules
+from unfold_pipeline.tuner import rules as policies
+from unfold_pipeline.tuner.replica_table import Ladder
+from unfold_pipeline.tuner.rules import Brief, Setting
+from unfoldkit.arrivals import processes, rate_profiles, traces
 
 MISSES = 0.001
 SCALES = tuple(float(item) for item in np.geomspace(0.5, 4.0, 10))
@@ -82,16 +83,19 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
 
 def kinds(quick: bool, seed: int, data: Path | None) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the traces: AutoScale-like shapes, and the Azure traces with each 10-s count times 20."""
-    names = ["big-spike", "quickly-varying"] if quick else list(shapes.AUTOSCALE_LIKE)
+    names = ["big-spike", "quickly-varying"] if quick else list(rate_profiles.AUTOSCALE_LIKE)
     for index, name in enumerate(names):
-        yield name, processes.pieces(shapes.named(name), shapes.PIECE_S, np.random.default_rng([seed, index]))
+        yield (
+            name,
+            processes.pieces(rate_profiles.named(name), rate_profiles.PIECE_S, np.random.default_rng([seed, index])),
+        )
     if data is None or quick:
         return
     folder = next((item for item in (data / "traces", data / "data" / "traces") if item.is_dir()), None)
     for index, name in enumerate(("conv", "code") if folder else ()):
         times = traces.read(Path(str(folder)) / f"azure_llm_2023_{name}.csv.gz")
         rng = np.random.default_rng([seed, 100 + index])
-        yield f"azure-{name}", processes.pieces(shapes.thicken(times, 20.0), 10.0, rng)
+        yield f"azure-{name}", processes.pieces(rate_profiles.thicken(times, 20.0), 10.0, rng)
 
 
 def case(name: str, times: np.ndarray, seed: int, _setting: Setting) -> tuple[Judge, Plan, Sample] | None:
@@ -109,7 +113,7 @@ def at_equal_misses(judge: Judge, plan: Plan, live: Sample, setting: Setting) ->
     """Return a row of ``EQUAL``: the least $ an hour with at most 0.1 % misses, ours and that of the coarse tuner."""
     own = policies.brief(judge.pipeline, plan, [judge.estimators[0].sample], judge.limit)
     steps = policies.climbed(own, setting)
-    unit = coarse.unit(judge)
+    unit = coarse_grained.unit(judge)
     mine, free = _swept(SHORTEST, HOLD_S, judge.limit, partial(_ours, own, live, setting, steps))
     theirs, either = None, None
     if unit is not None:

@@ -16,20 +16,20 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from benchmarks import sleeper
-from unfold_tuning.cluster import Cluster, LocalCluster
-from unfold_tuning.deals import Deal, Plan
-from unfold_tuning.executor import Executor, Outcome, Task
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.fleet import own
-from unfold_tuning.ledger import Ledger, opened
-from unfold_tuning.planner import offer
-from unfold_tuning.ray_cluster import RayCluster
-from unfold_tuning.raylets import Here
-from unfold_tuning.score import Score, score
-from unfold_tuning.spec import Trainable, Uniform
-from unfold_tuning.stages import Stage, random_search, successive_halving
-from unfold_tuning.tables import model
-from unfold_tuning.trainables import Work
+from unfold_tuning.cluster.local import Cluster, LocalCluster
+from unfold_tuning.cluster.provider import own
+from unfold_tuning.cluster.ray import RayCluster
+from unfold_tuning.cluster.ray_nodes import Here
+from unfold_tuning.executor.executor import Executor, Outcome, Task
+from unfold_tuning.job.allocation import Deal, Plan
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import Stage, random_search, successive_halving
+from unfold_tuning.planner.planner import offer
+from unfold_tuning.schema.models import Trainable, Uniform
+from unfold_tuning.simulator.execution_model import model
+from unfold_tuning.simulator.plan_cost import Score, score
+from unfold_tuning.trial.ledger import Ledger, opened
+from unfold_tuning.trial.trainable import Work
 from unfoldkit.catalog.billing import Billing
 
 NODE = Machine("node", 2, 3.6, billing=Billing(0.0, 0.0))

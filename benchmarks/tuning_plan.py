@@ -15,15 +15,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from unfold_tuning import deals
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.frontier import curve, grid
-from unfold_tuning.planner import Offer, offer
-from unfold_tuning.rivals import Goal, cheapest, greedy, multi_start, naive_scores, static_scores
-from unfold_tuning.score import Score, score
-from unfold_tuning.simulate import play
-from unfold_tuning.stages import Stage, successive_halving
-from unfold_tuning.tables import model, slower
+from unfold_tuning.job import allocation
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import Stage, successive_halving
+from unfold_tuning.planner.baselines import Goal, cheapest, greedy, multi_start, naive_scores, static_scores
+from unfold_tuning.planner.frontier import curve, grid
+from unfold_tuning.planner.planner import Offer, offer
+from unfold_tuning.planner.replanned_run import play
+from unfold_tuning.simulator.execution_model import model, slower
+from unfold_tuning.simulator.plan_cost import Score, score
 from unfoldkit.catalog.billing import Billing
 
 FACTORS = (1.05, 1.15, 1.3, 1.5, 2.0, 3.0, 5.0)
@@ -161,7 +161,7 @@ def exact_seconds(job: Job, limit: int) -> float:
     times = []
     for _ in range(4):
         # a planner that starts knows no ladder yet
-        deals.ladder.cache_clear()
+        allocation.ladder.cache_clear()
         began = time.perf_counter()
         curve(grid(model(job.stages, job.profile, machine(limit), 1, 0)))
         times.append(time.perf_counter() - began)

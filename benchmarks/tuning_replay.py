@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unfold_tuning.deals import Plan
-from unfold_tuning.facts import Machine, Profile, Spread, log_sigma
-from unfold_tuning.planner import offer
-from unfold_tuning.replan import Belief, believed, paces_of, plan_again
-from unfold_tuning.score import Holding, release
-from unfold_tuning.stages import Group, successive_halving
-from unfold_tuning.tables import Model, Paces, model
+from unfold_tuning.job.allocation import Plan
+from unfold_tuning.job.profile import Machine, Profile, Spread, log_sigma
+from unfold_tuning.job.schedule import Group, successive_halving
+from unfold_tuning.planner.planner import offer
+from unfold_tuning.planner.replan import Belief, believed, paces_of, plan_again
+from unfold_tuning.simulator.execution_model import Model, Paces, model
+from unfold_tuning.simulator.plan_cost import Holding, release
 from unfoldkit.catalog.billing import Billing
 
 Floats = npt.NDArray[np.float64]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from unfoldkit.serving.app import application, served
-from unfoldkit.serving.batcher import Limits
-from unfoldkit.serving.host import Address, host, listen
+from unfoldkit.serving.batching.batcher import Limits
+from unfoldkit.serving.http.host import Address, host, listen
 from unfoldkit.serving.model import Answers, Batch, Field
+from unfoldkit.serving.oip.app import application, served
 
 
 @dataclass(frozen=True, slots=True)

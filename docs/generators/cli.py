@@ -11,7 +11,7 @@ import typer
 
 from docs.generators.markdown import code, table
 from unfoldkit.cli.app import application
-from unfoldkit.kinds import VERBS
+from unfoldkit.descriptors import VERBS
 
 INTRO = """# Command line
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from docs.generators.markdown import code, example, fenced, fields, prose, table
-from unfoldkit import context, errors, hookspec, kinds, report, runs
-from unfoldkit.cli import plugins
-from unfoldkit.kinds import Renderer, resolve
+from unfoldkit import descriptors, errors, hookspec, report, run_context, run_directory
+from unfoldkit.cli import plugin_registry
+from unfoldkit.descriptors import Renderer, resolve
 from unfoldkit.registry import hook_names
 from unfoldkit.render import builtin_renderers
 from unfoldkit.serving.service import Service
@@ -45,9 +45,17 @@ SAMPLES = {"text": "", "json": "json", "md": "markdown", "github": "", "junit": 
 def hooks() -> str:
     """Return the reference of the hooks and of what they hand over."""
     parts = [_hook(name) for name in hook_names()]
-    described = (kinds.Kind, kinds.Check, kinds.CheckResult, kinds.Renderer, kinds.RunFinished)
+    described = (
+        descriptors.Kind,
+        descriptors.Check,
+        descriptors.CheckResult,
+        descriptors.Renderer,
+        descriptors.RunFinished,
+    )
     parts += [f"## {item.__name__}\n\n{prose(item)}\n\n{fields(item)}" for item in described]
-    parts += [f"## {item.__name__}\n\n{prose(item)}\n\n{_members(item)}" for item in (context.Run, runs.RunDir)]
+    parts += [
+        f"## {item.__name__}\n\n{prose(item)}\n\n{_members(item)}" for item in (run_context.Run, run_directory.RunDir)
+    ]
     parts.append(f"## Service\n\n{prose(Service)}\n\n{fields(Service)}")
     return HOOKS + "\n".join(parts)
 
@@ -111,7 +119,7 @@ def _samples(renderers: tuple[Renderer, ...]) -> str:
 def sample() -> report.Report:
     """Return the plan of the first example of ``echo``."""
     with tempfile.TemporaryDirectory() as folder:
-        return first_report(plugins.registry().kind("echo"), Path(folder) / "run")
+        return first_report(plugin_registry.registry().kind("echo"), Path(folder) / "run")
 
 
 def _schema() -> str:

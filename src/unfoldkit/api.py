@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unfoldkit.context import Progress, Run
-    from unfoldkit.csvfile import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
+    from unfoldkit.descriptors import Check, CheckResult, Kind, Renderer, RunFinished
     from unfoldkit.engines.base import Engine
     from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail, show
     from unfoldkit.hookspec import hookimpl
-    from unfoldkit.kinds import Check, CheckResult, Kind, Renderer, RunFinished
+    from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
     from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
-    from unfoldkit.runs import RunDir, fingerprint
+    from unfoldkit.run_context import Progress, Run
+    from unfoldkit.run_directory import RunDir, fingerprint
     from unfoldkit.serving.service import Service
     from unfoldkit.spec.base import Model, Name, Problem, Spec
-    from unfoldkit.spec.load import dump
+    from unfoldkit.spec.resolve import dump
     from unfoldkit.spec.units import (
         Bandwidth,
         Bytes,
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     )
 
 _PLACES = {
-    "unfoldkit.context": ("Progress", "Run"),
-    "unfoldkit.csvfile": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
+    "unfoldkit.run_context": ("Progress", "Run"),
+    "unfoldkit.io.csv": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
     "unfoldkit.engines.base": ("Engine",),
     "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail", "show"),
     "unfoldkit.hookspec": ("hookimpl",),
-    "unfoldkit.kinds": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
+    "unfoldkit.descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
     "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict", "time_axis"),
-    "unfoldkit.runs": ("RunDir", "fingerprint"),
+    "unfoldkit.run_directory": ("RunDir", "fingerprint"),
     "unfoldkit.serving.service": ("Service",),
     "unfoldkit.spec.base": ("Model", "Name", "Problem", "Spec"),
-    "unfoldkit.spec.load": ("dump",),
+    "unfoldkit.spec.resolve": ("dump",),
     "unfoldkit.spec.units": (
         "Bandwidth",
         "Bytes",

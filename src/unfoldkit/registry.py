@@ -10,8 +10,8 @@ from typing import Any
 import pluggy
 
 from unfoldkit import hookspec
+from unfoldkit.descriptors import API_VERSION, ENTRY_POINT_GROUP, Check, Kind, Renderer, RunFinished
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
-from unfoldkit.kinds import API_VERSION, ENTRY_POINT_GROUP, Check, Kind, Renderer, RunFinished
 
 
 @dataclass(frozen=True, slots=True)

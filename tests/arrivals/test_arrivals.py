@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from unfoldkit.arrivals import envelope, processes, shapes, traces
+from unfoldkit.arrivals import envelope, processes, rate_profiles, traces
 from unfoldkit.errors import UnfoldError
 
 GRID = arrays.arrays(np.float64, st.integers(1, 60), elements=st.integers(0, 400).map(lambda tick: tick / 16)).map(
@@ -40,11 +40,11 @@ def test_pieces_follow_their_rates() -> None:
     assert (np.diff(times) >= 0).all()
 
 
-@pytest.mark.parametrize("name", list(shapes.AUTOSCALE_LIKE))
+@pytest.mark.parametrize("name", list(rate_profiles.AUTOSCALE_LIKE))
 def test_shapes_stay_below_three_hundred(name: str) -> None:
     """The AutoScale-like shapes have 100 pieces of a rate above 0 and at most 300 a second."""
-    rates = shapes.named(name)
-    assert rates.size == shapes.PIECES
+    rates = rate_profiles.named(name)
+    assert rates.size == rate_profiles.PIECES
     assert 0 < rates.min() <= rates.max() <= 300.0 + 1e-9
 
 
@@ -275,7 +275,7 @@ def test_damaged_archives_are_told(tmp_path: Path, name: str) -> None:
 def test_unknown_shape() -> None:
     """A shape with a typo is told what was meant."""
     with pytest.raises(UnfoldError, match="big-spike"):
-        shapes.named("big-spik")
+        rate_profiles.named("big-spik")
 
 
 def test_arrays_hold_gaps_too_and_one_number_an_arrival(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unfoldkit.arrivals.compiled import compiled, direct
+from unfoldkit.jit import compiled, direct
 
 
 class Pair(NamedTuple):

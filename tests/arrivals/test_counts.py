@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfoldkit.arrivals import spreading, traces
+from unfoldkit.arrivals import jitter, traces
 from unfoldkit.errors import UnfoldError
 
 COUNTS = np.random.default_rng(1).poisson(30, 200)
@@ -42,9 +42,9 @@ def test_counts_over_gaps_and_in_several_rows(tmp_path: Path) -> None:
     """Rows of one time share its interval: up to the next time, or as long as others where an even clock has a gap."""
     rng = np.random.default_rng(0)
     times = np.array([0.0, 0, 10, 20, 100, 110])
-    even = spreading.expand(times, np.array([5, 5, 10, 1000, 10, 1000]), rng, file="", key="")
+    even = jitter.expand(times, np.array([5, 5, 10, 1000, 10, 1000]), rng, file="", key="")
     assert np.histogram(even, [0, 10, 20, 30, 100, 110, 120])[0].tolist() == [10, 10, 1000, 0, 10, 1000]
-    uneven = spreading.expand(np.array([0.0, 3, 7, 20]), np.array([9, 9, 1000, 0]), rng, file="", key="")
+    uneven = jitter.expand(np.array([0.0, 3, 7, 20]), np.array([9, 9, 1000, 0]), rng, file="", key="")
     assert uneven[-1] > 19
 
 
@@ -142,7 +142,7 @@ def rounded(rate: float, span: int, grain: int, *, start: float = 0.0) -> np.nda
 def test_rounded_times_of_any_clock_are_spread(rate: float, span: int, grain: int, start: float) -> None:
     """Whole seconds or minutes from anywhere on, many of them alike, become the traffic that was rounded."""
     times = rounded(rate, span, grain, start=start)
-    found = spreading.spread(times, np.random.default_rng(0))
+    found = jitter.spread(times, np.random.default_rng(0))
     assert (np.floor((found - start) / grain) * grain + start).tolist() == times.tolist()
     gaps = np.diff(found)
     assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.2)
@@ -164,7 +164,7 @@ def test_rounded_times_of_any_clock_are_spread(rate: float, span: int, grain: in
 )
 def test_instants_that_were_chosen_stay(times: np.ndarray) -> None:
     """Few arrivals, few of them alike, few instants, or a grid of more than seconds: nothing was rounded there."""
-    assert spreading.spread(times, np.random.default_rng(0)).tolist() == times.tolist()
+    assert jitter.spread(times, np.random.default_rng(0)).tolist() == times.tolist()
 
 
 @pytest.mark.parametrize("cell", ["1.5k", "12K", "3 M", "1,5k"])

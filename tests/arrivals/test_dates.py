@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unfoldkit.arrivals import traces
-from unfoldkit.arrivals.dates import in_digits, slashed, written
+from unfoldkit.arrivals.readers.dates import in_digits, slashed, written
 from unfoldkit.errors import UnfoldError
 
 # each table has three arrivals, 0, 2 and 3.5 s (or whole minutes) after the first

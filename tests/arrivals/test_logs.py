@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unfoldkit.arrivals import stamps, traces
+from unfoldkit.arrivals import traces
+from unfoldkit.arrivals.readers import timestamps
 from unfoldkit.errors import UnfoldError
 
 CLF = '1.2.3.4 - - [16/Nov/2023:18:00:{second:02} +0100] "GET /a HTTP/1.1" 200 12 "-" "curl"\n'
@@ -142,7 +143,7 @@ def test_a_few_lines_without_a_time_are_left_out_and_told(tmp_path: Path, stray:
 )
 def test_dates(text: str, seconds: float | None) -> None:
     """A date may be without seconds and have a zone of hours; what is no day of a calendar is no date."""
-    assert stamps.dated(text) == seconds
+    assert timestamps.dated(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -150,4 +151,4 @@ def test_dates(text: str, seconds: float | None) -> None:
 )
 def test_not_every_number_is_a_time(text: str) -> None:
     """Numbers within a line are times only as servers write them, with parts of a second."""
-    assert stamps.in_line(text) is None
+    assert timestamps.in_line(text) is None

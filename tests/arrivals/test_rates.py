@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from unfoldkit.arrivals import traces
-from unfoldkit.arrivals.rates import per, value
+from unfoldkit.arrivals.readers.rate_columns import per, value
 from unfoldkit.errors import UnfoldError
 
 BEGUN = 1_700_158_627

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.supernet_ablation import RECIPE, Line, summary
 from docs.generators import ablation
-from unfold_supernet.nets.front import Quality, quality
+from unfold_supernet.training.accuracy import Quality, quality
 
 
 def line(*rights: int) -> Line:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import supernet_serve
 from benchmarks.supernet_serve import CALM, HIGH, REAL_SHARES, SPREADS, Profile, real, summary
-from unfold_supernet.serving.policies import Served, slower
+from unfold_supernet.scheduling.policies import Served, slower
 
 NETS = (
     Served("small", 80.0, ((1, 0.001), (64, 0.002))),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import tuner
-from unfold_pipeline.play import Played
+from unfold_pipeline.estimator.simulator import Played
 
 
 def played(scale: float, needed: float) -> Played:

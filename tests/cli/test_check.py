@@ -10,10 +10,10 @@ import pytest
 from jsonschema import Draft7Validator
 
 from tests.support import ECHO, HELLO, ROOT, Unfold
-from unfoldkit.cli.drift import compare
+from unfoldkit.cli.plan_check import compare
 from unfoldkit.registry import load_registry
 from unfoldkit.report import Report, Verdict
-from unfoldkit.spec.loader import parse
+from unfoldkit.spec.yaml_reader import parse
 
 KINDS = sorted(load_registry().kinds)
 SPECS = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "plugins").glob("*/unfold_*/examples/*.yaml")])

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support import ECHO, Process, Unfold, command, surroundings
 from unfoldkit.report import from_data, to_data, without_times
-from unfoldkit.runs import RunDir
+from unfoldkit.run_directory import RunDir
 
 SLOW = ECHO + "repeat: 20\npause: 30 ms\n"
 

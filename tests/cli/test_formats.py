@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.support import Process, Unfold
-from unfoldkit.spec.loader import parse
+from unfoldkit.spec.yaml_reader import parse
 
 SIGNS = {
     "text": b"a \xc2\xb7 echo plan",

@@ -308,7 +308,7 @@ def test_the_next_command_goes_on_in_the_run_that_was_named(unfold: Unfold, tmp_
 
 
 OWN = """
-from unfold_placement.facts import STATIC
+from unfold_placement.core.types import STATIC
 
 
 class Mine:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unfoldkit.errors import ExitCode, UnfoldError
+from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry, load_registry
-from unfoldkit.spec.load import dump, load
-from unfoldkit.spec.loader import decoded
-from unfoldkit.yaml12 import to_yaml
+from unfoldkit.spec.resolve import dump, load
+from unfoldkit.spec.yaml_reader import decoded
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 2.0

@@ -17,13 +17,13 @@ from typing import Any
 
 from tests.kubernetes.apply import apply
 from tests.kubernetes.cluster import ControlPlane
-from unfold_placement.facts import Ask, Task
+from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.api import Api, Refused, connect, many
 from unfold_placement.kubernetes.client import Client, client
+from unfold_placement.kubernetes.codec import Body, Scope, key
 from unfold_placement.kubernetes.manifests import roles
-from unfold_placement.kubernetes.words import Body, Scope, key
-from unfold_placement.options import PolicySpec, build
+from unfold_placement.schema.policies import PolicySpec, build
 from unfoldkit.api import UnfoldError
 
 WAIT = 120.0

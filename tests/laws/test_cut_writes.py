@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfoldkit.runs import RunDir, sha256, write_atomically
+from unfoldkit.run_directory import RunDir, sha256, write_atomically
 
 STEPS = ("fsync", "replace", "close", "rename", "unlink", "open")
 

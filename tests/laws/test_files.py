@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.report import Column, Figure, Metric, Report, Series, SeriesStyle, Table, Verdict, from_data, to_data
-from unfoldkit.runs import fingerprint
-from unfoldkit.spec.loader import parse
-from unfoldkit.yaml12 import to_yaml
+from unfoldkit.run_directory import fingerprint
+from unfoldkit.spec.yaml_reader import parse
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
 TRAPS = st.sampled_from(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from unfoldkit.context import Options, Run
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.errors import UnfoldError
-from unfoldkit.runs import RunDir
+from unfoldkit.run_context import Options, Run
+from unfoldkit.run_directory import RunDir
 
 
 def test_a_path_is_looked_for_beside_the_spec_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unfoldkit.descriptors import Kind, resolve, shipped_by
 from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.kinds import Kind, resolve, shipped_by
 
 
 def test_verbs_are_those_that_are_there() -> None:
@@ -16,7 +16,7 @@ def test_verbs_are_those_that_are_there() -> None:
 
 def test_a_reference_leads_to_its_object() -> None:
     """``package.module:attribute`` is imported and returned."""
-    assert resolve("unfoldkit.kinds:Kind") is Kind
+    assert resolve("unfoldkit.descriptors:Kind") is Kind
 
 
 @pytest.mark.parametrize(("extra", "hint"), [("ray", "pip install 'unfoldkit[ray]'"), (None, "pip install it")])
@@ -31,7 +31,7 @@ def test_a_missing_package_is_the_callers_fault(extra: str | None, hint: str) ->
 @pytest.mark.parametrize(
     ("reference", "told"),
     [
-        ("unfoldkit.kinds:nonesuch", "unfoldkit.kinds has no nonesuch"),
+        ("unfoldkit.descriptors:nonesuch", "unfoldkit.descriptors has no nonesuch"),
         ("unfoldkit.nonesuch:thing", "there is no module unfoldkit.nonesuch"),
     ],
 )

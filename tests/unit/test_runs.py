@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.runs import MANIFEST, RunDir, write_atomically
+from unfoldkit.run_directory import MANIFEST, RunDir, write_atomically
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfoldkit.yaml12 import scalar, to_yaml
+from unfoldkit.io.yaml12 import scalar, to_yaml
 
 
 def test_what_looks_like_a_number_is_quoted() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time.keys import Alerts
-from unfoldkit.context import Run
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.temporal import Alerts
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.runs import RunDir
-from unfoldkit.spec.loader import read_document
+from unfoldkit.run_context import Run
+from unfoldkit.run_directory import RunDir
 from unfoldkit.spec.override import override
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import read_document
 
 HERE = Path(__file__).parent
 TUMOURS = HERE.parent / "unfold_cascade" / "examples" / "tumours.yaml"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter
 
 from plugins.cascade.tests.runs import CONFIGS, spec_of
-from unfold_cascade.board import of_counters
-from unfold_cascade.time.serve import _unit
+from unfold_cascade.report.dashboard import of_counters
+from unfold_cascade.temporal.serving.service import _unit
 
 
 def test_shares_over_time_are_of_all_hours() -> None:

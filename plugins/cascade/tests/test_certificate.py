@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from unfold_cascade.arrays import FloatArray, IntArray
-from unfold_cascade.certificate import (
+from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.planner.certificate import (
     Rule,
     best_wager,
     betting_p_value,
@@ -25,7 +25,7 @@ from unfold_cascade.certificate import (
     smallest_certifiable,
     upper_bound,
 )
-from unfold_cascade.time.choose import certified
+from unfold_cascade.temporal.search.select import certified
 
 DELTA, EPSILON, TRIALS = 0.1, 0.05, 1000
 # Of 1,000 valid tests at level 0.1 more than this many err with a chance below 1e-4.

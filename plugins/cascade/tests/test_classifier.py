@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from xgboost import XGBClassifier
 
 from unfold_cascade.classifier import CascadeClassifier
-from unfold_cascade.gates.evidence import ensemble, evidential
+from unfold_cascade.gates.evidential import ensemble, evidential
 
 TINY = [
     ("stump", DecisionTreeClassifier(max_depth=2, random_state=0)),

@@ -9,10 +9,10 @@ import pytest
 from sklearn.datasets import load_iris
 
 from plugins.cascade.tests.runs import CONFIGS, spec_of
-from unfold_cascade import cost, estimators
-from unfold_cascade.estimators import Recipe
-from unfold_cascade.time.models import Log, Slot
-from unfold_cascade.time.study import check_operations
+from unfold_cascade.learners import cost, estimators
+from unfold_cascade.learners.estimators import Recipe
+from unfold_cascade.temporal.models.study import check_operations
+from unfold_cascade.temporal.models.training import Log, Slot
 from unfoldkit.api import UnfoldError
 
 X, Y = load_iris(return_X_y=True)

@@ -13,10 +13,10 @@ from scipy.stats import binom
 from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade.plan import plan
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time.drift import dealt
-from unfold_cascade.train import train
+from unfold_cascade.drift.statistics import dealt
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
 
 LEVEL = 0.05

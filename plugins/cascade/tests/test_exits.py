@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade import exits
-from unfold_cascade.decide import Plan, decide
-from unfold_cascade.plan import plan
-from unfold_cascade.policy import follow
-from unfold_cascade.train import train
+from unfold_cascade.planner.planner import Plan, decide
+from unfold_cascade.planner.policy import follow
+from unfold_cascade.report import handoff
+from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Run, dump, fingerprint
 
 DIGITS = (
@@ -37,14 +37,14 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def told(run: Run) -> dict[str, Any]:
-    return dict(json.loads(run.directory.read(exits.EXITS_FILE)))
+    return dict(json.loads(run.directory.read(handoff.EXITS_FILE)))
 
 
 @given(st.dictionaries(st.frozensets(st.integers(1, 6), max_size=5), st.integers(1, 50), min_size=1))
 def test_what_is_passed_on_arrives(ways: dict[frozenset[int], int]) -> None:
     """The cases at a place are those that enter there and, by the shares, those that are passed on to it."""
     rows = {(0, *sorted(way)): count for way, count in ways.items()}
-    shares = exits.shares(rows)
+    shares = handoff.shares(rows)
     at = Counter[int]()
     for way, count in rows.items():
         at.update(dict.fromkeys(way, count))
@@ -58,7 +58,7 @@ def test_the_ways_take_the_time_of_the_plan(trained: tuple[Plan, Run]) -> None:
     """The models on the ways take, case by case, the time that the cascade takes on the same cases."""
     found, run = trained
     data = told(run)
-    zoo, policy = exits.served(found)
+    zoo, policy = handoff.served(found)
     rows = np.concatenate([found.given.rows.calibrate, found.given.rows.test])
     times = [model["latency_us"] for model in data["models"]]
     total = sum(way["cases"] * sum(times[m] for m in way["models"]) for way in data["ways"])
@@ -70,7 +70,7 @@ def test_every_model_stands_in_the_run(trained: tuple[Plan, Run]) -> None:
     """Each model that is told of has a file that the manifest knows, and names are keys and files at once."""
     found, run = trained
     data = told(run)
-    assert data["schema"] == exits.SCHEMA
+    assert data["schema"] == handoff.SCHEMA
     assert data["spec_sha256"] == fingerprint(dump(found.spec))
     names = [model["name"] for model in data["models"]] + data["unasked"]
     assert len(set(names)) == len(names)
@@ -92,7 +92,7 @@ def test_without_a_cascade_the_monolith_is_the_only_model(tmp_path: Path) -> Non
     run = run_in(tmp_path)
     found = decide(spec_of(TUMOURS), run)
     alone = replace(found, choice=replace(found.choice, point=None))
-    data = exits.exits(alone, run)
+    data = handoff.exits(alone, run)
     assert [way["models"] for way in data["ways"]] == [[0]]
     assert data["models"][0]["file"].startswith("models/baseline/")
     assert data["ways"][0]["cases"] == data["cases"]
@@ -102,10 +102,10 @@ def test_another_goal_has_other_exits(tmp_path: Path) -> None:
     """Planning anew writes the exits of the new plan; a check leaves those of the run."""
     run = run_in(tmp_path)
     train(spec_of(TUMOURS), run)
-    before = run.directory.read(exits.EXITS_FILE)
+    before = run.directory.read(handoff.EXITS_FILE)
     other = spec_of(TUMOURS, "goal.max_loss=30%")
     plan(other, replace(run, options={"baseline_plan": {"decision": {}}}))
-    assert run.directory.read(exits.EXITS_FILE) == before
+    assert run.directory.read(handoff.EXITS_FILE) == before
     plan(other, run)
     assert told(run)["spec_sha256"] == fingerprint(dump(other)) != json.loads(before)["spec_sha256"]
 
@@ -114,4 +114,4 @@ def test_recorded_predictions_have_no_exits(tmp_path: Path) -> None:
     """Where there are no models, no file tells of any."""
     run = run_in(tmp_path)
     plan(spec_of(CONFIGS / "api-logs.yaml"), run)
-    assert not run.directory.has(exits.EXITS_FILE)
+    assert not run.directory.has(handoff.EXITS_FILE)

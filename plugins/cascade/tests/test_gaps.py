@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import OWN, run_in, spec_of
-from unfold_cascade import zoo
-from unfold_cascade.cases import cases
-from unfold_cascade.estimators import Recipe, from_bytes
-from unfold_cascade.time import models
+from unfold_cascade.data.dataset import cases
+from unfold_cascade.learners.estimators import Recipe, from_bytes
+from unfold_cascade.models import zoo
+from unfold_cascade.temporal.models import training
 
 
 def _table(gap: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +41,8 @@ def test_one_missing_value_is_no_hindrance_over_time(gap: int, tmp_path: Path) -
     np.save(tmp_path / "x.npy", x.astype(np.float32))
     fold = np.where(np.arange(90) < 60, np.arange(90) % 3, -1)
     own, file = np.arange(90) % 2 == 1, str(tmp_path / "x.npy")
-    job = models.Job(Recipe("logistic-regression", {}), file, np.arange(2), y, own, fold, 0, 8, None, None)
-    said = np.load(BytesIO(models.work(job)[1]))["p"]
+    job = training.Job(Recipe("logistic-regression", {}), file, np.arange(2), y, own, fold, 0, 8, None, None)
+    said = np.load(BytesIO(training.work(job)[1]))["p"]
     assert np.allclose(said.sum(axis=1), 1.0)
 
 

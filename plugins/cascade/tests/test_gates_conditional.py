@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_cascade.gates.conditional import (
+from unfold_cascade.gates.calibrated import (
     calibrate,
     contexts,
     cross_calibrate,
@@ -14,8 +14,8 @@ from unfold_cascade.gates.conditional import (
     score_chain,
     search_conditional,
 )
+from unfold_cascade.gates.chains import chain_tables, search_orders
 from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.orders import chain_tables, search_orders
 
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40).map(
     lambda rows: np.array(rows).T

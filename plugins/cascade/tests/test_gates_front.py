@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_cascade.gates.front import Front, minkowski, pareto, thin
+from unfold_cascade.gates.pareto import Front, minkowski, pareto, thin
 from unfold_cascade.gates.reference import non_dominated
 
 POINTS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.greedy import Policy, greedy_for_loss, hard_gating
-from unfold_cascade.gates.search import exact_front
+from unfold_cascade.gates.exact import exact_front
+from unfold_cascade.gates.hard_gating import Policy, greedy_for_loss, hard_gating
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade._types import FloatArray
+from unfold_cascade.gates.chains import search_chains
 from unfold_cascade.gates.evaluate import evaluate
+from unfold_cascade.gates.exact import exact_front
 from unfold_cascade.gates.induction import best_interval, induce_gates
-from unfold_cascade.gates.learnt import learnt_cuts
-from unfold_cascade.gates.orders import search_chains
-from unfold_cascade.gates.search import exact_front
 from unfold_cascade.gates.soft import expected, learn_gates, soft_or_exact
+from unfold_cascade.gates.soft_learning import learnt_cuts
 
 SEEDS = range(12)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade._types import FloatArray
+from unfold_cascade.gates.chains import chain_tables, chains_of, search_chains, search_orders
 from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.orders import chain_tables, chains_of, search_chains, search_orders
 from unfold_cascade.gates.reference import all_points, non_dominated
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]

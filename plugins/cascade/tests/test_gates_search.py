@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.evaluate import evaluate, outcomes, route
-from unfold_cascade.gates.front import Front
+from unfold_cascade.gates.exact import bin_edges, exact_front
+from unfold_cascade.gates.pareto import Front
 from unfold_cascade.gates.reference import all_points, non_dominated, run_cascade
-from unfold_cascade.gates.search import bin_edges, exact_front
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]
 

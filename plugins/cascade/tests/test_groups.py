@@ -12,21 +12,21 @@ import pytest
 from scipy.stats import binom
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.arrays import IntArray
-from unfold_cascade.cases import cases
-from unfold_cascade.check import Both, changes
-from unfold_cascade.choose import choose, differences_of, monolith
-from unfold_cascade.combine import PolicyFront
-from unfold_cascade.data import split_clusters
-from unfold_cascade.decide import decide
-from unfold_cascade.estimators import Recipe
-from unfold_cascade.goals import Goal
-from unfold_cascade.plan import plan
-from unfold_cascade.policy import Policy, Step
-from unfold_cascade.questions import Question, Zoo
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time.keys import Drift, Split
-from unfold_cascade.zoo import Job, work
+from unfold_cascade._types import IntArray
+from unfold_cascade.data.dataset import cases
+from unfold_cascade.data.table import split_clusters
+from unfold_cascade.drift.static import Both, changes
+from unfold_cascade.learners.estimators import Recipe
+from unfold_cascade.models.zoo import Job, work
+from unfold_cascade.planner.compose import PolicyFront
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.planner.policy import Policy, Step
+from unfold_cascade.planner.score_tables import Question, Zoo
+from unfold_cascade.planner.select import choose, differences_of, monolith
+from unfold_cascade.schema.goals import Goal
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.temporal import Drift, Split
+from unfold_cascade.verbs.plan import plan
 from unfoldkit.api import UnfoldError
 
 LOG = """

@@ -10,18 +10,18 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade import estimators
-from unfold_cascade.cases import features
-from unfold_cascade.decide import decide
-from unfold_cascade.gates.evidence import look, shrunk
-from unfold_cascade.serve import cascade, load
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time import served
-from unfold_cascade.time.counts import counts
-from unfold_cascade.time.panel import panel
-from unfold_cascade.time.serve import check, timed
-from unfold_cascade.time.study import stored, table_of
-from unfold_cascade.train import train
+from unfold_cascade.data.dataset import features
+from unfold_cascade.gates.evidential import look, shrunk
+from unfold_cascade.learners import estimators
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.serving.service import cascade, load
+from unfold_cascade.temporal.data.features import panel
+from unfold_cascade.temporal.models.study import stored, table_of
+from unfold_cascade.temporal.serving import plan_loader
+from unfold_cascade.temporal.serving.metrics import counts
+from unfold_cascade.temporal.serving.service import check, timed
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Run, dump, fingerprint
 from unfoldkit.report import Report
 
@@ -84,7 +84,7 @@ def test_over_time_answers_are_drawn_to_even_by_doubt(tmp_path: Path, confidence
     np.testing.assert_allclose(log.p[unseen], wanted, atol=1e-6)
     assert not np.allclose(plain, wanted)
     plan = {"spec_sha256": fingerprint(dump(spec)), "seed": run.seed, "decision": report.decision}
-    loaded = served.load(spec, run, plan)
+    loaded = plan_loader.load(spec, run, plan)
     check(loaded, timed(loaded, counts(loaded, CollectorRegistry())))
 
 

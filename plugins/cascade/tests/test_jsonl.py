@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.data import frame_of_file
-from unfold_cascade.plan import plan
+from unfold_cascade.data.table import frame_of_file
+from unfold_cascade.verbs.plan import plan
 from unfoldkit.api import UnfoldError
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.check import _bands
-from unfold_cascade.decide import decide
-from unfold_cascade.gates.conditional import calibrate
-from unfold_cascade.gates.search import exact_front
-from unfold_cascade.plan import plan
-from unfold_cascade.policy import follow
-from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.drift.static import _bands
+from unfold_cascade.gates.calibrated import calibrate
+from unfold_cascade.gates.exact import exact_front
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.planner.policy import follow
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.verbs.plan import plan
 from unfoldkit.api import UnfoldError
 
 MODES = ["either", "max-probability", "label-conditional"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from plugins.cascade.tests.runs import OWN, TUMOURS, run_in, spec_of
-from unfold_cascade.opening import opened
-from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.verbs.check_inputs import opened
 
 LONG = """
 version: 1

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_cascade.combine import PolicyFront, search
-from unfold_cascade.policy import Policy, Step, follow
-from unfold_cascade.questions import Question, Zoo
-from unfold_cascade.spec import GateSpec
+from unfold_cascade.planner.compose import PolicyFront, search
+from unfold_cascade.planner.policy import Policy, Step, follow
+from unfold_cascade.planner.score_tables import Question, Zoo
+from unfold_cascade.schema.models import GateSpec
 
 
 def _question(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.certificate import Rule, p_value
-from unfold_cascade.decide import decide
-from unfold_cascade.plan import plan
-from unfold_cascade.promised import line
-from unfold_cascade.promises import Promise, certified, relaxations
+from unfold_cascade.planner.certificate import Rule, p_value
+from unfold_cascade.planner.guarantees import Promise, certified, relaxations
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.report.certificate import line
+from unfold_cascade.verbs.plan import plan
 from unfoldkit.api import Report, UnfoldError, Verdict
 
 LOG = """

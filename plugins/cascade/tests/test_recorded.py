@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.cases import cases
-from unfold_cascade.plan import plan
-from unfold_cascade.questions import zoo
-from unfold_cascade.spec import CascadeSpec
+from unfold_cascade.data.dataset import cases
+from unfold_cascade.planner.score_tables import zoo
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.verbs.plan import plan
 from unfoldkit.api import Run, UnfoldError
 from unfoldkit.render.text import render
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_cascade import curves
-from unfold_cascade.gates.conditional import fit_chain
-from unfold_cascade.questions import Question
-from unfold_cascade.scorer import Scorer
+from unfold_cascade.gates import calibration_io
+from unfold_cascade.gates.calibrated import fit_chain
+from unfold_cascade.planner.gate_scores import Scorer
+from unfold_cascade.planner.score_tables import Question
 
 
 def test_a_gate_is_fitted_once_for_all_points() -> None:
@@ -26,4 +26,4 @@ def test_a_gate_is_fitted_once_for_all_points() -> None:
     assert all(a is b for a, b in zip(one.curves, two.curves, strict=True))
     assert one.curves[0] is short.curves[0]
     alone = fit_chain(score, answer, 1.0 - loss, (0, 1, 2))
-    assert [curves.to_data(each) for each in one.curves] == [curves.to_data(each) for each in alone]
+    assert [calibration_io.to_data(each) for each in one.curves] == [calibration_io.to_data(each) for each in alone]

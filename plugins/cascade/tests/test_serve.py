@@ -18,9 +18,9 @@ import pytest
 from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import TUMOURS, run_in, spec_of
-from unfold_cascade.decide import decide
-from unfold_cascade.live import answered, within_single
-from unfold_cascade.policy import follow
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.planner.policy import follow
+from unfold_cascade.serving.model import answered, within_single
 from unfoldkit.serving.model import Call, Field
 
 X = load_breast_cancer().data

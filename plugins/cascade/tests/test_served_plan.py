@@ -12,14 +12,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade import pack
-from unfold_cascade.board import of_counters
-from unfold_cascade.live import Cascade, Way
-from unfold_cascade.pack import NATIVE, ONNX, Engine, keep_probe
-from unfold_cascade.policy import follow, path_cost
-from unfold_cascade.serve import Loaded, cascade, counter, load, serve
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.train import train
+from unfold_cascade.models import onnx_runtime
+from unfold_cascade.models.onnx_runtime import NATIVE, ONNX, Engine, keep_probe
+from unfold_cascade.planner.policy import follow, path_cost
+from unfold_cascade.report.dashboard import of_counters
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.serving.model import Cascade, Way
+from unfold_cascade.serving.service import Loaded, cascade, counter, load, serve
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Run, UnfoldError, dump, fingerprint
 from unfoldkit.report import Report
 from unfoldkit.serving.model import Batch, Call
@@ -68,7 +68,7 @@ def elsewhere(run: Run, folder: Path) -> Run:
     return replace(run, directory=type(run.directory)(folder / "run"))
 
 
-def probe_of(loaded: Loaded, run: Run) -> pack.Probe:
+def probe_of(loaded: Loaded, run: Run) -> onnx_runtime.Probe:
     return keep_probe(loaded.spec, run, loaded.given)
 
 
@@ -111,7 +111,7 @@ def test_native_and_converted_models_agree(served: Any) -> None:
     loaded, run, model, _ = served
     probe = probe_of(loaded, run)
     engines = {
-        name: pack.engine(run, *loaded.found[tuple(name.split("/"))], probe, native=True)  # type: ignore[index,misc]
+        name: onnx_runtime.engine(run, *loaded.found[tuple(name.split("/"))], probe, native=True)  # type: ignore[index,misc]
         for name in served[3]
     }
     assert {engine.name for engine in engines.values()} == {NATIVE}
@@ -173,19 +173,19 @@ def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Pat
     probe = probe_of(loaded, run)
     slot, log = loaded.found["fine", "round", "linear"]
     other, _ = loaded.found["fine", "straight", "linear"]
-    assert pack.engine(run, slot, log, probe).name == ONNX
+    assert onnx_runtime.engine(run, slot, log, probe).name == ONNX
     for form in ("float32", "float64"):
         name = f"serving/fine/round/linear.{form}.onnx"
-        made_from = pack.form_of(slot)
-        pack._converted(run, other, np.dtype(form).type)
+        made_from = onnx_runtime.form_of(slot)
+        onnx_runtime._converted(run, other, np.dtype(form).type)
         run.directory.write(name, run.directory.read(f"serving/fine/straight/linear.{form}.onnx"), made_from=made_from)
-    found = pack.engine(run, slot, log, probe)
+    found = onnx_runtime.engine(run, slot, log, probe)
     assert found.name == NATIVE
     assert "gives something else" in found.why
     nudged = replace(log, probability=log.probability + 1e-3)
-    assert "differs by 0.001" in pack.engine(digits[1], slot, nudged, probe).why
+    assert "differs by 0.001" in onnx_runtime.engine(digits[1], slot, nudged, probe).why
     turned = replace(log, probability=np.roll(log.probability, 1, axis=1))
-    assert "rows differently" in pack.engine(digits[1], slot, turned, probe).why
+    assert "rows differently" in onnx_runtime.engine(digits[1], slot, turned, probe).why
 
 
 def test_a_cascade_that_goes_astray_is_refused(digits: Any) -> None:
@@ -196,7 +196,7 @@ def test_a_cascade_that_goes_astray_is_refused(digits: Any) -> None:
     other = replace(loaded, zoo=zoo)
     model, _ = cascade(loaded, digits[1], lambda _way: None)
     assert path_cost(zoo, zoo.first, (0,), frozenset())[0] > path_cost(loaded.zoo, first, (0,), frozenset())[0]
-    from unfold_cascade.serve import astray
+    from unfold_cascade.serving.service import astray
 
     assert astray(other, model, probe_of(loaded, digits[1])) == len(probe_of(loaded, digits[1]).rows)
     assert astray(loaded, model, probe_of(loaded, digits[1])) == 0

@@ -12,13 +12,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.check import check
-from unfold_cascade.pack import keep_probe
-from unfold_cascade.policy import follow
-from unfold_cascade.questions import SETTLED
-from unfold_cascade.serve import cascade, counter, load
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.train import train
+from unfold_cascade.drift.static import check
+from unfold_cascade.models.onnx_runtime import keep_probe
+from unfold_cascade.planner.policy import follow
+from unfold_cascade.planner.score_tables import SETTLED
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.serving.service import cascade, counter, load
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Run, dump, fingerprint
 from unfoldkit.report import Report, Verdict
 from unfoldkit.serving.model import Batch, Call

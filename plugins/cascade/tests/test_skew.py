@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.decide import decide
-from unfold_cascade.plan import plan
-from unfold_cascade.promised import shown
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.report.certificate import shown
+from unfold_cascade.verbs.plan import plan
 
 LOG = """
 version: 1

@@ -11,19 +11,19 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.cases import features
-from unfold_cascade.certificate import Rule, upper_bound
-from unfold_cascade.choose import choose, differences_of, monolith
-from unfold_cascade.combine import PolicyFront
-from unfold_cascade.decide import Plan, decide
-from unfold_cascade.goals import Goal
-from unfold_cascade.live import Rows
-from unfold_cascade.plan import plan
-from unfold_cascade.policy import Policy, Step, follow
-from unfold_cascade.questions import Question, Zoo
-from unfold_cascade.serve import cascade, load
-from unfold_cascade.stakes import ALIKE, stakes_of
-from unfold_cascade.train import train
+from unfold_cascade.data.dataset import features
+from unfold_cascade.data.error_costs import ALIKE, stakes_of
+from unfold_cascade.planner.certificate import Rule, upper_bound
+from unfold_cascade.planner.compose import PolicyFront
+from unfold_cascade.planner.planner import Plan, decide
+from unfold_cascade.planner.policy import Policy, Step, follow
+from unfold_cascade.planner.score_tables import Question, Zoo
+from unfold_cascade.planner.select import choose, differences_of, monolith
+from unfold_cascade.schema.goals import Goal
+from unfold_cascade.serving.model import Rows
+from unfold_cascade.serving.service import cascade, load
+from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Run, UnfoldError, dump, fingerprint
 
 SPEC = """

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import OWN, run_in, spec_of
-from unfold_cascade.cases import FILE, _packed, cases, features, left_out, made_from
-from unfold_cascade.data import Frame, expand, frame_of_file
-from unfold_cascade.spec import CascadeSpec, FeatureGroup
-from unfold_cascade.train import train
+from unfold_cascade.data.dataset import FILE, _packed, cases, features, left_out, made_from
+from unfold_cascade.data.table import Frame, expand, frame_of_file
+from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import UnfoldError
 from unfoldkit.errors import ExitCode
 

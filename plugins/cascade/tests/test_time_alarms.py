@@ -7,19 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_cascade.spec import GateSpec
-from unfold_cascade.time import measures
-from unfold_cascade.time.alarms import Alarm, alarms
-from unfold_cascade.time.cost import Rates
-from unfold_cascade.time.judge import Quality, at_rate, outcome, quality
-from unfold_cascade.time.keys import Moves
-from unfold_cascade.time.long import hours_since, starts_of
-from unfold_cascade.time.moves import Clock, Zoo
-from unfold_cascade.time.panel import Purchase
-from unfold_cascade.time.policy import Step
-from unfold_cascade.time.search import nearest
-from unfold_cascade.time.steps import Field, Yard
-from unfold_cascade.time.study import Part
+from unfold_cascade.schema.models import GateSpec
+from unfold_cascade.schema.temporal import Moves
+from unfold_cascade.temporal.data import warning_metrics
+from unfold_cascade.temporal.data.features import Purchase
+from unfold_cascade.temporal.data.table import hours_since, starts_of
+from unfold_cascade.temporal.evaluation.evaluate import Quality, at_rate, outcome, quality
+from unfold_cascade.temporal.models.study import Part
+from unfold_cascade.temporal.search.alarms import Alarm, alarms
+from unfold_cascade.temporal.search.candidates import Field, Yard
+from unfold_cascade.temporal.search.compose import nearest
+from unfold_cascade.temporal.simulation.cost import Rates
+from unfold_cascade.temporal.simulation.policy import Step
+from unfold_cascade.temporal.simulation.trajectories import Clock, Zoo
 
 RATE, CHAIN = 10.0, (0, 1)
 WATCHED = np.array([True])
@@ -34,7 +34,7 @@ def _part(rng: np.random.Generator, noise: tuple[float, float], patients: int = 
     since = hours_since(label, hour, starts)
     bought = Purchase(("dear",), np.array([5.0]), np.array([0.0]))
     zoo = Zoo(np.array(said, dtype=np.float32), np.array([0, 1]), bought)
-    worth, coming = measures.utility(since), measures.events(since, starts)
+    worth, coming = warning_metrics.utility(since), warning_metrics.events(since, starts)
     return Part(Clock(starts, hour), zoo, label[:, None], since[:, None], label.astype(np.int64), {}, worth, coming)
 
 

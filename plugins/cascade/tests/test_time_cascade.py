@@ -16,29 +16,29 @@ import pytest
 from scipy.stats import binom
 
 from plugins.cascade.tests.runs import small
-from unfold_cascade import certificate
-from unfold_cascade.plan import plan
-from unfold_cascade.profile import profile
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time import measures
-from unfold_cascade.time.choose import patient_means, sequence
-from unfold_cascade.time.decide import Searched, judge, searched, swapped
-from unfold_cascade.time.judge import at_rate, outcome
-from unfold_cascade.time.keys import Moves
-from unfold_cascade.time.long import entity_of_row, starts_of
-from unfold_cascade.time.models import rows_in_stage
-from unfold_cascade.time.moves import Zoo
-from unfold_cascade.time.panel import Purchase
-from unfold_cascade.time.policy import Step
-from unfold_cascade.time.search import SLACK, adequate, parallel
-from unfold_cascade.time.steps import Yard, buying, candidates, field, learnt, neighbours, owning
-from unfold_cascade.time.study import study
-from unfold_cascade.train import train
+from unfold_cascade.planner import certificate
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.temporal import Moves
+from unfold_cascade.temporal.data import warning_metrics
+from unfold_cascade.temporal.data.features import Purchase
+from unfold_cascade.temporal.data.table import entity_of_row, starts_of
+from unfold_cascade.temporal.evaluation.evaluate import at_rate, outcome
+from unfold_cascade.temporal.models.study import study
+from unfold_cascade.temporal.models.training import rows_in_stage
+from unfold_cascade.temporal.search.candidates import Yard, buying, candidates, field, learnt, neighbours, owning
+from unfold_cascade.temporal.search.compose import SLACK, adequate, parallel
+from unfold_cascade.temporal.search.planner import Searched, judge, searched, swapped
+from unfold_cascade.temporal.search.select import patient_means, sequence
+from unfold_cascade.temporal.simulation.policy import Step
+from unfold_cascade.temporal.simulation.trajectories import Zoo
+from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs.profile import profile
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import to_data, without_times
-from unfoldkit.spec.loader import parse, read_document
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse, read_document
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "cascade"
@@ -140,7 +140,7 @@ goal: {max_loss: 10%}
     spec = validate(CascadeSpec, parse(text, "leak.yaml"))
     run = Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1), base=tmp_path)
     part = study(spec, run).train
-    area = measures.ranking(part.zoo.p[0].astype(np.float64), part.label).auroc()
+    area = warning_metrics.ranking(part.zoo.p[0].astype(np.float64), part.label).auroc()
     assert area < 0.65
 
 
@@ -154,7 +154,7 @@ def test_alarms_meet_their_rate_and_no_lower_cut_does(found: Searched) -> None:
                 continue
             cut = policy[-1].cut
             rates = [
-                measures.alerts_per_100h(
+                warning_metrics.alerts_per_100h(
                     outcome(part, (step.with_cut(c),), flags, moves, found.study.rates).alert, part.events
                 )
                 for c in (cut, cut * 0.7)

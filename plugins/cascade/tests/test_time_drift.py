@@ -13,11 +13,11 @@ import pytest
 from scipy.stats import binom
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.plan import plan
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time.drift import Counts, changes, compared
-from unfold_cascade.time.keys import Drift
-from unfold_cascade.train import train
+from unfold_cascade.drift.statistics import Counts, changes, compared
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.temporal import Drift
+from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
 
 LEVEL = 0.05

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade import estimators
-from unfold_cascade.time import exits
-from unfold_cascade.time.decide import Findings, decide
-from unfold_cascade.time.keep import FILE as PROBE_FILE
-from unfold_cascade.time.keep import read
-from unfold_cascade.time.models import said
-from unfold_cascade.time.moves import walk
-from unfold_cascade.time.policy import Step, ladder
-from unfold_cascade.time.study import stored
-from unfold_cascade.train import train
+from unfold_cascade.learners import estimators
+from unfold_cascade.temporal import handoff
+from unfold_cascade.temporal.data.holdout import FILE as PROBE_FILE
+from unfold_cascade.temporal.data.holdout import read
+from unfold_cascade.temporal.models.study import stored
+from unfold_cascade.temporal.models.training import said
+from unfold_cascade.temporal.search.planner import Findings, decide
+from unfold_cascade.temporal.simulation.policy import Step, ladder
+from unfold_cascade.temporal.simulation.trajectories import walk
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Run, dump, fingerprint
 
 WARDS = CONFIGS / "wards.yaml"
@@ -49,13 +49,13 @@ def calls(found: Findings, policy: Any, parallel: Any) -> Any:
     """Return the calls of each model in all unseen hours."""
     whole, how = found.study, ladder(policy, np.array(parallel))
     parts = (whole.calibrate, whole.test)
-    moves = found.study.spec.moves or exits.Moves()
+    moves = found.study.spec.moves or handoff.Moves()
     return sum(walk(part.clock, part.zoo, how, moves).calls.sum(axis=0) for part in parts)
 
 
 def test_the_ways_hold_every_call_of_the_plan(found: Findings) -> None:
     """The models on the ways are asked as often as the simulation of the plan asks them, and every hour has a way."""
-    data = exits.exits(found)
+    data = handoff.exits(found)
     expected = calls(found, CHAINS, [False, True])
     assert data["cases"] == sum(way["cases"] for way in data["ways"]) > 2000
     for index, model in enumerate(data["models"]):
@@ -66,7 +66,7 @@ def test_the_ways_hold_every_call_of_the_plan(found: Findings) -> None:
 
 def test_shares_are_those_of_the_ways(found: Findings) -> None:
     """A first model has the share of all hours that it is asked in, a later one that of its predecessor's hours."""
-    data = exits.exits(found)
+    data = handoff.exits(found)
     count = {model["name"]: model["cases"] for model in data["models"]}
     for model in data["models"]:
         before = model["after"] or {"": model["share"]}
@@ -77,9 +77,9 @@ def test_shares_are_those_of_the_ways(found: Findings) -> None:
 
 def test_the_run_tells_what_was_planned(run: Run) -> None:
     """Training writes exits of the plan's spec, whose models and rows stand in the manifest."""
-    data = json.loads(run.directory.read(exits.EXITS_FILE))
+    data = json.loads(run.directory.read(handoff.EXITS_FILE))
     assert data["spec_sha256"] == fingerprint(dump(spec_of(WARDS)))
-    assert data["schema"] == exits.SCHEMA
+    assert data["schema"] == handoff.SCHEMA
     assert all(run.directory.read(model["file"]) for model in data["models"])
     assert run.directory.read(data["probe"])
 
@@ -87,9 +87,9 @@ def test_the_run_tells_what_was_planned(run: Run) -> None:
 def test_models_say_of_the_rows_what_they_said_of_the_hours(run: Run, found: Findings) -> None:
     """A stored model answers the rows that are kept for it as its log answers the same hours."""
     held, probe = stored(spec_of(WARDS), run), read(run.directory.read(PROBE_FILE))
-    with np.load(io.BytesIO(run.directory.read(exits.ROWS_FILE))) as kept:
+    with np.load(io.BytesIO(run.directory.read(handoff.ROWS_FILE))) as kept:
         rows = kept["x"]
-    for told in exits.exits(found)["models"]:
+    for told in handoff.exits(found)["models"]:
         at = found.study.models.index(f"{told['stage']}/{told['model']}")
         model = estimators.from_bytes(run.directory.read(told["file"]), ubjson=told["file"].endswith(".ubj"), file="")
         p = said(model, rows[:, told["columns"]], 2, None)
@@ -98,7 +98,7 @@ def test_models_say_of_the_rows_what_they_said_of_the_hours(run: Run, found: Fin
 
 def test_without_a_promise_the_monolith_is_the_only_model(found: Findings) -> None:
     """Where no cascade is promised, hours go to the monolith or, their alarm being latched, nowhere."""
-    data = exits.exits(replace(found, choice=replace(found.choice, promised=False)))
+    data = handoff.exits(replace(found, choice=replace(found.choice, promised=False)))
     assert [model["name"] for model in data["models"]] == ["baseline-monolith"]
     assert data["models"][0]["file"].startswith("models/baseline/")
     assert data["models"][0]["cases"] == calls(found, found.rule.policy, [True])[-1]
@@ -109,12 +109,12 @@ def test_what_no_route_tells_has_no_exits(found: Findings, tmp_path: Path, moves
     """Where an hour begins by memory, or an answer decides in the same hour who is next, no file tells of exits."""
     spec = spec_of(WARDS, f"moves={moves}")
     fresh = run_in(tmp_path)
-    exits.keep(replace(found, study=replace(found.study, spec=spec)), fresh)
-    assert not fresh.directory.has(exits.EXITS_FILE)
+    handoff.keep(replace(found, study=replace(found.study, spec=spec)), fresh)
+    assert not fresh.directory.has(handoff.EXITS_FILE)
 
 
 def test_a_check_leaves_the_exits(run: Run, found: Findings) -> None:
     """A check of a plan against other hours writes no exits."""
-    before = run.directory.files()[exits.EXITS_FILE]
-    exits.keep(found, replace(run, options={"baseline_plan": {"decision": {}}}))
-    assert run.directory.files()[exits.EXITS_FILE] == before
+    before = run.directory.files()[handoff.EXITS_FILE]
+    handoff.keep(found, replace(run, options={"baseline_plan": {"decision": {}}}))
+    assert run.directory.files()[handoff.EXITS_FILE] == before

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.time.decide import Searched, searched
-from unfold_cascade.time.judge import outcome, quality
-from unfold_cascade.time.search import adequate
+from unfold_cascade.temporal.evaluation.evaluate import outcome, quality
+from unfold_cascade.temporal.search.compose import adequate
+from unfold_cascade.temporal.search.planner import Searched, searched
 from unfoldkit.api import Run
 
 MARGIN = 0.2

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from unfold_cascade.time.long import hours_since, rows_of, starts_of
-from unfold_cascade.time.measures import (
+from unfold_cascade.temporal.data.table import hours_since, rows_of, starts_of
+from unfold_cascade.temporal.data.warning_metrics import (
     alerts_per_100h,
     bootstrap_weights,
     cut_at_rate,

@@ -8,12 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from unfold_cascade.time import hourly
-from unfold_cascade.time.cost import Rates, bill, totals
-from unfold_cascade.time.keys import Moves
-from unfold_cascade.time.moves import Clock, Ladder, Walk, Zoo, walk, walk_plain
-from unfold_cascade.time.panel import Purchase
-from unfold_cascade.time.policy import Step, ladder
+from unfold_cascade.schema.temporal import Moves
+from unfold_cascade.temporal.data.features import Purchase
+from unfold_cascade.temporal.simulation import online_step
+from unfold_cascade.temporal.simulation.cost import Rates, bill, totals
+from unfold_cascade.temporal.simulation.policy import Step, ladder
+from unfold_cascade.temporal.simulation.trajectories import Clock, Ladder, Walk, Zoo, walk, walk_plain
 
 SEEDS = range(60)
 
@@ -274,20 +274,20 @@ def _arrays(went: Walk) -> tuple[np.ndarray, ...]:
 def test_hours_that_come_one_at_a_time_make_the_same_trajectory(world: tuple[Clock, Zoo, Ladder, Moves]) -> None:
     """Stepped hour by hour, all cases side by side, stages, calls and purchases are those of the simulation."""
     clock, zoo, rungs, moves = world
-    expected, ladder_ = walk_plain(clock, zoo, rungs, moves), hourly.rungs(rungs)
-    trails = [hourly.start(len(ladder_)) for _ in clock.starts[:-1]]
-    since = [hourly.never(zoo.purchase) for _ in trails]
+    expected, ladder_ = walk_plain(clock, zoo, rungs, moves), online_step.rungs(rungs)
+    trails = [online_step.start(len(ladder_)) for _ in clock.starts[:-1]]
+    since = [online_step.never(zoo.purchase) for _ in trails]
     calls, buys = np.zeros_like(expected.calls), np.zeros_like(expected.buys)
     for late in range(int(np.diff(clock.starts).max())):
         here = np.flatnonzero(clock.starts[:-1] + late < clock.starts[1:])
         rows = clock.starts[here] + late
         now = [trails[case] for case in here]
-        stages, heard = hourly.step(
+        stages, heard = online_step.step(
             ladder_,
             moves,
             now,
             lambda m, who, _, rows=rows: zoo.p[m, rows[list(who)]].tolist(),
-            lambda i, m, asked, here=here, rows=rows: hourly.owns(
+            lambda i, m, asked, here=here, rows=rows: online_step.owns(
                 zoo.needs, m, asked, float(clock.hour[rows[i]]), zoo.purchase, since[here[i]]
             ),
         )
@@ -295,7 +295,7 @@ def test_hours_that_come_one_at_a_time_make_the_same_trajectory(world: tuple[Clo
         for case, row, said in zip(here, rows, heard, strict=True):
             for item in said:
                 calls[case, item.model] += 1
-                new = hourly.bought(int(zoo.needs[item.model]), float(clock.hour[row]), zoo.purchase, since[case])
+                new = online_step.bought(int(zoo.needs[item.model]), float(clock.hour[row]), zoo.purchase, since[case])
                 buys[case, new] += 1
     np.testing.assert_array_equal(calls, expected.calls)
     np.testing.assert_array_equal(buys, expected.buys)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, spec_of
-from unfold_cascade.spec import FeatureGroup, Stage
-from unfold_cascade.time.keys import LongData
-from unfold_cascade.time.long import Long, first_true, rows_of, starts_of
-from unfold_cascade.time.models import Facts, rows_in_stage
-from unfold_cascade.time.moves import Clock
-from unfold_cascade.time.panel import expanded, layout, panel
-from unfold_cascade.time.readers import read_long, read_psv
-from unfold_cascade.time.sight import Past, sight
-from unfold_cascade.time.study import Hours
-from unfold_cascade.time.targets import entered, partial_sofa, rule, sirs, truth
-from unfold_cascade.time.windows import STATISTICS, carried, statistics
+from unfold_cascade.schema.models import FeatureGroup, Stage
+from unfold_cascade.schema.temporal import LongData
+from unfold_cascade.temporal.data.features import expanded, layout, panel
+from unfold_cascade.temporal.data.online_features import Past, sight
+from unfold_cascade.temporal.data.readers import read_long, read_psv
+from unfold_cascade.temporal.data.table import Long, first_true, rows_of, starts_of
+from unfold_cascade.temporal.data.targets import entered, partial_sofa, rule, sirs, truth
+from unfold_cascade.temporal.data.windows import STATISTICS, carried, statistics
+from unfold_cascade.temporal.models.study import Hours
+from unfold_cascade.temporal.models.training import Facts, rows_in_stage
+from unfold_cascade.temporal.simulation.trajectories import Clock
 from unfoldkit.errors import UnfoldError
 
 HEAD = "HR|Temp|Resp|PaCO2|WBC|ICULOS|SepsisLabel"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unfold_cascade.time.keys import LongData
-from unfold_cascade.time.readers import read_long
+from unfold_cascade.schema.temporal import LongData
+from unfold_cascade.temporal.data.readers import read_long
 from unfoldkit.errors import UnfoldError
 
 ICU = """stay,charttime,unit,HR,note

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade import estimators
-from unfold_cascade.estimators import Recipe
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time import measures
-from unfold_cascade.time.decide import decide
-from unfold_cascade.time.models import slots
-from unfold_cascade.time.panel import layout
-from unfold_cascade.time.story import tell
-from unfold_cascade.time.study import stored
-from unfold_cascade.train import train
+from unfold_cascade.learners import estimators
+from unfold_cascade.learners.estimators import Recipe
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.temporal.data import warning_metrics
+from unfold_cascade.temporal.data.features import layout
+from unfold_cascade.temporal.models.study import stored
+from unfold_cascade.temporal.models.training import slots
+from unfold_cascade.temporal.report import tell
+from unfold_cascade.temporal.search.planner import decide
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Report, Run
 
 WARDS = CONFIGS / "wards.yaml"
@@ -52,7 +52,7 @@ def test_learning_the_utility_weighs_rows_by_what_a_warning_is_worth(tmp_path: P
     """Labels are where a warning pays, weights by how much; hours where it makes no difference are left out."""
     spec, run, _ = trained(tmp_path, "stages[1].learn=utility")
     held = stored(spec, run)
-    worth = measures.utility(held.hours.facts.since[:, -1])
+    worth = warning_metrics.utility(held.hours.facts.since[:, -1])
     gain = worth.yes - worth.no
     for slot in slots(spec, run, held.hours.facts, layout(spec.features)):
         if slot.stage == "sepsis":

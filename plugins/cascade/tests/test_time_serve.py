@@ -21,20 +21,20 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.time import serve
-from unfold_cascade.time.counts import counts
-from unfold_cascade.time.long import rows_of
-from unfold_cascade.time.monolith import decoded
-from unfold_cascade.time.moves import Walk, walk
-from unfold_cascade.time.policy import Step, ladder
-from unfold_cascade.time.readers import read_long
-from unfold_cascade.time.serve import check, timed
-from unfold_cascade.time.served import Loaded, load
-from unfold_cascade.time.study import Part, stored, study
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.temporal.data.readers import read_long
+from unfold_cascade.temporal.data.table import rows_of
+from unfold_cascade.temporal.evaluation.monolith import decoded
+from unfold_cascade.temporal.models.study import Part, stored, study
+from unfold_cascade.temporal.serving import service
+from unfold_cascade.temporal.serving.metrics import counts
+from unfold_cascade.temporal.serving.plan_loader import Loaded, load
+from unfold_cascade.temporal.serving.service import check, timed
+from unfold_cascade.temporal.simulation.policy import Step, ladder
+from unfold_cascade.temporal.simulation.trajectories import Walk, walk
 from unfoldkit.api import RunDir, UnfoldError
-from unfoldkit.spec.loader import read_document
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import read_document
 
 COMMAND = (sys.executable, "-m", "unfoldkit")
 WARDS = CONFIGS / "wards.yaml"
@@ -218,7 +218,7 @@ def test_what_is_owned_is_known_while_serving(trained: Trained) -> None:
     loaded = replace(trained.loaded, policy=(first, last))
     check(loaded, timed(loaded, silent(loaded)))
     plain = replace(loaded, policy=(replace(first, owned=()), replace(last, owned=())))
-    calls = [serve.simulated(one)[1].calls.sum(axis=0)[[chart, full]] for one in (loaded, plain)]
+    calls = [service.simulated(one)[1].calls.sum(axis=0)[[chart, full]] for one in (loaded, plain)]
     assert (calls[0] > calls[1]).all()
 
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, run_in, spec_of
-from unfold_cascade.cases import features, stored_cases
-from unfold_cascade.choose import POINTS
-from unfold_cascade.data import frame_of_file
-from unfold_cascade.decide import decide
-from unfold_cascade.plan import plan
-from unfold_cascade.policy import path_cost
-from unfold_cascade.profile import profile
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.train import train
+from unfold_cascade.data.dataset import features, stored_cases
+from unfold_cascade.data.table import frame_of_file
+from unfold_cascade.planner.planner import decide
+from unfold_cascade.planner.policy import path_cost
+from unfold_cascade.planner.select import POINTS
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs.profile import profile
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Report, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import to_data, without_times
@@ -315,7 +315,7 @@ def test_a_bad_table_is_told_in_one_sentence(tmp_path: Path, text: str, told: st
 
 def test_the_certificate_keeps_its_promise_over_resampled_calibrations() -> None:
     """Over 1,000 calibrations drawn from a known population the promised loss is exceeded in at most δ of them."""
-    from unfold_cascade import certificate
+    from unfold_cascade.planner import certificate
 
     generator = np.random.default_rng(5)
     epsilon, delta, n = 0.02, 0.05, 449

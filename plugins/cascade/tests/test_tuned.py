@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade import estimators
-from unfold_cascade.plan import plan
-from unfold_cascade.spec import CascadeSpec
-from unfold_cascade.train import train
+from unfold_cascade.learners import estimators
+from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs.train import train
 from unfoldkit.api import Run, RunDir, UnfoldError
 
 FOUND = {"learning_rate": 0.3, "max_depth": 2, "n_estimators": 7}

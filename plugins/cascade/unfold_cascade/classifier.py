@@ -11,13 +11,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
-from unfold_cascade import cost
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates import confidence as functions
-from unfold_cascade.gates.evidence import ensemble, evidential
-from unfold_cascade.gates.front import thin
-from unfold_cascade.gates.orders import ChainFront, search_orders
-from unfold_cascade.gates.search import MAX_MODELS
+from unfold_cascade.gates.chains import ChainFront, search_orders
+from unfold_cascade.gates.evidential import ensemble, evidential
+from unfold_cascade.gates.exact import MAX_MODELS
+from unfold_cascade.gates.pareto import thin
+from unfold_cascade.learners import cost
 from unfoldkit.api import UnfoldError
 
 Verdict = Literal["answers", "asks on"]
@@ -61,7 +61,7 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ``fit`` fits every estimator, and finds on out-of-fold probabilities the whole front of accuracy and cost over all
     chains of up to ``max_models`` of them, the thresholds searched exactly (reference, section 1.5). Which cascade of
     the front answers is decided at each call by its ``budget``. Nothing is certified here: hold a front against cases
-    that it has not seen with ``unfold train``, or ``unfold_cascade.certificate``.
+    that it has not seen with ``unfold train``, or ``unfold_cascade.planner.certificate``.
 
     Args:
         estimators: (name, classifier with ``predict_proba``) pairs; a small and a large forest by default.

@@ -13,12 +13,12 @@ def unfold_kinds() -> Iterable[Kind]:
     yield Kind(
         name="cascade",
         summary="asks the cheap models first and the costly ones only where it must (UnfoldML)",
-        spec="unfold_cascade.spec:CascadeSpec",
-        profile="unfold_cascade.profile:profile",
-        train="unfold_cascade.train:train",
-        plan="unfold_cascade.plan:plan",
-        serve="unfold_cascade.serve:serve",
+        spec="unfold_cascade.schema.models:CascadeSpec",
+        profile="unfold_cascade.verbs.profile:profile",
+        train="unfold_cascade.verbs.train:train",
+        plan="unfold_cascade.verbs.plan:plan",
+        serve="unfold_cascade.serving.service:serve",
         examples="unfold_cascade:examples",
         many=True,
-        opens="unfold_cascade.opening:opened",
+        opens="unfold_cascade.verbs.check_inputs:opened",
     )

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.test_planner import chain, diamond, judged, option
-from unfold_pipeline.bounds import MOST, Bounds
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.optimum import Search, cheapest
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner.bounds import MOST, Bounds
+from unfold_pipeline.planner.branch_and_bound import Search, cheapest
 
 BUDGETS = (0.2, 2.0, 0.03, 0.011, 0.05, 0.4, 0.02, 0.045)
 

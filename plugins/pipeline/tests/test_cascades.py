@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import models, workload
-from unfold_pipeline.cascades import ROUTES_FILE, resolved
-from unfold_pipeline.estimator import Estimator
-from unfold_pipeline.exports import ray_serve
-from unfold_pipeline.graph import Choice
-from unfold_pipeline.plan import plan
-from unfold_pipeline.profile import profile
-from unfold_pipeline.serve import serve
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.estimator.estimator import Estimator
+from unfold_pipeline.problem import build
+from unfold_pipeline.problem.from_cascade import ROUTES_FILE, resolved
+from unfold_pipeline.problem.pipeline import Choice
+from unfold_pipeline.report.exports import ray_serve
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs.plan import plan
+from unfold_pipeline.verbs.profile import profile
+from unfold_pipeline.verbs.serve import serve
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict, dump
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1
@@ -98,8 +99,8 @@ def test_queries_take_the_ways_of_the_cases(tmp_path: Path, run: Run) -> None:
     """As many queries take each way as cases did, none another way, and each edge has the share of the run."""
     cascade(tmp_path)
     spec = resolved(spec_of(), run)
-    built = workload.pipeline(spec, run)
-    sample = replace(workload.samples(spec, built, run)[0])
+    built = build.pipeline(spec, run)
+    sample = replace(build.samples(spec, built, run)[0])
     seen: list[list[int]] = [[] for _ in range(sample.size)]
     for stage, visits in enumerate(sample.visits):
         for owner in visits.owner.tolist():
@@ -118,8 +119,8 @@ def test_hours_enter_at_several_stages(tmp_path: Path, run: Run) -> None:
     ways = [{"models": way, "cases": count} for way, count in (([], 20), ([0, 1], 50), ([1], 30))]
     cascade(tmp_path, source="long", unit="hours", models=told, ways=ways)
     spec = resolved(spec_of(), run)
-    built = workload.pipeline(spec, run)
-    sample = workload.samples(spec, built, run)[0]
+    built = build.pipeline(spec, run)
+    sample = build.samples(spec, built, run)[0]
     hundreds = sample.size // 100 * 100
     counts = [int((visits.owner < hundreds).sum()) for visits in sample.visits]
     assert counts == [hundreds * 0.5, hundreds * 0.8]
@@ -152,7 +153,7 @@ def test_the_plan_says_where_it_is_from(tmp_path: Path, run: Run) -> None:
     assert "256 rows a call" in lines["latency"]
     assert "never" in lines["left out"]
     assert report.provenance["inputs"]["exits_sha256"] == directory.files()["exits.json"]["sha256"]
-    options = workload.pipeline(resolved(spec_of(), run), run).stages[1].options
+    options = build.pipeline(resolved(spec_of(), run), run).stages[1].options
     assert options[0].latency.tolist() == pytest.approx([0, 2e-3, 4e-3])
 
 
@@ -173,10 +174,10 @@ def test_a_model_reads_its_own_columns(tmp_path: Path, run: Run) -> None:
     cascade(tmp_path)
     model = resolved(spec_of(), run).named["slow"].model
     assert model is not None
-    rows = models.rows_for(model, None, run)
+    rows = model_loader.rows_for(model, None, run)
     assert rows.shape[1] == 3
-    whole = models.load(models.source_of("slow", model, run))
-    alone = models.load(models.Source(str(tmp_path / "cascade" / "models" / "slow.skops")))
+    whole = model_loader.load(model_loader.source_of("slow", model, run))
+    alone = model_loader.load(model_loader.Source(str(tmp_path / "cascade" / "models" / "slow.skops")))
     assert np.array_equal(whole(rows), alone(rows[:, [0, 2]]))
 
 

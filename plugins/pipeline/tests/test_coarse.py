@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.test_planner import chain, judged, option
-from unfold_pipeline import coarse
-from unfold_pipeline.graph import Choice, Edge, Pipeline, needed, service_time
-from unfold_pipeline.judge import Judge
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import coarse_grained
+from unfold_pipeline.problem.pipeline import Choice, Edge, Pipeline, needed, service_time
 
 
 def drawn(seed: int, stages: int, kinds: int) -> Pipeline:
@@ -43,11 +43,11 @@ def every(judge: Judge) -> list[tuple[bool, float, float]]:
             seconds = [float(o.latency[c.batch]) for o, c in zip(here, plan, strict=True)]
             shares = [judge.estimators[0].sample.share(index) for index in range(len(stages))]
             rate = min(o.throughput(c.batch) / share for o, c, share in zip(here, plan, shares, strict=True))
-            item = coarse.Unit(plan, rate, 0.0)
-            if service_time(judge.pipeline, seconds) <= judge.limit and coarse.most(judge, item) >= 1:
-                count = max(1, coarse.mean_count(judge, item))
+            item = coarse_grained.Unit(plan, rate, 0.0)
+            if service_time(judge.pipeline, seconds) <= judge.limit and coarse_grained.most(judge, item) >= 1:
+                count = max(1, coarse_grained.mean_count(judge, item))
                 price = judge.pipeline.cost(item.times(count)) / count
-                short = needed(coarse.peak_rate(judge), rate) > coarse.most(judge, item)
+                short = needed(coarse_grained.peak_rate(judge), rate) > coarse_grained.most(judge, item)
                 found.append((short, price / rate, price))
     return found
 
@@ -57,19 +57,19 @@ def test_the_unit_is_the_best_of_all(seed: int) -> None:
     """No unit of any hardware and batch is cheaper by throughput, with quotas and shared instances and without."""
     for limit in (0.08, 0.15, 0.4):
         judge = judged(drawn(seed, 3, 3), limit, seconds=4.0, seed=seed)
-        found, units = coarse.unit(judge), every(judge)
+        found, units = coarse_grained.unit(judge), every(judge)
         if found is None:
             assert not units
             continue
         short, ratio, price = min(units)
         assert found.price / found.throughput == pytest.approx(ratio)
         assert found.price == pytest.approx(price)
-        assert (needed(coarse.peak_rate(judge), found.throughput) > coarse.most(judge, found)) == short
+        assert (needed(coarse_grained.peak_rate(judge), found.throughput) > coarse_grained.most(judge, found)) == short
 
 
 def test_long_pipelines_have_a_unit() -> None:
     """The units of twelve stages on five kinds of hardware, hundreds of millions, are not looked at one by one."""
     judge = judged(drawn(1, 12, 5), 1.5, seconds=2.0)
-    found = coarse.unit(judge)
+    found = coarse_grained.unit(judge)
     assert found is not None
     assert judge.single(found.choices) <= judge.limit

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from unfold_pipeline import models
-from unfold_pipeline.cores import Cores, dealt, of_this_machine
-from unfold_pipeline.graph import Choice
-from unfold_pipeline.runtime import Runtime
+from unfold_pipeline.problem.pipeline import Choice
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.affinity import Cores, dealt, of_this_machine
+from unfold_pipeline.runtime.local import Runtime
 
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a process keep to a core")
 
@@ -35,7 +35,7 @@ def test_core_of_a_replica_that_left_goes_to_the_next() -> None:
 def test_running_replicas_keep_to_their_cores(tmp_path: Path) -> None:
     """Each replica may run on one core only, as dealt, and one that comes later on the one with the fewest."""
     (tmp_path / "kept.py").write_text("def same(rows):\n    return rows.sum(axis=1)\n")
-    sources = [models.Source(code="kept:same", folder=str(tmp_path))] * 2
+    sources = [model_loader.Source(code="kept:same", folder=str(tmp_path))] * 2
     numbers = of_this_machine().numbers
 
     async def scene() -> list[set[int]]:

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_pipeline.cores import dealt
-from unfold_pipeline.crowd import crowded
-from unfold_pipeline.estimator import server
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.orders import Step, as_seen
-from unfold_pipeline.play import carried, constant, patience_of, play, sized
-from unfold_pipeline.sample import draw
+from unfold_pipeline.estimator.contention import crowded
+from unfold_pipeline.estimator.estimator import server
+from unfold_pipeline.estimator.replica_schedule import Step, as_seen
+from unfold_pipeline.estimator.simulator import carried, constant, patience_of, play, sized
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.runtime.affinity import dealt
 from unfoldkit.arrivals import processes
 
 CPU = Option("core", 0.05, table([(1, 0.05), (4, 0.11)]), wake=0.002)

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import models
-from unfold_pipeline.graph import Choice
-from unfold_pipeline.plan import plan
-from unfold_pipeline.profile import profile
-from unfold_pipeline.runtime import Runtime
-from unfold_pipeline.serve import serve
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.problem.pipeline import Choice
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.local import Runtime
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs.plan import plan
+from unfold_pipeline.verbs.profile import profile
+from unfold_pipeline.verbs.serve import serve
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1
@@ -94,7 +94,7 @@ def test_a_replica_that_dies_at_its_start_is_told(tmp_path: Path, how: str) -> N
     """A process that ends before it is ready is told with stage and end, as the caller's, and nothing is left of it."""
     code, told = ENDS[how]
     (tmp_path / "dying.py").write_text(code)
-    runtime = Runtime(["a"], [models.Source(code="dying:x", folder=str(tmp_path))], (Choice(0, 1, 2),))
+    runtime = Runtime(["a"], [model_loader.Source(code="dying:x", folder=str(tmp_path))], (Choice(0, 1, 2),))
     with pytest.raises(UnfoldError) as error:
         asyncio.run(runtime.start())
     assert error.value.code == 2

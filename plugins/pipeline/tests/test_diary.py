@@ -7,11 +7,11 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
-from unfold_pipeline.board import Diary, bounds
-from unfold_pipeline.graph import Pipeline
-from unfold_pipeline.routes import routes
-from unfold_pipeline.sample import draw
-from unfold_pipeline.station import Query
+from unfold_pipeline.problem.pipeline import Pipeline
+from unfold_pipeline.problem.routing import routes
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.runtime.stage import Query
+from unfold_pipeline.serving.dashboard import Diary, bounds
 
 
 def nobody(_answer: object) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.crowd import Speed
-from unfold_pipeline.expected import Replay, at_its_pace, estimate, slower, speeds_of
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.sample import draw
-from unfold_pipeline.station import Batch
+from unfold_pipeline.estimator.contention import Speed
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.replay.prediction import Replay, at_its_pace, estimate, slower, speeds_of
+from unfold_pipeline.runtime.stage import Batch
 from unfoldkit.api import Run, RunDir
 from unfoldkit.arrivals import processes
 from unfoldkit.engines.local import LocalEngine

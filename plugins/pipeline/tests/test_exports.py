@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from unfold_pipeline import exports
-from unfold_pipeline.plan import plan
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.report import exports
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, dump
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import from_data, to_data
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1

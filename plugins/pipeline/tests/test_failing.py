@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import models
-from unfold_pipeline.app import Given, Served, application
-from unfold_pipeline.board import Diary, Promise, watch
-from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.live import Tuner
-from unfold_pipeline.orders import Step
-from unfold_pipeline.profile import profile
-from unfold_pipeline.quotas import Limits
-from unfold_pipeline.replica import Replica, launch
-from unfold_pipeline.runtime import TRIES, Runtime
-from unfold_pipeline.spec import PipelineSpec
-from unfold_pipeline.station import clock
+from unfold_pipeline.estimator.replica_schedule import Step
+from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.quotas import Limits
+from unfold_pipeline.replay.load_generator import Tuner
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.local import TRIES, Runtime
+from unfold_pipeline.runtime.replica import Replica, launch
+from unfold_pipeline.runtime.stage import clock
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.serving.app import Given, Served, application
+from unfold_pipeline.serving.dashboard import Diary, Promise, watch
+from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.serving.board import Board
-from unfoldkit.spec.loader import parse
+from unfoldkit.serving.observability.dashboard import Board
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 CODE = """import os
 import signal
@@ -96,7 +96,7 @@ PLAN = (Choice(0, 8, 1),)
 def runtime(folder: Path, name: str, patience: float = math.inf) -> Runtime:
     """One replica of a function of this file."""
     (folder / "failing.py").write_text(CODE)
-    source = models.Source(code=f"failing:{name}", folder=str(folder))
+    source = model_loader.Source(code=f"failing:{name}", folder=str(folder))
     return Runtime(["a"], [source], PLAN, patience=[patience])
 
 
@@ -306,13 +306,13 @@ def test_replicas_come_once_the_system_starts_processes_again(tmp_path: Path, mo
     """Where no process can be started for a while the replicas that are there go on, and the missing ones follow."""
     running, left = runtime(tmp_path, "picky"), [0]
 
-    def scarce(source: models.Source) -> Replica:
+    def scarce(source: model_loader.Source) -> Replica:
         left[0] -= 1
         if left[0] >= 0:
             raise OSError(errno.EMFILE, "Too many open files")
         return launch(source)
 
-    monkeypatch.setattr("unfold_pipeline.runtime.launch", scarce)
+    monkeypatch.setattr("unfold_pipeline.runtime.local.launch", scarce)
     app = application("pipe", ALONE, running, 2, Given(0))
 
     async def scene() -> int:
@@ -332,17 +332,17 @@ def test_replicas_come_once_the_system_starts_processes_again(tmp_path: Path, mo
 def test_a_start_without_processes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the first replica cannot be started the service ends, and tells why."""
 
-    def none(_source: models.Source) -> Replica:
+    def none(_source: model_loader.Source) -> Replica:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("unfold_pipeline.runtime.launch", none)
+    monkeypatch.setattr("unfold_pipeline.runtime.local.launch", none)
     with pytest.raises(UnfoldError, match="no process can be started: Resource temporarily unavailable"):
         asyncio.run(asyncio.wait_for(runtime(tmp_path, "picky").start(), 60))
 
 
 def test_a_rule_that_fails_once_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule in charge that raises an error in one second is asked again in the next."""
-    monkeypatch.setattr("unfold_pipeline.app.TICK", 0.05)
+    monkeypatch.setattr("unfold_pipeline.serving.app.TICK", 0.05)
     running, asked_for = runtime(tmp_path, "picky"), list[float]()
 
     def rule(_past: object, now: float) -> Step:
@@ -381,7 +381,7 @@ def test_a_replica_that_is_taken_away_before_it_is_ready_ends_quietly(
 ) -> None:
     """A replica whose pipe is closed while it loads its model ends by itself, and without a trace on stderr."""
     (tmp_path / "failing.py").write_text(CODE)
-    replica = launch(models.Source(code="failing:picky", folder=str(tmp_path)))
+    replica = launch(model_loader.Source(code="failing:picky", folder=str(tmp_path)))
     replica.pipe.close()
     replica.process.join(60.0)
     assert replica.process.exitcode == 0

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_pipeline import planner, tables
-from unfold_pipeline.frontier import Point, frontier, improved
-from unfold_pipeline.graph import Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.sample import draw
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import planner
+from unfold_pipeline.planner.frontier import Point, frontier, improved
+from unfold_pipeline.problem.pipeline import Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.report import plan as tables
 from unfoldkit.arrivals import processes
 
 CPU = Option("cpu", 0.05, table([(1, 0.05), (16, 0.5)]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unfold_pipeline import coarse, exports, planner, tables
-from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.sample import draw
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import coarse_grained, planner
+from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.report import exports
+from unfold_pipeline.report import plan as tables
 
 GPU = Option("gpu", 1.0, table([(1, 0.02)]))
 CPU = Option("cpu", 0.9, table([(1, 0.1)]))
@@ -37,7 +39,7 @@ def test_coarse_plans_keep_to_quotas(gpus: int, cpus: int, option: int, most: in
 
 def test_without_a_whole_unit_there_is_no_coarse_plan() -> None:
     """Where a quota leaves no replica of a stage, no unit can be rented."""
-    assert coarse.unit(judged((("gpu", 0), ("cpu", 0)))) is None
+    assert coarse_grained.unit(judged((("gpu", 0), ("cpu", 0)))) is None
 
 
 def test_a_stage_that_cannot_keep_up_is_told() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from plugins.pipeline.tests.test_planner import chain, judged, option, quiet
-from unfold_pipeline import infeasible, planner
-from unfold_pipeline.graph import Choice, Plan, counted
-from unfold_pipeline.judge import Judge
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import infeasibility, planner
+from unfold_pipeline.problem.pipeline import Choice, Plan, counted
 
 KINDS = {"cpu": 8, "one": 6, "two": 4}
 """More of a kind are not tried here, and are not needed by the pipelines below."""
@@ -58,7 +58,7 @@ def test_the_least_raise_of_a_quota_is_told(one: int, two: int, seed: int) -> No
     """Of all plans, none is within quotas of which one is raised less than is told, and with that there is a plan."""
     judge = tight(seed, cpu=2, one=one, two=two)
     assert isinstance(planner.seek(judge, planner.Effort(), quiet), planner.Unmet)
-    ((name, wanted),) = infeasible.explain(judge, 1e8).quotas
+    ((name, wanted),) = infeasibility.explain(judge, 1e8).quotas
     quotas = dict(judge.pipeline.quotas)
     assert wanted - quotas[name] == min(raises(judge))
     raised = replace(judge, pipeline=replace(judge.pipeline, quotas=tuple({**quotas, name: wanted}.items())))
@@ -69,7 +69,7 @@ def test_the_least_raise_of_a_quota_is_told(one: int, two: int, seed: int) -> No
 def test_the_least_relaxation_of_the_target_is_told(seed: int) -> None:
     """With the limit that is told there is a plan, and with one that is 3 % tighter there is none."""
     judge = tight(seed, cpu=4, one=1, two=0)
-    told = infeasible.explain(judge, 1e8)
+    told = infeasibility.explain(judge, 1e8)
     assert told.relaxed is not None
     for limit, kind in ((told.relaxed, planner.Outcome), (told.relaxed * 0.97, planner.Unmet)):
         assert isinstance(planner.seek(replace(judge, limit=limit), planner.Effort(), quiet), kind)
@@ -79,7 +79,7 @@ def test_quotas_that_must_be_raised_together_are_told_together() -> None:
     """Where no single quota is in the way alone, all of them are named."""
     first, second = (option("one", 1.0, 0.01, 0.01),), (option("two", 1.0, 0.01, 0.01),)
     judge = judged(replace(chain(first, second), quotas=(("one", 0), ("two", 0))), 0.3, seconds=4.0)
-    told = infeasible.explain(judge, 1e8)
+    told = infeasibility.explain(judge, 1e8)
     assert [name for name, _ in told.quotas] == ["one", "two"]
     raised = replace(judge, pipeline=replace(judge.pipeline, quotas=told.quotas))
     assert isinstance(planner.seek(raised, planner.Effort(), quiet), planner.Outcome)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator import Estimator
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Plan, Stage, table
-from unfold_pipeline.ladder import Ladder, Yard, busiest, ladder
-from unfold_pipeline.orders import Targets
-from unfold_pipeline.play import play
-from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.estimator.estimator import Estimator
+from unfold_pipeline.estimator.replica_schedule import Targets
+from unfold_pipeline.estimator.simulator import play
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Plan, Stage, table
+from unfold_pipeline.problem.sample import Sample, draw
+from unfold_pipeline.tuner.replica_table import Ladder, Yard, busiest, ladder
 from unfoldkit.arrivals import processes
 
 CPU = Option("cpu", 0.05, table([(1, 0.01), (8, 0.066)]))

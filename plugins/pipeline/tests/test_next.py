@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.plan import _served, plan
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs.plan import _served, plan
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 HEAD = """
 version: 1

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from unfold_pipeline.opening import opened
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs.check_inputs import opened
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unfold_pipeline.app import Given, application
-from unfold_pipeline.board import Promise
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.models import Source
-from unfold_pipeline.pace import Pace, worth
-from unfold_pipeline.play import constant, play, refusals_of
-from unfold_pipeline.runtime import Runtime
-from unfold_pipeline.sample import draw
+from unfold_pipeline.estimator.admission import Pace, worth
+from unfold_pipeline.estimator.simulator import constant, play, refusals_of
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.runtime.local import Runtime
+from unfold_pipeline.runtime.model_loader import Source
+from unfold_pipeline.serving.app import Given, application
+from unfold_pipeline.serving.dashboard import Promise
 
 Times = NDArray[np.float64]
 CPU = Option("core", 0.05, table([(1, 0.05)]))

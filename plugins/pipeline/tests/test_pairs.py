@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from plugins.pipeline.tests.test_planner import chain, judged, option, quiet
-from unfold_pipeline import greedy, pairs, planner
+from unfold_pipeline.planner import greedy, local_search, planner
 
 
 def test_where_the_search_stops_two_stages_trade() -> None:
@@ -33,8 +33,8 @@ def test_trades_keep_the_limit_and_never_cost_more(seed: int) -> None:
     judge = judged(chain((cpu, gpu), (cpu, gpu), (cpu,)), 0.35, rate=60.0, seed=seed)
     first = greedy.plan(judge).plan
     assert first is not None
-    last = pairs.better(judge, first, 1e9)
+    last = local_search.better(judge, first, 1e9)
     assert judge.meets(last)
     assert judge.pipeline.cost(last) <= judge.pipeline.cost(first)
     fresh = planner.judge_of(judge.pipeline, [item.sample for item in judge.estimators], judge.limit)
-    assert pairs.better(fresh, first, -1.0) == first
+    assert local_search.better(fresh, first, -1.0) == first

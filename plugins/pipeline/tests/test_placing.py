@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from plugins.pipeline.tests.test_exports import SPEC, planned, wanted
-from unfold_pipeline import exports
-from unfold_pipeline.placing import Placing, whole, words
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.report import exports
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.schema.placement import Placing, whole, words
 from unfoldkit.api import UnfoldError
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SAID: list[tuple[str, dict[str, Any]]] = [
     ("{}", {}),

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unfold_pipeline import coarse, greedy, infeasible, insight, joint, planner
-from unfold_pipeline.bounds import Bounds
-from unfold_pipeline.estimator import Estimator
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Plan, Stage, table
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.optimum import Search, cheapest
-from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.estimator import remaining_work
+from unfold_pipeline.estimator.estimator import Estimator
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import coarse_grained, diagnostics, greedy, infeasibility, planner
+from unfold_pipeline.planner.bounds import Bounds
+from unfold_pipeline.planner.branch_and_bound import Search, cheapest
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Plan, Stage, table
+from unfold_pipeline.problem.sample import Sample, draw
 from unfoldkit.arrivals import processes
 from unfoldkit.queueing import reference
 
@@ -156,7 +157,7 @@ def test_a_hopeless_branch_is_hopeless_whatever_follows() -> None:
     estimator, cut = judge.estimators[0], 0
     for counts in itertools.product((1, 2, 3), repeat=2):
         head = tuple(Choice(0, 2, count) for count in counts)
-        if joint.hopeless(estimator, head, judge.limit):
+        if remaining_work.hopeless(estimator, head, judge.limit):
             cut += 1
             for rest in itertools.product((1, 4), (3, 50), repeat=3):
                 batches, replicas = rest[::2], rest[1::2]
@@ -171,11 +172,11 @@ def test_what_an_item_still_needs_is_on_its_own_way() -> None:
     estimator, (join, crops) = judge.estimators[0], judge.estimators[0].sample.visits[3:]
     least = [stage.options[0].quickest for stage in judge.pipeline.stages]
     on = np.bincount(crops.owner, minlength=join.owner.size)[join.owner] > 0
-    assert joint.rest(estimator, 3, 4) == pytest.approx(np.where(on, least[4], 0.0))
-    assert joint.rest(estimator, 2, 3) == pytest.approx(
+    assert remaining_work.rest(estimator, 3, 4) == pytest.approx(np.where(on, least[4], 0.0))
+    assert remaining_work.rest(estimator, 2, 3) == pytest.approx(
         (least[3] + np.where(on, least[4], 0.0))[judge.estimators[0].sample.visits[2].owner]
     )
-    assert not joint.rest(estimator, 3, 5).any()
+    assert not remaining_work.rest(estimator, 3, 5).any()
 
 
 def test_greedy_is_feasible_and_locally_optimal() -> None:
@@ -317,7 +318,7 @@ def test_quotas_are_kept_and_named() -> None:
     used = outcome.plan[0].replicas
     tight = judged(replace(free, quotas=(("gpu", used - 1),)), 0.1, rate=300.0)
     assert planner.solve(tight, planner.Effort(), quiet) is None
-    told = infeasible.explain(tight, 1e8)
+    told = infeasibility.explain(tight, 1e8)
     ((name, wanted),) = told.quotas
     assert name == "gpu"
     assert wanted >= used
@@ -328,7 +329,7 @@ def test_infeasible_names_the_stage_and_a_relaxation_that_works() -> None:
     slow, quick = option("cpu", 0.05, 0.09, 0.01), option("cpu", 0.05, 0.01, 0.01)
     judge = judged(chain((quick,), (slow,)), 0.05)
     assert planner.solve(judge, planner.Effort(), quiet) is None
-    told = infeasible.explain(judge, 1e8)
+    told = infeasibility.explain(judge, 1e8)
     assert told.stage == 1
     assert told.relaxed is not None
     assert told.relaxed >= 0.12
@@ -340,19 +341,19 @@ def test_coarse_unit_keeps_the_limit_and_peak_is_at_least_mean() -> None:
     """The unit's batch fits in the limit, and CG-Peak has at least as many units as CG-Mean."""
     cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)
     judge = judged(chain((cpu, gpu), (cpu, gpu)), 0.3)
-    unit = coarse.unit(judge)
+    unit = coarse_grained.unit(judge)
     assert unit is not None
     assert judge.single(unit.choices) <= judge.limit
-    assert coarse.peak_count(judge, unit) >= coarse.mean_count(judge, unit) >= 1
+    assert coarse_grained.peak_count(judge, unit) >= coarse_grained.mean_count(judge, unit) >= 1
 
 
 def test_percentile_interval_holds_the_percentile_and_paths_add_up() -> None:
     """The interval holds the percentile of the sample; the shares of the slowest queries add up to one."""
     judge = judged(diamond(), 1.0, rate=60.0)
     plan = tuple(Choice(0, 2, 4) for _ in range(5))
-    low, high = insight.interval(judge.estimators[0], plan, np.random.default_rng(0))
+    low, high = diagnostics.interval(judge.estimators[0], plan, np.random.default_rng(0))
     assert low <= judge.tail(plan) <= high
-    times = insight.stage_times(judge, plan)
+    times = diagnostics.stage_times(judge, plan)
     assert sum(time.path for time in times) == pytest.approx(1.0)
     assert all(0 <= time.waiting <= time.mean <= time.tail or time.tail == 0 for time in times)
 
@@ -364,7 +365,7 @@ def test_intervals_of_short_samples_are_not_too_sure() -> None:
     held = 0
     for seed in range(100):
         estimator = judged(pipeline, 1.0, rate=25.0, seconds=60.0, seed=seed).estimators[0]
-        low, high = insight.interval(estimator, plan, np.random.default_rng(seed))
+        low, high = diagnostics.interval(estimator, plan, np.random.default_rng(seed))
         held += low <= true <= high
     # fifty blocks, which hide how much a minute lacks, hold it in fewer
     assert held > 50
@@ -376,7 +377,7 @@ def test_times_by_stage_are_those_of_the_worst_sample() -> None:
     plan = tuple(Choice(0, 2, 4) for _ in range(5))
     both = Judge(calm.pipeline, calm.estimators + rush.estimators, 1.0)
     assert both.worst(plan) == 1
-    assert insight.stage_times(both, plan) == insight.stage_times(rush, plan)
+    assert diagnostics.stage_times(both, plan) == diagnostics.stage_times(rush, plan)
 
 
 def test_limit_of_the_search_leaves_a_gap_that_is_told() -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline import models, profiles, workload
-from unfold_pipeline.plan import plan
-from unfold_pipeline.profile import TURNS, batches_up_to, profile
-from unfold_pipeline.spec import ModelSpec, PipelineSpec
+from unfold_pipeline.problem import build, latency_profile
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.schema.models import ModelSpec, PipelineSpec
+from unfold_pipeline.verbs.plan import plan
+from unfold_pipeline.verbs.profile import TURNS, batches_up_to, profile
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1
@@ -56,7 +57,7 @@ def test_profile_measures_what_the_model_takes_and_is_kept(tmp_path: Path) -> No
     """A model that sleeps 10 ms and 10 ms a row is measured as that; it is not measured twice; the plan uses it."""
     spec, run = surroundings(tmp_path)
     report = profile(spec, run)
-    points = profiles.stored("nap", run)
+    points = latency_profile.stored("nap", run)
     assert points is not None
     assert [point.batch for point in points] == [1, 2, 3]
     for point in points:
@@ -72,12 +73,12 @@ def test_profile_measures_what_the_model_takes_and_is_kept(tmp_path: Path) -> No
 def test_saved_models_answer_as_before(tmp_path: Path) -> None:
     """XGBoost and scikit-learn models that are fitted, stored and loaded again answer digits well above chance."""
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
-    rows, labels = models._digits()
+    rows, labels = model_loader._digits()
     for name in ("logistic-regression", "xgboost"):
         model = ModelSpec(estimator=name)  # type: ignore[arg-type]
-        source = models.source_of("stage", model, run)
-        answers = models.load(source)(rows[:300])
-        assert models.width_of("s", source) == 64
+        source = model_loader.source_of("stage", model, run)
+        answers = model_loader.load(source)(rows[:300])
+        assert model_loader.width_of("s", source) == 64
         assert (answers.argmax(axis=1) == labels[:300]).mean() > 0.9
 
 
@@ -85,13 +86,13 @@ def test_bad_models_are_told(tmp_path: Path) -> None:
     """A missing file, an unknown kind and a damaged model are told."""
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
     with pytest.raises(UnfoldError, match="no such file"):
-        models.source_of("s", ModelSpec(file="none.onnx"), run)
+        model_loader.source_of("s", ModelSpec(file="none.onnx"), run)
     (tmp_path / "a.pkl").write_bytes(b"x")
     with pytest.raises(UnfoldError, match="cannot load a model that ends in"):
-        models.source_of("s", ModelSpec(file="a.pkl"), run)
+        model_loader.source_of("s", ModelSpec(file="a.pkl"), run)
     (tmp_path / "a.skops").write_bytes(b"x")
     with pytest.raises(UnfoldError, match="cannot load the model"):
-        models.load(models.source_of("s", ModelSpec(file="a.skops"), run))
+        model_loader.load(model_loader.source_of("s", ModelSpec(file="a.skops"), run))
 
 
 def test_batches_are_powers_of_two_and_the_largest() -> None:
@@ -134,7 +135,7 @@ def test_changed_code_is_measured_again(tmp_path: Path) -> None:
     profile(spec, run)
     (tmp_path / "naps.py").write_text(CODE.replace("0.01 +", "0.03 +"))
     assert "measured 1 of 1 stages" in profile(spec, run).headline
-    points = profiles.stored("nap", run)
+    points = latency_profile.stored("nap", run)
     assert points is not None
     assert points[0].mean >= 0.04
     assert "measured 0 of 1 stages" in profile(spec, run).headline
@@ -149,15 +150,15 @@ def test_what_code_imports_is_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "far.py").write_text("import missing\n")
     (tmp_path / "last.py").write_text("a\n")
     (tmp_path / "other.py").write_text("b\n")
-    source = models.Source(code="deep.naps:nap", folder=str(tmp_path))
-    found = models.imported_bytes(source)
+    source = model_loader.Source(code="deep.naps:nap", folder=str(tmp_path))
+    found = model_loader.imported_bytes(source)
     assert found == b"raise RuntimeError\nimport last\nimport missing\na\n"
     for name in ("last.py", "far.py"):
         (tmp_path / name).write_text("changed = 1\n")
-        assert models.imported_bytes(source) != found
+        assert model_loader.imported_bytes(source) != found
     (tmp_path / "far.py").write_text("no code at all\n")
-    models.imported_bytes(source)
-    assert models.imported_bytes(models.Source(code="none:nap", folder=str(tmp_path))) == b""
+    model_loader.imported_bytes(source)
+    assert model_loader.imported_bytes(model_loader.Source(code="none:nap", folder=str(tmp_path))) == b""
 
 
 def test_code_is_found_without_running_it(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_code_is_found_without_running_it(tmp_path: Path) -> None:
     (tmp_path / "deep" / "__init__.py").write_text("raise RuntimeError")
     (tmp_path / "deep" / "naps.py").write_text(CODE)
     for code, body in (("deep.naps:nap", CODE), ("deep:nap", "raise RuntimeError"), ("none.naps:nap", "")):
-        assert models.module_bytes(models.Source(code=code, folder=str(tmp_path))) == body.encode()
+        assert model_loader.module_bytes(model_loader.Source(code=code, folder=str(tmp_path))) == body.encode()
 
 
 GIVEN = SPEC.replace("hardware: {core", "hardware: {gpu: {price: $1/h}, core").replace(
@@ -181,7 +182,7 @@ def latency_under(given: str, folder: Path, *, measure: bool = True, here: str =
     spec = validate(PipelineSpec, parse(text, "naps.yaml"))
     if measure:
         profile(spec, run)
-    options = workload.pipeline(spec, run).stages[0].options
+    options = build.pipeline(spec, run).stages[0].options
     return {option.hardware: float(option.latency[1]) * 1e3 for option in options}
 
 
@@ -202,7 +203,7 @@ def test_a_plan_says_what_was_measured(tmp_path: Path) -> None:
     """A plan names the hardware whose latencies were measured and the machine; or says that they were not taken."""
     spec, run = surroundings(tmp_path)
     profile(spec, run)
-    assert dict(plan(spec, run).lines)["measured"] == f"nap on core, which is {profiles.here()}"
+    assert dict(plan(spec, run).lines)["measured"] == f"nap on core, which is {latency_profile.here()}"
     given = validate(PipelineSpec, parse(GIVEN.replace("LATENCY", "gpu: {1: 9 ms}, core: {1: 9 ms}"), "naps.yaml"))
     assert dict(plan(given, run).lines)["given"].startswith("nap on gpu: the latency of the spec counts")
     assert "which plans take" in dict(profile(given, run).lines)["given"]

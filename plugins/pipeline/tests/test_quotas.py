@@ -9,12 +9,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from unfold_pipeline import policies, quotas, replay
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.ladder import Ladder
-from unfold_pipeline.orders import Counts
-from unfold_pipeline.planner import judge_of
-from unfold_pipeline.sample import Sample, draw
+from unfold_pipeline.estimator.replica_schedule import Counts
+from unfold_pipeline.planner.planner import judge_of
+from unfold_pipeline.problem import quotas
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import Sample, draw
+from unfold_pipeline.replay import simulated
+from unfold_pipeline.tuner import rules
+from unfold_pipeline.tuner.replica_table import Ladder
 from unfoldkit.arrivals import processes
 
 GPU = Option("gpu", 1.0, table([(1, 0.03), (8, 0.1)]))
@@ -98,7 +100,7 @@ def test_no_rule_goes_beyond_a_quota() -> None:
     """In a surge that needs more than there is, no rule of a replay, ours or a rival's, ever has more replicas."""
     judge = judge_of(GRAPH, [traffic([40.0] * 3)], 0.5)
     live = traffic([40.0, 400.0, 400.0, 40.0], seed=3)
-    entries = list(replay.all_rules(judge, PLAN, live, policies.Setting(delay=2.0, hold=5.0)))
+    entries = list(simulated.all_rules(judge, PLAN, live, rules.Setting(delay=2.0, hold=5.0)))
     assert len(entries) == 9
     for entry in entries:
         pairs = list(zip(GRAPH.stages, entry.plan, entry.played.ledgers, strict=True))
@@ -116,10 +118,10 @@ def test_no_rule_goes_beyond_a_quota() -> None:
 def test_a_running_rule_keeps_to_the_quota() -> None:
     """What the table rule wants of a running service at one instant fits the quota too."""
     sample = traffic([40.0] * 3)
-    own = policies.brief(GRAPH, PLAN, [sample], 0.5)
+    own = rules.brief(GRAPH, PLAN, [sample], 0.5)
     steps = Ladder((1.0, 8.0), ((2, 1, 2), (20, 10, 20)), ((4, 4, 4), (8, 4, 8)))
     busy = np.linspace(0.0, 10.0, 8000)
-    wanted = policies.decide(own, busy, 10.0, policies.Setting(), steps)
+    wanted = rules.decide(own, busy, 10.0, rules.Setting(), steps)
     assert wanted.counts[::2] == (54, 54)
     assert wanted.batches == (8, 4, 8)
     assert quotas.limits(GRAPH, PLAN).shared(wanted.counts)[::2] == (4, 3)

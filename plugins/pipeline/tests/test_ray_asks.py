@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import rayserve
-from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.models import Source
-from unfold_pipeline.rayserve import RayRuntime
-from unfold_pipeline.routes import routes
-from unfold_pipeline.sample import draw
-from unfold_pipeline.station import Query
+from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.routing import routes
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.runtime import ray_serve
+from unfold_pipeline.runtime.model_loader import Source
+from unfold_pipeline.runtime.ray_serve import RayRuntime
+from unfold_pipeline.runtime.stage import Query
 
 CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)),))
@@ -53,7 +53,7 @@ class Mortal:
 def test_a_row_of_which_replicas_die_is_failed_soon_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Ray Serve as on local processes a row that ends two replicas in its charge fails, and no row beside it."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setattr(rayserve, "PAUSE_S", 0.01)
+    monkeypatch.setattr(ray_serve, "PAUSE_S", 0.01)
     replica = Mortal(ray.exceptions.ActorDiedError)
 
     async def scene() -> tuple[list[Any], list[str]]:

@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import models, policies
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.ladder import Ladder
-from unfold_pipeline.live import Measured, Tuner, drive
-from unfold_pipeline.placing import Placing
-from unfold_pipeline.quotas import Limits
-from unfold_pipeline.rayserve import RayRuntime
-from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Running, Runtime
-from unfold_pipeline.sample import Sample, draw
-from unfold_pipeline.station import Query
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.quotas import Limits
+from unfold_pipeline.problem.routing import routes
+from unfold_pipeline.problem.sample import Sample, draw
+from unfold_pipeline.replay.load_generator import Measured, Tuner, drive
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.local import Running, Runtime
+from unfold_pipeline.runtime.ray_serve import RayRuntime
+from unfold_pipeline.runtime.stage import Query
+from unfold_pipeline.schema.placement import Placing
+from unfold_pipeline.tuner import rules
+from unfold_pipeline.tuner.replica_table import Ladder
 from unfoldkit.api import UnfoldError
 from unfoldkit.engines.ray import connected
 
@@ -94,7 +95,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
         request.getfixturevalue("cluster")
 
     def made(*names: str, patience: float = math.inf) -> Running:
-        sources = [models.Source(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
+        sources = [model_loader.Source(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
         if request.param == "ray":
             return RayRuntime(["a", "b"], sources, PLAN, [0.0, 0.0], None, patience=[patience] * 2)
         return Runtime(["a", "b"], sources, PLAN, patience=[patience] * 2)
@@ -238,10 +239,10 @@ def test_killed_replica_is_replaced_and_no_query_is_lost(make: Make) -> None:
 def test_rule_in_charge_follows_the_traffic(make: Make) -> None:
     """Traffic ten times as dense as planned makes the rule add replicas while the pipeline serves."""
     planned = trace(5.0, 20.0)
-    brief = policies.brief(PIPE, PLAN, [planned], 0.2)
+    brief = rules.brief(PIPE, PLAN, [planned], 0.2)
     steps = Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)), ((2, 2), (4, 2), (8, 2)))
-    setting = policies.Setting(hold=2.0)
-    tuner = Tuner(lambda past, now: policies.decide(brief, past, now, setting, steps), SHARED)
+    setting = rules.Setting(hold=2.0)
+    tuner = Tuner(lambda past, now: rules.decide(brief, past, now, setting, steps), SHARED)
     measured = played(make(), trace(50.0, 6.0), tuner, beside=until_two)
     assert measured.lost == 0
     assert measured.timeline[0][1].counts[0] == 1
@@ -317,7 +318,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str,
     """Return what makes a pipeline on three nodes of Ray, its first stage with some replicas under a policy."""
     (tmp_path / "served.py").write_text(CODE)
     request.getfixturevalue("cluster")
-    sources = [models.Source(code="served:nap", folder=str(tmp_path))] * 2
+    sources = [model_loader.Source(code="served:nap", folder=str(tmp_path))] * 2
 
     def made(policy: dict[str, Any], replicas: int) -> RayRuntime:
         plan = (Choice(0, 4, replicas), Choice(0, 4, 1))

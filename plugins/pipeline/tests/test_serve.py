@@ -11,21 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline import models, serve
-from unfold_pipeline.app import Given, application, written
-from unfold_pipeline.expected import estimate
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.profile import profile
-from unfold_pipeline.replay import live_sample
-from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Runtime
-from unfold_pipeline.sample import draw
-from unfold_pipeline.spec import ModelSpec, PipelineSpec
-from unfold_pipeline.station import Query, clock
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.routing import routes
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.replay.prediction import estimate
+from unfold_pipeline.replay.simulated import live_sample
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.local import Runtime
+from unfold_pipeline.runtime.stage import Query, clock
+from unfold_pipeline.schema.models import ModelSpec, PipelineSpec
+from unfold_pipeline.serving.app import Given, application, written
+from unfold_pipeline.verbs import serve
+from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Report, Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 CODE = """import os, time
 
@@ -41,10 +42,10 @@ PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
 PLAN = (Choice(0, 4, 1), Choice(0, 4, 1))
 
 
-def sources(folder: Path, *names: str) -> list[models.Source]:
+def sources(folder: Path, *names: str) -> list[model_loader.Source]:
     """Models of the file of this test."""
     (folder / "served.py").write_text(CODE)
-    return [models.Source(code=f"served:{name}", folder=str(folder)) for name in names]
+    return [model_loader.Source(code=f"served:{name}", folder=str(folder)) for name in names]
 
 
 def quiet(_step: str, _done: int, _total: int) -> None:
@@ -92,12 +93,12 @@ def test_a_model_may_say_how_long_it_takes_to_load(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(30)\ndef late(rows):\n    return rows\n")
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True)
     model = ModelSpec.model_validate({"code": "slow:late", "start": "500 ms"})
-    source = models.source_of("b", model, run)
+    source = model_loader.source_of("b", model, run)
     runtime = Runtime(["b"], [source], PLAN[:1])
     with pytest.raises(UnfoldError, match=r"stages.b.model: replicas of b did not load .* \(start: 10 min"):
         asyncio.run(runtime.start())
     assert not any(stage.workers for stage in runtime.stages)
-    assert models.identity(source, model) == models.identity(source, ModelSpec(code="slow:late"))
+    assert model_loader.identity(source, model) == model_loader.identity(source, ModelSpec(code="slow:late"))
 
 
 def test_inference_over_http(tmp_path: Path) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import models
-from unfold_pipeline.app import Given, application
-from unfold_pipeline.board import Promise
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.live import Measured, drive
-from unfold_pipeline.play import constant, follow, needs_of, patience_of, play
-from unfold_pipeline.runtime import Runtime
-from unfold_pipeline.sample import draw
-from unfold_pipeline.station import StageRuntime
+from unfold_pipeline.estimator.simulator import constant, follow, needs_of, patience_of, play
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.replay.load_generator import Measured, drive
+from unfold_pipeline.runtime import model_loader
+from unfold_pipeline.runtime.local import Runtime
+from unfold_pipeline.runtime.stage import StageRuntime
+from unfold_pipeline.serving.app import Given, application
+from unfold_pipeline.serving.dashboard import Promise
 from unfoldkit.arrivals import processes
-from unfoldkit.serving.batcher import Limits
+from unfoldkit.serving.batching.batcher import Limits
 
 CODE = """import time
 
@@ -90,7 +90,7 @@ def test_full_batches_under_overload_are_in_time(factor: float, seed: int) -> No
 
 def test_a_stage_learns_how_long_nearly_all_take() -> None:
     """The margin follows the 95th percentile of what queries take beyond their need, up and down, within its room."""
-    stage = StageRuntime("a", models.Source(), 4, 1, 0.01, room=0.1)
+    stage = StageRuntime("a", model_loader.Source(), 4, 1, 0.01, room=0.1)
     rng = np.random.default_rng(0)
     for low, high in ((0.03, 0.05), (0.01, 0.02)):
         for seconds in rng.uniform(low, high, 2000):
@@ -112,7 +112,7 @@ def test_idle_pipeline_sheds_nothing() -> None:
 def runtime(folder: Path, need: float) -> Runtime:
     """One replica of a model that takes 50 ms."""
     (folder / "served.py").write_text(CODE)
-    return Runtime(["a"], [models.Source(code="served:nap", folder=str(folder))], PLAN[:1], [need])
+    return Runtime(["a"], [model_loader.Source(code="served:nap", folder=str(folder))], PLAN[:1], [need])
 
 
 SLOW = """import time
@@ -128,7 +128,7 @@ def test_what_a_running_pipeline_answers_is_in_time(tmp_path: Path) -> None:
     option = Option("core", 0.05, table([(1, 0.02), (4, 0.05)]))
     pipeline, plan, limit = Pipeline((Stage("a", (), (option,)),)), (Choice(0, 4, 1),), 0.3
     (tmp_path / "slow.py").write_text(SLOW)
-    source = models.Source(code="slow:nap", folder=str(tmp_path))
+    source = model_loader.Source(code="slow:nap", folder=str(tmp_path))
     need = needs_of(pipeline, plan)[0]
 
     async def scene() -> Measured:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_pipeline import greedy, infeasible, planner
-from unfold_pipeline.graph import Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.sample import draw
-from unfold_pipeline.start import start
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import greedy, infeasibility, planner
+from unfold_pipeline.planner.greedy_init import start
+from unfold_pipeline.problem.pipeline import Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.sample import draw
 from unfoldkit.arrivals import processes
 
 
@@ -99,6 +99,6 @@ def test_a_small_relaxation_is_found_under_a_quota() -> None:
     """Where the quickest hardware exceeds its quota, a target a little above the service of the other is told."""
     judge = judged(line((option("l4", 0.7, (1, 0.01)),), (L4, H100), quota=2), 0.3)
     assert planner.solve(judge, planner.Effort(), lambda _step, _done, _total: None) is None
-    told = infeasible.explain(judge, 1e8)
+    told = infeasibility.explain(judge, 1e8)
     assert told.relaxed is not None
     assert told.relaxed < 0.33

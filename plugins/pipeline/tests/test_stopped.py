@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.app import Given, application
-from unfold_pipeline.board import Diary
-from unfold_pipeline.graph import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.live import Tuner, drive
-from unfold_pipeline.models import Source
-from unfold_pipeline.orders import Step
-from unfold_pipeline.quotas import Limits
-from unfold_pipeline.routes import routes
-from unfold_pipeline.runtime import Runtime
-from unfold_pipeline.sample import draw
-from unfold_pipeline.station import Query
+from unfold_pipeline.estimator.replica_schedule import Step
+from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.quotas import Limits
+from unfold_pipeline.problem.routing import routes
+from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.replay.load_generator import Tuner, drive
+from unfold_pipeline.runtime.local import Runtime
+from unfold_pipeline.runtime.model_loader import Source
+from unfold_pipeline.runtime.stage import Query
+from unfold_pipeline.serving.app import Given, application
+from unfold_pipeline.serving.dashboard import Diary
 
 CPU = Option("core", 0.05, table([(1, 0.05)]))
 ONE = Pipeline((Stage("a", (), (CPU,)),))
@@ -63,7 +63,7 @@ def test_a_stopped_replica_with_wide_rows_is_replaced(tmp_path: Path) -> None:
 
 def test_a_rule_that_takes_its_time_holds_up_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the rule in charge works out how many replicas there should be, the event loop hears everybody."""
-    monkeypatch.setattr("unfold_pipeline.app.TICK", 0.05)
+    monkeypatch.setattr("unfold_pipeline.serving.app.TICK", 0.05)
     (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
     running, diary = Runtime(["a"], [Source(code="served:first", folder=str(tmp_path))], (Choice(0, 1, 1),)), Diary(0.0)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline import workload
-from unfold_pipeline.replay import live_sample
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.problem import build
+from unfold_pipeline.replay.simulated import live_sample
+from unfold_pipeline.schema.models import PipelineSpec
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1
@@ -60,8 +60,8 @@ def test_a_trace_is_read_alike_by_plan_and_replay(
 ) -> None:
     """Counts and text to match hold for plan and replay; for a replay only where there is such a thing."""
     spec = spec_of(arrivals)
-    built = workload.pipeline(spec, run)
-    assert workload.samples(spec, built, run)[0].size == planned
+    built = build.pipeline(spec, run)
+    assert build.samples(spec, built, run)[0].size == planned
     for name, size in replayed.items():
         path = next(tmp_path.glob(f"{name}.*"))
         assert live_sample(spec, built, path, run).size == size
@@ -71,7 +71,7 @@ def test_what_was_left_out_is_a_warning(run: Run, caplog: pytest.LogCaptureFixtu
     """Lines without a time and counts that were guessed are told as warnings of the run."""
     heard = replace(run, log=logging.getLogger("traffic"))
     for name in ("b.log", "t.csv"):
-        workload.arrivals(workload.Arrivals(trace=name), heard, np.random.default_rng(0))
+        build.arrivals(build.Arrivals(trace=name), heard, np.random.default_rng(0))
     told = [(record.levelname, record.getMessage().rsplit("/", 1)[1][:20]) for record in caplog.records]
     assert told == [("WARNING", "b.log: without a tim"), ("WARNING", "t.csv: column n is r")]
 

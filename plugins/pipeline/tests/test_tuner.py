@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_pipeline import orders, policies, rivals
-from unfold_pipeline.estimator import Estimator
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.orders import Ledger, Targets, carried_out, held
-from unfold_pipeline.play import constant, follow, length, play
-from unfold_pipeline.quotas import Limits
-from unfold_pipeline.sample import Sample, draw, part
+from unfold_pipeline.estimator import replica_schedule
+from unfold_pipeline.estimator.estimator import Estimator
+from unfold_pipeline.estimator.replica_schedule import Ledger, Targets, carried_out, held
+from unfold_pipeline.estimator.simulator import constant, follow, length, play
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.problem.quotas import Limits
+from unfold_pipeline.problem.sample import Sample, draw, part
+from unfold_pipeline.tuner import autoscalers, rules
 from unfoldkit.arrivals import processes
 
 CPU = Option("cpu", 0.05, table([(1, 0.02), (8, 0.09)]))
@@ -50,7 +51,7 @@ def test_a_part_of_a_sample_keeps_times_and_ways() -> None:
 def random_targets(sample: Sample, seed: int) -> Targets:
     """Targets that jump about."""
     rng = np.random.default_rng(seed)
-    seconds = policies.instants(sample).size
+    seconds = rules.instants(sample).size
     return Targets(tuple(np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN))
 
 
@@ -134,24 +135,24 @@ def test_carried_out_stops_paying_at_the_end() -> None:
     assert ledger.orders == 0
 
 
-def the_brief(sample: Sample) -> policies.Brief:
+def the_brief(sample: Sample) -> rules.Brief:
     """The hand-over of the plan."""
-    return policies.brief(GRAPH, PLAN, [sample], 0.5)
+    return rules.brief(GRAPH, PLAN, [sample], 0.5)
 
 
 def test_rules_do_nothing_on_the_traffic_they_were_planned_for() -> None:
     """On the planning sample itself, no rule of InferLine scales above the plan, and with the floor none below."""
     sample = traffic([60.0, 60.0, 60.0])
-    for rule in (policies.paper, policies.ratio):
-        targets = rule(the_brief(sample), sample, policies.Setting())
+    for rule in (rules.paper, rules.ratio):
+        targets = rule(the_brief(sample), sample, rules.Setting())
         assert [set(counts.tolist()) for counts in targets.counts] == [{choice.replicas} for choice in PLAN]
 
 
 def test_rules_follow_a_step() -> None:
     """When the rate triples, every rule orders more at every stage; the literal formula no less than the ratio."""
     sample, live = traffic([40.0] * 3), traffic([40.0, 120.0, 120.0], seed=4)
-    own, setting = the_brief(sample), policies.Setting()
-    found = {rule.__name__: rule(own, live, setting) for rule in (policies.paper, policies.ratio, policies.table)}
+    own, setting = the_brief(sample), rules.Setting()
+    found = {rule.__name__: rule(own, live, setting) for rule in (rules.paper, rules.ratio, rules.table)}
     for targets in found.values():
         assert all(counts[25] > choice.replicas for counts, choice in zip(targets.counts, PLAN, strict=True))
     for literal, relative in zip(found["paper"].counts, found["ratio"].counts, strict=True):
@@ -161,8 +162,8 @@ def test_rules_follow_a_step() -> None:
 def test_scale_down_without_floor_opens_a_hole() -> None:
     """Without the floor the rules of the paper fall below the plan when the rate dips; with it they never do."""
     sample, live = traffic([80.0] * 6), traffic([80.0, 8.0, 8.0, 8.0, 8.0, 80.0], seed=2)
-    bare = policies.ratio(the_brief(sample), live, policies.Setting(floor=False))
-    kept = policies.ratio(the_brief(sample), live, policies.Setting(floor=True))
+    bare = rules.ratio(the_brief(sample), live, rules.Setting(floor=False))
+    kept = rules.ratio(the_brief(sample), live, rules.Setting(floor=True))
     assert min(int(counts.min()) for counts in bare.counts) < min(choice.replicas for choice in PLAN)
     assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept.counts, PLAN, strict=True))
 
@@ -173,10 +174,8 @@ def test_windows_below_the_shortest_are_not_looked_at() -> None:
     arrivals = np.sort(np.concatenate([traffic([60.0] * 6, seed=3).arrivals, np.linspace(30.0, 30.1, 40)]))
     live = draw(GRAPH, arrivals, np.random.default_rng(0))
     own = the_brief(sample)
-    steps = policies.climbed(own, policies.Setting())
-    asked = [
-        policies.table(own, live, policies.Setting(shortest=item, floor=False, hold=5.0), steps) for item in (0.0, 4.0)
-    ]
+    steps = rules.climbed(own, rules.Setting())
+    asked = [rules.table(own, live, rules.Setting(shortest=item, floor=False, hold=5.0), steps) for item in (0.0, 4.0)]
     most, least = ([int(counts[31:36].max()) for counts in targets.counts] for targets in asked)
     assert all(a >= b for a, b in zip(most, least, strict=True))
     assert sum(most) > sum(least)
@@ -186,27 +185,27 @@ def test_calibration_keeps_the_sample_in_time() -> None:
     """The setting that calibration takes misses at most 0.3 % on the sample, if any setting does."""
     sample = traffic([50.0, 90.0, 40.0, 80.0])
     own = the_brief(sample)
-    steps = policies.climbed(own, policies.Setting())
-    best = policies.calibrate(own, policies.Setting(delay=1.0), steps)
-    played = play(GRAPH, sample, PLAN, policies.table(own, sample, best, steps), 1.0)
-    assert played.missed(own.limit) <= policies.PATIENCE
+    steps = rules.climbed(own, rules.Setting())
+    best = rules.calibrate(own, rules.Setting(delay=1.0), steps)
+    played = play(GRAPH, sample, PLAN, rules.table(own, sample, best, steps), 1.0)
+    assert played.missed(own.limit) <= rules.PATIENCE
 
 
 def test_rules_do_nothing_on_any_traffic_they_were_planned_for() -> None:
     """Of several samples none makes a rule of InferLine scale above the plan, and their order changes nothing."""
     samples = [traffic([20.0] * 3, seed=5), traffic([60.0] * 3), traffic([40.0] * 3, seed=6)]
-    own, other = (policies.brief(GRAPH, PLAN, given, 0.5) for given in (samples, samples[::-1]))
-    for rule in (policies.paper, policies.ratio):
+    own, other = (rules.brief(GRAPH, PLAN, given, 0.5) for given in (samples, samples[::-1]))
+    for rule in (rules.paper, rules.ratio):
         for sample in samples:
-            targets = rule(own, sample, policies.Setting())
+            targets = rule(own, sample, rules.Setting())
             assert [set(counts.tolist()) for counts in targets.counts] == [{choice.replicas} for choice in PLAN]
     assert own.rho == other.rho
-    assert policies.climbed(own, policies.Setting()) == policies.climbed(other, policies.Setting())
+    assert rules.climbed(own, rules.Setting()) == rules.climbed(other, rules.Setting())
 
 
 def test_rays_default_rule_waits_for_its_delays() -> None:
     """Ray Serve's rule acts after more than 30 s of need and removes after more than 600 s without."""
-    rule = rivals.ray(PLAN[:1], 100)
+    rule = autoscalers.ray(PLAN[:1], 100)
     ordered, moved = 1, []
     for now in range(1000):
         wanted = rule(float(now), [20 if now < 100 else 0], [ordered])[0]
@@ -220,7 +219,7 @@ def test_rays_default_rule_waits_for_its_delays() -> None:
 
 def test_knative_panics_and_does_not_shrink_in_panic() -> None:
     """When the 6-s mean needs twice what is there, Knative follows it at once, and removes only after 60 s."""
-    rule = rivals.knative((Choice(0, 10, 1),), 100)
+    rule = autoscalers.knative((Choice(0, 10, 1),), 100)
     ordered = 1
     history = []
     for now in range(200):
@@ -239,7 +238,7 @@ def test_cost_is_that_of_the_replicas_ordered() -> None:
     assert 5 * 0.05 <= played.cost <= 25 * 0.05 * 1.05
     assert played.orders > 10
     assert length(sample) == pytest.approx(float(sample.arrivals[-1]))
-    assert orders.timeline(3, played.ledgers[0], 30.0)[0][0] == 0.0
+    assert replica_schedule.timeline(3, played.ledgers[0], 30.0)[0][0] == 0.0
 
 
 @pytest.mark.parametrize("floor", [True, False])
@@ -247,18 +246,18 @@ def test_cost_is_that_of_the_replicas_ordered() -> None:
 def test_a_rule_in_charge_of_a_service_decides_as_in_the_replay(name: str, floor: bool) -> None:
     """Asked once a second with the arrivals so far, a rule wants what the replay of the whole trace lets it want."""
     own, live = the_brief(traffic([40.0], 30.0, seed=9)), traffic([40.0, 200.0, 20.0, 5.0, 60.0], 30.0)
-    setting = policies.Setting(floor=floor, hold=20.0)
-    rule = policies.in_charge(name, own, setting)
-    now = policies.instants(live)
+    setting = rules.Setting(floor=floor, hold=20.0)
+    rule = rules.in_charge(name, own, setting)
+    now = rules.instants(live)
     found = [rule(live.arrivals[: np.searchsorted(live.arrivals, second, "right")], second) for second in now]
     if name == "table":
         # without what a fluid queue says is waiting: a service sees its queues
-        need, steps = policies.needs(own, live.arrivals, now, setting), policies.climbed(own, setting)
-        wanted = policies._wanted(own, steps, need, setting)
+        need, steps = rules.needs(own, live.arrivals, now, setting), rules.climbed(own, setting)
+        wanted = rules._wanted(own, steps, need, setting)
         ahead = [held(counts, setting.hold, choice.replicas) for counts, choice in zip(wanted.T, own.plan, strict=True)]
         assert np.array_equal([step.batches for step in found], steps.sizes(held(need, setting.hold, 1.0)))
     else:
-        ahead = list(getattr(policies, name)(own, live, setting).counts)
+        ahead = list(getattr(rules, name)(own, live, setting).counts)
     assert np.array_equal(np.array([step.counts for step in found]).T, np.array(ahead))
     assert max(np.ptp(counts) for counts in ahead) > 0
 

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline import plan, profiles, uneven
-from unfold_pipeline.plan import judge_for
-from unfold_pipeline.planner import Effort, Unmet, seek
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.estimator import batch_jitter
+from unfold_pipeline.planner.planner import Effort, Unmet, seek
+from unfold_pipeline.problem import latency_profile
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs import plan
+from unfold_pipeline.verbs.plan import judge_for
 from unfoldkit.api import Report, Run, RunDir
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.queueing import reference
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1
@@ -27,7 +29,7 @@ hardware: {core: {price: $0.05/h}, gpu: {price: $9/h}}
 stages:
   nap: {model: {code: "served:nap", features: 2}, max_batch: 1}
 """
-EVEN = (1.0,) * profiles.SPREAD
+EVEN = (1.0,) * latency_profile.SPREAD
 UNEVEN = (0.5,) * 56 + (4.5,) * 8
 
 
@@ -35,8 +37,8 @@ def prepared(folder: Path, spread: tuple[float, ...], limit: str = "150 ms") -> 
     """A spec and a run with a profile of 20 ms a batch, as uneven as given."""
     spec = validate(PipelineSpec, parse(SPEC.replace("LIMIT", limit), "naps.yaml"))
     run = Run(RunDir(folder / "run"), LocalEngine(1), base=folder, allow_code=True)
-    point = profiles.Point(1, 0.02, 0.02, 0.02, 0.02, 100, spread)
-    profiles.store("nap", [point], "made", run)
+    point = latency_profile.Point(1, 0.02, 0.02, 0.02, 0.02, 100, spread)
+    latency_profile.store("nap", [point], "made", run)
     return spec, run
 
 
@@ -46,7 +48,7 @@ def test_even_batches_change_nothing(tmp_path: Path) -> None:
     judge = judge_for(spec, run)
     found = seek(judge, Effort(), lambda *_: None)
     assert not isinstance(found, Unmet)
-    assert uneven.tail(judge, found.plan, spec, run) == pytest.approx(judge.tail(found.plan), rel=1e-9)
+    assert batch_jitter.tail(judge, found.plan, spec, run) == pytest.approx(judge.tail(found.plan), rel=1e-9)
 
 
 def test_uneven_batches_are_simulated(tmp_path: Path) -> None:
@@ -57,11 +59,11 @@ def test_uneven_batches_are_simulated(tmp_path: Path) -> None:
     assert not isinstance(found, Unmet)
     (estimator,) = judge.estimators
     (choice,) = found.plan
-    drawn = uneven.factors(profiles.stored("nap", run), 0, run)
+    drawn = batch_jitter.factors(latency_profile.stored("nap", run), 0, run)
     arrivals = estimator.sample.arrivals
     ended, _ = reference.serve(arrivals, range(arrivals.size), (0.0, 0.02), choice.replicas, factor=drawn)
     seconds = [time - arrivals[item] for time, item in ended]
-    told = uneven.tail(judge, found.plan, spec, run)
+    told = batch_jitter.tail(judge, found.plan, spec, run)
     assert told == pytest.approx(estimator.ranked(np.array(seconds)), rel=1e-9)
     assert told > 2 * judge.tail(found.plan)
 

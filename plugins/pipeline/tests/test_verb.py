@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline import greedy, workload
-from unfold_pipeline.plan import plan
-from unfold_pipeline.replay import live_sample
-from unfold_pipeline.serve import prepare
-from unfold_pipeline.spec import PipelineSpec
+from unfold_pipeline.planner import greedy
+from unfold_pipeline.problem import build
+from unfold_pipeline.replay.simulated import live_sample
+from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.verbs.plan import plan
+from unfold_pipeline.verbs.serve import prepare
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.catalog.bundled import catalog
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 GOOD = """
 version: 1
@@ -151,7 +152,7 @@ def test_a_replay_is_read_as_the_spec_reads_its_own(tmp_path: Path, own: str, na
     (tmp_path / name).write_text(text)
     spec = spec_of(GOOD.replace("{process: gamma, rate: 60/s, cv: 2, duration: 20 s}", own))
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
-    found = live_sample(spec, workload.pipeline(spec, run), tmp_path / name, run)
+    found = live_sample(spec, build.pipeline(spec, run), tmp_path / name, run)
     assert found.arrivals.tolist() == [0.0, 4.0, 4.5]
 
 
@@ -370,9 +371,9 @@ def test_bad_perf_analyzer_files_are_told(tmp_path: Path, text: str, message: st
 
 
 MEMORY = """import pathlib, numpy as np
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.planner import judge_of
-from unfold_pipeline.sample import draw
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
+from unfold_pipeline.planner.planner import judge_of
+from unfold_pipeline.problem.sample import draw
 from unfold_pipeline import insight
 cpu = (Option("cpu", 0.05, table([(1, 0.004), (8, 0.012)])),)
 stages = [Stage("s0", (), cpu)] + [Stage(f"s{i}", (Edge(i - 1, 0.9),), cpu) for i in range(1, 4)]

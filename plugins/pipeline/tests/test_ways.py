@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from unfold_pipeline import planner
-from unfold_pipeline.bounds import Bounds
-from unfold_pipeline.graph import Choice, Edge, Option, Pipeline, Stage, depths, table
-from unfold_pipeline.judge import Judge
-from unfold_pipeline.play import constant, follow, play
-from unfold_pipeline.sample import Sample, draw, with_recorded
+from unfold_pipeline.estimator.simulator import constant, follow, play
+from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.planner import planner
+from unfold_pipeline.planner.bounds import Bounds
+from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, depths, table
+from unfold_pipeline.problem.sample import Sample, draw, with_recorded
 from unfoldkit.queueing import reference
 
 RATE = 40.0

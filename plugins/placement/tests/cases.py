@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from unfold_placement.facts import BEGAN, STATIC, Ask, Event, Node, Ops, Policy, Put, Task
-from unfold_placement.laws import audit
-from unfold_placement.options import PolicySpec, build
-from unfold_placement.simulate import Outcome, simulate
-from unfold_placement.view import View
+from unfold_placement.core.types import BEGAN, STATIC, Ask, Event, Node, Ops, Policy, Put, Task
+from unfold_placement.core.view import View
+from unfold_placement.schema.policies import PolicySpec, build
+from unfold_placement.simulation.audit import audit
+from unfold_placement.simulation.simulator import Outcome, simulate
 
 
 @dataclass(frozen=True)

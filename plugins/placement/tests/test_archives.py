@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.test_workload import write
-from unfold_placement.philly import philly_nodes, philly_tasks
-from unfold_placement.plan import plan
-from unfold_placement.spec import PlacementSpec
-from unfold_placement.swf import swf_nodes, swf_tasks
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.verbs.plan import plan
+from unfold_placement.workload.philly import philly_nodes, philly_tasks
+from unfold_placement.workload.swf import swf_nodes, swf_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy, some_tasks
-from unfold_placement.facts import CREATED, PACK, QUIET, Ask, Event, Node, Ops, Put, Task
-from unfold_placement.options import build
-from unfold_placement.policies.pack import Pack
-from unfold_placement.policies.spread import Spread
-from unfold_placement.simulate import outcome, play, prepare, simulate
-from unfold_placement.view import View
+from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, Ops, Put, Task
+from unfold_placement.core.view import View
+from unfold_placement.policies.affinity.pack import Pack
+from unfold_placement.policies.affinity.spread import Spread
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.simulator import outcome, play, prepare, simulate
 
 
 def places(nodes: list[Node], tasks: list[Task], policies: Iterable[object]) -> list[tuple[float, int]]:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job
-from unfold_placement import kernel
-from unfold_placement.book import Book, book
-from unfold_placement.facts import ANYWHERE, Ask, Resource
+from unfold_placement.core import kernel
+from unfold_placement.core.resources import Book, book
+from unfold_placement.core.types import ANYWHERE, Ask, Resource
 from unfoldkit.api import UnfoldError
 
 OPS = st.lists(

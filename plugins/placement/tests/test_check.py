@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
-from unfold_placement.check import Counterexample, counterexample
-from unfold_placement.facts import ANYWHERE, ENDED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
-from unfold_placement.options import build
-from unfold_placement.view import View
+from unfold_placement.core.types import ANYWHERE, ENDED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.core.view import View
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.deadlock_check import Counterexample, counterexample
 
 
 def found(tasks: list[Task], **parts: Any) -> Counterexample | None:

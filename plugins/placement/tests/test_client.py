@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any
 
-from unfold_placement.facts import Task
-from unfold_placement.live.client import Client, Job
+from unfold_placement.core.types import Task
+from unfold_placement.ray.client import Client, Job
 
 
 def test_a_death_that_both_threads_find_is_made_good_once() -> None:

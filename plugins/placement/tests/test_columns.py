@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from plugins.placement.tests.test_workload import write
-from unfold_placement.columns import Columns
-from unfold_placement.spec import PlacementSpec
-from unfold_placement.traces import csv_nodes, csv_tasks
+from unfold_placement.schema.columns import Columns
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.workload.tables import csv_nodes, csv_tasks
 from unfoldkit.api import UnfoldError
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, run, starts
-from unfold_placement.facts import Policy, Task
-from unfold_placement.live.adopt import end
-from unfold_placement.policies.edf import Edf
-from unfold_placement.policies.gang import Gang
-from unfold_placement.policies.line import Line
-from unfold_placement.simulate import outcome, play, prepare, simulate
-from unfold_placement.view import Unit, View
+from unfold_placement.core.types import Policy, Task
+from unfold_placement.core.view import Unit, View
+from unfold_placement.live.recovery import end
+from unfold_placement.policies.ordering.edf import Edf
+from unfold_placement.policies.ordering.gang import Gang
+from unfold_placement.policies.shared.fair_queue import Line
+from unfold_placement.simulation.simulator import outcome, play, prepare, simulate
 
 
 def urgent(seed: int, count: int) -> list[Task]:

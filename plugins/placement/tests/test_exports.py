@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from unfold_placement.exports import kubernetes
+from unfold_placement.kubernetes.export import kubernetes
 from unfoldkit.api import Report, UnfoldError, Verdict
 
 

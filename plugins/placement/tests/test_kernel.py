@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import Names, starts
-from unfold_placement import kernel
-from unfold_placement.book import book
-from unfold_placement.facts import ANYWHERE, Ask, Node, Task
-from unfold_placement.reference import replay
-from unfold_placement.simulate import simulate
+from unfold_placement.core import kernel
+from unfold_placement.core.reference import replay
+from unfold_placement.core.resources import book
+from unfold_placement.core.types import ANYWHERE, Ask, Node, Task
+from unfold_placement.simulation.simulator import simulate
 
 AMOUNT = st.integers(0, 4)
 NODES = st.lists(st.tuples(AMOUNT, AMOUNT), min_size=1, max_size=4)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from unfold_placement.kubectl import kubectl_nodes, kubectl_tasks
-from unfold_placement.plan import plan
-from unfold_placement.spec import PlacementSpec
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.verbs.plan import plan
+from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from unfold_placement.facts import Ask, Task
+from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import dra, pods
 from unfold_placement.kubernetes.api import Api, Refused
-from unfold_placement.kubernetes.words import DRA, Body, Scope
+from unfold_placement.kubernetes.codec import DRA, Body, Scope
 from unfoldkit.api import UnfoldError
 
 SCOPE = Scope("mine", "unfold", counters=DRA)

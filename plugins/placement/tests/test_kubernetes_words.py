@@ -7,9 +7,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_placement.facts import SEATS, Ask, Resource, Task
+from unfold_placement.core.types import SEATS, Ask, Resource, Task
 from unfold_placement.kubernetes import dra, pods
-from unfold_placement.kubernetes.words import (
+from unfold_placement.kubernetes.codec import (
     DRA,
     Scope,
     from_text,

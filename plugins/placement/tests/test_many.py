@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster
-from unfold_placement.book import Book, book
-from unfold_placement.facts import Ask, Drop, Op, Put, Task
-from unfold_placement.kernel import begin, enqueue, finish
-from unfold_placement.many import FEW, alike
+from unfold_placement.core.bulk import FEW, alike
+from unfold_placement.core.kernel import begin, enqueue, finish
+from unfold_placement.core.resources import Book, book
+from unfold_placement.core.types import Ask, Drop, Op, Put, Task
 from unfoldkit.api import UnfoldError
 
 NODES = st.lists(st.sampled_from([node.name for node in cluster()]), min_size=1, max_size=4, unique=True)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, places, policy, starts
-from unfold_placement import kernel
-from unfold_placement.facts import Node
-from unfold_placement.laws import audit
-from unfold_placement.options import build
-from unfold_placement.simulate import outcome, play, prepare
+from unfold_placement.core import kernel
+from unfold_placement.core.types import Node
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.audit import audit
+from unfold_placement.simulation.simulator import outcome, play, prepare
 
 
 @pytest.mark.parametrize("parts", [{}, {"drf": {}}, {"gang": {}}, {"anti-affinity": {}, "drf": {}}, {"spread": {}}])

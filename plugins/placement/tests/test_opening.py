@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from unfold_placement.opening import opened
-from unfold_placement.spec import PlacementSpec
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.verbs.check_inputs import opened
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1

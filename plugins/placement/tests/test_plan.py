@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import pytest
 
 from plugins.placement.tests.cases import cluster, job
-from unfold_placement.facts import BEGAN, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
-from unfold_placement.plan import LOG, plan
-from unfold_placement.simulate import simulate
-from unfold_placement.spec import PlacementSpec
-from unfold_placement.view import View
+from unfold_placement.core.types import BEGAN, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.core.view import View
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.simulation.simulator import simulate
+from unfold_placement.verbs.plan import LOG, plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1

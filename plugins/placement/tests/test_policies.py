@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
-from unfold_placement.facts import BEGAN, ENDED, MILLI, SEATS, STARTED, STATIC, Ask, Event, Node, Ops, Put, Task
-from unfold_placement.laws import audit
-from unfold_placement.measure import fairness_error
-from unfold_placement.options import build
-from unfold_placement.simulate import simulate
-from unfold_placement.view import View
+from unfold_placement.core.types import BEGAN, ENDED, MILLI, SEATS, STARTED, STATIC, Ask, Event, Node, Ops, Put, Task
+from unfold_placement.core.view import View
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.audit import audit
+from unfold_placement.simulation.metrics import fairness_error
+from unfold_placement.simulation.simulator import simulate
 
 GANG: dict[str, Any] = {"gang": {}}
 ORDERS: dict[str, dict[str, Any]] = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from unfold_placement.plan import plan
-from unfold_placement.raylist import ray_nodes, ray_tasks
-from unfold_placement.spec import PlacementSpec
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.verbs.plan import plan
+from unfold_placement.workload.ray_state import ray_nodes, ray_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
-from unfold_placement import kernel
-from unfold_placement.check import counterexample
-from unfold_placement.facts import Node, Task
-from unfold_placement.live.adopt import end
-from unfold_placement.options import build
-from unfold_placement.policies.drf import Drf
-from unfold_placement.simulate import Outcome, outcome, play, prepare
+from unfold_placement.core import kernel
+from unfold_placement.core.types import Node, Task
+from unfold_placement.live.recovery import end
+from unfold_placement.policies.fairness.drf import Drf
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.deadlock_check import counterexample
+from unfold_placement.simulation.simulator import Outcome, outcome, play, prepare
 
 
 def stopped(found: Outcome) -> Counter[str]:

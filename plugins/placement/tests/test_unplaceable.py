@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
-from unfold_placement.facts import Node, Task
-from unfold_placement.options import build
-from unfold_placement.plan import LOG, plan
-from unfold_placement.spec import PlacementSpec
-from unfold_placement.unplaceable import unplaceable
+from unfold_placement.core.types import Node, Task
+from unfold_placement.schema.models import PlacementSpec
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.unplaceable import unplaceable
+from unfold_placement.verbs.plan import LOG, plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 HEAD = "task,arrival,run,gpu,cpu,job\n"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from plugins.placement.tests.cases import cluster, places, run, starts
-from unfold_placement.facts import Node
-from unfold_placement.spec import ClusterSpec
-from unfold_placement.traces import csv_nodes, csv_tasks, openb_nodes, openb_tasks
-from unfold_placement.workload import nodes_of
+from unfold_placement.core.types import Node
+from unfold_placement.schema.models import ClusterSpec
+from unfold_placement.workload.build import nodes_of
+from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, openb_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
 

@@ -13,11 +13,11 @@ def unfold_kinds() -> Iterable[Kind]:
     yield Kind(
         name="placement",
         summary="places tasks by policies that the application writes itself",
-        spec="unfold_placement.spec:PlacementSpec",
-        plan="unfold_placement.plan:plan",
-        serve="unfold_placement.serve:serve",
+        spec="unfold_placement.schema.models:PlacementSpec",
+        plan="unfold_placement.verbs.plan:plan",
+        serve="unfold_placement.verbs.serve:serve",
         examples="unfold_placement:examples",
-        opens="unfold_placement.opening:opened",
+        opens="unfold_placement.verbs.check_inputs:opened",
     )
 
 
@@ -25,5 +25,7 @@ def unfold_kinds() -> Iterable[Kind]:
 def unfold_renderers() -> Iterable[Renderer]:
     """Offer a plan in the words of Kubernetes."""
     yield Renderer(
-        "kubernetes", "a placement's roles and controller for Kubernetes", "unfold_placement.exports:kubernetes"
+        "kubernetes",
+        "a placement's roles and controller for Kubernetes",
+        "unfold_placement.kubernetes.export:kubernetes",
     )

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
+from unfold_supernet.accelerator.hardware import Machine, presets
+from unfold_supernet.accelerator.layers import Family, Layer, Net, net
 from unfold_supernet.arrays import Ints
-from unfold_supernet.chip.layers import Family, Layer, Net, net
-from unfold_supernet.chip.machine import Machine, presets
 
 KIB = 1024
 

@@ -10,22 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet import load
 from unfold_supernet.arrays import Floats
-from unfold_supernet.contenders import Contender, contenders
-from unfold_supernet.files import FRONT
-from unfold_supernet.live.replayed import Simulated, play
-from unfold_supernet.plan import plan
-from unfold_supernet.serving import targets
-from unfold_supernet.serving.pace import Pace
-from unfold_supernet.serving.play import Played, simulate
-from unfold_supernet.serving.policies import Served
-from unfold_supernet.serving.targets import Targets
-from unfold_supernet.spec import SupernetSpec
+from unfold_supernet.family.names import FRONT
+from unfold_supernet.replay import load
+from unfold_supernet.replay.baselines import Contender, contenders
+from unfold_supernet.replay.player import Simulated, play
+from unfold_supernet.scheduling import requests
+from unfold_supernet.scheduling.policies import Served
+from unfold_supernet.scheduling.requests import Targets
+from unfold_supernet.scheduling.simulator import Played, simulate
+from unfold_supernet.scheduling.speed import Pace
+from unfold_supernet.schema.models import SupernetSpec
+from unfold_supernet.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 NETS = (
     Served("small", 80.0, ((1, 0.001), (8, 0.002), (32, 0.006))),
@@ -136,11 +136,11 @@ def trace(folder: Path, text: str) -> Path:
 def test_targets_are_read_from_columns(tmp_path: Path) -> None:
     """Deadlines are in the unit of their column, accuracies shares or percent; an empty cell asks for nothing more."""
     path = trace(tmp_path, "time_s,Deadline_ms,least_accuracy\n0,5,0.9\n0.1,,85%\n0.2,20.5,\n")
-    found = targets.read(path, 3, SLO)
+    found = requests.read(path, 3, SLO)
     assert found is not None
     np.testing.assert_allclose(found.deadlines, [0.005, 0.03, 0.0205])
     np.testing.assert_allclose(found.least, [0.9, 0.85, 0.0])
-    assert targets.read(trace(tmp_path, "time_s,tenant\n0,a\n1,b\n"), 2, SLO) is None
+    assert requests.read(trace(tmp_path, "time_s,tenant\n0,a\n1,b\n"), 2, SLO) is None
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_what_is_no_target_is_told(tmp_path: Path, row: str, told: str) -> None:
     """A deadline below 0 or beyond a day, and an accuracy above 1, are an error with line and column."""
     path = trace(tmp_path, f"time_s,deadline_ms,least_accuracy\n{row}\n")
     with pytest.raises(UnfoldError, match=told) as caught:
-        targets.read(path, 1, SLO)
+        requests.read(path, 1, SLO)
     assert caught.value.diagnostics[0].line == 2
 
 
 def test_rows_that_count_several_have_no_targets(tmp_path: Path) -> None:
     """A table whose rows stand for several requests each is refused: nobody knows which of them asks."""
     with pytest.raises(UnfoldError, match="2 rows with targets are 7 requests"):
-        targets.read(trace(tmp_path, "time_s,count,deadline_ms\n0,3,5\n1,4,5\n"), 7, SLO)
+        requests.read(trace(tmp_path, "time_s,count,deadline_ms\n0,3,5\n1,4,5\n"), 7, SLO)
 
 
 def test_a_plan_replays_targets(tmp_path: Path) -> None:

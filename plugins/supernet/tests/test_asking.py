@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_supernet.asking import listed
-from unfold_supernet.spec import SupernetSpec
+from unfold_supernet.accelerator.query_table import listed
+from unfold_supernet.schema.models import SupernetSpec
 from unfoldkit.api import UnfoldError
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 
 def table(folder: Path, text: str) -> Path:

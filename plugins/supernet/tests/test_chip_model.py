@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.supernet.tests.nets import graphs, machines, nets, part
+from unfold_supernet.accelerator import cost_model, tile_simulator
+from unfold_supernet.accelerator.batching import joined
+from unfold_supernet.accelerator.hardware import Machine, cycles, presets
+from unfold_supernet.accelerator.layers import Layer, Net, hits, net
+from unfold_supernet.accelerator.reference_families import family
 from unfold_supernet.arrays import Ints
-from unfold_supernet.chip import events, model
-from unfold_supernet.chip.batches import joined
-from unfold_supernet.chip.families import family
-from unfold_supernet.chip.layers import Layer, Net, hits, net
-from unfold_supernet.chip.machine import Machine, cycles, presets
 
 CLOSE = 1 + 1e-9
 
@@ -35,8 +35,8 @@ def cases(draw: Any) -> tuple[Net, Machine, Ints]:
 def test_hits_and_misses_are_the_weights(case: tuple[Net, Machine, Ints]) -> None:
     """In every layer hits and misses sum to the weights, and neither is negative."""
     found, machine, cached = case
-    item = model.work(found, machine)
-    hit, miss = hits(found.graph, cached) * machine.weight, model.missing(item, cached)
+    item = cost_model.work(found, machine)
+    hit, miss = hits(found.graph, cached) * machine.weight, cost_model.missing(item, cached)
     assert (hit + miss == item.weights).all()
     assert (hit >= 0).all()
     assert (miss >= 0).all()
@@ -47,13 +47,13 @@ def test_hits_and_misses_are_the_weights(case: tuple[Net, Machine, Ints]) -> Non
 def test_more_is_never_slower(case: tuple[Net, Machine, Ints], factor: float) -> None:
     """Time does not increase when bandwidth, clock or the cached sub-graph grow."""
     found, machine, cached = case
-    base = model.seconds(model.work(found, machine), cached, machine)
+    base = cost_model.seconds(cost_model.work(found, machine), cached, machine)
     wide, quick = replace(machine, bandwidth=machine.bandwidth * factor), replace(machine, clock=machine.clock * factor)
-    assert model.seconds(model.work(found, wide), cached, wide) <= base * CLOSE
-    assert model.seconds(model.work(found, quick), cached, quick) <= base * CLOSE
+    assert cost_model.seconds(cost_model.work(found, wide), cached, wide) <= base * CLOSE
+    assert cost_model.seconds(cost_model.work(found, quick), cached, quick) <= base * CLOSE
     for share in (0.3, 0.7, 1.0):
         larger = np.maximum(cached, part(found, np.full((len(cached), 2), share)))
-        assert model.seconds(model.work(found, machine), larger, machine) <= base * CLOSE
+        assert cost_model.seconds(cost_model.work(found, machine), larger, machine) <= base * CLOSE
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,11 +61,11 @@ def test_more_is_never_slower(case: tuple[Net, Machine, Ints], factor: float) ->
 def test_bounds_hold(case: tuple[Net, Machine, Ints]) -> None:
     """Time is at least the computation, and at least the traffic over the bandwidth; all weights kept, none travel."""
     found, machine, cached = case
-    item = model.work(found, machine)
-    time = model.seconds(item, cached, machine)
+    item = cost_model.work(found, machine)
+    time = cost_model.seconds(item, cached, machine)
     assert time * CLOSE >= item.compute.sum()
-    assert time * CLOSE >= model.traffic(item, cached) / machine.bandwidth
-    assert model.traffic(item, found.graph) == item.activations.sum()
+    assert time * CLOSE >= cost_model.traffic(item, cached) / machine.bandwidth
+    assert cost_model.traffic(item, found.graph) == item.activations.sum()
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,10 +73,10 @@ def test_bounds_hold(case: tuple[Net, Machine, Ints]) -> None:
 def test_event_simulator_is_within_one_tile_a_layer(case: tuple[Net, Machine, Ints]) -> None:
     """Events that run ahead to the next layer's first tile at most are within a tile a layer of the closed form."""
     found, machine, cached = case
-    item = model.work(found, machine)
-    played = events.seconds(item, cached, machine, deep=False)
-    allowed = events.tile_seconds(item, cached, machine)
-    assert abs(played - model.seconds(item, cached, machine)) <= allowed * CLOSE + 1e-12
+    item = cost_model.work(found, machine)
+    played = tile_simulator.seconds(item, cached, machine, deep=False)
+    allowed = tile_simulator.tile_seconds(item, cached, machine)
+    assert abs(played - cost_model.seconds(item, cached, machine)) <= allowed * CLOSE + 1e-12
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,11 +84,11 @@ def test_event_simulator_is_within_one_tile_a_layer(case: tuple[Net, Machine, In
 def test_running_ahead_is_never_slower(case: tuple[Net, Machine, Ints]) -> None:
     """Transfers that may run ahead through the layers are never later, and less so with more room."""
     found, machine, cached = case
-    item = model.work(found, machine)
-    deep, near = (events.seconds(item, cached, machine, deep=way) for way in (True, False))
+    item = cost_model.work(found, machine)
+    deep, near = (tile_simulator.seconds(item, cached, machine, deep=way) for way in (True, False))
     assert deep <= near * CLOSE
-    assert events.seconds(item, cached, machine, deep=True, dynamic=2 * machine.dynamic) <= deep * CLOSE
-    assert deep * CLOSE >= max(item.compute.sum(), model.traffic(item, cached) / machine.bandwidth)
+    assert tile_simulator.seconds(item, cached, machine, deep=True, dynamic=2 * machine.dynamic) <= deep * CLOSE
+    assert deep * CLOSE >= max(item.compute.sum(), cost_model.traffic(item, cached) / machine.bandwidth)
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,13 +96,13 @@ def test_running_ahead_is_never_slower(case: tuple[Net, Machine, Ints]) -> None:
 def test_events_are_those_of_simpy(case: tuple[Net, Machine, Ints], deep: bool) -> None:
     """Compiled code, plain Python and two SimPy processes give the same time."""
     found, machine, cached = case
-    item = model.work(found, machine)
-    load = (model.missing(item, cached) + item.activations).astype(float)
+    item = cost_model.work(found, machine)
+    load = (cost_model.missing(item, cached) + item.activations).astype(float)
     whole = (item.weights + item.activations).astype(float)
     given_ = (item.compute, load, whole, float(machine.tile), machine.bandwidth, float(machine.dynamic), deep)
     expected = with_simpy(*given_)
-    assert events.play(*given_) == pytest.approx(expected, rel=1e-9)
-    assert events.play_python(*given_) == pytest.approx(expected, rel=1e-9)
+    assert tile_simulator.play(*given_) == pytest.approx(expected, rel=1e-9)
+    assert tile_simulator.play_python(*given_) == pytest.approx(expected, rel=1e-9)
 
 
 def with_simpy(compute: Any, load: Any, whole: Any, tile: float, bandwidth: float, room: float, deep: bool) -> float:
@@ -169,9 +169,11 @@ def test_equal_silicon_is_the_baseline() -> None:
     layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
     found = net("one", ["a"], {"a": layer}, 0.0)
     machine = presets()["zcu104"]
-    item = model.work(found, machine)
+    item = cost_model.work(found, machine)
     nothing = np.zeros_like(found.graph)
-    assert model.seconds(item, nothing, machine) == model.seconds(item, nothing, replace(machine, persistent=0))
+    assert cost_model.seconds(item, nothing, machine) == cost_model.seconds(
+        item, nothing, replace(machine, persistent=0)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -182,13 +184,13 @@ def test_wider_numbers_are_more_bytes_and_nothing_else(case: tuple[Net, Machine,
     machine = replace(drawn, weight=1, value=1)
     sizes = {name: getattr(machine, name) * times for name in ("bandwidth", "dynamic", "streaming", "tile")}
     wide = replace(machine, weight=times, value=times, **sizes)
-    one, other = model.work(found, machine), model.work(found, wide)
-    assert model.traffic(other, cached) == times * model.traffic(one, cached)
-    assert model.seconds(other, cached, wide) == pytest.approx(model.seconds(one, cached, machine))
-    deep = [events.seconds(item, cached, on, deep=True) for item, on in ((one, machine), (other, wide))]
+    one, other = cost_model.work(found, machine), cost_model.work(found, wide)
+    assert cost_model.traffic(other, cached) == times * cost_model.traffic(one, cached)
+    assert cost_model.seconds(other, cached, wide) == pytest.approx(cost_model.seconds(one, cached, machine))
+    deep = [tile_simulator.seconds(item, cached, on, deep=True) for item, on in ((one, machine), (other, wide))]
     assert deep[0] == pytest.approx(deep[1])
-    moved = model.off_chip_joules(other, cached, wide)
-    assert moved == pytest.approx(times * model.off_chip_joules(one, cached, machine))
+    moved = cost_model.off_chip_joules(other, cached, wide)
+    assert moved == pytest.approx(times * cost_model.off_chip_joules(one, cached, machine))
 
 
 def test_weights_and_maps_have_bits_of_their_own() -> None:
@@ -198,9 +200,9 @@ def test_weights_and_maps_have_bits_of_their_own() -> None:
     machine, nothing = presets()["zcu104"], np.zeros((1, 4), np.int64)
     maps, weights = 2 * 64 * 196, 64 * 64 * 9
     for weight, value in ((1, 1), (4, 1), (1, 2), (2, 4)):
-        item = model.work(found, replace(machine, weight=weight, value=value))
-        assert model.traffic(item, nothing) == weights * weight + maps * value
-        assert item.compute.sum() == model.work(found, machine).compute.sum()
+        item = cost_model.work(found, replace(machine, weight=weight, value=value))
+        assert cost_model.traffic(item, nothing) == weights * weight + maps * value
+        assert item.compute.sum() == cost_model.work(found, machine).compute.sum()
 
 
 def test_a_batch_loads_its_weights_once() -> None:
@@ -208,7 +210,7 @@ def test_a_batch_loads_its_weights_once() -> None:
     layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
     found = net("one", ["a"], {"a": layer}, 0.0)
     machine = presets()["zcu104"]
-    one, eight = model.work(found, machine), model.work(found, machine, 8)
+    one, eight = cost_model.work(found, machine), cost_model.work(found, machine, 8)
     assert eight.compute.sum() == pytest.approx(8 * one.compute.sum())
     assert eight.weights.sum() == one.weights.sum()
 
@@ -251,10 +253,10 @@ def test_maps_of_a_batch_need_room(name: str) -> None:
     """A batch never moves more than its inputs one by one, nor less than one load of weights, image and result."""
     small, large = presets()["zcu104"], replace(presets()["zcu104"], streaming=1 << 40)
     one = family(name).nets[-1]
-    nothing, single = one.graph * 0, model.traffic(model.work(one, small), one.graph * 0)
-    ends = model.work(one, large).activations.sum()
+    nothing, single = one.graph * 0, cost_model.traffic(cost_model.work(one, small), one.graph * 0)
+    ends = cost_model.work(one, large).activations.sum()
     for batch in (2, 8, 64):
-        moved, least = (model.traffic(model.work(one, chip, batch), nothing) for chip in (small, large))
+        moved, least = (cost_model.traffic(cost_model.work(one, chip, batch), nothing) for chip in (small, large))
         assert least == one.weights.sum() + batch * ends
         assert least <= moved < batch * single
     assert moved > 4 * least

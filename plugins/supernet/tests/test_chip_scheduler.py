@@ -10,21 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.supernet.tests.nets import random_family
+from unfold_supernet.accelerator import cost_model, latency_table, reference_families, scheduler, subgraph_cache
+from unfold_supernet.accelerator.hardware import Machine, presets
+from unfold_supernet.accelerator.latency_table import Known
+from unfold_supernet.accelerator.layers import Family, hits, sizes
+from unfold_supernet.accelerator.queries import drawn
 from unfold_supernet.arrays import Floats
-from unfold_supernet.chip import cache, claims, families, model, stream, study, table
-from unfold_supernet.chip.asked import drawn
-from unfold_supernet.chip.layers import Family, hits, sizes
-from unfold_supernet.chip.machine import Machine, presets
-from unfold_supernet.chip.table import Known
+from unfold_supernet.study import published, sweep
 
 MACHINE = replace(presets()["zcu104"], bandwidth=1e9)
 
 
-def known_of(family: Family, machine: Machine) -> tuple[Known, list[cache.Column], list[model.Work]]:
+def known_of(family: Family, machine: Machine) -> tuple[Known, list[subgraph_cache.Column], list[cost_model.Work]]:
     """Return the table of a family on a machine, its columns and works."""
-    works = [model.work(net, machine) for net in family.nets]
-    found = cache.columns(family, works, machine)
-    return table.known(works, found, machine), found, works
+    works = [cost_model.work(net, machine) for net in family.nets]
+    found = subgraph_cache.columns(family, works, machine)
+    return latency_table.known(works, found, machine), found, works
 
 
 @settings(max_examples=30, deadline=None)
@@ -48,7 +49,7 @@ def test_refills_are_exact(seed: int, room: int) -> None:
     """A refill brings what the new column has and the old one lacks; in passing, less what the last net brought."""
     family = random_family(seed)
     _known, found, works = known_of(family, replace(MACHINE, persistent=room))
-    plain, passing = cache.refills(found), cache.refills(found, works)
+    plain, passing = subgraph_cache.refills(found), subgraph_cache.refills(found, works)
     net = _cells(works[0].net.graph)
     for i, old in enumerate(found[:3]):
         for j, new in enumerate(found[:3]):
@@ -66,8 +67,8 @@ def _cells(graph: np.ndarray) -> np.ndarray:
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 1000),
-    st.sampled_from(sorted(stream.POLICIES)),
-    st.sampled_from(sorted(stream.CACHES)),
+    st.sampled_from(sorted(scheduler.POLICIES)),
+    st.sampled_from(sorted(scheduler.CACHES)),
     st.integers(1, 9),
     st.booleans(),
 )
@@ -75,7 +76,7 @@ def test_streams_are_played_by_the_rules(seed: int, policy: str, keep: str, ever
     """The compiled stream is the rules of the paper, query by query."""
     known, _found, _works = known_of(random_family(seed), replace(MACHINE, persistent=100_000))
     wanted, others = drawn(60, "random", seed).targets(known, policy)
-    played = stream.play(
+    played = scheduler.play(
         wanted, known, 1e9, policy=policy, cache=keep, column=1, every=every, passing=passing, others=others
     )
     expected = by_the_rules(wanted, others, known, policy, keep, every, passing)
@@ -134,7 +135,7 @@ def test_either_policy_meets_both_targets_where_a_net_can(seed: int, room: int) 
         "strict-accuracy": (accuracies, deadlines),
         "strict-latency": (deadlines, accuracies),
     }.items():
-        played = stream.play(own, known, 1e9, policy=policy, column=1, others=others)
+        played = scheduler.play(own, known, 1e9, policy=policy, column=1, others=others)
         able = (known.accuracy[:, None] >= accuracies) & (known.seconds[:, 1][:, None] <= deadlines)
         assert played.both == pytest.approx(able.any(axis=0).mean())
 
@@ -145,8 +146,8 @@ def test_what_is_as_good_stays(keep: str) -> None:
     known, _found, _works = known_of(random_family(3), replace(MACHINE, persistent=100_000))
     last = known.norm.size - 1
     alike = replace(known, near=known.near * 0, norm=known.norm * 0 + 1, seconds=known.seconds[:, [last] * (last + 1)])
-    wanted = stream.targets(stream.levels(500, "bursty", 5), alike, "strict-accuracy")
-    played = stream.play(wanted, alike, 1e9, cache=keep, column=last)
+    wanted = scheduler.targets(scheduler.levels(500, "bursty", 5), alike, "strict-accuracy")
+    played = scheduler.play(wanted, alike, 1e9, cache=keep, column=last)
     assert (played.changes, played.refill) == (0, 0)
 
 
@@ -156,15 +157,15 @@ def test_python_and_compiled_streams_are_equal() -> None:
     wanted, others = drawn(500, "bursty", 1).targets(known, "strict-latency")
     given_ = (
         wanted, others, known.seconds, known.bytes, known.hit, known.passing, known.near, known.norm, known.accuracy,
-        1e9, stream.LATENCY, stream.AVGNET, 1, 7,
+        1e9, scheduler.LATENCY, scheduler.AVGNET, 1, 7,
     )  # fmt: skip
-    np.testing.assert_allclose(stream.run(*given_), stream.run_python(*given_))
+    np.testing.assert_allclose(scheduler.run(*given_), scheduler.run_python(*given_))
 
 
-@pytest.mark.parametrize("name", sorted(families.spaces()))
+@pytest.mark.parametrize("name", sorted(reference_families.spaces()))
 def test_families_are_those_of_the_papers(name: str) -> None:
     """Seven nets grow in size, work and accuracy, each contains the smallest, and every map fits 1 MiB."""
-    family = families.family(name)
+    family = reference_families.family(name)
     bytes_ = [int(net.weights.sum()) for net in family.nets]
     assert bytes_ == sorted(bytes_)
     assert [net.accuracy for net in family.nets] == sorted(net.accuracy for net in family.nets)
@@ -174,18 +175,18 @@ def test_families_are_those_of_the_papers(name: str) -> None:
 
 def test_spaces_have_the_sizes_of_ofa() -> None:
     """The smallest ResNet-50 of OFA has 6.52 MB and the largest 48.0; a compound space has 243 nets."""
-    found = [int(net.weights.sum()) / 1e6 for net in families.every("ofa-resnet50")]
+    found = [int(net.weights.sum()) / 1e6 for net in reference_families.every("ofa-resnet50")]
     assert len(found) == 243
     assert min(found) == pytest.approx(6.52, abs=0.01)
     assert max(found) == pytest.approx(48.0, abs=0.05)
 
 
-@pytest.mark.parametrize("name", sorted(families.spaces()))
+@pytest.mark.parametrize("name", sorted(reference_families.spaces()))
 def test_energy_saved_is_the_buffer_over_the_net(name: str) -> None:
     """A buffer smaller than the core saves its bytes over those of net, image and result: nothing else matters."""
-    family = families.family(name)
+    family = reference_families.family(name)
     for bandwidth in (1e9, 19.2e9):
-        found = study.setting(family, replace(MACHINE, persistent=2**20, bandwidth=bandwidth), ("stall",))
+        found = sweep.setting(family, replace(MACHINE, persistent=2**20, bandwidth=bandwidth), ("stall",))
         held = int(sizes(found.kept.graph).sum())
         assert held > 0.999 * 2**20
         for index, item in enumerate(found.works):
@@ -194,15 +195,17 @@ def test_energy_saved_is_the_buffer_over_the_net(name: str) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000), st.integers(1000, 400_000), st.sampled_from(sorted(stream.POLICIES)))
+@given(st.integers(0, 1000), st.integers(1000, 400_000), st.sampled_from(sorted(scheduler.POLICIES)))
 def test_what_is_kept_suits_the_stream(seed: int, room: int, policy: str) -> None:
     """Of all that may be kept, what is kept saves most traffic of the nets as the queries ask for them, up to 0.5 %."""
     asked = drawn(200, "bursty", seed)
-    plain = study.setting(random_family(seed), replace(MACHINE, persistent=room), ("stall",))
-    found = study.suited(plain, asked, policy)
+    plain = sweep.setting(random_family(seed), replace(MACHINE, persistent=room), ("stall",))
+    found = sweep.suited(plain, asked, policy)
     wanted, _others = asked.targets(found.layered, policy)
     # the nets that answer while nothing is kept, one query after the other
-    none = [stream.play(wanted[at : at + 1], found.layered, 1e9, policy=policy).accuracy for at in range(wanted.size)]
+    none = [
+        scheduler.play(wanted[at : at + 1], found.layered, 1e9, policy=policy).accuracy for at in range(wanted.size)
+    ]
     nets = np.searchsorted(found.layered.accuracy, none)
     kept = found.layered.hit * [[item.net.weights.sum()] for item in found.works]
     saved = kept[nets].sum(axis=0)
@@ -212,15 +215,15 @@ def test_what_is_kept_suits_the_stream(seed: int, room: int, policy: str) -> Non
 
 def test_a_larger_buffer_saves_no_less() -> None:
     """Traffic saved grows with the buffer, and needs of a claim fall with the bandwidth."""
-    family = families.family("ofa-mobilenetv3")
+    family = reference_families.family("ofa-mobilenetv3")
     asked = drawn(500, "random", 0)
     buffers = [2**18 * size for size in (1, 4, 8, 16)]
-    points = list(study.sweep(family, MACHINE, buffers, [4e9, 1e9], asked, "strict-accuracy"))
+    points = list(sweep.sweep(family, MACHINE, buffers, [4e9, 1e9], asked, "strict-accuracy"))
     for bandwidth in (4e9, 1e9):
         saved = [point.traffic_best for point in points if point.bandwidth == bandwidth]
         assert saved == sorted(saved)
-    lines = [line for line in claims.obtained(points, buffers[1]) if line.claim.what == "latency"]
-    for claim in claims.claims():
+    lines = [line for line in published.obtained(points, buffers[1]) if line.claim.what == "latency"]
+    for claim in published.claims():
         if claim.what == "latency":
             wide, narrow = (line.needs for line in lines if line.claim == claim)
             assert narrow is not None
@@ -231,15 +234,15 @@ def test_a_larger_buffer_saves_no_less() -> None:
 @given(
     st.lists(st.tuples(st.integers(60, 62), st.integers(1, 3)), min_size=1, max_size=5),
     st.floats(59, 63),
-    st.sampled_from(sorted(stream.POLICIES)),
+    st.sampled_from(sorted(scheduler.POLICIES)),
 )
 def test_of_nets_that_are_alike_the_better_answers(nets: list[tuple[int, int]], target: float, policy: str) -> None:
     """Of nets of one accuracy the quickest answers, of one latency the most accurate, also where no net will do."""
     accuracy, seconds = (np.array(part, float) for part in zip(*nets, strict=True))
     wanted = target if policy == "strict-accuracy" else target - 60
     keys, best = np.empty(len(nets)), np.empty(len(nets) + 1, np.int64)
-    stream.answers(seconds, accuracy, stream.POLICIES[policy], keys, best)
-    net = stream.last(wanted, keys, best, stream.POLICIES[policy])
+    scheduler.answers(seconds, accuracy, scheduler.POLICIES[policy], keys, best)
+    net = scheduler.last(wanted, keys, best, scheduler.POLICIES[policy])
     by_accuracy = policy == "strict-accuracy"
     good = accuracy >= wanted if by_accuracy else seconds <= wanted
     able = [at for at in range(len(nets)) if good[at]]

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.nets.front import difference, quality, separable
-from unfold_supernet.nets.space import chip_family, convs, macs, mixing, parameters, space_of
-from unfold_supernet.spec import SpaceSpec, SupernetSpec
-from unfold_supernet.told import sharing
-from unfold_supernet.train import train
+from unfold_supernet.networks.space import chip_family, convs, macs, mixing, parameters, space_of
+from unfold_supernet.schema.models import SpaceSpec, SupernetSpec
+from unfold_supernet.training.accuracy import difference, quality, separable
+from unfold_supernet.training.report import sharing
+from unfold_supernet.verbs.train import train
 from unfoldkit.api import Run, RunDir, UnfoldError, dump
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 STAGES = ({"width": 16}, {"width": 32}, {"width": 64})
 TOKENS = "data: {source: digits}\nspace: {form: transformer, stages: [{width: 8}]"

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_supernet.contenders import RULES
-from unfold_supernet.live.levels import ways
-from unfold_supernet.serving.pace import Pace
-from unfold_supernet.serving.policies import Rule, Served
+from unfold_supernet.replay.baselines import RULES
+from unfold_supernet.scheduling.accuracy_levels import ways
+from unfold_supernet.scheduling.policies import Rule, Served
+from unfold_supernet.scheduling.speed import Pace
 from unfoldkit.serving.model import Call
 
 SLO = 0.1

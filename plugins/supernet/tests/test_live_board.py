@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from unfold_supernet.live.board import counted, of_counters
-from unfold_supernet.serve import serve
-from unfold_supernet.serving.policies import Served
-from unfold_supernet.spec import SupernetSpec
+from unfold_supernet.scheduling.policies import Served
+from unfold_supernet.schema.models import SupernetSpec
+from unfold_supernet.serving.metrics import counted, of_counters
+from unfold_supernet.verbs.serve import serve
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
 

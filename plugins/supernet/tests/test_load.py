@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet import load
-from unfold_supernet.serving.policies import Served, capacity, slower
-from unfold_supernet.spec import ServingSpec
+from unfold_supernet.replay import load
+from unfold_supernet.scheduling.policies import Served, capacity, slower
+from unfold_supernet.schema.models import ServingSpec
 from unfoldkit.api import UnfoldError
 from unfoldkit.arrivals.envelope import envelope
 

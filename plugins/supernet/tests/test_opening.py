@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_supernet.opening import opened
-from unfold_supernet.spec import SupernetSpec
+from unfold_supernet.schema.models import SupernetSpec
+from unfold_supernet.verbs.check_inputs import opened
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 LAYERS = """
 version: 1

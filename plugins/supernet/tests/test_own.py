@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.nets.data import Data, load, split_groups
-from unfold_supernet.nets.search import apart
-from unfold_supernet.spec import DataSpec, SearchSpec, SupernetSpec
+from unfold_supernet.family.datasets import Data, load, split_groups
+from unfold_supernet.schema.models import DataSpec, SearchSpec, SupernetSpec
+from unfold_supernet.training.subnet_search import apart
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 Y = np.repeat([3, 5], 20)
 SPEC = """

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.serving.pace import STEPS, Pace, paced
-from unfold_supernet.serving.policies import Served, fitted, slower
+from unfold_supernet.scheduling.policies import Served, fitted, slower
+from unfold_supernet.scheduling.speed import STEPS, Pace, paced
 
 NETS = (
     Served("small", 80.0, ((1, 0.001), (8, 0.003), (32, 0.008))),

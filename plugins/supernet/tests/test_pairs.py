@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.serving import pairs
-from unfold_supernet.serving.policies import Served
+from unfold_supernet.scheduling import escalation
+from unfold_supernet.scheduling.policies import Served
 
 NETS = (
     Served("small", 0.0, ((1, 0.001), (8, 0.002), (64, 0.009))),
@@ -16,11 +16,13 @@ NETS = (
 )
 
 
-def answered(seed: int, rows: int = 200) -> pairs.Answered:
+def answered(seed: int, rows: int = 200) -> escalation.Answered:
     """Return random answers of two nets to three classes."""
     rng = np.random.default_rng(seed)
     said = rng.integers(0, 3, (2, rows))
-    return pairs.Answered(("small", "large"), said, rng.random((2, rows)).astype(np.float32), rng.integers(0, 3, rows))
+    return escalation.Answered(
+        ("small", "large"), said, rng.random((2, rows)).astype(np.float32), rng.integers(0, 3, rows)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -28,12 +30,12 @@ def answered(seed: int, rows: int = 200) -> pairs.Answered:
 def test_a_pair_answers_row_by_row(seed: int, below: float) -> None:
     """Each row is the large net's if the small one is unsure of it, else the small one's; shares by class likewise."""
     found = answered(seed)
-    (pair,) = pairs.pairs(NETS, found, below)
+    (pair,) = escalation.pairs(NETS, found, below)
     said = [big if sure < below else small for small, big, sure in zip(*found.said, found.confidence[0], strict=True)]
     right = np.array(said) == found.y
     assert pair.accuracy == pytest.approx(right.mean() * 100)
     assert pair.unsure == pytest.approx(np.mean(found.confidence[0] < below))
-    for name, share in pairs.pairs(NETS, found, below)[pair].items():
+    for name, share in escalation.pairs(NETS, found, below)[pair].items():
         assert share == pytest.approx(right[found.y == name].mean())
 
 
@@ -42,7 +44,7 @@ def test_a_pair_answers_row_by_row(seed: int, below: float) -> None:
 def test_more_doubt_takes_longer(seed: int, below: float, more: float) -> None:
     """A pair takes at least its small net's time, and no less where the large net is asked more often."""
     found = answered(seed)
-    (one,), (other,) = (pairs.pairs(NETS, found, each) for each in (below, min(1.0, below + more)))
+    (one,), (other,) = (escalation.pairs(NETS, found, each) for each in (below, min(1.0, below + more)))
     for (size, time), (_, longer) in zip(one.seconds, other.seconds, strict=True):
         assert NETS[0].takes(size) <= time <= longer
 
@@ -50,7 +52,7 @@ def test_more_doubt_takes_longer(seed: int, below: float, more: float) -> None:
 def test_what_was_answered_is_stored_as_plain_arrays() -> None:
     """Answers that are written and read again are the same."""
     found = answered(3)
-    again = pairs.unpacked(pairs.packed(found))
+    again = escalation.unpacked(escalation.packed(found))
     assert again.names == found.names
     for key in ("said", "confidence", "y"):
         np.testing.assert_array_equal(getattr(again, key), getattr(found, key))

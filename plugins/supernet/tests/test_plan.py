@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from unfold_supernet.chip import events, model
-from unfold_supernet.chip.layers import Layer, net
-from unfold_supernet.plan import plan
-from unfold_supernet.scale import size
-from unfold_supernet.simulated import machine_of
-from unfold_supernet.spec import AcceleratorSpec, SupernetSpec
+from unfold_supernet.accelerator import cost_model, tile_simulator
+from unfold_supernet.accelerator.layers import Layer, net
+from unfold_supernet.schema.models import AcceleratorSpec, SupernetSpec
+from unfold_supernet.study.plan import machine_of
+from unfold_supernet.units import size
+from unfold_supernet.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1
@@ -74,10 +74,10 @@ def test_a_buffer_of_one_tile_holds_two_halves() -> None:
     whole = net("n", ["l"], {"l": Layer(720, 512, (3, 3), (14, 14), 512 * 14 * 14)}, 70.0)
     for room in ("16 KiB", "20 KiB", "1 MiB"):
         machine = machine_of(AcceleratorSpec.model_validate({"dynamic_buffer": room, "bandwidth": "3.3 GB/s"}))
-        item = model.work(whole, machine)
+        item = cost_model.work(whole, machine)
         empty = whole.graph * 0
-        apart = abs(events.seconds(item, empty, machine, deep=False) - model.seconds(item, empty, machine))
-        assert apart <= events.tile_seconds(item, empty, machine) * (1 + 1e-9)
+        apart = abs(tile_simulator.seconds(item, empty, machine, deep=False) - cost_model.seconds(item, empty, machine))
+        assert apart <= tile_simulator.tile_seconds(item, empty, machine) * (1 + 1e-9)
 
 
 def test_the_relaxation_that_is_offered_works(tmp_path: Path) -> None:

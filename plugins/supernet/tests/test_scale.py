@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unfold_supernet.scale import buffer_unit, scaled, size
+from unfold_supernet.units import buffer_unit, scaled, size
 
 
 @pytest.mark.parametrize(

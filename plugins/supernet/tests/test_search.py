@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.nets.search import features, search
-from unfold_supernet.nets.space import Space, Subnet, count, macs, space_of
-from unfold_supernet.spec import SearchSpec, SpaceSpec
-from unfoldkit.spec.loader import parse
+from unfold_supernet.networks.space import Space, Subnet, count, macs, space_of
+from unfold_supernet.schema.models import SearchSpec, SpaceSpec
+from unfold_supernet.training.subnet_search import features, search
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 STAGES = ({"width": 16}, {"width": 32}, {"width": 64})
 GIVEN = SearchSpec(measured=80, points=6, population=40, generations=10)
@@ -74,7 +74,7 @@ def test_what_is_counted_is_enumerated(scope: str, coupling: str) -> None:
 
 def test_a_boundless_space_is_refused() -> None:
     """A space of more nets than can be looked at is told with its size."""
-    from unfold_supernet.spec import SupernetSpec
+    from unfold_supernet.schema.models import SupernetSpec
     from unfoldkit.api import UnfoldError
 
     text = (

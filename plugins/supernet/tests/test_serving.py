@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_supernet.arrays import Floats
-from unfold_supernet.replay import Entry, against
-from unfold_supernet.serving.play import Played, measure, simulate
-from unfold_supernet.serving.policies import (
+from unfold_supernet.replay.report import Entry, against
+from unfold_supernet.scheduling.policies import (
     Choice,
     Rule,
     Served,
@@ -22,6 +21,7 @@ from unfold_supernet.serving.policies import (
     slackfit,
     steady,
 )
+from unfold_supernet.scheduling.simulator import Played, measure, simulate
 
 NETS = (
     Served("small", 80.0, ((1, 0.001), (8, 0.003), (32, 0.008))),

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_supernet.chip import model
-from unfold_supernet.chip.layers import INPUT, sizes
-from unfold_supernet.chip.machine import cycles, presets
-from unfold_supernet.chip.tables import tabled
-from unfold_supernet.spec import SupernetSpec
+from unfold_supernet.accelerator import cost_model
+from unfold_supernet.accelerator.hardware import cycles, presets
+from unfold_supernet.accelerator.layer_table import tabled
+from unfold_supernet.accelerator.layers import INPUT, sizes
+from unfold_supernet.schema.models import SupernetSpec
 from unfoldkit.api import UnfoldError
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 HEAD = "net,accuracy,layer,kernels,channels,window,out,stride,groups\n"
 NETS = """\
@@ -54,7 +54,7 @@ def test_a_table_is_read_as_it_is_written(tmp_path: Path) -> None:
     assert int(sizes(family.core).sum()) == int(small.weights.sum())
     nothing = np.zeros_like(large.graph)
     whole = sum(weights) + 3 * 112**2 + 100
-    assert model.traffic(model.work(large, presets()["alveo-u50"]), nothing) == whole
+    assert cost_model.traffic(cost_model.work(large, presets()["alveo-u50"]), nothing) == whole
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,23 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from unfold_supernet import replay  # noqa: E402
-from unfold_supernet.files import FRONT  # noqa: E402
-from unfold_supernet.nets import family, net, phases, store  # noqa: E402
-from unfold_supernet.nets.data import Data, load  # noqa: E402
-from unfold_supernet.nets.front import quality  # noqa: E402
-from unfold_supernet.nets.measure import answers, switching, timed  # noqa: E402
-from unfold_supernet.nets.space import Space, Subnet, space_of  # noqa: E402
-from unfold_supernet.serving import pairs  # noqa: E402
-from unfold_supernet.serving.policies import Served  # noqa: E402
-from unfold_supernet.spec import DataSpec, SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
-from unfold_supernet.train import train  # noqa: E402
+from unfold_supernet.family import checkpoint  # noqa: E402
+from unfold_supernet.family.datasets import Data, load  # noqa: E402
+from unfold_supernet.family.names import FRONT  # noqa: E402
+from unfold_supernet.networks import supernet as net  # noqa: E402
+from unfold_supernet.networks.space import Space, Subnet, space_of  # noqa: E402
+from unfold_supernet.replay import report as replay  # noqa: E402
+from unfold_supernet.scheduling import escalation  # noqa: E402
+from unfold_supernet.scheduling.policies import Served  # noqa: E402
+from unfold_supernet.schema.models import DataSpec, SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
+from unfold_supernet.training import curriculum, family  # noqa: E402
+from unfold_supernet.training.accuracy import quality  # noqa: E402
+from unfold_supernet.training.latency import answers, switching, timed  # noqa: E402
+from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import Report, Run, RunDir, UnfoldError  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
-from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
+from unfoldkit.spec.yaml_reader import parse  # noqa: E402
 
 pytestmark = pytest.mark.torch
 LARGEST, SMALLEST = (Subnet((e, e), (d, d), (k, k), r) for e, d, k, r in ((1.0, 2, 5, 1.0), (0.25, 1, 3, 0.5)))
@@ -96,10 +98,10 @@ def test_a_switched_subnet_is_the_extracted_one(form: str) -> None:
     x, extra = inputs(found.space)
     with torch.inference_mode():
         for name, bound in found.bound.items():
-            module = store.extract(found.space, bound)
+            module = checkpoint.extract(found.space, bound)
             said = found(name, x, extra)
             assert torch.equal(said, module(x, extra)), name
-            session = onnxruntime.InferenceSession(store.onnx_bytes(found.space, module))
+            session = onnxruntime.InferenceSession(checkpoint.onnx_bytes(found.space, module))
             other = session.run(["logits"], {"x": x.numpy(), "extra": extra.numpy()})[0]
             np.testing.assert_allclose(said.numpy(), other, rtol=1e-4, atol=1e-5)
 
@@ -184,13 +186,15 @@ def test_the_sandwich_is_drawn_by_place() -> None:
     """What a step trains depends on seed, epoch, batch and place alone; largest and smallest are always there."""
     subnets = space("conv1d").subnets
     given = TrainingSpec(rule="sandwich", samples=2, delay=1)
-    late, same = (phases.phase_of(phases.phases(found, given), 2) for found in (subnets, list(reversed(subnets))))
-    first = [phases.drawn(late, 3, 2, batch) for batch in range(50)]
-    again = [phases.drawn(same, 3, 2, batch) for batch in range(50)]
+    late, same = (
+        curriculum.phase_of(curriculum.phases(found, given), 2) for found in (subnets, list(reversed(subnets)))
+    )
+    first = [curriculum.drawn(late, 3, 2, batch) for batch in range(50)]
+    again = [curriculum.drawn(same, 3, 2, batch) for batch in range(50)]
     assert first == again
     assert all(one[0] == LARGEST and one[-1] == SMALLEST and len(one) == 4 for one in first)
     assert len({one[1] for one in first}) > 5
-    assert phases.drawn(phases.phases(subnets, given)[0], 3, 0, 0) == [LARGEST]
+    assert curriculum.drawn(curriculum.phases(subnets, given)[0], 3, 0, 0) == [LARGEST]
 
 
 @pytest.mark.parametrize("form", ["conv1d", "transformer"])
@@ -199,8 +203,8 @@ def test_a_stored_family_answers_the_same(tmp_path: Path, form: str) -> None:
     found = random_net(space(form))
     directory = RunDir(tmp_path)
     norms = {name: bound.statistics for name, bound in found.bound.items()}
-    store.keep_family(directory, found.space, dict(found.weights), norms, "x")
-    again = store.read_family(directory)
+    checkpoint.keep_family(directory, found.space, dict(found.weights), norms, "x")
+    again = checkpoint.read_family(directory)
     x, extra = inputs(found.space)
     for name in found.bound:
         assert torch.equal(found(name, x, extra), again(name, x, extra))
@@ -224,7 +228,7 @@ def test_train_leaves_what_it_says(tmp_path: Path) -> None:
     assert {"front.json", "family/weights.safetensors", "subnets/0.5x1k3.onnx", "subnets/1x2k3.safetensors"} <= set(
         files
     )
-    from unfold_supernet.plan import plan
+    from unfold_supernet.verbs.plan import plan
 
     planned = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
     assert planned.decision is not None
@@ -290,9 +294,9 @@ def test_training_that_diverges_is_no_family(tmp_path: Path) -> None:
     run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
     with pytest.raises(UnfoldError, match="training diverged"):
         train(spec, run)
-    assert not run.directory.has(store.WEIGHTS)
-    if run.directory.has(store.CHECKPOINT):
-        kept = family._unpacked(run.directory.read(store.CHECKPOINT), ["1x2k1", "0.5x1k1"])
+    assert not run.directory.has(checkpoint.WEIGHTS)
+    if run.directory.has(checkpoint.CHECKPOINT):
+        kept = family._unpacked(run.directory.read(checkpoint.CHECKPOINT), ["1x2k1", "0.5x1k1"])
         assert all(tensor.isfinite().all() for tensor in kept.weights.values())
 
 
@@ -323,7 +327,7 @@ def test_unsure_answers_are_asked_again(tmp_path: Path) -> None:
     # another batch of rows: equal up to the order of sums
     assert torch.allclose(both[unsure], then[unsure], rtol=1e-4, atol=1e-4)
     nets = [Served(name, accuracy, ((1, 1.0),)) for name, accuracy in ((small, 1.0), (large, 2.0))]
-    (stored,) = pairs.pairs(nets, family.answered(found, data), below)
+    (stored,) = escalation.pairs(nets, family.answered(found, data), below)
     assert stored.accuracy == pytest.approx(float((both.argmax(1).numpy() == data.y[data.test]).mean()) * 100, abs=0.3)
 
 
@@ -341,10 +345,10 @@ def test_a_guard_holds_for_whoever_answers(tmp_path: Path, escalate: str) -> Non
     kept = replay.guarded(serving, known, run)
     assert {net_.name for net_ in kept} < {item["name"] for item in known["nets"]} or escalate != "null"
     assert any(net.then for net in kept) == (escalate != "null")
-    data, stored = load(spec.data, run), store.read_family(run.directory)  # type: ignore[arg-type]
+    data, stored = load(spec.data, run), checkpoint.read_family(run.directory)  # type: ignore[arg-type]
     threes = data.test[data.y[data.test] == 3]
     for net_ in kept:
-        said = answers(stored.ready(pairs.first(net_), net_.then, serving.escalate), data, threes)
+        said = answers(stored.ready(escalation.first(net_), net_.then, serving.escalate), data, threes)
         assert (said == 3).mean() >= least - 0.02
     other = serving.model_copy(update={"guard": {"11": 0.9}})
     with pytest.raises(UnfoldError, match="no such class"):

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 
-from unfold_supernet.nets import family, learn, net, phases, sorting, store  # noqa: E402
-from unfold_supernet.nets.data import load  # noqa: E402
-from unfold_supernet.nets.space import Space, space_of  # noqa: E402
-from unfold_supernet.spec import SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
-from unfold_supernet.train import train  # noqa: E402
+from unfold_supernet.family import checkpoint  # noqa: E402
+from unfold_supernet.family.datasets import load  # noqa: E402
+from unfold_supernet.networks import channel_sorting, supernet  # noqa: E402
+from unfold_supernet.networks.space import Space, space_of  # noqa: E402
+from unfold_supernet.schema.models import SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
+from unfold_supernet.training import curriculum, family, trainer  # noqa: E402
+from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import Run, RunDir  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
-from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
+from unfoldkit.spec.yaml_reader import parse  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SPEC = """
@@ -45,7 +47,7 @@ def space(**lists: object) -> Space:
 def test_shrinking_opens_one_dimension_after_the_other(epochs: int, sort: bool) -> None:
     """Phases follow without a gap, the list only grows, and the last one has every net; channels are sorted once."""
     subnets = space().subnets
-    found = phases.phases(subnets, TrainingSpec(epochs=epochs, rule="progressive", sort=sort))
+    found = curriculum.phases(subnets, TrainingSpec(epochs=epochs, rule="progressive", sort=sort))
     assert [one.first for one in found] == [0, *(one.last for one in found[:-1])]
     assert len(found[0].subnets) == 1
     for before, after in pairwise(found):
@@ -58,7 +60,7 @@ def test_shrinking_opens_one_dimension_after_the_other(epochs: int, sort: bool) 
 def test_shrinking_trains_every_resolution() -> None:
     """Where nothing but the resolution is elastic, all nets are opened after the largest one."""
     subnets = space(expand=(1.0,), depth=(2,), kernel=(3,), resolution=(0.5, 1.0)).subnets
-    found = phases.phases(subnets, TrainingSpec(epochs=18, rule="progressive"))
+    found = curriculum.phases(subnets, TrainingSpec(epochs=18, rule="progressive"))
     assert [(one.first, one.epochs, len(one.subnets), one.taught) for one in found] == [
         (0, 18, 1, False),
         (18, 13, 2, True),
@@ -70,13 +72,13 @@ def test_shrinking_trains_every_resolution() -> None:
 def test_sorted_channels_leave_the_largest_net_as_it_was(seed: int, size: tuple[int, ...]) -> None:
     """After sorting, the largest net answers as before, and each group's importances descend."""
     whole = replace(space(), size=size)
-    weights = net.initial(whole, seed)
+    weights = supernet.initial(whole, seed)
     x, extra = torch.randn((6, 3, *size)), torch.randn((6, 2))
-    places = sorting.order(whole, weights)
-    after = sorting.sort(whole, weights, places)
-    one, other = (net.train_forward(whole, each, whole.largest, x, extra) for each in (weights, after))
+    places = channel_sorting.order(whole, weights)
+    after = channel_sorting.sort(whole, weights, places)
+    one, other = (supernet.train_forward(whole, each, whole.largest, x, extra) for each in (weights, after))
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-    again = sorting.order(whole, after)
+    again = channel_sorting.order(whole, after)
     assert all(torch.equal(found, torch.arange(len(found))) for found in again.values())
 
 
@@ -97,7 +99,7 @@ def test_shrinking_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert spec.data is not None
     data = load(spec.data, run)
     whole = family.train_family(spec, data, run)
-    last = phases.phases(whole.net.space.subnets, spec.training)[-1].last
+    last = curriculum.phases(whole.net.space.subnets, spec.training)[-1].last
     for at in range(1, last):
         broken = replace(run, directory=RunDir(tmp_path / str(at)), progress=_dying(at))
         with pytest.raises(KeyboardInterrupt):
@@ -123,7 +125,7 @@ def test_moved_inputs_keep_what_stays_inside(shift: int, seed: int, flat: bool) 
     size = (12,) if flat else (8, 9)
     x = torch.zeros((5, 1, *size))
     x[(slice(None), 0, *(edge // 2 for edge in size))] = 1.0
-    moved = learn.augmented(x, TrainingSpec(shift=shift), seed, 1, 2)
+    moved = trainer.augmented(x, TrainingSpec(shift=shift), seed, 1, 2)
     assert moved.shape == x.shape
     assert torch.equal(moved.flatten(1).sum(1), torch.ones(5))
     for before, after in zip(x, moved, strict=True):
@@ -150,7 +152,7 @@ def test_a_large_space_is_trained_by_sandwich_and_searched(tmp_path: Path) -> No
     """Of a space above the limit, the family holds the nets that a search found, with the largest."""
     spec = validate(SupernetSpec, parse(LARGE, "t.yaml"))
     report = train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
-    held = store.read_family(RunDir(tmp_path)).space
+    held = checkpoint.read_family(RunDir(tmp_path)).space
     assert 2 <= len(held.subnets) <= 3
     assert held.largest in held.subnets
     assert dict(report.lines)["search"].startswith("16 nets, ")

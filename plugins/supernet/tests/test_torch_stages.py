@@ -14,19 +14,20 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from unfold_supernet.files import FRONT  # noqa: E402
-from unfold_supernet.nets import family, stages, store  # noqa: E402
-from unfold_supernet.nets.data import load  # noqa: E402
-from unfold_supernet.plan import plan  # noqa: E402
-from unfold_supernet.serving.pairs import Answered  # noqa: E402
-from unfold_supernet.serving.policies import Served  # noqa: E402
-from unfold_supernet.spec import SupernetSpec  # noqa: E402
-from unfold_supernet.train import train  # noqa: E402
+from unfold_supernet.family import checkpoint, handoff  # noqa: E402
+from unfold_supernet.family.datasets import load  # noqa: E402
+from unfold_supernet.family.names import FRONT  # noqa: E402
+from unfold_supernet.scheduling.escalation import Answered  # noqa: E402
+from unfold_supernet.scheduling.policies import Served  # noqa: E402
+from unfold_supernet.schema.models import SupernetSpec  # noqa: E402
+from unfold_supernet.training import family  # noqa: E402
+from unfold_supernet.verbs.plan import plan  # noqa: E402
+from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import Run, RunDir  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
 from unfoldkit.errors import UnfoldError  # noqa: E402
-from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
+from unfoldkit.spec.yaml_reader import parse  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SPEC = """
@@ -59,9 +60,9 @@ def test_a_net_of_rows_gives_the_shares_of_the_family(folder: Path) -> None:
     """Each net that a stage can run gives, for plain rows, the shares of the net in the family."""
     spec, run = validate(SupernetSpec, parse(SPEC, "t.yaml")), Run(directory=RunDir(folder), engine=LocalEngine(1))
     assert spec.data is not None
-    data, found = load(spec.data, run), store.read_family(run.directory)
+    data, found = load(spec.data, run), checkpoint.read_family(run.directory)
     places = data.test[:40]
-    rows = stages.rows_of(data, places).astype(np.float32)
+    rows = handoff.rows_of(data, places).astype(np.float32)
     for name in found.bound:
         session = onnxruntime.InferenceSession(str(folder / "stages" / f"{name}.onnx"))
         shares, label = session.run(None, {"rows": rows})
@@ -81,11 +82,11 @@ def test_an_exported_net_names_its_classes(folder: Path) -> None:
 def test_answers_are_names_and_names_are_short_enough() -> None:
     """A cascade reads the names of the classes, and the specs of a family with a long name are valid."""
     said = Answered(("a", "b"), np.array([[1, 0], [1, 1]]), np.full((2, 2), 0.5, np.float32), np.array([0, 1]))
-    lines = stages._answers(said, ("N", "V")).splitlines()
+    lines = handoff._answers(said, ("N", "V")).splitlines()
     assert lines[0].startswith("label,a_answer,b_answer")
     assert [line.split(",")[:3] for line in lines[1:]] == [["N", "V", "V"], ["V", "N", "V"]]
     nets = [Served("a", 90.0, ((1, 0.001),))]
-    for text in (stages.cascade("n" * 80, nets), stages.pipeline("n" * 80, nets[0], nets[0], 0.1)):
+    for text in (handoff.cascade("n" * 80, nets), handoff.pipeline("n" * 80, nets[0], nets[0], 0.1)):
         assert len(str(parse(text, "t.yaml").data["name"])) <= 80
 
 

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from unfold_supernet.nets import net, sorting, store, tokens  # noqa: E402
-from unfold_supernet.nets.space import Space, grid, macs, parameters, space_of  # noqa: E402
-from unfold_supernet.plan import plan  # noqa: E402
-from unfold_supernet.serve import serve  # noqa: E402
-from unfold_supernet.spec import SpaceSpec, SupernetSpec  # noqa: E402
-from unfold_supernet.train import train  # noqa: E402
+from unfold_supernet.family import checkpoint  # noqa: E402
+from unfold_supernet.networks import channel_sorting, supernet, transformer  # noqa: E402
+from unfold_supernet.networks.space import Space, grid, macs, parameters, space_of  # noqa: E402
+from unfold_supernet.schema.models import SpaceSpec, SupernetSpec  # noqa: E402
+from unfold_supernet.verbs.plan import plan  # noqa: E402
+from unfold_supernet.verbs.serve import serve  # noqa: E402
+from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import Report, Run, RunDir, Service  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
-from unfoldkit.spec.loader import parse  # noqa: E402
 from unfoldkit.spec.validate import validate  # noqa: E402
+from unfoldkit.spec.yaml_reader import parse  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SPEC = """
@@ -66,11 +67,11 @@ def spaces() -> st.SearchStrategy[Space]:
     return st.builds(space, sizes, st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), widths, st.integers(0, 2))
 
 
-def filled(of: Space, seed: int) -> net.Supernet:
+def filled(of: Space, seed: int) -> supernet.Supernet:
     """Return a family whose every tensor is random, norms and biases too."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {name: torch.randn(one.shape, generator=generator) * 0.3 for name, one in net.initial(of, 0).items()}
-    return net.Supernet(of, weights, {one.name: net.bind(of, weights, one, ()) for one in of.subnets})
+    weights = {name: torch.randn(one.shape, generator=generator) * 0.3 for name, one in supernet.initial(of, 0).items()}
+    return supernet.Supernet(of, weights, {one.name: supernet.bind(of, weights, one, ()) for one in of.subnets})
 
 
 def inputs(of: Space, rows: int = 5) -> Any:
@@ -88,7 +89,7 @@ def test_a_switched_transformer_is_the_extracted_one(of: Space, seed: int, rows:
     x, extra = inputs(of, rows)
     with torch.inference_mode():
         for name, bound in found.bound.items():
-            assert torch.equal(found(name, x, extra), store.extract(of, bound)(x, extra)), name
+            assert torch.equal(found(name, x, extra), checkpoint.extract(of, bound)(x, extra)), name
 
 
 @settings(max_examples=5, deadline=None)
@@ -98,8 +99,8 @@ def test_the_written_graph_gives_the_same(of: Space, seed: int) -> None:
     found = filled(of, seed)
     for one, rows in itertools.product((of.subnets[0], of.largest), (1, 7)):
         x, extra = inputs(of, rows)
-        module = store.extract(of, found.bound[one.name])
-        session = onnxruntime.InferenceSession(store.onnx_bytes(of, module))
+        module = checkpoint.extract(of, found.bound[one.name])
+        session = onnxruntime.InferenceSession(checkpoint.onnx_bytes(of, module))
         asked = {"x": x.numpy(), **({"extra": extra.numpy()} if of.extra else {})}
         with torch.inference_mode():
             said = found(one.name, x, extra).numpy()
@@ -112,12 +113,12 @@ def test_parameters_are_those_of_the_net_alone(of: Space) -> None:
     """A net has as many trained numbers as the space counts, and fresh weights of its own size have no more."""
     found = filled(of, 0)
     for one in of.subnets:
-        module = store.extract(of, found.bound[one.name])
+        module = checkpoint.extract(of, found.bound[one.name])
         count = sum(tensor.numel() for tensor in module.parameters())
-        fresh = net.initial(of, 0, one)
+        fresh = supernet.initial(of, 0, one)
         assert parameters(of, one) == count == sum(tensor.numel() for tensor in fresh.values())
         x, extra = inputs(of)
-        assert net.train_forward(of, fresh, one, x, extra).shape == (5, 4)
+        assert supernet.train_forward(of, fresh, one, x, extra).shape == (5, 4)
 
 
 def test_work_is_that_of_the_sum_by_hand() -> None:
@@ -143,11 +144,11 @@ def test_a_lower_resolution_takes_every_second_position() -> None:
 def test_sorted_units_leave_the_largest_net_as_it_was(of: Space, seed: int) -> None:
     """After sorting the feed-forward units the largest net answers as before, and importances descend in each layer."""
     weights = dict(filled(of, seed).weights)
-    after = sorting.sort(of, weights, sorting.order(of, weights))
+    after = channel_sorting.sort(of, weights, channel_sorting.order(of, weights))
     x, extra = inputs(of)
-    one, other = (net.train_forward(of, each, of.largest, x, extra) for each in (weights, after))
+    one, other = (supernet.train_forward(of, each, of.largest, x, extra) for each in (weights, after))
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-    again = sorting.order(of, after)
+    again = channel_sorting.order(of, after)
     assert len(again) == sum(of.largest.depth)
     assert all(torch.equal(found, torch.arange(len(found))) for found in again.values())
 
@@ -155,9 +156,9 @@ def test_sorted_units_leave_the_largest_net_as_it_was(of: Space, seed: int) -> N
 def test_every_weight_of_the_largest_net_learns() -> None:
     """The loss of the largest net has a gradient for each tensor, of its whole shape."""
     of = space((9, 8), 2, 2, 4, (8,))
-    weights = {name: one.clone().requires_grad_() for name, one in net.initial(of, 0).items()}
+    weights = {name: one.clone().requires_grad_() for name, one in supernet.initial(of, 0).items()}
     x, extra = inputs(of)
-    net.train_forward(of, weights, of.largest, x, extra).logsumexp(1).sum().backward()
+    supernet.train_forward(of, weights, of.largest, x, extra).logsumexp(1).sum().backward()
     assert [name for name, one in weights.items() if one.grad is None] == []
 
 
@@ -167,7 +168,7 @@ def test_attention_is_that_of_the_formula() -> None:
     query, key, value = (part.reshape(3, 6, 2, 4).transpose(1, 2) for part in x.split(8, 2))
     shares = torch.softmax(query @ key.transpose(2, 3) / 2.0, -1)
     wanted = (shares @ value).transpose(1, 2).reshape(3, 6, 8)
-    assert torch.allclose(tokens.mixed(x, 2), wanted, atol=1e-5)
+    assert torch.allclose(transformer.mixed(x, 2), wanted, atol=1e-5)
 
 
 def test_a_transformer_goes_from_spec_to_answers(tmp_path: Path) -> None:

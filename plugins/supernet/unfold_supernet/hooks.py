@@ -13,12 +13,12 @@ def unfold_kinds() -> Iterable[Kind]:
     yield Kind(
         name="supernet",
         summary="trains one set of weights that holds many models; picks which answers, and what a chip keeps of it",
-        spec="unfold_supernet.spec:SupernetSpec",
-        train="unfold_supernet.train:train",
-        plan="unfold_supernet.plan:plan",
-        serve="unfold_supernet.serve:serve",
+        spec="unfold_supernet.schema.models:SupernetSpec",
+        train="unfold_supernet.verbs.train:train",
+        plan="unfold_supernet.verbs.plan:plan",
+        serve="unfold_supernet.verbs.serve:serve",
         examples="unfold_supernet:examples",
         many=True,
         replay=True,
-        opens="unfold_supernet.opening:opened",
+        opens="unfold_supernet.verbs.check_inputs:opened",
     )

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from hypothesis import strategies as st
 
-from unfold_tuning.deals import Deal, Plan, slots
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.stages import Stage, custom, successive_halving
-from unfold_tuning.tables import Model
+from unfold_tuning.job.allocation import Deal, Plan, slots
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import Stage, custom, successive_halving
+from unfold_tuning.simulator.execution_model import Model
 from unfoldkit.catalog.billing import Billing
 
 RESNET101 = ((1, 1.0), (2, 1.892), (4, 3.632), (8, 6.672))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from unfold_tuning.deals import ladder
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.rivals import naive_scores
-from unfold_tuning.stages import custom
-from unfold_tuning.tables import model
+from unfold_tuning.job.allocation import ladder
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import custom
+from unfold_tuning.planner.baselines import naive_scores
+from unfold_tuning.simulator.execution_model import model
 
 PROFILE = Profile(Spread(600.0), ((1, 1.0), (2, 1.9), (4, 3.6)), ((8, 6.9), (16, 13.0)))
 

@@ -20,16 +20,25 @@ from botocore.exceptions import ReadTimeoutError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from unfold_tuning import orphans
-from unfold_tuning.aws import EXPIRES_TAG, FOLDER_TAG, ORDER_TAG, RUN_TAG, AwsFleet, Request, ended_at, user_data
-from unfold_tuning.cluster import LocalCluster
-from unfold_tuning.deals import Deal
-from unfold_tuning.executor import Executor, Task
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.ledger import Ledger, opened
-from unfold_tuning.spec import Launch, Trainable, Uniform
-from unfold_tuning.stages import custom
-from unfold_tuning.trainables import Work
+from unfold_tuning.cluster import orphans
+from unfold_tuning.cluster.aws import (
+    EXPIRES_TAG,
+    FOLDER_TAG,
+    ORDER_TAG,
+    RUN_TAG,
+    AwsFleet,
+    Request,
+    ended_at,
+    user_data,
+)
+from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.executor.executor import Executor, Task
+from unfold_tuning.job.allocation import Deal
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import custom
+from unfold_tuning.schema.models import Launch, Trainable, Uniform
+from unfold_tuning.trial.ledger import Ledger, opened
+from unfold_tuning.trial.trainable import Work
 from unfoldkit.api import RunDir, UnfoldError
 from unfoldkit.catalog.billing import Billing
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_tuning.spec import Trainable, TuningSpec
-from unfold_tuning.trainables import Work, make
+from unfold_tuning.schema.models import Trainable, TuningSpec
+from unfold_tuning.trial.trainable import Work, make
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 no_torch = importlib.util.find_spec("torch") is None
 ESTIMATORS = [
@@ -57,7 +57,7 @@ def test_torch_that_is_not_there_is_told_before_anything_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A spec with torch-mlp and no torch is refused with the words that install it."""
-    from unfold_tuning import measure
+    from unfold_tuning.verbs import profile
 
     text = """
 version: 1
@@ -68,10 +68,10 @@ trainable: {estimator: torch-mlp, data: digits}
 deadline: 1 min
 cloud: {provider: local, instances: [{type: p, accelerators: 1, price: $1/h}]}
 """
-    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(profile.importlib.util, "find_spec", lambda _name: None)
     spec = validate(TuningSpec, parse(text, "t.yaml"))
     with pytest.raises(UnfoldError, match="needs torch"):
-        measure.work_of(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+        profile.work_of(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
 
 
 def test_rows_of_a_group_are_held_out_together(tmp_path: Path) -> None:

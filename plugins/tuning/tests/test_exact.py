@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.deals import makespan
-from unfold_tuning.facts import Machine, Profile
-from unfold_tuning.frontier import curve, grid
-from unfold_tuning.kernels import labels_python, merge_python, schedule, schedule_python
-from unfold_tuning.planner import offers
-from unfold_tuning.rivals import Goal, cheapest, greedy, multi_start, static_scores
-from unfold_tuning.score import score, scores
-from unfold_tuning.stages import Stage
-from unfold_tuning.tables import model
+from unfold_tuning.job.allocation import makespan
+from unfold_tuning.job.profile import Machine, Profile
+from unfold_tuning.job.schedule import Stage
+from unfold_tuning.planner.baselines import Goal, cheapest, greedy, multi_start, static_scores
+from unfold_tuning.planner.frontier import curve, grid
+from unfold_tuning.planner.planner import offers
+from unfold_tuning.simulator.execution_model import model
+from unfold_tuning.simulator.kernels import labels_python, merge_python, schedule, schedule_python
+from unfold_tuning.simulator.plan_cost import score, scores
 
 # static, greedy, greedy from every start, exact: dollars of the study at deadlines of FACTORS times the fastest run
 STUDY = {

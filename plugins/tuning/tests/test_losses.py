@@ -17,18 +17,18 @@ from scipy.stats import nbinom
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.deals import Deal, at, ladder
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.frontier import grid
-from unfold_tuning.kernels import hits, hits_python
-from unfold_tuning.losses import replacing, struck
-from unfold_tuning.outlook import lost_together
-from unfold_tuning.planner import offer
-from unfold_tuning.prepaid import exact_curve
-from unfold_tuning.rivals import Goal
-from unfold_tuning.score import score
-from unfold_tuning.stages import custom
-from unfold_tuning.tables import model
+from unfold_tuning.job.allocation import Deal, at, ladder
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import custom
+from unfold_tuning.planner.baselines import Goal
+from unfold_tuning.planner.frontier import grid
+from unfold_tuning.planner.minimum_charge import exact_curve
+from unfold_tuning.planner.planner import offer
+from unfold_tuning.planner.sensitivity import lost_together
+from unfold_tuning.simulator.execution_model import model
+from unfold_tuning.simulator.kernels import hits, hits_python
+from unfold_tuning.simulator.plan_cost import score
+from unfold_tuning.simulator.preemption import replacing, struck
 from unfoldkit.catalog.billing import Billing
 
 HOUR = 3600.0

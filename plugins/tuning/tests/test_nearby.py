@@ -11,13 +11,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.nearby import Expected, refined
-from unfold_tuning.planner import finest, offers
-from unfold_tuning.rivals import Goal
-from unfold_tuning.score import score, scores
-from unfold_tuning.stages import custom
-from unfold_tuning.tables import Model
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import custom
+from unfold_tuning.planner.baselines import Goal
+from unfold_tuning.planner.local_search import Expected, refined
+from unfold_tuning.planner.planner import finest, offers
+from unfold_tuning.simulator.execution_model import Model
+from unfold_tuning.simulator.plan_cost import score, scores
 from unfoldkit.catalog.billing import Billing
 
 SLOW = Profile(Spread(17.0, 3.0), jobs.IMAGENET, provision=Spread(20.0, 10.0), startup=Spread(60.0, 9.0), trial_cv=1.0)

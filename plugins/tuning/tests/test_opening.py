@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unfold_tuning.opening import opened
-from unfold_tuning.spec import TuningSpec
+from unfold_tuning.schema.models import TuningSpec
+from unfold_tuning.verbs.check_inputs import opened
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1

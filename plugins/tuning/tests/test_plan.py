@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from unfold_tuning.plan import MOST_DRAWS, measured_for, plan, runs_of
-from unfold_tuning.prices import stages_of
-from unfold_tuning.spec import TuningSpec
-from unfold_tuning.train import train
+from unfold_tuning.job.build import stages_of
+from unfold_tuning.schema.models import TuningSpec
+from unfold_tuning.verbs.plan import MOST_DRAWS, measured_for, plan, runs_of
+from unfold_tuning.verbs.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1
@@ -270,7 +270,7 @@ def test_very_many_trials_are_simulated_in_fewer_runs(trials: int, runs: int) ->
 
 def test_fewer_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan from fewer simulated runs than were asked for says so."""
-    monkeypatch.setattr("unfold_tuning.plan.MOST_DRAWS", 16 * 400)
-    monkeypatch.setattr("unfold_tuning.plan.LEAST_RUNS", 100)
+    monkeypatch.setattr("unfold_tuning.verbs.plan.MOST_DRAWS", 16 * 400)
+    monkeypatch.setattr("unfold_tuning.verbs.plan.LEAST_RUNS", 100)
     told = dict(answer(tmp_path).lines)["samples"]
     assert told == "400 simulated runs, as a stage has so many trials"

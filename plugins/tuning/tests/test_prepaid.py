@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.deals import at, ladder
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.frontier import curve, grid
-from unfold_tuning.prepaid import binds, exact_curve, prepaid_curve
-from unfold_tuning.score import Score, score
-from unfold_tuning.stages import Stage, custom
-from unfold_tuning.tables import Model, model
+from unfold_tuning.job.allocation import at, ladder
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import Stage, custom
+from unfold_tuning.planner.frontier import curve, grid
+from unfold_tuning.planner.minimum_charge import binds, exact_curve, prepaid_curve
+from unfold_tuning.simulator.execution_model import Model, model
+from unfold_tuning.simulator.plan_cost import Score, score
 from unfoldkit.catalog.billing import Billing
 
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.deals import at, ladder
-from unfold_tuning.facts import Machine, Spread
-from unfold_tuning.planner import best, cheapest_conceivable, offers, rivals, soonest
-from unfold_tuning.rivals import Goal
-from unfold_tuning.score import score, scores
-from unfold_tuning.stages import custom, hyperband
-from unfold_tuning.tables import lognormal, mean_startup, model, slower, slowest
+from unfold_tuning.job.allocation import at, ladder
+from unfold_tuning.job.profile import Machine, Spread
+from unfold_tuning.job.schedule import custom, hyperband
+from unfold_tuning.planner.baselines import Goal
+from unfold_tuning.planner.planner import best, cheapest_conceivable, offers, rivals, soonest
+from unfold_tuning.simulator.execution_model import lognormal, mean_startup, model, slower, slowest
+from unfold_tuning.simulator.plan_cost import score, scores
 from unfoldkit.catalog.billing import Billing
 
 

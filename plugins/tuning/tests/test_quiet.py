@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from test_train import SPEC, trained
 
-from unfold_tuning.quiet import LEAST, Quiet
+from unfold_tuning.executor.watchdog import LEAST, Quiet
 from unfoldkit.api import UnfoldError, Verdict
 
 
@@ -29,7 +29,7 @@ def test_a_trial_that_hangs_is_told_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A trial that comes to no checkpoint is told, ended thrice at the timeout and left out; the run ends well."""
-    monkeypatch.setattr("unfold_tuning.quiet.LEAST", 0.6)
+    monkeypatch.setattr("unfold_tuning.executor.watchdog.LEAST", 0.6)
     with caplog.at_level(logging.WARNING, "unfoldkit"):
         report = trained(tmp_path, _hanging(2.5))
     assert report.verdict is Verdict.YES

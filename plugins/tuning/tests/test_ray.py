@@ -19,16 +19,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from unfold_tuning.deals import Deal, Plan
-from unfold_tuning.executor import Executor, Outcome, Task
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.fleet import own
-from unfold_tuning.ledger import Ledger, opened
-from unfold_tuning.ray_cluster import RayCluster
-from unfold_tuning.raylets import Here
-from unfold_tuning.spec import Trainable, Uniform
-from unfold_tuning.stages import Stage, custom
-from unfold_tuning.trainables import Work
+from unfold_tuning.cluster.provider import own
+from unfold_tuning.cluster.ray import RayCluster
+from unfold_tuning.cluster.ray_nodes import Here
+from unfold_tuning.executor.executor import Executor, Outcome, Task
+from unfold_tuning.job.allocation import Deal, Plan
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import Stage, custom
+from unfold_tuning.schema.models import Trainable, Uniform
+from unfold_tuning.trial.ledger import Ledger, opened
+from unfold_tuning.trial.trainable import Work
 from unfoldkit.catalog.billing import Billing
 
 pytestmark = [
@@ -201,12 +201,12 @@ def _trials(run: Path) -> list[tuple[str, int, float | None]]:
 TWICE = """
 import os, sys, time
 from pathlib import Path
-from unfold_tuning.measure import profile
-from unfold_tuning.spec import TuningSpec
-from unfold_tuning.train import train
+from unfold_tuning.verbs.profile import profile
+from unfold_tuning.schema.models import TuningSpec
+from unfold_tuning.verbs.train import train
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.ray import RayEngine
-from unfoldkit.spec.loader import parse
+from unfoldkit.spec.yaml_reader import parse
 from unfoldkit.spec.validate import validate
 
 spec = validate(TuningSpec, parse(Path(sys.argv[1]).read_text(), "t.yaml"))

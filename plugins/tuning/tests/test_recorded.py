@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_tuning.plan import plan
-from unfold_tuning.recorded import read, resolved
-from unfold_tuning.spec import Recorded, TuningSpec
+from unfold_tuning.job.trial_logs import read, resolved
+from unfold_tuning.schema.models import Recorded, TuningSpec
+from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 TIMES = {"a": [4.0, 2.0, 3.0], "b": [8.0, 10.0], "c": [6.0]}
 """Seconds of the iterations of three trials, as a search leaves them that stops some early."""

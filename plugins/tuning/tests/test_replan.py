@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.cluster import LocalCluster
-from unfold_tuning.deals import Deal, at, ladder
-from unfold_tuning.executor import Executor, Task
-from unfold_tuning.fleet import own
-from unfold_tuning.ledger import opened
-from unfold_tuning.planner import offer
-from unfold_tuning.replan import Belief, expected, leftover, paces_of, plan_again, regrown
-from unfold_tuning.score import score
-from unfold_tuning.spec import Trainable
-from unfold_tuning.stages import custom
-from unfold_tuning.tables import Paces, model
-from unfold_tuning.trainables import Work
-from unfold_tuning.worker import Job
+from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.cluster.provider import own
+from unfold_tuning.executor.executor import Executor, Task
+from unfold_tuning.job.allocation import Deal, at, ladder
+from unfold_tuning.job.schedule import custom
+from unfold_tuning.planner.planner import offer
+from unfold_tuning.planner.replan import Belief, expected, leftover, paces_of, plan_again, regrown
+from unfold_tuning.schema.models import Trainable
+from unfold_tuning.simulator.execution_model import Paces, model
+from unfold_tuning.simulator.plan_cost import score
+from unfold_tuning.trial.ledger import opened
+from unfold_tuning.trial.trainable import Work
+from unfold_tuning.trial.worker import Job
 
 
 @given(st.lists(st.floats(0.2, 5.0), min_size=1, max_size=8), st.integers(1, 50), st.floats(0.0, 1.0))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_tuning.stages import custom, hyperband, random_search, successive_halving
+from unfold_tuning.job.schedule import custom, hyperband, random_search, successive_halving
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs
 
-from unfold_tuning.deals import at, ladder
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.planner import best, offers, rivals
-from unfold_tuning.rivals import Goal
-from unfold_tuning.score import score
-from unfold_tuning.stages import Group, Stage, successive_halving
+from unfold_tuning.job.allocation import at, ladder
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import Group, Stage, successive_halving
+from unfold_tuning.planner.baselines import Goal
+from unfold_tuning.planner.planner import best, offers, rivals
+from unfold_tuning.simulator.plan_cost import score
 from unfoldkit.catalog.billing import Billing
 
 

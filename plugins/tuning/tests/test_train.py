@@ -18,23 +18,23 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from unfold_tuning.cluster import LocalCluster
-from unfold_tuning.clusters import cluster_of
-from unfold_tuning.deals import Deal
-from unfold_tuning.executor import Executor, Task
-from unfold_tuning.facts import Machine, Profile, Spread
-from unfold_tuning.fleet import own
-from unfold_tuning.ledger import opened
-from unfold_tuning.measure import profile
-from unfold_tuning.spec import Trainable, TuningSpec, Uniform
-from unfold_tuning.stages import custom
-from unfold_tuning.train import train
-from unfold_tuning.trainables import Work
+from unfold_tuning.cluster.local import LocalCluster
+from unfold_tuning.cluster.provider import own
+from unfold_tuning.cluster.ray_clusters import cluster_of
+from unfold_tuning.executor.executor import Executor, Task
+from unfold_tuning.job.allocation import Deal
+from unfold_tuning.job.profile import Machine, Profile, Spread
+from unfold_tuning.job.schedule import custom
+from unfold_tuning.schema.models import Trainable, TuningSpec, Uniform
+from unfold_tuning.trial.ledger import opened
+from unfold_tuning.trial.trainable import Work
+from unfold_tuning.verbs.profile import profile
+from unfold_tuning.verbs.train import train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 SPEC = """
 version: 1

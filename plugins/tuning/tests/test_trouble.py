@@ -13,14 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_aws import MACHINE
 from test_train import SPEC, trained
 
-from unfold_tuning.ledger import opened
-from unfold_tuning.spec import TuningSpec
-from unfold_tuning.train import train
-from unfold_tuning.worker import answered
+from unfold_tuning.schema.models import TuningSpec
+from unfold_tuning.trial.ledger import opened
+from unfold_tuning.trial.worker import answered
+from unfold_tuning.verbs.train import train
 from unfoldkit.api import ExitCode, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 
 @pytest.fixture(autouse=True)

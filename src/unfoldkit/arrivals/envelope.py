@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.compiled import compiled
+from unfoldkit.jit import compiled
 
 Times = NDArray[np.float64]
 Counts = NDArray[np.int64]

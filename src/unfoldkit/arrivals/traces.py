@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.documents import read_document
-from unfoldkit.arrivals.forms import form
-from unfoldkit.arrivals.logs import Tell, read_log, unheard
-from unfoldkit.arrivals.spreading import counter_like, doubtful, expand, paced, spread
-from unfoldkit.arrivals.stamps import COLUMNS, Times, in_seconds, present, unit
-from unfoldkit.arrivals.tables import GAPS, Columns, Found, read_table
+from unfoldkit.arrivals.jitter import counter_like, doubtful, expand, paced, spread
+from unfoldkit.arrivals.readers.detect import form
+from unfoldkit.arrivals.readers.json_document import read_document
+from unfoldkit.arrivals.readers.log import Tell, read_log, unheard
+from unfoldkit.arrivals.readers.table import GAPS, Columns, Found, read_table
+from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, in_seconds, present, unit
 from unfoldkit.errors import Diagnostic, UnfoldError, fail
 
 _HOUR_S = 3600.0
@@ -41,10 +41,10 @@ def read(
     and with a unit (``time_ms``). Where the column ``counts`` (or one called ``count``, ``requests``, ...; ``""`` means
     none) counts arrivals by interval, so many are spread by chance up to the next time; ``rates``, or a column called
     ``rps``, ``requests_per_second``, ..., tells how many come in a second of it. Tables of functions and
-    minutes, as those of Azure Functions, are summed. A log (:mod:`unfoldkit.arrivals.logs`) may stand in the order in
+    minutes, as those of Azure Functions, are summed. A log (``readers/log.py``) may stand in the order in
     which requests ended. ``.npz`` takes the array ``column`` or its only one. Only rows and lines that hold ``match``
     are read. Large numbers are milli-, micro- or nanoseconds since 1970, others seconds. Times of whole seconds or
-    minutes are spread over these, see :func:`unfoldkit.arrivals.spreading.spread`.
+    minutes are spread over these, see :func:`unfoldkit.arrivals.jitter.spread`.
 
     ``tell`` is given in words what was left out or taken for something that it might not be.
 

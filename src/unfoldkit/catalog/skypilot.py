@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from unfoldkit.catalog.guard import absurd, absurd_spot
 from unfoldkit.catalog.instances import Book, Instance
-from unfoldkit.csvfile import csv_rows
+from unfoldkit.catalog.sanity import absurd, absurd_spot
 from unfoldkit.errors import fail
+from unfoldkit.io.csv import csv_rows
 
 COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
 

@@ -46,7 +46,7 @@ def _started(words: list[str]) -> None:
 
         sys.stdout.write(f"unfold {__version__}\n")
     elif words in ([], ["--help"], ["-h"]):
-        from unfoldkit.cli.help import text
+        from unfoldkit.cli.help_layout import text
 
         sys.stdout.write(text())
     else:

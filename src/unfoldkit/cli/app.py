@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from unfoldkit.cli import console, options
-from unfoldkit.cli.groups import Grouped
+from unfoldkit.cli.help_groups import Grouped
 from unfoldkit.cli.request import Request
 
 HELP_WIDTH = 100
@@ -143,7 +143,7 @@ def plan(
     verbose: options.Verbose = False,
 ) -> None:
     """Search the plan that meets the goal, and what it gives up."""
-    from unfoldkit.cli.several import perform_all
+    from unfoldkit.cli.batch import perform_all
 
     words = specs or ([str(check_file)] if check_file else [])
     if not words:
@@ -185,7 +185,7 @@ def serve(
     verbose: options.Verbose = False,
 ) -> None:
     """Run the plan as a service until SIGTERM or Ctrl-C."""
-    from unfoldkit.cli.serve import serve as action
+    from unfoldkit.cli.commands.serve import serve as action
 
     request = _request("serve", locals())
     # files of secrets end with the end of a line
@@ -202,7 +202,7 @@ def check(
     no_plugins: options.NoPlugins = False,
 ) -> None:
     """Validate specs and plans; every mistake at once, one line each."""
-    from unfoldkit.cli.check import check as action
+    from unfoldkit.cli.commands.check import check as action
 
     given: dict[str, Any] = {"settings": settings or (), "builtin_only": no_plugins, "data": data}
     _end(lambda: action(files, form, **given, stdin=_stdin(*files)))
@@ -213,7 +213,7 @@ def schema(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="write to FILE")] = None,
 ) -> None:
     """Print the JSON Schema of a kind, for editors."""
-    from unfoldkit.cli.schema import schema as action
+    from unfoldkit.cli.commands.schema import schema as action
 
     _end(lambda: action(kind, out))
 
@@ -225,7 +225,7 @@ def init(
     ] = None,
 ) -> None:
     """Print a commented spec to start from."""
-    from unfoldkit.cli.init import init as action
+    from unfoldkit.cli.commands.init import init as action
 
     _end(lambda: action(kind, out))
 
@@ -236,14 +236,14 @@ def plugins(
 ) -> None:
     """List the plugins, or start a new one."""
     if context.invoked_subcommand is None:
-        from unfoldkit.cli.listing import plugins as action
+        from unfoldkit.cli.commands.show import plugins as action
 
         _end(lambda: action(form))
 
 
 def new(name: Annotated[str, typer.Argument(metavar="NAME", help="the kind that it will offer")]) -> None:
     """Start a plugin: makes unfold-NAME/, which installs as it is."""
-    from unfoldkit.cli.scaffold import scaffold
+    from unfoldkit.cli.commands.scaffold import scaffold
 
     _end(lambda: scaffold(name, Path()))
 
@@ -266,7 +266,7 @@ def catalog(
     """List instance types and prices, or ask AWS for new ones."""
     if context.invoked_subcommand is None:
         from unfoldkit.catalog.instances import Wanted
-        from unfoldkit.cli.catalog import listing, price_option
+        from unfoldkit.cli.commands.catalog import listing, price_option
 
         def action() -> int:
             wanted = Wanted(gpu, min_gpus, min_vcpus, min_memory, price_option(max_price), spot)
@@ -279,7 +279,7 @@ def refresh(region: options.Region = "us-east-1") -> None:
     """Ask AWS for today's prices (needs credentials) and keep them with their date."""
     import datetime as dt
 
-    from unfoldkit.cli.catalog import renew
+    from unfoldkit.cli.commands.catalog import renew
 
     _end(lambda: renew(region, dt.datetime.now(dt.UTC)))
 
@@ -288,7 +288,7 @@ def doctor(
     form: Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")] = "text",
 ) -> None:
     """Say whether everything that the tool needs is there."""
-    from unfoldkit.cli.doctor import doctor as action
+    from unfoldkit.cli.commands.doctor import doctor as action
 
     _end(lambda: action(form))
 
@@ -300,13 +300,13 @@ def report(
     exit_zero: options.ExitZero = False,
 ) -> None:
     """Render the report of a finished run again."""
-    from unfoldkit.cli.listing import report as action
+    from unfoldkit.cli.commands.show import report as action
 
     _end(lambda: action(run_folder, form, out, exit_zero=exit_zero))
 
 
 def _verb(verb: str, given: dict[str, Any]) -> None:
-    from unfoldkit.cli.run import perform
+    from unfoldkit.cli.commands.run import perform
 
     request = _request(verb, given)
     _end(lambda: perform(request, _stdin(request.spec)))
@@ -338,7 +338,7 @@ def _request(verb: str, given: dict[str, Any]) -> Request:
 def _stdin(*specs: str) -> str:
     if "-" not in specs:
         return ""
-    from unfoldkit.spec.loader import decoded
+    from unfoldkit.spec.yaml_reader import decoded
 
     return decoded(sys.stdin.buffer.read(), "<stdin>")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.arrivals.compiled import compiled
+from unfoldkit.jit import compiled
 
 Times = NDArray[np.float64]
 Items = NDArray[np.int32]

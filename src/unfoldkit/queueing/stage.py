@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.queueing import kernel, many
+from unfoldkit.queueing import kernel, kernel_large
 
 Times = NDArray[np.float64]
 Items = NDArray[np.int32]
@@ -103,9 +103,9 @@ def _served(times: Times, items: Items, server: Server, goal: Goal) -> Flow:
     room = 1 << server.replicas.bit_length()
     ring, heap = np.full(room, -np.inf), np.empty(room)
     ranks, begun = np.zeros((2, room), dtype=np.int64), np.zeros(times.size + 1, dtype=np.int64)
-    mark = np.zeros(many.MARKS, dtype=np.int64)
+    mark = np.zeros(kernel_large.MARKS, dtype=np.int64)
     out_times, out_items = np.empty(times.size), np.empty(times.size, dtype=np.int32)
-    many.serve(
+    kernel_large.serve(
         times, items, server.latency, server.replicas, server.factor, server.wait, server.wake, _full(server),
         goal.origin, goal.budget, goal.allowed, ring, ranks[0], heap, ranks[1], begun, mark, out_times, out_items,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfoldkit.kinds import Renderer
+from unfoldkit.descriptors import Renderer
 
 
 def builtin_renderers() -> tuple[Renderer, ...]:
@@ -14,7 +14,7 @@ def builtin_renderers() -> tuple[Renderer, ...]:
         Renderer("html", "one file with the plots inside", "unfoldkit.render.html:render", (".html", ".htm")),
         Renderer("github", "annotations of a GitHub workflow", "unfoldkit.render.github:render"),
         Renderer("junit", "test cases for a CI server", "unfoldkit.render.junit:render", (".xml",)),
-        Renderer("png", "the plots alone", "unfoldkit.render.picture:render", (".png",)),
+        Renderer("png", "the plots alone", "unfoldkit.render.plot:render", (".png",)),
         Renderer(
             "plan",
             "the plan alone, to review, commit and check",

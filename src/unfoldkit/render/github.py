@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from unfoldkit.errors import Diagnostic
-from unfoldkit.render import cells
+from unfoldkit.render import formatting
 from unfoldkit.report import Report, Verdict
 
 
@@ -16,7 +16,9 @@ def render(report: Report) -> str:
     for name, item in report.metrics.items():
         if item.ok is False:
             lines.append(
-                _command("error", {"title": f"{name} of {report.name}"}, f"{cells.metric(item)}, target {item.target}")
+                _command(
+                    "error", {"title": f"{name} of {report.name}"}, f"{formatting.metric(item)}, target {item.target}"
+                )
             )
     return "\n".join(lines) + "\n"
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from unfoldkit.render import cells
-from unfoldkit.render.picture import svg
+from unfoldkit.render import formatting
+from unfoldkit.render.plot import svg
 from unfoldkit.report import Figure, Metric, Report, Table
 
 SHA256_LETTERS = 64
@@ -66,7 +66,7 @@ def _card(name: str, item: Metric) -> str:
 def _value(item: Metric) -> str:
     mark = {True: " ✓", False: " ✗", None: ""}[item.ok]
     target = f"<span>target {escape(item.target)}{mark}</span>" if item.target else ""
-    return escape(cells.metric(item)) + target
+    return escape(formatting.metric(item)) + target
 
 
 def _words(name: str, unit: str) -> str:
@@ -83,21 +83,21 @@ def _figure(figure: Figure) -> str:
 def _told(figure: Figure) -> str:
     """Return a figure in words: what its axes are, and where each series begins and ends."""
     ends = [
-        f"{s.name} from {cells.number(s.y[0])} at {cells.number(s.x[0])} to {cells.number(s.y[-1])} at "
-        f"{cells.number(s.x[-1])}" for s in figure.series if s.y
+        f"{s.name} from {formatting.number(s.y[0])} at {formatting.number(s.x[0])} to {formatting.number(s.y[-1])} at "
+        f"{formatting.number(s.x[-1])}" for s in figure.series if s.y
     ]  # fmt: skip
     return f"{figure.title}: {figure.y} over {figure.x}. " + "; ".join(ends)
 
 
 def _table(table: Table) -> str:
-    numeric = cells.numeric(table)
+    numeric = formatting.numeric(table)
     marks = [' class="n"' if flag else "" for flag in numeric]
     heads = "".join(
-        f'<th scope="col"{m}>{escape(cells.head(c))}</th>' for c, m in zip(table.columns, marks, strict=True)
+        f'<th scope="col"{m}>{escape(formatting.head(c))}</th>' for c, m in zip(table.columns, marks, strict=True)
     )
     rows = []
     for index, row in enumerate(table.rows):
-        texts = [cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)]
+        texts = [formatting.cell(value, column) for value, column in zip(row, table.columns, strict=True)]
         chosen = ' class="chosen"' if index == table.accent else ""
         rows.append(f"<tr{chosen}>" + "".join(map(_cell, texts, marks)) + "</tr>")
     grid = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from xml.etree import ElementTree as ET
 
 from unfoldkit.errors import Diagnostic
-from unfoldkit.render import cells
+from unfoldkit.render import formatting
 from unfoldkit.report import Report, Verdict
 
 
@@ -15,7 +15,7 @@ def render(report: Report) -> str:
     cases: list[tuple[str, str | None]] = [("verdict", None if report.verdict is Verdict.YES else report.headline)]
     for name, item in report.metrics.items():
         if item.target is not None:
-            cases.append((name, None if item.ok else f"{cells.metric(item)}, target {item.target}"))
+            cases.append((name, None if item.ok else f"{formatting.metric(item)}, target {item.target}"))
     return _suite(f"unfold {report.verb} {report.name}", f"{report.kind}.{report.name}", cases)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfoldkit.render import cells
+from unfoldkit.render import formatting
 from unfoldkit.report import Report, Table
 
 
@@ -22,18 +22,20 @@ def render(report: Report) -> str:
 
 def _metrics(report: Report) -> str:
     rows = [
-        [name, cells.metric(item), item.target or "", {True: "✓", False: "✗", None: ""}[item.ok]]
+        [name, formatting.metric(item), item.target or "", {True: "✓", False: "✗", None: ""}[item.ok]]
         for name, item in report.metrics.items()
     ]
     return _grid(["metric", "value", "target", ""], rows, ["-", "-:", "-:", ":-:"]) if rows else ""
 
 
 def _table(table: Table) -> str:
-    rules = ["-:" if flag else "-" for flag in cells.numeric(table)]
-    rows = [[cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
+    rules = ["-:" if flag else "-" for flag in formatting.numeric(table)]
+    rows = [
+        [formatting.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
+    ]
     if table.accent is not None:
         rows[table.accent] = [f"**{text.strip()}**" if text else text for text in rows[table.accent]]
-    return f"### {_escape(table.name)}\n\n" + _grid([cells.head(column) for column in table.columns], rows, rules)
+    return f"### {_escape(table.name)}\n\n" + _grid([formatting.head(column) for column in table.columns], rows, rules)
 
 
 def _grid(heads: list[str], rows: list[list[str]], rules: list[str]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from unfoldkit.errors import fail
+from unfoldkit.io.yaml12 import PLAN_SCHEMA, to_yaml
 from unfoldkit.report import Report, plain
-from unfoldkit.yaml12 import PLAN_SCHEMA, to_yaml
 
 
 def render(report: Report) -> str:

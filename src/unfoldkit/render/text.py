@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from unfoldkit.render import cells
-from unfoldkit.render.widths import parts
+from unfoldkit.render import formatting
+from unfoldkit.render.column_layout import parts
 from unfoldkit.report import Report, Table, Verdict
 
 WIDTH = 120
@@ -55,15 +55,17 @@ def _metrics(console: Console, report: Report) -> None:
     grid = _grid()
     for name, item in shown.items():
         mark = {True: "✓", False: "✗", None: ""}[item.ok]
-        grid.add_row(name, cells.metric(item), f"target {item.target}" if item.target else "", mark)
+        grid.add_row(name, formatting.metric(item), f"target {item.target}" if item.target else "", mark)
     console.print()
     console.print(grid)
 
 
 def _table(console: Console, table: Table) -> None:
-    heads = [cells.head(column) for column in table.columns]
-    rows = [[cells.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
-    numeric = cells.numeric(table)
+    heads = [formatting.head(column) for column in table.columns]
+    rows = [
+        [formatting.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
+    ]
+    numeric = formatting.numeric(table)
     for part in parts(heads, rows, numeric, console.width):
         grid = _grid()
         for index, width in part:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.serving.board import Watch
+from unfoldkit.serving.observability.dashboard import Watch
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from unfoldkit.errors import Diagnostic, UnfoldError, fail, show
-from unfoldkit.spec.loader import MAX_DEPTH, Document, PathKey, dotted, parse
+from unfoldkit.spec.yaml_reader import MAX_DEPTH, Document, PathKey, dotted, parse
 
 _PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
 

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
 from unfoldkit.spec.base import Checked, Model
-from unfoldkit.spec.loader import Document, PathKey
-from unfoldkit.spec.locate import diagnostic, known_keys, known_tags, real_path
-from unfoldkit.spec.messages import sentence
+from unfoldkit.spec.error_messages import sentence
+from unfoldkit.spec.positions import diagnostic, known_keys, known_tags, real_path
+from unfoldkit.spec.yaml_reader import Document, PathKey
 
 M = TypeVar("M", bound=Model)
 ROUNDS = 4

@@ -11,18 +11,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.context import Run
+from unfoldkit.descriptors import VERBS, Kind, resolve
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.errors import UnfoldError
-from unfoldkit.kinds import VERBS, Kind, resolve
+from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.report import Report, flaws, from_data, to_data, without_times
-from unfoldkit.runs import RunDir
+from unfoldkit.run_context import Run
+from unfoldkit.run_directory import RunDir
 from unfoldkit.spec.base import Spec
-from unfoldkit.spec.load import dump
-from unfoldkit.spec.loader import Document, PathKey, parse
+from unfoldkit.spec.resolve import dump
 from unfoldkit.spec.schema import json_schema
 from unfoldkit.spec.validate import validate
-from unfoldkit.yaml12 import to_yaml
+from unfoldkit.spec.yaml_reader import Document, PathKey, parse
 
 Law = Callable[[Kind, Path], None]
 HEAVY = ("numpy", "scipy", "sklearn", "xgboost", "torch", "ray", "pydantic", "matplotlib", "boto3", "numba")

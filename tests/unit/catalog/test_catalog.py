@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.bundled import bundled, catalog
-from unfoldkit.catalog.guard import absurd
 from unfoldkit.catalog.instances import Book, Instance, Wanted
+from unfoldkit.catalog.sanity import absurd
 from unfoldkit.catalog.skypilot import read_vms
 from unfoldkit.cli import main
 from unfoldkit.errors import UnfoldError

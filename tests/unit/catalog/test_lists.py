@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from unfoldkit.catalog.currency import Unit, dollars, unit
 from unfoldkit.catalog.instances import Book
-from unfoldkit.catalog.lists import read_prices
-from unfoldkit.catalog.money import Unit, dollars, unit
+from unfoldkit.catalog.price_lists import read_prices
 from unfoldkit.errors import UnfoldError
 
 EAST = "us-east-1"

@@ -12,9 +12,9 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from unfoldkit.catalog.aws import Clients, refresh
 from unfoldkit.catalog.bundled import bundled
-from unfoldkit.catalog.refresh import Clients, refresh
-from unfoldkit.cli.catalog import known, renew
+from unfoldkit.cli.commands.catalog import known, renew
 from unfoldkit.errors import UnfoldError
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -10,12 +10,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from unfoldkit.descriptors import resolve
 from unfoldkit.errors import Diagnostic, UnfoldError
-from unfoldkit.kinds import resolve
-from unfoldkit.render import builtin_renderers, cells, github, html, junit, md, picture, plan, text
+from unfoldkit.render import builtin_renderers, formatting, github, html, junit, md, plan, plot, text
 from unfoldkit.render import json as json_format
 from unfoldkit.report import Column, Figure, Metric, Report, Series, Table, Verdict, from_data, to_data
-from unfoldkit.spec.loader import parse
+from unfoldkit.spec.yaml_reader import parse
 
 EVIL = "<b>&|\x1b[31m\n%::"
 REPORT = Report(
@@ -149,9 +149,9 @@ def test_a_plan_is_yaml_that_reads_back() -> None:
 
 def test_a_report_without_plots_has_no_picture() -> None:
     """A picture of nothing is refused, a picture of something is a PNG."""
-    assert picture.render(REPORT).startswith(b"\x89PNG")
+    assert plot.render(REPORT).startswith(b"\x89PNG")
     with pytest.raises(UnfoldError, match="has no plot"):
-        picture.render(replace(REPORT, figures=()))
+        plot.render(replace(REPORT, figures=()))
 
 
 @pytest.mark.parametrize("style", ["line", "steps", "points", "bars", "segments"])
@@ -159,14 +159,14 @@ def test_every_style_is_drawn(style: str) -> None:
     """Each style of series is drawn, on plain and logarithmic axes, with points that are not finite left out."""
     series = Series("s", (1.0, 2.0, 3.0), (1.0, float("nan"), 10.0), style)  # type: ignore[arg-type]
     for log in (False, True):
-        drawn = picture.svg(Figure("f", "F", "x", "y", (series,), log_x=log, log_y=log))
+        drawn = plot.svg(Figure("f", "F", "x", "y", (series,), log_x=log, log_y=log))
         assert drawn.startswith("<svg")
 
 
 def test_bars_stand_in_whole_lanes_from_the_beginning_on() -> None:
     """A single lane is labelled with its whole number and no fraction, and the time axis begins at 0."""
     series = (Series("a", (3.0, 4.0), (1.0, 1.0), "segments"), Series("b", (4.0, 9.0), (1.0, 1.0), "segments"))
-    drawn = picture.svg(Figure("f", "F", "seconds", "lane", series))
+    drawn = plot.svg(Figure("f", "F", "seconds", "lane", series))
     labels = set(re.findall(r">([0-9.]+)<", drawn))
     assert "1" in labels
     assert "0" in labels
@@ -180,23 +180,23 @@ def test_bars_stand_in_whole_lanes_from_the_beginning_on() -> None:
 )  # fmt: skip
 def test_numbers_look_alike_in_every_format(value: float, digits: int | None, expected: str) -> None:
     """Thousands are separated, three significant digits are kept, what is not finite is a sign."""
-    assert cells.number(value, digits) == expected
+    assert formatting.number(value, digits) == expected
 
 
 def test_cells_show_what_is_absent() -> None:
     """Nothing is a dash, truth is a word, a metric without value says so."""
     column = Column("c", "ms")
-    assert [cells.cell(value, column) for value in (None, True, False, "x")] == ["–", "yes", "no", "x"]
-    assert cells.head(column) == "c ms"
-    assert cells.metric(Metric(None, "s")) == "not measured"
+    assert [formatting.cell(value, column) for value in (None, True, False, "x")] == ["–", "yes", "no", "x"]
+    assert formatting.head(column) == "c ms"
+    assert formatting.metric(Metric(None, "s")) == "not measured"
 
 
 def test_lines_differ_by_more_than_their_colour() -> None:
     """Each of 32 lines has a pair of colour and dashes of its own, so grey paper and who sees no colours lose none."""
     series = tuple(Series(f"s{place}", (0.0, 1.0), (float(place), 2.0)) for place in range(32))
-    drawn = picture.svg(Figure("f", "F", "x", "y", series))
+    drawn = plot.svg(Figure("f", "F", "x", "y", series))
     strokes = re.findall(r'style="fill: none; (?:stroke-dasharray: ([^;]+); )?(?:[^"]*?)stroke: (#\w+)', drawn)
-    lines = {pair for pair in strokes if pair[1] in picture.COLOURS}
+    lines = {pair for pair in strokes if pair[1] in plot.COLOURS}
     assert len(lines) == 32
     assert len({dashes for dashes, _ in lines}) == 4
 
@@ -204,14 +204,14 @@ def test_lines_differ_by_more_than_their_colour() -> None:
 def test_a_line_of_one_point_is_seen() -> None:
     """A line, or steps, of one point have no length; the point is drawn."""
     for style in ("line", "steps"):
-        drawn = picture.svg(Figure("f", "F", "x", "y", (Series("s", (3.0,), (4.0,), style),)))  # type: ignore[arg-type]
+        drawn = plot.svg(Figure("f", "F", "x", "y", (Series("s", (3.0,), (4.0,), style),)))  # type: ignore[arg-type]
         assert "PathCollection" in drawn
 
 
 def test_a_legend_shows_names_as_they_are() -> None:
     """A name that begins with an underscore, or holds two signs of the dollar, stands in the legend as it is."""
     names = ("_batch", "$a_$ or $b")
-    drawn = picture.svg(Figure("f", "F", "x", "y", tuple(Series(name, (1.0, 2.0), (1.0, 2.0)) for name in names)))
+    drawn = plot.svg(Figure("f", "F", "x", "y", tuple(Series(name, (1.0, 2.0), (1.0, 2.0)) for name in names)))
     for name in names:
         assert re.search(rf">\s?{re.escape(name)}</text>", drawn), name
 
@@ -220,36 +220,36 @@ def test_many_series_leave_the_plot_its_height() -> None:
     """A legend of many rows makes a figure taller; names of many bars stand upright, each by itself."""
     few, many = (tuple(Series(f"s{place}", (0.0, 1.0), (1.0, 2.0)) for place in range(n)) for n in (4, 60))
     heights = [
-        float(re.findall(r'height="([0-9.]+)pt"', picture.svg(Figure("f", "F", "x", "y", series)))[0])
+        float(re.findall(r'height="([0-9.]+)pt"', plot.svg(Figure("f", "F", "x", "y", series)))[0])
         for series in (few, many)
     ]
     assert heights[1] > heights[0] + 100
     names = tuple(f"stage-{place}" for place in range(50))
     bars = (Series("s", tuple(map(float, range(1, 51))), (1.0,) * 50, "bars"),)
-    assert "rotate(-90" in picture.svg(Figure("f", "F", "stage", "ms", bars, names=names))
+    assert "rotate(-90" in plot.svg(Figure("f", "F", "stage", "ms", bars, names=names))
 
 
 def test_a_plot_in_a_page_takes_the_ink_of_the_page() -> None:
     """A plot is drawn in the colour of the text around it, and a logarithmic axis has plain numbers."""
-    drawn = picture.svg(Figure("f", "F", "x", "y", (Series("s", (1e3, 2e4), (1.0, 2.0)),), log_x=True))
+    drawn = plot.svg(Figure("f", "F", "x", "y", (Series("s", (1e3, 2e4), (1.0, 2.0)),), log_x=True))
     assert "currentColor" in drawn
-    assert picture.INK not in drawn
+    assert plot.INK not in drawn
     assert ">10,000<" in drawn
 
 
 def test_names_stand_on_the_axis() -> None:
     """What is told of named things has their names below it, tilted where they are many letters, and no numbers."""
     series = (Series("s", (1.0, 2.0), (3.0, 4.5), "bars"),)
-    few = picture.svg(Figure("f", "F", "stage", "ms", series, names=("decode", "classify")))
+    few = plot.svg(Figure("f", "F", "stage", "ms", series, names=("decode", "classify")))
     assert ">decode<" in few
     assert ">1.5<" not in few
     long = ("a" * 40, "b" * 40)
-    assert "rotate(-20" in picture.svg(Figure("f", "F", "stage", "ms", series, names=long))
+    assert "rotate(-20" in plot.svg(Figure("f", "F", "stage", "ms", series, names=long))
 
 
 def test_what_is_counted_has_whole_numbers_from_nothing() -> None:
     """Steps of whole numbers, such as instances held, begin at 0 and are labelled without fractions."""
-    drawn = picture.svg(Figure("f", "F", "s", "instances", (Series("s", (0.0, 60.0), (6.0, 4.0), "steps"),)))
+    drawn = plot.svg(Figure("f", "F", "s", "instances", (Series("s", (0.0, 60.0), (6.0, 4.0), "steps"),)))
     assert ">0<" in drawn.replace("−", "-")
     levels = re.findall(r">([0-9.]+)<", drawn)
     assert "6" in levels
@@ -259,7 +259,7 @@ def test_what_is_counted_has_whole_numbers_from_nothing() -> None:
 def test_an_axis_of_one_place_begins_at_nothing() -> None:
     """Where all points lie at one place, such as a wait of 0 s, the axis has no negative places."""
     for place in (0.0, 5.0):
-        drawn = picture.svg(Figure("f", "F", "wait s", "share", (Series("s", (place, place), (0.5, 1.0)),)))
+        drawn = plot.svg(Figure("f", "F", "wait s", "share", (Series("s", (place, place), (0.5, 1.0)),)))
         assert not re.search(r">[-\u2212][0-9.]+<", drawn)
         assert ">0<" in drawn
 
@@ -304,4 +304,4 @@ def test_no_number_of_a_table_is_broken(width: int) -> None:
 
 def test_nothing_has_no_minus() -> None:
     """What rounds to nothing is shown without a sign."""
-    assert cells.number(-0.04, 1) == "0.0"
+    assert formatting.number(-0.04, 1) == "0.0"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from unfoldkit.serving.model import Answers, Array, Batch, Column, Field, Refusal
-from unfoldkit.serving.state import State
+from unfoldkit.serving.state.store import State
 
 POISON = 666.0
 HANG = 888.0

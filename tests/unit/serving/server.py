@@ -18,15 +18,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from models import Diary, Total
 
-from unfoldkit.serving.app import application, served
-from unfoldkit.serving.batcher import Limits
-from unfoldkit.serving.board import of_requests
-from unfoldkit.serving.host import Address, Terms, bind, host, listen
-from unfoldkit.serving.observe import JsonLines, lines
-from unfoldkit.serving.remember import Remembering
+from unfoldkit.serving.batching.batcher import Limits
+from unfoldkit.serving.http.host import Address, Terms, bind, host, listen
+from unfoldkit.serving.http.workers import Crew
+from unfoldkit.serving.observability.access_log import JsonLines, lines
+from unfoldkit.serving.observability.dashboard import of_requests
+from unfoldkit.serving.oip.app import application, served
 from unfoldkit.serving.service import Service
-from unfoldkit.serving.state import open_store
-from unfoldkit.serving.workers import Crew
+from unfoldkit.serving.state.entity_model import Remembering
+from unfoldkit.serving.state.store import open_store
 
 REAL, JUMPS = time.time, itertools.cycle((1, -2, 0))
 

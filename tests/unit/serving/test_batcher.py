@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.unit.serving.models import POISON, REFUSED, Total
-from unfoldkit.serving.batcher import Batcher, Full, Limits, Timing, batcher
-from unfoldkit.serving.metrics import metrics, of_model
+from unfoldkit.serving.batching.batcher import Batcher, Full, Limits, Timing, batcher
 from unfoldkit.serving.model import Call, Refusal
+from unfoldkit.serving.observability.metrics import metrics, of_model
 
 
 def made(model: Total, **limits: Any) -> Batcher:

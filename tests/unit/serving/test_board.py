@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unfoldkit.serving.board import More, Tile, of_requests, short
-from unfoldkit.serving.metrics import SECONDS, metrics, of_model
+from unfoldkit.serving.observability.dashboard import More, Tile, of_requests, short
+from unfoldkit.serving.observability.metrics import SECONDS, metrics, of_model
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfoldkit.serving.forms import Form, TooLarge, Unfit, form, to_bytes
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.protocol import reader
+from unfoldkit.serving.oip.binary import Form, TooLarge, Unfit, form, to_bytes
+from unfoldkit.serving.oip.codec import reader
 
 INPUTS = (Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES"), Field("b", "BOOL"))
 MIXED = reader(INPUTS, ())

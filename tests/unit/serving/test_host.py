@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.serving.host import Address, bind, guarded, is_heard, is_loopback, listen
+from unfoldkit.serving.http.host import Address, bind, guarded, is_heard, is_loopback, listen
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfoldkit.serving.lane import Lane, first_lines, read_head, written
-from unfoldkit.serving.replies import error, json_reply
+from unfoldkit.serving.http.fast_path import Lane, first_lines, read_head, written
+from unfoldkit.serving.responses import error, json_reply
 
 PATH = "/v2/models/m/infer"
 LINE = f"POST {PATH} HTTP/1.1"

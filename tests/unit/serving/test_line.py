@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfoldkit.serving import line as lines
-from unfoldkit.serving.batcher import Limits, batcher
-from unfoldkit.serving.forms import Unfit
-from unfoldkit.serving.line import Arrivals, Deadlines, Waiting
-from unfoldkit.serving.metrics import metrics, of_model
+from unfoldkit.serving.batching import request_queue as lines
+from unfoldkit.serving.batching.batcher import Limits, batcher
+from unfoldkit.serving.batching.request_queue import Arrivals, Deadlines, Waiting
 from unfoldkit.serving.model import Answers, Batch, Call, Field, Turn
-from unfoldkit.serving.protocol import to_call
+from unfoldkit.serving.observability.metrics import metrics, of_model
+from unfoldkit.serving.oip.binary import Unfit
+from unfoldkit.serving.oip.codec import to_call
 
 LIMIT = 64
 

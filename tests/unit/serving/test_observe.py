@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import read, request, rows, serving
-from unfoldkit.serving.observe import JsonLines, Note, known_id, lines, together, tracing
+from unfoldkit.serving.observability.access_log import JsonLines, Note, known_id, lines, together, tracing
 
 INFER = "/v2/models/total/infer"
 LONG = "/v2/models/total/versions/1/infer"

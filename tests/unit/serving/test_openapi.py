@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.models import Total
-from unfoldkit.serving.app import Application, application
-from unfoldkit.serving.forms import Unfit
-from unfoldkit.serving.openapi import document
-from unfoldkit.serving.protocol import reader
+from unfoldkit.serving.oip.app import Application, application
+from unfoldkit.serving.oip.binary import Unfit
+from unfoldkit.serving.oip.codec import reader
+from unfoldkit.serving.oip.openapi import document
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.serving.models import Total
-from unfoldkit.serving.forms import Unfit
 from unfoldkit.serving.model import Call, Coded, Field
-from unfoldkit.serving.protocol import ACCURATE, Question, cells, reader, writer
+from unfoldkit.serving.oip.binary import Unfit
+from unfoldkit.serving.oip.codec import ACCURATE, Question, cells, reader, writer
 
 TOTAL = reader(Total().inputs, Total().outputs)
 GAPS = reader((Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES")), ())

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.unit.serving.models import Diary
 from unfoldkit.serving.model import Answers, Batch, Call, blank
-from unfoldkit.serving.remember import Remembering, in_order, waves
-from unfoldkit.serving.state import open_store
+from unfoldkit.serving.state.entity_model import Remembering, in_order, waves
+from unfoldkit.serving.state.store import open_store
 
 Hour = tuple[str, int | None, list[float]]
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.unit.serving.client import Reply, Server, read, request, rows, serving
-from unfoldkit.serving.workers import endings
+from unfoldkit.serving.http.workers import endings
 
 INFER = "/v2/models/total/infer"
 SIZED = "inference-header-content-length"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from unfoldkit.serving.siblings import Siblings, snapshot
+from unfoldkit.serving.observability.multiprocess import Siblings, snapshot
 
 
 def counted(rows: float, waiting: float) -> CollectorRegistry:

@@ -11,9 +11,9 @@ import time
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError, fail
-from unfoldkit.serving.host import Address, host, listen
+from unfoldkit.serving.http.host import Address, host, listen
+from unfoldkit.serving.http.startup import FAILED
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
-from unfoldkit.serving.start import FAILED
 
 
 def refusing(**more: object) -> ASGIApp:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from unfoldkit.serving.sweep import Sweep, Verdict
+from unfoldkit.serving.http.overload import Sweep, Verdict
 
 HEAD = b"POST / HTTP/1.1\r\n\r\n"
 NO = b"no" * 10

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from unfoldkit.serving.thread import Thread
+from unfoldkit.serving.batching.worker_thread import Thread
 
 
 def test_a_rest_ends_with_the_job() -> None:

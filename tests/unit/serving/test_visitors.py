@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, read, request, rows, serving
-from unfoldkit.serving.visitors import barred, is_near
+from unfoldkit.serving.http.origin_guard import barred, is_near
 
 INFER = "/v2/models/total/infer"
 SLOW = "/v2/models/total/versions/1/infer"

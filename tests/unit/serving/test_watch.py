@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, request, rows, serving
-from unfoldkit.serving.board import Board
+from unfoldkit.serving.observability.dashboard import Board
+from unfoldkit.serving.observability.live_page import watched
 from unfoldkit.serving.service import Message
-from unfoldkit.serving.watch import watched
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from tests.support import ECHO, HELLO, Unfold
 from unfoldkit.errors import UnfoldError
 from unfoldkit.registry import Registry, load_registry
-from unfoldkit.runs import RunDir
-from unfoldkit.spec.load import Loaded, dump, load, spec_hash
+from unfoldkit.run_directory import RunDir
+from unfoldkit.spec.resolve import Loaded, dump, load, spec_hash
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.spec.loader import MAX_BYTES, MAX_DEPTH, MAX_NODES, decoded, dotted, parse, read_document
+from unfoldkit.spec.yaml_reader import MAX_BYTES, MAX_DEPTH, MAX_NODES, decoded, dotted, parse, read_document
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pydantic import Field
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.spec.base import Model
-from unfoldkit.spec.loader import parse
-from unfoldkit.spec.locate import diagnostic, known_keys, located, real_path
 from unfoldkit.spec.override import override
+from unfoldkit.spec.positions import diagnostic, known_keys, located, real_path
+from unfoldkit.spec.yaml_reader import parse
 
 TEXT = "stages:\n  - {name: a}\nvoice: plain\n"
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.override import override
+from unfoldkit.spec.yaml_reader import parse
 
 TEXT = "a: {b: [1, {c: 2}]}\nd: x\n"
 

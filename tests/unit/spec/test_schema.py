@@ -7,9 +7,9 @@ from jsonschema import Draft7Validator
 
 from tests.support import HELLO
 from unfoldkit.spec.base import Model, Spec
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.schema import joint_schema, json_schema
 from unfoldkit.spec.units import Duration, Fraction
+from unfoldkit.spec.yaml_reader import parse
 
 
 class Part(Model):

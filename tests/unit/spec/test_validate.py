@@ -10,8 +10,8 @@ from pydantic import Field
 
 from unfoldkit.errors import UnfoldError
 from unfoldkit.spec.base import Model, Problem
-from unfoldkit.spec.loader import parse
 from unfoldkit.spec.validate import validate
+from unfoldkit.spec.yaml_reader import parse
 
 
 class Fixed(Model):

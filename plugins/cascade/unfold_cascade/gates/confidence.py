@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade._types import FloatArray
 
 
 def max_probability(probabilities: FloatArray) -> FloatArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray, IntArray
+from unfold_cascade._types import FloatArray, IntArray
 
 
 def route(score: FloatArray, cuts: FloatArray) -> IntArray:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray
-from unfold_cascade.gates.search import bin_edges
+from unfold_cascade._types import FloatArray
+from unfold_cascade.gates.exact import bin_edges
 
 
 def induce_gates(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_cascade.arrays import FloatArray
+from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.search import exact_front
+from unfold_cascade.gates.exact import exact_front
 
 RESTARTS = 8
 SHARPER = 10.0

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from plugins.placement.tests.live.worlds import Open
 from tests.kubernetes.cluster import ControlPlane
 from tests.kubernetes.kubelet import add_node, kubelet
-from unfold_placement.controller import requests
-from unfold_placement.facts import Ask, Node, Policy, Task
+from unfold_placement.core.controller import requests
+from unfold_placement.core.types import Ask, Node, Policy, Task
 from unfold_placement.kubernetes.api import Api, connect
 from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
+from unfold_placement.kubernetes.codec import DOMAIN, GATES, UNITS, Body, Scope, task_of
 from unfold_placement.kubernetes.pods import POLICY, STARTED
-from unfold_placement.kubernetes.words import DOMAIN, GATES, UNITS, Body, Scope, task_of
-from unfold_placement.live.loop import Live
+from unfold_placement.live.control_loop import Live
 
 PACE = 0.6
 

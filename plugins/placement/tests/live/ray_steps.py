@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from plugins.placement.tests.live.holders import WAIT, Holders, holder, holders, wait
-from unfold_placement.facts import Node, Policy, Task
+from unfold_placement.core.types import Node, Policy, Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Backend, Record, Snapshot
-from unfold_placement.live.client import client_of
-from unfold_placement.live.loop import Live
-from unfold_placement.live.rays import RayBackend, steward_of
+from unfold_placement.live.control_loop import Live
+from unfold_placement.ray.backend import RayBackend, steward_of
+from unfold_placement.ray.client import client_of
 
 SAME = 1e-9
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unfold_placement.facts import Node, Task
-from unfold_placement.live.client import client_of
-from unfold_placement.live.loop import Live
-from unfold_placement.live.rays import SPACE, RayBackend, steward_of
+from unfold_placement.core.types import Node, Task
+from unfold_placement.live.control_loop import Live
+from unfold_placement.ray.backend import SPACE, RayBackend, steward_of
+from unfold_placement.ray.client import client_of
 
 HEAD = Path(__file__).with_name("ray_head.py")
 QUIET = {

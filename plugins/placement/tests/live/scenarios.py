@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plugins.placement.tests.cases import cluster, job
-from unfold_placement.facts import Node, Task
+from unfold_placement.core.types import Node, Task
 
 
 @dataclass(frozen=True, slots=True)

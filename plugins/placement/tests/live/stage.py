@@ -12,13 +12,13 @@ import numpy as np
 from plugins.placement.tests.cases import policy
 from plugins.placement.tests.live.scenarios import Scenario
 from plugins.placement.tests.live.worlds import World
-from unfold_placement import kernel
-from unfold_placement.facts import Task
+from unfold_placement.core import kernel
+from unfold_placement.core.types import Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change
-from unfold_placement.live.loop import Live
-from unfold_placement.options import build
-from unfold_placement.simulate import Log, Outcome, simulate
+from unfold_placement.live.control_loop import Live
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.simulator import Log, Outcome, simulate
 
 TOLD = {
     kinds.SUBMITTED: kernel.K_SUBMITTED, kinds.STARTED: kernel.K_STARTED, kinds.ENDED: kernel.K_ENDED,

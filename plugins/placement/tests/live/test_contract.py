@@ -9,7 +9,7 @@ import pytest
 
 from plugins.placement.tests.cases import job
 from plugins.placement.tests.live.worlds import World
-from unfold_placement.facts import ANYWHERE, Ask
+from unfold_placement.core.types import ANYWHERE, Ask
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Backend, Record, Start
 from unfoldkit.api import UnfoldError

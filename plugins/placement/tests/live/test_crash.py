@@ -14,13 +14,13 @@ from plugins.placement.tests.cases import cluster, job, policy
 from plugins.placement.tests.live.scenarios import Scenario, cases
 from plugins.placement.tests.live.stage import Stage, outcome
 from plugins.placement.tests.live.worlds import LocalWorld, local_world
-from unfold_placement.facts import Resource
-from unfold_placement.laws import audit
+from unfold_placement.core.types import Resource
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
+from unfold_placement.live.control_loop import Live
 from unfold_placement.live.local import Local
-from unfold_placement.live.loop import Live
-from unfold_placement.options import build
+from unfold_placement.schema.policies import build
+from unfold_placement.simulation.audit import audit
 
 LEASE = 15.0
 

@@ -18,12 +18,12 @@ from plugins.placement.tests.cases import cluster, job, policy
 from plugins.placement.tests.live.rayworld import QUIET, RayWorld
 from plugins.placement.tests.live.scenarios import Scenario
 from plugins.placement.tests.live.stage import outcome
-from unfold_placement import ray as placement
-from unfold_placement.laws import audit
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.client import client_of
-from unfold_placement.live.rays import RayBackend, steward_of
-from unfold_placement.ray import submit
+from unfold_placement.ray import api as placement
+from unfold_placement.ray.api import submit
+from unfold_placement.ray.backend import RayBackend, steward_of
+from unfold_placement.ray.client import client_of
+from unfold_placement.simulation.audit import audit
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 LEASE = 6.0

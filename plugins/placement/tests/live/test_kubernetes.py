@@ -16,14 +16,14 @@ from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_contract import record, until
 from tests.kubernetes.apply import apply
 from tests.served import serving
-from unfold_placement.facts import Ask, Task
+from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes.api import MERGE, Api, Refused
 from unfold_placement.kubernetes.backend import Kubernetes
 from unfold_placement.kubernetes.client import client
 from unfold_placement.kubernetes.manifests import deployment, roles, submitter
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.options import PolicySpec, build
+from unfold_placement.schema.policies import PolicySpec, build
 
 pytestmark = pytest.mark.kubernetes
 PODS = "/api/v1/namespaces/unfold/pods"

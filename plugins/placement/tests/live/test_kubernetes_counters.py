@@ -13,16 +13,16 @@ from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_contract import record, until
 from plugins.placement.tests.live.test_kubernetes import PODS, other, soon
 from tests.kubernetes.bench import claiming
-from unfold_placement.facts import STATIC, Ask, Event, Ops, Task
+from unfold_placement.core.types import STATIC, Ask, Event, Ops, Task
+from unfold_placement.core.view import View
 from unfold_placement.kubernetes import dra
 from unfold_placement.kubernetes.api import Api
 from unfold_placement.kubernetes.backend import Kubernetes
-from unfold_placement.kubernetes.words import DRA
+from unfold_placement.kubernetes.codec import DRA
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.live.loop import Live
-from unfold_placement.options import PolicySpec, build
-from unfold_placement.view import View
+from unfold_placement.live.control_loop import Live
+from unfold_placement.schema.policies import PolicySpec, build
 
 pytestmark = pytest.mark.kubernetes
 CLAIMS = f"/apis/{dra.API}/namespaces/unfold/resourceclaims"

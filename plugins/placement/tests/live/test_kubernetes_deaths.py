@@ -18,13 +18,13 @@ from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_kubernetes import folder, left_over, soon
 from plugins.placement.tests.live.worlds import Open
 from tests.served import serving
-from unfold_placement.facts import ANYWHERE
+from unfold_placement.core.types import ANYWHERE
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.api import Api, Body, connect
 from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.loop import Live
-from unfold_placement.options import build
+from unfold_placement.live.control_loop import Live
+from unfold_placement.schema.policies import build
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 LEASE = 6.0

@@ -12,13 +12,13 @@ from plugins.placement.tests.live.kube_world import KubeWorld
 from plugins.placement.tests.live.test_contract import record, until
 from plugins.placement.tests.live.test_kubernetes import PODS, node_of, other, soon
 from plugins.placement.tests.live.worlds import Open
-from unfold_placement.facts import Task
+from unfold_placement.core.types import Task
 from unfold_placement.kubernetes.api import Api, connect
 from unfold_placement.kubernetes.backend import Kubernetes
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.live.loop import Live
-from unfold_placement.options import build
+from unfold_placement.live.control_loop import Live
+from unfold_placement.schema.policies import build
 
 pytestmark = pytest.mark.kubernetes
 LONG = 3600.0

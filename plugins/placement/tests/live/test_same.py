@@ -10,9 +10,9 @@ from plugins.placement.tests.cases import policy, starts
 from plugins.placement.tests.live.scenarios import cases
 from plugins.placement.tests.live.stage import order, perform, placements, simulated
 from plugins.placement.tests.live.worlds import Open
-from unfold_placement.laws import audit
-from unfold_placement.options import CLASSES
-from unfold_placement.simulate import Outcome
+from unfold_placement.schema.policies import CLASSES
+from unfold_placement.simulation.audit import audit
+from unfold_placement.simulation.simulator import Outcome
 
 SLOWER = (1, 2, 4)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from plugins.placement.tests.live.holders import WAIT
-from unfold_placement.facts import Task
-from unfold_placement.live.rays import steward_of
+from unfold_placement.core.types import Task
+from unfold_placement.ray.backend import steward_of
 
 pytestmark = pytest.mark.ray
 

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfold_placement.facts import Node, Policy, Task
+from unfold_placement.core.types import Node, Policy, Task
 from unfold_placement.live.backend import Backend
+from unfold_placement.live.control_loop import Live
 from unfold_placement.live.local import Local
-from unfold_placement.live.loop import Live
-from unfold_placement.live.register import Register, register
+from unfold_placement.live.state_store import Register, register
 
 
 class World(Protocol):

@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_placement.facts import ANYWHERE, Ask, Resource, Task
-from unfold_placement.kubernetes import lease, pods
+from unfold_placement.core.types import ANYWHERE, Ask, Resource, Task
+from unfold_placement.kubernetes import leases, pods
 from unfold_placement.kubernetes.api import MERGE, Api, Refused
+from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope
 from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.lease import Leader
-from unfold_placement.kubernetes.mirror import Mirror
-from unfold_placement.kubernetes.turns import IN_FLIGHT, Turn, Turns
-from unfold_placement.kubernetes.words import DRA, GATES, UNITS, Scope
+from unfold_placement.kubernetes.gate_queue import IN_FLIGHT, Turn, Turns
+from unfold_placement.kubernetes.informer import Mirror
+from unfold_placement.kubernetes.leases import Leader
 from unfold_placement.kubernetes.writer import Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
-from unfold_placement.live.register import Register
+from unfold_placement.live.state_store import Register
 from unfoldkit.api import fail
 
 PATIENCE = 10.0
@@ -136,7 +136,7 @@ class Kubernetes:
         """Let an owner's names live on: one Lease for all of them."""
         count = self.register.renew(owner, ttl)
         if count:
-            lease.renew(self.api, self.scope, owner, ttl)
+            leases.renew(self.api, self.scope, owner, ttl)
         return count
 
     def submit(self, task: Task) -> None:
@@ -232,7 +232,7 @@ class Kubernetes:
     def renewed(self) -> None:
         """Read the cluster's names, and let leased names live as long as the Leases of their owners say."""
         self.mirror.reread(ANYWHERE, self.writer.claim().get("data", {}).get("names", ""))
-        alive = {owner: until - self.mirror.origin for owner, until in lease.owners(self.api, self.scope).items()}
+        alive = {owner: until - self.mirror.origin for owner, until in leases.owners(self.api, self.scope).items()}
         with self.register.changed:
             for place in [*self.mirror.nodes, ANYWHERE]:
                 self.mirror.restore(place, alive)

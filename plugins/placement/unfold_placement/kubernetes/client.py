@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_placement.controller import requests
-from unfold_placement.facts import Policy, Task
+from unfold_placement.core.controller import requests
+from unfold_placement.core.types import Policy, Task
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.api import Api, Refused, connect
-from unfold_placement.kubernetes.words import GATES, UNITS, Body, Scope
+from unfold_placement.kubernetes.codec import GATES, UNITS, Body, Scope
 from unfoldkit.api import fail
 
 

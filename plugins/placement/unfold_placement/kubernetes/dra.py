@@ -15,9 +15,9 @@ from functools import partial
 
 import msgspec
 
-from unfold_placement.facts import MILLI, Ask
+from unfold_placement.core.types import MILLI, Ask
 from unfold_placement.kubernetes.api import Api, Refused, many
-from unfold_placement.kubernetes.words import DOMAIN, Body, Scope, amount, key, slug
+from unfold_placement.kubernetes.codec import DOMAIN, Body, Scope, amount, key, slug
 from unfoldkit.api import UnfoldError, fail
 
 GROUP = "resource.k8s.io"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.words import Body
+from unfold_placement.kubernetes.codec import Body
 
 ACCOUNT = "unfold-placement"
 NAMESPACE = "unfold"

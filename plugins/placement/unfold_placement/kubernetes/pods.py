@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from unfold_placement.facts import Ask, Task
+from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.words import (
+from unfold_placement.kubernetes.codec import (
     DRA,
     HOSTNAME,
     Body,

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from unfold_placement.facts import ANYWHERE, MANY
+from unfold_placement.core.types import ANYWHERE, MANY
 from unfold_placement.kubernetes import pods
 from unfold_placement.kubernetes.api import GONE, MERGE, Api, Refused, many
+from unfold_placement.kubernetes.codec import HOSTNAME, Body, Scope, pointer, seconds, to_text
 from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.mirror import NODES, Mirror, resources
-from unfold_placement.kubernetes.words import HOSTNAME, Body, Scope, pointer, seconds, to_text
+from unfold_placement.kubernetes.informer import NODES, Mirror, resources
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfoldkit.api import fail

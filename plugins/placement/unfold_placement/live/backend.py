@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from unfold_placement.facts import ANYWHERE, Ask, Node, Resource, Task
+from unfold_placement.core.types import ANYWHERE, Ask, Node, Resource, Task
 
 WAITING, RUNNING, DONE, REFUSED, GONE = "waiting", "running", "done", "refused", "gone"
 """States of a task: gated, started, ended, refused by a policy, taken back by whoever submitted it."""

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unfold_placement.facts import ANYWHERE, Resource, Task
+from unfold_placement.core.types import ANYWHERE, Resource, Task
 from unfold_placement.live.backend import Change, Snapshot, Start
-from unfold_placement.live.register import Register
+from unfold_placement.live.state_store import Register
 
 
 @dataclass(slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_placement.controller import Controller
-from unfold_placement.explain import History, Reason, explain
-from unfold_placement.facts import Task
-from unfold_placement.live.loop import Live
-from unfoldkit.serving.board import Board, Grid, Lines, Tile, Watch
+from unfold_placement.core.controller import Controller
+from unfold_placement.core.explain import History, Reason, explain
+from unfold_placement.core.types import Task
+from unfold_placement.live.control_loop import Live
+from unfoldkit.serving.observability.dashboard import Board, Grid, Lines, Tile, Watch
 
 SHOWN = 20
 

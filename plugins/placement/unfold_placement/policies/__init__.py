@@ -1,1 +1,1 @@
-"""The policies, one file each; :mod:`unfold_placement.policies.line` is what those that order the queue share."""
+"""The policies, one file each, in three families; queue policies share ``policies/shared``."""

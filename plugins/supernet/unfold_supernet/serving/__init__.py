@@ -1,1 +1,1 @@
-"""Answering a stream with deadlines by one family: which net, how many at a time."""
+"""HTTP service of a trained family."""

@@ -1,0 +1,1 @@
+"""Tables, splits and error costs of a cascade."""

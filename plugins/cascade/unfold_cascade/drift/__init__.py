@@ -1,0 +1,1 @@
+"""What changed between the calibration data and new data (``plan --check``)."""

@@ -1,0 +1,1 @@
+"""Estimators of the model zoo and their costs (arrays in, arrays out)."""

@@ -1,0 +1,220 @@
+"""Estimators by short name or dotted path, and their safe storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade._types import FloatArray, IntArray, Matrix
+from unfoldkit.api import did_you_mean, fail
+
+SHORT_NAMES: Mapping[str, str] = {
+    "decision-tree": "sklearn.tree.DecisionTreeClassifier",
+    "extra-trees": "sklearn.ensemble.ExtraTreesClassifier",
+    "gaussian-nb": "sklearn.naive_bayes.GaussianNB",
+    "hist-gradient-boosting": "sklearn.ensemble.HistGradientBoostingClassifier",
+    "knn": "sklearn.neighbors.KNeighborsClassifier",
+    "lda": "sklearn.discriminant_analysis.LinearDiscriminantAnalysis",
+    "linear-svc": "sklearn.svm.LinearSVC",
+    "logistic-regression": "sklearn.linear_model.LogisticRegression",
+    "mlp": "sklearn.neural_network.MLPClassifier",
+    "qda": "sklearn.discriminant_analysis.QuadraticDiscriminantAnalysis",
+    "random-forest": "sklearn.ensemble.RandomForestClassifier",
+    "svc": "sklearn.svm.SVC",
+    "xgboost": "xgboost.XGBClassifier",
+}
+SCALED = frozenset({"knn", "linear-svc", "logistic-regression", "mlp", "svc"})
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "logistic-regression": {"max_iter": 1000},
+    "mlp": {"max_iter": 500},
+    "random-forest": {"n_jobs": 1},
+    "extra-trees": {"n_jobs": 1},
+    "xgboost": {"n_jobs": 1, "tree_method": "hist"},
+}
+LIBRARIES = ("sklearn.", "xgboost.")
+NO_CLASSIFIER = "is no classifier that tells how sure it is"
+TRUSTED_PREFIXES = ("sklearn.", "_loss.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one model is made: estimator, parameters, whether its columns are standardised."""
+
+    estimator: str
+    params: Mapping[str, Any]
+    scale: bool | None = None
+
+    @property
+    def is_xgboost(self) -> bool:
+        """Whether the model is stored as UBJSON instead of skops."""
+        return self.estimator in ("xgboost", "xgboost.XGBClassifier")
+
+
+def check(recipe: Recipe, *, key: str, allow_code: bool) -> None:
+    """Raise when the estimator does not exist, may not be loaded, or does not take its parameters."""
+    path = SHORT_NAMES.get(recipe.estimator, recipe.estimator)
+    if "." not in path:
+        raise fail(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES))
+    if not path.startswith(LIBRARIES) and not allow_code:
+        raise fail(
+            f"{path} is code outside scikit-learn and XGBoost", key=key, hint="--allow-code lets the spec name it"
+        )
+    build(recipe, 0, key=key)
+    if not is_classifier(path):
+        raise fail(f"{path} {NO_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
+
+
+def is_classifier(estimator: str) -> bool:
+    """Whether the class at a dotted path tells classes apart and how sure it is; one that is not found may be one."""
+    import pkgutil
+
+    from sklearn.base import ClassifierMixin
+
+    try:
+        kind = pkgutil.resolve_name(estimator)
+    except (ImportError, AttributeError, ValueError):
+        return True
+    known = not estimator.startswith(LIBRARIES) or issubclass(kind, ClassifierMixin)
+    return known and any(hasattr(kind, name) for name in ("predict_proba", "decision_function"))
+
+
+def build(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator") -> Any:
+    """Return an unfitted estimator; ``nan`` says that columns have gaps, which are filled where the model cannot."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = _plain(recipe, seed, key)
+    scaled = recipe.estimator in SCALED if recipe.scale is None else recipe.scale
+    steps = [SimpleImputer(strategy="median", keep_empty_features=True)] if nan and not recipe.is_xgboost else []
+    steps += [StandardScaler()] if scaled else []
+    return make_pipeline(*steps, model) if steps else model
+
+
+def probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
+    """Return (n, classes) probabilities; a model without them gives the softmax of its decision function."""
+    if hasattr(model, "predict_proba"):
+        found = np.asarray(model.predict_proba(x), dtype=np.float64)
+    else:
+        found = softmax(np.asarray(model.decision_function(x), dtype=np.float64))
+    seen = np.asarray(getattr(model, "classes_", np.arange(found.shape[1])), dtype=np.int64)
+    result = np.zeros((len(x), classes))
+    result[:, seen] = found
+    return result
+
+
+def fit(
+    recipe: Recipe, x: Matrix, y: IntArray, seed: int, weight: FloatArray | None = None, *, gaps: bool = False
+) -> Any:
+    """Return a model fitted on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
+
+    Args:
+        recipe: how the model is made.
+        x: (n, d) features.
+        y: (n,) labels.
+        seed: of whatever it draws.
+        weight: (n,) how much each row counts; once each by default.
+        gaps: whether other rows that it will be asked about miss values, even if these do not.
+
+    Raises:
+        UnfoldError: the estimator refuses the data, its parameters, or weights.
+    """
+    import warnings
+
+    model = build(recipe, seed, nan=gaps or has_gaps(x))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return model.fit(x, y, **_weights(model, weight))
+    except (ValueError, TypeError) as error:
+        raise fail(f"{recipe.estimator} cannot be fitted: {str(error).splitlines()[0]}") from error
+
+
+def has_gaps(x: Matrix) -> bool:
+    """Whether a value is missing."""
+    return bool(np.isnan(x).any())
+
+
+def _weights(model: Any, weight: FloatArray | None) -> dict[str, FloatArray]:
+    if weight is None:
+        return {}
+    last = f"{model.steps[-1][0]}__" if hasattr(model, "steps") else ""
+    return {f"{last}sample_weight": weight}
+
+
+def to_bytes(recipe: Recipe, model: Any) -> bytes:
+    """Return the fitted model in a format whose loading runs no code: UBJSON or skops."""
+    if recipe.is_xgboost and not hasattr(model, "steps"):
+        return bytes(model.get_booster().save_raw("ubj"))
+    import skops.io
+
+    return bytes(skops.io.dumps(model))
+
+
+def from_bytes(data: bytes, *, ubjson: bool, file: str) -> Any:
+    """Return the model that ``to_bytes`` stored.
+
+    Raises:
+        UnfoldError: the file holds types outside scikit-learn and NumPy, or is no model.
+    """
+    if ubjson:
+        return _booster(data, file)
+    import skops.io
+
+    try:
+        unknown = skops.io.get_untrusted_types(data=data)
+        refused = [name for name in unknown if not name.startswith(TRUSTED_PREFIXES)]
+        if refused:
+            raise fail(f"holds types that are not trusted: {', '.join(refused[:3])}", file=file)
+        return skops.io.loads(data, trusted=unknown)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise fail(f"not a stored model: {error}", file=file) from error
+
+
+def suffix(recipe: Recipe) -> str:
+    """Return the ending of the file of a stored model."""
+    return ".ubj" if recipe.is_xgboost and not recipe.scale else ".skops"
+
+
+def _plain(recipe: Recipe, seed: int, key: str) -> Any:
+    import pkgutil
+
+    path = SHORT_NAMES.get(recipe.estimator, recipe.estimator)
+    params = {**DEFAULTS.get(recipe.estimator, {}), **recipe.params}
+    try:
+        kind = pkgutil.resolve_name(path)
+        names = kind._get_param_names()  # noqa: SLF001 - the way scikit-learn itself asks
+    except (ImportError, AttributeError, ValueError) as error:
+        raise fail(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES)) from error
+    unknown = [name for name in recipe.params if name not in names and not recipe.is_xgboost]
+    if unknown:
+        hint = did_you_mean(unknown[0], names)
+        raise fail(
+            f'{recipe.estimator} has no parameter "{unknown[0]}"', key=key.replace("estimator", "params"), hint=hint
+        )
+    if "random_state" in names or recipe.is_xgboost:
+        params.setdefault("random_state", seed)
+    return kind(**params)
+
+
+def _booster(data: bytes, file: str) -> Any:
+    import xgboost
+
+    model = xgboost.XGBClassifier()
+    try:
+        model.load_model(bytearray(data))
+    except xgboost.core.XGBoostError as error:
+        raise fail(f"not a stored XGBoost model: {str(error).splitlines()[0]}", file=file) from error
+    return model
+
+
+def softmax(score: FloatArray) -> FloatArray:
+    """Return (n, C) from (n, C) scores, or (n, 2) from the (n,) score of the second of two classes."""
+    if score.ndim == 1:
+        score = np.column_stack([-score / 2, score / 2])
+    shifted = np.exp(score - score.max(axis=1, keepdims=True))
+    result: FloatArray = shifted / shifted.sum(axis=1, keepdims=True)
+    return result

@@ -1,0 +1,1 @@
+"""The fitted models of a run: zoo, tuned parameters, ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""From score tables to the Pareto front and the certified policy."""

@@ -1,0 +1,1 @@
+"""Reports, dashboard and figures of cascades."""

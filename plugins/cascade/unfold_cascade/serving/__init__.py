@@ -1,0 +1,1 @@
+"""Stateless serving of a cascade."""

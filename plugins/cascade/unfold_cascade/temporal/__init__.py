@@ -1,0 +1,1 @@
+"""Cascades over time (UnfoldML): stages, trajectories, alarms."""

@@ -1,0 +1,1 @@
+"""Panel data, features and windows of a longitudinal cascade."""

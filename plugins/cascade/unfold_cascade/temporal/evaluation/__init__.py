@@ -1,0 +1,1 @@
+"""Early-warning metrics, baselines and bootstrap intervals."""

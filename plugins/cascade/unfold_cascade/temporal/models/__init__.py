@@ -1,0 +1,1 @@
+"""Models of the stages, fitted on cases, and the study that holds them."""

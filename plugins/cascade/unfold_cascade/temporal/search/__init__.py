@@ -1,0 +1,1 @@
+"""From candidate policies to a certified policy over time."""

@@ -1,0 +1,1 @@
+"""Stateful serving: the stage of each entity is kept between requests."""

@@ -1,1 +1,0 @@
-"""Cascades over time: cases that are seen hour after hour, and keep their stage."""

@@ -1,0 +1,1 @@
+"""The verbs ``profile``, ``train``, ``plan`` and ``serve`` of cascades."""

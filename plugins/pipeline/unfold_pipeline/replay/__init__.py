@@ -1,0 +1,1 @@
+"""A trace against a plan, simulated or against running replicas."""

@@ -1,0 +1,1 @@
+"""Plans as reports, files and other systems' formats."""

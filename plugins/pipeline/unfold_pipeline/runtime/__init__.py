@@ -1,0 +1,1 @@
+"""Stages as running replicas, local or on Ray Serve."""

@@ -1,0 +1,1 @@
+"""HTTP endpoint, metrics and live page of a served pipeline."""

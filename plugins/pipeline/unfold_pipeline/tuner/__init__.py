@@ -1,0 +1,1 @@
+"""Replica counts at run time: network-calculus rules and the autoscalers beside them."""

@@ -1,0 +1,1 @@
+"""Tasks, nodes, ephemeral resources and the matcher (ESCHER)."""

@@ -1,0 +1,35 @@
+"""A plan in the words of Kubernetes: what its controller may do there, and the controller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unfold_placement.kubernetes.codec import DRA
+from unfold_placement.kubernetes.manifests import NAMESPACE, counters, deployment, roles, submitter
+from unfoldkit.api import Report, fail
+from unfoldkit.io.yaml12 import to_yaml
+
+IMAGE = "unfoldkit:latest"
+
+
+def kubernetes(report: Report) -> str:
+    """Return the manifests for ``kubectl apply``: namespace, account, roles, the spec, and two controllers.
+
+    Raises:
+        UnfoldError: the report is of another kind, or holds no spec.
+    """
+    if report.kind != "placement" or "spec" not in report.provenance:
+        raise fail("there is no placement to export", hint="unfold plan SPEC --format kubernetes")
+    spec = dict(report.provenance["spec"])
+    given: dict[str, Any] = spec.get("cluster", {}).get("kubernetes") or {}
+    namespace = given.get("namespace") or NAMESPACE
+    served = served_spec(spec, {key: value for key, value in given.items() if key not in {"context", "kubeconfig"}})
+    made = deployment(report.name, str(to_yaml(served)), given.get("image") or IMAGE, namespace)
+    more = counters(namespace) if given.get("counters") == DRA else []
+    return "---\n".join(str(to_yaml(document)) for document in [*roles(namespace), *more, submitter(namespace), *made])
+
+
+def served_spec(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec that the controller serves: the cluster is the one that it runs in, its pods are the workload."""
+    rest = {key: value for key, value in spec.items() if key not in {"cluster", "workload", "explain"}}
+    return {**rest, "cluster": {"kubernetes": given}}

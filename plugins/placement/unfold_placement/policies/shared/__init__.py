@@ -1,0 +1,1 @@
+"""Base parts of queue policies."""

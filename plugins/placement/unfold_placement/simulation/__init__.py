@@ -1,0 +1,1 @@
+"""Replay, metrics, audit and static checks of a policy."""

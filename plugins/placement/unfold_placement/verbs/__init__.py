@@ -1,0 +1,1 @@
+"""The verbs ``plan`` and ``serve`` of placements."""

@@ -1,0 +1,1 @@
+"""Nodes and tasks from specs, traces and cluster dumps."""

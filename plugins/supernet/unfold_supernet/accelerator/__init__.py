@@ -1,0 +1,1 @@
+"""The FastSwitch model: hardware, layers, cost, subgraph cache and scheduler."""

@@ -1,0 +1,1 @@
+"""Data, checkpoints and hand-over files of a family."""

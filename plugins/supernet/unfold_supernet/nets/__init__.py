@@ -1,1 +1,0 @@
-"""Families that are trained here: their space, data, training, measures and storage."""

@@ -1,0 +1,1 @@
+"""Elastic networks: search space, shared weights, subnets."""

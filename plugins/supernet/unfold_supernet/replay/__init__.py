@@ -1,0 +1,1 @@
+"""A trace against a family: simulated, measured or on the accelerator."""

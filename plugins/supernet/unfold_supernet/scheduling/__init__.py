@@ -1,0 +1,1 @@
+"""Which subnet answers which batch (SlackFit and others)."""

@@ -1,0 +1,1 @@
+"""Sweeps over buffer and bandwidth, and the published claims beside them."""

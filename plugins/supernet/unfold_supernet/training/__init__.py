@@ -1,0 +1,1 @@
+"""Supernet training, subnet search and evaluation."""

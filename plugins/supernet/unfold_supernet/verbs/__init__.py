@@ -1,0 +1,1 @@
+"""The verbs ``train``, ``plan`` and ``serve`` of supernets."""

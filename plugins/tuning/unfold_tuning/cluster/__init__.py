@@ -1,0 +1,1 @@
+"""Where nodes come from: local processes, Ray, EC2."""

@@ -1,0 +1,1 @@
+"""The spec resolved once: stages of the search, profile, instance types, allocations."""

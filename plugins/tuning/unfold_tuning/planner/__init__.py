@@ -1,0 +1,1 @@
+"""The exact cost–deadline frontier, baselines, bounds and re-planning."""

@@ -1,0 +1,1 @@
+"""The sampled execution model and billing (RubberBand, section 4)."""

@@ -1,0 +1,1 @@
+"""What one trial is: function, checkpoint, worker process, ledger row."""

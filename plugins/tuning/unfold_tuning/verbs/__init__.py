@@ -1,0 +1,1 @@
+"""The verbs ``profile``, ``plan`` and ``train`` of tuning jobs."""

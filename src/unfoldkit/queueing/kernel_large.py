@@ -1,0 +1,122 @@
+"""The compiled kernel for many replicas that stay: quicker than :mod:`unfoldkit.queueing.kernel`, equal to the bit.
+
+There all replicas stand in one ring, and those that a batch overtakes move up: with hundreds of replicas that is most
+of the time of a pass. Here a batch that overtakes others waits in a heap beside the ring.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unfoldkit.jit import compiled
+
+Times = NDArray[np.float64]
+Items = NDArray[np.int32]
+Counts = NDArray[np.int64]
+
+MARKS = 4
+
+
+@compiled
+def _push(ends: Times, ranks: Counts, size: int, end: float, rank: int) -> None:
+    """Add a batch to a heap of ``size``; no batch that is in it was started later."""
+    place = size
+    while place > 0 and ends[(place - 1) // 2] > end:
+        ends[place], ranks[place] = ends[(place - 1) // 2], ranks[(place - 1) // 2]
+        place = (place - 1) // 2
+    ends[place], ranks[place] = end, rank
+
+
+@compiled
+def _pop(ends: Times, ranks: Counts, size: int) -> None:
+    """Take off a heap of ``size`` the batch that ends first; of equals the one that was started first."""
+    end, rank, place, child = ends[size - 1], ranks[size - 1], 0, 1
+    while child < size - 1:
+        other = child + 1
+        if other < size - 1 and (
+            ends[other] < ends[child] or (ends[other] == ends[child] and ranks[other] < ranks[child])
+        ):
+            child = other
+        if ends[child] > end or (ends[child] == end and ranks[child] > rank):
+            break
+        ends[place], ranks[place] = ends[child], ranks[child]
+        place, child = child, 2 * child + 1
+    ends[place], ranks[place] = end, rank
+
+
+@compiled
+def serve(  # noqa: C901, PLR0912
+    times: Times,
+    items: Items,
+    latency: Times,
+    replicas: int,
+    factor: Times,
+    wait: float,
+    wake: float,
+    batch: int,
+    origin: Times,
+    budget: float,
+    allowed: int,
+    ring: Times,
+    ring_ranks: Counts,
+    heap: Times,
+    heap_ranks: Counts,
+    begun: Counts,
+    mark: Counts,
+    out_times: Times,
+    out_items: Items,
+) -> None:
+    """Serve all items; the rest of the arguments is as in ``kernel.advance``.
+
+    ``ring`` and ``heap`` hold when replicas are free, and the number of the batch that each served last, from 1 on
+    (0: none). Batch ``i`` has the items from ``begun[i - 1]`` to ``begun[i]``. ``mark`` is told the completions, how
+    many of them were late, the batches, and whether one had to wait for a replica.
+    """
+    at, out, late, batches, head, tail, size = 0, 0, 0, 0, 0, replicas, 0
+    mask = ring.size - 1
+    while (head < tail or size > 0) and late <= allowed:
+        spot = head & mask
+        overtook = size > 0 and (
+            head == tail or heap[0] < ring[spot] or (heap[0] == ring[spot] and heap_ranks[0] < ring_ranks[spot])
+        )
+        if overtook:
+            free, rank = heap[0], heap_ranks[0]
+            _pop(heap, heap_ranks, size)
+            size -= 1
+        else:
+            free, rank = ring[spot], ring_ranks[spot]
+            head += 1
+        if rank > 0:
+            for index in range(begun[rank - 1], begun[rank]):
+                item = items[index]
+                out_times[out] = free
+                out_items[out] = item
+                out += 1
+                if free - origin[item] > budget:
+                    late += 1
+        if at == times.size:
+            continue
+        ready = times[at]
+        if wait > 0.0:
+            full = times[at + batch - 1] if at + batch <= times.size else np.inf
+            ready = min(full, ready + wait)
+        start = max(free, ready)
+        low, limit = at, min(times.size, at + batch)
+        at += 1
+        while at < limit and times[at] <= start:
+            at += 1
+        if start <= free:
+            mark[3] = 1
+        end = start + latency[at - low] * factor[batches & (factor.size - 1)]
+        if start > free:
+            end += wake
+        batches += 1
+        begun[batches] = at
+        if head == tail or ring[(tail - 1) & mask] <= end:
+            ring[tail & mask], ring_ranks[tail & mask] = end, batches
+            tail += 1
+        else:
+            _push(heap, heap_ranks, size, end, batches)
+            size += 1
+    mark[0], mark[1], mark[2] = out, late, batches

@@ -1,0 +1,1 @@
+"""Sockets, limits and processes of a service."""

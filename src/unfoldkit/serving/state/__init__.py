@@ -1,0 +1,1 @@
+"""State of entities, kept between requests."""
