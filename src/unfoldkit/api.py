@@ -9,6 +9,15 @@ if TYPE_CHECKING:
     from unfoldkit.descriptors import Check, CheckResult, Kind, Renderer, RunFinished
     from unfoldkit.engines.base import Engine
     from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail, show
+    from unfoldkit.format import (
+        divide_costs,
+        format_bytes,
+        format_count,
+        format_duration,
+        format_money,
+        format_percent,
+        format_ratio,
+    )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
     from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
@@ -34,6 +43,15 @@ _PLACES = {
     "unfoldkit.io.csv": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
     "unfoldkit.engines.base": ("Engine",),
     "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail", "show"),
+    "unfoldkit.format": (
+        "divide_costs",
+        "format_bytes",
+        "format_count",
+        "format_duration",
+        "format_money",
+        "format_percent",
+        "format_ratio",
+    ),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
     "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict", "time_axis"),
@@ -94,10 +112,17 @@ __all__ = [
     "csv_lines",
     "csv_rows",
     "did_you_mean",
+    "divide_costs",
     "dump",
     "encoding_of",
     "fail",
     "fingerprint",
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_money",
+    "format_percent",
+    "format_ratio",
     "hookimpl",
     "not_utf8",
     "show",
