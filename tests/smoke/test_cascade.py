@@ -13,20 +13,18 @@ from sklearn.datasets import load_digits
 
 from conftest import TrainedRun
 from tests.served import serving
-from tests.support import Process
+from tests.support import Unfold
 
 pytestmark = pytest.mark.smoke
 
 
-def test_trained_cascade_reports_and_answers_requests(
-    trained_run: TrainedRun, unfold_process: Process, tmp_path: Path
-) -> None:
+def test_trained_cascade_reports_and_answers_requests(trained_run: TrainedRun, unfold: Unfold, tmp_path: Path) -> None:
     """A run that was trained once is certified, can be reported again, and answers a request over HTTP."""
     shutil.copytree(trained_run("cascade/digits") / "runs", tmp_path / "runs")
-    report = json.loads(unfold_process("report", "runs/digits", "--format", "json").stdout)
+    report = json.loads(unfold("report", "runs/digits", "--format", "json").out)
     assert report["verdict"] == "yes"
     rows = load_digits().data[:32]
-    tensor = {"name": "rows", "shape": list(rows.shape), "datatype": "FP64", "data": rows.ravel().tolist()}
+    tensor = {"name": "x", "shape": list(rows.shape), "datatype": "FP64", "data": rows.ravel().tolist()}
     body = json.dumps({"inputs": [tensor]}).encode()
     with serving(tmp_path, "runs/digits") as (_, address):
         url = f"{address}/v2/models/digits/infer"

@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from tests.support import ROOT, Process
+from tests.support import ROOT, Unfold
 
 pytestmark = pytest.mark.smoke
 
 
-def test_gangs_start_whole(unfold_process: Process) -> None:
+def test_gangs_start_whole(unfold: Unfold) -> None:
     """Every task of the shipped workload runs, no rule is violated, and every gang starts whole."""
-    report = json.loads(unfold_process("plan", ROOT / "configs/placement/gangs.yaml", "--format", "json").stdout)
+    report = json.loads(unfold("plan", ROOT / "configs/placement/gangs.yaml", "--format", "json").out)
     assert report["verdict"] == "yes"
     assert report["metrics"]["violations"]["value"] == 0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, Process
+from tests.support import ROOT, Unfold
 
 pytestmark = pytest.mark.smoke
 
 
-def test_job_is_planned_within_its_deadline(unfold_process: Process) -> None:
+def test_job_is_planned_within_its_deadline(unfold: Unfold) -> None:
     """The cheapest plan of the shipped job is on time with the promised probability."""
-    report = json.loads(unfold_process("plan", ROOT / "configs/tuning/small.yaml", "--format", "json").stdout)
+    report = json.loads(unfold("plan", ROOT / "configs/tuning/small.yaml", "--format", "json").out)
     assert report["verdict"] == "yes"
