@@ -64,9 +64,24 @@ def test_every_kind_has_its_page_and_a_link_to_it() -> None:
 
 
 def test_every_kind_stands_in_the_readme() -> None:
-    """The first screen of the README names each kind that loads."""
+    """The README names each kind that loads, and fits on one screen."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [kind for kind in plugin_registry.registry().kinds if f"| `{kind}` |" not in text] == []
+    assert [kind for kind in plugin_registry.registry().kinds if f"`{kind}`" not in text] == []
+    assert len(text) <= 5000
+
+
+def test_the_changelog_is_short() -> None:
+    """The unreleased version has one list of at most 60 bullets and 8,000 characters."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert len(text) <= 8000
+    assert len(re.findall(r"^- ", text, re.MULTILINE)) <= 60
+
+
+def test_cells_of_the_claims_are_short() -> None:
+    """No cell of the claims has more than 20 words; everything else is a note."""
+    rows = [line for line in page("explanation/claims.md").splitlines() if line.startswith("| ")]
+    cells = [re.sub(r"\[\^\d+\]", "", cell) for row in rows for cell in row.strip("| ").split(" | ")]
+    assert [cell for cell in cells if len(cell.split()) > 20] == []
 
 
 @pytest.mark.parametrize("code", list(ExitCode), ids=lambda code: code.name)
