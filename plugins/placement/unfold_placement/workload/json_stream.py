@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from unfold_placement.core.types import Task
 from unfoldkit.api import fail
 from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 Body = dict[str, Any]
 Tell = Callable[[str], object]
@@ -31,8 +32,10 @@ def items_of(path: Path, command: str) -> list[Body]:
     try:
         with open_text(path) as stream:
             found = json.load(stream)
-    except (*UNREADABLE, ValueError) as error:
+    except (*UNREADABLE, ValueError, RecursionError) as error:
         raise fail(f"not JSON: {error}", file=str(path), hint=command) from error
+    if is_deep(found):
+        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
     while isinstance(found, dict) and (key := _inner(found)):
         found = found[key]
     return [item for item in (found if isinstance(found, list) else [found]) if isinstance(item, dict)]
