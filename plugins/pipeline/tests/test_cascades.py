@@ -16,11 +16,13 @@ import pytest
 
 from unfold_pipeline.estimator.estimator import Estimator
 from unfold_pipeline.problem import build
-from unfold_pipeline.problem.from_cascade import ROUTES_FILE, resolved
-from unfold_pipeline.problem.pipeline import Choice
-from unfold_pipeline.report.exports import ray_serve
+from unfold_pipeline.problem.build import resolve_stages
+from unfold_pipeline.problem.from_cascade import ROUTES_FILE
+from unfold_pipeline.problem.model_source import ModelSource, locate_model
+from unfold_pipeline.problem.pipeline import StageConfig
+from unfold_pipeline.report.export_ray_serve import export_ray_serve
 from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.profile import profile
 from unfold_pipeline.verbs.serve import serve
@@ -98,12 +100,12 @@ def run(tmp_path: Path) -> Run:
 def test_queries_take_the_ways_of_the_cases(tmp_path: Path, run: Run) -> None:
     """As many queries take each way as cases did, none another way, and each edge has the share of the run."""
     cascade(tmp_path)
-    spec = resolved(spec_of(), run)
-    built = build.pipeline(spec, run)
-    sample = replace(build.samples(spec, built, run)[0])
+    spec = resolve_stages(spec_of(), run)
+    problem = build.build_problem(spec, run)
+    built, sample = problem.pipeline, problem.samples[0]
     seen: list[list[int]] = [[] for _ in range(sample.size)]
     for stage, visits in enumerate(sample.visits):
-        for owner in visits.owner.tolist():
+        for owner in visits.query.tolist():
             seen[owner].append(stage)
     counts = Counter(tuple(way) for way in seen[: sample.size // 100 * 100])
     assert counts == {tuple(way): count * (sample.size // 100) for way, count in WAYS}
@@ -118,15 +120,15 @@ def test_hours_enter_at_several_stages(tmp_path: Path, run: Run) -> None:
     ]
     ways = [{"models": way, "cases": count} for way, count in (([], 20), ([0, 1], 50), ([1], 30))]
     cascade(tmp_path, source="long", unit="hours", models=told, ways=ways)
-    spec = resolved(spec_of(), run)
-    built = build.pipeline(spec, run)
-    sample = build.samples(spec, built, run)[0]
+    spec = resolve_stages(spec_of(), run)
+    problem = build.build_problem(spec, run)
+    built, sample = problem.pipeline, problem.samples[0]
     hundreds = sample.size // 100 * 100
-    counts = [int((visits.owner < hundreds).sum()) for visits in sample.visits]
+    counts = [int((visits.query < hundreds).sum()) for visits in sample.visits]
     assert counts == [hundreds * 0.5, hundreds * 0.8]
     assert [stage.share for stage in built.stages] == [0.5, 0.8]
-    took = Estimator(built, sample).latencies(tuple(Choice(0, 1, 1) for _ in built.stages))
-    visited = np.unique(np.concatenate([visits.owner for visits in sample.visits]))
+    took = Estimator(built, sample).latencies(tuple(StageConfig(0, 1, 1) for _ in built.stages))
+    visited = np.unique(np.concatenate([visits.query for visits in sample.visits]))
     assert (took[visited] > 0).all()
     assert (np.delete(took, visited) == 0).all()
     lines = dict(plan(spec_of(), run).lines)
@@ -150,11 +152,11 @@ def test_the_plan_says_where_it_is_from(tmp_path: Path, run: Run) -> None:
     assert report.verdict is Verdict.YES
     lines = dict(report.lines)
     assert "100 cases" in lines["routes"]
-    assert "256 rows a call" in lines["latency"]
-    assert "never" in lines["left out"]
+    assert "256 rows per call" in lines["latency"]
+    assert "never" in lines["unused"]
     assert report.provenance["inputs"]["exits_sha256"] == directory.files()["exits.json"]["sha256"]
-    options = build.pipeline(resolved(spec_of(), run), run).stages[1].options
-    assert options[0].latency.tolist() == pytest.approx([0, 2e-3, 4e-3])
+    options = build.build_problem(spec_of(), run).pipeline.stages[1].options
+    assert options[0].latency_s.tolist() == pytest.approx([0, 2e-3, 4e-3])
 
 
 def test_models_are_measured_and_again_when_trained_again(tmp_path: Path, run: Run) -> None:
@@ -163,7 +165,7 @@ def test_models_are_measured_and_again_when_trained_again(tmp_path: Path, run: R
     assert set(profile(spec_of(), run).metrics) == {"quick_ms"}
     assert "latency" not in dict(plan(spec_of(), run).lines)
     directory.write("models/quick.skops", model_of(9))
-    with pytest.raises(UnfoldError, match=r"stages.quick: .*trained since .*unfold profile SPEC"):
+    with pytest.raises(UnfoldError, match=r"stages.quick: .*trained again .*unfold profile SPEC"):
         plan(spec_of(), run)
     profile(spec_of(), run)
     assert plan(spec_of(), run).verdict is Verdict.YES
@@ -172,12 +174,13 @@ def test_models_are_measured_and_again_when_trained_again(tmp_path: Path, run: R
 def test_a_model_reads_its_own_columns(tmp_path: Path, run: Run) -> None:
     """A model of a run answers whole queries as the stored one answers the columns that it was fitted on."""
     cascade(tmp_path)
-    model = resolved(spec_of(), run).named["slow"].model
+    model = resolve_stages(spec_of(), run).stages_by_name["slow"].model
     assert model is not None
-    rows = model_loader.rows_for(model, None, run)
+    source = locate_model("slow", model, run)
+    rows = model_loader.load_rows(source, None)
     assert rows.shape[1] == 3
-    whole = model_loader.load(model_loader.source_of("slow", model, run))
-    alone = model_loader.load(model_loader.Source(str(tmp_path / "cascade" / "models" / "slow.skops")))
+    whole = model_loader.load_model(source)
+    alone = model_loader.load_model(ModelSource(path=str(tmp_path / "cascade" / "models" / "slow.skops")))
     assert np.array_equal(whole(rows), alone(rows[:, [0, 2]]))
 
 
@@ -277,7 +280,7 @@ def test_no_export_of_a_cascades_models(tmp_path: Path, run: Run) -> None:
     report = plan(spec_of(), run)
     report = replace(report, provenance={**report.provenance, "spec": dump(spec_of())})
     with pytest.raises(UnfoldError, match=r"stages.from: .*unfold serve cascade"):
-        ray_serve(report)
+        export_ray_serve(report)
 
 
 def test_mistakes_in_the_spec_are_told() -> None:

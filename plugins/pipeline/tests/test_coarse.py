@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from plugins.pipeline.tests.test_planner import chain, judged, option
-from unfold_pipeline.estimator.slo import Judge
+from plugins.pipeline.tests.test_planner import build_checker, chain, option
+from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.planner import coarse_grained
-from unfold_pipeline.problem.pipeline import Choice, Edge, Pipeline, needed, service_time
+from unfold_pipeline.problem.pipeline import Edge, Pipeline, StageConfig, compute_longest_path, count_required_replicas
 
 
 def drawn(seed: int, stages: int, kinds: int) -> Pipeline:
@@ -22,7 +22,7 @@ def drawn(seed: int, stages: int, kinds: int) -> Pipeline:
         for _ in range(stages)
     ]
     if seed % 2:
-        offered = [(replace(here[0], shared=3), *here[1:]) for here in offered]
+        offered = [(replace(here[0], replicas_per_instance=3), *here[1:]) for here in offered]
     found = chain(*offered)
     if seed % 3 == 0:
         found = replace(found, quotas=(("h0", 2), ("h1", 3)))
@@ -32,22 +32,27 @@ def drawn(seed: int, stages: int, kinds: int) -> Pipeline:
     return found
 
 
-def every(judge: Judge) -> list[tuple[bool, float, float]]:
+def every(checker: SloChecker) -> list[tuple[bool, float, float]]:
     """Return the rank of each unit that is in time, of all batches and all hardware."""
-    stages, found = judge.pipeline.stages, []
-    sizes = {batch for stage in stages for item in stage.options for batch in item.batches}
+    stages, found = checker.pipeline.stages, []
+    sizes = {batch for stage in stages for item in stage.options for batch in item.batch_sizes}
     for options in itertools.product(*(range(len(stage.options)) for stage in stages)):
         for size in sizes:
             here = [stage.options[place] for stage, place in zip(stages, options, strict=True)]
-            plan = tuple(Choice(p, min(size, o.latency.size - 1), 1) for p, o in zip(options, here, strict=True))
-            seconds = [float(o.latency[c.batch]) for o, c in zip(here, plan, strict=True)]
-            shares = [judge.estimators[0].sample.share(index) for index in range(len(stages))]
+            plan = tuple(StageConfig(p, min(size, o.latency_s.size - 1), 1) for p, o in zip(options, here, strict=True))
+            seconds = [float(o.latency_s[c.batch]) for o, c in zip(here, plan, strict=True)]
+            shares = [checker.estimators[0].sample.share(index) for index in range(len(stages))]
             rate = min(o.throughput(c.batch) / share for o, c, share in zip(here, plan, shares, strict=True))
-            item = coarse_grained.Unit(plan, rate, 0.0)
-            if service_time(judge.pipeline, seconds) <= judge.limit and coarse_grained.most(judge, item) >= 1:
-                count = max(1, coarse_grained.mean_count(judge, item))
-                price = judge.pipeline.cost(item.times(count)) / count
-                short = needed(coarse_grained.peak_rate(judge), rate) > coarse_grained.most(judge, item)
+            item = coarse_grained.PipelineUnit(plan, rate, 0.0)
+            if (
+                compute_longest_path(checker.pipeline, seconds) <= checker.slo_s
+                and coarse_grained.limit_units(checker, item) >= 1
+            ):
+                count = max(1, coarse_grained.count_mean_units(checker, item))
+                price = checker.pipeline.cost(item.replicate(count)) / count
+                short = count_required_replicas(
+                    coarse_grained.measure_peak_rate(checker), rate
+                ) > coarse_grained.limit_units(checker, item)
                 found.append((short, price / rate, price))
     return found
 
@@ -56,20 +61,23 @@ def every(judge: Judge) -> list[tuple[bool, float, float]]:
 def test_the_unit_is_the_best_of_all(seed: int) -> None:
     """No unit of any hardware and batch is cheaper by throughput, with quotas and shared instances and without."""
     for limit in (0.08, 0.15, 0.4):
-        judge = judged(drawn(seed, 3, 3), limit, seconds=4.0, seed=seed)
-        found, units = coarse_grained.unit(judge), every(judge)
+        checker = build_checker(drawn(seed, 3, 3), limit, seconds=4.0, seed=seed)
+        found, units = coarse_grained.find_cheapest_unit(checker), every(checker)
         if found is None:
             assert not units
             continue
         short, ratio, price = min(units)
-        assert found.price / found.throughput == pytest.approx(ratio)
-        assert found.price == pytest.approx(price)
-        assert (needed(coarse_grained.peak_rate(judge), found.throughput) > coarse_grained.most(judge, found)) == short
+        assert found.usd_per_hour / found.throughput == pytest.approx(ratio)
+        assert found.usd_per_hour == pytest.approx(price)
+        assert (
+            count_required_replicas(coarse_grained.measure_peak_rate(checker), found.throughput)
+            > coarse_grained.limit_units(checker, found)
+        ) == short
 
 
 def test_long_pipelines_have_a_unit() -> None:
     """The units of twelve stages on five kinds of hardware, hundreds of millions, are not looked at one by one."""
-    judge = judged(drawn(1, 12, 5), 1.5, seconds=2.0)
-    found = coarse_grained.unit(judge)
+    checker = build_checker(drawn(1, 12, 5), 1.5, seconds=2.0)
+    found = coarse_grained.find_cheapest_unit(checker)
     assert found is not None
-    assert judge.single(found.choices) <= judge.limit
+    assert checker.single_query_latency(found.configs) <= checker.slo_s

@@ -8,40 +8,42 @@ from pathlib import Path
 
 import pytest
 
-from unfold_pipeline.problem.pipeline import Choice
-from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.runtime.affinity import Cores, dealt, of_this_machine
-from unfold_pipeline.runtime.local import Runtime
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import StageConfig
+from unfold_pipeline.runtime.affinity import CoreAllocator, assign_cores, list_local_cores
+from unfold_pipeline.runtime.local import LocalRuntime
 
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a process keep to a core")
 
 
 def test_cores_are_dealt_evenly_and_in_turn() -> None:
     """Each replica has a core of its own while there are enough; no core ever has two more than another."""
-    assert dealt([1, 2], 4) == [(0,), (1, 2)]
-    counts = [core for stage in dealt([2, 3, 2], 3) for core in stage]
+    assert assign_cores([1, 2], 4) == [(0,), (1, 2)]
+    counts = [core for stage in assign_cores([2, 3, 2], 3) for core in stage]
     assert sorted(counts.count(core) for core in range(3)) == [2, 2, 3]
 
 
 def test_core_of_a_replica_that_left_goes_to_the_next() -> None:
     """A replica that comes gets the core that one that left gave back."""
-    cores = Cores([4, 7])
-    assert [cores.take(), cores.take()] == [4, 7]
-    cores.give_back(7)
-    assert cores.take() == 7
+    cores = CoreAllocator([4, 7])
+    assert [cores.take_core(), cores.take_core()] == [4, 7]
+    cores.release_core(7)
+    assert cores.take_core() == 7
 
 
 @LINUX
 def test_running_replicas_keep_to_their_cores(tmp_path: Path) -> None:
     """Each replica may run on one core only, as dealt, and one that comes later on the one with the fewest."""
     (tmp_path / "kept.py").write_text("def same(rows):\n    return rows.sum(axis=1)\n")
-    sources = [model_loader.Source(code="kept:same", folder=str(tmp_path))] * 2
-    numbers = of_this_machine().numbers
+    sources = [ModelSource(code="kept:same", folder=str(tmp_path))] * 2
+    numbers = list_local_cores().cores
 
     async def scene() -> list[set[int]]:
-        running = Runtime(["a", "b"], sources, (Choice(0, 1, 1), Choice(0, 1, 1)), cores=Cores(numbers))
+        running = LocalRuntime(
+            ["a", "b"], sources, (StageConfig(0, 1, 1), StageConfig(0, 1, 1)), cores=CoreAllocator(numbers)
+        )
         await running.start()
-        running.want(0, 2)
+        running.set_target(0, 2)
         found = [
             os.sched_getaffinity(worker.replica.process.pid or 0)
             for stage in running.stages

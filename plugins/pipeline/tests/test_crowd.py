@@ -7,16 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator.contention import crowded
-from unfold_pipeline.estimator.estimator import server
-from unfold_pipeline.estimator.replica_schedule import Step, as_seen
-from unfold_pipeline.estimator.simulator import carried, constant, patience_of, play, sized
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline.runtime.affinity import dealt
+from unfold_pipeline.estimator.contention import ReplicaChange, simulate_contention
+from unfold_pipeline.estimator.estimator import build_server
+from unfold_pipeline.estimator.replica_schedule import ScalingState, build_observed_schedule
+from unfold_pipeline.estimator.simulator import (
+    build_constant_targets,
+    build_scaled_server,
+    compute_queueing_deadlines,
+    simulate_schedules,
+    simulate_targets,
+)
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.runtime.affinity import assign_cores
 from unfoldkit.arrivals import processes
 
-CPU = Option("core", 0.05, table([(1, 0.05), (4, 0.11)]), wake=0.002)
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.05), (4, 0.11)]), wake_s=0.002)
 JOIN = Pipeline(
     (
         Stage("in", (), (CPU,)),
@@ -25,7 +31,7 @@ JOIN = Pipeline(
         Stage("join", (Edge(1), Edge(2)), (CPU,)),
     )
 )
-PLAN = (Choice(0, 4, 2), Choice(0, 4, 1), Choice(0, 4, 1), Choice(0, 4, 1))
+PLAN = (StageConfig(0, 4, 2), StageConfig(0, 4, 1), StageConfig(0, 4, 1), StageConfig(0, 4, 1))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -34,16 +40,18 @@ PLAN = (Choice(0, 4, 2), Choice(0, 4, 1), Choice(0, 4, 1), Choice(0, 4, 1))
 def test_with_cores_for_all_it_equals_the_estimator(seed: int, wait: float, *, shed: bool) -> None:
     """Where every replica has a core of its own each query takes the seconds of the stage-after-stage simulator."""
     rng = np.random.default_rng(seed)
-    sample = draw(JOIN, processes.poisson(40.0, 20.0, rng), rng)
+    sample = draw_sample(JOIN, processes.poisson(40.0, 20.0, rng), rng)
     factors = [rng.choice([0.8, 1.0, 1.3], 64) for _ in PLAN]
-    patience = patience_of(JOIN, PLAN, 0.35) if shed else (np.inf,) * 4
-    held = replace(JOIN, stages=tuple(replace(stage, wait=wait) for stage in JOIN.stages))
-    expected = play(held, sample, PLAN, constant(PLAN, sample), 0.0, factors, patience if shed else None).latencies
+    patience = compute_queueing_deadlines(JOIN, PLAN, 0.35) if shed else (np.inf,) * 4
+    held = replace(JOIN, stages=tuple(replace(stage, max_wait_s=wait) for stage in JOIN.stages))
+    expected = simulate_targets(
+        held, sample, PLAN, build_constant_targets(PLAN, sample), 0.0, factors, patience if shed else None
+    ).latencies
     servers = [
-        replace(server(held, index, choice), factor=factors[index], patience=patience[index])
+        replace(build_server(held, index, choice), factor=factors[index], patience=patience[index])
         for index, choice in enumerate(PLAN)
     ]
-    found = crowded(held, sample, servers, [1.0] * 4, 5)
+    found = simulate_contention(held, sample, servers, [1.0] * 4, 5)
     assert np.array_equal(np.isinf(found), np.isinf(expected))
     known = np.isfinite(expected)
     assert found[known] == pytest.approx(expected[known], abs=1e-9)
@@ -52,37 +60,39 @@ def test_with_cores_for_all_it_equals_the_estimator(seed: int, wait: float, *, s
 def test_two_on_one_core_take_twice_as_long() -> None:
     """Two queries that start together on one core end after twice their service, if the service is all work."""
     pair = Pipeline((Stage("a", (), (CPU,)), Stage("b", (), (CPU,))))
-    sample = draw(pair, np.zeros(1), np.random.default_rng(0))
-    plan = (Choice(0, 1, 1), Choice(0, 1, 1))
-    servers = [replace(server(pair, index, choice), wake=0.0) for index, choice in enumerate(plan)]
+    sample = draw_sample(pair, np.zeros(1), np.random.default_rng(0))
+    plan = (StageConfig(0, 1, 1), StageConfig(0, 1, 1))
+    servers = [replace(build_server(pair, index, choice), wake=0.0) for index, choice in enumerate(plan)]
     for share, cores, seconds in ((1.0, 1, 0.1), (1.0, 2, 0.05), (0.0, 1, 0.05), (0.5, 1, 0.05)):
-        assert crowded(pair, sample, servers, [share] * 2, cores)[0] == pytest.approx(seconds)
+        assert simulate_contention(pair, sample, servers, [share] * 2, cores)[0] == pytest.approx(seconds)
 
 
 def test_three_on_two_cores_are_spread_when_one_ends() -> None:
     """Of three batches on two cores the pair takes turns until the lone one ends, then one of them moves over."""
     three = Pipeline(tuple(Stage(name, (), (CPU,)) for name in "abc"))
-    sample = draw(three, np.zeros(1), np.random.default_rng(0))
-    servers = [replace(server(three, index, Choice(0, 1, 1)), wake=0.0) for index in range(3)]
+    sample = draw_sample(three, np.zeros(1), np.random.default_rng(0))
+    servers = [replace(build_server(three, index, StageConfig(0, 1, 1)), wake=0.0) for index in range(3)]
     # 50 ms alone; the pair has done 25 ms each by then, and ends 25 ms later, each on a core
-    assert crowded(three, sample, servers, [1.0] * 3, 2)[0] == pytest.approx(0.075)
+    assert simulate_contention(three, sample, servers, [1.0] * 3, 2)[0] == pytest.approx(0.075)
 
 
 def test_replicas_that_keep_to_one_core_share_it_though_another_is_free() -> None:
     """Two batches on the core that both keep to take twice as long; each on its own takes what it takes alone."""
     pair = Pipeline((Stage("a", (), (CPU,)), Stage("b", (), (CPU,))))
-    sample = draw(pair, np.zeros(1), np.random.default_rng(0))
-    servers = [replace(server(pair, index, Choice(0, 1, 1)), wake=0.0) for index in range(2)]
+    sample = draw_sample(pair, np.zeros(1), np.random.default_rng(0))
+    servers = [replace(build_server(pair, index, StageConfig(0, 1, 1)), wake=0.0) for index in range(2)]
     for kept, seconds in (([(0,), (0,)], 0.1), ([(0,), (1,)], 0.05)):
-        assert crowded(pair, sample, servers, [1.0] * 2, 2, kept)[0] == pytest.approx(seconds)
+        assert simulate_contention(pair, sample, servers, [1.0] * 2, 2, kept)[0] == pytest.approx(seconds)
 
 
 def test_what_keeps_to_a_core_does_not_move_to_one_that_is_free() -> None:
     """Of three batches on two cores the pair that shares one goes on sharing when the other core runs dry."""
     three = Pipeline(tuple(Stage(name, (), (CPU,)) for name in "abc"))
-    sample = draw(three, np.zeros(1), np.random.default_rng(0))
-    servers = [replace(server(three, index, Choice(0, 1, 1)), wake=0.0) for index in range(3)]
-    assert crowded(three, sample, servers, [1.0] * 3, 2, dealt([1, 1, 1], 2))[0] == pytest.approx(0.1)
+    sample = draw_sample(three, np.zeros(1), np.random.default_rng(0))
+    servers = [replace(build_server(three, index, StageConfig(0, 1, 1)), wake=0.0) for index in range(3)]
+    assert simulate_contention(three, sample, servers, [1.0] * 3, 2, assign_cores([1, 1, 1], 2))[0] == pytest.approx(
+        0.1
+    )
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.08])
@@ -90,15 +100,16 @@ def test_what_keeps_to_a_core_does_not_move_to_one_that_is_free() -> None:
 def test_with_cores_for_all_it_follows_orders_as_the_estimator(seed: int, wait: float) -> None:
     """Where replicas come and go, and each has a core, each query takes the seconds of the other simulator."""
     rng = np.random.default_rng(seed)
-    sample = draw(JOIN, processes.poisson(40.0, 20.0, rng), rng)
-    held = replace(JOIN, stages=tuple(replace(stage, wait=wait) for stage in JOIN.stages))
+    sample = draw_sample(JOIN, processes.poisson(40.0, 20.0, rng), rng)
+    held = replace(JOIN, stages=tuple(replace(stage, max_wait_s=wait) for stage in JOIN.stages))
     drawn = [(rng.integers(1, 4, 4), rng.integers(1, 5, 4)) for _ in range(12)]
-    steps = [Step(tuple(counts.tolist()), tuple(batches.tolist())) for counts, batches in drawn]
+    steps = [ScalingState(tuple(counts.tolist()), tuple(batches.tolist())) for counts, batches in drawn]
     seen = list(zip(np.sort(rng.random(12) * 20.0).tolist(), steps, strict=True))
-    ledgers = [as_seen(choice.replicas, seen, index, 20.0) for index, choice in enumerate(PLAN)]
-    expected = carried(held, sample, PLAN, ledgers).latencies
-    servers = [sized(held, index, choice, ledgers[index]) for index, choice in enumerate(PLAN)]
-    changes = sorted((when, at, more, size) for at, item in enumerate(ledgers) for when, more, size in item.rows())
-    found = crowded(held, sample, servers, [1.0] * 4, 20, changes=changes)
+    ledgers = [build_observed_schedule(choice.replicas, seen, index, 20.0) for index, choice in enumerate(PLAN)]
+    expected = simulate_schedules(held, sample, PLAN, ledgers).latencies
+    servers = [build_scaled_server(held, index, choice, ledgers[index]) for index, choice in enumerate(PLAN)]
+    rows = sorted((when, at, more, size) for at, item in enumerate(ledgers) for when, more, size in item.list_changes())
+    changes = [ReplicaChange(*row) for row in rows]
+    found = simulate_contention(held, sample, servers, [1.0] * 4, 20, changes=changes)
     assert found == pytest.approx(expected, abs=1e-9)
-    assert not np.allclose(found, crowded(held, sample, servers, [1.0] * 4, 20))
+    assert not np.allclose(found, simulate_contention(held, sample, servers, [1.0] * 4, 20))

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.problem.pipeline import Choice
-from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.runtime.local import Runtime
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import StageConfig
+from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfold_pipeline.verbs.profile import profile
 from unfold_pipeline.verbs.serve import serve
@@ -81,7 +81,7 @@ def test_a_truncated_model_is_told_by_stage_and_file(tmp_path: Path, run: Run, s
     whole = stored(suffix)
     (tmp_path / f"bad.{suffix}").write_bytes(whole[: int(len(whole) * share)])
     spec = spec_of(SPEC.replace("bad.onnx", f"bad.{suffix}"))
-    told = rf"stages.bad.model: cannot load the model .*bad.{suffix}: .* \(is the file whole\?"
+    told = rf"stages.bad.model: cannot load the model .*bad.{suffix}: .* \(is the file complete\?"
     for verb, options in ((profile, {}), (serve, {}), (serve, {"replay": str(tmp_path / "t.csv")})):
         with pytest.raises(UnfoldError, match=told) as error:
             verb(spec, replace(run, options=options))
@@ -94,7 +94,7 @@ def test_a_replica_that_dies_at_its_start_is_told(tmp_path: Path, how: str) -> N
     """A process that ends before it is ready is told with stage and end, as the caller's, and nothing is left of it."""
     code, told = ENDS[how]
     (tmp_path / "dying.py").write_text(code)
-    runtime = Runtime(["a"], [model_loader.Source(code="dying:x", folder=str(tmp_path))], (Choice(0, 1, 2),))
+    runtime = LocalRuntime(["a"], [ModelSource(code="dying:x", folder=str(tmp_path))], (StageConfig(0, 1, 2),))
     with pytest.raises(UnfoldError) as error:
         asyncio.run(runtime.start())
     assert error.value.code == 2

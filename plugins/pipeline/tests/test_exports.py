@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from unfold_pipeline.report import exports
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.report.export_kserve import export_kserve
+from unfold_pipeline.report.export_ray_serve import export_ray_serve
+from unfold_pipeline.report.export_stages import assign_labels
+from unfold_pipeline.report.export_triton import export_triton
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, dump
 from unfoldkit.engines.local import LocalEngine
@@ -61,7 +64,7 @@ def wanted(report: Report) -> dict[str, tuple[int, int]]:
 def test_ray_serve_config_says_the_plan(tmp_path: Path) -> None:
     """Each stage is an application with the plan's replicas and batch."""
     report = planned(tmp_path)
-    apps = yaml.safe_load(exports.ray_serve(report))["applications"]
+    apps = yaml.safe_load(export_ray_serve(report))["applications"]
     found = {app["args"]["name"]: (app["args"]["batch"], app["deployments"][0]["num_replicas"]) for app in apps}
     assert found == wanted(report)
 
@@ -72,7 +75,7 @@ def test_ray_serve_takes_its_config(tmp_path: Path) -> None:
     """Ray Serve's own schema accepts the exported config and reads the same counts."""
     schema = pytest.importorskip("ray.serve.schema", reason="Ray is not installed")
     report = planned(tmp_path)
-    read = schema.ServeDeploySchema.model_validate(yaml.safe_load(exports.ray_serve(report)))
+    read = schema.ServeDeploySchema.model_validate(yaml.safe_load(export_ray_serve(report)))
     counts = {app.deployments[0].name: app.deployments[0].num_replicas for app in read.applications}
     assert counts == {name: count for name, (_, count) in wanted(report).items()}
 
@@ -80,7 +83,7 @@ def test_ray_serve_takes_its_config(tmp_path: Path) -> None:
 def test_kserve_graph_has_every_flow(tmp_path: Path) -> None:
     """Each stage is a service with its counts; the graph reaches each once; a flow below 100 % has a condition."""
     report = planned(tmp_path)
-    documents = list(yaml.safe_load_all(exports.kserve(report)))
+    documents = list(yaml.safe_load_all(export_kserve(report)))
     services, graph = documents[:-1], documents[-1]
     found = [
         (d["spec"]["predictor"]["batcher"]["maxBatchSize"], d["spec"]["predictor"]["minReplicas"]) for d in services
@@ -102,7 +105,7 @@ TWINS = SPEC.replace("right_one: {after: {enter: 100%}", "Left: {fan_out: 6, aft
 
 def test_kserve_tells_what_a_graph_cannot_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Stages keep names of their own, and shares and fan-outs that the graph does not follow are told in the file."""
-    text = exports.kserve(planned(tmp_path, TWINS))
+    text = export_kserve(planned(tmp_path, TWINS))
     documents = list(yaml.safe_load_all(text))
     assert [item["metadata"]["name"] for item in documents[:-1]] == ["enter", "left", "left-2", "root-2"]
     nodes = documents[-1]["spec"]["nodes"]
@@ -121,7 +124,7 @@ def test_kserve_tells_what_a_graph_cannot_say(tmp_path: Path, caplog: pytest.Log
 
 def test_names_in_kubernetes_are_names_there() -> None:
     """Whatever a stage is called, its label is one that Kubernetes takes, and no two are equal."""
-    found = exports.labels(["A.b", "a_b", "a-b", "9", "Ä", "x" * 70])
+    found = assign_labels(["A.b", "a_b", "a-b", "9", "Ä", "x" * 70])
     assert found == {"A.b": "a-b-2", "a_b": "a-b-3", "a-b": "a-b", "9": "stage-9", "Ä": "stage", "x" * 70: "x" * 50}
 
 
@@ -142,7 +145,7 @@ stages:
 def test_names_of_any_kind_are_said_as_each_server_takes_them(tmp_path: Path) -> None:
     """A label's value is one that Kubernetes takes, a condition is whole, and code is a function of Python."""
     report = planned(tmp_path, ODD)
-    documents = list(yaml.safe_load_all(exports.kserve(report)))
+    documents = list(yaml.safe_load_all(export_kserve(report)))
     labels = [
         item["metadata"]["labels"]["unfoldkit/hardware"] for item in documents if item["kind"] != "InferenceGraph"
     ]
@@ -150,7 +153,7 @@ def test_names_of_any_kind_are_said_as_each_server_takes_them(tmp_path: Path) ->
     assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", item) for item in labels)
     steps = documents[-1]["spec"]["nodes"]["pre-process-next"]["steps"]
     assert [step["condition"] for step in steps] == ['[@this].#(next=="2nd \\"pass\\"")', '[@this].#(next=="class")']
-    code = [app["args"]["code"] for app in yaml.safe_load(exports.ray_serve(report))["applications"]]
+    code = [app["args"]["code"] for app in yaml.safe_load(export_ray_serve(report))["applications"]]
     assert code == ["models:Pre_process", "models:stage_2nd__pass_", "models:stage_class"]
 
 
@@ -158,7 +161,7 @@ def test_kserve_knows_no_joins(tmp_path: Path) -> None:
     """A pipeline with a join is refused with the name of the stage."""
     joined = SPEC.replace("last: {after: {left: 100%}", "last: {after: {left: 100%, right_one: 100%}")
     with pytest.raises(UnfoldError, match="has no joins, and last is one"):
-        exports.kserve(planned(tmp_path, joined))
+        export_kserve(planned(tmp_path, joined))
 
 
 def fits(data: Any, kind: str, models: Any) -> None:
@@ -179,14 +182,14 @@ def fits(data: Any, kind: str, models: Any) -> None:
 def test_kserve_takes_its_resources(tmp_path: Path) -> None:
     """The model classes of KServe's own client accept every resource."""
     models = pytest.importorskip("kserve.models", reason="KServe's client is not installed")
-    for document in yaml.safe_load_all(exports.kserve(planned(tmp_path))):
+    for document in yaml.safe_load_all(export_kserve(planned(tmp_path))):
         version = "V1beta1" if document["kind"] == "InferenceService" else "V1alpha1"
         fits({**document, "metadata": None}, version + document["kind"], models)
 
 
 def files(report: Report) -> dict[str, str]:
     """Return the exported model repository."""
-    with zipfile.ZipFile(io.BytesIO(exports.triton(report))) as archive:
+    with zipfile.ZipFile(io.BytesIO(export_triton(report))) as archive:
         return {name: archive.read(name).decode() for name in archive.namelist()}
 
 
@@ -194,7 +197,7 @@ def test_triton_repository_has_a_config_for_each_stage(tmp_path: Path) -> None:
     """Each stage has its config; the same plan gives the same bytes."""
     report = planned(tmp_path)
     assert sorted(files(report)) == sorted(f"{name}/config.pbtxt" for name in wanted(report))
-    assert exports.triton(report) == exports.triton(report)
+    assert export_triton(report) == export_triton(report)
 
 
 @pytest.mark.targets
@@ -217,4 +220,4 @@ def test_other_reports_cannot_be_exported(tmp_path: Path) -> None:
     report = to_data(planned(tmp_path))
     report["decision"] = None
     with pytest.raises(UnfoldError, match="there is no plan of a pipeline"):
-        exports.triton(from_data(report))
+        export_triton(from_data(report))

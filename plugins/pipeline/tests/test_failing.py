@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator.replica_schedule import Step
-from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.quotas import Limits
-from unfold_pipeline.replay.load_generator import Tuner
-from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.runtime.local import TRIES, Runtime
-from unfold_pipeline.runtime.replica import Replica, launch
-from unfold_pipeline.runtime.stage import clock
-from unfold_pipeline.schema.models import PipelineSpec
-from unfold_pipeline.serving.app import Given, Served, application
-from unfold_pipeline.serving.dashboard import Diary, Promise, watch
+from unfold_pipeline.estimator.replica_schedule import ScalingState
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.quotas import QuotaLimits
+from unfold_pipeline.replay.load_generator import LiveTuner
+from unfold_pipeline.report.plan_file import PlannedEnvelope
+from unfold_pipeline.runtime.local import MAX_CONSECUTIVE_FAILURES, LocalRuntime
+from unfold_pipeline.runtime.replica import Replica, launch_replica
+from unfold_pipeline.runtime.stage import read_clock
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.serving.app import PipelineApp, build_app
+from unfold_pipeline.serving.dashboard import PlannedService, ServiceRecord, build_watch
+from unfold_pipeline.serving.inference import ServiceSettings
 from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
@@ -89,18 +91,18 @@ def alone(rows):
         raise RuntimeError("one at a time")
     return rows
 """
-ALONE = Pipeline((Stage("a", (), (Option("core", 0.05, table([(1, 0.02), (8, 0.02)])),)),))
-PLAN = (Choice(0, 8, 1),)
+ALONE = Pipeline((Stage("a", (), (HardwareOption("core", 0.05, interpolate_latency([(1, 0.02), (8, 0.02)])),)),))
+PLAN = (StageConfig(0, 8, 1),)
 
 
-def runtime(folder: Path, name: str, patience: float = math.inf) -> Runtime:
+def runtime(folder: Path, name: str, patience: float = math.inf) -> LocalRuntime:
     """One replica of a function of this file."""
     (folder / "failing.py").write_text(CODE)
-    source = model_loader.Source(code=f"failing:{name}", folder=str(folder))
-    return Runtime(["a"], [source], PLAN, patience=[patience])
+    source = ModelSource(code=f"failing:{name}", folder=str(folder))
+    return LocalRuntime(["a"], [source], PLAN, hang_timeouts_s=[patience])
 
 
-async def ask(app: Served, value: float | str, path: str = "/v2/models/pipe/infer") -> tuple[int, str]:
+async def ask(app: PipelineApp, value: float | str, path: str = "/v2/models/pipe/infer") -> tuple[int, str]:
     """Ask for one row that begins with a value; return the status and the body."""
     sent: list[Any] = []
     data = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, 1.0]}
@@ -123,9 +125,9 @@ async def until(told: Callable[..., bool]) -> None:
         await asyncio.sleep(0.02)
 
 
-def asked(running: Runtime, values: list[float]) -> tuple[list[tuple[int, str]], tuple[int, str]]:
+def asked(running: LocalRuntime, values: list[float]) -> tuple[list[tuple[int, str]], tuple[int, str]]:
     """Ask for all values at once; return the answers, and what readiness says afterwards."""
-    app = application("pipe", ALONE, running, 2, Given(0))
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0))
 
     async def scene() -> tuple[list[tuple[int, str]], tuple[int, str]]:
         await running.start()
@@ -146,9 +148,9 @@ def test_a_bad_row_fails_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert [code for code, _ in found] == [200, 200, 500, 200, 500, 200]
     assert "the model of stage a failed on this input" in found[2][1]
     assert "secret" not in found[2][1]
-    assert running.replaced() == 0
+    assert running.count_replaced() == 0
     assert ready[0] == 200
-    assert running.status()[0]["failed"] == 2
+    assert running.list_status()[0]["failed"] == 2
     # the log says it once a minute, however many there are
     assert sum("secret of the code" in record.getMessage() for record in caplog.records) == 1
 
@@ -159,7 +161,7 @@ def test_what_a_model_raises_ends_no_process(tmp_path: Path, name: str) -> None:
     running = runtime(tmp_path, name)
     found, ready = asked(running, [1.0, 1e9, 2.0])
     assert [code for code, _ in found] == [200, 500, 200]
-    assert running.replaced() == 0
+    assert running.count_replaced() == 0
     assert ready[0] == 200
 
 
@@ -167,7 +169,7 @@ def test_what_a_model_raises_ends_no_process(tmp_path: Path, name: str) -> None:
 def test_a_row_that_takes_its_process_along_fails_alone(tmp_path: Path, name: str, patience: float) -> None:
     """A row that ends the process of its model, or keeps it for too long, gets 500; the rest is answered as ever."""
     running = runtime(tmp_path, name, patience)
-    app = application("pipe", ALONE, running, 2, Given(0))
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0))
 
     async def scene() -> None:
         await running.start()
@@ -181,25 +183,25 @@ def test_a_row_that_takes_its_process_along_fails_alone(tmp_path: Path, name: st
             await running.stop()
 
     asyncio.run(asyncio.wait_for(scene(), 100))
-    assert running.status()[0]["failed"] == 2
-    assert running.replaced() >= 2
+    assert running.list_status()[0]["failed"] == 2
+    assert running.count_replaced() >= 2
 
 
 def test_replicas_that_end_one_after_the_other_are_started_again_later(tmp_path: Path) -> None:
     """After the last replica of many was lost while idle, queries are refused at once, and served after a pause."""
     running = runtime(tmp_path, "picky")
-    app = application("pipe", ALONE, running, 2, Given(0))
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0))
 
     async def scene() -> None:
         await running.start()
         try:
-            for _ in range(TRIES + 1):
-                await until(lambda: running.serving()[0] == 1)
+            for _ in range(MAX_CONSECUTIVE_FAILURES + 1):
+                await until(lambda: running.serving_replicas()[0] == 1)
                 worker = running.stages[0].workers[0]
                 os.kill(worker.replica.process.pid or 0, signal.SIGKILL)
                 await until(lambda gone=worker: gone not in running.stages[0].workers)
             assert (await ask(app, 1.0))[0] == 503
-            await until(lambda: running.serving()[0] == 1)
+            await until(lambda: running.serving_replicas()[0] == 1)
             assert (await ask(app, 1.0))[0] == 200
         finally:
             await running.stop()
@@ -213,7 +215,7 @@ def test_answers_that_fit_no_row_are_a_failure(tmp_path: Path, name: str, value:
     running = runtime(tmp_path, name)
     found, ready = asked(running, [value, value])
     assert {code for code, _ in found} == {500}
-    assert running.replaced() == 0
+    assert running.count_replaced() == 0
     assert ready[0] == 200
 
 
@@ -254,10 +256,10 @@ def test_metrics_and_page_tell_of_every_end(tmp_path: Path) -> None:
     """Rows, batches, seconds of answers, replicas, queues, outcomes are counted; the page shows bad requests, too."""
     running = runtime(tmp_path, "picky")
     nothing = np.empty(0)
-    promise = Promise(30.0, 0.99, ALONE.stages[0].options, nothing, nothing.astype(np.int64))
-    diary = Diary(clock())
-    app = application("pipe", ALONE, running, 2, Given(0, None, promise), diary)
-    page = watch("pipe", running, diary, promise, app.entrance.metrics.requests)
+    promise = PlannedService(30.0, 0.99, ALONE.stages[0].options, PlannedEnvelope(nothing, nothing.astype(np.int64)))
+    diary = ServiceRecord(read_clock())
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise), diary)
+    page = build_watch("pipe", running, diary, promise, app.gateway.metrics.requests)
 
     async def scene() -> tuple[str, Board]:
         await running.start()
@@ -306,22 +308,22 @@ def test_replicas_come_once_the_system_starts_processes_again(tmp_path: Path, mo
     """Where no process can be started for a while the replicas that are there go on, and the missing ones follow."""
     running, left = runtime(tmp_path, "picky"), [0]
 
-    def scarce(source: model_loader.Source) -> Replica:
+    def scarce(source: ModelSource) -> Replica:
         left[0] -= 1
         if left[0] >= 0:
             raise OSError(errno.EMFILE, "Too many open files")
-        return launch(source)
+        return launch_replica(source)
 
-    monkeypatch.setattr("unfold_pipeline.runtime.local.launch", scarce)
-    app = application("pipe", ALONE, running, 2, Given(0))
+    monkeypatch.setattr("unfold_pipeline.runtime.local.launch_replica", scarce)
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0))
 
     async def scene() -> int:
         await running.start()
         try:
             left[0] = 2
-            running.want(0, 3)
+            running.set_target(0, 3)
             code = (await ask(app, 1.0))[0]
-            await until(lambda: running.serving()[0] == 3)
+            await until(lambda: running.serving_replicas()[0] == 3)
             return code
         finally:
             await running.stop()
@@ -332,27 +334,27 @@ def test_replicas_come_once_the_system_starts_processes_again(tmp_path: Path, mo
 def test_a_start_without_processes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the first replica cannot be started the service ends, and tells why."""
 
-    def none(_source: model_loader.Source) -> Replica:
+    def none(_source: ModelSource) -> Replica:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("unfold_pipeline.runtime.local.launch", none)
+    monkeypatch.setattr("unfold_pipeline.runtime.local.launch_replica", none)
     with pytest.raises(UnfoldError, match="no process can be started: Resource temporarily unavailable"):
         asyncio.run(asyncio.wait_for(runtime(tmp_path, "picky").start(), 60))
 
 
 def test_a_rule_that_fails_once_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule in charge that raises an error in one second is asked again in the next."""
-    monkeypatch.setattr("unfold_pipeline.serving.app.TICK", 0.05)
+    monkeypatch.setattr("unfold_pipeline.serving.autoscale_loop.TICK_S", 0.05)
     running, asked_for = runtime(tmp_path, "picky"), list[float]()
 
-    def rule(_past: object, now: float) -> Step:
+    def rule(_past: object, now: float) -> ScalingState:
         asked_for.append(now)
         if len(asked_for) == 1:
             raise ValueError("no rule for that")
-        return Step((2,), (8,))
+        return ScalingState((2,), (8,))
 
-    tuner = Tuner(rule, Limits(*[np.zeros(0, np.int64)] * 3))
-    app = application("pipe", ALONE, running, 2, Given(0, tuner))
+    tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, tuner))
 
     async def scene() -> None:
         begun, ends = asyncio.Event(), asyncio.Event()
@@ -368,7 +370,7 @@ def test_a_rule_that_fails_once_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         lives = asyncio.create_task(app({"type": "lifespan"}, receive, send))
         await begun.wait()
         await ask(app, 1.0)
-        await until(lambda: running.serving()[0] == 2)
+        await until(lambda: running.serving_replicas()[0] == 2)
         ends.set()
         await lives
 
@@ -381,7 +383,7 @@ def test_a_replica_that_is_taken_away_before_it_is_ready_ends_quietly(
 ) -> None:
     """A replica whose pipe is closed while it loads its model ends by itself, and without a trace on stderr."""
     (tmp_path / "failing.py").write_text(CODE)
-    replica = launch(model_loader.Source(code="failing:picky", folder=str(tmp_path)))
+    replica = launch_replica(ModelSource(code="failing:picky", folder=str(tmp_path)))
     replica.pipe.close()
     replica.process.join(60.0)
     assert replica.process.exitcode == 0

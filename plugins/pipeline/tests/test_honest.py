@@ -5,23 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner import coarse_grained, planner
-from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline.report import exports
+from unfold_pipeline.planner.coarse_grained import plan_coarse_baselines
+from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.problem import SearchBudget
+from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.report import plan as tables
+from unfold_pipeline.report.export_stages import ExportedStage, assign_labels
+from unfold_pipeline.report.export_triton import find_folder_name, format_config
 
-GPU = Option("gpu", 1.0, table([(1, 0.02)]))
-CPU = Option("cpu", 0.9, table([(1, 0.1)]))
+GPU = HardwareOption("gpu", 1.0, interpolate_latency([(1, 0.02)]))
+CPU = HardwareOption("cpu", 0.9, interpolate_latency([(1, 0.1)]))
 
 
-def judged(
-    quotas: tuple[tuple[str, int], ...] = (), limit: float = 0.5, options: tuple[Option, ...] = (GPU, CPU)
-) -> Judge:
-    """A judge of one stage and 400 queries, 200 a second."""
+def build_checker(
+    quotas: tuple[tuple[str, int], ...] = (), limit: float = 0.5, options: tuple[HardwareOption, ...] = (GPU, CPU)
+) -> SloChecker:
+    """A checker of one stage and 400 queries, 200 a second."""
     pipeline = Pipeline((Stage("a", (), options),), quotas)
-    return planner.judge_of(pipeline, [draw(pipeline, np.arange(400.0) / 200, np.random.default_rng(0))], limit)
+    return build_slo_checker(pipeline, [draw_sample(pipeline, np.arange(400.0) / 200, np.random.default_rng(0))], limit)
 
 
 @pytest.mark.parametrize(
@@ -29,33 +32,36 @@ def judged(
 )
 def test_coarse_plans_keep_to_quotas(gpus: int, cpus: int, option: int, most: int) -> None:
     """Units that the quotas leave enough of go before cheaper ones; where none are, all that there are is taken."""
-    judge = judged((("gpu", gpus), ("cpu", cpus)))
-    plans = [item.unit.times(item.count) for item in planner.baselines(judge) or ()]
-    assert len(plans) == 2
-    assert all(judge.pipeline.within_quotas(plan) for plan in plans)
+    checker = build_checker((("gpu", gpus), ("cpu", cpus)))
+    baselines = plan_coarse_baselines(checker)
+    assert baselines is not None
+    plans = [item.unit.replicate(item.count) for item in (baselines.peak, baselines.mean)]
+    assert all(checker.pipeline.is_within_quotas(plan) for plan in plans)
     assert plans[0][0].option == option
     assert most - 1 <= plans[0][0].replicas <= most
 
 
 def test_without_a_whole_unit_there_is_no_coarse_plan() -> None:
     """Where a quota leaves no replica of a stage, no unit can be rented."""
-    assert coarse_grained.unit(judged((("gpu", 0), ("cpu", 0)))) is None
+    assert coarse_grained.find_cheapest_unit(build_checker((("gpu", 0), ("cpu", 0)))) is None
 
 
 def test_a_stage_that_cannot_keep_up_is_told() -> None:
     """A target longer than the sample is met by queues that grow; the plan says so, and one that keeps up does not."""
-    judge = judged(limit=60.0)
-    assert judge.meets((Choice(0, 1, 1),))
-    assert "a gets 401 % of what it can serve" in tables.overload_line(judge, (Choice(0, 1, 1),))
-    assert tables.overload_line(judge, (Choice(0, 1, 5),)) == ""
+    checker = build_checker(limit=60.0)
+    assert checker.meets_slo((StageConfig(0, 1, 1),))
+    assert "a receives 401 % of its capacity" in tables.describe_overload(checker, (StageConfig(0, 1, 1),))
+    assert tables.describe_overload(checker, (StageConfig(0, 1, 5),)) == ""
 
 
 def test_what_is_free_is_no_percentage() -> None:
     """Beside a plan that costs nothing, another has no percentage: it is free too, or not."""
-    outcome = planner.solve(judged(options=(GPU, Option("cpu", 0.0, CPU.latency))), planner.Effort(), lambda *_: None)
-    assert outcome is not None
-    assert outcome.cost == 0
-    rows = tables.plan_table(outcome, 0.1, None).rows
+    outcome = planner.find_plan(
+        build_checker(options=(GPU, HardwareOption("cpu", 0.0, CPU.latency_s))), SearchBudget(), lambda *_: None
+    )
+    assert isinstance(outcome, planner.Solution)
+    assert outcome.hourly_cost == 0
+    rows = tables.build_plan_table(outcome, 0.1, None).rows
     against = {str(row[0]): row for row in rows}["greedy (InferLine)"]
     assert against[3] == ("free too" if against[1] == 0 else "not free")
 
@@ -63,6 +69,19 @@ def test_what_is_free_is_no_percentage() -> None:
 @pytest.mark.parametrize(("name", "folder"), [("right_one", "right_one"), ("../up", "up"), ('a "b"', "a-b")])
 def test_triton_models_have_names_that_are_folders(name: str, folder: str) -> None:
     """A stage whose name is no folder, or would break the configuration, is called as in Kubernetes."""
-    item = exports.Planned(name, exports.labels([name])[name], exports.StageSpec(), "cpu", "", 1, 1)
-    assert item.folder == folder
-    assert exports.pbtxt(item).startswith(f'name: "{folder}"\n')
+    item = ExportedStage(
+        name=name,
+        label=assign_labels([name])[name],
+        after={},
+        share=1.0,
+        fan_out=1.0,
+        max_wait_s=0.0,
+        model_file=None,
+        model_code=None,
+        hardware="cpu",
+        instance="",
+        batch=1,
+        replicas=1,
+    )
+    assert find_folder_name(item) == folder
+    assert format_config(item).startswith(f'name: "{folder}"\n')

@@ -9,67 +9,75 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.estimator.estimator import Estimator
-from unfold_pipeline.estimator.replica_schedule import Targets
-from unfold_pipeline.estimator.simulator import play
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Plan, Stage, table
-from unfold_pipeline.problem.sample import Sample, draw
-from unfold_pipeline.tuner.replica_table import Ladder, Yard, busiest, ladder
+from unfold_pipeline.estimator.replica_schedule import ScalingTargets
+from unfold_pipeline.estimator.simulator import simulate_targets
+from unfold_pipeline.problem.pipeline import (
+    Edge,
+    HardwareOption,
+    Pipeline,
+    Plan,
+    Stage,
+    StageConfig,
+    interpolate_latency,
+)
+from unfold_pipeline.problem.sample import Sample, draw_sample
+from unfold_pipeline.tuner.replica_table import ReplicaTable, TableBuilder, build_replica_table, find_busiest_minute
 from unfoldkit.arrivals import processes
 
-CPU = Option("cpu", 0.05, table([(1, 0.01), (8, 0.066)]))
-GPU = Option("gpu", 0.65, table([(1, 0.054), (8, 0.185)]))
+CPU = HardwareOption("cpu", 0.05, interpolate_latency([(1, 0.01), (8, 0.066)]))
+GPU = HardwareOption("gpu", 0.65, interpolate_latency([(1, 0.054), (8, 0.185)]))
 PIPE = Pipeline((Stage("first", (), (CPU,)), Stage("second", (Edge(0),), (GPU,))))
-PLAN = (Choice(0, 2, 1), Choice(0, 4, 3))
+PLAN = (StageConfig(0, 2, 1), StageConfig(0, 4, 3))
 LIMIT = 0.35
 
 
 @pytest.fixture(scope="module")
 def sample() -> Sample:
     """Steady traffic of 85 queries a second."""
-    return draw(PIPE, processes.poisson(85.0, 120.0, np.random.default_rng(1)), np.random.default_rng(2))
+    return draw_sample(PIPE, processes.poisson(85.0, 120.0, np.random.default_rng(1)), np.random.default_rng(2))
 
 
 @pytest.fixture(scope="module")
-def steps(sample: Sample) -> Ladder:
+def steps(sample: Sample) -> ReplicaTable:
     """The ladder of the plan."""
-    return ladder(PIPE, PLAN, [sample], LIMIT, 100)
+    return build_replica_table(PIPE, PLAN, [sample], LIMIT, 100)
 
 
-def rows(steps: Ladder) -> Sequence[Plan]:
+def rows(steps: ReplicaTable) -> Sequence[Plan]:
     """The rows of a ladder as plans."""
-    pairs = zip(steps.counts, steps.batches, strict=True)
-    return [tuple(Choice(0, b, k) for b, k in zip(batches, counts, strict=True)) for counts, batches in pairs]
+    pairs = zip(steps.replicas, steps.batches, strict=True)
+    return [tuple(StageConfig(0, b, k) for b, k in zip(batches, counts, strict=True)) for counts, batches in pairs]
 
 
 def faster(sample: Sample, factor: float) -> Sample:
     """The sample that comes so many times as fast."""
-    visits = tuple(replace(item, origin=item.origin / factor) for item in sample.visits)
+    visits = tuple(replace(item, origin_s=item.origin_s / factor) for item in sample.visits)
     return replace(sample, arrivals=sample.arrivals / factor, visits=visits)
 
 
-def test_more_traffic_never_needs_fewer_replicas(steps: Ladder) -> None:
+def test_more_traffic_never_needs_fewer_replicas(steps: ReplicaTable) -> None:
     """The counts of a stage rise from row to row, and beyond the last row too."""
-    counts = np.array([steps.at(factor) for factor in np.linspace(0.2, 6.0, 40)])
+    counts = np.array(steps.look_up_replicas(np.linspace(0.2, 6.0, 40)))
     assert (np.diff(counts, axis=0) >= 0).all()
 
 
-def test_every_row_meets_the_limit(sample: Sample, steps: Ladder) -> None:
+def test_every_row_meets_the_limit(sample: Sample, steps: ReplicaTable) -> None:
     """Each row, those that were filled in too, meets the limit on the sample that much faster, with its batches."""
     for factor, plan in list(zip(steps.factors, rows(steps), strict=True))[::3]:
-        assert Estimator(PIPE, faster(sample, factor)).tail(plan) <= LIMIT
+        assert Estimator(PIPE, faster(sample, factor)).tail_latency(plan) <= LIMIT
 
 
-def test_longer_batches_where_they_make_a_row_cheaper(sample: Sample, steps: Ladder) -> None:
+def test_longer_batches_where_they_make_a_row_cheaper(sample: Sample, steps: ReplicaTable) -> None:
     """At three times the rate longer batches save a replica of the dear stage, which the plan's batches need."""
-    yard = Yard(PIPE, PLAN, (sample,), LIMIT, 100)
+    yard = TableBuilder(PIPE, PLAN, (sample,), LIMIT, 100)
     place = next(index for index, factor in enumerate(steps.factors) if factor >= 3.0)
     factor = steps.factors[place]
-    found, planned = rows(steps)[place], yard.least(yard.judge(factor), factor)
+    found, planned = rows(steps)[place], yard.minimize_replicas(yard.build_checker(factor), factor)
     assert found[1].batch > PLAN[1].batch
     assert PIPE.cost(found) < PIPE.cost(planned)
 
 
-def test_the_cheap_stage_does_not_run_full_first(steps: Ladder) -> None:
+def test_the_cheap_stage_does_not_run_full_first(steps: ReplicaTable) -> None:
     """No row leaves the cheap stage with less throughput than the dear one, as its replicas cost next to nothing."""
     for plan in rows(steps):
         cheap, dear = (o.throughput(c.batch) * c.replicas for o, c in zip((CPU, GPU), plan, strict=True))
@@ -78,7 +86,7 @@ def test_the_cheap_stage_does_not_run_full_first(steps: Ladder) -> None:
 
 def test_a_row_is_capped(sample: Sample) -> None:
     """No stage of a row gets more replicas than the most that is allowed."""
-    assert max(max(row) for row in ladder(PIPE, PLAN, [sample], LIMIT, 4).counts) == 4
+    assert max(max(row) for row in build_replica_table(PIPE, PLAN, [sample], LIMIT, 4).replicas) == 4
 
 
 def test_longer_batches_serve_at_once_what_more_replicas_serve_later(sample: Sample) -> None:
@@ -87,23 +95,27 @@ def test_longer_batches_serve_at_once_what_more_replicas_serve_later(sample: Sam
     seconds = int(surge.arrivals[-1]) + 1
     counts = tuple(np.full(seconds, count, dtype=np.int64) for count in (3, 6))
     sizes = (np.full(seconds, 4, dtype=np.int64), np.full(seconds, 8, dtype=np.int64))
-    plain, longer = (play(PIPE, surge, PLAN, Targets(counts, given), 5.0) for given in ((), sizes))
-    assert longer.missed(LIMIT) < 0.8 * plain.missed(LIMIT)
-    assert longer.cost == pytest.approx(plain.cost, rel=0.01)
+    plain, longer = (simulate_targets(PIPE, surge, PLAN, ScalingTargets(counts, given), 5.0) for given in ((), sizes))
+    assert longer.miss_rate(LIMIT) < 0.8 * plain.miss_rate(LIMIT)
+    assert longer.hourly_cost == pytest.approx(plain.hourly_cost, rel=0.01)
 
 
 def test_a_row_serves_who_stays_at_the_highest_rate_of_the_sample() -> None:
     """A row keeps the limit in the busiest minute of the sample too, as traffic may stay there for hours."""
     times = processes.pieces([12.0] * 20 + [40.0] + [12.0] * 20, 60.0, np.random.default_rng(1))
-    sample = draw(PIPE, times, np.random.default_rng(2))
-    high = ladder(PIPE, PLAN, [sample], LIMIT, 100)
+    sample = draw_sample(PIPE, times, np.random.default_rng(2))
+    high = build_replica_table(PIPE, PLAN, [sample], LIMIT, 100)
     for factor, plan in list(zip(high.factors, rows(high), strict=True))[::4]:
-        assert Estimator(PIPE, faster(sample, factor)).tail(plan) <= LIMIT
-        assert Estimator(PIPE, faster(busiest(sample), factor)).tail(plan) <= LIMIT
+        assert Estimator(PIPE, faster(sample, factor)).tail_latency(plan) <= LIMIT
+        assert Estimator(PIPE, faster(find_busiest_minute(sample), factor)).tail_latency(plan) <= LIMIT
 
 
 def test_no_replica_is_added_where_all_stages_stand_idle() -> None:
     """At 0.1 queries a second a stage that carries sixty times as much gets no second replica."""
-    slow = replace(PIPE, stages=(Stage("first", (), (Option("cpu", 0.05, table([(1, 0.15)])),)), PIPE.stages[1]))
-    sample = draw(slow, processes.poisson(0.1, 2000.0, np.random.default_rng(1)), np.random.default_rng(2))
-    assert ladder(slow, (Choice(0, 1, 1), Choice(0, 1, 1)), [sample], LIMIT, 100).at(1.0) == (1, 1)
+    slow = replace(
+        PIPE,
+        stages=(Stage("first", (), (HardwareOption("cpu", 0.05, interpolate_latency([(1, 0.15)])),)), PIPE.stages[1]),
+    )
+    sample = draw_sample(slow, processes.poisson(0.1, 2000.0, np.random.default_rng(1)), np.random.default_rng(2))
+    idle = build_replica_table(slow, (StageConfig(0, 1, 1), StageConfig(0, 1, 1)), [sample], LIMIT, 100)
+    assert idle.look_up_replicas(np.array([1.0])).tolist() == [[1, 1]]

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.schema.models import PipelineSpec
-from unfold_pipeline.verbs.plan import _served, plan
+from unfold_pipeline.problem.build import find_serve_command
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.plan import plan
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -36,7 +37,7 @@ def spec_of(stages: str) -> PipelineSpec:
 )
 def test_what_cannot_be_served_is_not_proposed(stages: str, after: str) -> None:
     """Stages without a model are not proposed to be served, and those of a cascade under a trace only."""
-    assert _served(spec_of(stages)) == after
+    assert find_serve_command(spec_of(stages)) == after
 
 
 def test_a_replay_of_given_latencies_ends_with_its_answer(tmp_path: Path) -> None:

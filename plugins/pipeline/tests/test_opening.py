@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unfold_pipeline.schema.models import PipelineSpec
-from unfold_pipeline.verbs.check_inputs import opened
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.verbs.check_inputs import check_inputs
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -50,7 +50,7 @@ def told(folder: Path, **other: str) -> list[str]:
     for name in other.get("gone", "").split():
         (folder / name).unlink()
     spec = validate(PipelineSpec, parse(text, "mine.yaml"))
-    return [str(item) for item in opened(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
+    return [str(item) for item in check_inputs(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
 
 
 def test_what_is_there_and_right_is_not_told(tmp_path: Path) -> None:

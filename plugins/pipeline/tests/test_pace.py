@@ -13,22 +13,30 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unfold_pipeline.estimator.admission import Pace, worth
-from unfold_pipeline.estimator.simulator import constant, play, refusals_of
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline.runtime.local import Runtime
-from unfold_pipeline.runtime.model_loader import Source
-from unfold_pipeline.serving.app import Given, application
-from unfold_pipeline.serving.dashboard import Promise
+from unfold_pipeline.estimator.admission import CompletionRate, compute_useful_wait
+from unfold_pipeline.estimator.simulator import build_constant_targets, compute_admission_deadlines, simulate_targets
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.report.plan_file import PlannedEnvelope
+from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.serving.app import build_app
+from unfold_pipeline.serving.dashboard import PlannedService
+from unfold_pipeline.serving.inference import ServiceSettings
 
 Times = NDArray[np.float64]
-CPU = Option("core", 0.05, table([(1, 0.05)]))
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.05)]))
 
 
 def admitted(arrivals: Times, seconds: float, servers: int, limit: float) -> tuple[Times, int]:
     """Serve, first in, first out, whom a pace lets in; return when each came and how long it took, and the refused."""
-    pace, busy, line, told, refused = Pace(worth(limit)), list[float](), deque[float](), list[tuple[float, float]](), 0
+    pace, busy, line, told, refused = (
+        CompletionRate(compute_useful_wait(limit)),
+        list[float](),
+        deque[float](),
+        list[tuple[float, float]](),
+        0,
+    )
     began: dict[float, deque[float]] = {}
 
     def serve(now: float) -> None:
@@ -42,10 +50,10 @@ def admitted(arrivals: Times, seconds: float, servers: int, limit: float) -> tup
             end = heapq.heappop(busy)
             told.append((came := began[end].popleft(), end - came))
             serve(end)
-            pace.end(len(line) + len(busy), servers, end)
+            pace.record_completion(len(line) + len(busy), servers, end)
         if now == math.inf:
             break
-        if pace.wait(len(line) + len(busy), servers, now):
+        if pace.predict_excess_wait(len(line) + len(busy), servers, now):
             refused += 1
             continue
         line.append(now)
@@ -62,8 +70,8 @@ def test_overload_keeps_all_busy_and_waits_short(load: float, limit: float) -> N
     told, refused = admitted(arrivals, 0.01, 2, limit)
     assert len(told) >= 0.98 * 200.0 * 60.0
     assert refused > 0
-    settled = told[told[:, 0] > 10 * worth(limit)]
-    assert settled[:, 1].max() <= 1.3 * worth(limit)
+    settled = told[told[:, 0] > 10 * compute_useful_wait(limit)]
+    assert settled[:, 1].max() <= 1.3 * compute_useful_wait(limit)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -84,25 +92,27 @@ def test_a_replay_knows_what_a_service_refuses(load: float) -> None:
     pieces = [start + np.sort(rng.random(int(rate * 30.0))) * 30.0 for start, rate in ((0, 120), (30, load * 200))]
     arrivals = np.concatenate([*pieces, 60.0 + np.sort(rng.random(3600)) * 30.0])
     told, refused = admitted(arrivals, 0.01, 2, limit)
-    quick = Option("core", 0.05, table([(1, 0.001)]))
-    slow = Option("core", 0.05, table([(1, 0.01)]))
+    quick = HardwareOption("core", 0.05, interpolate_latency([(1, 0.001)]))
+    slow = HardwareOption("core", 0.05, interpolate_latency([(1, 0.01)]))
     pipe = Pipeline((Stage("a", (), (quick,)), Stage("b", (Edge(0),), (slow,)), Stage("c", (Edge(1),), (quick,))))
-    plan = (Choice(0, 1, 1), Choice(0, 1, 2), Choice(0, 1, 1))
-    sample = draw(pipe, arrivals - arrivals[0], rng)
-    held = constant(plan, sample)
-    free = play(pipe, sample, plan, held, 0.0)
-    found = play(pipe, sample, plan, held, 0.0, patience=refusals_of(pipe, plan, worth(limit)))
-    assert found.shed == pytest.approx(refused / arrivals.size, abs=0.01)
-    assert 1 - found.missed(limit) == pytest.approx((told[:, 1] <= limit).sum() / arrivals.size, abs=0.02)
-    assert found.missed(limit) < free.missed(limit)
+    plan = (StageConfig(0, 1, 1), StageConfig(0, 1, 2), StageConfig(0, 1, 1))
+    sample = draw_sample(pipe, arrivals - arrivals[0], rng)
+    held = build_constant_targets(plan, sample)
+    free = simulate_targets(pipe, sample, plan, held, 0.0)
+    found = simulate_targets(
+        pipe, sample, plan, held, 0.0, deadlines_s=compute_admission_deadlines(pipe, plan, compute_useful_wait(limit))
+    )
+    assert found.shed_rate == pytest.approx(refused / arrivals.size, abs=0.01)
+    assert 1 - found.miss_rate(limit) == pytest.approx((told[:, 1] <= limit).sum() / arrivals.size, abs=0.02)
+    assert found.miss_rate(limit) < free.miss_rate(limit)
 
 
 def test_nobody_is_sent_away_for_long() -> None:
     """After seconds in which next to nothing ended who comes is told to come back within a minute."""
-    pace = Pace(worth(0.1))
-    pace.wait(500, 1, 0.0)
-    pace.end(499, 1, 0.1)
-    assert 30.0 < pace.wait(499, 1, 9.0) <= 60.0
+    pace = CompletionRate(compute_useful_wait(0.1))
+    pace.predict_excess_wait(500, 1, 0.0)
+    pace.record_completion(499, 1, 0.1)
+    assert 30.0 < pace.predict_excess_wait(499, 1, 9.0) <= 60.0
 
 
 def test_without_a_target_nobody_is_refused() -> None:
@@ -113,10 +123,10 @@ def test_without_a_target_nobody_is_refused() -> None:
 def test_server_refuses_what_would_wait_long_and_answers_the_rest(tmp_path: Path) -> None:
     """Who comes behind seconds of work is told when to come back, and then is answered, as all are who came before."""
     (tmp_path / "served.py").write_text("import time\n\ndef nap(rows):\n    time.sleep(0.05)\n    return rows\n")
-    pipeline, plan = Pipeline((Stage("a", (), (CPU,)),)), (Choice(0, 1, 1),)
-    running = Runtime(["a"], [Source(code="served:nap", folder=str(tmp_path))], plan)
-    promise = Promise(0.1, 0.99, (), np.empty(0), np.empty(0, dtype=np.int64))
-    app = application("pipe", pipeline, running, 2, Given(0, None, promise))
+    pipeline, plan = Pipeline((Stage("a", (), (CPU,)),)), (StageConfig(0, 1, 1),)
+    running = LocalRuntime(["a"], [ModelSource(code="served:nap", folder=str(tmp_path))], plan)
+    promise = PlannedService(0.1, 0.99, (), PlannedEnvelope(np.empty(0), np.empty(0, dtype=np.int64)))
+    app = build_app("pipe", pipeline, running, 2, ServiceSettings(0, None, promise))
 
     async def ask() -> tuple[int, int]:
         sent: list[Any] = []

@@ -6,35 +6,37 @@ from dataclasses import replace
 
 import pytest
 
-from plugins.pipeline.tests.test_planner import chain, judged, option, quiet
+from plugins.pipeline.tests.test_planner import build_checker, chain, option, quiet
+from unfold_pipeline.estimator.slo import build_slo_checker
 from unfold_pipeline.planner import greedy, local_search, planner
+from unfold_pipeline.problem.problem import SearchBudget
 
 
 def test_where_the_search_stops_two_stages_trade() -> None:
     """Where the search had no time, trades between two stages lead below greedy's price, here to the optimum."""
     cpu, gpu = option("cpu", 0.05, 0.01, 0.02, 16), option("gpu", 0.65, 0.012, 0.004, 16)
-    judge = judged(chain((cpu,), (cpu, gpu), (cpu, gpu)), 0.2)
-    found = planner.solve(replace(judge), planner.Effort(most_items=3e4, proof=False), quiet)
-    whole = planner.solve(judge, planner.Effort(proof=False), quiet)
-    assert found is not None
-    assert whole is not None
+    checker = build_checker(chain((cpu,), (cpu, gpu), (cpu, gpu)), 0.2)
+    found = planner.find_plan(replace(checker), SearchBudget(max_simulated_queries=3e4, prove=False), quiet)
+    whole = planner.find_plan(checker, SearchBudget(prove=False), quiet)
+    assert isinstance(found, planner.Solution)
+    assert isinstance(whole, planner.Solution)
     assert found.greedy.plan is not None
-    assert not found.searched
-    assert whole.searched
-    assert judge.meets(found.plan)
-    assert found.cost == pytest.approx(whole.cost)
-    assert found.cost < judge.pipeline.cost(found.greedy.plan) / 2
+    assert not found.is_search_complete
+    assert whole.is_search_complete
+    assert checker.meets_slo(found.plan)
+    assert found.hourly_cost == pytest.approx(whole.hourly_cost)
+    assert found.hourly_cost < checker.pipeline.cost(found.greedy.plan) / 2
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_trades_keep_the_limit_and_never_cost_more(seed: int) -> None:
     """Every trade between two stages meets the limit and is cheaper; without queries to simulate nothing changes."""
     cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 8), option("gpu", 0.65, 0.012, 0.004, 16)
-    judge = judged(chain((cpu, gpu), (cpu, gpu), (cpu,)), 0.35, rate=60.0, seed=seed)
-    first = greedy.plan(judge).plan
+    checker = build_checker(chain((cpu, gpu), (cpu, gpu), (cpu,)), 0.35, rate=60.0, seed=seed)
+    first = greedy.plan_greedily(checker).plan
     assert first is not None
-    last = local_search.better(judge, first, 1e9)
-    assert judge.meets(last)
-    assert judge.pipeline.cost(last) <= judge.pipeline.cost(first)
-    fresh = planner.judge_of(judge.pipeline, [item.sample for item in judge.estimators], judge.limit)
-    assert local_search.better(fresh, first, -1.0) == first
+    last = local_search.trade_between_stages(checker, first, 1e9)
+    assert checker.meets_slo(last)
+    assert checker.pipeline.cost(last) <= checker.pipeline.cost(first)
+    fresh = build_slo_checker(checker.pipeline, [item.sample for item in checker.estimators], checker.slo_s)
+    assert local_search.trade_between_stages(fresh, first, -1.0) == first

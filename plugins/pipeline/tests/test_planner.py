@@ -10,14 +10,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unfold_pipeline.estimator import remaining_work
 from unfold_pipeline.estimator.estimator import Estimator
-from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner import coarse_grained, diagnostics, greedy, infeasibility, planner
-from unfold_pipeline.planner.bounds import Bounds
-from unfold_pipeline.planner.branch_and_bound import Search, cheapest
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Plan, Stage, table
-from unfold_pipeline.problem.sample import Sample, draw
+from unfold_pipeline.planner.bounds import ReplicaBounds, compute_remaining_times, is_infeasible_prefix
+from unfold_pipeline.planner.branch_and_bound import Search, find_cheapest_plan
+from unfold_pipeline.planner.coarse_grained import plan_coarse_baselines
+from unfold_pipeline.problem.pipeline import (
+    Edge,
+    HardwareOption,
+    Pipeline,
+    Plan,
+    Stage,
+    StageConfig,
+    interpolate_latency,
+)
+from unfold_pipeline.problem.problem import SearchBudget
+from unfold_pipeline.problem.sample import Sample, draw_sample
 from unfoldkit.arrivals import processes
 from unfoldkit.queueing import reference
 
@@ -28,37 +37,43 @@ def quiet(_step: str, _done: int, _total: int) -> None:
     """Report progress to nobody."""
 
 
-def option(hardware: str, price: float, base: float, slope: float, top: int = 4) -> Option:
+def option(hardware: str, price: float, base: float, slope: float, top: int = 4) -> HardwareOption:
     """An option whose latency is ``base + slope * batch``."""
-    return Option(hardware, price, table([(1, base + slope), (top, base + slope * top)]))
+    return HardwareOption(hardware, price, interpolate_latency([(1, base + slope), (top, base + slope * top)]))
 
 
-def chain(*options: tuple[Option, ...]) -> Pipeline:
+def chain(*options: tuple[HardwareOption, ...]) -> Pipeline:
     """Stages one behind the other."""
     return Pipeline(tuple(Stage(f"s{i}", (Edge(i - 1),) if i else (), offered) for i, offered in enumerate(options)))
 
 
-def judged(pipeline: Pipeline, limit: float, *, rate: float = 40.0, seconds: float = 20.0, seed: int = 0) -> Judge:
-    """A judge of bursty traffic."""
+def build_checker(
+    pipeline: Pipeline, limit: float, *, rate: float = 40.0, seconds: float = 20.0, seed: int = 0
+) -> SloChecker:
+    """A checker of bursty traffic."""
     arrivals = processes.gamma(rate, seconds, np.random.default_rng(seed), scv=4.0)
-    return planner.judge_of(pipeline, [draw(pipeline, arrivals, np.random.default_rng([seed, 1]))], limit)
+    return build_slo_checker(pipeline, [draw_sample(pipeline, arrivals, np.random.default_rng([seed, 1]))], limit)
 
 
-def brute(judge: Judge, ceiling: float) -> float:
+def brute(checker: SloChecker, ceiling: float) -> float:
     """Return the least price of all plans that meet the limit, each tried from nothing."""
-    offers: list[list[Choice]] = []
-    for stage in judge.pipeline.stages:
+    offers: list[list[StageConfig]] = []
+    for stage in checker.pipeline.stages:
         here = [
-            Choice(place, batch, count)
+            StageConfig(place, batch, count)
             for place, item in enumerate(stage.options)
-            for batch in item.batches
-            for count in range(1, int(ceiling / item.price) + 1)
+            for batch in item.batch_sizes
+            for count in range(1, int(ceiling / item.usd_per_hour) + 1)
         ]
         offers.append(here)
-    costs = sorted(((judge.pipeline.cost(plan), plan) for plan in itertools.product(*offers)), key=lambda pair: pair[0])
+    costs = sorted(
+        ((checker.pipeline.cost(plan), plan) for plan in itertools.product(*offers)), key=lambda pair: pair[0]
+    )
     for cost, plan in costs:
-        fresh = Judge(judge.pipeline, tuple(Estimator(judge.pipeline, e.sample) for e in judge.estimators), judge.limit)
-        if cost <= ceiling and fresh.estimators[0].late(plan, judge.limit) <= fresh.estimators[0].allowed:
+        fresh = SloChecker(
+            checker.pipeline, tuple(Estimator(checker.pipeline, e.sample) for e in checker.estimators), checker.slo_s
+        )
+        if cost <= ceiling and fresh.estimators[0].count_late(plan, checker.slo_s) <= fresh.estimators[0].max_late:
             return cost
     return float("inf")
 
@@ -75,19 +90,19 @@ def test_search_equals_brute_force(slopes: list[float], limit: float, share: flo
     first = (option("cpu", CHEAP, 0.01, slopes[0]), option("gpu", 2.5, 0.01, slopes[0] / 4))
     second = (option("cpu", CHEAP, 0.02, slopes[1]), option("gpu", 2.5, 0.005, slopes[1] / 4))
     pipeline = Pipeline((Stage("a", (), first), Stage("b", (Edge(0, share),), second)))
-    judge = judged(pipeline, limit, seed=seed, seconds=8.0)
-    outcome = planner.solve(judge, planner.Effort(), quiet)
-    assert outcome is not None
-    assert outcome.proven
-    assert outcome.cost == pytest.approx(brute(judge, outcome.cost))
-    assert outcome.bound <= outcome.cost + 1e-9
+    checker = build_checker(pipeline, limit, seed=seed, seconds=8.0)
+    outcome = planner.find_plan(checker, SearchBudget(), quiet)
+    assert isinstance(outcome, planner.Solution)
+    assert outcome.is_optimal
+    assert outcome.hourly_cost == pytest.approx(brute(checker, outcome.hourly_cost))
+    assert outcome.bound <= outcome.hourly_cost + 1e-9
 
 
 @given(
     slope=st.sampled_from([0.01, 0.02]),
     limit=st.sampled_from([0.12, 0.2, 0.35]),
     prices=st.tuples(st.sampled_from([0.4, 0.7, 1.1]), st.sampled_from([1.0, 1.6])),
-    shared=st.sampled_from([2, 3, 4]),
+    replicas_per_instance=st.sampled_from([2, 3, 4]),
     seed=st.integers(0, 5),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -95,35 +110,35 @@ def test_search_over_shared_instances_equals_brute_force(
     slope: float, limit: float, prices: tuple[float, float], shared: int, seed: int
 ) -> None:
     """Where replicas of any stage share whole instances, the optimum is that of brute force; greedy is no better."""
-    many = replace(option("many", prices[0], 0.01, slope), shared=shared)
+    many = replace(option("many", prices[0], 0.01, slope), replicas_per_instance=shared)
     single = option("single", prices[1], 0.02, slope / 2)
-    judge = judged(chain((many, single), (many, single)), limit, seed=seed, seconds=6.0)
-    outcome = planner.solve(judge, planner.Effort(), quiet)
-    assert outcome is not None
+    checker = build_checker(chain((many, single), (many, single)), limit, seed=seed, seconds=6.0)
+    outcome = planner.find_plan(checker, SearchBudget(), quiet)
+    assert isinstance(outcome, planner.Solution)
     assert outcome.greedy.plan is not None
-    assert outcome.proven
-    assert outcome.cost == pytest.approx(brute(judge, outcome.cost))
-    assert outcome.bound <= outcome.cost + 1e-9
-    assert judge.pipeline.cost(outcome.greedy.plan) >= outcome.cost - 1e-9
+    assert outcome.is_optimal
+    assert outcome.hourly_cost == pytest.approx(brute(checker, outcome.hourly_cost))
+    assert outcome.bound <= outcome.hourly_cost + 1e-9
+    assert checker.pipeline.cost(outcome.greedy.plan) >= outcome.hourly_cost - 1e-9
 
 
 def test_whole_instances_are_paid_over_all_stages() -> None:
     """A plan costs the instances that hold the replicas of all stages, shared out to them; full ones are a bound."""
-    many, single = replace(option("many", 1.5, 0.01, 0.01), shared=4), option("single", 2.0, 0.01, 0.01)
+    many, single = replace(option("many", 1.5, 0.01, 0.01), replicas_per_instance=4), option("single", 2.0, 0.01, 0.01)
     pipeline = chain((many, single), (many,), (single,))
     for counts, cost in (((1, 1, 1), 8.0), ((3, 1, 2), 10.0), ((3, 2, 1), 14.0), ((4, 4, 1), 14.0)):
-        plan = tuple(Choice(0, 1, count) for count in counts)
+        plan = tuple(StageConfig(0, 1, count) for count in counts)
         assert pipeline.cost(plan) == pytest.approx(cost)
-        assert sum(pipeline.bills(plan)) == pytest.approx(cost)
-        assert pipeline.floor(plan) <= cost
-    alone = chain((replace(many, price=1.418), replace(single, price=1.5)))
-    outcome = planner.solve(judged(alone, 1.0, rate=2.0, seconds=60.0), planner.Effort(), quiet)
-    assert outcome is not None
+        assert sum(pipeline.split_cost(plan)) == pytest.approx(cost)
+        assert pipeline.cost_lower_bound(plan) <= cost
+    alone = chain((replace(many, usd_per_hour=1.418), replace(single, usd_per_hour=1.5)))
+    outcome = planner.find_plan(build_checker(alone, 1.0, rate=2.0, seconds=60.0), SearchBudget(), quiet)
+    assert isinstance(outcome, planner.Solution)
     assert outcome.plan[0].option == 1
-    assert outcome.cost == pytest.approx(1.5)
-    coarse_plans = planner.baselines(outcome.judge)
+    assert outcome.hourly_cost == pytest.approx(1.5)
+    coarse_plans = plan_coarse_baselines(outcome.checker)
     assert coarse_plans is not None
-    assert [item.cost for item in coarse_plans] == pytest.approx([1.5, 1.5])
+    assert [coarse_plans.peak.hourly_cost, coarse_plans.mean.hourly_cost] == pytest.approx([1.5, 1.5])
 
 
 @given(
@@ -144,73 +159,73 @@ def test_branches_that_are_cut_together_hold_no_optimum(
         Stage("left", (Edge(0, left),), (slow, quick)),
         Stage("right", (Edge(0, right),), (slow,)),
     )
-    judge = judged(Pipeline(stages), limit, seed=seed, seconds=4.0)
-    outcome = planner.solve(judge, planner.Effort(), quiet)
-    assert outcome is not None
-    assert outcome.cost == pytest.approx(brute(judge, outcome.cost))
-    assert outcome.bound <= outcome.cost + 1e-9
+    checker = build_checker(Pipeline(stages), limit, seed=seed, seconds=4.0)
+    outcome = planner.find_plan(checker, SearchBudget(), quiet)
+    assert isinstance(outcome, planner.Solution)
+    assert outcome.hourly_cost == pytest.approx(brute(checker, outcome.hourly_cost))
+    assert outcome.bound <= outcome.hourly_cost + 1e-9
 
 
 def test_a_hopeless_branch_is_hopeless_whatever_follows() -> None:
     """What is cut after the first stages has no plan below it that meets the limit, and some branches are cut."""
-    judge = judged(diamond(), 0.11, rate=60.0, seconds=6.0)
-    estimator, cut = judge.estimators[0], 0
+    checker = build_checker(diamond(), 0.11, rate=60.0, seconds=6.0)
+    estimator, cut = checker.estimators[0], 0
     for counts in itertools.product((1, 2, 3), repeat=2):
-        head = tuple(Choice(0, 2, count) for count in counts)
-        if remaining_work.hopeless(estimator, head, judge.limit):
+        head = tuple(StageConfig(0, 2, count) for count in counts)
+        if is_infeasible_prefix(estimator, head, checker.slo_s):
             cut += 1
             for rest in itertools.product((1, 4), (3, 50), repeat=3):
                 batches, replicas = rest[::2], rest[1::2]
-                tail = tuple(Choice(0, b, k) for b, k in zip(batches, replicas, strict=True))
-                assert not judge.meets((*head, *tail))
+                tail = tuple(StageConfig(0, b, k) for b, k in zip(batches, replicas, strict=True))
+                assert not checker.meets_slo((*head, *tail))
     assert 0 < cut < 9
 
 
 def test_what_an_item_still_needs_is_on_its_own_way() -> None:
     """An item's rest is the longest of the quickest ways that it takes itself, none at stages that are fixed."""
-    judge = judged(diamond(), 1.0)
-    estimator, (join, crops) = judge.estimators[0], judge.estimators[0].sample.visits[3:]
-    least = [stage.options[0].quickest for stage in judge.pipeline.stages]
-    on = np.bincount(crops.owner, minlength=join.owner.size)[join.owner] > 0
-    assert remaining_work.rest(estimator, 3, 4) == pytest.approx(np.where(on, least[4], 0.0))
-    assert remaining_work.rest(estimator, 2, 3) == pytest.approx(
-        (least[3] + np.where(on, least[4], 0.0))[judge.estimators[0].sample.visits[2].owner]
+    checker = build_checker(diamond(), 1.0)
+    estimator, (join, crops) = checker.estimators[0], checker.estimators[0].sample.visits[3:]
+    least = [stage.options[0].min_latency_s for stage in checker.pipeline.stages]
+    on = np.bincount(crops.query, minlength=join.query.size)[join.query] > 0
+    assert compute_remaining_times(estimator, 3, 4) == pytest.approx(np.where(on, least[4], 0.0))
+    assert compute_remaining_times(estimator, 2, 3) == pytest.approx(
+        (least[3] + np.where(on, least[4], 0.0))[checker.estimators[0].sample.visits[2].query]
     )
-    assert not remaining_work.rest(estimator, 3, 5).any()
+    assert not compute_remaining_times(estimator, 3, 5).any()
 
 
 def test_greedy_is_feasible_and_locally_optimal() -> None:
     """Greedy's plan meets the limit, and no stage can lose a replica (the paper's second guarantee)."""
     cpu, gpu = option("cpu", 0.05, 0.01, 0.02, 16), option("gpu", 0.65, 0.012, 0.004, 16)
-    judge = judged(chain((cpu,), (cpu, gpu), (cpu, gpu)), 0.3, rate=80.0)
-    found = greedy.plan(judge)
+    checker = build_checker(chain((cpu,), (cpu, gpu), (cpu, gpu)), 0.3, rate=80.0)
+    found = greedy.plan_greedily(checker)
     assert found.plan is not None
-    assert judge.meets(found.plan)
+    assert checker.meets_slo(found.plan)
     for index, choice in enumerate(found.plan):
         if choice.replicas > 1:
             less = (*found.plan[:index], replace(choice, replicas=choice.replicas - 1), *found.plan[index + 1 :])
-            assert not judge.meets(less)
-    costs = [step.cost for step in found.steps]
+            assert not checker.meets_slo(less)
+    costs = [step.hourly_cost for step in found.steps]
     assert costs == sorted(costs, reverse=True)
 
 
 def test_greedy_takes_many_replicas_away_by_bisection() -> None:
     """Hundreds of replicas are a step each and not a simulation each, and none that is left can go."""
-    judge = judged(chain((option("cpu", 0.05, 0.09, 0.01, 16),)), 0.4, rate=5_000.0, seconds=1.0)
-    found = greedy.plan(judge)
+    checker = build_checker(chain((option("cpu", 0.05, 0.09, 0.01, 16),)), 0.4, rate=5_000.0, seconds=1.0)
+    found = greedy.plan_greedily(checker)
     assert found.plan is not None
     assert sum(step.move == "replica" for step in found.steps) > 200
-    assert judge.estimators[0].memory.passes < 100
-    assert not judge.meets((replace(found.plan[0], replicas=found.plan[0].replicas - 1),))
+    assert checker.estimators[0].cache.passes < 100
+    assert not checker.meets_slo((replace(found.plan[0], replicas=found.plan[0].replicas - 1),))
 
 
 def test_compound_moves_never_cost_more() -> None:
     """Double steps of greedy lead to a plan that meets the limit too."""
     cpu, gpu = option("cpu", 0.05, 0.05, 0.02, 16), option("gpu", 0.65, 0.012, 0.004, 16)
-    judge = judged(chain((cpu, gpu), (cpu, gpu)), 0.35, rate=80.0)
-    both = greedy.plan(judge, compound=True)
+    checker = build_checker(chain((cpu, gpu), (cpu, gpu)), 0.35, rate=80.0)
+    both = greedy.plan_greedily(checker, compound=True)
     assert both.plan is not None
-    assert judge.meets(both.plan)
+    assert checker.meets_slo(both.plan)
 
 
 def diamond() -> Pipeline:
@@ -233,168 +248,174 @@ def plain(sample: Sample, pipeline: Pipeline, plan: Plan) -> np.ndarray:
     finish = sample.arrivals.copy()
     for index, stage in enumerate(pipeline.stages):
         visits = sample.visits[index]
-        ready = dict.fromkeys(range(visits.owner.size), -np.inf)
+        ready = dict.fromkeys(range(visits.query.size), -np.inf)
         rank = dict.fromkeys(ready, 0)
         for parent in stage.parents:
             for place, (item, time) in enumerate(left[parent.parent].items()):
-                for copy in range(visits.count[parent.parent][item]):
-                    child = int(visits.first[parent.parent][item]) + copy
+                for copy in range(visits.child_count[parent.parent][item]):
+                    child = int(visits.first_child[parent.parent][item]) + copy
                     ready[child] = max(ready[child], time)
                     rank[child] = place * 1000 + copy if len(stage.parents) == 1 else child
         if not stage.parents:
-            ready = {item: float(visits.origin[item]) for item in ready}
+            ready = {item: float(visits.origin_s[item]) for item in ready}
         order = sorted(ready, key=lambda item: (ready[item], rank[item], item))
         choice = plan[index]
-        latency = stage.options[choice.option].latency[: choice.batch + 1].tolist()
+        latency = stage.options[choice.option].latency_s[: choice.batch + 1].tolist()
         done, _ = reference.serve([ready[i] for i in order], order, latency, choice.replicas)
         left.append({item: time for time, item in done})
         for item, time in left[-1].items():
-            finish[visits.owner[item]] = max(finish[visits.owner[item]], time)
+            finish[visits.query[item]] = max(finish[visits.query[item]], time)
     return finish - sample.arrivals
 
 
 def test_estimator_equals_plain_queues_on_a_graph() -> None:
     """With a join, a conditional edge and a fan-out, each query's latency is that of the plain queues: difference 0."""
     pipeline = diamond()
-    judge = judged(pipeline, 1.0, rate=120.0, seconds=10.0)
-    plan = tuple(Choice(0, batch, count) for batch, count in ((2, 2), (4, 2), (2, 2), (4, 2), (4, 4)))
-    estimator = judge.estimators[0]
+    checker = build_checker(pipeline, 1.0, rate=120.0, seconds=10.0)
+    plan = tuple(StageConfig(0, batch, count) for batch, count in ((2, 2), (4, 2), (2, 2), (4, 2), (4, 4)))
+    estimator = checker.estimators[0]
     assert np.abs(estimator.latencies(plan) - plain(estimator.sample, pipeline, plan)).max() == 0.0
 
 
 def test_only_the_changed_stage_and_what_is_below_are_simulated_again() -> None:
     """A change at one stage costs one pass there and one at each stage below; a repeated plan costs none."""
-    judge = judged(diamond(), 1.0)
-    plan = tuple(Choice(0, 2, 4) for _ in range(5))
-    estimator = judge.estimators[0]
+    checker = build_checker(diamond(), 1.0)
+    plan = tuple(StageConfig(0, 2, 4) for _ in range(5))
+    estimator = checker.estimators[0]
     estimator.latencies(plan)
-    assert estimator.memory.passes == 5
-    estimator.latencies((*plan[:1], Choice(0, 4, 4), *plan[2:]))
-    assert estimator.memory.passes == 5 + 3
+    assert estimator.cache.passes == 5
+    estimator.latencies((*plan[:1], StageConfig(0, 4, 4), *plan[2:]))
+    assert estimator.cache.passes == 5 + 3
     estimator.latencies(plan)
-    assert estimator.memory.passes == 5 + 3
+    assert estimator.cache.passes == 5 + 3
 
 
 def test_recorded_visits_are_taken_row_by_row() -> None:
     """A visit table decides where each query goes, from the top again when it ends."""
     pipeline = diamond()
     table_of_visits = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 1, 3]])
-    sample = draw(pipeline, np.arange(10.0), np.random.default_rng(0), table_of_visits)
-    assert np.bincount(sample.visits[4].owner, minlength=10).tolist() == [0, 3] * 5
-    assert sample.visits[2].owner.tolist() == [1, 3, 5, 7, 9]
+    sample = draw_sample(pipeline, np.arange(10.0), np.random.default_rng(0), table_of_visits)
+    assert np.bincount(sample.visits[4].query, minlength=10).tolist() == [0, 3] * 5
+    assert sample.visits[2].query.tolist() == [1, 3, 5, 7, 9]
 
 
 def test_early_abort_agrees_with_the_whole_simulation() -> None:
     """A plan is refused early exactly when its percentile is above the limit."""
     cpu = option("cpu", 0.05, 0.02, 0.02)
-    judge = judged(chain((cpu,), (cpu,)), 0.25)
+    checker = build_checker(chain((cpu,), (cpu,)), 0.25)
     for counts in itertools.product(range(1, 6), range(1, 6)):
-        plan = tuple(Choice(0, 4, count) for count in counts)
-        whole = judged(judge.pipeline, 0.25).tail(plan)
-        assert judge.meets(plan) == (whole <= judge.limit)
+        plan = tuple(StageConfig(0, 4, count) for count in counts)
+        whole = build_checker(checker.pipeline, 0.25).tail_latency(plan)
+        assert checker.meets_slo(plan) == (whole <= checker.slo_s)
 
 
 def test_several_samples_must_all_be_met() -> None:
     """A plan for two samples meets the limit on each, and costs at least what the dearer of them costs alone."""
     cpu = option("cpu", 0.05, 0.02, 0.02, 16)
     pipeline = chain((cpu,), (cpu,))
-    one, two = judged(pipeline, 0.3, rate=30.0), judged(pipeline, 0.3, rate=60.0, seed=3)
-    both = Judge(pipeline, one.estimators + two.estimators, 0.3)
-    found = [planner.solve(judge, planner.Effort(), quiet) for judge in (one, two, both)]
-    costs = [outcome.cost for outcome in found if outcome is not None]
+    one, two = build_checker(pipeline, 0.3, rate=30.0), build_checker(pipeline, 0.3, rate=60.0, seed=3)
+    both = SloChecker(pipeline, one.estimators + two.estimators, 0.3)
+    found = [planner.find_plan(checker, SearchBudget(), quiet) for checker in (one, two, both)]
+    solutions = [outcome for outcome in found if isinstance(outcome, planner.Solution)]
+    costs = [solution.hourly_cost for solution in solutions]
     assert len(costs) == 3
     assert costs[2] >= max(costs[:2]) - 1e-9
-    assert found[2] is not None
-    assert one.meets(found[2].plan)
-    assert two.meets(found[2].plan)
+    assert one.meets_slo(solutions[2].plan)
+    assert two.meets_slo(solutions[2].plan)
 
 
 def test_quotas_are_kept_and_named() -> None:
     """No planner exceeds a quota; where a quota stands in the way, it is named with the number that is needed."""
     cpu, gpu = option("cpu", 0.05, 0.2, 0.1), option("gpu", 0.65, 0.012, 0.004)
     free = chain((cpu, gpu))
-    outcome = planner.solve(judged(free, 0.1, rate=300.0), planner.Effort(), quiet)
-    assert outcome is not None
+    outcome = planner.find_plan(build_checker(free, 0.1, rate=300.0), SearchBudget(), quiet)
+    assert isinstance(outcome, planner.Solution)
     used = outcome.plan[0].replicas
-    tight = judged(replace(free, quotas=(("gpu", used - 1),)), 0.1, rate=300.0)
-    assert planner.solve(tight, planner.Effort(), quiet) is None
-    told = infeasibility.explain(tight, 1e8)
-    ((name, wanted),) = told.quotas
-    assert name == "gpu"
-    assert wanted >= used
+    tight = build_checker(replace(free, quotas=(("gpu", used - 1),)), 0.1, rate=300.0)
+    assert isinstance(planner.find_plan(tight, SearchBudget(), quiet), planner.NoPlan)
+    told = infeasibility.explain_infeasibility(tight, 1e8)
+    (required,) = told.quotas
+    assert required.hardware == "gpu"
+    assert required.quota >= used
 
 
 def test_infeasible_names_the_stage_and_a_relaxation_that_works() -> None:
     """The relaxation that is offered can be planned, and a tenth less cannot be met by any number of replicas."""
     slow, quick = option("cpu", 0.05, 0.09, 0.01), option("cpu", 0.05, 0.01, 0.01)
-    judge = judged(chain((quick,), (slow,)), 0.05)
-    assert planner.solve(judge, planner.Effort(), quiet) is None
-    told = infeasibility.explain(judge, 1e8)
+    checker = build_checker(chain((quick,), (slow,)), 0.05)
+    assert isinstance(planner.find_plan(checker, SearchBudget(), quiet), planner.NoPlan)
+    told = infeasibility.explain_infeasibility(checker, 1e8)
     assert told.stage == 1
-    assert told.relaxed is not None
-    assert told.relaxed >= 0.12
-    assert planner.solve(replace(judge, limit=told.relaxed), planner.Effort(), quiet) is not None
-    assert planner.solve(replace(judge, limit=0.9 * 0.12), planner.Effort(), quiet) is None
+    assert told.relaxed_slo_s is not None
+    assert told.relaxed_slo_s >= 0.12
+    assert isinstance(
+        planner.find_plan(replace(checker, slo_s=told.relaxed_slo_s), SearchBudget(), quiet), planner.Solution
+    )
+    assert isinstance(planner.find_plan(replace(checker, slo_s=0.9 * 0.12), SearchBudget(), quiet), planner.NoPlan)
 
 
 def test_coarse_unit_keeps_the_limit_and_peak_is_at_least_mean() -> None:
     """The unit's batch fits in the limit, and CG-Peak has at least as many units as CG-Mean."""
     cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)
-    judge = judged(chain((cpu, gpu), (cpu, gpu)), 0.3)
-    unit = coarse_grained.unit(judge)
+    checker = build_checker(chain((cpu, gpu), (cpu, gpu)), 0.3)
+    unit = coarse_grained.find_cheapest_unit(checker)
     assert unit is not None
-    assert judge.single(unit.choices) <= judge.limit
-    assert coarse_grained.peak_count(judge, unit) >= coarse_grained.mean_count(judge, unit) >= 1
+    assert checker.single_query_latency(unit.configs) <= checker.slo_s
+    assert coarse_grained.count_peak_units(checker, unit) >= coarse_grained.count_mean_units(checker, unit) >= 1
 
 
 def test_percentile_interval_holds_the_percentile_and_paths_add_up() -> None:
     """The interval holds the percentile of the sample; the shares of the slowest queries add up to one."""
-    judge = judged(diamond(), 1.0, rate=60.0)
-    plan = tuple(Choice(0, 2, 4) for _ in range(5))
-    low, high = diagnostics.interval(judge.estimators[0], plan, np.random.default_rng(0))
-    assert low <= judge.tail(plan) <= high
-    times = diagnostics.stage_times(judge, plan)
-    assert sum(time.path for time in times) == pytest.approx(1.0)
-    assert all(0 <= time.waiting <= time.mean <= time.tail or time.tail == 0 for time in times)
+    checker = build_checker(diamond(), 1.0, rate=60.0)
+    plan = tuple(StageConfig(0, 2, 4) for _ in range(5))
+    interval = diagnostics.bootstrap_interval(checker.estimators[0], plan, np.random.default_rng(0))
+    assert interval.low_s <= checker.tail_latency(plan) <= interval.high_s
+    times = diagnostics.measure_stage_times(checker, plan)
+    assert sum(time.critical_share for time in times) == pytest.approx(1.0)
+    assert all(0 <= time.waiting_s <= time.mean_s <= time.p99_s or time.p99_s == 0 for time in times)
 
 
 def test_intervals_of_short_samples_are_not_too_sure() -> None:
     """Of a hundred samples of a minute, with bursts longer than a second, most intervals hold the true percentile."""
-    pipeline, plan = chain((option("gpu", 0.65, 0.035, 0.0185, 8),)), (Choice(0, 8, 1),)
-    true = judged(pipeline, 1.0, rate=25.0, seconds=20_000.0, seed=999).tail(plan)
+    pipeline, plan = chain((option("gpu", 0.65, 0.035, 0.0185, 8),)), (StageConfig(0, 8, 1),)
+    true = build_checker(pipeline, 1.0, rate=25.0, seconds=20_000.0, seed=999).tail_latency(plan)
     held = 0
     for seed in range(100):
-        estimator = judged(pipeline, 1.0, rate=25.0, seconds=60.0, seed=seed).estimators[0]
-        low, high = diagnostics.interval(estimator, plan, np.random.default_rng(seed))
-        held += low <= true <= high
+        estimator = build_checker(pipeline, 1.0, rate=25.0, seconds=60.0, seed=seed).estimators[0]
+        interval = diagnostics.bootstrap_interval(estimator, plan, np.random.default_rng(seed))
+        held += interval.low_s <= true <= interval.high_s
     # fifty blocks, which hide how much a minute lacks, hold it in fewer
     assert held > 50
 
 
 def test_times_by_stage_are_those_of_the_worst_sample() -> None:
     """With several samples the times by stage are those of the one whose percentile is the largest."""
-    calm, rush = judged(diamond(), 1.0, rate=20.0), judged(diamond(), 1.0, rate=60.0, seed=1)
-    plan = tuple(Choice(0, 2, 4) for _ in range(5))
-    both = Judge(calm.pipeline, calm.estimators + rush.estimators, 1.0)
-    assert both.worst(plan) == 1
-    assert diagnostics.stage_times(both, plan) == diagnostics.stage_times(rush, plan)
+    calm, rush = build_checker(diamond(), 1.0, rate=20.0), build_checker(diamond(), 1.0, rate=60.0, seed=1)
+    plan = tuple(StageConfig(0, 2, 4) for _ in range(5))
+    both = SloChecker(calm.pipeline, calm.estimators + rush.estimators, 1.0)
+    assert both.find_worst_sample(plan) == 1
+    assert diagnostics.measure_stage_times(both, plan) == diagnostics.measure_stage_times(rush, plan)
 
 
 def test_limit_of_the_search_leaves_a_gap_that_is_told() -> None:
     """A search that may simulate next to nothing still gives a feasible plan and a bound below its price."""
     cpu, gpu = option("cpu", 0.05, 0.02, 0.03, 16), option("gpu", 0.65, 0.012, 0.004, 16)
-    judge = judged(chain((cpu, gpu), (cpu, gpu), (cpu, gpu)), 0.3, rate=80.0)
-    outcome = planner.solve(judge, planner.Effort(most_items=1.0), quiet)
-    assert outcome is not None
-    assert judge.meets(outcome.plan)
-    assert not outcome.proven
-    assert 0 < outcome.bound < outcome.cost
+    checker = build_checker(chain((cpu, gpu), (cpu, gpu), (cpu, gpu)), 0.3, rate=80.0)
+    outcome = planner.find_plan(checker, SearchBudget(max_simulated_queries=1.0), quiet)
+    assert isinstance(outcome, planner.Solution)
+    assert checker.meets_slo(outcome.plan)
+    assert not outcome.is_optimal
+    assert 0 < outcome.bound < outcome.hourly_cost
 
 
 def test_bounds_of_a_single_stage_are_reached() -> None:
     """For one stage the sharp bound is the answer, and the fluid bound is not above it."""
-    judge = judged(chain((option("cpu", 1.0, 0.02, 0.02, 8),)), 0.2)
-    bounds = Bounds(judge.pipeline, judge.estimators)
-    found = cheapest(Search(judge, bounds), most_items=1e9)
+    checker = build_checker(chain((option("cpu", 1.0, 0.02, 0.02, 8),)), 0.2)
+    bounds = ReplicaBounds(checker.pipeline, checker.estimators)
+    found = find_cheapest_plan(Search(checker, bounds), max_simulated_queries=1e9)
     assert found.plan is not None
-    assert bounds.fluid(0, 0, 8, 0.2) <= bounds.alone(0, 0, found.plan[0].batch, 0.2) == found.plan[0].replicas
+    assert (
+        bounds.bound_proven(0, 0, 8, 0.2)
+        <= bounds.bound_sharp(0, 0, found.plan[0].batch, 0.2)
+        == found.plan[0].replicas
+    )

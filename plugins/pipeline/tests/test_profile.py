@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.problem import build, latency_profile
+from unfold_pipeline.problem.model_source import (
+    ModelSource,
+    load_digits,
+    locate_model,
+    read_imported_modules,
+    read_module,
+)
 from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.schema.models import ModelSpec, PipelineSpec
+from unfold_pipeline.runtime.profiler import ROUNDS, list_batch_sizes
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.stages import ModelSpec
 from unfold_pipeline.verbs.plan import plan
-from unfold_pipeline.verbs.profile import TURNS, batches_up_to, profile
+from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -57,7 +66,7 @@ def test_profile_measures_what_the_model_takes_and_is_kept(tmp_path: Path) -> No
     """A model that sleeps 10 ms and 10 ms a row is measured as that; it is not measured twice; the plan uses it."""
     spec, run = surroundings(tmp_path)
     report = profile(spec, run)
-    points = latency_profile.stored("nap", run)
+    points = latency_profile.load_profile("nap", run)
     assert points is not None
     assert [point.batch for point in points] == [1, 2, 3]
     for point in points:
@@ -73,12 +82,12 @@ def test_profile_measures_what_the_model_takes_and_is_kept(tmp_path: Path) -> No
 def test_saved_models_answer_as_before(tmp_path: Path) -> None:
     """XGBoost and scikit-learn models that are fitted, stored and loaded again answer digits well above chance."""
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
-    rows, labels = model_loader._digits()
+    rows, labels = load_digits()
     for name in ("logistic-regression", "xgboost"):
         model = ModelSpec(estimator=name)  # type: ignore[arg-type]
-        source = model_loader.source_of("stage", model, run)
-        answers = model_loader.load(source)(rows[:300])
-        assert model_loader.width_of("s", source) == 64
+        source = locate_model("stage", model, run)
+        answers = model_loader.load_model(source)(rows[:300])
+        assert model_loader.read_width("s", source) == 64
         assert (answers.argmax(axis=1) == labels[:300]).mean() > 0.9
 
 
@@ -86,20 +95,20 @@ def test_bad_models_are_told(tmp_path: Path) -> None:
     """A missing file, an unknown kind and a damaged model are told."""
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
     with pytest.raises(UnfoldError, match="no such file"):
-        model_loader.source_of("s", ModelSpec(file="none.onnx"), run)
+        locate_model("s", ModelSpec(file="none.onnx"), run)
     (tmp_path / "a.pkl").write_bytes(b"x")
     with pytest.raises(UnfoldError, match="cannot load a model that ends in"):
-        model_loader.source_of("s", ModelSpec(file="a.pkl"), run)
+        locate_model("s", ModelSpec(file="a.pkl"), run)
     (tmp_path / "a.skops").write_bytes(b"x")
     with pytest.raises(UnfoldError, match="cannot load the model"):
-        model_loader.load(model_loader.source_of("s", ModelSpec(file="a.skops"), run))
+        model_loader.load_model(locate_model("s", ModelSpec(file="a.skops"), run))
 
 
 def test_batches_are_powers_of_two_and_the_largest() -> None:
     """Batch sizes to measure are powers of two and the largest itself."""
-    assert batches_up_to(1) == (1,)
-    assert batches_up_to(8) == (1, 2, 4, 8)
-    assert batches_up_to(12) == (1, 2, 4, 8, 12)
+    assert list_batch_sizes(1) == (1,)
+    assert list_batch_sizes(8) == (1, 2, 4, 8)
+    assert list_batch_sizes(12) == (1, 2, 4, 8, 12)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux lets a process keep to a core")
@@ -123,10 +132,10 @@ def test_sizes_are_measured_in_turn_on_cores_in_turn(tmp_path: Path) -> None:
     profile(validate(PipelineSpec, pinned), run)
     calls = [tuple(map(int, line.split())) for line in told.read_text().splitlines()]
     sizes = [size for size, _ in itertools.groupby(calls, lambda call: call[0])]
-    assert len(sizes) >= 3 * TURNS
+    assert len(sizes) >= 3 * ROUNDS
     cores = sorted(os.sched_getaffinity(0))
     for size in (1, 2, 3):
-        assert {core for rows, core in calls if rows == size} == set(cores[:: max(1, len(cores) // TURNS)][:TURNS])
+        assert {core for rows, core in calls if rows == size} == set(cores[:: max(1, len(cores) // ROUNDS)][:ROUNDS])
 
 
 def test_changed_code_is_measured_again(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_changed_code_is_measured_again(tmp_path: Path) -> None:
     profile(spec, run)
     (tmp_path / "naps.py").write_text(CODE.replace("0.01 +", "0.03 +"))
     assert "measured 1 of 1 stages" in profile(spec, run).headline
-    points = latency_profile.stored("nap", run)
+    points = latency_profile.load_profile("nap", run)
     assert points is not None
     assert points[0].mean >= 0.04
     assert "measured 0 of 1 stages" in profile(spec, run).headline
@@ -150,15 +159,15 @@ def test_what_code_imports_is_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "far.py").write_text("import missing\n")
     (tmp_path / "last.py").write_text("a\n")
     (tmp_path / "other.py").write_text("b\n")
-    source = model_loader.Source(code="deep.naps:nap", folder=str(tmp_path))
-    found = model_loader.imported_bytes(source)
+    source = ModelSource(code="deep.naps:nap", folder=str(tmp_path))
+    found = read_imported_modules(source)
     assert found == b"raise RuntimeError\nimport last\nimport missing\na\n"
     for name in ("last.py", "far.py"):
         (tmp_path / name).write_text("changed = 1\n")
-        assert model_loader.imported_bytes(source) != found
+        assert read_imported_modules(source) != found
     (tmp_path / "far.py").write_text("no code at all\n")
-    model_loader.imported_bytes(source)
-    assert model_loader.imported_bytes(model_loader.Source(code="none:nap", folder=str(tmp_path))) == b""
+    read_imported_modules(source)
+    assert read_imported_modules(ModelSource(code="none:nap", folder=str(tmp_path))) == b""
 
 
 def test_code_is_found_without_running_it(tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_code_is_found_without_running_it(tmp_path: Path) -> None:
     (tmp_path / "deep" / "__init__.py").write_text("raise RuntimeError")
     (tmp_path / "deep" / "naps.py").write_text(CODE)
     for code, body in (("deep.naps:nap", CODE), ("deep:nap", "raise RuntimeError"), ("none.naps:nap", "")):
-        assert model_loader.module_bytes(model_loader.Source(code=code, folder=str(tmp_path))) == body.encode()
+        assert read_module(ModelSource(code=code, folder=str(tmp_path))) == body.encode()
 
 
 GIVEN = SPEC.replace("hardware: {core", "hardware: {gpu: {price: $1/h}, core").replace(
@@ -182,8 +191,8 @@ def latency_under(given: str, folder: Path, *, measure: bool = True, here: str =
     spec = validate(PipelineSpec, parse(text, "naps.yaml"))
     if measure:
         profile(spec, run)
-    options = build.pipeline(spec, run).stages[0].options
-    return {option.hardware: float(option.latency[1]) * 1e3 for option in options}
+    options = build.build_problem(spec, run).pipeline.stages[0].options
+    return {option.hardware: float(option.latency_s[1]) * 1e3 for option in options}
 
 
 def test_given_latencies_go_before_measured_ones(tmp_path: Path) -> None:
@@ -203,7 +212,10 @@ def test_a_plan_says_what_was_measured(tmp_path: Path) -> None:
     """A plan names the hardware whose latencies were measured and the machine; or says that they were not taken."""
     spec, run = surroundings(tmp_path)
     profile(spec, run)
-    assert dict(plan(spec, run).lines)["measured"] == f"nap on core, which is {latency_profile.here()}"
+    assert (
+        dict(plan(spec, run).lines)["measured"]
+        == f"nap: profiled on {latency_profile.describe_processor()} (core in the spec)"
+    )
     given = validate(PipelineSpec, parse(GIVEN.replace("LATENCY", "gpu: {1: 9 ms}, core: {1: 9 ms}"), "naps.yaml"))
-    assert dict(plan(given, run).lines)["given"].startswith("nap on gpu: the latency of the spec counts")
-    assert "which plans take" in dict(profile(given, run).lines)["given"]
+    assert dict(plan(given, run).lines)["overridden"].startswith("nap: the latency of the spec on gpu overrides")
+    assert "plans use the latency of the spec on gpu" in dict(profile(given, run).lines)["overridden"]

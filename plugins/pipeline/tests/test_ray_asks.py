@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.routing import routes
-from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.routing import build_routes
+from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.runtime import ray_serve
-from unfold_pipeline.runtime.model_loader import Source
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
 
-CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)),))
 POISON = 1e9
 
@@ -53,20 +53,20 @@ class Mortal:
 def test_a_row_of_which_replicas_die_is_failed_soon_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Ray Serve as on local processes a row that ends two replicas in its charge fails, and no row beside it."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setattr(ray_serve, "PAUSE_S", 0.01)
+    monkeypatch.setattr(ray_serve, "POLL_INTERVAL_S", 0.01)
     replica = Mortal(ray.exceptions.ActorDiedError)
 
     async def scene() -> tuple[list[Any], list[str]]:
-        running = RayRuntime(["a"], [Source()], (Choice(0, 4, 1),), [0.0], None)
+        running = RayRuntime(["a"], [ModelSource()], (StageConfig(0, 4, 1),), None)
         running._ray, running.stages[0].handle = ray, replica
-        way = routes(PIPE, draw(PIPE, np.arange(8) / 1000, np.random.default_rng(0)))
+        way = build_routes(PIPE, draw_sample(PIPE, np.arange(8) / 1000, np.random.default_rng(0)))
         told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(8)]
         values = [POISON if number in (2, 5) else float(number) for number in range(8)]
         queries = [Query(np.array([value]), way, n, told[n].set_result) for n, value in enumerate(values)]
         for query in queries:
             running.submit(query)
         found = await asyncio.wait_for(asyncio.gather(*told), 20)
-        return list(found), [query.failed for query in queries]
+        return list(found), [query.failed_stage for query in queries]
 
     found, failed = asyncio.run(scene())
     assert found == [None if number in (2, 5) else {"a": float(number)} for number in range(8)]

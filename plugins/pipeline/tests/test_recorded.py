@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.problem import build, pipeline
-from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.problem import pipeline
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.problem.traffic import read_visits
 from unfoldkit.errors import UnfoldError
 
 HEAD = "a,b,c,d\n"
-OPTION = pipeline.Option("cpu", 0.1, pipeline.table([(1, 0.01)]))
+OPTION = pipeline.HardwareOption("cpu", 0.1, pipeline.interpolate_latency([(1, 0.01)]))
 
 
 def stages() -> tuple[pipeline.Stage, ...]:
@@ -34,13 +35,13 @@ def test_visits_that_no_query_can_make_are_told(tmp_path: Path, row: str, told: 
     """A visit of a stage without one of what is before it is an error by line and stage, and is never left out."""
     (tmp_path / "v.csv").write_text(f"{HEAD}1,0,3,1\n{row}\n")
     with pytest.raises(UnfoldError, match=told) as error:
-        build.recorded(tmp_path / "v.csv", stages())
+        read_visits(tmp_path / "v.csv", stages())
     assert error.value.code == 2
 
 
 def test_every_recorded_visit_is_in_the_sample(tmp_path: Path) -> None:
     """What the rows count and what the sample holds is the same for each stage."""
     (tmp_path / "v.csv").write_text(f"{HEAD}1,0,3,1\n2,1,1,0\n1,0,0,1\n0,4,0,0\n")
-    table = build.recorded(tmp_path / "v.csv", stages())
-    sample = draw(pipeline.Pipeline(stages()), np.arange(4.0), np.random.default_rng(0), table)
-    assert [visits.owner.size for visits in sample.visits] == table.sum(axis=0).tolist()
+    table = read_visits(tmp_path / "v.csv", stages())
+    sample = draw_sample(pipeline.Pipeline(stages()), np.arange(4.0), np.random.default_rng(0), table)
+    assert [visits.query.size for visits in sample.visits] == table.sum(axis=0).tolist()

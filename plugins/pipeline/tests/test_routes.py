@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.problem import routing
-from unfold_pipeline.problem.pipeline import Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.routing import AHEAD, Ways
-from unfold_pipeline.problem.sample import draw
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, interpolate_latency
+from unfold_pipeline.problem.routing import ROUTES_PER_DRAW, RouteDrawer
+from unfold_pipeline.problem.sample import draw_sample
 
-CPU = Option("core", 0.05, table([(1, 0.05)]))
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.05)]))
 FORK = Pipeline((Stage("in", (), (CPU,)), Stage("out", (Edge(0, 0.3),), (CPU,), fan_out=2.5)))
 
 
@@ -20,14 +20,14 @@ def test_ways_are_those_of_samples_drawn_in_one_go(monkeypatch: pytest.MonkeyPat
 
     def counted(*given: object) -> object:
         drawn.append(1)
-        return draw(*given)  # type: ignore[arg-type]
+        return draw_sample(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(routing, "draw", counted)
-    ways, rng = Ways(FORK, np.random.default_rng(7)), np.random.default_rng(7)
+    monkeypatch.setattr(routing, "draw_sample", counted)
+    ways, rng = RouteDrawer(FORK, np.random.default_rng(7)), np.random.default_rng(7)
     for _ in range(2):
-        visits = draw(FORK, np.zeros(AHEAD), rng).visits
-        for number in range(AHEAD):
-            way, place = ways.next()
-            entry = next(way.entries(place))
-            assert len(list(way.after(entry))) == int((visits[1].owner == number).sum())
+        visits = draw_sample(FORK, np.zeros(ROUTES_PER_DRAW), rng).visits
+        for number in range(ROUTES_PER_DRAW):
+            way, place = ways.draw_next()
+            entry = next(way.find_entries(place))
+            assert len(list(way.release_children(entry))) == int((visits[1].query == number).sum())
     assert len(drawn) == 2

@@ -13,18 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.quotas import Limits
-from unfold_pipeline.problem.routing import routes
-from unfold_pipeline.problem.sample import Sample, draw
-from unfold_pipeline.replay.load_generator import Measured, Tuner, drive
-from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.runtime.local import Running, Runtime
+from unfold_pipeline.problem.build import build_placement
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.problem import TunerSettings
+from unfold_pipeline.problem.quotas import QuotaLimits
+from unfold_pipeline.problem.routing import build_routes
+from unfold_pipeline.problem.sample import Sample, draw_sample
+from unfold_pipeline.replay.load_generator import LiveTuner, MeasuredTrace, play_trace
+from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.ray_serve import RayRuntime
 from unfold_pipeline.runtime.stage import Query
-from unfold_pipeline.schema.placement import Placing
+from unfold_pipeline.schema.placement import Placement
 from unfold_pipeline.tuner import rules
-from unfold_pipeline.tuner.replica_table import Ladder
+from unfold_pipeline.tuner.replica_table import ReplicaTable
+from unfold_pipeline.tuner.table_rule import decide_table_state
 from unfoldkit.api import UnfoldError
 from unfoldkit.engines.ray import connected
 
@@ -52,12 +55,12 @@ def together(rows):
     time.sleep(0.05)
     return [len(rows)] * len(rows)
 """
-CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
-PLAN = (Choice(0, 4, 1), Choice(0, 4, 1))
-SHARED = Limits(np.zeros(2, np.int64), np.array([3]), np.ones(2, np.int64))
+PLAN = (StageConfig(0, 4, 1), StageConfig(0, 4, 1))
+SHARED = QuotaLimits(np.zeros(2, np.int64), np.array([3]), np.ones(2, np.int64))
 ROWS = np.ones((3, 2), dtype=np.float32)
-Make = Callable[..., Running]
+Make = Callable[..., PipelineRuntime]
 # Ray's own modules use what others have deprecated, and its sockets are closed at the end of the process
 ON_RAY = [
     pytest.mark.ray,
@@ -94,11 +97,11 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     if request.param == "ray":
         request.getfixturevalue("cluster")
 
-    def made(*names: str, patience: float = math.inf) -> Running:
-        sources = [model_loader.Source(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
+    def made(*names: str, patience: float = math.inf) -> PipelineRuntime:
+        sources = [ModelSource(code=f"served:{name}", folder=str(tmp_path)) for name in names or ("nap", "nap")]
         if request.param == "ray":
-            return RayRuntime(["a", "b"], sources, PLAN, [0.0, 0.0], None, patience=[patience] * 2)
-        return Runtime(["a", "b"], sources, PLAN, patience=[patience] * 2)
+            return RayRuntime(["a", "b"], sources, PLAN, None, hang_timeouts_s=[patience] * 2)
+        return LocalRuntime(["a", "b"], sources, PLAN, hang_timeouts_s=[patience] * 2)
 
     return made
 
@@ -109,17 +112,19 @@ def quiet(_step: str, _done: int, _total: int) -> None:
 
 def trace(rate: float, seconds: float) -> Sample:
     """A steady trace."""
-    return draw(PIPE, np.arange(int(rate * seconds)) / rate, np.random.default_rng(0))
+    return draw_sample(PIPE, np.arange(int(rate * seconds)) / rate, np.random.default_rng(0))
 
 
-def played(running: Running, sample: Sample, tuner: Tuner | None = None, beside: Any = None) -> Measured:
+def played(
+    running: PipelineRuntime, sample: Sample, tuner: LiveTuner | None = None, beside: Any = None
+) -> MeasuredTrace:
     """Replay a trace with ``beside(running)`` going on at the same time."""
 
-    async def scene() -> Measured:
+    async def scene() -> MeasuredTrace:
         await running.start()
         try:
             other = asyncio.create_task(beside(running)) if beside else None
-            measured = await drive(running, PIPE, sample, ROWS, tuner, quiet)
+            measured = await play_trace(running, PIPE, sample, ROWS, tuner, quiet)
             if other is not None:
                 await asyncio.wait_for(other, 60)
             return measured
@@ -138,10 +143,10 @@ async def until(told: Callable[[], bool], seconds: float = 60.0) -> None:
     raise AssertionError("it did not become so in time")
 
 
-def pids(running: Running) -> list[int]:
+def pids(running: PipelineRuntime) -> list[int]:
     """Return the processes of the replicas of the first stage."""
-    if isinstance(running, Runtime):
-        return [worker.replica.process.pid or 0 for worker in running.stages[0].workers if worker.ready]
+    if isinstance(running, LocalRuntime):
+        return [worker.replica.process.pid or 0 for worker in running.stages[0].workers if worker.is_ready]
     from ray.serve.context import _get_global_client
 
     assert isinstance(running, RayRuntime)
@@ -156,7 +161,7 @@ def test_every_query_is_answered_by_the_stages_of_its_route(make: Make) -> None:
         running = make()
         await running.start()
         sample = trace(1000.0, 0.04)
-        way = routes(PIPE, sample)
+        way = build_routes(PIPE, sample)
         told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(sample.size)]
         for number, future in enumerate(told):
             running.submit(Query(np.full(2, number, dtype=np.float32), way, number, future.set_result))
@@ -165,7 +170,7 @@ def test_every_query_is_answered_by_the_stages_of_its_route(make: Make) -> None:
         return list(found)
 
     found = asyncio.run(scene())
-    second = set(trace(1000.0, 0.04).visits[1].owner.tolist())
+    second = set(trace(1000.0, 0.04).visits[1].query.tolist())
     for number, answers in enumerate(found):
         assert answers == dict.fromkeys(("a", "b") if number in second else ("a",), 2.0 * number)
     assert 0 < len(second) < len(found)
@@ -174,11 +179,11 @@ def test_every_query_is_answered_by_the_stages_of_its_route(make: Make) -> None:
 def test_counts_change_while_it_serves_and_nothing_is_lost(make: Make) -> None:
     """Replicas are added and taken away under traffic, and every query is answered."""
 
-    async def change(running: Running) -> None:
-        running.want(0, 3)
-        await until(lambda: running.serving()[0] == 3)
-        running.want(0, 1)
-        await until(lambda: running.serving()[0] == 1)
+    async def change(running: PipelineRuntime) -> None:
+        running.set_target(0, 3)
+        await until(lambda: running.serving_replicas()[0] == 3)
+        running.set_target(0, 1)
+        await until(lambda: running.serving_replicas()[0] == 1)
 
     measured = played(make(), trace(20.0, 10.0), beside=change)
     assert measured.lost == 0
@@ -188,15 +193,15 @@ def test_counts_change_while_it_serves_and_nothing_is_lost(make: Make) -> None:
 def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
     """A replica takes batches of four as planned, and of up to eight once they are wanted, without being replaced."""
 
-    async def crowd(running: Running) -> int:
-        way = routes(PIPE, trace(1000.0, 0.04))
+    async def crowd(running: PipelineRuntime) -> int:
+        way = build_routes(PIPE, trace(1000.0, 0.04))
         told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(40)]
         for number, future in enumerate(told):
             running.submit(Query(ROWS[0], way, number, future.set_result))
         found = await asyncio.wait_for(asyncio.gather(*told), 60)
         return max(int(answers["a"]) for answers in found)
 
-    async def largest(running: Running, hoped: int) -> int:
+    async def largest(running: PipelineRuntime, hoped: int) -> int:
         # on a busy machine a crowd comes to its replica in dribs
         found = 0
         for _ in range(60):
@@ -211,8 +216,8 @@ def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
         await running.start()
         try:
             before = await largest(running, 4)
-            running.want(0, 1, 8)
-            return before, await largest(running, 5), running.replaced()
+            running.set_target(0, 1, 8)
+            return before, await largest(running, 5), running.count_replaced()
         finally:
             await running.stop()
 
@@ -224,12 +229,12 @@ def test_the_largest_batch_changes_while_it_serves(make: Make) -> None:
 def test_killed_replica_is_replaced_and_no_query_is_lost(make: Make) -> None:
     """A replica that is killed under traffic is replaced, and every query that was taken in is answered."""
 
-    async def murder(running: Running) -> None:
-        await until(lambda: running.serving() == (1, 1))
+    async def murder(running: PipelineRuntime) -> None:
+        await until(lambda: running.serving_replicas() == (1, 1))
         victim = (await asyncio.to_thread(pids, running))[0]
         await asyncio.sleep(0.5)
         os.kill(victim, signal.SIGKILL)
-        await until(lambda: running.replaced() == 1 and running.serving()[0] == 1)
+        await until(lambda: running.count_replaced() == 1 and running.serving_replicas()[0] == 1)
         assert victim not in await asyncio.to_thread(pids, running)
 
     measured = played(make(), trace(40.0, 3.0), beside=murder)
@@ -239,21 +244,21 @@ def test_killed_replica_is_replaced_and_no_query_is_lost(make: Make) -> None:
 def test_rule_in_charge_follows_the_traffic(make: Make) -> None:
     """Traffic ten times as dense as planned makes the rule add replicas while the pipeline serves."""
     planned = trace(5.0, 20.0)
-    brief = rules.brief(PIPE, PLAN, [planned], 0.2)
-    steps = Ladder((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)), ((2, 2), (4, 2), (8, 2)))
-    setting = rules.Setting(hold=2.0)
-    tuner = Tuner(lambda past, now: rules.decide(brief, past, now, setting, steps), SHARED)
+    brief = rules.build_scaling_context(PIPE, PLAN, [planned], 0.2)
+    steps = ReplicaTable((1.0, 4.0, 16.0), ((1, 1), (2, 1), (3, 2)), ((2, 2), (4, 2), (8, 2)))
+    setting = TunerSettings(hold_s=2.0)
+    tuner = LiveTuner(lambda past, now: decide_table_state(brief, past, now, setting, steps), SHARED)
     measured = played(make(), trace(50.0, 6.0), tuner, beside=until_two)
     assert measured.lost == 0
-    assert measured.timeline[0][1].counts[0] == 1
+    assert measured.timeline[0][1].replicas[0] == 1
     assert max(step.batches for _, step in measured.timeline) == (8, 2)
     # the rule wants 3 + 2, and both stages share a quota of 3
-    assert max(sum(step.counts) for _, step in measured.timeline) <= 3
+    assert max(sum(step.replicas) for _, step in measured.timeline) <= 3
 
 
-async def until_two(running: Running) -> None:
+async def until_two(running: PipelineRuntime) -> None:
     """Wait until the first stage has two replicas."""
-    await until(lambda: running.serving()[0] == 2)
+    await until(lambda: running.serving_replicas()[0] == 2)
 
 
 def test_model_that_always_fails_is_told(make: Make) -> None:
@@ -263,7 +268,7 @@ def test_model_that_always_fails_is_told(make: Make) -> None:
         running = make("fail", "nap")
         await running.start()
         told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        way = routes(PIPE, draw(PIPE, np.zeros(1), np.random.default_rng(0)))
+        way = build_routes(PIPE, draw_sample(PIPE, np.zeros(1), np.random.default_rng(0)))
         running.submit(Query(ROWS[0], way, 0, told.set_result))
         answer = await asyncio.wait_for(told, 120)
         await running.stop()
@@ -279,16 +284,16 @@ def test_replica_that_does_not_come_back_is_replaced(make: Make, how: str) -> No
     async def scene() -> tuple[list[Any], list[str], int]:
         running = make(how, "nap", patience=2.0)
         await running.start()
-        way = routes(PIPE, trace(1000.0, 0.004))
+        way = build_routes(PIPE, trace(1000.0, 0.004))
         told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(4)]
         rows = [ROWS[0] if number != 2 else ROWS[0] * 1e9 for number in range(4)]
         queries = [Query(row, way, number, told[number].set_result) for number, row in enumerate(rows)]
         for query in queries:
             running.submit(query)
         found = await asyncio.wait_for(asyncio.gather(*told), 60)
-        await until(lambda: running.serving() == (1, 1) and running.replaced() > 0)
+        await until(lambda: running.serving_replicas() == (1, 1) and running.count_replaced() > 0)
         await running.stop()
-        return list(found), [query.failed for query in queries], running.replaced()
+        return list(found), [query.failed_stage for query in queries], running.count_replaced()
 
     found, failed, replaced = asyncio.run(asyncio.wait_for(scene(), 120))
     assert [answers is not None for answers in found] == [True, True, False, True]
@@ -318,11 +323,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[dict[str,
     """Return what makes a pipeline on three nodes of Ray, its first stage with some replicas under a policy."""
     (tmp_path / "served.py").write_text(CODE)
     request.getfixturevalue("cluster")
-    sources = [model_loader.Source(code="served:nap", folder=str(tmp_path))] * 2
+    sources = [ModelSource(code="served:nap", folder=str(tmp_path))] * 2
 
     def made(policy: dict[str, Any], replicas: int) -> RayRuntime:
-        plan = (Choice(0, 4, replicas), Choice(0, 4, 1))
-        return RayRuntime(["a", "b"], sources, plan, [0.0, 0.0], None, placing=Placing.model_validate(policy))
+        plan = (StageConfig(0, 4, replicas), StageConfig(0, 4, 1))
+        return RayRuntime(["a", "b"], sources, plan, None, placement=build_placement(Placement.model_validate(policy)))
 
     return made
 
@@ -348,10 +353,10 @@ def test_a_count_that_finds_no_node_is_not_waited_for(place: Callable[[dict[str,
         running = place({"spread": {"most": 1}}, 1)
         await running.start()
         try:
-            running.want(0, 9)
-            await until(lambda: running.serving()[0] == 3)
-            running.want(0, 1)
-            await until(lambda: running.serving()[0] == 1)
+            running.set_target(0, 9)
+            await until(lambda: running.serving_replicas()[0] == 3)
+            running.set_target(0, 1)
+            await until(lambda: running.serving_replicas()[0] == 1)
         finally:
             await running.stop()
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.routing import routes
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline.replay.prediction import estimate
-from unfold_pipeline.replay.simulated import live_sample
-from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.runtime.local import Runtime
-from unfold_pipeline.runtime.stage import Query, clock
-from unfold_pipeline.schema.models import ModelSpec, PipelineSpec
-from unfold_pipeline.serving.app import Given, application, written
+from unfold_pipeline.problem.build import build_live_sample
+from unfold_pipeline.problem.model_source import ModelSource, fingerprint_model, locate_model
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.routing import build_routes
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.replay.prediction import estimate_latencies
+from unfold_pipeline.runtime.local import LocalRuntime
+from unfold_pipeline.runtime.stage import Query, read_clock
+from unfold_pipeline.schema.pipeline import PipelineSpec
+from unfold_pipeline.schema.stages import ModelSpec
+from unfold_pipeline.serving.app import build_app
+from unfold_pipeline.serving.inference import ServiceSettings, encode_answer
 from unfold_pipeline.verbs import serve
 from unfold_pipeline.verbs.profile import profile
 from unfoldkit.api import Report, Run, RunDir, UnfoldError
@@ -37,15 +39,15 @@ def nap(rows):
 def fail(rows):
     os._exit(1)
 """
-CPU = Option("core", 0.05, table([(1, 0.015), (4, 0.03)]))
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.015), (4, 0.03)]))
 PIPE = Pipeline((Stage("a", (), (CPU,)), Stage("b", (Edge(0, 0.5),), (CPU,))))
-PLAN = (Choice(0, 4, 1), Choice(0, 4, 1))
+PLAN = (StageConfig(0, 4, 1), StageConfig(0, 4, 1))
 
 
-def sources(folder: Path, *names: str) -> list[model_loader.Source]:
+def sources(folder: Path, *names: str) -> list[ModelSource]:
     """Models of the file of this test."""
     (folder / "served.py").write_text(CODE)
-    return [model_loader.Source(code=f"served:{name}", folder=str(folder)) for name in names]
+    return [ModelSource(code=f"served:{name}", folder=str(folder)) for name in names]
 
 
 def quiet(_step: str, _done: int, _total: int) -> None:
@@ -64,25 +66,25 @@ def test_routes_of_a_running_pipeline_are_those_of_the_estimator() -> None:
             Stage("crops", (Edge(3, 0.5),), cpu, fan_out=1.7),
         )
     )
-    sample = draw(graph, np.arange(300.0), np.random.default_rng(0))
-    way = routes(graph, sample)
+    sample = draw_sample(graph, np.arange(300.0), np.random.default_rng(0))
+    way = build_routes(graph, sample)
     seen = [0] * 5
     ended = 0
     for query in range(300):
-        todo = list(way.entries(query))
+        todo = list(way.find_entries(query))
         while todo:
             item = todo.pop(0)
             seen[item[0]] += 1
-            assert way.query(item) == query
-            todo += way.after(item)
-            ended += way.finished(item)
-    assert seen == [visits.owner.size for visits in sample.visits]
+            assert way.query_of(item) == query
+            todo += way.release_children(item)
+            ended += way.complete_item(item)
+    assert seen == [visits.query.size for visits in sample.visits]
     assert ended == 300
 
 
 def test_model_that_cannot_load_stops_the_start(tmp_path: Path) -> None:
     """A model that is not there is told at the start, by the key of the stage, and no replica is left."""
-    runtime = Runtime(["a", "b"], sources(tmp_path, "none", "nap"), PLAN)
+    runtime = LocalRuntime(["a", "b"], sources(tmp_path, "none", "nap"), PLAN)
     with pytest.raises(UnfoldError, match=r"stages.a.model: replicas of a do not start: cannot import served:none"):
         asyncio.run(runtime.start())
     assert not any(stage.workers for stage in runtime.stages)
@@ -93,18 +95,18 @@ def test_a_model_may_say_how_long_it_takes_to_load(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(30)\ndef late(rows):\n    return rows\n")
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path, allow_code=True)
     model = ModelSpec.model_validate({"code": "slow:late", "start": "500 ms"})
-    source = model_loader.source_of("b", model, run)
-    runtime = Runtime(["b"], [source], PLAN[:1])
+    source = locate_model("b", model, run)
+    runtime = LocalRuntime(["b"], [source], PLAN[:1])
     with pytest.raises(UnfoldError, match=r"stages.b.model: replicas of b did not load .* \(start: 10 min"):
         asyncio.run(runtime.start())
     assert not any(stage.workers for stage in runtime.stages)
-    assert model_loader.identity(source, model) == model_loader.identity(source, ModelSpec(code="slow:late"))
+    assert fingerprint_model(source, model) == fingerprint_model(source, ModelSpec(code="slow:late"))
 
 
 def test_inference_over_http(tmp_path: Path) -> None:
     """A request with three rows gets three answers of each stage that was visited; a bad one gets 400."""
-    runtime = Runtime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
-    app = application("pipe", PIPE, runtime, 2, Given(0))
+    runtime = LocalRuntime(["a", "b"], sources(tmp_path, "nap", "nap"), PLAN)
+    app = build_app("pipe", PIPE, runtime, 2, ServiceSettings(0))
 
     async def ask(path: str, body: bytes = b"", method: str = "GET") -> tuple[int, bytes]:
         sent: list[dict[str, object]] = []
@@ -186,7 +188,7 @@ def test_what_a_stage_said_is_json(answer: object, told: object) -> None:
     def refuse(word: str) -> None:
         raise AssertionError(word)
 
-    assert json.loads(written(answer), parse_constant=refuse) == told
+    assert json.loads(encode_answer(answer), parse_constant=refuse) == told
 
 
 @pytest.mark.parametrize(
@@ -207,10 +209,10 @@ def test_a_rule_that_nothing_bounds_is_told(tmp_path: Path, old: str, new: str, 
 
 def test_a_full_pipeline_refuses_by_the_head() -> None:
     """The gate of the path is shut while as many rows are inside as may be, and counts who is sent away."""
-    app = application("pipe", PIPE, Runtime([], [], ()), 2, Given(0))
+    app = build_app("pipe", PIPE, LocalRuntime([], [], ()), 2, ServiceSettings(0))
     (gate,) = app.app.gates.values()
     assert gate.full() == 0
-    app.entrance.inside = app.entrance.limits.queue_rows
+    app.gateway.in_flight = app.gateway.limits.queue_rows
     assert gate.full() == 1
     gate.refuse(2)
     assert b'unfold_requests_total{code="429",model="pipe"} 2.0' in app.app.metrics.text()
@@ -218,20 +220,20 @@ def test_a_full_pipeline_refuses_by_the_head() -> None:
 
 def test_a_batch_that_is_not_full_is_held_back(tmp_path: Path) -> None:
     """Queries that come within the wait are one batch; it starts when the oldest has waited, or when it is full."""
-    runtime = Runtime(["a"], sources(tmp_path, "nap"), PLAN[:1], waits=[0.3])
+    runtime = LocalRuntime(["a"], sources(tmp_path, "nap"), PLAN[:1], max_waits_s=[0.3])
     alone = Pipeline(PIPE.stages[:1])
 
     async def asked(gaps: list[float]) -> tuple[float, int]:
         """Return the seconds until all are answered, and how many batches they were."""
         loop, before = asyncio.get_running_loop(), runtime.stages[0].batches
-        way = routes(alone, draw(alone, np.zeros(len(gaps)), np.random.default_rng(0)))
+        way = build_routes(alone, draw_sample(alone, np.zeros(len(gaps)), np.random.default_rng(0)))
         told: list[asyncio.Future[object]] = [loop.create_future() for _ in gaps]
-        began = clock()
+        began = read_clock()
         for number, gap in enumerate(gaps):
             await asyncio.sleep(gap)
             runtime.submit(Query(np.ones(2, dtype=np.float32), way, number, told[number].set_result))
         await asyncio.wait_for(asyncio.gather(*told), 30)
-        return clock() - began, runtime.stages[0].batches - before
+        return read_clock() - began, runtime.stages[0].batches - before
 
     async def scene() -> list[tuple[float, int]]:
         await runtime.start()
@@ -262,9 +264,9 @@ def test_replay_is_estimated_with_the_replicas_that_the_rule_gave(tmp_path: Path
     assert isinstance(report, Report)
     assert report.lines[:2] == (
         ("replicas", "nap 1 planned, 2 at the end"),
-        ("estimate", "with the replicas and batches that served at each moment"),
+        ("estimate", "with the replicas and batch sizes that served at each moment"),
     )
-    ready = serve.prepare(spec, run)
-    sample = live_sample(spec, ready.judge.pipeline, tmp_path / "t.npz", run)
-    fixed = estimate(ready.replay(sample), run)
+    ready = serve.prepare_deployment(spec, run)
+    sample = build_live_sample(spec, ready.problem, tmp_path / "t.npz", run)
+    fixed = estimate_latencies(serve.build_replay_setup(ready, sample, run))
     assert (report.metrics["estimated_p99_ms"].value or np.inf) < 0.8e3 * np.quantile(fixed, 0.99)

@@ -10,15 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator.simulator import constant, follow, needs_of, patience_of, play
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline.replay.load_generator import Measured, drive
-from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.runtime.local import Runtime
+from unfold_pipeline.estimator.simulator import (
+    build_constant_targets,
+    compute_min_remaining_times,
+    compute_queueing_deadlines,
+    simulate_reactive_rule,
+    simulate_targets,
+)
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.replay.load_generator import MeasuredTrace, play_trace
+from unfold_pipeline.report.plan_file import PlannedEnvelope
+from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.stage import StageRuntime
-from unfold_pipeline.serving.app import Given, application
-from unfold_pipeline.serving.dashboard import Promise
+from unfold_pipeline.serving.app import build_app
+from unfold_pipeline.serving.dashboard import PlannedService
+from unfold_pipeline.serving.inference import ServiceSettings
 from unfoldkit.arrivals import processes
 from unfoldkit.serving.batching.batcher import Limits
 
@@ -28,7 +36,7 @@ def nap(rows):
     time.sleep(0.05)
     return rows.sum(axis=1)
 """
-CPU = Option("core", 0.05, table([(1, 0.05), (2, 0.05)]))
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.05), (2, 0.05)]))
 ALONE = Pipeline((Stage("a", (), (CPU,)),))
 JOIN = Pipeline(
     (
@@ -38,14 +46,14 @@ JOIN = Pipeline(
         Stage("join", (Edge(1), Edge(2)), (CPU,)),
     )
 )
-PLAN = (Choice(0, 2, 1),) * 4
+PLAN = (StageConfig(0, 2, 1),) * 4
 LIMIT = 0.3
 
 
 def overloaded(pipeline: Pipeline, seed: int) -> Any:
     """Traffic of half as much again as one replica a stage can serve."""
     rng = np.random.default_rng(seed)
-    return draw(pipeline, processes.poisson(60.0, 20.0, rng), rng)
+    return draw_sample(pipeline, processes.poisson(60.0, 20.0, rng), rng)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -53,66 +61,73 @@ def overloaded(pipeline: Pipeline, seed: int) -> Any:
 def test_shedding_keeps_the_rest_in_time(pipeline: Pipeline, gain: float, seed: int) -> None:
     """Under overload more queries are in time with shedding than without, and those shed are counted as misses."""
     sample, plan = overloaded(pipeline, seed), PLAN[: len(pipeline.stages)]
-    patience = patience_of(pipeline, plan, LIMIT)
-    targets = constant(plan, sample)
-    without = play(pipeline, sample, plan, targets, 0.0)
-    shed = play(pipeline, sample, plan, targets, 0.0, patience=patience)
-    assert shed.missed(LIMIT) < without.missed(LIMIT) - gain
-    assert shed.missed(LIMIT) >= shed.shed > 0
-    assert without.shed == 0
+    patience = compute_queueing_deadlines(pipeline, plan, LIMIT)
+    targets = build_constant_targets(plan, sample)
+    without = simulate_targets(pipeline, sample, plan, targets, 0.0)
+    shed = simulate_targets(pipeline, sample, plan, targets, 0.0, deadlines_s=patience)
+    assert shed.miss_rate(LIMIT) < without.miss_rate(LIMIT) - gain
+    assert shed.miss_rate(LIMIT) >= shed.shed_rate > 0
+    assert without.shed_rate == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_second_by_second_equals_the_whole(seed: int) -> None:
     """A rule that looks each second and changes nothing gives every query the fate that it has in one pass."""
     sample = overloaded(JOIN, seed)
-    patience = patience_of(JOIN, PLAN, LIMIT)
-    whole = play(JOIN, sample, PLAN, constant(PLAN, sample), 0.0, patience=patience)
-    looked = follow(JOIN, sample, PLAN, lambda _now, _inside, ordered: ordered, 0.0, patience)
+    patience = compute_queueing_deadlines(JOIN, PLAN, LIMIT)
+    whole = simulate_targets(JOIN, sample, PLAN, build_constant_targets(PLAN, sample), 0.0, deadlines_s=patience)
+    looked = simulate_reactive_rule(JOIN, sample, PLAN, lambda _now, _inside, ordered: ordered, 0.0, patience)
     assert np.array_equal(whole.latencies, looked.latencies)
 
 
-FULL = Option("core", 0.05, table([(1, 0.01), (4, 0.04)]))
+FULL = HardwareOption("core", 0.05, interpolate_latency([(1, 0.01), (4, 0.04)]))
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("factor", [1.2, 2.0, 5.0])
 def test_full_batches_under_overload_are_in_time(factor: float, seed: int) -> None:
     """However much comes, nearly all that is answered is in time, and about as much as the replicas can carry."""
-    pipeline, plan = Pipeline((Stage("a", (), (FULL,)), Stage("b", (Edge(0),), (FULL,)))), (Choice(0, 4, 1),) * 2
+    pipeline, plan = Pipeline((Stage("a", (), (FULL,)), Stage("b", (Edge(0),), (FULL,)))), (StageConfig(0, 4, 1),) * 2
     rng = np.random.default_rng(seed)
-    sample = draw(pipeline, processes.poisson(factor * 100.0, 20.0, rng), rng)
-    patience = patience_of(pipeline, plan, 0.2)
-    shed = play(pipeline, sample, plan, constant(plan, sample), 0.0, patience=patience)
-    assert shed.missed(0.2) - shed.shed < 0.05 * (1 - shed.shed)
-    assert (1 - shed.missed(0.2)) * sample.size > 0.85 * 100.0 * 20.0
+    sample = draw_sample(pipeline, processes.poisson(factor * 100.0, 20.0, rng), rng)
+    patience = compute_queueing_deadlines(pipeline, plan, 0.2)
+    shed = simulate_targets(pipeline, sample, plan, build_constant_targets(plan, sample), 0.0, deadlines_s=patience)
+    assert shed.miss_rate(0.2) - shed.shed_rate < 0.05 * (1 - shed.shed_rate)
+    assert (1 - shed.miss_rate(0.2)) * sample.size > 0.85 * 100.0 * 20.0
 
 
 def test_a_stage_learns_how_long_nearly_all_take() -> None:
     """The margin follows the 95th percentile of what queries take beyond their need, up and down, within its room."""
-    stage = StageRuntime("a", model_loader.Source(), 4, 1, 0.01, room=0.1)
+    stage = StageRuntime(
+        name="a", source=ModelSource(), max_batch=4, target_replicas=1, min_remaining_s=0.01, max_slack_s=0.1
+    )
     rng = np.random.default_rng(0)
     for low, high in ((0.03, 0.05), (0.01, 0.02)):
         for seconds in rng.uniform(low, high, 2000):
-            stage.learn(0.01 + float(seconds))
-        assert low < stage.margin < high + 0.01
+            stage.learn_remaining_time(0.01 + float(seconds))
+        assert low < stage.slack_s < high + 0.01
     for _ in range(500):
-        stage.learn(9.0)
-    assert stage.margin == 0.1
+        stage.learn_remaining_time(9.0)
+    assert stage.slack_s == 0.1
 
 
 def test_idle_pipeline_sheds_nothing() -> None:
     """Where nobody waits no query is shed, and a limit below the service time sheds all."""
-    sample = draw(ALONE, np.arange(20.0), np.random.default_rng(0))
+    sample = draw_sample(ALONE, np.arange(20.0), np.random.default_rng(0))
     for limit, share in ((0.06, 0.0), (0.04, 1.0)):
-        patience = patience_of(ALONE, PLAN[:1], limit)
-        assert play(ALONE, sample, PLAN[:1], constant(PLAN[:1], sample), 0.0, patience=patience).shed == share
+        patience = compute_queueing_deadlines(ALONE, PLAN[:1], limit)
+        assert (
+            simulate_targets(
+                ALONE, sample, PLAN[:1], build_constant_targets(PLAN[:1], sample), 0.0, deadlines_s=patience
+            ).shed_rate
+            == share
+        )
 
 
-def runtime(folder: Path, need: float) -> Runtime:
+def runtime(folder: Path, need: float) -> LocalRuntime:
     """One replica of a model that takes 50 ms."""
     (folder / "served.py").write_text(CODE)
-    return Runtime(["a"], [model_loader.Source(code="served:nap", folder=str(folder))], PLAN[:1], [need])
+    return LocalRuntime(["a"], [ModelSource(code="served:nap", folder=str(folder))], PLAN[:1], min_remaining_s=[need])
 
 
 SLOW = """import time
@@ -125,18 +140,18 @@ def nap(rows):
 
 def test_what_a_running_pipeline_answers_is_in_time(tmp_path: Path) -> None:
     """Where three times as much comes as full batches carry, most of what is answered after a second is in time."""
-    option = Option("core", 0.05, table([(1, 0.02), (4, 0.05)]))
-    pipeline, plan, limit = Pipeline((Stage("a", (), (option,)),)), (Choice(0, 4, 1),), 0.3
+    option = HardwareOption("core", 0.05, interpolate_latency([(1, 0.02), (4, 0.05)]))
+    pipeline, plan, limit = Pipeline((Stage("a", (), (option,)),)), (StageConfig(0, 4, 1),), 0.3
     (tmp_path / "slow.py").write_text(SLOW)
-    source = model_loader.Source(code="slow:nap", folder=str(tmp_path))
-    need = needs_of(pipeline, plan)[0]
+    source = ModelSource(code="slow:nap", folder=str(tmp_path))
+    need = compute_min_remaining_times(pipeline, plan)[0]
 
-    async def scene() -> Measured:
-        running = Runtime(["a"], [source], plan, [need], rooms=[(limit - need) / 2])
+    async def scene() -> MeasuredTrace:
+        running = LocalRuntime(["a"], [source], plan, min_remaining_s=[need], max_slacks_s=[(limit - need) / 2])
         await running.start()
-        sample = draw(pipeline, np.arange(960) / 240.0, np.random.default_rng(0))
+        sample = draw_sample(pipeline, np.arange(960) / 240.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)
-        measured = await drive(running, pipeline, sample, rows, None, lambda *_told: None, limit)
+        measured = await play_trace(running, pipeline, sample, rows, None, lambda *_told: None, limit)
         await running.stop()
         return measured
 
@@ -151,12 +166,12 @@ def test_what_a_running_pipeline_answers_is_in_time(tmp_path: Path) -> None:
 def test_running_pipeline_sheds_and_loses_nothing(tmp_path: Path) -> None:
     """Under overload each query is answered or shed, some of either, and those shed are not called lost."""
 
-    async def scene() -> Measured:
+    async def scene() -> MeasuredTrace:
         running = runtime(tmp_path, 0.05)
         await running.start()
-        sample = draw(ALONE, np.arange(200) / 100.0, np.random.default_rng(0))
+        sample = draw_sample(ALONE, np.arange(200) / 100.0, np.random.default_rng(0))
         rows = np.ones((3, 2), dtype=np.float32)
-        measured = await drive(running, ALONE, sample, rows, None, lambda *_told: None, 0.3)
+        measured = await play_trace(running, ALONE, sample, rows, None, lambda *_told: None, 0.3)
         await running.stop()
         return measured
 
@@ -171,9 +186,9 @@ def test_server_bounds_what_comes_in(tmp_path: Path, shed: bool) -> None:
     """Too large a body is told 413, too many rows 413 or 429, what would miss its own deadline 503, the rest 200."""
     running = runtime(tmp_path, 0.05)
     nothing = np.empty(0)
-    promise = Promise(10.0, 0.99, (), nothing, nothing.astype(np.int64))
+    promise = PlannedService(10.0, 0.99, (), PlannedEnvelope(nothing, nothing.astype(np.int64)))
     limits = Limits(queue_rows=4, body_bytes=4096)
-    app = application("pipe", ALONE, running, 2, Given(0, None, promise, shed=shed), limits=limits)
+    app = build_app("pipe", ALONE, running, 2, ServiceSettings(0, None, promise, sheds=shed), limits=limits)
 
     async def ask(path: str, body: bytes, method: str = "POST") -> tuple[int, bytes]:
         sent: list[Any] = []

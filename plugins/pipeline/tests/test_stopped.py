@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator.replica_schedule import Step
-from unfold_pipeline.problem.pipeline import Choice, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.quotas import Limits
-from unfold_pipeline.problem.routing import routes
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline.replay.load_generator import Tuner, drive
-from unfold_pipeline.runtime.local import Runtime
-from unfold_pipeline.runtime.model_loader import Source
+from unfold_pipeline.estimator.replica_schedule import ScalingState
+from unfold_pipeline.problem.model_source import ModelSource
+from unfold_pipeline.problem.pipeline import HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.quotas import QuotaLimits
+from unfold_pipeline.problem.routing import build_routes
+from unfold_pipeline.problem.sample import draw_sample
+from unfold_pipeline.replay.load_generator import LiveTuner, play_trace
+from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.stage import Query
-from unfold_pipeline.serving.app import Given, application
-from unfold_pipeline.serving.dashboard import Diary
+from unfold_pipeline.serving.app import build_app
+from unfold_pipeline.serving.dashboard import ServiceRecord
+from unfold_pipeline.serving.inference import ServiceSettings
 
-CPU = Option("core", 0.05, table([(1, 0.05)]))
+CPU = HardwareOption("core", 0.05, interpolate_latency([(1, 0.05)]))
 ONE = Pipeline((Stage("a", (), (CPU,)),))
 WIDE = 1 << 20
 
@@ -33,7 +34,9 @@ WIDE = 1 << 20
 def test_a_stopped_replica_with_wide_rows_is_replaced(tmp_path: Path) -> None:
     """Rows of megabytes for a replica that reads nothing keep the event loop free, and are answered by the next one."""
     (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
-    running = Runtime(["a"], [Source(code="served:first", folder=str(tmp_path))], (Choice(0, 1, 1),), patience=[3.0])
+    running = LocalRuntime(
+        ["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),), hang_timeouts_s=[3.0]
+    )
 
     async def scene() -> tuple[Any, int]:
         await running.start()
@@ -41,7 +44,7 @@ def test_a_stopped_replica_with_wide_rows_is_replaced(tmp_path: Path) -> None:
         try:
             os.kill(pid, signal.SIGSTOP)
             told: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(2)]
-            way = routes(ONE, draw(ONE, np.zeros(2), np.random.default_rng(0)))
+            way = build_routes(ONE, draw_sample(ONE, np.zeros(2), np.random.default_rng(0)))
             for number, future in enumerate(told):
                 row = np.full(WIDE, number, dtype=np.float32)
                 query = Query(row, way, number, future.set_result)
@@ -63,27 +66,30 @@ def test_a_stopped_replica_with_wide_rows_is_replaced(tmp_path: Path) -> None:
 
 def test_a_rule_that_takes_its_time_holds_up_no_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the rule in charge works out how many replicas there should be, the event loop hears everybody."""
-    monkeypatch.setattr("unfold_pipeline.serving.app.TICK", 0.05)
+    monkeypatch.setattr("unfold_pipeline.serving.autoscale_loop.TICK_S", 0.05)
     (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
-    running, diary = Runtime(["a"], [Source(code="served:first", folder=str(tmp_path))], (Choice(0, 1, 1),)), Diary(0.0)
+    running, diary = (
+        LocalRuntime(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),)),
+        ServiceRecord(0.0),
+    )
 
-    def rule(_past: object, _now: float) -> Step:
+    def rule(_past: object, _now: float) -> ScalingState:
         time.sleep(3.0)
-        return Step((2,), (1,))
+        return ScalingState((2,), (1,))
 
-    tuner = Tuner(rule, Limits(*[np.zeros(0, np.int64)] * 3))
-    app = application("pipe", ONE, running, 2, Given(0, tuner), diary)
+    tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+    app = build_app("pipe", ONE, running, 2, ServiceSettings(0, tuner), diary)
     ticks = list[int]()
 
     async def receive() -> dict[str, object]:
         if diary.arrivals:
-            while running.serving() != (2,):
+            while running.serving_replicas() != (2,):
                 await asyncio.sleep(0.05)
                 ticks.append(1)
         return {"type": "lifespan"}
 
     async def send(_message: object) -> None:
-        diary.note()
+        diary.record_arrival()
 
     asyncio.run(asyncio.wait_for(app({"type": "lifespan"}, receive, send), 60))
     assert len(ticks) > 20
@@ -92,17 +98,17 @@ def test_a_rule_that_takes_its_time_holds_up_no_query(tmp_path: Path, monkeypatc
 def test_a_replay_whose_rule_fails_says_so(tmp_path: Path) -> None:
     """A rule that raises an error while a trace is replayed ends the replay with it, not with figures of no rule."""
     (tmp_path / "served.py").write_text("def first(rows):\n    return rows[:, 0]\n")
-    running = Runtime(["a"], [Source(code="served:first", folder=str(tmp_path))], (Choice(0, 1, 1),))
+    running = LocalRuntime(["a"], [ModelSource(code="served:first", folder=str(tmp_path))], (StageConfig(0, 1, 1),))
 
-    def rule(_past: object, _now: float) -> Step:
+    def rule(_past: object, _now: float) -> ScalingState:
         raise ValueError("no rule for that")
 
     async def scene() -> None:
         await running.start()
-        sample = draw(ONE, np.arange(8.0) / 4.0, np.random.default_rng(0))
+        sample = draw_sample(ONE, np.arange(8.0) / 4.0, np.random.default_rng(0))
         try:
-            tuner = Tuner(rule, Limits(*[np.zeros(0, np.int64)] * 3))
-            await drive(running, ONE, sample, np.ones((1, 2), np.float32), tuner, lambda *_told: None)
+            tuner = LiveTuner(rule, QuotaLimits(*[np.zeros(0, np.int64)] * 3))
+            await play_trace(running, ONE, sample, np.ones((1, 2), np.float32), tuner, lambda *_told: None)
         finally:
             await running.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, save
 
+from unfold_pipeline.problem.model_source import ModelSource
 from unfold_pipeline.runtime import model_loader
-from unfold_pipeline.schema.models import ModelSpec
-from unfoldkit.api import Run, RunDir, UnfoldError
-from unfoldkit.engines.local import LocalEngine
+from unfoldkit.api import UnfoldError
 
 Given = tuple[str, int, list[Any]]
 ROWS = np.arange(24, dtype=np.float32).reshape(3, 8)
 
 
-def written(path: Path, *inputs: Given) -> model_loader.Source:
+def written(path: Path, *inputs: Given) -> ModelSource:
     """A model that answers its first input, beside others that it reads too."""
     named = [helper.make_tensor_value_info(*item) for item in inputs]
     out = helper.make_tensor_value_info("y", inputs[0][1], None)
@@ -28,7 +28,7 @@ def written(path: Path, *inputs: Given) -> model_loader.Source:
     made = helper.make_model(helper.make_graph(nodes, "g", named, [out]), opset_imports=[helper.make_opsetid("", 17)])
     made.ir_version = 8
     save(made, str(path))
-    return model_loader.Source(path=str(path))
+    return ModelSource(path=str(path))
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def written(path: Path, *inputs: Given) -> model_loader.Source:
 def test_rows_are_cast_and_shaped(tmp_path: Path, kind: int, shape: list[Any], width: int | None, answer: Any) -> None:
     """A row becomes what the input says in type and shape; a batch that is fixed at 1 is asked row by row."""
     source = written(tmp_path / "m.onnx", ("x", kind, shape))
-    found = model_loader.load(source)(ROWS)
-    assert model_loader.width_of("m", source) == width
+    found = model_loader.load_model(source)(ROWS)
+    assert model_loader.read_width("m", source) == width
     assert found.dtype == answer.dtype
     assert np.array_equal(found, answer)
 
@@ -55,8 +55,8 @@ def test_all_inputs_are_given_the_row(tmp_path: Path) -> None:
     """Several inputs, as the ids and the mask of an embedding model, are filled alike."""
     inputs = (("ids", TensorProto.INT64, ["b", 8]), ("mask", TensorProto.FLOAT, ["b", "n"]))
     source = written(tmp_path / "m.onnx", *inputs)
-    assert model_loader.width_of("m", source) == 8
-    assert np.array_equal(model_loader.load(source)(ROWS), ROWS)
+    assert model_loader.read_width("m", source) == 8
+    assert np.array_equal(model_loader.load_model(source)(ROWS), ROWS)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_all_inputs_are_given_the_row(tmp_path: Path) -> None:
 def test_what_no_row_can_fill_is_refused(tmp_path: Path, inputs: list[Given], told: str) -> None:
     """An input that cannot be fed is told with the line of the spec, the model, its name, type and shape."""
     with pytest.raises(UnfoldError, match=told) as caught:
-        model_loader.width_of("s", written(tmp_path / "m.onnx", *inputs))
+        model_loader.read_width("s", written(tmp_path / "m.onnx", *inputs))
     assert caught.value.diagnostics[0].key == "stages.s.model"
     assert caught.value.diagnostics[0].hint
 
@@ -80,7 +80,6 @@ def test_what_no_row_can_fill_is_refused(tmp_path: Path, inputs: list[Given], to
 def test_rows_of_another_length_are_refused(tmp_path: Path) -> None:
     """Rows that do not fill the shape are told before a replica is started."""
     source = written(tmp_path / "m.onnx", ("x", TensorProto.FLOAT, ["b", 3, "n"]))
-    run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
-    model_loader.check_rows("s", source, model_loader.rows_for(ModelSpec(file="m.onnx", features=9), None, run))
+    model_loader.check_rows("s", source, model_loader.load_rows(replace(source, features=9), None))
     with pytest.raises(UnfoldError, match=r"\[b, 3, n\] cannot be filled with rows of 8 numbers"):
         model_loader.check_rows("s", source, ROWS)

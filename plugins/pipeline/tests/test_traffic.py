@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.problem import build
-from unfold_pipeline.replay.simulated import live_sample
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.problem.build import build_live_sample
+from unfold_pipeline.problem.traffic import load_arrivals
+from unfold_pipeline.schema.arrivals import Arrivals
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -60,18 +62,18 @@ def test_a_trace_is_read_alike_by_plan_and_replay(
 ) -> None:
     """Counts and text to match hold for plan and replay; for a replay only where there is such a thing."""
     spec = spec_of(arrivals)
-    built = build.pipeline(spec, run)
-    assert build.samples(spec, built, run)[0].size == planned
+    problem = build.build_problem(spec, run)
+    assert problem.samples[0].size == planned
     for name, size in replayed.items():
         path = next(tmp_path.glob(f"{name}.*"))
-        assert live_sample(spec, built, path, run).size == size
+        assert build_live_sample(spec, problem, path, run).size == size
 
 
 def test_what_was_left_out_is_a_warning(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     """Lines without a time and counts that were guessed are told as warnings of the run."""
     heard = replace(run, log=logging.getLogger("traffic"))
     for name in ("b.log", "t.csv"):
-        build.arrivals(build.Arrivals(trace=name), heard, np.random.default_rng(0))
+        load_arrivals(Arrivals(trace=name), heard, np.random.default_rng(0))
     told = [(record.levelname, record.getMessage().rsplit("/", 1)[1][:20]) for record in caplog.records]
     assert told == [("WARNING", "b.log: without a tim"), ("WARNING", "t.csv: column n is r")]
 

@@ -10,15 +10,28 @@ import pytest
 
 from unfold_pipeline.estimator import replica_schedule
 from unfold_pipeline.estimator.estimator import Estimator
-from unfold_pipeline.estimator.replica_schedule import Ledger, Targets, carried_out, held
-from unfold_pipeline.estimator.simulator import constant, follow, length, play
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.problem.quotas import Limits
-from unfold_pipeline.problem.sample import Sample, draw, part
-from unfold_pipeline.tuner import autoscalers, rules
+from unfold_pipeline.estimator.replica_schedule import (
+    ReplicaSchedule,
+    ScalingTargets,
+    build_target_schedule,
+    hold_maximum,
+)
+from unfold_pipeline.estimator.simulator import (
+    build_constant_targets,
+    get_trace_duration,
+    simulate_reactive_rule,
+    simulate_targets,
+)
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.problem import TunerSettings
+from unfold_pipeline.problem.quotas import QuotaLimits
+from unfold_pipeline.problem.sample import Sample, draw_sample, slice_sample
+from unfold_pipeline.tuner import autoscalers, rules, table_rule
+from unfold_pipeline.tuner.calibration import MAX_MISS_RATE, build_live_rule, calibrate_settings
+from unfold_pipeline.tuner.table_rule import build_context_table, compute_table_targets, estimate_demand
 from unfoldkit.arrivals import processes
 
-CPU = Option("cpu", 0.05, table([(1, 0.02), (8, 0.09)]))
+CPU = HardwareOption("cpu", 0.05, interpolate_latency([(1, 0.02), (8, 0.09)]))
 GRAPH = Pipeline(
     (
         Stage("in", (), (CPU,)),
@@ -28,53 +41,59 @@ GRAPH = Pipeline(
         Stage("crops", (Edge(3, 0.5),), (CPU,), fan_out=1.5),
     )
 )
-PLAN = tuple(Choice(0, batch, count) for batch, count in ((4, 3), (4, 2), (2, 2), (4, 3), (4, 3)))
+PLAN = tuple(StageConfig(0, batch, count) for batch, count in ((4, 3), (4, 2), (2, 2), (4, 3), (4, 3)))
 
 
 def traffic(rates: Sequence[float], length_s: float = 10.0, seed: int = 0) -> Sample:
     """Traffic whose rate changes."""
     arrivals = processes.pieces(rates, length_s, np.random.default_rng(seed))
-    return draw(GRAPH, arrivals, np.random.default_rng([seed, 1]))
+    return draw_sample(GRAPH, arrivals, np.random.default_rng([seed, 1]))
 
 
 def test_a_part_of_a_sample_keeps_times_and_ways() -> None:
     """Where none waits, the queries of a part take as long as in the whole: joins and copies are theirs."""
     sample = traffic([30.0, 90.0])
-    plan = tuple(Choice(0, 1, 2000) for _ in PLAN)
+    plan = tuple(StageConfig(0, 1, 2000) for _ in PLAN)
     whole = Estimator(GRAPH, sample).latencies(plan)
     for low, high in ((0, sample.size), (200, 777), (sample.size - 1, sample.size)):
-        found = part(sample, low, high)
+        found = slice_sample(sample, low, high)
         assert np.abs(Estimator(GRAPH, found).latencies(plan) - whole[low:high]).max() == 0.0
         assert found.size == high - low
 
 
-def random_targets(sample: Sample, seed: int) -> Targets:
+def random_targets(sample: Sample, seed: int) -> ScalingTargets:
     """Targets that jump about."""
     rng = np.random.default_rng(seed)
-    seconds = rules.instants(sample).size
-    return Targets(tuple(np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN))
+    seconds = rules.list_decision_times(sample).size
+    return ScalingTargets(tuple(np.repeat(rng.integers(1, 6, seconds), 3)[:seconds].astype(np.int64) for _ in PLAN))
 
 
 def test_constant_counts_are_the_plan() -> None:
     """With counts that never change a replay is the estimator: latencies equal, cost that of the plan."""
     sample = traffic([30.0, 90.0])
-    played = play(GRAPH, sample, PLAN, constant(PLAN, sample), 5.0)
+    played = simulate_targets(GRAPH, sample, PLAN, build_constant_targets(PLAN, sample), 5.0)
     assert np.abs(played.latencies - Estimator(GRAPH, sample).latencies(PLAN)).max() == 0.0
-    assert played.cost == pytest.approx(GRAPH.cost(PLAN))
+    assert played.hourly_cost == pytest.approx(GRAPH.cost(PLAN))
 
 
 def test_instances_are_rented_while_replicas_stand_on_them() -> None:
     """A replay pays whole instances for what is ordered at each moment over all stages that share them."""
-    shared = replace(CPU, price=1.0, shared=4)
+    shared = replace(CPU, usd_per_hour=1.0, replicas_per_instance=4)
     graph = replace(GRAPH, stages=tuple(replace(stage, options=(shared,)) for stage in GRAPH.stages))
     sample = traffic([30.0, 90.0])
-    assert play(graph, sample, PLAN, constant(PLAN, sample), 5.0).cost == pytest.approx(graph.cost(PLAN)) == 16.0
-    targets = constant(PLAN, sample)
-    end = length(sample)
+    assert (
+        simulate_targets(graph, sample, PLAN, build_constant_targets(PLAN, sample), 5.0).hourly_cost
+        == pytest.approx(graph.cost(PLAN))
+        == 16.0
+    )
+    targets = build_constant_targets(PLAN, sample)
+    end = get_trace_duration(sample)
     # 16 replicas still fit on the four instances of the plan's 13, and 18 need a fifth
     for count, instances in ((6, 4), (8, 5)):
-        targets.counts[0][5:10] = count
-        drained = play(graph, sample, PLAN, targets, 1.0).cost - (16.0 + 5 * (instances - 4) * 4.0 / end)
+        targets.replicas[0][5:10] = count
+        drained = simulate_targets(graph, sample, PLAN, targets, 1.0).hourly_cost - (
+            16.0 + 5 * (instances - 4) * 4.0 / end
+        )
         assert -1e-9 <= drained <= (count - 3) * 0.1 / end
 
 
@@ -86,12 +105,12 @@ def test_looking_each_second_equals_deciding_ahead(seed: int, delay: float) -> N
     targets = random_targets(sample, seed)
 
     def look(now: float, _inside: Sequence[int], _ordered: Sequence[int]) -> list[int]:
-        return [int(wanted[round(now)]) for wanted in targets.counts]
+        return [int(wanted[round(now)]) for wanted in targets.replicas]
 
-    whole = play(GRAPH, sample, PLAN, targets, delay)
-    sliced = follow(GRAPH, sample, PLAN, look, delay)
+    whole = simulate_targets(GRAPH, sample, PLAN, targets, delay)
+    sliced = simulate_reactive_rule(GRAPH, sample, PLAN, look, delay)
     assert np.abs(whole.latencies - sliced.latencies).max() == 0.0
-    assert whole.cost == pytest.approx(sliced.cost)
+    assert whole.hourly_cost == pytest.approx(sliced.hourly_cost)
 
 
 def test_a_rule_sees_what_is_inside() -> None:
@@ -103,7 +122,7 @@ def test_a_rule_sees_what_is_inside() -> None:
         seen.append(list(inside))
         return list(ordered)
 
-    follow(GRAPH, sample, PLAN, look, 1.0)
+    simulate_reactive_rule(GRAPH, sample, PLAN, look, 1.0)
     assert min(min(row) for row in seen) >= 0
     assert sum(seen[39]) == 0
     assert max(max(row) for row in seen) > 0
@@ -111,72 +130,80 @@ def test_a_rule_sees_what_is_inside() -> None:
 
 def test_ledger_pays_from_the_order_and_takes_back_what_is_on_its_way() -> None:
     """Orders are paid at once, serve after the delay, and are taken back before anything that serves is."""
-    ledger = Ledger(2, 5.0)
-    ledger.want(10.0, 5)
-    ledger.want(12.0, 3)
+    ledger = ReplicaSchedule(2, 5.0)
+    ledger.set_target(10.0, 5)
+    ledger.set_target(12.0, 3)
     assert ledger.ordered == 3
     assert ledger.changes == [(15.0, 1)]
-    ledger.want(20.0, 1)
-    ledger.settle(30.0)
+    ledger.set_target(20.0, 1)
+    ledger.settle_until(30.0)
     assert ledger.changes == [(15.0, 1), (20.0, -2)]
-    assert ledger.paid == 2 * 10 + 5 * 2 + 3 * 8 + 1 * 10
+    assert ledger.billed_s == 2 * 10 + 5 * 2 + 3 * 8 + 1 * 10
 
 
 def test_held_targets_fall_only_after_the_hold() -> None:
     """A target falls once it has been lower for the whole hold, and rises at once."""
     targets = np.array([1, 5, 1, 1, 1, 1, 7, 1], dtype=np.int64)
-    assert held(targets, 3.0, 2).tolist() == [2, 5, 5, 5, 1, 1, 7, 7]
+    assert hold_maximum(targets, 3.0, 2).tolist() == [2, 5, 5, 5, 1, 1, 7, 7]
 
 
 def test_carried_out_stops_paying_at_the_end() -> None:
     """What is wanted after the end of the trace is neither ordered nor paid."""
-    ledger = carried_out(1, np.array([1, 1, 9], dtype=np.int64), 0.0, 1.5)
-    assert ledger.paid == 1.5
+    ledger = build_target_schedule(1, np.array([1, 1, 9], dtype=np.int64), 0.0, 1.5)
+    assert ledger.billed_s == 1.5
     assert ledger.orders == 0
 
 
-def the_brief(sample: Sample) -> rules.Brief:
+def the_brief(sample: Sample) -> rules.ScalingContext:
     """The hand-over of the plan."""
-    return rules.brief(GRAPH, PLAN, [sample], 0.5)
+    return rules.build_scaling_context(GRAPH, PLAN, [sample], 0.5)
 
 
 def test_rules_do_nothing_on_the_traffic_they_were_planned_for() -> None:
     """On the planning sample itself, no rule of InferLine scales above the plan, and with the floor none below."""
     sample = traffic([60.0, 60.0, 60.0])
-    for rule in (rules.paper, rules.ratio):
-        targets = rule(the_brief(sample), sample, rules.Setting())
-        assert [set(counts.tolist()) for counts in targets.counts] == [{choice.replicas} for choice in PLAN]
+    for rule in (rules.compute_paper_targets, rules.compute_ratio_targets):
+        targets = rule(the_brief(sample), sample, TunerSettings())
+        assert [set(counts.tolist()) for counts in targets.replicas] == [{choice.replicas} for choice in PLAN]
 
 
 def test_rules_follow_a_step() -> None:
     """When the rate triples, every rule orders more at every stage; the literal formula no less than the ratio."""
     sample, live = traffic([40.0] * 3), traffic([40.0, 120.0, 120.0], seed=4)
-    own, setting = the_brief(sample), rules.Setting()
-    found = {rule.__name__: rule(own, live, setting) for rule in (rules.paper, rules.ratio, rules.table)}
+    own, setting = the_brief(sample), TunerSettings()
+    found = {
+        rule.__name__: rule(own, live, setting)
+        for rule in (rules.compute_paper_targets, rules.compute_ratio_targets, compute_table_targets)
+    }
     for targets in found.values():
-        assert all(counts[25] > choice.replicas for counts, choice in zip(targets.counts, PLAN, strict=True))
-    for literal, relative in zip(found["paper"].counts, found["ratio"].counts, strict=True):
+        assert all(counts[25] > choice.replicas for counts, choice in zip(targets.replicas, PLAN, strict=True))
+    for literal, relative in zip(
+        found["compute_paper_targets"].replicas, found["compute_ratio_targets"].replicas, strict=True
+    ):
         assert (literal >= relative).all()
 
 
 def test_scale_down_without_floor_opens_a_hole() -> None:
     """Without the floor the rules of the paper fall below the plan when the rate dips; with it they never do."""
     sample, live = traffic([80.0] * 6), traffic([80.0, 8.0, 8.0, 8.0, 8.0, 80.0], seed=2)
-    bare = rules.ratio(the_brief(sample), live, rules.Setting(floor=False))
-    kept = rules.ratio(the_brief(sample), live, rules.Setting(floor=True))
-    assert min(int(counts.min()) for counts in bare.counts) < min(choice.replicas for choice in PLAN)
-    assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept.counts, PLAN, strict=True))
+    bare = rules.compute_ratio_targets(the_brief(sample), live, TunerSettings(has_floor=False))
+    kept = rules.compute_ratio_targets(the_brief(sample), live, TunerSettings(has_floor=True))
+    assert min(int(counts.min()) for counts in bare.replicas) < min(choice.replicas for choice in PLAN)
+    assert all(int(counts.min()) >= choice.replicas for counts, choice in zip(kept.replicas, PLAN, strict=True))
 
 
 def test_windows_below_the_shortest_are_not_looked_at() -> None:
     """A burst of a tenth of a second moves the table rule if all windows count, and not if the first lasts 4 s."""
     sample = traffic([60.0] * 6)
     arrivals = np.sort(np.concatenate([traffic([60.0] * 6, seed=3).arrivals, np.linspace(30.0, 30.1, 40)]))
-    live = draw(GRAPH, arrivals, np.random.default_rng(0))
+    live = draw_sample(GRAPH, arrivals, np.random.default_rng(0))
     own = the_brief(sample)
-    steps = rules.climbed(own, rules.Setting())
-    asked = [rules.table(own, live, rules.Setting(shortest=item, floor=False, hold=5.0), steps) for item in (0.0, 4.0)]
-    most, least = ([int(counts[31:36].max()) for counts in targets.counts] for targets in asked)
+    steps = build_context_table(own, TunerSettings())
+    asked = [
+        compute_table_targets(own, live, TunerSettings(min_window_s=item, has_floor=False, hold_s=5.0), steps)
+        for item in (0.0, 4.0)
+    ]
+    most, least = ([int(counts[31:36].max()) for counts in targets.replicas] for targets in asked)
     assert all(a >= b for a, b in zip(most, least, strict=True))
     assert sum(most) > sum(least)
 
@@ -185,27 +212,27 @@ def test_calibration_keeps_the_sample_in_time() -> None:
     """The setting that calibration takes misses at most 0.3 % on the sample, if any setting does."""
     sample = traffic([50.0, 90.0, 40.0, 80.0])
     own = the_brief(sample)
-    steps = rules.climbed(own, rules.Setting())
-    best = rules.calibrate(own, rules.Setting(delay=1.0), steps)
-    played = play(GRAPH, sample, PLAN, rules.table(own, sample, best, steps), 1.0)
-    assert played.missed(own.limit) <= rules.PATIENCE
+    steps = build_context_table(own, TunerSettings())
+    best = calibrate_settings(own, TunerSettings(delay_s=1.0), steps)
+    played = simulate_targets(GRAPH, sample, PLAN, compute_table_targets(own, sample, best, steps), 1.0)
+    assert played.miss_rate(own.slo_s) <= MAX_MISS_RATE
 
 
 def test_rules_do_nothing_on_any_traffic_they_were_planned_for() -> None:
     """Of several samples none makes a rule of InferLine scale above the plan, and their order changes nothing."""
     samples = [traffic([20.0] * 3, seed=5), traffic([60.0] * 3), traffic([40.0] * 3, seed=6)]
-    own, other = (rules.brief(GRAPH, PLAN, given, 0.5) for given in (samples, samples[::-1]))
-    for rule in (rules.paper, rules.ratio):
+    own, other = (rules.build_scaling_context(GRAPH, PLAN, given, 0.5) for given in (samples, samples[::-1]))
+    for rule in (rules.compute_paper_targets, rules.compute_ratio_targets):
         for sample in samples:
-            targets = rule(own, sample, rules.Setting())
-            assert [set(counts.tolist()) for counts in targets.counts] == [{choice.replicas} for choice in PLAN]
-    assert own.rho == other.rho
-    assert rules.climbed(own, rules.Setting()) == rules.climbed(other, rules.Setting())
+            targets = rule(own, sample, TunerSettings())
+            assert [set(counts.tolist()) for counts in targets.replicas] == [{choice.replicas} for choice in PLAN]
+    assert own.loads == other.loads
+    assert build_context_table(own, TunerSettings()) == build_context_table(other, TunerSettings())
 
 
 def test_rays_default_rule_waits_for_its_delays() -> None:
     """Ray Serve's rule acts after more than 30 s of need and removes after more than 600 s without."""
-    rule = autoscalers.ray(PLAN[:1], 100)
+    rule = autoscalers.build_ray_serve_rule(PLAN[:1], 100)
     ordered, moved = 1, []
     for now in range(1000):
         wanted = rule(float(now), [20 if now < 100 else 0], [ordered])[0]
@@ -219,7 +246,7 @@ def test_rays_default_rule_waits_for_its_delays() -> None:
 
 def test_knative_panics_and_does_not_shrink_in_panic() -> None:
     """When the 6-s mean needs twice what is there, Knative follows it at once, and removes only after 60 s."""
-    rule = autoscalers.knative((Choice(0, 10, 1),), 100)
+    rule = autoscalers.build_knative_rule((StageConfig(0, 10, 1),), 100)
     ordered = 1
     history = []
     for now in range(200):
@@ -234,11 +261,11 @@ def test_cost_is_that_of_the_replicas_ordered() -> None:
     """A replay costs between the prices of the least and of the most replicas that were ordered, drains included."""
     sample = traffic([40.0, 100.0, 20.0])
     targets = random_targets(sample, 1)
-    played = play(GRAPH, sample, PLAN, targets, 1.0)
-    assert 5 * 0.05 <= played.cost <= 25 * 0.05 * 1.05
+    played = simulate_targets(GRAPH, sample, PLAN, targets, 1.0)
+    assert 5 * 0.05 <= played.hourly_cost <= 25 * 0.05 * 1.05
     assert played.orders > 10
-    assert length(sample) == pytest.approx(float(sample.arrivals[-1]))
-    assert replica_schedule.timeline(3, played.ledgers[0], 30.0)[0][0] == 0.0
+    assert get_trace_duration(sample) == pytest.approx(float(sample.arrivals[-1]))
+    assert replica_schedule.list_serving_counts(3, played.schedules[0], 30.0)[0][0] == 0.0
 
 
 @pytest.mark.parametrize("floor", [True, False])
@@ -246,19 +273,24 @@ def test_cost_is_that_of_the_replicas_ordered() -> None:
 def test_a_rule_in_charge_of_a_service_decides_as_in_the_replay(name: str, floor: bool) -> None:
     """Asked once a second with the arrivals so far, a rule wants what the replay of the whole trace lets it want."""
     own, live = the_brief(traffic([40.0], 30.0, seed=9)), traffic([40.0, 200.0, 20.0, 5.0, 60.0], 30.0)
-    setting = rules.Setting(floor=floor, hold=20.0)
-    rule = rules.in_charge(name, own, setting)
-    now = rules.instants(live)
+    setting = TunerSettings(has_floor=floor, hold_s=20.0)
+    rule = build_live_rule(name, own, setting)
+    now = rules.list_decision_times(live)
     found = [rule(live.arrivals[: np.searchsorted(live.arrivals, second, "right")], second) for second in now]
     if name == "table":
         # without what a fluid queue says is waiting: a service sees its queues
-        need, steps = rules.needs(own, live.arrivals, now, setting), rules.climbed(own, setting)
-        wanted = rules._wanted(own, steps, need, setting)
-        ahead = [held(counts, setting.hold, choice.replicas) for counts, choice in zip(wanted.T, own.plan, strict=True)]
-        assert np.array_equal([step.batches for step in found], steps.sizes(held(need, setting.hold, 1.0)))
+        need, steps = estimate_demand(own, live.arrivals, now, setting), build_context_table(own, setting)
+        wanted = table_rule._look_up_targets(own, steps, need, setting)
+        ahead = [
+            hold_maximum(counts, setting.hold_s, choice.replicas)
+            for counts, choice in zip(wanted.T, own.plan, strict=True)
+        ]
+        assert np.array_equal(
+            [step.batches for step in found], steps.look_up_batches(hold_maximum(need, setting.hold_s, 1.0))
+        )
     else:
-        ahead = list(getattr(rules, name)(own, live, setting).counts)
-    assert np.array_equal(np.array([step.counts for step in found]).T, np.array(ahead))
+        ahead = list(getattr(rules, f"compute_{name}_targets")(own, live, setting).replicas)
+    assert np.array_equal(np.array([step.replicas for step in found]).T, np.array(ahead))
     assert max(np.ptp(counts) for counts in ahead) > 0
 
 
@@ -266,11 +298,11 @@ def test_a_rule_in_charge_of_a_service_decides_as_in_the_replay(name: str, floor
 def test_stages_on_the_same_hardware_share_its_quota(seed: int) -> None:
     """Over all stages all that is wanted is given, or the whole quota, and no stage less than planned or wanted."""
     rng = np.random.default_rng(seed)
-    plan = tuple(Choice(0, 1, int(count)) for count in rng.integers(1, 4, 3))
+    plan = tuple(StageConfig(0, 1, int(count)) for count in rng.integers(1, 4, 3))
     wanted = [int(count) for count in rng.integers(1, 12, 3)]
     most = sum(choice.replicas for choice in plan) + int(rng.integers(0, 6))
     planned = np.array([choice.replicas for choice in plan])
-    given = Limits(np.zeros(3, np.int64), np.array([most]), planned).shared(wanted)
+    given = QuotaLimits(np.zeros(3, np.int64), np.array([most]), planned).share_replicas(wanted)
     assert sum(given) == min(most, sum(wanted))
     for count, want, choice in zip(given, wanted, plan, strict=True):
         assert min(want, choice.replicas) <= count <= want
@@ -278,5 +310,5 @@ def test_stages_on_the_same_hardware_share_its_quota(seed: int) -> None:
 
 def test_a_quota_is_shared_in_proportion_to_what_is_wanted() -> None:
     """Two stages that want twice and four times as much more as there is get a third and two thirds of it."""
-    limits = Limits(np.array([0, 0, -1]), np.array([8]), np.ones(3, np.int64))
-    assert limits.shared((5, 9, 7)) == (3, 5, 7)
+    limits = QuotaLimits(np.array([0, 0, -1]), np.array([8]), np.ones(3, np.int64))
+    assert limits.share_replicas((5, 9, 7)) == (3, 5, 7)

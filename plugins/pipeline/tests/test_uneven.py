@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from unfold_pipeline.estimator import batch_jitter
-from unfold_pipeline.planner.planner import Effort, Unmet, seek
+from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
+from unfold_pipeline.planner.planner import NoPlan, find_plan
 from unfold_pipeline.problem import latency_profile
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.problem.build import build_problem
+from unfold_pipeline.problem.problem import SearchBudget
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs import plan
-from unfold_pipeline.verbs.plan import judge_for
 from unfoldkit.api import Report, Run, RunDir
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.queueing import reference
@@ -29,7 +31,7 @@ hardware: {core: {price: $0.05/h}, gpu: {price: $9/h}}
 stages:
   nap: {model: {code: "served:nap", features: 2}, max_batch: 1}
 """
-EVEN = (1.0,) * latency_profile.SPREAD
+EVEN = (1.0,) * latency_profile.QUANTILES
 UNEVEN = (0.5,) * 56 + (4.5,) * 8
 
 
@@ -37,35 +39,43 @@ def prepared(folder: Path, spread: tuple[float, ...], limit: str = "150 ms") -> 
     """A spec and a run with a profile of 20 ms a batch, as uneven as given."""
     spec = validate(PipelineSpec, parse(SPEC.replace("LIMIT", limit), "naps.yaml"))
     run = Run(RunDir(folder / "run"), LocalEngine(1), base=folder, allow_code=True)
-    point = latency_profile.Point(1, 0.02, 0.02, 0.02, 0.02, 100, spread)
-    latency_profile.store("nap", [point], "made", run)
+    point = latency_profile.BatchTiming(batch=1, mean=0.02, p50=0.02, p90=0.02, p99=0.02, count=100, spread=spread)
+    latency_profile.store_profile("nap", [point], "made", run)
     return spec, run
+
+
+def build_checker_for(spec: PipelineSpec, run: Run) -> SloChecker:
+    """The SLO checker of a spec."""
+    problem = build_problem(spec, run)
+    return build_slo_checker(problem.pipeline, problem.samples, problem.slo_s)
 
 
 def test_even_batches_change_nothing(tmp_path: Path) -> None:
     """Where all batches of a profile took the same, the percentile is that of the plan."""
     spec, run = prepared(tmp_path, EVEN)
-    judge = judge_for(spec, run)
-    found = seek(judge, Effort(), lambda *_: None)
-    assert not isinstance(found, Unmet)
-    assert batch_jitter.tail(judge, found.plan, spec, run) == pytest.approx(judge.tail(found.plan), rel=1e-9)
+    checker = build_checker_for(spec, run)
+    found = find_plan(checker, SearchBudget(), lambda *_: None)
+    assert not isinstance(found, NoPlan)
+    assert batch_jitter.simulate_jitter(
+        checker, found.plan, build_problem(spec, run).latency_sources, run.seed
+    ) == pytest.approx(checker.tail_latency(found.plan), rel=1e-9)
 
 
 def test_uneven_batches_are_simulated(tmp_path: Path) -> None:
     """The percentile is that of the plain simulator, with batches that take what was drawn from the profile."""
     spec, run = prepared(tmp_path, UNEVEN)
-    judge = judge_for(spec, run)
-    found = seek(judge, Effort(), lambda *_: None)
-    assert not isinstance(found, Unmet)
-    (estimator,) = judge.estimators
+    checker = build_checker_for(spec, run)
+    found = find_plan(checker, SearchBudget(), lambda *_: None)
+    assert not isinstance(found, NoPlan)
+    (estimator,) = checker.estimators
     (choice,) = found.plan
-    drawn = batch_jitter.factors(latency_profile.stored("nap", run), 0, run)
+    drawn = batch_jitter.draw_service_factors(latency_profile.load_profile("nap", run), 0, run.seed)
     arrivals = estimator.sample.arrivals
-    ended, _ = reference.serve(arrivals, range(arrivals.size), (0.0, 0.02), choice.replicas, factor=drawn)
+    ended, _ = reference.serve(arrivals, range(arrivals.size), (0.0, 0.02), choice.replicas, factor=drawn.tolist())
     seconds = [time - arrivals[item] for time, item in ended]
-    told = batch_jitter.tail(judge, found.plan, spec, run)
-    assert told == pytest.approx(estimator.ranked(np.array(seconds)), rel=1e-9)
-    assert told > 2 * judge.tail(found.plan)
+    told = batch_jitter.simulate_jitter(checker, found.plan, build_problem(spec, run).latency_sources, run.seed)
+    assert told == pytest.approx(estimator.rank_percentile(np.array(seconds)), rel=1e-9)
+    assert told > 2 * checker.tail_latency(found.plan)
 
 
 def test_a_plan_says_that_uneven_batches_miss_its_target(tmp_path: Path) -> None:
@@ -73,8 +83,8 @@ def test_a_plan_says_that_uneven_batches_miss_its_target(tmp_path: Path) -> None
     spec, run = prepared(tmp_path, UNEVEN, "100 ms")
     report = plan.plan(spec, run)
     assert isinstance(report, Report)
-    told = dict(report.lines)["uneven"]
-    assert "over the target" in told
+    told = dict(report.lines)["variability"]
+    assert "over the SLO" in told
     assert "lower slo.p99" in told
 
 
@@ -86,4 +96,4 @@ def test_a_plan_without_a_profile_says_nothing(tmp_path: Path) -> None:
     spec = validate(PipelineSpec, parse(text, "naps.yaml"))
     report = plan.plan(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
     assert isinstance(report, Report)
-    assert "uneven" not in dict(report.lines)
+    assert "variability" not in dict(report.lines)

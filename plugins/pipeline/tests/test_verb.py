@@ -16,10 +16,10 @@ import pytest
 
 from unfold_pipeline.planner import greedy
 from unfold_pipeline.problem import build
-from unfold_pipeline.replay.simulated import live_sample
-from unfold_pipeline.schema.models import PipelineSpec
+from unfold_pipeline.problem.build import build_live_sample
+from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.verbs.plan import plan
-from unfold_pipeline.verbs.serve import prepare
+from unfold_pipeline.verbs.serve import prepare_deployment
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.catalog.bundled import catalog
 from unfoldkit.engines.local import LocalEngine
@@ -72,7 +72,7 @@ def test_plan_says_no_with_binding_stage_and_relaxation(tmp_path: Path) -> None:
     report = planned(GOOD.replace("350 ms", "50 ms"), tmp_path)
     assert report.verdict is Verdict.NO
     lines = dict(report.lines)
-    assert "second: 54 ms for one query on its fastest hardware (k80)" in lines["binding"]
+    assert "second: 54 ms for one query on its fastest hardware (k80)" in lines["binding constraint"]
     relaxed = report.metrics["relaxed_p99_ms"].value
     assert relaxed is not None
     again = planned(GOOD.replace("350 ms", f"{relaxed:.0f} ms"), tmp_path)
@@ -100,7 +100,7 @@ def test_what_cannot_be_planned_is_not_served(
     monkeypatch.setattr(greedy, "start", lambda _judge: None)
     spec = spec_of(GOOD.replace("350 ms", target) + f"search: {{limit: {limit:.0f}}}\n")
     with pytest.raises(UnfoldError, match=told):
-        prepare(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
+        prepare_deployment(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
 
 
 def test_a_quota_that_no_target_helps_is_the_next_thing_to_change(tmp_path: Path) -> None:
@@ -118,15 +118,15 @@ def test_interval_and_times_are_those_of_the_worst_sample(tmp_path: Path) -> Non
     rush = "{process: gamma, rate: 60/s, cv: 2, duration: 20 s}"
     report = planned(GOOD.replace(rush, f"[{{process: poisson, rate: 4/s, duration: 20 s}}, {rush}]"), tmp_path)
     line = dict(report.lines)["p99"]
-    assert line.endswith("on sample 2 of 2, the worst, as in the table")
-    found = re.match(r"between ([\d.]+) ms and ([\d.]+) ms", line)
+    assert line.endswith("(block bootstrap over sample 2 of 2, the worst)")
+    found = re.match(r"95 % CI ([\d.]+) ms – ([\d.]+) ms", line)
     assert found is not None
     low, high = map(float, found.groups())
     value = report.metrics["p99_ms"].value
     assert value is not None
     assert low - 0.5 <= value <= high + 0.5
     alone = planned(GOOD, tmp_path / "alone")
-    assert dict(alone.lines)["p99"].endswith("as the parts of this one")
+    assert dict(alone.lines)["p99"].endswith("(block bootstrap over this sample)")
 
 
 def trace(folder: Path, rate: float) -> Path:
@@ -152,7 +152,7 @@ def test_a_replay_is_read_as_the_spec_reads_its_own(tmp_path: Path, own: str, na
     (tmp_path / name).write_text(text)
     spec = spec_of(GOOD.replace("{process: gamma, rate: 60/s, cv: 2, duration: 20 s}", own))
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)
-    found = live_sample(spec, build.pipeline(spec, run), tmp_path / name, run)
+    found = build_live_sample(spec, build.build_problem(spec, run), tmp_path / name, run)
     assert found.arrivals.tolist() == [0.0, 4.0, 4.5]
 
 
@@ -172,7 +172,7 @@ def test_a_replay_of_overload_tells_what_a_service_refuses(tmp_path: Path) -> No
     calm = planned(GOOD, tmp_path, replay=str(trace(tmp_path, 60.0)))
     dense = planned(GOOD + "tuner: {policy: fixed}\n", tmp_path, replay=str(trace(tmp_path, 240.0)))
     assert "overload" not in dict(calm.lines)
-    assert "a service would refuse about" in dict(dense.lines)["overload"]
+    assert "a service would reject about" in dict(dense.lines)["overload"]
 
 
 def test_committed_plan_is_checked_against_new_traffic(tmp_path: Path) -> None:
@@ -207,9 +207,7 @@ def test_other_prices_are_told_beside_other_traffic(tmp_path: Path) -> None:
     assert before is not None
     assert now is not None
     assert now > before
-    assert dict(dear.lines)["prices"].startswith(
-        f"${now:,.2f}/h at the prices of now, ${before:,.2f}/h when it was made"
-    )
+    assert dict(dear.lines)["prices"].startswith(f"${now:,.2f}/h at current prices, ${before:,.2f}/h when planned")
     assert dear.verdict is Verdict.YES
 
 
@@ -228,7 +226,7 @@ def test_a_quota_below_what_the_plan_uses_is_a_no(tmp_path: Path) -> None:
     thin = GOOD.replace(RUSH, f"{{trace: {trace(tmp_path, 10.0)}}}").replace("quota: 12", f"quota: {used - 1}")
     told = checked(thin, tmp_path)
     assert told.verdict is Verdict.NO
-    assert told.headline == f"the committed plan is above a quota: {used} k80 used, the quota is {used - 1}"
+    assert told.headline == f"the committed plan exceeds a quota: {used} k80 used, the quota is {used - 1}"
 
 
 def test_report_is_the_same_with_another_order_of_stages(tmp_path: Path) -> None:
@@ -242,14 +240,14 @@ def test_report_is_the_same_with_another_order_of_stages(tmp_path: Path) -> None
 BAD = [
     ("after: {first: 50%}", "after: {frist: 50%}", 'stages.second.after.frist: no such stage (did you mean "first"?)'),
     ("after: {first: 50%}", "after: {first: 150%}", "is not between 0 and 1"),
-    ("first: {latency", "first: {after: {second: 100%}, latency", "the stages form a ring"),
+    ("first: {latency", "first: {after: {second: 100%}, latency", "the stages form a cycle"),
     ("cpu: {1: 10 ms, 8", "cpu: {2: 10 ms, 8", 'latency for batch 1 is missing for "cpu"'),
     ("cpu: {1: 1.65 s}", "tpu: {1: 1.65 s}", "stages.second.latency.tpu: no such hardware"),
     ("rate: 60/s", "rate: 60", '"60" has no unit (write "60/s")'),
     ("process: gamma, rate: 60/s, cv: 2, duration: 20 s", "rate: 60/s", "one of: process, shape, trace"),
     ("process: gamma, rate: 60/s", "process: gamma", "a process needs a rate"),
-    ("cv: 2", "cv: 2, scv: 4", "cv and scv say the same thing twice"),
-    ("after: {first: 50%}", "after: {first: 0%}", "no query ever comes here"),
+    ("cv: 2", "cv: 2, scv: 4", "cv and scv describe the same quantity"),
+    ("after: {first: 50%}", "after: {first: 0%}", "no query reaches this stage"),
     ("slo: {p99: 350 ms}", "slo: {p9: 350 ms}", 'slo.p9: unknown key (did you mean "p99"?)'),
     ("1: 10 ms", "1: 0 ms", "a batch takes more than 0 s"),
     ("{latency: {cpu: {1: 10 ms, 8: 66 ms}}}", "{}", "stages.first: has no latency"),
@@ -286,7 +284,7 @@ def test_bad_traces_are_told(tmp_path: Path) -> None:
 def test_falling_latency_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A profile that gets quicker with the batch is planned with, and warned of."""
     planned(GOOD.replace("8: 66 ms", "8: 5 ms"), tmp_path)
-    assert "a larger batch is quicker" in caplog.text
+    assert "a larger batch is faster" in caplog.text
 
 
 def test_prices_come_from_the_spec_or_from_the_catalog(tmp_path: Path) -> None:
@@ -304,7 +302,7 @@ def test_prices_come_from_the_spec_or_from_the_catalog(tmp_path: Path) -> None:
         used[item["hardware"]] += item["replicas"]
     expected = used["cpu"] * 0.05 + math.ceil(used["k80"] / 2) * known
     assert decision(report)["cost_per_hour"] == pytest.approx(expected)
-    rented = f"{math.ceil(used['k80'] / 2)} k80 for {used['k80']} replicas, 2 on each"
+    rented = f"{math.ceil(used['k80'] / 2)} k80 for {used['k80']} replicas, 2 per instance"
     assert dict(report.lines).get("instances") == (rented if used["k80"] else None)
 
 
@@ -371,19 +369,19 @@ def test_bad_perf_analyzer_files_are_told(tmp_path: Path, text: str, message: st
 
 
 MEMORY = """import pathlib, numpy as np
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, table
-from unfold_pipeline.planner.planner import judge_of
-from unfold_pipeline.problem.sample import draw
-from unfold_pipeline import insight
-cpu = (Option("cpu", 0.05, table([(1, 0.004), (8, 0.012)])),)
+from unfold_pipeline.estimator.slo import build_slo_checker
+from unfold_pipeline.planner.diagnostics import measure_stage_times
+from unfold_pipeline.problem.pipeline import Edge, HardwareOption, Pipeline, Stage, StageConfig, interpolate_latency
+from unfold_pipeline.problem.sample import draw_sample
+cpu = (HardwareOption("cpu", 0.05, interpolate_latency([(1, 0.004), (8, 0.012)])),)
 stages = [Stage("s0", (), cpu)] + [Stage(f"s{i}", (Edge(i - 1, 0.9),), cpu) for i in range(1, 4)]
 pipe = Pipeline(tuple(stages))
 rng = np.random.default_rng(0)
-judge = judge_of(pipe, [draw(pipe, np.cumsum(rng.exponential(1 / 300, 1_000_000)), rng)], 0.2)
+checker = build_slo_checker(pipe, [draw_sample(pipe, np.cumsum(rng.exponential(1 / 300, 1_000_000)), rng)], 0.2)
 for replicas in (2, 3, 4):
-    plan = (Choice(0, 8, replicas),) * 4
-    judge.tail(plan)
-    insight.stage_times(judge, plan)
+    plan = (StageConfig(0, 8, replicas),) * 4
+    checker.tail_latency(plan)
+    measure_stage_times(checker, plan)
 # not ru_maxrss: a process that was forked starts from its parent's
 peak = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(int(peak.split()[1]) / 2**20)

@@ -7,12 +7,21 @@ import math
 import numpy as np
 import pytest
 
-from unfold_pipeline.estimator.simulator import constant, follow, play
-from unfold_pipeline.estimator.slo import Judge
+from unfold_pipeline.estimator.simulator import build_constant_targets, simulate_reactive_rule, simulate_targets
+from unfold_pipeline.estimator.slo import SloChecker, build_slo_checker
 from unfold_pipeline.planner import planner
-from unfold_pipeline.planner.bounds import Bounds
-from unfold_pipeline.problem.pipeline import Choice, Edge, Option, Pipeline, Stage, depths, table
-from unfold_pipeline.problem.sample import Sample, draw, with_recorded
+from unfold_pipeline.planner.bounds import ReplicaBounds
+from unfold_pipeline.problem.pipeline import (
+    Edge,
+    HardwareOption,
+    Pipeline,
+    Stage,
+    StageConfig,
+    compute_unavoidable_time,
+    interpolate_latency,
+)
+from unfold_pipeline.problem.problem import SearchBudget
+from unfold_pipeline.problem.sample import Sample, cap_shares, draw_sample
 from unfoldkit.queueing import reference
 
 RATE = 40.0
@@ -23,15 +32,15 @@ def quiet(_step: str, _done: int, _total: int) -> None:
     """Report progress to nobody."""
 
 
-def runs(seconds: float, price: float = 1.0, hardware: str = "cpu", wake: float = 0.0) -> Option:
+def runs(seconds: float, price: float = 1.0, hardware: str = "cpu", wake: float = 0.0) -> HardwareOption:
     """Hardware on which a query alone takes so long, and two together half as long again."""
-    return Option(hardware, price, table([(1, seconds), (2, seconds * 1.5)]), wake)
+    return HardwareOption(hardware, price, interpolate_latency([(1, seconds), (2, seconds * 1.5)]), wake)
 
 
-def judged(pipeline: Pipeline, limit: float, visits: np.ndarray | None = None) -> Judge:
-    """A judge of 600 queries, one every 25 ms."""
-    sample = draw(pipeline, np.arange(600.0) / RATE, np.random.default_rng(0), visits)
-    return planner.judge_of(pipeline, [sample], limit)
+def build_checker(pipeline: Pipeline, limit: float, visits: np.ndarray | None = None) -> SloChecker:
+    """A checker of 600 queries, one every 25 ms."""
+    sample = draw_sample(pipeline, np.arange(600.0) / RATE, np.random.default_rng(0), visits)
+    return build_slo_checker(pipeline, [sample], limit)
 
 
 def rare(share: float = 1.0, fan_out: float = 1.0) -> Pipeline:
@@ -40,15 +49,15 @@ def rare(share: float = 1.0, fan_out: float = 1.0) -> Pipeline:
 
 
 VISITS = np.array([[1, 0]] * 199 + [[1, 1]])
-RARE = [(rare(0.005), None), (rare(fan_out=0.005), None), (with_recorded(rare(), VISITS), VISITS)]
+RARE = [(rare(0.005), None), (rare(fan_out=0.005), None), (cap_shares(rare(), VISITS), VISITS)]
 
 
 @pytest.mark.parametrize(("pipeline", "visits"), RARE, ids=["share", "fan_out", "recorded"])
 def test_a_slow_stage_that_few_queries_visit_is_in_nobodys_way(pipeline: Pipeline, visits: np.ndarray | None) -> None:
     """Fewer queries than may be late go to a stage slower than the limit: one replica of each stage is proven to do."""
-    outcome = planner.solve(judged(pipeline, 0.1, visits), planner.Effort(), quiet)
-    assert outcome is not None
-    assert outcome.cost == 2.0
+    outcome = planner.find_plan(build_checker(pipeline, 0.1, visits), SearchBudget(), quiet)
+    assert isinstance(outcome, planner.Solution)
+    assert outcome.hourly_cost == 2.0
     assert outcome.bound == pytest.approx(2.0)
     assert outcome.greedy.plan is not None
 
@@ -67,35 +76,37 @@ def skipped() -> Pipeline:
 
 def test_a_branch_that_few_take_does_not_hurry_the_stage_behind_it() -> None:
     """What is proven is not above the price of a plan that meets the limit, though the rare branch leaves no time."""
-    judge = judged(skipped(), 0.31)
-    plan = tuple(Choice(0, 1, 1) for _ in range(3))
-    assert judge.meets(plan)
-    outcome = planner.solve(judge, planner.Effort(), quiet)
-    assert outcome is not None
+    checker = build_checker(skipped(), 0.31)
+    plan = tuple(StageConfig(0, 1, 1) for _ in range(3))
+    assert checker.meets_slo(plan)
+    outcome = planner.find_plan(checker, SearchBudget(), quiet)
+    assert isinstance(outcome, planner.Solution)
     assert (
-        Bounds(judge.pipeline, judge.estimators).proven_cost(judge.limit) <= outcome.cost == judge.pipeline.cost(plan)
+        ReplicaBounds(checker.pipeline, checker.estimators).bound_cost(checker.slo_s)
+        <= outcome.hourly_cost
+        == checker.pipeline.cost(plan)
     )
 
 
 def test_depths_count_what_every_query_needs() -> None:
     """Above a join is the longest of the ways that all take; a fan-out below 1 makes none of some below."""
-    assert depths(skipped(), (0.3, 0.01, 0.02)).above == (0.0, 0.0, 0.01)
-    assert depths(rare(fan_out=0.5), (0.01, 0.2)).below == (0.0, 0.0)
-    assert depths(rare(fan_out=2.0), (0.01, 0.2)).below == (0.2, 0.0)
+    assert compute_unavoidable_time(skipped(), (0.3, 0.01, 0.02)).upstream_s == (0.0, 0.0, 0.01)
+    assert compute_unavoidable_time(rare(fan_out=0.5), (0.01, 0.2)).downstream_s == (0.0, 0.0)
+    assert compute_unavoidable_time(rare(fan_out=2.0), (0.01, 0.2)).downstream_s == (0.2, 0.0)
 
 
 def merged() -> tuple[Pipeline, Sample]:
     """A detector, two stages with several items of a query, and one that waits for all of them."""
     both = (Stage("person", (Edge(0),), (runs(0.01),)), Stage("plate", (Edge(0),), (runs(0.02),)))
     pipeline = Pipeline((Stage("detect", (), (runs(0.01),)), *both, Stage("merge", (Edge(1), Edge(2)), (runs(0.005),))))
-    pipeline = with_recorded(pipeline, WAYS)
-    return pipeline, draw(pipeline, np.arange(200.0) / RATE, np.random.default_rng(0), WAYS)
+    pipeline = cap_shares(pipeline, WAYS)
+    return pipeline, draw_sample(pipeline, np.arange(200.0) / RATE, np.random.default_rng(0), WAYS)
 
 
-def plain(sample: Sample, plan: tuple[Choice, ...], pipeline: Pipeline) -> np.ndarray:
+def plain(sample: Sample, plan: tuple[StageConfig, ...], pipeline: Pipeline) -> np.ndarray:
     """When each query ends, by the plain queue; items are pairs of a query and a number."""
     stages = zip(plan, pipeline.stages, strict=True)
-    how = [(s.options[0].latency[: c.batch + 1].tolist(), c.replicas) for c, s in stages]
+    how = [(s.options[0].latency_s[: c.batch + 1].tolist(), c.replicas) for c, s in stages]
     ends: list[list[tuple[float, int]]] = []
     for index in range(3):
         come = [(float(time), query) for query, time in enumerate(sample.arrivals)] if index == 0 else ends[0]
@@ -113,18 +124,23 @@ def plain(sample: Sample, plan: tuple[Choice, ...], pipeline: Pipeline) -> np.nd
 def test_a_join_waits_for_all_items_of_its_query() -> None:
     """With several items of a query in each branch, latencies are those of plain queues, estimated and replayed."""
     pipeline, sample = merged()
-    plan = (Choice(0, 1, 1), Choice(0, 2, 2), Choice(0, 2, 2), Choice(0, 2, 1))
-    judge = planner.judge_of(pipeline, [sample], 1.0)
+    plan = (StageConfig(0, 1, 1), StageConfig(0, 2, 2), StageConfig(0, 2, 2), StageConfig(0, 2, 1))
+    checker = build_slo_checker(pipeline, [sample], 1.0)
     expected = plain(sample, plan, pipeline) - sample.arrivals
-    assert np.abs(judge.estimators[0].latencies(plan) - expected).max() == 0.0
-    assert np.abs(play(pipeline, sample, plan, constant(plan, sample), 0.0).latencies - expected).max() == 0.0
-    looked = follow(pipeline, sample, plan, lambda _now, _inside, ordered: list(ordered), 0.0)
+    assert np.abs(checker.estimators[0].latencies(plan) - expected).max() == 0.0
+    assert (
+        np.abs(
+            simulate_targets(pipeline, sample, plan, build_constant_targets(plan, sample), 0.0).latencies - expected
+        ).max()
+        == 0.0
+    )
+    looked = simulate_reactive_rule(pipeline, sample, plan, lambda _now, _in_flight, ordered: list(ordered), 0.0)
     assert np.abs(looked.latencies - expected).max() == 0.0
 
 
 def test_replicas_are_not_added_where_they_would_stand_idle() -> None:
     """A stage that is late with replicas to spare ends its branch: waking up is what takes too long here."""
     first = Stage("a", (), (runs(0.02),))
-    judge = judged(Pipeline((first, Stage("b", (Edge(0),), (runs(0.02, wake=0.02),)))), 0.05)
-    assert planner.seek(judge, planner.Effort(), quiet) == planner.Unmet(searched=True)
-    assert judge.estimators[0].memory.passes < 500
+    checker = build_checker(Pipeline((first, Stage("b", (Edge(0),), (runs(0.02, wake=0.02),)))), 0.05)
+    assert planner.find_plan(checker, SearchBudget(), quiet) == planner.NoPlan(is_search_complete=True)
+    assert checker.estimators[0].cache.passes < 500
