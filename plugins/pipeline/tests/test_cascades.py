@@ -133,7 +133,7 @@ def test_hours_enter_at_several_stages(tmp_path: Path, run: Run) -> None:
     assert (np.delete(took, visited) == 0).all()
     lines = dict(plan(spec_of(), run).lines)
     assert "100 hours" in lines["routes"]
-    assert lines["idle"].startswith("20% of the hours")
+    assert lines["idle"].startswith("20 % of the hours")
 
 
 def test_the_line_of_the_spec_is_told(tmp_path: Path) -> None:

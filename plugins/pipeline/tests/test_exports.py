@@ -112,12 +112,12 @@ def test_kserve_tells_what_a_graph_cannot_say(tmp_path: Path, caplog: pytest.Log
     assert set(nodes) == {"root", "enter", "enter-next", "left", "left-2", "root-2"}
     assert [step.get("condition") for step in nodes["root"]["steps"]] == [None, '[@this].#(next=="root")']
     told = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
-    assert [line.partition(":")[0].partition(",")[0] for line in told] == [
+    assert [re.split("[:;,]", line)[0] for line in told] == [
         "left is planned for 0.5 of the queries",
-        "Left is planned for 6 items of a query",
-        "Left is called left-2",
+        "Left is planned for 6 items per query",
+        "Left is named left-2",
         "root is planned for 0.2 of the queries",
-        "root is called root-2",
+        "root is named root-2",
     ]
     assert [record.getMessage() for record in caplog.records] == [f"kserve: {line}" for line in told]
 
@@ -160,7 +160,7 @@ def test_names_of_any_kind_are_said_as_each_server_takes_them(tmp_path: Path) ->
 def test_kserve_knows_no_joins(tmp_path: Path) -> None:
     """A pipeline with a join is refused with the name of the stage."""
     joined = SPEC.replace("last: {after: {left: 100%}", "last: {after: {left: 100%, right_one: 100%}")
-    with pytest.raises(UnfoldError, match="has no joins, and last is one"):
+    with pytest.raises(UnfoldError, match="supports no joins, and last is one"):
         export_kserve(planned(tmp_path, joined))
 
 

@@ -102,7 +102,7 @@ def test_search_equals_brute_force(slopes: list[float], limit: float, share: flo
     slope=st.sampled_from([0.01, 0.02]),
     limit=st.sampled_from([0.12, 0.2, 0.35]),
     prices=st.tuples(st.sampled_from([0.4, 0.7, 1.1]), st.sampled_from([1.0, 1.6])),
-    replicas_per_instance=st.sampled_from([2, 3, 4]),
+    shared=st.sampled_from([2, 3, 4]),
     seed=st.integers(0, 5),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -62,7 +62,7 @@ def test_all_inputs_are_given_the_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
-        ([("x", TensorProto.STRING, ["b", 8])], r"m\.onnx: the input x of tensor\(string\) \[b, 8\] is not made of"),
+        ([("x", TensorProto.STRING, ["b", 8])], r"m\.onnx: the input x of tensor\(string\) \[b, 8\] does not hold"),
         ([("x", TensorProto.FLOAT, [4, 8])], r"the input x of tensor\(float\) \[4, 8\] takes batches of exactly 4"),
         ([("x", TensorProto.FLOAT, ["b", 3, "h", "w"])], r"\[b, 3, h, w\] has more than one open size"),
         ([("x", TensorProto.FLOAT, [])], "has no batch"),

@@ -81,7 +81,7 @@ def test_plan_says_no_with_binding_stage_and_relaxation(tmp_path: Path) -> None:
 
 def test_a_stopped_search_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the search is stopped without a plan, the answer is that none was found, and says what to raise."""
-    monkeypatch.setattr(greedy, "start", lambda _judge: None)
+    monkeypatch.setattr(greedy, "find_initial_plan", lambda _checker: None)
     report = planned(GOOD + "search: {limit: 100}\n", tmp_path)
     assert report.verdict is Verdict.NO
     assert report.headline == "no plan found within search.limit for p99 ≤ 350 ms"
@@ -97,7 +97,7 @@ def test_what_cannot_be_planned_is_not_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, target: str, told: str
 ) -> None:
     """Serving without a plan tells a stopped search from a target that is too tight."""
-    monkeypatch.setattr(greedy, "start", lambda _judge: None)
+    monkeypatch.setattr(greedy, "find_initial_plan", lambda _checker: None)
     spec = spec_of(GOOD.replace("350 ms", target) + f"search: {{limit: {limit:.0f}}}\n")
     with pytest.raises(UnfoldError, match=told):
         prepare_deployment(spec, Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path))
@@ -149,6 +149,8 @@ def trace(folder: Path, rate: float) -> Path:
 )  # fmt: skip
 def test_a_replay_is_read_as_the_spec_reads_its_own(tmp_path: Path, own: str, name: str, text: str) -> None:
     """Column and match of the spec's traffic hold for the replayed trace where it has such a column, or lines."""
+    (tmp_path / "a.csv").write_text("arrival_s,begun\n1,1\n2,2\n")
+    (tmp_path / "a.log").write_text("2024-01-01T00:00:01.0Z POST\n2024-01-01T00:00:02.0Z POST\n")
     (tmp_path / name).write_text(text)
     spec = spec_of(GOOD.replace("{process: gamma, rate: 60/s, cv: 2, duration: 20 s}", own))
     run = Run(RunDir(tmp_path / "run"), LocalEngine(1), base=tmp_path)

@@ -1,4 +1,4 @@
-"""CPU contention: a pipeline whose replicas share the cores of one machine, so that busy cores stretch batches.
+"""CPU contention: replicas that share the cores of one machine, so that busy cores stretch batches.
 
 The stages can no longer be simulated one after the other, because a batch of one slows down a batch of another. Stages
 follow the rules of :mod:`unfoldkit.queueing.reference`, cores those of an operating system: a batch starts on the core
@@ -91,7 +91,7 @@ class StageState:
         self.max_batch = self.server.full or self.server.latency.size - 1
 
     def apply_change(self, change: ReplicaChange) -> None:
-        """Add idle replicas or remove some: idle ones first, then those whose batches end first; resize batches."""
+        """Add idle replicas or remove some: idle ones first, then those that finish first. Resize batches."""
         self.max_batch = change.max_batch or self.max_batch
         self.idle.extend((change.time_s, 0) for _ in range(change.added))
         for _ in range(-change.added):

@@ -1,6 +1,6 @@
 """Coarse-grained baselines: the whole pipeline as one black box with one batch size, replicated as a unit.
 
-The unit has one replica of each stage. Its hardware and batch size are those of the least price per throughput whose
+The unit has one replica of each stage. Its hardware and batch size have the least price per throughput; a
 batch takes no longer than the SLO on the longest path. Stages share central queues, which favours the baseline.
 Source: the baselines CG-Mean and CG-Peak of InferLine (SoCC 2020).
 """

@@ -144,7 +144,7 @@ def _add_replica(plan: Plan, index: int) -> Plan:
 
 
 def _find_bottleneck(checker: SloChecker, plan: Plan) -> int | None:
-    """Return the stage that sustains the least of its load, among those whose quota leaves a replica."""
+    """Return the stage that sustains the least of its load, among those with a replica left in their quota."""
     scores = [
         _capacity(checker, index, config) / max(checker.stage_rate(index), 1e-12)
         if checker.pipeline.is_within_quotas(_add_replica(plan, index))

@@ -56,7 +56,7 @@ class Obstacle:
 
 
 def explain_infeasibility(checker: SloChecker, max_simulated_queries: float) -> Obstacle:
-    """Return the obstacle for a problem whose SLO no plan meets."""
+    """Return the obstacle for a problem with an SLO that no plan meets."""
     fastest = build_fastest_plan(checker.pipeline)
     stage_s = [float(option.latency_s[1]) for option in checker.pipeline.chosen_options(fastest)]
     stage = max(range(len(stage_s)), key=lambda index: (_is_on_longest_path(checker, stage_s, index), stage_s[index]))

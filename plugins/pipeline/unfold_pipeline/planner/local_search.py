@@ -24,7 +24,7 @@ def trade_between_stages(checker: SloChecker, plan: Plan, max_simulated_queries:
 
 
 def minimize_tail_latency(checker: SloChecker, plan: Plan) -> Plan:
-    """Return the plan of equal price whose percentile no other batch size of a single stage lowers."""
+    """Return the plan of equal price with a percentile that no other batch size of a single stage lowers."""
     best, tail_s = plan, checker.tail_latency(plan)
     for index, config in enumerate(plan):
         for batch in checker.pipeline.stages[index].options[config.option].batch_sizes:

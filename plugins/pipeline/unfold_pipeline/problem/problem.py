@@ -86,7 +86,7 @@ class PlacementPolicy:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStages:
-    """Stages whose latency comes from ``unfold profile``, and the processor that measured them, in words."""
+    """Stages with a latency from ``unfold profile``, and the processor that measured them, in words."""
 
     stages: tuple[str, ...]
     processor: str

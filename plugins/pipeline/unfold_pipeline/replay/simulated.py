@@ -134,6 +134,6 @@ def _simulate_autoscalers(
 
 
 def _apply_quotas(rule: ReactiveRule, pipeline: Pipeline, plan: Plan) -> ReactiveRule:
-    """Return a rule whose stages share what the quotas allow."""
+    """Return a rule that shares the quotas among the stages."""
     limits = build_quota_limits(pipeline, plan)
     return lambda now_s, in_flight, ordered: limits.share_replicas(rule(now_s, in_flight, ordered))

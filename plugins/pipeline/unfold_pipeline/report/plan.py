@@ -169,7 +169,7 @@ def build_plan_table(solution: Solution, tail_s: float, baselines: CoarseBaselin
 
 
 def describe_overload(checker: SloChecker, plan: Plan) -> str:
-    """Return the stages whose mean load exceeds their capacity, which the end of the sample hides; or nothing."""
+    """Return the stages with a mean load above their capacity, which the end of the sample hides; or nothing."""
     loads = [
         (
             checker.pipeline.stages[index].name,

@@ -62,7 +62,7 @@ def describe_overload(loads: Sequence[tuple[str, float]]) -> str:
 def describe_rejected_saving(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
     """Return by how much the largest saving misses the SLO."""
     excess = format_duration(tail_s - slo_s)
-    return f"one {hardware} replica less at {stage}: p99 {format_duration(tail_s)}, {excess} over the SLO"
+    return f"one fewer {hardware} replica at {stage}: p99 {format_duration(tail_s)}, {excess} over the SLO"
 
 
 def describe_replica_loss(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
@@ -149,7 +149,7 @@ def describe_bound(gap: float, *, is_optimal: bool) -> str:
 
 def describe_measured(stages: Sequence[str], hardware: str, processor: str) -> str:
     """Return the stages that are planned by their profile, and the machine that measured them."""
-    machine = processor or "the machine that measured it"
+    machine = processor or "an unknown machine"
     return f"{join_names(stages)}: profiled on {machine} ({hardware} in the spec)"
 
 
@@ -165,7 +165,7 @@ def describe_routes(cases: int, unit: str, run: str) -> str:
 
 def describe_idle(share: float, unit: str) -> str:
     """Return the fraction of cases that no model evaluates."""
-    return f"{share:.0%} of the {unit} need no model and are answered at once"
+    return f"{share * 100:.0f} % of the {unit} need no model and are answered at once"
 
 
 def describe_cascade_latency(stages: Sequence[str], total: int, rows_per_call: int) -> str:
@@ -217,7 +217,7 @@ def describe_relaxation(
     if relaxed is not None:
         parts.append(f"{format_slo(relaxed[0])} for ${relaxed[1]:,.2f}/h")
     if quotas:
-        parts.append(" and ".join(f"a quota of {count} {name}" for name, count in quotas))
+        parts.append(" and ".join(f"a {name} quota of {count}" for name, count in quotas))
     else:
         parts.append(f"{stage} faster than {format_duration(room_s)}" if room_s > 0 else "every stage faster")
     return ", or ".join(parts)
@@ -304,20 +304,20 @@ def describe_autoscaler_settings(max_replicas: int) -> str:
 
 def describe_shared_quotas(quotas: Sequence[tuple[str, int]]) -> str:
     """Return the quotas that limit every rule."""
-    return f"{' · '.join(f'{name} {quota}' for name, quota in quotas)} over all stages, shared in proportion to demand"
+    return f"{' · '.join(f'{name}: {quota}' for name, quota in quotas)} over all stages, shared in proportion to demand"
 
 
 def describe_rejection(waited: float, useful_s: float, rejected: float, attainment: float) -> str:
     """Return what admission control would do under overload; all values but ``useful_s`` are fractions."""
     return (
-        f"{waited * 100:.3g} % take longer than {format_duration(useful_s)}; a service would reject about "
+        f"{waited * 100:.3g} % of queries take longer than {format_duration(useful_s)}; a service would reject about "
         f"{rejected * 100:.3g} % (429) and answer {attainment * 100:.3g} % in time"
     )
 
 
 def describe_comparison(miss_rate: float, other_miss_rate: float, cost_ratio: float) -> str:
     """Return misses and cost relative to another rule, because a ratio of misses alone is meaningless."""
-    return f"misses {miss_rate * 100:.3f} % against {other_miss_rate * 100:.3f} %, at {cost_ratio:.2f} of its price"
+    return f"misses {miss_rate * 100:.3f} % against {other_miss_rate * 100:.3f} %, at {cost_ratio:.2f} times its price"
 
 
 # measured replay and profile

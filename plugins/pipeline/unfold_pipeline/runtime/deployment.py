@@ -109,7 +109,7 @@ def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSo
 
 
 def _check_features(stage: str, source: ModelSource, width: int | None, features: int) -> None:
-    """Reject a stage whose model reads other rows than the queries."""
+    """Reject a stage if its model reads other rows than the queries."""
     required = max(source.columns) + 1 if source.columns else width
     if required is None or required == features or (source.columns and required < features):
         return

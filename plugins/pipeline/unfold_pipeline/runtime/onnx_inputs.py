@@ -111,7 +111,7 @@ def parse_inputs(path: str, nodes: Sequence[Any]) -> tuple[ModelInput, ...]:
     widths = sorted({model_input.width for model_input in inputs if model_input.width is not None})
     if len(widths) > 1:
         hint = "every input gets the same row: join them in the model, or wrap it as code: module:function"
-        names = " and ".join(f"{model_input.name} {_format_shape(model_input)}" for model_input in inputs)
+        names = " and ".join(f"{node.name} {_format_shape(node)}" for node in nodes)
         raise fail(f"{Path(path).name}: the inputs {names} need rows of different lengths", hint=hint)
     return inputs
 

@@ -135,7 +135,7 @@ def read_cpu_wait() -> float:
 
 
 def describe_unreadable_outputs(error: BaseException) -> BatchFailure:
-    """Return the failure of a model whose outputs cannot be unpickled outside its own process."""
+    """Return the failure of a model with outputs that cannot be unpickled outside its own process."""
     return BatchFailure(f"its outputs are of a type that only its own code knows ({_format_error(error)})")
 
 

@@ -39,7 +39,7 @@ class Query:
         answers: answers of the stages so far.
         due_s: when its answer is late, on :func:`read_clock`.
         is_shed: whether it was dropped because it would be late.
-        failed_stage: stage whose model raised an error on it.
+        failed_stage: the stage with the model that raised an error on it.
         process_failures: processes that ended while they served nothing else.
         batched_at: stages that took it into a batch, and when; empty for a query without a deadline.
     """

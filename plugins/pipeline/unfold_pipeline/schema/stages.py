@@ -28,7 +28,7 @@ class ModelSpec(Model):
     columns: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         default=None, description="which numbers of a query the model reads, from 0; default: all"
     )
-    rows: str | None = Field(default=None, description="an NPZ file whose array x holds queries to profile with")
+    rows: str | None = Field(default=None, description="an NPZ file with queries to profile with, in an array x")
     start: Annotated[Duration, Field(gt=0)] | None = Field(
         default=None, description="how long a replica may take to load the model; default: 3 min"
     )

@@ -207,7 +207,7 @@ def _remove_spare_replicas(checker: SloChecker, plan: Plan) -> Plan:
 
 
 def _build_monotone_table(rows: Sequence[Plan]) -> ReplicaTable:
-    """Return the table whose rows have at least the replicas of the rows before."""
+    """Return a table in which each row has at least the replicas of the rows before."""
     counts = np.maximum.accumulate([[config.replicas for config in row] for row in rows], axis=0)
     batches = tuple(tuple(config.batch for config in row) for row in rows)
     return ReplicaTable(RATE_FACTORS, tuple(tuple(row) for row in counts.tolist()), batches)
