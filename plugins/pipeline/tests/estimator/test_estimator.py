@@ -124,7 +124,7 @@ def test_join_waits_for_all_items_of_its_query() -> None:
     plan = (StageConfig(0, 1, 1), StageConfig(0, 2, 2), StageConfig(0, 2, 2), StageConfig(0, 2, 1))
     checker = build_slo_checker(pipeline, [sample], 1.0)
     expected = plain(sample, plan, pipeline) - sample.arrivals
-    assert np.abs(checker.estimators[0].latencies(plan) - expected).max() == 0.0
+    assert np.abs(checker.estimators[0].compute_latencies(plan) - expected).max() == 0.0
     assert (
         np.abs(
             simulate_targets(pipeline, sample, plan, build_constant_targets(plan, sample), 0.0).latencies - expected

@@ -234,7 +234,7 @@ def test_estimator_equals_reference_queues_on_a_graph() -> None:
     checker = build_checker(pipeline, 1.0, rate=120.0, seconds=10.0)
     plan = tuple(StageConfig(0, batch, count) for batch, count in ((2, 2), (4, 2), (2, 2), (4, 2), (4, 4)))
     estimator = checker.estimators[0]
-    assert np.abs(estimator.latencies(plan) - plain(estimator.sample, pipeline, plan)).max() == 0.0
+    assert np.abs(estimator.compute_latencies(plan) - plain(estimator.sample, pipeline, plan)).max() == 0.0
 
 
 def test_only_changed_and_downstream_stages_are_simulated_again() -> None:
@@ -242,11 +242,11 @@ def test_only_changed_and_downstream_stages_are_simulated_again() -> None:
     checker = build_checker(diamond(), 1.0)
     plan = tuple(StageConfig(0, 2, 4) for _ in range(5))
     estimator = checker.estimators[0]
-    estimator.latencies(plan)
+    estimator.compute_latencies(plan)
     assert estimator.cache.passes == 5
-    estimator.latencies((*plan[:1], StageConfig(0, 4, 4), *plan[2:]))
+    estimator.compute_latencies((*plan[:1], StageConfig(0, 4, 4), *plan[2:]))
     assert estimator.cache.passes == 5 + 3
-    estimator.latencies(plan)
+    estimator.compute_latencies(plan)
     assert estimator.cache.passes == 5 + 3
 
 

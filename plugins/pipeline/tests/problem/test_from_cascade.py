@@ -127,7 +127,7 @@ def test_temporal_cascade_is_entered_at_several_stages(tmp_path: Path, run: Run)
     counts = [int((visits.query < hundreds).sum()) for visits in sample.visits]
     assert counts == [hundreds * 0.5, hundreds * 0.8]
     assert [stage.share for stage in built.stages] == [0.5, 0.8]
-    took = Estimator(built, sample).latencies(tuple(StageConfig(0, 1, 1) for _ in built.stages))
+    took = Estimator(built, sample).compute_latencies(tuple(StageConfig(0, 1, 1) for _ in built.stages))
     visited = np.unique(np.concatenate([visits.query for visits in sample.visits]))
     assert (took[visited] > 0).all()
     assert (np.delete(took, visited) == 0).all()

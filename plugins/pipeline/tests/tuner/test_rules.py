@@ -54,10 +54,10 @@ def test_slice_of_a_sample_keeps_times_and_routes() -> None:
     """Without waiting, the queries of a slice take as long as in the complete sample."""
     sample = traffic([30.0, 90.0])
     plan = tuple(StageConfig(0, 1, 2000) for _ in PLAN)
-    whole = Estimator(GRAPH, sample).latencies(plan)
+    whole = Estimator(GRAPH, sample).compute_latencies(plan)
     for low, high in ((0, sample.size), (200, 777), (sample.size - 1, sample.size)):
         found = slice_sample(sample, low, high)
-        assert np.abs(Estimator(GRAPH, found).latencies(plan) - whole[low:high]).max() == 0.0
+        assert np.abs(Estimator(GRAPH, found).compute_latencies(plan) - whole[low:high]).max() == 0.0
         assert found.size == high - low
 
 
@@ -72,7 +72,7 @@ def test_constant_targets_equal_the_plan() -> None:
     """With constant replicas, a simulated trace has the latencies of the estimator and the cost of the plan."""
     sample = traffic([30.0, 90.0])
     played = simulate_targets(GRAPH, sample, PLAN, build_constant_targets(PLAN, sample), 5.0)
-    assert np.abs(played.latencies - Estimator(GRAPH, sample).latencies(PLAN)).max() == 0.0
+    assert np.abs(played.latencies - Estimator(GRAPH, sample).compute_latencies(PLAN)).max() == 0.0
     assert played.hourly_cost == pytest.approx(GRAPH.cost(PLAN))
 
 

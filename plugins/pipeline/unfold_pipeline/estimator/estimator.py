@@ -124,13 +124,13 @@ class Estimator:
         """Return whether stage ``index`` missed its last budget although no batch there waited for a replica."""
         return self._key(index, plan) in self.cache.unconstrained
 
-    def latencies(self, plan: Plan) -> FloatArray:
+    def compute_latencies(self, plan: Plan) -> FloatArray:
         """Return the seconds of every query in order of arrival, shape (queries,)."""
         return self._finish_times(plan) - self.sample.arrivals
 
     def tail_latency(self, plan: Plan) -> float:
         """Return the percentile of the latencies in seconds (nearest rank)."""
-        return self.rank_percentile(self.latencies(plan))
+        return self.rank_percentile(self.compute_latencies(plan))
 
     def rank_percentile(self, seconds: FloatArray) -> float:
         """Return the percentile of the seconds of all queries (nearest rank)."""

@@ -104,7 +104,7 @@ def bootstrap_interval(estimator: Estimator, plan: Plan, rng: np.random.Generato
     Consecutive queries wait in the same queue, so ten blocks are drawn rather than single queries. The interval is too
     narrow if the sample is short or the load high, because it cannot know bursts that the sample lacks.
     """
-    seconds = estimator.latencies(plan)
+    seconds = estimator.compute_latencies(plan)
     blocks = np.array_split(seconds, min(BLOCKS, seconds.size))
     draws = [
         np.quantile(

@@ -74,7 +74,7 @@ def _is_too_slow(checker: SloChecker, fastest: Plan) -> bool:
 def _rank_seed(checker: SloChecker, seed: Plan) -> SeedRank:
     """Return the order of trial: replicas above a quota, then load on limited hardware, then the longest path."""
     pipeline = checker.pipeline
-    loads = [checker.stage_rate(index) / _capacity(checker, index, config) for index, config in enumerate(seed)]
+    loads = [checker.stage_rate(index) / _sustained_rate(checker, index, config) for index, config in enumerate(seed)]
     covering = tuple(
         replace(config, replicas=count_required_replicas(load, 1.0)) for config, load in zip(seed, loads, strict=True)
     )
@@ -128,7 +128,7 @@ def _count_covering_steps(checker: SloChecker, seed: Plan) -> int:
     """Return the steps until each stage sustains its mean load: fewer are not worth a simulation on long samples."""
     steps, plan = 0, seed
     while steps < MAX_REPLICAS and (index := _find_bottleneck(checker, plan)) is not None:
-        if _capacity(checker, index, plan[index]) >= checker.stage_rate(index):
+        if _sustained_rate(checker, index, plan[index]) >= checker.stage_rate(index):
             break
         steps, plan = steps + 1, _add_replica(plan, index)
     return steps
@@ -146,7 +146,7 @@ def _add_replica(plan: Plan, index: int) -> Plan:
 def _find_bottleneck(checker: SloChecker, plan: Plan) -> int | None:
     """Return the stage that sustains the least of its load, among those with a replica left in their quota."""
     scores = [
-        _capacity(checker, index, config) / max(checker.stage_rate(index), 1e-12)
+        _sustained_rate(checker, index, config) / max(checker.stage_rate(index), 1e-12)
         if checker.pipeline.is_within_quotas(_add_replica(plan, index))
         else math.inf
         for index, config in enumerate(plan)
@@ -155,5 +155,5 @@ def _find_bottleneck(checker: SloChecker, plan: Plan) -> int | None:
     return scores.index(min_score) if min_score < math.inf else None
 
 
-def _capacity(checker: SloChecker, index: int, config: StageConfig) -> float:
+def _sustained_rate(checker: SloChecker, index: int, config: StageConfig) -> float:
     return config.replicas * checker.pipeline.stages[index].options[config.option].throughput(config.batch)

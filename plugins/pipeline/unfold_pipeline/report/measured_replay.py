@@ -91,15 +91,15 @@ def build_measured_report(
 
 def _build_metrics(comparison: LatencyComparison, trace: MeasuredTrace, *, sheds: bool) -> dict[str, Metric]:
     attainment = comparison.attainment
-    p99_ms = _quantile(comparison.measured, MIN_ATTAINMENT) * 1e3
+    p99_ms = _compute_quantile(comparison.measured, MIN_ATTAINMENT) * 1e3
     metrics = {
         "attainment": Metric(attainment, "", target="≥ 0.99", ok=attainment >= MIN_ATTAINMENT, timed=True),
         "estimated_attainment": Metric(comparison.estimated_attainment, "", timed=True),
         "p99_ms": Metric(p99_ms, "ms", timed=True),
-        "estimated_p99_ms": Metric(_quantile(comparison.estimated, MIN_ATTAINMENT) * 1e3, "ms", timed=True),
+        "estimated_p99_ms": Metric(_compute_quantile(comparison.estimated, MIN_ATTAINMENT) * 1e3, "ms", timed=True),
     }
     if comparison.at_measured_speed is not None:
-        paced_ms = _quantile(comparison.at_measured_speed, MIN_ATTAINMENT) * 1e3
+        paced_ms = _compute_quantile(comparison.at_measured_speed, MIN_ATTAINMENT) * 1e3
         metrics["paced_p99_ms"] = Metric(paced_ms, "ms", timed=True)
     metrics["lost"] = Metric(trace.lost, "", target="0", ok=trace.lost == 0)
     if sheds:
@@ -115,22 +115,22 @@ def _build_table(comparison: LatencyComparison, *, is_fixed: bool) -> Table:
         Column("latency"),
         Column("measured", "ms", 1, timed=True),
         Column("estimated", "ms", 1, timed=True),
-        Column("measured against it", timed=True),
+        Column("difference", timed=True),
     ]
     if comparison.at_measured_speed is not None:
         columns += [
             Column("at measured speed", "ms", 1, timed=True),
-            Column("measured against that", timed=True),
+            Column("difference at that speed", timed=True),
         ]
     rows = tuple(_build_row(comparison, name, level, is_fixed=is_fixed) for name, level in PERCENTILES)
     return Table("fidelity", tuple(columns), rows)
 
 
 def _build_row(comparison: LatencyComparison, name: str, level: float, *, is_fixed: bool) -> tuple[Cell, ...]:
-    measured, estimated = _quantile(comparison.measured, level), _quantile(comparison.estimated, level)
+    measured, estimated = _compute_quantile(comparison.measured, level), _compute_quantile(comparison.estimated, level)
     row: list[Cell] = [name, measured * 1e3, estimated * 1e3, _format_error(measured, estimated, is_fixed=is_fixed)]
     if comparison.at_measured_speed is not None:
-        estimated = _quantile(comparison.at_measured_speed, level)
+        estimated = _compute_quantile(comparison.at_measured_speed, level)
         row += [estimated * 1e3, _format_error(measured, estimated, is_fixed=is_fixed)]
     return tuple(row)
 
@@ -165,6 +165,6 @@ def _build_latency_figure(comparison: LatencyComparison) -> Figure:
     return Figure("latencies", "Fraction of queries answered within a time", "ms", "fraction", series, timed=True)
 
 
-def _quantile(seconds: FloatArray, level: float) -> float:
+def _compute_quantile(seconds: FloatArray, level: float) -> float:
     answered = seconds[np.isfinite(seconds)]
     return float(np.quantile(answered, level)) if answered.size else math.inf

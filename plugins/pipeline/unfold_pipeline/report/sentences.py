@@ -191,15 +191,15 @@ def describe_no_plan(slo_s: float, *, is_proven: bool) -> str:
 def describe_binding_quotas(quotas: Sequence[tuple[str, int]]) -> str:
     """Return the quotas that prevent a plan, and the replicas that would be required."""
     noun = "quotas" if len(quotas) > 1 else "quota"
-    names, counts = (" and ".join(parts) for parts in zip(*((n, f"{c}") for n, c in quotas), strict=True))
+    names = " and ".join(name for name, _ in quotas)
+    counts = " and ".join(str(count) for _, count in quotas)
     return f"{noun} of {names}: {counts} required"
 
 
 def describe_binding_stage(stage: str, hardware: str, stage_s: float, others_s: float) -> str:
     """Return the stage that takes most of the unavoidable time."""
-    own = format_duration(stage_s)
-    others = format_duration(others_s)
-    return f"{stage}: {own} for one query on its fastest hardware ({hardware}); the other stages need {others}"
+    duration, remainder = format_duration(stage_s), format_duration(others_s)
+    return f"{stage}: {duration} for one query on its fastest hardware ({hardware}); the other stages need {remainder}"
 
 
 def describe_relaxation(
