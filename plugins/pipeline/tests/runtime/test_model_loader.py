@@ -156,7 +156,7 @@ def test_model_with_other_features_than_the_queries_is_rejected(tmp_path: Path, 
     (tmp_path / "bad.ubj").write_bytes(bytes(fitted.get_booster().save_raw("ubj")))
     (tmp_path / "bad.onnx").write_bytes(stored("onnx"))
     for text in (SPEC.replace("bad.onnx", "bad.ubj"), SPEC.replace("bad.onnx}", "bad.onnx, columns: [1, 2]}")):
-        with pytest.raises(UnfoldError, match=r"stages.bad.model: reads 3 numbers a row, and queries have 2"):
+        with pytest.raises(UnfoldError, match=r"stages.bad.model: reads 3 numbers per row, and queries have 2"):
             serve(spec_of(text), replace(run, options={"replay": str(tmp_path / "t.csv")}))
 
 
