@@ -157,4 +157,4 @@ def test_sentence_has_no_private_words(text: str) -> None:
 )
 def test_duration_has_the_digits_that_matter(seconds: float, text: str) -> None:
     """A duration is in seconds from ten seconds on, in microseconds below 0.1 ms, and otherwise in milliseconds."""
-    assert sentences.format_duration(seconds) == text
+    assert sentences.format_latency(seconds) == text

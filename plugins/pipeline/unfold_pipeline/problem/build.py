@@ -37,7 +37,7 @@ from unfold_pipeline.schema.arrivals import Arrivals, label_arrivals
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.placement import Placement
 from unfold_pipeline.schema.stages import BatchLatency, FromRun, ModelSpec, StageSpec, sort_stages
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Run, user_error
 
 
 def build_problem(spec: PipelineSpec, run: Run) -> Problem:
@@ -189,7 +189,7 @@ def _check_profiles(spec: PipelineSpec, run: Run) -> None:
         made_from = fingerprint_model(locate_model(name, stage.model, run), stage.model, is_pinned=is_pinned)
         if load_profile(name, run, made_from=made_from) is None:
             message = "the stored profile belongs to another model: the cascade was trained again"
-            raise fail(message, key=f"stages.{name}", hint="unfold profile SPEC measures it again")
+            raise user_error(message, key=f"stages.{name}", hint="unfold profile SPEC measures it again")
 
 
 def _build_stage(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from unfoldkit.api import Run, RunDir, fail
+from unfoldkit.api import Run, RunDir, user_error
+from unfoldkit.safe_io.files import parse_object
 from unfoldkit.spec.yaml_reader import decoded, parse
 
 EXITS_FILE = "exits.json"
@@ -111,15 +111,17 @@ def read_exits(folder: str, run: Run) -> CascadeExits:
     path = run.path(folder, key=KEY)
     directory = RunDir(path)
     if path.resolve() == run.directory.path.resolve():
-        raise fail("the pipeline would write to the run of the cascade", key=KEY, hint="another name, or --run DIR")
+        raise user_error(
+            "the pipeline would write to the run of the cascade", key=KEY, hint="another name, or --run DIR"
+        )
     plan = _read_plan(directory)
     reason, hint = _find_obstacle(plan, has_exits=directory.has(EXITS_FILE))
     if reason:
-        raise fail(f"the cascade of {folder} cannot be the stages of a pipeline: {reason}", key=KEY, hint=hint)
+        raise user_error(f"the cascade of {folder} cannot be the stages of a pipeline: {reason}", key=KEY, hint=hint)
     data = _read_exits(directory)
     if data["spec_sha256"] != plan.get("spec_sha256"):
         message = "the plan of this run belongs to another cascade than its exits"
-        raise fail(message, file=str(path), key=KEY, hint=TRAIN_HINT)
+        raise user_error(message, file=str(path), key=KEY, hint=TRAIN_HINT)
     return CascadeExits(directory, data)
 
 
@@ -158,12 +160,12 @@ def summarize_cascade(
 
 def _read_plan(directory: RunDir) -> Mapping[str, Any]:
     if not directory.has(PLAN_FILE):
-        raise fail("no plan of a cascade in this folder", file=str(directory.path), key=KEY, hint=TRAIN_HINT)
+        raise user_error("no plan of a cascade in this folder", file=str(directory.path), key=KEY, hint=TRAIN_HINT)
     file = str(directory.path / PLAN_FILE)
     data = parse(decoded(directory.read(PLAN_FILE), file), file).data
     kind = data.get("kind") if isinstance(data, Mapping) else None
     if kind != "cascade":
-        raise fail(f"a run of kind {kind}, not of a cascade", file=str(directory.path), key=KEY, hint=TRAIN_HINT)
+        raise user_error(f"a run of kind {kind}, not of a cascade", file=str(directory.path), key=KEY, hint=TRAIN_HINT)
     return dict(data)
 
 
@@ -183,14 +185,14 @@ def _find_obstacle(plan: Mapping[str, Any], *, has_exits: bool) -> tuple[str, st
 def _read_exits(directory: RunDir) -> Mapping[str, Any]:
     file = str(directory.path / EXITS_FILE)
     try:
-        data = json.loads(directory.read(EXITS_FILE))
+        data = parse_object(directory.read(EXITS_FILE), file)
         schema = data["schema"]
         is_readable = schema == SCHEMA and data["models"] and data["ways"] and data["cases"] > 0
     except (ValueError, KeyError, TypeError) as error:
-        raise fail(f"not the exits of a cascade: {error}", file=file, key=KEY, hint=TRAIN_HINT) from error
+        raise user_error(f"not the exits of a cascade: {error}", file=file, key=KEY, hint=TRAIN_HINT) from error
     if not is_readable:
         message = f"exits of schema {schema!r}, which this version cannot read"
-        raise fail(message, file=file, key=KEY, hint=TRAIN_HINT)
+        raise user_error(message, file=file, key=KEY, hint=TRAIN_HINT)
     return dict(data)
 
 

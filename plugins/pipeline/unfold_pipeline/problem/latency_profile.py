@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unfoldkit.api import Run, fail
+from unfoldkit.api import Run, user_error
+from unfoldkit.safe_io.files import parse_object
 
 FOLDER = "profile"
 QUANTILES = 64
@@ -81,8 +82,8 @@ def load_profile(stage: str, run: Run, *, made_from: str | None = None) -> tuple
     """Return the profile of a stage if the run has one, of the model ``made_from`` unless that is ``None``."""
     if not run.directory.has(_file_name(stage), made_from=made_from):
         return None
-    data = json.loads(run.directory.read(_file_name(stage)))
-    return tuple(_parse_timing(point) for point in data["points"])
+    with run.directory.decoding(_file_name(stage), "a profile") as data:
+        return tuple(_parse_timing(point) for point in parse_object(data)["points"])
 
 
 def describe_processor() -> str:
@@ -97,7 +98,8 @@ def load_profile_machine(stage: str, run: Run) -> str:
     """Return the processor on which a stage was measured, in words; empty if unknown."""
     if not run.directory.has(_file_name(stage)):
         return ""
-    return str(json.loads(run.directory.read(_file_name(stage))).get("where", ""))
+    with run.directory.decoding(_file_name(stage), "a profile") as data:
+        return str(parse_object(data).get("where", ""))
 
 
 def require_profile(stage: str, run: Run) -> tuple[BatchTiming, ...]:
@@ -108,7 +110,9 @@ def require_profile(stage: str, run: Run) -> tuple[BatchTiming, ...]:
     """
     timings = load_profile(stage, run)
     if timings is None:
-        raise fail("this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first")
+        raise user_error(
+            "this stage was not profiled yet", key=f"stages.{stage}.model", hint="unfold profile SPEC first"
+        )
     return timings
 
 

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from unfold_pipeline._types import RowArray
 from unfold_pipeline.schema.stages import ModelSpec
-from unfoldkit.api import Run, fail, fingerprint
+from unfoldkit.api import Run, fingerprint, user_error
+from unfoldkit.safe_io.files import read_bytes
+from unfoldkit.safe_io.skops import dump_skops
 
 MEASURED = 3  # version of the profiling method; a profile of another version is measured again
 DEFAULT_START_S = 180.0
@@ -55,13 +57,15 @@ def locate_model(stage: str, model: ModelSpec, run: Run) -> ModelSource:
     if model.code is not None:
         if not run.allow_code:
             hint = "--allow-code permits it; only for specs that you trust"
-            raise fail(f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint)
+            raise user_error(
+                f"{model.code} is code, which a spec may not run", key=f"stages.{stage}.model.code", hint=hint
+            )
         return _build_source(model, run, code=model.code, folder=str(run.base.absolute()))
     if model.file is not None:
         path = run.path(model.file, key=f"stages.{stage}.model.file")
         if path.suffix not in MODEL_SUFFIXES:
             hint = "one of: .ubj, .json (XGBoost), .skops (scikit-learn), .onnx"
-            raise fail(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
+            raise user_error(f"cannot load a model that ends in {path.suffix!r}", file=str(path), hint=hint)
         return _build_source(model, run, path=str(path.absolute()))
     return _build_source(model, run, path=str(_fit_estimator(stage, model, run)))
 
@@ -74,7 +78,7 @@ def fingerprint_model(source: ModelSource, model: ModelSpec, *, is_pinned: bool 
         model: the options in the spec.
         is_pinned: whether replicas are pinned to a core, which changes latencies.
     """
-    body = Path(source.path).read_bytes() if source.path else read_module(source) + read_imported_modules(source)
+    body = read_bytes(source.path) if source.path else read_module(source) + read_imported_modules(source)
     options = model.model_dump(mode="json", exclude_none=True, exclude={"start"})
     options |= {"pin": "core"} if is_pinned else {}
     return fingerprint(MEASURED, options, hashlib.sha256(body).hexdigest())
@@ -139,9 +143,7 @@ def _dump_fitted(estimator: str, seed: int) -> bytes:
 
         fitted = xgboost.XGBClassifier(n_estimators=20, max_depth=4, n_jobs=1, random_state=seed).fit(rows, labels)
         return bytes(fitted.get_booster().save_raw("ubj"))
-    import skops.io
-
-    return bytes(skops.io.dumps(_build_estimator(estimator, seed).fit(rows, labels)))
+    return dump_skops(_build_estimator(estimator, seed).fit(rows, labels), estimator)
 
 
 def _build_estimator(name: str, seed: int) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unfold_pipeline.schema.hardware import Hardware
-from unfoldkit.api import Run, UnfoldError, fail
+from unfoldkit.api import Run, UnfoldError, user_error
 from unfoldkit.catalog.bundled import catalog
 from unfoldkit.catalog.cache import cached
 from unfoldkit.catalog.instances import Catalog
@@ -48,12 +48,12 @@ def _price_replica(name: str, hardware: Hardware, instances: Catalog, region: st
         instance = instances.find(type_name)
     except UnfoldError as error:
         problem = error.diagnostics[0]
-        raise fail(problem.message, key=f"hardware.{name}", hint=problem.hint) from error
+        raise user_error(problem.message, key=f"hardware.{name}", hint=problem.hint) from error
     price = instance.spot if hardware.spot else instance.on_demand
     if price is None:
         kind = "spot price" if hardware.spot else "price"
         message = f"the {kind} of {type_name} in {region} is not known"
-        raise fail(message, key=f"hardware.{name}", hint="price: $1/h")
+        raise user_error(message, key=f"hardware.{name}", hint="price: $1/h")
     market = "spot" if hardware.spot else "on demand"
     fraction = f" for {hardware.per_instance} replicas" if hardware.per_instance > 1 else ""
     # a user's price list carries no date: its file date changes with every copy, and a committed plan would drift

@@ -10,7 +10,7 @@ import numpy as np
 from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.problem.pipeline import Stage
 from unfold_pipeline.schema.arrivals import DEFAULT_DURATION_S, Arrivals
-from unfoldkit.api import CsvRow, Diagnostic, Run, UnfoldError, csv_rows, fail
+from unfoldkit.api import CsvRow, Diagnostic, Run, UnfoldError, csv_rows, user_error
 from unfoldkit.arrivals import processes, rate_profiles, traces
 
 
@@ -39,10 +39,10 @@ def load_arrivals(
     if traffic.share < 1 and times.size:
         times = traces.window(times, 0.0, float(times[-1]) * traffic.share)
     if times.size == 0:
-        raise fail("no query arrives in the sample", key=key, hint="a longer duration or a larger share")
+        raise user_error("no query arrives in the sample", key=key, hint="a longer duration or a larger share")
     if times[-1] <= times[0]:
         count = "one query is" if times.size == 1 else f"{times.size:,} queries at one instant are"
-        raise fail(f"{count} no traffic: there is no rate", key=key, hint="a sample that lasts")
+        raise user_error(f"{count} no traffic: there is no rate", key=key, hint="a sample that lasts")
     return times
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from unfold_pipeline.report.export_stages import ExportedStage, parse_exported_plan, to_label
-from unfoldkit.api import Report, fail
+from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 
 MODEL_FORMATS = {".onnx": "onnx", ".ubj": "xgboost", ".json": "xgboost", ".skops": "sklearn"}
@@ -27,7 +27,7 @@ def export_kserve(report: Report) -> str:
     for stage in plan.stages:
         if len(stage.after) > 1:
             message = f"an InferenceGraph supports no joins, and {stage.name} is one"
-            raise fail(message, key=f"stages.{stage.name}.after")
+            raise user_error(message, key=f"stages.{stage.name}.after")
     documents = [*map(_build_service, plan.stages), _build_graph(plan.name, plan.stages)]
     notes = list(_list_notes(plan.stages))
     for note in notes:

@@ -12,7 +12,7 @@ from unfold_pipeline.problem.build import build_placement
 from unfold_pipeline.problem.problem import PlacementPolicy
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
-from unfoldkit.api import Report, fail
+from unfoldkit.api import Report, user_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse
@@ -74,11 +74,11 @@ def parse_exported_plan(report: Report) -> ExportedPlan:
     """
     configs: Mapping[str, Any] = (report.decision or {}).get("stages", {})
     if report.kind != "pipeline" or not configs or "spec" not in report.provenance:
-        raise fail("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
+        raise user_error("there is no plan of a pipeline to export", hint="unfold plan SPEC --format ray-serve")
     spec = validate(PipelineSpec, parse(str(to_yaml(report.provenance["spec"])), "the plan"))
     if isinstance(spec.stages, FromRun):
         hint = f"unfold serve {spec.stages.run} serves the cascade"
-        raise fail("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
+        raise user_error("the models of a cascade's run cannot be exported as a pipeline", key="stages.from", hint=hint)
     labels = assign_labels(spec.stages_by_name)
     stages = tuple(_build_stage(name, labels[name], spec, configs[name]) for name in spec.stages_by_name)
     return ExportedPlan(report.name, stages, build_placement(spec.placement))

@@ -113,7 +113,7 @@ def list_cascade_inputs(problem: Problem) -> Mapping[str, str]:
 def build_metrics(solution: Solution, tail_s: float, baselines: CoarseBaselines | None) -> Mapping[str, Metric]:
     """Return the figures of a plan."""
     cost, checker, greedy = solution.hourly_cost, solution.checker, solution.greedy.plan
-    target = f"≤ {sentences.format_duration(checker.slo_s)}"
+    target = f"≤ {sentences.format_latency(checker.slo_s)}"
     greedy_cost = checker.pipeline.cost(greedy) if greedy else None
     peak_ratio = baselines.peak.hourly_cost / cost if baselines and cost else None
     return {

@@ -14,7 +14,7 @@ from unfold_pipeline._types import CountArray, FloatArray
 from unfold_pipeline.estimator.slo import SloChecker
 from unfold_pipeline.problem.pipeline import Pipeline, Plan, StageConfig
 from unfold_pipeline.report import sentences
-from unfoldkit.api import Metric, Report, Verdict, fail
+from unfoldkit.api import Metric, Report, Verdict, user_error
 from unfoldkit.arrivals.envelope import envelope, first_excess, windows
 
 
@@ -58,7 +58,7 @@ def parse_decision(decision: Mapping[str, Any], pipeline: Pipeline) -> Plan:
     stages = decision.get("stages")
     names = [stage.name for stage in pipeline.stages]
     if not isinstance(stages, Mapping) or sorted(stages) != sorted(names):
-        raise fail("the plan has other stages than the spec", hint="plan again")
+        raise user_error("the plan has other stages than the spec", hint="plan again")
     return tuple(_parse_config(pipeline, index, stages[name]) for index, name in enumerate(names))
 
 
@@ -97,7 +97,7 @@ def recheck_plan(name: str, checker: SloChecker, committed: Mapping[str, Any] | 
     )
     excess = _find_excess(checker, decision.get("envelope", {}))
     misses_slo = tail_s > checker.slo_s
-    target = f"≤ {sentences.format_duration(checker.slo_s)}"
+    target = f"≤ {sentences.format_latency(checker.slo_s)}"
     return Report(
         kind="pipeline",
         verb="plan",
@@ -147,7 +147,7 @@ def _parse_config(pipeline: Pipeline, index: int, saved: Mapping[str, Any]) -> S
     try:
         config = StageConfig(names.index(saved["hardware"]), int(saved["batch"]), int(saved["replicas"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise fail("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again") from error
+        raise user_error("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again") from error
     if not 1 <= config.batch <= stage.options[config.option].max_batch or config.replicas < 1:
-        raise fail("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again")
+        raise user_error("the plan does not fit the spec", key=f"stages.{stage.name}", hint="plan again")
     return config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from unfoldkit.api import format_duration
+
 PLOT_HINT = "plot: --out plan.html"
 LIVE_REPLICAS = "with the replicas and batch sizes that served at each moment"
 PLANNED_REPLICAS = "with the replicas of the plan"
@@ -11,19 +13,14 @@ NO_WINDOW_EXCEEDED = "the new traffic stays within the envelope of the plan"
 NO_SAVING = "no replica can be removed: every stage has one"
 
 
-def format_duration(seconds: float) -> str:
+def format_latency(seconds: float) -> str:
     """Return seconds as text, in ms below ten seconds, with as many digits as matter."""
-    milliseconds = seconds * 1e3
-    if milliseconds >= 1e4:
-        return f"{seconds:,.1f} s"
-    if 0 < milliseconds < 0.1:
-        return f"{milliseconds * 1e3:,.3g} µs"
-    return f"{milliseconds:,.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
+    return format_duration(seconds, style="latency")
 
 
 def format_slo(slo_s: float) -> str:
     """Return the target as text."""
-    return f"p99 ≤ {format_duration(slo_s)}"
+    return f"p99 ≤ {format_latency(slo_s)}"
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -50,7 +47,7 @@ def describe_stages(count: int) -> str:
 
 def describe_slack(slack_s: float, stage: str, share: float) -> str:
     """Return the slack at the percentile and the stage that is critical for ``share`` of the slowest queries."""
-    return f"{format_duration(slack_s)} at p99; {stage} is critical for {share * 100:.0f} % of the slowest 1 %"
+    return f"{format_latency(slack_s)} at p99; {stage} is critical for {share * 100:.0f} % of the slowest 1 %"
 
 
 def describe_overload(loads: Sequence[tuple[str, float]]) -> str:
@@ -61,14 +58,14 @@ def describe_overload(loads: Sequence[tuple[str, float]]) -> str:
 
 def describe_rejected_saving(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
     """Return by how much the largest saving misses the SLO."""
-    excess = format_duration(tail_s - slo_s)
-    return f"one fewer {hardware} replica at {stage}: p99 {format_duration(tail_s)}, {excess} over the SLO"
+    excess = format_latency(tail_s - slo_s)
+    return f"one fewer {hardware} replica at {stage}: p99 {format_latency(tail_s)}, {excess} over the SLO"
 
 
 def describe_replica_loss(hardware: str, stage: str, tail_s: float, slo_s: float) -> str:
     """Return the percentile after the loss of a replica at the stage where it hurts most."""
     outcome = "still within the SLO" if tail_s <= slo_s else "over the SLO"
-    return f"without one {hardware} replica at {stage}: p99 {format_duration(tail_s)}, {outcome}"
+    return f"without one {hardware} replica at {stage}: p99 {format_latency(tail_s)}, {outcome}"
 
 
 def describe_outage(stages: Sequence[str]) -> str:
@@ -79,15 +76,15 @@ def describe_outage(stages: Sequence[str]) -> str:
 def describe_interval(low_s: float, high_s: float, sample: int, samples: int) -> str:
     """Return the confidence interval of the percentile; ``sample`` (from 1) is the worst of ``samples``."""
     origin = f"sample {sample} of {samples}, the worst" if samples > 1 else "this sample"
-    return f"95 % CI {format_duration(low_s)} – {format_duration(high_s)} (block bootstrap over {origin})"
+    return f"95 % CI {format_latency(low_s)} – {format_latency(high_s)} (block bootstrap over {origin})"
 
 
 def describe_jitter(tail_s: float, slo_s: float) -> str:
     """Return the percentile with measured service-time variability."""
-    sentence = f"p99 is {format_duration(tail_s)} with the measured service-time variability"
+    sentence = f"p99 is {format_latency(tail_s)} with the measured service-time variability"
     if tail_s <= slo_s:
         return sentence
-    return f"{sentence}, {format_duration(tail_s - slo_s)} over the SLO; plan with a lower slo.p99"
+    return f"{sentence}, {format_latency(tail_s - slo_s)} over the SLO; plan with a lower slo.p99"
 
 
 def describe_optimality(gap: float, *, is_optimal: bool, is_search_complete: bool) -> str:
@@ -101,7 +98,7 @@ def describe_optimality(gap: float, *, is_optimal: bool, is_search_complete: boo
 
 def describe_frontier(points: Sequence[tuple[float, float | None, bool]]) -> str:
     """Return target, $/h and exactness of each point; ``≤`` where the search was stopped, so less may suffice."""
-    parts = [f"{format_duration(slo_s)} {_format_frontier_cost(cost, is_exact)}" for slo_s, cost, is_exact in points]
+    parts = [f"{format_latency(slo_s)} {_format_frontier_cost(cost, is_exact)}" for slo_s, cost, is_exact in points]
     return f"{' · '.join(parts)}   {PLOT_HINT}"
 
 
@@ -198,7 +195,7 @@ def describe_binding_quotas(quotas: Sequence[tuple[str, int]]) -> str:
 
 def describe_binding_stage(stage: str, hardware: str, stage_s: float, others_s: float) -> str:
     """Return the stage that takes most of the unavoidable time."""
-    duration, remainder = format_duration(stage_s), format_duration(others_s)
+    duration, remainder = format_latency(stage_s), format_latency(others_s)
     return f"{stage}: {duration} for one query on its fastest hardware ({hardware}); the other stages need {remainder}"
 
 
@@ -219,7 +216,7 @@ def describe_relaxation(
     if quotas:
         parts.append(" and ".join(f"a {name} quota of {count}" for name, count in quotas))
     else:
-        parts.append(f"{stage} faster than {format_duration(room_s)}" if room_s > 0 else "every stage faster")
+        parts.append(f"{stage} faster than {format_latency(room_s)}" if room_s > 0 else "every stage faster")
     return ", or ".join(parts)
 
 
@@ -238,7 +235,7 @@ def describe_known_plan(slo_s: float, hourly_cost: float) -> str:
 
 def describe_recheck(slo_s: float, tail_s: float, *, misses_slo: bool, violations: str, excess: str) -> str:
     """Return the headline of a check: the first reason for a no, or that the target is met."""
-    target = f"{format_slo(slo_s)}: {format_duration(tail_s)}"
+    target = f"{format_slo(slo_s)}: {format_latency(tail_s)}"
     if misses_slo:
         return f"on the new traffic the committed plan misses {target}"
     if violations:
@@ -255,7 +252,7 @@ def describe_quota_violations(violations: Sequence[tuple[str, int, int]]) -> str
 
 def describe_excess(start_s: float, queries: int, window_s: float, planned: int) -> str:
     """Return the first window in which more queries arrive than planned."""
-    window = format_duration(window_s)
+    window = format_latency(window_s)
     return f"first exceeded at {start_s:.3f} s: {queries} queries in {window}, planned for {planned}"
 
 
@@ -269,7 +266,7 @@ def describe_price_change(cost: float, committed_cost: float) -> str:
 
 def describe_attainment(attainment: float, slo_s: float, hourly_cost: float, rule: str) -> str:
     """Return the headline of a simulated replay."""
-    return f"{attainment * 100:.2f} % within {format_duration(slo_s)} at ${hourly_cost:,.2f}/h under {rule}"
+    return f"{attainment * 100:.2f} % within {format_latency(slo_s)} at ${hourly_cost:,.2f}/h under {rule}"
 
 
 def describe_activation(delay_s: float) -> str:
@@ -310,7 +307,7 @@ def describe_shared_quotas(quotas: Sequence[tuple[str, int]]) -> str:
 def describe_rejection(waited: float, useful_s: float, rejected: float, attainment: float) -> str:
     """Return what admission control would do under overload; all values but ``useful_s`` are fractions."""
     return (
-        f"{waited * 100:.3g} % of queries take longer than {format_duration(useful_s)}; a service would reject about "
+        f"{waited * 100:.3g} % of queries take longer than {format_latency(useful_s)}; a service would reject about "
         f"{rejected * 100:.3g} % (429) and answer {attainment * 100:.3g} % in time"
     )
 
@@ -325,7 +322,7 @@ def describe_comparison(miss_rate: float, other_miss_rate: float, cost_ratio: fl
 
 def describe_measured_replay(queries: int, engine: str, attainment: float, slo_s: float, lost: int) -> str:
     """Return the headline of a replay on running replicas."""
-    within = f"{attainment * 100:.2f} % within {format_duration(slo_s)}"
+    within = f"{attainment * 100:.2f} % within {format_latency(slo_s)}"
     return f"{queries:,} queries replayed on {engine}, {within}, {lost} lost"
 
 

@@ -37,7 +37,7 @@ def build_replay_report(problem: Problem, live: Sample, rules: Sequence[RuleTrac
     slo_s, trace = problem.slo_s, chosen.trace
     attainment, tail_s = 1 - trace.miss_rate(slo_s), trace.tail_latency()
     is_met = tail_s <= slo_s and (not problem.sheds or attainment >= MIN_ATTAINMENT)
-    target = f"≤ {sentences.format_duration(slo_s)}"
+    target = f"≤ {sentences.format_latency(slo_s)}"
     return Report(
         kind="pipeline",
         verb="plan",

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 SLICE_NS = 100_000
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # numbers of the system call sched_setattr(2)
@@ -49,7 +49,7 @@ def list_local_cores() -> CoreAllocator:
     """
     if not hasattr(os, "sched_setaffinity"):
         message = "this system cannot pin a process to a core"
-        raise fail(message, key="placement.pin", hint="leave pin out, or run on Linux")
+        raise user_error(message, key="placement.pin", hint="leave pin out, or run on Linux")
     return CoreAllocator(sorted(os.sched_getaffinity(0)))
 
 

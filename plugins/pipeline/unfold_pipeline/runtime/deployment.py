@@ -15,7 +15,7 @@ from unfold_pipeline.runtime.affinity import list_local_cores
 from unfold_pipeline.runtime.local import LocalRuntime, PipelineRuntime
 from unfold_pipeline.runtime.model_loader import check_rows, load_rows, read_width
 from unfold_pipeline.runtime.ray_serve import RayRuntime
-from unfoldkit.api import Engine, fail
+from unfoldkit.api import Engine, user_error
 from unfoldkit.engines.ray import RayEngine
 
 MIN_HANG_TIMEOUT_S = 30.0
@@ -104,7 +104,7 @@ def build_deployment(problem: Problem, plan: Plan, sources: Mapping[str, ModelSo
         _check_features(stage.name, source, width, rows.shape[1])
         check_rows(stage.name, source, rows)
     if rows is None:
-        raise fail("no stage to serve", key="stages")
+        raise user_error("no stage to serve", key="stages")
     return Deployment(problem, plan, tuple(sources[stage.name] for stage in problem.pipeline.stages), rows)
 
 
@@ -115,4 +115,4 @@ def _check_features(stage: str, source: ModelSource, width: int | None, features
         return
     hint = f"stages.{stage}.model.columns names the numbers of a query that it reads"
     message = f"reads {required} numbers per row, and queries have {features}"
-    raise fail(message, key=f"stages.{stage}.model", hint=hint)
+    raise user_error(message, key=f"stages.{stage}.model", hint=hint)

@@ -30,7 +30,7 @@ from unfold_pipeline.runtime.replica import (
     launch_replica,
 )
 from unfold_pipeline.runtime.stage import CompletedBatch, Query, QueuedItem, StageRuntime, Worker, read_clock
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 MAX_CONSECUTIVE_FAILURES = 3
 # a row may end so many processes that serve nothing else: one end may have an external cause
@@ -344,7 +344,7 @@ class LocalRuntime:
         if self._started is not None and not self._started.done():
             message, key = f"replicas of {stage.name} do not start: {reason}", f"stages.{stage.name}.model"
             hint = "unfold profile SPEC runs the model on its own"
-            self._started.set_exception(fail(message, key=key, hint=hint))
+            self._started.set_exception(user_error(message, key=key, hint=hint))
         for queued in stage.drain_queues():
             queued.query.on_finished(None)
 
@@ -426,7 +426,7 @@ def _send_rows(replica: Replica, rows: RowArray) -> None:
 
 def _report_slow_start(stage: StageRuntime) -> UnfoldError:
     message, key = f"replicas of {stage.name} did not load their model in time", f"stages.{stage.name}.model"
-    return fail(message, key=key, hint="start: 10 min allows more time; fewer replicas load sooner")
+    return user_error(message, key=key, hint="start: 10 min allows more time; fewer replicas load sooner")
 
 
 def _log_failure(stage: StageRuntime, event: str, failure: BatchFailure) -> None:

@@ -15,19 +15,14 @@ from numpy.typing import NDArray
 from unfold_pipeline._types import RowArray
 from unfold_pipeline.problem.model_source import ModelSource, load_digits
 from unfold_pipeline.runtime.onnx_inputs import load_onnx
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.boosters import check_booster
+from unfoldkit.safe_io.files import read_bytes, require_regular
+from unfoldkit.safe_io.skops import load_skops
 
 Predict = Callable[[RowArray], NDArray[Any]]
 """Takes rows, shape (batch, features), and returns an output per row."""
-TRUSTED_TYPES = (
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.neighbors._ball_tree.BallTree",
-    "sklearn.neighbors._kd_tree.KDTree",
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-    "sklearn.tree._tree.Tree",
-)
-"""Types of scikit-learn that hold numbers only, in addition to those that skops trusts by default."""
 SYNTHETIC_ROWS = 512
 DIGITS_WIDTH = 64
 MAX_MESSAGE_CHARACTERS = 200
@@ -67,15 +62,16 @@ def read_width(stage: str, source: ModelSource) -> int | None:
     Raises:
         UnfoldError: the file is damaged, or no row can fill an input of an ONNX model.
     """
+    hint = "is the file complete? save the model again"
     try:
         return _read_width(source)
     except UnfoldError as error:
         problem = error.diagnostics[0]
-        raise fail(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
+        message = f"cannot load the model {problem.file}: {problem.message}" if problem.file else problem.message
+        raise user_error(message, key=f"stages.{stage}.model", hint=problem.hint or hint) from error
     except Exception as error:  # each library has its own errors for a damaged file
         message = f"cannot load the model {source.path}: {summarize_error(error)}"
-        hint = "is the file complete? save the model again"
-        raise fail(message, key=f"stages.{stage}.model", hint=hint) from error
+        raise user_error(message, key=f"stages.{stage}.model", hint=hint) from error
 
 
 def check_rows(stage: str, source: ModelSource, rows: RowArray) -> None:
@@ -90,7 +86,7 @@ def check_rows(stage: str, source: ModelSource, rows: RowArray) -> None:
         load_onnx(source.path).check_width(source.path, len(source.columns) or rows.shape[1])
     except UnfoldError as error:
         problem = error.diagnostics[0]
-        raise fail(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
+        raise user_error(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
 
 
 def summarize_error(error: BaseException) -> str:
@@ -108,34 +104,34 @@ def summarize_error(error: BaseException) -> str:
 def _load_predict(source: ModelSource) -> Predict:
     if source.code:
         return _import_function(source)
+    require_regular(source.path)
     loaders: dict[str, Callable[[str], Predict]] = {".onnx": load_onnx, ".skops": _load_sklearn}
     try:
         return loaders.get(Path(source.path).suffix, _load_xgboost)(source.path)
     except UnfoldError:
         raise
     except Exception as error:  # each library has its own errors for a damaged file
-        raise fail(f"cannot load the model: {summarize_error(error)}", file=source.path) from error
+        raise user_error(f"cannot load the model: {summarize_error(error)}", file=source.path) from error
 
 
 def _read_rows(path: str) -> RowArray:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            rows: RowArray = stored["x"].astype(np.float32)
-    except (ValueError, KeyError, OSError) as error:
-        raise fail(f"holds no queries: {error}", file=path, hint="an NPZ file with an array x") from error
+        rows: RowArray = read_npz(read_bytes(path), path, ("x",))["x"].astype(np.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise user_error(f"holds no queries: {error}", file=path, hint="an NPZ file with an array x") from error
     if rows.ndim != 2 or not rows.size:
-        raise fail(f"an array x of shape {rows.shape} does not hold rows of queries", file=path)
+        raise user_error(f"an array x of shape {rows.shape} does not hold rows of queries", file=path)
     return rows
 
 
 def _read_width(source: ModelSource) -> int | None:
     suffix = Path(source.path).suffix if source.path else ""
+    if suffix:
+        require_regular(source.path)
     if suffix in (".ubj", ".json"):
-        import xgboost
-
-        return int(xgboost.Booster(model_file=source.path).num_features())
+        return int(_load_booster(source.path).num_features())
     if suffix == ".skops":
-        return getattr(_load_skops_object(source.path), "n_features_in_", None)
+        return getattr(load_skops(read_bytes(source.path), source.path), "n_features_in_", None)
     if suffix == ".onnx":
         return load_onnx(source.path).width
     return None
@@ -147,25 +143,24 @@ def _import_function(source: ModelSource) -> Predict:
     try:
         function: Predict = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise fail(f"cannot import {source.code}: {error}") from error
+        raise user_error(f"cannot import {source.code}: {error}") from error
     return function
 
 
 def _load_xgboost(path: str) -> Predict:
-    import xgboost
-
-    booster = xgboost.Booster({"nthread": 1}, model_file=path)
+    booster = _load_booster(path)
     return lambda rows: np.asarray(booster.inplace_predict(rows))
 
 
+def _load_booster(path: str) -> Any:
+    import xgboost
+
+    data = read_bytes(path)
+    check_booster(data, path)
+    return xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
+
+
 def _load_sklearn(path: str) -> Predict:
-    estimator = _load_skops_object(path)
+    estimator = load_skops(read_bytes(path), path)
     method = estimator.predict_proba if hasattr(estimator, "predict_proba") else estimator.predict
     return lambda rows: np.asarray(method(rows))
-
-
-def _load_skops_object(path: str) -> Any:
-    import skops.io
-
-    trusted = [name for name in skops.io.get_untrusted_types(file=path) if name in TRUSTED_TYPES]
-    return skops.io.load(path, trusted=trusted)

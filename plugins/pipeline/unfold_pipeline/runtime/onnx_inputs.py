@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_pipeline._types import RowArray
-from unfoldkit.api import UnfoldError, fail
+from unfoldkit.api import UnfoldError, user_error
 
 DTYPES = {
     "tensor(float16)": "float16",
@@ -112,7 +112,7 @@ def parse_inputs(path: str, nodes: Sequence[Any]) -> tuple[ModelInput, ...]:
     if len(widths) > 1:
         hint = "every input gets the same row: join them in the model, or wrap it as code: module:function"
         names = " and ".join(f"{node.name} {_format_shape(node)}" for node in nodes)
-        raise fail(f"{Path(path).name}: the inputs {names} need rows of different lengths", hint=hint)
+        raise user_error(f"{Path(path).name}: the inputs {names} need rows of different lengths", hint=hint)
     return inputs
 
 
@@ -137,4 +137,4 @@ def _format_shape(node: Any) -> str:
 
 def _reject_input(path: str, node: Any, reason: str, hint: str) -> UnfoldError:
     message = f"{Path(path).name}: the input {node.name} of {node.type} {_format_shape(node)} {reason}"
-    return fail(message, hint=hint)
+    return user_error(message, hint=hint)

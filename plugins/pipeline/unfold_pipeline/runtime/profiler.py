@@ -17,7 +17,7 @@ from unfold_pipeline.problem.sample import draw_sample
 from unfold_pipeline.runtime.affinity import list_local_cores, pin_process
 from unfold_pipeline.runtime.local import LocalRuntime
 from unfold_pipeline.runtime.stage import Query
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 DEFAULT_MAX_BATCH = 32
 WARM_UP_CALLS = 5
@@ -159,7 +159,7 @@ class _Profiler:
                 reason = f": {stage.last_error}" if stage.last_error else " and ends its process"
                 message = f"the model fails on a batch of {len(rows)}{reason}"
                 hint = "can it answer a batch of such rows? max_batch limits it"
-                finished.set_exception(fail(message, key=f"stages.{stage.name}.model", hint=hint))
+                finished.set_exception(user_error(message, key=f"stages.{stage.name}.model", hint=hint))
             elif open_queries == 0 and not finished.done():
                 finished.set_result(None)
 

@@ -26,7 +26,7 @@ from unfold_pipeline.problem.routing import Item
 from unfold_pipeline.runtime.local import MAX_PROCESS_FAILURES, BatchListener
 from unfold_pipeline.runtime.ray_replica import ModelHung, RayReplica
 from unfold_pipeline.runtime.stage import Query, read_clock
-from unfoldkit.api import broken, fail
+from unfoldkit.api import internal_error, user_error
 from unfoldkit.engines.ray import connected
 
 RETRY_TIMEOUT_S = 60.0
@@ -152,7 +152,7 @@ class RayRuntime:
                 await self._deploy(stage)
         except RuntimeError as error:
             await self.stop()
-            raise broken(f"Ray Serve does not start the pipeline: {error}") from error
+            raise internal_error(f"Ray Serve does not start the pipeline: {error}") from error
         await self._update_replicas()
         self._monitor = asyncio.get_running_loop().create_task(self._monitor_replicas())
 
@@ -224,11 +224,13 @@ class RayRuntime:
             policy = stage.placement
             if policy.has_gangs and "gang_scheduling_config" not in inspect.signature(serve.deployment).parameters:
                 message = "this version of Ray Serve does not support gangs"
-                raise fail(message, key="placement.gang", hint="pip install -U ray")
+                raise user_error(message, key="placement.gang", hint="pip install -U ray")
             if stage.target_replicas > self._limit_to_nodes(stage, stage.target_replicas):
                 nodes = f"{policy.max_per_node} per node, do not fit on {self._nodes} nodes"
                 message = f"{stage.target_replicas} replicas of {stage.name}, {nodes}"
-                raise fail(message, key="placement.spread.most", hint="a larger most, or more nodes in the cluster")
+                raise user_error(
+                    message, key="placement.spread.most", hint="a larger most, or more nodes in the cluster"
+                )
 
     def _limit_to_nodes(self, stage: StageDeployment, count: int) -> int:
         """Return how many of ``count`` replicas the nodes can hold: Ray Serve would block on more."""

@@ -10,7 +10,7 @@ from unfold_pipeline.runtime.model_loader import check_rows, load_rows, read_wid
 from unfold_pipeline.runtime.profiler import DEFAULT_MAX_BATCH, ProfileJob, list_batch_sizes, profile_model
 from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import sort_stages
-from unfoldkit.api import Report, Run, fail
+from unfoldkit.api import Report, Run, user_error
 
 
 def profile(spec: PipelineSpec, run: Run) -> Report:
@@ -57,7 +57,7 @@ def build_jobs(spec: PipelineSpec, run: Run) -> list[ProfileJob]:
             )
         )
     if not jobs:
-        raise fail("no stage has a model to measure", key="stages", hint="model: {file: model.onnx}")
+        raise user_error("no stage has a model to measure", key="stages", hint="model: {file: model.onnx}")
     return jobs
 
 

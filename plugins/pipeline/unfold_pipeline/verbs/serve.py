@@ -25,7 +25,7 @@ from unfold_pipeline.schema.pipeline import PipelineSpec
 from unfold_pipeline.schema.stages import FromRun
 from unfold_pipeline.tuner.calibration import build_live_rule
 from unfold_pipeline.tuner.rules import build_scaling_context
-from unfoldkit.api import Report, Run, Service, UnfoldError, fail
+from unfoldkit.api import Report, Run, Service, UnfoldError, user_error
 from unfoldkit.engines.local import available_cores
 
 
@@ -39,7 +39,7 @@ def serve(spec: PipelineSpec, run: Run) -> Service | Report:
     if isinstance(spec.stages, FromRun) and not trace:
         message = "the gates of a cascade route its queries; a pipeline would route them at random"
         hint = f"unfold serve {spec.stages.run}, or --replay TRACE to measure"
-        raise fail(message, key="stages.from", hint=hint)
+        raise user_error(message, key="stages.from", hint=hint)
     deployment = prepare_deployment(spec, run)
     _warn_of_unlimited_scaling(deployment, run)
     if not trace:
@@ -148,11 +148,11 @@ def _warn_of_unlimited_scaling(deployment: Deployment, run: Run) -> None:
 def _locate_model(name: str, spec: PipelineSpec, run: Run) -> ModelSource:
     model = spec.stages_by_name[name].model
     if model is None:
-        raise fail("has no model to serve", key=f"stages.{name}", hint="model: {file: model.onnx}")
+        raise user_error("has no model to serve", key=f"stages.{name}", hint="model: {file: model.onnx}")
     return locate_model(name, model, run)
 
 
 def _report_no_plan(slo_s: float, result: NoPlan) -> UnfoldError:
     if not result.is_search_complete:
-        return fail("no plan found within search.limit", key="search.limit", hint="raise it")
-    return fail(describe_no_plan(slo_s, is_proven=True), hint="unfold plan SPEC explains it")
+        return user_error("no plan found within search.limit", key="search.limit", hint="raise it")
+    return user_error(describe_no_plan(slo_s, is_proven=True), hint="unfold plan SPEC explains it")
