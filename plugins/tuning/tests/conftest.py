@@ -1,0 +1,19 @@
+"""Fixtures of the tuning tests; helper modules (``jobs``, ``runs``, ``sleeper``) are imported by their bare names."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# on sys.path, so that spawned workers find the trainables too
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def sleeper_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set and return the file in which the trainables of ``sleeper`` record their iterations."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("SLEEPER_LOG", str(log))
+    return log
