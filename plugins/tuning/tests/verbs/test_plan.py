@@ -230,4 +230,4 @@ def test_fewer_simulated_runs_are_reported(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("unfold_tuning.job.build.MAX_TRIAL_DRAWS", 16 * 400)
     monkeypatch.setattr("unfold_tuning.job.build.MIN_SAMPLES", 100)
     samples = dict(plan_spec(tmp_path).lines)["samples"]
-    assert samples == "400 simulated runs, as a stage has so many trials"
+    assert samples == "400 simulated runs, because the largest stage has many trials"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfold_tuning.format import format_count, format_dollars, format_duration
+from unfold_tuning.format import format_count, format_dollars, format_duration, format_percent
 from unfold_tuning.job.allocation import Plan
 
 
@@ -17,18 +17,17 @@ def describe_late_finish(seconds: float, cost_usd: float | None = None) -> str:
 def describe_growth(max_instances: int | None, cost_usd: float) -> str:
     """Describe the option to rent more instances than the limit; ``None`` if no number suffices."""
     if max_instances is None:
-        return "grow: no number of instances is in time"
-    return f"grow: --set cloud.limit={max_instances} is in time, for {format_dollars(cost_usd)} more"
+        return "grow: no number of instances meets the deadline"
+    return f"grow: --set cloud.limit={max_instances} meets the deadline, for {format_dollars(cost_usd)} more"
 
 
 def describe_trim(fraction: float | None, last_iters: int, cost_usd: float) -> str:
     """Describe the option to run a fraction of the remaining iterations; ``None`` if even the smallest is late."""
     if fraction is None:
-        return "trim: even a tenth of the remaining iterations is late"
+        return "trim: even a tenth of the remaining iterations would be late"
     iters = format_count(last_iters, "iteration")
-    return (
-        f"trim: {fraction:.0%} of the remaining iterations ({iters} in the last stage), {format_dollars(cost_usd)} more"
-    )
+    trimmed = f"{format_percent(fraction)} of the remaining iterations ({iters} in the last stage)"
+    return f"trim: run {trimmed}, for {format_dollars(cost_usd)} more"
 
 
 def describe_stop(trial: int | None, metric: float | None) -> str:
@@ -39,7 +38,8 @@ def describe_stop(trial: int | None, metric: float | None) -> str:
 def describe_lost_guarantee(time_left_s: float, on_time_probability: float) -> str:
     """Describe that the deadline can no longer be guaranteed."""
     time_left = format_duration(max(0.0, time_left_s))
-    return f"the deadline cannot be guaranteed any more: {time_left} left, P(on time) {on_time_probability:.0%}"
+    probability = format_percent(on_time_probability)
+    return f"the deadline cannot be guaranteed any more: {time_left} left, P(on time) {probability}"
 
 
 def describe_missed_deadline() -> str:
@@ -47,9 +47,11 @@ def describe_missed_deadline() -> str:
     return "the deadline cannot be met any more"
 
 
-def describe_replan(when: str, plan: Plan) -> str:
+def describe_replan(occasion: str, plan: Plan) -> str:
     """Describe a changed plan by the instances of its remaining stages."""
-    return f"{when}: instances {' '.join(str(allocation.instances) for allocation in plan)}"
+    return (
+        f"{occasion}: {', '.join(str(allocation.instances) for allocation in plan)} instances in the remaining stages"
+    )
 
 
 def describe_budget_stop(budget_usd: float) -> str:

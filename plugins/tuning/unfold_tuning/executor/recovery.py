@@ -163,22 +163,22 @@ class Recovery:
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
         remaining = replace(model, running_instances=self.ledger.count_running())
-        when = f"in stage {index + 1}, a node was lost"
-        changed = self._replan(remaining, plan[index:], self._time_left_s(began), when)
+        occasion = f"in stage {index + 1}, a node was lost"
+        changed = self._replan(remaining, plan[index:], self._time_left_s(began), occasion)
         if changed == plan[index:]:
             return plan
         allocation = rescale_allocation(plan[index], changed[0], config.machine.accelerators)
         self.store.rescale_stage(index, allocation)
         return (*plan[:index], allocation, *changed[1:])
 
-    def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, when: str) -> Plan:
+    def _replan(self, remaining: ExecutionModel, plan: Plan, time_left_s: float, occasion: str) -> Plan:
         """Plan the remaining job again, and note a change or a lost guarantee."""
         result = replan_remaining(remaining, plan, time_left_s, self.config.confidence)
         if result.is_late:
             options = list(list_late_options(remaining, time_left_s, self.config.confidence))
             self.note_late(describe_lost_guarantee(time_left_s, result.on_time_after), options)
         if result.is_changed:
-            note = describe_replan(when, result.plan)
+            note = describe_replan(occasion, result.plan)
             self.notes.append(note)
             self.config.log.warning("re-planned %s", note)
         return result.plan if result.is_changed else plan

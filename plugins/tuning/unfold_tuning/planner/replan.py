@@ -113,7 +113,7 @@ def estimate_slowdowns(ratios: Sequence[float], iters: int, profile: Profile, po
 
 
 def update_provision(profile: Profile, measured_s: float) -> Profile:
-    """Return the profile with the provisioning time moved half-way, in logarithms, to a measured one."""
+    """Return the profile with the provisioning time moved halfway, in logarithms, to a measured one."""
     provision = profile.provision
     if provision.mean <= 0 or measured_s <= 0:
         return profile

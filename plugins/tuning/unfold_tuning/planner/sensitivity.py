@@ -44,7 +44,7 @@ def simulate_profile_errors(model: ExecutionModel, plan: Plan, goal: Goal) -> li
 
 
 def simulate_total_loss(candidate: Candidate, plan: Plan, goal: Goal) -> float:
-    """Compute P(on time) if all spot instances are lost at once, half-way through a checkpoint interval.
+    """Compute P(on time) if all spot instances are lost at once, halfway through a checkpoint interval.
 
     The loss falls into the longest stage and costs half an interval, new instances and the start of the trials.
     """

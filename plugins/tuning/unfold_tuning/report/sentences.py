@@ -74,7 +74,7 @@ def headline_winner(
     text = f"{metric_name} {metric:.4f} by trial {trial} {cost}"
     if missed_deadline_s is None:
         return text
-    return f"{text}, after the deadline of {format_duration(missed_deadline_s)}"
+    return f"{text}, missing the deadline of {format_duration(missed_deadline_s)}"
 
 
 # lines of a plan
@@ -89,7 +89,7 @@ def describe_cheaper_plan(cost_usd: float, probability: float, guaranteed_s: flo
     """Describe the next cheaper plan, which misses the guarantee."""
     end = format_duration(guaranteed_s, round_up=True)
     probability_text = format_percent(probability)
-    return f"{format_dollars(cost_usd)} is on time with probability {probability_text} only, or guaranteed by {end}"
+    return f"{format_dollars(cost_usd)}, but on time with probability {probability_text} only; it guarantees {end}"
 
 
 def describe_earliest(guaranteed_s: float, fastest_mean_s: float) -> str:
@@ -110,12 +110,12 @@ def describe_sensitivity(probabilities: Sequence[tuple[str, float]]) -> str:
 
 def describe_total_loss(probability: float) -> str:
     """Describe P(on time) if all spot instances are lost."""
-    return f"if all instances are lost at once, half-way between checkpoints: {format_percent(probability)} on time"
+    return f"if all instances are lost at once, halfway between checkpoints: {format_percent(probability)} on time"
 
 
 def describe_coarse_billing(increment_s: float) -> str:
     """Describe that the plan is not proven optimal, because bills round up."""
-    return f"bills round up to {format_duration(increment_s)}: this is the cheapest plan found, without a proof"
+    return f"bills round up to {format_duration(increment_s)}; this is the cheapest plan found, not a proven optimum"
 
 
 def describe_lower_bound(bound_usd: float) -> str:
@@ -140,7 +140,7 @@ def describe_prices(machines: Sequence[Machine]) -> str:
 
 def describe_reduced_samples(samples: int) -> str:
     """Describe that fewer runs were simulated than requested."""
-    return f"{samples:,} simulated runs, as a stage has so many trials"
+    return f"{samples:,} simulated runs, because the largest stage has many trials"
 
 
 def describe_goal(deadline_s: float | None, budget_usd: float | None, confidence: float) -> str:

@@ -201,7 +201,7 @@ def _bill_by_function(model: ExecutionModel, plan: Plan, clock: FloatArray) -> F
     usd_per_accelerator_second = machine.usd_per_second / machine.accelerators
     busy = (model.busy_accelerator_seconds(index, allocation) for index, allocation in enumerate(plan))
     grown = max(0, plan[0].instances - model.running_instances) + sum(
-        max(0, after.instances - before.instances) for before, after in pairwise(plan)
+        max(0, new.instances - old.instances) for old, new in pairwise(plan)
     )
     return np.asarray(
         sum(busy, np.zeros_like(clock)) * usd_per_accelerator_second
