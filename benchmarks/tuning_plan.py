@@ -161,7 +161,7 @@ def wrong_profile(job: Job, runs: int, seed: int, doubt: float) -> Iterator[dict
         if plan is not None:
             ends = [simulate_replanned_run(truth, index, assumed, plan.plan, goal) for index in range(runs)]
             kept = sum(end.seconds <= goal.deadline_s for end in ends)
-            blind = round(simulate_plan(truth, plan.plan).on_time_probability(goal.deadline_s) * runs)
+            blind = round(simulate_plan(truth, plan.plan).estimate_on_time_probability(goal.deadline_s) * runs)
             open_usd = simulate_plan(truth, plan.plan).mean_cost_usd
             costs = {"dollars": fmean(end.cost_usd for end in ends), "dollars_open": open_usd}
             yield {"job": job.name, "factor": factor, "runs": runs, "replanned": kept, "open": blind, **costs}
@@ -206,7 +206,10 @@ def share(rows: Sequence[dict[str, Any]], key: str) -> float:
 def _seen(job: Job, factor: float, plan: SimulatedPlan, seen: SimulatedPlan) -> dict[str, Any]:
     deadline = factor * job.fastest
     row = {"job": job.name, "factor": factor, "deadline_s": deadline, "dollars": plan.mean_cost_usd}
-    return row | {"planned": plan.on_time_probability(deadline), "seen": seen.on_time_probability(deadline)}
+    return row | {
+        "planned": plan.estimate_on_time_probability(deadline),
+        "seen": seen.estimate_on_time_probability(deadline),
+    }
 
 
 def _at_the_edge(job: Job, candidate: Candidate, fresh: ExecutionModel) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unfold_tuning.job.allocation import Plan
-from unfold_tuning.job.profile import LogNormal, Machine, Profile, log_sigma
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Group, build_successive_halving
 from unfold_tuning.planner.planner import evaluate_machine
 from unfold_tuning.planner.replan import Posterior, build_prior, estimate_slowdowns, replan_remaining
@@ -150,7 +150,7 @@ def asha_run(table: Table, size: int, seed: int) -> Ended:
 def elastic_run(table: Table, assumed: ExecutionModel, plan: Plan, deadline: float) -> tuple[Ended, list[int]]:
     """Simulate a plan on the table, planning the remaining job again at each barrier from its measurements."""
     profile, clock, dollars = assumed.profile, np.zeros(1), np.zeros(1)
-    noise = log_sigma(profile.trial_cv) + log_sigma(profile.iteration.std / profile.iteration.mean)
+    noise = compute_log_sigma(profile.trial_cv) + compute_log_sigma(profile.iteration.std / profile.iteration.mean)
     posterior, held, trials = build_prior(profile), list[BilledInstances](), list(range(len(table.accuracy)))
     for index, stage in enumerate(STAGES):
         allocation, group = plan[index], stage.groups[0]
@@ -168,7 +168,7 @@ def elastic_run(table: Table, assumed: ExecutionModel, plan: Plan, deadline: flo
         if index + 1 < len(STAGES):
             corrected = assumed.with_profile(posterior.apply_to(profile))
             slowdowns = _slowdowns(table, trials, STAGES[index + 1].groups[0], profile, posterior)
-            remaining = corrected.remaining(index + 1, allocation.instances).with_slowdowns(slowdowns)
+            remaining = corrected.select_remaining(index + 1, allocation.instances).with_slowdowns(slowdowns)
             replan = replan_remaining(remaining, plan[index + 1 :], deadline - float(clock[0]), SHARE)
             plan = (*plan[: index + 1], *replan.plan)
     dollars = dollars + release_oldest(held, sum(holding.count for holding in held), clock, NODE)[1]

@@ -33,11 +33,11 @@ def test_guarantees_hold_on_fresh_runs(name: str) -> None:
     """A plan selected for 95 % on one seed is on time in at least 93 % of fresh runs from another seed."""
     stages, profile = jobs.JOBS[name][0], jobs.noisy_profile(name)
     candidates = evaluate_machines(stages, profile, [jobs.P3], 0.95, 4000, 1)
-    deadline_s = select_earliest(candidates).plan.guaranteed_seconds(0.95) * 1.1
+    deadline_s = select_earliest(candidates).plan.compute_guaranteed_seconds(0.95) * 1.1
     selection = select_best(candidates, deadline_s)
     assert selection is not None
     fresh = simulate_plan(build_execution_model(stages, profile, jobs.P3, 4000, 999), selection.plan.plan)
-    assert fresh.on_time_probability(deadline_s) >= 0.93
+    assert fresh.estimate_on_time_probability(deadline_s) >= 0.93
 
 
 @pytest.mark.parametrize("factor", [1.4, 1.7, 2.5])
@@ -64,7 +64,7 @@ def test_plans_are_nearly_the_cheapest_of_all(per: Literal["instance", "function
     machine = replace(jobs.P3, max_instances=5, billing=Billing(1.0, 60.0, per))
     candidates = evaluate_machines(stages, profile, [machine], 0.9, 300, 5)
     plans = simulate_plans(candidates[0].model, list(jobs.list_all_plans(candidates[0].model)))
-    earliest_s = select_earliest(candidates).plan.guaranteed_seconds(0.9)
+    earliest_s = select_earliest(candidates).plan.compute_guaranteed_seconds(0.9)
     for deadline_s in np.geomspace(earliest_s, earliest_s * 3, 5):
         goal = Goal(float(deadline_s), 0.9)
         selection, baselines = select_best(candidates, goal.deadline_s), plan_baselines(candidates[0], goal)

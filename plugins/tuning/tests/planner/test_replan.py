@@ -17,8 +17,8 @@ from unfold_tuning.planner.planner import evaluate_machine
 from unfold_tuning.planner.replan import (
     Posterior,
     build_remaining_stage,
+    estimate_iteration_s,
     estimate_slowdowns,
-    expected_iteration_s,
     replan_remaining,
     rescale_allocation,
 )
@@ -53,7 +53,7 @@ def test_knowing_quick_survivors_saves_money() -> None:
     """With survivors known to be quick, the guarantee costs less than with the variation of all trials."""
     profile = replace(jobs.noisy_profile("J1"), trial_cv=0.8)
     model = build_execution_model(build_custom_stages([(32, 1), (10, 4), (3, 12)]), profile, jobs.P3, 500, 0)
-    remaining = model.remaining(1, 8)
+    remaining = model.select_remaining(1, 8)
     known = remaining.with_slowdowns(TrialSlowdowns((0.4,) * 10, 0.05))
     plan = evaluate_machine(remaining, 0.95).plans[0].plan
     time_left_s = float(np.quantile(simulate_plan(remaining, plan).seconds, 0.96))
@@ -68,5 +68,5 @@ def test_expected_iterations_are_the_mean_of_sampled_ones(worker_cv: float) -> N
     profile = replace(jobs.deterministic_profile("J1"), worker_cv=worker_cv)
     model = build_execution_model(build_custom_stages([(4, 5)]), profile, jobs.P3, 4000, 0)
     for workers in profile.list_worker_counts(jobs.P3.accelerators):
-        expected_s = 5 * expected_iteration_s(profile, workers, jobs.P3)
-        assert model.trial_seconds(0, workers).mean() == pytest.approx(expected_s, rel=0.01)
+        expected_s = 5 * estimate_iteration_s(profile, workers, jobs.P3)
+        assert model.sample_trial_seconds(0, workers).mean() == pytest.approx(expected_s, rel=0.01)

@@ -16,7 +16,7 @@ from unfold_tuning.job.schedule import build_custom_stages, build_hyperband
 from unfold_tuning.simulator.execution_model import (
     TrialSlowdowns,
     build_execution_model,
-    expected_startup_s,
+    compute_mean_startup_s,
     scale_iteration,
     to_lognormal,
     to_slowest,
@@ -28,7 +28,7 @@ def test_a_slow_trial_stays_slow() -> None:
     """Without noise, a surviving trial's iterations take as long as before, within its own bracket."""
     profile = replace(jobs.deterministic_profile("J1"), trial_cv=1.2)
     model = build_execution_model(build_hyperband(9, 3, parallel=True), profile, jobs.P3, 200, 4)
-    iteration_s = [model.trial_seconds(index, 1) / model.draws[index].iterations for index in range(3)]
+    iteration_s = [model.sample_trial_seconds(index, 1) / model.draws[index].iterations for index in range(3)]
     first, second = model.stages[0].groups, model.stages[1].groups
     assert [group.trials for group in first] == [9, 5, 3]
     assert [group.trials for group in second] == [3, 1]
@@ -68,7 +68,7 @@ def test_one_draw_gives_the_slowest_of_many() -> None:
         assert transformed.mean() == pytest.approx(direct.mean(), abs=0.03)
         assert transformed.std() == pytest.approx(direct.std(), abs=0.03)
     profile = jobs.noisy_profile("J1")
-    assert expected_startup_s(profile, 8) > expected_startup_s(profile, 1)
+    assert compute_mean_startup_s(profile, 8) > compute_mean_startup_s(profile, 1)
 
 
 def test_interruptions_only_delay() -> None:
@@ -86,18 +86,18 @@ def test_interruptions_only_delay() -> None:
 def test_derived_models_do_not_share_wrong_caches() -> None:
     """The remaining job, and the job under another profile, have their own start-ups and trials."""
     model = build_execution_model(jobs.JOBS["J1"][0], jobs.noisy_profile("J1"), jobs.P3, 50, 0)
-    first, second = model.startup_seconds(0, 2), model.startup_seconds(1, 2)
+    first, second = model.sample_startup_seconds(0, 2), model.sample_startup_seconds(1, 2)
     cheaper = model.with_machine(replace(jobs.P3, usd_per_hour=1.0))
-    assert np.array_equal(model.startup_seconds(0, 2), first)
-    assert np.array_equal(cheaper.startup_seconds(0, 2), first)
-    assert np.array_equal(model.remaining(1, 0).startup_seconds(0, 2), second)
+    assert np.array_equal(model.sample_startup_seconds(0, 2), first)
+    assert np.array_equal(cheaper.sample_startup_seconds(0, 2), first)
+    assert np.array_equal(model.select_remaining(1, 0).sample_startup_seconds(0, 2), second)
     later = model.with_profile(replace(model.profile, startup=LogNormal(90.0)))
-    assert later.startup_seconds(0, 2) == pytest.approx(90.0)
+    assert later.sample_startup_seconds(0, 2) == pytest.approx(90.0)
     keys = [(index, workers) for index in (0, 1, 2) for workers in (1, 2)]
-    trials = [model.trial_seconds(*key) for key in keys]
-    repeated = [model.trial_seconds(*key) for key in keys]
+    trials = [model.sample_trial_seconds(*key) for key in keys]
+    repeated = [model.sample_trial_seconds(*key) for key in keys]
     assert all(np.array_equal(old, new) for old, new in zip(trials, repeated, strict=True))
-    assert np.array_equal(model.remaining(1, 0).trial_seconds(0, 2), model.trial_seconds(1, 2))
+    assert np.array_equal(model.select_remaining(1, 0).sample_trial_seconds(0, 2), model.sample_trial_seconds(1, 2))
 
 
 def test_known_slowdowns_are_the_times_of_the_stage() -> None:
@@ -105,12 +105,12 @@ def test_known_slowdowns_are_the_times_of_the_stage() -> None:
     profile = replace(jobs.deterministic_profile("J1"), trial_cv=0.5)
     stages = build_custom_stages([(4, 1), (2, 3), (4, 1)])
     model = build_execution_model(stages, profile, jobs.P3, 50, 0)
-    remaining = model.remaining(1, 2).with_slowdowns(TrialSlowdowns((0.5, 2.0)))
+    remaining = model.select_remaining(1, 2).with_slowdowns(TrialSlowdowns((0.5, 2.0)))
     allocation = select_allocation(list_faster_allocations(stages[1], profile, jobs.P3), 2)
     speedup = profile.get_speedup(allocation.workers, jobs.P3.accelerators)
-    assert remaining.stage_seconds(0, allocation) == pytest.approx(3 * 40.0 * 2.0 / speedup + 10.0)
+    assert remaining.sample_stage_seconds(0, allocation) == pytest.approx(3 * 40.0 * 2.0 / speedup + 10.0)
     last = select_allocation(list_faster_allocations(stages[2], profile, jobs.P3), 2)
-    assert remaining.stage_seconds(1, last).std() > 0
+    assert remaining.sample_stage_seconds(1, last).std() > 0
 
 
 def test_survivors_are_drawn_from_the_trials_with_known_slowdowns() -> None:

@@ -13,7 +13,7 @@ from unfold_tuning.job.profile import LogNormal, Machine
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.simulator.execution_model import build_execution_model
 from unfold_tuning.simulator.plan_cost import simulate_plan
-from unfold_tuning.simulator.preemption import replacement_usd_per_second
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
 from unfoldkit.catalog.billing import Billing
 
 
@@ -53,6 +53,6 @@ def test_on_demand_plans_have_no_replacements() -> None:
     plan = tuple(select_allocation(row, 4) for row in rows)
     spot = model.with_machine(replace(jobs.P3, interruptions_per_hour=1e-9))
     on_demand, rare = simulate_plan(model, plan), simulate_plan(spot, plan)
-    assert replacement_usd_per_second(jobs.P3, model.profile) == 0.0
+    assert compute_replacement_usd_per_second(jobs.P3, model.profile) == 0.0
     assert np.array_equal(on_demand.seconds, rare.seconds)
     assert on_demand.mean_cost_usd == pytest.approx(rare.mean_cost_usd, rel=1e-6)

@@ -12,7 +12,7 @@ from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages
 from unfold_tuning.simulator.execution_model import build_execution_model
-from unfold_tuning.simulator.preemption import replacement_usd_per_second, sample_preemptions
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second, sample_preemptions
 from unfoldkit.catalog.billing import Billing
 
 HOUR_S = 3600.0
@@ -39,7 +39,7 @@ def test_delays_match_an_event_simulation(rate: float, checkpoint_iters: int) ->
     profile = Profile(LogNormal(720.0), provision=LogNormal(900.0))
     machine = Machine("m", 1, 1.0, interruptions_per_hour=rate, checkpoint_iters=checkpoint_iters)
     model = build_execution_model(build_custom_stages([(1, 120)]), profile, machine, 20_000, 0)
-    hours = model.stage_seconds(0, Allocation(1, 1, 1)) / HOUR_S
+    hours = model.sample_stage_seconds(0, Allocation(1, 1, 1)) / HOUR_S
     truth = simulate_events(rate, checkpoint_iters, 6000)
     assert hours.mean() == pytest.approx(truth.mean(), rel=0.01)
     assert hours.std() == pytest.approx(truth.std(), rel=0.06)
@@ -72,5 +72,5 @@ def test_replacement_rate_matches_the_bill_of_many_lifetimes(billing: Billing) -
         bill_usd += float(billing.cost(lifetime, machine.usd_per_hour)) + machine.ingress_usd
         clock += lifetime + 300.0
     # the model's preemptions arrive while the slot is held, its waits included
-    rate = machine.usd_per_second + replacement_usd_per_second(machine, profile)
+    rate = machine.usd_per_second + compute_replacement_usd_per_second(machine, profile)
     assert clock * rate == pytest.approx(bill_usd, rel=0.02)

@@ -52,9 +52,9 @@ class Cluster(Protocol):
         """Free the accelerators of a trial."""
 
     def kill(self, trial: int) -> None:
-        """Kill the process of a trial; :meth:`events` reports it like any process that ends."""
+        """Kill the process of a trial; :meth:`poll_events` reports it like any process that ends."""
 
-    def events(self, timeout_s: float) -> Iterator[ClusterEvent]:
+    def poll_events(self, timeout_s: float) -> Iterator[ClusterEvent]:
         """Yield what has happened, waiting at most ``timeout_s`` seconds for something."""
 
     def close(self) -> None:

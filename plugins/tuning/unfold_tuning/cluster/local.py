@@ -88,7 +88,7 @@ class LocalCluster:
         pipe = next(pipe for _, pipe in hosts[0].processes if pipe not in busy_pipes)
         for host in hosts:
             host.busy[job.trial] = (pipe, min(job.workers, self.accelerators))
-        # events() detects a worker that died just now by the end of its pipe
+        # poll_events() detects a worker that died just now by the end of its pipe
         with contextlib.suppress(BrokenPipeError):
             pipe.send(job)
 
@@ -104,7 +104,7 @@ class LocalCluster:
             if pipe in trial_pipes:
                 process.kill()
 
-    def events(self, timeout_s: float) -> Iterator[ClusterEvent]:
+    def poll_events(self, timeout_s: float) -> Iterator[ClusterEvent]:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         pipes = [(node, pipe) for node in self.nodes for _, pipe in node.processes]
         ready = connection.wait([pipe for _, pipe in pipes], timeout_s)

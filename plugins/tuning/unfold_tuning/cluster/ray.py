@@ -14,7 +14,7 @@ from typing import Any
 
 from unfold_tuning.cluster.interface import MAX_START_ATTEMPTS, ClusterEvent
 from unfold_tuning.cluster.provider import NodeProvider
-from unfold_tuning.cluster.ray_nodes import RayNodes, detect_device, import_ray, list_alive_nodes, node_resource
+from unfold_tuning.cluster.ray_nodes import RayNodes, detect_device, import_ray, list_alive_nodes, name_node_resource
 from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfold_tuning.trial.worker import (
     TrialJob,
@@ -113,7 +113,7 @@ class RayCluster:
         if trial in self.running:
             import_ray().cancel(self.running[trial].stream, force=True)
 
-    def events(self, timeout_s: float) -> Iterator[ClusterEvent]:
+    def poll_events(self, timeout_s: float) -> Iterator[ClusterEvent]:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""
         yield from self._drop_dead_nodes()
         if not self.running:
@@ -210,7 +210,7 @@ class RayCluster:
 
     def _build_bundle(self, name: str, workers: int) -> dict[str, float]:
         units = float(min(workers, self.accelerators))
-        return {self.devices[name] or "CPU": units, node_resource(name): units}
+        return {self.devices[name] or "CPU": units, name_node_resource(name): units}
 
     def _count_used(self, name: str) -> int:
         return sum(

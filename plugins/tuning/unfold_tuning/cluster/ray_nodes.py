@@ -16,7 +16,7 @@ INIT_OPTIONS = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 class RayNodes(Protocol):
-    """Adds nodes of a provider to Ray; each offers the resource :func:`node_resource`, one unit per accelerator."""
+    """Adds nodes of a provider to Ray; each offers its :func:`name_node_resource`, one unit per accelerator."""
 
     @property
     def starts_together(self) -> bool:
@@ -57,7 +57,7 @@ class LocalRayNodes:
         """See :class:`RayNodes`."""
         for name in names:
             self.names.add(name)
-            resources = {node_resource(name): float(self.accelerators)}
+            resources = {name_node_resource(name): float(self.accelerators)}
             self._send(NodeCommand("add", name, self.accelerators, resources))
             watch()
         wait_for_nodes(names, watch)
@@ -127,21 +127,23 @@ def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> None:
 
 def list_alive_nodes() -> set[str]:
     """List the names of the provider's nodes that Ray considers alive."""
-    prefix = node_resource("")
-    return {key.removeprefix(prefix) for node in _alive_nodes() for key in node["Resources"] if key.startswith(prefix)}
+    prefix = name_node_resource("")
+    return {
+        key.removeprefix(prefix) for node in _query_alive_nodes() for key in node["Resources"] if key.startswith(prefix)
+    }
 
 
 def detect_device(name: str) -> str:
     """Detect which resource a trial uses on a node besides the node's own: GPUs, or CPUs if it has none."""
-    offers = [node["Resources"] for node in _alive_nodes() if node_resource(name) in node["Resources"]]
+    offers = [node["Resources"] for node in _query_alive_nodes() if name_node_resource(name) in node["Resources"]]
     return "GPU" if any(resources.get("GPU") for resources in offers) else "CPU"
 
 
-def _alive_nodes() -> list[Any]:
+def _query_alive_nodes() -> list[Any]:
     return [node for node in import_ray().nodes() if node["Alive"]]
 
 
-def node_resource(name: str) -> str:
+def name_node_resource(name: str) -> str:
     """Return the name of the resource that only the node of this name offers."""
     return f"unfold-{name}"
 

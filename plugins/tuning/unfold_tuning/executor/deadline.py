@@ -10,11 +10,11 @@ from unfold_tuning.job.allocation import Allocation, Plan, estimate_stage_second
 from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.job.schedule import Group, Stage
 from unfold_tuning.planner.planner import evaluate_machine
-from unfold_tuning.planner.replan import expected_iteration_s
+from unfold_tuning.planner.replan import estimate_iteration_s
 from unfold_tuning.simulator.execution_model import (
     ExecutionModel,
     build_execution_model,
-    expected_slowest_factor,
+    compute_slowest_factor,
 )
 from unfold_tuning.trial.worker import TrialJob
 
@@ -30,22 +30,22 @@ class TimeEstimator:
     profile: Profile
     machine: Machine
 
-    def stage_seconds(self, jobs: Iterable[TrialJob], allocation: Allocation) -> float:
+    def estimate_stage_seconds(self, jobs: Iterable[TrialJob], allocation: Allocation) -> float:
         """Estimate the seconds until the jobs of a stage end: the longest of them, or all of them over the slots."""
-        iteration_s = expected_iteration_s(self.profile, allocation.workers, self.machine)
+        iteration_s = estimate_iteration_s(self.profile, allocation.workers, self.machine)
         seconds = [(job.target - job.done) * iteration_s for job in jobs]
         return max(max(seconds, default=0.0), sum(seconds) / allocation.slots)
 
-    def checkpoint_seconds(self, job: TrialJob) -> float:
+    def estimate_checkpoint_seconds(self, job: TrialJob) -> float:
         """Estimate the seconds from a trial's start or checkpoint to its next checkpoint."""
         iters = min(job.checkpoint_iters, job.target - job.done)
-        return self.profile.start.mean + iters * expected_iteration_s(self.profile, job.workers, self.machine)
+        return self.profile.start.mean + iters * estimate_iteration_s(self.profile, job.workers, self.machine)
 
-    def planned_seconds(self, stages: Sequence[Stage], plan: Plan) -> float:
+    def estimate_planned_seconds(self, stages: Sequence[Stage], plan: Plan) -> float:
         """Estimate the seconds of stages under a plan, without growing the cluster."""
         return sum(self._estimate_stage(stage, allocation) for stage, allocation in zip(stages, plan, strict=True))
 
-    def fastest_seconds(self, stages: Sequence[Stage]) -> float:
+    def estimate_fastest_seconds(self, stages: Sequence[Stage]) -> float:
         """Estimate the seconds of stages with as many instances as are allowed."""
         rows = [(stage, list_faster_allocations(stage, self.profile, self.machine)) for stage in stages]
         return sum(self._estimate_stage(stage, row[-1]) for stage, row in rows)
@@ -53,7 +53,7 @@ class TimeEstimator:
     def _estimate_stage(self, stage: Stage, allocation: Allocation) -> float:
         workers, slots = allocation.workers, allocation.slots
         seconds = estimate_stage_seconds(stage, workers, slots, self.profile, self.machine)
-        return self.profile.sync.mean + seconds * expected_slowest_factor(self.profile.worker_cv, workers)
+        return self.profile.sync.mean + seconds * compute_slowest_factor(self.profile.worker_cv, workers)
 
 
 def list_late_options(remaining: ExecutionModel, time_left_s: float, confidence: float) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Runs a plan stage by stage: grow or shrink, train, rank, and continue after whatever happens.
 
-The ledger is the only memory. What it does not hold did not happen, so a run killed at any moment continues from the
-last checkpoint of each trial, with its spend.
+The ledger is the only memory: what it does not hold did not happen. A run killed at any moment therefore continues from
+the last checkpoint of each trial, with its spend.
 """
 
 from __future__ import annotations

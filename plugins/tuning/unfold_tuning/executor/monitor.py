@@ -61,10 +61,13 @@ class Monitor:
         profile = scale_iteration(config.profile, math.exp(self.recovery.posterior.mu))
         estimator = TimeEstimator(profile, config.machine)
         self._check_trials(jobs, estimator)
-        stage_s, later = estimator.stage_seconds(jobs, plan[index]), config.stages[index + 1 :]
-        self.ends_at = now + stage_s + estimator.planned_seconds(later, plan[index + 1 :])
+        stage_s, later = estimator.estimate_stage_seconds(jobs, plan[index]), config.stages[index + 1 :]
+        self.ends_at = now + stage_s + estimator.estimate_planned_seconds(later, plan[index + 1 :])
         deadline = began + (config.deadline_s or math.inf)
-        if now + stage_s + estimator.fastest_seconds(later) > deadline and ledger.read_fact("hopeless") is None:
+        if (
+            now + stage_s + estimator.estimate_fastest_seconds(later) > deadline
+            and ledger.read_fact("hopeless") is None
+        ):
             ledger.record_fact("hopeless", now)
             self._note_missed_deadline(index, plan, deadline - now - stage_s)
 
@@ -72,7 +75,10 @@ class Monitor:
         """Kill trials without a checkpoint within the timeout, and warn about those that take suspiciously long."""
         timeout_s, log = self.recovery.config.trainable.timeout_s, self.recovery.config.log
         for job in jobs:
-            silence_s, expected_s = self.watchdog.silence_s(job.trial), estimator.checkpoint_seconds(job)
+            silence_s, expected_s = (
+                self.watchdog.measure_silence_s(job.trial),
+                estimator.estimate_checkpoint_seconds(job),
+            )
             if timeout_s is not None and silence_s > timeout_s:
                 reason = describe_timeout(timeout_s)
                 self.watchdog.kill_reasons[job.trial] = reason

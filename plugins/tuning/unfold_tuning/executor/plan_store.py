@@ -19,12 +19,12 @@ class PlanStore:
 
     def load_plan(self, index: int) -> Plan | None:
         """Load the plan from a stage on, made for the same deadline and limit."""
-        stored = self.ledger.read_fact(self._plan_key(index))
+        stored = self.ledger.read_fact(self._build_plan_key(index))
         return tuple(Allocation(*row) for row in stored) if stored else None
 
     def store_plan(self, index: int, plan: Plan) -> None:
         """Store the plan from a stage on."""
-        self.ledger.record_fact(self._plan_key(index), [_encode(allocation) for allocation in plan])
+        self.ledger.record_fact(self._build_plan_key(index), [_encode(allocation) for allocation in plan])
 
     def begin_stage(self, index: int, planned: Allocation) -> Allocation:
         """Store the allocation that a stage begins with, and return the one that it has, if it began before."""
@@ -46,7 +46,7 @@ class PlanStore:
         keys = ((count, f"deal-{index} after {count + 1}") for count in itertools.count())
         return next(count for count, key in keys if self.ledger.read_fact(key) is None)
 
-    def _plan_key(self, index: int) -> str:
+    def _build_plan_key(self, index: int) -> str:
         return f"plan-{index} by {self.config.deadline_s} on {self.config.machine.max_instances}"
 
 

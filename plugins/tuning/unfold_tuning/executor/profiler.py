@@ -59,7 +59,7 @@ class ProfileSamples:
         sizes = sorted({workers for workers, _ in self.iterations})
         return Profile(
             iteration=LogNormal(mean, float(np.mean([np.std(values) for values in by_trial]))),
-            speedup=tuple((workers, mean / self._mean_of(workers) if workers > 1 else 1.0) for workers in sizes),
+            speedup=tuple((workers, mean / self._average_size(workers) if workers > 1 else 1.0) for workers in sizes),
             startup=LogNormal(float(np.mean(self.startups)), float(np.std(self.startups))),
             start=LogNormal(float(np.mean(self.starts)), float(np.std(self.starts))),
             sync=LogNormal(LOCAL_SYNC_S),
@@ -67,7 +67,7 @@ class ProfileSamples:
             error_cv=MEASURED_ERROR,
         )
 
-    def _mean_of(self, workers: int) -> float:
+    def _average_size(self, workers: int) -> float:
         return float(np.mean([np.mean(values) for (size, _), values in self.iterations.items() if size == workers]))
 
 
@@ -153,7 +153,7 @@ class Profiler:
                 watchdog.record_progress(job.trial)
                 cluster.start(node, job)
             self._check_timeout(watchdog, running)
-            for event in cluster.events(POLL_S):
+            for event in cluster.poll_events(POLL_S):
                 message = _require_message(event.message)
                 job = running[message.trial]
                 watchdog.record_progress(job.trial)
@@ -176,7 +176,7 @@ class Profiler:
 
     def _check_timeout(self, watchdog: Watchdog, trials: Iterable[int]) -> None:
         timeout_s = self.trainable.timeout_s
-        if timeout_s is not None and any(watchdog.silence_s(trial) > timeout_s for trial in trials):
+        if timeout_s is not None and any(watchdog.measure_silence_s(trial) > timeout_s for trial in trials):
             raise fail(f"a trial hangs: {describe_timeout(timeout_s)}", key="trainable.timeout")
 
     def _record_step(self, job: TrialJob, message: WorkerMessage) -> None:

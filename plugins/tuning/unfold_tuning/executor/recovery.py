@@ -15,9 +15,9 @@ from unfold_tuning.planner.replan import (
     Posterior,
     build_prior,
     build_remaining_stage,
+    estimate_iteration_s,
     estimate_ratio_std,
     estimate_slowdowns,
-    expected_iteration_s,
     replan_remaining,
     rescale_allocation,
 )
@@ -105,7 +105,7 @@ class Recovery:
         totals: dict[int, tuple[float, float, int]] = {}
         for step in self.ledger.list_checkpoints():
             measured_s, expected_s, done = totals.get(step.trial, (0.0, 0.0, 0))
-            iteration_s = expected_iteration_s(self.config.profile, step.workers, self.config.machine)
+            iteration_s = estimate_iteration_s(self.config.profile, step.workers, self.config.machine)
             expected_s += (step.iters - done) * iteration_s
             totals[step.trial] = (measured_s + step.seconds, expected_s, step.iters)
         return {
@@ -131,7 +131,7 @@ class Recovery:
         config = self.config
         profile = self.posterior.apply_to(config.profile)
         model = build_execution_model(config.stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
-        remaining = model.remaining(index + 1, plan[index].instances)
+        remaining = model.select_remaining(index + 1, plan[index].instances)
         return remaining.with_slowdowns(self._estimate_entrant_slowdowns(index + 1))
 
     # plans
@@ -148,7 +148,7 @@ class Recovery:
         if not self.config.stages[index + 1 :] or not self._is_replanning():
             return plan
         remaining = self.build_remaining_model(index, plan)
-        time_left_s = self._time_left_s(began)
+        time_left_s = self._compute_time_left_s(began)
         changed = self._replan(remaining, plan[index + 1 :], time_left_s, f"after stage {index + 1}")
         plan = (*plan[: index + 1], *changed)
         self.store.store_plan(index + 1, plan)
@@ -164,7 +164,7 @@ class Recovery:
         model = build_execution_model(stages, profile, config.machine, REPLAN_SAMPLES, config.seed)
         remaining = replace(model, running_instances=self.ledger.count_running())
         occasion = f"in stage {index + 1}, a node was lost"
-        changed = self._replan(remaining, plan[index:], self._time_left_s(began), occasion)
+        changed = self._replan(remaining, plan[index:], self._compute_time_left_s(began), occasion)
         if changed == plan[index:]:
             return plan
         allocation = rescale_allocation(plan[index], changed[0], config.machine.accelerators)
@@ -191,5 +191,5 @@ class Recovery:
     def _is_replanning(self) -> bool:
         return self.config.is_replanning and self.config.deadline_s is not None
 
-    def _time_left_s(self, began: float) -> float:
+    def _compute_time_left_s(self, began: float) -> float:
         return began + (self.config.deadline_s or 0.0) - self.config.wall()

@@ -12,7 +12,7 @@ from unfold_tuning.executor.ranking import list_open_jobs, rank_trials
 from unfold_tuning.executor.recovery import Recovery
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.trial.ledger import Ledger
-from unfold_tuning.trial.worker import TrialJob, WorkerMessage, restart_without_state, state_path
+from unfold_tuning.trial.worker import TrialJob, WorkerMessage, get_state_path, restart_without_state
 from unfoldkit.api import fail
 
 POLL_S = 0.1
@@ -74,7 +74,7 @@ class StageRun:
         while self.waiting or self.running or self._admit_replacements(allocation.workers):
             self.recovery.watch()
             self._start_waiting()
-            for event in self.cluster.events(POLL_S):
+            for event in self.cluster.poll_events(POLL_S):
                 if event.message is None:
                     self._replace_node(event.node)
                 self._handle(event)
@@ -139,7 +139,7 @@ class StageRun:
         self.monitor.watchdog.record_progress(job.trial)
         if job.done:
             # the ledger refers to the new state by now
-            state_path(job.folder, job.done).unlink(missing_ok=True)
+            get_state_path(job.folder, job.done).unlink(missing_ok=True)
         if message.iters >= job.target:
             self._stop(job.trial)
 

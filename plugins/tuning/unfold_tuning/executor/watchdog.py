@@ -32,7 +32,7 @@ class Watchdog:
         self.last_progress[trial] = self.clock()
         self.warned.discard(trial)
 
-    def silence_s(self, trial: int) -> float:
+    def measure_silence_s(self, trial: int) -> float:
         """Return the seconds since a trial's last progress; 0 if it does not run or is being killed."""
         is_running = trial in self.last_progress and trial not in self.kill_reasons
         return self.clock() - self.last_progress[trial] if is_running else 0.0
@@ -45,7 +45,7 @@ class Watchdog:
 
     def is_newly_suspicious(self, trial: int, expected_s: float) -> bool:
         """Return, once per checkpoint, whether a trial takes much longer than the expected seconds."""
-        is_silent = self.silence_s(trial) > max(MIN_SILENCE_S, SILENCE_FACTOR * expected_s)
+        is_silent = self.measure_silence_s(trial) > max(MIN_SILENCE_S, SILENCE_FACTOR * expected_s)
         if not is_silent or trial in self.warned:
             return False
         self.warned.add(trial)

@@ -21,7 +21,7 @@ class LogNormal:
     @property
     def sigma(self) -> float:
         """The standard deviation of the logarithm: ``sqrt(ln(1 + (std/mean)^2))``."""
-        return log_sigma(self.std / self.mean) if self.mean > 0 else 0.0
+        return compute_log_sigma(self.std / self.mean) if self.mean > 0 else 0.0
 
     @property
     def mu(self) -> float:
@@ -122,6 +122,6 @@ class Machine:
         return self.head_usd_per_hour / 3600.0
 
 
-def log_sigma(cv: float) -> float:
+def compute_log_sigma(cv: float) -> float:
     """Compute the log-standard deviation of a log-normal with coefficient of variation ``cv``."""
     return math.sqrt(math.log1p(cv * cv))

@@ -30,7 +30,7 @@ class Goal:
 
     def is_met_by(self, plan: SimulatedPlan) -> bool:
         """Return whether a plan gives the guarantee."""
-        return plan.on_time_probability(self.deadline_s) >= self.confidence - CONFIDENCE_TOLERANCE
+        return plan.estimate_on_time_probability(self.deadline_s) >= self.confidence - CONFIDENCE_TOLERANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def plan_greedily(model: ExecutionModel, goal: Goal, start: SimulatedPlan | None
         if not better:
             return Baseline(current, simulated)
         base = current
-        current = max(better, key=lambda plan: _marginal_benefit(base, plan))
+        current = max(better, key=lambda plan: _compute_marginal_benefit(base, plan))
 
 
 def plan_greedily_from_all(model: ExecutionModel, goal: Goal, starts: Sequence[SimulatedPlan]) -> Baseline:
@@ -110,7 +110,7 @@ def improve_by_single_steps(model: ExecutionModel, start: SimulatedPlan, goal: G
         best = neighbour
 
 
-def _marginal_benefit(base: SimulatedPlan, plan: SimulatedPlan) -> float:
+def _compute_marginal_benefit(base: SimulatedPlan, plan: SimulatedPlan) -> float:
     delay_s = plan.mean_seconds - base.mean_seconds
     saved_usd = base.mean_cost_usd - plan.mean_cost_usd
     return saved_usd / delay_s if delay_s > 1e-9 else float("inf")

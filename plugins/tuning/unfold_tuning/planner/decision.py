@@ -33,7 +33,7 @@ def encode_decision(problem: Problem, machine: Machine, simulated: SimulatedPlan
         "stages": rows,
         "cost_usd": round(simulated.mean_cost_usd, 6),
         "mean_seconds": round(simulated.mean_seconds, 6),
-        "promised_seconds": round(simulated.guaranteed_seconds(problem.confidence), 6),
+        "promised_seconds": round(simulated.compute_guaranteed_seconds(problem.confidence), 6),
     }
 
 

@@ -16,9 +16,9 @@ from unfold_tuning._types import FloatArray, IntArray
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.simulator.allocation_table import build_search_table
-from unfold_tuning.simulator.execution_model import ExecutionModel, expected_startup_s
+from unfold_tuning.simulator.execution_model import ExecutionModel, compute_mean_startup_s
 from unfold_tuning.simulator.kernels import search_labels
-from unfold_tuning.simulator.preemption import replacement_usd_per_second
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,40 +66,40 @@ def build_stage_costs(model: ExecutionModel, on_stage: Callable[[], None] = lamb
     machine = model.machine
     counts, allocations = build_search_table(model)
     levels = np.array(counts)
-    seconds = np.array([_mean_stage_seconds(model, index, row, on_stage) for index, row in enumerate(allocations)])
-    cost_usd = seconds * _holding_usd_per_second(machine, levels)
+    seconds = np.array([_average_stage_seconds(model, index, row, on_stage) for index, row in enumerate(allocations)])
+    cost_usd = seconds * _compute_holding_usd_per_second(machine, levels)
     if machine.billing.per == "function":
         usd_per_accelerator_second = machine.usd_per_second / machine.accelerators
         busy = [
-            [float(model.busy_accelerator_seconds(index, allocation).mean()) for allocation in row]
+            [float(model.sample_busy_accelerator_seconds(index, allocation).mean()) for allocation in row]
             for index, row in enumerate(allocations)
         ]
         cost_usd = cost_usd + usd_per_accelerator_second * np.array(busy)
-    cost_usd = cost_usd + seconds * levels * replacement_usd_per_second(machine, model.profile)
-    ready_s = expected_growth_startup_s(model, count_new_instances(levels, model.running_instances))
+    cost_usd = cost_usd + seconds * levels * compute_replacement_usd_per_second(machine, model.profile)
+    ready_s = compute_growth_startup_s(model, count_new_instances(levels, model.running_instances))
     growth_s, growth_usd = compute_growth(model, levels, ready_s)
     return StageCosts(
         allocations=allocations, seconds=seconds, cost_usd=cost_usd, growth_s=growth_s, growth_usd=growth_usd
     )
 
 
-def _mean_stage_seconds(
+def _average_stage_seconds(
     model: ExecutionModel, index: int, row: Sequence[Allocation], on_stage: Callable[[], None]
 ) -> list[float]:
-    means = [float(model.stage_seconds(index, allocation).mean()) for allocation in row]
+    means = [float(model.sample_stage_seconds(index, allocation).mean()) for allocation in row]
     on_stage()
     return means
 
 
-def _holding_usd_per_second(machine: Machine, counts: IntArray) -> FloatArray:
+def _compute_holding_usd_per_second(machine: Machine, counts: IntArray) -> FloatArray:
     """Compute the dollars per second of holding numbers of instances, the head node included."""
     billed = counts if machine.billing.per == "instance" else counts * 0
     return np.asarray(billed * machine.usd_per_second + machine.head_usd_per_second)
 
 
-def expected_growth_startup_s(model: ExecutionModel, new: IntArray) -> FloatArray:
+def compute_growth_startup_s(model: ExecutionModel, new: IntArray) -> FloatArray:
     """Compute the expected start-up time of the slowest of ``new`` instances: [stages, ...] seconds."""
-    seconds = {int(k): expected_startup_s(model.profile, int(k)) for k in np.unique(new) if k > 0}
+    seconds = {int(k): compute_mean_startup_s(model.profile, int(k)) for k in np.unique(new) if k > 0}
     ready_s = np.array([seconds.get(int(k), 0.0) for k in new.ravel()]).reshape(new.shape)
     return np.broadcast_to(ready_s, (len(model.stages), *new.shape))
 
@@ -118,12 +118,12 @@ def compute_growth(model: ExecutionModel, counts: IntArray, ready_s: FloatArray)
     machine = model.machine
     before = np.array([model.running_instances, *counts])
     new = count_new_instances(counts, model.running_instances)
-    provision_s = np.array([model.provision_seconds(index).mean() for index in range(len(model.stages))])
+    provision_s = np.array([model.sample_provision_seconds(index).mean() for index in range(len(model.stages))])
     wait_s = provision_s[:, None, None] * (new > 0)
     ready_s = ready_s * (new > 0)
     cost_usd = (
-        wait_s * _holding_usd_per_second(machine, before)[None, :, None]
-        + ready_s * _holding_usd_per_second(machine, counts)[None, None, :]
+        wait_s * _compute_holding_usd_per_second(machine, before)[None, :, None]
+        + ready_s * _compute_holding_usd_per_second(machine, counts)[None, None, :]
     )
     return wait_s + ready_s, cost_usd + (np.maximum(new, 0) * machine.ingress_usd)[None]
 

@@ -1,6 +1,6 @@
 """Cheaper plans near the frontier, which is that of expected times, while a guarantee is a quantile.
 
-If trials vary much, the allocation with the least mean does not have the shortest tail, so a plan off the frontier may
+If trials vary much, the allocation with the least mean does not have the shortest tail. A plan off the frontier may then
 give the guarantee for less. Plans that are cheaper in expectation are simulated, cheapest first, with other allocations
 in up to two stages.
 """
@@ -13,9 +13,9 @@ from itertools import chain, combinations, product
 
 from unfold_tuning.job.allocation import Allocation, Plan, count_slots
 from unfold_tuning.planner.baselines import Goal
-from unfold_tuning.simulator.execution_model import ExecutionModel, expected_startup_s
+from unfold_tuning.simulator.execution_model import ExecutionModel, compute_mean_startup_s
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plans
-from unfold_tuning.simulator.preemption import replacement_usd_per_second
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
 
 BATCH_SIZE = 20
 MAX_SIMULATED = 400
@@ -47,28 +47,28 @@ class ExpectedCost:
         """Estimate the expected dollars and seconds of a plan."""
         machine, running = self.model.machine, self.model.running_instances
         seconds = cost_usd = 0.0
-        rate = machine.usd_per_second + replacement_usd_per_second(machine, self.model.profile)
+        rate = machine.usd_per_second + compute_replacement_usd_per_second(machine, self.model.profile)
         for index, allocation in enumerate(plan):
             if allocation.instances > running:
                 wait_s = self.model.profile.provision.mean
-                ready_s = self._mean_startup_s(allocation.instances - running)
+                ready_s = self._estimate_startup_s(allocation.instances - running)
                 seconds += wait_s + ready_s
                 cost_usd += machine.usd_per_second * (running * wait_s + allocation.instances * ready_s)
                 cost_usd += machine.ingress_usd * (allocation.instances - running)
-            stage_s = self._mean_stage_s(index, allocation)
+            stage_s = self._estimate_stage_s(index, allocation)
             seconds += stage_s
             cost_usd += rate * allocation.instances * stage_s
             running = allocation.instances
         return cost_usd + seconds * machine.head_usd_per_hour / 3600.0, seconds
 
-    def _mean_stage_s(self, index: int, allocation: Allocation) -> float:
+    def _estimate_stage_s(self, index: int, allocation: Allocation) -> float:
         if (index, allocation) not in self.stage_means:
-            self.stage_means[index, allocation] = float(self.model.stage_seconds(index, allocation).mean())
+            self.stage_means[index, allocation] = float(self.model.sample_stage_seconds(index, allocation).mean())
         return self.stage_means[index, allocation]
 
-    def _mean_startup_s(self, new_instances: int) -> float:
+    def _estimate_startup_s(self, new_instances: int) -> float:
         if new_instances not in self.startup_means:
-            self.startup_means[new_instances] = expected_startup_s(self.model.profile, new_instances)
+            self.startup_means[new_instances] = compute_mean_startup_s(self.model.profile, new_instances)
         return self.startup_means[new_instances]
 
 

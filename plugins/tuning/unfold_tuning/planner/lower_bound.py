@@ -31,7 +31,7 @@ def compute_lower_bound(model: ExecutionModel, costs: StageCosts, deadline_s: fl
     Returns:
         The bound; infinite if no plan gives the guarantee.
     """
-    costs = replace(costs, growth_usd=_sampled_growth_usd(model, costs))
+    costs = replace(costs, growth_usd=_sample_growth_usd(model, costs))
     slowest_first = np.argsort(-_estimate_run_seconds(model, costs)).astype(np.int64)
     bound_usd = 0.0
     for fraction in SUBSET_FRACTIONS:
@@ -48,13 +48,15 @@ def _bound_on_subset(
     size = max(1, int(np.ceil(on_time_fraction * len(rows) - 1e-9)))
     seconds = np.array(
         [
-            [_mean_of_smallest(model.stage_seconds(index, allocation)[rows], size) for allocation in row]
+            [_average_smallest(model.sample_stage_seconds(index, allocation)[rows], size) for allocation in row]
             for index, row in enumerate(costs.allocations)
         ]
     )
     wait_s = np.array(
         [
-            _mean_of_smallest(model.provision_seconds(index)[rows] + model.startup_seconds(index, 1)[rows], size)
+            _average_smallest(
+                model.sample_provision_seconds(index)[rows] + model.sample_startup_seconds(index, 1)[rows], size
+            )
             for index in range(len(seconds))
         ]
     )
@@ -64,16 +66,18 @@ def _bound_on_subset(
     return float(frontier.cost_usd.min()) if len(frontier.cost_usd) else float("inf")
 
 
-def _sampled_growth_usd(model: ExecutionModel, costs: StageCosts) -> FloatArray:
+def _sample_growth_usd(model: ExecutionModel, costs: StageCosts) -> FloatArray:
     """Compute the sampled cost of growing; between two steps that of the smaller one, which is no more expensive."""
     new = count_new_instances(costs.counts, model.running_instances)
     steps = [step for step in GROWTH_STEPS if step <= new.max()]
     step_index = np.maximum(np.searchsorted(steps, new, side="right") - 1, 0)
-    means = [[model.startup_seconds(index, step).mean() for step in steps] for index in range(len(costs.allocations))]
+    means = [
+        [model.sample_startup_seconds(index, step).mean() for step in steps] for index in range(len(costs.allocations))
+    ]
     return compute_growth(model, costs.counts, np.array(means)[:, step_index])[1]
 
 
-def _mean_of_smallest(values: FloatArray, size: int) -> float:
+def _average_smallest(values: FloatArray, size: int) -> float:
     return float(np.partition(values, size - 1)[:size].mean())
 
 
@@ -82,5 +86,5 @@ def _estimate_run_seconds(model: ExecutionModel, costs: StageCosts) -> FloatArra
     middle = len(costs.allocations[0]) // 2
     total = np.zeros(model.samples)
     for index, row in enumerate(costs.allocations):
-        total += model.stage_seconds(index, row[middle])
+        total += model.sample_stage_seconds(index, row[middle])
     return total

@@ -15,14 +15,14 @@ from unfold_tuning._types import FloatArray, IntArray
 from unfold_tuning.planner.frontier import (
     Frontier,
     StageCosts,
+    compute_growth_startup_s,
     count_new_instances,
-    expected_growth_startup_s,
     search_frontier,
     trace_plan,
 )
 from unfold_tuning.simulator.execution_model import ExecutionModel
 from unfold_tuning.simulator.kernels import TIE
-from unfold_tuning.simulator.preemption import replacement_usd_per_second
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
 from unfoldkit.jit import compiled
 
 
@@ -36,7 +36,7 @@ def search_exact_frontier(model: ExecutionModel, costs: StageCosts) -> Frontier:
 def is_minimum_binding(model: ExecutionModel, costs: StageCosts) -> bool:
     """Return whether an instance may be released before its minimum: after one start-up and the shortest stage."""
     billing = model.machine.billing
-    ready_s = expected_growth_startup_s(model, np.ones((1,), dtype=np.int64)).min()
+    ready_s = compute_growth_startup_s(model, np.ones((1,), dtype=np.int64)).min()
     return billing.per == "instance" and billing.minimum > ready_s + costs.seconds.min() + TIE
 
 
@@ -44,10 +44,10 @@ def search_minimum_charge_frontier(model: ExecutionModel, costs: StageCosts) -> 
     """Search every plan that no other beats in both expected time and cost, the minimum charge included."""
     counts, machine = costs.counts, model.machine
     new = count_new_instances(counts, model.running_instances)
-    ready_s = expected_growth_startup_s(model, new) * (new > 0)
-    wait_s = np.array([model.provision_seconds(index).mean() for index in range(len(model.stages))])
+    ready_s = compute_growth_startup_s(model, new) * (new > 0)
+    wait_s = np.array([model.sample_provision_seconds(index).mean() for index in range(len(model.stages))])
     rates = (machine.usd_per_second, machine.head_usd_per_second, machine.ingress_usd)
-    replacement_usd = costs.seconds * counts * replacement_usd_per_second(machine, model.profile)
+    replacement_usd = costs.seconds * counts * compute_replacement_usd_per_second(machine, model.profile)
     time, cost, parent, level, last = search_credit_labels(
         costs.seconds,
         replacement_usd,
@@ -144,7 +144,7 @@ def _release_groups_reference(size: FloatArray, count: float) -> None:
         count -= released
 
 
-def _missing_credit_reference(
+def _count_missing_credit_reference(
     size: FloatArray, credit: FloatArray, other_size: FloatArray, other_credit: FloatArray
 ) -> float:
     """Return the instance-seconds of credit that the second label has over the first, oldest against oldest."""
@@ -176,7 +176,9 @@ def _select_nondominated_reference(
         for rank in range(count):
             rival = front[rank]
             if cost[rival] <= cost[index] + TIE:
-                missing = _missing_credit(size[rival], credit[rival], size[index], credit[index]) if price > 0 else 0.0
+                missing = (
+                    _count_missing_credit(size[rival], credit[rival], size[index], credit[index]) if price > 0 else 0.0
+                )
                 if cost[rival] + price * missing <= cost[index] + TIE:
                     dominated = True
                     break
@@ -188,6 +190,6 @@ def _select_nondominated_reference(
 
 _use_credit = compiled(_use_credit_reference)
 _release_groups = compiled(_release_groups_reference)
-_missing_credit = compiled(_missing_credit_reference)
+_count_missing_credit = compiled(_count_missing_credit_reference)
 _select_nondominated = compiled(_select_nondominated_reference)
 search_credit_labels = compiled(search_credit_labels_reference)

@@ -80,7 +80,7 @@ class Candidate:
         affordable = [
             index
             for index, plan in enumerate(self.plans)
-            if plan.within_budget_probability(budget_usd) >= confidence - CONFIDENCE_TOLERANCE
+            if plan.estimate_within_budget_probability(budget_usd) >= confidence - CONFIDENCE_TOLERANCE
         ]
         return self.plans[min(affordable, key=lambda index: self.guaranteed_s[index])] if affordable else None
 
@@ -158,11 +158,11 @@ def solve(problem: Problem, progress: Callable[[str, int, int], None]) -> Soluti
         selected = select_refined(candidates, problem.deadline_s)
         goal = Goal(problem.deadline_s, problem.confidence)
         if selected is not None and budget_usd is not None:
-            is_over_budget = selected.plan.within_budget_probability(budget_usd) < problem.confidence
+            is_over_budget = selected.plan.estimate_within_budget_probability(budget_usd) < problem.confidence
     else:
         selected = select_within_budget(candidates, budget_usd or 0.0, problem.confidence)
         if selected is not None:
-            goal = Goal(selected.plan.guaranteed_seconds(problem.confidence), problem.confidence)
+            goal = Goal(selected.plan.compute_guaranteed_seconds(problem.confidence), problem.confidence)
     return Solution(candidates=tuple(candidates), selected=selected, goal=goal, is_over_budget=is_over_budget)
 
 
@@ -200,7 +200,7 @@ def evaluate_machine(
         *simulate_static_clusters(model),
         *simulate_naive_clusters(model),
     )
-    guaranteed_s = np.array([plan.guaranteed_seconds(confidence) for plan in plans])
+    guaranteed_s = np.array([plan.compute_guaranteed_seconds(confidence) for plan in plans])
     return Candidate(model, costs, frontier, plans, guaranteed_s, confidence)
 
 
@@ -230,7 +230,7 @@ def select_within_budget(candidates: Sequence[Candidate], budget_usd: float, con
     """Select the plan with the earliest guaranteed end within a budget over all machines."""
     plans = [(candidate, candidate.select_fastest(budget_usd, confidence)) for candidate in candidates]
     selections = [Selection(candidate, plan) for candidate, plan in plans if plan is not None]
-    return min(selections, key=lambda selection: selection.plan.guaranteed_seconds(confidence), default=None)
+    return min(selections, key=lambda selection: selection.plan.compute_guaranteed_seconds(confidence), default=None)
 
 
 def compare_with_baselines(solution: Solution, selected: Selection, goal: Goal) -> Comparison:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_tuning.job.allocation import Allocation, Plan, count_slots
-from unfold_tuning.job.profile import LogNormal, Machine, Profile, log_sigma
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Group, Stage
 from unfold_tuning.planner.planner import Candidate, evaluate_machine
 from unfold_tuning.simulator.execution_model import (
     ExecutionModel,
     TrialSlowdowns,
-    expected_slowest_factor,
+    compute_slowest_factor,
     scale_iteration,
 )
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
@@ -78,19 +78,19 @@ class Replan:
 
 def build_prior(profile: Profile) -> Posterior:
     """Build the prior, before any measurement, from the error that the profile states."""
-    return Posterior(0.0, log_sigma(profile.error_cv))
+    return Posterior(0.0, compute_log_sigma(profile.error_cv))
 
 
 def estimate_ratio_std(profile: Profile, iters: float) -> float:
     """Estimate the log-standard deviation of a trial's time ratio after ``iters`` iterations."""
     iteration_cv = profile.iteration.std / profile.iteration.mean
-    return math.hypot(log_sigma(profile.trial_cv), log_sigma(iteration_cv / math.sqrt(max(1.0, iters))))
+    return math.hypot(compute_log_sigma(profile.trial_cv), compute_log_sigma(iteration_cv / math.sqrt(max(1.0, iters))))
 
 
-def expected_iteration_s(profile: Profile, workers: int, machine: Machine) -> float:
+def estimate_iteration_s(profile: Profile, workers: int, machine: Machine) -> float:
     """Compute the expected seconds of an iteration of a trial on ``workers`` accelerators."""
     speed = profile.get_speedup(workers, machine.accelerators) * machine.speed
-    return profile.iteration.mean / speed * expected_slowest_factor(profile.worker_cv, workers)
+    return profile.iteration.mean / speed * compute_slowest_factor(profile.worker_cv, workers)
 
 
 def estimate_slowdowns(ratios: Sequence[float], iters: int, profile: Profile, posterior: Posterior) -> TrialSlowdowns:
@@ -105,7 +105,7 @@ def estimate_slowdowns(ratios: Sequence[float], iters: int, profile: Profile, po
         profile: The profile before correction.
         posterior: Its correction; the slowdowns are relative to the corrected profile.
     """
-    between = log_sigma(profile.trial_cv) ** 2
+    between = compute_log_sigma(profile.trial_cv) ** 2
     within = math.log1p((profile.iteration.std / profile.iteration.mean) ** 2 / max(1, iters))
     weight = between / (between + within) if between > 0 else 0.0
     factors = tuple(math.exp(weight * (math.log(max(ratio, 1e-9)) - posterior.mu)) for ratio in ratios)
@@ -134,11 +134,11 @@ def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, 
     """
     current, candidate = simulate_plan(remaining, plan), evaluate_machine(remaining, confidence)
     cheapest = candidate.select_cheapest(time_left_s)
-    before = current.on_time_probability(time_left_s)
+    before = current.estimate_on_time_probability(time_left_s)
     is_late = cheapest is None
     if cheapest is None:
         likely = _select_most_likely(candidate, time_left_s)
-        selected = likely if likely.on_time_probability(time_left_s) > before + MIN_GAIN else current
+        selected = likely if likely.estimate_on_time_probability(time_left_s) > before + MIN_GAIN else current
         is_changed = selected is not current
     else:
         is_good = before >= confidence and cheapest.mean_cost_usd > (1 - HYSTERESIS) * current.mean_cost_usd
@@ -148,14 +148,14 @@ def replan_remaining(remaining: ExecutionModel, plan: Plan, time_left_s: float, 
         plan=selected.plan,
         is_changed=is_changed,
         on_time_before=before,
-        on_time_after=selected.on_time_probability(time_left_s),
+        on_time_after=selected.estimate_on_time_probability(time_left_s),
         is_late=is_late,
     )
 
 
 def _select_most_likely(candidate: Candidate, time_left_s: float) -> SimulatedPlan:
     """Select the cheapest plan that is nearly the most likely to be on time: the last points cost the most."""
-    probabilities = [plan.on_time_probability(time_left_s) for plan in candidate.plans]
+    probabilities = [plan.estimate_on_time_probability(time_left_s) for plan in candidate.plans]
     threshold = max(probabilities) - NEAR_BEST
     likely = [
         plan for plan, probability in zip(candidate.plans, probabilities, strict=True) if probability >= threshold

@@ -13,8 +13,8 @@ from unfold_tuning.job.profile import Profile
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.replan import (
     build_prior,
+    estimate_iteration_s,
     estimate_ratio_std,
-    expected_iteration_s,
     replan_remaining,
     update_provision,
 )
@@ -51,7 +51,7 @@ def simulate_replanned_run(
         posterior = posterior.update(_measure_ratios(run, assumed.profile, index, plan[index].workers), noise)
         time_left_s = goal.deadline_s - float(simulate_plan(run, plan).ends[index, 0])
         corrected = assumed.with_profile(posterior.apply_to(profile))
-        remaining = corrected.remaining(index + 1, plan[index].instances)
+        remaining = corrected.select_remaining(index + 1, plan[index].instances)
         replan = replan_remaining(remaining, plan[index + 1 :], time_left_s, goal.confidence)
         plan = (*plan[: index + 1], *replan.plan)
     end = simulate_plan(run, plan)
@@ -60,10 +60,10 @@ def simulate_replanned_run(
 
 def _measure_provision(profile: Profile, run: ExecutionModel, plan: Plan, index: int) -> Profile:
     is_growth = index == 0 or plan[index].instances > plan[index - 1].instances
-    return update_provision(profile, float(run.provision_seconds(index)[0])) if is_growth else profile
+    return update_provision(profile, float(run.sample_provision_seconds(index)[0])) if is_growth else profile
 
 
 def _measure_ratios(run: ExecutionModel, profile: Profile, index: int, workers: int) -> Sequence[float]:
-    iteration_s = expected_iteration_s(profile, workers, run.machine)
+    iteration_s = estimate_iteration_s(profile, workers, run.machine)
     expected_s: FloatArray = profile.start.mean + run.draws[index].iterations * iteration_s
-    return [float(ratio) for ratio in np.asarray(run.trial_seconds(index, workers)[0] / expected_s)]
+    return [float(ratio) for ratio in np.asarray(run.sample_trial_seconds(index, workers)[0] / expected_s)]

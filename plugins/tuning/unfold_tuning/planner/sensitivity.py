@@ -11,7 +11,7 @@ from unfold_tuning.job.allocation import Plan
 from unfold_tuning.job.profile import LogNormal, Profile
 from unfold_tuning.planner.baselines import Goal, plan_greedily, select_cheapest, simulate_static_clusters
 from unfold_tuning.planner.planner import Candidate, select_best
-from unfold_tuning.planner.replan import expected_iteration_s
+from unfold_tuning.planner.replan import estimate_iteration_s
 from unfold_tuning.simulator.execution_model import ExecutionModel, build_execution_model, scale_iteration
 from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 
@@ -38,7 +38,7 @@ def simulate_profile_errors(model: ExecutionModel, plan: Plan, goal: Goal) -> li
         "variation 50 % larger": _widen(profile),
     }
     return [
-        (name, simulate_plan(model.with_profile(changed), plan).on_time_probability(goal.deadline_s))
+        (name, simulate_plan(model.with_profile(changed), plan).estimate_on_time_probability(goal.deadline_s))
         for name, changed in changes.items()
     ]
 
@@ -53,7 +53,7 @@ def simulate_total_loss(candidate: Candidate, plan: Plan, goal: Goal) -> float:
     ends = simulate_plan(model, plan).ends
     longest = int(np.diff(ends, axis=0, prepend=0.0).mean(axis=1).argmax())
     interval = min(machine.checkpoint_iters, max(model.stages[longest].list_iterations()))
-    repeated_s = expected_iteration_s(profile, plan[longest].workers, machine) * interval / 2
+    repeated_s = estimate_iteration_s(profile, plan[longest].workers, machine) * interval / 2
     delay_s = repeated_s + profile.provision.mean + profile.startup.mean + profile.start.mean
     return float((ends[-1] + delay_s <= goal.deadline_s).mean())
 
@@ -77,7 +77,9 @@ def sweep_deadlines(candidates: Sequence[Candidate], goal: Goal, seed: int) -> l
 def build_cost_steps(plans: Sequence[SimulatedPlan], confidence: float) -> list[tuple[float, float]]:
     """Build the step curve of ``(deadline in seconds, dollars)`` from which on each plan is the cheapest on time."""
     steps: list[tuple[float, float]] = []
-    for seconds, cost_usd in sorted((plan.guaranteed_seconds(confidence), plan.mean_cost_usd) for plan in plans):
+    for seconds, cost_usd in sorted(
+        (plan.compute_guaranteed_seconds(confidence), plan.mean_cost_usd) for plan in plans
+    ):
         if not steps or cost_usd < steps[-1][1]:
             steps.append((seconds, cost_usd))
     return steps

@@ -13,7 +13,7 @@ from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.trial.estimators import ROUNDS_PARAMETERS
 from unfold_tuning.trial.ledger import Ledger, Trial, TrialPart
-from unfold_tuning.trial.worker import state_path
+from unfold_tuning.trial.worker import get_state_path
 
 MIN_TASK_S = 0.001
 
@@ -36,7 +36,7 @@ def export_winner(config: ExecutionConfig, winner: Trial) -> bytes:
         "iterations": winner.iters,
         "finished": winner.iters >= last_iters,
         "seed": config.seed,
-        "state": f"trials/{state_path(Path(f'trial-{winner.id:05d}'), winner.iters)}",
+        "state": f"trials/{get_state_path(Path(f'trial-{winner.id:05d}'), winner.iters)}",
     }
     return json.dumps(content, indent=1).encode()
 

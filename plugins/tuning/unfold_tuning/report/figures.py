@@ -31,7 +31,9 @@ def draw_frontier(
         [plan for item in candidates for plan in simulate_static_clusters(item.model)], confidence
     )
     greedy = [
-        (point.greedy.guaranteed_seconds(confidence), point.greedy.mean_cost_usd) for point in points if point.greedy
+        (point.greedy.compute_guaranteed_seconds(confidence), point.greedy.mean_cost_usd)
+        for point in points
+        if point.greedy
     ]
     last_s = max(seconds for seconds, _ in (*exact, *static, *greedy))
     unit, unit_s = time_axis(last_s)

@@ -20,9 +20,9 @@ def report_infeasible(problem: Problem, solution: Solution) -> Report:
 
 def _report_missed_deadline(problem: Problem, solution: Solution, deadline_s: float) -> Report:
     earliest = select_earliest(solution.candidates)
-    guaranteed_s = earliest.plan.guaranteed_seconds(problem.confidence)
+    guaranteed_s = earliest.plan.compute_guaranteed_seconds(problem.confidence)
     fastest, model = _find_fastest_plan(solution), earliest.candidate.model
-    probability = max(plan.on_time_probability(deadline_s) for plan in solution.all_plans)
+    probability = max(plan.estimate_on_time_probability(deadline_s) for plan in solution.all_plans)
     metrics = {
         "on_time_probability": Metric(probability, target=f"≥ {problem.confidence:g}", ok=False),
         "fastest_seconds": Metric(fastest.mean_seconds, "s"),
@@ -39,7 +39,7 @@ def _report_missed_deadline(problem: Problem, solution: Solution, deadline_s: fl
             sentences.describe_relaxed_deadline(guaranteed_s, earliest.plan.mean_cost_usd, model.machine),
         ),
     )
-    headline = sentences.headline_missed_deadline(deadline_s, problem.confidence, guaranteed_s)
+    headline = sentences.write_missed_deadline_headline(deadline_s, problem.confidence, guaranteed_s)
     return _build_report(problem, headline, metrics, lines)
 
 
@@ -47,19 +47,19 @@ def _report_over_budget(problem: Problem, solution: Solution, selected: Selectio
     budget_usd, deadline_s = problem.budget_usd or 0.0, problem.deadline_s or 0.0
     plan, confidence = selected.plan, problem.confidence
     affordable = select_within_budget(solution.candidates, budget_usd, confidence)
-    later_s = affordable.plan.guaranteed_seconds(confidence) if affordable else None
+    later_s = affordable.plan.compute_guaranteed_seconds(confidence) if affordable else None
     metrics = {
         "cost_usd": Metric(plan.mean_cost_usd, "$", target=f"≤ {budget_usd:g}", ok=False),
         "within_budget_probability": Metric(
-            plan.within_budget_probability(budget_usd), target=f"≥ {confidence:g}", ok=False
+            plan.estimate_within_budget_probability(budget_usd), target=f"≥ {confidence:g}", ok=False
         ),
     }
-    relaxed_usd = plan.cost_quantile_usd(confidence)
+    relaxed_usd = plan.compute_cost_quantile_usd(confidence)
     lines = (
         ("binding constraint", sentences.describe_binding_budget(plan.mean_cost_usd, deadline_s)),
         ("minimal relaxation", sentences.describe_relaxed_budget(relaxed_usd, later_s, budget_usd)),
     )
-    headline = sentences.headline_over_budget(deadline_s, budget_usd, confidence)
+    headline = sentences.write_over_budget_headline(deadline_s, budget_usd, confidence)
     return _build_report(problem, headline, metrics, lines)
 
 
@@ -67,9 +67,9 @@ def _report_small_budget(problem: Problem, solution: Solution) -> Report:
     budget_usd = problem.budget_usd or 0.0
     cheapest = min(solution.all_plans, key=lambda plan: plan.mean_cost_usd)
     metrics = {"cost_usd": Metric(cheapest.mean_cost_usd, "$", target=f"≤ {budget_usd:g}", ok=False)}
-    relaxed_usd = cheapest.cost_quantile_usd(problem.confidence)
+    relaxed_usd = cheapest.compute_cost_quantile_usd(problem.confidence)
     lines = (("minimal relaxation", sentences.describe_smallest_budget(relaxed_usd, cheapest.mean_seconds)),)
-    return _build_report(problem, sentences.headline_small_budget(budget_usd, problem.confidence), metrics, lines)
+    return _build_report(problem, sentences.write_small_budget_headline(budget_usd, problem.confidence), metrics, lines)
 
 
 def _build_report(

@@ -101,8 +101,8 @@ def _report_feasible(problem: Problem, solution: Solution, selected: Selection, 
         points=sweep_deadlines(solution.candidates, goal, problem.seed),
     )
     plan = selected.plan
-    headline = sentences.headline_plan(
-        plan.mean_cost_usd, selected.machine, goal.deadline_s, plan.on_time_probability(goal.deadline_s)
+    headline = sentences.write_plan_headline(
+        plan.mean_cost_usd, selected.machine, goal.deadline_s, plan.estimate_on_time_probability(goal.deadline_s)
     )
     return Report(
         kind="tuning",
@@ -144,7 +144,7 @@ def _build_metrics(analysis: PlanAnalysis) -> dict[str, Metric]:
     return {
         "cost_usd": Metric(cost_usd, "$", target=target, ok=True if target else None),
         "on_time_probability": Metric(
-            plan.on_time_probability(goal.deadline_s),
+            plan.estimate_on_time_probability(goal.deadline_s),
             target=f"≥ {problem.confidence:g}",
             ok=goal.is_met_by(plan),
         ),
@@ -152,8 +152,8 @@ def _build_metrics(analysis: PlanAnalysis) -> dict[str, Metric]:
         "greedy_excess_percent": Metric((greedy.mean_cost_usd / cost_usd - 1) * 100 if greedy else None, "%"),
         "gap_percent": Metric(analysis.gap_percent, "%"),
         "mean_seconds": Metric(plan.mean_seconds, "s"),
-        "promised_seconds": Metric(plan.guaranteed_seconds(goal.confidence), "s"),
-        "cost_usd_p90": Metric(plan.cost_quantile_usd(0.9), "$"),
+        "promised_seconds": Metric(plan.compute_guaranteed_seconds(goal.confidence), "s"),
+        "cost_usd_p90": Metric(plan.compute_cost_quantile_usd(0.9), "$"),
     }
 
 
@@ -176,7 +176,7 @@ def _compute_stage_usd(analysis: PlanAnalysis, index: int, stage_s: float) -> fl
     plan, model = analysis.plan.plan, analysis.selected.candidate.model
     before = plan[index - 1].instances if index else 0
     new = max(0, plan[index].instances - before)
-    unbilled_s = float(model.provision_seconds(index).mean()) * new if new else 0.0
+    unbilled_s = float(model.sample_provision_seconds(index).mean()) * new if new else 0.0
     return (plan[index].instances * stage_s - unbilled_s) * model.machine.usd_per_second
 
 
@@ -205,8 +205,8 @@ def _build_plan_row(name: str, plan: SimulatedPlan, goal: Goal, difference: str)
         name,
         plan.mean_cost_usd,
         plan.mean_seconds,
-        plan.guaranteed_seconds(goal.confidence),
-        format_percent(plan.on_time_probability(goal.deadline_s)),
+        plan.compute_guaranteed_seconds(goal.confidence),
+        format_percent(plan.estimate_on_time_probability(goal.deadline_s)),
         difference,
     )
 
@@ -214,13 +214,13 @@ def _build_plan_row(name: str, plan: SimulatedPlan, goal: Goal, difference: str)
 def _build_lines(analysis: PlanAnalysis) -> Iterator[tuple[str, str]]:
     goal, plan, candidate = analysis.goal, analysis.plan, analysis.selected.candidate
     machine = analysis.selected.machine
-    slack_s = goal.deadline_s - plan.guaranteed_seconds(goal.confidence)
+    slack_s = goal.deadline_s - plan.compute_guaranteed_seconds(goal.confidence)
     yield "slack", sentences.describe_slack(slack_s, goal.confidence)
     cheaper = _find_cheaper_plan(analysis)
     if cheaper is not None:
         # rounded down, so that a miss never reads as the guarantee
-        probability = math.floor(cheaper.on_time_probability(goal.deadline_s) * 1000) / 1000
-        guaranteed_s = cheaper.guaranteed_seconds(goal.confidence)
+        probability = math.floor(cheaper.estimate_on_time_probability(goal.deadline_s) * 1000) / 1000
+        guaranteed_s = cheaper.compute_guaranteed_seconds(goal.confidence)
         yield "next cheaper plan", sentences.describe_cheaper_plan(cheaper.mean_cost_usd, probability, guaranteed_s)
     candidates = analysis.solution.candidates
     earliest_s = min(float(item.guaranteed_s.min()) for item in candidates)
@@ -254,7 +254,7 @@ def _find_cheaper_plan(analysis: PlanAnalysis) -> SimulatedPlan | None:
     max_cost_usd = analysis.plan.mean_cost_usd - COST_TOLERANCE_USD
     cheaper = [plan for plan in analysis.selected.candidate.plans if plan.mean_cost_usd < max_cost_usd]
     deadline_s = analysis.goal.deadline_s
-    return max(cheaper, key=lambda plan: plan.on_time_probability(deadline_s), default=None)
+    return max(cheaper, key=lambda plan: plan.estimate_on_time_probability(deadline_s), default=None)
 
 
 def _describe_instance_types(analysis: PlanAnalysis) -> str:

@@ -31,7 +31,7 @@ def report_profile(name: str, profile: Profile, samples: ProfileSamples) -> Repo
         verb="profile",
         name=name,
         verdict=Verdict.YES,
-        headline=sentences.headline_profile(profile.iteration.mean),
+        headline=sentences.write_profile_headline(profile.iteration.mean),
         subtitle=(f"{format_count(samples.trials, 'trial')} of {CHECKPOINTS} checkpoints",),
         metrics=_build_metrics(profile, samples),
         tables=(Table("speed-up", COLUMNS, rows),),

@@ -63,10 +63,10 @@ def report_run(
 
 def _build_headline(config: ExecutionConfig, outcome: RunOutcome, metric: float | None, *, is_late: bool) -> str:
     if outcome.stop_reason:
-        return sentences.headline_stopped(outcome.spent_usd, outcome.stop_reason)
+        return sentences.write_stopped_headline(outcome.spent_usd, outcome.stop_reason)
     if outcome.winner is None or metric is None:
-        return sentences.headline_without_winner()
-    return sentences.headline_winner(
+        return sentences.write_no_winner_headline()
+    return sentences.write_winner_headline(
         config.trainable.metric_name,
         metric,
         outcome.winner.id,

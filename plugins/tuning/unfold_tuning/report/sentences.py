@@ -22,7 +22,7 @@ def name_machine(machine: Machine) -> str:
 # headlines
 
 
-def headline_plan(cost_usd: float, machine: Machine, deadline_s: float, probability: float) -> str:
+def write_plan_headline(cost_usd: float, machine: Machine, deadline_s: float, probability: float) -> str:
     """State the cost of a plan and its guarantee."""
     return (
         f"{format_dollars(cost_usd)} on {name_machine(machine)} meets the deadline of {format_duration(deadline_s)} "
@@ -30,7 +30,7 @@ def headline_plan(cost_usd: float, machine: Machine, deadline_s: float, probabil
     )
 
 
-def headline_missed_deadline(deadline_s: float, confidence: float, earliest_s: float) -> str:
+def write_missed_deadline_headline(deadline_s: float, confidence: float, earliest_s: float) -> str:
     """State that no plan meets the deadline."""
     return (
         f"no plan meets the deadline of {format_duration(deadline_s)} with probability {format_percent(confidence)}; "
@@ -38,7 +38,7 @@ def headline_missed_deadline(deadline_s: float, confidence: float, earliest_s: f
     )
 
 
-def headline_over_budget(deadline_s: float, budget_usd: float, confidence: float) -> str:
+def write_over_budget_headline(deadline_s: float, budget_usd: float, confidence: float) -> str:
     """State that no plan meets the deadline within the budget."""
     return (
         f"no plan meets the deadline of {format_duration(deadline_s)} within {format_dollars(budget_usd)}, "
@@ -46,27 +46,27 @@ def headline_over_budget(deadline_s: float, budget_usd: float, confidence: float
     )
 
 
-def headline_small_budget(budget_usd: float, confidence: float) -> str:
+def write_small_budget_headline(budget_usd: float, confidence: float) -> str:
     """State that no plan fits into the budget."""
     return f"no plan costs at most {format_dollars(budget_usd)} with probability {format_percent(confidence)}"
 
 
-def headline_profile(iteration_s: float) -> str:
+def write_profile_headline(iteration_s: float) -> str:
     """State the measured iteration time."""
     return f"an iteration takes {format_duration(iteration_s)} on one accelerator · stored for unfold plan"
 
 
-def headline_stopped(spent_usd: float, reason: str) -> str:
+def write_stopped_headline(spent_usd: float, reason: str) -> str:
     """State that a run stopped before its end."""
     return f"stopped after {format_dollars(spent_usd)}: {reason}; a higher budget continues the run"
 
 
-def headline_without_winner() -> str:
+def write_no_winner_headline() -> str:
     """State that no trial has a valid metric."""
     return "no trial completed with a finite metric"
 
 
-def headline_winner(
+def write_winner_headline(
     metric_name: str, metric: float, trial: int, seconds: float, spent_usd: float, missed_deadline_s: float | None
 ) -> str:
     """State the best metric of a run, and the deadline if the run missed it."""

@@ -77,7 +77,7 @@ def _build_row(sampled: ExecutionModel, index: int, worker_counts: Sequence[int]
     if not sampled.is_stochastic:
         return deterministic
     steps = {allocation.instances for allocation in deterministic}
-    counts = sorted(steps | set(_spaced_counts(machine.max_instances)))
+    counts = sorted(steps | set(_list_spaced_counts(machine.max_instances)))
     row: list[Allocation] = []
     fastest_s = float("inf")
     for count, (seconds, workers) in sorted(_find_fastest_workers(sampled, index, worker_counts, counts).items()):
@@ -94,18 +94,18 @@ def _find_fastest_workers(
     fastest: dict[int, tuple[float, int]] = {}
     unknown = (float("inf"), 0)
     for workers in worker_counts:
-        trials = sampled.trial_seconds(index, workers)
+        trials = sampled.sample_trial_seconds(index, workers)
         longest_s, total_s = float(trials.max(axis=1).mean()), float(trials.sum(axis=1).mean())
         for count in counts:
             slots = count_slots(count, workers, sampled.machine.accelerators)
             # no schedule beats the longest trial, or all slots busy throughout
             if slots and max(longest_s, total_s / slots) < fastest.get(count, unknown)[0]:
-                seconds = float(sampled.stage_seconds(index, Allocation(count, workers, slots)).mean())
+                seconds = float(sampled.sample_stage_seconds(index, Allocation(count, workers, slots)).mean())
                 fastest[count] = min(fastest.get(count, unknown), (seconds, workers))
     return fastest
 
 
-def _spaced_counts(max_instances: int) -> Iterator[int]:
+def _list_spaced_counts(max_instances: int) -> Iterator[int]:
     count = 1.0
     while count <= max_instances:
         yield round(count)

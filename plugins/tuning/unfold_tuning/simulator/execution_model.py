@@ -18,7 +18,7 @@ from scipy.special import log_ndtr, ndtri
 
 from unfold_tuning._types import FloatArray
 from unfold_tuning.job.allocation import Allocation
-from unfold_tuning.job.profile import LogNormal, Machine, Profile, log_sigma
+from unfold_tuning.job.profile import LogNormal, Machine, Profile, compute_log_sigma
 from unfold_tuning.job.schedule import Stage
 from unfold_tuning.simulator.kernels import schedule_trials
 from unfold_tuning.simulator.preemption import sample_delay
@@ -120,7 +120,7 @@ class ExecutionModel:
 
     def with_machine(self, machine: Machine) -> ExecutionModel:
         """Return the same runs on another machine; caches that do not depend on it are kept."""
-        if _speed_key(machine) == _speed_key(self.machine):
+        if _build_speed_key(machine) == _build_speed_key(self.machine):
             return replace(self, machine=machine)
         return self._replace(machine=machine, startup_cache=self.startup_cache)
 
@@ -128,11 +128,11 @@ class ExecutionModel:
         """Return the same runs on each machine; machines on which trials take equally long share their caches."""
         models: list[ExecutionModel] = []
         for machine in machines:
-            equal = [model for model in models if _speed_key(model.machine) == _speed_key(machine)]
+            equal = [model for model in models if _build_speed_key(model.machine) == _build_speed_key(machine)]
             models.append((equal or [self])[0].with_machine(machine))
         return models
 
-    def remaining(self, index: int, running_instances: int) -> ExecutionModel:
+    def select_remaining(self, index: int, running_instances: int) -> ExecutionModel:
         """Return the job from stage ``index`` on, with the instances that run already."""
         return self._replace(stages=self.stages[index:], draws=self.draws[index:], running_instances=running_instances)
 
@@ -142,8 +142,8 @@ class ExecutionModel:
 
     def with_profile(self, profile: Profile) -> ExecutionModel:
         """Return the same draws under another profile; the profile's error is redrawn from the same normals."""
-        sigma = log_sigma(profile.error_cv)
-        normal = _to_normal(self.profile_error, log_sigma(self.profile.error_cv))
+        sigma = compute_log_sigma(profile.error_cv)
+        normal = _to_normal(self.profile_error, compute_log_sigma(self.profile.error_cv))
         return self._replace(profile=profile, profile_error=np.exp(sigma * normal - sigma**2 / 2))
 
     def select_run(self, sample: int) -> ExecutionModel:
@@ -164,17 +164,17 @@ class ExecutionModel:
         empty: dict[str, Any] = {"stage_cache": {}, "trial_cache": {}, "startup_cache": {}, "allocation_cache": {}}
         return replace(self, **(empty | changes))
 
-    def stage_seconds(self, index: int, allocation: Allocation) -> FloatArray:
+    def sample_stage_seconds(self, index: int, allocation: Allocation) -> FloatArray:
         """Compute the duration of a stage under an allocation, barrier included: [samples] seconds."""
         slots = min(allocation.slots, self.stages[index].trials)
         key = (index, allocation.workers, slots)
         if key not in self.stage_cache:
-            trials = self.trial_seconds(index, allocation.workers)
+            trials = self.sample_trial_seconds(index, allocation.workers)
             ends = trials.max(axis=1) if slots == trials.shape[1] else schedule_trials(trials, slots)
-            self.stage_cache[key] = ends + self.sync_seconds(index)
+            self.stage_cache[key] = ends + self.sample_sync_seconds(index)
         return self.stage_cache[key]
 
-    def trial_seconds(self, index: int, workers: int) -> FloatArray:
+    def sample_trial_seconds(self, index: int, workers: int) -> FloatArray:
         """Compute the duration of each trial of a stage on ``workers`` accelerators: [samples, trials] seconds."""
         if (index, workers) not in self.trial_cache:
             seconds = self._sample_trials(index, workers)
@@ -183,24 +183,24 @@ class ExecutionModel:
             self.trial_cache[index, workers] = seconds
         return self.trial_cache[index, workers]
 
-    def busy_accelerator_seconds(self, index: int, allocation: Allocation) -> FloatArray:
+    def sample_busy_accelerator_seconds(self, index: int, allocation: Allocation) -> FloatArray:
         """Compute the accelerator-seconds in which trials of a stage run: [samples]."""
         key = (index, allocation.workers, 0)
         if key not in self.stage_cache:
-            trials = self.trial_seconds(index, allocation.workers)
+            trials = self.sample_trial_seconds(index, allocation.workers)
             self.stage_cache[key] = np.asarray(trials.sum(axis=1) * allocation.workers)
         return self.stage_cache[key]
 
-    def sync_seconds(self, index: int) -> FloatArray:
+    def sample_sync_seconds(self, index: int) -> FloatArray:
         """Compute the duration of the barrier before a stage, which the first stage of a job lacks: [samples]."""
         has_barrier = bool(index or self.running_instances)
         return to_lognormal(self.profile.sync, self.draws[index].sync) * (1.0 if has_barrier else 0.0)
 
-    def provision_seconds(self, index: int) -> FloatArray:
+    def sample_provision_seconds(self, index: int) -> FloatArray:
         """Compute the wait for new instances before a stage: [samples] seconds."""
         return to_lognormal(self.profile.provision, self.draws[index].provision)
 
-    def startup_seconds(self, index: int, new_instances: int) -> FloatArray:
+    def sample_startup_seconds(self, index: int, new_instances: int) -> FloatArray:
         """Compute the start-up time of the slowest new instance: [samples] seconds."""
         # the maximum of k draws has the distribution function F**k, so one draw serves every k
         key = (index, new_instances)
@@ -214,7 +214,7 @@ class ExecutionModel:
         speed = profile.get_speedup(workers, self.machine.accelerators) * self.machine.speed
         seconds = draws.iterations * (profile.iteration.mean / speed) * self._sample_trial_factors(index)
         if profile.worker_cv:
-            sigma = log_sigma(profile.worker_cv)
+            sigma = compute_log_sigma(profile.worker_cv)
             seconds = seconds * np.exp(sigma * to_slowest(draws.worker, workers) - sigma**2 / 2)
         seconds = seconds * self.profile_error[:, None]
         if profile.start.mean:
@@ -228,7 +228,7 @@ class ExecutionModel:
         draws, iteration = self.draws[index], self.profile.iteration
         cv = iteration.std / iteration.mean
         slowdowns = self.slowdowns if self.slowdowns and self._has_known_trials(index) else None
-        lasting = slowdowns.log_std if slowdowns else log_sigma(self.profile.trial_cv)
+        lasting = slowdowns.log_std if slowdowns else compute_log_sigma(self.profile.trial_cv)
         noise = np.log1p(cv * cv / np.maximum(draws.iterations, 1))
         factor = np.asarray(np.exp(lasting * draws.lasting + np.sqrt(noise) * draws.noise - (lasting**2 + noise) / 2))
         return factor * slowdowns.sample(self.samples, factor.shape[1]) if slowdowns else factor
@@ -254,7 +254,7 @@ def build_execution_model(
     stages: Sequence[Stage], profile: Profile, machine: Machine, samples: int, seed: int
 ) -> ExecutionModel:
     """Draw all random quantities of ``samples`` runs of a job; equal seeds give equal draws."""
-    sigma = log_sigma(profile.error_cv)
+    sigma = compute_log_sigma(profile.error_cv)
     normal = np.random.default_rng([seed, 1 << 20]).standard_normal(samples)
     profile_error = np.exp(sigma * normal - sigma**2 / 2)
     lasting = _draw_lasting_speeds(stages, samples, seed)
@@ -264,7 +264,7 @@ def build_execution_model(
     return ExecutionModel(tuple(stages), profile, machine, draws, profile_error)
 
 
-def _speed_key(machine: Machine) -> tuple[float, ...]:
+def _build_speed_key(machine: Machine) -> tuple[float, ...]:
     """Return what determines how long trials take on a machine."""
     return machine.accelerators, machine.speed, machine.interruptions_per_hour, machine.checkpoint_iters
 
@@ -325,18 +325,18 @@ def _to_normal(profile_error: FloatArray, sigma: float) -> FloatArray:
     return (np.log(profile_error) + sigma**2 / 2) / sigma if sigma > 0 else np.zeros_like(profile_error)
 
 
-def expected_startup_s(profile: Profile, new_instances: int) -> float:
+def compute_mean_startup_s(profile: Profile, new_instances: int) -> float:
     """Compute the expected start-up time of the slowest of some new instances, in seconds."""
     if not profile.startup.mean:
         return 0.0
     return float(to_lognormal(profile.startup, to_slowest(ndtri(QUADRATURE_NODES), new_instances)).mean())
 
 
-def expected_slowest_factor(cv: float, workers: int) -> float:
+def compute_slowest_factor(cv: float, workers: int) -> float:
     """Compute the expected time of the slowest of ``workers`` over that of one, for speeds that vary by ``cv``."""
     if not cv or workers <= 1:
         return 1.0
-    sigma = log_sigma(cv)
+    sigma = compute_log_sigma(cv)
     return float(np.exp(sigma * to_slowest(ndtri(QUADRATURE_NODES), workers) - sigma**2 / 2).mean())
 
 

@@ -12,7 +12,7 @@ from unfold_tuning._types import FloatArray
 from unfold_tuning.job.allocation import Allocation, Plan
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.simulator.execution_model import ExecutionModel
-from unfold_tuning.simulator.preemption import replacement_usd_per_second
+from unfold_tuning.simulator.preemption import compute_replacement_usd_per_second
 
 TIME_TOLERANCE_S = 1e-6
 COST_TOLERANCE_USD = 1e-9
@@ -55,19 +55,19 @@ class SimulatedPlan:
         """The expected cost."""
         return float(self.cost_usd.mean())
 
-    def on_time_probability(self, deadline_s: float) -> float:
+    def estimate_on_time_probability(self, deadline_s: float) -> float:
         """Estimate the probability of completing by a deadline."""
         return float((self.seconds <= deadline_s + TIME_TOLERANCE_S).mean())
 
-    def within_budget_probability(self, budget_usd: float) -> float:
+    def estimate_within_budget_probability(self, budget_usd: float) -> float:
         """Estimate the probability of staying within a budget."""
         return float((self.cost_usd <= budget_usd + COST_TOLERANCE_USD).mean())
 
-    def guaranteed_seconds(self, confidence: float) -> float:
+    def compute_guaranteed_seconds(self, confidence: float) -> float:
         """Compute the time by which at least the fraction ``confidence`` of the runs has completed."""
         return compute_quantile(self.seconds, confidence)
 
-    def cost_quantile_usd(self, level: float) -> float:
+    def compute_cost_quantile_usd(self, level: float) -> float:
         """Compute an upper quantile of the cost."""
         return float(np.quantile(self.cost_usd, level, method="higher"))
 
@@ -136,11 +136,11 @@ def _run_stage(model: ExecutionModel, state: _State, index: int, allocation: All
         running, bill_usd = release_oldest(running, -new, clock, model.machine)
         cost_usd = cost_usd + bill_usd
     elif new > 0:
-        since = clock + model.provision_seconds(index)
+        since = clock + model.sample_provision_seconds(index)
         running = [*running, BilledInstances(new, since)]
-        clock = since + model.startup_seconds(index, new)
+        clock = since + model.sample_startup_seconds(index, new)
         cost_usd = cost_usd + new * model.machine.ingress_usd
-    return _State(clock + model.stage_seconds(index, allocation), cost_usd, tuple(running))
+    return _State(clock + model.sample_stage_seconds(index, allocation), cost_usd, tuple(running))
 
 
 def _finish(model: ExecutionModel, plan: Plan, path: Sequence[_State]) -> SimulatedPlan:
@@ -152,15 +152,15 @@ def _finish(model: ExecutionModel, plan: Plan, path: Sequence[_State]) -> Simula
         cost_usd = path[-1].cost_usd + release_oldest(running, count, clock, machine)[1]
         cost_usd = cost_usd + clock * machine.head_usd_per_second
     if machine.interruptions_per_hour:
-        cost_usd = cost_usd + _expected_replacement_usd(model, plan)
+        cost_usd = cost_usd + _compute_replacement_usd(model, plan)
     return SimulatedPlan(plan, clock, cost_usd, tuple(state.clock for state in path))
 
 
-def _expected_replacement_usd(model: ExecutionModel, plan: Plan) -> FloatArray:
+def _compute_replacement_usd(model: ExecutionModel, plan: Plan) -> FloatArray:
     """Compute what replacements of preempted instances add to the bill, in expectation over the time held."""
-    rate = replacement_usd_per_second(model.machine, model.profile)
+    rate = compute_replacement_usd_per_second(model.machine, model.profile)
     instance_seconds = (
-        allocation.instances * model.stage_seconds(index, allocation) for index, allocation in enumerate(plan)
+        allocation.instances * model.sample_stage_seconds(index, allocation) for index, allocation in enumerate(plan)
     )
     return np.asarray(rate * sum(instance_seconds, np.zeros(1)))
 
@@ -199,7 +199,7 @@ def _bill_by_function(model: ExecutionModel, plan: Plan, clock: FloatArray) -> F
     """Bill the accelerator-seconds in which trials run, instead of instances."""
     machine = model.machine
     usd_per_accelerator_second = machine.usd_per_second / machine.accelerators
-    busy = (model.busy_accelerator_seconds(index, allocation) for index, allocation in enumerate(plan))
+    busy = (model.sample_busy_accelerator_seconds(index, allocation) for index, allocation in enumerate(plan))
     grown = max(0, plan[0].instances - model.running_instances) + sum(
         max(0, new.instances - old.instances) for old, new in pairwise(plan)
     )

@@ -1,7 +1,7 @@
 """Cost of spot preemptions: how often a trial is preempted, the work it repeats, and the replacements on its bill.
 
 A trial is a sequence of checkpoint intervals. Preemptions arrive as a Poisson process, also while an interval is
-repeated, so those of an interval are geometric and those of a trial negative binomial. Each one costs the finished
+repeated. Those of an interval are therefore geometric, those of a trial negative binomial. Each one costs the finished
 part of the interval and a new instance, which may itself be preempted before the trial runs on it.
 """
 
@@ -40,10 +40,10 @@ def sample_delay(
     interval_s = seconds / intervals
     risk = np.minimum(rate_per_s * interval_s, MAX_RISK)
     count, residual = sample_preemptions(uniform, risk, intervals)
-    mean, std = lost_fraction_moments(risk)
+    mean, std = compute_lost_fraction_moments(risk)
     # the residual is uniform again, so it draws how much is repeated
     repeated = count * mean + np.sqrt(12 * count) * std * (residual - 0.5)
-    return np.asarray(repeated * interval_s + count * expected_recovery_s(profile, rate_per_s))
+    return np.asarray(repeated * interval_s + count * estimate_recovery_s(profile, rate_per_s))
 
 
 def sample_preemptions(uniform: FloatArray, risk: FloatArray, intervals: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -67,20 +67,20 @@ def sample_preemptions(uniform: FloatArray, risk: FloatArray, intervals: FloatAr
     return count, residual
 
 
-def lost_fraction_moments(risk: FloatArray) -> tuple[FloatArray, FloatArray]:
+def compute_lost_fraction_moments(risk: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Compute mean and standard deviation of the finished fraction of a lost interval: a truncated exponential."""
     x = np.maximum(risk, 1e-3)
     mean = 1 / x - 1 / np.expm1(x)
     return np.asarray(mean), np.sqrt(np.maximum(1 / x**2 - 1 / (np.expm1(x) * -np.expm1(-x)), 0.0))
 
 
-def expected_recovery_s(profile: Profile, rate_per_s: float) -> float:
+def estimate_recovery_s(profile: Profile, rate_per_s: float) -> float:
     """Compute the expected seconds from a preemption until the trial runs again, further preemptions included."""
     risk = min(rate_per_s * (profile.startup.mean + profile.start.mean), MAX_RISK)
     return profile.provision.mean * math.exp(risk) + math.expm1(risk) / rate_per_s
 
 
-def replacement_usd_per_second(machine: Machine, profile: Profile) -> float:
+def compute_replacement_usd_per_second(machine: Machine, profile: Profile) -> float:
     """Compute the dollars per second by which preemptions change the bill of one held instance.
 
     A replacement starts a new instance lifetime, with its copy of the data, its minimum charge and its last increment;
@@ -91,12 +91,12 @@ def replacement_usd_per_second(machine: Machine, profile: Profile) -> float:
     rate_per_s = machine.interruptions_per_hour / 3600.0
     if machine.billing.per == "function":
         return rate_per_s * machine.ingress_usd
-    rounding_s = _expected_rounding_s(rate_per_s, machine.billing.minimum, machine.billing.increment)
+    rounding_s = _estimate_rounding_s(rate_per_s, machine.billing.minimum, machine.billing.increment)
     seconds = rounding_s - profile.provision.mean
     return rate_per_s * (machine.ingress_usd + seconds * machine.usd_per_second)
 
 
-def _expected_rounding_s(rate_per_s: float, minimum_s: float, increment_s: float) -> float:
+def _estimate_rounding_s(rate_per_s: float, minimum_s: float, increment_s: float) -> float:
     """Compute the expected seconds that minimum and increment add to a lifetime that ends at a constant rate."""
     after_minimum = increment_s / -math.expm1(-rate_per_s * increment_s) if increment_s > 0 else 1 / rate_per_s
     return minimum_s + math.exp(-rate_per_s * minimum_s) * after_minimum - 1 / rate_per_s

@@ -171,7 +171,7 @@ def check_result(result: object) -> tuple[float, bytes]:
 
 def restart_without_state(job: TrialJob, log: logging.Logger) -> TrialJob:
     """Return the job from its beginning if its checkpoint is gone, otherwise unchanged."""
-    if not job.done or state_path(job.folder, job.done).exists():
+    if not job.done or get_state_path(job.folder, job.done).exists():
         return job
     log.warning("the checkpoint of trial %d is gone; the trial restarts", job.trial)
     return replace(job, done=0)
@@ -179,14 +179,14 @@ def restart_without_state(job: TrialJob, log: logging.Logger) -> TrialJob:
 
 def load_state(job: TrialJob) -> bytes | None:
     """Load the state from which a job continues."""
-    return state_path(job.folder, job.done).read_bytes() if job.done else None
+    return get_state_path(job.folder, job.done).read_bytes() if job.done else None
 
 
 def save_state(job: TrialJob, iters: int, state: bytes) -> None:
     """Write a state to disk atomically, before any message refers to it."""
-    write_atomically(state_path(job.folder, iters), state)
+    write_atomically(get_state_path(job.folder, iters), state)
 
 
-def state_path(folder: Path, iters: int) -> Path:
+def get_state_path(folder: Path, iters: int) -> Path:
     """Return the path of a trial's state after ``iters`` iterations."""
     return folder / f"{iters}.state"
