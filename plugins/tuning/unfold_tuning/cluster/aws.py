@@ -19,7 +19,7 @@ from typing import Any
 from unfold_tuning.job.problem import LaunchConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import broken, fail
+from unfoldkit.api import internal_error, user_error
 from unfoldkit.catalog.sanity import absurd
 
 RUN_TAG = "unfold-run"
@@ -91,7 +91,7 @@ class AwsProvider:
             return []
         reason = absurd(self.request.machine.usd_per_hour)
         if reason:
-            raise fail(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
+            raise user_error(f"nothing is rented: {reason}", key="cloud.instances", hint="unfold catalog shows prices")
         token = f"{self.run_id}-{len(self.ledger.list_orders())}"
         self.ledger.record_order(token, count, self.wall())
         try:
@@ -140,14 +140,14 @@ class AwsProvider:
                 break
             except ClientError as error:
                 hint = "another type or region, or a quota: aws service-quotas list-service-quotas --service-code ec2"
-                raise fail(f"AWS refused {count} x {self.request.machine.name}: {error}", hint=hint) from error
+                raise user_error(f"AWS refused {count} x {self.request.machine.name}: {error}", hint=hint) from error
             except HTTPClientError as error:
                 # the response is lost, but the instances may exist
                 names = list(self._list_alive(ORDER_TAG, token))
                 if names:
                     break
                 if attempt == MAX_ATTEMPTS - 1:
-                    raise fail(f"AWS does not respond: {error}") from error
+                    raise user_error(f"AWS does not respond: {error}") from error
         return self._terminate_surplus(token, count, names)
 
     def _terminate_surplus(self, token: str, count: int, names: list[str]) -> list[str]:
@@ -166,7 +166,7 @@ class AwsProvider:
                 if self._record_if_running(instance):
                     waiting.discard(instance["InstanceId"])
             if waiting and self.wall() - began > START_TIMEOUT_S:
-                raise fail(f"{len(waiting)} instances are still pending after {START_TIMEOUT_S:g} s", key="cloud")
+                raise user_error(f"{len(waiting)} instances are still pending after {START_TIMEOUT_S:g} s", key="cloud")
             watch()
             if waiting:
                 time.sleep(self.poll_s)
@@ -176,7 +176,7 @@ class AwsProvider:
         if state in ENDED_STATES:
             reason = instance.get("StateReason", {}).get("Message", "no reason given")
             hint = "another type, region or market"
-            raise fail(f"{instance['InstanceId']} ended before it ran: {reason}", hint=hint)
+            raise user_error(f"{instance['InstanceId']} ended before it ran: {reason}", hint=hint)
         if state != "running":
             return False
         self.ledger.record_node_start(instance["InstanceId"], self.request.machine.usd_per_hour, self.wall())
@@ -197,7 +197,7 @@ class AwsProvider:
             return
         if names:
             hint = f"aws ec2 terminate-instances --instance-ids {' '.join(names)}; unfold doctor also lists them"
-            raise broken(f"{', '.join(names)} may still run and cost money", hint=hint)
+            raise internal_error(f"{', '.join(names)} may still run and cost money", hint=hint)
 
     def _list_alive(self, tag: str, value: str) -> Iterator[str]:
         filters = [

@@ -15,7 +15,7 @@ from unfold_tuning.job.problem import ClusterConfig
 from unfold_tuning.job.profile import Machine
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.trainable import WorkerSetup
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 
 def build_provider(config: ClusterConfig, machine: Machine, ledger: Ledger, log: logging.Logger) -> NodeProvider:
@@ -34,9 +34,11 @@ def build_provider(config: ClusterConfig, machine: Machine, ledger: Ledger, log:
         return build_local_provider(ledger, machine.usd_per_hour)
     if config.ray_address is None:
         hint = "ray start --head on a machine that the instances reach, then --engine ray --ray-address HOST:6379"
-        raise fail("AWS instances join a Ray cluster, but no address is given", key="cloud.provider", hint=hint)
+        raise user_error("AWS instances join a Ray cluster, but no address is given", key="cloud.provider", hint=hint)
     if config.launch is None:
-        raise fail("no launch settings for AWS instances", key="cloud.launch", hint="write launch: {image: ami-...}")
+        raise user_error(
+            "no launch settings for AWS instances", key="cloud.launch", hint="write launch: {image: ami-...}"
+        )
     request = LaunchRequest(
         machine=machine,
         launch=config.launch,
@@ -60,5 +62,5 @@ def build_cluster(config: ClusterConfig, setup: WorkerSetup, accelerators: int, 
         return RayCluster(setup, accelerators, provider, ray_nodes, config.is_spread)
     if config.ray_address is not None:
         hint = "leave out --ray-address: raylets are started and stopped here as the plan requires"
-        raise fail("a running Ray cluster cannot grow and shrink by itself", key="cloud.provider", hint=hint)
+        raise user_error("a running Ray cluster cannot grow and shrink by itself", key="cloud.provider", hint=hint)
     return RayCluster(setup, accelerators, provider, LocalRayNodes(accelerators), config.is_spread)

@@ -14,7 +14,7 @@ from unfold_tuning.cluster.interface import MAX_START_ATTEMPTS, ClusterEvent
 from unfold_tuning.cluster.provider import NodeProvider
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfold_tuning.trial.worker import TrialJob, WorkerMessage, serve_jobs
-from unfoldkit.api import UnfoldError, broken
+from unfoldkit.api import UnfoldError, internal_error
 
 POLL_S = 0.1
 
@@ -68,7 +68,7 @@ class LocalCluster:
             if len(self.nodes) >= count:
                 return
         hint = "its error is above; out of memory?"
-        raise broken(f"a worker ended {MAX_START_ATTEMPTS} times before it was ready", hint=hint)
+        raise internal_error(f"a worker ended {MAX_START_ATTEMPTS} times before it was ready", hint=hint)
 
     def find_node(self, workers: int) -> str | None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""

@@ -109,7 +109,7 @@ def classify_ownership(tags: Mapping[str, str], now: dt.datetime) -> Ownership:
 
 def list_ledger_regions(folder: Path) -> Iterator[str]:
     """Yield the regions in which the runs below a folder have rented."""
-    for path in sorted(folder.glob(LEDGER_PATTERN)):
+    for path in sorted(path for path in folder.glob(LEDGER_PATTERN) if path.is_file()):
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
             try:
                 rows = base.execute("SELECT value FROM facts WHERE key = 'aws-region'").fetchall()

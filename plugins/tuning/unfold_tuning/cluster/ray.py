@@ -25,7 +25,7 @@ from unfold_tuning.trial.worker import (
     run_job,
     save_state,
 )
-from unfoldkit.api import UnfoldError, broken
+from unfoldkit.api import UnfoldError, internal_error
 
 LIVENESS_PERIOD_S = 1.0
 TASK_END_TIMEOUT_S = 2.0
@@ -73,7 +73,7 @@ class RayCluster:
             if len(self.devices) >= count:
                 return
         hint = "can its workers import the dependencies of the trainable?"
-        raise broken(f"a node was not ready {MAX_START_ATTEMPTS} times", hint=hint)
+        raise internal_error(f"a node was not ready {MAX_START_ATTEMPTS} times", hint=hint)
 
     def find_node(self, workers: int) -> str | None:
         """See :class:`~unfold_tuning.cluster.interface.Cluster`."""

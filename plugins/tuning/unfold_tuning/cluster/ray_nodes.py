@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from unfold_tuning.cluster.ray_supervisor import NodeCommand, RaySupervisor, start_supervisor
-from unfoldkit.api import broken, fail
+from unfoldkit.api import internal_error, user_error
 
 JOIN_TIMEOUT_S = 900.0
 POLL_S = 0.05
@@ -49,7 +49,7 @@ class LocalRayNodes:
         ray = import_ray()
         if self.supervisor is None:
             if ray.is_initialized():
-                raise fail("this process is connected to another Ray cluster", hint="ray.shutdown() first")
+                raise user_error("this process is connected to another Ray cluster", hint="ray.shutdown() first")
             self.supervisor = start_supervisor(_do_nothing)
             ray.init(address=self.supervisor.address, **INIT_OPTIONS)
 
@@ -96,7 +96,7 @@ class RemoteRayNodes:
                 ray.init(address=self.address, **INIT_OPTIONS)
             except ConnectionError as error:
                 hint = "ray start --head; if it requires a token: RAY_AUTH_MODE=token unfold ..."
-                raise fail(f"no Ray cluster responds at {self.address}", hint=hint) from error
+                raise user_error(f"no Ray cluster responds at {self.address}", hint=hint) from error
 
     def start(self, names: Sequence[str], watch: Callable[[], None]) -> None:
         """See :class:`RayNodes`."""
@@ -120,7 +120,7 @@ def wait_for_nodes(names: Sequence[str], watch: Callable[[], None]) -> None:
     while missing := set(names) - list_alive_nodes():
         if time.monotonic() - began > JOIN_TIMEOUT_S:
             hint = "does the image have the driver's version of Ray, and can it reach the head?"
-            raise broken(f"{len(missing)} nodes have not joined Ray in {JOIN_TIMEOUT_S:g} s", hint=hint)
+            raise internal_error(f"{len(missing)} nodes have not joined Ray in {JOIN_TIMEOUT_S:g} s", hint=hint)
         watch()
         time.sleep(POLL_S)
 
@@ -161,5 +161,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise fail("--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'") from error
+        raise user_error(
+            "--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
+        ) from error
     return ray

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Literal
 
-from unfoldkit.api import broken
+from unfoldkit.api import internal_error
 from unfoldkit.engines.local import start_worker
 
 OBJECT_STORE_BYTES = 80 * 2**20
@@ -80,7 +80,7 @@ def _wait_for_reply(pipe: Connection, watch: Callable[[], None]) -> str:
     except EOFError:
         is_ok, text = False, "its process is gone"
     if not is_ok:
-        raise broken(f"Ray did not start or stop its processes: {text}", hint="out of memory or disk space?")
+        raise internal_error(f"Ray did not start or stop its processes: {text}", hint="out of memory or disk space?")
     return str(text)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from unfold_tuning.format import format_count, format_dollars, format_duration, format_percent
 from unfold_tuning.job.allocation import Plan
+from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 
 def describe_late_finish(seconds: float, cost_usd: float | None = None) -> str:
@@ -11,14 +11,14 @@ def describe_late_finish(seconds: float, cost_usd: float | None = None) -> str:
     duration = format_duration(seconds, round_up=cost_usd is not None)
     if cost_usd is None:
         return f"finish late: {duration} from now"
-    return f"finish late: {duration} from now is guaranteed, for {format_dollars(cost_usd)} more"
+    return f"finish late: {duration} from now is guaranteed, for {format_money(cost_usd)} more"
 
 
 def describe_growth(max_instances: int | None, cost_usd: float) -> str:
     """Describe the option to rent more instances than the limit; ``None`` if no number suffices."""
     if max_instances is None:
         return "grow: no number of instances meets the deadline"
-    return f"grow: --set cloud.limit={max_instances} meets the deadline, for {format_dollars(cost_usd)} more"
+    return f"grow: --set cloud.limit={max_instances} meets the deadline, for {format_money(cost_usd)} more"
 
 
 def describe_trim(fraction: float | None, last_iters: int, cost_usd: float) -> str:
@@ -27,7 +27,7 @@ def describe_trim(fraction: float | None, last_iters: int, cost_usd: float) -> s
         return "trim: even a tenth of the remaining iterations would be late"
     iters = format_count(last_iters, "iteration")
     trimmed = f"{format_percent(fraction)} of the remaining iterations ({iters} in the last stage)"
-    return f"trim: run {trimmed}, for {format_dollars(cost_usd)} more"
+    return f"trim: run {trimmed}, for {format_money(cost_usd)} more"
 
 
 def describe_stop(trial: int | None, metric: float | None) -> str:
@@ -56,7 +56,7 @@ def describe_replan(occasion: str, plan: Plan) -> str:
 
 def describe_budget_stop(budget_usd: float) -> str:
     """Describe that the run stops before it exceeds its budget."""
-    return f"the next step would exceed the budget of {format_dollars(budget_usd)}"
+    return f"the next step would exceed the budget of {format_money(budget_usd)}"
 
 
 def describe_timeout(timeout_s: float) -> str:
@@ -75,7 +75,7 @@ def describe_progress(
 ) -> str:
     """Describe the state of a run in the line of the live table."""
     eta = "starting" if remaining_s is None else f"ends in {format_duration(max(0.0, remaining_s))}"
-    money = format_dollars(spent_usd)
+    money = format_money(spent_usd)
     if budget_usd is not None:
-        money = f"{money}, {format_dollars(max(0.0, budget_usd - spent_usd))} left"
+        money = f"{money}, {format_money(max(0.0, budget_usd - spent_usd))} left"
     return f"stage {stage} of {stages} · {eta} · {money}"

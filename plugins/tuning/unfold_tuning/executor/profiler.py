@@ -12,12 +12,11 @@ import numpy as np
 from unfold_tuning.cluster.interface import Cluster
 from unfold_tuning.executor.messages import describe_timeout
 from unfold_tuning.executor.watchdog import Watchdog
-from unfold_tuning.format import format_count
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Profile
 from unfold_tuning.job.search_space import sample_config
 from unfold_tuning.trial.worker import TrialJob, WorkerMessage
-from unfoldkit.api import broken, fail
+from unfoldkit.api import format_count, internal_error, user_error
 
 TRIALS = 8
 SPARE_TRIALS = 8
@@ -172,12 +171,12 @@ class Profiler:
         if not any(size == workers for size, _ in self.samples.iterations):
             count = format_count(len(self.samples.errors), "configuration")
             last = list(self.samples.errors.values())[-1]
-            raise fail(f"the trainable failed for all of {count}; the last error: {last}", key="trainable")
+            raise user_error(f"the trainable failed for all of {count}; the last error: {last}", key="trainable")
 
     def _check_timeout(self, watchdog: Watchdog, trials: Iterable[int]) -> None:
         timeout_s = self.trainable.timeout_s
         if timeout_s is not None and any(watchdog.measure_silence_s(trial) > timeout_s for trial in trials):
-            raise fail(f"a trial hangs: {describe_timeout(timeout_s)}", key="trainable.timeout")
+            raise user_error(f"a trial hangs: {describe_timeout(timeout_s)}", key="trainable.timeout")
 
     def _record_step(self, job: TrialJob, message: WorkerMessage) -> None:
         self.samples.saves.append(message.save_s)
@@ -193,9 +192,9 @@ class Profiler:
 
 def _require_message(message: WorkerMessage | None) -> WorkerMessage:
     if message is None:
-        raise broken("a worker died during the measurement", hint="out of memory?")
+        raise internal_error("a worker died during the measurement", hint="out of memory?")
     if message.kind == "unsaved":
-        raise fail(message.error)
+        raise user_error(message.error)
     return message
 
 

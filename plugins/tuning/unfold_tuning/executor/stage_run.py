@@ -13,7 +13,7 @@ from unfold_tuning.executor.recovery import Recovery
 from unfold_tuning.job.allocation import Plan
 from unfold_tuning.trial.ledger import Ledger
 from unfold_tuning.trial.worker import TrialJob, WorkerMessage, get_state_path, restart_without_state
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 POLL_S = 0.1
 MAX_FAILURES = 3
@@ -121,7 +121,7 @@ class StageRun:
     def _handle(self, event: ClusterEvent) -> None:
         message, job = event.message, self.running.get(event.trial)
         if message is not None and message.kind == "unsaved":
-            raise fail(message.error, hint="free some space; the same command continues the run")
+            raise user_error(message.error, hint="free some space; the same command continues the run")
         if job is None:
             return
         if message is not None and message.kind == "step":
@@ -163,4 +163,4 @@ class StageRun:
         self.config.log.warning("trial %d failed %d times and is dropped: %s", job.trial, count, reason)
         if all(self.ledger.is_failed(trial.id) for trial in self.ledger.list_trials()):
             hint = "fix the function, then run the same command again"
-            raise fail(f"every trial failed; the last error: {reason}", key="trainable", hint=hint)
+            raise user_error(f"every trial failed; the last error: {reason}", key="trainable", hint=hint)

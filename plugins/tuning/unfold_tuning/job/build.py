@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unfold_tuning.format import format_count
 from unfold_tuning.job import schedule
 from unfold_tuning.job.problem import BUNDLED_DATASETS, ClusterConfig, LaunchConfig, Problem, TrainableConfig
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
@@ -24,7 +23,7 @@ from unfold_tuning.schema.cloud import Cloud, InstanceSpec
 from unfold_tuning.schema.profile import MAX_VARIATION, Delay, Iteration, ProfileSpec, Recorded
 from unfold_tuning.schema.search import Search
 from unfold_tuning.schema.tuning import TuningSpec
-from unfoldkit.api import Run, UnfoldError, broken, dump, fail, fingerprint
+from unfoldkit.api import Run, UnfoldError, dump, fingerprint, format_count, internal_error, user_error
 from unfoldkit.catalog.aws import Clients, clients, refresh
 from unfoldkit.catalog.billing import Billing
 from unfoldkit.catalog.bundled import bundled, catalog
@@ -101,7 +100,7 @@ def resolve_record(spec: TuningSpec, run: Run) -> tuple[TuningSpec, str]:
     if recorded.accelerators not in speedups:
         size = format_count(recorded.accelerators, "accelerator")
         message = f"the recorded trials had {size}, but profile.speedup has no such size"
-        raise fail(message, key="profile.recorded.accelerators", hint="write profile.speedup: {1: 1, 2: 1.9}")
+        raise user_error(message, key="profile.recorded.accelerators", hint="write profile.speedup: {1: 1, 2: 1.9}")
     summary = read_trial_log(run.path(recorded.path, key="profile.recorded.path"), build_log_source(recorded))
     speedup = speedups[recorded.accelerators]
     iteration = Iteration.model_validate(
@@ -136,12 +135,13 @@ def _load_profile(spec: TuningSpec, run: Run) -> Profile:
     if spec.profile is not None:
         return _build_profile(spec.profile)
     if has_measured_profile(spec, run):
-        return parse_profile(run.directory.read(PROFILE_FILE))
+        with run.directory.decoding(PROFILE_FILE, "a profile") as data:
+            return parse_profile(data)
     hint = "write profile: {iteration: {mean: 12 s}}" + (", or run unfold profile SPEC" if spec.trainable else "")
     message = "no profile: the duration of an iteration is unknown"
     if run.directory.has(PROFILE_FILE):
         message, hint = "the profile measured here is of another trainable or other nodes", "run unfold profile SPEC"
-    raise fail(message, key="profile", hint=hint)
+    raise user_error(message, key="profile", hint=hint)
 
 
 def has_measured_profile(spec: TuningSpec, run: Run) -> bool:
@@ -183,7 +183,7 @@ def fingerprint_profile_inputs(spec: TuningSpec) -> str:
 
 def _build_profile(profile: ProfileSpec) -> Profile:
     if profile.iteration is None:
-        raise broken("a recorded profile was not resolved")
+        raise internal_error("a recorded profile was not resolved")
     return Profile(
         iteration=LogNormal(profile.iteration.mean, profile.iteration.std),
         speedup=tuple(sorted(profile.speedup.items())),
@@ -250,7 +250,7 @@ def _build_machine(cloud: Cloud, index: int, known_prices: Catalog | None, *, is
     if price is None or not accelerators:
         missing = ("spot price" if is_spot else "price") if price is None else "number of accelerators"
         hint = f"write {{type: {spec.type}, {'spot' if is_spot else 'price'}: $1/h}}, or unfold catalog refresh"
-        raise fail(f"the {missing} of {spec.type} in {cloud.region} is unknown", key=key, hint=hint)
+        raise user_error(f"the {missing} of {spec.type} in {cloud.region} is unknown", key=key, hint=hint)
     return Machine(
         name=spec.type,
         accelerators=accelerators,
@@ -292,11 +292,15 @@ def resolve_trainable(spec: TuningSpec, run: Run) -> TrainableConfig:
     """
     trainable = spec.trainable
     if trainable is None:
-        raise fail("nothing to train", key="trainable", hint="write trainable: {estimator: xgboost, data: digits}")
+        raise user_error(
+            "nothing to train", key="trainable", hint="write trainable: {estimator: xgboost, data: digits}"
+        )
     if trainable.function is not None and not run.allow_code:
-        raise fail(f"the spec names code: {trainable.function}", key="trainable.function", hint="--allow-code runs it")
+        raise user_error(
+            f"the spec names code: {trainable.function}", key="trainable.function", hint="--allow-code runs it"
+        )
     if trainable.estimator == "torch-mlp" and importlib.util.find_spec("torch") is None:
-        raise fail("torch-mlp needs torch", key="trainable.estimator", hint="pip install 'unfoldkit[torch]'")
+        raise user_error("torch-mlp needs torch", key="trainable.estimator", hint="pip install 'unfoldkit[torch]'")
     config = build_trainable(trainable)
     if trainable.data in (None, *BUNDLED_DATASETS):
         return config

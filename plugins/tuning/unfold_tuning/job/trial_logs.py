@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unfold_tuning.format import format_count, format_duration, format_percent
-from unfoldkit.api import CsvRow, csv_rows, did_you_mean, fail
+from unfoldkit.api import CsvRow, csv_rows, did_you_mean, format_count, format_duration, format_percent, user_error
 
 DEFAULT_COLUMNS = {
     "trial": ("trial_id", "trial", "config_id", "run_id", "run", "number", "name", "id"),
@@ -98,11 +97,11 @@ def read_trial_log(path: Path, source: TrialLogSource) -> TrialLogSummary:
         for trial, seconds in _read_iterations(file, source, is_single_trial=path.is_dir()):
             by_trial.setdefault(trial, []).append(seconds)
     if not by_trial:
-        raise fail("no iteration of any trial is recorded here", file=str(path), key="profile.recorded")
+        raise user_error("no iteration of any trial is recorded here", file=str(path), key="profile.recorded")
     means = np.array([np.mean(seconds) for seconds in by_trial.values()])
     within = [np.std(seconds, ddof=1) for seconds in by_trial.values() if len(seconds) > 1]
     if means.mean() <= 0:
-        raise fail("the recorded iterations take no time", file=str(path), key="profile.recorded")
+        raise user_error("the recorded iterations take no time", file=str(path), key="profile.recorded")
     return TrialLogSummary(
         mean_s=float(means.mean()),
         std_s=float(np.mean(within)) if within else 0.0,
@@ -120,7 +119,7 @@ def _list_files(path: Path) -> list[Path]:
         if files:
             return files
     hint = "name a table, or a Ray Tune folder"
-    raise fail(f"no {' or '.join(RAY_FILES)} in this folder", file=str(path), hint=hint)
+    raise user_error(f"no {' or '.join(RAY_FILES)} in this folder", file=str(path), hint=hint)
 
 
 def _read_iterations(path: Path, source: TrialLogSource, *, is_single_trial: bool) -> Iterator[tuple[str, float]]:
@@ -158,7 +157,7 @@ def _find_timing(path: Path, source: TrialLogSource, columns: Sequence[str]) -> 
             "profile.recorded.elapsed names the seconds since a trial began, or profile.recorded.seconds; "
             f"there are {', '.join(columns[:12])}"
         )
-        raise fail("no column of times is known here", file=str(path), key="profile.recorded.elapsed", hint=hint)
+        raise user_error("no column of times is known here", file=str(path), key="profile.recorded.elapsed", hint=hint)
     return _Timing(count, (elapsed or seconds)[0], bool(elapsed), source.iters)
 
 
@@ -214,7 +213,7 @@ def _find_columns(source: TrialLogSource, role: str, columns: Sequence[str]) -> 
     for name in names:
         if name not in columns:
             hint = did_you_mean(name, columns) or f"there are {', '.join(columns[:12])}"
-            raise fail(f"no column {name!r}", file=source.path, key=f"profile.recorded.{role}", hint=hint)
+            raise user_error(f"no column {name!r}", file=source.path, key=f"profile.recorded.{role}", hint=hint)
     by_lower_name = {name.lower(): name for name in reversed(columns)}
     return names or tuple(by_lower_name[name] for name in DEFAULT_COLUMNS[role] if name in by_lower_name)[:1]
 
@@ -239,11 +238,11 @@ def _read_rows(path: Path) -> Iterator[CsvRow]:
 def _parse_json(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise fail(f"not JSON: {error}", file=f"{path}:{line}:1", hint=JSON_FORM) from error
+    except (ValueError, RecursionError) as error:
+        raise user_error(f"not JSON: {error}", file=f"{path}:{line}:1", hint=JSON_FORM) from error
 
 
 def _read_cells(value: object, path: Path, line: int) -> dict[str, str]:
     if not isinstance(value, Mapping):
-        raise fail("not a JSON object", file=f"{path}:{line}:1", hint=JSON_FORM)
+        raise user_error("not a JSON object", file=f"{path}:{line}:1", hint=JSON_FORM)
     return {str(name): str(cell) for name, cell in value.items() if isinstance(cell, (str, int, float))}

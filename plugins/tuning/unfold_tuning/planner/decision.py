@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unfold_tuning.format import format_count
 from unfold_tuning.job.allocation import Allocation, Plan, count_slots
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.job.profile import Machine, Profile
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
-from unfoldkit.api import fail
-from unfoldkit.errors import show
+from unfoldkit.api import format_count, user_error
+from unfoldkit.errors import format_value
 
 
 def encode_decision(problem: Problem, machine: Machine, simulated: SimulatedPlan) -> dict[str, Any]:
@@ -52,11 +51,11 @@ def decode_decision(
     """
     rows = decision.get("stages") or ()
     if [row.get("trials") for row in rows] != [stage.trials for stage in problem.stages]:
-        raise fail("the plan is for other stages than the spec's", hint="plan again")
+        raise user_error("the plan is for other stages than the spec's", hint="plan again")
     name, market = decision.get("instance"), decision.get("market")
     machine = next((item for item in problem.machines if (item.name, item.market) == (name, market)), None)
     if machine is None:
-        raise fail(f"the plan is for {name}, which the spec does not name", key="cloud.instances")
+        raise user_error(f"the plan is for {name}, which the spec does not name", key="cloud.instances")
     limit = machine.max_instances if max_instances is None else max_instances
     plan = tuple(
         _decode_allocation(row, f"decision.stages[{index}]", machine.accelerators, limit)
@@ -73,14 +72,14 @@ def _decode_allocation(row: Mapping[str, Any], key: str, accelerators: int, max_
     workers = _parse_positive(row.get("accelerators_per_trial"), f"{key}.accelerators_per_trial")
     if instances > max_instances:
         message = f"{format_count(instances, 'instance')}, but cloud.limit is {max_instances}"
-        raise fail(message, key=f"{key}.instances")
+        raise user_error(message, key=f"{key}.instances")
     return Allocation(instances, workers, count_slots(instances, workers, accelerators))
 
 
 def _parse_positive(value: object, key: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
-    raise fail(f"expected an integer of at least 1, not {show(value)}", key=key)
+    raise user_error(f"expected an integer of at least 1, not {format_value(value)}", key=key)
 
 
 def _check_speedups(plan: Plan, machine: Machine, profile: Profile) -> None:
@@ -88,7 +87,7 @@ def _check_speedups(plan: Plan, machine: Machine, profile: Profile) -> None:
     missing = sorted(workers for workers in used if not profile.has_speedup(workers, machine.accelerators))
     if missing:
         message = f"the plan gives a trial {missing[0]} accelerators, but the profile has no speed-up for them"
-        raise fail(message, key="profile.speedup", hint="measure it, or plan again")
+        raise user_error(message, key="profile.speedup", hint="measure it, or plan again")
 
 
 def _check_slots(plan: Plan, machine: Machine) -> None:
@@ -96,4 +95,4 @@ def _check_slots(plan: Plan, machine: Machine) -> None:
         if not allocation.slots:
             instances = f"{format_count(allocation.instances, 'instance')} of {machine.accelerators}"
             message = f"no trial of {format_count(allocation.workers, 'accelerator')} fits on {instances}"
-            raise fail(message, key=f"decision.stages[{index}].accelerators_per_trial")
+            raise user_error(message, key=f"decision.stages[{index}].accelerators_per_trial")

@@ -1,8 +1,8 @@
 """Cheaper plans near the frontier, which is that of expected times, while a guarantee is a quantile.
 
-If trials vary much, the allocation with the least mean does not have the shortest tail. A plan off the frontier may then
-give the guarantee for less. Plans that are cheaper in expectation are simulated, cheapest first, with other allocations
-in up to two stages.
+If trials vary much, the allocation with the least mean does not have the shortest tail. A plan off the frontier may
+then give the guarantee for less. Plans that are cheaper in expectation are simulated, cheapest first, with other
+allocations in up to two stages.
 """
 
 from __future__ import annotations

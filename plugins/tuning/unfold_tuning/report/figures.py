@@ -8,14 +8,13 @@ from itertools import pairwise
 from typing import Literal
 
 from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
-from unfold_tuning.format import format_percent
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.planner.baselines import Goal, simulate_static_clusters
 from unfold_tuning.planner.planner import Candidate, Selection
 from unfold_tuning.planner.sensitivity import DeadlinePoint, build_cost_steps
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import Figure, Series, time_axis
+from unfoldkit.api import Figure, Series, format_percent, time_axis
 
 MAX_NAMED_TRIALS = 6
 """Trials with their own learning curve; the colours do not distinguish more."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_tuning.format import format_cost_difference, format_count, format_dollars, format_duration, format_percent
 from unfold_tuning.job.problem import Problem
 from unfold_tuning.planner.baselines import Goal
 from unfold_tuning.planner.decision import encode_decision
@@ -21,7 +20,18 @@ from unfold_tuning.report import sentences
 from unfold_tuning.report.figures import draw_cluster, draw_frontier
 from unfold_tuning.report.infeasible import report_infeasible
 from unfold_tuning.simulator.plan_cost import COST_TOLERANCE_USD, SimulatedPlan
-from unfoldkit.api import Cell, Column, Metric, Report, Table, Verdict
+from unfoldkit.api import (
+    Cell,
+    Column,
+    Metric,
+    Report,
+    Table,
+    Verdict,
+    format_count,
+    format_duration,
+    format_money,
+    format_percent,
+)
 
 STAGE_COLUMNS = (
     Column("stage"),
@@ -191,7 +201,7 @@ def _build_plan_table(analysis: PlanAnalysis) -> Table:
         if baseline.plan is None:
             rows.append((name, None, None, None, None, "misses the deadline"))
         else:
-            difference = format_cost_difference(baseline.plan.mean_cost_usd, analysis.plan.mean_cost_usd)
+            difference = _format_cost_difference(baseline.plan.mean_cost_usd, analysis.plan.mean_cost_usd)
             rows.append(_build_plan_row(name, baseline.plan, analysis.goal, difference))
     gap_percent = analysis.gap_percent
     if gap_percent is not None:
@@ -245,7 +255,7 @@ def _summarize_frontier(points: Sequence[DeadlinePoint]) -> dict[str, str]:
     steps: dict[str, str] = {}
     for point in points:
         if point.cost_usd:
-            steps.setdefault(format_dollars(point.cost_usd), format_duration(point.deadline_s, round_up=True))
+            steps.setdefault(format_money(point.cost_usd), format_duration(point.deadline_s, round_up=True))
     return steps
 
 
@@ -265,3 +275,11 @@ def _describe_instance_types(analysis: PlanAnalysis) -> str:
         machine = candidate.model.machine
         options.append(sentences.describe_instance_option(machine, plan.mean_cost_usd if plan else None))
     return " · ".join(options)
+
+
+def _format_cost_difference(baseline_usd: float, plan_usd: float) -> str:
+    """Format how much more a baseline costs than the plan: ``+12 %``, ``the same``."""
+    percent = (baseline_usd / plan_usd - 1) * 100 if plan_usd else 0.0
+    if abs(percent) < 0.05:
+        return "the same"
+    return f"{percent:+.0f} %" if abs(percent) >= 10 else f"{percent:+.1f} %"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from unfold_tuning.executor.profiler import CHECKPOINTS, ProfileSamples
-from unfold_tuning.format import format_count
 from unfold_tuning.job.profile import Profile
 from unfold_tuning.report import sentences
-from unfoldkit.api import Column, Metric, Report, Table, Verdict
+from unfoldkit.api import Column, Metric, Report, Table, Verdict, format_count
 
 COLUMNS = (
     Column("accelerators"),

@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator
 
 from unfold_tuning.executor.execution import ExecutionConfig, RunOutcome
-from unfold_tuning.format import format_count
 from unfold_tuning.report import sentences
 from unfold_tuning.report.figures import draw_gantt, draw_learning_curves
 from unfold_tuning.simulator.plan_cost import SimulatedPlan
 from unfold_tuning.trial.ledger import Ledger
-from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict
+from unfoldkit.api import Cell, Column, Metric, Report, RunDir, Table, Verdict, format_count
 
 COLUMNS = (
     Column("stage"),

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unfold_tuning.format import format_count, format_dollars, format_duration, format_percent
 from unfold_tuning.job.profile import Machine
+from unfoldkit.api import format_count, format_duration, format_money, format_percent
 
 MAX_LISTED_TRIALS = 8
 
@@ -25,7 +25,7 @@ def name_machine(machine: Machine) -> str:
 def write_plan_headline(cost_usd: float, machine: Machine, deadline_s: float, probability: float) -> str:
     """State the cost of a plan and its guarantee."""
     return (
-        f"{format_dollars(cost_usd)} on {name_machine(machine)} meets the deadline of {format_duration(deadline_s)} "
+        f"{format_money(cost_usd)} on {name_machine(machine)} meets the deadline of {format_duration(deadline_s)} "
         f"with probability {format_percent(probability)}"
     )
 
@@ -41,14 +41,14 @@ def write_missed_deadline_headline(deadline_s: float, confidence: float, earlies
 def write_over_budget_headline(deadline_s: float, budget_usd: float, confidence: float) -> str:
     """State that no plan meets the deadline within the budget."""
     return (
-        f"no plan meets the deadline of {format_duration(deadline_s)} within {format_dollars(budget_usd)}, "
+        f"no plan meets the deadline of {format_duration(deadline_s)} within {format_money(budget_usd)}, "
         f"each with probability {format_percent(confidence)}"
     )
 
 
 def write_small_budget_headline(budget_usd: float, confidence: float) -> str:
     """State that no plan fits into the budget."""
-    return f"no plan costs at most {format_dollars(budget_usd)} with probability {format_percent(confidence)}"
+    return f"no plan costs at most {format_money(budget_usd)} with probability {format_percent(confidence)}"
 
 
 def write_profile_headline(iteration_s: float) -> str:
@@ -58,7 +58,7 @@ def write_profile_headline(iteration_s: float) -> str:
 
 def write_stopped_headline(spent_usd: float, reason: str) -> str:
     """State that a run stopped before its end."""
-    return f"stopped after {format_dollars(spent_usd)}: {reason}; a higher budget continues the run"
+    return f"stopped after {format_money(spent_usd)}: {reason}; a higher budget continues the run"
 
 
 def write_no_winner_headline() -> str:
@@ -70,7 +70,7 @@ def write_winner_headline(
     metric_name: str, metric: float, trial: int, seconds: float, spent_usd: float, missed_deadline_s: float | None
 ) -> str:
     """State the best metric of a run, and the deadline if the run missed it."""
-    cost = f"in {format_duration(seconds)} for {format_dollars(spent_usd)}"
+    cost = f"in {format_duration(seconds)} for {format_money(spent_usd)}"
     text = f"{metric_name} {metric:.4f} by trial {trial} {cost}"
     if missed_deadline_s is None:
         return text
@@ -89,7 +89,7 @@ def describe_cheaper_plan(cost_usd: float, probability: float, guaranteed_s: flo
     """Describe the next cheaper plan, which misses the guarantee."""
     end = format_duration(guaranteed_s, round_up=True)
     probability_text = format_percent(probability)
-    return f"{format_dollars(cost_usd)}, but on time with probability {probability_text} only; it guarantees {end}"
+    return f"{format_money(cost_usd)}, but on time with probability {probability_text} only; it guarantees {end}"
 
 
 def describe_earliest(guaranteed_s: float, fastest_mean_s: float) -> str:
@@ -120,7 +120,7 @@ def describe_coarse_billing(increment_s: float) -> str:
 
 def describe_lower_bound(bound_usd: float) -> str:
     """Describe the lower bound on the cost of any plan."""
-    return f"no plan with this guarantee costs less than {format_dollars(bound_usd)} (proven for the searched plans)"
+    return f"no plan with this guarantee costs less than {format_money(bound_usd)} (proven for the searched plans)"
 
 
 def describe_gap(gap_percent: float) -> str:
@@ -130,7 +130,7 @@ def describe_gap(gap_percent: float) -> str:
 
 def describe_instance_option(machine: Machine, cost_usd: float | None) -> str:
     """Describe an instance type by the cost of its cheapest plan; ``None`` if it is too slow."""
-    return f"{name_machine(machine)} {'too slow' if cost_usd is None else format_dollars(cost_usd)}"
+    return f"{name_machine(machine)} {'too slow' if cost_usd is None else format_money(cost_usd)}"
 
 
 def describe_prices(machines: Sequence[Machine]) -> str:
@@ -145,7 +145,7 @@ def describe_reduced_samples(samples: int) -> str:
 
 def describe_goal(deadline_s: float | None, budget_usd: float | None, confidence: float) -> str:
     """Describe the constraint of the search in the subtitle."""
-    limit = format_duration(deadline_s) if deadline_s is not None else format_dollars(budget_usd or 0)
+    limit = format_duration(deadline_s) if deadline_s is not None else format_money(budget_usd or 0)
     return f"≤ {limit} with {format_percent(confidence)}"
 
 
@@ -161,7 +161,7 @@ def describe_longest_stage(stage: int, trials: int, iters: int, workers: int, st
 
 def describe_fastest(mean_s: float, cost_usd: float) -> str:
     """Describe the fastest plan."""
-    return f"{format_duration(mean_s)} on average, for {format_dollars(cost_usd)}"
+    return f"{format_duration(mean_s)} on average, for {format_money(cost_usd)}"
 
 
 def describe_best_probability(probability: float) -> str:
@@ -172,26 +172,26 @@ def describe_best_probability(probability: float) -> str:
 def describe_relaxed_deadline(deadline_s: float, cost_usd: float, machine: Machine) -> str:
     """Describe the smallest deadline that can be met."""
     deadline = format_duration(deadline_s, round_up=True)
-    return f"deadline {deadline} for {format_dollars(cost_usd)} on {machine.name}"
+    return f"deadline {deadline} for {format_money(cost_usd)} on {machine.name}"
 
 
 def describe_binding_budget(cost_usd: float, deadline_s: float) -> str:
     """Describe that the budget is the binding constraint."""
-    return f"the budget: {format_dollars(cost_usd)} on average to end within {format_duration(deadline_s)}"
+    return f"the budget: {format_money(cost_usd)} on average to end within {format_duration(deadline_s)}"
 
 
 def describe_relaxed_budget(budget_usd: float, later_deadline_s: float | None, given_budget_usd: float) -> str:
     """Describe the smallest budget that suffices, and the deadline for which the given one suffices."""
-    text = f"budget {format_dollars(budget_usd)}"
+    text = f"budget {format_money(budget_usd)}"
     if later_deadline_s is None:
         return text
     deadline = format_duration(later_deadline_s, round_up=True)
-    return f"{text} · {format_dollars(given_budget_usd)} is enough for a deadline of {deadline}"
+    return f"{text} · {format_money(given_budget_usd)} is enough for a deadline of {deadline}"
 
 
 def describe_smallest_budget(budget_usd: float, mean_s: float) -> str:
     """Describe the smallest budget that pays for any plan."""
-    return f"budget {format_dollars(budget_usd)}: {format_duration(mean_s)} on average"
+    return f"budget {format_money(budget_usd)}: {format_duration(mean_s)} on average"
 
 
 # lines of a run or a profile

@@ -15,15 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from unfold_tuning._types import FloatArray, IntArray
+from unfoldkit.safe_io.boosters import check_booster
+from unfoldkit.safe_io.skops import dump_skops, load_skops
 
 Config = Mapping[str, Any]
 TrainFunction = Callable[[Config, bytes | None, int, int, int], tuple[float, bytes]]
 """``(config, state, iters, accelerators, seed) -> (metric, state)``; see :mod:`unfold_tuning.trial.trainable`."""
-TRUSTED_TYPES = (
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-)
-"""scikit-learn types that hold numbers only, besides those that skops trusts by default."""
 ROUNDS_PARAMETERS = {"xgboost": "n_estimators", "sgd": "max_iter", "mlp": "max_iter", "torch-mlp": "epochs"}
 """The parameter of each estimator that counts its rounds."""
 HELD_OUT_FRACTION = 0.3
@@ -93,6 +90,8 @@ def build_xgboost(data: DataSplit) -> TrainFunction:
 
     def train(config: Config, state: bytes | None, iters: int, accelerators: int, seed: int) -> tuple[float, bytes]:
         defaults = {"objective": "multi:softprob", "num_class": data.classes, "nthread": accelerators, "seed": seed}
+        if state:
+            check_booster(state)
         previous = xgboost.Booster(model_file=bytearray(state)) if state else None
         model = xgboost.train({**defaults, **config}, fit_rows, num_boost_round=iters * data.rounds, xgb_model=previous)
         return data.score(model.predict(held_out_rows)), bytes(model.save_raw("ubj"))
@@ -116,16 +115,14 @@ def build_mlp(data: DataSplit) -> TrainFunction:
 
 def _build_partial_fit(data: DataSplit, create: Callable[[Config, int], Any]) -> TrainFunction:
     """Build a scikit-learn estimator that learns pass by pass, on standardized columns."""
-    from skops.io import dumps, loads
-
     data = data.standardize()
     classes = np.arange(data.classes)
 
     def train(config: Config, state: bytes | None, iters: int, accelerators: int, seed: int) -> tuple[float, bytes]:  # noqa: ARG001 - one thread
-        model = loads(state, trusted=list(TRUSTED_TYPES)) if state else create(config, seed)
+        model = load_skops(state) if state else create(config, seed)
         for _ in range(iters * data.rounds):
             model.partial_fit(data.x, data.y, classes=classes)
-        return data.score(model.predict_proba(data.x_held_out)), dumps(model)
+        return data.score(model.predict_proba(data.x_held_out)), dump_skops(model, type(model).__name__)
 
     return train
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unfold_tuning.job.profile import Machine
-from unfoldkit.api import UnfoldError, broken, fail
+from unfoldkit.api import UnfoldError, internal_error, user_error
+from unfoldkit.safe_io.files import parse_json, require_regular
 
 WORST_METRIC = -math.inf
 SCHEMA = """
@@ -108,7 +109,7 @@ class Ledger:
     def read_fact(self, key: str) -> Any:
         """Read a fact of the run, ``None`` if it is unknown."""
         rows = self.base.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchall()
-        return json.loads(rows[0][0]) if rows else None
+        return self._parse(rows[0][0]) if rows else None
 
     def record_fact(self, key: str, value: Any) -> Any:
         """Record a fact unless it has a value already, and return its value."""
@@ -185,7 +186,7 @@ class Ledger:
     def list_trials(self, bracket: int | None = None) -> list[Trial]:
         """List the trials of a bracket, or all."""
         rows = self.base.execute("SELECT * FROM trials ORDER BY id").fetchall()
-        trials = [Trial(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows]
+        trials = [Trial(row[0], row[1], self._parse(row[2]), row[3], row[4]) for row in rows]
         return [trial for trial in trials if bracket in (None, trial.bracket)]
 
     def record_checkpoint(self, trial: int, iters: int, metric: float, seconds: float, workers: int) -> None:
@@ -217,7 +218,7 @@ class Ledger:
     def list_failed(self) -> dict[int, str]:
         """List the dropped trials, each with its last error."""
         rows = self.base.execute("SELECT key, value FROM facts WHERE key LIKE 'failed-%'").fetchall()
-        return dict(sorted((int(key.removeprefix("failed-")), str(json.loads(value))) for key, value in rows))
+        return dict(sorted((int(key.removeprefix("failed-")), str(self._parse(value))) for key, value in rows))
 
     def retry_if_all_failed(self) -> None:
         """Let trials try again if all were dropped: their function was at fault, and may be fixed by now."""
@@ -258,7 +259,10 @@ class Ledger:
     def list_finished_stages(self) -> list[FinishedStage]:
         """List the stages that have ended, in order."""
         rows = self.base.execute("SELECT * FROM stages WHERE ended IS NOT NULL ORDER BY stage").fetchall()
-        return [FinishedStage(stage, began, ended, json.loads(text)) for stage, began, ended, text in rows]
+        return [FinishedStage(stage, began, ended, self._parse(text)) for stage, began, ended, text in rows]
+
+    def _parse(self, text: str) -> Any:
+        return parse_json(text, str(self.path))
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         with self.base:
@@ -274,6 +278,8 @@ def open_ledger(path: Path, machine: Machine, fingerprint: str) -> Iterator[Ledg
             Or the file cannot be read or written, at any time until the end, such as on a full disk (exit code 3).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        require_regular(path)
     try:
         with closing(sqlite3.connect(path)) as base:
             yield _prepare_ledger(path, machine, base, fingerprint)
@@ -288,12 +294,12 @@ def _prepare_ledger(path: Path, machine: Machine, base: sqlite3.Connection, fing
     ledger = Ledger(path, machine, base)
     if ledger.record_fact("made_from", fingerprint) != fingerprint:
         hint = "--run DIR starts another; delete this one to forget what it spent"
-        raise fail("this run was begun with another spec, seed or plan", file=str(path), hint=hint)
+        raise user_error("this run was begun with another spec, seed or plan", file=str(path), hint=hint)
     return ledger
 
 
 def _describe_error(path: Path, error: sqlite3.Error) -> UnfoldError:
-    if error.sqlite_errorname == "SQLITE_NOTADB":
-        return fail("this is no ledger", file=str(path), hint="--run DIR starts another run")
+    if getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR"):
+        return user_error("this is no ledger", file=str(path), hint="--run DIR starts another run")
     hint = "its content is intact; free some space and run the same command to continue"
-    return broken(f"the ledger cannot be used: {error}", file=str(path), hint=hint)
+    return internal_error(f"the ledger cannot be used: {error}", file=str(path), hint=hint)

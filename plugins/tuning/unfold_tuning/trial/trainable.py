@@ -15,7 +15,7 @@ import numpy as np
 from unfold_tuning._types import FloatArray, IntArray
 from unfold_tuning.job.problem import TrainableConfig
 from unfold_tuning.trial.estimators import BUILDERS, TrainFunction, split_rows
-from unfoldkit.api import CsvRow, csv_rows, did_you_mean, fail
+from unfoldkit.api import CsvRow, csv_rows, did_you_mean, user_error
 
 COLUMN_MEANINGS = {"target": "the column to predict", "group": "the column of rows that are held out together"}
 
@@ -64,9 +64,9 @@ def load_user_function(reference: str) -> TrainFunction:
         function: TrainFunction = pkgutil.resolve_name(reference)
     except Exception as error:  # an imported module may raise anything
         message = f"cannot load {reference!r}: {type(error).__name__}: {error}"
-        raise fail(message, key="trainable.function", hint=hint) from error
+        raise user_error(message, key="trainable.function", hint=hint) from error
     if not callable(function):
-        raise fail(f"{reference!r} is no function", key="trainable.function", hint=hint)
+        raise user_error(f"{reference!r} is no function", key="trainable.function", hint=hint)
     return function
 
 
@@ -117,7 +117,7 @@ def _select_features(columns: Sequence[str], trainable: TrainableConfig, path: P
             if name not in columns:
                 meaning = COLUMN_MEANINGS.get(key)
                 hint = f"trainable.{key} names {meaning}" if meaning else did_you_mean(name, columns)
-                raise fail(f"no column {name!r}", file=str(path), key=f"trainable.{key}", hint=hint)
+                raise user_error(f"no column {name!r}", file=str(path), key=f"trainable.{key}", hint=hint)
     return list(trainable.columns or [name for name in columns if name not in (trainable.target, trainable.group)])
 
 

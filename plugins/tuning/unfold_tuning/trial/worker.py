@@ -17,6 +17,7 @@ from unfold_tuning.trial.trainable import WorkerSetup, build_train_function
 from unfoldkit.engines.local import start_worker
 from unfoldkit.errors import Diagnostic, UnfoldError, cut
 from unfoldkit.run_directory import write_atomically
+from unfoldkit.safe_io.files import read_bytes
 
 RESULT_FORM = "a trial's function returns (metric, state), a number and bytes"
 
@@ -179,7 +180,7 @@ def restart_without_state(job: TrialJob, log: logging.Logger) -> TrialJob:
 
 def load_state(job: TrialJob) -> bytes | None:
     """Load the state from which a job continues."""
-    return get_state_path(job.folder, job.done).read_bytes() if job.done else None
+    return read_bytes(get_state_path(job.folder, job.done)) if job.done else None
 
 
 def save_state(job: TrialJob, iters: int, state: bytes) -> None:

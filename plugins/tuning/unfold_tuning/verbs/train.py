@@ -26,7 +26,8 @@ from unfold_tuning.simulator.plan_cost import SimulatedPlan, simulate_plan
 from unfold_tuning.trial.ledger import open_ledger
 from unfold_tuning.trial.trainable import WorkerSetup
 from unfold_tuning.verbs.profile import profile
-from unfoldkit.api import Report, Run, fail
+from unfoldkit.api import Report, Run, user_error
+from unfoldkit.safe_io.files import parse_object
 
 LEDGER_FILE = "ledger.sqlite"
 DECISION_FILE = "carried-out.json"
@@ -77,7 +78,7 @@ def _require_startable_provider(spec: TuningSpec) -> None:
     provider = spec.cloud.provider
     if provider not in STARTABLE_PROVIDERS:
         hint = "unfold plan works; write provider: local to train on this machine"
-        raise fail(f"unfold cannot start instances of {provider}", key="cloud.provider", hint=hint)
+        raise user_error(f"unfold cannot start instances of {provider}", key="cloud.provider", hint=hint)
 
 
 def _build_config(problem: Problem, execution: Execution, trainable: TrainableConfig, run: Run) -> ExecutionConfig:
@@ -103,7 +104,8 @@ def _select_execution(problem: Problem, run: Run) -> Execution | Report:
     has_begun = run.directory.has(DECISION_FILE, made_from=problem.fingerprint)
     decision: Mapping[str, Any] = (run.options.get("plan") or {}).get("decision") or {}
     if has_begun:
-        decision = json.loads(run.directory.read(DECISION_FILE))
+        with run.directory.decoding(DECISION_FILE, "a plan") as data:
+            decision = parse_object(data)
     if decision:
         # a run that continues under a smaller limit is planned again for it
         machine, plan = decode_decision(decision, problem, MAX_INSTANCES if has_begun else None)
