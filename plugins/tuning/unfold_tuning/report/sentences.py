@@ -166,7 +166,7 @@ def describe_fastest(mean_s: float, cost_usd: float) -> str:
 
 def describe_best_probability(probability: float) -> str:
     """Describe the highest probability of meeting the deadline."""
-    return f"no plan exceeds a probability of {format_percent(probability)}"
+    return f"at best with probability {format_percent(probability)}"
 
 
 def describe_relaxed_deadline(deadline_s: float, cost_usd: float, machine: Machine) -> str:
