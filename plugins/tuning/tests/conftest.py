@@ -17,3 +17,10 @@ def sleeper_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     log = tmp_path / "log"
     monkeypatch.setenv("SLEEPER_LOG", str(log))
     return log
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start worker processes or servers."""
+    for item in items:
+        if {"sleeper_log", "endpoint"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.e2e)
