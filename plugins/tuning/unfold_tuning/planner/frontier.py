@@ -53,7 +53,6 @@ class Frontier:
     plans: tuple[Plan, ...]
     seconds: FloatArray
     cost_usd: FloatArray
-    label_count: int
 
 
 def build_stage_costs(model: ExecutionModel, on_stage: Callable[[], None] = lambda: None) -> StageCosts:
@@ -142,7 +141,7 @@ def search_frontier(costs: StageCosts, deadline_s: float = np.inf) -> Frontier:
         costs.seconds, costs.cost_usd, costs.growth_s, costs.growth_usd, deadline_s
     )
     plans = tuple(trace_plan(costs.allocations, parent, level, int(index)) for index in last)
-    return Frontier(plans, time[last], cost[last], len(time))
+    return Frontier(plans, time[last], cost[last])
 
 
 def trace_plan(allocations: Sequence[Sequence[Allocation]], parent: IntArray, level: IntArray, index: int) -> Plan:

@@ -61,7 +61,7 @@ def search_minimum_charge_frontier(model: ExecutionModel, costs: StageCosts) -> 
     # of two times that differ by rounding, the later one is cheaper
     last = last[np.append(np.diff(time[last]) > TIE, True)]
     plans = tuple(trace_plan(costs.allocations, parent, level, int(index)) for index in last)
-    return Frontier(plans, time[last], cost[last], len(time))
+    return Frontier(plans, time[last], cost[last])
 
 
 def search_credit_labels_reference(

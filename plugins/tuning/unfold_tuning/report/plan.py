@@ -81,7 +81,7 @@ class PlanAnalysis:
 
 def report_plan(problem: Problem, solution: Solution) -> Report:
     """Report the plan, or why there is none."""
-    report = report_without_sources(problem, solution)
+    report = _report_solution(problem, solution)
     machines = problem.machines
     return replace(
         report,
@@ -94,7 +94,7 @@ def report_plan(problem: Problem, solution: Solution) -> Report:
     )
 
 
-def report_without_sources(problem: Problem, solution: Solution) -> Report:
+def _report_solution(problem: Problem, solution: Solution) -> Report:
     """Report the plan, or why there is none, without the sources of the problem."""
     if solution.selected is None or solution.goal is None or solution.is_over_budget:
         return report_infeasible(problem, solution)
