@@ -125,7 +125,7 @@ def test_a_lost_raylet_costs_only_the_last_step(tmp_path: Path) -> None:
         outcome, _ = run_on_ray(ledger, tmp_path, build_custom_stages([(2, 3)]), (Allocation(1, 1, 2),), "murderous")
         assert outcome.lost_nodes == 1
         assert len(ledger.list_lifetimes()) == 2
-        assert {trial.iters for trial in ledger.list_read_trials()} == {3}
+        assert {trial.iters for trial in ledger.list_trials()} == {3}
     iterations = Counter((tmp_path / "log").read_text().splitlines())
     assert len(iterations) == 2 * 3
     # the other trial of the node may have been in the middle of a step
@@ -138,7 +138,7 @@ def test_a_hanging_trial_is_killed_alone(tmp_path: Path) -> None:
         outcome, _ = run_on_ray(ledger, tmp_path, build_custom_stages([(6, 2)]), (Allocation(1, 1, 2),), "hanging", 2.0)
         assert ledger.list_failed() == {6: "no checkpoint in 2.00 s"}
         assert (outcome.lost_nodes, len(ledger.list_lifetimes())) == (0, 1)
-        assert [trial.iters for trial in ledger.list_read_trials()] == [2] * 5 + [1]
+        assert [trial.iters for trial in ledger.list_trials()] == [2] * 5 + [1]
 
 
 RESUMED = """
