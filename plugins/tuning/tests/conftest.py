@@ -1,4 +1,4 @@
-"""Fixtures of the tuning tests; helper modules (``jobs``, ``runs``, ``sleeper``) are imported by their bare names."""
+"""Fixtures of the tuning tests; tests import ``tuning_jobs``, ``tuning_runs`` and ``sleeper`` by their bare names."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tuning_runs import SPEC, read_nodes, train_spec
 
-from runs import SPEC, read_nodes, train_spec
 from unfold_tuning.cluster.local import LocalCluster
 from unfold_tuning.cluster.provider import build_local_provider
 from unfold_tuning.executor.execution import ExecutionConfig

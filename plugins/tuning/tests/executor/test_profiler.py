@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from tuning_runs import SPEC, profile_spec
 
-from runs import SPEC, profile_spec
 from unfoldkit.api import UnfoldError, Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")

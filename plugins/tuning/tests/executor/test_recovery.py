@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import jobs
 import pytest
+import tuning_jobs as jobs
+from tuning_runs import SPEC, read_fact, read_nodes, train_spec
 
-from runs import SPEC, read_fact, read_nodes, train_spec
 from unfold_tuning.executor.execution import ExecutionConfig
 from unfold_tuning.executor.recovery import Recovery
 from unfold_tuning.job.problem import TrainableConfig

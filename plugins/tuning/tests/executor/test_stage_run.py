@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tuning_runs import SPEC, read_nodes, train_spec
 
-from runs import SPEC, read_nodes, train_spec
 from unfoldkit.api import UnfoldError, Verdict
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")

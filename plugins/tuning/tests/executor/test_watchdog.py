@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
+from tuning_runs import SPEC, profile_spec, train_spec
 
-from runs import SPEC, profile_spec, train_spec
 from unfold_tuning.executor.watchdog import MIN_SILENCE_S, Watchdog
 from unfoldkit.api import UnfoldError, Verdict
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tuning_runs import load_spec
 
-from runs import load_spec
 from unfold_tuning.job.build import resolve_record
 from unfold_tuning.job.trial_logs import TrialLogSource, read_trial_log
 from unfold_tuning.verbs.plan import plan

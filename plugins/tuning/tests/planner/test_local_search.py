@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jobs
 import pytest
+import tuning_jobs as jobs
 
 from unfold_tuning.job.profile import LogNormal, Machine, Profile
 from unfold_tuning.job.schedule import build_custom_stages

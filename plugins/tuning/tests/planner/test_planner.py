@@ -6,9 +6,9 @@ import itertools
 from dataclasses import replace
 from typing import Literal
 
-import jobs
 import numpy as np
 import pytest
+import tuning_jobs as jobs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import jobs
 import numpy as np
 import pytest
+import tuning_jobs as jobs
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jobs
+import tuning_jobs as jobs
 
 from unfold_tuning.job.allocation import Allocation
 from unfold_tuning.job.profile import LogNormal, Machine

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from runs import SPEC, train_spec
+from tuning_runs import SPEC, train_spec
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
 

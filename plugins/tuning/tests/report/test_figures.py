@@ -7,8 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from runs import train_spec
+from tuning_runs import train_spec
 
 pytestmark = pytest.mark.usefixtures("sleeper_log")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from tuning_runs import SPEC, load_spec
 
-from runs import SPEC, load_spec
 from unfoldkit.api import UnfoldError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jobs
 import numpy as np
 import pytest
+import tuning_jobs as jobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

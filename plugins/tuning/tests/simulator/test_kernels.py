@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jobs
 import numpy as np
 import pytest
+import tuning_jobs as jobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import nbinom

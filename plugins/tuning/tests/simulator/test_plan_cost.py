@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jobs
 import numpy as np
 import pytest
+import tuning_jobs as jobs
 
 from unfold_tuning.job.allocation import list_faster_allocations, select_allocation
 from unfold_tuning.job.profile import LogNormal, Machine

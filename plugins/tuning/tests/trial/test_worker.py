@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tuning_runs import SPEC, train_spec
 
-from runs import SPEC, train_spec
 from unfold_tuning.trial.worker import check_result
 from unfoldkit.api import ExitCode, UnfoldError
 

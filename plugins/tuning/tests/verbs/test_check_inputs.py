@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runs import load_spec
+from tuning_runs import load_spec
+
 from unfold_tuning.verbs.check_inputs import check_inputs
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuning_runs import load_spec
 
-from runs import load_spec
 from unfold_tuning.job.build import MAX_TRIAL_DRAWS, build_stages, fingerprint_profile_inputs, limit_samples
 from unfold_tuning.verbs.plan import plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict

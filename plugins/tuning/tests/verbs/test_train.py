@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tuning_runs import SPEC, load_spec, train_spec
 
-from runs import SPEC, load_spec, train_spec
 from unfold_tuning.cluster.factory import build_cluster
 from unfold_tuning.cluster.provider import build_local_provider
 from unfold_tuning.executor.execution import ExecutionConfig
