@@ -76,18 +76,19 @@ def placement(seed: int, nodes: int, tasks: int) -> Found:
 
 
 def tuning(seed: int, instances: int, stages: int) -> Found:
-    """Compute the whole exact curve of cost and deadline of successive halving on up to that many instances."""
-    from unfold_tuning.job.profile import Machine, Profile, Spread
-    from unfold_tuning.job.schedule import successive_halving
-    from unfold_tuning.planner.frontier import curve, grid
-    from unfold_tuning.simulator.execution_model import model
+    """Compute the whole exact cost–deadline frontier of successive halving on up to that many instances."""
+    from unfold_tuning.job.profile import LogNormal, Machine, Profile
+    from unfold_tuning.job.schedule import build_successive_halving
+    from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
+    from unfold_tuning.simulator.execution_model import build_execution_model
     from unfoldkit.catalog.billing import Billing
 
     def plan(limit: int, count: int) -> Any:
         trials = 2 ** (count - 1)
-        profile = Profile(Spread(20.0), ((1, 1.0), (2, 1.87), (4, 3.42)), startup=Spread(60.0))
-        machine = Machine("four", 4, 12.24, limit=limit, billing=Billing(0.0, 0.0))
-        return curve(grid(model(successive_halving(trials, 1, trials, 2), profile, machine, 1, seed)))
+        profile = Profile(LogNormal(20.0), ((1, 1.0), (2, 1.87), (4, 3.42)), startup=LogNormal(60.0))
+        machine = Machine("four", 4, 12.24, max_instances=limit, billing=Billing(0.0, 0.0))
+        stages = build_successive_halving(trials, 1, trials, 2)
+        return search_frontier(build_stage_costs(build_execution_model(stages, profile, machine, 1, seed)))
 
     plan(8, 3)
     seconds, _ = timed(lambda: plan(instances, stages))
