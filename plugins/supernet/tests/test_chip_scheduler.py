@@ -9,23 +9,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plugins.supernet.tests.nets import random_family
-from unfold_supernet.accelerator import cost_model, latency_table, reference_families, scheduler, subgraph_cache
-from unfold_supernet.accelerator.hardware import Machine, presets
-from unfold_supernet.accelerator.latency_table import Known
-from unfold_supernet.accelerator.layers import Family, hits, sizes
-from unfold_supernet.accelerator.queries import drawn
-from unfold_supernet.arrays import Floats
+from plugins.supernet.tests.helpers import random_family
+from unfold_supernet._types import FloatArray
+from unfold_supernet.accelerator import (
+    cost_model,
+    latency_table,
+    reference_families,
+    scheduler,
+    stream_kernel,
+    subgraph_cache,
+)
+from unfold_supernet.accelerator.hardware import Accelerator, get_presets
+from unfold_supernet.accelerator.latency_table import LatencyTable
+from unfold_supernet.accelerator.layers import Family, count_hits, count_weights
+from unfold_supernet.accelerator.queries import draw_levels, draw_queries, scale_levels
 from unfold_supernet.study import published, sweep
 
-MACHINE = replace(presets()["zcu104"], bandwidth=1e9)
+MACHINE = replace(get_presets()["zcu104"], bandwidth=1e9)
 
 
-def known_of(family: Family, machine: Machine) -> tuple[Known, list[subgraph_cache.Column], list[cost_model.Work]]:
+def known_of(
+    family: Family, machine: Accelerator
+) -> tuple[LatencyTable, list[subgraph_cache.CachedSubgraph], list[cost_model.SubnetWork]]:
     """Return the table of a family on a machine, its columns and works."""
-    works = [cost_model.work(net, machine) for net in family.nets]
-    found = subgraph_cache.columns(family, works, machine)
-    return latency_table.known(works, found, machine), found, works
+    works = [cost_model.build_work(net, machine) for net in family.subnets]
+    found = subgraph_cache.list_candidates(family, works, machine)
+    return latency_table.build_latency_table(works, found, machine), found, works
 
 
 @settings(max_examples=30, deadline=None)
@@ -33,13 +42,13 @@ def known_of(family: Family, machine: Machine) -> tuple[Known, list[subgraph_cac
 def test_candidates_fit_and_hold_the_core_first(seed: int, room: int, weight: int) -> None:
     """Every candidate fits the buffer, and holds bytes outside the core only if it holds the whole core."""
     family = random_family(seed)
-    machine = replace(MACHINE, persistent=room, weight=weight)
+    machine = replace(MACHINE, persistent_bytes=room, weight_bytes=weight)
     _known, found, _works = known_of(family, machine)
-    core = int(sizes(family.core).sum())
+    core = int(count_weights(family.core).sum())
     for column in found:
-        held = int(sizes(column.graph).sum())
-        inside = int(hits(family.core, column.graph).sum())
-        assert held * machine.weight <= room
+        held = int(count_weights(column.graph).sum())
+        inside = int(count_hits(family.core, column.graph).sum())
+        assert held * machine.weight_bytes <= room
         assert inside in {held, core}
 
 
@@ -48,9 +57,9 @@ def test_candidates_fit_and_hold_the_core_first(seed: int, room: int, weight: in
 def test_refills_are_exact(seed: int, room: int) -> None:
     """A refill brings what the new column has and the old one lacks; in passing, less what the last net brought."""
     family = random_family(seed)
-    _known, found, works = known_of(family, replace(MACHINE, persistent=room))
-    plain, passing = subgraph_cache.refills(found), subgraph_cache.refills(found, works)
-    net = _cells(works[0].net.graph)
+    _known, found, works = known_of(family, replace(MACHINE, persistent_bytes=room))
+    plain, passing = subgraph_cache.count_refill_weights(found), subgraph_cache.count_refill_weights(found, works)
+    net = _cells(works[0].subnet.graph)
     for i, old in enumerate(found[:3]):
         for j, new in enumerate(found[:3]):
             brought = _cells(new.graph) & ~_cells(old.graph)
@@ -74,18 +83,19 @@ def _cells(graph: np.ndarray) -> np.ndarray:
 )
 def test_streams_are_played_by_the_rules(seed: int, policy: str, keep: str, every: int, passing: bool) -> None:
     """The compiled stream is the rules of the paper, query by query."""
-    known, _found, _works = known_of(random_family(seed), replace(MACHINE, persistent=100_000))
-    wanted, others = drawn(60, "random", seed).targets(known, policy)
-    played = scheduler.play(
-        wanted, known, 1e9, policy=policy, cache=keep, column=1, every=every, passing=passing, others=others
+    known, _found, _works = known_of(random_family(seed), replace(MACHINE, persistent_bytes=100_000))
+    drawn = draw_queries(60, "random", seed).scale_targets(known, policy)
+    wanted, others = drawn.enforced, drawn.other
+    played = scheduler.run_queries(
+        wanted, known, 1e9, policy=policy, cache=keep, column=1, every=every, passing=passing, other_targets=others
     )
     expected = by_the_rules(wanted, others, known, policy, keep, every, passing)
-    found = (played.seconds, played.bytes, played.accuracy, played.in_time, played.enough, played.both)
+    found = (played.seconds, played.bytes, played.accuracy, played.in_time, played.accurate_enough, played.both)
     assert found == pytest.approx(expected)
 
 
 def by_the_rules(
-    wanted: Floats, others: Floats, known: Known, policy: str, keep: str, every: int, passing: bool
+    wanted: FloatArray, others: FloatArray, known: LatencyTable, policy: str, keep: str, every: int, passing: bool
 ) -> tuple[float, ...]:
     """Return mean seconds, bytes and accuracy, and shares in time, accurate enough and both, written for reading."""
     now, served, time, moved, wait = 1, list[int](), 0.0, 0.0, 0.0
@@ -128,14 +138,15 @@ def by_the_rules(
 @given(st.integers(0, 1000), st.integers(0, 200_000))
 def test_either_policy_meets_both_targets_where_a_net_can(seed: int, room: int) -> None:
     """Under a fixed buffer both policies answer the same queries in time and accurately enough: all that a net can."""
-    known, _found, _works = known_of(random_family(seed), replace(MACHINE, persistent=room))
-    asked = drawn(80, "bursty", seed)
-    accuracies, deadlines = asked.targets(known, "strict-accuracy")
+    known, _found, _works = known_of(random_family(seed), replace(MACHINE, persistent_bytes=room))
+    asked = draw_queries(80, "bursty", seed)
+    targets = asked.scale_targets(known, "strict-accuracy")
+    accuracies, deadlines = targets.enforced, targets.other
     for policy, (own, others) in {
         "strict-accuracy": (accuracies, deadlines),
         "strict-latency": (deadlines, accuracies),
     }.items():
-        played = scheduler.play(own, known, 1e9, policy=policy, column=1, others=others)
+        played = scheduler.run_queries(own, known, 1e9, policy=policy, column=1, other_targets=others)
         able = (known.accuracy[:, None] >= accuracies) & (known.seconds[:, 1][:, None] <= deadlines)
         assert played.both == pytest.approx(able.any(axis=0).mean())
 
@@ -143,89 +154,91 @@ def test_either_policy_meets_both_targets_where_a_net_can(seed: int, room: int) 
 @pytest.mark.parametrize("keep", ["avgnet", "least-latency"])
 def test_what_is_as_good_stays(keep: str) -> None:
     """What is kept is not exchanged for what is as good, as a refill would be paid for nothing."""
-    known, _found, _works = known_of(random_family(3), replace(MACHINE, persistent=100_000))
+    known, _found, _works = known_of(random_family(3), replace(MACHINE, persistent_bytes=100_000))
     last = known.norm.size - 1
     alike = replace(known, near=known.near * 0, norm=known.norm * 0 + 1, seconds=known.seconds[:, [last] * (last + 1)])
-    wanted = scheduler.targets(scheduler.levels(500, "bursty", 5), alike, "strict-accuracy")
-    played = scheduler.play(wanted, alike, 1e9, cache=keep, column=last)
+    wanted = scale_levels(draw_levels(500, "bursty", 5), alike, "strict-accuracy")
+    played = scheduler.run_queries(wanted, alike, 1e9, cache=keep, column=last)
     assert (played.changes, played.refill) == (0, 0)
 
 
 def test_python_and_compiled_streams_are_equal() -> None:
     """Plain Python gives the sums of the compiled stream."""
-    known, _found, _works = known_of(random_family(3), replace(MACHINE, persistent=100_000))
-    wanted, others = drawn(500, "bursty", 1).targets(known, "strict-latency")
+    known, _found, _works = known_of(random_family(3), replace(MACHINE, persistent_bytes=100_000))
+    drawn = draw_queries(500, "bursty", 1).scale_targets(known, "strict-latency")
+    wanted, others = drawn.enforced, drawn.other
     given_ = (
         wanted, others, known.seconds, known.bytes, known.hit, known.passing, known.near, known.norm, known.accuracy,
-        1e9, scheduler.LATENCY, scheduler.AVGNET, 1, 7,
+        1e9, stream_kernel.LATENCY, stream_kernel.AVGNET, 1, 7,
     )  # fmt: skip
-    np.testing.assert_allclose(scheduler.run(*given_), scheduler.run_python(*given_))
+    np.testing.assert_allclose(stream_kernel.run_stream(*given_), stream_kernel.run_stream_reference(*given_))
 
 
-@pytest.mark.parametrize("name", sorted(reference_families.spaces()))
+@pytest.mark.parametrize("name", sorted(reference_families.get_reference_spaces()))
 def test_families_are_those_of_the_papers(name: str) -> None:
     """Seven nets grow in size, work and accuracy, each contains the smallest, and every map fits 1 MiB."""
-    family = reference_families.family(name)
-    bytes_ = [int(net.weights.sum()) for net in family.nets]
+    family = reference_families.build_reference_family(name)
+    bytes_ = [int(net.weights.sum()) for net in family.subnets]
     assert bytes_ == sorted(bytes_)
-    assert [net.accuracy for net in family.nets] == sorted(net.accuracy for net in family.nets)
-    assert int(sizes(family.core).sum()) == bytes_[0]
-    assert max(int(net.outputs.max()) for net in family.nets) <= 2**20
+    assert [net.accuracy for net in family.subnets] == sorted(net.accuracy for net in family.subnets)
+    assert int(count_weights(family.core).sum()) == bytes_[0]
+    assert max(int(net.outputs.max()) for net in family.subnets) <= 2**20
 
 
 def test_spaces_have_the_sizes_of_ofa() -> None:
     """The smallest ResNet-50 of OFA has 6.52 MB and the largest 48.0; a compound space has 243 nets."""
-    found = [int(net.weights.sum()) / 1e6 for net in reference_families.every("ofa-resnet50")]
+    found = [int(net.weights.sum()) / 1e6 for net in reference_families.iterate_subnets("ofa-resnet50")]
     assert len(found) == 243
     assert min(found) == pytest.approx(6.52, abs=0.01)
     assert max(found) == pytest.approx(48.0, abs=0.05)
 
 
-@pytest.mark.parametrize("name", sorted(reference_families.spaces()))
+@pytest.mark.parametrize("name", sorted(reference_families.get_reference_spaces()))
 def test_energy_saved_is_the_buffer_over_the_net(name: str) -> None:
     """A buffer smaller than the core saves its bytes over those of net, image and result: nothing else matters."""
-    family = reference_families.family(name)
+    family = reference_families.build_reference_family(name)
     for bandwidth in (1e9, 19.2e9):
-        found = sweep.setting(family, replace(MACHINE, persistent=2**20, bandwidth=bandwidth), ("stall",))
-        held = int(sizes(found.kept.graph).sum())
+        found = sweep.build_setup(family, replace(MACHINE, persistent_bytes=2**20, bandwidth=bandwidth), ("stall",))
+        held = int(count_weights(found.cached.graph).sum())
         assert held > 0.999 * 2**20
         for index, item in enumerate(found.works):
             whole = int(item.weights.sum() + item.activations.sum())
-            assert 1 - found.layered.bytes[index, found.fixed] / whole == pytest.approx(held / whole)
+            assert 1 - found.layered.bytes[index, found.static_column] / whole == pytest.approx(held / whole)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1000, 400_000), st.sampled_from(sorted(scheduler.POLICIES)))
 def test_what_is_kept_suits_the_stream(seed: int, room: int, policy: str) -> None:
     """Of all that may be kept, what is kept saves most traffic of the nets as the queries ask for them, up to 0.5 %."""
-    asked = drawn(200, "bursty", seed)
-    plain = sweep.setting(random_family(seed), replace(MACHINE, persistent=room), ("stall",))
-    found = sweep.suited(plain, asked, policy)
-    wanted, _others = asked.targets(found.layered, policy)
+    asked = draw_queries(200, "bursty", seed)
+    plain = sweep.build_setup(random_family(seed), replace(MACHINE, persistent_bytes=room), ("stall",))
+    found = sweep.fit_to_stream(plain, asked, policy)
+    wanted = asked.scale_targets(found.layered, policy).enforced
     # the nets that answer while nothing is kept, one query after the other
     none = [
-        scheduler.play(wanted[at : at + 1], found.layered, 1e9, policy=policy).accuracy for at in range(wanted.size)
+        scheduler.run_queries(wanted[at : at + 1], found.layered, 1e9, policy=policy).accuracy
+        for at in range(wanted.size)
     ]
     nets = np.searchsorted(found.layered.accuracy, none)
-    kept = found.layered.hit * [[item.net.weights.sum()] for item in found.works]
+    kept = found.layered.hit * [[item.subnet.weights.sum()] for item in found.works]
     saved = kept[nets].sum(axis=0)
-    assert saved[found.fixed] >= 0.995 * saved.max() - 1e-6
-    assert saved[found.fixed] >= 0.995 * saved[plain.fixed] - 1e-6
+    assert saved[found.static_column] >= 0.995 * saved.max() - 1e-6
+    assert saved[found.static_column] >= 0.995 * saved[plain.static_column] - 1e-6
 
 
 def test_a_larger_buffer_saves_no_less() -> None:
     """Traffic saved grows with the buffer, and needs of a claim fall with the bandwidth."""
-    family = reference_families.family("ofa-mobilenetv3")
-    asked = drawn(500, "random", 0)
+    family = reference_families.build_reference_family("ofa-mobilenetv3")
+    asked = draw_queries(500, "random", 0)
     buffers = [2**18 * size for size in (1, 4, 8, 16)]
-    points = list(sweep.sweep(family, MACHINE, buffers, [4e9, 1e9], asked, "strict-accuracy"))
+    points = list(sweep.sweep_buffers(family, MACHINE, buffers, [4e9, 1e9], asked, "strict-accuracy"))
     for bandwidth in (4e9, 1e9):
         saved = [point.traffic_best for point in points if point.bandwidth == bandwidth]
         assert saved == sorted(saved)
-    lines = [line for line in published.obtained(points, buffers[1]) if line.claim.what == "latency"]
-    for claim in published.claims():
-        if claim.what == "latency":
-            wide, narrow = (line.needs for line in lines if line.claim == claim)
+    lines = [line for line in published.check_claims(points, buffers[1]) if line.claim.quantity == "latency"]
+    for claim in published.get_claims():
+        if claim.quantity == "latency":
+            wide, narrow = (line.needed_bytes for line in lines if line.claim == claim)
             assert narrow is not None
             assert wide is None or narrow <= wide
 
@@ -241,8 +254,8 @@ def test_of_nets_that_are_alike_the_better_answers(nets: list[tuple[int, int]], 
     accuracy, seconds = (np.array(part, float) for part in zip(*nets, strict=True))
     wanted = target if policy == "strict-accuracy" else target - 60
     keys, best = np.empty(len(nets)), np.empty(len(nets) + 1, np.int64)
-    scheduler.answers(seconds, accuracy, scheduler.POLICIES[policy], keys, best)
-    net = scheduler.last(wanted, keys, best, scheduler.POLICIES[policy])
+    stream_kernel.rank_subnets(seconds, accuracy, scheduler.POLICIES[policy], keys, best)
+    net = stream_kernel.find_subnet(wanted, keys, best, scheduler.POLICIES[policy])
     by_accuracy = policy == "strict-accuracy"
     good = accuracy >= wanted if by_accuracy else seconds <= wanted
     able = [at for at in range(len(nets)) if good[at]]

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from unfold_supernet.scheduling.policies import Served
-from unfold_supernet.schema.models import SupernetSpec
-from unfold_supernet.serving.metrics import counted, of_counters
+from plugins.supernet.tests.helpers import make_run
+from unfold_supernet.scheduling.policies import SubnetProfile
+from unfold_supernet.schema.supernet import SupernetSpec
+from unfold_supernet.serving.metrics import make_dashboard, register_counter
 from unfold_supernet.verbs.serve import serve
-from unfoldkit.api import Run, RunDir, UnfoldError
-from unfoldkit.engines.local import LocalEngine
+from unfoldkit.api import UnfoldError
 
-NETS = (Served("small", 80.0, ((1, 0.001),)), Served("large", 90.0, ((1, 0.004),)))
+NETS = (SubnetProfile("small", 80.0, ((1, 0.001),)), SubnetProfile("large", 90.0, ((1, 0.004),)))
 
 
 def test_the_page_tells_what_was_counted() -> None:
     """Attainment is the share in time, accuracy that of the nets of those in time, shares are of all answers."""
     registry = CollectorRegistry()
-    count, more = counted(registry, NETS), of_counters(registry, NETS, 0.9)
+    count, more = register_counter(registry, NETS), make_dashboard(registry, NETS, 0.9)
     assert more().tiles[0].value == "–"
     count(0, [True, False, False])
     assert [tile.ok for tile in more().tiles] == [False, None, None]
@@ -39,6 +39,6 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     given = {"version": 1, "kind": "supernet", "name": "t", "family": "ofa-resnet50"}
     with pytest.raises(UnfoldError) as caught:
-        serve(SupernetSpec.model_validate(given), Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
+        serve(SupernetSpec.model_validate(given), make_run(tmp_path))
     assert caught.value.code == 2
-    assert "unfoldkit[torch]" in str(caught.value)
+    assert "pip install '.[torch]'" in str(caught.value)

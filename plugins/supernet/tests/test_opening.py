@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_supernet.schema.models import SupernetSpec
-from unfold_supernet.verbs.check_inputs import opened
+from plugins.supernet.tests.helpers import parse_spec
+from unfold_supernet.verbs.check_inputs import check_inputs
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import parse
 
 LAYERS = """
 version: 1
@@ -32,8 +30,8 @@ space: {form: conv1d, stages: [{width: 16}, {width: 32}], depth: [1, 2], expand:
 
 def told(folder: Path, text: str) -> list[str]:
     """Return what is wrong with the files of a spec."""
-    spec = validate(SupernetSpec, parse(text, "s.yaml"))
-    return [str(item) for item in opened(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
+    spec = parse_spec(text)
+    return [str(item) for item in check_inputs(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
 
 
 def test_what_is_right_is_not_told(tmp_path: Path) -> None:

@@ -10,13 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.family.datasets import Data, load, split_groups
-from unfold_supernet.schema.models import DataSpec, SearchSpec, SupernetSpec
-from unfold_supernet.training.subnet_search import apart
-from unfoldkit.api import Run, RunDir, UnfoldError
-from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import parse
+from plugins.supernet.tests.helpers import load_data, make_run, parse_spec
+from unfold_supernet.family.datasets import Dataset, hold_out_rows, split_by_group
+from unfold_supernet.schema.training import DataSpec
+from unfoldkit.api import UnfoldError
 
 Y = np.repeat([3, 5], 20)
 SPEC = """
@@ -28,11 +25,11 @@ space: {form: conv1d, stages: [{width: 8}]}
 """
 
 
-def read(folder: Path, form: str, given: dict[str, Any] | None = None, **arrays: Any) -> Data:
+def read(folder: Path, form: str, given: dict[str, Any] | None = None, **arrays: Any) -> Dataset:
     """Return arrays as they are loaded from a file for nets of a form."""
     np.savez(folder / "d.npz", **{"y": Y, **arrays})
-    run = Run(directory=RunDir(folder), engine=LocalEngine(1), base=folder)
-    return load(DataSpec.model_validate({"source": "file", "path": "d.npz", **(given or {})}), run, form=form)
+    run = make_run(folder, base=folder)
+    return load_data(DataSpec.model_validate({"source": "file", "path": "d.npz", **(given or {})}), run, form)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +69,12 @@ def test_axes_are_what_the_form_needs(tmp_path: Path, form: str, shape: Any, cha
         ("conv1d", {"x": np.ones((40, 128, 9))}, "128 channels of 9?"),
         ("transformer", {"x": np.ones((40, 2, 333))}, "signals of 2 channels, or images of 2 x 333?"),
         ("transformer", {"x": np.ones((40, 128, 9))}, "channels: last"),
-        ("conv1d", {"x": np.ones((39, 9))}, "y 40 labels"),
+        ("conv1d", {"x": np.ones((39, 9))}, "y holds 40 labels"),
         ("conv1d", {"x": np.full((40, 9), np.nan)}, r"x\[0\] holds a value"),
         ("conv1d", {"x": np.full((40, 9), "a")}, "not numbers"),
         ("conv1d", {"x": np.ones((40, 9)), "y": np.eye(2)[Y // 4]}, "not one label a row"),
         ("conv1d", {"x": np.ones((40, 9)), "y": np.where(Y == 3, 1.0, np.nan)}, r"y\[20\] is nan"),
-        ("conv1d", {"x": np.ones((40, 9)), "y": Y + 0.5}, "labels are classes"),
+        ("conv1d", {"x": np.ones((40, 9)), "y": Y + 0.5}, "is not a class"),
         ("conv1d", {"x": np.ones((40, 9)), "y": Y * 0}, "y holds 1 classes"),
         ("conv1d", {"x": np.ones((0, 9)), "y": Y[:0]}, "y holds 0 classes"),
         ("conv1d", {"x": np.ones((40, 9)), "y": Y.astype(object)}, "Python objects"),
@@ -105,18 +102,18 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     """An archive that was cut off and an array that is no archive are mistakes of the file, not of the program."""
     np.savez(tmp_path / "d.npz", x=np.ones((40, 9)), y=Y)
     whole = (tmp_path / "d.npz").read_bytes()
-    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), base=tmp_path)
+    run = make_run(tmp_path, base=tmp_path)
     for content, told in ((whole[: len(whole) // 2], "damaged"), (b"\x93NUMPY" + whole, "not an NPZ archive")):
         (tmp_path / "d.npz").write_bytes(content)
         with pytest.raises(UnfoldError, match=told):
-            load(DataSpec(source="file", path="d.npz"), run)
+            load_data(DataSpec(source="file", path="d.npz"), run)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=200), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_no_group_is_on_both_sides(whose: list[int], share: float, seed: int) -> None:
     """Every row is on one side, no group on both, and each side has some as soon as there are two groups."""
-    train, test = split_groups(np.array(whose), share, seed)
+    train, test = split_by_group(np.array(whose), share, seed)
     assert sorted([*train, *test]) == list(range(len(whose)))
     assert {whose[row] for row in train}.isdisjoint(whose[row] for row in test)
     assert len(set(whose)) == 1 or (len(train) and len(test))
@@ -127,8 +124,8 @@ def test_patients_and_given_sides_are_kept(tmp_path: Path) -> None:
     who = np.tile(np.arange(8), 5)
     by_group = {"split": "inter-patient", "group": "subject"}
     found = read(tmp_path, "conv1d", by_group, x=np.ones((40, 9)), subject=who)
-    held = apart(found, SearchSpec(held=0.3), 0)
-    for one, other in ((found.train, found.test), (held.train, held.held)):
+    held = hold_out_rows(found, 0.3, 0)
+    for one, other in ((found.train, found.test), (held.train, held.holdout)):
         assert min(len(one), len(other)) > 0
         assert set(who[one]).isdisjoint(who[other])
     sides = np.where(who < 5, 1, 2)
@@ -136,8 +133,8 @@ def test_patients_and_given_sides_are_kept(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given_.train, np.flatnonzero(sides == 1))
     rows = "\n".join(f"{at},p{who[at]},{Y[at]}" for at in range(40))
     (tmp_path / "d.csv").write_text(f"f,subject,target\n{rows}\n", "utf-8")
-    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1), base=tmp_path)
-    table = load(DataSpec(source="file", path="d.csv", split="inter-patient", group="subject"), run)
+    run = make_run(tmp_path, base=tmp_path)
+    table = load_data(DataSpec(source="file", path="d.csv", split="inter-patient", group="subject"), run)
     assert table.x.shape == (40, 1, 1)
     assert set(who[table.train]).isdisjoint(who[table.test])
 
@@ -145,8 +142,8 @@ def test_patients_and_given_sides_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", ["split: inter-patient", "group: subject", "split: random, group: subject"])
 def test_a_split_that_cannot_be_carried_out_is_refused(data: str) -> None:
     """A split by patient needs to know whose rows are; a group that no split asks for is not ignored."""
-    with pytest.raises(UnfoldError, match=r"whose a row is|not kept apart"):
-        validate(SupernetSpec, parse(SPEC.replace("d.npz", f"d.npz, {data}"), "t.yaml"))
+    with pytest.raises(UnfoldError, match=r"group of each row|no effect on this split"):
+        parse_spec(SPEC.replace("d.npz", f"d.npz, {data}"))
 
 
 def test_one_row_is_not_trained_on(tmp_path: Path) -> None:
@@ -159,7 +156,7 @@ def test_one_row_is_not_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("y", "told"),
     [
-        ([0.0, np.inf, 1.0, 0.0, 1.0, 1.0], "y\\[1\\] is inf: labels are classes"),
+        ([0.0, np.inf, 1.0, 0.0, 1.0, 1.0], "y\\[1\\] is inf, which is not a class"),
         ([17, 23, 5, 88, 41, 17], "5 classes in 6 rows, fewer than two rows each"),
     ],
 )

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from plugins.supernet.tests.helpers import make_run, parse_spec
 from unfold_supernet.accelerator import cost_model, tile_simulator
-from unfold_supernet.accelerator.layers import Layer, net
-from unfold_supernet.schema.models import AcceleratorSpec, SupernetSpec
-from unfold_supernet.study.plan import machine_of
-from unfold_supernet.units import size
+from unfold_supernet.accelerator.layers import Layer, tabulate_subnet
+from unfold_supernet.schema.accelerator import AcceleratorSpec
+from unfold_supernet.units import format_bytes
+from unfold_supernet.verbs.build import build_machine
 from unfold_supernet.verbs.plan import plan
-from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
-from unfoldkit.engines.local import LocalEngine
-from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import parse
+from unfoldkit.api import Report, UnfoldError, Verdict
 
 SPEC = """
 version: 1
@@ -30,9 +28,7 @@ queries: {count: 500}
 def answer(folder: Path, extra: str = "") -> Report:
     """Return the plan's report."""
     text = SPEC.replace("{count: 500}", f"{{count: 500{extra}}}")
-    return plan(
-        validate(SupernetSpec, parse(text, "t.yaml")), Run(directory=RunDir(folder), engine=LocalEngine(1), seed=1)
-    )
+    return plan(parse_spec(text), make_run(folder, seed=1))
 
 
 def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
@@ -71,13 +67,16 @@ def test_a_plan_tells_of_the_way_that_is_asked_for(tmp_path: Path, keep: str, ro
 
 def test_a_buffer_of_one_tile_holds_two_halves() -> None:
     """However small the dynamic buffer, one tile is computed while the next comes, as the closed form has it."""
-    whole = net("n", ["l"], {"l": Layer(720, 512, (3, 3), (14, 14), 512 * 14 * 14)}, 70.0)
+    whole = tabulate_subnet("n", ["l"], {"l": Layer(720, 512, (3, 3), (14, 14), 512 * 14 * 14)}, 70.0)
     for room in ("16 KiB", "20 KiB", "1 MiB"):
-        machine = machine_of(AcceleratorSpec.model_validate({"dynamic_buffer": room, "bandwidth": "3.3 GB/s"}))
-        item = cost_model.work(whole, machine)
+        machine = build_machine(AcceleratorSpec.model_validate({"dynamic_buffer": room, "bandwidth": "3.3 GB/s"}))
+        item = cost_model.build_work(whole, machine)
         empty = whole.graph * 0
-        apart = abs(tile_simulator.seconds(item, empty, machine, deep=False) - cost_model.seconds(item, empty, machine))
-        assert apart <= tile_simulator.tile_seconds(item, empty, machine) * (1 + 1e-9)
+        apart = abs(
+            tile_simulator.simulate_latency(item, empty, machine, deep=False)
+            - cost_model.estimate_latency(item, empty, machine)
+        )
+        assert apart <= tile_simulator.sum_tile_times(item, empty, machine) * (1 + 1e-9)
 
 
 def test_the_relaxation_that_is_offered_works(tmp_path: Path) -> None:
@@ -91,15 +90,15 @@ def test_the_relaxation_that_is_offered_works(tmp_path: Path) -> None:
 def test_a_spec_without_family_is_refused() -> None:
     """Without a family there is nothing to plan, and the message says what to write."""
     with pytest.raises(UnfoldError, match="ofa-resnet50"):
-        validate(SupernetSpec, parse(SPEC.replace("family: ofa-mobilenetv3\n", ""), "t.yaml"))
+        parse_spec(SPEC.replace("family: ofa-mobilenetv3\n", ""))
 
 
 def test_a_plan_answers_the_queries_of_a_file(tmp_path: Path) -> None:
     """Of the queries of a table as many have both targets met as a net can, and the report holds the file's digest."""
     (tmp_path / "q.csv").write_text("accuracy,latency_ms\n77,50\n77,0.01\n,50\n99,50\n", encoding="utf-8")
     text = SPEC.replace("{count: 500}", f"{{path: {tmp_path / 'q.csv'}}}")
-    given = validate(SupernetSpec, parse(text, "t.yaml"))
-    report = plan(given, Run(directory=RunDir(tmp_path / "run"), engine=LocalEngine(1), seed=1))
+    given = parse_spec(text)
+    report = plan(given, make_run(tmp_path / "run", seed=1))
     shares = {name: report.metrics[name].value for name in ("in_time", "accurate_enough", "both_targets")}
     assert shares == {"in_time": 0.75, "accurate_enough": 0.75, "both_targets": 0.5}
     assert list(report.provenance["inputs"]) == ["q.csv"]
@@ -118,8 +117,8 @@ def test_a_plan_at_16_bits_keeps_half_as_many_weights(tmp_path: Path) -> None:
     text = SPEC.replace(
         "{persistent_buffer", "{precision: {weights: 16, maps: 16}, streaming_buffer: 4 MiB, persistent_buffer"
     )
-    given = validate(SupernetSpec, parse(text, "t.yaml"))
-    wide = plan(given, Run(directory=RunDir(tmp_path / "b"), engine=LocalEngine(1), seed=1))
+    given = parse_spec(text)
+    wide = plan(given, make_run(tmp_path / "b", seed=1))
     assert plain.decision is not None
     assert wide.decision is not None
     assert 0.99 * 2**20 < wide.decision["bytes"] <= 2**20
@@ -132,8 +131,8 @@ def test_a_plan_at_16_bits_keeps_half_as_many_weights(tmp_path: Path) -> None:
 def test_a_plan_says_what_is_kept(tmp_path: Path, buffer: str, told: str) -> None:
     """What is kept is told with its own bytes and what it was cut from, also where more than the core fits."""
     text = SPEC.replace("persistent_buffer: 1 MiB", f"persistent_buffer: {buffer}")
-    given = validate(SupernetSpec, parse(text, "t.yaml"))
-    report = plan(given, Run(directory=RunDir(tmp_path), engine=LocalEngine(1), seed=1))
+    given = parse_spec(text)
+    report = plan(given, make_run(tmp_path, seed=1))
     assert report.decision is not None
     assert told in report.headline
-    assert report.headline.startswith(size(report.decision["bytes"]))
+    assert report.headline.startswith(format_bytes(report.decision["bytes"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unfold_supernet.units import buffer_unit, scaled, size
+from unfold_supernet.units import choose_buffer_unit, format_bytes, scale_column
 
 
 @pytest.mark.parametrize(
@@ -16,16 +16,24 @@ def test_values_are_shown_in_a_unit_that_shows_them(
     most: str, values: list[float], unit: str, shown: list[float]
 ) -> None:
     """The unit is the one asked for, or the largest below it in which the largest value is at least one."""
-    column, found = scaled("x", most, values)
+    column, found = scale_column("x", most, values)
     assert column.unit == unit
     assert found == pytest.approx(shown)
 
 
 def test_bytes_are_told_in_their_unit() -> None:
     """Buffers below a MiB are told in KiB, below a KiB in bytes, and none with an exponent."""
-    assert [size(2 << 20), size(4096), size(204)] == ["2 MiB", "4 KiB", "204 B"]
-    assert [size(1000 << 10), size((1 << 20) - 96), size(3 << 39)] == ["1000 KiB", "1 MiB", "1536 GiB"]
-    assert [size(1728 << 10), size(100 << 20), size(1 << 30)] == ["1.69 MiB", "100 MiB", "1 GiB"]
+    assert [format_bytes(2 << 20), format_bytes(4096), format_bytes(204)] == ["2 MiB", "4 KiB", "204 B"]
+    assert [format_bytes(1000 << 10), format_bytes((1 << 20) - 96), format_bytes(3 << 39)] == [
+        "1000 KiB",
+        "1 MiB",
+        "1536 GiB",
+    ]
+    assert [format_bytes(1728 << 10), format_bytes(100 << 20), format_bytes(1 << 30)] == [
+        "1.69 MiB",
+        "100 MiB",
+        "1 GiB",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -34,4 +42,4 @@ def test_bytes_are_told_in_their_unit() -> None:
 )
 def test_the_unit_of_buffers_shows_the_smallest_too(sizes: list[int], unit: str) -> None:
     """A sweep from one KiB on to some MiB is told in KiB: in MiB its first buffers were all 0.00."""
-    assert buffer_unit(sizes)[0] == unit
+    assert choose_buffer_unit(sizes)[0] == unit

@@ -7,20 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unfold_supernet.networks.space import Space, Subnet, count, macs, space_of
-from unfold_supernet.schema.models import SearchSpec, SpaceSpec
-from unfold_supernet.training.subnet_search import features, search
-from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import parse
+from plugins.supernet.tests.helpers import make_space, parse_spec
+from unfold_supernet.networks.space import Space, Subnet, count_macs
+from unfold_supernet.schema.space import SpaceSpec
+from unfold_supernet.training.problem import SearchOptions
+from unfold_supernet.training.subnet_search import encode_features, search_subnets
 
 STAGES = ({"width": 16}, {"width": 32}, {"width": 64})
-GIVEN = SearchSpec(measured=80, points=6, population=40, generations=10)
+OPTIONS = SearchOptions(measured=80, points=6, population=40, generations=10)
 
 
 def large() -> Space:
     """Return a space in which every stage takes one of eight entries."""
     lists = {"expand": (0.25, 0.5, 0.75, 1.0), "depth": (1, 2), "coupling": "independent", "scope": "stage"}
-    return space_of(SpaceSpec.model_validate({"stages": STAGES, **lists}), 1, (16, 16), 0, 10)
+    return make_space(SpaceSpec.model_validate({"stages": STAGES, **lists}), 1, (16, 16), 0, 10)
 
 
 def accuracy(one: Subnet, seed: int) -> float:
@@ -35,29 +35,29 @@ def accuracy(one: Subnet, seed: int) -> float:
 def test_the_search_finds_nearly_the_best(seed: int) -> None:
     """Nets rise in work from the smallest to the largest; each is nearly as accurate as the best of its limit."""
     space = large()
-    found = search(space, GIVEN, lambda one: accuracy(one, seed), seed)
-    work = {one: macs(space, one) for one in space.subnets}
+    found = search_subnets(space, OPTIONS, lambda one: accuracy(one, seed), seed)
+    work = {one: count_macs(space, one) for one in space.subnets}
     assert found.count == 8**3
     assert found.measured < 8**3 / 2
-    costs = [work[one] for one in found.nets]
+    costs = [work[one] for one in found.subnets]
     assert costs == sorted(costs)
     assert (costs[0], costs[-1]) == (min(work.values()), max(work.values()))
-    assert found.rank > 0.8
-    for one in found.nets[1:-1]:
+    assert found.rank_correlation > 0.8
+    for one in found.subnets[1:-1]:
         best = max(accuracy(other, seed) for other in space.subnets if work[other] <= work[one])
         assert accuracy(one, seed) > best - 1.0
 
 
 def test_the_same_seed_finds_the_same() -> None:
     """A search is a function of its seed."""
-    one, other = (search(large(), GIVEN, lambda net: accuracy(net, 1), 7) for _ in range(2))
+    one, other = (search_subnets(large(), OPTIONS, lambda net: accuracy(net, 1), 7) for _ in range(2))
     assert one == other
 
 
 def test_features_tell_nets_apart() -> None:
     """Each feature is zero or one, a net has one for each choice, and no two nets have the same."""
     space = large()
-    table = features(space, space.subnets)
+    table = encode_features(space, space.subnets)
     assert set(np.unique(table)) == {0.0, 1.0}
     assert set(table.sum(1)) == {3 * 3 + 1}
     assert len(np.unique(table, axis=0)) == len(space.subnets)
@@ -69,12 +69,11 @@ def test_what_is_counted_is_enumerated(scope: str, coupling: str) -> None:
     """The count of a space, made without enumerating it, is that of its nets."""
     lists = {"expand": (0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "resolution": (1.0, 0.5)}
     given_ = SpaceSpec.model_validate({"stages": STAGES, **lists, "scope": scope, "coupling": coupling})
-    assert len(space_of(given_, 1, (16, 16), 0, 10).subnets) == count(given_)
+    assert len(make_space(given_, 1, (16, 16), 0, 10).subnets) == given_.subnet_count
 
 
 def test_a_boundless_space_is_refused() -> None:
     """A space of more nets than can be looked at is told with its size."""
-    from unfold_supernet.schema.models import SupernetSpec
     from unfoldkit.api import UnfoldError
 
     text = (
@@ -83,4 +82,4 @@ def test_a_boundless_space_is_refused() -> None:
         "  expand: [0.25, 0.5, 1]\n  depth: [1, 2]\n  coupling: independent\n  scope: stage\n"
     )
     with pytest.raises(UnfoldError, match="1,679,616"):
-        validate(SupernetSpec, parse(text, "t.yaml"))
+        parse_spec(text)

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plugins.supernet.tests.helpers import parse_spec
 from unfold_supernet.accelerator import cost_model
-from unfold_supernet.accelerator.hardware import cycles, presets
-from unfold_supernet.accelerator.layer_table import tabled
-from unfold_supernet.accelerator.layers import INPUT, sizes
-from unfold_supernet.schema.models import SupernetSpec
+from unfold_supernet.accelerator.hardware import count_cycles, get_presets
+from unfold_supernet.accelerator.layer_table import read_layer_table
+from unfold_supernet.accelerator.layers import INPUT, count_weights
 from unfoldkit.api import UnfoldError
-from unfoldkit.spec.validate import validate
-from unfoldkit.spec.yaml_reader import parse
 
 HEAD = "net,accuracy,layer,kernels,channels,window,out,stride,groups\n"
 NETS = """\
@@ -37,9 +35,9 @@ def table(folder: Path, text: str) -> Path:
 
 def test_a_table_is_read_as_it_is_written(tmp_path: Path) -> None:
     """Weights, operations, maps and cycles of each layer are those counted by hand, whatever it is."""
-    family = tabled(table(tmp_path, NETS), "mine")
+    family = read_layer_table(table(tmp_path, NETS), "mine")
     assert family.layers == ("stem", "apart", "grouped", "tokens", "head")
-    small, large = family.nets
+    small, large = family.subnets
     assert (small.name, large.name, small.accuracy) == ("small", "large", 70.1)
     weights = [24 * 3 * 49, 24 * 15, 48 * 6 * 9, 144 * 48, 100 * 48]
     places = [56 * 56, 56 * 55, 28 * 28, 49, 1]
@@ -50,11 +48,11 @@ def test_a_table_is_read_as_it_is_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(small.weights, [16 * 27, 0, 0, 0, 1600])
     fill = 10
     by_hand = [6 * 56 * 56 + fill, 2 * 56 * 55 + fill, 4 * (28 * 28 + fill), 2 * (49 + fill), 2 * (1 + fill)]
-    np.testing.assert_array_equal(cycles(large, presets()["zcu104"]), by_hand)
-    assert int(sizes(family.core).sum()) == int(small.weights.sum())
+    np.testing.assert_array_equal(count_cycles(large, get_presets()["zcu104"]), by_hand)
+    assert int(count_weights(family.core).sum()) == int(small.weights.sum())
     nothing = np.zeros_like(large.graph)
     whole = sum(weights) + 3 * 112**2 + 100
-    assert cost_model.traffic(cost_model.work(large, presets()["alveo-u50"]), nothing) == whole
+    assert cost_model.count_traffic(cost_model.build_work(large, get_presets()["alveo-u50"]), nothing) == whole
 
 
 @pytest.mark.parametrize(
@@ -62,18 +60,18 @@ def test_a_table_is_read_as_it_is_written(tmp_path: Path) -> None:
     [
         ("a,70,x,8,3,3,8,1,1\na,71,y,8,8,3,8,1,1\n", 3, "net a has an accuracy of 70 % above"),
         ("a,70,x,8,3,3,8,1,1\na,70,x,8,8,3,8,1,1\n", 3, "net a has layer x twice"),
-        ("a,70,x,8,6,3,8,1,4\n", 2, "4 groups do not part 8 kernels and 6 channels"),
-        ("a,70,x,2.5,6,3,8,1,1\n", 2, "'2.5' is no whole number"),
-        ("a,70,x,8,6,3,0x4,1,1\n", 2, "'0' is no whole number"),
-        ("a,700,x,8,6,3,4,1,1\n", 2, "700 % cannot be accurate"),
+        ("a,70,x,8,6,3,8,1,4\n", 2, "4 groups do not divide 8 kernels and 6 channels"),
+        ("a,70,x,2.5,6,3,8,1,1\n", 2, "'2.5' is not a positive integer"),
+        ("a,70,x,8,6,3,0x4,1,1\n", 2, "'0' is not a positive integer"),
+        ("a,700,x,8,6,3,4,1,1\n", 2, "an accuracy cannot be 700 %"),
         ("a,70,x,8,3,,8,,\na,70,y,8,8,,8,,\nb,72,y,8,3,,8,,\nb,72,x,8,8,,8,,\n", 5, "in another net x comes before y"),
-        ("", 0, "the table has no layer"),
+        ("", 0, "the table contains no layer"),
     ],
 )
 def test_a_table_that_is_no_family_is_refused(tmp_path: Path, rows: str, line: int, told: str) -> None:
     """What is no layer, or gives no family, is told with its line."""
     with pytest.raises(UnfoldError) as caught:
-        tabled(table(tmp_path, rows), "mine")
+        read_layer_table(table(tmp_path, rows), "mine")
     found = caught.value.diagnostics[0]
     assert told in found.message
     assert found.line == line
@@ -82,5 +80,5 @@ def test_a_table_that_is_no_family_is_refused(tmp_path: Path, rows: str, line: i
 def test_a_family_has_one_source() -> None:
     """A spec names a family of the papers, a table, or a space, and no two of them."""
     spec = "version: 1\nkind: supernet\nname: t\nfamily: ofa-mobilenetv3\nlayers: nets.csv\n"
-    with pytest.raises(UnfoldError, match=r"layers: a table of layers is a family of its own \(leave family out\)"):
-        validate(SupernetSpec, parse(spec, "t.yaml"))
+    with pytest.raises(UnfoldError, match=r"layers: a layer table already defines the subnets \(remove family\)"):
+        parse_spec(spec)

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 
+from plugins.supernet.tests.helpers import make_options, make_run, make_space, parse_spec  # noqa: E402
 from unfold_supernet.family import checkpoint  # noqa: E402
-from unfold_supernet.family.datasets import load  # noqa: E402
 from unfold_supernet.networks import channel_sorting, supernet  # noqa: E402
-from unfold_supernet.networks.space import Space, space_of  # noqa: E402
-from unfold_supernet.schema.models import SpaceSpec, SupernetSpec, TrainingSpec  # noqa: E402
-from unfold_supernet.training import curriculum, family, trainer  # noqa: E402
+from unfold_supernet.networks.space import Space  # noqa: E402
+from unfold_supernet.schema.space import SpaceSpec  # noqa: E402
+from unfold_supernet.training import curriculum, trainer  # noqa: E402
+from unfold_supernet.training.family import train_supernet  # noqa: E402
+from unfold_supernet.verbs.build import build_training_problem  # noqa: E402
 from unfold_supernet.verbs.train import train  # noqa: E402
-from unfoldkit.api import Run, RunDir  # noqa: E402
-from unfoldkit.engines.local import LocalEngine  # noqa: E402
-from unfoldkit.spec.validate import validate  # noqa: E402
-from unfoldkit.spec.yaml_reader import parse  # noqa: E402
+from unfoldkit.api import Progress, RunDir  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SPEC = """
@@ -39,7 +38,7 @@ def space(**lists: object) -> Space:
     """Return a space over three widths, depths and two kernels, or over what is given."""
     given_ = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2, 3), "kernel": (3, 5), "coupling": "independent"}
     stages = ({"width": 8}, {"width": 12})
-    return space_of(SpaceSpec.model_validate({"stages": stages, **given_, **lists}), 3, (9, 7), 2, 4)
+    return make_space(SpaceSpec.model_validate({"stages": stages, **given_, **lists}), 3, (9, 7), 2, 4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -47,21 +46,21 @@ def space(**lists: object) -> Space:
 def test_shrinking_opens_one_dimension_after_the_other(epochs: int, sort: bool) -> None:
     """Phases follow without a gap, the list only grows, and the last one has every net; channels are sorted once."""
     subnets = space().subnets
-    found = curriculum.phases(subnets, TrainingSpec(epochs=epochs, rule="progressive", sort=sort))
-    assert [one.first for one in found] == [0, *(one.last for one in found[:-1])]
+    found = curriculum.build_phases(subnets, make_options(epochs=epochs, rule="progressive", sort=sort))
+    assert [one.start_epoch for one in found] == [0, *(one.end_epoch for one in found[:-1])]
     assert len(found[0].subnets) == 1
     for before, after in pairwise(found):
         assert set(before.subnets) <= set(after.subnets)
     assert set(found[-1].subnets) == set(subnets)
-    assert sum(one.sort for one in found) == sort
+    assert sum(one.sorts_channels for one in found) == sort
     assert not any(min(one.expand) < 1 for phase in found for one in phase.subnets if phase.samples in (1, 2))
 
 
 def test_shrinking_trains_every_resolution() -> None:
     """Where nothing but the resolution is elastic, all nets are opened after the largest one."""
     subnets = space(expand=(1.0,), depth=(2,), kernel=(3,), resolution=(0.5, 1.0)).subnets
-    found = curriculum.phases(subnets, TrainingSpec(epochs=18, rule="progressive"))
-    assert [(one.first, one.epochs, len(one.subnets), one.taught) for one in found] == [
+    found = curriculum.build_phases(subnets, make_options(epochs=18, rule="progressive"))
+    assert [(one.start_epoch, one.epochs, len(one.subnets), one.has_teacher) for one in found] == [
         (0, 18, 1, False),
         (18, 13, 2, True),
     ]
@@ -72,13 +71,13 @@ def test_shrinking_trains_every_resolution() -> None:
 def test_sorted_channels_leave_the_largest_net_as_it_was(seed: int, size: tuple[int, ...]) -> None:
     """After sorting, the largest net answers as before, and each group's importances descend."""
     whole = replace(space(), size=size)
-    weights = supernet.initial(whole, seed)
+    weights = supernet.init_weights(whole, seed)
     x, extra = torch.randn((6, 3, *size)), torch.randn((6, 2))
-    places = channel_sorting.order(whole, weights)
-    after = channel_sorting.sort(whole, weights, places)
+    places = channel_sorting.rank_channels(whole, weights)
+    after = channel_sorting.sort_channels(whole, weights, places)
     one, other = (supernet.train_forward(whole, each, whole.largest, x, extra) for each in (weights, after))
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-    again = channel_sorting.order(whole, after)
+    again = channel_sorting.rank_channels(whole, after)
     assert all(torch.equal(found, torch.arange(len(found))) for found in again.values())
 
 
@@ -94,23 +93,22 @@ def test_every_stage_may_take_its_own() -> None:
 
 def test_shrinking_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     """Progressive shrinking that dies in any epoch, sorted channels and teacher or not, ends with the same weights."""
-    spec = validate(SupernetSpec, parse(SPEC, "t.yaml"))
-    run = Run(directory=RunDir(tmp_path / "whole"), engine=LocalEngine(1))
-    assert spec.data is not None
-    data = load(spec.data, run)
-    whole = family.train_family(spec, data, run)
-    last = curriculum.phases(whole.net.space.subnets, spec.training)[-1].last
+    spec = parse_spec(SPEC)
+    run = make_run(tmp_path / "whole")
+    problem = build_training_problem(spec, run)
+    whole = train_supernet(problem, run.directory, run.progress)
+    last = curriculum.build_phases(whole.supernet.space.subnets, problem.options)[-1].end_epoch
     for at in range(1, last):
-        broken = replace(run, directory=RunDir(tmp_path / str(at)), progress=_dying(at))
+        directory = RunDir(tmp_path / str(at))
         with pytest.raises(KeyboardInterrupt):
-            family.train_family(spec, data, broken)
-        resumed = family.train_family(spec, data, replace(broken, progress=run.progress))
+            train_supernet(problem, directory, _dying(at))
+        resumed = train_supernet(problem, directory, run.progress)
         assert resumed.steps == whole.steps
-        for name, tensor in whole.net.weights.items():
-            assert torch.equal(tensor, resumed.net.weights[name]), (at, name)
+        for name, tensor in whole.supernet.weights.items():
+            assert torch.equal(tensor, resumed.supernet.weights[name]), (at, name)
 
 
-def _dying(at: int) -> object:
+def _dying(at: int) -> Progress:
     def dies(_step: str, done: int, _total: int) -> None:
         if done == at:
             raise KeyboardInterrupt
@@ -125,7 +123,7 @@ def test_moved_inputs_keep_what_stays_inside(shift: int, seed: int, flat: bool) 
     size = (12,) if flat else (8, 9)
     x = torch.zeros((5, 1, *size))
     x[(slice(None), 0, *(edge // 2 for edge in size))] = 1.0
-    moved = trainer.augmented(x, TrainingSpec(shift=shift), seed, 1, 2)
+    moved = trainer.augment_inputs(x, make_options(shift=shift), seed, 1, 2)
     assert moved.shape == x.shape
     assert torch.equal(moved.flatten(1).sum(1), torch.ones(5))
     for before, after in zip(x, moved, strict=True):
@@ -150,9 +148,9 @@ training: {epochs: 2, batch: 256, rule: sandwich, alone: false, calibrate: 256}
 
 def test_a_large_space_is_trained_by_sandwich_and_searched(tmp_path: Path) -> None:
     """Of a space above the limit, the family holds the nets that a search found, with the largest."""
-    spec = validate(SupernetSpec, parse(LARGE, "t.yaml"))
-    report = train(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
-    held = checkpoint.read_family(RunDir(tmp_path)).space
+    spec = parse_spec(LARGE)
+    report = train(spec, make_run(tmp_path))
+    held = checkpoint.read_supernet(RunDir(tmp_path)).space
     assert 2 <= len(held.subnets) <= 3
     assert held.largest in held.subnets
     assert dict(report.lines)["search"].startswith("16 nets, ")

@@ -14,19 +14,18 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from plugins.supernet.tests.helpers import make_run, parse_spec  # noqa: E402
 from unfold_supernet.family import checkpoint, handoff  # noqa: E402
-from unfold_supernet.family.datasets import load  # noqa: E402
-from unfold_supernet.family.names import FRONT  # noqa: E402
-from unfold_supernet.scheduling.escalation import Answered  # noqa: E402
-from unfold_supernet.scheduling.policies import Served  # noqa: E402
-from unfold_supernet.schema.models import SupernetSpec  # noqa: E402
-from unfold_supernet.training import family  # noqa: E402
+from unfold_supernet.family.artifacts import RECORD_FILE  # noqa: E402
+from unfold_supernet.scheduling.escalation import SubnetPredictions  # noqa: E402
+from unfold_supernet.scheduling.policies import SubnetProfile  # noqa: E402
+from unfold_supernet.training.evaluation import predict_test_rows  # noqa: E402
+from unfold_supernet.verbs.build import build_dataset  # noqa: E402
 from unfold_supernet.verbs.plan import plan  # noqa: E402
 from unfold_supernet.verbs.train import train  # noqa: E402
 from unfoldkit.api import Run, RunDir  # noqa: E402
 from unfoldkit.engines.local import LocalEngine  # noqa: E402
 from unfoldkit.errors import UnfoldError  # noqa: E402
-from unfoldkit.spec.validate import validate  # noqa: E402
 from unfoldkit.spec.yaml_reader import parse  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -46,7 +45,7 @@ accelerator: {persistent_buffer: 16 KiB, sizes: [16 KiB], bandwidths: [4 GB/s]}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run of a small family."""
     path = tmp_path_factory.mktemp("run")
-    train(validate(SupernetSpec, parse(SPEC, "t.yaml")), Run(directory=RunDir(path), engine=LocalEngine(1)))
+    train(parse_spec(SPEC), make_run(path))
     return path
 
 
@@ -58,18 +57,17 @@ def told(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 def test_a_net_of_rows_gives_the_shares_of_the_family(folder: Path) -> None:
     """Each net that a stage can run gives, for plain rows, the shares of the net in the family."""
-    spec, run = validate(SupernetSpec, parse(SPEC, "t.yaml")), Run(directory=RunDir(folder), engine=LocalEngine(1))
-    assert spec.data is not None
-    data, found = load(spec.data, run), checkpoint.read_family(run.directory)
+    spec, run = parse_spec(SPEC), make_run(folder)
+    data, found = build_dataset(spec, run), checkpoint.read_supernet(run.directory)
     places = data.test[:40]
-    rows = handoff.rows_of(data, places).astype(np.float32)
+    rows = handoff.flatten_rows(data, places).astype(np.float32)
     for name in found.bound:
         session = onnxruntime.InferenceSession(str(folder / "stages" / f"{name}.onnx"))
         shares, label = session.run(None, {"rows": rows})
         logits = found(name, torch.from_numpy(data.x[places]), torch.from_numpy(data.extra[places]))
         np.testing.assert_allclose(shares, torch.softmax(logits, 1).numpy(), rtol=1e-3, atol=1e-5)
         np.testing.assert_array_equal(label, shares.argmax(1))
-    assert set(family.answered(found, data).names) == set(found.bound)
+    assert set(predict_test_rows(found, data).names) == set(found.bound)
 
 
 def test_an_exported_net_names_its_classes(folder: Path) -> None:
@@ -81,12 +79,15 @@ def test_an_exported_net_names_its_classes(folder: Path) -> None:
 
 def test_answers_are_names_and_names_are_short_enough() -> None:
     """A cascade reads the names of the classes, and the specs of a family with a long name are valid."""
-    said = Answered(("a", "b"), np.array([[1, 0], [1, 1]]), np.full((2, 2), 0.5, np.float32), np.array([0, 1]))
-    lines = handoff._answers(said, ("N", "V")).splitlines()
+    said = SubnetPredictions(("a", "b"), np.array([[1, 0], [1, 1]]), np.full((2, 2), 0.5, np.float32), np.array([0, 1]))
+    lines = handoff._format_predictions(said, ("N", "V")).splitlines()
     assert lines[0].startswith("label,a_answer,b_answer")
     assert [line.split(",")[:3] for line in lines[1:]] == [["N", "V", "V"], ["V", "N", "V"]]
-    nets = [Served("a", 90.0, ((1, 0.001),))]
-    for text in (handoff.cascade("n" * 80, nets), handoff.pipeline("n" * 80, nets[0], nets[0], 0.1)):
+    nets = [SubnetProfile("a", 90.0, ((1, 0.001),))]
+    for text in (
+        handoff.write_cascade_spec("n" * 80, nets),
+        handoff.write_pipeline_spec("n" * 80, nets[0], nets[0], 0.1),
+    ):
         assert len(str(parse(text, "t.yaml").data["name"])) <= 80
 
 
@@ -116,10 +117,10 @@ def test_a_pipeline_is_planned_by_what_its_stages_take(folder: Path, tmp_path: P
 def with_times(folder: Path) -> RunDir:
     """Return a run whose nets take times by their work: what a busy machine measured is another answer each time."""
     directory = RunDir(folder)
-    known = json.loads(directory.read(FRONT))
+    known = json.loads(directory.read(RECORD_FILE))
     for net in known["nets"]:
         net["seconds"] = {size: 5e-5 + float(size) * net["macs"] * 2e-10 for size in net["seconds"]}
-    directory.write(FRONT, json.dumps(known).encode())
+    directory.write(RECORD_FILE, json.dumps(known).encode())
     return directory
 
 
@@ -129,7 +130,7 @@ def test_a_plan_picks_the_nets_that_a_trace_needs(folder: Path, tmp_path: Path, 
     trace = tmp_path / "trace.csv"
     times = np.cumsum(np.random.default_rng(0).exponential(1 / 2000, 4000))
     trace.write_text("arrival_s\n" + "\n".join(f"{time:.6f}" for time in times) + "\n", "utf-8")
-    spec = validate(SupernetSpec, parse(SPEC.replace("escalate: 60%", f"escalate: 60%, on: {place}"), "t.yaml"))
+    spec = parse_spec(SPEC.replace("escalate: 60%", f"escalate: 60%, on: {place}"))
     directory = with_times(Path(shutil.copytree(folder, tmp_path / "run")))
     run = Run(directory=directory, engine=LocalEngine(1), options={"replay": str(trace)})
     told_ = plan(spec, run)
@@ -147,7 +148,7 @@ def test_a_trace_without_a_rate_is_refused(folder: Path, tmp_path: Path, times: 
     """One request, or all at one instant, is no trace to replay: the message says so, with the file."""
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s\n" + times, "utf-8")
-    spec = validate(SupernetSpec, parse(SPEC, "t.yaml"))
-    run = Run(directory=RunDir(folder), engine=LocalEngine(1), options={"replay": str(trace)})
+    spec = parse_spec(SPEC)
+    run = make_run(folder, options={"replay": str(trace)})
     with pytest.raises(UnfoldError, match=r"trace\.csv: \d at one instant: no traffic"):
         plan(spec, run)

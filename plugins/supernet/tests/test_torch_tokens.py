@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from plugins.supernet.tests.helpers import (  # noqa: E402
+    make_run,
+    make_space,
+    parse_spec,
+)
 from unfold_supernet.family import checkpoint  # noqa: E402
 from unfold_supernet.networks import channel_sorting, supernet, transformer  # noqa: E402
-from unfold_supernet.networks.space import Space, grid, macs, parameters, space_of  # noqa: E402
-from unfold_supernet.schema.models import SpaceSpec, SupernetSpec  # noqa: E402
+from unfold_supernet.networks.space import Space, compute_token_grid, count_macs, count_parameters  # noqa: E402
+from unfold_supernet.schema.space import SpaceSpec  # noqa: E402
 from unfold_supernet.verbs.plan import plan  # noqa: E402
 from unfold_supernet.verbs.serve import serve  # noqa: E402
 from unfold_supernet.verbs.train import train  # noqa: E402
-from unfoldkit.api import Report, Run, RunDir, Service  # noqa: E402
-from unfoldkit.engines.local import LocalEngine  # noqa: E402
-from unfoldkit.spec.validate import validate  # noqa: E402
-from unfoldkit.spec.yaml_reader import parse  # noqa: E402
+from unfoldkit.api import Report, RunDir, Service  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SPEC = """
@@ -57,7 +59,7 @@ def space(size: tuple[int, ...], patch: int, heads: int, each: int, widths: tupl
         "resolution": (1.0, 0.5),
         "coupling": "independent",
     }
-    return space_of(SpaceSpec.model_validate(given_), 2, size, extra, 4)
+    return make_space(SpaceSpec.model_validate(given_), 2, size, extra, 4)
 
 
 def spaces() -> st.SearchStrategy[Space]:
@@ -70,8 +72,10 @@ def spaces() -> st.SearchStrategy[Space]:
 def filled(of: Space, seed: int) -> supernet.Supernet:
     """Return a family whose every tensor is random, norms and biases too."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {name: torch.randn(one.shape, generator=generator) * 0.3 for name, one in supernet.initial(of, 0).items()}
-    return supernet.Supernet(of, weights, {one.name: supernet.bind(of, weights, one, ()) for one in of.subnets})
+    weights = {
+        name: torch.randn(one.shape, generator=generator) * 0.3 for name, one in supernet.init_weights(of, 0).items()
+    }
+    return supernet.Supernet(of, weights, {one.name: supernet.bind_subnet(of, weights, one, ()) for one in of.subnets})
 
 
 def inputs(of: Space, rows: int = 5) -> Any:
@@ -89,7 +93,7 @@ def test_a_switched_transformer_is_the_extracted_one(of: Space, seed: int, rows:
     x, extra = inputs(of, rows)
     with torch.inference_mode():
         for name, bound in found.bound.items():
-            assert torch.equal(found(name, x, extra), checkpoint.extract(of, bound)(x, extra)), name
+            assert torch.equal(found(name, x, extra), checkpoint.extract_model(of, bound)(x, extra)), name
 
 
 @settings(max_examples=5, deadline=None)
@@ -99,8 +103,8 @@ def test_the_written_graph_gives_the_same(of: Space, seed: int) -> None:
     found = filled(of, seed)
     for one, rows in itertools.product((of.subnets[0], of.largest), (1, 7)):
         x, extra = inputs(of, rows)
-        module = checkpoint.extract(of, found.bound[one.name])
-        session = onnxruntime.InferenceSession(checkpoint.onnx_bytes(of, module))
+        module = checkpoint.extract_model(of, found.bound[one.name])
+        session = onnxruntime.InferenceSession(checkpoint.export_onnx(of, module))
         asked = {"x": x.numpy(), **({"extra": extra.numpy()} if of.extra else {})}
         with torch.inference_mode():
             said = found(one.name, x, extra).numpy()
@@ -113,10 +117,10 @@ def test_parameters_are_those_of_the_net_alone(of: Space) -> None:
     """A net has as many trained numbers as the space counts, and fresh weights of its own size have no more."""
     found = filled(of, 0)
     for one in of.subnets:
-        module = checkpoint.extract(of, found.bound[one.name])
+        module = checkpoint.extract_model(of, found.bound[one.name])
         count = sum(tensor.numel() for tensor in module.parameters())
-        fresh = supernet.initial(of, 0, one)
-        assert parameters(of, one) == count == sum(tensor.numel() for tensor in fresh.values())
+        fresh = supernet.init_weights(of, 0, one)
+        assert count_parameters(of, one) == count == sum(tensor.numel() for tensor in fresh.values())
         x, extra = inputs(of)
         assert supernet.train_forward(of, fresh, one, x, extra).shape == (5, 4)
 
@@ -124,7 +128,7 @@ def test_parameters_are_those_of_the_net_alone(of: Space) -> None:
 def test_work_is_that_of_the_sum_by_hand() -> None:
     """Operations are those of embedding, projections, products of attention, feed-forward layers and head."""
     of = space((8, 8), 2, 2, 4, (16,), extra=0)
-    least, most = min(macs(of, one) for one in of.subnets), macs(of, of.largest)
+    least, most = min(count_macs(of, one) for one in of.subnets), count_macs(of, of.largest)
     assert most == 16 * 8 * 8 + 2 * (16 * (4 * 64 + 2 * 8 * 16) + 2 * 16**2 * 8) + 8 * 4
     assert least == 4 * 8 * 8 + 4 * (4 * 64 + 2 * 8 * 4) + 2 * 4**2 * 8 + 8 * 4
 
@@ -134,7 +138,7 @@ def test_a_lower_resolution_takes_every_second_position() -> None:
     of = space((9, 8), 2, 1, 4, (8,))
     found = filled(of, 1)
     half = next(one for one in of.subnets if one.resolution < 1)
-    assert grid(of, half) == (2, 2)
+    assert compute_token_grid(of, half) == (2, 2)
     positions = found.weights["positions"]
     assert torch.equal(found.bound[half.name].views[0][0], positions[:, 0:4:2, 0:4:2])
 
@@ -144,11 +148,11 @@ def test_a_lower_resolution_takes_every_second_position() -> None:
 def test_sorted_units_leave_the_largest_net_as_it_was(of: Space, seed: int) -> None:
     """After sorting the feed-forward units the largest net answers as before, and importances descend in each layer."""
     weights = dict(filled(of, seed).weights)
-    after = channel_sorting.sort(of, weights, channel_sorting.order(of, weights))
+    after = channel_sorting.sort_channels(of, weights, channel_sorting.rank_channels(of, weights))
     x, extra = inputs(of)
     one, other = (supernet.train_forward(of, each, of.largest, x, extra) for each in (weights, after))
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
-    again = channel_sorting.order(of, after)
+    again = channel_sorting.rank_channels(of, after)
     assert len(again) == sum(of.largest.depth)
     assert all(torch.equal(found, torch.arange(len(found))) for found in again.values())
 
@@ -156,7 +160,7 @@ def test_sorted_units_leave_the_largest_net_as_it_was(of: Space, seed: int) -> N
 def test_every_weight_of_the_largest_net_learns() -> None:
     """The loss of the largest net has a gradient for each tensor, of its whole shape."""
     of = space((9, 8), 2, 2, 4, (8,))
-    weights = {name: one.clone().requires_grad_() for name, one in supernet.initial(of, 0).items()}
+    weights = {name: one.clone().requires_grad_() for name, one in supernet.init_weights(of, 0).items()}
     x, extra = inputs(of)
     supernet.train_forward(of, weights, of.largest, x, extra).logsumexp(1).sum().backward()
     assert [name for name, one in weights.items() if one.grad is None] == []
@@ -168,13 +172,13 @@ def test_attention_is_that_of_the_formula() -> None:
     query, key, value = (part.reshape(3, 6, 2, 4).transpose(1, 2) for part in x.split(8, 2))
     shares = torch.softmax(query @ key.transpose(2, 3) / 2.0, -1)
     wanted = (shares @ value).transpose(1, 2).reshape(3, 6, 8)
-    assert torch.allclose(transformer.mixed(x, 2), wanted, atol=1e-5)
+    assert torch.allclose(transformer.attend(x, 2), wanted, atol=1e-5)
 
 
 def test_a_transformer_goes_from_spec_to_answers(tmp_path: Path) -> None:
     """The verbs train, plan and serve work as for other forms; the plan says what the layer table leaves out."""
-    spec = validate(SupernetSpec, parse(SPEC, "t.yaml"))
-    run = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
+    spec = parse_spec(SPEC)
+    run = make_run(tmp_path)
     report = train(spec, run)
     assert report.metrics["memory_ratio"].value is not None
     files = set(RunDir(tmp_path).files())
@@ -194,7 +198,7 @@ def test_a_transformer_goes_from_spec_to_answers(tmp_path: Path) -> None:
     for name in ("attainment", "accuracy_served"):
         assert played.metrics[f"{name}_predicted"].value == foretold.metrics[name].value
     assert (played.metrics["pace"].value or 0) > 0
-    heavy = validate(SupernetSpec, parse(SPEC.replace("serving: {", "serving: {load: 1%, "), "t.yaml"))
+    heavy = parse_spec(SPEC.replace("serving: {", "serving: {load: 1%, "))
     loaded = [verb(heavy, replace(run, options={"replay": str(trace)})) for verb in (plan, serve)]
     for told in loaded:
         assert isinstance(told, Report)
