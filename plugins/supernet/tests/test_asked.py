@@ -176,5 +176,5 @@ def test_a_plan_replays_targets(tmp_path: Path) -> None:
     assert report.verdict is Verdict.NO
     assert report.metrics["attainment"].value == 0.75
     assert report.metrics["both_targets"].value == 0.5
-    assert "25.0 % ask for more accuracy than the best net has, 90.00 %" in dict(report.lines)["targets"]
+    assert "25.0 % require more than the best subnet's 90.00 %" in dict(report.lines)["targets"]
     assert "≤ 0.1 to 50 ms" in report.subtitle

@@ -174,10 +174,10 @@ def test_a_run_is_answered_by_its_own_spec(change: str) -> None:
 @pytest.mark.parametrize(
     ("worse", "told"),
     [
-        ((0, 0), "sharing costs no accuracy"),
-        ((1, 0), "no cost of sharing shown (2.00 points, paired error 1.98)"),
-        ((0, 20), "sharing costs 40.00 points at most"),
-        ((30, 20), "sharing costs 60.00 points at most"),
+        ((0, 0), "no weight-sharing gap"),
+        ((1, 0), "no significant weight-sharing gap (2.00 points, paired error 1.98)"),
+        ((0, 20), "weight-sharing gap of at most 40.00 points"),
+        ((30, 20), "weight-sharing gap of at most 60.00 points"),
     ],
 )
 def test_a_cost_by_chance_is_no_cost(worse: tuple[int, int], told: str) -> None:

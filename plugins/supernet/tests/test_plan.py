@@ -56,10 +56,10 @@ def test_nets_that_are_late_are_left_out(tmp_path: Path) -> None:
 def test_a_plan_tells_of_the_way_that_is_asked_for(tmp_path: Path, keep: str, row: int) -> None:
     """The savings of the schedule are those of the way that the spec names, refills included, on the same stream."""
     report = answer(tmp_path, f", keep: {keep}, pattern: bursty")
-    ways = next(table for table in report.tables if table.name == "ways")
+    ways = next(table for table in report.tables if table.name == "strategies")
     bytes_ = [float(str(line[3])) for line in ways.rows]
     assert ways.accent == row
-    assert str(ways.rows[row][0]).startswith("core" if keep == "fixed" else keep)
+    assert str(ways.rows[row][0]).startswith("static" if keep == "fixed" else keep)
     saved = report.metrics["scheduled_traffic_saving"].value
     assert saved == pytest.approx(1 - bytes_[row] / bytes_[0])
     assert keep == "fixed" or keep in report.headline
@@ -83,7 +83,7 @@ def test_the_relaxation_that_is_offered_works(tmp_path: Path) -> None:
     """A deadline that no net meets is answered no, and the one that it offers is met."""
     report = answer(tmp_path, ", deadline: 0.1 ms")
     assert report.verdict is Verdict.NO
-    offered = dict(report.lines)["relaxation"].removeprefix("deadline ").partition(" for ")[0]
+    offered = dict(report.lines)["minimal relaxation"].removeprefix("deadline ").partition(" for ")[0]
     assert answer(tmp_path, f", deadline: {offered}").verdict is Verdict.YES
 
 
@@ -107,7 +107,7 @@ def test_a_plan_answers_the_queries_of_a_file(tmp_path: Path) -> None:
 def test_under_deadlines_a_plan_tells_what_accuracy_is_gained(tmp_path: Path) -> None:
     """With strict-latency saved time goes into larger nets, so that the headline tells points, not latency."""
     report = answer(tmp_path, ", policy: strict-latency")
-    assert "points of accuracy at the same deadlines" in report.headline
+    assert "accuracy points at equal deadlines" in report.headline
     assert "of the latency" not in report.headline
 
 
@@ -124,10 +124,10 @@ def test_a_plan_at_16_bits_keeps_half_as_many_weights(tmp_path: Path) -> None:
     assert 0.99 * 2**20 < wide.decision["bytes"] <= 2**20
     saved = [report.metrics["traffic_saving"].value or 0.0 for report in (wide, plain)]
     assert saved[0] == pytest.approx(saved[1] / 2, rel=0.01)
-    assert any("16 bits a weight" in text and "INT8" in text for _name, text in wide.lines)
+    assert any("16-bit weights" in text and "INT8" in text for _name, text in wide.lines)
 
 
-@pytest.mark.parametrize(("buffer", "told"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of net F kept")])
+@pytest.mark.parametrize(("buffer", "told"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of subnet F saves")])
 def test_a_plan_says_what_is_kept(tmp_path: Path, buffer: str, told: str) -> None:
     """What is kept is told with its own bytes and what it was cut from, also where more than the core fits."""
     text = SPEC.replace("persistent_buffer: 1 MiB", f"persistent_buffer: {buffer}")
@@ -135,4 +135,4 @@ def test_a_plan_says_what_is_kept(tmp_path: Path, buffer: str, told: str) -> Non
     report = plan(given, make_run(tmp_path, seed=1))
     assert report.decision is not None
     assert told in report.headline
-    assert report.headline.startswith(format_bytes(report.decision["bytes"]))
+    assert report.headline.startswith(f"caching {format_bytes(report.decision['bytes'])} of")

@@ -58,13 +58,17 @@ def test_a_table_is_read_as_it_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "line", "told"),
     [
-        ("a,70,x,8,3,3,8,1,1\na,71,y,8,8,3,8,1,1\n", 3, "net a has an accuracy of 70 % above"),
-        ("a,70,x,8,3,3,8,1,1\na,70,x,8,8,3,8,1,1\n", 3, "net a has layer x twice"),
+        ("a,70,x,8,3,3,8,1,1\na,71,y,8,8,3,8,1,1\n", 3, "subnet a has an accuracy of 70 % above"),
+        ("a,70,x,8,3,3,8,1,1\na,70,x,8,8,3,8,1,1\n", 3, "subnet a has layer x twice"),
         ("a,70,x,8,6,3,8,1,4\n", 2, "4 groups do not divide 8 kernels and 6 channels"),
         ("a,70,x,2.5,6,3,8,1,1\n", 2, "'2.5' is not a positive integer"),
         ("a,70,x,8,6,3,0x4,1,1\n", 2, "'0' is not a positive integer"),
         ("a,700,x,8,6,3,4,1,1\n", 2, "an accuracy cannot be 700 %"),
-        ("a,70,x,8,3,,8,,\na,70,y,8,8,,8,,\nb,72,y,8,3,,8,,\nb,72,x,8,8,,8,,\n", 5, "in another net x comes before y"),
+        (
+            "a,70,x,8,3,,8,,\na,70,y,8,8,,8,,\nb,72,y,8,3,,8,,\nb,72,x,8,8,,8,,\n",
+            5,
+            "in another subnet x comes before y",
+        ),
         ("", 0, "the table contains no layer"),
     ],
 )

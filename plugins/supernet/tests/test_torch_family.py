@@ -317,7 +317,7 @@ def test_classes_that_no_net_recognises_are_told(tmp_path: Path) -> None:
     text = SPEC.replace("{source: digits}", "{source: file, path: d.npz}").replace("conv2d", "mlp")
     spec = parse_spec(text)
     report = train(spec, make_run(tmp_path / "run", base=tmp_path))
-    assert report.notes == ("No net recognises any test row of class 1.",)
+    assert report.notes == ("No subnet recognises any test row of class 1.",)
 
 
 def test_unsure_answers_are_asked_again(tmp_path: Path) -> None:

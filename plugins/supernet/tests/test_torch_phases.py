@@ -153,4 +153,4 @@ def test_a_large_space_is_trained_by_sandwich_and_searched(tmp_path: Path) -> No
     held = checkpoint.read_supernet(RunDir(tmp_path)).space
     assert 2 <= len(held.subnets) <= 3
     assert held.largest in held.subnets
-    assert dict(report.lines)["search"].startswith("16 nets, ")
+    assert dict(report.lines)["search"].startswith("16 subnets, ")

@@ -179,7 +179,7 @@ def test_a_spec_is_served_and_ends_with_0(copied: Path) -> None:
         process.send_signal(signal.SIGTERM)
         told = rest(process)
     assert process.returncode == 0
-    assert "who cannot be in time is answered by" in told
+    assert "requests that cannot be in time run on" in told
 
 
 def ready(place: str, seconds: float) -> None:
@@ -219,7 +219,7 @@ def test_without_a_family_nothing_is_served(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(SPEC, "utf-8")
     done = unfold(tmp_path, "serve", "tiny.yaml", "--port", "0")
     assert done.returncode == 2
-    assert "this family was not trained yet" in done.stderr
+    assert "this supernet is not trained yet" in done.stderr
     (tmp_path / "layers.yaml").write_text("version: 1\nkind: supernet\nname: layers\nfamily: ofa-resnet50\n", "utf-8")
     done = unfold(tmp_path, "serve", "layers.yaml", "--port", "0")
     assert done.returncode == 2

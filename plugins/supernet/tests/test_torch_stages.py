@@ -150,5 +150,5 @@ def test_a_trace_without_a_rate_is_refused(folder: Path, tmp_path: Path, times: 
     trace.write_text("arrival_s\n" + times, "utf-8")
     spec = parse_spec(SPEC)
     run = make_run(folder, options={"replay": str(trace)})
-    with pytest.raises(UnfoldError, match=r"trace\.csv: \d at one instant: no traffic"):
+    with pytest.raises(UnfoldError, match=r"trace\.csv: all \d requests arrive at one instant"):
         plan(spec, run)

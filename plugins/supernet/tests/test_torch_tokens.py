@@ -202,5 +202,5 @@ def test_a_transformer_goes_from_spec_to_answers(tmp_path: Path) -> None:
     loaded = [verb(heavy, replace(run, options={"replay": str(trace)})) for verb in (plan, serve)]
     for told in loaded:
         assert isinstance(told, Report)
-        assert "ask 1 % of what the quickest net can answer" in dict(told.lines)["load"]
+        assert "demand 1 % of the fastest subnet's capacity" in dict(told.lines)["load"]
         assert told.subtitle[0] != played.subtitle[0]

@@ -12,7 +12,7 @@ def unfold_kinds() -> Iterable[Kind]:
     """Offer the kind ``supernet``."""
     yield Kind(
         name="supernet",
-        summary="trains one set of weights that holds many models; picks which answers, and what a chip keeps of it",
+        summary="trains many models in one set of weights, serves them under deadlines, plans an accelerator's cache",
         spec="unfold_supernet.schema.supernet:SupernetSpec",
         train="unfold_supernet.verbs.train:train",
         plan="unfold_supernet.verbs.plan:plan",

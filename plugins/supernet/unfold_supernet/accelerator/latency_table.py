@@ -24,7 +24,7 @@ class LatencyTable:
         bytes: Off-chip traffic [subnets, columns].
         hit: Fraction of a subnet's weights found in the buffer [subnets, columns].
         refill: Bytes to change the buffer [columns, columns].
-        passing: The same by the subnet that ran last, whose transfers are free [subnets, columns, columns].
+        passing: The same by the subnet that ran last: its transfers are free [subnets, columns, columns].
         near: Products of the encoded subnets with the columns, for the distance to AvgNet [subnets, columns].
         norm: Squared lengths of the encoded columns [columns].
         accuracy: In percent [subnets].

@@ -27,14 +27,14 @@ def read_layer_table(path: Path, name: str) -> Family:
     for row in csv_rows(path, REQUIRED_COLUMNS):
         layers = rows.setdefault(row["net"], {})
         if row["layer"] in layers:
-            raise row.wrong(f"net {row['net']} has layer {row['layer']} twice", "layer")
+            raise row.wrong(f"subnet {row['net']} has layer {row['layer']} twice", "layer")
         layers[row["layer"]] = row
     if not rows:
         raise fail("the table contains no layer", file=str(path), key="layers")
     layer_names = merge_layer_order(list(rows.values()))
     subnets = [_build_subnet(subnet, layer_names, layers) for subnet, layers in rows.items()]
     subnets.sort(key=lambda subnet: int(subnet.weights.sum()))
-    return Family(name, tuple(layer_names), tuple(subnets), f"{len(subnets)} nets of {path.name}")
+    return Family(name, tuple(layer_names), tuple(subnets), f"{len(subnets)} subnets of {path.name}")
 
 
 def merge_layer_order(subnets: Sequence[RowsByLayer]) -> list[str]:
@@ -51,7 +51,7 @@ def merge_layer_order(subnets: Sequence[RowsByLayer]) -> list[str]:
                 merged.insert(position, name)
             elif merged.index(name) < position:
                 hint = "use one name for one layer, and one order of layers in all subnets"
-                raise row.wrong(f"in another net {name} comes before {merged[position - 1]}", "layer", hint)
+                raise row.wrong(f"in another subnet {name} comes before {merged[position - 1]}", "layer", hint)
             position = merged.index(name) + 1
     return merged
 
@@ -61,7 +61,7 @@ def _build_subnet(name: str, layer_names: Sequence[str], layers: RowsByLayer) ->
     accuracy = rows[0].number("accuracy", least=0.0)
     conflict = next((row for row in rows if row.number("accuracy") != accuracy), None)
     if conflict is not None:
-        raise conflict.wrong(f"net {name} has an accuracy of {accuracy:g} % above", "accuracy")
+        raise conflict.wrong(f"subnet {name} has an accuracy of {accuracy:g} % above", "accuracy")
     if accuracy > 100:
         raise rows[0].wrong(f"an accuracy cannot be {accuracy:g} %", "accuracy", "at most 100")
     return tabulate_subnet(name, layer_names, {layer: _parse_layer(row) for layer, row in layers.items()}, accuracy)

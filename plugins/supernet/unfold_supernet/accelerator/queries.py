@@ -69,7 +69,7 @@ def scale_levels(levels: FloatArray, table: LatencyTable, policy: str) -> FloatA
 
 
 def draw_queries(count: int, pattern: str, seed: int, hold: float = 20.0) -> DrawnQueries:
-    """Draw a stream whose two targets are independent of each other.
+    """Draw a stream with two independent targets a query.
 
     Args:
         count: Queries.

@@ -28,7 +28,7 @@ class StreamOutcome:
         seconds: Latency, refills included.
         bytes: Off-chip traffic, refills included.
         accuracy: In percent.
-        missed: Fraction of the queries whose enforced target no subnet meets.
+        missed: Fraction of the queries with an enforced target that no subnet meets.
         refill: Seconds of refills.
         hit: Fraction of weights found on chip.
         changes: Changes of the cached subgraph, in total.

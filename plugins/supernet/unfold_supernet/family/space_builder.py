@@ -62,7 +62,7 @@ def build_space(options: SpaceOptions, shape: InputShape) -> Space:
     smallest_edge = int(min(shape.size) * min(options.resolution))
     if attention and attention.patch > smallest_edge:
         hint = f"at most {max(1, smallest_edge)}"
-        message = f"a patch exceeds the smallest input, whose edge is {smallest_edge}"
+        message = f"a patch exceeds the smallest input, which has an edge of {smallest_edge}"
         raise fail(message, key="space.attention.patch", hint=hint)
     return Space(
         widths=options.widths,

@@ -1,4 +1,4 @@
-"""Replay of a trace whose requests have deadlines and minimum accuracies of their own, as the server would serve it.
+"""Replay of a trace with a deadline and a minimum accuracy for each request, as the server would serve it.
 
 Requests wait in the server's own queue: earliest deadline first, never served by a subnet below their minimum accuracy.
 A request that cannot be in time is served late, when no other request waits.

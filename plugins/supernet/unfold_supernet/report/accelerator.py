@@ -16,7 +16,7 @@ from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, V
 LOG_RATIO = 50
 """Ratio of buffer sizes from which an even axis would crowd the small ones at its edge."""
 ADAPTIVE_STRATEGIES = slice(2, 6)
-"""Among a study's strategies, those whose cache follows the queries."""
+"""Among a study's strategies, those with a cache that follows the queries."""
 
 
 def build_study_report(problem: StudyProblem, study: Study | DeadlineMissed) -> Report:
@@ -67,9 +67,9 @@ def _build_refusal(problem: StudyProblem, missed: DeadlineMissed) -> Report:
         subtitle=(),
         metrics={"fastest_ms": Metric(latency_s * 1e3, "ms", target=f"≤ {deadline_ms:g}", ok=False)},
         lines=(
-            ("binding", sentences.state_fastest_subnet(subnet.name, latency_s * 1e3, bottleneck)),
-            ("bound", sentences.state_compute_bound(compute_s * 1e3)),
-            ("relaxation", sentences.propose_deadline(relaxed_ms, subnet.accuracy)),
+            ("binding constraint", sentences.state_fastest_subnet(subnet.name, latency_s * 1e3, bottleneck)),
+            ("lower bound", sentences.state_compute_bound(compute_s * 1e3)),
+            ("minimal relaxation", sentences.propose_deadline(relaxed_ms, subnet.accuracy)),
         ),
     )
 
@@ -107,7 +107,7 @@ def _measure_scheduled_savings(problem: StudyProblem, study: Study) -> dict[str,
 def _write_subtitle(problem: StudyProblem, study: Study) -> tuple[str, ...]:
     machine, queries = study.setup.machine, problem.queries
     return (
-        f"{len(study.family.subnets)} nets",
+        f"{len(study.family.subnets)} subnets",
         machine.name,
         sentences.format_bandwidth(machine.bandwidth),
         sentences.describe_queries(queries.count, queries.pattern, queries.file),
@@ -158,16 +158,16 @@ def _tabulate_subnets(study: Study) -> Table:
     subnets = [work.subnet for work in setup.works]
     energy = [estimate_energy(work, setup.cached.graph, setup.machine) for work in setup.works]
     columns = (
-        (Column("net"), [subnet.name for subnet in subnets]),
+        (Column("subnet"), [subnet.name for subnet in subnets]),
         (Column("accuracy", "%", 1), [subnet.accuracy for subnet in subnets]),
         scale_column("weights", "MB", [float(work.weights.sum()) for work in setup.works]),
-        scale_column("work", "GMAC", [float(subnet.macs.sum()) for subnet in subnets]),
-        scale_column("nothing kept", "ms", setup.layered.seconds[:, 0].tolist()),
-        scale_column("core kept", "ms", setup.layered.seconds[:, setup.static_column].tolist()),
-        scale_column("off chip", "MB", setup.layered.bytes[:, setup.static_column].tolist()),
+        scale_column("operations", "GMAC", [float(subnet.macs.sum()) for subnet in subnets]),
+        scale_column("no cache", "ms", setup.layered.seconds[:, 0].tolist()),
+        scale_column("static cache", "ms", setup.layered.seconds[:, setup.static_column].tolist()),
+        scale_column("off-chip traffic", "MB", setup.layered.bytes[:, setup.static_column].tolist()),
         scale_column("energy", "mJ", energy),
     )
-    return _join_columns("nets", columns)
+    return _join_columns("subnets", columns)
 
 
 def _join_columns(name: str, columns: Sequence[tuple[Column, Sequence[Cell]]], accent: int | None = None) -> Table:
@@ -183,14 +183,14 @@ def _tabulate_buffers(study: Study) -> Table:
     columns = (
         (Column("buffer", unit, 2), sizes),
         (Column("traffic", "%", 1), [point.traffic * 100 for point in points]),
-        (Column("traffic, best net", "%", 1), [point.traffic_best * 100 for point in points]),
+        (Column("traffic, best subnet", "%", 1), [point.traffic_best * 100 for point in points]),
         (Column("latency", "%", 1), [point.latency * 100 for point in points]),
-        (Column("latency, best net", "%", 1), [point.latency_best * 100 for point in points]),
-        (Column("fair latency", "%", 1), [point.latency_fair * 100 for point in points]),
-        (Column("fair latency, best net", "%", 1), [point.latency_fair_best * 100 for point in points]),
-        (Column("whole energy", "%", 1), [point.energy * 100 for point in points]),
+        (Column("latency, best subnet", "%", 1), [point.latency_best * 100 for point in points]),
+        (Column("latency, deep prefetch", "%", 1), [point.latency_fair * 100 for point in points]),
+        (Column("latency, deep prefetch, best subnet", "%", 1), [point.latency_fair_best * 100 for point in points]),
+        (Column("total energy", "%", 1), [point.energy * 100 for point in points]),
     )
-    return _join_columns("buffers", columns, accent=sizes.index(study.actual.persistent_bytes / unit_bytes))
+    return _join_columns("savings by buffer", columns, accent=sizes.index(study.actual.persistent_bytes / unit_bytes))
 
 
 def _name_strategies(problem: StudyProblem, study: Study) -> list[str]:
@@ -205,43 +205,43 @@ def _tabulate_strategies(problem: StudyProblem, study: Study) -> Table:
     """Tabulate every strategy on the stream: latency, traffic, hits and refills of a query."""
     layered = [outcome.layered for outcome in study.strategies]
     columns = (
-        (Column("way"), _name_strategies(problem, study)),
+        (Column("strategy"), _name_strategies(problem, study)),
         scale_column("latency", "ms", [outcome.seconds for outcome in layered], 3),
-        scale_column("with deep prefetch", "ms", [outcome.deep.seconds for outcome in study.strategies], 3),
-        scale_column("off chip", "MB", [outcome.bytes for outcome in layered]),
+        scale_column("latency, deep prefetch", "ms", [outcome.deep.seconds for outcome in study.strategies], 3),
+        scale_column("off-chip traffic", "MB", [outcome.bytes for outcome in layered]),
         (Column("hits", "%", 0), [outcome.hit * 100 for outcome in layered]),
         (Column("refills", "% of time", 2), [outcome.refill / outcome.seconds * 100 for outcome in layered]),
-        (Column("changes"), [outcome.changes for outcome in layered]),
+        (Column("cache changes"), [outcome.changes for outcome in layered]),
     )
-    return _join_columns("ways", columns, accent=study.find_strategy(problem.queries.keep))
+    return _join_columns("strategies", columns, accent=study.find_strategy(problem.queries.keep))
 
 
 def _tabulate_targets(problem: StudyProblem, study: Study) -> Table:
     """Tabulate the fractions of queries that meet their targets; latencies include refills."""
     layered = [outcome.layered for outcome in study.strategies]
     columns = (
-        (Column("targets met by"), _name_strategies(problem, study)),
-        (Column("accuracy served", "%", 2), [outcome.accuracy for outcome in layered]),
+        (Column("strategy"), _name_strategies(problem, study)),
+        (Column("mean accuracy", "%", 2), [outcome.accuracy for outcome in layered]),
         (Column("accurate enough", "%", 1), [outcome.accurate_enough * 100 for outcome in layered]),
         (Column("in time", "%", 1), [outcome.in_time * 100 for outcome in layered]),
-        (Column("both", "%", 1), [outcome.both * 100 for outcome in layered]),
+        (Column("both targets", "%", 1), [outcome.both * 100 for outcome in layered]),
         (Column("both, deep prefetch", "%", 1), [outcome.deep.both * 100 for outcome in study.strategies]),
     )
-    return _join_columns("targets", columns, accent=study.find_strategy(problem.queries.keep))
+    return _join_columns("targets met", columns, accent=study.find_strategy(problem.queries.keep))
 
 
 def _tabulate_claims(study: Study) -> Table:
     """Tabulate published and obtained figures, for the subnet that gains most."""
     unit, unit_bytes = choose_buffer_unit([point.persistent_bytes for point in study.points])
     columns = (
-        Column("claimed in"),
-        Column("of"),
-        Column("up to"),
+        Column("source"),
+        Column("quantity"),
+        Column("claimed, up to"),
         Column("bandwidth", "GB/s", 1),
         Column("obtained"),
-        Column("fair"),
-        Column("needs", unit, 2),
-        Column("fair needs", unit, 2),
+        Column("obtained, deep prefetch"),
+        Column("buffer needed", unit, 2),
+        Column("buffer needed, deep prefetch", unit, 2),
     )
     rows: list[tuple[Cell, ...]] = []
     for check in study.claims:
@@ -254,7 +254,7 @@ def _tabulate_claims(study: Study) -> Table:
             None if needed is None else needed / unit_bytes for needed in (check.needed_bytes, check.needed_bytes_fair)
         ]
         rows.append((claim.version, claim.quantity, claimed, check.bandwidth / 1e9, obtained, fair, *needs))
-    return Table("claimed and obtained", columns, tuple(rows))
+    return Table("published claims", columns, tuple(rows))
 
 
 def _plot_savings(study: Study) -> Figure:
@@ -265,10 +265,10 @@ def _plot_savings(study: Study) -> Figure:
     series = (
         Series("traffic and off-chip energy", sizes, tuple(point.traffic * 100 for point in points)),
         Series("latency", sizes, tuple(point.latency * 100 for point in points)),
-        Series("latency, fair baseline", sizes, tuple(point.latency_fair * 100 for point in points)),
+        Series("latency, deep prefetch", sizes, tuple(point.latency_fair * 100 for point in points)),
     )
     is_wide = max(sizes) > LOG_RATIO * min(sizes) > 0
-    return Figure("savings", "Saved by the persistent buffer", f"buffer {unit}", "saved %", series, log_x=is_wide)
+    return Figure("savings", "Savings of the persistent buffer", f"buffer {unit}", "saved %", series, log_x=is_wide)
 
 
 def _write_lines(problem: StudyProblem, study: Study) -> tuple[tuple[str, str], ...]:
@@ -279,10 +279,10 @@ def _write_lines(problem: StudyProblem, study: Study) -> tuple[tuple[str, str], 
     name, best = min(strategies[ADAPTIVE_STRATEGIES], key=lambda pair: pair[1].layered.seconds)
     cached = setup.cached
     return (
-        ("keep", sentences.describe_cached_layers(setup.cached_bytes, layers, cached.source, cached.order)),
-        ("cache-aware", sentences.state_adaptive_gain(name, 1 - best.layered.seconds / static)),
+        ("cached subgraph", sentences.describe_cached_layers(setup.cached_bytes, layers, cached.source, cached.order)),
+        ("adaptive cache", sentences.state_adaptive_gain(name, 1 - best.layered.seconds / static)),
         ("energy", sentences.state_energy_saving(actual.traffic, actual.energy)),
         ("family", study.family.about),
-        ("values", sentences.describe_precision(setup.machine)),
+        ("precision", sentences.describe_precision(setup.machine)),
         ("accuracy", sentences.state_accuracy_points(actual.points, actual.points_fair)),
     )

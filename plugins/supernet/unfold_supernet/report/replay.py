@@ -29,7 +29,7 @@ def build_simulated_report(replayed: SimulatedReplay) -> Report:
         "attainment": reduced.outcome.attainment,
         "accuracy_served": reduced.accuracy,
     }
-    lines = (*report.lines, ("nets", sentences.state_needed_subnets(replayed.needed, reduced.outcome.attainment)))
+    lines = (*report.lines, ("subnets", sentences.state_needed_subnets(replayed.needed, reduced.outcome.attainment)))
     accelerated = replayed.accelerated
     if accelerated is None:
         return replace(report, decision=decision, lines=lines)
@@ -41,7 +41,7 @@ def build_simulated_report(replayed: SimulatedReplay) -> Report:
         report,
         decision=decision | {"buffer": accelerated.decision},
         metrics={**report.metrics, "energy_mj": Metric(millijoules, "mJ")},
-        lines=(*lines, ("chip", text)),
+        lines=(*lines, ("accelerator", text)),
     )
 
 
@@ -59,7 +59,7 @@ def build_measured_report(replayed: MeasuredReplay) -> Report:
     lines = (
         *report.lines,
         ("predicted", sentences.state_prediction(predicted.outcome.attainment, predicted.accuracy)),
-        ("pace", sentences.state_slowdown(median, p99)),
+        ("slowdown", sentences.state_slowdown(median, p99)),
     )
     return replace(report, metrics={**report.metrics, **metrics}, lines=lines)
 
@@ -110,13 +110,13 @@ def _collect_metrics(
 def _tabulate_policies(results: Sequence[PolicyResult], *, timed: bool) -> Table:
     has_targets = results[0].outcome.accurate_enough is not None
     columns = (
-        Column("rule"),
+        Column("policy"),
         Column("in time", "%", 2, timed=timed),
-        *((Column("and accurate enough", "%", 2, timed=timed),) if has_targets else ()),
-        Column("accuracy served", "%", 2, timed=timed),
-        *(() if has_targets else (Column("given up", "%", 2, timed=timed),)),
+        *((Column("in time and accurate enough", "%", 2, timed=timed),) if has_targets else ()),
+        Column("mean accuracy", "%", 2, timed=timed),
+        *(() if has_targets else (Column("dropped", "%", 2, timed=timed),)),
         Column("mean batch", "", 1, timed=timed),
-        Column("changes of net", timed=timed),
+        Column("model switches", timed=timed),
     )
     rows: list[tuple[Cell, ...]] = []
     for result in results:
@@ -126,7 +126,7 @@ def _tabulate_policies(results: Sequence[PolicyResult], *, timed: bool) -> Table
         batch = served / max(1, outcome.batches)
         quality = (outcome.satisfied_fraction * 100, result.accuracy) if has_targets else (result.accuracy, dropped)
         rows.append((result.name, outcome.attainment * 100, *quality, batch, int(outcome.switches)))
-    return Table("rules", columns, tuple(rows), accent=0)
+    return Table("policies", columns, tuple(rows), accent=0)
 
 
 def _describe_deadlines(problem: ReplayProblem) -> str:

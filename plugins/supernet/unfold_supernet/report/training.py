@@ -41,7 +41,7 @@ def build_training_report(problem: TrainingProblem, result: TrainingResult) -> R
         verdict=Verdict.YES,
         headline=headline,
         subtitle=(
-            f"{len(accuracies)} nets", data.about, f"{len(data.train):,} to train", f"{len(data.test):,} to test",
+            f"{len(accuracies)} subnets", data.about, f"{len(data.train):,} to train", f"{len(data.test):,} to test",
         ),
         metrics=_collect_metrics(result),
         tables=tuple(tables),
@@ -84,9 +84,9 @@ def _collect_metrics(result: TrainingResult) -> dict[str, Metric]:
 
 
 def _tabulate_subnets(result: TrainingResult) -> Table:
-    macs_column, macs = scale_column("work", "kMAC", result.macs, 0)
+    macs_column, macs = scale_column("operations", "kMAC", result.macs, 0)
     columns = (
-        Column("net"),
+        Column("subnet"),
         Column("accuracy", "%", 2),
         Column("±", "points", 2),
         Column("macro F1", "%", 1),
@@ -104,24 +104,24 @@ def _tabulate_subnets(result: TrainingResult) -> Table:
         times = [result.seconds_by_batch[name][batch] * MICRO for batch in (1, 32)]
         label = name + (" *" if name in front else "")
         rows.append((label, quality.accuracy, quality.half_width, quality.macro_f1, work, sizes[name], *times))
-    return Table("nets", columns, tuple(rows))
+    return Table("subnets", columns, tuple(rows))
 
 
 def _tabulate_gaps(result: TrainingResult) -> Table:
     columns = (
-        Column("net"),
-        Column("in the family", "%", 2),
-        Column("alone", "%", 2),
-        Column("cost of sharing", "points", 2),
+        Column("subnet"),
+        Column("shared weights", "%", 2),
+        Column("standalone", "%", 2),
+        Column("gap", "points", 2),
         Column("paired error", "points", 2),
-        Column("surely"),
+        Column("shared weights are"),
     )
     rows: list[tuple[Cell, ...]] = []
     for name, comparison in result.comparisons.items():
         gap = comparison.gap
         rating = sentences.rate_gap(is_significant=gap.is_significant, points=gap.points)
         rows.append((name, comparison.shared.accuracy, comparison.standalone.accuracy, gap.points, gap.error, rating))
-    return Table("cost of sharing", columns, tuple(rows))
+    return Table("weight-sharing gap", columns, tuple(rows))
 
 
 def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table:
@@ -129,7 +129,7 @@ def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table
     # of many classes, those that the largest subnet recognises worst
     by_sensitivity = sorted(range(len(largest)), key=lambda index: (math.isnan(largest[index]), largest[index]))
     shown = sorted(by_sensitivity[:MAX_CLASSES])
-    columns = (Column("sensitivity"), *(Column(f"class {problem.data.names[index]}", "%", 1) for index in shown))
+    columns = (Column("subnet"), *(Column(f"class {problem.data.names[index]}", "%", 1) for index in shown))
     rows: list[tuple[Cell, ...]] = []
     for name, quality in result.qualities.items():
         values = [quality.sensitivity[index] for index in shown]
@@ -140,19 +140,19 @@ def _tabulate_classes(problem: TrainingProblem, result: TrainingResult) -> Table
 def _tabulate_switches(result: TrainingResult) -> Table:
     costs = result.switch_costs
     columns = (
-        Column("a switch by"),
+        Column("mechanism"),
         Column("time", "µs", 2, timed=True),
-        Column("against routing", "x", 0, timed=True),
+        Column("relative to routing", "x", 0, timed=True),
     )
     mechanisms = (
         ("routing (median)", costs.route_p50_s),
-        ("routing (99 %)", costs.route_p99_s),
+        ("routing (p99)", costs.route_p99_s),
         ("binding views anew", costs.bind_s),
         ("loading a state in place", costs.load_state_s),
-        ("building and loading the model", costs.reload_s),
+        ("building and loading a model", costs.reload_s),
     )
     rows = tuple((name, seconds * MICRO, seconds / costs.route_p50_s) for name, seconds in mechanisms)
-    return Table("switch", columns, rows)
+    return Table("model switch", columns, rows)
 
 
 def _plot_front(result: TrainingResult) -> Figure:
@@ -162,8 +162,8 @@ def _plot_front(result: TrainingResult) -> Figure:
     front = Series(
         "front", tuple(macs[index] for index in on_front), tuple(accuracies[index] for index in on_front), "steps"
     )
-    points = Series("nets", macs, accuracies, "points")
-    return Figure("front", "Accuracy by work", "MAC", "accuracy %", (points, front), log_x=True)
+    points = Series("subnets", macs, accuracies, "points")
+    return Figure("front", "Accuracy by operations", "MAC", "accuracy %", (points, front), log_x=True)
 
 
 def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
@@ -172,7 +172,7 @@ def _write_lines(result: TrainingResult) -> tuple[tuple[str, str], ...]:
     lines = (
         ("front", sentences.describe_front(result.front)),
         ("steps", sentences.describe_steps(steps, MAX_LISTED_STEPS)),
-        ("switch", sentences.explain_switch()),
+        ("model switch", sentences.explain_switch()),
         ("memory", sentences.state_memory(costs.shared_bytes, costs.separate_bytes)),
         ("files", sentences.list_files()),
     )

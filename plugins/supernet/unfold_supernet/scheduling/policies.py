@@ -91,7 +91,7 @@ def scale_latencies(profiles: Sequence[SubnetProfile], factor: float) -> tuple[S
 def make_slackfit(profiles: Sequence[SubnetProfile], buckets: int = BUCKETS) -> Policy:
     """Build SlackFit (SuperServe): latency buckets of equal width, the largest batch in each (ties: most accurate).
 
-    The policy takes the highest bucket whose upper edge fits the slack; below the lowest, no request can be in time.
+    The policy takes the highest bucket within the slack; below the lowest, no request can be in time.
     """
     options = [(time, size, index) for index, profile in enumerate(profiles) for size, time in profile.seconds]
     low, high = min(option[0] for option in options), max(option[0] for option in options)

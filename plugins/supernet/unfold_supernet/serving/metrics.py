@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unfold_supernet.report import sentences
 from unfold_supernet.scheduling.policies import SubnetProfile
 from unfoldkit.serving.observability.dashboard import More, Shares, Tile
 
@@ -27,7 +28,7 @@ def register_counter(registry: Any, profiles: Sequence[SubnetProfile]) -> CountB
     """Register the counter of served requests; return the function that counts a batch."""
     from prometheus_client import Counter
 
-    counter = Counter(COUNTER, "Requests that a net answered", ("net", "in_time"), registry=registry)
+    counter = Counter(COUNTER, "Requests served by subnet", ("net", "in_time"), registry=registry)
     children = [(counter.labels(p.name, LATE), counter.labels(p.name, TIMELY)) for p in profiles]
 
     def count_batch(subnet: int, in_time: Sequence[bool]) -> None:
@@ -57,20 +58,20 @@ def make_dashboard(registry: Any, profiles: Sequence[SubnetProfile], min_attainm
 
 
 def _build_usage(usage: dict[str, float]) -> Shares:
-    return Shares("answered by", "requests", usage)
+    return Shares("requests by subnet", "requests", usage)
 
 
 def _build_tiles(counts: _Counts, accuracy: dict[str, float], min_attainment: float) -> tuple[Tile, ...]:
     timely, late = sum(counts.timely.values()), sum(counts.late.values())
     if not timely + late:
-        return (Tile("attainment", "–", f"target {min_attainment:.1%}"), Tile("late", "0"))
+        return (Tile("attainment", "–", sentences.note_attainment(min_attainment)), Tile("late", "0"))
     attainment = timely / (timely + late)
-    note = f"answered in time, target {min_attainment:.1%}"
+    note = sentences.note_attainment(min_attainment)
     tiles = (Tile("attainment", f"{attainment:.2%}", note, attainment >= min_attainment), Tile("late", f"{late:,.0f}"))
     if not timely:
         return tiles
     served = sum(accuracy[name] * count for name, count in counts.timely.items()) / timely
-    return (*tiles, Tile("accuracy served", f"{served:.2f} %", "expected, of those in time"))
+    return (*tiles, Tile("accuracy served", f"{served:.2f} %", sentences.note_accuracy()))
 
 
 def _read_counts(registry: Any) -> _Counts:

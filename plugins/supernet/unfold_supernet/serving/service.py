@@ -183,8 +183,8 @@ def _write_lines(options: ServingOptions, model: SupernetModel) -> tuple[tuple[s
         for profile in model.profiles
     ]
     return (
-        ("nets", " · ".join(subnets)),
-        ("rule", sentences.explain_policy(options.policy, model.profiles[0].name)),
+        ("subnets", " · ".join(subnets)),
+        ("policy", sentences.explain_policy(options.policy, model.profiles[0].name)),
         ("accuracy", sentences.explain_min_accuracy()),
         ("deadline", sentences.explain_deadline(options.slo_s * 1e3)),
     )

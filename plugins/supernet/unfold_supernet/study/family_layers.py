@@ -27,10 +27,10 @@ def build_trained_family(name: str, space: Space, accuracies: Sequence[float]) -
         layers["head"] = Layer(space.classes, width, (1, 1), (1, 1), width)
         subnets.append(tabulate_subnet(subnet.name, layer_names, layers, accuracy))
     subnets.sort(key=lambda subnet: int(subnet.weights.sum()))
-    about = "the members that were trained"
+    about = "the trained subnets"
     if space.attention:
         omitted = max(count_attention_macs(space, subnet) / count_macs(space, subnet) for subnet in space.subnets)
-        about += f"; attention's products of activations, up to {omitted:.0%} of a net's operations, are left out"
+        about += f"; attention's products of activations, up to {omitted:.0%} of the operations, are not included"
     return Family(name, layer_names, tuple(subnets), about)
 
 

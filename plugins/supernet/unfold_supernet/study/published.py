@@ -99,5 +99,5 @@ def get_measures(quantity: str) -> tuple[Measure, Measure]:
 
 
 def find_smallest_buffer(points: Sequence[Savings], value: float, measure: Measure) -> int | None:
-    """Find the smallest buffer whose measure reaches ``value``."""
+    """Find the smallest buffer with a measure that reaches ``value``."""
     return min((point.persistent_bytes for point in points if measure(point) >= value), default=None)

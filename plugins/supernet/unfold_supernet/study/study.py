@@ -47,7 +47,7 @@ class StudyProblem:
     Attributes:
         name: Name of the spec.
         family: The subnets.
-        is_reference: Whether the family is a published one, whose accuracies are not measured.
+        is_reference: Whether the family is a published one: its accuracies are not measured.
         machine: The accelerator.
         stream: The queries.
         queries: How they are scheduled.

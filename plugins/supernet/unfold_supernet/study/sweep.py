@@ -62,7 +62,7 @@ class Savings:
         traffic_best: Traffic of the subnet that gains most, under the candidate that suits it best.
         latency: Latency over the stream.
         latency_best: Latency of the subnet that gains most.
-        latency_fair: Latency against an accelerator whose transfers run ahead through layers with the same bytes.
+        latency_fair: Latency against a baseline that uses the same bytes to run transfers ahead through layers.
         latency_fair_best: The same for the subnet that gains most.
         points: Points of accuracy gained at equal deadlines.
         points_fair: The same against the fair baseline.

@@ -41,9 +41,9 @@ def train_and_evaluate(
     qualities = evaluate_subnets(tested, len(data.names))
     seconds_by_batch: dict[str, dict[int, float]] = {}
     for name in qualities:
-        progress("time nets", len(seconds_by_batch), len(qualities))
+        progress("measure latencies", len(seconds_by_batch), len(qualities))
         seconds_by_batch[name] = latency.measure_latencies(supernet.bound[name], data)
-    progress("time nets", len(seconds_by_batch), len(qualities))
+    progress("measure latencies", len(seconds_by_batch), len(qualities))
     subnets = sort_by_macs(supernet)
     comparisons = {}
     if problem.options.standalone:

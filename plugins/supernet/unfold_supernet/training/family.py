@@ -104,7 +104,7 @@ def _train_subnets(
     names = [subnet.name for subnet in subnets]
     if directory.has(file, made_from=made_from):
         state = unpack_state(directory.read(file), names)
-    label = f"train {standalone.name} alone" if standalone else "train family"
+    label = f"train {standalone.name} standalone" if standalone else "train supernet"
     epochs = count_epochs(build_phases(subnets, options), options)
     progress(label, state.epoch, epochs)
 

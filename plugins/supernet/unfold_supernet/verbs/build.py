@@ -239,8 +239,8 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
     path = path if path.is_file() else run.path(str(path))
     arrivals = traces.read(path, tell=run.log.warning)
     if len(arrivals) and arrivals[-1] <= arrivals[0]:
-        message = f"{len(arrivals):,} at one instant: no traffic, as there is no rate"
-        raise fail(message, file=str(path), hint="use a trace that lasts")
+        message = f"all {len(arrivals):,} requests arrive at one instant, so the trace has no rate"
+        raise fail(message, file=str(path), hint="use a longer trace")
     targets = read_targets(path, arrivals.size, options.slo_s)
     return ReplayProblem(
         name=spec.name,
