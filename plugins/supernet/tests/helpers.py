@@ -9,12 +9,23 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from unfold_supernet._types import IntArray
+from unfold_supernet._types import FloatArray, IntArray
+from unfold_supernet.accelerator import cost_model, latency_table, subgraph_cache
 from unfold_supernet.accelerator.hardware import Accelerator, get_presets
+from unfold_supernet.accelerator.latency_table import LatencyTable
 from unfold_supernet.accelerator.layers import Family, Layer, SubnetLayers, tabulate_subnet
 from unfold_supernet.family.datasets import Dataset, load_dataset
 from unfold_supernet.family.space_builder import InputShape, build_space
 from unfold_supernet.networks.space import Space
+from unfold_supernet.scheduling.policies import (
+    Policy,
+    SubnetProfile,
+    make_cheapest,
+    make_fitted,
+    make_fixed,
+    make_slackfit,
+    make_steady,
+)
 from unfold_supernet.schema.space import SpaceSpec
 from unfold_supernet.schema.supernet import SupernetSpec
 from unfold_supernet.schema.training import DataSpec, TrainingSpec
@@ -132,3 +143,107 @@ def random_family(seed: int, count: int = 4) -> Family:
 
 def _named(found: list[Layer]) -> dict[str, Layer]:
     return {str(index): layer for index, layer in enumerate(found)}
+
+
+def make_list_space(**lists: object) -> Space:
+    """Return a space over three widths, depths and two kernels, or over what is given."""
+    given_ = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2, 3), "kernel": (3, 5), "coupling": "independent"}
+    stages = ({"width": 8}, {"width": 12})
+    return make_space(SpaceSpec.model_validate({"stages": stages, **given_, **lists}), 3, (9, 7), 2, 4)
+
+
+REPLAY_PROFILES = (
+    SubnetProfile("small", 80.0, ((1, 0.001), (8, 0.002), (32, 0.006))),
+    SubnetProfile("middle", 85.0, ((1, 0.002), (8, 0.008), (32, 0.024))),
+    SubnetProfile("large", 90.0, ((1, 0.004), (8, 0.020), (32, 0.064))),
+)
+
+
+def draw_arrivals(rate: float, count: int, seed: int) -> FloatArray:
+    """Return Poisson arrivals."""
+    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
+
+
+def write_trace(folder: Path, text: str) -> Path:
+    """Return a file with a table."""
+    path = folder / "trace.csv"
+    path.write_text(text, "utf-8")
+    return path
+
+
+PROFILES = (
+    SubnetProfile("small", 80.0, ((1, 0.001), (8, 0.003), (32, 0.008))),
+    SubnetProfile("middle", 85.0, ((1, 0.002), (8, 0.008), (32, 0.024))),
+    SubnetProfile("large", 90.0, ((1, 0.004), (8, 0.020), (32, 0.064))),
+)
+
+
+SLO = 0.03
+
+
+def make_policies() -> dict[str, Policy]:
+    """Return every rule over the three nets."""
+    return {
+        "slackfit": make_slackfit(PROFILES), "fitted": make_fitted(PROFILES), "steady": make_steady(PROFILES, SLO),
+        "cheapest": make_cheapest(PROFILES), "large": make_fixed(PROFILES, 2),
+    }  # fmt: skip
+
+
+@st.composite
+def cases(draw: Any) -> tuple[SubnetLayers, Accelerator, IntArray]:
+    """Draw a net, a machine and a cached sub-graph."""
+    found = draw(nets())
+    return found, draw(machines()), draw(graphs(found))
+
+
+MACHINE = replace(get_presets()["zcu104"], bandwidth=1e9)
+
+
+def build_tables(
+    family: Family, machine: Accelerator
+) -> tuple[LatencyTable, list[subgraph_cache.CachedSubgraph], list[cost_model.SubnetWork]]:
+    """Return the table of a family on a machine, its columns and works."""
+    works = [cost_model.build_work(net, machine) for net in family.subnets]
+    found = subgraph_cache.list_candidates(family, works, machine)
+    return latency_table.build_latency_table(works, found, machine), found, works
+
+
+LABELS = np.repeat([3, 5], 20)
+
+
+def load_arrays(folder: Path, form: str, given: dict[str, Any] | None = None, **arrays: Any) -> Dataset:
+    """Return arrays as they are loaded from a file for nets of a form."""
+    np.savez(folder / "d.npz", **{"y": LABELS, **arrays})
+    run = make_run(folder, base=folder)
+    return load_data(DataSpec.model_validate({"source": "file", "path": "d.npz", **(given or {})}), run, form)
+
+
+PLAN_SPEC = """
+version: 1
+kind: supernet
+name: t
+family: ofa-mobilenetv3
+accelerator: {persistent_buffer: 1 MiB, bandwidth: 2 GB/s, sizes: [512 KiB, 2 MiB], bandwidths: [1 GB/s]}
+queries: {count: 500}
+"""
+
+HANDOFF_SPEC = """
+version: 1
+kind: supernet
+name: t
+data: {source: digits}
+space: {stages: [{width: 8}, {width: 16}], expand: [0.5, 1], depth: [1, 2], resolution: [0.5, 1]}
+training: {epochs: 12, batch: 64, alone: false}
+serving: {slo: 20 ms, escalate: 60%}
+accelerator: {persistent_buffer: 16 KiB, sizes: [16 KiB], bandwidths: [4 GB/s]}
+"""
+
+
+def make_form_space(form: str, extra: int = 2) -> Space:
+    """Return a space of every combination of three widths, two depths and two kernels."""
+    lists = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "coupling": "independent"}
+    lists |= {} if form == "mlp" else {"resolution": (1.0, 0.5)}
+    lists |= {"kernel": (1,), "attention": {"width": 12, "heads": 3}} if form == "transformer" else {}
+    given = SpaceSpec.model_validate({"form": form, "stages": ({"width": 8}, {"width": 12}), **lists})
+    sizes: dict[str, tuple[int, ...]] = {"conv1d": (20,), "conv2d": (9, 7), "mlp": (1,), "transformer": (9, 7)}
+    return make_space(given, 3, sizes[form], extra, 4)

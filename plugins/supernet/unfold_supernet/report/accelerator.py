@@ -164,7 +164,7 @@ def _tabulate_subnets(study: Study) -> Table:
         scale_column("operations", "GMAC", [float(subnet.macs.sum()) for subnet in subnets]),
         scale_column("no cache", "ms", setup.layered.seconds[:, 0].tolist()),
         scale_column("static cache", "ms", setup.layered.seconds[:, setup.static_column].tolist()),
-        scale_column("off-chip traffic", "MB", setup.layered.bytes[:, setup.static_column].tolist()),
+        scale_column("off-chip", "MB", setup.layered.bytes[:, setup.static_column].tolist()),
         scale_column("energy", "mJ", energy),
     )
     return _join_columns("subnets", columns)
@@ -183,12 +183,12 @@ def _tabulate_buffers(study: Study) -> Table:
     columns = (
         (Column("buffer", unit, 2), sizes),
         (Column("traffic", "%", 1), [point.traffic * 100 for point in points]),
-        (Column("traffic, best subnet", "%", 1), [point.traffic_best * 100 for point in points]),
+        (Column("best traffic", "%", 1), [point.traffic_best * 100 for point in points]),
         (Column("latency", "%", 1), [point.latency * 100 for point in points]),
-        (Column("latency, best subnet", "%", 1), [point.latency_best * 100 for point in points]),
-        (Column("latency, deep prefetch", "%", 1), [point.latency_fair * 100 for point in points]),
-        (Column("latency, deep prefetch, best subnet", "%", 1), [point.latency_fair_best * 100 for point in points]),
-        (Column("total energy", "%", 1), [point.energy * 100 for point in points]),
+        (Column("best latency", "%", 1), [point.latency_best * 100 for point in points]),
+        (Column("deep latency", "%", 1), [point.latency_fair * 100 for point in points]),
+        (Column("best deep latency", "%", 1), [point.latency_fair_best * 100 for point in points]),
+        (Column("energy", "%", 1), [point.energy * 100 for point in points]),
     )
     return _join_columns("savings by buffer", columns, accent=sizes.index(study.actual.persistent_bytes / unit_bytes))
 
@@ -207,8 +207,8 @@ def _tabulate_strategies(problem: StudyProblem, study: Study) -> Table:
     columns = (
         (Column("strategy"), _name_strategies(problem, study)),
         scale_column("latency", "ms", [outcome.seconds for outcome in layered], 3),
-        scale_column("latency, deep prefetch", "ms", [outcome.deep.seconds for outcome in study.strategies], 3),
-        scale_column("off-chip traffic", "MB", [outcome.bytes for outcome in layered]),
+        scale_column("deep latency", "ms", [outcome.deep.seconds for outcome in study.strategies], 3),
+        scale_column("off-chip", "MB", [outcome.bytes for outcome in layered]),
         (Column("hits", "%", 0), [outcome.hit * 100 for outcome in layered]),
         (Column("refills", "% of time", 2), [outcome.refill / outcome.seconds * 100 for outcome in layered]),
         (Column("cache changes"), [outcome.changes for outcome in layered]),
@@ -225,7 +225,7 @@ def _tabulate_targets(problem: StudyProblem, study: Study) -> Table:
         (Column("accurate enough", "%", 1), [outcome.accurate_enough * 100 for outcome in layered]),
         (Column("in time", "%", 1), [outcome.in_time * 100 for outcome in layered]),
         (Column("both targets", "%", 1), [outcome.both * 100 for outcome in layered]),
-        (Column("both, deep prefetch", "%", 1), [outcome.deep.both * 100 for outcome in study.strategies]),
+        (Column("both targets, deep", "%", 1), [outcome.deep.both * 100 for outcome in study.strategies]),
     )
     return _join_columns("targets met", columns, accent=study.find_strategy(problem.queries.keep))
 
@@ -236,12 +236,12 @@ def _tabulate_claims(study: Study) -> Table:
     columns = (
         Column("source"),
         Column("quantity"),
-        Column("claimed, up to"),
+        Column("claimed"),
         Column("bandwidth", "GB/s", 1),
         Column("obtained"),
-        Column("obtained, deep prefetch"),
-        Column("buffer needed", unit, 2),
-        Column("buffer needed, deep prefetch", unit, 2),
+        Column("deep"),
+        Column("buffer", unit, 2),
+        Column("deep buffer", unit, 2),
     )
     rows: list[tuple[Cell, ...]] = []
     for check in study.claims:
@@ -265,7 +265,7 @@ def _plot_savings(study: Study) -> Figure:
     series = (
         Series("traffic and off-chip energy", sizes, tuple(point.traffic * 100 for point in points)),
         Series("latency", sizes, tuple(point.latency * 100 for point in points)),
-        Series("latency, deep prefetch", sizes, tuple(point.latency_fair * 100 for point in points)),
+        Series("deep latency", sizes, tuple(point.latency_fair * 100 for point in points)),
     )
     is_wide = max(sizes) > LOG_RATIO * min(sizes) > 0
     return Figure("savings", "Savings of the persistent buffer", f"buffer {unit}", "saved %", series, log_x=is_wide)

@@ -98,7 +98,7 @@ def describe_cached_layers(cached_bytes: int, layers: int, source: str, order: s
 def state_adaptive_gain(strategy: str, gain: float) -> str:
     """State what the best adaptive cache saves beyond the static one."""
     effect = f"adds {format_percent(-gain)} to" if _is_loss(gain) else f"saves {format_percent(gain)} of"
-    return f"{strategy}: {effect} the latency with the static cache"
+    return f"{strategy}: {effect} the latency of the static cache"
 
 
 def state_energy_saving(traffic: float, total: float) -> str:
@@ -125,8 +125,9 @@ def list_study_notes(max_buffer: int, *, is_reference: bool) -> tuple[str, ...]:
     scale = " The accuracies are a scale, not measurements." if is_reference else ""
     return (
         f"All figures come from a model; no board was measured.{scale}",
-        "Without a cache, the dynamic buffer gets the same bytes; deep prefetch runs transfers ahead through layers.",
-        f"Buffer needed: the smallest buffer of the sweep (up to {format_bytes(max_buffer)}) that reaches the claim.",
+        "Best: the subnet that gains most. Deep: with transfers that run ahead through layers.",
+        "Without a cache, the dynamic buffer gets the bytes of the persistent buffer.",
+        f"Buffer of a claim: the smallest one of the sweep (up to {format_bytes(max_buffer)}) that reaches it.",
     )
 
 
