@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, fail
+from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, user_error
+from unfoldkit.safe_io.files import MAX_TEXT_BYTES, decoding, is_deep, read_bytes
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "unfoldkit.manifest/1"
@@ -154,15 +155,26 @@ class RunDir:
         """
         entry = self.files().get(name)
         if entry is None:
-            raise fail(f"no {name} in this run", file=str(self.path), hint="run the earlier verb first")
-        data = _read(self._inside(name))
+            raise user_error(f"no {name} in this run", file=str(self.path), hint="run the earlier verb first")
+        data = read_bytes(self._inside(name))
         if sha256(data) != entry["sha256"]:
-            raise fail(
+            raise user_error(
                 "the file was changed after it was written: its SHA-256 does not match the manifest",
                 file=str(self._inside(name)),
                 hint="delete it from the run, or the run, and train again",
             )
         return data
+
+    @contextlib.contextmanager
+    def decoding(self, name: str, what: str = "") -> Iterator[bytes]:
+        """Yield the bytes of a listed file; what decoding them raises becomes an error with the file's name.
+
+        Raises:
+            UnfoldError: see :meth:`read`, or the file holds something else.
+        """
+        data = self.read(name)
+        with decoding(str(self._inside(name)), what):
+            yield data
 
     def has(self, name: str, *, made_from: str | None = None) -> bool:
         """Whether ``name`` is listed and there, and (if given) was made from the same fingerprint."""
@@ -180,17 +192,22 @@ class RunDir:
         path = self.path / MANIFEST
         if not path.exists():
             return {}
+        content = read_bytes(path, max_bytes=MAX_TEXT_BYTES)
         try:
-            data = json.loads(_read(path))
+            data = json.loads(content)
+            if is_deep(data):
+                raise ValueError("nested too deep")  # noqa: TRY301
             if _is_of_another_version(data):
                 message = f"another version wrote this run: its manifest is of schema {data['schema']}"
-                raise fail(message, file=str(path), hint=f"this one reads {MANIFEST_SCHEMA}; --run DIR begins another")
+                raise user_error(
+                    message, file=str(path), hint=f"this one reads {MANIFEST_SCHEMA}; --run DIR begins another"
+                )
             entries = dict(data["files"].items())
             if data["schema"] == MANIFEST_SCHEMA and all(entry.keys() >= _ENTRY for entry in entries.values()):
                 return entries
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
-        raise fail("the manifest is damaged", file=str(path), hint="delete the run and train again")
+        raise user_error("the manifest is damaged", file=str(path), hint="delete the run and train again")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -204,7 +221,7 @@ class RunDir:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise fail(
+                raise user_error(
                     "another process is using this run", file=str(self.path), hint="wait, or --run DIR"
                 ) from error
             _sweep(self.path)
@@ -215,14 +232,14 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             return (self.path / ".lock").open("a")
         except OSError as error:
-            raise fail(
+            raise user_error(
                 f"cannot write to the run folder: {error.strerror}", file=str(self.path), hint="--run DIR"
             ) from error
 
     def _inside(self, name: str) -> Path:
         path = self.path / name
         if self.path.resolve() not in path.resolve().parents:
-            raise fail(f"{name!r} leads out of the run", file=str(self.path))
+            raise user_error(f"{name!r} leads out of the run", file=str(self.path))
         return path
 
     def _save(self, files: Mapping[str, Any]) -> None:
@@ -241,13 +258,6 @@ def _sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _DEAD_AFTER_S:
                 path.unlink()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise fail(f"cannot read: {error.strerror}", file=str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Units for report columns and byte counts: a supernet of a few thousand weights has no megabytes to show."""
+"""Units for report columns and buffers: a supernet of a few thousand weights has no megabytes to show."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from unfoldkit.api import Column
 
 MIB = 2**20
-BYTE_UNITS = (("GiB", 2**30), ("MiB", MIB), ("KiB", 1024))
-ROUNDS_UP = 1 - 1 / 2048
-"""Fraction of a unit from which a byte count rounds to the full unit in three digits."""
 PREFIXES = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0), ("m", 1e-3), ("µ", 1e-6), ("n", 1e-9))
 
 
@@ -35,15 +32,6 @@ def scale_column(name: str, max_unit: str, values: Sequence[float], digits: int 
     sign, factor = next((pair for pair in allowed if largest >= min_shown * pair[1]), fallback)
     digits = min(digits, 1) if sign != prefix and largest >= 100 * factor else digits
     return Column(name, sign + base_unit, digits), [value / factor for value in values]
-
-
-def format_bytes(count: int) -> str:
-    """Format a byte count in B, KiB, MiB or GiB with three digits and no exponent."""
-    if count < 1024:
-        return f"{count} B"
-    unit, unit_bytes = next(pair for pair in BYTE_UNITS if count >= pair[1] * ROUNDS_UP)
-    value = count / unit_bytes
-    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def choose_buffer_unit(sizes: Sequence[int]) -> tuple[str, int]:

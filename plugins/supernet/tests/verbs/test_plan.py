@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from plugins.supernet.tests.helpers import PLAN_SPEC, make_run, parse_spec
-from unfold_supernet.units import format_bytes
 from unfold_supernet.verbs.plan import plan
-from unfoldkit.api import Report, Verdict
+from unfoldkit.api import Report, Verdict, format_bytes
 
 
 def plan_study(folder: Path, extra: str = "") -> Report:

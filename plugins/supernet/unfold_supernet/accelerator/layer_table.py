@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unfold_supernet.accelerator.layers import Family, Layer, SubnetLayers, tabulate_subnet
-from unfoldkit.api import CsvRow, csv_rows, fail
+from unfoldkit.api import CsvRow, csv_rows, user_error
 
 REQUIRED_COLUMNS = ("net", "accuracy", "layer", "kernels", "channels", "out")
 MAX_COUNT = 10_000_000
@@ -30,7 +30,7 @@ def read_layer_table(path: Path, name: str) -> Family:
             raise row.wrong(f"subnet {row['net']} has layer {row['layer']} twice", "layer")
         layers[row["layer"]] = row
     if not rows:
-        raise fail("the table contains no layer", file=str(path), key="layers")
+        raise user_error("the table contains no layer", file=str(path), key="layers")
     layer_names = merge_layer_order(list(rows.values()))
     subnets = [_build_subnet(subnet, layer_names, layers) for subnet, layers in rows.items()]
     subnets.sort(key=lambda subnet: int(subnet.weights.sum()))

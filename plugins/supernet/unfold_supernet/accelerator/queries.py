@@ -13,7 +13,7 @@ from unfold_supernet.accelerator.latency_table import LatencyTable
 from unfold_supernet.accelerator.scheduler import POLICIES
 from unfold_supernet.accelerator.stream_kernel import ACCURACY
 from unfold_supernet.scheduling.requests import ACCURACY_COLUMN, parse_min_accuracy
-from unfoldkit.api import CsvRow, csv_rows, fail
+from unfoldkit.api import CsvRow, csv_rows, user_error
 from unfoldkit.arrivals.readers.timestamps import unit
 
 LATENCY_COLUMNS = ("latency", "deadline", "slo")
@@ -117,7 +117,7 @@ def read_queries(path: Path, policy: str) -> RecordedQueries:
     """
     rows = list(csv_rows(path))
     if not rows:
-        raise fail("the table contains no query", file=str(path), key=KEY)
+        raise user_error("the table contains no query", file=str(path), key=KEY)
     header = list(rows[0].cells)
     accuracy_column = _find_accuracy_column(header, path, required=POLICIES[policy] == ACCURACY)
     latency_column, seconds = _find_latency_column(header, path, required=POLICIES[policy] != ACCURACY)
@@ -130,7 +130,7 @@ def read_queries(path: Path, policy: str) -> RecordedQueries:
     deadlines_s = np.array([_parse_target(row, latency_column, math.inf) * seconds for row in rows])
     if 0 < accuracies.max() <= 1 and not is_fraction:
         message = f"no accuracy exceeds {accuracies.max():g} %: accuracies are in percent"
-        raise fail(message, file=str(path), key=accuracy_column, hint="write 77.5 or 77.5%, not 0.775")
+        raise user_error(message, file=str(path), key=accuracy_column, hint="write 77.5 or 77.5%, not 0.775")
     return RecordedQueries(accuracies, deadlines_s)
 
 
@@ -138,7 +138,7 @@ def _find_accuracy_column(header: list[str], path: Path, *, required: bool) -> s
     column = next((name for name in header if name.lower().startswith(("accuracy", ACCURACY_COLUMN))), "")
     if required and not column:
         message, hint = "strict-accuracy needs a column accuracy", _list_columns(header)
-        raise fail(message, file=str(path), key=KEY, hint=hint)
+        raise user_error(message, file=str(path), key=KEY, hint=hint)
     return column
 
 
@@ -147,11 +147,11 @@ def _find_latency_column(header: list[str], path: Path, *, required: bool) -> tu
     column = next((name for name in header if unit(name)[0] in LATENCY_COLUMNS), "")
     if required and not column:
         message, hint = "strict-latency needs a column latency_ms", _list_columns(header)
-        raise fail(message, file=str(path), key=KEY, hint=hint)
+        raise user_error(message, file=str(path), key=KEY, hint=hint)
     seconds = unit(column)[1] if column else 1.0
     if seconds is None:
         hint = f"name it {column}_ms or {column}_s"
-        raise fail(f"column {column} has no unit", file=str(path), key=column, hint=hint)
+        raise user_error(f"column {column} has no unit", file=str(path), key=column, hint=hint)
     return column, seconds
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from unfold_supernet.networks.space import Space, parse_space
 from unfold_supernet.scheduling.escalation import SubnetPredictions, unpack_predictions
 from unfold_supernet.scheduling.policies import SubnetProfile, build_profile
-from unfoldkit.api import RunDir, fail
+from unfoldkit.api import RunDir, user_error
+from unfoldkit.safe_io.files import parse_object
 
 SPACE_FILE = "family/space.json"
 RECORD_FILE = "front.json"
@@ -82,28 +83,38 @@ def read_record(directory: RunDir) -> SupernetRecord:
     """Read the measurements of a trained supernet.
 
     Raises:
-        UnfoldError: The run holds none.
+        UnfoldError: The run holds none, or the file is damaged.
     """
     if not directory.has(RECORD_FILE):
-        raise fail("this supernet is not trained yet", file=str(directory.path), hint="unfold train SPEC")
-    document = json.loads(directory.read(RECORD_FILE))
-    subnets = tuple(_parse_subnet(entry) for entry in document["nets"])
-    return SupernetRecord(subnets, tuple(document["front"]), tuple(document["classes"]), document["reload_seconds"])
+        raise user_error("this supernet is not trained yet", file=str(directory.path), hint="unfold train SPEC")
+    with directory.decoding(RECORD_FILE, "measurements of subnets") as content:
+        document = parse_object(content)
+        return SupernetRecord(
+            subnets=tuple(_parse_subnet(entry) for entry in document["nets"]),
+            front=tuple(document["front"]),
+            classes=tuple(document["classes"]),
+            reload_s=float(document["reload_seconds"]),
+        )
 
 
 def _parse_subnet(entry: Mapping[str, Any]) -> SubnetRecord:
     return SubnetRecord(
         name=entry["name"],
-        accuracy=entry["accuracy"],
+        accuracy=float(entry["accuracy"]),
         sensitivity=tuple(entry["sensitivity"]),
-        macs=entry["macs"],
-        seconds={int(batch): seconds for batch, seconds in entry["seconds"].items()},
+        macs=float(entry["macs"]),
+        seconds={int(batch): float(seconds) for batch, seconds in entry["seconds"].items()},
     )
 
 
 def read_space(directory: RunDir) -> Space:
-    """Read the search space of a trained supernet."""
-    return parse_space(json.loads(directory.read(SPACE_FILE)))
+    """Read the search space of a trained supernet.
+
+    Raises:
+        UnfoldError: The file is damaged.
+    """
+    with directory.decoding(SPACE_FILE, "a search space") as content:
+        return parse_space(parse_object(content))
 
 
 def read_predictions(directory: RunDir) -> SubnetPredictions:
@@ -114,5 +125,6 @@ def read_predictions(directory: RunDir) -> SubnetPredictions:
     """
     if not directory.has(PREDICTIONS_FILE):
         message, hint = "this run holds no test predictions, which escalation needs", "train again with this version"
-        raise fail(message, file=str(directory.path), key="serving.escalate", hint=hint)
-    return unpack_predictions(directory.read(PREDICTIONS_FILE))
+        raise user_error(message, file=str(directory.path), key="serving.escalate", hint=hint)
+    with directory.decoding(PREDICTIONS_FILE, "test predictions") as content:
+        return unpack_predictions(content)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from unfold_supernet.networks.supernet import BoundConvNet, BoundSubnet, Superne
 from unfold_supernet.networks.transformer import BoundTransformer
 from unfold_supernet.networks.transformer_export import StandaloneTransformer
 from unfoldkit.api import RunDir
+from unfoldkit.safe_io.files import decoding
 
 WEIGHTS_FILE = "family/weights.safetensors"
 NORMS_FILE = "family/norms.safetensors"
@@ -55,9 +57,21 @@ def read_supernet(directory: RunDir) -> Supernet:
         UnfoldError: The run holds none, or a file was modified.
     """
     space = read_space(directory)
-    weights, flat = load(directory.read(WEIGHTS_FILE)), load(directory.read(NORMS_FILE))
-    bound = {subnet.name: bind_subnet(space, weights, subnet, _select_norms(flat, subnet)) for subnet in space.subnets}
+    weights, flat = (_read_tensors(directory, name) for name in (WEIGHTS_FILE, NORMS_FILE))
+    with decoding(str(directory.path / WEIGHTS_FILE), "the weights of this supernet"):
+        bound = {
+            subnet.name: bind_subnet(space, weights, subnet, _select_norms(flat, subnet)) for subnet in space.subnets
+        }
     return Supernet(space, weights, bound)
+
+
+def _read_tensors(directory: RunDir, name: str) -> dict[str, Tensor]:
+    with directory.decoding(name, "tensors") as content:
+        try:
+            tensors: dict[str, Tensor] = load(content)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+        return tensors
 
 
 def _select_norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:

@@ -19,7 +19,8 @@ from unfold_supernet.family.user_arrays import (
     read_archive,
     require_arrays,
 )
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
+from unfoldkit.safe_io.files import read_bytes
 
 NORMAL_BEATS = 16_000
 MAX_RR_RATIO = 3.0
@@ -87,7 +88,7 @@ def load_dataset(options: DataOptions, seed: int, *, form: str = "conv1d") -> Da
     """
     if options.path is None:
         return _load_digits(options, seed)
-    content, file = options.path.read_bytes(), str(options.path)
+    content, file = read_bytes(options.path), str(options.path)
     digest = hashlib.sha256(content).hexdigest()
     if options.source == "mitbih":
         return _check_split(_select_beats(options, read_archive(content, file, MITBIH_ARRAYS), seed, digest), file)
@@ -203,5 +204,5 @@ def _check_split(data: Dataset, file: str) -> Dataset:
     # norm statistics need the spread of a batch, which a single row lacks
     if len(data.train) < 2 or not len(data.test):
         message = f"{len(data.train):,} rows to train and {len(data.test):,} to test"
-        raise fail(message, file=file, key="data.split", hint="add rows or groups, or change data.test")
+        raise user_error(message, file=file, key="data.split", hint="add rows or groups, or change data.test")
     return data

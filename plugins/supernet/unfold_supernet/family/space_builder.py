@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unfold_supernet.networks.space import Attention, Size, Space, Subnet
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ def build_space(options: SpaceOptions, shape: InputShape) -> Space:
     if attention and attention.patch > smallest_edge:
         hint = f"at most {max(1, smallest_edge)}"
         message = f"a patch exceeds the smallest input, which has an edge of {smallest_edge}"
-        raise fail(message, key="space.attention.patch", hint=hint)
+        raise user_error(message, key="space.attention.patch", hint=hint)
     return Space(
         widths=options.widths,
         subnets=tuple(dict.fromkeys(_iterate_subnets(options, kernels))),

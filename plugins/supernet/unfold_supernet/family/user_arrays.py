@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from unfold_supernet._types import BoolArray, Float32Array, IntArray
-from unfoldkit.api import csv_rows, fail
+from unfoldkit.api import UnfoldError, csv_rows, user_error
+from unfoldkit.safe_io.arrays import read_npz
 
-DAMAGE_ERRORS = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 TRAIN_MARKS = {"1": True, "train": True, "2": False, "test": False}
 """Values of the array ``split``: whether the row is for training."""
 FORM_DIMS = {"conv1d": 1, "conv2d": 2}
@@ -104,17 +101,16 @@ def read_archive(content: bytes, file: str, names: Sequence[str]) -> dict[str, A
     """
     if not content.startswith(b"PK"):
         hint = "write np.savez(path, x=..., y=...), or a CSV"
-        raise fail("not an NPZ archive", file=file, key="data.path", hint=hint)
+        raise user_error("not an NPZ archive", file=file, key="data.path", hint=hint)
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in names if name in archive.files}
-    except DAMAGE_ERRORS as error:
-        if "allow_pickle" in str(error):
+        return read_npz(content, names=names)
+    except UnfoldError as error:
+        if "Python objects" in str(error):
             message = "an array holds Python objects, which are not loaded"
             hint = "store labels as text or numbers: y.astype(str)"
         else:
             message, hint = f"the NPZ archive is damaged: {error}", ""
-        raise fail(message, file=file, key="data.path", hint=hint) from error
+        raise user_error(message, file=file, key="data.path", hint=hint) from error
 
 
 def read_table(path: Path, options: UserDataOptions) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def read_table(path: Path, options: UserDataOptions) -> dict[str, Any]:
     named |= {"split": "split"} if options.has_split else {}
     rows = list(csv_rows(path, tuple(named), hint="data.target names the label column"))
     if not rows:
-        raise fail("the file contains no row", file=str(path), key="data.path")
+        raise user_error("the file contains no row", file=str(path), key="data.path")
     unlabelled = next((row for row in rows if not row[options.target]), None)
     if unlabelled is not None:
         raise unlabelled.wrong("no label", options.target)
@@ -141,7 +137,7 @@ def require_arrays(arrays: dict[str, Any], names: Sequence[str], file: str) -> N
     missing = [name for name in names if name not in arrays]
     if missing:
         hint = "write np.savez(path, x=..., y=...); in split, 1 marks rows to train on, 2 rows to test on"
-        raise fail(f"the file holds no {', '.join(missing)}", file=file, key="data.path", hint=hint)
+        raise user_error(f"the file holds no {', '.join(missing)}", file=file, key="data.path", hint=hint)
 
 
 def check_numbers(values: Any, name: str, rows: int, file: str) -> Float32Array:
@@ -151,12 +147,12 @@ def check_numbers(values: Any, name: str, rows: int, file: str) -> Float32Array:
         UnfoldError: It does not.
     """
     if values.dtype.kind not in "biuf":
-        raise fail(f"{name} holds {values.dtype}, not numbers", file=file, key="data.path")
+        raise user_error(f"{name} holds {values.dtype}, not numbers", file=file, key="data.path")
     numbers = np.asarray(_check_rows(values, name, rows, file), np.float32)
     if not np.isfinite(numbers).all():
         row = int(np.argwhere(~np.isfinite(numbers))[0][0])
         message = f"{name}[{row}] holds a value that is not finite in single precision"
-        raise fail(message, file=file, hint="fill the gaps, or drop such rows")
+        raise user_error(message, file=file, hint="fill the gaps, or drop such rows")
     return numbers
 
 
@@ -169,22 +165,22 @@ def parse_labels(values: Any, file: str) -> tuple[IntArray, tuple[str, ...]]:
     flat = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if flat.ndim != 1:
         message = f"y has shape {values.shape}, not one label a row"
-        raise fail(message, file=file, hint="convert one-hot labels: y.argmax(1)")
+        raise user_error(message, file=file, hint="convert one-hot labels: y.argmax(1)")
     if flat.dtype.kind == "S":
         flat = np.char.decode(flat, "utf-8", "replace")
     if np.issubdtype(flat.dtype, np.floating):
         invalid = np.flatnonzero(~np.isfinite(flat) | (flat != np.round(flat)))
         if invalid.size:
             message = f"y[{invalid[0]}] is {flat[invalid[0]]}, which is not a class"
-            raise fail(message, file=file, hint="use integers or text; drop rows without a label")
+            raise user_error(message, file=file, hint="use integers or text; drop rows without a label")
         flat = flat.astype(np.int64)
     classes, y = np.unique(flat, return_inverse=True)
     message = f"y holds {len(classes)} classes in {len(flat)} rows"
     if len(classes) < 2:
-        raise fail(message, file=file, hint="at least two classes are needed")
+        raise user_error(message, file=file, hint="at least two classes are needed")
     if 2 * len(classes) > len(flat) > 4:
         hint = "bin a measured quantity into ranges; do not use row names as labels"
-        raise fail(f"{message}, fewer than two rows each", file=file, hint=hint)
+        raise user_error(f"{message}, fewer than two rows each", file=file, hint=hint)
     return y.astype(np.int64), tuple(map(str, classes))
 
 
@@ -197,7 +193,7 @@ def arrange_axes(x: Float32Array, channels: str | None, form: str, file: str) ->
     if form == "mlp":
         if not math.prod(x.shape):
             hint = "add columns beside the label, or choose another target"
-            raise fail("x has no column", file=file, key="data.path", hint=hint)
+            raise user_error("x has no column", file=file, key="data.path", hint=hint)
         return x.reshape(len(x), -1, 1)
     if form not in FORM_DIMS and channels is None and x.ndim == 3:
         _refuse_signal_or_image(x, file)
@@ -205,13 +201,13 @@ def arrange_axes(x: Float32Array, channels: str | None, form: str, file: str) ->
     full = x[:, None] if x.ndim == dims + 1 and channels in (None, "none") else x
     if full.ndim != dims + 2 or not math.prod(full.shape):
         hint = {1: "conv1d: (rows, [channels,] length)", 2: "conv2d: (rows, [channels,] height, width)"}[dims]
-        raise fail(f"x has shape {x.shape}, which {form} cannot take", file=file, key="space.form", hint=hint)
+        raise user_error(f"x has shape {x.shape}, which {form} cannot take", file=file, key="space.form", hint=hint)
     if channels == "last":
         return np.ascontiguousarray(np.moveaxis(full, -1, 1))
     if channels is None and full.shape[1] > max(1, min(full.shape[2:])):
         message = f"x has shape {x.shape}: {full.shape[1]} channels of {' x '.join(map(str, full.shape[2:]))}?"
         hint = "write channels: last, or channels: first to confirm"
-        raise fail(message, file=file, key="data.channels", hint=hint)
+        raise user_error(message, file=file, key="data.channels", hint=hint)
     return full
 
 
@@ -222,13 +218,13 @@ def _refuse_signal_or_image(x: Float32Array, file: str) -> None:
     channels = "first" if height < width else "last"
     message = f"x has shape {x.shape}: signals of {min(height, width)} channels, or images of {height} x {width}?"
     hint = f"write channels: {channels}, or channels: none for images"
-    raise fail(message, file=file, key="data.channels", hint=hint)
+    raise user_error(message, file=file, key="data.channels", hint=hint)
 
 
 def _check_rows(values: Any, name: str, rows: int, file: str) -> Any:
     if not values.ndim or len(values) != rows:
         message = f"{name} has shape {values.shape}, but y holds {rows} labels"
-        raise fail(message, file=file, key="data.path", hint="store one row for each label")
+        raise user_error(message, file=file, key="data.path", hint="store one row for each label")
     return values
 
 
@@ -236,5 +232,5 @@ def _parse_split(values: Any, rows: int, file: str) -> BoolArray:
     marks = [str(value).removesuffix(".0") for value in _check_rows(values, "split", rows, file).ravel().tolist()]
     unknown = next((mark for mark in marks if mark not in TRAIN_MARKS), None)
     if unknown is not None:
-        raise fail(f"split holds {unknown!r}", file=file, key="data.split", hint="use 1 or train, 2 or test")
+        raise user_error(f"split holds {unknown!r}", file=file, key="data.split", hint="use 1 or train, 2 or test")
     return np.array([TRAIN_MARKS[mark] for mark in marks])

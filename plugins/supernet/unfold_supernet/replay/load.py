@@ -9,7 +9,7 @@ import numpy as np
 
 from unfold_supernet._types import FloatArray, IntArray
 from unfold_supernet.scheduling.policies import SubnetProfile, compute_capacity
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 from unfoldkit.arrivals import traces
 from unfoldkit.arrivals.envelope import envelope
 
@@ -56,8 +56,8 @@ def scale_arrivals(arrivals: FloatArray, factor: float, seed: int) -> ScaledTrac
     if arrivals.size * factor > MAX_REQUESTS:
         message = f"at this load the trace has {arrivals.size * factor:,.0f} requests"
         hint = f"use a shorter trace or a lower load; at most {MAX_REQUESTS:,} requests"
-        raise fail(message, key="serving.load", hint=hint)
+        raise user_error(message, key="serving.load", hint=hint)
     scaled, origins = traces.scaled(arrivals, factor, np.random.default_rng([seed, 0x10AD]))
     if scaled.size < 2:
-        raise fail("at this load the trace is empty", key="serving.load", hint="use a longer trace")
+        raise user_error("at this load the trace is empty", key="serving.load", hint="use a longer trace")
     return ScaledTrace(scaled, origins)

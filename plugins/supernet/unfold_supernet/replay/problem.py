@@ -14,7 +14,7 @@ from unfold_supernet.replay.baselines import NamedPolicy, PolicyResult, list_pol
 from unfold_supernet.scheduling.escalation import SubnetPredictions, build_pairs
 from unfold_supernet.scheduling.policies import SubnetProfile, scale_latencies
 from unfold_supernet.scheduling.requests import RequestTargets
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ def select_candidates(
     for name in options.guard:
         if name not in record.classes:
             hint = f"one of: {', '.join(record.classes)}"
-            raise fail(f"no such class: {name!r}", key="serving.guard", hint=hint)
+            raise user_error(f"no such class: {name!r}", key="serving.guard", hint=hint)
     sensitivities: dict[SubnetProfile, Mapping[int, float | None]] = {
         subnet.profile: dict(enumerate(subnet.sensitivity)) for subnet in record.subnets
     }
@@ -145,7 +145,7 @@ def select_candidates(
     )
     if not candidates:
         hint = "lower the sensitivity, or train larger subnets"
-        raise fail("no subnet meets the guard", key="serving.guard", hint=hint)
+        raise user_error("no subnet meets the guard", key="serving.guard", hint=hint)
     return candidates
 
 

@@ -10,8 +10,8 @@ from unfold_supernet.report import sentences
 from unfold_supernet.study.strategies import StrategyOutcome, count_core_bytes
 from unfold_supernet.study.study import DeadlineMissed, Study, StudyProblem, build_decision
 from unfold_supernet.study.sweep import Savings
-from unfold_supernet.units import choose_buffer_unit, format_bytes, scale_column
-from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict
+from unfold_supernet.units import choose_buffer_unit, scale_column
+from unfoldkit.api import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, format_bytes
 
 LOG_RATIO = 50
 """Ratio of buffer sizes from which an even axis would crowd the small ones at its edge."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unfold_supernet.accelerator.hardware import Accelerator, EnergyModel
 from unfold_supernet.study.strategies import Strategy
-from unfold_supernet.units import format_bytes
+from unfoldkit.api import format_bytes
 
 
 def format_percent(fraction: float) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from unfold_supernet._types import Float32Array, IntArray
 from unfold_supernet.scheduling.policies import SubnetProfile
+from unfoldkit.safe_io.arrays import read_npz
 
 UNSURE_MARGIN = 2.0
 """Standard deviations above the mean number of unsure rows for which a pair's latency has room."""
@@ -52,9 +53,9 @@ def pack_predictions(tested: SubnetPredictions) -> bytes:
 
 def unpack_predictions(content: bytes) -> SubnetPredictions:
     """Read predictions from an archive; loading executes no code."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        predictions, labels = stored["said"].astype(np.int64), stored["y"].astype(np.int64)
-        return SubnetPredictions(tuple(map(str, stored["names"])), predictions, stored["confidence"], labels)
+    stored = read_npz(content)
+    predictions, labels = stored["said"].astype(np.int64), stored["y"].astype(np.int64)
+    return SubnetPredictions(tuple(map(str, stored["names"])), predictions, stored["confidence"], labels)
 
 
 def build_pairs(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unfold_supernet._types import FloatArray, IntArray
-from unfoldkit.api import CsvRow, csv_rows, fail
+from unfoldkit.api import CsvRow, csv_rows, user_error
 from unfoldkit.arrivals.readers.detect import form
 from unfoldkit.arrivals.readers.timestamps import in_seconds, unit
 from unfoldkit.io.csv import csv_lines, open_text
@@ -57,11 +57,11 @@ def read_targets(path: Path, count: int, slo: float) -> RequestTargets | None:
     if len(rows) != count:
         message = f"{len(rows):,} rows with targets describe {count:,} requests"
         hint = "write one row for each request, and no row that counts several"
-        raise fail(message, file=str(path), key=deadline or accuracy, hint=hint)
+        raise user_error(message, file=str(path), key=deadline or accuracy, hint=hint)
     seconds = unit(deadline)[1] if deadline else 1.0
     if seconds is None:
         hint = "name it deadline_ms or deadline_s"
-        raise fail(f"column {deadline} has no unit", file=str(path), key=deadline, hint=hint)
+        raise user_error(f"column {deadline} has no unit", file=str(path), key=deadline, hint=hint)
     return RequestTargets(
         np.array([_parse_deadline(row, deadline, seconds, slo) for row in rows]),
         np.array([parse_min_accuracy(row, accuracy) for row in rows]),

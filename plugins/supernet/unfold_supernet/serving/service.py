@@ -25,7 +25,7 @@ from unfold_supernet.scheduling.policies import SubnetProfile
 from unfold_supernet.serving.metrics import make_dashboard, register_counter
 from unfold_supernet.serving.model import SupernetModel
 from unfold_supernet.training import latency
-from unfoldkit.api import RunDir, Service, fail, fingerprint
+from unfoldkit.api import RunDir, Service, fingerprint, user_error
 from unfoldkit.serving.batching.batcher import Limits
 from unfoldkit.serving.batching.request_queue import Deadlines
 from unfoldkit.serving.model import Batch, Call, Field, Turn
@@ -93,7 +93,7 @@ def build_model(problem: ServiceProblem, registry: Any) -> SupernetModel:
     """
     directory, options = problem.directory, problem.options
     if not directory.has(SPACE_FILE):
-        raise fail("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
+        raise user_error("this run holds no supernet", file=str(directory.path), hint="unfold train SPEC")
     supernet = read_supernet(directory)
     _check_space(problem.space_options, supernet.space)
     models = tuple(
@@ -150,7 +150,7 @@ def _check_space(options: SpaceOptions, stored: Space) -> None:
     expected = build_space(options, shape)
     is_same = replace(expected, subnets=()) == replace(stored, subnets=())
     if not is_same or not set(stored.subnets) <= set(expected.subnets):
-        raise fail("the supernet of this run has another space", key="space", hint="unfold train SPEC")
+        raise user_error("the supernet of this run has another space", key="space", hint="unfold train SPEC")
 
 
 def _describe_inputs(space: Space) -> tuple[Field, ...]:

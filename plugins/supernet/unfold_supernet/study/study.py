@@ -12,7 +12,7 @@ from unfold_supernet.accelerator.queries import QueryStream
 from unfold_supernet.study.published import ClaimCheck, check_claims
 from unfold_supernet.study.strategies import Strategy, StrategyOutcome, compare_strategies
 from unfold_supernet.study.sweep import CacheSetup, Savings, build_setup, fit_to_stream, sweep_buffers
-from unfoldkit.api import Progress, fail
+from unfoldkit.api import Progress, user_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ def run_study(problem: StudyProblem, progress: Progress) -> Study | DeadlineMiss
     points = _sweep(problem, family)
     progress("sweep", 1, 2)
     if not any(point.traffic for point in points) and problem.machine.persistent_bytes:
-        raise fail("no kernel of the family fits the persistent buffer", key="accelerator.persistent_buffer")
+        raise user_error("no kernel of the family fits the persistent buffer", key="accelerator.persistent_buffer")
     strategies = tuple(compare_strategies(setup, problem.stream, queries.policy, queries.every, queries.batch))
     progress("sweep", 2, 2)
     claims = tuple(check_claims(points, problem.machine.persistent_bytes))

@@ -23,7 +23,7 @@ from unfold_supernet.networks.space import Space, Subnet
 from unfold_supernet.networks.supernet import PrefixCache, group_by_first_layer, train_forward
 from unfold_supernet.training.curriculum import Phase, build_phases, count_epochs, draw_subnets, find_phase
 from unfold_supernet.training.problem import TrainingOptions
-from unfoldkit.api import fail
+from unfoldkit.api import user_error
 
 Examples = tuple[Tensor, Tensor, Tensor]
 """Inputs, numbers that join at the head, labels."""
@@ -86,7 +86,7 @@ def run_training(
         if not all(bool(tensor.isfinite().all()) for tensor in state.weights.values()):
             message = f"training diverged: the weights are not finite after epoch {state.epoch}"
             hint = "lower rate or clip, or scale the inputs to the order of 1"
-            raise fail(message, key="training.rate", hint=hint)
+            raise user_error(message, key="training.rate", hint=hint)
         save_state(state)
     return state
 

@@ -28,8 +28,9 @@ from unfold_supernet.schema.training import DataSpec, TrainingSpec
 from unfold_supernet.study.family_layers import build_trained_family
 from unfold_supernet.study.study import QueryOptions, StudyProblem
 from unfold_supernet.training.problem import SearchOptions, TrainingOptions, TrainingProblem
-from unfoldkit.api import Run, dump, fail
+from unfoldkit.api import Run, dump, user_error
 from unfoldkit.arrivals import traces
+from unfoldkit.safe_io.files import read_bytes
 
 if TYPE_CHECKING:
     from unfold_supernet.serving.service import ServiceProblem
@@ -50,7 +51,7 @@ def build_training_problem(spec: SupernetSpec, run: Run) -> TrainingProblem:
     if spec.space is None or spec.data is None:
         key = "layers" if spec.layers else "family"
         message, hint = "subnets known by their layers only cannot be trained", "unfold plan, or write space and data"
-        raise fail(message, key=key, hint=hint)
+        raise user_error(message, key=key, hint=hint)
     data = load_dataset(build_data_options(spec.data, run), run.seed, form=spec.space.form)
     space = build_space(build_space_options(spec.space), data.shape)
     if spec.space.subnet_count > spec.space.search.above:
@@ -221,7 +222,7 @@ def build_query_stream(spec: QueriesSpec, run: Run) -> QueryStream:
 def _hash_files(run: Run, files: Mapping[str, str | None]) -> dict[str, str]:
     """Compute the SHA-256 of each file by its name; ``files`` is by the key that names them."""
     paths = [run.path(name, key=key) for key, name in files.items() if name is not None]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
 
 
 # Serving.
@@ -240,7 +241,7 @@ def build_replay_problem(spec: SupernetSpec, run: Run) -> ReplayProblem:
     arrivals = traces.read(path, tell=run.log.warning)
     if len(arrivals) and arrivals[-1] <= arrivals[0]:
         message = f"all {len(arrivals):,} requests arrive at one instant, so the trace has no rate"
-        raise fail(message, file=str(path), hint="use a longer trace")
+        raise user_error(message, file=str(path), hint="use a longer trace")
     targets = read_targets(path, arrivals.size, options.slo_s)
     return ReplayProblem(
         name=spec.name,
@@ -264,7 +265,7 @@ def build_service_problem(spec: SupernetSpec, run: Run) -> ServiceProblem:
 
     if spec.space is None:
         message, hint = "subnets known by their layers only cannot be served", "write space and data, and train"
-        raise fail(message, key="family", hint=hint)
+        raise user_error(message, key="family", hint=hint)
     options = build_serving_options(spec.serving)
     return ServiceProblem(
         name=spec.name,
@@ -285,7 +286,7 @@ def build_serving_options(spec: ServingSpec | None) -> ServingOptions:
         UnfoldError: The spec has no section ``serving``.
     """
     if spec is None:
-        raise fail("the spec has no deadline", key="serving", hint='write serving: {slo: "20 ms"}')
+        raise user_error("the spec has no deadline", key="serving", hint='write serving: {slo: "20 ms"}')
     return ServingOptions(
         slo_s=spec.slo,
         policy=spec.policy,

@@ -7,7 +7,7 @@ import importlib.util
 from unfold_supernet.report.training import build_training_report
 from unfold_supernet.schema.supernet import SupernetSpec
 from unfold_supernet.verbs.build import build_training_problem
-from unfoldkit.api import Report, Run, fail
+from unfoldkit.api import Report, Run, user_error
 
 
 def train(spec: SupernetSpec, run: Run) -> Report:
@@ -32,4 +32,4 @@ def require_torch() -> None:
     for name in ("torch", "safetensors"):
         if importlib.util.find_spec(name) is None:
             hint = "pip install '.[torch]'"
-            raise fail(f"a supernet needs the package {name!r}, which is not installed", hint=hint)
+            raise user_error(f"a supernet needs the package {name!r}, which is not installed", hint=hint)
