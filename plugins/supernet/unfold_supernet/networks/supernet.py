@@ -27,7 +27,7 @@ from unfold_supernet.networks.space import Conv, Space, Subnet, list_convolution
 from unfold_supernet.networks.transformer import BoundTransformer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoundConvNet:
     """A convolutional subnet ready for inference: views of the shared weights, and its own norm statistics."""
 
@@ -209,7 +209,8 @@ def bind_subnet(space: Space, weights: Weights, subnet: Subnet, statistics: Stat
         return transformer.bind_transformer(space, weights, subnet)
     convs = list_convolutions(space, subnet)
     views = tuple(slice_convolution(weights, conv) for conv in convs)
-    return BoundConvNet(convs, views, statistics, slice_head(weights, convs[-1].out), subnet.shrink)
+    head = slice_head(weights, convs[-1].out)
+    return BoundConvNet(convs=convs, views=views, statistics=statistics, head=head, shrink=subnet.shrink)
 
 
 def slice_convolution(weights: Mapping[str, Tensor], conv: Conv) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ Views = tuple[tuple[Tensor, ...], ...]
 POSITION_DEVIATION = 0.02
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BoundTransformer:
     """A transformer subnet ready for inference: views of the shared weights; it has no norm statistics."""
 
@@ -58,7 +58,7 @@ def bind_transformer(space: Space, weights: Mapping[str, Tensor], subnet: Subnet
     convs = list_convolutions(space, subnet)
     views = slice_transformer(weights, convs, compute_token_grid(space, subnet))
     head = slice_head(weights, space.attention.width)
-    return BoundTransformer(convs, views, head, space.attention, subnet.shrink)
+    return BoundTransformer(convs=convs, views=views, head=head, attention=space.attention, shrink=subnet.shrink)
 
 
 def slice_transformer(weights: Mapping[str, Tensor], convs: tuple[Conv, ...], tokens: tuple[int, ...]) -> Views:

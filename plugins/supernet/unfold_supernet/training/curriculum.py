@@ -15,7 +15,7 @@ OFA_LARGEST_EPOCHS = 180
 """Epochs of the largest subnet in OFA's script; other phases are scaled by them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShrinkStep:
     """A step of OFA's script.
 
@@ -34,13 +34,13 @@ class ShrinkStep:
     samples: int
 
 
-KERNEL_STEP = ShrinkStep("kernel", 0, 125, 1.0, 1)
+KERNEL_STEP = ShrinkStep(dimension="kernel", omitted=0, epochs=125, rate=1.0, samples=1)
 SHRINK_STEPS = (
     KERNEL_STEP,
-    ShrinkStep("depth", 1, 25, 1 / 12, 2),
-    ShrinkStep("depth", 0, 125, 1 / 4, 2),
-    ShrinkStep("expand", 1, 25, 1 / 12, 4),
-    ShrinkStep("expand", 0, 125, 1 / 4, 4),
+    ShrinkStep(dimension="depth", omitted=1, epochs=25, rate=1 / 12, samples=2),
+    ShrinkStep(dimension="depth", omitted=0, epochs=125, rate=1 / 4, samples=2),
+    ShrinkStep(dimension="expand", omitted=1, epochs=25, rate=1 / 12, samples=4),
+    ShrinkStep(dimension="expand", omitted=0, epochs=125, rate=1 / 4, samples=4),
 )
 
 

@@ -100,7 +100,7 @@ def _train_subnets(
     options, space, data = problem.options, problem.space, problem.data
     torch.set_num_threads(options.threads)
     standalone = subnets[0] if len(subnets) == 1 else None
-    state = TrainingState(0, init_weights(space, problem.seed, standalone), {}, {})
+    state = TrainingState(epoch=0, weights=init_weights(space, problem.seed, standalone), momentum={}, steps={})
     names = [subnet.name for subnet in subnets]
     if directory.has(file, made_from=made_from):
         state = unpack_state(directory.read(file), names)
@@ -153,4 +153,5 @@ def unpack_state(content: bytes, names: Sequence[str]) -> TrainingState:
         for prefix in ("weights/", "momentum/", "teacher/")
     )
     steps = dict(zip(names, tensors["steps"].tolist(), strict=True))
-    return TrainingState(int(tensors["epoch"]), weights, momentum, steps, teacher)
+    epoch = int(tensors["epoch"])
+    return TrainingState(epoch=epoch, weights=weights, momentum=momentum, steps=steps, teacher=teacher)

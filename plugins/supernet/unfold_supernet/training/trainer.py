@@ -29,7 +29,7 @@ Examples = tuple[Tensor, Tensor, Tensor]
 """Inputs, numbers that join at the head, labels."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
     """State after some epochs; training resumes from it with the same result.
 
@@ -126,7 +126,8 @@ def _train_epoch(
         for subnet in sample:
             steps[subnet.name] = steps.get(subnet.name, 0) + 1
     detached = {name: tensor.detach() for name, tensor in weights.items()}
-    return TrainingState(epoch + 1, detached, _read_momentum(optimizer, weights), steps, state.teacher)
+    momentum = _read_momentum(optimizer, weights)
+    return TrainingState(epoch=epoch + 1, weights=detached, momentum=momentum, steps=steps, teacher=state.teacher)
 
 
 def compute_rate_factor(step: int, phase: Phase, options: TrainingOptions, batches: int) -> float:
