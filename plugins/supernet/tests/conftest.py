@@ -12,7 +12,7 @@ from unfold_supernet.verbs.train import train
 
 @pytest.fixture(scope="session")
 def handoff_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the run of a small family."""
+    """Train a small supernet once for the session."""
     pytest.importorskip("torch", reason="needs the extra torch: nox -s torch")
     path = tmp_path_factory.mktemp("run")
     train(parse_spec(HANDOFF_SPEC), make_run(path))

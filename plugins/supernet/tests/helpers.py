@@ -83,14 +83,14 @@ def layers() -> st.SearchStrategy[Layer]:
 
 
 def nets() -> st.SearchStrategy[SubnetLayers]:
-    """Draw a net of one to eight layers."""
+    """Draw a subnet of one to eight layers."""
     return st.lists(layers(), min_size=1, max_size=8).map(
         lambda found: tabulate_subnet("n", [str(index) for index in range(len(found))], dict(_named(found)), 70.0)
     )
 
 
 def machines() -> st.SearchStrategy[Accelerator]:
-    """Draw a machine: any preset, with bandwidth, clock and buffers drawn."""
+    """Draw an accelerator: any preset, with random bandwidth, clock, buffers and precision."""
     return st.builds(
         lambda preset, bandwidth, clock, dynamic, tile, streaming, weight, value: replace(
             preset,
@@ -113,13 +113,13 @@ def machines() -> st.SearchStrategy[Accelerator]:
 
 
 def graphs(of: SubnetLayers) -> st.SearchStrategy[IntArray]:
-    """Draw a sub-graph of a net: any part of the kernels and the depth of each layer."""
+    """Draw a subgraph of a subnet: a fraction of the kernels and the depth of each layer."""
     shares = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=len(of.table), max_size=len(of.table))
     return shares.map(lambda drawn: part(of, np.array(drawn)))
 
 
 def part(of: SubnetLayers, shares: np.ndarray) -> IntArray:
-    """Return the sub-graph with these shares [layers, 2] of kernels and depth."""
+    """Cut a subgraph with these fractions [layers, 2] of kernels and depth."""
     graph = of.graph.copy()
     graph[:, :2] = np.floor(graph[:, :2] * shares)
     graph[graph.prod(axis=1) == 0] = 0
@@ -127,7 +127,7 @@ def part(of: SubnetLayers, shares: np.ndarray) -> IntArray:
 
 
 def random_family(seed: int, count: int = 4) -> Family:
-    """Return nets of the same layers that share prefixes, each with its own accuracy."""
+    """Build a family of random subnets with common prefixes, each with its own accuracy."""
     rng = np.random.default_rng(seed)
     places = [f"l{index}" for index in range(6)]
     found = []
@@ -146,7 +146,7 @@ def _named(found: list[Layer]) -> dict[str, Layer]:
 
 
 def make_list_space(**lists: object) -> Space:
-    """Return a space over three widths, depths and two kernels, or over what is given."""
+    """Build a space of three widths, depths and two kernels, with some lists replaced."""
     given_ = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2, 3), "kernel": (3, 5), "coupling": "independent"}
     stages = ({"width": 8}, {"width": 12})
     return make_space(SpaceSpec.model_validate({"stages": stages, **given_, **lists}), 3, (9, 7), 2, 4)
@@ -160,12 +160,12 @@ REPLAY_PROFILES = (
 
 
 def draw_arrivals(rate: float, count: int, seed: int) -> FloatArray:
-    """Return Poisson arrivals."""
+    """Draw Poisson arrivals."""
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count))
 
 
 def write_trace(folder: Path, text: str) -> Path:
-    """Return a file with a table."""
+    """Write a trace."""
     path = folder / "trace.csv"
     path.write_text(text, "utf-8")
     return path
@@ -182,7 +182,7 @@ SLO = 0.03
 
 
 def make_policies() -> dict[str, Policy]:
-    """Return every rule over the three nets."""
+    """Build every policy over the three subnets."""
     return {
         "slackfit": make_slackfit(PROFILES), "fitted": make_fitted(PROFILES), "steady": make_steady(PROFILES, SLO),
         "cheapest": make_cheapest(PROFILES), "large": make_fixed(PROFILES, 2),
@@ -191,7 +191,7 @@ def make_policies() -> dict[str, Policy]:
 
 @st.composite
 def cases(draw: Any) -> tuple[SubnetLayers, Accelerator, IntArray]:
-    """Draw a net, a machine and a cached sub-graph."""
+    """Draw a subnet, an accelerator and a cached subgraph."""
     found = draw(nets())
     return found, draw(machines()), draw(graphs(found))
 
@@ -202,7 +202,7 @@ MACHINE = replace(get_presets()["zcu104"], bandwidth=1e9)
 def build_tables(
     family: Family, machine: Accelerator
 ) -> tuple[LatencyTable, list[subgraph_cache.CachedSubgraph], list[cost_model.SubnetWork]]:
-    """Return the table of a family on a machine, its columns and works."""
+    """Build the latency table of a family with its candidates and works."""
     works = [cost_model.build_work(net, machine) for net in family.subnets]
     found = subgraph_cache.list_candidates(family, works, machine)
     return latency_table.build_latency_table(works, found, machine), found, works
@@ -212,7 +212,7 @@ LABELS = np.repeat([3, 5], 20)
 
 
 def load_arrays(folder: Path, form: str, given: dict[str, Any] | None = None, **arrays: Any) -> Dataset:
-    """Return arrays as they are loaded from a file for nets of a form."""
+    """Store arrays in a file and load them for a form."""
     np.savez(folder / "d.npz", **{"y": LABELS, **arrays})
     run = make_run(folder, base=folder)
     return load_data(DataSpec.model_validate({"source": "file", "path": "d.npz", **(given or {})}), run, form)
@@ -240,7 +240,7 @@ accelerator: {persistent_buffer: 16 KiB, sizes: [16 KiB], bandwidths: [4 GB/s]}
 
 
 def make_form_space(form: str, extra: int = 2) -> Space:
-    """Return a space of every combination of three widths, two depths and two kernels."""
+    """Build a space of every combination of three widths, two depths and two kernels."""
     lists = {"expand": (0.25, 0.5, 1.0), "depth": (1, 2), "kernel": (3, 5), "coupling": "independent"}
     lists |= {} if form == "mlp" else {"resolution": (1.0, 0.5)}
     lists |= {"kernel": (1,), "attention": {"width": 12, "heads": 3}} if form == "transformer" else {}

@@ -14,14 +14,14 @@ from unfoldkit.api import format_bytes
      ("mJ", [4.7e-8], "nJ", [47.0]), ("GMAC", [204.0], "MAC", [204.0]), ("ms", [0.0], "ms", [0.0])],
 )  # fmt: skip
 def test_column_unit_shows_the_largest_value(most: str, values: list[float], unit: str, shown: list[float]) -> None:
-    """The unit is the one asked for, or the largest below it in which the largest value is at least one."""
+    """The unit is the requested one, or the largest below it that shows the largest value."""
     column, found = scale_column("x", most, values)
     assert column.unit == unit
     assert found == pytest.approx(shown)
 
 
 def test_bytes_are_formatted_in_their_unit() -> None:
-    """Buffers below a MiB are told in KiB, below a KiB in bytes, and none with an exponent."""
+    """Buffers below a MiB are in KiB, below a KiB in bytes, and none has an exponent."""
     assert [format_bytes(2 << 20), format_bytes(4096), format_bytes(204)] == ["2 MiB", "4 KiB", "204 B"]
     assert [format_bytes(1000 << 10), format_bytes((1 << 20) - 96), format_bytes(3 << 39)] == [
         "1000 KiB",
@@ -40,5 +40,5 @@ def test_bytes_are_formatted_in_their_unit() -> None:
     [([1 << 18, 1 << 20], "MiB"), ([1 << 19], "KiB"), ([1700, 6700, 1728 << 10], "KiB"), ([0, 1 << 21], "MiB")],
 )
 def test_buffer_unit_shows_the_smallest_buffer(sizes: list[int], unit: str) -> None:
-    """A sweep from one KiB on to some MiB is told in KiB: in MiB its first buffers were all 0.00."""
+    """A sweep from one KiB to some MiB is in KiB, so that its first buffers do not read 0.00."""
     assert choose_buffer_unit(sizes)[0] == unit

@@ -27,7 +27,7 @@ training: {epochs: 3, batch: 64, alone: false}
 
 
 def make_random_supernet(of: Space, seed: int = 0) -> supernet.Supernet:
-    """Return a family whose weights and statistics are random."""
+    """Build a supernet with random weights and matching statistics."""
     weights = supernet.init_weights(of, seed)
     generator = torch.Generator().manual_seed(seed)
     bound = {}
@@ -38,14 +38,14 @@ def make_random_supernet(of: Space, seed: int = 0) -> supernet.Supernet:
 
 
 def draw_inputs(of: Space, rows: int = 5) -> Any:
-    """Return random inputs."""
+    """Draw random inputs."""
     generator = torch.Generator().manual_seed(9)
     x = torch.randn((rows, of.channels, *of.size), generator=generator)
     return x, torch.randn((rows, of.extra), generator=generator)
 
 
 def build_digits_problem(folder: Path, epochs: int = 3) -> tuple[TrainingProblem, Run]:
-    """Return a small training problem and a run."""
+    """Build a small training problem and a run."""
     spec = parse_spec(DIGITS_SPEC.replace("epochs: 3", f"epochs: {epochs}"))
     run = make_run(folder)
     return build_training_problem(spec, run), run
@@ -54,7 +54,7 @@ def build_digits_problem(folder: Path, epochs: int = 3) -> tuple[TrainingProblem
 def make_token_space(
     size: tuple[int, ...], patch: int, heads: int, each: int, widths: tuple[int, ...], extra: int = 2
 ) -> Space:
-    """Return a space of every combination of three shares, two depths and two resolutions."""
+    """Build a space of every combination of three widths, two depths and two resolutions."""
     given_ = {
         "form": "transformer",
         "stages": tuple({"width": width} for width in widths),
@@ -68,7 +68,7 @@ def make_token_space(
 
 
 def token_spaces() -> st.SearchStrategy[Space]:
-    """Draw a space over inputs of one or two axes, with or without numbers that join at the head."""
+    """Draw a space over inputs of one or two axes, with or without extra numbers."""
     sizes = st.lists(st.integers(6, 15), min_size=1, max_size=2).map(tuple)
     widths = st.lists(st.integers(4, 40), min_size=1, max_size=2).map(tuple)
     return st.builds(
@@ -77,7 +77,7 @@ def token_spaces() -> st.SearchStrategy[Space]:
 
 
 def make_random_transformer(of: Space, seed: int) -> supernet.Supernet:
-    """Return a family whose every tensor is random, norms and biases too."""
+    """Build a supernet with random tensors, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(one.shape, generator=generator) * 0.3 for name, one in supernet.init_weights(of, 0).items()

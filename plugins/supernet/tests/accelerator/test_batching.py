@@ -15,14 +15,14 @@ Shapes = tuple[list[int], list[int], list[int]]
 
 @st.composite
 def chains(draw: st.DrawFn) -> Shapes:
-    """Draw weights, input and output maps of a few layers in a row, in bytes."""
+    """Draw weights, input and output maps of a few consecutive layers, in bytes."""
     count = draw(st.integers(1, 6))
     weights, edges = (draw(st.lists(st.integers(1, 500), min_size=n, max_size=n)) for n in (count, count + 1))
     return weights, edges[:-1], edges[1:]
 
 
 def bytes_of(chain: Shapes, together: tuple[bool, ...], batch: int, room: int) -> int:
-    """Return what crosses, counted map by map: those that are there at a time, one after the other."""
+    """Count the crossing bytes map by map, with one map after the other on chip."""
     weights, inputs, outputs = chain
     total = sum(weight * (1 if joint else batch) for weight, joint in zip(weights, together, strict=True))
     for at in range(len(weights) - 1):
@@ -37,7 +37,7 @@ def bytes_of(chain: Shapes, together: tuple[bool, ...], batch: int, room: int) -
 @settings(max_examples=60, deadline=None)
 @given(chains(), st.integers(1, 9), st.integers(0, 1500))
 def test_joint_layers_move_the_fewest_bytes(chain: Shapes, batch: int, room: int) -> None:
-    """Of all ways to take layers together or one input after the other, the one found moves least bytes."""
+    """Among all choices of joint layers, the chosen one moves the fewest bytes."""
     found = choose_joint_layers(*(np.array(part) for part in chain), batch, room)
     ways = itertools.product((False, True), repeat=len(chain[0]))
     assert bytes_of(chain, tuple(found.tolist()), batch, room) == min(bytes_of(chain, way, batch, room) for way in ways)

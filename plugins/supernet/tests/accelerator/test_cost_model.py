@@ -22,7 +22,7 @@ CLOSE = 1 + 1e-9
 @settings(max_examples=40, deadline=None)
 @given(cases())
 def test_hits_and_misses_sum_to_the_weights(case: tuple[SubnetLayers, Accelerator, IntArray]) -> None:
-    """In every layer hits and misses sum to the weights, and neither is negative."""
+    """In every layer hits and misses are non-negative and sum to the weights."""
     found, machine, cached = case
     item = cost_model.build_work(found, machine)
     hit, miss = count_hits(found.graph, cached) * machine.weight_bytes, cost_model.count_missing_bytes(item, cached)
@@ -34,7 +34,7 @@ def test_hits_and_misses_sum_to_the_weights(case: tuple[SubnetLayers, Accelerato
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.floats(1, 10))
 def test_more_resources_are_never_slower(case: tuple[SubnetLayers, Accelerator, IntArray], factor: float) -> None:
-    """Time does not increase when bandwidth, clock or the cached sub-graph grow."""
+    """Latency does not increase with more bandwidth, a faster clock, or a larger cached subgraph."""
     found, machine, cached = case
     base = cost_model.estimate_latency(cost_model.build_work(found, machine), cached, machine)
     wide, quick = (
@@ -51,7 +51,7 @@ def test_more_resources_are_never_slower(case: tuple[SubnetLayers, Accelerator, 
 @settings(max_examples=40, deadline=None)
 @given(cases())
 def test_latency_has_compute_and_bandwidth_as_lower_bounds(case: tuple[SubnetLayers, Accelerator, IntArray]) -> None:
-    """Time is at least the computation, and at least the traffic over the bandwidth; all weights kept, none travel."""
+    """Latency is at least the computation and the transfer time; a fully cached subnet loads no weights."""
     found, machine, cached = case
     item = cost_model.build_work(found, machine)
     time = cost_model.estimate_latency(item, cached, machine)
@@ -61,7 +61,7 @@ def test_latency_has_compute_and_bandwidth_as_lower_bounds(case: tuple[SubnetLay
 
 
 def test_empty_cache_equals_no_buffer() -> None:
-    """A buffer that keeps nothing is the machine without one."""
+    """An empty cache costs as much as an accelerator without a persistent buffer."""
     layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
     found = tabulate_subnet("one", ["a"], {"a": layer}, 0.0)
     machine = get_presets()["zcu104"]
@@ -75,7 +75,7 @@ def test_empty_cache_equals_no_buffer() -> None:
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.sampled_from([2, 4]))
 def test_wider_numbers_scale_traffic_only(case: tuple[SubnetLayers, Accelerator, IntArray], times: int) -> None:
-    """Numbers of twice the bytes move twice the bytes, and take as long where buffers and bandwidth are too."""
+    """Doubling the bytes of numbers doubles traffic; with doubled buffers and bandwidth, latency stays."""
     found, drawn, cached = case
     machine = replace(drawn, weight_bytes=1, value_bytes=1)
     sizes = {
@@ -96,7 +96,7 @@ def test_wider_numbers_scale_traffic_only(case: tuple[SubnetLayers, Accelerator,
 
 
 def test_weights_and_maps_have_separate_precision() -> None:
-    """Wider weights move more of weights, wider maps more of image and result, and neither changes the operations."""
+    """Wider weights add weight traffic, wider maps add input and result traffic; operations stay."""
     layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
     found = tabulate_subnet("one", ["a"], {"a": layer}, 0.0)
     machine, nothing = get_presets()["zcu104"], np.zeros((1, 4), np.int64)
@@ -108,7 +108,7 @@ def test_weights_and_maps_have_separate_precision() -> None:
 
 
 def test_batch_loads_its_weights_once() -> None:
-    """Eight inputs together take eight times the computation and one load of the weights."""
+    """A batch of eight takes eight times the computation and loads the weights once."""
     layer = Layer(64, 64, (3, 3), (14, 14), 64 * 196)
     found = tabulate_subnet("one", ["a"], {"a": layer}, 0.0)
     machine = get_presets()["zcu104"]
@@ -119,7 +119,7 @@ def test_batch_loads_its_weights_once() -> None:
 
 @pytest.mark.parametrize("name", ["ofa-mobilenetv3", "ofa-resnet50"])
 def test_batch_traffic_is_bounded(name: str) -> None:
-    """A batch never moves more than its inputs one by one, nor less than one load of weights, image and result."""
+    """A batch moves at most as much as single inputs, and at least one load of weights, inputs and results."""
     small, large = get_presets()["zcu104"], replace(get_presets()["zcu104"], streaming_bytes=1 << 40)
     one = build_reference_family(name).subnets[-1]
     nothing, single = one.graph * 0, cost_model.count_traffic(cost_model.build_work(one, small), one.graph * 0)

@@ -7,13 +7,13 @@ from unfold_supernet.accelerator.layers import Layer, tabulate_subnet
 
 
 def layer_cycles(preset: str, kernels: int, depth: int, size: int, out: int) -> int:
-    """Return the cycles of one dense layer."""
+    """Count the cycles of one dense layer."""
     layer = Layer(kernels, depth, (size, size), (out, out), 1)
     return int(count_cycles(tabulate_subnet("one", ["a"], {"a": layer}, 0.0), get_presets()[preset])[0])
 
 
 def test_dot_product_array_takes_one_cycle_for_a_window() -> None:
-    """On the dot-product array a 3 x 3 window is one pass, 5 x 5 three, 7 x 7 six, and 1 x 1 folds nine channels."""
+    """The dot-product array computes 3 x 3 in one pass, 5 x 5 in three, 7 x 7 in six; 1 x 1 folds nine channels."""
     one = layer_cycles("zcu104", 72, 10, 3, 8)
     fill = one - 64
     assert 0 < fill < 20

@@ -26,14 +26,14 @@ large,76.5,head,100,48,,1,,
 
 
 def write_layer_table(folder: Path, text: str) -> Path:
-    """Return a table with these rows."""
+    """Write a layer table with these rows."""
     path = folder / "nets.csv"
     path.write_text(HEAD + text, encoding="utf-8")
     return path
 
 
 def test_layer_table_is_read_as_written(tmp_path: Path) -> None:
-    """Weights, operations, maps and cycles of each layer are those counted by hand, whatever it is."""
+    """Weights, operations, maps and cycles of each layer match a count by hand."""
     family = read_layer_table(write_layer_table(tmp_path, NETS), "mine")
     assert family.layers == ("stem", "apart", "grouped", "tokens", "head")
     small, large = family.subnets
@@ -55,7 +55,7 @@ def test_layer_table_is_read_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "line", "told"),
+    ("rows", "line", "message"),
     [
         ("a,70,x,8,3,3,8,1,1\na,71,y,8,8,3,8,1,1\n", 3, "subnet a has an accuracy of 70 % above"),
         ("a,70,x,8,3,3,8,1,1\na,70,x,8,8,3,8,1,1\n", 3, "subnet a has layer x twice"),
@@ -71,10 +71,10 @@ def test_layer_table_is_read_as_written(tmp_path: Path) -> None:
         ("", 0, "the table contains no layer"),
     ],
 )
-def test_invalid_layer_tables_are_refused(tmp_path: Path, rows: str, line: int, told: str) -> None:
-    """What is no layer, or gives no family, is told with its line."""
+def test_invalid_layer_tables_are_refused(tmp_path: Path, rows: str, line: int, message: str) -> None:
+    """Invalid layers and families are refused with their line."""
     with pytest.raises(UnfoldError) as caught:
         read_layer_table(write_layer_table(tmp_path, rows), "mine")
     found = caught.value.diagnostics[0]
-    assert told in found.message
+    assert message in found.message
     assert found.line == line

@@ -12,14 +12,14 @@ from unfoldkit.api import UnfoldError
 
 
 def write_queries(folder: Path, text: str) -> Path:
-    """Return a file with this text."""
+    """Write a query table with this text."""
     path = folder / "queries.csv"
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def test_queries_have_accuracy_and_latency(tmp_path: Path) -> None:
-    """Percent stay percent, latencies come in seconds whatever their unit, and an empty cell asks for nothing."""
+    """Accuracies are in percent, latencies in seconds whatever their unit; an empty cell is no requirement."""
     found = read_queries(write_queries(tmp_path, "accuracy,latency_ms\n77.2,2\n78 %,\n,3.5\n"), "strict-accuracy")
     np.testing.assert_allclose(found.accuracies, [77.2, 78, 0])
     np.testing.assert_allclose(found.deadlines_s, [0.002, np.inf, 0.0035])
@@ -28,7 +28,7 @@ def test_queries_have_accuracy_and_latency(tmp_path: Path) -> None:
 
 
 def test_replay_trace_is_a_table_of_queries(tmp_path: Path) -> None:
-    """The columns that a replay reads, a share and a deadline, are the targets of the same queries on a chip."""
+    """The columns of a replay trace are targets on the accelerator too: a fraction and a deadline."""
     text = "time_s,deadline_ms,least_accuracy\n0,5,0.28\n0.1,,91%\n0.2,7,\n"
     found = read_queries(write_queries(tmp_path, text), "strict-accuracy")
     assert found.accuracies.tolist() == [28.0, 91.0, 0.0]
@@ -36,7 +36,7 @@ def test_replay_trace_is_a_table_of_queries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "policy", "told"),
+    ("text", "policy", "message"),
     [
         ("accuracy,latency\n77,2\n", "strict-accuracy", "column latency has no unit"),
         ("accuracy,latency_ms\n0.77,2\n", "strict-accuracy", "accuracies are in percent"),
@@ -48,10 +48,10 @@ def test_replay_trace_is_a_table_of_queries(tmp_path: Path) -> None:
         ("accuracy,latency_ms\n", "strict-latency", "the table contains no query"),
     ],
 )
-def test_table_without_targets_is_refused(tmp_path: Path, text: str, policy: str, told: str) -> None:
-    """What cannot be meant as a target is told with its file, and is not planned with."""
+def test_table_without_targets_is_refused(tmp_path: Path, text: str, policy: str, message: str) -> None:
+    """Invalid targets are refused with their file."""
     with pytest.raises(UnfoldError) as caught:
         read_queries(write_queries(tmp_path, text), policy)
     found = caught.value.diagnostics[0]
-    assert told in found.message
+    assert message in found.message
     assert found.file == str(tmp_path / "queries.csv")

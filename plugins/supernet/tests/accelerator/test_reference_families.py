@@ -12,7 +12,7 @@ from unfold_supernet.accelerator.layers import count_weights
 
 @pytest.mark.parametrize("name", sorted(reference_families.get_reference_spaces()))
 def test_families_grow_and_contain_the_smallest(name: str) -> None:
-    """Seven nets grow in size, work and accuracy, each contains the smallest, and every map fits 1 MiB."""
+    """Seven subnets grow in size, operations and accuracy; each contains the smallest, and every map fits 1 MiB."""
     family = reference_families.build_reference_family(name)
     bytes_ = [int(net.weights.sum()) for net in family.subnets]
     assert bytes_ == sorted(bytes_)
@@ -22,7 +22,7 @@ def test_families_grow_and_contain_the_smallest(name: str) -> None:
 
 
 def test_spaces_have_the_sizes_of_ofa() -> None:
-    """The smallest ResNet-50 of OFA has 6.52 MB and the largest 48.0; a compound space has 243 nets."""
+    """OFA's smallest ResNet-50 has 6.52 MB and its largest 48.0 MB; a compound space has 243 subnets."""
     found = [int(net.weights.sum()) / 1e6 for net in reference_families.iterate_subnets("ofa-resnet50")]
     assert len(found) == 243
     assert min(found) == pytest.approx(6.52, abs=0.01)

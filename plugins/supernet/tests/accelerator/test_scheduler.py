@@ -21,7 +21,7 @@ from unfold_supernet.accelerator.queries import draw_levels, draw_queries, scale
 def run_by_the_paper(
     wanted: FloatArray, others: FloatArray, known: LatencyTable, policy: str, keep: str, every: int, passing: bool
 ) -> tuple[float, ...]:
-    """Return mean seconds, bytes and accuracy, and shares in time, accurate enough and both, written for reading."""
+    """Compute means and fractions query by query: a readable reference of the scheduler."""
     now, served, time, moved, wait = 1, list[int](), 0.0, 0.0, 0.0
     met = list[tuple[bool, bool]]()
     nets = range(len(known.accuracy))
@@ -69,7 +69,7 @@ def run_by_the_paper(
 def test_scheduler_follows_the_paper_query_by_query(
     seed: int, policy: str, keep: str, every: int, passing: bool
 ) -> None:
-    """The compiled stream is the rules of the paper, query by query."""
+    """The compiled stream follows the paper's rules query by query."""
     known, _found, _works = build_tables(random_family(seed), replace(MACHINE, persistent_bytes=100_000))
     drawn = draw_queries(60, "random", seed).scale_targets(known, policy)
     wanted, others = drawn.enforced, drawn.other
@@ -84,7 +84,7 @@ def test_scheduler_follows_the_paper_query_by_query(
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 200_000))
 def test_either_policy_meets_both_targets_where_possible(seed: int, room: int) -> None:
-    """Under a fixed buffer both policies answer the same queries in time and accurately enough: all that a net can."""
+    """With a static cache, both policies satisfy exactly the queries that some subnet can satisfy."""
     known, _found, _works = build_tables(random_family(seed), replace(MACHINE, persistent_bytes=room))
     asked = draw_queries(80, "bursty", seed)
     targets = asked.scale_targets(known, "strict-accuracy")
@@ -100,7 +100,7 @@ def test_either_policy_meets_both_targets_where_possible(seed: int, room: int) -
 
 @pytest.mark.parametrize("keep", ["avgnet", "least-latency"])
 def test_equal_scores_leave_the_cache_unchanged(keep: str) -> None:
-    """What is kept is not exchanged for what is as good, as a refill would be paid for nothing."""
+    """The cached subgraph is not exchanged for an equally good one, because a refill has a cost."""
     known, _found, _works = build_tables(random_family(3), replace(MACHINE, persistent_bytes=100_000))
     last = known.norm.size - 1
     alike = replace(known, near=known.near * 0, norm=known.norm * 0 + 1, seconds=known.seconds[:, [last] * (last + 1)])

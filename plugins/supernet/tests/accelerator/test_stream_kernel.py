@@ -17,7 +17,7 @@ from unfold_supernet.accelerator.queries import draw_queries
 
 
 def test_compiled_stream_equals_the_reference() -> None:
-    """Plain Python gives the sums of the compiled stream."""
+    """The reference implementation gives the sums of the compiled stream."""
     known, _found, _works = build_tables(random_family(3), replace(MACHINE, persistent_bytes=100_000))
     drawn = draw_queries(500, "bursty", 1).scale_targets(known, "strict-latency")
     wanted, others = drawn.enforced, drawn.other
@@ -35,7 +35,7 @@ def test_compiled_stream_equals_the_reference() -> None:
     st.sampled_from(sorted(scheduler.POLICIES)),
 )
 def test_ties_go_to_the_better_subnet(nets: list[tuple[int, int]], target: float, policy: str) -> None:
-    """Of nets of one accuracy the quickest answers, of one latency the most accurate, also where no net will do."""
+    """Equal accuracies go to the faster subnet, equal latencies to the more accurate one, even if none qualifies."""
     accuracy, seconds = (np.array(part, float) for part in zip(*nets, strict=True))
     wanted = target if policy == "strict-accuracy" else target - 60
     keys, best = np.empty(len(nets)), np.empty(len(nets) + 1, np.int64)

@@ -24,7 +24,7 @@ def _cells(graph: np.ndarray) -> np.ndarray:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(0, 400_000), st.sampled_from([1, 2, 4]))
 def test_candidates_fit_the_buffer_and_contain_the_core(seed: int, room: int, weight: int) -> None:
-    """Every candidate fits the buffer, and holds bytes outside the core only if it holds the whole core."""
+    """Every candidate fits the buffer, and contains weights outside the core only if it contains the entire core."""
     family = random_family(seed)
     machine = replace(MACHINE, persistent_bytes=room, weight_bytes=weight)
     _known, found, _works = build_tables(family, machine)
@@ -39,7 +39,7 @@ def test_candidates_fit_the_buffer_and_contain_the_core(seed: int, room: int, we
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), st.integers(1000, 400_000))
 def test_refill_weights_are_exact(seed: int, room: int) -> None:
-    """A refill brings what the new column has and the old one lacks; in passing, less what the last net brought."""
+    """A refill loads what the new candidate has and the old one lacks; in passing, less what the last subnet loaded."""
     family = random_family(seed)
     _known, found, works = build_tables(family, replace(MACHINE, persistent_bytes=room))
     plain, passing = subgraph_cache.count_refill_weights(found), subgraph_cache.count_refill_weights(found, works)

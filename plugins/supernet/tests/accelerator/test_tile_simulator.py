@@ -19,7 +19,7 @@ CLOSE = 1 + 1e-9
 
 
 def with_simpy(compute: Any, load: Any, whole: Any, tile: float, bandwidth: float, room: float, deep: bool) -> float:
-    """Return the end of the last layer from a transfer process and a compute process."""
+    """Simulate a transfer process and a compute process; return when the last layer ends."""
     world = simpy.Environment()
     # whole bytes, as SimPy's container rounds
     space = simpy.Container(world, capacity=room, init=room)
@@ -63,7 +63,7 @@ def _tiles(bytes_: float, tile: float) -> list[float]:
 @settings(max_examples=40, deadline=None)
 @given(cases())
 def test_simulator_is_within_one_tile_of_the_closed_form(case: tuple[SubnetLayers, Accelerator, IntArray]) -> None:
-    """Events that run ahead to the next layer's first tile at most are within a tile a layer of the closed form."""
+    """Without deep prefetch, the simulator is within one tile per layer of the closed form."""
     found, machine, cached = case
     item = cost_model.build_work(found, machine)
     played = tile_simulator.simulate_latency(item, cached, machine, deep=False)
@@ -74,7 +74,7 @@ def test_simulator_is_within_one_tile_of_the_closed_form(case: tuple[SubnetLayer
 @settings(max_examples=40, deadline=None)
 @given(cases())
 def test_deep_prefetch_is_never_slower(case: tuple[SubnetLayers, Accelerator, IntArray]) -> None:
-    """Transfers that may run ahead through the layers are never later, and less so with more room."""
+    """Deep prefetch never increases latency, and a larger buffer never does either."""
     found, machine, cached = case
     item = cost_model.build_work(found, machine)
     deep, near = (tile_simulator.simulate_latency(item, cached, machine, deep=way) for way in (True, False))
@@ -89,7 +89,7 @@ def test_deep_prefetch_is_never_slower(case: tuple[SubnetLayers, Accelerator, In
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.booleans())
 def test_simulator_equals_simpy_and_the_reference(case: tuple[SubnetLayers, Accelerator, IntArray], deep: bool) -> None:
-    """Compiled code, plain Python and two SimPy processes give the same time."""
+    """Compiled code, the reference implementation and two SimPy processes give the same time."""
     found, machine, cached = case
     item = cost_model.build_work(found, machine)
     load = (cost_model.count_missing_bytes(item, cached) + item.activations).astype(float)

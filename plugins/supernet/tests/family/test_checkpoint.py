@@ -23,7 +23,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.mark.parametrize("form", ["conv1d", "conv2d", "mlp", "transformer"])
 def test_extracted_models_equal_the_bound_subnets(form: str) -> None:
-    """For every subnet, the shared weights give bit for bit what the extracted net gives; ONNX as good as that."""
+    """Every extracted model gives the bound subnet's logits bit for bit, and ONNX nearly so."""
     found = make_random_supernet(make_form_space(form))
     x, extra = draw_inputs(found.space)
     with torch.inference_mode():
@@ -38,7 +38,7 @@ def test_extracted_models_equal_the_bound_subnets(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["conv1d", "transformer"])
 def test_stored_supernet_gives_the_same_logits(tmp_path: Path, form: str) -> None:
-    """A family that is written and read again gives the same logits."""
+    """A supernet that is written and read again gives the same logits."""
     found = make_random_supernet(make_form_space(form))
     directory = RunDir(tmp_path)
     norms = {name: bound.statistics for name, bound in found.bound.items()}

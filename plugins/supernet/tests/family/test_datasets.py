@@ -17,36 +17,36 @@ from unfoldkit.api import UnfoldError
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=200), st.floats(0.05, 0.95), st.integers(0, 99))
-def test_no_group_is_on_both_sides(whose: list[int], share: float, seed: int) -> None:
-    """Every row is on one side, no group on both, and each side has some as soon as there are two groups."""
-    train, test = split_by_group(np.array(whose), share, seed)
-    assert sorted([*train, *test]) == list(range(len(whose)))
-    assert {whose[row] for row in train}.isdisjoint(whose[row] for row in test)
-    assert len(set(whose)) == 1 or (len(train) and len(test))
+def test_no_group_is_on_both_sides(groups: list[int], share: float, seed: int) -> None:
+    """Every row is on one side, no group on both; with two groups, neither side is empty."""
+    train, test = split_by_group(np.array(groups), share, seed)
+    assert sorted([*train, *test]) == list(range(len(groups)))
+    assert {groups[row] for row in train}.isdisjoint(groups[row] for row in test)
+    assert len(set(groups)) == 1 or (len(train) and len(test))
 
 
 def test_group_and_given_splits_are_respected(tmp_path: Path) -> None:
-    """With a group no patient is on both sides, nor held back in part, of an NPZ or CSV; given sides are kept."""
-    who = np.tile(np.arange(8), 5)
+    """No group is on both sides or partly held out, from an NPZ or a CSV; a given split is used as it is."""
+    groups = np.tile(np.arange(8), 5)
     by_group = {"split": "inter-patient", "group": "subject"}
-    found = load_arrays(tmp_path, "conv1d", by_group, x=np.ones((40, 9)), subject=who)
+    found = load_arrays(tmp_path, "conv1d", by_group, x=np.ones((40, 9)), subject=groups)
     held = hold_out_rows(found, 0.3, 0)
     for one, other in ((found.train, found.test), (held.train, held.holdout)):
         assert min(len(one), len(other)) > 0
-        assert set(who[one]).isdisjoint(who[other])
-    sides = np.where(who < 5, 1, 2)
+        assert set(groups[one]).isdisjoint(groups[other])
+    sides = np.where(groups < 5, 1, 2)
     given_ = load_arrays(tmp_path, "conv1d", {"split": "given"}, x=np.ones((40, 9)), split=sides)
     np.testing.assert_array_equal(given_.train, np.flatnonzero(sides == 1))
-    rows = "\n".join(f"{at},p{who[at]},{LABELS[at]}" for at in range(40))
+    rows = "\n".join(f"{at},p{groups[at]},{LABELS[at]}" for at in range(40))
     (tmp_path / "d.csv").write_text(f"f,subject,target\n{rows}\n", "utf-8")
     run = make_run(tmp_path, base=tmp_path)
     table = load_data(DataSpec(source="file", path="d.csv", split="inter-patient", group="subject"), run)
     assert table.x.shape == (40, 1, 1)
-    assert set(who[table.train]).isdisjoint(who[table.test])
+    assert set(groups[table.train]).isdisjoint(groups[table.test])
 
 
 def test_single_training_row_is_refused(tmp_path: Path) -> None:
-    """A single row to train on has no spread for the norms, so it is refused with the counts, not met by a crash."""
+    """A single training row has no spread for the norms and is refused with the counts."""
     split = np.where(np.arange(len(LABELS)) < 1, 1, 2)
     with pytest.raises(UnfoldError, match="1 rows to train and 39 to test"):
         load_arrays(tmp_path, "mlp", {"split": "given"}, x=np.ones((len(LABELS), 3)), split=split)

@@ -29,13 +29,13 @@ pytestmark = pytest.mark.torch
 
 
 def run_command(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """Return how a command ended."""
+    """Run a command and return how it ended."""
     command = [sys.executable, "-m", "unfoldkit", *words]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
 
 
 def test_row_models_give_the_shares_of_the_supernet(handoff_run: Path) -> None:
-    """Each net that a stage can run gives, for plain rows, the shares of the net in the family."""
+    """Each exported row model gives the class shares of its subnet."""
     spec, run = parse_spec(HANDOFF_SPEC), make_run(handoff_run)
     data, found = build_dataset(spec, run), checkpoint.read_supernet(run.directory)
     places = data.test[:40]
@@ -50,14 +50,14 @@ def test_row_models_give_the_shares_of_the_supernet(handoff_run: Path) -> None:
 
 
 def test_exported_models_name_their_classes(handoff_run: Path) -> None:
-    """Both ONNX files of a net name the classes in their metadata, in the order of shares, logits and labels."""
+    """Both ONNX files of a subnet name the classes in their metadata, in the order of the outputs."""
     for file in (*handoff_run.glob("subnets/*.onnx"), *handoff_run.glob("stages/*.onnx")):
-        told = onnxruntime.InferenceSession(str(file)).get_modelmeta().custom_metadata_map
-        assert json.loads(told["classes"]) == [str(digit) for digit in range(10)]
+        message = onnxruntime.InferenceSession(str(file)).get_modelmeta().custom_metadata_map
+        assert json.loads(message["classes"]) == [str(digit) for digit in range(10)]
 
 
 def test_specs_have_class_names_and_valid_lengths() -> None:
-    """A cascade reads the names of the classes, and the specs of a family with a long name are valid."""
+    """Predictions are class names, and the specs of a supernet with a long name are valid."""
     said = SubnetPredictions(("a", "b"), np.array([[1, 0], [1, 1]]), np.full((2, 2), 0.5, np.float32), np.array([0, 1]))
     lines = handoff._format_predictions(said, ("N", "V")).splitlines()
     assert lines[0].startswith("label,a_answer,b_answer")
@@ -71,7 +71,7 @@ def test_specs_have_class_names_and_valid_lengths() -> None:
 
 
 def test_cascade_spec_is_planned_unchanged(handoff_run: Path, tmp_path: Path) -> None:
-    """The cascade that a family leaves is valid, and planned by its kind as it is."""
+    """The cascade spec is valid and planned by its kind as it is."""
     words = ["plan", str(handoff_run / "stages" / "cascade.yaml"), "--run", str(tmp_path / "c"), "--format", "json"]
     done = run_command(words)
     assert done.returncode in {0, 1}, done.stderr
@@ -79,7 +79,7 @@ def test_cascade_spec_is_planned_unchanged(handoff_run: Path, tmp_path: Path) ->
 
 
 def test_pipeline_spec_is_profiled_and_planned(handoff_run: Path, tmp_path: Path) -> None:
-    """The pipeline that a family leaves is profiled on the family's queries, without a warning, and planned by that."""
+    """The pipeline spec is profiled on the supernet's queries without a warning, and planned from that."""
     spec, rest = str(handoff_run / "stages" / "pipeline.yaml"), ["--run", str(tmp_path / "p"), "--format", "json"]
     early = run_command(["plan", spec, *rest])
     assert early.returncode == 2

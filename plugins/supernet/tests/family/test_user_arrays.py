@@ -34,7 +34,7 @@ from unfoldkit.api import UnfoldError
 def test_axes_are_arranged_for_the_form(
     tmp_path: Path, form: str, shape: Any, channels: str | None, loaded: Any
 ) -> None:
-    """Inputs come as channels and the axes of the form; no number is lost or moved within its channel."""
+    """Inputs are arranged as channels and the axes of the form; no value is lost."""
     x = np.random.default_rng(0).integers(0, 256, (len(LABELS), *shape)).astype(np.uint8)
     found = load_arrays(tmp_path, form, {"channels": channels}, x=x)
     assert found.x.shape == (len(LABELS), *loaded)
@@ -44,7 +44,7 @@ def test_axes_are_arranged_for_the_form(
 
 
 @pytest.mark.parametrize(
-    ("form", "arrays", "told"),
+    ("form", "arrays", "message"),
     [
         ("conv2d", {"x": np.ones((40, 187))}, "conv2d cannot take"),
         ("conv1d", {"x": np.ones((40, 3, 8, 8))}, "conv1d cannot take"),
@@ -66,15 +66,15 @@ def test_axes_are_arranged_for_the_form(
         ("conv1d", {"data": np.ones((40, 9))}, "holds no x"),
     ],
 )
-def test_invalid_arrays_are_refused(tmp_path: Path, form: str, arrays: dict[str, Any], told: str) -> None:
-    """Arrays that do not fit the form, each other or a classification are refused, and nothing is executed."""
-    with pytest.raises(UnfoldError, match=told):
+def test_invalid_arrays_are_refused(tmp_path: Path, form: str, arrays: dict[str, Any], message: str) -> None:
+    """Arrays that do not fit the form, each other or a classification are refused; no code is executed."""
+    with pytest.raises(UnfoldError, match=message):
         load_arrays(tmp_path, form, **arrays)
 
 
 @pytest.mark.parametrize("y", [LABELS[:, None], LABELS.astype(float), LABELS.astype(np.uint8), LABELS.astype(str)])
 def test_label_storage_does_not_matter(tmp_path: Path, y: Any) -> None:
-    """A column, whole numbers of any type and text are the same labels; one extra number a row may be flat."""
+    """A column, integers of any type and text are the same labels; one extra number a row may be flat."""
     found = load_arrays(tmp_path, "conv1d", x=np.ones((40, 9)), y=y, extra=np.arange(40), notes=np.array([object()]))
     assert found.names == ("3", "5")
     np.testing.assert_array_equal(found.y, LABELS // 5)
@@ -82,35 +82,35 @@ def test_label_storage_does_not_matter(tmp_path: Path, y: Any) -> None:
 
 
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
-    """An archive that was cut off and an array that is no archive are mistakes of the file, not of the program."""
+    """A truncated archive and a file that is no archive are the caller's fault."""
     np.savez(tmp_path / "d.npz", x=np.ones((40, 9)), y=LABELS)
     whole = (tmp_path / "d.npz").read_bytes()
     run = make_run(tmp_path, base=tmp_path)
-    for content, told in ((whole[: len(whole) // 2], "damaged"), (b"\x93NUMPY" + whole, "not an NPZ archive")):
+    for content, message in ((whole[: len(whole) // 2], "damaged"), (b"\x93NUMPY" + whole, "not an NPZ archive")):
         (tmp_path / "d.npz").write_bytes(content)
-        with pytest.raises(UnfoldError, match=told):
+        with pytest.raises(UnfoldError, match=message):
             load_data(DataSpec(source="file", path="d.npz"), run)
 
 
 @pytest.mark.parametrize(
-    ("y", "told"),
+    ("y", "message"),
     [
         ([0.0, np.inf, 1.0, 0.0, 1.0, 1.0], "y\\[1\\] is inf, which is not a class"),
         ([17, 23, 5, 88, 41, 17], "5 classes in 6 rows, fewer than two rows each"),
     ],
 )
-def test_measured_quantities_are_no_labels(tmp_path: Path, y: list[float], told: str) -> None:
-    """Labels that are not finite, or nearly all different, are refused; they became classes that nobody meant."""
-    with pytest.raises(UnfoldError, match=told):
+def test_measured_quantities_are_no_labels(tmp_path: Path, y: list[float], message: str) -> None:
+    """Labels that are not finite, or nearly all different, are refused instead of becoming classes."""
+    with pytest.raises(UnfoldError, match=message):
         load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array(y))
 
 
 def test_byte_labels_are_decoded(tmp_path: Path) -> None:
-    """Labels stored as bytes, as HDF5 hands them out, are named by their text."""
+    """Labels stored as bytes, as in HDF5, are named by their text."""
     assert load_arrays(tmp_path, "mlp", x=np.ones((6, 3)), y=np.array([b"N", b"V"] * 3)).names == ("N", "V")
 
 
 def test_table_without_features_is_refused(tmp_path: Path) -> None:
-    """Without a column beside the label there is nothing to learn from."""
+    """A table without a column beside the label is refused."""
     with pytest.raises(UnfoldError, match="x has no column"):
         load_arrays(tmp_path, "mlp", x=np.ones((len(LABELS), 0)))

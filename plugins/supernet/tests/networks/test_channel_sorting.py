@@ -21,7 +21,7 @@ pytestmark = pytest.mark.torch
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([(9, 7), (11,)]))
 def test_sorting_preserves_the_largest_subnet(seed: int, size: tuple[int, ...]) -> None:
-    """After sorting, the largest net answers as before, and each group's importances descend."""
+    """After sorting, the largest subnet gives the same logits, and importances descend in each group."""
     whole = replace(make_list_space(), size=size)
     weights = supernet.init_weights(whole, seed)
     x, extra = torch.randn((6, 3, *size)), torch.randn((6, 2))

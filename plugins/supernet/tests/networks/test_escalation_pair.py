@@ -21,7 +21,7 @@ pytestmark = pytest.mark.torch
 
 
 def test_pair_recomputes_unsure_rows(tmp_path: Path) -> None:
-    """A pair gives each row the logits of the net that answers it, and is as accurate as the stored answers say."""
+    """A pair gives each row the logits of the responsible subnet, and is as accurate as its predictions imply."""
     problem, run = build_digits_problem(tmp_path, epochs=2)
     data = problem.data
     found = train_supernet(problem, run.directory, run.progress).supernet

@@ -13,7 +13,7 @@ ECG = {"form": "conv1d", "stages": STAGES, "stem": {"kernel": 7, "stride": 2}, "
 
 
 def test_macs_and_parameters_match_the_study() -> None:
-    """The beat nets have the operations and parameters that the study of the recipe counted."""
+    """The heart-beat subnets have the operations and parameters counted in the study of the recipe."""
     given_ = SpaceSpec.model_validate({**ECG, "expand": (0.25, 0.5, 0.5, 0.75, 0.75, 1.0), "depth": (1, 1, 2, 2, 3, 3)})
     space = make_space(given_, 1, (128,), 2, 4)
     counted = {one.name: count_macs(space, one) for one in space.subnets}

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.torch
 
 
 def make_resolution_space() -> Space:
-    """Return a family of every combination of two widths, two depths and two resolutions."""
+    """Build a space of every combination of two widths, two depths and two resolutions."""
     lists = {"expand": (0.5, 1.0), "depth": (1, 2), "kernel": (3,), "resolution": (0.5, 1.0)}
     given = {"form": "conv2d", "coupling": "independent", "stages": ({"width": 8}, {"width": 8}), **lists}
     return make_space(SpaceSpec.model_validate(given), 3, (8, 8), 2, 4)
@@ -37,7 +37,7 @@ def make_resolution_space() -> Space:
 
 @pytest.mark.parametrize("rows", [2, 9, 16, 17])
 def test_leftover_row_joins_a_calibration_batch(rows: int) -> None:
-    """Statistics are the means over all rows however many are left for the last batch, of a linear stem exactly."""
+    """Statistics are the means over all rows whatever the size of the last batch; exact for a linear stem."""
     of = make_form_space("mlp", 0)
     x = torch.randn(rows, 3, 1, generator=torch.Generator().manual_seed(1))
     weights = net.init_weights(of, 0)
@@ -57,7 +57,7 @@ def test_views_share_the_memory_of_the_weights(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["conv2d", "transformer"])
 def test_threads_do_not_interfere(form: str) -> None:
-    """Threads that ask for different subnets at once each get what they would get alone."""
+    """Threads that run different subnets at once get the results of a single thread."""
     found = make_random_supernet(make_form_space(form))
     x, extra = draw_inputs(found.space)
     names = list(found.bound)
@@ -79,7 +79,7 @@ def test_threads_do_not_interfere(form: str) -> None:
 
 
 def test_cached_prefixes_give_the_same_outputs_and_gradients() -> None:
-    """Nets that share their first layers answer as alone, and the gradient of their sum is the sum of theirs."""
+    """Subnets that share prefixes give the same outputs and the same summed gradient as separate runs."""
     whole, seen = make_resolution_space(), supernet.PrefixCache()
     weights = {name: tensor.requires_grad_() for name, tensor in supernet.init_weights(whole, 0).items()}
     x, extra = torch.randn(6, 3, 8, 8), torch.randn(6, 2)
@@ -95,7 +95,7 @@ def test_cached_prefixes_give_the_same_outputs_and_gradients() -> None:
 
 
 def test_grouping_by_first_layer_partitions_the_subnets() -> None:
-    """Grouping loses no net and doubles none; nets of one group begin alike, those of two do not."""
+    """Groups partition the subnets; members start with the same layer, and groups with different ones."""
     whole = make_resolution_space()
     groups = supernet.group_by_first_layer(whole, whole.subnets)
     assert sorted(one.name for group in groups for one in group) == sorted(one.name for one in whole.subnets)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.torch
 
 
 def test_macs_match_a_hand_count() -> None:
-    """Operations are those of embedding, projections, products of attention, feed-forward layers and head."""
+    """Operations are those of embedding, projections, attention products, feed-forward layers and head."""
     of = make_token_space((8, 8), 2, 2, 4, (16,), extra=0)
     least, most = min(count_macs(of, one) for one in of.subnets), count_macs(of, of.largest)
     assert most == 16 * 8 * 8 + 2 * (16 * (4 * 64 + 2 * 8 * 16) + 2 * 16**2 * 8) + 8 * 4
@@ -25,7 +25,7 @@ def test_macs_match_a_hand_count() -> None:
 
 
 def test_lower_resolution_takes_every_second_position() -> None:
-    """At half the input there are half the tokens an axis, each at the position of every second one of the whole."""
+    """At half the input there are half the tokens along each axis, at every second position."""
     of = make_token_space((9, 8), 2, 1, 4, (8,))
     found = make_random_transformer(of, 1)
     half = next(one for one in of.subnets if one.resolution < 1)
@@ -37,7 +37,7 @@ def test_lower_resolution_takes_every_second_position() -> None:
 @settings(max_examples=8, deadline=None)
 @given(token_spaces(), st.integers(0, 1000))
 def test_sorting_units_preserves_the_largest_subnet(of: Space, seed: int) -> None:
-    """After sorting the feed-forward units the largest net answers as before, and importances descend in each layer."""
+    """After sorting feed-forward units, the largest subnet gives the same logits, and importances descend."""
     weights = dict(make_random_transformer(of, seed).weights)
     after = channel_sorting.sort_channels(of, weights, channel_sorting.rank_channels(of, weights))
     x, extra = draw_inputs(of)
@@ -49,7 +49,7 @@ def test_sorting_units_preserves_the_largest_subnet(of: Space, seed: int) -> Non
 
 
 def test_every_weight_has_a_gradient() -> None:
-    """The loss of the largest net has a gradient for each tensor, of its whole shape."""
+    """The loss of the largest subnet has a gradient for every tensor."""
     of = make_token_space((9, 8), 2, 2, 4, (8,))
     weights = {name: one.clone().requires_grad_() for name, one in supernet.init_weights(of, 0).items()}
     x, extra = draw_inputs(of)
@@ -58,7 +58,7 @@ def test_every_weight_has_a_gradient() -> None:
 
 
 def test_attention_equals_the_formula() -> None:
-    """What heads mix is softmax(Q K^T / sqrt(d)) V, head by head."""
+    """Attention is softmax(Q K^T / sqrt(d)) V, head by head."""
     x = torch.randn((3, 6, 24), generator=torch.Generator().manual_seed(0))
     query, key, value = (part.reshape(3, 6, 2, 4).transpose(1, 2) for part in x.split(8, 2))
     shares = torch.softmax(query @ key.transpose(2, 3) / 2.0, -1)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.torch
 @settings(max_examples=10, deadline=None)
 @given(token_spaces(), st.integers(0, 1000), st.integers(1, 40))
 def test_extracted_transformers_equal_the_bound_subnets(of: Space, seed: int, rows: int) -> None:
-    """For every subnet of any space, the shared weights give bit for bit what the extracted net gives."""
+    """For every subnet of any space, the extracted model gives the bound subnet's logits bit for bit."""
     found = make_random_transformer(of, seed)
     x, extra = draw_inputs(of, rows)
     with torch.inference_mode():
@@ -34,7 +34,7 @@ def test_extracted_transformers_equal_the_bound_subnets(of: Space, seed: int, ro
 @settings(max_examples=5, deadline=None)
 @given(token_spaces(), st.integers(0, 1000))
 def test_onnx_graph_gives_the_same_logits(of: Space, seed: int) -> None:
-    """As ONNX, smallest and largest net give the logits of the family, for any number of rows."""
+    """As ONNX, the smallest and the largest subnet give the same logits for any number of rows."""
     found = make_random_transformer(of, seed)
     for one, rows in itertools.product((of.subnets[0], of.largest), (1, 7)):
         x, extra = draw_inputs(of, rows)
@@ -49,7 +49,7 @@ def test_onnx_graph_gives_the_same_logits(of: Space, seed: int) -> None:
 @settings(max_examples=10, deadline=None)
 @given(token_spaces())
 def test_parameter_counts_match_the_standalone_model(of: Space) -> None:
-    """A net has as many trained numbers as the space counts, and fresh weights of its own size have no more."""
+    """The space counts the parameters of the standalone model, and fresh weights of its size have as many."""
     found = make_random_transformer(of, 0)
     for one in of.subnets:
         module = checkpoint.extract_model(of, found.bound[one.name])

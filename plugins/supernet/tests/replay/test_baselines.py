@@ -10,7 +10,7 @@ from unfold_supernet.scheduling.simulator import ReplayOutcome
 
 
 def test_comparison_uses_the_best_fixed_subnet() -> None:
-    """Points are over the best fixed net that is in time as often; the ratio is over those as accurate."""
+    """The gain is over the best fixed subnet with equal attainment; the ratio is to those as accurate."""
 
     def entry(name: str, share: float, accuracy: float) -> PolicyResult:
         in_time = np.arange(1000) < share * 1000

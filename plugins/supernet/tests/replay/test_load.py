@@ -22,14 +22,14 @@ SLO = 0.02
 
 
 def trace(count: int) -> np.ndarray:
-    """Return arrivals at 500 a second."""
+    """Draw arrivals at 500 per second."""
     return np.cumsum(np.random.default_rng(0).exponential(0.002, count))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 100), st.floats(0.1, 5.0))
 def test_scaled_requests_retain_their_targets(seed: int, times: float) -> None:
-    """In a trace made heavier or lighter each request has the targets of the one that it was made of."""
+    """After scaling, each request has the targets of the request that it was made from."""
     scaled = load.scale_arrivals(draw_arrivals(500, 300, seed), times, seed)
     found, places = scaled.arrivals, scaled.origins
     original = draw_arrivals(500, 300, seed)
@@ -45,7 +45,7 @@ def test_scaled_requests_retain_their_targets(seed: int, times: float) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.2, 3.0), st.floats(0.2, 2.0))
 def test_busiest_window_demands_the_load(share: float, pace: float) -> None:
-    """On nets of any speed the busiest ten times to live ask the given share of what the quickest net can answer."""
+    """At any speed, the busiest ten deadlines demand the given fraction of the fastest subnet's capacity."""
     nets, times = scale_latencies(NETS, pace), trace(2_000)
     found = load.scale_arrivals(times, load.compute_rate_factor(times, nets, SLO, share), 0).arrivals
     span = load.WINDOW_SLOS * SLO
@@ -54,14 +54,14 @@ def test_busiest_window_demands_the_load(share: float, pace: float) -> None:
 
 
 def test_trace_without_load_is_unchanged() -> None:
-    """A spec that names no load leaves every arrival where it is."""
+    """Without a load, every arrival stays where it is."""
     times = trace(50)
     assert load.compute_rate_factor(times, NETS, SLO, None) == 1.0
     assert load.scale_arrivals(times, 1.0, 0).arrivals is times
 
 
 def test_load_beyond_memory_is_refused() -> None:
-    """More requests than memory should hold, or none at all, are an error that names the key."""
+    """Too many requests, or fewer than two, are refused with the key."""
     for times in (1e9, 1e-9):
         with pytest.raises(UnfoldError, match=r"serving\.load"):
             load.scale_arrivals(trace(100), times, 0)

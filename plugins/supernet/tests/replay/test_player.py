@@ -20,7 +20,7 @@ SLO = 0.03
 
 
 def draw_targets(count: int, seed: int) -> RequestTargets:
-    """Return targets of many kinds, some of which nobody can meet."""
+    """Draw targets of many kinds, some of which no subnet can meet."""
     rng = np.random.default_rng([seed, 1])
     return RequestTargets(
         rng.choice([0.0005, 0.005, 0.03, 0.5], count), rng.choice([0.0, 0.82, 0.85, 0.9, 0.99], count)
@@ -28,12 +28,12 @@ def draw_targets(count: int, seed: int) -> RequestTargets:
 
 
 def list_named_policies(apart: bool = True) -> dict[str, NamedPolicy]:
-    """Return everybody who is played, by name."""
+    """List the policies to replay, by name."""
     return {one.name: one for one in list_policies(REPLAY_PROFILES, "steady", SLO, has_targets=apart)}
 
 
 def replay(times: FloatArray, asked: RequestTargets, name: str, swap: float = 0.0) -> ReplayOutcome:
-    """Return a trace in simulated time."""
+    """Replay a trace in simulated time."""
     return replay_with_targets(
         times, asked, list_named_policies()[name], REPLAY_PROFILES, Slowdown(), SimulatedServer(REPLAY_PROFILES, swap)
     )
@@ -42,7 +42,7 @@ def replay(times: FloatArray, asked: RequestTargets, name: str, swap: float = 0.
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 100), st.floats(20, 4000), st.sampled_from(["steady", "fitted", "slackfit", "cheapest"]))
 def test_every_request_is_served_by_a_sufficiently_accurate_subnet(seed: int, rate: float, name: str) -> None:
-    """At any load everybody is answered once, by a net as accurate as asked, or by the best where none is."""
+    """At any load every request is served once, by a sufficiently accurate subnet or by the best one."""
     times, asked = draw_arrivals(rate, 300, seed), draw_targets(300, seed)
     found = replay(times, asked, name)
     assert (found.batch_size > 0).all()
@@ -55,7 +55,7 @@ def test_every_request_is_served_by_a_sufficiently_accurate_subnet(seed: int, ra
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 100), st.floats(20, 300), st.sampled_from(["steady", "slackfit", "only middle"]))
 def test_equal_targets_behave_as_one_deadline(seed: int, rate: float, name: str) -> None:
-    """Requests that all ask for the spec's deadline and any accuracy are answered as without targets."""
+    """Requests with the spec's deadline and no minimum accuracy are served as without targets."""
     times = draw_arrivals(rate, 200, seed)
     plain = simulate_trace(times, SLO, REPLAY_PROFILES, list_named_policies(apart=False)[name].build(REPLAY_PROFILES))
     if not plain.in_time.all():
@@ -67,7 +67,7 @@ def test_equal_targets_behave_as_one_deadline(seed: int, rate: float, name: str)
 
 
 def test_loose_deadlines_get_more_accurate_subnets() -> None:
-    """Of two kinds of requests in one stream the generous are answered by more accurate nets, the tight in time."""
+    """In a mixed stream, loose deadlines get more accurate subnets and tight ones are met."""
     times = draw_arrivals(100, 2_000, 3)
     tight = np.arange(2_000) % 2 == 0
     found = replay(times, RequestTargets(np.where(tight, 0.003, 0.2), np.zeros(2_000)), "fitted")
@@ -78,7 +78,7 @@ def test_loose_deadlines_get_more_accurate_subnets() -> None:
 
 
 def test_fixed_subnet_satisfies_only_lower_minimum_accuracies() -> None:
-    """A baseline of one net is in time as ever, but keeps what is asked only where that is no more than it has."""
+    """A fixed subnet is in time as always, but satisfies only requests that it is accurate enough for."""
     times = draw_arrivals(20, 300, 5)
     found = replay(times, RequestTargets(np.full(300, 1.0), np.where(np.arange(300) < 100, 0.9, 0.0)), "only middle")
     assert found.attainment == 1.0

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.mark.parametrize("escalate", ["60%", "null"])
 def test_guard_holds_for_every_candidate(tmp_path: Path, escalate: str) -> None:
-    """Under a guard every net that may answer, alone or in a pair, has the sensitivity; unknown classes are told."""
+    """Every candidate, single or pair, has the guarded sensitivity; unknown classes are refused."""
     text = DIGITS_SPEC + f"serving: {{slo: 20 ms, escalate: {escalate}}}\n"
     spec = parse_spec(text.replace("epochs: 3", "epochs: 8"))
     run = make_run(tmp_path, options={})

@@ -10,7 +10,7 @@ from unfold_supernet.training.accuracy import compare_paired
 
 
 @pytest.mark.parametrize(
-    ("worse", "told"),
+    ("worse", "message"),
     [
         ((0, 0), "no weight-sharing gap"),
         ((1, 0), "no significant weight-sharing gap (2.00 points, paired error 1.98)"),
@@ -18,8 +18,8 @@ from unfold_supernet.training.accuracy import compare_paired
         ((30, 20), "weight-sharing gap of at most 60.00 points"),
     ],
 )
-def test_insignificant_gap_is_reported_as_such(worse: tuple[int, int], told: str) -> None:
-    """Of sharing a cost is told as one only where a net alone is surely better; else as what it may be by chance."""
+def test_insignificant_gap_is_reported_as_such(worse: tuple[int, int], message: str) -> None:
+    """A gap is stated as such only if a standalone model is significantly better; otherwise as possible chance."""
     alone = np.ones(50, bool)
     gaps = [compare_paired(alone, np.arange(50) >= count) for count in worse]
-    assert describe_gap(gaps) == told
+    assert describe_gap(gaps) == message

@@ -19,7 +19,7 @@ SLO = 0.1
 
 @st.composite
 def families(draw: st.DrawFn) -> tuple[SubnetProfile, ...]:
-    """Draw one to five nets of any order of accuracy and time, some as accurate as others."""
+    """Draw one to five profiles in any order of accuracy and latency, some equally accurate."""
     found = draw(st.lists(st.tuples(st.integers(50, 55), st.floats(1e-4, 0.1)), min_size=1, max_size=5))
     return tuple(
         SubnetProfile(str(at), float(accuracy), ((1, seconds), (8, 2 * seconds)))
@@ -32,7 +32,7 @@ def families(draw: st.DrawFn) -> tuple[SubnetProfile, ...]:
 def test_picked_subnets_reach_the_minimum_accuracy(
     name: str, nets: tuple[SubnetProfile, ...], least: float, slack: float, rows: int
 ) -> None:
-    """The net that is picked, or that answers the late, is as accurate as asked, or the most accurate where none is."""
+    """The picked subnet, and the one for late requests, reach the minimum accuracy or are the most accurate."""
 
     def make(some: Sequence[SubnetProfile]) -> Policy:
         return ADAPTIVE[name](some, SLO)

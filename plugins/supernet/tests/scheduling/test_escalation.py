@@ -17,7 +17,7 @@ NETS = (
 
 
 def draw_predictions(seed: int, rows: int = 200) -> escalation.SubnetPredictions:
-    """Return random answers of two nets to three classes."""
+    """Draw random predictions of two subnets for three classes."""
     rng = np.random.default_rng(seed)
     said = rng.integers(0, 3, (2, rows))
     return escalation.SubnetPredictions(
@@ -28,7 +28,7 @@ def draw_predictions(seed: int, rows: int = 200) -> escalation.SubnetPredictions
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.01, 1.0))
 def test_pair_combines_predictions_row_by_row(seed: int, below: float) -> None:
-    """Each row is the large net's if the small one is unsure of it, else the small one's; shares by class likewise."""
+    """Each row is the large subnet's if the small one is unsure, otherwise the small one's; sensitivities too."""
     found = draw_predictions(seed)
     (pair,) = escalation.build_pairs(NETS, found, below)
     said = [
@@ -44,7 +44,7 @@ def test_pair_combines_predictions_row_by_row(seed: int, below: float) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.01, 0.99), st.floats(0.0, 0.3))
 def test_higher_threshold_takes_longer(seed: int, below: float, more: float) -> None:
-    """A pair takes at least its small net's time, and no less where the large net is asked more often."""
+    """A pair takes at least its small subnet's time, and not less with a higher threshold."""
     found = draw_predictions(seed)
     (one,), (other,) = (escalation.build_pairs(NETS, found, each) for each in (below, min(1.0, below + more)))
     for (size, time), (_, longer) in zip(one.seconds, other.seconds, strict=True):
@@ -52,7 +52,7 @@ def test_higher_threshold_takes_longer(seed: int, below: float, more: float) -> 
 
 
 def test_predictions_survive_a_round_trip() -> None:
-    """Answers that are written and read again are the same."""
+    """Predictions that are packed and unpacked are the same."""
     found = draw_predictions(3)
     again = escalation.unpack_predictions(escalation.pack_predictions(found))
     assert again.names == found.names

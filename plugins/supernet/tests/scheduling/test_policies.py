@@ -16,7 +16,7 @@ from unfold_supernet.scheduling.policies import (
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(make_policies())), st.floats(0, 0.1), st.integers(1, 60))
 def test_choices_are_in_time(name: str, slack: float, waiting: int) -> None:
-    """No rule starts a batch that the profile says is late for the first request; none is given up that had time."""
+    """No policy starts a batch that is late by the profile, and none drops a request that had time."""
     choice = make_policies()[name](slack, waiting)
     if choice is None:
         limit = PROFILES[2].estimate_latency(1) if name == "large" else PROFILES[0].estimate_latency(1)
@@ -31,7 +31,7 @@ def test_choices_are_in_time(name: str, slack: float, waiting: int) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0.004, 0.1), st.integers(1, 32))
 def test_fitted_chooses_the_most_accurate_feasible_subnet(slack: float, waiting: int) -> None:
-    """If some net answers all that wait in time, the most accurate of these is chosen, with all that wait."""
+    """If some subnet serves the entire queue in time, the most accurate such subnet is chosen."""
     good = [at for at, net in enumerate(PROFILES) if net.estimate_latency(waiting) <= slack]
     if good:
         assert make_fitted(PROFILES)(slack, waiting) == BatchChoice(
@@ -42,7 +42,7 @@ def test_fitted_chooses_the_most_accurate_feasible_subnet(slack: float, waiting:
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0, 2), st.integers(1, 500))
 def test_lookahead_extends_a_policy_beyond_one_batch(slack: float, waiting: int) -> None:
-    """With patience nobody is given up who was not before, and a net that answers all that wait in time is kept to."""
+    """Lookahead drops no additional request, and uses a subnet that serves the entire queue in time."""
     plain, choice = make_fitted(PROFILES)(slack, waiting), make_lookahead(make_fitted(PROFILES), 32)(slack, waiting)
     assert (choice is None) == (plain is None)
     if choice is None or waiting <= 32:

@@ -18,7 +18,7 @@ from unfold_supernet.scheduling.simulator import measure_trace, simulate_trace
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 100), st.floats(20, 4000), st.sampled_from(sorted(make_policies())))
 def test_every_request_is_served_or_dropped_once(seed: int, rate: float, name: str) -> None:
-    """Each request is answered once or given up, in order; what was given up or is late is no success."""
+    """Each request is served or dropped once, in order; dropped and late requests are no success."""
     played = simulate_trace(draw_arrivals(rate, 300, seed), SLO, PROFILES, make_policies()[name])
     assert not played.in_time[played.subnet < 0].any()
     assert played.batches <= 300
@@ -26,7 +26,7 @@ def test_every_request_is_served_or_dropped_once(seed: int, rate: float, name: s
 
 
 def test_low_load_gets_accuracy_and_overload_gets_throughput() -> None:
-    """Under little load the largest net answers; under more than it can take, more in time than by it alone."""
+    """Under low load the largest subnet serves; under overload, more requests are in time than with it alone."""
     calm, storm = draw_arrivals(20, 300, 0), draw_arrivals(1500, 3000, 0)
     for name in ("slackfit", "fitted", "steady"):
         assert simulate_trace(calm, SLO, PROFILES, make_policies()[name]).attainment == 1.0
@@ -36,14 +36,14 @@ def test_low_load_gets_accuracy_and_overload_gets_throughput() -> None:
 
 
 def test_switch_costs_reduce_attainment() -> None:
-    """A server that must load a model at each change is never in time more often."""
+    """Attainment is lower if every model switch loads a model."""
     busy = draw_arrivals(700, 2000, 1)
     free, dear = (simulate_trace(busy, SLO, PROFILES, make_fitted(PROFILES), swap).attainment for swap in (0.0, 0.02))
     assert dear < free
 
 
 def test_measured_and_simulated_replays_agree() -> None:
-    """On a clock that goes on as the profile says, a trace is measured as it is simulated, request by request."""
+    """On a clock that follows the profile, measured and simulated replays agree request by request."""
     now = [5.0]
     for rate in (60, 300, 700):
         times = draw_arrivals(rate, 300, 2)
@@ -56,7 +56,7 @@ def test_measured_and_simulated_replays_agree() -> None:
 
         real = measure_trace(times, SLO, make_fitted(PROFILES), work, clock=lambda: now[0], sleep=sleep)
         model = simulate_trace(times, SLO, PROFILES, make_fitted(PROFILES))
-        # who wakes a microsecond late may see another batch, now and then
+        # a server that wakes a microsecond late may see another batch
         assert (real.subnet == model.subnet).mean() > 0.95
         assert abs(real.attainment - model.attainment) < 0.02
 
@@ -64,7 +64,7 @@ def test_measured_and_simulated_replays_agree() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 100), st.floats(0.3, 0.8))
 def test_sustained_rate_gets_one_accurate_subnet(seed: int, share: float) -> None:
-    """At a rate that a net keeps up with, the steady rule serves nearly its accuracy, and all in time."""
+    """At a rate that a subnet sustains, the policy steady reaches nearly its accuracy with all requests in time."""
     peak = max(size / time for size, time in PROFILES[1].seconds if 2 * time <= SLO)
     played = simulate_trace(draw_arrivals(share * peak, 2_000, seed), SLO, PROFILES, make_steady(PROFILES, SLO))
     assert played.attainment > 0.99
@@ -74,7 +74,7 @@ def test_sustained_rate_gets_one_accurate_subnet(seed: int, share: float) -> Non
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 100), st.floats(1.5, 6.0))
 def test_shedding_serves_more_under_overload(seed: int, load: float) -> None:
-    """Beyond what a net can take, giving up the most urgent answers no less than batches that fit their slack."""
+    """Under overload, dropping the most urgent requests serves at least as many as shrinking batches."""
     peak = max(size / time for size, time in PROFILES[2].seconds)
     storm = draw_arrivals(load * peak, 3_000, seed)
     plain, wise = (

@@ -19,7 +19,7 @@ NETS = (
 
 @pytest.mark.parametrize("factor", [0.6, 1.0, 3.0, 12.0])
 def test_slowdown_converges_to_the_measured_ratio(factor: float) -> None:
-    """Where every batch takes so many times its profile, the pace comes to within a tenth of that."""
+    """If every batch takes a constant multiple of its profile, the slowdown converges to it within a tenth."""
     pace = Slowdown()
     for _ in range(2_000):
         pace.update(0.01, 0.01 * factor)
@@ -30,7 +30,7 @@ def test_slowdown_converges_to_the_measured_ratio(factor: float) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(-10, 55), st.floats(0.0, 0.2), st.integers(1, 60))
 def test_policy_uses_the_present_slowdown(step: int, slack: float, waiting: int) -> None:
-    """At any pace the choice is that of the rule made for nets so much slower; at pace one, of the rule itself."""
+    """At any slowdown, the decision is that of the policy built for slower subnets."""
     pace = Slowdown()
     rule = adapt_to_slowdown(make_fitted, NETS, pace)
     assert rule(slack, waiting) == make_fitted(NETS)(slack, waiting)
@@ -41,7 +41,7 @@ def test_policy_uses_the_present_slowdown(step: int, slack: float, waiting: int)
 @settings(max_examples=60, deadline=None)
 @given(st.floats(0.7, 4.0), st.floats(1.0, 3.0), st.floats(0.0, 0.2), st.integers(1, 60))
 def test_batches_are_in_time_at_the_90th_percentile(usual: float, more: float, slack: float, waiting: int) -> None:
-    """Whatever is usual, what is started is in time at the pace that nine in ten batches keep, but for a step of it."""
+    """Whatever the median, a started batch is in time at the 90th percentile, up to a step of the grid."""
     pace = Slowdown(usual * more, usual)
     choice = adapt_to_slowdown(make_fitted, NETS, pace)(slack, waiting)
     if choice is not None:

@@ -9,7 +9,7 @@ from unfoldkit.api import UnfoldError
 
 
 def test_count_contradicts_a_file_of_queries() -> None:
-    """How many queries are drawn cannot be said beside a file of them."""
+    """The number of drawn queries contradicts a file of queries."""
     spec = "version: 1\nkind: supernet\nname: t\nfamily: ofa-mobilenetv3\nqueries: {path: q.csv, count: 5}\n"
     with pytest.raises(UnfoldError) as caught:
         parse_spec(spec)

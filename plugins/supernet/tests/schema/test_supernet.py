@@ -13,7 +13,7 @@ TOKENS = "data: {source: digits}\nspace: {form: transformer, stages: [{width: 8}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("data: {source: mitbih}\nspace: {form: conv1d, stages: [{width: 8}]}", "not named"),
         ("data: {source: digits}\nspace: {form: conv1d, stages: [{width: 8}]}", "conv2d"),
@@ -30,27 +30,27 @@ TOKENS = "data: {source: digits}\nspace: {form: transformer, stages: [{width: 8}
         ),
     ],
 )
-def test_contradicting_sections_are_refused(change: str, told: str) -> None:
-    """Parts of a spec that contradict each other are refused in words."""
-    with pytest.raises(UnfoldError, match=told):
+def test_contradicting_sections_are_refused(change: str, message: str) -> None:
+    """Contradicting sections of a spec are refused with a message."""
+    with pytest.raises(UnfoldError, match=message):
         parse_spec(f"version: 1\nkind: supernet\nname: t\n{change}\n")
 
 
 @pytest.mark.parametrize("change", [f"{TOKENS}}}", "data: {source: digits}\nspace: {stages: [{width: 8}]}"])
 def test_stored_spec_with_all_defaults_is_valid(change: str) -> None:
-    """A spec with every default written out, as a run keeps it, is as valid as the short one."""
+    """A spec with all defaults written out, as a run stores it, equals the short one."""
     spec = parse_spec(f"version: 1\nkind: supernet\nname: t\n{change}\n")
     assert parse_spec(json.dumps(dump(spec))) == spec
 
 
 def test_spec_without_subnets_is_refused() -> None:
-    """Without a family there is nothing to plan, and the message says what to write."""
+    """Without subnets there is nothing to plan, and the message says what to write."""
     with pytest.raises(UnfoldError, match="ofa-resnet50"):
         parse_spec(PLAN_SPEC.replace("family: ofa-mobilenetv3\n", ""))
 
 
 def test_subnets_have_one_source() -> None:
-    """A spec names a family of the papers, a table, or a space, and no two of them."""
+    """A spec names a published family, a layer table, or a space, and only one of them."""
     spec = "version: 1\nkind: supernet\nname: t\nfamily: ofa-mobilenetv3\nlayers: nets.csv\n"
     with pytest.raises(UnfoldError, match=r"layers: a layer table already defines the subnets \(remove family\)"):
         parse_spec(spec)

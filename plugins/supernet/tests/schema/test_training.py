@@ -18,6 +18,6 @@ space: {form: conv1d, stages: [{width: 8}]}
 
 @pytest.mark.parametrize("data", ["split: inter-patient", "group: subject", "split: random, group: subject"])
 def test_impossible_splits_are_refused(data: str) -> None:
-    """A split by patient needs to know whose rows are; a group that no split asks for is not ignored."""
+    """A split by group needs the group of each row; a group without such a split is refused."""
     with pytest.raises(UnfoldError, match=r"group of each row|no effect on this split"):
         parse_spec(FILE_SPEC.replace("d.npz", f"d.npz, {data}"))

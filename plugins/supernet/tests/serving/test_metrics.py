@@ -11,7 +11,7 @@ NETS = (SubnetProfile("small", 80.0, ((1, 0.001),)), SubnetProfile("large", 90.0
 
 
 def test_dashboard_shows_counted_requests() -> None:
-    """Attainment is the share in time, accuracy that of the nets of those in time, shares are of all answers."""
+    """Attainment is the fraction in time, accuracy that of the requests in time, usage that of all."""
     registry = CollectorRegistry()
     count, more = register_counter(registry, NETS), make_dashboard(registry, NETS, 0.9)
     assert more().tiles[0].value == "–"

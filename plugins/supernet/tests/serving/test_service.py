@@ -44,7 +44,7 @@ def request_json(url: str, body: Any = None) -> Any:
 
 
 def infer(server_url: str, x: Any, deadline_ms: Any = None, least_accuracy: Any = None) -> dict[str, list[Any]]:
-    """Return the outputs by name."""
+    """Send an inference request and return the outputs by name."""
     tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP64", "data": x.ravel().tolist()}
     asked = {"deadline_ms": deadline_ms, "least_accuracy": least_accuracy}
     parameters = {name: value for name, value in asked.items() if value is not None}
@@ -72,7 +72,7 @@ def server_url(trained: Path) -> Iterator[str]:
 
 
 def read_subnets(server_url: str) -> dict[str, Any]:
-    """Return what the metadata tells of the nets, smallest first."""
+    """Read the subnets from the metadata, smallest first."""
     found: dict[str, Any] = request_json(f"{server_url}/v2/models/tiny")["parameters"]["nets"]
     return found
 
@@ -87,12 +87,12 @@ def read_counter(server_url: str, net: str, in_time: str) -> float:
 
 @pytest.fixture
 def copied(trained: Path, tmp_path: Path) -> Path:
-    """Return a copy of the run's folder: the other is locked while it is served."""
+    """Copy the run's folder, because the original is locked while it is served."""
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
 def wait_until_ready(server_url: str, seconds: float) -> None:
-    """Wait until somebody listens: of several processes none does before it has measured its nets."""
+    """Wait until the server is ready: none of several processes is before its subnets are measured."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -105,7 +105,7 @@ def wait_until_ready(server_url: str, seconds: float) -> None:
 
 
 def test_loose_deadlines_get_more_accurate_subnets(server_url: str) -> None:
-    """Of two kinds of requests that load the server at once, the generous get a more accurate net than the tight."""
+    """Under load, requests with loose deadlines get a more accurate subnet than those with tight ones."""
     known = read_subnets(server_url)
     best = max(known, key=lambda name: float(known[name]["expected_accuracy"]))
     tight = 0.4 * known[best]["ms"][str(ROWS)]
@@ -121,7 +121,7 @@ def test_loose_deadlines_get_more_accurate_subnets(server_url: str) -> None:
 
 
 def test_hopeless_requests_are_served_late_and_counted(server_url: str) -> None:
-    """A deadline that nothing meets is answered by the smallest net, says so, and is counted as late."""
+    """A request that cannot be in time is served by the smallest subnet, marked late and counted as late."""
     smallest = next(iter(read_subnets(server_url)))
     before = read_counter(server_url, smallest, "no")
     said = infer(server_url, load_rows(1), 0.001)
@@ -130,7 +130,7 @@ def test_hopeless_requests_are_served_late_and_counted(server_url: str) -> None:
 
 
 def test_minimum_accuracy_holds_under_load(server_url: str) -> None:
-    """Whatever the load and the deadline, a request is answered by a net as accurate as it asks, late if need be."""
+    """At any load and deadline, a request is served by a sufficiently accurate subnet, late if necessary."""
     known, x = read_subnets(server_url), load_rows(ROWS)
     levels = sorted(net["expected_accuracy"] for net in known.values())
     asked = [(limit, least) for limit in (0.001, 10.0, 20_000.0) for least in (*levels, None)] * 2
@@ -143,7 +143,7 @@ def test_minimum_accuracy_holds_under_load(server_url: str) -> None:
 
 
 def test_excessive_minimum_accuracy_gets_the_best_subnet(server_url: str) -> None:
-    """Where no net is as accurate as asked, the most accurate answers and says that it is not enough."""
+    """If no subnet is accurate enough, the most accurate one serves and says so."""
     known = read_subnets(server_url)
     best = max(known, key=lambda name: float(known[name]["expected_accuracy"]))
     said = infer(server_url, load_rows(2), 20_000, 1.0)
@@ -152,7 +152,7 @@ def test_excessive_minimum_accuracy_gets_the_best_subnet(server_url: str) -> Non
 
 
 def test_responses_equal_the_exported_models(trained: Path, server_url: str) -> None:
-    """Whichever net answers, labels and confidences are those of its ONNX file in the run."""
+    """Labels and confidences are those of the subnet's ONNX file in the run."""
     x, known, seen = load_rows(50), read_subnets(server_url), set()
     for limit in (0.001, *(1.3 * net["ms"]["64"] for net in known.values()), None):
         said = infer(server_url, x, limit)
@@ -168,7 +168,7 @@ def test_responses_equal_the_exported_models(trained: Path, server_url: str) -> 
 
 @pytest.mark.parametrize("given", [0, -1, "5", True, 1e9])
 def test_invalid_deadlines_are_refused(server_url: str, given: Any) -> None:
-    """Zero, less, text and what is longer than a day are answered 400, and the message names the parameter."""
+    """Zero, negative, textual and over-long deadlines get status 400, and the message names the parameter."""
     with pytest.raises(urllib.error.HTTPError) as caught:
         infer(server_url, load_rows(1), given)
     assert caught.value.code == 400
@@ -176,7 +176,7 @@ def test_invalid_deadlines_are_refused(server_url: str, given: Any) -> None:
 
 
 def test_live_page_shows_attainment_and_usage(server_url: str) -> None:
-    """The events of the live page hold the tile of attainment, and as many shares as there are nets."""
+    """The events of the live page contain the attainment tile and the usage of every subnet."""
     infer(server_url, load_rows(1))
     with urllib.request.urlopen(f"{server_url}/events", timeout=30) as reply:
         board = json.loads(reply.readline().decode().removeprefix("data: "))
@@ -187,17 +187,17 @@ def test_live_page_shows_attainment_and_usage(server_url: str) -> None:
 
 
 def test_spec_is_served_and_ends_with_0(copied: Path) -> None:
-    """The spec that a run was trained with leads to its family; SIGTERM ends it with 0."""
+    """The spec of a trained run can be served, and SIGTERM ends the service with 0."""
     with serving(copied, "tiny.yaml") as (process, server_url):
         assert infer(server_url, load_rows(1), 20_000)["in_time"] == [True]
         process.send_signal(signal.SIGTERM)
-        told = rest(process)
+        message = rest(process)
     assert process.returncode == 0
-    assert "requests that cannot be in time run on" in told
+    assert "requests that cannot be in time run on" in message
 
 
 def test_several_processes_serve_one_supernet(copied: Path) -> None:
-    """Whichever of two processes answers, targets hold, and the metrics of either count the requests of both."""
+    """With two processes, targets hold, and the metrics of either count the requests of both."""
     with serving(copied, "runs/tiny", "--processes", "2", patience=300) as (process, server_url):
         wait_until_ready(server_url, 240)
         best = max(net["expected_accuracy"] for net in read_subnets(server_url).values())
@@ -205,7 +205,7 @@ def test_several_processes_serve_one_supernet(copied: Path) -> None:
             said = list(pool.map(lambda _: infer(server_url, load_rows(1), 20_000, best), range(40)))
         assert {one["accurate_enough"][0] for one in said} == {True}
         end = time.monotonic() + 20
-        # a process tells the other what it counted once a second
+        # the processes exchange their counts once a second
         while (
             found := sum(
                 read_counter(server_url, net, way) for net in read_subnets(server_url) for way in ("yes", "no")
@@ -220,7 +220,7 @@ def test_several_processes_serve_one_supernet(copied: Path) -> None:
 
 
 def test_untrained_specs_are_refused(tmp_path: Path) -> None:
-    """A spec that was not trained, and a run of a family by its layers, end with 2 and a hint."""
+    """An untrained spec, and a family known by its layers only, end with 2 and a hint."""
     (tmp_path / "tiny.yaml").write_text(SPEC, "utf-8")
     done = unfold(tmp_path, "serve", "tiny.yaml", "--port", "0")
     assert done.returncode == 2
@@ -232,7 +232,7 @@ def test_untrained_specs_are_refused(tmp_path: Path) -> None:
 
 
 def test_another_space_is_refused(copied: Path) -> None:
-    """A spec whose space is not that of the run's family ends with 2."""
+    """A spec with another space than the run's supernet ends with 2."""
     done = unfold(copied, "serve", "tiny.yaml", "--port", "0", "--set", "space.depth=[1, 2, 2]")
     assert done.returncode == 2
     assert "another space" in done.stderr

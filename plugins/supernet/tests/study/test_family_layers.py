@@ -12,7 +12,7 @@ ECG = {"form": "conv1d", "stages": STAGES, "stem": {"kernel": 7, "stride": 2}, "
 
 
 def test_layer_tables_have_the_macs_of_the_space() -> None:
-    """As layer tables, the nets have the operations that the space counts."""
+    """As layer tables, the subnets have the operations that the space counts."""
     given_ = SpaceSpec.model_validate({**ECG, "expand": (0.5, 1.0), "depth": (1, 2)})
     space = make_space(given_, 1, (128,), 2, 4)
     family = build_trained_family("f", space, [90.0, 95.0])
@@ -21,7 +21,7 @@ def test_layer_tables_have_the_macs_of_the_space() -> None:
 
 
 def test_layer_tables_omit_only_attention_products() -> None:
-    """As layer tables, transformers have the operations that the space counts, but for attention's two products."""
+    """As layer tables, transformers have all operations except attention's two products."""
     lists = {"attention": {"patch": 2, "width": 12, "heads": 3}, "expand": (0.25, 1.0), "depth": (1, 3)}
     given_ = SpaceSpec.model_validate({"form": "transformer", "stages": STAGES[:1], "resolution": (0.5, 1.0), **lists})
     space = make_space(given_, 3, (9, 8), 2, 4)

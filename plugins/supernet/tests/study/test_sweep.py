@@ -21,7 +21,7 @@ from unfold_supernet.study import published, sweep
 
 @pytest.mark.parametrize("name", sorted(reference_families.get_reference_spaces()))
 def test_traffic_saved_is_the_cached_fraction(name: str) -> None:
-    """A buffer smaller than the core saves its bytes over those of net, image and result: nothing else matters."""
+    """A buffer smaller than the core saves exactly its bytes, at any bandwidth."""
     family = reference_families.build_reference_family(name)
     for bandwidth in (1e9, 19.2e9):
         found = sweep.build_setup(family, replace(MACHINE, persistent_bytes=2**20, bandwidth=bandwidth), ("stall",))
@@ -35,7 +35,7 @@ def test_traffic_saved_is_the_cached_fraction(name: str) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1000, 400_000), st.sampled_from(sorted(scheduler.POLICIES)))
 def test_static_subgraph_fits_the_stream(seed: int, room: int, policy: str) -> None:
-    """Of all that may be kept, what is kept saves most traffic of the nets as the queries ask for them, up to 0.5 %."""
+    """The static subgraph saves nearly the most traffic for the subnets that the stream uses, within 0.5 %."""
     asked = draw_queries(200, "bursty", seed)
     plain = sweep.build_setup(random_family(seed), replace(MACHINE, persistent_bytes=room), ("stall",))
     found = sweep.fit_to_stream(plain, asked, policy)
@@ -53,7 +53,7 @@ def test_static_subgraph_fits_the_stream(seed: int, room: int, policy: str) -> N
 
 
 def test_larger_buffers_save_no_less() -> None:
-    """Traffic saved grows with the buffer, and needs of a claim fall with the bandwidth."""
+    """Saved traffic grows with the buffer, and the buffer needed for a claim shrinks with the bandwidth."""
     family = reference_families.build_reference_family("ofa-mobilenetv3")
     asked = draw_queries(500, "random", 0)
     buffers = [2**18 * size for size in (1, 4, 8, 16)]

@@ -14,7 +14,7 @@ from unfold_supernet.training.accuracy import compare_paired, evaluate_predictio
 
 
 def proportion(right: int, rows: int) -> tuple[float, float]:
-    """Return the shares that lie 1.96 of their own deviations away from what was seen, found by halving."""
+    """Find the proportions that lie 1.96 of their own deviations from the observed one, by bisection."""
     seen, ends = right / rows, list[float]()
     for side in (0.0, 1.0):
         inner, outer = seen, side
@@ -29,7 +29,7 @@ def proportion(right: int, rows: int) -> tuple[float, float]:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 8))
 def test_front_rises_significantly_at_every_step(seed: int, count: int) -> None:
-    """Each point of the front costs more than the one before it and is more accurate beyond the paired error."""
+    """Each subnet of the front costs more than the previous one and is significantly more accurate."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 3, 400)
     said = [np.where(rng.random(400) < share, y, (y + 1) % 3) for share in rng.uniform(0.5, 1, count)]
@@ -45,7 +45,7 @@ def test_front_rises_significantly_at_every_step(seed: int, count: int) -> None:
 
 @pytest.mark.parametrize(("better", "worse", "sure"), [(5, 0, False), (6, 0, True), (8, 1, True), (7, 1, False)])
 def test_significance_is_that_of_the_exact_mcnemar_test(better: int, worse: int, sure: bool) -> None:
-    """Nets that differ on a few rows are told apart as often as the exact test of McNemar does, whatever the rows."""
+    """Significance follows McNemar's exact test, whatever the number of rows."""
     for rows in (60, 5000):
         one, other = np.ones(rows, bool), np.ones(rows, bool)
         other[:better] = False
@@ -62,7 +62,7 @@ def test_significance_is_that_of_the_exact_mcnemar_test(better: int, worse: int,
 
 @pytest.mark.parametrize(("right", "rows"), [(360, 360), (359, 360), (0, 20), (180, 360), (8700, 9000)])
 def test_interval_is_that_of_wilson(right: int, rows: int) -> None:
-    """The interval goes as far as the shares that leave so many right answers no surprise, all or none included."""
+    """The interval is Wilson's, also if all or no rows are correct."""
     found = evaluate_predictions(np.zeros(rows, np.int64), (np.arange(rows) >= right).astype(np.int64), 2)
     low, high = proportion(right, rows)
     assert found.half_width == pytest.approx(max(high - right / rows, right / rows - low) * 100, rel=1e-6)

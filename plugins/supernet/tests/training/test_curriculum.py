@@ -21,7 +21,7 @@ LARGEST, SMALLEST = (Subnet((e, e), (d, d), (k, k), r) for e, d, k, r in ((1.0, 
 
 
 def test_sandwich_sample_depends_on_its_arguments_only() -> None:
-    """What a step trains depends on seed, epoch, batch and place alone; largest and smallest are always there."""
+    """A step's subnets depend on seed, epoch, batch and index only; largest and smallest are always included."""
     subnets = make_form_space("conv1d").subnets
     given = make_options(rule="sandwich", samples=2, delay=1)
     late, same = (
@@ -38,7 +38,7 @@ def test_sandwich_sample_depends_on_its_arguments_only() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 60), st.booleans())
 def test_shrinking_enables_one_dimension_after_the_other(epochs: int, sort: bool) -> None:
-    """Phases follow without a gap, the list only grows, and the last one has every net; channels are sorted once."""
+    """Phases are contiguous, their lists grow to all subnets, and channels are sorted once."""
     subnets = make_list_space().subnets
     found = curriculum.build_phases(subnets, make_options(epochs=epochs, rule="progressive", sort=sort))
     assert [one.start_epoch for one in found] == [0, *(one.end_epoch for one in found[:-1])]
@@ -51,7 +51,7 @@ def test_shrinking_enables_one_dimension_after_the_other(epochs: int, sort: bool
 
 
 def test_shrinking_trains_every_resolution() -> None:
-    """Where nothing but the resolution is elastic, all nets are opened after the largest one."""
+    """If only the resolution is elastic, all subnets join after the largest one."""
     subnets = make_list_space(expand=(1.0,), depth=(2,), kernel=(3,), resolution=(0.5, 1.0)).subnets
     found = curriculum.build_phases(subnets, make_options(epochs=18, rule="progressive"))
     assert [(one.start_epoch, one.epochs, len(one.subnets), one.has_teacher) for one in found] == [

@@ -58,7 +58,7 @@ def _dying(at: int) -> Progress:
 
 
 def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    """Training that dies after an epoch, and is started again, ends with the weights of one that did not die."""
+    """Training that dies after an epoch and is restarted ends with the same weights."""
     problem, run = build_digits_problem(tmp_path / "whole")
     whole = train_supernet(problem, run.directory, run.progress)
     directory = RunDir(tmp_path / "broken")
@@ -71,7 +71,7 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_borrowed_norm_statistics_lose_accuracy(tmp_path: Path) -> None:
-    """A small subnet under the largest one's statistics falls towards chance; its own bring it back."""
+    """A small subnet drops towards chance under the largest one's statistics; its own restore it."""
     problem, run = build_digits_problem(tmp_path, epochs=10)
     data = problem.data
     found = train_supernet(problem, run.directory, run.progress).supernet
@@ -92,7 +92,7 @@ def test_borrowed_norm_statistics_lose_accuracy(tmp_path: Path) -> None:
 
 
 def test_shrinking_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    """Progressive shrinking that dies in any epoch, sorted channels and teacher or not, ends with the same weights."""
+    """Progressive shrinking that dies in any epoch ends with the same weights after a restart."""
     spec = parse_spec(PROGRESSIVE_SPEC)
     run = make_run(tmp_path / "whole")
     problem = build_training_problem(spec, run)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 
 
 def test_slow_calls_get_few_rounds() -> None:
-    """Rounds end once their seconds are enough, but never before the least of them; quick calls get all rounds."""
+    """Slow calls stop after enough seconds but not before the minimum of rounds; fast calls get all rounds."""
     assert len(time_rounds(lambda: time.sleep(0.01), 30, enough_s=0.02)) == 5
     assert len(time_rounds(lambda: time.sleep(0.01), 30, enough_s=0.001, min_rounds=1)) == 1
     assert len(time_rounds(lambda: None, 30, enough_s=5.0)) == 30
@@ -27,7 +27,7 @@ def test_slow_calls_get_few_rounds() -> None:
 
 @pytest.mark.parametrize("form", ["conv2d", "transformer"])
 def test_routing_is_far_faster_than_reloading(form: str) -> None:
-    """Routing is a thousand times quicker than building and loading a model; the family is smaller than its nets."""
+    """Routing is a thousand times faster than reloading, and the supernet is smaller than its separate models."""
     cost = measure_switch_costs(make_random_supernet(make_form_space(form)), 400)
     assert cost.route_p50_s * 1000 < cost.reload_s
     assert cost.shared_bytes < cost.separate_bytes

@@ -17,13 +17,13 @@ OPTIONS = SearchOptions(measured=80, points=6, population=40, generations=10)
 
 
 def make_large_space() -> Space:
-    """Return a space in which every stage takes one of eight entries."""
+    """Build a space in which every stage chooses one of eight entries."""
     lists = {"expand": (0.25, 0.5, 0.75, 1.0), "depth": (1, 2), "coupling": "independent", "scope": "stage"}
     return make_space(SpaceSpec.model_validate({"stages": STAGES, **lists}), 1, (16, 16), 0, 10)
 
 
 def simulate_accuracy(one: Subnet, seed: int) -> float:
-    """Return an accuracy to which each stage adds by its own weight, and a little that no feature explains."""
+    """Simulate an accuracy: a weighted sum over stages, and noise that no feature explains."""
     weights = np.random.default_rng(seed).random((2, 3))
     noise = np.random.default_rng([seed, hash(one) % 2**32]).normal(0, 0.05)
     return 80 + float(weights[0] @ np.sqrt(one.expand) * 4 + weights[1] @ np.log2(np.add(one.depth, 1)) * 3 + noise)
@@ -32,7 +32,7 @@ def simulate_accuracy(one: Subnet, seed: int) -> float:
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000))
 def test_search_finds_nearly_the_best_subnets(seed: int) -> None:
-    """Nets rise in work from the smallest to the largest; each is nearly as accurate as the best of its limit."""
+    """Selected subnets rise in operations, and each is nearly the best under its limit."""
     space = make_large_space()
     found = search_subnets(space, OPTIONS, lambda one: simulate_accuracy(one, seed), seed)
     work = {one: count_macs(space, one) for one in space.subnets}
@@ -56,7 +56,7 @@ def test_search_is_deterministic() -> None:
 
 
 def test_features_are_one_hot_and_unique() -> None:
-    """Each feature is zero or one, a net has one for each choice, and no two nets have the same."""
+    """Features are zero or one, a subnet has one for each choice, and no two subnets have the same."""
     space = make_large_space()
     table = encode_features(space, space.subnets)
     assert set(np.unique(table)) == {0.0, 1.0}

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.integers(0, 99), st.booleans())
 def test_shifted_inputs_retain_their_content(shift: int, seed: int, flat: bool) -> None:
-    """Each input is moved by at most ``shift`` places an axis: what it holds is found again, and zeros came in."""
+    """Inputs shift by at most ``shift`` along each axis; their content stays and zeros enter."""
     size = (12,) if flat else (8, 9)
     x = torch.zeros((5, 1, *size))
     x[(slice(None), 0, *(edge // 2 for edge in size))] = 1.0

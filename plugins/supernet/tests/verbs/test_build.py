@@ -9,7 +9,7 @@ from unfold_supernet.verbs.build import build_machine
 
 
 def test_small_dynamic_buffer_holds_two_tiles() -> None:
-    """However small the dynamic buffer, one tile is computed while the next comes, as the closed form has it."""
+    """Even a small dynamic buffer holds two tiles, as the closed form assumes."""
     whole = tabulate_subnet("n", ["l"], {"l": Layer(720, 512, (3, 3), (14, 14), 512 * 14 * 14)}, 70.0)
     for room in ("16 KiB", "20 KiB", "1 MiB"):
         machine = build_machine(AcceleratorSpec.model_validate({"dynamic_buffer": room, "bandwidth": "3.3 GB/s"}))

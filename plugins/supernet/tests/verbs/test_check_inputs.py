@@ -22,7 +22,7 @@ queries: {path: queries.csv}
 
 
 def list_diagnostics(folder: Path, text: str) -> list[str]:
-    """Return what is wrong with the files of a spec."""
+    """List what is wrong with the files of a spec."""
     spec = parse_spec(text)
     return [str(item) for item in check_inputs(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
 
@@ -37,7 +37,7 @@ space: {form: conv1d, stages: [{width: 16}, {width: 32}], depth: [1, 2], expand:
 
 
 def test_valid_files_yield_no_diagnostic(tmp_path: Path) -> None:
-    """A spec that names no file, or a table of queries that can be read, has no mistake, and nothing is written."""
+    """Valid files give no diagnostic, and nothing is written."""
     (tmp_path / "queries.csv").write_text("accuracy,latency_ms\n76,30\n", encoding="utf-8")
     text = LAYERS.replace("layers: nets.csv", "family: ofa-resnet50")
     assert list_diagnostics(tmp_path, text) == []
@@ -45,7 +45,7 @@ def test_valid_files_yield_no_diagnostic(tmp_path: Path) -> None:
 
 
 def test_errors_of_all_files_are_reported_together(tmp_path: Path) -> None:
-    """A table of layers that is not there and an accuracy above 100 % are two mistakes, where a plan stops at one."""
+    """A missing layer table and an accuracy above 100 % are both reported; a plan would stop at the first."""
     (tmp_path / "queries.csv").write_text("accuracy,latency_ms\n176,30\n", encoding="utf-8")
     layers, queries = list_diagnostics(tmp_path, LAYERS)
     assert "layers: no such file or folder: 'nets.csv'" in layers
@@ -53,7 +53,7 @@ def test_errors_of_all_files_are_reported_together(tmp_path: Path) -> None:
 
 
 def test_missing_array_is_reported(tmp_path: Path) -> None:
-    """An archive without the arrays that training reads is a mistake before an hour of training."""
+    """An archive without a required array is reported before training."""
     np.savez(tmp_path / "beats.npz", X=np.zeros((4, 8)))
     (lacking,) = list_diagnostics(tmp_path, BEATS)
     assert "beats.npz" in lacking

@@ -12,13 +12,13 @@ from unfoldkit.api import Report, Verdict, format_bytes
 
 
 def plan_study(folder: Path, extra: str = "") -> Report:
-    """Return the plan's report."""
+    """Plan the study and return its report."""
     text = PLAN_SPEC.replace("{count: 500}", f"{{count: 500{extra}}}")
     return plan(parse_spec(text), make_run(folder, seed=1))
 
 
 def test_plan_reports_savings_at_every_buffer_size(tmp_path: Path) -> None:
-    """Savings stand at the buffer of the spec and at every size of the sweep, and the decision fits the buffer."""
+    """Savings are reported at the spec's buffer and at every size of the sweep, and the decision fits the buffer."""
     report = plan_study(tmp_path)
     assert report.verdict is Verdict.YES
     for name in ("traffic", "latency", "energy"):
@@ -30,7 +30,7 @@ def test_plan_reports_savings_at_every_buffer_size(tmp_path: Path) -> None:
 
 
 def test_subnets_beyond_the_deadline_are_left_out(tmp_path: Path) -> None:
-    """Under a deadline only nets that keep it are planned with."""
+    """With a deadline, only subnets that meet it are planned."""
     report = plan_study(tmp_path, ", deadline: 2.2 ms")
     everything = plan_study(tmp_path)
     assert report.decision is not None
@@ -40,7 +40,7 @@ def test_subnets_beyond_the_deadline_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("keep", "row"), [("fixed", 1), ("avgnet", 2), ("least-latency", 3)])
 def test_plan_reports_the_strategy_of_the_spec(tmp_path: Path, keep: str, row: int) -> None:
-    """The savings of the schedule are those of the way that the spec names, refills included, on the same stream."""
+    """The scheduled savings are those of the spec's strategy on the same stream, refills included."""
     report = plan_study(tmp_path, f", keep: {keep}, pattern: bursty")
     ways = next(table for table in report.tables if table.name == "strategies")
     bytes_ = [float(str(line[3])) for line in ways.rows]
@@ -52,7 +52,7 @@ def test_plan_reports_the_strategy_of_the_spec(tmp_path: Path, keep: str, row: i
 
 
 def test_proposed_deadline_is_feasible(tmp_path: Path) -> None:
-    """A deadline that no net meets is answered no, and the one that it offers is met."""
+    """A deadline that no subnet meets is refused, and the proposed one is met."""
     report = plan_study(tmp_path, ", deadline: 0.1 ms")
     assert report.verdict is Verdict.NO
     offered = dict(report.lines)["minimal relaxation"].removeprefix("deadline ").partition(" for ")[0]
@@ -60,7 +60,7 @@ def test_proposed_deadline_is_feasible(tmp_path: Path) -> None:
 
 
 def test_plan_uses_the_queries_of_a_file(tmp_path: Path) -> None:
-    """Of the queries of a table as many have both targets met as a net can, and the report holds the file's digest."""
+    """The queries of a table are met where a subnet can, and the report holds the file's digest."""
     (tmp_path / "q.csv").write_text("accuracy,latency_ms\n77,50\n77,0.01\n,50\n99,50\n", encoding="utf-8")
     text = PLAN_SPEC.replace("{count: 500}", f"{{path: {tmp_path / 'q.csv'}}}")
     given = parse_spec(text)
@@ -71,14 +71,14 @@ def test_plan_uses_the_queries_of_a_file(tmp_path: Path) -> None:
 
 
 def test_strict_latency_headline_states_accuracy_points(tmp_path: Path) -> None:
-    """With strict-latency saved time goes into larger nets, so that the headline tells points, not latency."""
+    """With strict-latency, saved time goes into larger subnets, so the headline states points, not latency."""
     report = plan_study(tmp_path, ", policy: strict-latency")
     assert "accuracy points at equal deadlines" in report.headline
     assert "of the latency" not in report.headline
 
 
 def test_weights_of_16_bits_halve_the_savings(tmp_path: Path) -> None:
-    """Where all maps stay on chip, weights of 16 bits leave room for half of them, and the share saved is halved."""
+    """With all maps on chip, 16-bit weights halve the cached weights and the saved fraction."""
     plain = plan_study(tmp_path / "a")
     text = PLAN_SPEC.replace(
         "{persistent_buffer", "{precision: {weights: 16, maps: 16}, streaming_buffer: 4 MiB, persistent_buffer"
@@ -93,12 +93,14 @@ def test_weights_of_16_bits_halve_the_savings(tmp_path: Path) -> None:
     assert any("16-bit weights" in text and "INT8" in text for _name, text in wide.lines)
 
 
-@pytest.mark.parametrize(("buffer", "told"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of subnet F saves")])
-def test_headline_states_the_cached_subgraph(tmp_path: Path, buffer: str, told: str) -> None:
-    """What is kept is told with its own bytes and what it was cut from, also where more than the core fits."""
+@pytest.mark.parametrize(
+    ("buffer", "message"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of subnet F saves")]
+)
+def test_headline_states_the_cached_subgraph(tmp_path: Path, buffer: str, text: str) -> None:
+    """The headline states the bytes of the cached subgraph and its source, also beyond the core."""
     text = PLAN_SPEC.replace("persistent_buffer: 1 MiB", f"persistent_buffer: {buffer}")
     given = parse_spec(text)
     report = plan(given, make_run(tmp_path, seed=1))
     assert report.decision is not None
-    assert told in report.headline
+    assert text in report.headline
     assert report.headline.startswith(f"caching {format_bytes(report.decision['bytes'])} of")

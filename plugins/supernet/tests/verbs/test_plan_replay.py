@@ -32,7 +32,7 @@ serving: {slo: 30 ms}
 
 
 def set_latencies(handoff_run: Path) -> RunDir:
-    """Return a run whose nets take times by their work: what a busy machine measured is another answer each time."""
+    """Set latencies in proportion to operations, because a busy machine measures others every time."""
     directory = RunDir(handoff_run)
     known = json.loads(directory.read(RECORD_FILE))
     for net in known["nets"]:
@@ -42,7 +42,7 @@ def set_latencies(handoff_run: Path) -> RunDir:
 
 
 def test_plan_replay_reports_both_targets(tmp_path: Path) -> None:
-    """`plan --replay` reports how many got both that they asked for, and how many asked for more than there is."""
+    """``plan --replay`` reports how many requests meet both targets, and how many no subnet can satisfy."""
     path = write_trace(tmp_path, "time_s,deadline_ms,least_accuracy\n0,50,0.99\n1,50,0.9\n2,50,\n3,0.1,\n")
     nets = [
         {"name": net.name, "accuracy": net.accuracy, "sensitivity": [], "macs": 1.0,
@@ -62,27 +62,27 @@ def test_plan_replay_reports_both_targets(tmp_path: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("place", ["cpu", "accelerator"])
 def test_plan_replay_selects_the_needed_subnets(handoff_run: Path, tmp_path: Path, place: str) -> None:
-    """The nets of the decision do what all do on the trace; on the chip with what its buffer keeps and its energy."""
+    """The decision's subnets perform as all do; on the accelerator it includes the cached subgraph and energy."""
     trace = tmp_path / "trace.csv"
     times = np.cumsum(np.random.default_rng(0).exponential(1 / 2000, 4000))
     trace.write_text("arrival_s\n" + "\n".join(f"{time:.6f}" for time in times) + "\n", "utf-8")
     spec = parse_spec(HANDOFF_SPEC.replace("escalate: 60%", f"escalate: 60%, on: {place}"))
     directory = set_latencies(Path(shutil.copytree(handoff_run, tmp_path / "run")))
     run = Run(directory=directory, engine=LocalEngine(1), options={"replay": str(trace)})
-    told_ = plan(spec, run)
-    assert told_.decision is not None
-    assert 0.99 <= sum(told_.decision["nets"].values()) <= 1 + 1e-9
-    assert abs(told_.decision["attainment"] - float(told_.metrics["attainment"].value or 0)) < 0.01
-    assert ("buffer" in told_.decision) == ("energy_mj" in told_.metrics) == (place == "accelerator")
+    report = plan(spec, run)
+    assert report.decision is not None
+    assert 0.99 <= sum(report.decision["nets"].values()) <= 1 + 1e-9
+    assert abs(report.decision["attainment"] - float(report.metrics["attainment"].value or 0)) < 0.01
+    assert ("buffer" in report.decision) == ("energy_mj" in report.metrics) == (place == "accelerator")
     if place == "accelerator":
-        assert float(told_.metrics["energy_mj"].value or 0) > 0
-        assert 0 < told_.decision["buffer"]["bytes"] <= 16 * 1024
+        assert float(report.metrics["energy_mj"].value or 0) > 0
+        assert 0 < report.decision["buffer"]["bytes"] <= 16 * 1024
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("times", ["1\n", "2\n2\n2\n"])
 def test_trace_without_a_rate_is_refused(handoff_run: Path, tmp_path: Path, times: str) -> None:
-    """One request, or all at one instant, is no trace to replay: the message says so, with the file."""
+    """A trace of one request, or with all at one instant, is refused with its file."""
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s\n" + times, "utf-8")
     spec = parse_spec(HANDOFF_SPEC)

@@ -13,7 +13,7 @@ from unfoldkit.api import UnfoldError
 
 
 def test_training_without_torch_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without torch, training is refused with the extra to install; nothing is imported before."""
+    """Without torch, training is refused before anything is imported, and the hint names the extra."""
     monkeypatch.setattr(util, "find_spec", lambda _name: None)
     text = "version: 1\nkind: supernet\nname: t\ndata: {source: digits}\nspace: {stages: [{width: 8}]}\n"
     with pytest.raises(UnfoldError, match=r"pip install '\.\[torch\]'"):

@@ -48,7 +48,7 @@ training: {epochs: 2, batch: 256, rule: sandwich, alone: false, calibrate: 256}
 
 
 def test_train_writes_its_artefacts(tmp_path: Path) -> None:
-    """The verb trains, measures, and leaves the family, every subnet alone, and the front."""
+    """The verb trains, measures, and writes the supernet, every standalone model, and the record."""
     spec = parse_spec(DIGITS_SPEC.replace("alone: false", "alone: true"))
     report: Report = train(spec, make_run(tmp_path))
     for name in ("front_points", "accuracy_min", "accuracy_max", "cost_of_sharing_points", "switch_us_p50"):
@@ -65,7 +65,7 @@ def test_train_writes_its_artefacts(tmp_path: Path) -> None:
 
 
 def test_mlp_distinguishes_columns(tmp_path: Path) -> None:
-    """A family of form mlp learns which column is large, which nets that treat columns alike cannot."""
+    """The form mlp learns which column is large; forms that treat columns alike cannot."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 600)
     np.savez(tmp_path / "d.npz", x=(rng.normal(size=(600, 3)) + 4 * np.eye(3)[y]).astype(np.float32), y=y)
@@ -76,7 +76,7 @@ def test_mlp_distinguishes_columns(tmp_path: Path) -> None:
 
 
 def test_column_units_do_not_matter(tmp_path: Path) -> None:
-    """A table in other units gives the same family: it learns as well, and its weights take the values as they are."""
+    """A table in other units gives an equally accurate supernet, and its weights accept raw values."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 600)
     x = rng.normal(size=(600, 4)) + 3 * np.eye(3, 4)[y]
@@ -96,7 +96,7 @@ def test_column_units_do_not_matter(tmp_path: Path) -> None:
 
 
 def test_diverged_training_is_refused(tmp_path: Path) -> None:
-    """Weights that are no numbers any more end the training with a mistake of the spec, and nothing of them is kept."""
+    """Training that diverges is refused as the spec's fault, and no such weights are stored."""
     text = DIGITS_SPEC.replace("conv2d", "transformer").replace(
         "epochs: 3", "epochs: 3, rate: 100, clip: 1e30, warmup: 0"
     )
@@ -111,7 +111,7 @@ def test_diverged_training_is_refused(tmp_path: Path) -> None:
 
 
 def test_unrecognised_classes_are_named(tmp_path: Path) -> None:
-    """A class of which every net misses every test row is named, as accuracy hides it."""
+    """A class that every subnet misses in every test row is named, because accuracy hides it."""
     rng = np.random.default_rng(0)
     y = (np.arange(400) % 40 == 0).astype(np.int64)
     np.savez(tmp_path / "d.npz", x=rng.normal(size=(400, 4)).astype(np.float32), y=y)
@@ -122,7 +122,7 @@ def test_unrecognised_classes_are_named(tmp_path: Path) -> None:
 
 
 def test_large_space_is_searched(tmp_path: Path) -> None:
-    """Of a space above the limit, the family holds the nets that a search found, with the largest."""
+    """A space above the limit is searched, and the supernet contains the largest subnet."""
     spec = parse_spec(LARGE_SPEC)
     report = train(spec, make_run(tmp_path))
     held = checkpoint.read_supernet(RunDir(tmp_path)).space

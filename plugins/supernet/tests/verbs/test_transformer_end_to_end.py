@@ -39,7 +39,7 @@ queries: {count: 100}
 
 
 def test_transformer_is_trained_planned_and_served(tmp_path: Path) -> None:
-    """The verbs train, plan and serve work as for other forms; the plan says what the layer table leaves out."""
+    """A transformer is trained, planned and served like other forms; the plan states what the layer table omits."""
     spec = parse_spec(TRANSFORMER_SPEC)
     run = make_run(tmp_path)
     report = train(spec, run)
@@ -63,7 +63,7 @@ def test_transformer_is_trained_planned_and_served(tmp_path: Path) -> None:
     assert (played.metrics["pace"].value or 0) > 0
     heavy = parse_spec(TRANSFORMER_SPEC.replace("serving: {", "serving: {load: 1%, "))
     loaded = [verb(heavy, replace(run, options={"replay": str(trace)})) for verb in (plan, serve)]
-    for told in loaded:
-        assert isinstance(told, Report)
-        assert "demand 1 % of the fastest subnet's capacity" in dict(told.lines)["load"]
-        assert told.subtitle[0] != played.subtitle[0]
+    for message in loaded:
+        assert isinstance(message, Report)
+        assert "demand 1 % of the fastest subnet's capacity" in dict(message.lines)["load"]
+        assert message.subtitle[0] != played.subtitle[0]
