@@ -94,13 +94,13 @@ def test_weights_of_16_bits_halve_the_savings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("buffer", "message"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of subnet F saves")]
+    ("buffer", "expected"), [("1 MiB", "1 MiB of the shared core"), ("64 MiB", "of subnet F saves")]
 )
-def test_headline_states_the_cached_subgraph(tmp_path: Path, buffer: str, text: str) -> None:
+def test_headline_states_the_cached_subgraph(tmp_path: Path, buffer: str, expected: str) -> None:
     """The headline states the bytes of the cached subgraph and its source, also beyond the core."""
     text = PLAN_SPEC.replace("persistent_buffer: 1 MiB", f"persistent_buffer: {buffer}")
     given = parse_spec(text)
     report = plan(given, make_run(tmp_path, seed=1))
     assert report.decision is not None
-    assert text in report.headline
+    assert expected in report.headline
     assert report.headline.startswith(f"caching {format_bytes(report.decision['bytes'])} of")
