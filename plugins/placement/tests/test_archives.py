@@ -33,15 +33,15 @@ MACHINES = "machineId,number of GPUs, single GPU mem\nm1,2, 12GB\nm2,8, 24GB\n"
 def test_jobs_of_a_log_fill_nodes(tmp_path: Path) -> None:
     """A job is a task for each node that its processors fill; what never ran and parts of jobs are left out."""
     told: list[str] = []
-    found = swf_tasks(write(tmp_path, LOG), faster=2.0, tell=told.append)
+    found = swf_tasks(write(tmp_path, LOG), speedup=2.0, warn=told.append)
     assert [(task.name, task.demand["cpu"], task.size) for task in found] == [
         ("1-0", 4000, 2), ("1-1", 2000, 2), *((f"2-{at}", 4000, 4) for at in range(4)), ("4", 1000, 1)
     ]  # fmt: skip
     assert [(t.job, t.arrival, t.run, t.user, t.role, t.after) for t in (found[0], found[2], found[6])] == [
         ("1", 0.0, 60.0, "3", "2", ()), ("2", 5.0, 30.0, "12", "", ("1",)), ("4", 15.0, 0.0, "3", "1", ())
     ]  # fmt: skip
-    assert told == ["pods.csv: 2 of 5 lines are left out: they never ran, or are parts"]
-    assert [task.job for task in swf_tasks(write(tmp_path, LOG), first=1)] == ["1", "1"]
+    assert told == ["pods.csv: left out 2 of 5 lines, which never ran or are parts of jobs"]
+    assert [task.job for task in swf_tasks(write(tmp_path, LOG), max_jobs=1)] == ["1", "1"]
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_jobs_of_philly(tmp_path: Path) -> None:
         [attempt("12:10:00", None, m2=4)],
         [attempt("12:05:00", "12:20:00", m2=1)],
     ]
-    found = philly_tasks(log_of(tmp_path, *jobs), tell=told.append)
+    found = philly_tasks(log_of(tmp_path, *jobs), warn=told.append)
     assert [(task.name, task.demand["gpu"], task.size, task.arrival, task.run) for task in found] == [
         ("j0-0", 2000, 2, 0.0, 90.0), ("j0-1", 8000, 2, 0.0, 90.0), ("j2", 4000, 1, 120.0, 600.0),
         ("j3", 1000, 1, 180.0, 900.0),
     ]  # fmt: skip
     assert [(task.user, task.role) for task in found[1:3]] == [("v0/u0", "v0"), ("v0/u2", "v0")]
     assert [line.split(": ", 1)[1] for line in told] == [
-        "left out are 0 others and 1 that never started",
+        "left out 0 others and 1 that never started",
         "1 jobs still run; they are taken to end with the last time of the file",
     ]
     assert [(n.name, n.capacity["gpu"], n.labels["type"]) for n in philly_nodes(write(tmp_path, MACHINES))] == [

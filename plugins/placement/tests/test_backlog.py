@@ -16,7 +16,7 @@ from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, 
 from unfold_placement.core.view import View
 from unfold_placement.policies.affinity.pack import Pack
 from unfold_placement.policies.affinity.spread import Spread
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
 
 
@@ -114,7 +114,7 @@ def test_a_spread_puts_names_only_where_they_change() -> None:
     loop = prepare_simulation(
         nodes, [task for at in range(100) for task in job(f"j{at}", 1, run=3, at=at, user="u")], [spread]
     )
-    told = spread.places
+    told = spread.set_slots
 
     def counted(task: Task, view: View) -> list[Put]:
         nonlocal puts
@@ -123,6 +123,6 @@ def test_a_spread_puts_names_only_where_they_change() -> None:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Spread, "places", lambda _self, task, view: counted(task, view))
+        patch.setattr(Spread, "set_slots", lambda _self, task, view: counted(task, view))
         assert not collect_result(run_simulation(loop)).stuck
     assert puts == len(nodes)

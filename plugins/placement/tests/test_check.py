@@ -11,7 +11,7 @@ import pytest
 from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.types import ANYWHERE, ENDED, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.deadlock_check import Counterexample, find_counterexample
 
 

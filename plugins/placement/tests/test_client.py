@@ -16,7 +16,7 @@ def test_a_death_that_both_threads_find_is_made_good_once() -> None:
         done: Future[Any] = Future()
         client.jobs[name] = Job(Task(name, {}, 1.0), None, (), {}, done, attempt=3)
     for known in (0, 0, 1, 0, 1):
-        client._anew(known)
+        client._resubmit_all(known)
     told = [client.outbox.get_nowait() for _ in range(client.outbox.qsize())]
     assert [task.name for task in told if isinstance(task, Task)] == ["a", "b", "a", "b"]
     assert {job.attempt for job in client.jobs.values()} == {0}

@@ -70,9 +70,9 @@ def test_rows_without_a_time_are_left_out_and_told(tmp_path: Path) -> None:
     """A task that never ran is no task of the replay, nor of its job; how many, and the first line, are told."""
     told: list[str] = []
     text = "task,arrival,run,job\na,0,5,j\nb,1,,j\nc,None,5,j\n"
-    found = list(csv_tasks(write(tmp_path, text), tell=told.append))
+    found = list(csv_tasks(write(tmp_path, text), warn=told.append))
     assert [(task.name, task.size) for task in found] == [("a", 1)]
-    assert told == ["pods.csv: 2 of 3 rows have no arrival or no run and are left out, the first is line 3"]
+    assert told == ["pods.csv: left out 2 of 3 rows, which have no arrival or no run; the first is line 3"]
 
 
 def test_many_tasks_of_a_row(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_amounts_as_kubernetes_writes_them(tmp_path: Path) -> None:
 def test_what_is_less_than_a_thousandth_is_not_nothing(tmp_path: Path) -> None:
     """An amount that thousandths would change by more than a twentieth is told, and is read in a multiple."""
     path = write(tmp_path, "task,arrival,run,cpu\na,0,5,0.5\nb,0,5,0.00042\n")
-    with pytest.raises(UnfoldError, match=r"3:1: cpu: 0.00042 is too little: amounts are kept in thousandths"):
+    with pytest.raises(UnfoldError, match=r"3:1: cpu: 0.00042 is too small: amounts are stored in thousandths"):
         list(csv_tasks(path))
     assert [t.demand["cpu"] for t in csv_tasks(path, columns=Columns(scales={"cpu": 1000}))] == [500_000, 420]
 
@@ -115,7 +115,7 @@ def test_a_table_is_checked_by_its_keys() -> None:
     )
     assert [(problem.path[-1], problem.message) for problem in spec.problems()] == [
         ("zone", "no column zone"),
-        ("table", "only a CSV file has columns of your own"),
+        ("table", "only a CSV file has a table"),
         ("tusk", "no column tusk"),
     ]
 

@@ -16,7 +16,7 @@ from unfold_placement.core.view import Unit, View
 from unfold_placement.live.recovery import end_task
 from unfold_placement.policies.ordering.edf import Edf
 from unfold_placement.policies.ordering.gang import Gang
-from unfold_placement.policies.shared.fair_queue import AdmissionQueue
+from unfold_placement.policies.shared.admission_queue import AdmissionQueue
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
 
 
@@ -113,7 +113,7 @@ def test_what_was_taken_back_is_no_work_that_is_due() -> None:
     tasks = [job(name, 1, run=run, at=at)[0] for name, run, at in (("x", 10, 0), ("w", 5, 0), ("y", 9, 0), ("z", 9, 2))]
     tasks = [replace(task, deadline=deadline) for task, deadline in zip(tasks, (25, 20, 25, 25), strict=True)]
     loop = run_simulation(prepare_simulation(cluster(1, gpu=1), tasks, [Edf()]), until=1.0)
-    end_task(loop, "y-0", done=False)
+    end_task(loop, "y-0", has_finished=False)
     loop.process_events()
     assert not collect_result(run_simulation(loop)).rejections
 

@@ -69,15 +69,15 @@ def test_pods_that_ran_are_tasks(tmp_path: Path) -> None:
     items = [pod("x", 5, 6, 16, ownerReferences=owner), pod("y", 3, 4, ownerReferences=owner), pod("z", 7),
              pod("log", 1, 1, ownerReferences=[{"kind": "DaemonSet", "name": "log"}])]  # fmt: skip
     told: list[str] = []
-    x, y = kubectl_tasks(write(tmp_path, "pods.json", items), tell=told.append)
+    x, y = kubectl_tasks(write(tmp_path, "pods.json", items), warn=told.append)
     assert x.demand == {"cpu": 2500, "memory": 512_000 + 953_675, "gpu": 1000}
     assert (x.name, x.job, x.user, x.size, x.priority) == ("team/x", "train", "team", 2, 5)
     assert (x.arrival, x.run, y.arrival, y.run) == (120.0, 600.0, 0.0, 720.0)
     assert told == [
-        "pods.json: left out are 1 pods of daemons and 1 that never started",
+        "pods.json: left out 1 pods of daemons and 1 that never started",
         "pods.json: 1 pods still run; they are taken to end with the last time of the file",
     ]
-    assert [task.size for task in kubectl_tasks(tmp_path / "pods.json", first=1)] == [1]
+    assert [task.size for task in kubectl_tasks(tmp_path / "pods.json", max_tasks=1)] == [1]
 
 
 def test_what_goes_before_counts_where_it_is_more(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_what_goes_before_counts_where_it_is_more(tmp_path: Path) -> None:
         ("NAME  READY", "not JSON.*kubectl get pods"),
         ('{"items": []}', "no Pod in it"),
         ('{"items": [{"kind": "Node"}]}', "no Pod in it"),
-        ('{"items": [{"kind": "Pod"}]}', "item 0 is not what kubectl writes"),
+        ('{"items": [{"kind": "Pod"}]}', "item 0 is not what kubectl prints"),
     ],
 )
 def test_other_files_are_told(tmp_path: Path, text: str, told: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from plugins.placement.tests.cases import cluster, job, places, policy, starts
 from unfold_placement.core import kernel
 from unfold_placement.core.types import Node
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
 

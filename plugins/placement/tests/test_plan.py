@@ -16,7 +16,7 @@ from unfold_placement.core.types import BEGAN, STATIC, SUBMITTED, Ask, Event, Pu
 from unfold_placement.core.view import View
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.simulator import simulate
-from unfold_placement.verbs.plan import LOG, plan
+from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -58,7 +58,7 @@ def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
     assert report.metrics["fifo_violations"].value == 2
     assert report.metrics["decisions_per_second"].timed
     assert {series.name: max(series.y) for series in report.figures[0].series} == {"a": 10, "b": 10}
-    rows = (tmp_path / LOG).read_text().splitlines()
+    rows = (tmp_path / PLACEMENTS_FILE).read_text().splitlines()
     assert rows[0] == "task,node,arrival_s,start_s,end_s"
     assert rows[1] == "a-0,node-0,0.000000,0.000000,600.000000"
     assert len(rows) == 21
@@ -71,7 +71,7 @@ def test_the_first_example_shows_what_a_policy_changes(tmp_path: Path) -> None:
     report = plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))
     assert report.metrics["violations"].value == 0
     assert report.metrics["fifo_violations"].value == 2
-    assert any(label == "waits" for label, _ in report.lines)
+    assert any(label == "explained" for label, _ in report.lines)
 
 
 def test_a_plan_for_kubernetes_counts_pods(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_waiting_task_is_explained(tmp_path: Path) -> None:
 
 def test_a_composition_that_cannot_be_is_refused(tmp_path: Path) -> None:
     """Exit 2 with the smallest case, before anything is replayed."""
-    with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait for ever") as told:
+    with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as told:
         answer(tmp_path, "{gang: {}, anti-affinity: {}}")
     assert told.value.code == 2
     assert "a-0 lacks gang-a-" in str(told.value)
@@ -125,7 +125,7 @@ def test_a_policy_of_one_s_own_needs_leave(tmp_path: Path) -> None:
         ("{own: {policy: nothing}}", "no policy"),
         ("{own: {policy: 'no.such:Class'}}", "cannot load"),
         ("{own: {policy: 'collections:Counter', options: {}}}", "has no phase"),
-        (mine.replace("word", "ward"), "cannot make"),
+        (mine.replace("word", "ward"), "cannot build"),
     ):
         with pytest.raises(UnfoldError, match=told):
             answer(tmp_path, wrong, allow_code=True)
@@ -190,7 +190,7 @@ def test_a_composition_that_never_holds_is_told_with_its_line(tmp_path: Path) ->
     words = [sys.executable, "-m", "unfoldkit", "plan", str(spec), "--run", str(tmp_path / "run")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert f"{spec}:6:1: policy: never satisfied" in done.stderr
+    assert f"{spec}:6:1: policy: unsatisfiable" in done.stderr
 
 
 WIDE = """version: 1

@@ -29,7 +29,7 @@ from unfold_placement.core.types import (
     Transactions,
 )
 from unfold_placement.core.view import View
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.metrics import compute_fairness_error
 from unfold_placement.simulation.simulator import simulate

@@ -67,7 +67,7 @@ def test_tasks_that_ran(tmp_path: Path) -> None:
         task("cc", 12_000),
         task("dd", 9000, 9000, 9500, type="ACTOR_TASK"),
     ]
-    found = ray_tasks(write(tmp_path, "t.json", {"data": {"result": {"total": 5, "result": items}}}), tell=told.append)
+    found = ray_tasks(write(tmp_path, "t.json", {"data": {"result": {"total": 5, "result": items}}}), warn=told.append)
     assert [(item.name, item.arrival, item.run) for item in found] == [
         ("step/aa", 0.0, 7.5), ("step/bb", 1.0, 2.0), ("step/bb-1", 3.0, 6.5)
     ]  # fmt: skip
@@ -79,7 +79,7 @@ def test_tasks_that_ran(tmp_path: Path) -> None:
         ("step/aa", 1, "01000000", "step"), (GROUP, 2, "01000000", "step")
     ]  # fmt: skip
     assert told == [
-        "t.json: left out are 1 tasks of actors and drivers and 1 that never started",
+        "t.json: left out 1 tasks of actors and drivers and 1 that never started",
         "t.json: 1 tasks still run; they are taken to end with the last time of the file",
     ]
 

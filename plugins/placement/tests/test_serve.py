@@ -43,6 +43,6 @@ def test_the_status_says_who_waits_and_why(tmp_path: Path) -> None:
         assert found["waits"][0]["lacks"].startswith("1 gpu")
         assert {item["name"] for item in found["names"]} == {"gang-a-"}
         with urllib.request.urlopen(f"{place}/events", timeout=WAIT) as events:
-            assert b"who waits" in events.readline() + events.readline()
+            assert b"waiting tasks" in events.readline() + events.readline()
         process.terminate()
         assert process.wait(WAIT) == 0

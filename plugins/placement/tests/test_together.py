@@ -18,7 +18,7 @@ from unfold_placement.core import kernel
 from unfold_placement.core.types import Node, Task
 from unfold_placement.live.recovery import end_task
 from unfold_placement.policies.fairness.drf import Drf
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.deadlock_check import find_counterexample
 from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
 
@@ -226,7 +226,7 @@ def test_who_is_taken_back_in_its_turn_holds_nothing() -> None:
     (shares,) = [part for part in loop.policies if isinstance(part, Drf)]
     assert shares.queue.dominant_share("a", loop.view) == 1.0
     for task in ("a-0", "a-1"):
-        end_task(loop, task, done=False)
+        end_task(loop, task, has_finished=False)
     loop.process_events()
     assert shares.queue.dominant_share("a", loop.view) == 0.0
 

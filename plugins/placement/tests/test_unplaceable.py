@@ -11,9 +11,9 @@ import pytest
 from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.types import Node, Task
 from unfold_placement.schema.models import PlacementSpec
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.problem import Problem
 from unfold_placement.simulation.unplaceable import find_unplaceable
-from unfold_placement.verbs.plan import LOG, plan
+from unfold_placement.verbs.plan import PLACEMENTS_FILE, plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -24,8 +24,9 @@ HEAD = "task,arrival,run,gpu,cpu,job\n"
 
 def found(tasks: list[Task], nodes: list[Node] | None = None, **parts: Any) -> dict[str, str]:
     """Return who can never run on four nodes of four GPUs and 16 cores, and why."""
-    spec = policy(**parts)
-    return find_unplaceable(nodes or cluster(), tasks, spec, lambda: build_policies(spec))
+    nodes = cluster() if nodes is None else nodes
+    problem = Problem(name="p", nodes=tuple(nodes), tasks=tuple(tasks), rules=policy(**parts), is_recorded=True)
+    return find_unplaceable(problem)
 
 
 def answer(folder: Path, rows: str, extra: str = "", policies: str = "{}") -> Report:
@@ -49,8 +50,8 @@ def test_the_rest_of_a_trace_is_replayed_without_what_fits_nowhere(tmp_path: Pat
     assert report.verdict is Verdict.NO
     assert report.metrics["unplaceable"].value == 1
     assert report.headline == "1 task can never run, the first is big; the other 2 placed in 6 s"
-    assert ("never", "no node has 9 gpu: big") in report.lines
-    assert (tmp_path / LOG).read_text().splitlines()[-1] == "big,,1.000000,,"
+    assert ("never runs", "no node has 9 gpu: big") in report.lines
+    assert (tmp_path / PLACEMENTS_FILE).read_text().splitlines()[-1] == "big,,1.000000,,"
     alone = answer(tmp_path, rows.replace("big,1,5,9,1,\n", ""))
     assert alone.verdict is Verdict.YES
     assert report.metrics["makespan_s"] == alone.metrics["makespan_s"]

@@ -28,7 +28,7 @@ def write(folder: Path, text: str) -> Path:
 def test_openb_pods(tmp_path: Path) -> None:
     """A pod runs from its start, or its creation, to its end, or the last time in the file; a part of a GPU is one."""
     rows = "a,4000,512,1,460,,LS,0,100,20\nb,1000,0,0,0,,BE,10,,\nc,500,1,2,1000,,BE,30,60,\nd,1,1,1,1000,,BE,5,5,5\n"
-    found = list(openb_tasks(write(tmp_path, "\ufeff" + PODS + rows), faster=10.0))
+    found = list(openb_tasks(write(tmp_path, "\ufeff" + PODS + rows), speedup=10.0))
     assert [task.name for task in found] == ["a", "b", "c", "d"]
     assert [task.run for task in found] == [80.0, 90.0, 30.0, 1.0]
     assert [task.arrival for task in found] == [0.0, 1.0, 3.0, 0.5]
@@ -77,10 +77,10 @@ def test_bad_tasks_are_told(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("read", "text", "message"),
     [
-        (csv_tasks, "task;arrival;run;gpu\na;0;10;1\na;5;10;1\n", r"3:1: task: a is there already \(line 2 has it"),
-        (openb_tasks, PODS + 2 * "a,1,1,0,0,,LS,0,9,1\n", r"3:1: name: a is there already"),
-        (openb_nodes, "sn,cpu_milli,memory_mib,gpu,model\n" + 2 * "n,1,1,0,\n", r"3:1: sn: n is there already"),
-        (csv_nodes, "name,cpu\nn,1\nn,2\n", r"3:1: name: n is there already"),
+        (csv_tasks, "task;arrival;run;gpu\na;0;10;1\na;5;10;1\n", r"3:1: task: a exists already \(line 2 has it"),
+        (openb_tasks, PODS + 2 * "a,1,1,0,0,,LS,0,9,1\n", r"3:1: name: a exists already"),
+        (openb_nodes, "sn,cpu_milli,memory_mib,gpu,model\n" + 2 * "n,1,1,0,\n", r"3:1: sn: n exists already"),
+        (csv_nodes, "name,cpu\nn,1\nn,2\n", r"3:1: name: n exists already"),
         (csv_nodes, "name,cpu,gpu\nn,0,\n", r"2:1: name: a node without any resource"),
         (csv_tasks, "task,arrival,run,after\na,0,1,\nb,0,1,a|aa\n", r'3:1: after: no such job: aa \(did you mean "a"'),
         (csv_tasks, "task,arrival,run\na,2026-01-01 10:00,1\nb,5,1\n", r"3:1: arrival: '5' is not a date and time"),
@@ -106,14 +106,14 @@ def test_csv_tasks_say_what_policies_look_at(tmp_path: Path) -> None:
 def test_dates_count_from_the_earliest(tmp_path: Path) -> None:
     """Arrivals may be dates: the earliest is 0 s, ``faster`` squeezes them, not what is left to a deadline."""
     text = "task,arrival,run,deadline\na,2026-01-31T10:01:00Z,5,2026-01-31 10:03:00\nb,2026-01-31 10:00:00,5,30\n"
-    a, b = csv_tasks(write(tmp_path, text), faster=2.0)
+    a, b = csv_tasks(write(tmp_path, text), speedup=2.0)
     assert (a.arrival, a.deadline, b.arrival, b.deadline) == (30.0, 150.0, 0.0, 30.0)
 
 
 def test_a_job_that_is_cut_through_is_what_is_left(tmp_path: Path) -> None:
     """Of the first rows only, a gang is as large as what was read of it, and starts."""
     path = write(tmp_path, "task,arrival,run,gpu,job\n" + "".join(f"t{i},0,5,1,j\n" for i in range(4)))
-    tasks = list(csv_tasks(path, first=3))
+    tasks = list(csv_tasks(path, max_rows=3))
     assert [task.size for task in tasks] == [3, 3, 3]
     assert len(starts(run(cluster(), tasks, gang={}))) == 3
 

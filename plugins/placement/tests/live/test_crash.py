@@ -19,7 +19,7 @@ from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
 from unfold_placement.live.local import LocalBackend
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.audit import find_violations
 
 LEASE = 15.0

@@ -23,7 +23,9 @@ from unfold_placement.kubernetes.client import connect_client
 from unfold_placement.kubernetes.manifests import build_deployment, build_roles, build_submitter_role
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.schema.policies import PolicySpec
+from unfold_placement.workload.build import policy_rules
 
 pytestmark = pytest.mark.kubernetes
 PODS = "/api/v1/namespaces/unfold/pods"
@@ -201,7 +203,7 @@ policy: {{gang: {{by: job}}}}
 def test_a_controller_is_killed_and_another_goes_on(kube: KubeWorld, admin: Api, tmp_path: Path) -> None:
     """Of two controllers one leads; killed with -9 among gangs, the other adopts, and every gang runs as a whole."""
     eye = kube.handle()
-    kube.policies = build_policies(PolicySpec.model_validate({"gang": {"by": "job"}}))
+    kube.policies = build_policies(policy_rules(PolicySpec.model_validate({"gang": {"by": "job"}})))
     lease = f"/apis/coordination.k8s.io/v1/namespaces/unfold/leases/{eye.scope.record}"
     with ExitStack() as stack:
         processes = [stack.enter_context(serving(folder(tmp_path, kube, name), "spec.yaml"))[0] for name in ("x", "y")]

@@ -22,7 +22,9 @@ from unfold_placement.kubernetes.codec import DRA
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.policies.registry import build_policies
+from unfold_placement.schema.policies import PolicySpec
+from unfold_placement.workload.build import policy_rules
 
 pytestmark = pytest.mark.kubernetes
 CLAIMS = f"/apis/{dra.API}/namespaces/unfold/resourceclaims"
@@ -143,7 +145,7 @@ def test_the_next_controller_goes_on(kube: KubeWorld, admin: Api, one: Kubernete
     soon(lambda: state(admin) == {"bound": 2, "stuck": 1, "new": 0})
     one.close()
     one.is_leader = False
-    one.leader.resign()
+    one.election.resign()
     admin.delete(f"{dra.SLICES}/{dra.slice_name(one.scope, 'licence')}")
     lost = next(pod for pod in admin.get(PODS)["items"] if pod["spec"].get("nodeName"))["metadata"]["name"]
     admin.delete(f"{PODS}/{lost}", {"gracePeriodSeconds": 0})
@@ -174,7 +176,7 @@ def test_a_pod_of_somebody_else_counts_too(kube: KubeWorld, admin: Api, one: Kub
 
 def test_a_limit_is_a_licence(kube: KubeWorld, admin: Api) -> None:
     """Under the policy ``limit`` as it is, six tasks run two at a time, each with its claim, until all are done."""
-    spec = PolicySpec.model_validate({"limit": {"most": 2}}, strict=False)
+    spec = policy_rules(PolicySpec.model_validate({"limit": {"most": 2}}, strict=False))
     kube.counters, kube.policies = DRA, build_policies(spec)
     live = ControlLoop(kube.handle(), lambda: build_policies(spec), "one", "mine", 60.0, 60.0)
     for task in job("a", 6, run=0.5):

@@ -24,7 +24,7 @@ from unfold_placement.kubernetes.api import Api, Body, connect_api
 from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 LEASE = 6.0

@@ -18,7 +18,7 @@ from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 from unfold_placement.live.control_loop import ControlLoop
-from unfold_placement.schema.policies import build_policies
+from unfold_placement.policies.registry import build_policies
 
 pytestmark = pytest.mark.kubernetes
 LONG = 3600.0

@@ -10,7 +10,7 @@ from plugins.placement.tests.cases import policy, starts
 from plugins.placement.tests.live.scenarios import cases
 from plugins.placement.tests.live.stage import order, perform, placements, simulated
 from plugins.placement.tests.live.worlds import Open
-from unfold_placement.schema.policies import CLASSES
+from unfold_placement.policies.registry import CLASSES
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.simulator import SimulationResult
 

@@ -1,4 +1,4 @@
-"""Task affinity: followers run where a task of the job that they follow runs, and wait until it does."""
+"""Task affinity: a task with ``follows: JOB`` runs only where a task of that job runs."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from unfold_placement.core.view import View
 
 @dataclass(slots=True)
 class Affinity:
-    """A task says whom it follows: ``follows: JOB``."""
+    """Marks the nodes on which each job runs; ``running`` counts its tasks by job and node."""
 
-    places: Counter[tuple[str, str]] = field(default_factory=Counter)
+    running: Counter[tuple[str, str]] = field(default_factory=Counter)
     phase: ClassVar[int] = STATIC
     watches: ClassVar[frozenset[str]] = frozenset({STARTED, ENDED, PREEMPTED})
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask to be near the leader."""
+        """Request a node of the followed job."""
         return [Ask(f"near-{task.follows}")] if task.follows else []
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Put the name where a leader starts, and take it away with the last one that ends."""
+        """Create a job's mark where its first task starts; delete it with the last one there."""
         del view
         job = event.task.job if event.task is not None else ""
-        self.places[job, event.node] += 1 if event.kind == STARTED else -1
-        if self.places[job, event.node] > 0:
+        self.running[job, event.node] += 1 if event.kind == STARTED else -1
+        if self.running[job, event.node] > 0:
             yield [Put(f"near-{job}", event.node, MANY)]
         else:
-            del self.places[job, event.node]
+            del self.running[job, event.node]
             yield [Drop(f"near-{job}", event.node)]

@@ -8,33 +8,32 @@ from typing import ClassVar
 
 from unfold_placement.core.types import JOINED, STATIC, Ask, Drop, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.policies.shared.membership import COMES_AND_GOES, Groups
+from unfold_placement.policies.shared.membership import MEMBERSHIP_EVENTS, GroupMembership
 
 
 @dataclass(slots=True)
 class AntiAffinity:
-    """Tasks of one ``by`` keep apart."""
+    """Gives every node ``density`` slots for each group, which is named by the task field ``by``."""
 
     by: str = "job"
     density: int = 1
-    groups: Groups = field(default_factory=Groups)
+    groups: GroupMembership = field(default_factory=GroupMembership)
     phase: ClassVar[int] = STATIC
-    watches: ClassVar[frozenset[str]] = COMES_AND_GOES | {JOINED}
+    watches: ClassVar[frozenset[str]] = MEMBERSHIP_EVENTS | {JOINED}
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for one of the places that a node has for the group."""
-        return [Ask(self.name(task.key(self.by)))]
+        """Request one of the group's slots on a node."""
+        return [Ask(self._slot_name(task.key(self.by)))]
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Put the places on every node, those that come later too, from the group's first task until its last ends."""
+        """Create a group's slots with its first task, also on nodes that join; delete them with its last task."""
         group = event.task.key(self.by) if event.task is not None else ""
         if event.kind == JOINED:
-            yield [Put(self.name(known), event.node, self.density) for known in self.groups.alive]
-        elif self.groups.came(event.kind, group):
-            yield [Put(self.name(group), node.name, self.density) for node in view.nodes]
-        elif self.groups.went(event.kind, group):
-            yield [Drop(self.name(group), node.name) for node in view.nodes_with(self.name(group))]
+            yield [Put(self._slot_name(name), event.node, self.density) for name in self.groups.sizes]
+        elif self.groups.add_member(event.kind, group):
+            yield [Put(self._slot_name(group), node.name, self.density) for node in view.nodes]
+        elif self.groups.remove_member(event.kind, group):
+            yield [Drop(self._slot_name(group), node.name) for node in view.nodes_with(self._slot_name(group))]
 
-    def name(self, group: str) -> str:
-        """Return the name of a group's places."""
+    def _slot_name(self, group: str) -> str:
         return f"apart-{self.by}-{group}"

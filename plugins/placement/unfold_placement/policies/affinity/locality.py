@@ -1,4 +1,4 @@
-"""Data locality with timed fallback (delay scheduling: Zaharia et al., EuroSys 2010): node, then rack, then any."""
+"""Data locality with timed fallback to rack and any node (delay scheduling: Zaharia et al., EuroSys 2010)."""
 
 from __future__ import annotations
 
@@ -24,34 +24,44 @@ from unfold_placement.core.view import View
 
 @dataclass(slots=True)
 class Locality:
-    """After ``rack_after`` seconds a node of the same rack will do, after ``any_after`` any; infinite means never."""
+    """Runs tasks on nodes with their data, with wider choices over time.
+
+    Attributes:
+        rack_after: Seconds after which a node of the same rack suffices; infinity means never.
+        any_after: Seconds after which any node suffices; infinity means never.
+        waiting_since: Waiting tasks by name, with the time (s) since which they wait.
+    """
 
     rack_after: float = 10.0
     any_after: float = 30.0
-    since: dict[str, tuple[Task, float]] = field(default_factory=dict)
+    waiting_since: dict[str, tuple[Task, float]] = field(default_factory=dict)
     phase: ClassVar[int] = STATIC
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED, PREEMPTED, TIMER, JOINED})
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask to be where the data is."""
+        """Request a node that is near enough to the task's data."""
         return [Ask(f"local-{task.name}", gated=True)] if task.data else []
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Put the name where the data is, and copies of it further away as time passes."""
+        """Mark the nodes with the task's data at first, and wider choices when timers fire or nodes join."""
         task = event.task
         if task is not None and task.data:
-            self.since[task.name] = task, view.now
-            finite = [delay for delay in (self.rack_after, self.any_after) if delay < float("inf")]
-            yield [*self.near(task, 0.0, view), *(Wake(view.now + delay) for delay in finite)]
-        for name, (waiting, since) in list(self.since.items()):
+            self.waiting_since[task.name] = task, view.now
+            delays_s = [delay for delay in (self.rack_after, self.any_after) if delay < float("inf")]
+            yield [*self._mark_near(task, 0.0, view), *(Wake(view.now + delay) for delay in delays_s)]
+        for name, (waiting, since_s) in list(self.waiting_since.items()):
             if not view.is_waiting(waiting):
-                del self.since[name]
+                del self.waiting_since[name]
             elif event.kind in {TIMER, JOINED}:
-                yield self.near(waiting, view.now - since, view)
+                yield self._mark_near(waiting, view.now - since_s, view)
 
-    def near(self, task: Task, waited: float, view: View) -> list[Put]:
-        """Return the name on every node that is near enough by now."""
-        own = [node for node in view.nodes if node.data.intersection(task.data)]
-        racks = {node.labels.get("rack") for node in own} if waited >= self.rack_after else set()
-        nodes = [n for n in view.nodes if waited >= self.any_after or n in own or n.labels.get("rack") in racks]
+    def _mark_near(self, task: Task, waited_s: float, view: View) -> list[Put]:
+        """Mark every node that is near enough after a wait."""
+        holders = [node for node in view.nodes if node.data.intersection(task.data)]
+        racks = {node.labels.get("rack") for node in holders} if waited_s >= self.rack_after else set()
+        nodes = [
+            node
+            for node in view.nodes
+            if waited_s >= self.any_after or node in holders or node.labels.get("rack") in racks
+        ]
         return [Put(f"local-{task.name}", node.name, 1, until=task.name) for node in nodes]

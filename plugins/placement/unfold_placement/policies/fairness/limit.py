@@ -1,4 +1,4 @@
-"""Concurrency limits and licences: at most ``most`` tasks of a group run at any time in the whole cluster."""
+"""Concurrency limits and licences: a group runs at most ``most`` tasks at a time in the whole cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from unfold_placement.core.view import View
 
 @dataclass(slots=True)
 class Limit:
-    """For each ``by`` (or, where it is empty, for all together); ``jobs`` limits it to some jobs."""
+    """Licences by group.
+
+    Attributes:
+        most: Number of licences of each group.
+        by: Task field that names the group; empty makes one group of all tasks.
+        jobs: Only these jobs need licences; empty means all.
+        name: Prefix of the licences' name.
+    """
 
     most: int
     by: str = "job"
@@ -22,11 +29,12 @@ class Limit:
     watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED})
 
     def request(self, task: Task) -> Iterable[Ask]:
-        """Ask for one of the licences."""
-        mine = not self.jobs or task.job in self.jobs
-        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True, counted=True)] if mine else []
+        """Request one licence."""
+        if self.jobs and task.job not in self.jobs:
+            return []
+        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True, counted=True)]
 
     def react(self, event: Event, view: View) -> Transactions:
-        """Put the licences as the first task asks for them."""
+        """Create a group's licences when its first task is submitted."""
         del view
         yield [Put(ask.name, amount=self.most) for ask in self.request(event.task)] if event.task is not None else []
