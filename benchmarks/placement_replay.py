@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import pkgutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-import unfold_placement.policies
 from unfold_placement.core.policy import Policy
 from unfold_placement.core.types import Node, Task
-from unfold_placement.policies.registry import PolicyRule, build_policies
+from unfold_placement.policies.registry import CLASSES, PolicyRule, build_policies
 from unfold_placement.schema.policies import PolicySpec
 from unfold_placement.simulation.audit import find_violations
 from unfold_placement.simulation.metrics import compute_fairness_error
@@ -175,15 +175,18 @@ def _rules(**parts: Any) -> tuple[PolicyRule, ...]:
 
 
 def policy_lines() -> Iterator[dict[str, Any]]:
-    """Yield the lines of code of each policy's file; what those that order the queue share is the last."""
-    folder = Path(inspect.getfile(unfold_placement.policies)).parent
-    for path in sorted(folder.glob("[a-z]*.py"), key=lambda path: (path.stem == "line", path.stem)):
-        shared = " (shared by seven)" if path.stem == "line" else ""
-        yield {"policy": path.stem.replace("_", "-") + shared, "lines": code_lines(path.read_text(encoding="utf-8"))}
+    """Yield the lines of code of each policy's class; the parts that policies share come last."""
+    shared = {
+        "fair queue (shared by five)": "shared.fair_queue:FairQueuePolicy",
+        "admission queue (shared by seven)": "shared.admission_queue:AdmissionQueue",
+    }
+    for name, target in {**CLASSES, **shared}.items():
+        policy = pkgutil.resolve_name(f"unfold_placement.policies.{target}")
+        yield {"policy": name.replace("_", "-"), "lines": code_lines(inspect.getsource(policy))}
 
 
 def code_lines(text: str) -> int:
-    """Return the lines of a module that hold code, without imports and docstrings."""
+    """Return the lines of a module or class that hold code, without imports and docstrings."""
     tree = ast.parse(text)
     away: set[int] = set()
     for item in ast.walk(tree):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from unfold_placement.kubernetes.export import export_manifests
+from unfold_placement.kubernetes.manifests import export_manifests
 from unfoldkit.api import Report, UnfoldError, Verdict
 
 

@@ -17,7 +17,7 @@ from plugins.placement.tests.cases import cluster, job, places, policy, run, som
 from unfold_placement.core import kernel
 from unfold_placement.core.types import Node, Task
 from unfold_placement.live.recovery import end_task
-from unfold_placement.policies.fairness.drf import Drf
+from unfold_placement.policies.fairness.fair_share import Drf
 from unfold_placement.policies.registry import build_policies
 from unfold_placement.simulation.deadlock_check import find_counterexample
 from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation

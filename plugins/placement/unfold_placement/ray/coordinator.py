@@ -26,11 +26,11 @@ from unfold_placement.ray.placement_groups import (
     NodeShape,
     PlacementGroups,
     Reservation,
+    ResourceGroups,
     Shape,
     bundle_shape,
     parse_node,
 )
-from unfold_placement.ray.resource_groups import ResourceGroups
 from unfold_placement.ray.sessions import Ended, Offer, Sessions
 from unfoldkit.api import UnfoldError, fail
 

@@ -1,11 +1,12 @@
-"""Quota with borrowing and reclaim: unused quota is lent to other teams until its owner needs it."""
+"""Quotas with borrowing and reclaim, and concurrency limits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from unfold_placement.core.types import MILLI, Drop, Event, Task, Transactions
+from unfold_placement.core.types import MILLI, STATIC, SUBMITTED, Ask, Drop, Event, Put, Task, Transactions
 from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.admission_queue import admission_resource
 from unfold_placement.policies.shared.fair_queue import FairQueuePolicy
@@ -15,7 +16,9 @@ QUOTA_TOLERANCE = 1e-9
 
 @dataclass(slots=True, kw_only=True)
 class Quota(FairQueuePolicy):
-    """Teams within their quota are admitted first, the smallest dominant share first.
+    """Unused quota is lent to other teams until its owner needs it.
+
+    Teams within their quota are admitted first, the smallest dominant share first.
 
     Attributes:
         quotas: Quota of each team, in whole units of ``resource``.
@@ -86,3 +89,33 @@ class Quota(FairQueuePolicy):
         demand = sum(task.demand.get(self.resource, 0) for task in unit)
         held = self.queue.used.get(user, {}).get(self.resource, 0)
         return (held + demand) / MILLI - self.quotas.get(user, 0.0)
+
+
+@dataclass(slots=True)
+class Limit:
+    """Concurrency limits and licences: a group runs at most ``most`` tasks at a time in the whole cluster.
+
+    Attributes:
+        most: Number of licences of each group.
+        by: Task field that names the group; empty makes one group of all tasks.
+        jobs: Only these jobs need licences; empty means all.
+        name: Prefix of the licences' name.
+    """
+
+    most: int
+    by: str = "job"
+    jobs: tuple[str, ...] = ()
+    name: str = "limit"
+    phase: ClassVar[int] = STATIC
+    watches: ClassVar[frozenset[str]] = frozenset({SUBMITTED})
+
+    def request(self, task: Task) -> Iterable[Ask]:
+        """Request one licence."""
+        if self.jobs and task.job not in self.jobs:
+            return []
+        return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True, counted=True)]
+
+    def react(self, event: Event, view: View) -> Transactions:
+        """Create a group's licences when its first task is submitted."""
+        del view
+        yield [Put(ask.name, amount=self.most) for ask in self.request(event.task)] if event.task is not None else []
