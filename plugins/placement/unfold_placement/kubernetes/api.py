@@ -86,7 +86,7 @@ class Api:
         return self.call("PUT", path, body)
 
     def patch(self, path: str, body: Any, kind: str = PATCH) -> Body:
-        """Change an object by a JSON patch (RFC 6902), whose ``test`` operations compare first, or a merge patch."""
+        """Change an object by a merge patch, or a JSON patch (RFC 6902) with ``test`` operations that compare first."""
         return self.call("PATCH", path, body, kind=kind)
 
     def delete(self, path: str, body: Body | None = None) -> Body:

@@ -48,7 +48,7 @@ class KubernetesBackend:
         informer: Follows the server.
         writer: Writes to the server.
         election: Leader election.
-        gate_queue: Units whose gates are to be opened.
+        gate_queue: Units that wait for the opening of their gates.
         asks: Resources that a submitted task's pod requests as extended resources.
         bind_timeout_s: How long an opened pod may stay without a node before its unit is gated again.
         template: Pods of tasks that are submitted here.
@@ -56,9 +56,9 @@ class KubernetesBackend:
         holder: Name of this process once it stood for election.
         is_leader: Whether this process leads.
         was_leader: Whether it ever led; if so, it writes only while it leads.
-        read_number: Number of the last change whose resources were written.
+        read_number: Number of the last change that was considered for writing.
         has_gangs: Units of several tasks were started since the last flush.
-        lost_tasks: Tasks whose pods are to be recreated.
+        lost_tasks: Tasks that need a new pod.
         next_snapshot_s: When pods of other programs may next cause a snapshot, by the monotonic clock.
     """
 
@@ -230,16 +230,16 @@ class KubernetesBackend:
         self._open_gates(self.gate_queue.take_ready())
 
     def check_openings(self) -> None:
-        """Release claims of ended pods, and gate units again whose pods stay without a node for too long."""
+        """Release claims of ended pods, and gate units again if their pods stay without a node for too long."""
         self.writer.release_claims()
-        for first in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
-            self._gate_unit_again(first, "the scheduler found no room")
+        for first_task in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
+            self._gate_unit_again(first_task, "the scheduler found no room")
 
     def repair(self) -> None:
         """Continue from what another controller left."""
         self.gate_queue.units = self.writer.opening_units()
-        for first in takeover.find_half_opened(self.gate_queue.units, self.store):
-            self._gate_unit_again(first, "its controller ended while it was being opened")
+        for first_task in takeover.find_half_opened(self.gate_queue.units, self.store):
+            self._gate_unit_again(first_task, "its controller ended while it was being opened")
         takeover.delete_orphaned_resources(self.store)
         if self.writer.counters is not None:
             self.writer.counters.read()
@@ -294,7 +294,7 @@ class KubernetesBackend:
         return changes
 
     def _changed_locations(self) -> set[str]:
-        """Return the nodes whose resources are to be written; for a leader, all that changed since the last time."""
+        """Return the nodes to write: for a leader, all with resources that changed since the last time."""
         locations = set(self.informer.dirty)
         if self.is_leader:
             log = self.store.log
@@ -341,11 +341,11 @@ class KubernetesBackend:
         finally:
             self.gate_queue.mark_opened(requests, self.now())
         for index in failed:
-            self._gate_unit_again(requests[index].first, "its pod could not be opened")
+            self._gate_unit_again(requests[index].first_task, "its pod could not be opened")
 
-    def _gate_unit_again(self, first: str, reason: str) -> None:
+    def _gate_unit_again(self, first_task: str, reason: str) -> None:
         """Let all tasks of a unit wait again."""
-        for task, attempt in self.gate_queue.drop(first).items():
+        for task, attempt in self.gate_queue.drop(first_task).items():
             if self.store.fail(task, attempt, reason):
                 self._add_lost((task,), kinds.FAILED)
 

@@ -1,6 +1,6 @@
 """Resources that kube-scheduler itself counts (DRA, ``resource.k8s.io/v1``): a device for each, a claim for each pod.
 
-A limit for the whole cluster is a ResourceSlice that all nodes reach. It has one device whose capacity is the amount
+A limit for the whole cluster is a ResourceSlice that all nodes reach. It has one device with the amount as capacity
 (KEP-5075, consumable capacity). A pod that requests the resource claims a part of it. It is bound only while the claims
 do not exceed the capacity, whichever program made the pods. kube-controller-manager frees claims of ended pods.
 """

@@ -1,4 +1,4 @@
-"""The gate queue: units whose gates are to be opened, a limited number of pods at a time.
+"""The gate queue: units that wait for the opening of their gates, a limited number of pods at a time.
 
 If a thousand pods were opened at once, kube-scheduler would need longer than the bind timeout of a single pod.
 """
@@ -20,29 +20,29 @@ MAX_IN_FLIGHT = 64
 
 @dataclass(frozen=True, slots=True)
 class GateRequest:
-    """A unit whose gates are to be opened.
+    """A unit that waits for the opening of its gates.
 
     Attributes:
-        first: Its first task, by which the unit is known.
+        first_task: Its first task, by which the unit is known.
         unit: The starts of its tasks.
         attempts: The attempt that each task is to become.
     """
 
-    first: str
+    first_task: str
     unit: Sequence[Start]
     attempts: Mapping[str, int]
 
 
 @dataclass(slots=True)
 class GateQueue:
-    """Units that were started and whose pods are not all on nodes.
+    """Started units until all their pods are on nodes.
 
     Attributes:
         informer: The pods.
         max_in_flight: Opened pods that may be without a node at a time.
         units: Attempts of the tasks of each unit, by its first task.
         opened_at_s: When the gates of each opened unit were opened, in seconds.
-        queue: Units whose gates are still closed.
+        queue: Units with closed gates.
     """
 
     informer: Informer
@@ -71,7 +71,7 @@ class GateQueue:
     def mark_opened(self, requests: Sequence[GateRequest], now: float) -> None:
         """Record that the gates of units were opened."""
         self.informer.opening.difference_update(start.task for request in requests for start in request.unit)
-        self.opened_at_s.update((request.first, now) for request in requests)
+        self.opened_at_s.update((request.first_task, now) for request in requests)
 
     def has_ready(self) -> bool:
         """Return whether the next unit may be opened."""
@@ -80,22 +80,22 @@ class GateQueue:
     def count_in_flight(self) -> int:
         """Count opened pods without a node; units that are complete are removed."""
         count = 0
-        for first in list(self.opened_at_s):
-            unsettled = sum(not self._is_settled(*attempt) for attempt in self.units.get(first, {}).items())
+        for first_task in list(self.opened_at_s):
+            unsettled = sum(not self._is_settled(*attempt) for attempt in self.units.get(first_task, {}).items())
             if not unsettled:
-                self.drop(first)
+                self.drop(first_task)
             count += unsettled
         return count
 
     def find_late(self, before: float) -> list[str]:
         """Return the incomplete units that were opened before a time (s)."""
         self.count_in_flight()
-        return [first for first, opened_at_s in self.opened_at_s.items() if opened_at_s < before]
+        return [first_task for first_task, opened_at_s in self.opened_at_s.items() if opened_at_s < before]
 
-    def drop(self, first: str) -> Mapping[str, int]:
+    def drop(self, first_task: str) -> Mapping[str, int]:
         """Remove a unit, and return its tasks with their attempts."""
-        self.opened_at_s.pop(first, None)
-        return self.units.pop(first, {})
+        self.opened_at_s.pop(first_task, None)
+        return self.units.pop(first_task, {})
 
     def clear(self) -> None:
         """Remove all units."""
@@ -104,7 +104,7 @@ class GateQueue:
 
     def list_gangs(self) -> OpeningUnits:
         """Return the units with several tasks."""
-        return {first: members for first, members in self.units.items() if len(members) > 1}
+        return {first_task: members for first_task, members in self.units.items() if len(members) > 1}
 
     def _has_room(self, in_flight: int) -> bool:
         return not in_flight or in_flight + len(self.queue[0].unit) <= self.max_in_flight

@@ -47,9 +47,9 @@ class Informer:
         requested: Extended resources that each pod requests, by pod.
         foreign_pods: Node and demand of pods of other programs, by namespace and name.
         annotations: The resources annotation of each node, and under ``ANYWHERE`` that of the cluster.
-        dirty: Nodes whose resources in the store differ from their annotation.
+        dirty: Nodes where resources in the store differ from the annotation.
         drifted: Nodes that lost resources of their annotation.
-        opening: Tasks whose pods this process is changing.
+        opening: Tasks with pods that this process is changing.
         lost_tasks: Tasks that the cluster has disrupted.
         threads: The threads that follow the server.
         foreign_changed: Pods of other programs took or freed capacity since the last snapshot.
@@ -102,23 +102,23 @@ class Informer:
             return
         with self.store.changed:
             written = decode_resources(text or "{}", node, self.origin)
-            known = {name: entry for (name, location), entry in self.store.resources.items() if location == node}
-            for name in known.keys() - written.keys():
+            previous = {name: entry for (name, location), entry in self.store.resources.items() if location == node}
+            for name in previous.keys() - written.keys():
                 self._remove_resource((name, node))
             for entry in written.values():
-                self._record_resource(entry, known.get(entry.name))
+                self._record_resource(entry, previous.get(entry.name))
 
     def wanted_resources(self, locations: Iterable[str]) -> dict[str, dict[str, int]]:
         """Return the extended resources that nodes should have, by node.
 
         Of a resource that was deleted or shrunk, the held amount remains, so that nothing new matches.
         """
-        wanted: dict[str, dict[str, int]] = {location: {} for location in locations}
-        held: dict[str, dict[str, int]] = {location: {} for location in wanted}
+        desired: dict[str, dict[str, int]] = {location: {} for location in locations}
+        held: dict[str, dict[str, int]] = {location: {} for location in desired}
         with self.store.changed:
             for (name, node), entry in self.store.resources.items():
-                if node in wanted:
-                    wanted[node][self.scope.resource(name)] = entry.amount
+                if node in desired:
+                    desired[node][self.scope.resource(name)] = entry.amount
             for record in self.store.records.values():
                 if record.state == kinds.RUNNING and record.node in held:
                     requests = self.requested.get(self.current.get(record.task.name, ""), {})
@@ -126,7 +126,7 @@ class Informer:
                         held[record.node][name] = held[record.node].get(name, 0) + amount
         return {
             node: resources | {name: max(amount, resources.get(name, 0)) for name, amount in held[node].items()}
-            for node, resources in wanted.items()
+            for node, resources in desired.items()
         }
 
     def restore(self, node: str, alive_until: Mapping[str, float]) -> None:
@@ -175,7 +175,7 @@ class Informer:
         return bool((self.body(task) or {}).get("spec", {}).get("nodeName"))
 
     def revert_unwritten(self) -> None:
-        """Record tasks whose change was not written as their pods are, since another process leads."""
+        """Discard unwritten changes of tasks, since another process leads: record them as their pods are."""
         with self.store.changed:
             tasks, self.opening = self.opening, set()
             for task in sorted(tasks):
@@ -204,8 +204,8 @@ class Informer:
 
     def _handle_appearance(self, body: Body) -> None:
         task, index = pods.task_name(body), pods.pod_index(body)
-        known = self.bodies.get(self.current.get(task, ""))
-        if known is not None and pods.pod_index(known) > index:
+        previous = self.bodies.get(self.current.get(task, ""))
+        if previous is not None and pods.pod_index(previous) > index:
             return
         record = self.store.records.get(task)
         self.current[task] = body["metadata"]["name"]
@@ -285,13 +285,13 @@ class Informer:
             del self.store.nodes[name]
             self.store.record_change(kinds.LEFT, node=name)
 
-    def _record_resource(self, entry: EphemeralResource, known: EphemeralResource | None) -> None:
+    def _record_resource(self, entry: EphemeralResource, previous: EphemeralResource | None) -> None:
         self.store.epoch = max(self.store.epoch, entry.epoch)
         self.store.resources[entry.name, entry.node] = entry
         if entry.until:
             self.store.task_bound.setdefault(entry.until, set()).add((entry.name, entry.node))
-        if known is None or known.amount != entry.amount:
-            kind = kinds.RESIZED if known else kinds.CREATED
+        if previous is None or previous.amount != entry.amount:
+            kind = kinds.RESIZED if previous else kinds.CREATED
             self.store.record_change(kind, node=entry.node, name=entry.name, by=entry.owner)
 
     def _remove_resource(self, key: ResourceKey) -> None:
@@ -320,7 +320,7 @@ def extended_resources(body: Body, scope: Scope) -> dict[str, int]:
 
 
 def started_record(body: Body, record: Record, origin: float) -> Record:
-    """Return the record of a task whose pod shows that it was started."""
+    """Return the record of a task from its pod, which shows that it was started."""
     notes = body["metadata"]["annotations"]
     return replace(
         record,
@@ -332,7 +332,7 @@ def started_record(body: Body, record: Record, origin: float) -> Record:
     )
 
 
-def _is_newer(body: Body, known: Body | None) -> bool:
-    if known is None:
+def _is_newer(body: Body, previous: Body | None) -> bool:
+    if previous is None:
         return True
-    return int(body["metadata"]["resourceVersion"]) > int(known["metadata"]["resourceVersion"])
+    return int(body["metadata"]["resourceVersion"]) > int(previous["metadata"]["resourceVersion"])

@@ -13,11 +13,11 @@ from unfold_placement.live.state_store import ALIVE, StateStore
 def find_half_opened(units: OpeningUnits, store: StateStore) -> list[str]:
     """Return the units of which some gate was not opened, by their first task."""
     half_opened = []
-    for first, attempts in units.items():
+    for first_task, attempts in units.items():
         records = [store.records.get(task) for task in attempts]
         waiting = [record for record in records if record is not None and record.state == kinds.WAITING]
         if any(record.attempt < attempts[record.task.name] for record in waiting):
-            half_opened.append(first)
+            half_opened.append(first_task)
     return half_opened
 
 
@@ -31,7 +31,7 @@ def delete_orphaned_resources(store: StateStore) -> None:
 
 
 def track_unbound_pods(gate_queue: GateQueue, store: StateStore) -> None:
-    """Add running tasks whose pods have no node to the gate queue, each as a unit of its own."""
+    """Add running tasks to the gate queue if their pods have no node, each as a unit of its own."""
     tracked = {task for attempts in gate_queue.units.values() for task in attempts}
     for name, record in store.records.items():
         if record.state == kinds.RUNNING and name not in tracked and not gate_queue.informer.is_bound(name):

@@ -54,23 +54,25 @@ class Writer:
         Raises:
             UnfoldError: another process wrote them meanwhile.
         """
-        chosen = sorted(place for place in set(locations) if place == ANYWHERE or place in self.informer.nodes)
-        wanted = self.informer.wanted_resources(chosen)
-        calls = [partial(self._write_location, place, units, wanted[place]) for place in chosen]
+        written = sorted(
+            location for location in set(locations) if location == ANYWHERE or location in self.informer.nodes
+        )
+        desired = self.informer.wanted_resources(written)
+        calls = [partial(self._write_location, location, units, desired[location]) for location in written]
         # the watch may report a write before its response arrives
-        self.informer.dirty.update(chosen)
-        results = call_all(calls) if chosen else []
-        self.informer.dirty.difference_update(chosen)
-        self.informer.drifted.difference_update(chosen)
+        self.informer.dirty.update(written)
+        results = call_all(calls) if written else []
+        self.informer.dirty.difference_update(written)
+        self.informer.drifted.difference_update(written)
         conflicts = [
-            place
-            for place, result in zip(chosen, results, strict=True)
+            location
+            for location, result in zip(written, results, strict=True)
             if isinstance(result, ApiError) and result.is_conflict
         ]
-        for place in conflicts:
-            self.reread(place)
+        for location in conflicts:
+            self.reread(location)
         if conflicts:
-            locations_text = ", ".join(place or "the cluster" for place in conflicts)
+            locations_text = ", ".join(location or "the cluster" for location in conflicts)
             hint = "a snapshot shows the current ones"
             raise fail(f"the resources of {locations_text} changed meanwhile", hint=hint)
 
@@ -95,7 +97,7 @@ class Writer:
         """Create gated pods for tasks that lost their place, and then delete the old pods.
 
         Returns:
-            The tasks whose new pod the server refused: their old pods still exist.
+            The tasks for which the server refused a new pod: their old pods still exist.
         """
         if not lost:
             return []
@@ -141,8 +143,8 @@ class Writer:
             if not error.is_absent:
                 raise
 
-    def _write_location(self, location: str, units: OpeningUnits, wanted: Mapping[str, int]) -> Body | None:
-        return self._write_cluster(units) if location == ANYWHERE else self._write_node(location, wanted)
+    def _write_location(self, location: str, units: OpeningUnits, desired: Mapping[str, int]) -> Body | None:
+        return self._write_cluster(units) if location == ANYWHERE else self._write_node(location, desired)
 
     def _write_cluster(self, units: OpeningUnits) -> Body:
         data = {"names": self._encoded_resources(ANYWHERE), "units": msgspec.json.encode(units).decode()}
@@ -166,7 +168,7 @@ class Writer:
             entries = [entry for (_, node), entry in store.resources.items() if node == ANYWHERE]
         return {entry.name: entry.amount for entry in entries if not entry.until and entry.amount < MANY}
 
-    def _write_node(self, name: str, wanted: Mapping[str, int]) -> Body | None:
+    def _write_node(self, name: str, desired: Mapping[str, int]) -> Body | None:
         """Write one node's resources, again where only other parts of the node had changed.
 
         Raises:
@@ -175,7 +177,7 @@ class Writer:
         for attempt in range(MAX_TRIES):
             body, before = self.informer.nodes[name], self.informer.annotations.get(name, "")
             text = self._encoded_resources(name)
-            patch = node_patch(body, self.scope, before, text, wanted)
+            patch = node_patch(body, self.scope, before, text, desired)
             if not patch:
                 return None
             try:
@@ -247,7 +249,7 @@ class Writer:
             raise
 
 
-def node_patch(body: Body, scope: Scope, before: str, text: str, wanted: Mapping[str, int]) -> list[Body]:
+def node_patch(body: Body, scope: Scope, before: str, text: str, desired: Mapping[str, int]) -> list[Body]:
     """Return the JSON patch that sets a node's extended resources; empty if nothing changes.
 
     Args:
@@ -255,10 +257,10 @@ def node_patch(body: Body, scope: Scope, before: str, text: str, wanted: Mapping
         scope: The policy's scope.
         before: The annotation that the node must still have.
         text: The new annotation.
-        wanted: The extended resources that the node should have.
+        desired: The extended resources that the node should have.
     """
     existing = extended_resources(body, scope)
-    if text == before and existing == wanted:
+    if text == before and existing == desired:
         return []
     operations: list[dict[str, Any]] = []
     for part in ("capacity", "allocatable"):
@@ -266,11 +268,11 @@ def node_patch(body: Body, scope: Scope, before: str, text: str, wanted: Mapping
         operations += [
             {"op": "remove", "path": f"/status/{part}/{json_pointer(name)}"}
             for name in known
-            if name.startswith(scope.prefix) and name not in wanted
+            if name.startswith(scope.prefix) and name not in desired
         ]
         operations += [
             {"op": "add", "path": f"/status/{part}/{json_pointer(name)}", "value": str(amount)}
-            for name, amount in wanted.items()
+            for name, amount in desired.items()
             if existing.get(name) != amount or name not in known
         ]
     return [*_annotation_patch(body, scope.names_key, before, text), *operations]

@@ -20,7 +20,7 @@ class Actuator:
 
     Attributes:
         backend: The cluster.
-        controller: The controller whose decisions are carried out.
+        controller: The controller that makes the decisions.
         owner: Owner of the resources on the cluster.
         lease_s: Lease of these resources in seconds.
         owned: The owner's resources on the cluster.

@@ -46,7 +46,7 @@ class LocalBackend:
         return changes or self.store.watch(after, 0.0)
 
     def end_due_tasks(self) -> None:
-        """End the tasks whose run time has passed."""
+        """End the tasks that have run for their run time."""
         while self.end_times and self.end_times[0][0] <= self.now():
             _, task, attempt = heapq.heappop(self.end_times)
             self.store.end(task, attempt)

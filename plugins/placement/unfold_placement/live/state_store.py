@@ -174,7 +174,7 @@ class StateStore:
             return len(leased)
 
     def expire_leases(self) -> list[EphemeralResource]:
-        """Delete and return the resources whose lease has ended."""
+        """Delete and return the resources with an ended lease."""
         now = self.clock()
         expired = [key for key, resource in self.resources.items() if resource.expires <= now]
         return [self._erase(key, kinds.EXPIRED) for key in expired]

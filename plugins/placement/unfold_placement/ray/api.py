@@ -62,8 +62,8 @@ def submit(
         priority: Priority class.
         run: Expected run time in seconds.
         deadline: Seconds from now.
-        follows: Job on whose nodes the task runs.
-        avoids: Job whose nodes it avoids.
+        follows: Job that the task follows: it runs on nodes of that job.
+        avoids: Job that the task never joins on a node.
         after: Jobs that must have ended.
         data: Blocks of data that it reads.
         types: Node types on which it can run.

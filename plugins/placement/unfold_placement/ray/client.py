@@ -214,7 +214,7 @@ def get_client(coordinator: Any) -> Client:
     """Return this process's client of a coordinator, started at the first call."""
     client = Client(coordinator)
     client.start()
-    # at exit Ray shuts down, and ends a process whose threads still wait for a call
+    # at exit Ray shuts down, and ends a process if its threads still wait for a call
     atexit.register(client.close)
     return client
 

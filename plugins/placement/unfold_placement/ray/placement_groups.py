@@ -168,7 +168,7 @@ class ResourceGroups:
 
     Attributes:
         groups: Groups by resource.
-        shared: Resources whose groups were passed to programs, so that tasks may run inside.
+        shared: Resources with groups that programs use, so that tasks may run inside.
         terminating: Groups of deleted resources in which tasks may still run.
         unused_since: When (s) terminating groups were first seen unused.
     """

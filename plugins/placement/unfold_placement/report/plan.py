@@ -34,7 +34,7 @@ BASELINE = "FIFO, no policy"
 MAX_SERIES = 6
 """Groups of tasks that the timeline distinguishes."""
 MAX_PLACEMENTS = 200
-"""Tasks whose placements the decision lists; more are counted by node."""
+"""The decision lists the placements of so many tasks; more are counted by node."""
 QUANTILES = 100
 """Steps of the distribution of waits."""
 

@@ -11,20 +11,20 @@ MAX_REASONS = 6
 """Reasons that the report lists before it counts the others."""
 
 
-def stuck_headline(count: int, first: str) -> str:
+def stuck_headline(count: int, first_task: str) -> str:
     """Return the headline of a replay in which tasks wait forever."""
-    return f"{_count_tasks(count)} {'waits' if count == 1 else 'wait'} forever, the first is {first}"
+    return f"{_count_tasks(count)} {'waits' if count == 1 else 'wait'} forever, the first is {first_task}"
 
 
-def violation_headline(count: int, first: str) -> str:
+def violation_headline(count: int, first_violation: str) -> str:
     """Return the headline of a replay that violates its policies."""
-    return f"{_count_violations(count)}, the first at {first}"
+    return f"{_count_violations(count)}, the first at {first_violation}"
 
 
-def unplaceable_headline(count: int, first: str, placed: int, makespan_s: float) -> str:
+def unplaceable_headline(count: int, first_task: str, placed: int, makespan_s: float) -> str:
     """Return the headline of a replay from which tasks were left out."""
     duration = format_seconds(makespan_s)
-    return f"{_count_tasks(count)} can never run, the first is {first}; the other {placed:,} placed in {duration}"
+    return f"{_count_tasks(count)} can never run, the first is {first_task}; the other {placed:,} placed in {duration}"
 
 
 def success_headline(placed: int, makespan_s: float, baseline_violations: int, baseline_makespan_s: float) -> str:
@@ -43,9 +43,9 @@ def baseline_line(first_violation: str) -> str:
     return first_violation or "the same rules hold without the policy"
 
 
-def rejection_line(count: int, first: str, reason: str) -> str:
+def rejection_line(count: int, first_task: str, reason: str) -> str:
     """Return the line about rejected tasks."""
-    return f"{_count_tasks(count)}, the first is {first}: {reason}"
+    return f"{_count_tasks(count)}, the first is {first_task}: {reason}"
 
 
 def explanation_line(task: str, at_s: float) -> str:

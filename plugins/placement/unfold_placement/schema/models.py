@@ -123,8 +123,8 @@ class TaskSpec(Model):
     role: str = Field(default="", description="role within the job, such as server or worker")
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     deadline: Duration | None = Field(default=None, description="time after the arrival")
-    follows: str = Field(default="", description="job on whose nodes it runs (policy affinity)")
-    avoids: str = Field(default="", description="job whose nodes it avoids (policy avoid)")
+    follows: str = Field(default="", description="job that it follows: it runs on nodes of that job (policy affinity)")
+    avoids: str = Field(default="", description="job that it avoids: it never joins that job on a node (policy avoid)")
     types: tuple[str, ...] = Field(default=(), description="node types on which it can run (policy types)")
     after: tuple[str, ...] = Field(default=(), description="jobs that must have ended (policy barrier)")
     data: tuple[str, ...] = Field(default=(), description="blocks of data that it reads (policy locality)")

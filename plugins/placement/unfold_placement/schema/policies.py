@@ -114,7 +114,7 @@ class FairOptions(Model):
 
     by: str = "user"
     weights: Weights = Field(default_factory=dict)
-    backfill: bool = Field(default=False, description="other users may pass one whose next task does not fit")
+    backfill: bool = Field(default=False, description="other users may pass one if its next task does not fit")
 
 
 class HierarchyOptions(Model):
@@ -141,7 +141,9 @@ class QuotaOptions(Model):
     by: str = "user"
     borrow: bool = True
     reclaim: bool = True
-    backfill: bool = Field(default=True, description="teams within their quota may pass one whose task does not fit")
+    backfill: bool = Field(
+        default=True, description="teams within their quota may pass one if its next task does not fit"
+    )
 
 
 class EdfOptions(Model):

@@ -86,7 +86,7 @@ def _group_by_job(tasks: Sequence[Task]) -> dict[str, list[Task]]:
 
 
 def _group_alike(jobs: Mapping[str, Sequence[Task]]) -> list[list[str]]:
-    """Group jobs whose tasks are equal but for names and times, in order of appearance."""
+    """Group jobs with equal tasks, apart from names and times, in order of appearance."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for job, members in jobs.items():
         groups.setdefault(_job_signature(members), []).append(job)

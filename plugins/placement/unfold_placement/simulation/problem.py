@@ -21,7 +21,7 @@ class Problem:
         allow_code: User classes named by the spec may be imported.
         is_recorded: The workload is a trace or generated. Tasks that can never run are then left out; in a written
             workload they are errors.
-        explained_task: Task whose wait the report explains; empty selects the longest wait.
+        explained_task: Task of the wait that the report explains; empty selects the longest wait.
         explained_at_s: Time (s) at which its wait is explained; None is the middle of the wait.
     """
 

@@ -29,7 +29,7 @@ OWN_NAMES = {cluster_name: name for name, cluster_name in UNITS.items()}
 IGNORED_KINDS = frozenset({"ephemeral-storage"})
 """Node resources by which no policy places."""
 BOUND_OWNERS = frozenset({"DaemonSet", "Node"})
-"""Owners whose pods are bound to their nodes and are not placed."""
+"""Owners that bind their pods to nodes, so that these are not placed."""
 UNSCHEDULABLE_EFFECTS = frozenset({"NoSchedule", "NoExecute"})
 SYSTEM_TAINTS = frozenset({"node-role.kubernetes.io", "node.kubernetes.io"})
 SUFFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3} | {

@@ -93,13 +93,14 @@ TAG_TOLERANCE = 1e-9
 class Wfq(FairQueuePolicy):
     """Weighted fair queueing by virtual time (WF2Q: Bennett and Zhang, INFOCOM 1996); every task counts as one.
 
-    Of the users whose next task would have begun under ideal sharing, the one with the first virtual finish is next.
+    A user is eligible if its next task would have begun under ideal sharing. Of the eligible users, the one with the
+    first virtual finish is next.
 
     Attributes:
         weights: Weights of users.
         virtual_time: The virtual clock.
         finish_tags: Virtual finish of each user's last admitted unit.
-        backlogged: Users whose tags are current because they still have pending units.
+        backlogged: Users with current tags, because they still have pending units.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)

@@ -61,7 +61,7 @@ class Quota(FairQueuePolicy):
         )
 
     def entitled_teams(self, view: View) -> list[str]:
-        """Return the teams whose first unit is within their quota, by rank."""
+        """Return the teams that stay within their quota with their first unit, by rank."""
         first_units = [(user, self.queue.first_unit(user)) for user in self.queue.waiting_users()]
         entitled = [(user, unit) for user, unit in first_units if self.excess(user, unit) <= 0]
         return [user for user, _ in sorted(entitled, key=lambda pair: self.rank(pair[0], pair[1], view))]

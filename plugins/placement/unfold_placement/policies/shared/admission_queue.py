@@ -136,8 +136,8 @@ class AdmissionQueue:
         Args:
             rank: Order of user and first unit.
             view: The cluster.
-            backfill: Other users may pass one whose unit does not fit.
-            is_allowed: Users for whom it is false are skipped.
+            backfill: Other users may pass one if its unit does not fit.
+            is_allowed: A user is skipped while it is false.
             on_admit: Called with every admitted unit.
         """
         if backfill and self.static_rank is not None:

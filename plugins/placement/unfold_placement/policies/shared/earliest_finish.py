@@ -101,7 +101,7 @@ class FinishForecast:
         run_s: [tasks, node types] their run times.
         is_type_dependent: [tasks] whether the run time differs between node types.
         reserved_until: [nodes] until when each node is reserved, in seconds.
-        reserved_count: Tasks whose reservations were made.
+        reserved_count: Number of tasks with reservations.
         log_length: Length of the event log to which ``free_at_by_shape`` refers.
         free_at_by_shape: [nodes] when each node has room, by shape.
     """

@@ -17,7 +17,7 @@ class FairQueuePolicy:
 
     Attributes:
         by: Task field that names the user.
-        backfill: Other users may pass one whose unit does not fit.
+        backfill: Other users may pass one if its unit does not fit.
         queue: The pending units.
     """
 

@@ -1,4 +1,4 @@
-"""Membership of task groups, for policies whose ephemeral resources exist while a group has tasks."""
+"""Membership of task groups, for policies with ephemeral resources that exist while a group has tasks."""
 
 from __future__ import annotations
 
