@@ -39,7 +39,7 @@ def test_names_are_created_resized_and_deleted(world: World, node: str) -> None:
     more = one.resize("x", node, 3, epoch=made.epoch)
     assert (more.amount, more.owner, more.epoch > made.epoch) == (3, "me", True)
     assert [(item.name, item.node, item.amount) for item in one.snapshot().names] == [("x", node, 3)]
-    with pytest.raises(UnfoldError, match="there already"):
+    with pytest.raises(UnfoldError, match="exists already"):
         one.create("x", node)
     one.delete("x", node, epoch=more.epoch)
     assert one.snapshot().names == ()
@@ -61,9 +61,9 @@ def test_compare_and_set_lets_one_of_two_writers_through(world: World) -> None:
     one, two = world.handle(), world.handle()
     seen = one.create("x", "n0").epoch
     two.resize("x", "n0", 2, epoch=seen)
-    with pytest.raises(UnfoldError, match="changed by another"):
+    with pytest.raises(UnfoldError, match="changed meanwhile"):
         one.resize("x", "n0", 5, epoch=seen)
-    with pytest.raises(UnfoldError, match="changed by another"):
+    with pytest.raises(UnfoldError, match="changed meanwhile"):
         one.delete("x", "n0", epoch=seen)
     assert one.snapshot().names[0].amount == 2
 

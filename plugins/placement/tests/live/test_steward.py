@@ -30,7 +30,7 @@ def test_a_client_that_leaves_is_not_kept_waiting(steward: Any) -> None:
     """What it waits for is answered as it leaves, however long it would have waited."""
     import ray
 
-    told = steward.offers.remote("one", 10 * WAIT)
+    told = steward.wait_for_offers.remote("one", 10 * WAIT)
     steward.leave.remote("one")
     assert ray.get(told, timeout=WAIT) == ([], [])
 
@@ -40,8 +40,8 @@ def test_a_name_that_another_has_is_refused_and_stays_its_own(steward: Any) -> N
     import ray
 
     task = Task("a", {"cpu": 1000}, 1.0)
-    told = [ray.get(steward.tell.remote(client, [task], []), timeout=WAIT) for client in ("one", "two")]
+    told = [ray.get(steward.report.remote(client, [task], []), timeout=WAIT) for client in ("one", "two")]
     assert [list(refused) for refused in told] == [[], ["a"]]
     ray.get(steward.withdraw.remote("a"), timeout=WAIT)
-    heard = [ray.get(steward.offers.remote(client, 0.0), timeout=WAIT) for client in ("one", "two")]
+    heard = [ray.get(steward.wait_for_offers.remote(client, 0.0), timeout=WAIT) for client in ("one", "two")]
     assert [[record.task.name for record in closed] for _, closed in heard] == [["a"], []]
