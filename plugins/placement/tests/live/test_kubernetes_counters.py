@@ -84,7 +84,7 @@ def claims(admin: Api, kube: KubeWorld) -> list[str]:
     return sorted(item["metadata"]["name"] for item in found)
 
 
-def test_the_scheduler_counts(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_kube_scheduler_enforces_counted_limits(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """Of six open pods two are bound with two licences, four with four, and none more once they are gone."""
     one.create("licence", amount=2)
     opened(kube, one, 6)
@@ -105,7 +105,9 @@ def test_the_scheduler_counts(kube: KubeWorld, admin: Api, one: KubernetesBacken
     assert state(admin) == {"bound": 3, "stuck": 2, "new": 0}
 
 
-def test_shrunk_below_what_is_held_nothing_new_matches(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_a_counter_shrunk_below_its_held_amount_matches_nothing_new(
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
+) -> None:
     """Of three holders of three licences one ends after only two are left: nobody follows; after the next one does."""
     one.create("licence", amount=3)
     opened(kube, one, 4)
@@ -138,7 +140,7 @@ def test_claims_end_with_their_tasks(kube: KubeWorld, admin: Api, one: Kubernete
     assert claims(admin, kube) == [dra.claim_name("b-0-1")]
 
 
-def test_the_next_controller_goes_on(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_the_next_controller_restores_slices_and_claims(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """It puts back a slice that is gone, counts what is held, and deletes the claims of what ended meanwhile."""
     one.create("licence", amount=2)
     opened(kube, one, 3)
@@ -159,7 +161,7 @@ def test_the_next_controller_goes_on(kube: KubeWorld, admin: Api, one: Kubernete
     assert len(claims(admin, kube)) == 2
 
 
-def test_a_pod_of_somebody_else_counts_too(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
+def test_claims_of_other_programs_count(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """A licence that a pod without any policy has claimed is not there for a task, whatever its gate says."""
     one.create("licence", amount=1)
     one.flush()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from plugins.placement.tests.test_workload import write
+
 from unfold_placement.schema.columns import Columns
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.workload.tables import csv_nodes, csv_tasks
 from unfoldkit.api import UnfoldError
 
 
-def test_columns_by_the_names_of_a_file(tmp_path: Path) -> None:
+def test_columns_are_renamed(tmp_path: Path) -> None:
     """What a file calls a column is read as ours; several are put together; a missing one is told by its own name."""
     names = {"task": ("job", "kind"), "job": ("job",), "arrival": ("sent",), "run": ("took",), "gpu": ("gpus",)}
     path = write(tmp_path, "job|kind|sent|took|gpus\nx|ps|5|1-00:00:10|25\nx|worker|6|00:01:00|100\n")
@@ -26,7 +26,7 @@ def test_columns_by_the_names_of_a_file(tmp_path: Path) -> None:
         list(csv_tasks(path, columns=Columns({**names, "arrival": ("start_time",)})))
 
 
-def test_a_file_without_a_head_is_read_by_the_names_that_are_given(tmp_path: Path) -> None:
+def test_a_file_without_header_uses_the_configured_columns(tmp_path: Path) -> None:
     """With ``head`` the first line is a row, told as line 1; without names for all cells the row is told."""
     head = ("task", "count", "job", "arrival", "run", "gpu")
     path = write(tmp_path, "m1,2,j1,5,60,100\nm2,1,j1,6,30,50\n")
@@ -40,7 +40,7 @@ def test_a_file_without_a_head_is_read_by_the_names_that_are_given(tmp_path: Pat
         list(csv_tasks(path, columns=Columns(header=("task", "run"), names={"arrival": ("run",)})))
 
 
-def test_further_resources_of_a_table(tmp_path: Path) -> None:
+def test_additional_resource_columns_are_read(tmp_path: Path) -> None:
     """Amounts of any resource are read by the column that has them, of nodes (where it is no label) and of tasks."""
     columns = Columns({"name": ("sn",)}, {"rdma": 0.01}, resources={"rdma": "rdma_request"})
     (node,) = csv_nodes(write(tmp_path, "sn,cpu,rdma_request,zone\na,8,400,z1\n"), columns)
@@ -56,7 +56,7 @@ def test_further_resources_of_a_table(tmp_path: Path) -> None:
         list(csv_tasks(write(tmp_path, "task,arrival,run\na,0,5\n"), columns=columns))
 
 
-def test_a_run_is_from_start_to_end(tmp_path: Path) -> None:
+def test_run_times_follow_from_start_and_end(tmp_path: Path) -> None:
     """A task runs from its start, or its arrival, to its end, dates or numbers; one that ends before is told."""
     names = Columns({"end": ("over",), "start": ("begun",)})
     times = ("2026-01-01 10:00", "2026-01-01 10:30", "2026-01-01 11:00")
@@ -66,7 +66,7 @@ def test_a_run_is_from_start_to_end(tmp_path: Path) -> None:
         list(csv_tasks(write(tmp_path, "task,arrival,begun,over\na,0,5,3\n"), columns=names))
 
 
-def test_rows_without_a_time_are_left_out_and_told(tmp_path: Path) -> None:
+def test_rows_without_a_time_are_left_out_with_a_warning(tmp_path: Path) -> None:
     """A task that never ran is no task of the replay, nor of its job; how many, and the first line, are told."""
     told: list[str] = []
     text = "task,arrival,run,job\na,0,5,j\nb,1,,j\nc,None,5,j\n"
@@ -75,7 +75,7 @@ def test_rows_without_a_time_are_left_out_and_told(tmp_path: Path) -> None:
     assert told == ["pods.csv: left out 2 of 3 rows, which have no arrival or no run; the first is line 3"]
 
 
-def test_many_tasks_of_a_row(tmp_path: Path) -> None:
+def test_a_row_can_describe_several_tasks(tmp_path: Path) -> None:
     """``count`` is so many tasks alike, ``parts`` so many among which what is needed is divided."""
     text = "task,arrival,run,gpu,count,parts\na,0,5,2,3,\nb,0,5,16,,2\nc,0,5,1,1.0,1\n"
     found = list(csv_tasks(write(tmp_path, text)))
@@ -84,7 +84,7 @@ def test_many_tasks_of_a_row(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_amounts_as_kubernetes_writes_them(tmp_path: Path) -> None:
+def test_amounts_may_have_kubernetes_suffixes(tmp_path: Path) -> None:
     """Millicores and sizes with a suffix are amounts; a suffix that a column cannot have is told."""
     text = "name,cpu,memory,gpu\na,11900m,83427060Ki,1\nb,2,4Gi,500m\nc,1e1,1G,\n"
     assert [dict(node.capacity) for node in csv_nodes(write(tmp_path, text))] == [
@@ -98,7 +98,7 @@ def test_amounts_as_kubernetes_writes_them(tmp_path: Path) -> None:
         list(csv_nodes(write(tmp_path, "name,cpu\na,-5m\n")))
 
 
-def test_what_is_less_than_a_thousandth_is_not_nothing(tmp_path: Path) -> None:
+def test_amounts_below_a_thousandth_are_an_error(tmp_path: Path) -> None:
     """An amount that thousandths would change by more than a twentieth is told, and is read in a multiple."""
     path = write(tmp_path, "task,arrival,run,cpu\na,0,5,0.5\nb,0,5,0.00042\n")
     with pytest.raises(UnfoldError, match=r"3:1: cpu: 0.00042 is too small: amounts are stored in thousandths"):
@@ -132,7 +132,7 @@ def test_a_table_is_checked_by_its_keys() -> None:
         ("20231114221320", "20231114221450"),
     ],
 )
-def test_times_of_the_present_count_from_the_earliest(tmp_path: Path, times: tuple[str, str]) -> None:
+def test_unix_times_count_from_the_earliest(tmp_path: Path, times: tuple[str, str]) -> None:
     """Seconds, ms and us since 1970 and every spelling of a date say the same: ninety seconds apart, from 0 s."""
     text = f"task,arrival,begun,over\nb,{times[1]},{times[1]},{times[1]}\na,{times[0]},{times[0]},{times[1]}\n"
     found = list(csv_tasks(write(tmp_path, text), columns=Columns({"end": ("over",), "start": ("begun",)})))

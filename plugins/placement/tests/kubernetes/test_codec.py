@@ -28,7 +28,7 @@ TEXTS = st.text(min_size=1, max_size=90)
 
 
 @given(TEXTS, TEXTS)
-def test_slugs_are_labels_and_tell_names_apart(one: str, two: str) -> None:
+def test_shortened_names_are_valid_and_distinct(one: str, two: str) -> None:
     """Whatever a name is, its label is valid, and equal only for equal names."""
     assert re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", shorten_name(one, 63))
     assert (shorten_name(one, 63) == shorten_name(two, 63)) == (one == two)
@@ -42,7 +42,7 @@ def test_pods_are_named_after_task_and_attempt(one: str, two: str, first: int, s
 
 
 @given(st.lists(st.tuples(TEXTS, st.integers(0, 1 << 30), st.floats(0, 1e6), st.booleans()), unique_by=lambda x: x[0]))
-def test_names_are_read_as_they_were_written(rows: list[tuple[str, int, float, bool]]) -> None:
+def test_encoded_resources_decode_to_themselves(rows: list[tuple[str, int, float, bool]]) -> None:
     """An annotation gives back the names, amounts and leases that it was made of; equal names are equal texts."""
     names = [
         EphemeralResource(name, "n0", amount, "me", 3, since, since + 5.0 if leased else float("inf"), "t")
@@ -55,13 +55,13 @@ def test_names_are_read_as_they_were_written(rows: list[tuple[str, int, float, b
     assert text == encode_resources(reversed(names), 1000.0)
 
 
-def test_a_damaged_annotation_is_no_name() -> None:
+def test_a_malformed_annotation_has_no_resources() -> None:
     """Whatever somebody wrote there, nothing breaks and nothing is run."""
     assert decode_resources("{broken", "n0", 0.0) == {}
     assert decode_resources('{"x": 1}', "n0", 0.0) == {}
 
 
-def test_a_task_is_read_from_its_pod() -> None:
+def test_a_task_is_decoded_from_its_pod() -> None:
     """What policies look at comes back, times of the day become times of the scope."""
     task = Task("a/0", {"gpu": 1000}, 60.0, job="a", user="ann", size=4, deadline=30.0, data=("x",), run_on={"t4": 9.0})
     body = pods.gated_pod(task, [Ask("x"), Ask("x", 2), Ask("turn", gated=True)], SCOPE, 1000.0)
@@ -97,7 +97,7 @@ LICENCES = (
 )
 
 
-def test_a_pod_claims_what_is_counted() -> None:
+def test_a_pod_claims_its_counted_resources() -> None:
     """Names that the cluster counts are requests of one claim, each for its whole amount; other names are not."""
     body = pods.gated_pod(Task("a", {}, 1.0), [*LICENCES, Ask("turn", gated=True), Ask("x")], COUNTING, 1000.0)
     body["metadata"]["uid"] = "u"
@@ -119,7 +119,7 @@ def test_the_next_attempt_has_a_claim_of_its_own() -> None:
     assert dra.counted_resources(made) == {"l": 3, "m": 1}
 
 
-def test_without_the_option_no_pod_claims_anything() -> None:
+def test_pods_have_no_claims_without_dra() -> None:
     """Where gates count, a pod that asks for a licence is the pod of before."""
     plain = pods.gated_pod(Task("a", {}, 1.0), [], SCOPE, 1000.0)
     assert pods.gated_pod(Task("a", {}, 1.0), LICENCES, SCOPE, 1000.0) == plain
@@ -127,7 +127,7 @@ def test_without_the_option_no_pod_claims_anything() -> None:
 
 
 @given(TEXTS, TEXTS)
-def test_every_name_is_a_pool_of_its_own(one: str, two: str) -> None:
+def test_every_resource_has_its_own_pool(one: str, two: str) -> None:
     """Names, and scopes, are told apart by their pools, which are valid names of objects; a slice is one device."""
     spec = dra.build_slice(SCOPE, one, 7, 3)["spec"]
     pool = spec["pool"]["name"]
@@ -152,7 +152,7 @@ def test_a_patch_tests_before_it_writes() -> None:
     assert annotation_key("x") == "placement.unfoldkit/x"
 
 
-def test_a_task_read_from_a_pod_asks_for_no_more_than_it_was_submitted_with() -> None:
+def test_a_decoded_task_demands_what_was_submitted() -> None:
     """The place that a pod takes of its node is not a resource that a container may ask for."""
     task = Task("a", {"cpu": 500}, 1.0)
     body = pods.gated_pod(task, [], SCOPE, 1000.0)

@@ -46,7 +46,7 @@ def write(folder: Path, name: str, items: object) -> Path:
     return path
 
 
-def test_nodes_that_are_alive(tmp_path: Path) -> None:
+def test_alive_nodes_are_read(tmp_path: Path) -> None:
     """Of nodes that are alive is read what tasks ask for; names that several have give way to their ids."""
     path = write(tmp_path, "n.json", [node("a"), node("b", "DEAD"), node("c", key="c1"), node("c", key="c2")])
     found = ray_nodes(path)
@@ -55,7 +55,7 @@ def test_nodes_that_are_alive(tmp_path: Path) -> None:
     assert (found[0].labels["type"], found[0].labels["rack"]) == ("A10G", "r1")
 
 
-def test_tasks_that_ran(tmp_path: Path) -> None:
+def test_started_tasks_are_read(tmp_path: Path) -> None:
     """A task runs from start to end after its submission, and asks for what it asked Ray for, in a group or not."""
     told: list[str] = []
     grouped = {"CPU_group_" + GROUP: 2.0, "CPU_group_0_" + GROUP: 2.0, "bundle_group_" + GROUP: 0.001}
@@ -84,7 +84,7 @@ def test_tasks_that_ran(tmp_path: Path) -> None:
     ]
 
 
-def test_times_as_the_command_writes_them(tmp_path: Path) -> None:
+def test_local_times_of_the_command_are_read(tmp_path: Path) -> None:
     """Dates and times, with a fraction or without, are what milliseconds are."""
     times = ("2026-03-01 10:00:00.250000", "2026-03-01 10:00:01", "2026-03-01 10:01:00")
     (found,) = ray_tasks(write(tmp_path, "t.json", [task("aa", *times)]))
@@ -101,7 +101,7 @@ def test_times_as_the_command_writes_them(tmp_path: Path) -> None:
         ([task("aa", 1000, 2000, 3000, required_resources={"CPU": "many"})], "could not convert"),
     ],
 )
-def test_what_is_no_list_of_tasks_is_told(tmp_path: Path, items: object, message: str) -> None:
+def test_other_json_files_are_reported(tmp_path: Path, items: object, message: str) -> None:
     """A file of something else, or without details, is told with the command that writes the right one."""
     with pytest.raises(UnfoldError, match=message):
         ray_tasks(write(tmp_path, "t.json", items))

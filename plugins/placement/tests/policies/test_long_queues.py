@@ -73,7 +73,7 @@ class Slow:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("ahead", [5.0, 3600.0])
-def test_value_places_as_if_every_task_asked_about_every_node(seed: int, ahead: float) -> None:
+def test_value_equals_an_exhaustive_evaluation(seed: int, ahead: float) -> None:
     """Promises of those that cannot start are counted when, and only when, they decide where another starts."""
     nodes = [replace(node, labels={"type": "ab"[place % 2]}) for place, node in enumerate(cluster(3))]
     tasks = some_tasks(seed, jobs=24)
@@ -100,7 +100,7 @@ class Counted:
             yield ops
 
 
-def test_packing_asks_once_for_all_that_are_alike() -> None:
+def test_packing_searches_once_per_shape() -> None:
     """Hundreds that wait for a full cluster cost an answer each as they start, and none while nothing changes."""
     counted = Counted()
     found = simulate(cluster(), job("a", 400), [counted])
@@ -108,7 +108,7 @@ def test_packing_asks_once_for_all_that_are_alike() -> None:
     assert counted.asked <= 2 * 400
 
 
-def test_a_spread_puts_names_only_where_they_change() -> None:
+def test_spread_writes_slots_only_when_they_change() -> None:
     """While some node runs none of a group, its places stay as they are however many come, start and end."""
     spread, nodes, puts = Spread(by="user"), cluster(8), 0
     loop = prepare_simulation(

@@ -102,7 +102,7 @@ def test_every_task_ends_whenever_its_controller_dies(name: str, deaths: list[in
     assert states == {kinds.DONE}
 
 
-def test_names_of_a_dead_controller_end_with_their_lease() -> None:
+def test_resources_of_a_dead_controller_expire() -> None:
     """Where nobody comes after it, what it put is gone when its lease ends, and nothing else is."""
     scenario = cases(1.0)["anti-affinity"]
     world = local_world(scenario.nodes)
@@ -116,7 +116,7 @@ def test_names_of_a_dead_controller_end_with_their_lease() -> None:
     assert [item.name for item in world.register.snapshot().names] == ["other"]
 
 
-def test_of_two_controllers_one_leads() -> None:
+def test_one_of_two_controllers_leads() -> None:
     """The second waits while the first leads, adopts when its lease ends, and the first is not heard any more."""
     scenario = Scenario(job("a", 4, run=60), {"gang": {}, "limit": {"most": 4}}, cluster(2))
     world = local_world(scenario.nodes)
@@ -138,7 +138,7 @@ def test_of_two_controllers_one_leads() -> None:
     assert len(second.live.actuator.controller.view.running()) == 4
 
 
-def test_a_controller_that_stops_lets_the_next_lead_at_once() -> None:
+def test_a_stopped_controller_hands_over_at_once() -> None:
     """Drained: names and tasks stay, the lead is free without waiting for the lease."""
     scenario = Scenario(job("a", 4, run=60), {"anti-affinity": {"density": 2}}, cluster(2))
     world = local_world(scenario.nodes)
@@ -154,7 +154,7 @@ def test_a_controller_that_stops_lets_the_next_lead_at_once() -> None:
     assert world.register.snapshot().names == names
 
 
-def test_a_node_that_goes_takes_its_tasks_elsewhere() -> None:
+def test_tasks_of_a_node_that_leaves_run_elsewhere() -> None:
     """What ran there waits and runs again on another node; a node that comes is used."""
     scenario = Scenario(job("a", 6, run=10), {"wfq": {}}, cluster(2))
     world = local_world(scenario.nodes)

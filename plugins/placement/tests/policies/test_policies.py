@@ -50,7 +50,7 @@ ORDERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("more", [{}, GANG, {**GANG, "pack": {"level": "rack", "fallback": ["any after 5 s"]}}])
 @given(st.integers(0, 10_000))
 @settings(max_examples=8, deadline=None)
-def test_everything_runs_under_every_order(order: str, more: dict[str, Any], seed: int) -> None:
+def test_all_tasks_run_under_every_queue_policy(order: str, more: dict[str, Any], seed: int) -> None:
     """No starvation: whatever comes, under each order of the queue, alone or with gangs, every task ends."""
     tasks = [replace(task, priority=seed % 3 + hash(task.job) % 2) for task in some_tasks(seed)]
     found = run(cluster(3), tasks, **{order: ORDERS[order]}, **more)
@@ -60,7 +60,7 @@ def test_everything_runs_under_every_order(order: str, more: dict[str, Any], see
 
 @given(st.integers(0, 10_000), st.integers(0, 20))
 @settings(max_examples=30, deadline=None)
-def test_gangs_are_whole_and_never_block_each_other(seed: int, patience: int) -> None:
+def test_gangs_start_completely_and_never_deadlock(seed: int, patience: int) -> None:
     """All or nothing: the tasks of a gang start at one instant, and two gangs never hold halves."""
     found = run(cluster(3), some_tasks(seed, most=8), gang={"patience": f"{patience} s"})
     assert not found.stuck
@@ -72,7 +72,7 @@ def test_gangs_are_whole_and_never_block_each_other(seed: int, patience: int) ->
 
 @given(st.integers(0, 10_000), st.integers(1, 3))
 @settings(max_examples=30, deadline=None)
-def test_tasks_that_keep_apart_do(seed: int, density: int) -> None:
+def test_anti_affinity_limits_tasks_per_node(seed: int, density: int) -> None:
     """Never more than ``density`` tasks of a group run on one node, gangs or not."""
     tasks = some_tasks(seed, most=3)
     assert not run(cluster(3), tasks, **{"anti-affinity": {"density": density}}).stuck
@@ -99,7 +99,7 @@ def test_spread_holds_at_every_start(seed: int, skew: int) -> None:
 
 @given(st.integers(0, 10_000), st.sampled_from(["priority", "drf", "gang"]))
 @settings(max_examples=15, deadline=None)
-def test_spread_holds_beside_others(seed: int, other: str) -> None:
+def test_spread_holds_with_other_policies(seed: int, other: str) -> None:
     """The law holds at every start too where others order, stop or gather the tasks."""
     tasks = [replace(task, priority=5 * (int(task.job[1:]) % 3)) for task in some_tasks(seed, most=6)]
     run(cluster(), tasks, spread={"skew": 1}, **{other: {}})
@@ -121,7 +121,7 @@ class Told:
         yield [Put("door", "n0", 2 + self.heard.count(ENDED))]
 
 
-def test_all_endings_of_an_instant_are_told_before_anything_starts() -> None:
+def test_all_ends_of_an_instant_are_dispatched_before_any_start() -> None:
     """A policy that changes something at an ending sees no start before the others of that instant."""
     told = Told()
     simulate(cluster(1), job("a", 5), [told])
@@ -145,7 +145,7 @@ def test_a_task_avoids_another_but_not_the_other_way_round() -> None:
     assert other["a-0"] == other["b-0"]
 
 
-def test_data_is_waited_for_then_the_rack_then_anything() -> None:
+def test_locality_falls_back_to_rack_then_any_node() -> None:
     """A task runs where its data is; where that is full, it takes the rack after a while, then any node."""
     nodes = [replace(node, data=frozenset({"x"}) if node.name == "n0" else frozenset()) for node in cluster()]
     tasks = job("a", 10, run=1000, data=("x",))
@@ -154,7 +154,7 @@ def test_data_is_waited_for_then_the_rack_then_anything() -> None:
     assert times == {("n0", 0.0): 4, ("n2", 10.0): 4, ("n1", 30.0): 2}
 
 
-def test_packing_fills_the_fullest_node_and_keeps_one_free_for_the_large() -> None:
+def test_packing_keeps_an_empty_node_for_large_tasks() -> None:
     """Best fit: small tasks join each other, so that a task that needs a whole node still finds one."""
     small = [*job("a", 1, run=100), *job("b", 1, run=100, at=1), *job("c", 1, run=100, at=2)]
     large = Task("big", {"gpu": 4000}, 10, 3, "big", "u")
@@ -163,7 +163,7 @@ def test_packing_fills_the_fullest_node_and_keeps_one_free_for_the_large() -> No
     assert starts(simulate(nodes, [*small, large]))["big"] == 102
 
 
-def test_a_gang_is_packed_into_one_rack_until_it_may_go_further() -> None:
+def test_a_gang_is_packed_into_one_rack_until_its_fallback() -> None:
     """A gang that fits in no rack waits for the fallback's time, and then takes what there is."""
     blockers = [*job("x", 3, run=1000), *job("y", 8, at=1)]
     found = run(cluster(), blockers, gang={}, pack={"level": "rack", "fallback": ["any after 30 s"]})
@@ -173,7 +173,7 @@ def test_a_gang_is_packed_into_one_rack_until_it_may_go_further() -> None:
     assert starts(run(cluster(), full, gang={}, pack={"level": "rack", "fallback": ["any after 30 s"]}))["y-0"] == 31
 
 
-def test_a_higher_class_takes_the_place_of_a_lower() -> None:
+def test_a_higher_class_preempts_a_lower_one() -> None:
     """Preemption: what is urgent starts as it comes; the latest of the lowest class makes room and runs again later."""
     low = job("low", 16, run=100)
     found = run(cluster(), [*low, *job("high", 4, at=10, priority=5)], priority={})
@@ -183,7 +183,7 @@ def test_a_higher_class_takes_the_place_of_a_lower() -> None:
     assert starts(calm)["high-0"] == 100
 
 
-def test_a_preempted_gang_goes_as_a_whole() -> None:
+def test_a_gang_is_preempted_completely() -> None:
     """Taking one task of a gang takes all of them, and they start again together."""
     found = run(cluster(), [*job("low", 16, run=100), *job("high", 1, at=10, priority=5)], priority={}, gang={})
     assert {at for name, at in starts(found).items() if name.startswith("low")} == {20.0}
@@ -212,7 +212,7 @@ def test_dominant_shares_are_within_one_task(demands: list[tuple[int, int]]) -> 
     assert compute_fairness_error(found, {}, dominant=True) <= 1 + 1e-9
 
 
-def test_drf_is_the_paper_s_example() -> None:
+def test_drf_reproduces_the_example_of_the_paper() -> None:
     """9 CPUs and 18 GB, users with <1, 4> and <3, 1>: three and two tasks (Ghodsi et al., section 4.1)."""
     one = [replace(task, demand={"cpu": 1000, "memory": 4000}) for task in job("a", 9)]
     two = [replace(task, demand={"cpu": 3000, "memory": 1000}) for task in job("b", 9)]
@@ -220,7 +220,7 @@ def test_drf_is_the_paper_s_example() -> None:
     assert Counter(name[0] for name, at in starts(found).items() if at == 0) == {"a": 3, "b": 2}
 
 
-def test_shares_go_down_the_tree() -> None:
+def test_hierarchical_shares_follow_the_tree() -> None:
     """Two groups share equally whatever their number of users."""
     users = {"a/x": 20, "b/x": 20, "b/y": 20, "b/z": 20}
     tasks = [task for name, count in users.items() for task in job(name.replace("/", ""), count, user=name)]
@@ -229,7 +229,7 @@ def test_shares_go_down_the_tree() -> None:
     assert first == {"a/x": 6, "b/x": 2, "b/y": 2, "b/z": 2}
 
 
-def test_the_past_counts_and_fades() -> None:
+def test_past_use_counts_and_decays() -> None:
     """Who used much before is served later; after many half-lives it is forgotten."""
 
     def first(gap: float) -> str:
@@ -241,7 +241,7 @@ def test_the_past_counts_and_fades() -> None:
     assert first(100_000) == "a2-0"
 
 
-def test_what_is_lent_is_taken_back() -> None:
+def test_borrowed_quota_is_reclaimed() -> None:
     """A team may use what others leave; as its owner wants it, borrowed tasks make room at once."""
     borrowed, owner = job("a", 16, run=100), job("b", 8, at=10)
     parts = {"quota": {"quotas": {"a": 8, "b": 8}}}
@@ -253,7 +253,7 @@ def test_what_is_lent_is_taken_back() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), min_size=1, max_size=6))
 @settings(max_examples=60, deadline=None)
-def test_edf_keeps_every_deadline_that_any_order_keeps(jobs: list[tuple[int, int]]) -> None:
+def test_edf_meets_all_deadlines_that_any_order_meets(jobs: list[tuple[int, int]]) -> None:
     """On one machine with everything there, EDF is late only where every order is, and admits exactly what it keeps."""
     tasks = [Task(f"t{i}", {"gpu": 1000}, float(length), 0.0, f"t{i}", deadline=float(due))
              for i, (length, due) in enumerate(jobs)]  # fmt: skip
@@ -270,7 +270,7 @@ def _kept(order: tuple[tuple[int, int], ...]) -> bool:
     return all(end <= due for end, (_, due) in zip(itertools.accumulate(run for run, _ in order), order, strict=True))
 
 
-def test_a_task_waits_for_the_faster_node_where_that_ends_sooner() -> None:
+def test_a_task_waits_for_a_faster_node_if_it_then_ends_earlier() -> None:
     """Looking ahead: a short wait for a fast node is taken, a long one is not."""
     nodes = [Node("fast", {"gpu": 1000}, {"type": "v100"}), Node("slow", {"gpu": 1000}, {"type": "t4"})]
 
@@ -288,7 +288,7 @@ def test_licences_are_never_exceeded(by: str, most: int) -> None:
     assert not run(cluster(), some_tasks(3), limit={"most": most, "by": by}).stuck
 
 
-def test_a_stage_waits_for_the_whole_of_the_one_before() -> None:
+def test_a_stage_waits_until_the_previous_one_has_ended() -> None:
     """The next stage starts as the last task before it ends."""
     first = [replace(task, run=10.0 + index) for index, task in enumerate(job("map", 5))]
     found = run(cluster(), [*first, *job("reduce", 2, after=("map",))], barrier={})
@@ -296,7 +296,7 @@ def test_a_stage_waits_for_the_whole_of_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("near", [True, False])
-def test_servers_take_nodes_of_their_own(near: bool) -> None:
+def test_parameter_servers_occupy_separate_nodes(near: bool) -> None:
     """One server a node; workers beside them, or where none is."""
     servers = [replace(task, role="server", size=6) for task in job("ps", 2, run=50)]
     workers = [replace(task, role="worker", name=f"ps-w{index}", size=6) for index, task in enumerate(job("ps", 4))]
@@ -306,7 +306,7 @@ def test_servers_take_nodes_of_their_own(near: bool) -> None:
     assert {found[f"ps-w{index}"] in homes for index in range(4)} == {near}
 
 
-def test_tasks_run_on_their_types_only() -> None:
+def test_tasks_run_on_their_node_types_only() -> None:
     """A task waits for a node of its types though others are free; one that names none runs anywhere."""
     nodes = [
         replace(node, labels={"model": kind})
@@ -319,7 +319,7 @@ def test_tasks_run_on_their_types_only() -> None:
     assert [starts(found)[name] for name in ("a-0", "a-1", "b-0", "b-1", "c-0")] == [0, 10, 1, 1, 11]
 
 
-def test_the_audit_sees_what_is_wrong() -> None:
+def test_the_audit_finds_violations() -> None:
     """Each law complains about a replay that was made without its policy."""
     tasks = [*job("a", 6, at=1), *job("b", 14, run=50)]
     wrong = {
@@ -338,7 +338,7 @@ def test_the_audit_sees_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("order", ["drf", "hierarchy"])
-def test_places_for_pods_are_no_wealth(order: str) -> None:
+def test_pod_slots_do_not_count_in_shares(order: str) -> None:
     """Whoever has many small tasks gets as much of the processors as who has few large ones, whatever nodes take."""
     small, large = ({"cpu": 320, PODS: MILLI}, {"cpu": 1600, PODS: MILLI})
     tasks = [replace(task, demand=small) for task in job("a", 40)] + [replace(t, demand=large) for t in job("b", 8)]
@@ -347,21 +347,21 @@ def test_places_for_pods_are_no_wealth(order: str) -> None:
     assert first == {"a": 25, "b": 5}
 
 
-def test_packing_looks_past_places_for_pods() -> None:
+def test_packing_ignores_pod_slots() -> None:
     """The node with the fewest free GPUs is filled first, not the one that takes the fewest pods."""
     nodes = [Node("n0", {"gpu": 4000, PODS: 10_000}), Node("n1", {"gpu": 2000, PODS: 20_000})]
     found = run(nodes, [Task("a", {"gpu": 1000, PODS: MILLI}, 10.0)], pack={})
     assert places(found) == {"a": "n1"}
 
 
-def test_a_node_with_no_place_for_a_pod_takes_none() -> None:
+def test_a_node_without_pod_slots_runs_no_task() -> None:
     """Free GPUs are not enough: of four tasks for four GPUs only as many run at once as the node takes pods."""
     node = Node("n0", {"gpu": 4000, PODS: 3000})
     found = run([node], [replace(task, demand={**task.demand, PODS: MILLI}) for task in job("a", 4)])
     assert sorted(starts(found).values()) == [0.0, 0.0, 0.0, 10.0]
 
 
-def test_a_gang_that_was_stopped_goes_on_without_those_that_had_ended() -> None:
+def test_a_preempted_gang_restarts_without_its_ended_tasks() -> None:
     """Its quickest task is through before a more urgent job comes: only the other three run again, together."""
     tasks = [*job("a", 4, run=10.0), *job("b", 2, run=5.0, at=5.0, priority=5)]
     found = run(cluster(1), [replace(tasks[0], run=2.0), *tasks[1:]], gang={}, priority={})
@@ -374,7 +374,7 @@ def test_a_gang_that_was_stopped_goes_on_without_those_that_had_ended() -> None:
     }
 
 
-def test_the_next_gang_of_a_name_is_another() -> None:
+def test_a_gang_name_can_be_reused() -> None:
     """A job that comes again after its first gang is over starts as a whole, and not before it is there as a whole."""
     again = [
         replace(task, name=f"{task.name}-again", arrival=20.0 + at) for at, task in enumerate(job("a", 3, run=4.0))

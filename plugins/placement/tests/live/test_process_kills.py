@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
-from plugins.placement.tests.live.rayworld import QUIET, RayWorld
+from plugins.placement.tests.live.ray_world import QUIET, RayWorld
 from plugins.placement.tests.live.scenarios import Scenario
 from plugins.placement.tests.live.stage import outcome
 from unfold_placement.live import backend as kinds
@@ -80,7 +80,7 @@ def leads(handle: RayBackend, after: int, count: int) -> None:
         assert time.monotonic() < end
 
 
-def test_gangs_stay_whole_while_controllers_are_killed(spec: tuple[str, RayBackend, str], tmp_path: Path) -> None:
+def test_gangs_stay_complete_while_controllers_are_killed(spec: tuple[str, RayBackend, str], tmp_path: Path) -> None:
     """Kill -9, again and again, with another controller in waiting: all end, no gang in part, no name or group left."""
     name, handle, address = spec
     after = handle.snapshot().after
@@ -107,7 +107,7 @@ def test_gangs_stay_whole_while_controllers_are_killed(spec: tuple[str, RayBacke
         time.sleep(0.2)
 
 
-def test_a_steward_that_is_killed_starts_again_with_what_clients_wait_for(
+def test_a_killed_coordinator_restarts_with_the_unfinished_tasks_of_clients(
     spec: tuple[str, RayBackend, str], tmp_path: Path
 ) -> None:
     """Its books and groups go with it; what has not ended is submitted anew, runs and answers, and nothing leaks."""
@@ -134,7 +134,7 @@ def groups() -> list[str]:
     return [item["name"] for item in placement_group_table().values() if item["state"] != "REMOVED"]
 
 
-def test_a_function_that_is_submitted_answers(spec: tuple[str, RayBackend, str], tmp_path: Path) -> None:
+def test_a_submitted_function_returns_its_result(spec: tuple[str, RayBackend, str], tmp_path: Path) -> None:
     """What is submitted runs once, gives back what it returns or raises, and may be taken back while it waits."""
     name, handle, address = spec
     slow = submit(time.sleep, 0.1, policy=name, cpu=0, gpu=0, size=2, job="half")

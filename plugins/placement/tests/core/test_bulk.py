@@ -48,7 +48,7 @@ def walked(steps: list[tuple[str, object, int]], *, whole: bool) -> tuple[Resour
 
 @given(STEPS)
 @settings(max_examples=60, deadline=None)
-def test_many_nodes_at_a_time_are_each_in_turn(steps: list[tuple[str, object, int]]) -> None:
+def test_bulk_changes_equal_single_changes(steps: list[tuple[str, object, int]]) -> None:
     """Amounts, holders, epochs, what is dirty and what watchers are told are as after one node after the other."""
     one, told = walked(steps, whole=False)
     many, heard = walked(steps, whole=True)
@@ -58,7 +58,7 @@ def test_many_nodes_at_a_time_are_each_in_turn(steps: list[tuple[str, object, in
         assert np.array_equal(array, getattr(many.state, name)), name
 
 
-def test_only_what_is_alike_is_done_at_once() -> None:
+def test_only_uniform_operations_are_bulk() -> None:
     """One name, one amount, each node once: anything else goes one by one."""
     puts: list[Operation] = [Put("x", f"n{at}", 2) for at in range(MIN_BULK)]
     assert is_uniform(puts)
@@ -76,7 +76,7 @@ def test_only_what_is_alike_is_done_at_once() -> None:
     assert not is_uniform(puts[1:])
 
 
-def test_a_node_that_is_not_there_is_told() -> None:
+def test_an_unknown_node_is_an_error() -> None:
     """A name on a node that nobody knows is an error, as it is one by one."""
     with pytest.raises(UnfoldError, match="there is no node far"):
         set_amounts(build_resource_table(cluster()), "x", ["n0", "far"], 1)

@@ -52,7 +52,7 @@ def write(folder: Path, name: str, items: list[Body]) -> Path:
     return path
 
 
-def test_nodes_that_take_pods_are_read(tmp_path: Path) -> None:
+def test_schedulable_nodes_are_read(tmp_path: Path) -> None:
     """What is allocatable counts, in our words; a node that is cordoned, not ready or of the control plane is none."""
     tainted = [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]
     gpus = [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}]
@@ -80,7 +80,7 @@ def test_pods_that_ran_are_tasks(tmp_path: Path) -> None:
     assert [task.size for task in kubectl_tasks(tmp_path / "pods.json", max_tasks=1)] == [1]
 
 
-def test_what_goes_before_counts_where_it_is_more(tmp_path: Path) -> None:
+def test_init_containers_count_if_they_need_more(tmp_path: Path) -> None:
     """A container that runs before the others needs its room before them, not beside them."""
     item = pod("x", 0, 1, 2)
     item["spec"]["initContainers"] = [{"resources": {"requests": {"cpu": "3", "memory": "1Mi"}}}]
@@ -97,7 +97,7 @@ def test_what_goes_before_counts_where_it_is_more(tmp_path: Path) -> None:
         ('{"items": [{"kind": "Pod"}]}', "item 0 is not what kubectl prints"),
     ],
 )
-def test_other_files_are_told(tmp_path: Path, text: str, told: str) -> None:
+def test_other_files_are_reported(tmp_path: Path, text: str, told: str) -> None:
     """What kubectl does not write with -o json is an error with the file and the command."""
     path = tmp_path / "pods.json"
     path.write_text(text, "utf-8")
@@ -105,7 +105,7 @@ def test_other_files_are_told(tmp_path: Path, text: str, told: str) -> None:
         kubectl_tasks(path)
 
 
-def test_a_cluster_is_replayed_from_what_kubectl_wrote(tmp_path: Path) -> None:
+def test_a_cluster_is_replayed_from_kubectl_output(tmp_path: Path) -> None:
     """Nine pods of a GPU each on a node of eight: the ninth waits for the end of the first; pods are counted too."""
     nodes = write(tmp_path, "nodes.json", [node("a")])
     pods = write(tmp_path, "pods.json", [pod(f"p{at}", 0, 0, 10) for at in range(9)])

@@ -17,7 +17,7 @@ from unfold_placement.simulation.simulator import collect_result, prepare_simula
 
 
 @pytest.mark.parametrize("parts", [{}, {"drf": {}}, {"gang": {}}, {"anti-affinity": {}, "drf": {}}, {"spread": {}}])
-def test_what_ran_on_a_lost_node_runs_elsewhere(parts: dict[str, Any]) -> None:
+def test_tasks_of_a_lost_node_run_elsewhere(parts: dict[str, Any]) -> None:
     """Tasks of a node that goes wait again and run on others, under every law; a node that is back is used again."""
     spec = policy(**parts)
     loop = prepare_simulation(cluster(), [*job("a", 3, run=20), *job("b", 4, run=20, at=50)], build_policies(spec))
@@ -34,7 +34,7 @@ def test_what_ran_on_a_lost_node_runs_elsewhere(parts: dict[str, Any]) -> None:
     assert "n0" in {place for name, place in places(found).items() if name.startswith("b")}
 
 
-def test_a_gang_that_a_lost_node_stopped_starts_again_once() -> None:
+def test_a_gang_stopped_by_a_lost_node_restarts_once() -> None:
     """A gang that the loss of a node stops is stopped once, though a spread moves while they are told of it."""
     tasks = [*job("a", 3, user="u"), *job("b", 3, at=1, user="u")]
     loop = prepare_simulation(
@@ -58,7 +58,7 @@ LATER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("name", list(LATER))
-def test_a_node_that_comes_later_is_used(name: str, *, before: bool) -> None:
+def test_a_node_that_joins_later_is_used(name: str, *, before: bool) -> None:
     """Where tasks can only run on a node that is away, they start as it comes, whether it was there before or not."""
     more, parts = LATER[name]
     nodes = [replace(node, labels={"type": kind}) for node, kind in zip(cluster(2, gpu=2), ("t4", "v100"), strict=True)]
@@ -89,7 +89,7 @@ def test_a_node_that_comes_later_is_used(name: str, *, before: bool) -> None:
         {"edf": {}}, {"pack": {}}, {"gang": {}}, {"gang": {}, "pack": {}}, {"types": {}}, {"value": {}},
     ],
 )  # fmt: skip
-def test_what_came_while_no_node_was_there_starts_on_the_first(parts: dict[str, Any]) -> None:
+def test_tasks_submitted_without_nodes_start_on_the_first_node(parts: dict[str, Any]) -> None:
     """Under every policy tasks that came to an empty cluster start as its first node comes."""
     nodes = [replace(cluster(1)[0], labels={"type": "t4"})]
     tasks = [replace(task, role="server" if "servers" in parts else "", types=("t4",)) for task in job("a", 1, at=1.0)]
@@ -100,7 +100,7 @@ def test_what_came_while_no_node_was_there_starts_on_the_first(parts: dict[str, 
     assert starts(collect_result(run_simulation(loop))) == {"a-0": 5.0}
 
 
-def test_a_place_of_a_spread_is_free_once_the_emptiest_node_goes() -> None:
+def test_spread_slots_grow_when_the_least_loaded_node_leaves() -> None:
     """Where the node that ran the fewest goes, those that are left take more at once, not as the next task ends."""
     nodes = [Node("n0", {"gpu": 4000}), Node("n1", {"cpu": 1000})]
     loop = run_simulation(
@@ -111,7 +111,7 @@ def test_a_place_of_a_spread_is_free_once_the_emptiest_node_goes() -> None:
     assert starts(collect_result(run_simulation(loop))) == {"a-0": 0.0, "a-1": 5.0}
 
 
-def test_what_is_admitted_is_held_against_the_nodes_that_are_up() -> None:
+def test_the_admission_test_uses_the_nodes_that_are_up() -> None:
     """Of tasks with one deadline only as many are admitted as end before it on what is left of the cluster."""
     tasks = [replace(job(f"t{at}", 1, at=5.0)[0], deadline=25.0) for at in range(4)]
     loop = run_simulation(prepare_simulation(cluster(2, gpu=1), tasks, build_policies(policy(edf={}))), until=1.0)
@@ -120,7 +120,7 @@ def test_what_is_admitted_is_held_against_the_nodes_that_are_up() -> None:
     assert (list(found.rejections), found.end_s[:2].tolist()) == (["t2-0", "t3-0"], [15.0, 25.0])
 
 
-def test_names_of_servers_go_from_nodes_that_were_away() -> None:
+def test_server_slots_are_deleted_from_nodes_that_rejoined() -> None:
     """A name on a node that is away as the last task of its job ends is deleted with the others."""
     loop = prepare_simulation(
         cluster(2), [replace(job("a", 1)[0], role="server")], build_policies(policy(servers={"near": False}))
@@ -131,7 +131,7 @@ def test_names_of_servers_go_from_nodes_that_were_away() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"pack": {"level": "rack"}, "hierarchy": {}, "affinity": {}}])
-def test_a_gang_of_unlike_tasks_starts_whole_again(more: dict[str, Any]) -> None:
+def test_a_heterogeneous_gang_restarts_completely(more: dict[str, Any]) -> None:
     """Tasks of a gang that wait again in another order than they came in get nodes on which all of them fit."""
     amounts = {"gpu": 2000}, {"gpu": 500}, {"gpu": 500}
     tasks = [replace(task, demand=demand) for task, demand in zip(job("a", 3, run=50), amounts, strict=True)]

@@ -39,14 +39,14 @@ def test_a_gang_that_keeps_apart_needs_as_many_nodes() -> None:
         (job("a", 1, data=("x",)), {"locality": {"any_after": "1 s"}, "barrier": {}, "limit": {"most": 1}}),
     ][:-1],
 )
-def test_what_waits_for_itself_is_refused(tasks: list[Task], parts: dict[str, Any]) -> None:
+def test_a_job_that_waits_for_itself_is_an_error(tasks: list[Task], parts: dict[str, Any]) -> None:
     """Circles, and gangs larger than what a limit, a node or a quota lets run, are found."""
     blocked = found(tasks, **parts)
     assert blocked is not None
     assert blocked.stuck
 
 
-def test_a_task_that_fits_nowhere_is_found_without_any_policy() -> None:
+def test_a_task_that_exceeds_every_node_is_found_without_policies() -> None:
     """A demand larger than every node is a counterexample by itself."""
     assert found([Task("big", {"gpu": 5000}, 1.0, job="big")]) is not None
     assert found(job("a", 3)) is None

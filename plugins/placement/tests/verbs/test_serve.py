@@ -32,7 +32,7 @@ def asked(place: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]
     raise AssertionError("it never came")
 
 
-def test_the_status_says_who_waits_and_why(tmp_path: Path) -> None:
+def test_the_status_explains_waiting_tasks(tmp_path: Path) -> None:
     """What runs where, who waits for which name, and since when; SIGTERM ends it cleanly."""
     (tmp_path / "spec.yaml").write_text(SPEC, "utf-8")
     with serving(tmp_path, "spec.yaml") as (process, place):

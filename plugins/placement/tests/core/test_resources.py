@@ -33,7 +33,7 @@ def settle(made: ResourceTable) -> int:
     return int(kernel.start_fitting(made.state, 1 << 30, False))
 
 
-def test_a_demand_waits_and_is_woken() -> None:
+def test_tasks_wait_for_a_missing_resource_and_start_when_it_is_created() -> None:
     """A name that is not there is waited for, not an error; creating it starts as many as it has amount."""
     made = filled()
     assert settle(made) == 0
@@ -43,7 +43,7 @@ def test_a_demand_waits_and_is_woken() -> None:
     assert {task.name for task in made.holders("x", "n1")} == {"a-0", "a-1"}
 
 
-def test_a_name_that_is_deleted_while_held_matches_nobody_and_is_reclaimed() -> None:
+def test_a_resource_deleted_while_held_matches_nothing_and_is_reclaimed() -> None:
     """After a delete nothing new starts, holders go on, and with the last of them the name is gone for good."""
     made = filled()
     made.create("x", "n0", 2)
@@ -60,7 +60,7 @@ def test_a_name_that_is_deleted_while_held_matches_nobody_and_is_reclaimed() -> 
     assert settle(made) == 1
 
 
-def test_a_name_created_again_counts_what_is_still_held() -> None:
+def test_a_recreated_resource_counts_amounts_still_held() -> None:
     """A name that is deleted and created while held gives only what the old holders leave."""
     made = filled()
     made.create("x", "n0", 2)
@@ -71,7 +71,7 @@ def test_a_name_created_again_counts_what_is_still_held() -> None:
     assert made.held_amount("x", "n0") == 3
 
 
-def test_a_name_shrunk_below_what_is_held_matches_nobody_until_holders_end() -> None:
+def test_a_resource_shrunk_below_its_held_amount_matches_nothing_until_holders_end() -> None:
     """Resizing never takes away from holders; a match needs room under the new amount."""
     made = filled(4)
     made.create("x", "n0", 3)
@@ -110,7 +110,7 @@ def test_a_lease_ends_unless_it_is_renewed() -> None:
     assert [(item.name, item.owner) for item in made.snapshot()] == [("y", "me")]
 
 
-def test_errors_are_told() -> None:
+def test_invalid_operations_raise() -> None:
     """Creating twice, touching what is not there, and unknown nodes are errors in words."""
     made = filled()
     made.create("x", "n0")

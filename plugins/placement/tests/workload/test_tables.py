@@ -68,7 +68,7 @@ def test_csv_tasks(tmp_path: Path) -> None:
         ("task,arrival\na,0\n", r"no column run \(it has task, arrival\)"),
     ],
 )
-def test_bad_tasks_are_told(tmp_path: Path, text: str, message: str) -> None:
+def test_faulty_tasks_are_reported(tmp_path: Path, text: str, message: str) -> None:
     """A cell that is no amount, and a column that is missing, are told with their place."""
     with pytest.raises(UnfoldError, match=message):
         list(csv_tasks(write(tmp_path, text)))
@@ -86,7 +86,7 @@ def test_bad_tasks_are_told(tmp_path: Path, text: str, message: str) -> None:
         (csv_tasks, "task,arrival,run\na,2026-01-01 10:00,1\nb,5,1\n", r"3:1: arrival: '5' is not a date and time"),
     ],
 )
-def test_rows_that_cannot_be_meant_are_told(
+def test_contradictory_rows_are_reported_with_their_line(
     tmp_path: Path, read: Callable[[Path], Iterable[object]], text: str, message: str
 ) -> None:
     """A second row of a name, a node with nothing, and a job that is not there are told with file, line and column."""
@@ -94,7 +94,7 @@ def test_rows_that_cannot_be_meant_are_told(
         list(read(write(tmp_path, text)))
 
 
-def test_csv_tasks_say_what_policies_look_at(tmp_path: Path) -> None:
+def test_csv_columns_become_task_fields(tmp_path: Path) -> None:
     """Whom a task follows, avoids and comes after, and its data, are columns; several have ``|`` or spaces between."""
     head = "task,arrival,run,job,role,follows,avoids,after,data\n"
     text = head + "a,0,5,j,server,,,,d1 d2\nb,0,5,k,,j,,,d1|d2\nc,0,5,l,,,k,j | k,\n"
@@ -110,7 +110,7 @@ def test_dates_count_from_the_earliest(tmp_path: Path) -> None:
     assert (a.arrival, a.deadline, b.arrival, b.deadline) == (30.0, 150.0, 0.0, 30.0)
 
 
-def test_a_job_that_is_cut_through_is_what_is_left(tmp_path: Path) -> None:
+def test_a_truncated_job_keeps_the_rows_that_were_read(tmp_path: Path) -> None:
     """Of the first rows only, a gang is as large as what was read of it, and starts."""
     path = write(tmp_path, "task,arrival,run,gpu,job\n" + "".join(f"t{i},0,5,1,j\n" for i in range(4)))
     tasks = list(csv_tasks(path, max_rows=3))
@@ -126,7 +126,7 @@ def test_csv_nodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "picked"), [(0.75, 75), (0.6, 60), (0.4, 40), (0.3, 30), (0.001, 1), (1.0, 100)])
-def test_a_part_of_the_nodes_is_that_part(tmp_path: Path, part: float, picked: int) -> None:
+def test_a_fraction_of_the_nodes_is_evenly_spaced(tmp_path: Path, part: float, picked: int) -> None:
     """So many nodes are taken as the part says, each once and evenly spread."""
     rows = "".join(f"{row},1\n" for row in range(100))
     spec = ClusterSpec(trace="csv", path=str(write(tmp_path, "name,cpu\n" + rows)), part=part)
@@ -136,7 +136,7 @@ def test_a_part_of_the_nodes_is_that_part(tmp_path: Path, part: float, picked: i
     assert len(set(found)) == picked
 
 
-def test_a_whole_fraction_takes_every_so_many_th(tmp_path: Path) -> None:
+def test_a_fraction_of_one_in_n_takes_every_nth_node(tmp_path: Path) -> None:
     """A quarter or a tenth are every fourth and every tenth node, as in the results that are stored."""
     path = str(write(tmp_path, "name,cpu\n" + "".join(f"{row},1\n" for row in range(100))))
     run_ = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
@@ -145,7 +145,7 @@ def test_a_whole_fraction_takes_every_so_many_th(tmp_path: Path) -> None:
         assert found == list(range(0, 100, step))[: len(found)]
 
 
-def test_types_of_gpu_are_held_to(tmp_path: Path) -> None:
+def test_gpu_types_restrict_tasks(tmp_path: Path) -> None:
     """Pods of a trace that ask for types of GPU wait for a node of such a type under the policy for it."""
     path = write(tmp_path, PODS + "a,1000,1,1,1000,V100M16|T4,LS,0,10,0\nb,1000,1,1,1000,T4,LS,1,9,1\n")
     nodes = [Node(kind, {"gpu": 1000, "cpu": 8000, "memory": 8000}, {"type": kind}) for kind in ("A10", "T4")]

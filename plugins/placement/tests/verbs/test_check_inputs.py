@@ -31,14 +31,14 @@ def told(folder: Path, text: str = SPEC, tasks: str = TASKS) -> list[str]:
     return [str(item) for item in check_inputs(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
 
 
-def test_what_is_right_is_not_told(tmp_path: Path) -> None:
+def test_valid_inputs_are_not_reported(tmp_path: Path) -> None:
     """A spec whose files can be read has no mistake, one that names no file neither, and nothing is written."""
     assert told(tmp_path) == []
     assert told(tmp_path, SPEC.replace("{replay: {trace: csv, path: tasks.csv}}", "{}")) == []
     assert not (tmp_path / "run").exists()
 
 
-def test_mistakes_of_nodes_and_tasks_are_told_together(tmp_path: Path) -> None:
+def test_faults_of_nodes_and_tasks_are_reported_together(tmp_path: Path) -> None:
     """A label that no node has and a time that is none are two mistakes, where a plan stops at the first."""
     label, time = told(tmp_path, SPEC.replace("level: rack", "level: rak"), TASKS.replace("b,5", "b,soon"))
     assert "no node has the label 'rak'" in label
@@ -47,7 +47,7 @@ def test_mistakes_of_nodes_and_tasks_are_told_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["nodes", "tasks"])
-def test_a_file_that_is_not_there_is_told(tmp_path: Path, key: str) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, key: str) -> None:
     """A missing file of nodes or tasks is told at its key."""
     text = SPEC.replace("path: tasks.csv", "path: gone.csv")
     if key == "nodes":

@@ -26,7 +26,7 @@ def steward(ray_cluster: str) -> Iterator[Any]:
     ray.kill(made)
 
 
-def test_a_client_that_leaves_is_not_kept_waiting(steward: Any) -> None:
+def test_a_leaving_client_is_answered_at_once(steward: Any) -> None:
     """What it waits for is answered as it leaves, however long it would have waited."""
     import ray
 
@@ -35,7 +35,7 @@ def test_a_client_that_leaves_is_not_kept_waiting(steward: Any) -> None:
     assert ray.get(told, timeout=WAIT) == ([], [])
 
 
-def test_a_name_that_another_has_is_refused_and_stays_its_own(steward: Any) -> None:
+def test_a_task_name_of_another_client_is_rejected(steward: Any) -> None:
     """Of two applications that submit one name the second is told so, and what becomes of the task the first hears."""
     import ray
 

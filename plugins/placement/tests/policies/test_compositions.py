@@ -30,7 +30,7 @@ def stopped(found: SimulationResult) -> Counter[str]:
 
 
 @pytest.mark.parametrize("order", [{"priority": {}}, {"quota": {"quotas": {"y": 1}}}])
-def test_a_task_that_was_stopped_finds_its_data_again(order: dict[str, Any]) -> None:
+def test_a_preempted_task_runs_near_its_data_again(order: dict[str, Any]) -> None:
     """Whoever makes room waits for a node with its data anew, not for ever."""
     nodes = [Node("n0", {"gpu": 1000}, data=frozenset({"d"})), Node("n1", {"cpu": 1000})]
     tasks = [*job("x", 1, run=100, data=("d",)), *job("y", 1, at=5, priority=5)]
@@ -38,7 +38,7 @@ def test_a_task_that_was_stopped_finds_its_data_again(order: dict[str, Any]) -> 
     assert starts(found) == {"x-0": 15.0, "y-0": 5.0}
 
 
-def test_a_task_whose_node_goes_finds_its_data_again() -> None:
+def test_a_task_of_a_lost_node_runs_near_its_data_again() -> None:
     """Where a node with its data goes, the task starts on another that has them."""
     nodes = [Node(f"n{index}", {"gpu": 1000}, data=frozenset({"d"})) for index in range(2)]
     loop = run_simulation(
@@ -52,7 +52,7 @@ def test_a_task_whose_node_goes_finds_its_data_again() -> None:
 @given(st.integers(0, 10_000))
 @example(6)
 @settings(max_examples=30, deadline=None)
-def test_gangs_start_beside_policies_that_watch_starts(seed: int) -> None:
+def test_gangs_start_with_policies_that_watch_starts(seed: int) -> None:
     """Whole gangs start, though each start is told to another policy, whose answer may open the next gang."""
     tasks = [
         replace(task, avoids=f"j{(int(task.job[1:]) + 1) % 8}" if int(task.job[1:]) % 2 else "")
@@ -62,7 +62,7 @@ def test_gangs_start_beside_policies_that_watch_starts(seed: int) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"priority": {}}, {"drf": {}}])
-def test_a_gang_that_looks_ahead_gets_a_place_for_each(more: dict[str, Any]) -> None:
+def test_value_places_every_task_of_a_gang(more: dict[str, Any]) -> None:
     """Two tasks that start together are not both promised the one GPU on which either would end first."""
     nodes = [Node("n0", {"gpu": 1000}), Node("n1", {"gpu": 2000})]
     spec = policy(value={}, gang={}, **more)
@@ -72,20 +72,20 @@ def test_a_gang_that_looks_ahead_gets_a_place_for_each(more: dict[str, Any]) -> 
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
-def test_gangs_that_look_ahead_never_wait_for_ever(seed: int) -> None:
+def test_gangs_under_value_never_wait_forever(seed: int) -> None:
     """Places that were chosen for a gang which another passed are chosen anew."""
     nodes = [replace(node, labels={"type": "ab"[place % 2]}) for place, node in enumerate(cluster(3))]
     tasks = [replace(task, run_on={"a": task.run / 2}) for task in some_tasks(seed)]
     assert not run(nodes, tasks, value={}, gang={"patience": f"{seed % 9} s"}).stuck
 
 
-def test_a_gang_is_of_a_job() -> None:
+def test_gangs_are_grouped_by_job() -> None:
     """A task knows how many its job has, so that nothing else can be gathered by."""
     with pytest.raises(ValidationError, match="'job'"):
         policy(gang={"by": "user"})
 
 
-def test_a_deadline_is_held_against_the_run_times_of_nodes() -> None:
+def test_deadlines_are_tested_with_the_run_times_of_node_types() -> None:
     """What is on time only on a fast node is admitted; what runs on a slow one counts for as long as it takes there."""
     quick = Task("x", {"gpu": 1000}, 10.0, job="x", run_on={"fast": 5.0}, deadline=8.0)
     assert starts(run([Node("n", {"gpu": 1000}, {"type": "fast"})], [quick], edf={})) == {"x": 0.0}
@@ -94,7 +94,7 @@ def test_a_deadline_is_held_against_the_run_times_of_nodes() -> None:
     assert set(run([Node("n", {"gpu": 1000}, {"type": "slow"})], [slow, late], edf={}).rejections) == {"y"}
 
 
-def test_only_those_in_the_way_make_room() -> None:
+def test_only_tasks_in_the_way_are_preempted() -> None:
     """A lower class on a node that is of no use to the urgent task goes on."""
     tasks = [
         *job("keep", 1, run=100, priority=9, demand={"gpu": 2000}),
@@ -107,7 +107,7 @@ def test_only_those_in_the_way_make_room() -> None:
     assert stopped(found) == {"low": 1}
 
 
-def test_no_more_is_taken_back_than_was_lent() -> None:
+def test_no_more_is_reclaimed_than_was_borrowed() -> None:
     """A team that has one GPU more than it is owed gives one at most, however much another is owed."""
     found = run(cluster(2), [*job("b", 8, run=100), *job("a", 4, at=5)], quota={"quotas": {"a": 4, "b": 7}})
     assert stopped(found) == {"b": 1}
@@ -115,7 +115,7 @@ def test_no_more_is_taken_back_than_was_lent() -> None:
     assert not stopped(run(cluster(2), whole, quota={"quotas": {"a": 4, "b": 7}}))
 
 
-def test_what_a_team_is_owed_waits_for_no_other_team() -> None:
+def test_a_team_within_quota_waits_for_no_other_team() -> None:
     """Where a team's task has no room, another within its quota still starts, and still takes back what was lent."""
     quotas = {"quotas": {"a": 8, "b": 1, "c": 9}}
     held = [*job("c", 1, run=100, demand={"gpu": 3000}), *job("c6", 1, run=100, user="c", demand={"gpu": 6000})]
@@ -135,7 +135,7 @@ ORDERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("gang", [{}, {"gang": {}}])
 @pytest.mark.parametrize("order", ORDERS)
-def test_what_comes_after_a_job_holds_nobody_up(order: dict[str, Any], gang: dict[str, Any]) -> None:
+def test_a_task_behind_a_barrier_blocks_no_other_task(order: dict[str, Any], gang: dict[str, Any]) -> None:
     """A task that waits for the end of others is passed by them, first as it may be, and starts as soon as they end."""
     first = {"priority": 9, "deadline": 200.0}
     tasks = [
@@ -148,14 +148,14 @@ def test_what_comes_after_a_job_holds_nobody_up(order: dict[str, Any], gang: dic
 
 
 @pytest.mark.parametrize("order", [order for order in ORDERS if order != {"edf": {"backfill": True}}])
-def test_who_follows_holds_its_leader_not_up(order: dict[str, Any]) -> None:
+def test_a_follower_does_not_block_its_leader(order: dict[str, Any]) -> None:
     """A follower that is first waits for its leader beside the queue, and starts with it."""
     follows = job("f", 1, user="u", follows="lead", priority=9, deadline=200.0)
     found = starts(run(cluster(2), [*follows, *job("lead", 1, user="u", deadline=900.0)], affinity={}, **order))
     assert found == {"f-0": 0.0, "lead-0": 0.0}
 
 
-def test_nobody_starves_beside_a_sibling_that_has_all_of_another_resource() -> None:
+def test_no_user_starves_beside_a_sibling_with_all_of_another_resource() -> None:
     """Two groups share the processors equally, though a member of one of them holds every GPU."""
     asks = {"one": {"cpu": 1000}, "two/a": {"cpu": 1000}, "two/b": {"gpu": 1000}}
     tasks = [
@@ -182,7 +182,7 @@ NAMES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NAMES)
 @given(st.integers(0, 10_000))
 @settings(max_examples=8, deadline=None)
-def test_the_names_of_a_group_go_with_its_last_task(name: str, seed: int) -> None:
+def test_resources_of_a_group_are_deleted_with_its_last_task(name: str, seed: int) -> None:
     """A cluster that runs jobs for months does not fill up with their names, nor does what keeps account of them."""
     tasks = [
         replace(task, role="server" if task.name.endswith("0") else "", avoids="j0" if task.job == "j1" else "")
@@ -193,7 +193,7 @@ def test_the_names_of_a_group_go_with_its_last_task(name: str, seed: int) -> Non
     assert (loop.table.snapshot(), loop.owners) == ((), {})
 
 
-def test_a_group_that_comes_again_is_kept_apart_again() -> None:
+def test_a_group_that_returns_is_kept_apart_again() -> None:
     """After its last task has ended a group's names are made anew, as many as before."""
     tasks = [*job("a", 4), *(replace(task, name=f"{task.name}-again", arrival=50.0) for task in job("a", 4))]
     for name in ("anti-affinity", "spread"):
@@ -206,7 +206,7 @@ STOPS: list[dict[str, Any]] = [{"priority": {}}, {"priority": {"backfill": True}
 
 
 @pytest.mark.parametrize("order", STOPS)
-def test_nobody_stops_whom_it_runs_beside(order: dict[str, Any]) -> None:
+def test_a_task_never_preempts_the_task_it_runs_beside(order: dict[str, Any]) -> None:
     """A worker makes no room by stopping the server, nor a follower its leader: without it there is no place."""
     nodes = [Node("n0", {"gpu": 1000})]
     beside = [*job("s", 1, run=50, user="x"), *job("w", 1, at=5, user="u", priority=5)]
@@ -217,7 +217,7 @@ def test_nobody_stops_whom_it_runs_beside(order: dict[str, Any]) -> None:
         assert (starts(found)["s-0"], stopped(found)) == (0.0, {})
 
 
-def test_who_is_taken_back_in_its_turn_holds_nothing() -> None:
+def test_a_withdrawn_admitted_task_holds_nothing() -> None:
     """A task that had its turn, found no place and was taken back counts in nobody's share any more."""
     loop = prepare_simulation(
         cluster(2, racks=2), job("a", 2, demand={"gpu": 4000}), build_policies(policy(drf={}, gang={}, pack={}))
@@ -231,7 +231,7 @@ def test_who_is_taken_back_in_its_turn_holds_nothing() -> None:
     assert shares.queue.dominant_share("a", loop.view) == 0.0
 
 
-def test_a_gang_that_was_stopped_waits_in_line_once() -> None:
+def test_a_preempted_gang_is_enqueued_once() -> None:
     """However many of its tasks are told to have stopped, it gets one turn, so that nobody is charged for two."""
     loop = run_simulation(
         prepare_simulation(cluster(2), job("a", 4, run=50), build_policies(policy(drf={}, gang={}, pack={}))), until=5.0

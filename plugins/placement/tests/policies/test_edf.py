@@ -54,7 +54,7 @@ def first_overdue(view: View, tasks: list[Task]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_demand_of_many_is_that_of_each_added_up(seed: int) -> None:
+def test_the_demand_test_equals_a_task_by_task_sum(seed: int) -> None:
     """At any time, the first deadline that cannot be met is the one that adding up task by task finds."""
     tasks = urgent(seed, 60)
     loop = run_simulation(prepare_simulation(cluster(), tasks, [Edf(admit=False)]), until=30.0 + 5 * seed)
@@ -62,7 +62,7 @@ def test_the_demand_of_many_is_that_of_each_added_up(seed: int) -> None:
     assert loop.view.first_overload_s(waiting) == first_overdue(loop.view, waiting)
 
 
-def test_who_is_next_is_found_without_asking_all_who_wait() -> None:
+def test_the_next_unit_is_found_without_comparing_all() -> None:
     """Of hundreds that wait a unit's place is looked at a few times; who starts when is as if all were compared."""
     asked: list[str] = []
 
@@ -77,7 +77,7 @@ def test_who_is_next_is_found_without_asking_all_who_wait() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_who_passes_is_found_without_asking_all_who_wait(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backfill_candidates_are_found_without_comparing_all(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``backfill`` units start as if each that waits were asked at every event; of those alike one is asked."""
     tasks = [replace(task, job=f"j{row // size}", size=size) for row, task in enumerate(urgent(0, 120))]
     gang: list[Policy] = [Gang()] if size > 1 else []
@@ -96,7 +96,7 @@ def test_who_passes_is_found_without_asking_all_who_wait(size: int, monkeypatch:
     assert len(asked) < 20 * len(tasks)
 
 
-def test_what_comes_after_a_stage_is_late_if_the_stage_is() -> None:
+def test_a_late_stage_makes_its_dependents_late() -> None:
     """A task whose deadline is before the earliest end of the stages that it comes after is refused as it comes."""
     first, second = job("a", 2, run=10), [replace(task, after=("a",)) for task in job("b", 1, run=5)]
     third = [
@@ -108,7 +108,7 @@ def test_what_comes_after_a_stage_is_late_if_the_stage_is() -> None:
     assert starts(run(cluster(), [*first, *second, *third], edf={}))["c-0"] == 0.0
 
 
-def test_what_was_taken_back_is_no_work_that_is_due() -> None:
+def test_withdrawn_tasks_are_not_due_work() -> None:
     """A task that was taken back as it waited leaves its time to whoever comes next."""
     tasks = [job(name, 1, run=run, at=at)[0] for name, run, at in (("x", 10, 0), ("w", 5, 0), ("y", 9, 0), ("z", 9, 2))]
     tasks = [replace(task, deadline=deadline) for task, deadline in zip(tasks, (25, 20, 25, 25), strict=True)]
@@ -119,7 +119,7 @@ def test_what_was_taken_back_is_no_work_that_is_due() -> None:
 
 
 @pytest.mark.parametrize("gang", [{}, {"gang": {}}])
-def test_what_comes_after_a_refused_job_is_refused(gang: dict[str, Any]) -> None:
+def test_dependents_of_a_rejected_job_are_rejected(gang: dict[str, Any]) -> None:
     """Whatever waits for the end of a job that never runs is refused with it, whether it came before or after."""
     late = [replace(task, deadline=6.0) for task in job("late", 2, at=5)]
     early = [replace(task, after=("late",)) for task in job("early", 2)]

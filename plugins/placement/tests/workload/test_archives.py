@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from plugins.placement.tests.test_workload import write
+
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.verbs.plan import plan
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
@@ -30,7 +30,7 @@ LOG = (
 MACHINES = "machineId,number of GPUs, single GPU mem\nm1,2, 12GB\nm2,8, 24GB\n"
 
 
-def test_jobs_of_a_log_fill_nodes(tmp_path: Path) -> None:
+def test_swf_jobs_are_split_over_nodes(tmp_path: Path) -> None:
     """A job is a task for each node that its processors fill; what never ran and parts of jobs are left out."""
     told: list[str] = []
     found = swf_tasks(write(tmp_path, LOG), speedup=2.0, warn=told.append)
@@ -49,12 +49,12 @@ def test_jobs_of_a_log_fill_nodes(tmp_path: Path) -> None:
     [("MaxNodes: 3\n; MaxProcs: 8", [3, 3, 2]), ("MaxProcs: 2", [1, 1]), ("MaxNodes: 2", [1, 1]),
      ("MaxNodes: 5\n;MaxProcs:2", [1, 1])],
 )  # fmt: skip
-def test_nodes_of_a_header(tmp_path: Path, header: str, cores: list[int]) -> None:
+def test_swf_nodes_come_from_the_header(tmp_path: Path, header: str, cores: list[int]) -> None:
     """The machine has the processors of the header on its nodes, and no more nodes than processors."""
     assert [node.capacity["cpu"] // 1000 for node in swf_nodes(write(tmp_path, f"; {header}\n"))] == cores
 
 
-def test_what_is_no_log_is_told(tmp_path: Path) -> None:
+def test_malformed_swf_files_are_reported(tmp_path: Path) -> None:
     """A line of other fields, a word in the place of a number, and a header without a machine are told."""
     with pytest.raises(UnfoldError, match=r":1:1: job: 3 fields where a job has 18"):
         swf_tasks(write(tmp_path, "1 2 3\n"))
@@ -82,7 +82,7 @@ def log_of(folder: Path, *jobs: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_jobs_of_philly(tmp_path: Path) -> None:
+def test_philly_jobs_have_a_task_per_machine(tmp_path: Path) -> None:
     """A job runs as long as its attempts together, on the machines and GPUs of the last; without any it is left out."""
     told: list[str] = []
     jobs = [
@@ -106,7 +106,7 @@ def test_jobs_of_philly(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_no_log_of_philly_is_told(tmp_path: Path) -> None:
+def test_malformed_philly_files_are_reported(tmp_path: Path) -> None:
     """A file of something else, and a job without a time, are told by their place."""
     with pytest.raises(UnfoldError, match="item 0 is not what cluster_job_log"):
         philly_tasks(write(tmp_path, '[{"kind": "Pod"}]'))
@@ -115,7 +115,7 @@ def test_what_is_no_log_of_philly_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["swf", "philly"])
-def test_logs_are_replayed(tmp_path: Path, name: str) -> None:
+def test_workload_logs_are_replayed(tmp_path: Path, name: str) -> None:
     """Both are replayed under policies like any other workload, gangs whole, and a job that took no time is fair."""
     log = {"swf": write(tmp_path, LOG), "philly": log_of(tmp_path, [attempt("12:01:00", "12:02:00", m1=2, m2=8)])}[name]
     nodes = tmp_path / "nodes"

@@ -25,7 +25,7 @@ PLACES = st.dictionaries(st.tuples(st.integers(0, 2), st.integers(0, 3)), st.int
 
 @given(NODES, TASKS, PLACES, st.integers(0, 3))
 @settings(max_examples=300, deadline=None)
-def test_the_kernel_places_as_plain_python_does(
+def test_the_kernel_equals_the_reference_implementation(
     nodes: list[tuple[int, int]],
     tasks: list[tuple[int, int, int, int, list[int]]],
     places: dict[tuple[int, int], int],
@@ -53,7 +53,7 @@ def test_the_kernel_places_as_plain_python_does(
     st.integers(0, 20),
 )
 @settings(deadline=None)
-def test_the_tree_finds_what_a_scan_of_the_nodes_finds(
+def test_the_max_tree_equals_a_scan_of_the_nodes(
     rooms: list[tuple[int, int]], needs: list[tuple[int, int]], begin: int
 ) -> None:
     """Whatever was taken before, the next node with room for a task is the one that a scan from there meets first."""

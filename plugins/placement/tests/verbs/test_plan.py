@@ -41,7 +41,7 @@ def answer(folder: Path, policy: str, extra: str = "", **run: Any) -> Report:
     return plan(spec, Run(directory=RunDir(folder), engine=LocalEngine(1), **run))
 
 
-def test_work_of_less_than_a_second_is_told_as_such(tmp_path: Path) -> None:
+def test_short_makespans_are_reported_with_two_digits(tmp_path: Path) -> None:
     """A replay that ends within a second, as the trials of a small tuning run do, is not said to take none."""
     text = SPEC.replace("POLICY", "{gang: {by: job}}").replace("10 min", "150 ms")
     spec = validate(PlacementSpec, parse(text, "p.yaml"))
@@ -49,7 +49,7 @@ def test_work_of_less_than_a_second_is_told_as_such(tmp_path: Path) -> None:
     assert report.headline.startswith("20 tasks placed in 0.3 s without a violation; ")
 
 
-def test_a_plan_says_what_it_must(tmp_path: Path) -> None:
+def test_a_plan_reports_metrics_figures_and_placements(tmp_path: Path) -> None:
     """Violations, makespan, figures of FIFO beside it, a timeline, and placements that can be read again."""
     report = answer(tmp_path, "{gang: {by: job}}")
     assert report.verdict is Verdict.YES
@@ -92,7 +92,7 @@ def test_a_waiting_task_is_explained(tmp_path: Path) -> None:
     assert rows["1 gpu"][1:3] == ("node-2, node-3", "node-0, node-1")
 
 
-def test_a_composition_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_an_unsatisfiable_composition_is_an_error(tmp_path: Path) -> None:
     """Exit 2 with the smallest case, before anything is replayed."""
     with pytest.raises(UnfoldError, match="with a alone on the empty cluster, 10 tasks wait forever") as told:
         answer(tmp_path, "{gang: {}, anti-affinity: {}}")
@@ -115,7 +115,7 @@ class Hold:
         yield []
 
 
-def test_a_policy_of_one_s_own_needs_leave(tmp_path: Path) -> None:
+def test_a_custom_policy_needs_allow_code(tmp_path: Path) -> None:
     """``module:Class`` runs with --allow-code only; a wrong name, class or option is told in words."""
     mine = f"{{own: {{policy: '{Hold.__module__}:Hold', options: {{word: y}}}}}}"
     with pytest.raises(UnfoldError, match="allow-code"):
@@ -145,7 +145,7 @@ def test_a_policy_of_one_s_own_needs_leave(tmp_path: Path) -> None:
         ("{nodes:", "{trace: openb, path: x, nodes:", "together"),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, old: str, new: str, told: str) -> None:
+def test_spec_faults_are_reported(tmp_path: Path, old: str, new: str, told: str) -> None:
     """What does not fit together is told with its place, before anything is replayed."""
     text = SPEC.replace(old, new).replace("POLICY", "{gang: {}}")
     with pytest.raises(UnfoldError, match=told) as error:
@@ -153,7 +153,7 @@ def test_mistakes_are_told(tmp_path: Path, old: str, new: str, told: str) -> Non
     assert all(item.line for item in error.value.diagnostics)
 
 
-def test_tasks_can_be_read_and_made(tmp_path: Path) -> None:
+def test_tasks_are_read_from_files_or_generated(tmp_path: Path) -> None:
     """A CSV file and a workload by chance replay like a written one; a wrong file is told with its line."""
     file = tmp_path / "w.csv"
     file.write_text("task,arrival,run,gpu,job,user\nx,0,5,1,j,u\ny,1,5,16,j,v\n")
@@ -172,7 +172,7 @@ def test_tasks_can_be_read_and_made(tmp_path: Path) -> None:
         assert plan(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1))).verdict is Verdict.YES
 
 
-def test_an_installed_policy_is_known_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_policy_is_found_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another distribution offers is used by its name, without leave to run code that a spec names."""
     made = tmp_path / "site" / "waits-1.dist-info"
     made.mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_an_installed_policy_is_known_by_its_entry_point(tmp_path: Path, monkeyp
     assert answer(tmp_path, "{own: {policy: waits, options: {word: y}}}").verdict is Verdict.YES
 
 
-def test_a_composition_that_never_holds_is_told_with_its_line(tmp_path: Path) -> None:
+def test_an_unsatisfiable_composition_is_reported_with_its_line(tmp_path: Path) -> None:
     """The error of a refused composition names the file and the line of the policy."""
     spec = tmp_path / "wide.yaml"
     spec.write_text(WIDE, "utf-8")
@@ -203,7 +203,7 @@ policy: {gang: {by: job}, anti-affinity: {by: job}}
 
 
 @pytest.mark.parametrize("pack", ["{level: rakc}", "{level: node, fallback: [rakc after 5 s]}"])
-def test_packing_by_a_label_that_no_node_has_is_refused(tmp_path: Path, pack: str) -> None:
+def test_packing_by_an_unknown_label_is_an_error(tmp_path: Path, pack: str) -> None:
     """A level that is misspelt would be kept by every placement, so it is an error that names those that there are."""
     with pytest.raises(UnfoldError, match=r"policy\.pack: no node has the label 'rakc' \(one of: any, node\)"):
         answer(tmp_path, f"{{pack: {pack}}}")
@@ -237,7 +237,7 @@ class Astray:
         ([], [["door"]], "react of a policy must return a Put, Drop, Wake or Refuse"),
     ],
 )
-def test_a_policy_that_gives_something_else_is_told_what(asks: Any, gives: Any, wanted: str) -> None:
+def test_a_policy_with_wrong_return_values_is_reported(asks: Any, gives: Any, wanted: str) -> None:
     """Who writes a policy reads what it should give and what it gave, not where it broke inside."""
     with pytest.raises(UnfoldError, match=wanted):
         simulate(cluster(), job("a", 1), [Astray(asks, gives)])

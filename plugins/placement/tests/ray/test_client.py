@@ -9,7 +9,7 @@ from unfold_placement.core.types import Task
 from unfold_placement.ray.client import Client, Job
 
 
-def test_a_death_that_both_threads_find_is_made_good_once() -> None:
+def test_jobs_are_resubmitted_once_per_death_of_the_coordinator() -> None:
     """All that is not over is submitted anew once for each death, whoever finds it and however late."""
     client = Client(coordinator=None)
     for name in ("a", "b"):

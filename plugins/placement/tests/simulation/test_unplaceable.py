@@ -43,7 +43,7 @@ policy: {policies}
     return plan(spec, Run(directory=RunDir(folder), engine=LocalEngine(1)))
 
 
-def test_the_rest_of_a_trace_is_replayed_without_what_fits_nowhere(tmp_path: Path) -> None:
+def test_a_trace_is_replayed_without_tasks_that_fit_nowhere(tmp_path: Path) -> None:
     """A task that no node can hold is counted, named and left without a node; the others are as without it; no."""
     rows = "a,0,5,4,1,\nbig,1,5,9,1,\nb,1,5,4,1,\n"
     report = answer(tmp_path, rows)
@@ -57,7 +57,7 @@ def test_the_rest_of_a_trace_is_replayed_without_what_fits_nowhere(tmp_path: Pat
     assert report.metrics["makespan_s"] == alone.metrics["makespan_s"]
 
 
-def test_a_trace_of_which_nothing_can_run_is_refused(tmp_path: Path) -> None:
+def test_a_trace_without_runnable_tasks_is_an_error(tmp_path: Path) -> None:
     """Where no task fits there is nothing to replay; and a task that is left out has no wait to explain."""
     with pytest.raises(UnfoldError, match=r"no task can ever run .*no node has 9 gpu: x, y"):
         answer(tmp_path, "x,0,5,9,1,\ny,0,5,9,1,\n")
@@ -65,7 +65,7 @@ def test_a_trace_of_which_nothing_can_run_is_refused(tmp_path: Path) -> None:
         answer(tmp_path, "x,0,5,9,1,\ny,0,5,1,1,\n", "explain: {task: x}")
 
 
-def test_what_no_node_has_is_named() -> None:
+def test_reasons_name_what_no_node_has() -> None:
     """Too large a demand, a resource that there is not, a sum that no one node has, a type of which there is none."""
     odd = [
         Task("wide", {"gpu": 5000}, 1.0, job="wide"),
@@ -83,7 +83,7 @@ def test_what_no_node_has_is_named() -> None:
     assert "far" not in found(odd, nodes)
 
 
-def test_who_is_bound_to_what_cannot_run_cannot_either() -> None:
+def test_dependents_of_unplaceable_tasks_are_unplaceable() -> None:
     """A gang goes with its member, who comes after or runs beside with the other job; each only under its policy."""
     broken = job("gang", 3)
     broken[1] = replace(broken[1], demand={"gpu": 9000})
@@ -95,7 +95,7 @@ def test_who_is_bound_to_what_cannot_run_cannot_either() -> None:
     assert set(found([*broken, *later], gang={}, barrier={}, affinity={})) == every
 
 
-def test_a_job_that_its_policies_never_let_start_is_left_out_with_all_like_it() -> None:
+def test_jobs_blocked_by_their_policies_are_left_out_with_all_alike() -> None:
     """Gangs of six that keep apart on four nodes never start, in however many jobs; gangs of four do."""
     tasks = [task for name in ("a", "b", "c") for task in job(name, 4 if name == "b" else 6)]
     told = found(tasks, **{"gang": {}, "anti-affinity": {}})

@@ -60,7 +60,7 @@ def pod(uid: str) -> Body:
     return body
 
 
-def test_a_cluster_that_cannot_count_is_refused() -> None:
+def test_a_cluster_without_consumable_capacity_is_an_error() -> None:
     """Without consumable capacity one task would have it all: the slice is taken back, and the error says so."""
     server = Server(old=True)
     with pytest.raises(UnfoldError, match="cannot count") as caught:
@@ -71,7 +71,7 @@ def test_a_cluster_that_cannot_count_is_refused() -> None:
         counters(Server(none=True)).start()
 
 
-def test_the_device_class_is_made_where_it_is_missing() -> None:
+def test_a_missing_device_class_is_created() -> None:
     """Whoever may make it does so once."""
     server = Server()
     counters(server).start()

@@ -18,7 +18,7 @@ def exported(**cluster: Any) -> dict[tuple[str, str], dict[str, Any]]:
     return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(text)}
 
 
-def test_counters_are_exported_where_they_are_wanted() -> None:
+def test_counter_roles_are_exported_on_request() -> None:
     """The device class and the rights over slices and claims come with the option alone; nothing else differs."""
     plain, counting = exported(), exported(counters="dra")
     assert {kind for kind, _ in counting.keys() - plain.keys()} == {
