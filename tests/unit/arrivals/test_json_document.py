@@ -65,15 +65,15 @@ def test_an_arrival_is_an_entry_of_a_list_or_a_span_without_its_parent(tmp_path:
     """Every form gives the same requests at the same times, however many spans each made and in what order."""
     path = tmp_path / name
     path.write_text(FORMS[name])
-    assert traces.read(path).tolist() == FROM_0
+    assert traces.read_trace(path).tolist() == FROM_0
 
 
 def test_spans_that_hold_a_text_are_requests_of_their_own(tmp_path: Path) -> None:
     """Where only inner spans are wanted, their parents are not in sight and each is an arrival."""
     path = tmp_path / "otlp.json"
     path.write_text(FORMS["otlp.json"])
-    assert traces.read(path, match="op1").tolist() == FROM_0
-    assert traces.read(path, match="op").size == TIMES.size
+    assert traces.read_trace(path, match="op1").tolist() == FROM_0
+    assert traces.read_trace(path, match="op").size == TIMES.size
 
 
 def test_rates_of_prometheus_are_summed_over_their_series(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_rates_of_prometheus_are_summed_over_their_series(tmp_path: Path) -> Non
     path = tmp_path / "prom.json"
     path.write_text(json.dumps({"status": "success", "data": {"resultType": "matrix", "result": series}}))
     told: list[str] = []
-    assert traces.read(path, tell=told.append).size == 4 * 600
+    assert traces.read_trace(path, tell=told.append).size == 4 * 600
     assert "a rate of arrivals" in told[0]
 
 
@@ -98,7 +98,7 @@ def test_series_are_chosen_by_their_labels(tmp_path: Path) -> None:
         {"metric": {"route": name}, "values": [[BEGUN + 60 * at, rate] for at in range(10)]}
         for name, rate in (("/a", "1"), ("/b", "100"))
     ]
-    assert traces.read(prometheus(tmp_path / "prom.json", *series), match='"route": "/a"').size == 600
+    assert traces.read_trace(prometheus(tmp_path / "prom.json", *series), match='"route": "/a"').size == 600
 
 
 def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
         {"metric": {"pod": str(n)}, "values": [[BEGUN + at, str(100 * n + at)] for at in range(20)]} for n in range(2)
     ]
     told: list[str] = []
-    traces.read(prometheus(tmp_path / "prom.json", *series), tell=told.append)
+    traces.read_trace(prometheus(tmp_path / "prom.json", *series), tell=told.append)
     assert any("never falls" in text for text in told)
 
 
@@ -124,7 +124,7 @@ def test_counters_of_several_series_are_told(tmp_path: Path) -> None:
 def test_series_without_rates_are_told(tmp_path: Path, series: dict[str, Any], told: str) -> None:
     """A range whose series hold histograms, gaps in words or no rates is refused with what it lacks."""
     with pytest.raises(UnfoldError, match=told):
-        traces.read(prometheus(tmp_path / "prom.json", series))
+        traces.read_trace(prometheus(tmp_path / "prom.json", series))
 
 
 def test_odd_names_and_depths_of_documents_are_told(tmp_path: Path) -> None:
@@ -132,10 +132,10 @@ def test_odd_names_and_depths_of_documents_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(batch([{"traceId": "a", "spanId": ["l"], "startTimeUnixNano": "1"}])))
     with pytest.raises(UnfoldError, match="no arrival times"):
-        traces.read(path)
+        traces.read_trace(path)
     path.write_text('{"a":' * 600 + "[1]" + "}" * 600)
     with pytest.raises(UnfoldError):
-        traces.read(path)
+        traces.read_trace(path)
 
 
 def test_rows_may_hold_counts(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_rows_may_hold_counts(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
     rows = [{"Timestamp": f"2023-11-16T18:{at:02}:00Z", "Sum": 10 + at} for at in (2, 0, 1)]
     path.write_text(json.dumps({"Label": "RequestCount", "Datapoints": rows}, indent=1))
-    assert traces.read(path, counts="Sum").size == 33
+    assert traces.read_trace(path, counts="Sum").size == 33
     with pytest.raises(UnfoldError, match=r"points\.json: Label: entry 1: no column|no column Label"):
-        traces.read(path, counts="Label")
+        traces.read_trace(path, counts="Label")
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_what_a_document_lacks_is_told(tmp_path: Path, text: str, told: str) -> 
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(UnfoldError, match=told):
-        traces.read(path)
+        traces.read_trace(path)
 
 
 def test_lines_of_json_are_a_log_whatever_they_nest(tmp_path: Path) -> None:
     """Objects one a line are a log, and so is a single one in a file that is called one."""
     path = tmp_path / "a.json"
     path.write_text(lines([{"ts": time, "tags": ["a"]} for time in TIMES]))
-    assert traces.read(path).size == TIMES.size
+    assert traces.read_trace(path).size == TIMES.size
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"ts": 5, "tags": ["a"]}) + "\n")
-    assert traces.read(path).size == 1
+    assert traces.read_trace(path).size == 1

@@ -1,4 +1,4 @@
-"""Arrival processes, traces and envelopes keep their laws."""
+"""Reading, cutting and scaling of traces."""
 
 from __future__ import annotations
 
@@ -7,110 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
-from unfoldkit.arrivals import envelope, processes, rate_profiles, traces
+from unfoldkit.arrivals import processes, traces
 from unfoldkit.errors import UnfoldError
-
-GRID = arrays.arrays(np.float64, st.integers(1, 60), elements=st.integers(0, 400).map(lambda tick: tick / 16)).map(
-    np.sort
-)
-
-
-@pytest.mark.parametrize("scv", [0.25, 1.0, 4.0, 16.0])
-def test_gamma_has_the_rate_and_burstiness_asked_for(scv: float) -> None:
-    """Mean rate and squared coefficient of variation are those asked for, times are sorted and inside the duration."""
-    times = processes.gamma(100.0, 4000.0, np.random.default_rng(1), scv=scv)
-    gaps = np.diff(times)
-    assert times.size / 4000.0 == pytest.approx(100.0, rel=0.05)
-    assert gaps.var() / gaps.mean() ** 2 == pytest.approx(scv, rel=0.08)
-    assert gaps.min() >= 0
-    assert 0 <= times[0] <= times[-1] < 4000.0
-
-
-def test_pieces_follow_their_rates() -> None:
-    """Each piece of a varying stream holds as many arrivals as its rate says; a piece of rate 0 holds none."""
-    rates = [50.0, 0.0, 200.0]
-    times = processes.pieces(rates, 100.0, np.random.default_rng(1))
-    counts = np.histogram(times, [0, 100, 200, 300])[0]
-    assert counts == pytest.approx(np.array(rates) * 100, abs=500)
-    assert counts[1] == 0
-    assert (np.diff(times) >= 0).all()
-
-
-@pytest.mark.parametrize("name", list(rate_profiles.AUTOSCALE_LIKE))
-def test_shapes_stay_below_three_hundred(name: str) -> None:
-    """The AutoScale-like shapes have 100 pieces of a rate above 0 and at most 300 a second."""
-    rates = rate_profiles.named(name)
-    assert rates.size == rate_profiles.PIECES
-    assert 0 < rates.min() <= rates.max() <= 300.0 + 1e-9
 
 
 def test_scaling_changes_the_rate_and_not_the_span() -> None:
     """A trace that is thinned or thickened keeps its span; compression keeps the coefficient of variation."""
     rng = np.random.default_rng(2)
-    times = traces.check(processes.gamma(20.0, 500.0, rng, scv=4.0))
+    times = traces.validate_times(processes.gamma_arrivals(20.0, 500.0, rng, scv=4.0))
     for factor in (0.3, 2.5):
-        scaled = traces.scale(times, factor, rng)
+        scaled = traces.scale_rate(times, factor, rng)
         assert scaled.size / times.size == pytest.approx(factor, rel=0.05)
         assert scaled[-1] <= times[-1]
         assert (np.diff(scaled) >= 0).all()
-    quick = np.diff(traces.compress(times, 20.0))
+    quick = np.diff(traces.compress_time(times, 20.0))
     assert quick.std() / quick.mean() == pytest.approx(np.diff(times).std() / np.diff(times).mean())
-
-
-@settings(deadline=None)
-@given(GRID, st.integers(1, 64).map(lambda tick: tick / 16))
-def test_envelope_equals_a_count_of_every_window(times: np.ndarray, length: float) -> None:
-    """The envelope is the largest count over all windows that begin at an arrival."""
-    expected = max(int(((times >= start) & (times < start + length)).sum()) for start in times)
-    assert envelope.envelope(times, np.array([length])).tolist() == [expected]
-
-
-@settings(deadline=None)
-@given(GRID)
-def test_first_excess_is_the_first_window_above(times: np.ndarray) -> None:
-    """No window exceeds its own envelope; one below it is exceeded, and the window found holds what is said."""
-    lengths = envelope.windows(0.5, 8.0)
-    counts = envelope.envelope(times, lengths)
-    assert envelope.first_excess(times, lengths, counts) is None
-    found = envelope.first_excess(times, lengths, counts - 1)
-    assert found is not None
-    start, length, count = found
-    assert int(((times >= start) & (times < start + length)).sum()) == count
-
-
-@settings(deadline=None)
-@given(GRID, st.integers(1, 40))
-def test_online_envelope_equals_the_compiled_one(times: np.ndarray, readings: int) -> None:
-    """Fed arrival by arrival, the online envelope reads what the compiled one computes from the whole trace."""
-    lengths = envelope.windows(0.25, 4.0)
-    instants = np.linspace(0.0, 26.0, readings)
-    watch, at, rows = envelope.LiveEnvelope(lengths.tolist()), 0, []
-    for instant in instants:
-        while at < times.size and times[at] <= instant:
-            watch.add(float(times[at]))
-            at += 1
-        rows.append(watch.read(float(instant)))
-    assert np.array(rows).tolist() == envelope.live(times, lengths, instants).tolist()
-
-
-def test_windows_double_up_to_sixty_seconds() -> None:
-    """Window lengths start at the service time, double, and end with 60 s itself."""
-    lengths = envelope.windows(0.1)
-    assert lengths[:3].tolist() == [0.1, 0.2, 0.4]
-    assert lengths[-2:].tolist() == [51.2, 60.0]
-
-
-@pytest.mark.shared
-def test_envelope_of_the_azure_traces(shared: Path) -> None:
-    """The envelopes of the two real traces are the counts that the data's own description gives."""
-    lengths = np.array([0.125, 1.0, 10.0, 60.0])
-    for name, expected in (("code", [23, 72, 415, 723]), ("conv", [7, 19, 112, 522])):
-        times = traces.read(shared / "data" / "traces" / f"azure_llm_2023_{name}.csv.gz")
-        assert envelope.envelope(times, lengths).tolist() == expected
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -155,7 +67,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 )
 def test_readers_agree(tmp_path: Path, name: str, text: str) -> None:
     """The same arrivals are read from seconds, bare numbers, time stamps, milliseconds and logs, from 0 on."""
-    assert traces.read(write(tmp_path, name, text)).tolist() == pytest.approx([0.0, 0.5, 2.25])
+    assert traces.read_trace(write(tmp_path, name, text)).tolist() == pytest.approx([0.0, 0.5, 2.25])
 
 
 def test_access_log(tmp_path: Path) -> None:
@@ -164,7 +76,7 @@ def test_access_log(tmp_path: Path) -> None:
         f'1.2.3.4 - - [10/Oct/2000:13:55:{second} {zone}] "GET / HTTP/1.0" 200 23'
         for second, zone in (("36", "-0700"), ("38", "-0700"))
     ]
-    assert traces.read(write(tmp_path, "access.log", "\n".join(lines))).tolist() == [0.0, 2.0]
+    assert traces.read_trace(write(tmp_path, "access.log", "\n".join(lines))).tolist() == [0.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -175,32 +87,32 @@ def test_access_log(tmp_path: Path) -> None:
         ("a.csv", "2024-01-01 10:{m:02}:00", 1200, 5),
     ],
 )
-def test_stamps_of_whole_seconds_are_no_bursts(tmp_path: Path, name: str, line: str, span: int, rate: int) -> None:
+def test_stamps_of_seconds_or_minutes_are_spread(tmp_path: Path, name: str, line: str, span: int, rate: int) -> None:
     """Poisson traffic that a log keeps to the second or minute is read as such, each in its second or minute."""
     times = np.sort(np.random.default_rng(3).random(span * rate) * span)
     text = "\n".join(line.format(m=int(at // 60), s=int(at % 60)) for at in times)
-    found = traces.read(write(tmp_path, name, ("when\n" if name.endswith(".csv") else "") + text))
+    found = traces.read_trace(write(tmp_path, name, ("when\n" if name.endswith(".csv") else "") + text))
     gaps = np.diff(found)
     assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.05)
     grain = 60 if name.endswith(".csv") else 1
     counts = [np.histogram(item, np.arange(0, span + 1, grain))[0] for item in (times, found + times[0] % grain)]
     assert np.abs(counts[0] - counts[1]).mean() < 0.2 * rate * grain
-    assert found.tolist() == traces.read(tmp_path / name).tolist()
+    assert found.tolist() == traces.read_trace(tmp_path / name).tolist()
 
 
-def test_whole_numbers_that_are_no_stamps_stay(tmp_path: Path) -> None:
+def test_relative_whole_seconds_and_fractional_stamps_stay(tmp_path: Path) -> None:
     """Arrivals at one instant of a trace's own clock stay at one instant; so do those of stamps with fractions."""
-    assert traces.read(write(tmp_path, "a.csv", "arrival_s\n0\n0\n1\n1\n")).tolist() == [0, 0, 1, 1]
+    assert traces.read_trace(write(tmp_path, "a.csv", "arrival_s\n0\n0\n1\n1\n")).tolist() == [0, 0, 1, 1]
     text = "ts\n1700000000\n1700000000\n1700000000.5\n"
-    assert traces.read(write(tmp_path, "b.csv", text)).tolist() == [0, 0, 0.5]
+    assert traces.read_trace(write(tmp_path, "b.csv", text)).tolist() == [0, 0, 0.5]
 
 
 def test_a_log_in_the_order_of_ends_is_sorted(tmp_path: Path) -> None:
     """A log whose lines were written as requests ended is read in the order of their starts; a table is not."""
     lines = ["2024-01-01T00:00:01.5Z", "2024-01-01T00:00:01Z", "2024-01-01T00:00:03.25Z"]
-    assert traces.read(write(tmp_path, "a.log", "\n".join(lines))).tolist() == [0.0, 0.5, 2.25]
+    assert traces.read_trace(write(tmp_path, "a.log", "\n".join(lines))).tolist() == [0.0, 0.5, 2.25]
     with pytest.raises(UnfoldError, match="before the one above"):
-        traces.read(write(tmp_path, "a.csv", "\n".join(["when", *lines])))
+        traces.read_trace(write(tmp_path, "a.csv", "\n".join(["when", *lines])))
 
 
 def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
@@ -212,28 +124,28 @@ def test_only_lines_that_match_are_read(tmp_path: Path) -> None:
         "2024-01-01T00:00:05Z POST /a",
     ]
     path = write(tmp_path, "a.log", "\n".join(lines))
-    assert traces.read(path, match="POST /a").tolist() == [0.0, 3.0]
+    assert traces.read_trace(path, match="POST /a").tolist() == [0.0, 3.0]
     with pytest.raises(UnfoldError, match="no time in this line"):
-        traces.read(path)
+        traces.read_trace(path)
     with pytest.raises(UnfoldError, match="no arrival"):
-        traces.read(path, match="POST /b")
+        traces.read_trace(path, match="POST /b")
 
 
 def test_a_likely_column_goes_before_the_usual_ones(tmp_path: Path) -> None:
     """A column that another trace of the same traffic has is taken where it is there, and missed where it is not."""
     path = write(tmp_path, "a.csv", "arrival_s,begun\n1,5\n2,9\n")
-    assert traces.read(path, likely="begun").tolist() == [0.0, 4.0]
-    assert traces.read(path, likely="ended").tolist() == [0.0, 1.0]
+    assert traces.read_trace(path, likely="begun").tolist() == [0.0, 4.0]
+    assert traces.read_trace(path, likely="ended").tolist() == [0.0, 1.0]
 
 
 def test_arrays(tmp_path: Path) -> None:
     """NPZ and NPY give the arrays that were stored."""
     np.savez(tmp_path / "a.npz", arrival_s=np.array([1.0, 2.0]), other=np.array([0.0]))
     np.save(tmp_path / "b.npy", np.array([1.0, 4.0]))
-    assert traces.read(tmp_path / "a.npz").tolist() == [0.0, 1.0]
-    assert traces.read(tmp_path / "b.npy").tolist() == [0.0, 3.0]
+    assert traces.read_trace(tmp_path / "a.npz").tolist() == [0.0, 1.0]
+    assert traces.read_trace(tmp_path / "b.npy").tolist() == [0.0, 3.0]
     with pytest.raises(UnfoldError, match="no array when"):
-        traces.read(tmp_path / "a.npz", column="when")
+        traces.read_trace(tmp_path / "a.npz", column="when")
 
 
 @pytest.mark.parametrize(
@@ -256,34 +168,28 @@ def test_arrays(tmp_path: Path) -> None:
         ("a.npz", "junk", "cannot read the arrays"),
     ],
 )
-def test_bad_traces_are_told(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_bad_traces_are_reported_with_file_and_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     """Every bad trace gets a clear message with file and line."""
     with pytest.raises(UnfoldError, match=message):
-        traces.read(write(tmp_path, name, text))
+        traces.read_trace(write(tmp_path, name, text))
 
 
 @pytest.mark.parametrize("name", ["a.csv.gz", "a.log.gz"])
-def test_damaged_archives_are_told(tmp_path: Path, name: str) -> None:
+def test_damaged_archives_are_reported(tmp_path: Path, name: str) -> None:
     """A gzipped trace with a hole in it, or without its end, is refused in words."""
     whole = gzip.compress("".join(f"2024-01-01T00:00:{s:02}Z\n" for s in range(60)).encode())
     for data in (whole[:-9], whole[:20] + b"\xff" * 20 + whole[40:]):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UnfoldError, match="cannot read the"):
-            traces.read(tmp_path / name)
+            traces.read_trace(tmp_path / name)
 
 
-def test_unknown_shape() -> None:
-    """A shape with a typo is told what was meant."""
-    with pytest.raises(UnfoldError, match="big-spike"):
-        rate_profiles.named("big-spik")
-
-
-def test_arrays_hold_gaps_too_and_one_number_an_arrival(tmp_path: Path) -> None:
+def test_arrays_may_hold_gaps_and_must_hold_one_number_per_arrival(tmp_path: Path) -> None:
     """An array of gaps is summed as a column of them; a row or a column is a trace, a table of both ends none."""
     np.savez(tmp_path / "a.npz", iat_ms=np.array([500, 700, 100]))
-    assert traces.read(tmp_path / "a.npz").tolist() == pytest.approx([0, 0.7, 0.8])
+    assert traces.read_trace(tmp_path / "a.npz").tolist() == pytest.approx([0, 0.7, 0.8])
     np.save(tmp_path / "a.npy", np.array([[1.0], [2.0]]))
-    assert traces.read(tmp_path / "a.npy").tolist() == [0, 1]
+    assert traces.read_trace(tmp_path / "a.npy").tolist() == [0, 1]
     np.save(tmp_path / "a.npy", np.array([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]]))
-    with pytest.raises(UnfoldError, match="the array is 3 x 2; times are one number an arrival"):
-        traces.read(tmp_path / "a.npy")
+    with pytest.raises(UnfoldError, match="the array is 3 x 2; times are one number per arrival"):
+        traces.read_trace(tmp_path / "a.npy")
