@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft7Validator
 
 from tests.support import ECHO, HELLO, ROOT, Unfold
-from unfoldkit.cli.plan_check import compare
+from unfoldkit.cli.plan_check import compare_plans
 from unfoldkit.registry import load_registry
 from unfoldkit.report import Report, Verdict
 from unfoldkit.spec.yaml_reader import parse
@@ -104,13 +104,13 @@ def test_a_plan_that_does_not_do_is_not_told_to_hold(verdict: Verdict, told: lis
     """Where the committed plan itself was judged, it is said to be still that of the file only if it does."""
     baseline = {"decision": {"replicas": 3}}
     report = Report("echo", "plan", "mine", verdict, "judged on other data", decision=baseline["decision"])
-    assert [name for name, _ in compare(report, baseline, "plan.yaml").lines] == told
+    assert [name for name, _ in compare_plans(report, baseline, "plan.yaml").lines] == told
 
 
 def test_a_plan_made_again_is_told_to_hold_whatever_it_answers() -> None:
     """A plan that comes out as it was committed is said to be still that of the file, also where the answer is no."""
     report = Report("echo", "plan", "mine", Verdict.NO, "planned again", decision={"replicas": 3})
-    lines = dict(compare(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
+    lines = dict(compare_plans(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
     assert lines["check"] == "the plan is still that of plan.yaml"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support import ECHO, Process, Unfold, command, surroundings
-from unfoldkit.report import from_data, to_data, without_times
+from unfoldkit.report import from_data, to_data, without_measurements
 from unfoldkit.run_directory import RunDir
 
 SLOW = ECHO + "repeat: 20\npause: 30 ms\n"
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold
 def result(folder: Path) -> dict[str, Any]:
     """Return the report of a run, measured times aside."""
     data = json.loads((folder / "runs" / "a" / "report.json").read_text(encoding="utf-8"))
-    return to_data(without_times(from_data(data)))
+    return to_data(without_measurements(from_data(data)))
 
 
 @pytest.mark.parametrize("seed", range(3))

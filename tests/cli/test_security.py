@@ -12,7 +12,7 @@ import pytest
 from tests.support import ECHO, ROOT, Process, Unfold
 from tests.unit.serving.client import serving
 from unfoldkit.serving.http import host
-from unfoldkit.serving.http.host import Address
+from unfoldkit.serving.http.address import Address
 
 CASCADE = (ROOT / "configs" / "cascade" / "digits.yaml").read_text("utf-8")
 TRAVERSAL = ("/v2/models/../../etc/passwd", "/v2/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/live.css/../../app.py",

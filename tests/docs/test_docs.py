@@ -17,8 +17,8 @@ from docs.generators.cli import commands
 from tests.support import Unfold
 from unfoldkit.cli import plugin_registry
 from unfoldkit.cli.app import EPILOG, application
-from unfoldkit.cli.help_groups import EXIT_CODES, GROUPS
-from unfoldkit.cli.help_layout import text as first_screen
+from unfoldkit.cli.help_layout import EXIT_CODES, GROUPS
+from unfoldkit.cli.help_layout import read_help as first_screen
 from unfoldkit.errors import ExitCode
 from unfoldkit.registry import hook_names
 
@@ -56,7 +56,7 @@ def test_every_hook_has_its_section(name: str) -> None:
 
 def test_every_kind_has_its_page_and_a_link_to_it() -> None:
     """Each kind that loads has a page, and the start page leads to it."""
-    for kind in plugin_registry.registry().kinds:
+    for kind in plugin_registry.open_registry().kinds:
         assert page(f"reference/kinds/{kind}.md")
         assert f"(reference/kinds/{kind}.md)" in page("index.md"), kind
 
@@ -64,7 +64,7 @@ def test_every_kind_has_its_page_and_a_link_to_it() -> None:
 def test_every_kind_stands_in_the_readme() -> None:
     """The first screen of the README names each kind that loads."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [kind for kind in plugin_registry.registry().kinds if f"| `{kind}` |" not in text] == []
+    assert [kind for kind in plugin_registry.open_registry().kinds if f"| `{kind}` |" not in text] == []
 
 
 @pytest.mark.parametrize("code", list(ExitCode), ids=lambda code: code.name)

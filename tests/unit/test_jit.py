@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unfoldkit.jit import compiled, direct
+from unfoldkit.jit import compiled, without_dispatch
 
 
 class Pair(NamedTuple):
@@ -25,14 +25,14 @@ def weighed(pair: Pair, place: int, weight: float) -> float:
 
 def test_a_direct_call_does_what_the_compiled_one_does() -> None:
     """Every call, the first and those after it, gives the compiled function's answer and changes the same arrays."""
-    pair, quick = Pair(np.arange(4.0), np.zeros(4, np.int64)), direct(weighed)
+    pair, quick = Pair(np.arange(4.0), np.zeros(4, np.int64)), without_dispatch(weighed)
     assert [quick(pair, at, 0.5) for at in (3, 2, 2)] == [weighed(pair, at, 0.5) for at in (3, 2, 2)]
     assert pair.second.tolist() == [0, 0, 4, 2]
 
 
 def test_a_direct_call_takes_arrays_of_another_length() -> None:
     """Arrays may grow between calls."""
-    quick = direct(weighed)
+    quick = without_dispatch(weighed)
     assert [quick(Pair(np.full(size, 2.0), np.zeros(size, np.int64)), 0, 1.0) for size in (1, 8)] == [2.0, 2.0]
 
 
@@ -61,5 +61,5 @@ def test_a_direct_call_is_not_code_that_another_function_asked_for() -> None:
 
     inner = compiled(plain)
     assert compiled(caller)(1) == 1
-    quick = direct(inner)
+    quick = without_dispatch(inner)
     assert [quick(1, phase) for phase in (3, 3, 9)] == [-1, -1, 1]

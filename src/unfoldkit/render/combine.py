@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from unfoldkit.run_directory import encoded
+from unfoldkit.run_directory import encode_text
 
 BETWEEN = {"text": "\n", "md": "\n", "github": "", "json": ",\n", "junit": ""}
 DOCUMENTS = ("json", "junit")
@@ -22,6 +22,6 @@ def _suites(pages: Sequence[str]) -> str:
     root = ET.Element("testsuites")
     for page in pages:
         # written a moment ago by our own renderer
-        root.extend(ET.fromstring(encoded(page)))  # noqa: S314
+        root.extend(ET.fromstring(encode_text(page)))  # noqa: S314
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from tests.unit.serving.models import POISON, REFUSED, Total
-from unfoldkit.serving.batching.batcher import Batcher, Full, Limits, Timing, batcher
-from unfoldkit.serving.model import Call, Refusal
-from unfoldkit.serving.observability.metrics import metrics, of_model
+from unfoldkit.serving.batching.batcher import Batcher, Limits, QueueFull, Timing, build_batcher
+from unfoldkit.serving.model import Call, Rejection
+from unfoldkit.serving.observability.metrics import create_metrics, model_metrics
 
 
 def made(model: Total, **limits: Any) -> Batcher:
-    return batcher(model, Limits(**limits), of_model(metrics(), "total"), time.perf_counter)
+    return build_batcher(model, Limits(**limits), model_metrics(create_metrics(), "total"), time.perf_counter)
 
 
 def submit(found: Batcher, *rows: list[float]) -> asyncio.Future[Any]:
@@ -76,7 +76,7 @@ def test_a_model_may_refuse_one_call() -> None:
         return await asyncio.gather(*(submit(found, [value, 0, 0]) for value in (REFUSED, 2)))
 
     refused, answered = asyncio.run(ask())
-    assert refused == Refusal(409, "no")
+    assert refused == Rejection(409, "no")
     assert totals(answered) == [2]
 
 
@@ -86,7 +86,7 @@ def test_the_queue_is_bounded() -> None:
 
     async def ask() -> list[Any]:
         waiting = [submit(found, [i, 0, 0]) for i in range(5)]
-        with pytest.raises(Full) as caught:
+        with pytest.raises(QueueFull) as caught:
             submit(found, [9, 0, 0])
         assert caught.value.retry_s >= 1
         results = await asyncio.gather(*waiting)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from unfoldkit.serving.model import Field
-from unfoldkit.serving.oip.binary import Form, TooLarge, Unfit, form, to_bytes
-from unfoldkit.serving.oip.codec import reader
+from unfoldkit.serving.oip.binary import BodyEncoding, InvalidRequest, TooLarge, encode_tensor, read_encoding
+from unfoldkit.serving.oip.codec import build_reader
 
 INPUTS = (Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES"), Field("b", "BOOL"))
-MIXED = reader(INPUTS, ())
-STRICT = reader((Field("x", "FP64", (2,)),), ())
+MIXED = build_reader(INPUTS, ())
+STRICT = build_reader((Field("x", "FP64", (2,)),), ())
 
 
 def binary(*tensors: tuple[str, str, list[int], bytes], **changes: Any) -> tuple[bytes, int]:
@@ -57,11 +57,11 @@ def test_raw_tensors_are_read_as_the_same_numbers_in_json(kind: str) -> None:
     ("tensor", "more", "changes", "told"),
     [
         (("x", "FP64", [1, 2], b"\0" * 16), b"1", {}, "1 bytes follow the last tensor"),
-        (("x", "FP64", [1, 2], b"\0" * 16), b"", {"binary_data_size": 17}, "17, and 16 bytes are left"),
+        (("x", "FP64", [1, 2], b"\0" * 16), b"", {"binary_data_size": 17}, "17, and 16 bytes remain"),
         (("x", "FP64", [1, 2], b"\0" * 16), b"", {"binary_data_size": -1}, "-1"),
-        (("x", "FP64", [1, 2], b"\0" * 15), b"", {}, "15 bytes are no tensor of FP64"),
+        (("x", "FP64", [1, 2], b"\0" * 15), b"", {}, "15 bytes are not a tensor of FP64"),
         (("x", "FP64", [1, 2], b"\0" * 8), b"", {}, "has 1 values"),
-        (("x", "BF16", [1, 2], b"\0" * 4), b"", {}, "no tensor of BF16"),
+        (("x", "BF16", [1, 2], b"\0" * 4), b"", {}, "not a tensor of BF16"),
         (("x", "FP64", [1, 2], np.array([1, np.inf]).tobytes()), b"", {}, "infinite"),
         (("x", "FP64", [1, 2], np.array([1, np.nan]).tobytes()), b"", {}, "got `null`"),
         (("x", "BYTES", [1, 2], b"\5\0\0\0abc"), b"", {}, "longer than the bytes"),
@@ -73,29 +73,29 @@ def test_raw_tensors_that_do_not_fit_are_told_why(
 ) -> None:
     """Sizes, types and values of raw tensors are checked as those of JSON are."""
     body, size = binary(tensor, **changes)
-    with pytest.raises(Unfit, match=told):
+    with pytest.raises(InvalidRequest, match=told):
         STRICT.read(body + more, size)
 
 
 def test_headers_tell_how_a_body_comes() -> None:
     """What is not known is refused."""
-    assert form([(b"content-encoding", b"identity"), (b"host", b"a")]) == Form()
-    assert form([(b"content-encoding", b"GZIP"), (b"inference-header-content-length", b"7")]).json_bytes == 7
+    assert read_encoding([(b"content-encoding", b"identity"), (b"host", b"a")]) == BodyEncoding()
+    assert read_encoding([(b"content-encoding", b"GZIP"), (b"inference-header-content-length", b"7")]).json_bytes == 7
     for name, value in ((b"content-encoding", b"gzip, gzip"), (b"inference-header-content-length", b"-1")):
-        with pytest.raises(Unfit):
-            form([(name, value)])
+        with pytest.raises(InvalidRequest):
+            read_encoding([(name, value)])
 
 
 def test_a_packed_body_is_unpacked_within_its_bound() -> None:
     """A body is unpacked whole or refused, and never beyond the bound of bodies."""
     for packed, name in ((gzip.compress(b"abc"), b"gzip"), (zlib.compress(b"abc"), b"deflate")):
-        comes = form([(b"content-encoding", name)])
-        assert comes.opened(packed, 3) == b"abc"
+        comes = read_encoding([(b"content-encoding", name)])
+        assert comes.decompress(packed, 3) == b"abc"
         with pytest.raises(TooLarge):
-            comes.opened(packed, 2)
+            comes.decompress(packed, 2)
         for damaged in (packed[:-1], packed + b"x", b"abc"):
-            with pytest.raises(Unfit):
-                comes.opened(damaged, 3)
+            with pytest.raises(InvalidRequest):
+                comes.decompress(damaged, 3)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_a_packed_body_is_unpacked_within_its_bound() -> None:
 )
 def test_values_of_an_answer_become_their_bytes(kind: str, values: Any, raw: bytes) -> None:
     """The bytes of a tensor hold what its JSON holds, in the order of its rows, NaN for null."""
-    assert to_bytes(kind, json.dumps(values).encode()) == raw
+    assert encode_tensor(kind, json.dumps(values).encode()) == raw
 
 
 @pytest.mark.parametrize(("kind", "values"), [("INT64", [1, None]), ("BOOL", [None]), ("BYTES", ["a", None])])
 def test_what_bytes_cannot_say_is_not_said_in_bytes(kind: str, values: Any) -> None:
     """A null that is no NaN makes no bytes that mean something else."""
-    assert to_bytes(kind, json.dumps(values).encode()) is None
+    assert encode_tensor(kind, json.dumps(values).encode()) is None

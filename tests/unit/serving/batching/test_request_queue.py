@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from unfoldkit.serving.batching import request_queue as lines
-from unfoldkit.serving.batching.batcher import Limits, batcher
-from unfoldkit.serving.batching.request_queue import Arrivals, Deadlines, Waiting
-from unfoldkit.serving.model import Answers, Batch, Call, Field, Turn
-from unfoldkit.serving.observability.metrics import metrics, of_model
-from unfoldkit.serving.oip.binary import Unfit
-from unfoldkit.serving.oip.codec import to_call
+from unfoldkit.serving.batching.batcher import Limits, build_batcher
+from unfoldkit.serving.batching.request_queue import DeadlineQueue, FifoQueue, QueuedRequest
+from unfoldkit.serving.model import Batch, Call, Field, PathChoice, Predictions
+from unfoldkit.serving.observability.metrics import create_metrics, model_metrics
+from unfoldkit.serving.oip.binary import InvalidRequest
+from unfoldkit.serving.oip.codec import read_call
 
 LIMIT = 64
 
@@ -28,7 +28,7 @@ class Clock:
         return self.now
 
 
-def made(seconds: float = 1.0, slow: float = 0.1) -> tuple[Deadlines, Clock]:
+def made(seconds: float = 1.0, slow: float = 0.1) -> tuple[DeadlineQueue, Clock]:
     """Return a line whose ways 1 and 2 take ``slow`` / 4 and ``slow`` seconds for at most four rows."""
     clock = Clock()
 
@@ -36,10 +36,10 @@ def made(seconds: float = 1.0, slow: float = 0.1) -> tuple[Deadlines, Clock]:
         ways = [way for way, takes in ((2, slow), (1, slow / 4)) if takes <= slack]
         return (ways[0], min(rows, 4)) if ways else None
 
-    return Deadlines(lines.Ways(pick, (0, 0, 0)), seconds, clock), clock
+    return DeadlineQueue(lines.ExecutionPaths(pick, (0, 0, 0)), seconds, clock), clock
 
 
-def leveled(short: float = 0.1) -> tuple[Deadlines, Clock, list[tuple[int, int]]]:
+def leveled(short: float = 0.1) -> tuple[DeadlineQueue, Clock, list[tuple[int, int]]]:
     """Return a line of way 0 for level 0 and way 1 for both, which needs ``short`` seconds; and what it asked."""
     clock, asked = Clock(), list[tuple[int, int]]()
 
@@ -47,21 +47,21 @@ def leveled(short: float = 0.1) -> tuple[Deadlines, Clock, list[tuple[int, int]]
         asked.append((rows, level))
         return (level, rows) if slack >= short * level else None
 
-    ways = lines.Ways(pick, (0, 1), (0, 1), lambda call: int(call.least_accuracy > 0.5))
-    return Deadlines(ways, 1.0, clock), clock, asked
+    ways = lines.ExecutionPaths(pick, (0, 1), (0, 1), lambda call: int(call.least_accuracy > 0.5))
+    return DeadlineQueue(ways, 1.0, clock), clock, asked
 
 
 def wait(to: Any, name: str, deadline: float | None = None, rows: int = 1, least: float = 0.0) -> None:
-    to.add(Waiting({}, Call(rows, name, None, deadline, least), lambda _: None))
+    to.add(QueuedRequest({}, Call(rows, name, None, deadline, least), lambda _: None))
 
 
-def names(taken: list[Waiting]) -> list[str]:
+def names(taken: list[QueuedRequest]) -> list[str]:
     return [item.call.entity for item in taken]
 
 
 def test_arrivals_are_answered_in_their_order() -> None:
     """The line of arrivals closes a batch at its limit, or at one request that is larger, and picks nothing."""
-    line = Arrivals()
+    line = FifoQueue()
     for name, rows in (("a", 3), ("b", 2), ("c", 2), ("d", 9)):
         wait(line, name, rows=rows)
     assert [names(line.take(4)[0]) for _ in range(4)] == [["a"], ["b", "c"], ["d"], []]
@@ -74,7 +74,7 @@ def test_the_earliest_deadline_is_first() -> None:
         wait(line, name, deadline)
     taken, turn = line.take(LIMIT)
     assert names(taken) == ["soon", "also", "own", "late"]
-    assert turn == Turn(2, (1.0, 1.0, 2.0, 5.0), 0.0)
+    assert turn == PathChoice(2, (1.0, 1.0, 2.0, 5.0), 0.0)
     assert line.rows == [0]
 
 
@@ -84,7 +84,7 @@ def test_time_waited_counts() -> None:
     wait(line, "a", 0.2)
     clock.now = 0.15
     _, turn = line.take(LIMIT)
-    assert turn == Turn(1, (0.2,), 0.15)
+    assert turn == PathChoice(1, (0.2,), 0.15)
 
 
 def test_the_hopeless_step_aside_and_are_answered() -> None:
@@ -122,7 +122,7 @@ def test_the_hopeless_keep_their_level() -> None:
     assert [names(waiting.take(LIMIT)[0]) for _ in range(3)] == [["c"], ["a", "b"], []]
     for name, deadline, least in (("a", 0.1, 0.0), ("b", 0.2, 0.9), ("c", 0.3, 0.0)):
         wait(waiting, name, deadline, rows=9, least=least)
-    waiting.ways = lines.Ways(lambda *_: None, (0, 1), (0, 1), waiting.ways.level)
+    waiting.ways = lines.ExecutionPaths(lambda *_: None, (0, 1), (0, 1), waiting.ways.level)
     ways = [(names(taken), turn and turn.way) for taken, turn in (waiting.take(LIMIT) for _ in range(3))]
     assert ways == [(["a"], 0), (["b", "c"], 1), ([], None)]
 
@@ -138,20 +138,20 @@ def test_rows_are_those_picked() -> None:
 
 def test_a_deadline_is_a_number_of_milliseconds() -> None:
     """The parameter becomes seconds; what is no positive number, or longer than a day, is refused."""
-    assert to_call({"deadline_ms": 20}, 1) == Call(1, deadline=0.02)
-    assert to_call({"entity": "a", "deadline_ms": 0.5}, 2) == Call(2, "a", None, 0.0005)
+    assert read_call({"deadline_ms": 20}, 1) == Call(1, deadline=0.02)
+    assert read_call({"entity": "a", "deadline_ms": 0.5}, 2) == Call(2, "a", None, 0.0005)
     for bad in (0, -3, "20", True, 1e12):
-        with pytest.raises(Unfit, match="deadline_ms"):
-            to_call({"deadline_ms": bad}, 1)
+        with pytest.raises(InvalidRequest, match="deadline_ms"):
+            read_call({"deadline_ms": bad}, 1)
 
 
 def test_the_least_accuracy_is_a_share() -> None:
     """The parameter is a share from 0 to 1; text, percent and truth values are refused."""
-    assert to_call({"least_accuracy": 0.95, "deadline_ms": 20}, 1) == Call(1, deadline=0.02, least_accuracy=0.95)
-    assert to_call({"least_accuracy": 1}, 1) == Call(1, least_accuracy=1.0)
+    assert read_call({"least_accuracy": 0.95, "deadline_ms": 20}, 1) == Call(1, deadline=0.02, least_accuracy=0.95)
+    assert read_call({"least_accuracy": 1}, 1) == Call(1, least_accuracy=1.0)
     for bad in (-0.1, 95, "0.9", True, float("nan")):
-        with pytest.raises(Unfit, match="least_accuracy"):
-            to_call({"least_accuracy": bad}, 1)
+        with pytest.raises(InvalidRequest, match="least_accuracy"):
+            read_call({"least_accuracy": bad}, 1)
 
 
 @dataclass(slots=True)
@@ -164,17 +164,17 @@ class Ways:
     outputs: tuple[Field, ...] = (Field("way", "INT64"),)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def predict(self, batch: Batch) -> Answers:
+    def predict(self, batch: Batch) -> Predictions:
         if (batch.inputs["x"] < 0).any():
             raise ValueError("negative")
         assert batch.trial or (batch.turn and len(batch.turn.due) == len(batch.calls))
-        return Answers({"way": np.full(batch.rows, batch.turn.way if batch.turn else -1)})
+        return Predictions({"way": np.full(batch.rows, batch.turn.way if batch.turn else -1)})
 
 
 def test_the_model_is_told_the_way() -> None:
     """A batch carries its turn to the model, also where its requests are tried one by one after a failure."""
     line, _ = made()
-    found = batcher(Ways(), Limits(), of_model(metrics(), "ways"), lambda: 0.0, line)
+    found = build_batcher(Ways(), Limits(), model_metrics(create_metrics(), "ways"), lambda: 0.0, line)
 
     async def ask() -> list[Any]:
         futures = [asyncio.get_running_loop().create_future() for _ in range(3)]

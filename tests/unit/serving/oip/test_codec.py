@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.serving.models import Total
-from unfoldkit.serving.model import Call, Coded, Field
-from unfoldkit.serving.oip.binary import Unfit
-from unfoldkit.serving.oip.codec import ACCURATE, Question, cells, reader, writer
+from unfoldkit.serving.model import Call, CategoricalColumn, Field, encode_rows
+from unfoldkit.serving.oip.binary import InvalidRequest
+from unfoldkit.serving.oip.codec import ACCURACY_OUTPUT, InferenceRequest, build_reader, build_writer
 
-TOTAL = reader(Total().inputs, Total().outputs)
-GAPS = reader((Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES")), ())
+TOTAL = build_reader(Total().inputs, Total().outputs)
+GAPS = build_reader((Field("x", "FP64", (2,), missing=True), Field("n", "INT64"), Field("t", "BYTES")), ())
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_what_is_optional_may_be_null_or_anything_that_is_not_ours() -> None:
 )
 def test_a_body_that_does_not_fit_is_told_why(data: bytes, told: str) -> None:
     """Whatever is wrong with a body is said in words that name the input."""
-    with pytest.raises(Unfit) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         TOTAL.read(data)
     assert any(part in str(caught.value) for part in told.split("|")), str(caught.value)
 
@@ -101,10 +101,10 @@ def test_null_is_a_gap_where_the_model_takes_gaps() -> None:
     assert np.isnan(found.inputs["x"][0, 0])
     assert found.inputs["t"].tolist() == ["a"]
     for wrong in (n | {"data": [None]}, n | {"data": [1.5]}, n | {"data": ["1"]}, n | {"data": [2**70]}):
-        with pytest.raises(Unfit, match="'n' must hold INT64"):
+        with pytest.raises(InvalidRequest, match="'n' must hold INT64"):
             GAPS.read(body(tensor(shape=[1, 2], data=[0, 1]), wrong, t))
     for wrong_data in (["1", 2], [True, 2]):
-        with pytest.raises(Unfit, match="'x' must hold FP64"):
+        with pytest.raises(InvalidRequest, match="'x' must hold FP64"):
             GAPS.read(body(tensor(shape=[1, 2], data=wrong_data), n, t))
 
 
@@ -112,15 +112,15 @@ def test_rows_of_all_inputs_must_agree() -> None:
     """Inputs with different numbers of rows are refused with their numbers."""
     n = {"name": "n", "shape": [2], "datatype": "INT64", "data": [3, 4]}
     t = {"name": "t", "shape": [1], "datatype": "BYTES", "data": ["a"]}
-    with pytest.raises(Unfit, match="x 1, n 2, t 1"):
+    with pytest.raises(InvalidRequest, match="x 1, n 2, t 1"):
         GAPS.read(body(tensor(shape=[1, 2], data=[0, 1]), n, t))
 
 
-def outcome(data: bytes) -> Question | str:
+def outcome(data: bytes) -> InferenceRequest | str:
     """Return the request in a body, or why it is refused."""
     try:
         return TOTAL.read(data)
-    except Unfit as unfit:
+    except InvalidRequest as unfit:
         return str(unfit)
 
 
@@ -155,11 +155,11 @@ def test_no_byte_breaks_the_reader(at: int, byte: int) -> None:
 def test_an_answer_is_what_its_columns_say(first: int, last: int) -> None:
     """The written body, parsed again, holds the rows of the request, the id and the entity."""
     columns = {
-        "total": Coded(np.array([1, 0, 1]), ['ä"', 0.5]),
+        "total": CategoricalColumn(np.array([1, 0, 1]), ['ä"', 0.5]),
         "twice": np.array([[1.0, 2.0], [3.0, 4.5], [5.0, np.nan]]),
     }
-    question = Question({}, Call(last - first, "p\n1"), "id", ())
-    found = json.loads(writer(Total()).write(question, cells(columns), first, last))
+    question = InferenceRequest({}, Call(last - first, "p\n1"), "id", ())
+    found = json.loads(build_writer(Total()).write(question, encode_rows(columns), first, last))
     twice = [[1.0, 2.0], [3.0, 4.5], [5.0, None]][first:last]
     outputs = [
         {"name": "total", "datatype": "FP64", "shape": [last - first], "data": [0.5, 'ä"', 0.5][first:last]},
@@ -173,20 +173,20 @@ def test_a_client_gets_the_outputs_that_it_wants() -> None:
     """Only the named outputs are written, in the order in which they were named."""
     found = TOTAL.read(body(tensor(), outputs=[{"name": "twice"}]))
     columns = {"total": np.array([0.0]), "twice": np.array([[1.0, 1.0]])}
-    answer = json.loads(writer(Total()).write(found, cells(columns), 0, 1))
+    answer = json.loads(build_writer(Total()).write(found, encode_rows(columns), 0, 1))
     assert [output["name"] for output in answer["outputs"]] == ["twice"]
 
 
 def test_an_answer_says_what_was_not_heeded() -> None:
     """A model that goes by no accuracy tells whoever asked for one; one that does, and who asks not, hear nothing."""
-    columns, asked = cells({"total": np.array([1.0])}), Call(1, "p", least_accuracy=0.9)
-    plain = writer(Total())
-    heeding = replace(plain, fields={**plain.fields, ACCURATE: Field(ACCURATE, "BOOL")})
+    columns, asked = encode_rows({"total": np.array([1.0])}), Call(1, "p", least_accuracy=0.9)
+    plain = build_writer(Total())
+    heeding = replace(plain, fields={**plain.fields, ACCURACY_OUTPUT: Field(ACCURACY_OUTPUT, "BOOL")})
     for wrote, call, told in (
         (plain, asked, {"entity": "p", "ignored": ["least_accuracy"]}),
         (plain, Call(1, least_accuracy=0.9), {"ignored": ["least_accuracy"]}),
         (plain, Call(1), None),
         (heeding, asked, {"entity": "p"}),
     ):
-        answer = json.loads(wrote.write(Question({}, call, "", ("total",)), columns, 0, 1))
+        answer = json.loads(wrote.write(InferenceRequest({}, call, "", ("total",)), columns, 0, 1))
         assert answer.get("parameters") == told

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from unfoldkit.errors import ExitCode, UnfoldError
-from unfoldkit.serving.http.host import Address, bind, guarded, is_heard, is_loopback, listen
+from unfoldkit.serving.http.address import Address, bind_socket, is_listening, is_loopback, open_listener
+from unfoldkit.serving.http.auth import require_token
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,9 @@ def test_loopback_is_known(host: str, *, expected: bool) -> None:
 def test_an_open_address_needs_a_token() -> None:
     """An address that others can reach is refused without a token and bound with one."""
     with pytest.raises(UnfoldError, match=r"a token is needed.*UNFOLD_TOKEN") as caught:
-        listen(Address("0.0.0.0", 0))  # noqa: S104 - that it is refused is the test
+        open_listener(Address("0.0.0.0", 0))  # noqa: S104 - that it is refused is the test
     assert caught.value.code is ExitCode.USAGE
-    listen(Address("0.0.0.0", 0, "secret")).close()  # noqa: S104 - as above
+    open_listener(Address("0.0.0.0", 0, "secret")).close()  # noqa: S104 - as above
 
 
 def test_a_port_in_use_is_told() -> None:
@@ -46,7 +47,7 @@ def test_a_port_in_use_is_told() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(UnfoldError, match=r"cannot listen on 127\.0\.0\.1:.*--port 0"):
-            listen(Address(port=other.getsockname()[1]))
+            open_listener(Address(port=other.getsockname()[1]))
 
 
 def test_an_address_of_version_6_stands_in_brackets() -> None:
@@ -58,24 +59,24 @@ def test_an_address_of_version_6_stands_in_brackets() -> None:
 def test_a_host_that_is_none_is_told_apart_from_a_port_in_use() -> None:
     """Another port does not help where the address is not of this machine."""
     with pytest.raises(UnfoldError, match=r"cannot listen on 192\.0\.2\.1:0: .*--host takes an address"):
-        listen(Address("192.0.2.1", 0, "secret"))
+        open_listener(Address("192.0.2.1", 0, "secret"))
 
 
 def test_a_token_that_no_header_can_carry_is_refused() -> None:
     """A service that nobody could ask does not start."""
     with pytest.raises(UnfoldError, match="the token holds characters"):
-        listen(Address(port=0, token="two\nlines"))  # noqa: S106 - a test's
+        open_listener(Address(port=0, token="two\nlines"))  # noqa: S106 - a test's
 
 
 def test_a_service_of_several_processes_is_told_of_another_one() -> None:
     """A port on which somebody listens is told from one that is free or only held, though all can be bound."""
-    with bind(Address(port=0), many=True) as held:
+    with bind_socket(Address(port=0), many=True) as held:
         address = Address(port=held.getsockname()[1])
-        assert not is_heard(address)
-        with listen(address, many=True):
-            assert is_heard(address)
-            bind(address, many=True).close()
-        assert not is_heard(address)
+        assert not is_listening(address)
+        with open_listener(address, many=True):
+            assert is_listening(address)
+            bind_socket(address, many=True).close()
+        assert not is_listening(address)
 
 
 async def _app(scope: Any, _receive: Any, send: Any) -> None:
@@ -93,7 +94,7 @@ def answered(scope: dict[str, Any]) -> Any:
         return {}
 
     async def ask() -> None:
-        await guarded(_app, "secret")(scope, receive, send)
+        await require_token(_app, "secret")(scope, receive, send)
 
     asyncio.run(ask())
     return sent[0]

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from unfoldkit.errors import ExitCode, UnfoldError, fail
-from unfoldkit.serving.http.host import Address, host, listen
+from unfoldkit.errors import ExitCode, UnfoldError, user_error
+from unfoldkit.serving.http.address import Address, open_listener
+from unfoldkit.serving.http.host import run_service
 from unfoldkit.serving.http.startup import FAILED
 from unfoldkit.serving.service import ASGIApp, Receive, Scope, Send, Service
 
@@ -29,15 +30,15 @@ def refusing(**more: object) -> ASGIApp:
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ({"message": "no weights", "error": fail("no weights", key="model")}, "model: no weights"),
+        ({"message": "no weights", "error": user_error("no weights", key="model")}, "model: no weights"),
         ({"message": "no weights"}, "no weights"),
         ({}, "the service did not start"),
     ],
 )
 def test_a_failed_start_is_told_in_words(said: dict[str, object], told: str) -> None:
     """The error of the application is raised as it is, a message alone becomes one, and nothing ends the process."""
-    with listen(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=f"^{told}$") as error:
-        host(Service("mine", refusing(**said)), bound)
+    with open_listener(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=f"^{told}$") as error:
+        run_service(Service("mine", refusing(**said)), bound)
     assert error.value.code is ExitCode.USAGE
 
 
@@ -49,8 +50,8 @@ def test_an_error_at_the_start_is_told_and_ends_the_service() -> None:
         raise OSError("no more processes")
 
     told = "^the service did not start: OSError: no more processes$"
-    with listen(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=told) as error:
-        host(Service("mine", app), bound)
+    with open_listener(Address("127.0.0.1", 0)) as bound, pytest.raises(UnfoldError, match=told) as error:
+        run_service(Service("mine", app), bound)
     assert error.value.code is ExitCode.INTERNAL
 
 
@@ -67,8 +68,8 @@ def test_a_signal_ends_a_start_that_takes_long(capfd: pytest.CaptureFixture[str]
 
     began = time.monotonic()
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with listen(Address("127.0.0.1", 0)) as bound:
-        host(Service("mine", app), bound)
+    with open_listener(Address("127.0.0.1", 0)) as bound:
+        run_service(Service("mine", app), bound)
     assert time.monotonic() - began < 20
     assert closed
     assert capfd.readouterr().err == ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unfoldkit.errors import UnfoldError
-from unfoldkit.serving.state.store import Memory, State, open_store
+from unfoldkit.serving.state.store import EntityState, State, open_store
 
 WRITER = """
 import sys
@@ -26,7 +26,7 @@ for time in range(10**9):
 
 def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     """Memories survive closing and opening, with the state before; unknown entities are left out."""
-    first, second = Memory(State(3, b"\x00x"), State(1, b"")), Memory(State(-2, b""), None)
+    first, second = EntityState(State(3, b"\x00x"), State(1, b"")), EntityState(State(-2, b""), None)
     store = open_store(tmp_path / "new" / "s.db", made_from="a")
     store.write({"p1": first, "ä ' ;": second})
     store.close()
@@ -39,7 +39,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
 def test_many_entities_are_read_at_once(tmp_path: Path) -> None:
     """A batch of any size is read, beyond what one query may name."""
     store = open_store(tmp_path / "s.db", made_from="a")
-    known = {f"p{n}": Memory(State(n, b"d"), None) for n in range(1203)}
+    known = {f"p{n}": EntityState(State(n, b"d"), None) for n in range(1203)}
     store.write(known)
     assert store.read(known) == known
     store.close()
@@ -77,7 +77,7 @@ def test_states_of_another_plan_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_store_is_told(tmp_path: Path, content: bytes) -> None:
     """A file that is no store is named, not overwritten."""
     (tmp_path / "s.db").write_bytes(content)
-    with pytest.raises(UnfoldError, match=r"s\.db: not a memory of entities"):
+    with pytest.raises(UnfoldError, match=r"s\.db: not a store of entity states"):
         open_store(tmp_path / "s.db", made_from="a")
     assert (tmp_path / "s.db").read_bytes() == content
 
@@ -88,6 +88,6 @@ def test_a_store_that_fails_is_told(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "s.db") as other:
         other.execute("DROP TABLE entities")
     other.close()
-    with pytest.raises(UnfoldError, match=r"s\.db: the memory of entities cannot be used"):
+    with pytest.raises(UnfoldError, match=r"s\.db: cannot use the entity states"):
         store.read(["p"])
     store.close()

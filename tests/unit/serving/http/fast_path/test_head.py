@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfoldkit.serving.http.fast_path import Lane, first_lines, read_head, written
-from unfoldkit.serving.responses import error, json_reply
+from unfoldkit.serving.http.fast_path.head import FastPath, format_response, parse_head
+from unfoldkit.serving.responses import error_reply, json_reply
 
 PATH = "/v2/models/m/infer"
 LINE = f"POST {PATH} HTTP/1.1"
@@ -21,9 +21,15 @@ def nothing(_body: bytes, _done: Any) -> None:
     """Answer nothing."""
 
 
-def lane(token: str = "") -> Lane:
+def lane(token: str = "") -> FastPath:
     allowed = (lambda given: hmac.compare_digest(given, f"Bearer {token}".encode())) if token else lambda _given: True
-    return Lane(first_lines({PATH: nothing}), 1000, allowed, lambda: False, bytes)
+    return FastPath(
+        responders={PATH: nothing},
+        max_body_bytes=1000,
+        is_authorized=allowed,
+        is_closing=lambda: False,
+        default_headers=bytes,
+    )
 
 
 def request(*lines: str, body: str = "{}") -> bytes:
@@ -51,9 +57,9 @@ def request(*lines: str, body: str = "{}") -> bytes:
 def test_a_plain_request_is_taken(lines: list[str]) -> None:
     """A POST for a path of the lane with one length and one host is taken, its body found."""
     data = request(*lines)
-    found = read_head(data, lane())
+    found = parse_head(data, lane())
     assert found is not None
-    assert data[found.begin : found.end] == b"{}"
+    assert data[found.body_start : found.end] == b"{}"
 
 
 @pytest.mark.parametrize(
@@ -93,27 +99,27 @@ def test_a_plain_request_is_taken(lines: list[str]) -> None:
 )
 def test_all_else_goes_the_long_way(lines: list[str]) -> None:
     """Whatever is unusual in a head is left to the HTTP server."""
-    assert read_head(request(*lines), lane()) is None
+    assert parse_head(request(*lines), lane()) is None
 
 
 def test_the_token_is_asked_for_in_the_lane_too() -> None:
     """With a token only requests that bear it are taken, and no head is remembered that holds one."""
     found = lane("secret")
     head = [LINE, "host: a", "content-length: 2"]
-    assert read_head(request(*head), found) is None
-    assert read_head(request(*head, "authorization: Bearer wrong"), found) is None
+    assert parse_head(request(*head), found) is None
+    assert parse_head(request(*head, "authorization: Bearer wrong"), found) is None
     twice = ["authorization: Bearer secret", "authorization: Bearer secret"]
-    assert read_head(request(*head, *twice), found) is None
-    assert read_head(request(*head, "Authorization: Bearer secret"), found) is not None
-    assert not found.known
+    assert parse_head(request(*head, *twice), found) is None
+    assert parse_head(request(*head, "Authorization: Bearer secret"), found) is not None
+    assert not found.cached_heads
 
 
 def test_known_heads_are_bounded() -> None:
     """The memory of heads does not grow with the number of different ones."""
     found = lane()
     for n in range(5000):
-        assert read_head(request(LINE, "host: a", f"x: {n}", "content-length: 2"), found)
-    assert len(found.known) <= 1024
+        assert parse_head(request(LINE, "host: a", f"x: {n}", "content-length: 2"), found)
+    assert len(found.cached_heads) <= 1024
 
 
 class Parsed:
@@ -145,24 +151,24 @@ def test_what_the_lane_takes_the_parser_reads_alike(fields: list[tuple[str, str,
     data = f"{LINE}\r\nhost: a\r\ncontent-length: 2\r\n{head}\r\n{{}}".encode("latin-1")
     tries = [data, data.replace(b"content-length: 2\r\n", b"", 1), data.replace(b"host: a\r\n", b"", 1)]
     for one in tries:
-        found = read_head(one, lane())
+        found = parse_head(one, lane())
         if found is None or found.end != len(one):
             continue
         parsed = Parsed()
         httptools.HttpRequestParser(parsed).feed_data(one)
-        assert (parsed.url, parsed.body, parsed.ends) == (PATH.encode(), one[found.begin :], 1)
+        assert (parsed.url, parsed.body, parsed.ends) == (PATH.encode(), one[found.body_start :], 1)
 
 
 @pytest.mark.parametrize("last", [True, False])
 def test_a_reply_is_whole(*, last: bool) -> None:
     """A written reply has its length, its headers once, and says when the connection ends."""
-    text = written(error(429, "later", ((b"retry-after", b"3"),)), b"date: now\r\n", last=last)
+    text = format_response(error_reply(429, "later", ((b"retry-after", b"3"),)), b"date: now\r\n", is_last=last)
     head, _, body = text.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0] == b"HTTP/1.1 429 Too Many Requests"
     assert b"content-length: %d" % len(body) in lines
     assert {b"retry-after: 3", b"date: now", b"content-type: application/json"} <= set(lines)
     assert (b"connection: close" in lines) is last
-    closing = written(error(413, "large", ((b"connection", b"close"),)), b"", last=True)
+    closing = format_response(error_reply(413, "large", ((b"connection", b"close"),)), b"", is_last=True)
     assert closing.count(b"connection: close") == 1
-    assert written(json_reply({}), b"", last=False).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert format_response(json_reply({}), b"", is_last=False).startswith(b"HTTP/1.1 200 OK\r\n")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, request, rows, serving
-from unfoldkit.serving.observability.dashboard import Board
-from unfoldkit.serving.observability.live_page import watched
+from unfoldkit.serving.observability.dashboard import Dashboard
+from unfoldkit.serving.observability.live_page import serve_events
 from unfoldkit.serving.service import Message
 
 
@@ -105,13 +105,13 @@ def test_many_who_watch_cost_one_board() -> None:
     """Whoever watches at the same time sees the same board, which is made once."""
     made: list[int] = []
 
-    def watch() -> Board:
+    def watch() -> Dashboard:
         made.append(1)
-        return Board("a", "toy")
+        return Dashboard("a", "toy")
 
     async def scene() -> list[bytes]:
         drains, heard = asyncio.Event(), list[bytes]()
-        page = watched(nothing, watch, drains)
+        page = serve_events(nothing, watch, drains)
 
         async def receive() -> Message:
             await drains.wait()

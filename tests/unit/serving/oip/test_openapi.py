@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.models import Total
-from unfoldkit.serving.oip.app import Application, application
-from unfoldkit.serving.oip.binary import Unfit
-from unfoldkit.serving.oip.codec import reader
-from unfoldkit.serving.oip.openapi import document
+from unfoldkit.serving.oip.app import Application, build_application
+from unfoldkit.serving.oip.binary import InvalidRequest
+from unfoldkit.serving.oip.codec import build_reader
+from unfoldkit.serving.oip.openapi import build_document
 
 
 @pytest.fixture
 def app() -> Application:
-    return application([Total()])
+    return build_application([Total()])
 
 
 def described(app: Application, **more: Any) -> dict[str, Any]:
-    return document([endpoint.model for endpoint in app.endpoints.values()], "1.0", **more)
+    return build_document([endpoint.model for endpoint in app.endpoints.values()], "1.0", **more)
 
 
 def test_every_path_of_the_server_is_described_and_no_other(app: Application) -> None:
@@ -52,9 +52,9 @@ def test_the_datatypes_are_those_that_are_taken(app: Application) -> None:
     model = Total()
     schema = described(app)["paths"]["/v2/models/total/infer"]["post"]["requestBody"]["content"]["application/json"]
     tensor = schema["schema"]["properties"]["inputs"]["items"]["anyOf"][0]["properties"]
-    read = reader(model.inputs, model.outputs).read
+    read = build_reader(model.inputs, model.outputs).read
     body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"%b","data":[1,2,3]}]}'
     for datatype in tensor["datatype"]["enum"]:
         assert read(body % datatype.encode()).call.rows == 1
-    with pytest.raises(Unfit, match="datatype"):
+    with pytest.raises(InvalidRequest, match="datatype"):
         read(body % b"BYTES")

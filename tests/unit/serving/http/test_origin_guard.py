@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import Server, read, request, rows, serving
-from unfoldkit.serving.http.origin_guard import barred, is_near
+from unfoldkit.serving.http.origin_guard import find_foreign_origin, is_private_host
 
 INFER = "/v2/models/total/infer"
 SLOW = "/v2/models/total/versions/1/infer"
@@ -44,15 +44,15 @@ def total() -> Iterator[Server]:
 )
 def test_a_name_that_anybody_may_buy_is_not_near(host: str, *, near: bool) -> None:
     """Addresses and names without a dot are near; a name of the public DNS, which may point anywhere, is not."""
-    assert is_near(host.encode("latin-1")) == near
+    assert is_private_host(host.encode("latin-1")) == near
 
 
 def test_what_a_browser_says_of_its_page_is_heard() -> None:
     """A request is refused for its Host or for the site of its page, and only for those."""
     home = (b"host", b"localhost")
-    assert not barred([home, (b"sec-fetch-site", b"same-origin"), (b"origin", b"https://a.example")])
-    assert barred([home, (b"sec-fetch-site", b"cross-site")])
-    assert barred([(b"host", b"a.example")])
+    assert not find_foreign_origin([home, (b"sec-fetch-site", b"same-origin"), (b"origin", b"https://a.example")])
+    assert find_foreign_origin([home, (b"sec-fetch-site", b"cross-site")])
+    assert find_foreign_origin([(b"host", b"a.example")])
 
 
 @pytest.mark.parametrize(("path", "body"), [(INFER, ROW), (SLOW, ROW), ("/metrics", None), ("/events", None)])

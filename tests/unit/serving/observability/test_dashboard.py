@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unfoldkit.serving.observability.dashboard import More, Tile, of_requests, short
-from unfoldkit.serving.observability.metrics import SECONDS, metrics, of_model
+from unfoldkit.serving.observability.dashboard import DashboardExtras, Tile, format_short, request_dashboard
+from unfoldkit.serving.observability.metrics import LATENCY_BUCKETS_S, create_metrics, model_metrics
 
 
 @pytest.mark.parametrize(
@@ -22,34 +22,34 @@ from unfoldkit.serving.observability.metrics import SECONDS, metrics, of_model
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     """Large numbers keep three digits and a suffix, small ones are as they are."""
-    assert short(value) == text
+    assert format_short(value) == text
 
 
 def test_the_board_adds_up_all_models_and_what_the_kind_adds() -> None:
     """Requests of all models are counted together by status, a refusal is marked, and the kind's own tile follows."""
-    found = metrics()
+    found = create_metrics()
     for name in ("a", "b"):
-        tally = of_model(found, name).requests
+        tally = model_metrics(found, name).requests
         tally.count(200, 0.0015)
         tally.count(429, 0.0)
-    board = of_requests("both", "toy", found, lambda: More((Tile("own", "1"),)))()
+    board = request_dashboard("both", "toy", found, lambda: DashboardExtras((Tile("own", "1"),)))()
     assert [(tile.label, tile.value, tile.ok) for tile in board.tiles] == [
-        ("requests", "4", None), ("failed", "0", True), ("refused", "2", False), ("own", "1", None),
+        ("requests", "4", None), ("failed", "0", True), ("rejected", "2", False), ("own", "1", None),
     ]  # fmt: skip
     assert board.lines[0].values == {"200": 2.0, "429": 2.0}
     assert sum(board.spreads[0].counts) == 4
-    assert len(board.spreads[0].counts) == len(SECONDS) + 1
+    assert len(board.spreads[0].counts) == len(LATENCY_BUCKETS_S) + 1
     assert board.lines[1].values == {"a": 0.0, "b": 0.0}
 
 
 def test_refusals_make_answers_look_no_quicker() -> None:
     """Requests that are refused unread are counted by status, and not among the times to answer."""
-    found = metrics()
-    tally = of_model(found, "a").requests
+    found = create_metrics()
+    tally = model_metrics(found, "a").requests
     tally.count(200, 0.3)
     for _ in range(1000):
         tally.refuse()
-    board = of_requests("a", "toy", found)()
+    board = request_dashboard("a", "toy", found)()
     assert board.lines[0].values == {"200": 1.0, "429": 1000.0}
     assert sum(board.spreads[0].counts) == 1
     assert b'unfold_request_duration_seconds_count{model="a"} 1.0' in found.text()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from unfoldkit.serving.http.overload import Sweep, Verdict
+from unfoldkit.serving.http.fast_path.overload import BulkRejection, OverloadRejecter
 
 HEAD = b"POST / HTTP/1.1\r\n\r\n"
 NO = b"no" * 10
@@ -18,13 +18,13 @@ NO = b"no" * 10
 class Line:
     """One end of a connection."""
 
-    calm: bool = True
-    seen: float = 0.0
+    is_quiet: bool = True
+    last_active_s: float = 0.0
     got: list[bytes] = field(default_factory=list)
     sent: list[bytes] = field(default_factory=list)
 
-    def is_calm(self) -> bool:
-        return self.calm
+    def check_quiet(self) -> bool:
+        return self.is_quiet
 
     def data_received(self, data: bytes) -> None:
         self.got.append(data)
@@ -42,11 +42,11 @@ class Bench:
     turns: list[Callable[[], None]] = field(default_factory=list)
     ends: list[socket.socket] = field(default_factory=list)
 
-    def sweep(self) -> Sweep:
-        return Sweep(self.judge, self.turns.append, lambda: 7.0)
+    def sweep(self) -> OverloadRejecter:
+        return OverloadRejecter(self.judge, self.turns.append, lambda: 7.0)
 
-    def judge(self, head: bytes) -> Verdict:
-        return Verdict(len(HEAD) + 4, self.answer, self.refused.append) if head == HEAD else Verdict(-1)
+    def judge(self, head: bytes) -> BulkRejection:
+        return BulkRejection(len(HEAD) + 4, self.answer, self.refused.append) if head == HEAD else BulkRejection(-1)
 
     def pair(self) -> tuple[socket.socket, socket.socket]:
         ours, theirs = socket.socketpair()
@@ -76,7 +76,7 @@ def test_what_is_refused_is_answered_and_counted(bench: Bench) -> None:
     bench.turns.pop()()
     assert [client.recv(99) for client in clients[:2]] == [NO, NO]
     assert (bench.refused, [line.got for line in lines]) == ([2], [[], [], []])
-    assert [line.seen for line in lines] == [7.0, 7.0, 0.0]
+    assert [line.last_active_s for line in lines] == [7.0, 7.0, 0.0]
     # and it comes again, as long as there is somebody to refuse
     bench.turns.pop()()
     assert not bench.turns
@@ -98,7 +98,7 @@ def test_all_else_is_handed_on(bench: Bench, came: bytes) -> None:
 
 def test_a_connection_with_something_under_way_is_left_to_the_loop(bench: Bench) -> None:
     """What comes while an answer is due stays where it is."""
-    sweep, line = bench.sweep(), Line(calm=False)
+    sweep, line = bench.sweep(), Line(is_quiet=False)
     ours, theirs = bench.pair()
     sweep.watch(line, ours.fileno())
     theirs.sendall(HEAD + b"body")
@@ -115,7 +115,7 @@ def test_who_leaves_is_left_to_the_loop(bench: Bench) -> None:
         theirs.sendall(asks)
         theirs.close()
         sweep.run()
-        sweep.forget(line, ours.fileno())
+        sweep.unwatch(line, ours.fileno())
     assert (line.got, line.sent) == ([], [])
 
 
@@ -144,7 +144,7 @@ def test_a_number_belongs_to_who_has_it_now(bench: Bench) -> None:
     ours, theirs = bench.pair()
     assert ours.fileno() == number
     sweep.watch(new, number)
-    sweep.forget(old, number)
+    sweep.unwatch(old, number)
     theirs.sendall(b"hello")
     sweep.run()
     assert (old.got, new.got) == ([], [b"hello"])

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from tests.unit.serving.client import read, request, rows, serving
-from unfoldkit.serving.observability.access_log import JsonLines, Note, known_id, lines, together, tracing
+from unfoldkit.serving.observability.access_log import (
+    JsonLines,
+    RequestNote,
+    combine_observers,
+    json_access_log,
+    request_tracer,
+    sanitize_id,
+)
 
 INFER = "/v2/models/total/infer"
 LONG = "/v2/models/total/versions/1/infer"
@@ -67,18 +74,18 @@ def test_a_failure_is_logged_as_one_line() -> None:
 @pytest.mark.parametrize("given", [b"", b"a b", b"a\r\nb", b"\xff", b"x" * 129, b'"'])
 def test_an_id_that_could_break_a_log_is_dropped(given: bytes) -> None:
     """Only letters, digits and a few signs, at most 128 of them, are repeated."""
-    assert known_id(given) == ""
+    assert sanitize_id(given) == ""
 
 
 def test_all_observers_hear() -> None:
     """Several observers hear each note; none at all is no observer, so that it costs nothing."""
     heard: list[Any] = []
-    note = Note("i", "POST", "/", 200, 0.1)
-    both = together([heard.append, heard.append])
+    note = RequestNote("i", "POST", "/", 200, 0.1)
+    both = combine_observers([heard.append, heard.append])
     assert both
     both(note)
     assert heard == [note, note]
-    assert together([]) is None
+    assert combine_observers([]) is None
 
 
 def test_lines_have_the_fields_of_the_note() -> None:
@@ -86,7 +93,7 @@ def test_lines_have_the_fields_of_the_note() -> None:
     records: list[logging.LogRecord] = []
     log = logging.Logger("a")  # noqa: LOG001 - one of this test alone
     log.addFilter(lambda record: records.append(record) or False)  # type: ignore[func-returns-value]
-    lines(log)(Note("i", "POST", "/p", 503, 0.25))
+    json_access_log(log)(RequestNote("i", "POST", "/p", 503, 0.25))
     assert records[0].levelno == logging.ERROR
     assert vars(records[0])["fields"] == {"id": "i", "method": "POST", "path": "/p", "status": 503, "ms": 250.0}
 
@@ -102,11 +109,11 @@ def test_a_request_is_a_span() -> None:
 
     memory, provider = InMemorySpanExporter(), sdk.TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(memory))
-    observer = tracing(provider)
+    observer = request_tracer(provider)
     assert observer
-    observer(Note("i", "POST", "/p", 200, 0.25, PARENT))
-    observer(Note("j", "POST", "/p", 503, 0.0))
-    observer(Note("k", "GET", "/made-up-1", 404, 0.0))
+    observer(RequestNote("i", "POST", "/p", 200, 0.25, PARENT))
+    observer(RequestNote("j", "POST", "/p", 503, 0.0))
+    observer(RequestNote("k", "GET", "/made-up-1", 404, 0.0))
     good, bad, lost = memory.get_finished_spans()
     assert (good.name, good.kind) == ("POST /p", SpanKind.SERVER)
     assert format(good.context.trace_id, "032x") == PARENT.split("-")[1]
@@ -124,4 +131,4 @@ def test_a_request_is_a_span() -> None:
 
 def test_without_a_provider_nothing_is_traced() -> None:
     """OpenTelemetry that nobody set up makes no observer."""
-    assert tracing() is None
+    assert request_tracer() is None

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from unfoldkit.serving.batching.worker_thread import Thread
+from unfoldkit.serving.batching.worker_thread import WorkerThread
 
 
 def test_a_rest_ends_with_the_job() -> None:
     """Who rests goes on as soon as the job under way has ended and was told."""
-    thread, begun, told = Thread("work"), threading.Event(), list[str]()
+    thread, begun, told = WorkerThread("work"), threading.Event(), list[str]()
 
     def work() -> str:
         begun.set()
@@ -21,7 +21,7 @@ def test_a_rest_ends_with_the_job() -> None:
 
     thread.run(work, told.append)
     begun.wait()
-    thread.rest(20.0)
+    thread.yield_to_job(20.0)
     assert told == ["done"]
     thread.close()
 
@@ -29,12 +29,12 @@ def test_a_rest_ends_with_the_job() -> None:
 @pytest.mark.parametrize("busy", [True, False])
 def test_a_rest_is_bounded(*, busy: bool) -> None:
     """A rest is over after its time although the job goes on, and at once where there is none."""
-    thread, begun, end = Thread("work"), threading.Event(), threading.Event()
+    thread, begun, end = WorkerThread("work"), threading.Event(), threading.Event()
     if busy:
         thread.run(lambda: (begun.set(), end.wait()), lambda _result: None)
         begun.wait()
     began = time.monotonic()
-    thread.rest(0.02 if busy else 20.0)
+    thread.yield_to_job(0.02 if busy else 20.0)
     took = time.monotonic() - began
     assert took < 10
     assert not busy or took >= 0.019

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from unfoldkit.serving.observability.multiprocess import Siblings, snapshot
+from unfoldkit.serving.observability.multiprocess import PeerProcesses, take_snapshot
 
 
 def counted(rows: float, waiting: float) -> CollectorRegistry:
@@ -26,7 +26,7 @@ def test_of_a_process_that_is_gone_only_what_grows_counts(
 ) -> None:
     """Rows of a dead process stay in the sum, what waits there does not; its number may be somebody else's by now."""
     other = os.getpid() + 1
-    (tmp_path / f"{other}.json").write_text(json.dumps(snapshot(counted(5, 4))), encoding="utf-8")
+    (tmp_path / f"{other}.json").write_text(json.dumps(take_snapshot(counted(5, 4))), encoding="utf-8")
 
     def kill(process: int, number: int) -> None:
         assert (process, number) == (other, 0)
@@ -34,6 +34,6 @@ def test_of_a_process_that_is_gone_only_what_grows_counts(
             raise error
 
     monkeypatch.setattr(os, "kill", kill)
-    text = Siblings(tmp_path).text(counted(2, 3)).decode()
+    text = PeerProcesses(tmp_path).text(counted(2, 3)).decode()
     assert "rows_total 7.0" in text
     assert f"waiting {waiting}" in text
