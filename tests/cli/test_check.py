@@ -61,7 +61,7 @@ def test_what_specs_name_is_opened_on_demand(unfold: Unfold, spec: Path, tmp_pat
     assert found.out.startswith(f"p.yaml:{line}:12: arrivals.trace: no such file or folder: 'gone.csv'")
     assert (
         unfold("check", "a.yaml", "--data").err
-        == "a.yaml: checked without its data: kind echo opens none\na.yaml is valid\n"
+        == "a.yaml: checked without its data: kind echo has no check of files\na.yaml is valid\n"
     )
 
 
@@ -96,7 +96,7 @@ def test_a_plan_that_still_holds_is_fine(unfold: Unfold, spec: Path) -> None:
     assert unfold("plan", spec, "-o", "plan.yaml").code == 0
     outcome = unfold("plan", spec, "--check", "plan.yaml")
     assert outcome.code == 0
-    assert "the plan is still that of plan.yaml" in outcome.out
+    assert "the plan is the same as in plan.yaml" in outcome.out
 
 
 @pytest.mark.parametrize(("verdict", "told"), [(Verdict.YES, ["check"]), (Verdict.NO, [])])
@@ -111,7 +111,7 @@ def test_a_plan_made_again_is_told_to_hold_whatever_it_answers() -> None:
     """A plan that comes out as it was committed is said to be still that of the file, also where the answer is no."""
     report = Report("echo", "plan", "mine", Verdict.NO, "planned again", decision={"replicas": 3})
     lines = dict(compare_plans(report, {"decision": {"replicas": 3}}, "plan.yaml").lines)
-    assert lines["check"] == "the plan is still that of plan.yaml"
+    assert lines["check"] == "the plan is the same as in plan.yaml"
 
 
 def test_a_plan_that_drifted_is_a_no(unfold: Unfold, spec: Path) -> None:
@@ -198,7 +198,7 @@ def test_what_init_writes_is_valid(unfold: Unfold, tmp_path: Path, kind: str) ->
     assert (tmp_path / "new.yaml").read_text(encoding="utf-8") == printed.out
     again = unfold("init", kind, "--out", "new.yaml")
     assert again.code == 2
-    assert "the file is there already; nothing was changed" in again.err
+    assert "the file exists; nothing was changed" in again.err
 
 
 @pytest.mark.parametrize("words", [["schema", "ecko"], ["init", "ecko"]])

@@ -133,7 +133,7 @@ def test_ctrl_c_ends_with_130_and_the_run_goes_on(tmp_path: Path, unfold: Unfold
         os.killpg(process.pid, signal.SIGINT)
         out, told = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert told == "interrupted; the same command goes on where it was\n"
+    assert told == "interrupted; the same command resumes where it was\n"
     run = RunDir(tmp_path / "runs" / "a")
     assert run.read("said/0.txt") == b"hi"
     before = (run.path / "said" / "0.txt").stat().st_mtime_ns
@@ -268,7 +268,7 @@ def test_an_interrupted_start_says_so(unfold_process: Process, tmp_path: Path) -
     [
         (["--version"], "cannot write: No space left on device\n"),
         (["--help"], "cannot write: No space left on device\n"),
-        (["schema"], "cannot write the report: No space left on device (--out FILE writes it elsewhere)\n"),
+        (["schema"], "cannot write the report: No space left on device (--out FILE writes it to a file)\n"),
     ],
 )
 def test_what_a_full_disk_does_not_take_is_no_answer(tmp_path: Path, words: list[str], told: str) -> None:

@@ -7,12 +7,13 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from unfoldkit.cli import console, options
-from unfoldkit.cli.help_layout import build_root_class
+from unfoldkit.cli.help_layout import EXIT_CODES, GROUPS
 from unfoldkit.cli.options import SharedOptions, with_shared_options
 from unfoldkit.cli.request import Request
 
@@ -22,6 +23,22 @@ EPILOG = (
 )
 ReplayTrace = Annotated[Path | None, typer.Option("--replay", metavar="TRACE", help="replay a trace through the plan")]
 TextOrJson = Annotated[str, typer.Option("--format", metavar="NAME", help="text or json")]
+
+
+class RootCommand(TyperGroup):
+    """The root command with its commands in groups; without rich, Typer has no option for that."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one section per group, then the commands that no group names."""
+        grouped = {name for names in GROUPS.values() for name in names}
+        remaining = tuple(name for name in self.list_commands(ctx) if name not in grouped)
+        for title, names in {**GROUPS, "More": remaining}.items():
+            rows = [(name, self.commands[name].get_short_help_str(80)) for name in names if name in self.commands]
+            _write_section(formatter, title, rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature of the library
+        """Write the exit codes."""
+        _write_section(formatter, "Exit codes", list(EXIT_CODES))
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -35,7 +52,7 @@ def build_app(width: int = HELP_WIDTH) -> typer.Typer:
     app = typer.Typer(
         name="unfold",
         help="Keep machine learning inside a budget of money, latency and accuracy.",
-        cls=build_root_class(),
+        cls=RootCommand,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
@@ -252,6 +269,12 @@ def report(
     from unfoldkit.cli.commands.show import show_report
 
     _exit_with(lambda: show_report(run_folder, form, out, exit_zero=exit_zero))
+
+
+def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
+    if rows:
+        with formatter.section(title):
+            formatter.write_dl(rows)
 
 
 def _group(text: str, callback: Callable[..., None], **commands: Callable[..., None]) -> typer.Typer:

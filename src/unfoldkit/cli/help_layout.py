@@ -1,13 +1,12 @@
 """The first screen of help: commands grouped by task, and the exit codes.
 
 Its text is stored in ``help.txt``, so that ``unfold --help`` needs no command-line library. ``python -m docs.generate``
-writes the file, and a test compares it with the help of the application.
+writes the file, and a test compares it with the help of the application. This module imports no more than it must.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 EXIT_CODES = (
     ("0", "it ran, and the answer is yes"),
@@ -27,31 +26,3 @@ GROUPS = {
 def read_help() -> str:
     """Return the stored help of ``unfold``."""
     return (Path(__file__).parent / "help.txt").read_text(encoding="utf-8")
-
-
-def build_root_class() -> type[Any]:
-    """Build the class of the root command; without rich, Typer has no option to group commands."""
-    from typer.core import TyperGroup
-
-    class RootCommand(TyperGroup):
-        """The root command with one section per group."""
-
-        def format_commands(self, ctx: Any, formatter: Any) -> None:
-            """Write one section per group, then the commands that no group names."""
-            grouped = {name for names in GROUPS.values() for name in names}
-            remaining = tuple(name for name in self.list_commands(ctx) if name not in grouped)
-            for title, names in {**GROUPS, "More": remaining}.items():
-                rows = [(name, self.commands[name].get_short_help_str(80)) for name in names if name in self.commands]
-                _write_section(formatter, title, rows)
-
-        def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the signature of the library
-            """Write the exit codes."""
-            _write_section(formatter, "Exit codes", list(EXIT_CODES))
-
-    return RootCommand
-
-
-def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:
-    if rows:
-        with formatter.section(title):
-            formatter.write_dl(rows)

@@ -71,7 +71,7 @@ def test_a_table_may_tell_hardware_spot_and_regions(tmp_path: Path) -> None:
         ("price\n1\n", "no column of instance types"),
         ("instance,price,region\na,1,moon\n", "no price for the region 'us-east-1'"),
         ("{", "cannot read the price list"),
-        ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "not as its form says"),
+        ('{"SpotPriceHistory": [{"SpotPrice": "x"}]}', "does not match its format"),
         ("{}", "no price for the region"),
     ],
 )

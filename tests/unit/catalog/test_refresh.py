@@ -62,8 +62,8 @@ def test_prices_of_the_fake_cloud_are_refused(cloud: object) -> None:
     clients = AwsClients(fakes.pricing([fakes.product("g5.xlarge", "1.006")]), cloud)
     result = request_prices(clients, "us-east-1", ["g5.xlarge"], NOW, BUNDLED)
     assert result.book.rows["g5.xlarge"].spot is None
-    assert [(item.name, item.market) for item in result.refused] == [("g5.xlarge", "spot")]
-    assert "2006" in result.refused[0].reason
+    assert [(item.name, item.market) for item in result.rejected] == [("g5.xlarge", "spot")]
+    assert "2006" in result.rejected[0].reason
 
 
 def test_hardware_of_the_fake_cloud_agrees_with_the_bundled_table(cloud: object) -> None:
@@ -88,7 +88,7 @@ def test_absurd_prices_are_refused(price: str, why: str) -> None:
         AwsClients(fakes.pricing([good, bad]), ec2), "us-east-1", ["g5.xlarge", "c7i.large"], NOW, BUNDLED
     )
     assert list(result.book.rows) == ["c7i.large"]
-    assert why in result.refused[0].reason
+    assert why in result.rejected[0].reason
 
 
 def test_no_usable_price_is_an_error() -> None:

@@ -65,7 +65,7 @@ def test_a_folder_that_is_no_run_is_told(registry: Registry, tmp_path: Path) -> 
     """A folder without a run is told as such, and so is a run without a spec."""
     RunDir(tmp_path / "half").write("other", b"x")
     for folder in (tmp_path, tmp_path / "half"):
-        with pytest.raises(UnfoldError, match="a folder that holds no run"):
+        with pytest.raises(UnfoldError, match="the folder holds no run"):
             loaded(registry, folder)
 
 

@@ -55,7 +55,7 @@ def test_the_document_itself_is_not_changed() -> None:
         ("a.b.c=1", "a.b is a list of 2"),
         ("d.e=1", 'd is "x", not a mapping'),
         ("a=[", "a bracket that is not closed"),
-        ("a=[1", "never closed"),
+        ("a=[1", "not closed"),
         ("a={b: 1, b: 2}", "duplicate key"),
         ("a=\udcff", "not UTF-8"),
         (".".join("a" * 100) + "=1", "nested deeper"),
