@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from unfoldkit.serving.batching.batcher import Limits
-from unfoldkit.serving.http.address import Address
-from unfoldkit.serving.http.host import open_listener, run_service
+from unfoldkit.serving.http.address import Address, open_listener
+from unfoldkit.serving.http.host import HostOptions, run_service
 from unfoldkit.serving.model import Batch, Field, Predictions
 from unfoldkit.serving.oip.app import build_application, build_service
 
@@ -48,12 +48,13 @@ def onnx(file: str, width: int, classes: int) -> Onnx:
 
 
 def main(port: int) -> None:
-    """Serve PEER_ONNX; WIDTH, CLASSES and, if given, QUEUE (rows) say how."""
+    """Serve the model of PEER_ONNX, with WIDTH inputs and CLASSES outputs; QUEUE and FAST_PATH=0 are optional."""
     model = onnx(os.environ["PEER_ONNX"], int(os.environ["WIDTH"]), int(os.environ["CLASSES"]))
     limits = Limits(queue_rows=int(os.environ.get("QUEUE", "1024")))
     app = build_application([model], limits=limits)
     bound = open_listener(Address(port=port))
-    run_service(build_service("m", app), bound)
+    options = HostOptions(fast_path=os.environ.get("FAST_PATH", "1") == "1")
+    run_service(build_service("m", app), bound, options)
 
 
 if __name__ == "__main__":

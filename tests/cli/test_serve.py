@@ -141,7 +141,7 @@ def test_a_token_from_a_file_is_a_token(
         (["--format", "json"], "--format json: a service writes no report"),
         (
             ["--ray-address", "head:6379"],
-            "--ray-address head:6379 has no effect with --engine local (add --engine ray)",
+            "--ray-address head:6379 has no effect with --engine local",
         ),
     ],
 )

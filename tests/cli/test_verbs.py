@@ -278,7 +278,7 @@ def test_train_carries_out_the_plan_that_is_named(unfold: Unfold, tmp_path: Path
     [
         (
             ("plan", "a.yaml", "--replay", "t.csv"),
-            "--replay t.csv: kind echo replays no trace (kinds that do: pipeline",
+            "--replay t.csv: kind echo replays no trace (kinds that do: pip",
         ),
         (("serve", "a.yaml", "--replay", "t.csv"), "--replay t.csv: kind echo replays no trace"),
         (

@@ -122,7 +122,7 @@ def test_a_bad_vms_csv_is_told(tmp_path: Path, text: str, told: str) -> None:
         (
             ["--region", "mars"],
             1,
-            "no on demand price is known in mars; unfold catalog refresh --region mars requests it",
+            "no on demand price is known in mars; unfold catalog refresh --region mars",
         ),
     ],
 )

@@ -83,7 +83,10 @@ def terms(given: dict[str, str]) -> HostOptions:
     log.handlers[0].setFormatter(JsonLines())
     observer = json_access_log(log) if "log" in given else None
     return HostOptions(
-        token=given.get("token", ""), request_timeout_s=float(given.get("patience", 30)), observer=observer
+        token=given.get("token", ""),
+        request_timeout_s=float(given.get("patience", 30)),
+        observer=observer,
+        fast_path=given.get("fast_path", "1") == "1",
     )
 
 

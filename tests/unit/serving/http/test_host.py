@@ -249,7 +249,7 @@ def test_overload_is_refused_at_once() -> None:
     assert statuses.count(200) >= 8
     refused = next(reply for reply in replies if reply.status == 429)
     assert int(refused.headers["retry-after"]) >= 1
-    assert "come back later" in refused.json["error"]
+    assert "retry later" in refused.json["error"]
 
 
 def test_a_refused_request_costs_only_itself() -> None:
