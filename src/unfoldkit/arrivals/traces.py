@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,8 @@ from unfoldkit.arrivals.readers.timestamps import (
     to_seconds,
 )
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
+from unfoldkit.safe_io.arrays import parse_npy, read_npz
+from unfoldkit.safe_io.files import read_bytes
 
 _HOUR_S = 3600.0
 _FORM_NAMES = {"array": "an array", "log": "a log"}
@@ -180,16 +181,25 @@ def _read_rows(path: Path, columns: TableColumns, warn: Warn) -> TraceRows:
 
 def _read_array(path: Path, name: str | None, notation: TimeNotation) -> Times:
     try:
-        data = np.load(path, allow_pickle=False)
+        data = _load_arrays(path)
         if isinstance(data, np.ndarray):
             return _convert_array(_flatten(data, path), "", notation, path)
-        key = name or _time_key(data.files)
-        if key not in data.files:
+        names = list(data)
+        key = name or _time_key(names)
+        if key not in names:
             message = f"no array {key or 'of arrival times'}"
-            raise user_error(message, file=str(path), hint=f"it has: {', '.join(data.files)}")
+            raise user_error(message, file=str(path), hint=f"it has: {', '.join(names)}")
         return _convert_array(_flatten(data[key], path), key, notation, path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise user_error(f"cannot read the arrays: {error}", file=str(path)) from error
+
+
+def _load_arrays(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    content = read_bytes(path)
+    try:
+        return read_npz(content) if content.startswith(b"PK") else parse_npy(content)
+    except UnfoldError as error:
+        raise user_error(f"cannot read the arrays: {error.diagnostics[0].message}", file=str(path)) from error
 
 
 def _convert_array(numbers: Times, name: str, notation: TimeNotation, path: Path) -> Times:

@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from unfoldkit.catalog.instances import Instance, PriceBook
-from unfoldkit.errors import user_error
+from unfoldkit.errors import UnfoldError, user_error
+from unfoldkit.safe_io.files import DAMAGED, parse_object, read_bytes
 
 SCHEMA = "unfoldkit.catalog/1"
 
@@ -27,8 +28,8 @@ def from_bytes(data: bytes, file: str = "") -> PriceBook:
     Raises:
         UnfoldError: The file is damaged; the hint says how to renew it.
     """
-    with suppress(ValueError, KeyError, TypeError):
-        content = json.loads(data)
+    with suppress(UnfoldError, *DAMAGED):
+        content = parse_object(data)
         if content["schema"] == SCHEMA:
             rows = [replace(Instance(**row), source="cached") for row in content["rows"]]
             return PriceBook("cached", str(content["date"]), {row.name: row for row in rows})
@@ -43,7 +44,7 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 def load_cached_book(folder: Path, region: str) -> PriceBook | None:
     """Load the cached book of a region; ``None`` if none was stored."""
     path = cache_file(folder, region)
-    return from_bytes(path.read_bytes(), str(path)) if path.is_file() else None
+    return from_bytes(read_bytes(path), str(path)) if path.is_file() else None
 
 
 def cache_file(folder: Path, region: str) -> Path:

@@ -16,6 +16,7 @@ from unfoldkit.catalog.sanity import find_implausibility, find_spot_implausibili
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
+from unfoldkit.safe_io.files import DAMAGED
 
 _NAMES = (
     *("instance", "instance_type", "instancetype", "api_name", "machine_type", "machine", "vm_size", "vm", "sku"),
@@ -77,7 +78,7 @@ def _read_json(path: Path, region: str) -> dict[str, Instance]:
     document = _document(path)
     try:
         return _select_cheapest(iter_offers(document, region))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise user_error(f"an entry of the price list does not match its format: {error!r}", file=str(path)) from error
 
 

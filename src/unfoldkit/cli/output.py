@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unfoldkit.cli import console
 from unfoldkit.descriptors import Renderer, resolve
-from unfoldkit.errors import Diagnostic, did_you_mean, user_error
+from unfoldkit.errors import Diagnostic, did_you_mean, escape_unprintable, user_error
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.report import Report
@@ -63,7 +63,7 @@ def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
         console.write_report(content)
     else:
         write_atomically(out, encode_text(content) if isinstance(content, str) else content)
-        console.print_message(f"{report.verdict} · {report.headline}\nwrote {out}")
+        console.print_message(f"{report.verdict} · {escape_unprintable(report.headline)}\nwrote {out}")
 
 
 def render_mistakes(name: str, items: Iterable[Diagnostic]) -> str | None:

@@ -16,6 +16,8 @@ from unfold_cascade.data.table import Frame, Rows, expand, load_frame, matrix, s
 from unfold_cascade.schema import cells
 from unfold_cascade.schema.models import CascadeSpec
 from unfoldkit.api import Run, dump, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object, read_bytes
 
 FILE = "cases.npz"
 FITTED = 8
@@ -100,7 +102,8 @@ def stored_cases(run: Run) -> Cases:
     Raises:
         UnfoldError: the run holds none.
     """
-    return _unpacked(run.directory.read(FILE))
+    with run.directory.decoding(FILE, "cases") as data:
+        return _unpacked(data)
 
 
 def features(spec: CascadeSpec, run: Run, given: Cases) -> FloatArray:
@@ -123,7 +126,7 @@ def source_digest(spec: CascadeSpec, run: Run) -> str:
     if data.source == "sklearn":
         return importlib.metadata.version("scikit-learn")
     try:
-        return hashlib.sha256(run.path(data.path, key="data.path").read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(run.path(data.path, key="data.path"))).hexdigest()
     except OSError as error:
         raise fail(f"cannot read: {error.strerror}", file=data.path, key="data.path") from error
 
@@ -298,10 +301,10 @@ def _packed(found: Cases) -> bytes:
 
 
 def _unpacked(data: bytes) -> Cases:
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        facts = json.loads(stored["facts"].tobytes())
-        rows = Rows(stored["train"], stored["calibrate"], stored["test"])
-        labels, clusters = stored["labels"], stored.get("clusters")
+    stored = read_npz(data)
+    facts = parse_object(stored["facts"].tobytes())
+    rows = Rows(stored["train"], stored["calibrate"], stored["test"])
+    labels, clusters = stored["labels"], stored.get("clusters")
     columns = {name: tuple(values) for name, values in facts["columns"].items()}
     told = facts["digest"], facts["source"], facts.get("unlabelled", 0)
     return Cases(rows, labels, tuple(facts["names"]), columns, tuple(facts["order"]), *told, clusters)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unfoldkit.api import fail
+from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
@@ -28,8 +29,10 @@ def columns_of(text: str, file: str) -> dict[str, np.ndarray]:
 def _object(line: str, place: str) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fail(f"not JSON: {error}", file=place, hint="one object a line, not an array over many") from error
+    if is_deep(found):
+        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=place)
     if not isinstance(found, dict):
         raise fail("not a JSON object", file=place, hint='one object a line, such as {"label": "yes", "score": 0.9}')
     return found

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fnmatch
-import gzip
 import hashlib
 import io
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ from unfold_cascade.schema import cells
 from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
 from unfold_cascade.schema.temporal import Split
 from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_lines, did_you_mean, encoding_of, fail, not_utf8
+from unfoldkit.safe_io.archives import gunzip
+from unfoldkit.safe_io.files import read_bytes
 
 IS = "="
 MOST_WORDS = 200
@@ -229,10 +229,7 @@ def _jsonl(path: Path) -> Frame:
 
 
 def _plain(data: bytes, path: Path) -> bytes:
-    try:
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise fail(f"not a gzip file: {error}", file=str(path)) from error
+    return gunzip(data, str(path))
 
 
 def _spread(whole: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -264,11 +261,11 @@ def _flat(cell: np.ndarray) -> np.ndarray:
 def _csv(path: Path) -> Frame:
     data = _bytes(path)
     try:
-        plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        plain = gunzip(data, str(path))
         rows = list(csv_lines(io.StringIO(plain.decode(encoding_of(plain)), newline="")))
     except UnicodeDecodeError as error:
         raise not_utf8(plain, path) from error
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
+    except csv.Error as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
     head = [name.strip() for name in rows[0][1]] if rows else []
     if not rows or len(set(head)) != len(head):
@@ -285,10 +282,7 @@ def _ragged(path: Path, line: int, found: int, wanted: int) -> UnfoldError:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise fail(f"cannot read: {error.strerror}", file=str(path), key="data.path") from error
+    return read_bytes(path)
 
 
 def _digest(data: bytes) -> str:

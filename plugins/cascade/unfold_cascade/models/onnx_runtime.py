@@ -21,6 +21,7 @@ from unfold_cascade.learners import estimators, onnx_svm
 from unfold_cascade.models.zoo import Log, Slot
 from unfold_cascade.schema.models import CascadeSpec
 from unfoldkit.api import Run, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
 
 PROBE_FILE = "serving/probe.npz"
 PROBE_ROWS = 512
@@ -88,7 +89,9 @@ class Fitted(Protocol):
 def keep_probe(spec: CascadeSpec, run: Run, given: Cases) -> Probe:
     """Return the probe of a run; the table is read only if the run does not hold it yet."""
     made_from = fingerprint(given.digest, given.order, [int(row) for row in _probe_rows(given)])
-    return _read_probe(run.directory.once(PROBE_FILE, made_from, lambda: _make_probe(spec, run, given)))
+    run.directory.once(PROBE_FILE, made_from, lambda: _make_probe(spec, run, given))
+    with run.directory.decoding(PROBE_FILE, "rows to check with") as data:
+        return _read_probe(data)
 
 
 def engine(run: Run, slot: Slot, log: Log, probe: Probe, *, native: bool = False) -> Engine:
@@ -251,8 +254,8 @@ def _make_probe(spec: CascadeSpec, run: Run, given: Cases) -> bytes:
 
 
 def _read_probe(data: bytes) -> Probe:
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        return Probe(stored["rows"], stored["x"], bool(stored["missing"]))
+    stored = read_npz(data)
+    return Probe(stored["rows"], stored["x"], bool(stored["missing"]))
 
 
 def _probe_rows(given: Cases) -> IntArray:

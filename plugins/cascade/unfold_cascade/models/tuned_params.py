@@ -58,7 +58,7 @@ def _winner(name: str, run: Run, place: str) -> bytes:
 def _told(data: bytes, name: str, place: str) -> Mapping[str, Any]:
     try:
         told = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fail(f"{WINNER} is not JSON: {error}", file=name, key=place) from error
     if not isinstance(told, dict) or told.get("schema") != SCHEMA or not isinstance(told.get("params"), dict):
         raise fail(f"{WINNER} is not of the schema {SCHEMA}", file=name, key=place, hint=TRAIN)

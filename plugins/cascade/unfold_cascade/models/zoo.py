@@ -19,6 +19,8 @@ from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.models import tuned_params
 from unfold_cascade.schema.models import Candidate, CascadeSpec, ModelSpec
 from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object
 
 BASELINE = "baseline"
 WHOLE = "all"
@@ -282,11 +284,10 @@ def _done(run: Run, slot: Slot) -> bool:
 
 
 def _read(run: Run, slot: Slot) -> Log:
-    try:
-        with np.load(io.BytesIO(run.directory.read(slot.log_file)), allow_pickle=False) as stored:
-            probability, facts = stored["probability"], json.loads(stored["facts"].tobytes())
-            confidence = stored.get("confidence")
-    except (ValueError, KeyError, OSError) as error:
-        raise fail(f"not a log of predictions: {error}", file=str(run.directory.path / slot.log_file)) from error
-    flops = float("nan") if facts["flops"] is None else float(facts["flops"])
-    return Log(probability, flops, float(facts["bytes"]), float(facts["latency_us"]), confidence)
+    with run.directory.decoding(slot.log_file, "a log of predictions") as data:
+        stored = read_npz(data)
+        facts = parse_object(stored["facts"].tobytes())
+        flops = float("nan") if facts["flops"] is None else float(facts["flops"])
+        return Log(
+            stored["probability"], flops, float(facts["bytes"]), float(facts["latency_us"]), stored.get("confidence")
+        )

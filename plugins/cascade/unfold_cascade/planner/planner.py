@@ -17,7 +17,8 @@ from unfold_cascade.planner.policy import Policy, Step
 from unfold_cascade.planner.score_tables import Zoo, zoo
 from unfold_cascade.planner.select import Choice, Monolith, choose, monolith, shortlist
 from unfold_cascade.schema.models import CascadeSpec
-from unfoldkit.api import Run, dump, fail, fingerprint
+from unfoldkit.api import Run, dump, fingerprint
+from unfoldkit.safe_io.files import decoding, parse_object
 
 FRONT_FILE = "front.json"
 
@@ -96,12 +97,10 @@ def from_json(data: bytes, file: str) -> PolicyFront:
     Raises:
         UnfoldError: it is not such a front.
     """
-    try:
-        points = json.loads(data)["points"]
-        loss, cost = (np.array([point[name] for point in points]) for name in ("loss", "cost"))
+    with decoding(file, "a front"):
+        points = parse_object(data)["points"]
+        loss, cost = (np.array([float(point[name]) for point in points]) for name in ("loss", "cost"))
         return PolicyFront(loss, cost, tuple(_policy(point) for point in points))
-    except (ValueError, KeyError, TypeError) as error:
-        raise fail(f"not a front: {error}", file=file) from error
 
 
 def _then_data(policy: Policy) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from unfold_cascade.schema import cells
 from unfold_cascade.schema.models import CascadeSpec, ModelSpec, Recorded
 from unfold_cascade.schema.prices import call_price
 from unfoldkit.api import Run, dump, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
 
 # in the place of a model, where a group has one label and nothing is asked
 SETTLED = "its only label"
@@ -279,7 +280,8 @@ def _recorded(spec: CascadeSpec, run: Run, given: Cases) -> Question:
 
 def recorded_again(spec: CascadeSpec, run: Run, given: Cases, frame: Frame | None = None) -> Zoo:
     """Return the tables that a run holds of recorded models, lengthened by the rows of ``frame``."""
-    question = _question_of(spec, given, run.directory.read(RECORDED_FILE))
+    with run.directory.decoding(RECORDED_FILE, "recorded answers") as data:
+        question = _question_of(spec, given, data)
     if frame is not None:
         answer, score, paid = heard(spec, given.names, frame)
         longer = np.concatenate([question.answer, answer]), np.concatenate([question.score, score])
@@ -289,11 +291,14 @@ def recorded_again(spec: CascadeSpec, run: Run, given: Cases, frame: Frame | Non
 
 
 def _question_of(spec: CascadeSpec, given: Cases, data: bytes) -> Question:
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        answer, score, paid = stored["answer"], stored["score"], stored.get("paid")
+    stored = read_npz(data)
+    answer, score, paid = stored["answer"], stored["score"], stored.get("paid")
     models = spec.stages[0].models
     each = any(model.recorded is not None and model.recorded.price is not None for model in models)
-    price = paid[given.rows.train].mean(axis=0) if each else np.array([model.price or 0.0 for model in models])
+    if each and paid is None:
+        raise ValueError("the prices of the calls are missing")
+    fixed = np.array([model.price or 0.0 for model in models])
+    price = fixed if paid is None or not each else paid[given.rows.train].mean(axis=0)
     buys = tuple(frozenset[str]() for _ in models)
     names, nothing = tuple(model.name for model in models), np.full(len(models), np.nan)
     return Question(spec.stages[0].name, WHOLE, names, answer, score, price, buys, nothing, paid if each else None)

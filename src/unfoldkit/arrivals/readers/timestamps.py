@@ -33,6 +33,7 @@ UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.
 """Units that ``arrivals.unit`` takes, in s."""
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MAX_NAME_LENGTH = 1000
 MAX_RELATIVE_S = 1e8
 """Numbers below count seconds from any start (three years); larger ones must be a time since 1970."""
 _EPOCH_RANGE_S = (6e8, 2e9)
@@ -144,7 +145,8 @@ class TimeNotation:
 def split_unit(name: str) -> tuple[str, float | None]:
     """Split a column's name into its stem in lower case and its unit in s, ``None`` without a unit."""
     plain = _SEPARATORS.sub("_", _CAMEL.sub("_", name.strip().lstrip("@_"))).lower()
-    match = _UNIT_SUFFIX.search(plain)
+    # the search takes quadratic time, and no column has such a name
+    match = _UNIT_SUFFIX.search(plain) if len(plain) <= MAX_NAME_LENGTH else None
     if match is None or match.lastindex is None:
         return plain, None
     return plain[: match.start()], _SUFFIX_S[match.lastindex - 1]

@@ -10,8 +10,9 @@ from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.execution import REPORT
 from unfoldkit.errors import ExitCode, shorten, user_error
 from unfoldkit.registry import Registry
-from unfoldkit.report import Verdict, from_data
+from unfoldkit.report import Verdict, from_data, validate_report
 from unfoldkit.run_directory import MANIFEST, RunDir
+from unfoldkit.safe_io.files import parse_object
 
 
 def list_plugins(form: str = "text") -> ExitCode:
@@ -40,11 +41,10 @@ def show_report(folder: Path, form: str | None, out: Path | None, *, exit_zero: 
     if not (folder / MANIFEST).is_file():
         raise user_error("the folder holds no run", file=str(folder), hint=_list_runs(folder))
     output.refuse_overwrite(out, folder / REPORT)
-    data = RunDir(folder).read(REPORT)
-    try:
-        report = from_data(json.loads(data))
-    except (KeyError, TypeError, ValueError) as error:
-        raise user_error(f"not a report: {error}", file=str(folder / REPORT)) from error
+    with RunDir(folder).decoding(REPORT, "a report") as data:
+        report = from_data(parse_object(data))
+        for problem in validate_report(report, report.kind, report.verb):
+            raise ValueError(problem)
     output.deliver(report, output.select_renderer(plugin_registry.open_registry(), form, out), out)
     return ExitCode.YES if report.verdict is Verdict.YES or exit_zero else ExitCode.NO
 

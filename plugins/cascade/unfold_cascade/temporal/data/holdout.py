@@ -11,6 +11,7 @@ import numpy as np
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.temporal.data.table import Long, rows_of, starts_of
 from unfoldkit.api import Run, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
 
 FILE = "serving/probe.npz"
 ENTITIES = 12
@@ -41,13 +42,15 @@ def keep(
     """
     chosen = np.sort(unseen)[np.unique(np.linspace(0, len(unseen) - 1, ENTITIES).astype(np.int64))]
     made_from = fingerprint(digest, list(columns), chosen.tolist())
-    return read(run.directory.once(FILE, made_from, lambda: _made(table(), columns, chosen, starts)))
+    run.directory.once(FILE, made_from, lambda: _made(table(), columns, chosen, starts))
+    with run.directory.decoding(FILE, "rows to check with") as data:
+        return read(data)
 
 
 def read(data: bytes) -> Probe:
     """Return the probe that ``keep`` stored."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        return Probe(stored["rows"], stored["starts"], stored["hour"], stored["values"])
+    stored = read_npz(data)
+    return Probe(stored["rows"], stored["starts"], stored["hour"], stored["values"])
 
 
 def _made(table: Long, columns: Sequence[str], chosen: IntArray, starts: IntArray) -> bytes:

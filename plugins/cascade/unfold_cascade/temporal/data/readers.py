@@ -18,6 +18,7 @@ from unfold_cascade.schema.cells import is_missing
 from unfold_cascade.schema.temporal import LongData, PhysioNetData, TimedData
 from unfold_cascade.temporal.data.table import Long, checked_order, starts_of
 from unfoldkit.api import Diagnostic, Run, UnfoldError, fail
+from unfoldkit.safe_io.files import read_bytes, require_regular
 
 CLOCK = "ICULOS"
 CHUNK = 512
@@ -122,10 +123,11 @@ def _counts(name: str) -> bool:
 
 def _folder(path: Path) -> Iterator[Part]:
     for file in files(path):
-        yield file.name, file.read_bytes()
+        yield file.name, read_bytes(file)
 
 
 def _archive(path: Path) -> Iterator[Part]:
+    require_regular(path)
     try:
         yield from _zipped(path) if zipfile.is_zipfile(path) else _tarred(path)
     # RuntimeError: a zip that asks for a password

@@ -26,6 +26,8 @@ from unfold_cascade.temporal.models.training import BASELINE, Facts, Log, Slot, 
 from unfold_cascade.temporal.simulation.cost import Rates
 from unfold_cascade.temporal.simulation.trajectories import Clock, Zoo
 from unfoldkit.api import Run, dump, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object, read_bytes
 
 FILE = "hours.npz"
 
@@ -144,7 +146,8 @@ def stored(spec: CascadeSpec, run: Run) -> Stored:
     Raises:
         UnfoldError: a model of the spec is not in the run, or was fitted with another seed or other versions.
     """
-    hours = _unpacked(run.directory.read(FILE))
+    with run.directory.decoding(FILE, "hours") as data:
+        hours = _unpacked(data)
     rows, features = _split(spec, run, hours), hours.features(spec)
     places = slots(spec, run, hours.facts, layout(features))
     return Stored(hours, rows, tuple(places), tuple(kept(run, places)), features)
@@ -252,10 +255,7 @@ def _source(spec: CascadeSpec, run: Run) -> str:
 
 
 def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise fail(f"cannot read: {error.strerror}", file=str(file), key="data.path") from error
+    return read_bytes(file)
 
 
 def _packed(table: Long, spec: CascadeSpec) -> bytes:
@@ -269,8 +269,8 @@ def _packed(table: Long, spec: CascadeSpec) -> bytes:
 
 
 def _unpacked(data: bytes) -> Hours:
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        clock = Clock(stored["starts"], stored["hour"])
-        known = json.loads(stored["facts"].tobytes())
-        facts = Facts(clock.starts, stored["on"], stored["since"], stored["highest"], known["digest"])
-        return Hours(clock, facts, tuple(known.get("columns", ())))
+    stored = read_npz(data)
+    clock = Clock(stored["starts"], stored["hour"])
+    known = parse_object(stored["facts"].tobytes())
+    facts = Facts(clock.starts, stored["on"], stored["since"], stored["highest"], known["digest"])
+    return Hours(clock, facts, tuple(known.get("columns", ())))

@@ -23,6 +23,8 @@ from unfold_cascade.schema.models import CascadeSpec, Stage
 from unfold_cascade.temporal.data.features import Layout
 from unfold_cascade.temporal.data.warning_metrics import utility
 from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object
 
 BASELINE = "baseline"
 MONOLITH = "monolith"
@@ -315,10 +317,8 @@ def _done(run: Run, slot: Slot) -> bool:
 
 
 def _read(run: Run, slot: Slot) -> Log:
-    try:
-        with np.load(io.BytesIO(run.directory.read(slot.log_file)), allow_pickle=False) as stored:
-            p, facts = stored["p"], json.loads(stored["facts"].tobytes())
-    except (ValueError, KeyError, OSError) as error:
-        raise fail(f"not a log of predictions: {error}", file=str(run.directory.path / slot.log_file)) from error
-    flops = float("nan") if facts["flops"] is None else float(facts["flops"])
-    return Log(p, flops, float(facts["bytes"]), float(facts["latency"]))
+    with run.directory.decoding(slot.log_file, "a log of predictions") as data:
+        stored = read_npz(data)
+        facts = parse_object(stored["facts"].tobytes())
+        flops = float("nan") if facts["flops"] is None else float(facts["flops"])
+        return Log(stored["p"], flops, float(facts["bytes"]), float(facts["latency"]))
