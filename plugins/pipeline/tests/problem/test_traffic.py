@@ -75,7 +75,7 @@ def test_skipped_lines_are_warned_of(run: Run, caplog: pytest.LogCaptureFixture)
     for name in ("b.log", "t.csv"):
         load_arrivals(Arrivals(trace=name), heard, np.random.default_rng(0))
     warnings_seen = [(record.levelname, record.getMessage().rsplit("/", 1)[1][:20]) for record in caplog.records]
-    assert warnings_seen == [("WARNING", "b.log: without a tim"), ("WARNING", "t.csv: column n is r")]
+    assert warnings_seen == [("WARNING", "b.log: skipped 1 of "), ("WARNING", "t.csv: column n is r")]
 
 
 @pytest.mark.parametrize("key", ["counts: n", "match: x"])
