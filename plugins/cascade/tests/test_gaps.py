@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import OWN, run_in, spec_of
-from unfold_cascade.data.dataset import cases
+from plugins.cascade.tests.runs import OWN, load_cases, run_in, spec_of
 from unfold_cascade.learners.estimators import Recipe, from_bytes
 from unfold_cascade.models import zoo
 from unfold_cascade.temporal.models import training
@@ -58,7 +57,7 @@ def test_a_model_fills_gaps_that_a_server_may_send(tmp_path: Path) -> None:
         spec_of(tmp_path / "own.yaml", "stages[0].models[0].features=[all]"),
         run_in(tmp_path / "run", base=tmp_path),
     )
-    zoo.logs(spec, run, cases(spec, run))
+    zoo.logs(spec, run, load_cases(spec, run))
     file = "models/only/all/m.skops"
     model = from_bytes(run.directory.read(file), ubjson=False, file=file)
     assert np.isfinite(model.predict_proba(np.array([[np.nan]]))).all()

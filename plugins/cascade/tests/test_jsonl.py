@@ -12,7 +12,7 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.data.table import frame_of_file
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 
 

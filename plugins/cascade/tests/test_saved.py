@@ -9,8 +9,8 @@ import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.report import saving
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 from unfoldkit.render.text import render
 from unfoldkit.report import Report, Verdict

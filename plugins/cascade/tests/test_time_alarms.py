@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from unfold_cascade.schema.models import GateSpec
+from unfold_cascade.schema.parts import GateSpec
 from unfold_cascade.schema.temporal import Moves
 from unfold_cascade.temporal.data import warning_metrics
 from unfold_cascade.temporal.data.features import Purchase

@@ -13,11 +13,10 @@ import pytest
 from scipy.stats import binom
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.drift.statistics import Counts, changes, compared
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.drift.statistics import Counts, changes, compare_clusters
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.temporal import Drift
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.train import train
+from unfold_cascade.verbs import plan, train
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
 
 LEVEL = 0.05
@@ -36,7 +35,7 @@ def test_hours_that_did_not_change_are_refused_at_most_at_the_level() -> None:
     found = []
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        found.append(compared(hospital(rng, 60, 0.3), hospital(rng, 40, 0.3), rng, LEVEL)[1] <= LEVEL)
+        found.append(compare_clusters(hospital(rng, 60, 0.3), hospital(rng, 40, 0.3), rng, LEVEL)[1] <= LEVEL)
     assert sum(found) <= binom.ppf(0.9999, 400, LEVEL)
     assert sum(found) > 0
 
@@ -46,7 +45,7 @@ def test_hours_that_changed_are_found() -> None:
     found = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        found.append(compared(hospital(rng, 150, 0.3), hospital(rng, 150, 0.4), rng, LEVEL)[1] <= LEVEL)
+        found.append(compare_clusters(hospital(rng, 150, 0.3), hospital(rng, 150, 0.4), rng, LEVEL)[1] <= LEVEL)
     assert sum(found) >= 36
 
 

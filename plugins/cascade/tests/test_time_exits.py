@@ -21,7 +21,7 @@ from unfold_cascade.temporal.models.training import said
 from unfold_cascade.temporal.search.planner import Findings, decide
 from unfold_cascade.temporal.simulation.policy import Step, ladder
 from unfold_cascade.temporal.simulation.trajectories import walk
-from unfold_cascade.verbs.train import train
+from unfold_cascade.verbs import train
 from unfoldkit.api import Run, dump, fingerprint
 
 WARDS = CONFIGS / "wards.yaml"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, spec_of
-from unfold_cascade.schema.models import FeatureGroup, Stage
+from unfold_cascade.schema.parts import FeatureGroup, Stage
 from unfold_cascade.schema.temporal import LongData
 from unfold_cascade.temporal.data.features import expanded, layout, panel
 from unfold_cascade.temporal.data.online_features import Past, sight
@@ -348,7 +348,7 @@ def test_features_made_hour_by_hour_are_those_of_the_table(seed: int) -> None:
     for late in range(int(sizes.max())):
         here = np.flatnonzero(starts[:-1] + late < starts[1:])
         rows = starts[here] + late
-        found, kept = view.look(x[rows], hour[rows], [pasts[case] for case in here])
+        found, kept = view.inspect_model(x[rows], hour[rows], [pasts[case] for case in here])
         for case, past in zip(here, kept, strict=True):
             pasts[case] = past
         np.testing.assert_array_equal(found, whole[rows])

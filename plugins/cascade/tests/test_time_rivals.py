@@ -10,14 +10,14 @@ import pytest
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.data import warning_metrics
 from unfold_cascade.temporal.data.features import layout
 from unfold_cascade.temporal.models.study import stored
 from unfold_cascade.temporal.models.training import slots
 from unfold_cascade.temporal.report import tell
 from unfold_cascade.temporal.search.planner import decide
-from unfold_cascade.verbs.train import train
+from unfold_cascade.verbs import train
 from unfoldkit.api import Report, Run
 
 WARDS = CONFIGS / "wards.yaml"

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.data.readers import read_long
 from unfold_cascade.temporal.data.table import rows_of
 from unfold_cascade.temporal.evaluation.monolith import decoded

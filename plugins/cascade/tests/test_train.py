@@ -12,19 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, run_in, spec_of
-from unfold_cascade.data.dataset import features, stored_cases
+from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, load_matrix, run_in, solve_spec, spec_of
+from unfold_cascade.data.dataset import stored_cases
 from unfold_cascade.data.table import frame_of_file
-from unfold_cascade.planner.planner import decide
 from unfold_cascade.planner.policy import path_cost
 from unfold_cascade.planner.select import POINTS
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.profile import profile
-from unfold_cascade.verbs.train import train
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan, profile, train
 from unfoldkit.api import Report, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.report import to_data, without_times
+from unfoldkit.report import without_times, write_calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class Counting:
 
 
 def _text(report: Report, folder: Path) -> str:
-    return json.dumps(to_data(without_times(report))).replace(str(folder), "RUN")
+    return json.dumps(write_calibration(without_times(report))).replace(str(folder), "RUN")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +83,7 @@ def test_learnt_gates_only_add_to_the_front(trained: tuple[Path, Report]) -> Non
     """With gates learnt beside a coarse exact search, no cascade of the front is lost."""
     folder, _ = trained
     coarse, more = (
-        decide(spec_of(TUMOURS, "gates.bins=3", f"gates.learnt={learnt}"), run_in(folder)).front
+        solve_spec(spec_of(TUMOURS, "gates.bins=3", f"gates.learnt={learnt}"), run_in(folder)).front
         for learnt in ("[]", "[soft, induction]")
     )
     for loss, cost in zip(coarse.loss, coarse.cost, strict=True):
@@ -278,7 +275,7 @@ def test_words_of_a_category_are_columns(tmp_path: Path) -> None:
     assert report.metrics["baseline_accuracy"].value == 1
     given = stored_cases(run)
     assert given.order == ("a", "b=heart", "b=heart=lung", "b=skin, eyes")
-    x = features(spec, run, given)[:, 1:]
+    x = load_matrix(spec, run, given)[:, 1:]
     assert np.array_equal(x.sum(axis=1), [float(i % 4 != 2) for i in range(160)])
     with pytest.raises(UnfoldError, match="is not a number"):
         train(_table_spec(tmp_path), run_in(tmp_path / "other", base=tmp_path))
@@ -356,5 +353,9 @@ def test_a_cascade_is_listed_once(trained: tuple[Path, Report]) -> None:
 
 def test_a_case_that_reaches_the_monolith_pays_for_each_feature_group_once(trained: tuple[Path, Report]) -> None:
     """What earlier models bought is not bought again for the monolith: here it ends at the monolith's own price."""
-    made = decide(spec_of(TUMOURS), run_in(trained[0]))
-    assert path_cost(made.zoo, made.zoo.first, (0, 1, 2), frozenset()).tolist() == [1.0, 5.0, made.base.cost]
+    made = solve_spec(spec_of(TUMOURS), run_in(trained[0]))
+    assert path_cost(made.tables, made.tables.first_stage, (0, 1, 2), frozenset()).tolist() == [
+        1.0,
+        5.0,
+        made.baseline.cost,
+    ]

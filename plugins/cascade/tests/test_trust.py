@@ -14,7 +14,7 @@ from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.data.dataset import stored_cases
 from unfold_cascade.gates.calibrated import calibrate
 from unfold_cascade.gates.raw_thresholds import raw_cuts
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs import plan
 from unfoldkit.render.plan import render
 from unfoldkit.report import Report
 from unfoldkit.spec.yaml_reader import parse

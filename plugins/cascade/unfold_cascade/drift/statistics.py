@@ -14,13 +14,15 @@ from itertools import pairwise
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.schema.temporal import Drift
+from unfold_cascade.planner.problem import DriftRule
 from unfold_cascade.temporal.data.table import entity_of_row
 from unfold_cascade.temporal.simulation.policy import Policy
 from unfold_cascade.temporal.simulation.trajectories import Clock, Walk, Zoo
 
-ROUNDS = 999
+MIN_ROUNDS = 999
 CHUNK = 50
+TIE = 1e-12
+SEED_STREAM = 0xD217
 BINS = np.linspace(0.5, 1.0, 11)
 
 
@@ -88,56 +90,67 @@ def _table(entity: IntArray, category: IntArray, entities: int, width: int) -> F
     return flat.reshape(entities, width).astype(np.float64)
 
 
-def changes(before: Sequence[Counts], now: Sequence[Counts], rule: Drift, seed: int) -> list[Change]:
-    """Return how each thing changed; the level is shared among all of them."""
+def changes(before: Sequence[Counts], now: Sequence[Counts], rule: DriftRule, seed: int) -> list[Change]:
+    """Test how each distribution changed; all tests share the significance level."""
     level = rule.level / len(before)
-    found = []
-    for place, (old, new) in enumerate(zip(before, now, strict=True)):
-        distance, p_value = compared(old.table, new.table, np.random.default_rng([seed, 0xD217, place]), level)
-        drifted = p_value <= level and distance > rule.margin
+    result = []
+    for index, (old, new) in enumerate(zip(before, now, strict=True)):
+        generator = np.random.default_rng([seed, SEED_STREAM, index])
+        distance, p_value = compare_clusters(old.table, new.table, generator, level)
+        has_drifted = p_value <= level and distance > rule.margin
         shares = _shares(old.table.sum(axis=0)), _shares(new.table.sum(axis=0))
-        found.append(Change(old.name, old.categories, *shares, distance, p_value, drifted))
-    return found
+        result.append(Change(old.name, old.categories, *shares, distance, p_value, has_drifted))
+    return result
 
 
-def compared(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
-    """Return the total variation distance of the pooled shares of two (P, K) tables, and its p-value by permutation.
+def compare_clusters(
+    before: FloatArray, now: FloatArray, generator: np.random.Generator, level: float
+) -> tuple[float, float]:
+    """Compute the total variation distance of the pooled shares of two (P, K) tables, and its p-value.
 
-    Entities are dealt anew to two groups of the same sizes; under no change the p-value is valid whatever the counts,
-    and however alike the hours of one entity are. As many rounds are dealt as ``level`` needs.
+    The test permutes clusters between both groups. Without a change its p-value is valid for any counts, and for any
+    dependence within a cluster. It draws as many permutations as ``level`` needs.
     """
-    both, size = np.concatenate([old, new]), len(old)
-    distance = float(_distances(old.sum(axis=0)[None], new.sum(axis=0)[None])[0])
-    total, rounds, above = both.sum(axis=0), max(ROUNDS, int(np.ceil(4 / level))), 0
-    for begin in range(0, rounds, CHUNK):
-        chosen = _dealt(rng, len(both), size, min(CHUNK, rounds - begin)) @ both
-        above += int((_distances(chosen, total - chosen) >= distance - 1e-12).sum())
-    return distance, (above + 1) / (rounds + 1)
+    pooled, size = np.concatenate([before, now]), len(before)
+    distance = float(_distances(before.sum(axis=0)[None], now.sum(axis=0)[None])[0])
+    total, rounds, extreme = pooled.sum(axis=0), _count_rounds(level), 0
+    for start in range(0, rounds, CHUNK):
+        drawn_counts = _draw_groups(generator, len(pooled), size, min(CHUNK, rounds - start)) @ pooled
+        extreme += int((_distances(drawn_counts, total - drawn_counts) >= distance - TIE).sum())
+    return distance, (extreme + 1) / (rounds + 1)
 
 
-def dealt(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
-    """Return the same for (K,) counts of cases that count once each: then only their numbers are dealt anew."""
-    total, rounds = old + new, max(ROUNDS, int(np.ceil(4 / level)))
-    distance = float(_distances(old[None], new[None])[0])
+def compare_cases(
+    before: FloatArray, now: FloatArray, generator: np.random.Generator, level: float
+) -> tuple[float, float]:
+    """Compute the same for (K,) counts of independent cases, where permutations change the counts only."""
+    total, rounds = before + now, _count_rounds(level)
+    distance = float(_distances(before[None], now[None])[0])
     if not total.any():
         return distance, 1.0
-    chosen = rng.multivariate_hypergeometric(total.astype(np.int64), int(old.sum()), size=rounds, method="marginals")
-    above = int((_distances(chosen.astype(np.float64), total - chosen) >= distance - 1e-12).sum())
-    return distance, (above + 1) / (rounds + 1)
+    counts = generator.multivariate_hypergeometric(
+        total.astype(np.int64), int(before.sum()), size=rounds, method="marginals"
+    )
+    extreme = int((_distances(counts.astype(np.float64), total - counts) >= distance - TIE).sum())
+    return distance, (extreme + 1) / (rounds + 1)
 
 
-def _dealt(rng: np.random.Generator, entities: int, size: int, rounds: int) -> FloatArray:
-    rank = rng.random((rounds, entities)).argsort(axis=1)
-    chosen: BoolArray = rank < size
-    return chosen.astype(np.float64)
+def _count_rounds(level: float) -> int:
+    return max(MIN_ROUNDS, int(np.ceil(4 / level)))
 
 
-def _distances(one: FloatArray, other: FloatArray) -> FloatArray:
-    found: FloatArray = 0.5 * np.abs(_shares(one) - _shares(other)).sum(axis=-1)
-    return found
+def _draw_groups(generator: np.random.Generator, clusters: int, size: int, rounds: int) -> FloatArray:
+    rank = generator.random((rounds, clusters)).argsort(axis=1)
+    is_selected: BoolArray = rank < size
+    return is_selected.astype(np.float64)
+
+
+def _distances(before: FloatArray, now: FloatArray) -> FloatArray:
+    distances: FloatArray = 0.5 * np.abs(_shares(before) - _shares(now)).sum(axis=-1)
+    return distances
 
 
 def _shares(counts: FloatArray) -> FloatArray:
     total = counts.sum(axis=-1, keepdims=True)
-    result: FloatArray = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    return result
+    shares: FloatArray = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+    return shares

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import Float32, IntArray
-from unfold_cascade.drift.report import Looked, tell
+from unfold_cascade.drift.report import CheckedData, build_drift_report
 from unfold_cascade.drift.statistics import Counts, Seen, changes, counted
 from unfold_cascade.models import onnx_runtime
-from unfold_cascade.report.plan_loader import renewed
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.planner.problem import DriftRule
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.plan_check import find_checked_spec
 from unfold_cascade.temporal.data.features import panel
 from unfold_cascade.temporal.data.table import Long, rows_of, starts_of
 from unfold_cascade.temporal.evaluation.monolith import latched
@@ -30,7 +31,7 @@ def new_data(spec: CascadeSpec, run: Run) -> CascadeSpec | None:
     Raises:
         UnfoldError: beside the data, something else in the spec changed too, so there is no one thing to check.
     """
-    return renewed(spec, run, FILE, lambda: current(spec, run))
+    return find_checked_spec(spec, run, FILE, lambda: current(spec, run))
 
 
 def check(spec: CascadeSpec, planned: CascadeSpec, run: Run) -> Report:
@@ -40,10 +41,13 @@ def check(spec: CascadeSpec, planned: CascadeSpec, run: Run) -> Report:
     table = table_of(spec, run)
     run.log.info("asking the models of the plan about %d hours", len(table))
     told = [_counted(loaded, seen) for seen in (_before(loaded, run, baseline), _now(loaded, table))]
-    found = changes(told[0], told[1], loaded.drift, run.seed)
+    rule = DriftRule(level=loaded.drift.level, margin=loaded.drift.margin)
+    found = changes(told[0], told[1], rule, run.seed)
     subtitle = f"{len(table.ids):,} new cases", f"{len(table):,} new hours"
     path = str(getattr(spec.data, "path", ""))
-    return tell(Looked(spec.name, len(table), "hours", subtitle, path, table.digest), found, loaded.drift, run)
+    return build_drift_report(
+        CheckedData(spec.name, len(table), "hours", subtitle, path, table.digest), found, rule, run
+    )
 
 
 def _counted(loaded: Loaded, seen: Seen) -> list[Counts]:
@@ -73,7 +77,9 @@ def _now(loaded: Loaded, table: Long) -> Seen:
 
 def _said(loaded: Loaded, model: int, x: Float32) -> Float32:
     slot = loaded.places[model]
-    engine = onnx_runtime.drawn(onnx_runtime.unconverted(loaded.run, slot, "a whole table", dtype=np.float32))
+    engine = onnx_runtime.shrink_engine(
+        onnx_runtime.build_native_engine(loaded.run, slot, "a whole table", dtype=np.float32)
+    )
     return engine.predict(np.ascontiguousarray(x[:, slot.columns])).astype(np.float32)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from unfoldkit.api import Model, Problem, did_you_mean
 
 if TYPE_CHECKING:
-    from unfold_cascade.schema.models import CascadeSpec, ModelSpec, Stage
+    from unfold_cascade.schema.cascade import CascadeSpec
+    from unfold_cascade.schema.parts import ModelSpec, Stage
 
 Path = tuple[str | int, ...]
 # hours that a value is carried forward in the rules; what is named is what they read

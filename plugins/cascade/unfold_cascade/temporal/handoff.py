@@ -16,7 +16,7 @@ import numpy as np
 
 from unfold_cascade._types import IntArray
 from unfold_cascade.models.zoo import WHOLE
-from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, loadable, named
+from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, is_loadable, make_unique_names
 from unfold_cascade.schema.temporal import Moves
 from unfold_cascade.temporal.data.holdout import FILE as PROBE_FILE
 from unfold_cascade.temporal.data.holdout import read
@@ -95,7 +95,7 @@ def _asked(found: Findings, part: Part) -> IntArray:
 
 def _places(found: Findings, asked: IntArray) -> list[Place]:
     spots = [(m, s, k) for s, step in enumerate(served(found)) for k, m in enumerate(step.chain)]
-    names = named([found.study.models[m].split("/", 1) for m, _, _ in spots])
+    names = make_unique_names([found.study.models[m].split("/", 1) for m, _, _ in spots])
     shares = [float((asked[:, s] > k).mean()) for _, s, k in spots]
     return [Place(name, *spot, share) for name, spot, share in zip(names, spots, shares, strict=True)]
 
@@ -116,7 +116,7 @@ def _told(found: Findings, place: Place, seen: Sequence[Place]) -> dict[str, Any
         "stage": stage,
         "group": WHOLE,
         "model": model,
-        "file": held.file if loadable(held.estimator) else None,
+        "file": held.file if is_loadable(held.estimator) else None,
         "columns": held.columns.tolist(),
         "latency_us": float(found.study.rates.latency[place.model]),
         "cases": round(place.share * (len(found.study.calibrate.highest) + len(found.study.test.highest))),

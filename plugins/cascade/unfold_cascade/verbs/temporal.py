@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from unfold_cascade.drift.temporal import check, new_data
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal import handoff
 from unfold_cascade.temporal.models.study import study
 from unfold_cascade.temporal.report import tell
 from unfold_cascade.temporal.search.planner import decide
-from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict
+from unfold_cascade.temporal.serving.service import serve as build_service
+from unfoldkit.api import Column, Metric, Report, Run, Service, Table, Verdict
 
 
 def answer(spec: CascadeSpec, run: Run, verb: str) -> Report:
@@ -52,3 +53,18 @@ def profile(spec: CascadeSpec, run: Run) -> Report:
         next=f"unfold train {run.directory.word}",
         provenance={"inputs": {"data": whole.digest}},
     )
+
+
+def train(spec: CascadeSpec, run: Run) -> Report:
+    """Fit, tune and certify the cascade, and save everything in the run."""
+    return answer(spec, run, "train")
+
+
+def plan(spec: CascadeSpec, run: Run) -> Report:
+    """Tune the gates for the goal, or check the plan of the run on new hours."""
+    return answer(spec, run, "plan")
+
+
+def serve(spec: CascadeSpec, run: Run) -> Service:
+    """Build the stateful service of the plan that the run stores."""
+    return build_service(spec, run)

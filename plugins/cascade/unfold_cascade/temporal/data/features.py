@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
-from unfold_cascade.schema.models import FeatureGroup
+from unfold_cascade.schema.parts import FeatureGroup
 from unfold_cascade.schema.temporal_rules import POINTS_OF
 from unfold_cascade.temporal.data.table import Long, entity_of_row
 from unfold_cascade.temporal.data.targets import points

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.schema.models import FeatureGroup
+from unfold_cascade.schema.parts import FeatureGroup
 from unfold_cascade.schema.temporal_rules import POINTS_OF
 from unfold_cascade.temporal.data.features import carry_h, layout, named, rule_names, window_h
 from unfold_cascade.temporal.data.holdout import Probe

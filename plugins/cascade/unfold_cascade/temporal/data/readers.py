@@ -103,7 +103,7 @@ def _columns(frame: Frame, beside: Container[str]) -> tuple[dict[str, Float32], 
     for name in frame.columns:
         if name not in beside:
             try:
-                numbers[name] = frame.flags(name, key="features").astype(np.float32)
+                numbers[name] = frame.numbers_or_flags(name, key="features").astype(np.float32)
             except UnfoldError as error:
                 words[name] = error.diagnostics[0]
     return numbers, words

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, IntArray
-from unfold_cascade.schema.models import Stage, Target
+from unfold_cascade.schema.parts import Stage, Target
 from unfold_cascade.schema.temporal_rules import POINTS_OF
 from unfold_cascade.temporal.data.table import Long, first_true
 from unfold_cascade.temporal.data.windows import carried

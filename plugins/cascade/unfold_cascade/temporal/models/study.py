@@ -14,7 +14,8 @@ import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
 from unfold_cascade.data.table import Rows, split_rows
-from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.parts import FeatureGroup
 from unfold_cascade.temporal.data import warning_metrics
 from unfold_cascade.temporal.data.features import expanded, has_pattern, layout, panel, purchase
 from unfold_cascade.temporal.data.holdout import keep

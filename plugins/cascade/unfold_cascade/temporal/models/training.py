@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.gates.evidential import look, shrunk
+from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import cost, estimators
-from unfold_cascade.learners.estimator_internals import inside
-from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.models.tuned_params import recipe
-from unfold_cascade.models.zoo import AGAIN, versions
-from unfold_cascade.schema.models import CascadeSpec, Stage
+from unfold_cascade.learners.estimators import Recipe, select_inspection
+from unfold_cascade.models.tuned_params import resolve_recipe
+from unfold_cascade.models.zoo import RESUME_HINT, library_versions
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.parts import Stage
 from unfold_cascade.temporal.data.features import Layout
 from unfold_cascade.temporal.data.warning_metrics import utility
 from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
@@ -122,7 +122,7 @@ def slots(spec: CascadeSpec, run: Run, facts: Facts, layout: Layout) -> list[Slo
         for m, model in enumerate(stage.models):
             place = (f"stages[{s}].models[{m}].estimator", stage.name, model.name)
             found.append(
-                _slot(spec, run, facts, layout, place, recipe(model, run, key=place[0]), model.features, lesson)
+                _slot(spec, run, facts, layout, place, resolve_recipe(model, run, key=place[0]), model.features, lesson)
             )
     base = spec.baseline
     if base is None:
@@ -130,9 +130,14 @@ def slots(spec: CascadeSpec, run: Run, facts: Facts, layout: Layout) -> list[Slo
     whole = Lesson(np.ones(len(facts.highest), dtype=np.bool_), facts.highest, None)
     for r, rival in enumerate(base.rivals):
         place = (f"baseline.rivals[{r}].estimator", BASELINE, rival.name)
-        found.append(_slot(spec, run, facts, layout, place, recipe(rival, run, key=place[0]), rival.features, whole))
+        found.append(
+            _slot(spec, run, facts, layout, place, resolve_recipe(rival, run, key=place[0]), rival.features, whole)
+        )
     place = ("baseline.estimator", BASELINE, MONOLITH)
-    return [*found, _slot(spec, run, facts, layout, place, recipe(base, run, key=place[0]), base.features, whole)]
+    return [
+        *found,
+        _slot(spec, run, facts, layout, place, resolve_recipe(base, run, key=place[0]), base.features, whole),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +229,7 @@ def kept(run: Run, places: Sequence[Slot]) -> list[Log]:
     for slot in places:
         if not _done(run, slot):
             message = f"the run holds no model {slot.place} fitted with this spec, seed and versions of the libraries"
-            raise fail(message, file=str(run.directory.path), key=slot.key, hint=AGAIN)
+            raise fail(message, file=str(run.directory.path), key=slot.key, hint=RESUME_HINT)
     return [_read(run, slot) for slot in places]
 
 
@@ -256,7 +261,7 @@ def _fitted(job: Job, x: Float32, rows: BoolArray) -> Any:
 def said(model: Any, x: Float32, classes: int, looks: str | None) -> FloatArray:
     """Return (n, C) probabilities, drawn to 1/C by the doubt of a confidence that looks into the model, if one does."""
     p = estimators.probabilities(model, x, classes)
-    return p if looks is None else shrunk(p, look(looks, model, x))
+    return p if looks is None else shrink_to_uniform(p, inspect_model(looks, model, x))
 
 
 def _latency(model: Any, x: Float32, batch: int) -> float:
@@ -297,10 +302,10 @@ def _slot(
     names = [layout.names[column] for column in columns]
     how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
     how.append(dump(spec.data.split))
-    looks = inside(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None
+    looks = select_inspection(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None
     # named only where it is there: models of runs from before stay good
     seen = [*([looks] if looks else []), *([] if lesson.weight is None else [_hash(lesson.weight)])]
-    made_from = fingerprint(facts.digest, names, how, _hash(own), _hash(labels), versions(), *seen)
+    made_from = fingerprint(facts.digest, names, how, _hash(own), _hash(labels), library_versions(), *seen)
     return Slot(*place, recipe, groups, columns, own, labels, made_from, looks, lesson.weight)
 
 

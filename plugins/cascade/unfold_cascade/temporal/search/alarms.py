@@ -11,7 +11,7 @@ from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Chain
 from unfold_cascade.gates.exact import exact_front
 from unfold_cascade.gates.pareto import Front, thin
-from unfold_cascade.schema.models import GateSpec
+from unfold_cascade.schema.parts import GateSpec
 from unfold_cascade.schema.temporal import Moves
 from unfold_cascade.temporal.data import warning_metrics
 from unfold_cascade.temporal.evaluation.evaluate import Quality, at_rate, outcome, quality

@@ -17,9 +17,8 @@ from unfold_cascade.gates.chains import Chain, chains_of
 from unfold_cascade.gates.exact import exact_front
 from unfold_cascade.gates.induction import induce_gates
 from unfold_cascade.gates.pareto import pareto, thin
-from unfold_cascade.gates.soft import learn_gates
-from unfold_cascade.gates.soft_learning import LAMBDAS, ROWS
-from unfold_cascade.schema.models import GateSpec
+from unfold_cascade.gates.soft import LAMBDAS, ROWS, learn_gates
+from unfold_cascade.schema.parts import GateSpec
 from unfold_cascade.schema.temporal import Moves
 from unfold_cascade.temporal.models.study import Part
 from unfold_cascade.temporal.simulation.cost import Rates, bill, relative

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import BoolArray
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.temporal import Alerts, Moves
 from unfold_cascade.temporal.evaluation.alerts import Warned, warned
 from unfold_cascade.temporal.evaluation.baselines import Rivals, rivals, scaled

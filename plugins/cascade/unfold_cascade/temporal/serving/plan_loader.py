@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import IntArray
-from unfold_cascade.models.zoo import AGAIN
-from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
+from unfold_cascade.models.zoo import RESUME_HINT
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.parts import FeatureGroup
 from unfold_cascade.schema.temporal import Drift, Moves
 from unfold_cascade.temporal.data.features import Purchase, purchase
 from unfold_cascade.temporal.data.holdout import FILE as PROBE
@@ -78,7 +79,7 @@ def load(spec: CascadeSpec, run: Run, plan: Mapping[str, Any]) -> Loaded:
     """
     held = stored(spec, replace(run, seed=int(plan["seed"])))
     if not run.directory.has(PROBE):
-        raise fail("the run holds no hours that were set aside", file=str(run.directory.path), hint=AGAIN)
+        raise fail("the run holds no hours that were set aside", file=str(run.directory.path), hint=RESUME_HINT)
     names, decision = [slot.place for slot in held.places], plan["decision"]
     bought = purchase(spec.features)
     last = len(names) - 1
@@ -87,7 +88,7 @@ def load(spec: CascadeSpec, run: Run, plan: Mapping[str, Any]) -> Loaded:
         base, alone = decision["monolith"], not decision["promised"]
         rule = Monolith(single(last, _cut(base["cut"])), tuple(float(cut) for cut in base["stages"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise fail("the plan is not of this run", file=str(run.directory.path), hint=AGAIN) from error
+        raise fail("the plan is not of this run", file=str(run.directory.path), hint=RESUME_HINT) from error
     return Loaded(
         spec=spec,
         features=held.features,

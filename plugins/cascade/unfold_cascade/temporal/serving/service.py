@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade.models import onnx_runtime
-from unfold_cascade.models.zoo import AGAIN
-from unfold_cascade.report.dashboard import of_counters
-from unfold_cascade.report.plan_loader import planned
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.models.zoo import RESUME_HINT
+from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.report.plan_loader import load_plan
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.data.online_features import features_of, sight
 from unfold_cascade.temporal.evaluation.monolith import latched
 from unfold_cascade.temporal.models.study import FILE
@@ -42,7 +42,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     """
     from prometheus_client import CollectorRegistry
 
-    loaded = load(spec, run, planned(spec, run, FILE))
+    loaded = load(spec, run, load_plan(dump(spec), run, FILE))
     registry = CollectorRegistry()
     told = counts(loaded, registry)
     model = timed(loaded, told)
@@ -53,7 +53,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     app = application([kept], registry=registry, close=store.close, log=run.log, clock=run.clock)
     told.begin()
     lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
-    watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, _unit(spec)))
+    watch = of_requests(spec.name, "cascade", app.metrics, read_dashboard(registry, _unit(spec)))
     return served(spec.name, app, lines=lines, watch=watch)
 
 
@@ -102,7 +102,7 @@ def check(loaded: Loaded, model: Timed) -> None:
     if (stages != expected).any() or (calls != went.calls).any() or (buys != went.buys).any():
         other = int((stages != expected).sum())
         message = f"the models of this run answer otherwise than when it was planned: {other} of {len(stages)} hours"
-        raise broken(message, hint=AGAIN)
+        raise broken(message, hint=RESUME_HINT)
 
 
 def replay(model: Timed, loaded: Loaded) -> list[list[Hour]]:
@@ -135,17 +135,19 @@ def simulated(loaded: Loaded) -> tuple[Any, Walk]:
 
 def _voice(loaded: Loaded, m: int, x: Any, rows: Any) -> Voice:
     slot = loaded.places[m]
-    native = onnx_runtime.drawn(onnx_runtime.unconverted(loaded.run, slot, "asked near a cut", dtype=np.float32))
-    found = onnx_runtime.checked(loaded.run, slot, loaded.logs[m].p[rows], x)
+    native = onnx_runtime.shrink_engine(
+        onnx_runtime.build_native_engine(loaded.run, slot, "asked near a cut", dtype=np.float32)
+    )
+    found = onnx_runtime.choose_engine(loaded.run, slot, loaded.logs[m].p[rows], x)
     if found.name == onnx_runtime.NATIVE:
-        native = onnx_runtime.Engine(native.predict, native.dtype, native.name, found.why)
+        native = onnx_runtime.Engine(native.predict, native.dtype, native.name, found.reason)
         return Voice(native, native, slot.columns)
     return Voice(found, native, slot.columns)
 
 
 def _monolith(loaded: Loaded) -> live.Monolith:
     last = len(loaded.places) - 1
-    native = onnx_runtime.unconverted(loaded.run, loaded.places[last], "the monolith", dtype=np.float32)
+    native = onnx_runtime.build_native_engine(loaded.run, loaded.places[last], "the monolith", dtype=np.float32)
     rung = rungs(ladder(loaded.monolith.policy, np.array([True])))[0]
     voice = Voice(native, native, loaded.places[last].columns)
     return live.Monolith(last, voice, rung, loaded.monolith.cuts or (), loaded.drift.audit, loaded.alone)
@@ -166,7 +168,8 @@ def _facts(loaded: Loaded, voices: Mapping[int, Voice]) -> dict[str, Any]:
         "time": "hour" if loaded.whole else "second",
         "audit": loaded.drift.audit,
         "engines": {
-            loaded.places[m].place: {"engine": voice.quick.name, "why": voice.quick.why} for m, voice in voices.items()
+            loaded.places[m].place: {"engine": voice.quick.name, "why": voice.quick.reason}
+            for m, voice in voices.items()
         },
     }
 
