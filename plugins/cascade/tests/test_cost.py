@@ -85,7 +85,7 @@ def test_over_time_a_baseline_that_costs_nothing_is_told(by: str) -> None:
 
 
 def test_over_time_unknown_operations_are_told_where_they_count() -> None:
-    """A model whose operations are not known is named where cascades are compare_clusters by them, and is good elsewhere."""
+    """A model whose operations are not known is named where cascades are compared by them, and is good elsewhere."""
     nothing = np.zeros(1, dtype=np.int64)
     recipe = Recipe("sklearn.ensemble.AdaBoostClassifier", {})
     slot = Slot("stages[0].models[0].estimator", "sirs", "ward", recipe, None, nothing, nothing > 0, nothing, "")

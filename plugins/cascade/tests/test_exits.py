@@ -91,7 +91,7 @@ def test_without_a_cascade_the_monolith_is_the_only_model(tmp_path: Path) -> Non
     run = run_in(tmp_path)
     found = solve_spec(spec_of(TUMOURS), run)
     alone = replace(found, selection=replace(found.selection, point=None))
-    data = handoff.exits(alone, run)
+    data = handoff.describe_exits(alone, run.directory)
     assert [way["models"] for way in data["ways"]] == [[0]]
     assert data["models"][0]["file"].startswith("models/baseline/")
     assert data["ways"][0]["cases"] == data["cases"]

@@ -14,15 +14,16 @@ from scipy.stats import binom
 from plugins.cascade.tests.runs import load_cases, run_in, solve_spec, spec_of
 from unfold_cascade._types import IntArray
 from unfold_cascade.data.table import split_clusters
-from unfold_cascade.drift.static import DriftCase, changes
+from unfold_cascade.drift.static import DriftCase, list_changes
 from unfold_cascade.learners.estimators import Recipe
+from unfold_cascade.models.training import FitJob, fit_model
 from unfold_cascade.planner.compose import PolicyFront
 from unfold_cascade.planner.policy import Policy, StagePolicy
+from unfold_cascade.planner.problem import DriftRule, Goal
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 from unfold_cascade.planner.select import paired_differences, select_baseline, select_cascade
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.goals import Goal
-from unfold_cascade.schema.temporal import Drift, Split
+from unfold_cascade.schema.temporal import Split
 from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 
@@ -67,7 +68,7 @@ def _log(folder: Path, talks: int = 120, *, text: str = LOG) -> CascadeSpec:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_group_is_in_two_parts(seed: int) -> None:
-    """Whole groups are compare_cases to the parts, each row once, and about as many groups as the shares say."""
+    """Whole groups are dealt to the parts, each row once, and about as many groups as the shares say."""
     rng = np.random.default_rng(seed)
     clusters = np.repeat(np.arange(60), rng.integers(1, 12, 60))
     parts = split_clusters(rng.selection(["a", "b"], len(clusters)), clusters, Split(), seed)
@@ -79,7 +80,7 @@ def test_no_group_is_in_two_parts(seed: int) -> None:
 
 
 def test_a_row_without_a_group_stands_alone(tmp_path: Path) -> None:
-    """BatchRows whose group is not known are no group together."""
+    """Rows whose group is not known are no group together."""
     spec = _log(tmp_path)
     path = tmp_path / "log.csv"
     path.write_text(path.read_text().replace("\nt7,", "\n,").replace("\nt8,", "\nn/a,"))
@@ -106,7 +107,7 @@ def test_groups_are_certified_as_units(tmp_path: Path) -> None:
         found.baseline.answer[rows] != found.problem.dataset.labels[rows]
     )
     assert d == pytest.approx([wrong[whose[rows] == one].mean() for one in np.unique(whose[rows])])
-    assert found.selection.cases == len(np.unique(whose[rows]))
+    assert found.selection.units == len(np.unique(whose[rows]))
     assert "groups by talk" in dict(plan(spec, run).lines)["certificate"]
 
 
@@ -131,7 +132,7 @@ def test_false_promises_are_rare_though_rows_of_a_group_are_alike() -> None:
         labels = np.zeros(600, dtype=np.int64)
         for place, one in enumerate((replace(zoo, clusters=whose), zoo)):
             base = replace(select_baseline(one, labels, tune), index=1, answer=one.first_stage.answer[:, 1], cost=9.0)
-            goal = Goal.model_validate({"max_loss": "18%"})
+            goal = Goal(max_loss=0.18)
             false[place] += select_cascade(one, front, base, labels, tune, certify, goal).point is not None
     assert false[0] <= binom.ppf(0.9999, 300, 0.05)
     assert false[1] > binom.ppf(0.9999, 300, 0.05)
@@ -146,7 +147,10 @@ def test_out_of_fold_answers_know_nothing_of_the_group() -> None:
     x = np.column_stack([rng.normal(0, 1, 40)[whose], rng.normal(0, 1e-3, 240)])
 
     def accuracy(recipe: Recipe, clusters: Any) -> float:
-        stored = work(Job(recipe, x, y, np.arange(240), 5, 0, 8, None, clusters))[1]
+        job = FitJob(
+            recipe=recipe, x=x, labels=y, training_rows=np.arange(240), folds=5, seed=0, batch=8, clusters=clusters
+        )
+        stored = fit_model(job)[1]
         return float((np.load(BytesIO(stored))["probability"].argmax(axis=1) == y).mean())
 
     tree = Recipe("decision-tree", {}, None)
@@ -168,10 +172,17 @@ def test_groups_that_did_not_change_are_rarely_told_as_drift() -> None:
     for seed in range(60):
         zoo, whose = _drawn(np.random.default_rng(seed), 60, 10)
         policy = Policy(StagePolicy((0,), ()), {})
-        both = DriftCase(zoo, policy, zoo.first_stage.answer[:, 1], np.arange(300), np.arange(300, 600), whose)
-        rule = Drift.model_validate({"level": "5%"})
+        both = DriftCase(
+            tables=zoo,
+            policy=policy,
+            baseline_answer=zoo.first_stage.answer[:, 1],
+            before=np.arange(300),
+            now=np.arange(300, 600),
+            clusters=whose,
+        )
+        rule = DriftRule(level=0.05, margin=0.02)
         for place, one in enumerate((both, replace(both, clusters=None))):
-            drifted[place] += any(change.drifted for change in changes(one, rule, seed))
+            drifted[place] += any(change.drifted for change in list_changes(one, rule, seed))
     assert drifted[0] <= binom.ppf(0.9999, 60, 0.05)
     assert drifted[1] > binom.ppf(0.9999, 60, 0.05)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from plugins.cascade.tests.runs import CONFIGS, TUMOURS, load_matrix, run_in, solve_spec, spec_of
+from plugins.cascade.tests.runs import CONFIGS, TUMOURS, load_matrix, load_served, run_in, solve_spec, spec_of
 from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import estimators
 from unfold_cascade.schema.cascade import CascadeSpec
@@ -48,20 +48,20 @@ def test_gates_read_what_a_look_into_the_model_tells(tmp_path: Path, confidence:
     x, rows = load_matrix(spec, run, plan.problem.dataset), plan.problem.dataset.rows.test
     file = "models/diagnosis/all/trees.skops"
     model = estimators.from_bytes(run.directory.read(file), ubjson=False, file=file)
-    columns = plan.problem.dataset.places(("means", "worst"))
+    columns = plan.problem.dataset.column_numbers(("means", "worst"))
     np.testing.assert_array_equal(
         plan.tables.first_stage.score[rows, 1], inspect_model(confidence, model, x[np.ix_(rows, columns)])
     )
     assert report.decision
     assert report.decision.get("cascade"), "no cascade was certified, so none would be served"
-    loaded = load(spec, planned(run, spec, report))
+    loaded = load_served(spec, planned(run, spec, report))
     _, engines = build_cascade(loaded, run, lambda _way: None)
     assert {one.name for name, one in engines.items() if name.endswith("trees")} <= {"native"}
 
 
 @pytest.mark.parametrize("confidence", ["evidential", "ensemble"])
 def test_over_time_answers_are_drawn_to_even_by_doubt(tmp_path: Path, confidence: str) -> None:
-    """Logged answers of unseen hours are the model's own, shrink_to_uniform by its confidence; the service steps as simulated."""
+    """Logged answers of unseen hours are the model's own, shrunk by its confidence; the service steps as simulated."""
     forest = "{name: chart, estimator: random-forest, params: {n_estimators: 5, max_depth: 3}}"
     ward = "{name: ward, estimator: xgboost, features: [bedside, trends], params: {n_estimators: 8, max_depth: 2}}"
     settings = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
-from unfold_cascade.drift.static import _bands
+from unfold_cascade.drift.static import _compare_confidence
 from unfold_cascade.gates.calibrated import calibrate
 from unfold_cascade.gates.exact import exact_front
 from unfold_cascade.planner.policy import follow
@@ -99,7 +99,8 @@ def test_a_gate_that_stops_any_score_is_the_only_one_to_stop_none() -> None:
 def test_bands_of_confidence_count_calls_without_one() -> None:
     """A check of new data counts rows without a confidence in the lowest band."""
     sure = np.linspace(0, 1, 50), np.r_[np.full(50, -np.inf), np.linspace(0, 1, 50)]
-    names, old, new = _bands(sure, (None, None))
+    counts = _compare_confidence("confidence", sure, (None, None))
+    names, old, new = counts.categories, counts.before, counts.now
     assert len(names) == len(old) == len(new) == 10
     assert (old.sum(), new.sum(), new[0]) == (50, 100, 50 + old[0])
 

@@ -101,7 +101,7 @@ def test_either_score_is_as_good_as_the_better_one(seed: int) -> None:
     alone = ScoreTables(zoo.first_stage, {}, zoo.first_stage, zoo.shared_prices, zoo.shared_times_us, "$")
     ways: tuple[tuple[bool, ...], ...] = ((False,), (True,), (False, True))
     plain, knowing, both = (
-        search_policies(alone, groups[labels], groups, np.arange(len(labels)), GateOptions(), conditional=way)
+        search_policies(alone, groups[labels], groups, np.arange(len(labels)), GateOptions(conditional=way))
         for way in ways
     )
     for cost in np.concatenate((plain.cost, knowing.cost)):

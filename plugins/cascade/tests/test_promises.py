@@ -10,7 +10,7 @@ import pytest
 
 from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
 from unfold_cascade.planner.certificate import Rule, p_value
-from unfold_cascade.planner.guarantees import Guarantee, certify_points
+from unfold_cascade.planner.guarantees import Guarantee, certify_points, find_relaxations
 from unfold_cascade.report.certificate import certificate_line
 from unfold_cascade.verbs import plan
 from unfoldkit.api import Report, UnfoldError, Verdict
@@ -127,7 +127,7 @@ def test_a_bound_that_says_nothing_is_no_certificate(tmp_path: Path) -> None:
         spec_of(tmp_path / "log.yaml", "goal={budget: 5 per case}"), run_in(tmp_path / "run", base=tmp_path)
     )
     bounds = {
-        bound: certificate_line(replace(found, selection=replace(found.selection, certified=bound)), 0.0)
+        bound: certificate_line(replace(found, selection=replace(found.selection, certified_loss=bound)), 0.0)
         for bound in (0.99, 1.0)
     }
     assert bounds[0.99].startswith("loss against large ≤ 99 points with 95% confidence (750 cases, ")

@@ -102,7 +102,7 @@ def test_a_malformed_body_is_answered_400(served: tuple[str, Path, subprocess.Po
 
 
 def test_a_wrong_shape_and_a_nan_are_refused(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
-    """BatchRows of another width are answered 400 with a sentence."""
+    """Rows of another width are answered 400 with a sentence."""
     url, _, _ = served
     status, answer = _asked(url, X[:2, :3])
     assert status == 400

@@ -12,7 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from plugins.cascade.tests.runs import load_served, run_in, spec_of
-from unfold_cascade.drift.static import check
+from unfold_cascade.build import build_table_source
+from unfold_cascade.drift.static import check_new_cases
 from unfold_cascade.models.onnx_runtime import load_probe
 from unfold_cascade.planner.policy import follow
 from unfold_cascade.planner.score_tables import SINGLE_LABEL
@@ -92,7 +93,7 @@ def test_other_kinds_and_new_data_meet_no_model_of_it(trained: Any) -> None:
     told = json.loads(run.directory.read("exits.json"))
     assert {(model["stage"], model["group"]) for model in told["models"]} <= {("ill", "all"), ("disease", "sick")}
     assert not [name for name in told["unasked"] if "well" in name]
-    assert check(spec, spec, run).verdict is Verdict.YES
+    assert check_new_cases(load_served(spec, run), build_table_source(spec, run), run).verdict is Verdict.YES
 
 
 def test_all_groups_may_have_one_label(trained: Any, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from plugins.cascade.tests.runs import load_matrix, run_in, solve_spec, spec_of
+from plugins.cascade.tests.runs import load_matrix, load_served, run_in, solve_spec, spec_of
 from unfold_cascade.data.error_costs import EQUAL_COSTS, build_error_costs
 from unfold_cascade.planner.certificate import Rule, upper_bound
 from unfold_cascade.planner.compose import PolicyFront
 from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import Policy, StagePolicy, follow
+from unfold_cascade.planner.problem import Goal
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 from unfold_cascade.planner.select import paired_differences, select_baseline, select_cascade
-from unfold_cascade.schema.goals import Goal
 from unfold_cascade.serving.model import BatchRows
 from unfold_cascade.serving.service import build_cascade
 from unfold_cascade.verbs import plan, train
@@ -126,11 +126,12 @@ def test_the_bound_of_a_budget_is_near_the_best_that_a_wager_gives() -> None:
     zoo = ScoreTables(question, {}, question, {}, {}, "$", build_error_costs({"1": 25.0}, ("0", "1"), labels))
     front = PolicyFront(np.array([0.1]), np.array([1.0]), (Policy(StagePolicy((0,), ()), {}),))
     tune, certify = np.arange(1500), np.arange(1500, 2250)
-    base, goal = select_baseline(zoo, labels, tune), Goal.model_validate({"budget": "2 per case"})
+    base, goal = select_baseline(zoo, labels, tune), Goal(budget=2.0)
     d = paired_differences(zoo, front, np.array([0]), base, labels, certify)[0]
     best = min(upper_bound(d, 0.95, Rule("betting", wager)) for wager in np.linspace(0.02, 1.0, 50))
     assert (
-        select_cascade(zoo, front, base, labels, tune, certify, goal).certified < 1.5 * best * zoo.error_costs.maximum
+        select_cascade(zoo, front, base, labels, tune, certify, goal).certified_loss
+        < 1.5 * best * zoo.error_costs.maximum
     )
 
 
@@ -156,16 +157,19 @@ def test_dear_errors_are_avoided(tmp_path: Path) -> None:
 def test_a_server_answers_what_costs_least(tmp_path: Path) -> None:
     """A served cascade gives the answers that its plan was judged by, other ones than the likeliest among them."""
     found, run = _planned(tmp_path)
-    told = {"decision": train(found.spec, run).decision, "seed": run.seed, "spec_sha256": fingerprint(dump(found.spec))}
+    spec = spec_of(tmp_path / "ill.yaml")
+    told = {"decision": train(spec, run).decision, "seed": run.seed, "spec_sha256": fingerprint(dump(spec))}
     run = replace(run, options={"plan": told})
-    loaded = load(found.spec, run)
+    loaded = load_served(spec, run)
     model, _ = build_cascade(loaded, run, lambda _way: None)
     x = load_matrix(spec, run, found.problem.dataset)
     rows = np.concatenate([found.problem.dataset.rows.calibrate, found.problem.dataset.rows.test])
     planned = follow(loaded.tables, loaded.policy, rows).answer
     assert np.mean(np.array(model.follow(x[rows]).answer) == planned) > 0.995
     likeliest = (
-        model.first[0].voice.ask(BatchRows({np.float32: x.astype(np.float32), np.float64: x}), rows).argmax(axis=1)
+        model.first_stage[0]
+        .model.predict(BatchRows({np.float32: x.astype(np.float32), np.float64: x}), rows)
+        .argmax(axis=1)
     )
     assert (found.tables.first_stage.answer[rows, loaded.policy.first_stage.chain[0]] != likeliest).any()
 

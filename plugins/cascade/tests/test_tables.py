@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import OWN, load_cases, load_matrix, run_in, spec_of
-from unfold_cascade.data.dataset import FILE, _pack, left_out, made_from
+from unfold_cascade.build import build_dataset_options
+from unfold_cascade.data.dataset import DATASET_FILE, _pack, dataset_fingerprint
 from unfold_cascade.data.table import Frame, frame_of_file, resolve_columns
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.parts import FeatureGroup
 from unfold_cascade.verbs import train
 from unfoldkit.api import UnfoldError
 from unfoldkit.errors import ExitCode
@@ -50,7 +50,7 @@ def frame(**columns: Sequence[object]) -> Frame:
 
 
 def test_rows_without_a_label_are_no_cases(tmp_path: Path) -> None:
-    """BatchRows whose label is empty or a mark of nothing are in no part of the split, and a report tells how many."""
+    """Rows whose label is empty or a mark of nothing are in no part of the split, and a report tells how many."""
     marks = ["", "NA", "#N/A", "?", "NULL", "None"]
     rows = [f"{i},{i % 5},{marks[i // 10] if i % 10 == 0 else i % 2}" for i in range(60)]
     spec = own(tmp_path, rows)
@@ -59,7 +59,7 @@ def test_rows_without_a_label_are_no_cases(tmp_path: Path) -> None:
     assert given.names == ("0", "1")
     assert load_matrix(spec, run, given)[:, 0].tolist() == [i for i in range(60) if i % 10]
     assert sorted(np.concatenate([given.rows.train, given.rows.calibrate, given.rows.test])) == list(range(54))
-    assert train(spec, run).notes == left_out(given) == ("6 rows of own.csv without a label left out",)
+    assert train(spec, run).notes == ("6 rows of own.csv without a label left out",)
 
 
 @pytest.mark.parametrize(("label", "other"), [("-", "+"), ("none", "mild")])
@@ -101,9 +101,7 @@ def test_lists_of_parquet_are_columns_of_numbers(tmp_path: Path) -> None:
 
     vectors = read([None, *([float(i), 2.0, -1.0] for i in range(1, 12))])
     assert list(vectors.columns) == ["emb_0", "emb_1", "emb_2", "y"]
-    assert resolve_columns(vectors, {"all": FeatureGroup(columns=("emb_*",))}, "y") == {
-        "all": ("emb_0", "emb_1", "emb_2")
-    }
+    assert resolve_columns(vectors, {"all": ("emb_*",)}, "y") == {"all": ("emb_0", "emb_1", "emb_2")}
     np.testing.assert_array_equal(vectors.numbers("emb_0", key="features"), [np.nan, *range(1, 12)])
     images = read([[[i, 1], [2, 3]] for i in range(12)])
     assert [images.numbers(f"emb_{k}", key="features")[7] for k in range(4)] == [7, 1, 2, 3]
@@ -127,8 +125,8 @@ def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
     assert list(frame_of_file(tmp_path / "spaced.csv").columns) == ["a", "b", "y"]
 
 
-@pytest.mark.parametrize("groups", [{}, {"all": FeatureGroup(columns=("*",))}])
-def test_a_column_without_a_name_is_no_feature(groups: dict[str, FeatureGroup]) -> None:
+@pytest.mark.parametrize("groups", [{}, {"all": ("*",)}])
+def test_a_column_without_a_name_is_no_feature(groups: dict[str, tuple[str, ...]]) -> None:
     """Row numbers, as pandas writes them before the first column, are learnt from neither unasked nor by a pattern."""
     table = frame(**{"": range(10), "a": range(10), "y": range(10)})
     assert resolve_columns(table, groups, "y") == {"all": ("a",)}
@@ -148,7 +146,8 @@ def test_cases_kept_with_a_gap_as_a_label_are_read_again(tmp_path: Path) -> None
     spec = own(tmp_path, [f"{i},1,{'' if i % 5 == 0 else i % 2}" for i in range(80)])
     run = run_in(tmp_path / "run", base=tmp_path)
     given = load_cases(spec, run)
-    run.directory.write(FILE, _pack(replace(given, names=("", "1"))), made_from=made_from(spec, run))
+    made_from = dataset_fingerprint(build_dataset_options(spec, run))
+    run.directory.write(DATASET_FILE, _pack(replace(given, names=("", "1"))), made_from=made_from)
     assert load_cases(spec, run).names == given.names == ("0", "1")
 
 
@@ -180,7 +179,7 @@ def test_an_estimator_that_is_no_classifier_is_told_in_the_spec(tmp_path: Path, 
 def test_a_column_is_named_exactly_before_it_is_a_pattern() -> None:
     """A name with brackets is that column; the same text is still a pattern where there is no such column."""
     table = frame(**{"age [y]": [1], "a1": [2], "a2": [3], "y": [4]})
-    groups = {"g": FeatureGroup(columns=("age [y]", "a[12]"))}
+    groups = {"g": ("age [y]", "a[12]")}
     assert resolve_columns(table, groups, "y")["g"] == ("age [y]", "a1", "a2")
 
 

@@ -34,7 +34,7 @@ from unfold_cascade.temporal.simulation.trajectories import Zoo
 from unfold_cascade.verbs import plan, profile, train
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.report import without_times, write_calibration
+from unfoldkit.report import to_data, without_times
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse, read_document
 
@@ -212,7 +212,7 @@ def test_plan_fits_nothing_again(trained: tuple[Run, Report]) -> None:
 def test_equal_seeds_give_equal_reports(trained: tuple[Run, Report], tmp_path: Path) -> None:
     """A second run from nothing gives the same report, measured times aside."""
     again = train(_spec("wards.yaml"), _run(tmp_path / "again"))
-    texts = [json.dumps(write_calibration(without_times(report))) for report in (trained[1], again)]
+    texts = [json.dumps(to_data(without_times(report))) for report in (trained[1], again)]
     assert texts[0].replace(str(trained[0].directory.path), "RUN") == texts[1].replace(str(tmp_path / "again"), "RUN")
 
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, load_matrix, run_in, solve_spec, spec_of
-from unfold_cascade.data.dataset import stored_cases
+from unfold_cascade.data.dataset import load_stored_dataset
 from unfold_cascade.data.table import frame_of_file
 from unfold_cascade.planner.policy import path_cost
-from unfold_cascade.planner.select import POINTS
+from unfold_cascade.planner.select import MAX_POINTS
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.verbs import plan, profile, train
 from unfoldkit.api import Report, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
-from unfoldkit.report import without_times, write_calibration
+from unfoldkit.report import to_data, without_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Counting:
 
 
 def _text(report: Report, folder: Path) -> str:
-    return json.dumps(write_calibration(without_times(report))).replace(str(folder), "RUN")
+    return json.dumps(to_data(without_times(report))).replace(str(folder), "RUN")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_a_run_keeps_the_points_that_can_be_chosen(tmp_path: Path) -> None:
     spec = spec_of(CONFIGS / "api-logs.yaml", "gates.confidence=label-conditional", "gates.max_models=2")
     plan(spec, run_in(tmp_path))
     kept = json.loads((tmp_path / "front.json").read_text())["points"]
-    assert 2 < len(kept) <= POINTS
+    assert 2 < len(kept) <= MAX_POINTS
 
 
 def test_profile_measures_every_model(trained: tuple[Path, Report]) -> None:
@@ -273,7 +273,7 @@ def test_words_of_a_category_are_columns(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", base=tmp_path)
     report = train(spec, run)
     assert report.metrics["baseline_accuracy"].value == 1
-    given = stored_cases(run)
+    given = load_stored_dataset(run.directory)
     assert given.order == ("a", "b=heart", "b=heart=lung", "b=skin, eyes")
     x = load_matrix(spec, run, given)[:, 1:]
     assert np.array_equal(x.sum(axis=1), [float(i % 4 != 2) for i in range(160)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from unfold_cascade.data.dataset import Dataset, DatasetOptions
@@ -30,11 +30,11 @@ class Goal:
     """
 
     max_loss: float | None = None
-    max_loss_of: Mapping[str, float]
+    max_loss_of: Mapping[str, float] = field(default_factory=dict)
     budget: float | None = None
     confidence: float = 0.95
     errors: ErrorWeights | None = None
-    document: Mapping[str, Any]
+    document: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
