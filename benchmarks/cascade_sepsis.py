@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import records
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.data.readers import read_psv
 from unfold_cascade.temporal.report import tell
 from unfold_cascade.temporal.search.planner import Findings, judge, searched, swapped

@@ -43,7 +43,7 @@ def told(run: Run) -> dict[str, Any]:
 def test_what_is_passed_on_arrives(ways: dict[frozenset[int], int]) -> None:
     """The cases at a place are those that enter there and, by the shares, those that are passed on to it."""
     rows = {(0, *sorted(way)): count for way, count in ways.items()}
-    shares = handoff.shares(rows)
+    shares = handoff.transition_shares(rows)
     at = Counter[int]()
     for way, count in rows.items():
         at.update(dict.fromkeys(way, count))
@@ -57,7 +57,7 @@ def test_the_ways_take_the_time_of_the_plan(trained: tuple[Solution, Run]) -> No
     """The models on the ways take, case by case, the time that the cascade takes on the same cases."""
     found, run = trained
     data = told(run)
-    zoo, policy = handoff.served(found)
+    zoo, policy = handoff.select_served_policy(found)
     rows = np.concatenate([found.problem.dataset.rows.calibrate, found.problem.dataset.rows.test])
     times = [model["latency_us"] for model in data["models"]]
     total = sum(way["cases"] * sum(times[m] for m in way["models"]) for way in data["ways"])
@@ -70,7 +70,7 @@ def test_every_model_stands_in_the_run(trained: tuple[Solution, Run]) -> None:
     found, run = trained
     data = told(run)
     assert data["schema"] == handoff.SCHEMA
-    assert data["spec_sha256"] == fingerprint(dump(found.spec))
+    assert data["spec_sha256"] == fingerprint(found.problem.identity)
     names = [model["name"] for model in data["models"]] + data["unasked"]
     assert len(set(names)) == len(names)
     for model in data["models"]:

@@ -71,7 +71,7 @@ def test_no_group_is_in_two_parts(seed: int) -> None:
     """Whole groups are dealt to the parts, each row once, and about as many groups as the shares say."""
     rng = np.random.default_rng(seed)
     clusters = np.repeat(np.arange(60), rng.integers(1, 12, 60))
-    parts = split_clusters(rng.selection(["a", "b"], len(clusters)), clusters, Split(), seed)
+    parts = split_clusters(rng.choice(["a", "b"], len(clusters)), clusters, Split(), seed)
     each = [parts.train, parts.calibrate, parts.test]
     assert np.array_equal(np.sort(np.concatenate(each)), np.arange(len(clusters)))
     groups = [set(clusters[part].tolist()) for part in each]

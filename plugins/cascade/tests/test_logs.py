@@ -123,7 +123,7 @@ def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) 
         lines = [line.replace(name, number) for line in lines]
     pointed = [",".join((c[0], c[1] and f"{c[1]}.0", *c[2:])) for c in (line.split(",") for line in lines)]
     one, two = (
-        solve_spec(log(tmp_path, text), run_in(tmp_path / name, base=tmp_path)).zoo.first_stage.answer
+        solve_spec(log(tmp_path, text), run_in(tmp_path / name, base=tmp_path)).tables.first_stage.answer
         for name, text in (("plain", lines), ("pointed", pointed))
     )
     assert np.array_equal(one, two)

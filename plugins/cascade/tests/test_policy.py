@@ -21,7 +21,7 @@ def _question(
 ) -> ScoreTable:
     n = len(truth)
     right = generator.random((n, models)) < np.linspace(0.6, 0.95, models)
-    other = generator.selection(answers, (n, models))
+    other = generator.choice(answers, (n, models))
     answer = np.where(right & np.isin(truth, answers)[:, None], truth[:, None], other)
     score = np.round(generator.random((n, models)), 1)
     price = np.sort(generator.integers(1, 20, models)).astype(float)
@@ -44,7 +44,7 @@ def _walk(zoo: ScoreTables, policy: Policy, row: int) -> tuple[int, float]:
     question, step = zoo.first_stage, policy.first_stage
     for _ in range(2):
         for position, model in enumerate(step.chain):
-            paid += question.price[model] + sum(zoo.prices[name] for name in question.feature_groups[model] - have)
+            paid += question.price[model] + sum(zoo.shared_prices[name] for name in question.feature_groups[model] - have)
             have |= question.feature_groups[model]
             answer = int(question.answer[row, model])
             if position == len(step.chain) - 1 or question.score[row, model] >= step.cuts[position]:

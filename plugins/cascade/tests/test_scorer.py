@@ -19,9 +19,9 @@ def test_a_gate_is_fitted_once_for_all_points() -> None:
     question = ScoreTable("s", "all", ("a", "b", "c"), answer, score, np.arange(1.0, 4.0), buys, nothing)
     scorer = GateScorer(question, np.arange(60), loss, conditional=True, fold=np.arange(60) % 5)
     one, two, short = (
-        scorer.step((0, 1, 2), (0.4, 0.5)),
-        scorer.step((0, 1, 2), (0.6, 0.7)),
-        scorer.step((0, 2), (0.4,)),
+        scorer.build_stage((0, 1, 2), (0.4, 0.5)),
+        scorer.build_stage((0, 1, 2), (0.6, 0.7)),
+        scorer.build_stage((0, 2), (0.4,)),
     )
     assert all(a is b for a, b in zip(one.curves, two.curves, strict=True))
     assert one.curves[0] is short.curves[0]

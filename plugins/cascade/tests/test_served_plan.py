@@ -79,17 +79,17 @@ def test_answers_routes_and_costs_are_those_of_the_plan(served: Any) -> None:
     probe = probe_of(loaded, run)
     expected, found = follow(loaded.tables, loaded.policy, probe.rows), model.follow(probe.x)
     np.testing.assert_array_equal(found.answer, expected.answer)
-    np.testing.assert_allclose(model.paths.cost[found.way], expected.cost)
+    np.testing.assert_allclose(model.paths.cost[found.path], expected.cost)
     asked = expected.exit_first + 1 + np.where(expected.exit_second >= 0, expected.exit_second + 1, 0)
-    np.testing.assert_array_equal(np.array(model.table.steps)[found.way], asked)
+    np.testing.assert_array_equal(np.array(model.paths.length)[found.path], asked)
     assert {engine.name for engine in engines.values()} == {ONNX}
-    for row, way in enumerate(found.way):
-        steps = model.table.steps[way]
-        cuts, scores = model.table.cut[way], found.score[row]
-        assert sum(model.table.paid[way]) == pytest.approx(expected.cost[row])
+    for row, way in enumerate(found.path):
+        steps = model.paths.length[way]
+        cuts, scores = model.paths.cuts[way], found.score[row]
+        assert sum(model.paths.call_costs[way]) == pytest.approx(expected.cost[row])
         assert found.confidence[row] == scores[steps - 1]
-        assert set(model.table.model[way][steps:]) <= {""}
-        assert all(model.table.model[way][:steps])
+        assert set(model.paths.models[way][steps:]) <= {""}
+        assert all(model.paths.models[way][:steps])
         last_first = expected.exit_first[row]
         assert all(scores[k] < cuts[k] for k in range(steps - 1) if k != last_first)
         assert scores[last_first] >= cuts[last_first]
@@ -103,7 +103,7 @@ def test_a_row_is_answered_alike_in_any_company(served: Any, rows: int) -> None:
     whole = model.follow(x)
     parts = [model.follow(x[start : start + rows]) for start in range(0, 70, rows)]
     np.testing.assert_array_equal(whole.answer, np.concatenate([part.answer for part in parts]))
-    np.testing.assert_array_equal(whole.way, np.concatenate([part.way for part in parts]))
+    np.testing.assert_array_equal(whole.path, np.concatenate([part.path for part in parts]))
     np.testing.assert_allclose(whole.score, np.concatenate([part.score for part in parts]), atol=1e-6)
 
 
@@ -112,12 +112,12 @@ def test_native_and_converted_models_agree(served: Any) -> None:
     loaded, run, model, _ = served
     probe = probe_of(loaded, run)
     engines = {
-        name: onnx_runtime.engine(run, *loaded.found[tuple(name.split("/"))], probe, native=True)  # type: ignore[index,misc]
+        name: onnx_runtime.choose_slot_engine(run, *loaded.models[tuple(name.split("/"))], probe, native=True)  # type: ignore[index,misc]
         for name in served[3]
     }
     assert {engine.name for engine in engines.values()} == {NATIVE}
     for name, engine in engines.items():
-        slot, _ = loaded.found[tuple(name.split("/"))]  # type: ignore[index]
+        slot, _ = loaded.models[tuple(name.split("/"))]  # type: ignore[index]
         x = probe.x[:, slot.columns]
         np.testing.assert_allclose(
             engine.predict(x), served[3][name].predict(x.astype(served[3][name].dtype)), atol=1e-5
@@ -148,8 +148,8 @@ def test_what_is_asked_is_counted(digits: Any) -> None:
     answered = sum(s.value for m in registry.collect() for s in m.samples if s.name == "unfold_cascade_answered_total")
     assert answered == 100
     asked = sum(s.value for m in registry.collect() for s in m.samples if s.name == "unfold_cascade_asked_total")
-    assert asked == np.array(model.table.steps)[found.way].sum()
-    assert value("unfold_cascade_cost_total", {"unit": "FLOPs"}) == pytest.approx(model.paths.cost[found.way].sum())
+    assert asked == np.array(model.paths.length)[found.path].sum()
+    assert value("unfold_cascade_cost_total", {"unit": "FLOPs"}) == pytest.approx(model.paths.cost[found.path].sum())
 
 
 def test_the_page_shows_the_shares_that_the_report_prints(digits: Any) -> None:
@@ -172,29 +172,29 @@ def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Pat
     spec, run = digits[0], elsewhere(digits[1], tmp_path)
     loaded = load_served(spec, run)
     probe = probe_of(loaded, run)
-    slot, log = loaded.found["fine", "round", "linear"]
-    other, _ = loaded.found["fine", "straight", "linear"]
-    assert onnx_runtime.engine(run, slot, log, probe).name == ONNX
+    slot, log = loaded.models["fine", "round", "linear"]
+    other, _ = loaded.models["fine", "straight", "linear"]
+    assert onnx_runtime.choose_slot_engine(run, slot, log, probe).name == ONNX
     for form in ("float32", "float64"):
         name = f"serving/fine/round/linear.{form}.onnx"
         made_from = onnx_runtime.conversion_fingerprint(slot)
-        onnx_runtime._converted(run, other, np.dtype(form).type)
+        onnx_runtime._convert_once(run, other, np.dtype(form).type)
         run.directory.write(name, run.directory.read(f"serving/fine/straight/linear.{form}.onnx"), made_from=made_from)
-    found = onnx_runtime.engine(run, slot, log, probe)
+    found = onnx_runtime.choose_slot_engine(run, slot, log, probe)
     assert found.name == NATIVE
-    assert "gives something else" in found.why
+    assert "gives something else" in found.reason
     nudged = replace(log, probability=log.probability + 1e-3)
-    assert "differs by 0.001" in onnx_runtime.engine(digits[1], slot, nudged, probe).why
+    assert "differs by 0.001" in onnx_runtime.choose_slot_engine(digits[1], slot, nudged, probe).reason
     turned = replace(log, probability=np.roll(log.probability, 1, axis=1))
-    assert "rows differently" in onnx_runtime.engine(digits[1], slot, turned, probe).why
+    assert "rows differently" in onnx_runtime.choose_slot_engine(digits[1], slot, turned, probe).reason
 
 
 def test_a_cascade_that_goes_astray_is_refused(digits: Any) -> None:
     """If even the native models send rows elsewhere than the plan, nothing is served."""
     loaded = load_served(*digits)
     first = loaded.tables.first_stage
-    zoo = replace(loaded.tables, first=replace(first, price=first.price + 1.0))
-    other = replace(loaded, zoo=zoo)
+    zoo = replace(loaded.tables, first_stage=replace(first, price=first.price + 1.0))
+    other = replace(loaded, tables=zoo)
     model, _ = build_cascade(loaded, digits[1], lambda _way: None)
     assert path_cost(zoo, zoo.first_stage, (0,), frozenset())[0] > path_cost(loaded.tables, first, (0,), frozenset())[0]
     from unfold_cascade.serving.service import count_deviations

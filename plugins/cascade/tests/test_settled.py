@@ -77,9 +77,9 @@ def test_it_is_served_as_it_was_planned(trained: Any) -> None:
     found, expected = model.follow(probe.x), follow(loaded.tables, loaded.policy, probe.rows)
     assert found.answer == expected.answer.tolist()
     healthy = [row for row, answer in enumerate(found.answer) if loaded.problem.dataset.names[answer] == "healthy"]
-    assert {model.table.stage[found.way[row]][-1] for row in healthy} == {""}
+    assert {model.paths.stages[found.path[row]][-1] for row in healthy} == {""}
     for row in healthy:
-        steps = model.table.steps[found.way[row]]
+        steps = model.paths.length[found.path[row]]
         assert found.confidence[row] == found.score[row][steps - 1]
         assert not any(found.score[row][steps:])
     model.predict(Batch({"x": probe.x}, (Call(len(probe.x)),)))

@@ -47,7 +47,7 @@ WEIGHTS = {"1": {"maybe": 20.0, "no": 20.0}, "maybe": {"1": 4.0, "no": 3.0}, "no
 
 def _planned(folder: Path, *settings: str) -> tuple[Solution, Run]:
     rng, n = np.random.default_rng(4), 900
-    kind = rng.selection(3, n, p=[0.8, 0.15, 0.05])
+    kind = rng.choice(3, n, p=[0.8, 0.15, 0.05])
     x = rng.normal(0, 1, (n, 3)) + kind[:, None] * [0.5, 0.8, 1.2]
     rows = (",".join(f"{v:.4f}" for v in row) + f",{['no', 'maybe', '1'][k]}" for row, k in zip(x, kind, strict=True))
     (folder / "ill.csv").write_text("q0,q1,l0,ill\n" + "\n".join(rows) + "\n")
@@ -78,7 +78,7 @@ def test_a_model_answers_what_costs_least_by_its_probabilities(found: Solution) 
     p = np.random.default_rng(0).dirichlet([1, 1, 1], 200)
     cost = np.array([[0.0 if a == t else WEIGHTS[t][a] for a in names] for t in names])
     expected = p @ cost
-    assert stakes.answers(p).tolist() == expected.argmin(axis=1).tolist()
+    assert stakes.decide(p).tolist() == expected.argmin(axis=1).tolist()
     assert np.array_equal(np.argsort(stakes.confidence(p)), np.argsort(-expected.min(axis=1)))
 
 
@@ -87,7 +87,7 @@ def test_where_errors_cost_alike_nothing_changes() -> None:
     p = np.random.default_rng(1).dirichlet([1, 1, 1], 200)
     truth, said = np.arange(200) % 3, p.argmax(axis=1)
     alike = build_error_costs({"a": 5.0, "b": 5.0, "c": {"a": 5.0, "b": 5.0}}, ("a", "b", "c"), truth)
-    assert alike.answers(p).tolist() == EQUAL_COSTS.answers(p).tolist() == said.tolist()
+    assert alike.decide(p).tolist() == EQUAL_COSTS.decide(p).tolist() == said.tolist()
     assert alike.losses(said, truth) == pytest.approx(EQUAL_COSTS.losses(said, truth))
     assert alike.confidence(p) == pytest.approx(EQUAL_COSTS.confidence(p))
 
@@ -178,7 +178,7 @@ def test_recorded_answers_are_weighed_too(tmp_path: Path) -> None:
     """Of recorded answers, one that is no label at all costs as much as the worst that is one."""
     rng = np.random.default_rng(0)
     y = np.where(rng.random(400) < 0.1, "sick", "well")
-    said = rng.selection(["well", "?!"], 400)
+    said = rng.choice(["well", "?!"], 400)
     rows = (f"{t},{a},{q:.3f},{t},0.9" for t, a, q in zip(y, said, rng.random(400), strict=True))
     (tmp_path / "log.csv").write_text("y,a,qa,b,qb\n" + "\n".join(rows) + "\n")
     (tmp_path / "log.yaml").write_text(
@@ -206,7 +206,7 @@ def test_a_label_that_the_data_do_not_have_is_told(tmp_path: Path) -> None:
 def test_a_report_tells_what_errors_cost(tmp_path: Path) -> None:
     """The loss of a report is the difference of its two weighted accuracies, and a line says what errors cost."""
     found, run = _planned(tmp_path)
-    report = plan(found.spec, run)
+    report = plan(spec_of(tmp_path / "ill.yaml"), run)
     own, base = (float(report.metrics[f"{who}_weighted_accuracy"].value or 0) for who in ("cascade", "baseline"))
     assert report.metrics["loss_points"].value == pytest.approx(100 * (base - own))
     assert 'an error on "1" costs 20' in dict(report.lines)["errors"]
