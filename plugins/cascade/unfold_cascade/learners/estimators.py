@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray, Matrix
 from unfoldkit.api import did_you_mean, fail
+from unfoldkit.safe_skops import dump_skops, load_skops
 
 SHORT_NAMES: Mapping[str, str] = {
     "decision-tree": "sklearn.tree.DecisionTreeClassifier",
@@ -46,7 +47,6 @@ INSPECTABLE: Mapping[str, tuple[str, ...]] = {"evidential": (*TREES, *FORESTS), 
 """The estimators whose internals each confidence can read, by the names that a spec may use."""
 LIBRARIES = ("sklearn.", "xgboost.")
 NOT_A_CLASSIFIER = "is no classifier that tells how sure it is"
-TRUSTED_PREFIXES = ("sklearn.", "_loss.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,32 +161,28 @@ def _weights(model: Any, weight: FloatArray | None) -> dict[str, FloatArray]:
 
 
 def to_bytes(recipe: Recipe, model: Any) -> bytes:
-    """Return the fitted model in a format whose loading runs no code: UBJSON or skops."""
+    """Return the fitted model in a format whose loading runs no code: UBJSON or skops.
+
+    Raises:
+        UnfoldError: the file would name a type that loading refuses. A model of allowed code is stored all the same:
+            it can be planned with, not served.
+    """
     if recipe.is_xgboost and not hasattr(model, "steps"):
         return bytes(model.get_booster().save_raw("ubj"))
-    import skops.io
+    if not SHORT_NAMES.get(recipe.estimator, recipe.estimator).startswith(LIBRARIES):
+        import skops.io
 
-    return bytes(skops.io.dumps(model))
+        return bytes(skops.io.dumps(model))
+    return dump_skops(model, recipe.estimator)
 
 
 def from_bytes(data: bytes, *, ubjson: bool, file: str) -> Any:
     """Return the model that ``to_bytes`` stored.
 
     Raises:
-        UnfoldError: the file holds types outside scikit-learn and NumPy, or is no model.
+        UnfoldError: the file names a type that is not trusted, or is no model.
     """
-    if ubjson:
-        return _booster(data, file)
-    import skops.io
-
-    try:
-        unknown = skops.io.get_untrusted_types(data=data)
-        refused = [name for name in unknown if not name.startswith(TRUSTED_PREFIXES)]
-        if refused:
-            raise fail(f"holds types that are not trusted: {', '.join(refused[:3])}", file=file)
-        return skops.io.loads(data, trusted=unknown)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise fail(f"not a stored model: {error}", file=file) from error
+    return _booster(data, file) if ubjson else load_skops(data, file)
 
 
 def suffix(recipe: Recipe) -> str:
