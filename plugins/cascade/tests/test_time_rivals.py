@@ -72,9 +72,11 @@ def test_a_weight_counts_a_row_so_often(estimator: str) -> None:
     y = (x[:, 0] + rng.normal(size=300) > 0).astype(np.int64)
     twice = np.where(np.arange(300) < 100, 2.0, 1.0)
     recipe = Recipe(estimator, {"max_depth": 2} if "log" not in estimator else {}, scale=False)
-    one = estimators.fit(recipe, x, y, 0, twice)
-    more = estimators.fit(recipe, np.concatenate([x, x[:100]]), np.concatenate([y, y[:100]]), 0)
-    np.testing.assert_allclose(estimators.probabilities(one, x, 2), estimators.probabilities(more, x, 2), atol=0.02)
+    one = estimators.fit_estimator(recipe, x, y, 0, twice)
+    more = estimators.fit_estimator(recipe, np.concatenate([x, x[:100]]), np.concatenate([y, y[:100]]), 0)
+    np.testing.assert_allclose(
+        estimators.predict_probabilities(one, x, 2), estimators.predict_probabilities(more, x, 2), atol=0.02
+    )
 
 
 def test_the_interval_of_alerts_holds_the_rate_and_narrows_with_patients(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates import confidence as functions
-from unfold_cascade.gates.chains import ChainFront, search_orders
-from unfold_cascade.gates.evidential import ensemble, evidential
+from unfold_cascade.gates.chains import ChainFront, search_all_chains
+from unfold_cascade.gates.evidential import ensemble_confidence, evidential_confidence
 from unfold_cascade.gates.exact import MAX_MODELS
-from unfold_cascade.gates.pareto import thin
+from unfold_cascade.gates.pareto import thin_front
 from unfold_cascade.learners import cost
 from unfoldkit.api import UnfoldError
 
@@ -27,7 +27,10 @@ CONFIDENCES: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "margin": functions.margin,
     "entropy": functions.entropy,
 }
-LOOKING: Mapping[str, Callable[[Any, Any], FloatArray]] = {"evidential": evidential, "ensemble": ensemble}
+LOOKING: Mapping[str, Callable[[Any, Any], FloatArray]] = {
+    "evidential": evidential_confidence,
+    "ensemble": ensemble_confidence,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         estimators: (name, classifier with ``predict_proba``) pairs; a small and a large forest by default.
         prices: Cost of one call of each estimator; by default its arithmetic operations.
         confidence: What thresholds are compared with: ``max-probability``, ``margin`` or ``entropy`` of the
-            probabilities; or ``evidential`` (trees and forests of scikit-learn) or ``ensemble`` (forests, XGBoost),
+            probabilities; or ``evidential_confidence`` (trees and forests of scikit-learn) or ``ensemble_confidence`` (forests, XGBoost),
             which look into the models.
         max_models: Longest chain, from 1 to 5.
         bins: Thresholds tried per gate; by default all or many.
@@ -186,15 +189,15 @@ class CascadeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.prices is not None:
             return np.asarray(self.prices, dtype=np.float64)
         try:
-            return np.array([cost.flops(model, columns) for model in self.estimators_], dtype=np.float64)
+            return np.array([cost.count_flops(model, columns) for model in self.estimators_], dtype=np.float64)
         except UnfoldError as error:
             raise ValueError(f"{error.diagnostics[0].message}; give prices") from error
 
     def _searched(self, held: Sequence[tuple[FloatArray, FloatArray]], labels: IntArray) -> ChainFront:
         score = np.column_stack([score for _, score in held])
         loss = np.column_stack([(p.argmax(axis=1) != labels).astype(np.float64) for p, _ in held])
-        found = search_orders(score, loss, self.prices_, max_models=self.max_models, bins=self.bins)
-        keep = thin(found.front, POINTS)
+        found = search_all_chains(score, loss, self.prices_, max_models=self.max_models, bins=self.bins)
+        keep = thin_front(found.front, POINTS)
         return ChainFront(found.front.take(keep), found.chain[keep], found.chains)
 
     def _score(self, model: Any, x: Any, probability: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.chains import Chain, ChainFront, Order, chains_of, search_chains
+from unfold_cascade.gates.chains import Chain, ChainFront, Order, list_chains, search_chains
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def calibrate(confidence: FloatArray, context: IntArray, target: FloatArray, *, 
 
     Args:
         confidence: (n,) confidence of the gate's model; rows of minus infinity, which has none, are not looked at.
-        context: (n,) context, see ``contexts``.
+        context: (n,) context, see ``encode_contexts``.
         target: (n,) what stopping is worth: 1 - loss, or the loss of the next model minus this one's.
         shrinkage: Rows at which a context weighs as much as all rows together.
     """
@@ -105,7 +105,7 @@ def cross_calibrate(
     return score
 
 
-def contexts(predicted: IntArray, chain: Chain) -> IntArray:
+def encode_contexts(predicted: IntArray, chain: Chain) -> IntArray:
     """Return what a gate knows besides the confidence of its model.
 
     Args:
@@ -143,14 +143,16 @@ def fit_gate(
 ) -> Calibration:
     """Calibrate the gate behind the last of the models ``asked`` so far; arguments as for ``fit_chain``."""
     last = asked[-1]
-    return calibrate(confidence[:, last], contexts(predicted, asked), target[:, last], shrinkage=shrinkage)
+    return calibrate(confidence[:, last], encode_contexts(predicted, asked), target[:, last], shrinkage=shrinkage)
 
 
 def score_chain(
     gates: tuple[Calibration, ...], confidence: FloatArray, predicted: IntArray, chain: Chain
 ) -> FloatArray:
     """Return the (n, G) scores that the gates of a chain read, from (n, M) confidences and labels."""
-    columns = [gate(confidence[:, chain[j]], contexts(predicted, chain[: j + 1])) for j, gate in enumerate(gates)]
+    columns = [
+        gate(confidence[:, chain[j]], encode_contexts(predicted, chain[: j + 1])) for j, gate in enumerate(gates)
+    ]
     return np.array(columns).reshape(len(gates), len(confidence)).T
 
 
@@ -187,13 +189,13 @@ def search_conditional(
     @cache
     def gate(asked: Chain) -> FloatArray:
         q, worth = confidence[:, asked[-1]], 1.0 - loss[:, asked[-1]]
-        return cross_calibrate(q, contexts(predicted, asked), worth, fold, shrinkage=shrinkage)
+        return cross_calibrate(q, encode_contexts(predicted, asked), worth, fold, shrinkage=shrinkage)
 
     def tables(chain: Chain) -> tuple[FloatArray, FloatArray, FloatArray]:
         return _stacked(gate, chain, len(loss)), loss[:, list(chain)], price[..., list(chain)]
 
     dearness = np.broadcast_to(price, loss.shape).mean(axis=0)
-    return search_chains(chains_of(dearness, order=order, max_models=max_models), tables, bins=bins)
+    return search_chains(list_chains(dearness, order=order, max_models=max_models), tables, bins=bins)
 
 
 def write_calibration(calibration: Calibration) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.exact import exact_front
-from unfold_cascade.gates.pareto import Front, pareto
+from unfold_cascade.gates.evaluate import evaluate_cuts
+from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.pareto import Front, find_pareto_points
 
 Chain = tuple[int, ...]
 Order = Literal["sorted", "all"]
@@ -40,7 +40,7 @@ class ChainFront:
         return chain, self.front.cuts[point, : len(chain) - 1]
 
 
-def search_orders(
+def search_all_chains(
     score: FloatArray,
     loss: FloatArray,
     price: FloatArray,
@@ -58,18 +58,18 @@ def search_orders(
         price: (n, M) or (M,) cost of asking each model.
         order: "sorted" takes the chains of ascending mean price only, "all" every order.
         max_models: Models of a chain at most, from 1 to 5.
-        bins: Bins a gate, as for ``exact_front``.
-        two_sided: Search intervals, as for ``exact_front``.
+        bins: Bins a gate, as for ``search_exact_front``.
+        two_sided: Search intervals, as for ``search_exact_front``.
 
     Returns:
         The merged front; of equal points the one of the shorter, earlier chain stays.
     """
     dearness = np.broadcast_to(price, loss.shape).mean(axis=0)
-    chains = chains_of(dearness, order=order, max_models=max_models)
-    return search_chains(chains, lambda c: chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided)
+    chains = list_chains(dearness, order=order, max_models=max_models)
+    return search_chains(chains, lambda c: select_chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided)
 
 
-def chains_of(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chain, ...]:
+def list_chains(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chain, ...]:
     """Return the chains to search, the shorter ones first.
 
     Args:
@@ -85,7 +85,7 @@ def chains_of(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chai
     return tuple(filter(keep, chains))
 
 
-def chain_tables(score: FloatArray, loss: FloatArray, price: FloatArray, chain: Chain) -> Tables:
+def select_chain_tables(score: FloatArray, loss: FloatArray, price: FloatArray, chain: Chain) -> Tables:
     """Return score (n, K-1), loss (n, K) and cost (n, K) or (K,) of a chain; the last model has no gate."""
     models = list(chain)
     return score[:, models[:-1]], loss[:, models], price[..., models]
@@ -106,23 +106,23 @@ def search_chains(
         tables: Gives score (n, K-1), loss (n, K) and marginal cost (n, K) or (K,) of a chain. This is where a
             feature that an earlier model of the chain has paid for costs nothing, or where a score depends on
             what the chain has answered so far.
-        bins: Bins a gate, as for ``exact_front``.
-        two_sided: Search intervals, as for ``exact_front``.
+        bins: Bins a gate, as for ``search_exact_front``.
+        two_sided: Search intervals, as for ``search_exact_front``.
         also: Gives (G, 2) cuts of a chain that are tried beside those of the exact search, which has its bins.
 
     Raises:
-        ValueError: There is no chain, or a table is refused by ``exact_front``.
+        ValueError: There is no chain, or a table is refused by ``search_exact_front``.
     """
     chains = tuple(chains)
     found = [tables(chain) for chain in chains]
-    fronts = [_with(exact_front(*given, bins=bins, two_sided=two_sided), given, also(given)) for given in found]
+    fronts = [_with(search_exact_front(*given, bins=bins, two_sided=two_sided), given, also(given)) for given in found]
     gates = max(front.cuts.shape[1] for front in fronts)
     merged = Front(
         np.concatenate([front.loss for front in fronts]),
         np.concatenate([front.cost for front in fronts]),
         np.concatenate([_padded(front.cuts, gates) for front in fronts]),
     )
-    best = pareto(merged.loss, merged.cost)
+    best = find_pareto_points(merged.loss, merged.cost)
     origin = np.repeat(np.arange(len(fronts)), [len(front) for front in fronts])
     return ChainFront(merged.take(best), origin[best], chains)
 
@@ -132,7 +132,7 @@ def _with(front: Front, given: Tables, more: Iterable[FloatArray]) -> Front:
     cuts = list(more)
     if not cuts:
         return front
-    worth = np.array([evaluate(*given, one) for one in cuts])
+    worth = np.array([evaluate_cuts(*given, one) for one in cuts])
     return Front(
         np.concatenate((front.loss, worth[:, 0])),
         np.concatenate((front.cost, worth[:, 1])),

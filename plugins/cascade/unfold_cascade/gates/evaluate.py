@@ -7,7 +7,7 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 
 
-def route(score: FloatArray, cuts: FloatArray) -> IntArray:
+def route_rows(score: FloatArray, cuts: FloatArray) -> IntArray:
     """Return the model that answers each row.
 
     Args:
@@ -23,7 +23,9 @@ def route(score: FloatArray, cuts: FloatArray) -> IntArray:
     return first
 
 
-def outcomes(score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatArray) -> tuple[FloatArray, FloatArray]:
+def compute_outcomes(
+    score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatArray
+) -> tuple[FloatArray, FloatArray]:
     """Return what each row loses and costs.
 
     Args:
@@ -35,12 +37,12 @@ def outcomes(score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatA
     Returns:
         (n,) losses and (n,) costs; a row pays for every model up to the one that answers.
     """
-    answered = route(score, cuts)[:, np.newaxis]
+    answered = route_rows(score, cuts)[:, np.newaxis]
     paid = np.cumsum(np.broadcast_to(cost, loss.shape), axis=1)
     return np.take_along_axis(loss, answered, 1)[:, 0], np.take_along_axis(paid, answered, 1)[:, 0]
 
 
-def evaluate(score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatArray) -> tuple[float, float]:
-    """Return the mean loss and the mean cost of a row; arguments as for ``outcomes``."""
-    losses, costs = outcomes(score, loss, cost, cuts)
+def evaluate_cuts(score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatArray) -> tuple[float, float]:
+    """Return the mean loss and the mean cost of a row; arguments as for ``compute_outcomes``."""
+    losses, costs = compute_outcomes(score, loss, cost, cuts)
     return float(losses.mean()), float(costs.mean())

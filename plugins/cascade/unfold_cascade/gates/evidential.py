@@ -16,7 +16,7 @@ def inspect_model(confidence: str, model: Any, x: Matrix) -> FloatArray:
     """Return the (n,) confidence that a look into a fitted model gives, behind its scaling and its filling of gaps.
 
     Args:
-        confidence: ``evidential`` or ``ensemble``.
+        confidence: ``evidential_confidence`` or ``ensemble_confidence``.
         model: as ``estimators.fit`` returns it.
         x: (n, d) features.
 
@@ -26,7 +26,7 @@ def inspect_model(confidence: str, model: Any, x: Matrix) -> FloatArray:
     steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
     for step in steps[:-1]:
         x = step.transform(x)
-    return evidential(steps[-1], x) if confidence == "evidential" else ensemble(steps[-1], x)
+    return evidential_confidence(steps[-1], x) if confidence == "evidential" else ensemble_confidence(steps[-1], x)
 
 
 def shrink_to_uniform(probability: FloatArray, confidence: FloatArray) -> FloatArray:
@@ -39,7 +39,7 @@ def shrink_to_uniform(probability: FloatArray, confidence: FloatArray) -> FloatA
     return result
 
 
-def evidential(model: Any, x: Matrix) -> FloatArray:
+def evidential_confidence(model: Any, x: Matrix) -> FloatArray:
     """Return ``1 - u`` for the vacuity ``u = C / sum_k (e_k + 1)`` of a Dirichlet distribution over C classes.
 
     The evidence ``e_k`` is how many training rows of class k lie in the leaves that a case falls into, on average over
@@ -62,7 +62,7 @@ def evidential(model: Any, x: Matrix) -> FloatArray:
     return confidence
 
 
-def ensemble(model: Any, x: Matrix) -> FloatArray:
+def ensemble_confidence(model: Any, x: Matrix) -> FloatArray:
     """Return one minus the mean distance of the members' probabilities to those of the whole.
 
     The members of a forest are its trees. Those of a boosted model are virtual: what it says after a few numbers of its

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.pareto import Front, pareto
+from unfold_cascade.gates.pareto import Front, find_pareto_points
 
 MAX_MODELS = 5
 TABLE = 1 << 18
 
 
-def exact_front(
+def search_exact_front(
     score: FloatArray, loss: FloatArray, cost: FloatArray, *, bins: int | None = None, two_sided: bool = False
 ) -> Front:
     """Return the whole Pareto front over all vectors of cuts.
@@ -40,16 +40,16 @@ def exact_front(
     Raises:
         ValueError: Shapes do not agree, there is no row, or a value is not finite.
     """
-    score, loss, cost = checked(score, loss, cost)
+    score, loss, cost = check_tables(score, loss, cost)
     sizes = _bin_counts([np.unique(column).size for column in score.T], bins, two_sided=two_sided)
-    edges = [bin_edges(column, size) for column, size in zip(score.T, sizes, strict=True)]
+    edges = [compute_bin_edges(column, size) for column, size in zip(score.T, sizes, strict=True)]
     spans = [_spans(edge.size - 1, two_sided=two_sided) for edge in edges]
     losses, costs = _tables(score, loss, cost, edges, spans)
-    best = pareto(losses.ravel(), costs.ravel())
+    best = find_pareto_points(losses.ravel(), costs.ravel())
     return Front(losses.ravel()[best], costs.ravel()[best], _cuts(best, edges, spans))
 
 
-def checked(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def check_tables(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the three tables as float64; a score may be -inf, where a model gave none.
 
     Raises:
@@ -67,7 +67,7 @@ def checked(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[Floa
     return score, loss, cost
 
 
-def bin_edges(score: FloatArray, bins: int) -> FloatArray:
+def compute_bin_edges(score: FloatArray, bins: int) -> FloatArray:
     """Return the edges of at most ``bins`` bins of equal share, cut between distinct scores only.
 
     Args:

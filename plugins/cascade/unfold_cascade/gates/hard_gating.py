@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.gates.exact import checked
-from unfold_cascade.gates.pareto import pareto
+from unfold_cascade.gates.exact import check_tables
+from unfold_cascade.gates.pareto import find_pareto_points
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class GreedyPolicy:
     """One vector of cuts with its mean loss and mean cost; ``cuts`` is (G, 2) as in ``Front``."""
 
     loss: float
@@ -51,7 +51,7 @@ def hard_gating(
     max_cut: float = 1.0,
     bins: int = 64,
     candidates: Sequence[FloatArray] | None = None,
-) -> Policy | None:
+) -> GreedyPolicy | None:
     """Set one gate after the other to the cut of least loss that the rest of the budget allows.
 
     All rows start at model 1. At gate j the rows with ``score < cut`` move on to model j + 1 and pay for
@@ -79,13 +79,13 @@ def hard_gating(
         return None
     for _ in problem.candidates:
         losses, costs = _moves(problem, step)
-        choices = pareto(losses, costs)
+        choices = find_pareto_points(losses, costs)
         within = np.searchsorted(costs[choices] / rows, budget, side="right") - 1
         step = _moved(problem, step, int(choices[within]), losses, costs)
     return _policy(problem, step)
 
 
-def greedy_for_loss(
+def search_greedy_for_loss(
     score: FloatArray,
     loss: FloatArray,
     cost: FloatArray,
@@ -94,7 +94,7 @@ def greedy_for_loss(
     max_cut: float = 1.0,
     bins: int = 64,
     candidates: Sequence[FloatArray] | None = None,
-) -> Policy | None:
+) -> GreedyPolicy | None:
     """Return what ``hard_gating`` finds under the smallest budget that brings its loss down to a target.
 
     The choice at a gate changes only at the costs of its non-dominated cuts, so all budgets are covered by
@@ -128,7 +128,7 @@ def _candidates(
 
 
 def _problem(score: FloatArray, loss: FloatArray, cost: FloatArray, candidates: tuple[FloatArray, ...]) -> _Problem:
-    score, loss, cost = checked(score, loss, cost)
+    score, loss, cost = check_tables(score, loss, cost)
     columns = [np.searchsorted(cut, s, side="right") for cut, s in zip(candidates, score.T, strict=True)]
     bins = np.array(columns, dtype=np.int64).reshape(score.shape[::-1])
     return _Problem(bins, loss, np.broadcast_to(cost, loss.shape), candidates)
@@ -162,7 +162,7 @@ def _cheapest(problem: _Problem, step: _Step, target: float) -> _Step | None:
     if len(step.cuts) == len(problem.candidates):
         return step if step.loss / len(problem.loss) <= target else None
     losses, costs = _moves(problem, step)
-    choices = pareto(losses, costs)
+    choices = find_pareto_points(losses, costs)
     ends = [*costs[choices[1:]].tolist(), math.inf]
     for choice, end in zip(choices.tolist(), ends, strict=True):
         floor, ceiling = max(step.floor, float(costs[choice])), min(step.ceiling, end)
@@ -175,7 +175,7 @@ def _cheapest(problem: _Problem, step: _Step, target: float) -> _Step | None:
     return None
 
 
-def _policy(problem: _Problem, step: _Step) -> Policy:
+def _policy(problem: _Problem, step: _Step) -> GreedyPolicy:
     rows = len(problem.loss)
     cuts = np.array([(-math.inf, cut) for cut in step.cuts]).reshape(-1, 2)
-    return Policy(step.loss / rows, step.cost / rows, cuts)
+    return GreedyPolicy(step.loss / rows, step.cost / rows, cuts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.gates.exact import bin_edges
+from unfold_cascade.gates.exact import compute_bin_edges
 
 
 def induce_gates(
@@ -30,18 +30,20 @@ def induce_gates(
     value = loss[:, -1]
     for j in range(score.shape[1] - 1, -1, -1):
         on = lam * cost[j + 1] + value
-        cuts[j] = best_interval(score[:, j], loss[:, j] - on, bins, one_sided=one_sided)
+        cuts[j] = find_best_interval(score[:, j], loss[:, j] - on, bins, one_sided=one_sided)
         asks = (score[:, j] >= cuts[j, 0]) & (score[:, j] < cuts[j, 1])
         value = np.where(asks, on, loss[:, j])
     return cuts
 
 
-def best_interval(score: FloatArray, gain: FloatArray, bins: int, *, one_sided: bool = False) -> tuple[float, float]:
+def find_best_interval(
+    score: FloatArray, gain: FloatArray, bins: int, *, one_sided: bool = False
+) -> tuple[float, float]:
     """Return the interval ``[lo, hi)`` of scores with the largest sum of gains; empty where no sum is above 0.
 
     ``one_sided`` intervals begin with the lowest score.
     """
-    edges = bin_edges(score, bins)
+    edges = compute_bin_edges(score, bins)
     place = np.searchsorted(edges[1:-1], score, side="right")
     sums = np.concatenate(([0.0], np.cumsum(np.bincount(place, gain, edges.size - 1))))
     least = np.zeros_like(sums) if one_sided else np.minimum.accumulate(sums)

@@ -45,7 +45,7 @@ class Front:
         return Front(self.loss[indices], self.cost[indices], self.cuts[indices])
 
 
-def pareto(loss: FloatArray, cost: FloatArray) -> IntArray:
+def find_pareto_points(loss: FloatArray, cost: FloatArray) -> IntArray:
     """Return the points that no other beats, by ascending cost and strictly descending loss.
 
     Of equal points the first is kept. Takes about 15 ms for a million points.
@@ -75,7 +75,7 @@ def _not_beaten_by_cheaper_bucket(loss: FloatArray, cost: FloatArray, buckets: i
     return np.flatnonzero(loss < np.minimum.accumulate(best)[bucket])
 
 
-def thin(front: Front, limit: int) -> IntArray:
+def thin_front(front: Front, limit: int) -> IntArray:
     """Choose at most ``limit`` points of a front, evenly along it, and both ends.
 
     Args:
@@ -104,7 +104,7 @@ def _way(values: FloatArray) -> FloatArray:
     return way
 
 
-def minkowski(a: Front, b: Front, limit: int, *, block: int = 1 << 20) -> tuple[Front, IntArray]:
+def add_fronts(a: Front, b: Front, limit: int, *, block: int = 1 << 20) -> tuple[Front, IntArray]:
     """Combine two fronts whose losses and costs add up (section 1.5, "combine stages").
 
     Every pair is looked at, so the combined front is exact; only then is it thinned.
@@ -125,9 +125,9 @@ def minkowski(a: Front, b: Front, limit: int, *, block: int = 1 << 20) -> tuple[
         fresh = np.stack((np.repeat(rows, len(b)), np.tile(np.arange(len(b)), rows.size)), axis=1)
         pairs = np.concatenate((pairs, fresh))
         i, j = pairs.T
-        pairs = pairs[pareto(a.loss[i] + b.loss[j], a.cost[i] + b.cost[j])]
+        pairs = pairs[find_pareto_points(a.loss[i] + b.loss[j], a.cost[i] + b.cost[j])]
     front = _paired(a, b, pairs)
-    kept = thin(front, limit)
+    kept = thin_front(front, limit)
     return front.take(kept), pairs[kept]
 
 

@@ -8,7 +8,7 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.calibrated import Calibration
 
 
-def raw_cuts(calibration: Calibration, context: IntArray, cut: float) -> FloatArray:
+def find_raw_cuts(calibration: Calibration, context: IntArray, cut: float) -> FloatArray:
     """Return (c,) the least confidence whose score reaches ``cut`` in each of (c,) contexts.
 
     It is -inf where every confidence reaches it, inf where none does.

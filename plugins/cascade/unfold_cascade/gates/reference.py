@@ -10,7 +10,7 @@ Cut = tuple[float, float]
 Point = tuple[float, float]
 
 
-def cuts_of(scores: Sequence[float], *, two_sided: bool) -> list[Cut]:
+def list_cuts(scores: Sequence[float], *, two_sided: bool) -> list[Cut]:
     """Return every cut of one gate that decides differently on these scores."""
     edges = [-math.inf, *sorted(set(scores))[1:], math.inf]
     if not two_sided:
@@ -36,7 +36,7 @@ def run_cascade(
     return total_loss / len(loss), total_cost / len(loss)
 
 
-def all_points(
+def list_points(
     score: Sequence[Sequence[float]],
     loss: Sequence[Sequence[float]],
     cost: Sequence[Sequence[float]],
@@ -45,11 +45,11 @@ def all_points(
 ) -> Iterator[Point]:
     """Yield the mean (loss, cost) of every vector of cuts at distinct scores."""
     gates = range(len(loss[0]) - 1)
-    choices = [cuts_of([row[gate] for row in score], two_sided=two_sided) for gate in gates]
+    choices = [list_cuts([row[gate] for row in score], two_sided=two_sided) for gate in gates]
     return (run_cascade(score, loss, cost, cuts) for cuts in product(*choices))
 
 
-def non_dominated(points: Sequence[Point]) -> list[Point]:
+def select_non_dominated(points: Sequence[Point]) -> list[Point]:
     """Return the points that no other beats in both (loss, cost), by ascending cost."""
     return sorted((p for p in set(points) if not any(_beats(q, p) for q in points)), key=lambda p: p[1])
 

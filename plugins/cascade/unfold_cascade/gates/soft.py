@@ -17,15 +17,15 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Tables
-from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.exact import exact_front
+from unfold_cascade.gates.evaluate import evaluate_cuts
+from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.gates.induction import induce_gates
 
 RESTARTS = 8
 SHARPER = 10.0
 LearntGates = Literal["soft", "induction"]
-LAMBDAS = (0.03, 0.1, 0.3, 1.0)
-ROWS = 5000
+COST_WEIGHTS = (0.03, 0.1, 0.3, 1.0)
+MAX_ROWS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,14 @@ def learn_gates(score: FloatArray, loss: FloatArray, cost: FloatArray, lam: floa
     for _ in range(RESTARTS if score.shape[1] else 1):
         start = generator.normal(0.0, 4.0, 2 * score.shape[1])
         for sharper in (1.0, SHARPER):
-            done = minimize(expected, start * sharper, (score, loss, cost, lam), method="L-BFGS-B", jac=True)
+            done = minimize(expected_value, start * sharper, (score, loss, cost, lam), method="L-BFGS-B", jac=True)
             start = done.x
             if done.fun < best.value:
                 best = SoftGates(done.x[: score.shape[1]], done.x[score.shape[1] :], float(done.fun))
     return best
 
 
-def expected(
+def expected_value(
     at: FloatArray, score: FloatArray, loss: FloatArray, cost: FloatArray, lam: float
 ) -> tuple[float, FloatArray]:
     """Return the expected loss plus priced cost of gates ``at`` = (a, b), and its (2G,) gradient."""
@@ -91,18 +91,18 @@ def soft_or_exact(score: FloatArray, loss: FloatArray, cost: FloatArray, lam: fl
     The cuts say which scores stop, as in ``gates.front``: below ``lo``, or from ``hi`` on.
     """
     soft = learn_gates(score, loss, cost, lam, seed).spans()
-    front = exact_front(score, loss, cost)
+    front = search_exact_front(score, loss, cost)
     exact = front.cuts[int(np.argmin(front.loss + lam * front.cost))]
     worth = [_priced(score, loss, cost, cuts, lam) for cuts in (soft, exact)]
     return soft if worth[0] < worth[1] else exact
 
 
 def _priced(score: FloatArray, loss: FloatArray, cost: FloatArray, cuts: FloatArray, lam: float) -> float:
-    lost, paid = evaluate(score, loss, cost, cuts)
+    lost, paid = evaluate_cuts(score, loss, cost, cuts)
     return lost + lam * paid
 
 
-def learnt_cuts(tables: Tables, kinds: Iterable[LearntGates]) -> Iterator[FloatArray]:
+def learn_cuts(tables: Tables, kinds: Iterable[LearntGates]) -> Iterator[FloatArray]:
     """Yield (G, 2) cuts of one chain: soft gates, hardened, or backward induction; nothing for a single model.
 
     Each price of cost is a share of what answering wrongly costs, against the dearest call of the chain. A gate of
@@ -112,9 +112,9 @@ def learnt_cuts(tables: Tables, kinds: Iterable[LearntGates]) -> Iterator[FloatA
         tables: score (n, G), loss (n, K) and cost (n, K) or (K,) of the chain, K = G + 1.
         kinds: how gates are learnt.
     """
-    score, loss, cost = (table[:: max(len(tables[0]) // ROWS, 1)] for table in _rowwise(tables))
+    score, loss, cost = (table[:: max(len(tables[0]) // MAX_ROWS, 1)] for table in _rowwise(tables))
     score, mean = _heard(score), cost.mean(axis=0)
-    for lam, kind in product(LAMBDAS if score.shape[1] else (), kinds):
+    for lam, kind in product(COST_WEIGHTS if score.shape[1] else (), kinds):
         priced = lam / max(float(mean.max()), 1e-300)
         found = learn_gates(score, loss, mean, priced, 0).spans() if kind == "soft" else None
         yield _one_sided(induce_gates(score, loss, mean, priced, one_sided=True) if found is None else found)

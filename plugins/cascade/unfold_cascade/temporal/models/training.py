@@ -191,7 +191,7 @@ def logs(
     # the costliest come last in a spec; begun first, they leave no worker alone at the end
     todo = [slot for slot in reversed(places) if not _done(run, slot)]
     for slot in todo:
-        estimators.check(slot.recipe, key=slot.key, allow_code=run.allow_code)
+        estimators.check_recipe(slot.recipe, key=slot.key, allow_code=run.allow_code)
 
     def keep(index: int, result: tuple[bytes, bytes]) -> None:
         run.directory.write(todo[index].model_file, result[0], made_from=todo[index].made_from)
@@ -255,17 +255,17 @@ def work(job: Job) -> tuple[bytes, bytes]:
 
 def _fitted(job: Job, x: Float32, rows: BoolArray) -> Any:
     weight = None if job.weight is None else job.weight[rows]
-    return estimators.fit(job.recipe, x[rows], job.y[rows], job.seed, weight, gaps=estimators.has_gaps(x))
+    return estimators.fit_estimator(job.recipe, x[rows], job.y[rows], job.seed, weight, gaps=estimators.has_gaps(x))
 
 
 def said(model: Any, x: Float32, classes: int, looks: str | None) -> FloatArray:
     """Return (n, C) probabilities, drawn to 1/C by the doubt of a confidence that looks into the model, if one does."""
-    p = estimators.probabilities(model, x, classes)
+    p = estimators.predict_probabilities(model, x, classes)
     return p if looks is None else shrink_to_uniform(p, inspect_model(looks, model, x))
 
 
 def _latency(model: Any, x: Float32, batch: int) -> float:
-    return cost.latency_us(model.predict_proba, x, batch, time.perf_counter)
+    return cost.measure_latency_us(model.predict_proba, x, batch, time.perf_counter)
 
 
 @contextmanager
@@ -282,7 +282,7 @@ def _shared(run: Run, features: Callable[[], Float32]) -> Iterator[str]:
 
 def _flops(model: Any, columns: int) -> float | None:
     try:
-        return cost.flops(model, columns)
+        return cost.count_flops(model, columns)
     except UnfoldError:
         return None
 

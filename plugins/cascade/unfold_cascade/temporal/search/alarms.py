@@ -9,8 +9,8 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Chain
-from unfold_cascade.gates.exact import exact_front
-from unfold_cascade.gates.pareto import Front, thin
+from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.pareto import Front, thin_front
 from unfold_cascade.schema.parts import GateSpec
 from unfold_cascade.schema.temporal import Moves
 from unfold_cascade.temporal.data import warning_metrics
@@ -65,7 +65,7 @@ def _exact(
         loss = np.zeros_like(p)
         # only the last warns: an hour that a model before it rules out gains nothing
         loss[:, -1] = -np.where(p[:, -1] >= cut, gain / best, 0.0)
-        front = exact_front(-p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS)
+        front = search_exact_front(-p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS)
         spans = [_above(cuts) for cuts in _useful(front).cuts]
         yield from (Step(chain, own, cut) for own in spans)
         yield from _owning(chain, spans, cut, buying(part.zoo, chain))
@@ -74,7 +74,7 @@ def _exact(
 def _useful(front: Front) -> Front:
     """Return points of a front spread over those that keep half of its gain: no alarm that keeps less is of use."""
     kept = front.take(np.flatnonzero(front.loss <= front.loss[-1] / 2))
-    return kept.take(thin(kept, POINTS))
+    return kept.take(thin_front(kept, POINTS))
 
 
 def _owning(chain: Chain, spans: Sequence[tuple[Span, ...]], cut: float, places: set[int]) -> Iterator[Step]:

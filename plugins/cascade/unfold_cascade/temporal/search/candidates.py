@@ -13,11 +13,11 @@ from itertools import pairwise, product
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.gates.chains import Chain, chains_of
-from unfold_cascade.gates.exact import exact_front
+from unfold_cascade.gates.chains import Chain, list_chains
+from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.gates.induction import induce_gates
-from unfold_cascade.gates.pareto import pareto, thin
-from unfold_cascade.gates.soft import LAMBDAS, ROWS, learn_gates
+from unfold_cascade.gates.pareto import find_pareto_points, thin_front
+from unfold_cascade.gates.soft import COST_WEIGHTS, MAX_ROWS, learn_gates
 from unfold_cascade.schema.parts import GateSpec
 from unfold_cascade.schema.temporal import Moves
 from unfold_cascade.temporal.models.study import Part
@@ -105,7 +105,7 @@ def rough_costs(zoo: Zoo, yard: Yard, chain: Chain) -> FloatArray:
 def ordered_chains(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> list[Chain]:
     """Return the chains of a stage's models, by ascending cost or in every order."""
     dear = np.array([rough_costs(where.zoo, yard, (model,))[0] for model in models])
-    chains = chains_of(dear, order=gates.order or "sorted", max_models=gates.max_models)
+    chains = list_chains(dear, order=gates.order or "sorted", max_models=gates.max_models)
     return [tuple(models[place] for place in chain) for chain in chains]
 
 
@@ -160,12 +160,12 @@ def learnt(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> 
     They are simulated beside the exact ones, so that offering them never makes the front worse.
     """
     every = np.flatnonzero(where.gates)
-    rows = every[:: max(len(every) // ROWS, 1)]
+    rows = every[:: max(len(every) // MAX_ROWS, 1)]
     for chain in ordered_chains(where, models, yard, gates) if gates.learnt else ():
         p = where.zoo.p[np.ix_(np.array(chain), rows)].T.astype(np.float64)
         loss = ((p >= LEARNT_CUT) != where.on[rows][:, None]).astype(np.float64)
         costs = rough_costs(where.zoo, yard, chain)
-        for lam, kind in product(LAMBDAS if len(chain) > 1 else (), gates.learnt):
+        for lam, kind in product(COST_WEIGHTS if len(chain) > 1 else (), gates.learnt):
             cuts = _soft(p, loss, costs, lam) if kind == "soft" else induce_gates(p[:, :-1], loss, costs, lam)
             yield Step(chain, _spans(cuts), LEARNT_CUT)
 
@@ -185,8 +185,8 @@ def _exact(where: Field, models: Sequence[int], yard: Yard, gates: GateSpec) -> 
         costs = rough_costs(where.zoo, yard, chain)
         for cut in CUTS:
             loss = ((p >= cut) != truth[:, None]).astype(np.float64)
-            front = exact_front(p[:, :-1], loss, costs, bins=BINS, two_sided=True)
-            for point in thin(front, POINTS) if len(front) > 1 else [0]:
+            front = search_exact_front(p[:, :-1], loss, costs, bins=BINS, two_sided=True)
+            for point in thin_front(front, POINTS) if len(front) > 1 else [0]:
                 yield Step(chain, _spans(front.cuts[point]), cut)
 
 
@@ -203,7 +203,7 @@ def _simulated(where: Field, step: Step, yard: Yard) -> Candidate:
 
 def _front(found: Iterable[Candidate]) -> list[Candidate]:
     every = list(found)
-    best = pareto(np.array([one.loss for one in every]), np.array([one.cost for one in every]))
+    best = find_pareto_points(np.array([one.loss for one in every]), np.array([one.cost for one in every]))
     return [every[place] for place in _spread(best)]
 
 

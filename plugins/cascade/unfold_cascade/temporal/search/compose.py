@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from unfold_cascade._types import BoolArray
-from unfold_cascade.gates.pareto import pareto
+from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.schema.temporal import Alerts
 from unfold_cascade.temporal.evaluation.baselines import Rivals
 from unfold_cascade.temporal.evaluation.evaluate import Quality, at_rate, outcome, quality
@@ -107,7 +107,7 @@ def _points(
 
 def _front(points: Sequence[Point]) -> tuple[Point, ...]:
     """Return those that no other is cheaper and better than."""
-    best = pareto(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
+    best = find_pareto_points(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
     return tuple(points[place] for place in best[:POINTS])
 
 
