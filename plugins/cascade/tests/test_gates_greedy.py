@@ -10,9 +10,34 @@ from hypothesis import strategies as st
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.evaluate import evaluate_cuts
 from unfold_cascade.gates.exact import search_exact_front
-from unfold_cascade.gates.hard_gating import GreedyPolicy, hard_gating, search_greedy_for_loss
+from unfold_cascade.gates.hard_gating import (
+    GreedyPolicy,
+    apply_cut,
+    build_greedy_policy,
+    build_greedy_problem,
+    search_greedy_for_loss,
+    start_greedy,
+    total_after_cuts,
+)
+from unfold_cascade.gates.pareto import find_pareto_points
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]
+
+
+def hard_gating(
+    score: FloatArray, loss: FloatArray, cost: FloatArray, budget: float, *, bins: int = 64
+) -> GreedyPolicy | None:
+    """Set one gate after the other to the cut of least loss within the remaining budget (Algorithm 1)."""
+    problem = build_greedy_problem(score, loss, cost, [np.linspace(0.0, 1.0, bins)] * score.shape[1])
+    state, rows = start_greedy(problem), len(problem.loss)
+    if state.cost / rows > budget:
+        return None
+    for _ in problem.candidates:
+        losses, costs = total_after_cuts(problem, state)
+        choices = find_pareto_points(losses, costs)
+        affordable = np.searchsorted(costs[choices] / rows, budget, side="right") - 1
+        state = apply_cut(problem, state, int(choices[affordable]), losses, costs)
+    return build_greedy_policy(problem, state)
 
 
 @st.composite

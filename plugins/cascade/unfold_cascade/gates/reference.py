@@ -1,4 +1,4 @@
-"""Plain-Python twins of the search, slow and obvious: what the property tests compare with."""
+"""Reference implementation of the search in plain Python, for property tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Point = tuple[float, float]
 
 
 def list_cuts(scores: Sequence[float], *, two_sided: bool) -> list[Cut]:
-    """Return every cut of one gate that decides differently on these scores."""
+    """List every cut of one gate that separates these scores differently."""
     edges = [-math.inf, *sorted(set(scores))[1:], math.inf]
     if not two_sided:
         return [(-math.inf, edge) for edge in edges]
@@ -24,7 +24,7 @@ def run_cascade(
     cost: Sequence[Sequence[float]],
     cuts: Sequence[Cut],
 ) -> Point:
-    """Ask model after model for each row, and return the mean (loss, cost)."""
+    """Evaluate models in order for each row, and return the mean (loss, cost)."""
     total_loss = total_cost = 0.0
     for scores, losses, costs in zip(score, loss, cost, strict=True):
         model = 0
@@ -50,9 +50,9 @@ def list_points(
 
 
 def select_non_dominated(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both (loss, cost), by ascending cost."""
-    return sorted((p for p in set(points) if not any(_beats(q, p) for q in points)), key=lambda p: p[1])
+    """Select the undominated (loss, cost) points, by ascending cost."""
+    return sorted((p for p in set(points) if not any(_dominates(q, p) for q in points)), key=lambda p: p[1])
 
 
-def _beats(q: Point, p: Point) -> bool:
+def _dominates(q: Point, p: Point) -> bool:
     return q[0] <= p[0] and q[1] <= p[1] and q != p
