@@ -18,7 +18,7 @@ from unfold_cascade.data.dataset import FILE as CASES
 from unfold_cascade.data.dataset import Cases, clusters_of, made_from
 from unfold_cascade.data.table import Frame, load_frame, matrix
 from unfold_cascade.drift.report import Looked, tell
-from unfold_cascade.drift.statistics import Change, compared, dealt
+from unfold_cascade.drift.statistics import Change, hypergeometric_test, permutation_test
 from unfold_cascade.models import onnx_runtime
 from unfold_cascade.models.zoo import Log, Slot, stored
 from unfold_cascade.planner.planner import FRONT_FILE
@@ -105,7 +105,7 @@ def changes(both: Both, rule: Drift, seed: int) -> list[Change]:
     level = rule.level / len(told)
     found = []
     for place, (name, categories, old, new) in enumerate(told):
-        test = dealt if both.clusters is None else compared
+        test = hypergeometric_test if both.clusters is None else permutation_test
         distance, p_value = test(old, new, np.random.default_rng([seed, 0xD218, place]), level)
         shares = [counts / max(counts.sum(), 1) for counts in (_pooled(old), _pooled(new))]
         drifted = p_value <= level and distance > rule.margin

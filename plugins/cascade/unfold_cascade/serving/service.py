@@ -61,7 +61,7 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
         UnfoldError: the run holds no plan of this spec, a file of it was changed, or its models answer differently now.
     """
     if spec.over_time:
-        from unfold_cascade.temporal.serving.service import serve as over_time
+        from unfold_cascade.verbs.temporal import serve as over_time
 
         return over_time(spec, run)
     from prometheus_client import CollectorRegistry

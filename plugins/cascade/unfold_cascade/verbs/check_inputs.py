@@ -9,9 +9,11 @@ from unfold_cascade.data.dataset import read
 from unfold_cascade.data.table import Frame, expand, load_frame
 from unfold_cascade.planner.score_tables import heard
 from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.data.features import expanded
-from unfold_cascade.temporal.data.table import Long
-from unfold_cascade.temporal.models.study import table_of
+from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.temporal.data.features import expand_patterns
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.table import EntityTable
+from unfold_cascade.temporal.problem import TemporalProblem
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 Action = Callable[[], object]
@@ -43,7 +45,8 @@ def _actions(spec: CascadeSpec, run: Run) -> Iterator[Action]:
         UnfoldError: it cannot be read.
     """
     if spec.over_time:
-        yield from _hourly(spec, table_of(spec, run))
+        problem = build_problem(spec, run)
+        yield from _hourly(problem, read_table(problem.source, run))
         return
     frame = load_frame(spec, run)
     if spec.data.source == "recorded":
@@ -54,16 +57,16 @@ def _actions(spec: CascadeSpec, run: Run) -> Iterator[Action]:
     yield partial(read, spec, run)
 
 
-def _hourly(spec: CascadeSpec, table: Long) -> Iterator[Action]:
-    for name, group in spec.features.items():
-        find, key = partial(expanded, {name: group}, table.columns), f"features.{name}.columns"
+def _hourly(problem: TemporalProblem, table: EntityTable) -> Iterator[Action]:
+    for name, group in problem.features.items():
+        find, key = partial(expand_patterns, {name: group}, table.columns), f"features.{name}.columns"
         if _wrong(find):
             yield find
             continue
-        yield from (partial(table.place, column, key=key) for column in find()[name].columns)
-    for s, stage in enumerate(spec.stages):
+        yield from (partial(table.column_index, column, key=key) for column in find()[name].columns)
+    for s, stage in enumerate(problem.stages):
         if stage.target.column is not None:
-            yield partial(table.place, stage.target.column, key=f"stages[{s}].target.column")
+            yield partial(table.column_index, stage.target.column, key=f"stages[{s}].target.column")
 
 
 def _columns(spec: CascadeSpec, frame: Frame, name: str) -> Iterator[Action]:

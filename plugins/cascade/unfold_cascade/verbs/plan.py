@@ -10,7 +10,7 @@ from unfold_cascade.planner.planner import decide
 from unfold_cascade.report import handoff
 from unfold_cascade.report.plan import tell
 from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.temporal import answer
+from unfold_cascade.verbs import temporal
 from unfoldkit.api import Report, Run
 
 
@@ -20,7 +20,7 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
     Models that the run does not hold yet are fitted first.
     """
     if spec.over_time:
-        return answer(spec, run, "plan")
+        return temporal.plan(spec, run)
     before = new_data(spec, run)
     if before is not None:
         return check(spec, before, run)
