@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import records
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.readers import read_psv
 from unfold_cascade.temporal.models.study import fit_study
-from unfold_cascade.temporal.report.plan import plan_report
+from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.search.planner import Solution, evaluate_solution, search_cascades, swap_parts
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import Report
@@ -44,10 +44,10 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     seconds = _load_seconds(records(data), quick=quick)
     with tempfile.TemporaryDirectory() as folder:
         here = Run(directory=RunDir(Path(folder)), engine=LocalEngine(), seed=seed, base=SPEC.parent)
-        problem = build_problem(_spec(records(data), quick=quick), here)
+        problem = build_temporal_problem(_spec(records(data), quick=quick), here)
         search = search_cascades(fit_study(problem, here))
         first, second = (evaluate_solution(split) for split in (search, swap_parts(search)))
-        reports = [plan_report(solution, "train", here.directory) for solution in (first, second)]
+        reports = [build_plan_report(solution, "train", here.directory) for solution in (first, second)]
     metrics = {name: metric.value for name, metric in reports[0].metrics.items()}
     metrics |= {"load_seconds": seconds, "total_seconds": time.perf_counter() - began, **_resources()}
     return {

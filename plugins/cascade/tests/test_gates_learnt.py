@@ -13,8 +13,7 @@ from unfold_cascade.gates.chains import search_chains
 from unfold_cascade.gates.evaluate import evaluate
 from unfold_cascade.gates.exact import exact_front
 from unfold_cascade.gates.induction import best_interval, induce_gates
-from unfold_cascade.gates.soft import expected, learn_gates, soft_or_exact
-from unfold_cascade.gates.soft_learning import learnt_cuts
+from unfold_cascade.gates.soft import expected, learn_gates, learnt_cuts, soft_or_exact
 
 SEEDS = range(12)
 

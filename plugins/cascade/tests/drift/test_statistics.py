@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import binom
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.drift.statistics import EntityCounts, measure_changes, permutation_test
-from unfold_cascade.temporal.problem import DriftRule
+from unfold_cascade.drift.statistics import EntityCounts, compare_clusters, measure_changes
+from unfold_cascade.planner.problem import DriftRule
 
 LEVEL = 0.05
 
@@ -27,7 +27,7 @@ def test_unchanged_hours_are_rejected_at_most_at_the_level() -> None:
     rejected = []
     for seed in range(400):
         rng = np.random.default_rng(seed)
-        rejected.append(permutation_test(draw_counts(rng, 60, 0.3), draw_counts(rng, 40, 0.3), rng, LEVEL)[1] <= LEVEL)
+        rejected.append(compare_clusters(draw_counts(rng, 60, 0.3), draw_counts(rng, 40, 0.3), rng, LEVEL)[1] <= LEVEL)
     assert sum(rejected) <= binom.ppf(0.9999, 400, LEVEL)
     assert sum(rejected) > 0
 
@@ -38,7 +38,7 @@ def test_changed_hours_are_detected() -> None:
     for seed in range(40):
         rng = np.random.default_rng(seed)
         detected.append(
-            permutation_test(draw_counts(rng, 150, 0.3), draw_counts(rng, 150, 0.4), rng, LEVEL)[1] <= LEVEL
+            compare_clusters(draw_counts(rng, 150, 0.3), draw_counts(rng, 150, 0.4), rng, LEVEL)[1] <= LEVEL
         )
     assert sum(detected) >= 36
 
@@ -48,7 +48,7 @@ def test_changes_within_the_margin_are_no_drift() -> None:
     rng = np.random.default_rng(0)
     tables = [EntityCounts("exits", ("a", "b"), draw_counts(rng, 4000, share)) for share in (0.3, 0.35)]
     for margin, drifted in ((0.02, True), (0.2, False)):
-        change = measure_changes(tables[:1], tables[1:], DriftRule(margin=margin), 0)[0]
+        change = measure_changes(tables[:1], tables[1:], DriftRule(level=0.01, margin=margin), 0)[0]
         assert change.p_value <= 0.01
         assert change.drifted is drifted
         assert change.distance == pytest.approx(0.5 * np.abs(change.before - change.now).sum())

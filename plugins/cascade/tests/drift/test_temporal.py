@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.train import train
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan, train
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
 
 Planned = tuple[CascadeSpec, Run, Report]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfoldkit.api import UnfoldError
 from unfoldkit.spec.validate import validate
 from unfoldkit.spec.yaml_reader import parse

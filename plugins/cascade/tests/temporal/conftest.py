@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.search.planner import SearchResult, search_cascades
 from unfold_cascade.verbs import temporal
@@ -34,4 +34,4 @@ def wards(tmp_path_factory: pytest.TempPathFactory) -> TrainedWards:
 @pytest.fixture(scope="session")
 def search(wards: TrainedWards) -> SearchResult:
     """Search the wards once."""
-    return search_cascades(fit_study(build_problem(wards.spec, wards.run), wards.run))
+    return search_cascades(fit_study(build_temporal_problem(wards.spec, wards.run), wards.run))

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, small, spec_of
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.profile import profile
-from unfold_cascade.verbs.train import train
+from unfold_cascade.verbs import plan, profile, train
 from unfoldkit.api import Report, Run, UnfoldError, Verdict
 from unfoldkit.report import to_data, without_times
 

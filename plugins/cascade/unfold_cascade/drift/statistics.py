@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.planner.problem import DriftRule
 from unfold_cascade.temporal.data.table import Timeline, index_entities
-from unfold_cascade.temporal.problem import DriftRule
 from unfold_cascade.temporal.simulation.policy import Policy
 from unfold_cascade.temporal.simulation.trajectories import ModelScores, Trajectories
 
@@ -119,14 +119,14 @@ def measure_changes(
     changes = []
     for number, (old, new) in enumerate(zip(before, now, strict=True)):
         rng = np.random.default_rng([seed, 0xD217, number])
-        distance, p_value = permutation_test(old.table, new.table, rng, level)
+        distance, p_value = compare_clusters(old.table, new.table, rng, level)
         drifted = p_value <= level and distance > rule.margin
         shares = _to_shares(old.table.sum(axis=0)), _to_shares(new.table.sum(axis=0))
         changes.append(Change(old.name, old.categories, *shares, distance, p_value, drifted))
     return changes
 
 
-def permutation_test(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
+def compare_clusters(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
     """Test whether the pooled shares of two (P, K) tables differ, by permuting entities between them.
 
     The p-value is valid for any counts, however much the hours of one entity resemble each other.
@@ -149,9 +149,7 @@ def permutation_test(old: FloatArray, new: FloatArray, rng: np.random.Generator,
     return distance, (exceeding + 1) / (rounds + 1)
 
 
-def hypergeometric_test(
-    old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float
-) -> tuple[float, float]:
+def compare_cases(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
     """Test the same for (K,) counts of independent cases, for which only the counts must be drawn again."""
     total, rounds = old + new, _count_rounds(level)
     distance = float(_total_variation(old[None], new[None])[0])

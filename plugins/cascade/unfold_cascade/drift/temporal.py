@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import Float32, IntArray
-from unfold_cascade.drift.report import Looked, tell
+from unfold_cascade.drift.report import CheckedData, build_drift_report
 from unfold_cascade.drift.statistics import DriftSample, EntityCounts, count_by_entity, measure_changes
 from unfold_cascade.models import onnx_runtime
 from unfold_cascade.temporal.data.features import build_feature_matrix
@@ -16,7 +16,7 @@ from unfold_cascade.temporal.data.readers import read_table
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, select_rows, starts_from_sizes
 from unfold_cascade.temporal.evaluation.baselines import latch_stages
 from unfold_cascade.temporal.problem import TemporalProblem
-from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_plan
+from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import ModelScores, simulate
 from unfoldkit.api import Report, Run
@@ -31,14 +31,14 @@ def check_drift(problem: TemporalProblem, planned: TemporalProblem, run: Run) ->
         run: Stores the models of the plan, and holds the plan among its options.
     """
     baseline: Mapping[str, Any] = run.options["baseline_plan"]
-    plan = load_plan(planned, run, baseline)
+    plan = load_temporal_plan(planned, run, baseline)
     table = read_table(problem.source, run)
     run.log.info("running the plan's models on %d hours", len(table))
     before, now = (_count_sample(plan, sample) for sample in (_sample_planned(plan), _sample_new(plan, table, run)))
     changes = measure_changes(before, now, planned.drift, problem.seed)
     subtitle = f"{len(table.ids):,} new cases", f"{len(table):,} new hours"
-    checked = Looked(problem.name, len(table), "hours", subtitle, problem.source.path, table.digest)
-    return tell(checked, changes, planned.drift, run)
+    data = CheckedData(problem.name, len(table), "hours", subtitle, problem.source.path, table.digest)
+    return build_drift_report(data, changes, planned.drift, run)
 
 
 def _count_sample(plan: LoadedPlan, sample: DriftSample) -> list[EntityCounts]:
@@ -68,7 +68,7 @@ def _sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:
 
 def _predict(plan: LoadedPlan, run: Run, model: int, x: Float32) -> Float32:
     slot = plan.slots[model]
-    engine = onnx_runtime.drawn(onnx_runtime.unconverted(run, slot, "a whole table", dtype=np.float32))
+    engine = onnx_runtime.shrink_engine(onnx_runtime.build_native_engine(run, slot, "a whole table", dtype=np.float32))
     return engine.predict(np.ascontiguousarray(x[:, slot.columns])).astype(np.float32)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -193,6 +194,25 @@ def search_conditional(
 
     dearness = np.broadcast_to(price, loss.shape).mean(axis=0)
     return search_chains(chains_of(dearness, order=order, max_models=max_models), tables, bins=bins)
+
+
+def write_calibration(calibration: Calibration) -> dict[str, Any]:
+    """Write the curves of one gate as plain data, for the front that a run stores."""
+    by_context = {
+        str(context): [curve.x.tolist(), curve.y.tolist(), weight]
+        for context, (curve, weight) in calibration.curves.items()
+    }
+    return {"pooled": [calibration.pooled.x.tolist(), calibration.pooled.y.tolist()], "by_context": by_context}
+
+
+def read_calibration(document: Mapping[str, Any]) -> Calibration:
+    """Read the curves that ``write_calibration`` wrote."""
+    curves = {
+        int(context): (Curve(np.array(x), np.array(y)), float(weight))
+        for context, (x, y, weight) in document["by_context"].items()
+    }
+    x, y = document["pooled"]
+    return Calibration(Curve(np.array(x), np.array(y)), curves)
 
 
 def _stacked(gate: Callable[[Chain], FloatArray], chain: Chain, rows: int) -> FloatArray:

@@ -12,7 +12,7 @@ from unfold_cascade._types import FloatArray, Matrix
 MEMBERS = 8
 
 
-def look(confidence: str, model: Any, x: Matrix) -> FloatArray:
+def inspect_model(confidence: str, model: Any, x: Matrix) -> FloatArray:
     """Return the (n,) confidence that a look into a fitted model gives, behind its scaling and its filling of gaps.
 
     Args:
@@ -29,7 +29,7 @@ def look(confidence: str, model: Any, x: Matrix) -> FloatArray:
     return evidential(steps[-1], x) if confidence == "evidential" else ensemble(steps[-1], x)
 
 
-def shrunk(probability: FloatArray, confidence: FloatArray) -> FloatArray:
+def shrink_to_uniform(probability: FloatArray, confidence: FloatArray) -> FloatArray:
     """Return (n, C) probabilities drawn to 1/C by what is lacking in (n,) confidence.
 
     With the evidential confidence that is the mean of the Dirichlet distribution, ``(e_k + 1) / (sum of e + C)``.

@@ -34,8 +34,18 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "extra-trees": {"n_jobs": 1},
     "xgboost": {"n_jobs": 1, "tree_method": "hist"},
 }
+TREES = ("decision-tree", "sklearn.tree.DecisionTreeClassifier")
+FORESTS = (
+    "random-forest",
+    "extra-trees",
+    "sklearn.ensemble.RandomForestClassifier",
+    "sklearn.ensemble.ExtraTreesClassifier",
+)
+BOOSTED = ("xgboost", "xgboost.XGBClassifier")
+INSPECTABLE: Mapping[str, tuple[str, ...]] = {"evidential": (*TREES, *FORESTS), "ensemble": (*FORESTS, *BOOSTED)}
+"""The estimators whose internals each confidence can read, by the names that a spec may use."""
 LIBRARIES = ("sklearn.", "xgboost.")
-NO_CLASSIFIER = "is no classifier that tells how sure it is"
+NOT_A_CLASSIFIER = "is no classifier that tells how sure it is"
 TRUSTED_PREFIXES = ("sklearn.", "_loss.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
 
 
@@ -64,7 +74,7 @@ def check(recipe: Recipe, *, key: str, allow_code: bool) -> None:
         )
     build(recipe, 0, key=key)
     if not is_classifier(path):
-        raise fail(f"{path} {NO_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
+        raise fail(f"{path} {NOT_A_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
 
 
 def is_classifier(estimator: str) -> bool:
@@ -79,6 +89,11 @@ def is_classifier(estimator: str) -> bool:
         return True
     known = not estimator.startswith(LIBRARIES) or issubclass(kind, ClassifierMixin)
     return known and any(hasattr(kind, name) for name in ("predict_proba", "decision_function"))
+
+
+def select_inspection(confidence: str | None, estimator: str) -> str | None:
+    """Return ``confidence`` if it reads the internals of this estimator, ``None`` if its probabilities are used."""
+    return confidence if estimator in INSPECTABLE.get(confidence or "", ()) else None
 
 
 def build(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator") -> Any:

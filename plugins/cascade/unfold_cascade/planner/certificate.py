@@ -237,11 +237,11 @@ def fixed_sequence(
     """
     each = [rules] * len(differences) if isinstance(rules, Rule) else rules
     tests = zip(differences, each, strict=True)
-    passed = in_a_row((p_value(d, epsilon, rule, clusters=clusters, cap=cap) for d, rule in tests), delta)
+    passed = count_leading_passes((p_value(d, epsilon, rule, clusters=clusters, cap=cap) for d, rule in tests), delta)
     return passed - 1 if passed else None
 
 
-def in_a_row(p_values: Iterable[float], delta: float) -> int:
+def count_leading_passes(p_values: Iterable[float], delta: float) -> int:
     """Return how many p-values pass before the first that fails; what comes after it is not looked at."""
     return sum(1 for _ in takewhile(lambda p: p <= delta, p_values))
 

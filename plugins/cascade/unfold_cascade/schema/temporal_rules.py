@@ -10,7 +10,8 @@ from unfold_cascade.clinical_rules import RULE_CARRY_H
 from unfoldkit.api import Model, Problem, did_you_mean
 
 if TYPE_CHECKING:
-    from unfold_cascade.schema.models import CascadeSpec, ModelSpec, Stage
+    from unfold_cascade.schema.cascade import CascadeSpec
+    from unfold_cascade.schema.parts import ModelSpec, Stage
 
 Path = tuple[str | int, ...]
 TIMED = "goes with data over time (source: physionet2019 or long) only"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from unfold_cascade.learners.estimator_internals import inside
-from unfold_cascade.models.tuned_params import recipe
-from unfold_cascade.schema.models import Baseline, CascadeSpec, FeatureGroup, ModelSpec, Rival, Stage
+from unfold_cascade.learners.estimators import select_inspection
+from unfold_cascade.models.tuned_params import resolve_recipe
+from unfold_cascade.planner.problem import DriftRule
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.parts import Baseline, FeatureGroup, ModelSpec, Rival, Stage
 from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
 from unfold_cascade.temporal.problem import (
     BASELINE,
@@ -15,26 +17,25 @@ from unfold_cascade.temporal.problem import (
     HOUR_S,
     WINDOW_H,
     AlertBudget,
+    CascadeGoal,
     CostOptions,
-    DriftRule,
     FeatureSet,
     GateOptions,
     LongSource,
     ModelTask,
+    PartShares,
     PsvSource,
     SpecDocuments,
-    SplitShares,
     StageTarget,
     StageTask,
     TableSource,
-    Target,
     TemporalProblem,
     Transitions,
 )
 from unfoldkit.api import Run, dump
 
 
-def build_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
+def build_temporal_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
     """Resolve a spec over time; tuned parameters are read from their tuning runs, the table is not read.
 
     Raises:
@@ -49,11 +50,12 @@ def build_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
         baselines=tuple(_baseline_tasks(spec, run)),
         transitions=_transitions(spec.moves or Moves()),
         alerts=AlertBudget(alerts.per_100h, alerts.utility_margin, alerts.auprc_margin),
-        drift=DriftRule(drift.audit, drift.level, drift.margin),
-        target=Target(spec.goal.max_loss, spec.goal.budget, spec.goal.confidence),
+        drift=DriftRule(level=drift.level, margin=drift.margin),
+        audit_share=drift.audit,
+        goal=CascadeGoal(spec.goal.max_loss, spec.goal.budget, spec.goal.confidence),
         cost=CostOptions(spec.cost.by, spec.cost.batch, spec.cost.unit),
         gates=GateOptions(spec.gates.folds, spec.gates.order or "sorted", spec.gates.max_models, spec.gates.learnt),
-        split=SplitShares(split.train, split.calibrate, split.test),
+        split=PartShares(split.train, split.calibrate, split.test),
         seed=run.seed,
         documents=SpecDocuments(
             dump(spec),
@@ -110,8 +112,8 @@ def _baseline_tasks(spec: CascadeSpec, run: Run) -> Iterator[ModelTask]:
 def _model_task(
     spec: CascadeSpec, run: Run, key: str, stage: str, name: str, model: ModelSpec | Rival | Baseline
 ) -> ModelTask:
-    resolved = recipe(model, run, key=key)
-    confidence = inside(spec.gates.confidence, resolved.estimator) if stage != BASELINE else None
+    resolved = resolve_recipe(model, run, key=key)
+    confidence = select_inspection(spec.gates.confidence, resolved.estimator) if stage != BASELINE else None
     return ModelTask(
         key=key,
         stage=stage,

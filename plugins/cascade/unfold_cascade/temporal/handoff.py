@@ -16,7 +16,7 @@ import numpy as np
 
 from unfold_cascade._types import IntArray
 from unfold_cascade.models.zoo import WHOLE
-from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, loadable, named
+from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, is_loadable, make_unique_names
 from unfold_cascade.temporal.data.holdout import PROBE_FILE, load_probe
 from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
 from unfold_cascade.temporal.models.study import SplitPart
@@ -98,7 +98,7 @@ def _list_exit_points(solution: Solution, evaluated: IntArray) -> list[ExitPoint
         for s, stage in enumerate(select_served_policy(solution))
         for position, model in enumerate(stage.chain)
     ]
-    names = named([solution.study.models[model].split("/", 1) for model, _, _ in positions])
+    names = make_unique_names([solution.study.models[model].split("/", 1) for model, _, _ in positions])
     shares = [float((evaluated[:, s] > position).mean()) for _, s, position in positions]
     return [ExitPoint(name, *spot, share) for name, spot, share in zip(names, positions, shares, strict=True)]
 
@@ -122,7 +122,7 @@ def _describe_point(solution: Solution, point: ExitPoint, reached: Sequence[Exit
         "stage": stage,
         "group": WHOLE,
         "model": model,
-        "file": stored.file if loadable(stored.estimator) else None,
+        "file": stored.file if is_loadable(stored.estimator) else None,
         "columns": stored.columns.tolist(),
         "latency_us": float(study.call_costs.latency[point.model]),
         "cases": round(point.share * (len(study.calibrate.highest) + len(study.test.highest))),

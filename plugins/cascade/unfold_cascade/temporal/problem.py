@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unfold_cascade.learners.estimators import Recipe
+from unfold_cascade.planner.problem import DriftRule
 
 HOUR_S = 3600.0
 WINDOW_H = 6.0
@@ -123,16 +124,7 @@ class AlertBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class DriftRule:
-    """When new hours count as drifted: significance ``level`` and effect ``margin``; ``audit`` is the share audited."""
-
-    audit: float = 0.05
-    level: float = 0.01
-    margin: float = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
+class CascadeGoal:
     """What the cascade must reach: a certified loss, or a cost budget per entity-hour.
 
     Losses are fractions of hours; a budget is in the unit of ``CostOptions.by``; ``confidence`` is the certificate's.
@@ -153,7 +145,7 @@ class CostOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitShares:
+class PartShares:
     """Shares of the entities: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
 
     train: float = 0.5
@@ -199,7 +191,10 @@ class SpecDocuments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemporalProblem:
-    """A spec over time, resolved. ``baselines`` ends with the baseline model that cascades are compared with."""
+    """A spec over time, resolved. ``baselines`` ends with the baseline model that cascades are compared with.
+
+    A server lets the baseline model decide ``audit_share`` of the entities as well.
+    """
 
     name: str
     source: TableSource
@@ -209,10 +204,11 @@ class TemporalProblem:
     transitions: Transitions
     alerts: AlertBudget
     drift: DriftRule
-    target: Target
+    audit_share: float
+    goal: CascadeGoal
     cost: CostOptions
     gates: GateOptions
-    split: SplitShares
+    split: PartShares
     seed: int
     documents: SpecDocuments
 

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from unfold_cascade.drift.temporal import check_drift
-from unfold_cascade.report.plan_loader import planned, renewed
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.report.plan_loader import load_plan
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.plan_check import find_checked_spec
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.labels import HOURS_FILE, are_hours_current
 from unfold_cascade.temporal.handoff import write_exits
 from unfold_cascade.temporal.models.study import fit_study
-from unfold_cascade.temporal.report.plan import plan_report
-from unfold_cascade.temporal.report.profile import profile_report
+from unfold_cascade.temporal.report.plan import build_plan_report
+from unfold_cascade.temporal.report.profile import build_profile_report
 from unfold_cascade.temporal.search.planner import solve
-from unfold_cascade.temporal.serving.plan_loader import load_plan
+from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
 from unfold_cascade.temporal.serving.service import build_service
 from unfoldkit.api import Report, Run, Service
 
 
 def profile(spec: CascadeSpec, run: Run) -> Report:
     """Fit the models that the run does not hold yet and report what one call of each costs."""
-    return profile_report(fit_study(build_problem(spec, run), run), run.directory)
+    return build_profile_report(fit_study(build_temporal_problem(spec, run), run), run.directory)
 
 
 def train(spec: CascadeSpec, run: Run) -> Report:
     """Fit all models, find the cheapest cascade that is certified, and save it in the run."""
-    study = fit_study(build_problem(spec, run), run)
+    study = fit_study(build_temporal_problem(spec, run), run)
     run.log.info("searching the gates on %d hours", len(study.train.highest))
     solution = solve(study)
     write_exits(solution, run)
-    return plan_report(solution, "train", run.directory)
+    return build_plan_report(solution, "train", run.directory)
 
 
 def plan(spec: CascadeSpec, run: Run) -> Report:
@@ -36,15 +37,15 @@ def plan(spec: CascadeSpec, run: Run) -> Report:
 
     With new data and a plan to check, no plan is made: the plan's cascade is run on the new hours instead.
     """
-    problem = build_problem(spec, run)
-    planned_spec = renewed(spec, run, HOURS_FILE, lambda: are_hours_current(problem, run))
-    if planned_spec is not None:
-        return check_drift(problem, build_problem(planned_spec, run), run)
+    problem = build_temporal_problem(spec, run)
+    checked = find_checked_spec(spec, run, HOURS_FILE, lambda: are_hours_current(problem, run))
+    if checked is not None:
+        return check_drift(problem, build_temporal_problem(checked, run), run)
     study = fit_study(problem, run)
     run.log.info("searching the gates on %d hours", len(study.train.highest))
     solution = solve(study)
     write_exits(solution, run)
-    return plan_report(solution, "plan", run.directory)
+    return build_plan_report(solution, "plan", run.directory)
 
 
 def serve(spec: CascadeSpec, run: Run) -> Service:
@@ -54,5 +55,6 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
         UnfoldError: The run holds no plan of this spec, one of its files was changed, its models behave differently
             now, or the stored states belong to another plan.
     """
-    document = planned(spec, run, HOURS_FILE)
-    return build_service(load_plan(build_problem(spec, run), run, document), run)
+    problem = build_temporal_problem(spec, run)
+    document = load_plan(problem.documents.spec, run, HOURS_FILE)
+    return build_service(load_temporal_plan(problem, run, document), run)

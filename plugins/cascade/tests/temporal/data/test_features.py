@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.features import build_feature_matrix, build_layout, expand_patterns
 from unfold_cascade.temporal.data.labels import LabelledHours
 from unfold_cascade.temporal.data.online_features import build_online_features
@@ -77,7 +77,7 @@ def test_patterns_match_all_columns_but_labels() -> None:
     table = read_long(CONFIGS / "wards.csv", LongSource("wards.csv", spec.data.entity, spec.data.time))  # type: ignore[union-attr]
     empty = np.zeros((0, 0))
     hours = LabelledHours(table.timeline, empty.astype(np.bool_), empty, table.starts, "", table.columns)
-    problem = build_problem(spec, run_in(CONFIGS))
+    problem = build_temporal_problem(spec, run_in(CONFIGS))
     with_pattern = replace(problem, features={"all": FeatureSet(columns=("HR", "?R", "*"))})
     columns = hours.expand_features(with_pattern)["all"].columns
     labels = {stage.target.column for stage in spec.stages}

@@ -10,7 +10,7 @@ import pytest
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.features import build_layout
 from unfold_cascade.temporal.data.warning_metrics import compute_utility
 from unfold_cascade.temporal.models.slots import build_slots, select_rows_in_stage
@@ -37,7 +37,7 @@ def test_learning_the_utility_weighs_rows_by_their_gain(tmp_path: Path) -> None:
     """Labels say whether an alert pays, weights how much; hours without a difference are left out."""
     spec, run = spec_of(CONFIGS / "wards.yaml", "stages[1].learn=utility"), run_in(tmp_path)
     temporal.train(spec, run)
-    problem = build_problem(spec, run)
+    problem = build_temporal_problem(spec, run)
     stored = load_study(problem, run)
     utility = compute_utility(stored.hours.since[:, -1])
     gain = utility.alert - utility.silence

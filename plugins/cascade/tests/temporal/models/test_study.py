@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from plugins.cascade.tests.runs import run_in
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.warning_metrics import rank_scores
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.search.planner import SearchResult
@@ -50,5 +50,5 @@ goal: {max_loss: 10%}
 """
     spec = validate(CascadeSpec, parse(text, "leak.yaml"))
     run = run_in(tmp_path / "run", base=tmp_path)
-    part = fit_study(build_problem(spec, run), run).train
+    part = fit_study(build_temporal_problem(spec, run), run).train
     assert rank_scores(part.scores.p[0].astype(np.float64), part.label).auroc() < 0.65

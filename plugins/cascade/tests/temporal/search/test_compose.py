@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.evaluation.evaluate import evaluate_policy, measure_quality
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.search.compose import CHANCE_MARGINS, select_adequate
@@ -55,7 +55,7 @@ def gated(gated_run: Run) -> SearchResult:
 
 
 def _search_wards(run: Run, *settings: str) -> SearchResult:
-    problem = build_problem(spec_of(CONFIGS / "wards.yaml", *settings), run)
+    problem = build_temporal_problem(spec_of(CONFIGS / "wards.yaml", *settings), run)
     return search_cascades(fit_study(problem, run))
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from plugins.cascade.tests.temporal.conftest import TrainedWards
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.models.study import fit_study, load_study
-from unfold_cascade.temporal.report.plan import plan_report
+from unfold_cascade.temporal.report.plan import build_plan_report
 from unfold_cascade.temporal.search.planner import SearchResult, evaluate_solution, solve, swap_parts
 from unfold_cascade.verbs import temporal
 
@@ -36,13 +36,13 @@ def test_other_baselines_are_reported_and_change_nothing(wards: TrainedWards, tm
     assert {name: report.metrics[name].value for name in names} == {
         name: wards.report.metrics[name].value for name in names
     }
-    problem = build_problem(spec, run)
+    problem = build_temporal_problem(spec, run)
     solution = solve(fit_study(problem, run))
     (other,) = solution.other_baselines
     loss_points = 100 * (solution.cascade.quality.loss - other.quality.loss)
     assert report.metrics["small_loss_points"].value == pytest.approx(loss_points)
     assert [slot.model for slot in load_study(problem, run).slots][-2:] == ["small", "monolith"]
-    rows = {row[0]: row for table in plan_report(solution, "plan", run.directory).tables for row in table.rows}
+    rows = {row[0]: row for table in build_plan_report(solution, "plan", run.directory).tables for row in table.rows}
     assert "monolith, latched: small" in rows
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.build import build_problem
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.readers import read_long
 from unfold_cascade.temporal.data.table import select_rows
 from unfold_cascade.temporal.evaluation.baselines import decode_baseline
@@ -31,7 +31,7 @@ from unfold_cascade.temporal.models.study import SplitPart, fit_study
 from unfold_cascade.temporal.problem import LongSource
 from unfold_cascade.temporal.serving.metrics import build_metrics
 from unfold_cascade.temporal.serving.model import TemporalModel
-from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_plan
+from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
 from unfold_cascade.temporal.serving.service import build_model, simulate_probe, verify_replay
 from unfold_cascade.temporal.simulation.policy import StagePolicy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import Trajectories, simulate
@@ -64,7 +64,7 @@ def load_from(folder: Path) -> LoadedPlan:
     """Load the plan of a run as ``serve`` does."""
     spec: CascadeSpec = validate(CascadeSpec, read_document(str(folder / "spec.yaml")))
     run = run_in(folder)
-    return load_plan(build_problem(spec, run), run, read_document(str(folder / "plan.yaml")).data)
+    return load_temporal_plan(build_temporal_problem(spec, run), run, read_document(str(folder / "plan.yaml")).data)
 
 
 @pytest.fixture(scope="module")
@@ -251,10 +251,10 @@ def test_plans_contain_owned_cuts(trained: Trained) -> None:
     gate = {"models": ["ward", "chart"], "unsure": [[0.4, 0.5]], "unsure_owned": [["always", 0.9]], "cut": 0.5}
     steps = [{"stage": "sirs", **gate}, document["decision"]["cascade"][1]]
     changed = document | {"decision": document["decision"] | {"cascade": steps}}
-    assert load_plan(plan.problem, trained.run, changed).policy[0].owned == ((-np.inf, 0.9),)
+    assert load_temporal_plan(plan.problem, trained.run, changed).policy[0].owned == ((-np.inf, 0.9),)
     steps[0]["unsure_owned"] = [["always", 0.9], ["always", 0.9]]
     with pytest.raises(UnfoldError, match="the plan was not made from this run"):
-        load_plan(plan.problem, trained.run, changed)
+        load_temporal_plan(plan.problem, trained.run, changed)
 
 
 def test_audits_report_the_baseline_stage(trained: Trained) -> None:
@@ -355,4 +355,4 @@ def test_runs_without_a_probe_are_not_served(trained: Trained, tmp_path: Path) -
     (tmp_path / "run" / "serving" / "probe.npz").unlink()
     run = replace(trained.run, directory=RunDir(tmp_path / "run"))
     with pytest.raises(UnfoldError, match="no probe of held-out hours"):
-        load_plan(trained.plan.problem, run, read_document(str(tmp_path / "run" / "plan.yaml")).data)
+        load_temporal_plan(trained.plan.problem, run, read_document(str(tmp_path / "run" / "plan.yaml")).data)

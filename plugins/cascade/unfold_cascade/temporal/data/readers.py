@@ -107,7 +107,7 @@ def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Flo
     for name in frame.columns:
         if name not in excluded:
             try:
-                numeric[name] = frame.flags(name, key="features").astype(np.float32)
+                numeric[name] = frame.numbers_or_flags(name, key="features").astype(np.float32)
             except UnfoldError as error:
                 unreadable[name] = error.diagnostics[0]
     return numeric, unreadable

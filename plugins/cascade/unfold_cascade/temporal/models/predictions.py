@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import Float32
-from unfold_cascade.models.zoo import AGAIN
+from unfold_cascade.models.zoo import RESUME_HINT
 from unfold_cascade.temporal.models.slots import ModelSlot
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
@@ -71,7 +71,7 @@ def require_predictions(run: Run, slots: Sequence[ModelSlot]) -> list[Prediction
     for slot in slots:
         if not is_fitted(run, slot):
             message = f"the run holds no model {slot.place} fitted with this spec, seed and library versions"
-            raise fail(message, file=str(run.directory.path), key=slot.key, hint=AGAIN)
+            raise fail(message, file=str(run.directory.path), key=slot.key, hint=RESUME_HINT)
     return [read_predictions(run, slot) for slot in slots]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.models.zoo import versions
+from unfold_cascade.models.zoo import library_versions
 from unfold_cascade.temporal.data.features import FeatureLayout
 from unfold_cascade.temporal.data.labels import LabelledHours
 from unfold_cascade.temporal.data.warning_metrics import compute_utility
@@ -131,7 +131,7 @@ def _build_slot(
     extra = [task.inspection] if task.inspection else []
     extra += [] if rows.weight is None else [_hash_array(rows.weight)]
     made_from = fingerprint(
-        digest, names, settings, _hash_array(rows.mask), _hash_array(rows.labels), versions(), *extra
+        digest, names, settings, _hash_array(rows.mask), _hash_array(rows.labels), library_versions(), *extra
     )
     return ModelSlot(
         key=task.key,

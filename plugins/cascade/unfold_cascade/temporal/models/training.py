@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.gates.evidential import look, shrunk
+from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import cost, estimators
 from unfold_cascade.learners.estimators import Recipe
 from unfold_cascade.temporal.models.predictions import Predictions, is_fitted, pack_predictions, read_predictions
@@ -128,7 +128,7 @@ def _fit(job: TrainingJob, x: Float32, mask: BoolArray) -> Any:
 def predict_probabilities(model: Any, x: Float32, classes: int, inspection: str | None) -> FloatArray:
     """Predict (n, C) probabilities; such a confidence shrinks them towards 1/C by its uncertainty."""
     p = estimators.probabilities(model, x, classes)
-    return p if inspection is None else shrunk(p, look(inspection, model, x))
+    return p if inspection is None else shrink_to_uniform(p, inspect_model(inspection, model, x))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from unfoldkit.api import Figure, Metric, Report, RunDir, Series, Verdict
 MetricValue = tuple[float | None, str]
 
 
-def plan_report(solution: Solution, verb: str, directory: RunDir) -> Report:
+def build_plan_report(solution: Solution, verb: str, directory: RunDir) -> Report:
     """Report a solution. Every figure is from the test part unless its name says otherwise.
 
     Args:
@@ -191,7 +191,7 @@ def _other_baseline_metrics(solution: Solution) -> dict[str, Metric]:
 
 
 def _certificate_metric(solution: Solution) -> dict[str, Metric]:
-    max_loss = solution.problem.target.max_loss
+    max_loss = solution.problem.goal.max_loss
     if max_loss is None:
         return {}
     value = round(100 * solution.selection.certified_loss, 9)
@@ -242,7 +242,7 @@ def _lines(solution: Solution) -> tuple[tuple[str, str], ...]:
 
 
 def _certificate_line(solution: Solution) -> str:
-    selection, target = solution.selection, solution.problem.target
+    selection, target = solution.selection, solution.problem.goal
     is_refused = not selection.is_certified and target.max_loss is not None
     return sentences.describe_certificate(
         loss_points=100 * selection.certified_loss,

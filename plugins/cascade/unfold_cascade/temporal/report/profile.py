@@ -8,7 +8,7 @@ from unfold_cascade.temporal.report.tables import finite_or_none
 from unfoldkit.api import Column, Metric, Report, RunDir, Table, Verdict
 
 
-def profile_report(study: Study, directory: RunDir) -> Report:
+def build_profile_report(study: Study, directory: RunDir) -> Report:
     """Report what one call of each model costs on this machine."""
     costs, problem = study.call_costs, study.problem
     columns = (

@@ -17,8 +17,7 @@ from unfold_cascade.gates.chains import Chain, chains_of
 from unfold_cascade.gates.exact import exact_front
 from unfold_cascade.gates.induction import induce_gates
 from unfold_cascade.gates.pareto import pareto, thin
-from unfold_cascade.gates.soft import learn_gates
-from unfold_cascade.gates.soft_learning import LAMBDAS, ROWS
+from unfold_cascade.gates.soft import LAMBDAS, ROWS, learn_gates
 from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.models.study import SplitPart
 from unfold_cascade.temporal.problem import GateOptions, Transitions

@@ -160,7 +160,7 @@ def evaluate_solution(search: SearchResult) -> Solution:
 
 def find_cheapest_within_loss(search: SearchResult) -> FrontPoint:
     """Find the cheapest cascade within the loss allowed on the tuning part: what one would deploy without a test."""
-    allowed = search.baselines.latched_quality.loss + (search.problem.target.max_loss or 0.0)
+    allowed = search.baselines.latched_quality.loss + (search.problem.goal.max_loss or 0.0)
     within = [point for point in search.front.points if point.loss <= allowed]
     return min(within, key=lambda point: point.cost) if within else search.front.points[-1]
 

@@ -63,7 +63,7 @@ def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: Basel
     Raises:
         UnfoldError: No cascade is within the budget.
     """
-    target = study.problem.target
+    target = study.problem.goal
     if target.budget is not None:
         return _select_within_budget(study, points, baseline, target.budget)
     epsilon = target.max_loss or 0.0
@@ -130,7 +130,7 @@ def _bound_loss(
     study: Study, point: FrontPoint, tuning: FloatArray, certifying: FloatArray, *, is_certified: bool
 ) -> Selection:
     rule = _build_bound_rule(tuning, len(certifying))
-    bound = certificate.upper_bound(certifying, study.problem.target.confidence, rule)
+    bound = certificate.upper_bound(certifying, study.problem.goal.confidence, rule)
     return Selection(
         point=point, is_certified=is_certified, certified_loss=bound, cases=len(certifying), method=rule.method
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import BoolArray, IntArray
-from unfold_cascade.models.zoo import AGAIN
+from unfold_cascade.models.zoo import RESUME_HINT
 from unfold_cascade.temporal.data.features import PurchaseTerms, build_purchase_terms
 from unfold_cascade.temporal.data.holdout import PROBE_FILE, Probe, load_probe
 from unfold_cascade.temporal.evaluation.baselines import BaselineRule
@@ -84,7 +84,7 @@ class LoadedPlan:
         return sorted({model for stage in self.policy for model in stage.chain})
 
 
-def load_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, Any]) -> LoadedPlan:
+def load_temporal_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, Any]) -> LoadedPlan:
     """Load a plan and verify each of its files against its hash.
 
     Args:
@@ -98,7 +98,7 @@ def load_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, Any]) -> Lo
     problem = replace(problem, seed=int(plan["seed"]))
     study = load_study(problem, run)
     if not run.directory.has(PROBE_FILE):
-        raise fail("the run holds no probe of held-out hours", file=str(run.directory.path), hint=AGAIN)
+        raise fail("the run holds no probe of held-out hours", file=str(run.directory.path), hint=RESUME_HINT)
     names, decision = [slot.place for slot in study.slots], plan["decision"]
     try:
         policy = tuple(_decode_stage(stage, names) for stage in decision["cascade"])
@@ -106,7 +106,7 @@ def load_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, Any]) -> Lo
         alarm = single_model_policy(len(names) - 1, _decode_cut(monolith["cut"]))
         baseline = BaselineRule(alarm, tuple(float(cut) for cut in monolith["stages"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise fail("the plan was not made from this run", file=str(run.directory.path), hint=AGAIN) from error
+        raise fail("the plan was not made from this run", file=str(run.directory.path), hint=RESUME_HINT) from error
     purchase = build_purchase_terms(problem.features)
     return LoadedPlan(
         problem=problem,

@@ -10,8 +10,8 @@ import numpy as np
 
 from unfold_cascade._types import Float32, IntArray
 from unfold_cascade.models import onnx_runtime
-from unfold_cascade.models.zoo import AGAIN
-from unfold_cascade.report.dashboard import of_counters
+from unfold_cascade.models.zoo import RESUME_HINT
+from unfold_cascade.report.dashboard import read_dashboard
 from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
 from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.evaluation.baselines import latch_stages
@@ -60,7 +60,7 @@ def build_service(plan: LoadedPlan, run: Run) -> Service:
     metrics.enable()
     memory = sentences.describe_memory(store.count(), str(run.directory.path / STATE_FILE))
     lines = (*_describe_service(plan, model), ("memory", memory))
-    counters = of_counters(registry, name_cost_unit(plan.problem.cost))
+    counters = read_dashboard(registry, name_cost_unit(plan.problem.cost))
     watch = of_requests(plan.problem.name, "cascade", app.metrics, counters)
     return served(plan.problem.name, app, lines=lines, watch=watch)
 
@@ -114,7 +114,7 @@ def verify_replay(plan: LoadedPlan, model: TemporalModel) -> None:
     same_purchases = (purchases == expected.trajectories.purchases).all()
     if differs.any() or not same_calls or not same_purchases:
         message = f"the models of this run behave differently from its plan: {differs.sum()} of {len(stages)} hours"
-        raise broken(message, hint=AGAIN)
+        raise broken(message, hint=RESUME_HINT)
 
 
 def replay_probe(model: TemporalModel, plan: LoadedPlan) -> list[list[HourResult]]:
@@ -156,23 +156,25 @@ def simulate_probe(plan: LoadedPlan) -> SimulatedProbe:
 
 def _load_model(plan: LoadedPlan, run: Run, number: int, x: Float32, rows: IntArray) -> ServedModel:
     slot = plan.slots[number]
-    native = onnx_runtime.drawn(onnx_runtime.unconverted(run, slot, "asked near a cut", dtype=np.float32))
-    engine = onnx_runtime.checked(run, slot, plan.predictions[number].p[rows], x)
+    native = onnx_runtime.shrink_engine(
+        onnx_runtime.build_native_engine(run, slot, "asked near a cut", dtype=np.float32)
+    )
+    engine = onnx_runtime.choose_engine(run, slot, plan.predictions[number].p[rows], x)
     if engine.name == onnx_runtime.NATIVE:
-        native = onnx_runtime.Engine(native.predict, native.dtype, native.name, engine.why)
+        native = onnx_runtime.Engine(native.predict, native.dtype, native.name, engine.reason)
         return ServedModel(native, native, slot.columns)
     return ServedModel(engine, native, slot.columns)
 
 
 def _load_baseline(plan: LoadedPlan, run: Run) -> ServedBaseline:
     number = len(plan.slots) - 1
-    native = onnx_runtime.unconverted(run, plan.slots[number], "the monolith", dtype=np.float32)
+    native = onnx_runtime.build_native_engine(run, plan.slots[number], "the monolith", dtype=np.float32)
     return ServedBaseline(
         number=number,
         model=ServedModel(native, native, plan.slots[number].columns),
         stage=build_online_stages(build_policy_arrays(plan.baseline.policy, ALWAYS_EVALUATED))[0],
         cuts=plan.baseline.cuts or (),
-        audit_share=plan.problem.drift.audit,
+        audit_share=plan.problem.audit_share,
         serves_all=plan.serves_baseline,
     )
 
@@ -191,9 +193,9 @@ def _list_facts(plan: LoadedPlan, served_models: Mapping[int, ServedModel]) -> d
         "serves": "monolith" if plan.serves_baseline else "cascade",
         "stages": list(plan.problem.stage_names),
         "time": "hour" if plan.has_whole_hours else "second",
-        "audit": plan.problem.drift.audit,
+        "audit": plan.problem.audit_share,
         "engines": {
-            plan.slots[number].place: {"engine": model.fast.name, "why": model.fast.why}
+            plan.slots[number].place: {"engine": model.fast.name, "why": model.fast.reason}
             for number, model in served_models.items()
         },
     }
@@ -212,7 +214,7 @@ def _describe_service(plan: LoadedPlan, model: TemporalModel) -> list[tuple[str,
         chain = [model.models[number].split("/", 1)[1] for number in stage.chain]
         lines.append((name, sentences.describe_chain(chain, is_parallel=stage.parallel)))
     engines = _describe_engines(list(model.served_models.values()))
-    return [*lines, ("engine", engines), ("audit", sentences.describe_audit(plan.problem.drift.audit))]
+    return [*lines, ("engine", engines), ("audit", sentences.describe_audit(plan.problem.audit_share))]
 
 
 def _describe_engines(models: Sequence[ServedModel]) -> str:
