@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter
 
-from plugins.cascade.tests.runs import CONFIGS, spec_of
 from unfold_cascade.report.dashboard import read_dashboard
-from unfold_cascade.temporal.serving.service import _unit
+from unfold_cascade.temporal.problem import CostOptions
+from unfold_cascade.temporal.serving.service import name_cost_unit
 
 
 def test_shares_over_time_are_of_all_hours() -> None:
@@ -28,6 +28,5 @@ def test_shares_over_time_are_of_all_hours() -> None:
 
 def test_what_is_paid_has_the_unit_of_prices() -> None:
     """The cost so far is of prices alone, so the unit of another notion of cost does not stand beside it."""
-    wards = CONFIGS / "wards.yaml"
-    assert _unit(spec_of(wards, "cost={by: price+flops}")) == "price of calls and purchases"
-    assert _unit(spec_of(wards, "cost={by: price, unit: $}")) == "$"
+    assert name_cost_unit(CostOptions("price+flops", 256)) == "price of calls and purchases"
+    assert name_cost_unit(CostOptions("price", 256, "$")) == "$"

@@ -11,8 +11,8 @@ from sklearn.datasets import load_iris
 from plugins.cascade.tests.runs import CONFIGS, spec_of
 from unfold_cascade.learners import cost, estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.temporal.models.study import check_operations
-from unfold_cascade.temporal.models.training import Log, Slot
+from unfold_cascade.temporal.models.predictions import Predictions, check_operations
+from unfold_cascade.temporal.models.slots import ModelSlot, TrainingRows
 from unfoldkit.api import UnfoldError
 
 X, Y = load_iris(return_X_y=True)
@@ -90,8 +90,17 @@ def test_over_time_unknown_operations_are_told_where_they_count() -> None:
     """A model whose operations are not known is named where cascades are compared by them, and is good elsewhere."""
     nothing = np.zeros(1, dtype=np.int64)
     recipe = Recipe("sklearn.ensemble.AdaBoostClassifier", {})
-    slot = Slot("stages[0].models[0].estimator", "sirs", "ward", recipe, None, nothing, nothing > 0, nothing, "")
-    log = Log(np.zeros((1, 2), dtype=np.float32), math.nan, 1.0, 1.0)
+    slot = ModelSlot(
+        key="stages[0].models[0].estimator",
+        stage="sirs",
+        model="ward",
+        recipe=recipe,
+        feature_sets=None,
+        columns=nothing,
+        rows=TrainingRows(nothing > 0, nothing),
+        made_from="",
+    )
+    log = Predictions(np.zeros((1, 2), dtype=np.float32), math.nan, 1.0, 1.0)
     with pytest.raises(UnfoldError, match=r"models\[0\].estimator: the operations of .*AdaBoost.* are not known"):
-        check_operations(spec_of(WARDS), [slot], [log])
-    check_operations(spec_of(WARDS, "cost.by=price"), [slot], [log])
+        check_operations(spec_of(WARDS).cost.by, [slot], [log])
+    check_operations("price", [slot], [log])

@@ -11,7 +11,8 @@ import pytest
 from plugins.cascade.tests.runs import OWN, run_in, solve_spec, spec_of
 from unfold_cascade.learners.estimators import Recipe, from_bytes
 from unfold_cascade.models.training import FitJob, fit_model
-from unfold_cascade.temporal.models import training
+from unfold_cascade.temporal.models.slots import TrainingRows
+from unfold_cascade.temporal.models.training import TrainingJob, run_job
 
 
 def _table(gap: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +42,16 @@ def test_one_missing_value_is_no_hindrance_over_time(gap: int, tmp_path: Path) -
     np.save(tmp_path / "x.npy", x.astype(np.float32))
     fold = np.where(np.arange(90) < 60, np.arange(90) % 3, -1)
     own, file = np.arange(90) % 2 == 1, str(tmp_path / "x.npy")
-    job = training.Job(Recipe("logistic-regression", {}), file, np.arange(2), y, own, fold, 0, 8, None, None)
-    said = np.load(BytesIO(training.work(job)[1]))["p"]
+    job = TrainingJob(
+        recipe=Recipe("logistic-regression", {}),
+        file=file,
+        columns=np.arange(2),
+        rows=TrainingRows(own, y),
+        fold=fold,
+        seed=0,
+        batch_rows=8,
+    )
+    said = np.load(BytesIO(run_job(job)[1]))["p"]
     assert np.allclose(said.sum(axis=1), 1.0)
 
 

@@ -14,11 +14,13 @@ from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import estimators
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.serving.service import build_cascade
-from unfold_cascade.temporal.data.features import panel
-from unfold_cascade.temporal.models.study import stored, table_of
-from unfold_cascade.temporal.serving import plan_loader
-from unfold_cascade.temporal.serving.metrics import counts
-from unfold_cascade.temporal.serving.service import check, timed
+from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.data.features import build_feature_matrix
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.models.study import load_study
+from unfold_cascade.temporal.serving.metrics import build_metrics
+from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
+from unfold_cascade.temporal.serving.service import build_model, verify_replay
 from unfold_cascade.verbs import train
 from unfoldkit.api import Run, dump, fingerprint
 from unfoldkit.report import Report
@@ -71,21 +73,23 @@ def test_over_time_answers_are_drawn_to_even_by_doubt(tmp_path: Path, confidence
     )
     spec, run = spec_of(CONFIGS / "wards.yaml", *settings), run_in(tmp_path)
     report = train(spec, run)
-    held = stored(spec, run)
-    slot, log = next((slot, log) for slot, log in zip(held.places, held.logs, strict=True) if slot.model == "chart")
+    problem = build_temporal_problem(spec, run)
+    held = load_study(problem, run)
+    pairs = zip(held.slots, held.predictions, strict=True)
+    slot, log = next((slot, log) for slot, log in pairs if slot.model == "chart")
     file = slot.model_file
     model = estimators.from_bytes(run.directory.read(file), ubjson=False, file=file)
-    x = panel(table_of(spec, run), spec.features)[:, slot.columns]
+    x = build_feature_matrix(read_table(problem.source, run), problem.features)[:, slot.columns]
     unseen = np.isin(
-        np.repeat(np.arange(len(held.hours.clock.starts) - 1), np.diff(held.hours.clock.starts)), held.rows.test
+        np.repeat(np.arange(len(held.hours.timeline.starts) - 1), np.diff(held.hours.timeline.starts)), held.rows.test
     )
     plain = estimators.predict_probabilities(model, x[unseen], 2)
     wanted = shrink_to_uniform(plain, inspect_model(confidence, model, x[unseen]))
     np.testing.assert_allclose(log.p[unseen], wanted, atol=1e-6)
     assert not np.allclose(plain, wanted)
     plan = {"spec_sha256": fingerprint(dump(spec)), "seed": run.seed, "decision": report.decision}
-    loaded = plan_loader.load(spec, run, plan)
-    check(loaded, timed(loaded, counts(loaded, CollectorRegistry())))
+    loaded = load_temporal_plan(problem, run, plan)
+    verify_replay(loaded, build_model(loaded, run, build_metrics(loaded, CollectorRegistry())))
 
 
 def test_evidence_shrinks_to_the_mean_of_a_dirichlet() -> None:

@@ -1,8 +1,8 @@
 """Learnt gates: soft gates (logistic in the confidence, trained by gradient) and backward induction, as hard cuts.
 
 ``g_j = sigmoid(a_j * q_j + b_j)`` is the probability that a row passes gate j. With ``V_K = loss_K`` and
-``V_j = (1 - g_j) * loss_j + g_j * (lam * c_{j+1} + V_{j+1})``, the expected loss plus ``lam`` times the expected cost is
-the mean of ``V_1`` (and the first call). Its derivative by ``g_j`` is the probability to reach j times
+``V_j = (1 - g_j) * loss_j + g_j * (lam * c_{j+1} + V_{j+1})``, the expected loss plus ``lam`` times the expected cost
+is the mean of ``V_1`` (and the first call). Its derivative by ``g_j`` is the probability to reach j times
 ``lam * c_{j+1} + V_{j+1} - loss_j``.
 """
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from unfold_cascade.clinical_rules import RULE_CARRY_H
 from unfoldkit.api import Model, Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -13,11 +14,6 @@ if TYPE_CHECKING:
     from unfold_cascade.schema.parts import ModelSpec, Stage
 
 Path = tuple[str | int, ...]
-# hours that a value is carried forward in the rules; what is named is what they read
-POINTS_OF: Mapping[str, Mapping[str, float]] = {
-    "sirs": {"HR": 3, "Temp": 8, "Resp": 3, "PaCO2": 12, "WBC": 24},
-    "sofa": {"MAP": 3, "Creatinine": 24, "Bilirubin_total": 24, "Platelets": 24},
-}
 TIMED = "goes with data over time (source: physionet2019 or long) only"
 
 
@@ -75,7 +71,7 @@ def _given(spec: CascadeSpec) -> Iterator[Problem]:
     for name, group in spec.features.items():
         if not group.derive and group.rule is None:
             yield Problem(("features", name, "derive"), "gives no feature", "derive: [last]")
-        known = POINTS_OF[group.rule] if group.rule is not None else group.columns
+        known = RULE_CARRY_H[group.rule] if group.rule is not None else group.columns
         if not any(fnmatch.fnmatchcase(column, pattern) for column in known for pattern in group.columns):
             hint = f"it reads {', '.join(known)}"
             yield Problem(("features", name, "rule"), f"no column of the group is in {group.rule}", hint)

@@ -10,9 +10,11 @@ from unfold_cascade.data.dataset import DatasetOptions, read_dataset
 from unfold_cascade.data.table import Frame, load_frame, resolve_columns
 from unfold_cascade.planner.recorded_scores import read_recorded_scores
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.temporal.data.features import expanded
-from unfold_cascade.temporal.data.table import Long
-from unfold_cascade.temporal.models.study import table_of
+from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.data.features import expand_patterns
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.table import EntityTable
+from unfold_cascade.temporal.problem import TemporalProblem
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 Check = Callable[[], object]
@@ -44,7 +46,8 @@ def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
         UnfoldError: the table cannot be read.
     """
     if spec.over_time:
-        yield from _list_temporal_checks(spec, table_of(spec, run))
+        problem = build_temporal_problem(spec, run)
+        yield from _list_temporal_checks(problem, read_table(problem.source, run))
         return
     options = build_dataset_options(spec, run)
     frame = load_frame(options.source)
@@ -57,16 +60,16 @@ def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
     yield partial(read_dataset, options)
 
 
-def _list_temporal_checks(spec: CascadeSpec, table: Long) -> Iterator[Check]:
-    for name, group in spec.features.items():
-        resolve, key = partial(expanded, {name: group}, table.columns), f"features.{name}.columns"
+def _list_temporal_checks(problem: TemporalProblem, table: EntityTable) -> Iterator[Check]:
+    for name, group in problem.features.items():
+        resolve, key = partial(expand_patterns, {name: group}, table.columns), f"features.{name}.columns"
         if _run_check(resolve):
             yield resolve
             continue
-        yield from (partial(table.place, column, key=key) for column in resolve()[name].columns)
-    for s, stage in enumerate(spec.stages):
+        yield from (partial(table.column_index, column, key=key) for column in resolve()[name].columns)
+    for s, stage in enumerate(problem.stages):
         if stage.target.column is not None:
-            yield partial(table.place, stage.target.column, key=f"stages[{s}].target.column")
+            yield partial(table.column_index, stage.target.column, key=f"stages[{s}].target.column")
 
 
 def _list_column_checks(options: DatasetOptions, frame: Frame, name: str) -> Iterator[Check]:
