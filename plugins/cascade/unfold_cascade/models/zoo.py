@@ -112,7 +112,7 @@ class ModelSlot:
     @property
     def model_file(self) -> str:
         """The file of the model in the run."""
-        return f"models/{self.place}{estimators.suffix(self.recipe)}"
+        return f"models/{self.place}{estimators.file_suffix(self.recipe)}"
 
     @property
     def log_file(self) -> str:
