@@ -24,7 +24,7 @@ from unfold_cascade.planner.guarantees import Guarantee, certify_points
 from unfold_cascade.planner.planner import solve
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.temporal.build import build_temporal_problem
-from unfold_cascade.temporal.models.study import SplitPart, fit_study
+from unfold_cascade.temporal.models.study import Cohort, fit_study
 from unfold_cascade.temporal.search import select as timed
 from unfold_cascade.temporal.search.planner import SearchResult, search_cascades
 from unfoldkit.engines.local import LocalEngine
@@ -136,7 +136,7 @@ def _timed(name: str, spec: CascadeSpec, seed: int) -> Population:
         run = _run(folder, seed)
         found = search_cascades(fit_study(build_temporal_problem(spec, run), run))
     whole = found.study
-    before, *unseen = (_differences(found, part) for part in (whole.train, whole.calibrate, whole.test))
+    before, *unseen = (_differences(found, cohort) for cohort in (whole.train, whole.calibrate, whole.test))
     cost = np.array([point.cost for point in found.front.points])
 
     def pick(after: FloatArray, epsilon: float) -> int | None:
@@ -146,10 +146,10 @@ def _timed(name: str, spec: CascadeSpec, seed: int) -> Population:
     return Population(name, np.concatenate(unseen, axis=1), whole.calibrate.entities, pick)
 
 
-def _differences(found: SearchResult, part: SplitPart) -> FloatArray:
-    latched = found.baselines.decode_both(part, found.study)[0].stage
+def _differences(found: SearchResult, cohort: Cohort) -> FloatArray:
+    latched = found.baselines.decode_both(cohort, found.study)[0].stage
     points = found.front.points
-    return np.array([timed.compare_on_part(found.study, part, point.policy, latched) for point in points])
+    return np.array([timed.compare_on_cohort(found.study, cohort, point.policy, latched) for point in points])
 
 
 def _spec(name: str) -> CascadeSpec:

@@ -16,7 +16,7 @@ from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.readers import read_psv
 from unfold_cascade.temporal.models.study import fit_study
 from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.search.planner import Solution, evaluate_solution, search_cascades, swap_parts
+from unfold_cascade.temporal.search.planner import Solution, evaluate_solution, search_cascades, swap_cohorts
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import Report
 from unfoldkit.run_context import Run
@@ -30,7 +30,7 @@ INTERVALS = ("loss", "utility", "auprc", "auroc", "macro_f1", "price_saving", "f
 
 
 def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
-    """Train, search, certify and judge the shipped spec on set A, and once more with two parts in each other's place.
+    """Train, search, certify and judge the shipped spec on set A, and once more with two cohorts in each other's place.
 
     Args:
         quick: The first 1,500 patients only.
@@ -46,7 +46,7 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         here = Run(directory=RunDir(Path(folder)), engine=LocalEngine(), seed=seed, base=SPEC.parent)
         problem = build_temporal_problem(_spec(records(data), quick=quick), here)
         search = search_cascades(fit_study(problem, here))
-        first, second = (evaluate_solution(split) for split in (search, swap_parts(search)))
+        first, second = (evaluate_solution(split) for split in (search, swap_cohorts(search)))
         reports = [build_plan_report(solution, "train", here.directory) for solution in (first, second)]
     metrics = {name: metric.value for name, metric in reports[0].metrics.items()}
     metrics |= {"load_seconds": seconds, "total_seconds": time.perf_counter() - began, **_resources()}
@@ -118,7 +118,7 @@ def _table(report: Report, name: str) -> dict[str, Any]:
 
 
 def _notes(found: Solution, *, quick: bool) -> list[str]:
-    sizes = [part.entities for part in (found.study.train, found.study.calibrate, found.study.test)]
+    sizes = [cohort.entities for cohort in (found.study.train, found.study.calibrate, found.study.test)]
     notes = [
         f"patients: {sizes[0]:,} to fit and tune (out of fold), {sizes[1]:,} to certify, {sizes[2]:,} judged",
         "price_saving, flops_saving, latency_saving: against the monolith that remembers the stage",

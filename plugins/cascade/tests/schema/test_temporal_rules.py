@@ -16,7 +16,7 @@ MISTAKES = (
     ("{rule: sirs, ahead: 6 h}", "{rule: sirs, column: HR}", "stages[0].target: give either a column or a rule"),
     ("{column: Sepsis}", "{groups: {a: [0], b: [1]}}", "stages[1].target.groups: goes with cases without time only"),
     (BEDSIDE, BEDSIDE.replace("bedside", "bedsite"), 'no such feature group: "bedsite"'),
-    ("baseline: {estimator: xgboost,", "baseline: {candidates: [{estimator: svc}],", "which monolithic model?"),
+    ("baseline: {estimator: xgboost,", "baseline: {candidates: [{estimator: svc}],", "which baseline model?"),
     ("name: glance", "name: full", 'the name "full" is taken'),
 )
 

@@ -44,8 +44,8 @@ def count_calls(solution: Solution, policy: Policy, parallel: list[bool]) -> Int
     """Count the calls of each model in all unseen hours."""
     study, arrays = solution.study, build_policy_arrays(policy, np.array(parallel))
     calls = [
-        simulate(part.timeline, part.scores, arrays, solution.problem.transitions).calls.sum(axis=0)
-        for part in (study.calibrate, study.test)
+        simulate(cohort.timeline, cohort.scores, arrays, solution.problem.transitions).calls.sum(axis=0)
+        for cohort in (study.calibrate, study.test)
     ]
     return calls[0] + calls[1]
 

@@ -81,7 +81,7 @@ def count_by_entity(
     early = np.zeros(len(entity), dtype=np.bool_)
     for s, (name, stage) in enumerate(zip(stages, policy, strict=True)):
         evaluated = sample.trajectories.evaluated[:, s].astype(np.int64)
-        exits = ("not asked", *(models[model].split("/", 1)[1] for model in stage.chain))
+        exits = ("not evaluated", *(models[model].split("/", 1)[1] for model in stage.chain))
         yield EntityCounts(f"exits of {name}", exits, _count_table(entity, evaluated, entities, len(exits)))
         early |= (evaluated > 0) & (evaluated < len(stage.chain))
         confidences = _count_confidences(sample, stage.chain, evaluated)
@@ -89,7 +89,7 @@ def count_by_entity(
     audited = early if early.any() else np.ones_like(early)
     differs = (sample.trajectories.stage != sample.baseline_stage).astype(np.int64)[audited]
     agreement = _count_table(entity[audited], differs, entities, 2)
-    yield EntityCounts("audit of early exits", ("as the monolith", "otherwise"), agreement)
+    yield EntityCounts("audit of early exits", ("same as baseline", "different"), agreement)
 
 
 def _count_confidences(sample: DriftSample, chain: Sequence[int], evaluated: IntArray) -> FloatArray:
@@ -112,17 +112,17 @@ def _count_table(entity: IntArray, category: IntArray, entities: int, width: int
 
 
 def measure_changes(
-    before: Sequence[EntityCounts], now: Sequence[EntityCounts], rule: DriftRule, seed: int
+    planned: Sequence[EntityCounts], new: Sequence[EntityCounts], rule: DriftRule, seed: int
 ) -> list[Change]:
     """Test every comparison for drift; the significance level is divided among them (Bonferroni)."""
-    level = rule.level / len(before)
+    level = rule.level / len(planned)
     changes = []
-    for number, (old, new) in enumerate(zip(before, now, strict=True)):
+    for number, (reference, current) in enumerate(zip(planned, new, strict=True)):
         rng = np.random.default_rng([seed, 0xD217, number])
-        distance, p_value = compare_clusters(old.table, new.table, rng, level)
+        distance, p_value = compare_clusters(reference.table, current.table, rng, level)
         drifted = p_value <= level and distance > rule.margin
-        shares = _to_shares(old.table.sum(axis=0)), _to_shares(new.table.sum(axis=0))
-        changes.append(Change(old.name, old.categories, *shares, distance, p_value, drifted))
+        shares = _to_shares(reference.table.sum(axis=0)), _to_shares(current.table.sum(axis=0))
+        changes.append(Change(reference.name, reference.categories, *shares, distance, p_value, drifted))
     return changes
 
 
@@ -144,19 +144,19 @@ def compare_clusters(old: FloatArray, new: FloatArray, rng: np.random.Generator,
     distance = float(_total_variation(old.sum(axis=0)[None], new.sum(axis=0)[None])[0])
     total, rounds, exceeding = pooled.sum(axis=0), _count_rounds(level), 0
     for begin in range(0, rounds, ROUNDS_PER_CHUNK):
-        drawn = _draw_groups(rng, len(pooled), size, min(ROUNDS_PER_CHUNK, rounds - begin)) @ pooled
-        exceeding += int((_total_variation(drawn, total - drawn) >= distance - 1e-12).sum())
+        permuted = _draw_groups(rng, len(pooled), size, min(ROUNDS_PER_CHUNK, rounds - begin)) @ pooled
+        exceeding += int((_total_variation(permuted, total - permuted) >= distance - 1e-12).sum())
     return distance, (exceeding + 1) / (rounds + 1)
 
 
 def compare_cases(old: FloatArray, new: FloatArray, rng: np.random.Generator, level: float) -> tuple[float, float]:
-    """Test the same for (K,) counts of independent cases, for which only the counts must be drawn again."""
+    """Test the same for (K,) counts of independent cases, for which only the counts must be permuted again."""
     total, rounds = old + new, _count_rounds(level)
     distance = float(_total_variation(old[None], new[None])[0])
     if not total.any():
         return distance, 1.0
-    drawn = rng.multivariate_hypergeometric(total.astype(np.int64), int(old.sum()), size=rounds, method="marginals")
-    exceeding = int((_total_variation(drawn.astype(np.float64), total - drawn) >= distance - 1e-12).sum())
+    permuted = rng.multivariate_hypergeometric(total.astype(np.int64), int(old.sum()), size=rounds, method="marginals")
+    exceeding = int((_total_variation(permuted.astype(np.float64), total - permuted) >= distance - 1e-12).sum())
     return distance, (exceeding + 1) / (rounds + 1)
 
 

@@ -34,8 +34,9 @@ def check_drift(problem: TemporalProblem, planned: TemporalProblem, run: Run) ->
     plan = load_temporal_plan(planned, run, baseline)
     table = read_table(problem.source, run)
     run.log.info("running the plan's models on %d hours", len(table))
-    before, now = (_count_sample(plan, sample) for sample in (_sample_planned(plan), _sample_new(plan, table, run)))
-    changes = measure_changes(before, now, planned.drift, problem.seed)
+    planned_counts = _count_sample(plan, _sample_planned(plan))
+    new_counts = _count_sample(plan, _sample_new(plan, table, run))
+    changes = measure_changes(planned_counts, new_counts, planned.drift, problem.seed)
     subtitle = f"{len(table.ids):,} new cases", f"{len(table):,} new hours"
     data = CheckedData(problem.name, len(table), "hours", subtitle, problem.source.path, table.digest)
     return build_drift_report(data, changes, planned.drift, run)

@@ -68,10 +68,19 @@ class CascadeSpec(Spec):
         yield from validation.split_problems(self.data.split)
         yield from validation.name_problems(self.stages, self.baseline)
         if self.over_time:
-            yield from temporal_rules.over_time(self)
+            yield from temporal_rules.temporal_problems(
+                features=self.features, stages=self.stages, baseline=self.baseline, cost=self.cost
+            )
             yield from validation.confidence_problems(self.gates, self.stages, over_time=True)
             return
-        yield from temporal_rules.without_time(self)
+        yield from temporal_rules.keys_of_time_problems(
+            features=self.features,
+            stages=self.stages,
+            baseline=self.baseline,
+            cost=self.cost,
+            moves=self.moves,
+            alerts=self.alerts,
+        )
         yield from validation.repeated_stage_problems(self.stages)
         if not self.scored:
             yield from validation.target_problems(self.stages)

@@ -19,7 +19,7 @@ from unfold_cascade.models.zoo import WHOLE
 from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, is_loadable, make_unique_names
 from unfold_cascade.temporal.data.holdout import PROBE_FILE, load_probe
 from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
-from unfold_cascade.temporal.models.study import SplitPart
+from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.search.planner import Solution
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy, build_policy_arrays
@@ -62,7 +62,7 @@ def has_fixed_paths(transitions: Transitions) -> bool:
 def build_exits(solution: Solution) -> dict[str, Any]:
     """Describe the models of a plan by stage, the share of hours that each receives, and the execution paths."""
     study = solution.study
-    evaluated = np.concatenate([_count_evaluated(solution, part) for part in (study.calibrate, study.test)])
+    evaluated = np.concatenate([_count_evaluated(solution, cohort) for cohort in (study.calibrate, study.test)])
     points = _list_exit_points(solution, evaluated)
     reached = [point for point in points if point.share > 0]
     return {
@@ -84,11 +84,11 @@ def select_served_policy(solution: Solution) -> Policy:
     return solution.selection.point.policy if solution.selection.is_certified else solution.rule.policy
 
 
-def _count_evaluated(solution: Solution, part: SplitPart) -> IntArray:
-    """Count (n, S) the models evaluated in each hour of a part."""
+def _count_evaluated(solution: Solution, cohort: Cohort) -> IntArray:
+    """Count (n, S) the models evaluated in each hour of a cohort."""
     parallel = solution.study.parallel if solution.selection.is_certified else ALWAYS_EVALUATED
     arrays = build_policy_arrays(select_served_policy(solution), parallel)
-    trajectories = simulate(part.timeline, part.scores, arrays, solution.problem.transitions)
+    trajectories = simulate(cohort.timeline, cohort.scores, arrays, solution.problem.transitions)
     return trajectories.evaluated.astype(np.int64)
 
 

@@ -116,7 +116,7 @@ class Transitions:
 
 @dataclass(frozen=True, slots=True)
 class AlertBudget:
-    """Alerts allowed per 100 event-free hours, and the utility and AUPRC that a cascade may lose on the tuning part."""
+    """Alerts allowed per 100 event-free hours, and the utility and AUPRC that a cascade may lose in tuning."""
 
     per_100h: float = 10.0
     utility_margin: float = 0.0
@@ -145,7 +145,7 @@ class CostOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class PartShares:
+class CohortShares:
     """Shares of the entities: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
 
     train: float = 0.5
@@ -208,7 +208,7 @@ class TemporalProblem:
     goal: CascadeGoal
     cost: CostOptions
     gates: GateOptions
-    split: PartShares
+    split: CohortShares
     seed: int
     documents: SpecDocuments
 

@@ -63,10 +63,10 @@ def _defined(label: np.ndarray, alert: np.ndarray) -> float:
 
 
 def _official(label: np.ndarray, alert: np.ndarray, starts: np.ndarray) -> float:
-    parts = [(label[a:b], alert[a:b]) for a, b in itertools.pairwise(starts)]
-    total = sum(_defined(y, warned) for y, warned in parts)
-    nothing = sum(_defined(y, np.zeros(len(y), dtype=np.bool_)) for y, _ in parts)
-    perfect = sum(_defined(y, _perfect(y)) for y, _ in parts)
+    cohorts = [(label[a:b], alert[a:b]) for a, b in itertools.pairwise(starts)]
+    total = sum(_defined(y, warned) for y, warned in cohorts)
+    nothing = sum(_defined(y, np.zeros(len(y), dtype=np.bool_)) for y, _ in cohorts)
+    perfect = sum(_defined(y, _perfect(y)) for y, _ in cohorts)
     return (total - nothing) / (perfect - nothing)
 
 

@@ -1,4 +1,4 @@
-"""Final cuts meet the alert rate on the part where they were tuned."""
+"""Final cuts meet the alert rate on the cohort where they were tuned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits keep entities whole, and predictions of the tuning part are out of fold."""
+"""Splits keep entities whole, and predictions of the tuning cohort are out of fold."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from unfoldkit.spec.yaml_reader import parse
 def test_no_entity_is_in_two_parts(search: SearchResult) -> None:
     """Train, calibrate and test share no entity and together hold every hour."""
     study = search.study
-    parts = (study.train, study.calibrate, study.test)
-    assert sum(part.entities for part in parts) == 160
-    assert sum(len(part.highest) for part in parts) == 5886
+    cohorts = (study.train, study.calibrate, study.test)
+    assert sum(cohort.entities for cohort in cohorts) == 160
+    assert sum(len(cohort.highest) for cohort in cohorts) == 5886
     first_scores = [
-        tuple(np.round(part.scores.p[:, start], 7)) for part in parts for start in part.timeline.starts[:-1]
+        tuple(np.round(cohort.scores.p[:, start], 7)) for cohort in cohorts for start in cohort.timeline.starts[:-1]
     ]
     assert len(set(first_scores)) == len(first_scores)
 
 
 def test_tuning_predictions_are_out_of_fold(tmp_path: Path) -> None:
-    """A label that only the patient's number explains is not predicted on the tuning part; a leak would give 1."""
+    """A label that only the patient's number explains is not predicted on the tuning cohort; a leak would give 1."""
     rng = np.random.default_rng(0)
     rows = ["patient,hour,id,ill"]
     for patient in range(200):
@@ -50,5 +50,5 @@ goal: {max_loss: 10%}
 """
     spec = validate(CascadeSpec, parse(text, "leak.yaml"))
     run = run_in(tmp_path / "run", base=tmp_path)
-    part = fit_study(build_temporal_problem(spec, run), run).train
-    assert rank_scores(part.scores.p[0].astype(np.float64), part.label).auroc() < 0.65
+    cohort = fit_study(build_temporal_problem(spec, run), run).train
+    assert rank_scores(cohort.scores.p[0].astype(np.float64), cohort.label).auroc() < 0.65

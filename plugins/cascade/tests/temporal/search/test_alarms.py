@@ -11,7 +11,7 @@ from unfold_cascade.temporal.data.features import PurchaseTerms
 from unfold_cascade.temporal.data.table import Timeline, compute_hours_since, starts_from_sizes
 from unfold_cascade.temporal.data.warning_metrics import compute_utility, locate_events
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
-from unfold_cascade.temporal.models.study import SplitPart
+from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import GateOptions, Transitions
 from unfold_cascade.temporal.search.alarms import AlarmCandidate, search_alarms
 from unfold_cascade.temporal.search.candidates import CostBasis, StageHours
@@ -24,7 +24,7 @@ from unfold_cascade.temporal.simulation.trajectories import ModelScores
 RATE, CHAIN = 10.0, (0, 1)
 
 
-def _draw_part(rng: np.random.Generator, noise: tuple[float, float], patients: int = 60) -> SplitPart:
+def _draw_cohort(rng: np.random.Generator, noise: tuple[float, float], patients: int = 60) -> Cohort:
     """Draw patients of 40 hours, a third with an event, and scores of a cheap and an expensive model."""
     starts = starts_from_sizes(np.full(patients, 40))
     timeline = Timeline(starts, np.tile(np.arange(40.0), patients))
@@ -33,7 +33,7 @@ def _draw_part(rng: np.random.Generator, noise: tuple[float, float], patients: i
     p = [1 / (1 + np.exp(2.0 - 4 * label - sigma * rng.normal(size=len(label)))) for sigma in noise]
     since = compute_hours_since(label, timeline)
     purchase = PurchaseTerms(("expensive",), np.array([5.0]), np.array([0.0]))
-    return SplitPart(
+    return Cohort(
         timeline=timeline,
         scores=ModelScores(np.array(p, dtype=np.float32), np.array([0, 1]), purchase),
         entered=label[:, None],
@@ -50,22 +50,22 @@ def _cost_basis() -> CostBasis:
     return CostBasis(CallCosts(free, np.ones(2), free, free), {"price": 5.0}, "price", Transitions())
 
 
-def _search_chain(part: SplitPart) -> list[AlarmCandidate]:
-    hours = StageHours(part.timeline, part.scores, part.label, np.ones(len(part.label), dtype=np.bool_))
-    alarms = search_alarms(part, hours, CHAIN, _cost_basis(), RATE, GateOptions())
+def _search_chain(cohort: Cohort) -> list[AlarmCandidate]:
+    hours = StageHours(cohort.timeline, cohort.scores, cohort.label, np.ones(len(cohort.label), dtype=np.bool_))
+    alarms = search_alarms(cohort, hours, CHAIN, _cost_basis(), RATE, GateOptions())
     return [alarm for alarm in alarms if alarm.stage_policy.chain == CHAIN]
 
 
-def _best_utility(part: SplitPart, max_cost: float) -> float:
+def _best_utility(cohort: Cohort, max_cost: float) -> float:
     """Find the highest utility of any cut of the chain within a cost, over all cuts between percentiles."""
-    cuts = np.quantile(part.scores.p[0].astype(np.float64), np.linspace(0, 1, 101))
+    cuts = np.quantile(cohort.scores.p[0].astype(np.float64), np.linspace(0, 1, 101))
     utilities = [0.0]
     for cut in cuts:
         stage = StagePolicy(CHAIN, ((float(cut), float("inf")),), 0.5)
-        policy = tune_final_cut(part, (stage,), ALWAYS_EVALUATED, Transitions(), RATE)
+        policy = tune_final_cut(cohort, (stage,), ALWAYS_EVALUATED, Transitions(), RATE)
         assert policy is not None
-        outcome = evaluate_policy(part, policy, ALWAYS_EVALUATED, Transitions(), _cost_basis().call_costs)
-        quality = measure_quality(part, outcome)
+        outcome = evaluate_policy(cohort, policy, ALWAYS_EVALUATED, Transitions(), _cost_basis().call_costs)
+        quality = measure_quality(cohort, outcome)
         utilities += [quality.utility] if quality.bill["price"] / 5.0 <= max_cost else []
     return max(utilities)
 
@@ -77,11 +77,11 @@ def test_alarms_of_a_chain_are_near_the_best_of_all_cuts(noise: tuple[float, flo
     Only the last model alerts. If the first one could alert too and is the better, the search would find only the
     alarm that never evaluates the second and therefore never alerts.
     """
-    part = _draw_part(np.random.default_rng(4), noise)
-    alarms = _search_chain(part)
+    cohort = _draw_cohort(np.random.default_rng(4), noise)
+    alarms = _search_chain(cohort)
     for max_cost in (0.3, 0.5, 0.8):
         utility = max([alarm.quality.utility for alarm in alarms if alarm.cost <= max_cost], default=0.0)
-        assert utility >= 0.9 * _best_utility(part, max_cost)
+        assert utility >= 0.9 * _best_utility(cohort, max_cost)
 
 
 def test_only_the_last_model_of_an_alarm_alerts(search: SearchResult) -> None:

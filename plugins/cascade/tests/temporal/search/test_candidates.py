@@ -26,10 +26,10 @@ from unfold_cascade.temporal.simulation.trajectories import ModelScores
 def test_learnt_gates_never_make_the_front_worse(search: SearchResult) -> None:
     """With soft gates and induction as additional starting points, no price of cost gets a worse candidate."""
     study, problem = search.study, search.problem
-    part, stage = study.train, problem.stages[0]
+    cohort, stage = study.train, problem.stages[0]
     basis = CostBasis(study.call_costs, search.baselines.latched_quality.bill, problem.cost.by, Transitions())
-    in_stage = select_rows_in_stage(part.highest, part.since, 0, is_parallel=False, fresh_h=stage.fresh_h)
-    hours = select_stage_hours(part, 0, in_stage)
+    in_stage = select_rows_in_stage(cohort.highest, cohort.since, 0, is_parallel=False, fresh_h=stage.fresh_h)
+    hours = select_stage_hours(cohort, 0, in_stage)
     gates = replace(problem.gates, learnt=("soft", "induction"))
     policies = list(learn_stage_gates(hours, study.stages[0], basis, gates))
     assert len(policies) == 2 * 4

@@ -1,4 +1,4 @@
-"""Evaluation on the test part: swapped parts, other baselines and alert intervals."""
+"""Evaluation on the test cohort: swapped cohorts, other baselines and alert intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plugins.cascade.tests.temporal.conftest import TrainedWards
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.models.study import fit_study, load_study
 from unfold_cascade.temporal.report.plan import build_plan_report
-from unfold_cascade.temporal.search.planner import SearchResult, evaluate_solution, solve, swap_parts
+from unfold_cascade.temporal.search.planner import SearchResult, evaluate_solution, solve, swap_cohorts
 from unfold_cascade.verbs import temporal
 
 OTHER = "{name: small, estimator: xgboost, features: [bedside], params: {n_estimators: 9, max_depth: 2}}"
@@ -19,8 +19,8 @@ BASELINE = f"baseline={{estimator: xgboost, params: {{n_estimators: 80, max_dept
 
 
 def test_swapped_parts_evaluate_other_patients(search: SearchResult) -> None:
-    """With certifying and test part swapped, the front stays and other patients are evaluated."""
-    swapped = swap_parts(search)
+    """With certifying and test cohort swapped, the front stays and other patients are evaluated."""
+    swapped = swap_cohorts(search)
     assert swapped.front is search.front
     assert swapped.study.test is search.study.calibrate
     assert evaluate_solution(swapped).latched.quality.bill != evaluate_solution(search).latched.quality.bill
@@ -43,7 +43,7 @@ def test_other_baselines_are_reported_and_change_nothing(wards: TrainedWards, tm
     assert report.metrics["small_loss_points"].value == pytest.approx(loss_points)
     assert [slot.model for slot in load_study(problem, run).slots][-2:] == ["small", "monolith"]
     rows = {row[0]: row for table in build_plan_report(solution, "plan", run.directory).tables for row in table.rows}
-    assert "monolith, latched: small" in rows
+    assert "baseline, latched: small" in rows
 
 
 def test_alert_intervals_contain_the_rate(wards: TrainedWards, search: SearchResult) -> None:

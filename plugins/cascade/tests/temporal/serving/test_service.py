@@ -27,7 +27,7 @@ from unfold_cascade.temporal.data.readers import read_long
 from unfold_cascade.temporal.data.table import select_rows
 from unfold_cascade.temporal.evaluation.baselines import decode_baseline
 from unfold_cascade.temporal.evaluation.evaluate import Outcome
-from unfold_cascade.temporal.models.study import SplitPart, fit_study
+from unfold_cascade.temporal.models.study import Cohort, fit_study
 from unfold_cascade.temporal.problem import LongSource
 from unfold_cascade.temporal.serving.metrics import build_metrics
 from unfold_cascade.temporal.serving.model import TemporalModel
@@ -51,7 +51,7 @@ class Trained:
     folder: Path
     run: Run
     plan: LoadedPlan
-    test: SplitPart
+    test: Cohort
     x: Any
     names: tuple[str, ...]
 
@@ -90,14 +90,14 @@ def copy_run(trained: Trained, target: Path) -> None:
 
 
 def simulate_plan(trained: Trained) -> Trajectories:
-    """Simulate the plan on the test part."""
+    """Simulate the plan on the test cohort."""
     plan, test = trained.plan, trained.test
     arrays = build_policy_arrays(plan.policy, plan.parallel)
     return simulate(test.timeline, test.scores, arrays, plan.problem.transitions)
 
 
 def decode_plan_baseline(trained: Trained, plan: LoadedPlan) -> Outcome:
-    """Decode the plan's baseline on the test part."""
+    """Decode the plan's baseline on the test cohort."""
     return decode_baseline(trained.test, plan.baseline, plan.problem.transitions, plan.call_costs)
 
 
@@ -175,9 +175,9 @@ def test_server_equals_the_simulation(trained: Trained) -> None:
     stage, price, asked = np.full(rows, -1), np.zeros(16), np.zeros((rows, 2), dtype=np.int64)
     third = len(requests) // 3
     total = 0.0
-    for part, end in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)):
+    for cohort, end in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM)):
         with serving(trained.folder) as (process, client):
-            for entity, begin, stop in requests[part * third : (part + 1) * third if part < 2 else None]:
+            for entity, begin, stop in requests[cohort * third : (cohort + 1) * third if cohort < 2 else None]:
                 time = int(trained.test.timeline.hour[begin])
                 found = client.hours(trained.names[entity], time, trained.x[begin:stop])
                 stage[begin:stop] = found["stage"]

@@ -57,7 +57,7 @@ class OnlineFeatures:
         columns: The C columns that a request sends.
         feature_sets: The sets.
         width: Number d of features.
-        windowed: (W,) columns whose history is kept, for ``window_h`` hours.
+        windowed: (W,) columns with a stored history, for ``window_h`` hours.
         window_h: The longest window.
     """
 

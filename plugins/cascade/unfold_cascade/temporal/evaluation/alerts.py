@@ -1,7 +1,7 @@
 """How a policy alerts: its alert rate with the tuned cut, and lead time and sensitivity at one exact alert rate.
 
 Lead times of two policies are comparable only at the same alert rate. Their final cuts are therefore set once more on
-the test part itself, for these two figures and for no other.
+the test cohort itself, for these two figures and for no other.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray
 from unfold_cascade.temporal.data.warning_metrics import compute_alert_rate, compute_lead_hours
 from unfold_cascade.temporal.evaluation.bootstrap import Interval, bootstrap_alert_rate
-from unfold_cascade.temporal.models.study import SplitPart
+from unfold_cascade.temporal.models.study import Cohort
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertSummary:
-    """The alerts of one policy on the test part.
+    """The alerts of one policy on the test cohort.
 
     Attributes:
-        rate: Alerts per 100 event-free hours, with the cut from the tuning part.
+        rate: Alerts per 100 event-free hours, with the cut from the tuning cohort.
         rate_interval: Its 95 % interval by patient bootstrap.
         lead_h: (J,) lead time of each patient that has one, at exactly the alert rate of all other policies.
         mean_lead_h: Its mean.
@@ -35,19 +35,19 @@ class AlertSummary:
     sensitivity: float
 
 
-def summarise_alerts(part: SplitPart, alert: BoolArray, alert_at_rate: BoolArray, seed: int) -> AlertSummary:
+def summarise_alerts(cohort: Cohort, alert: BoolArray, alert_at_rate: BoolArray, seed: int) -> AlertSummary:
     """Summarise the alerts of one policy.
 
     Args:
-        part: The test part.
-        alert: (n,) alerts with the cut from the tuning part.
-        alert_at_rate: (n,) alerts with the cut that gives the exact rate on this part.
+        cohort: The test cohort.
+        alert: (n,) alerts with the cut from the tuning cohort.
+        alert_at_rate: (n,) alerts with the cut that gives the exact rate on this cohort.
         seed: Seed of the bootstrap.
     """
-    lead_h = compute_lead_hours(alert_at_rate, part.events, part.timeline.starts)
+    lead_h = compute_lead_hours(alert_at_rate, cohort.events, cohort.timeline.starts)
     return AlertSummary(
-        rate=compute_alert_rate(alert, part.events),
-        rate_interval=bootstrap_alert_rate(part, alert, seed),
+        rate=compute_alert_rate(alert, cohort.events),
+        rate_interval=bootstrap_alert_rate(cohort, alert, seed),
         lead_h=lead_h,
         mean_lead_h=_mean(lead_h),
         sensitivity=_mean((lead_h > 0).astype(np.float64)),

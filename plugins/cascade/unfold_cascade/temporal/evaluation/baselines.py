@@ -16,7 +16,7 @@ from unfold_cascade.temporal.evaluation.evaluate import (
     measure_quality,
     tune_final_cut,
 )
-from unfold_cascade.temporal.models.study import SplitPart, Study
+from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy, single_model_policy
@@ -40,54 +40,54 @@ class BaselineRule:
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """The latched and the memoryless (argmax) baseline, and how they do on the tuning part."""
+    """The latched and the memoryless (argmax) baseline, and how they do on the tuning cohort."""
 
     latched: BaselineRule
     argmax: BaselineRule
     calibration: ScoreCalibration
     latched_quality: Quality
 
-    def decode_both(self, part: SplitPart, study: Study) -> tuple[Outcome, Outcome]:
-        """Decode the latched and the argmax baseline on a part."""
-        latched = decode_baseline(part, self.latched, study.problem.transitions, study.call_costs, self.calibration)
-        argmax = decode_baseline(part, self.argmax, study.problem.transitions, study.call_costs, self.calibration)
+    def decode_both(self, cohort: Cohort, study: Study) -> tuple[Outcome, Outcome]:
+        """Decode the latched and the argmax baseline on a cohort."""
+        latched = decode_baseline(cohort, self.latched, study.problem.transitions, study.call_costs, self.calibration)
+        argmax = decode_baseline(cohort, self.argmax, study.problem.transitions, study.call_costs, self.calibration)
         return latched, argmax
 
 
 def tune_baselines(study: Study) -> Baselines:
-    """Tune both decodings of the baseline model on the tuning part."""
-    problem, part = study.problem, study.train
-    latched = tune_latched(part, study.baseline, problem.transitions, study.call_costs, problem.alerts.per_100h)
+    """Tune both decodings of the baseline model on the tuning cohort."""
+    problem, cohort = study.problem, study.train
+    latched = tune_latched(cohort, study.baseline, problem.transitions, study.call_costs, problem.alerts.per_100h)
     argmax = replace(latched, cuts=None)
-    quality = measure_quality(part, decode_baseline(part, latched, problem.transitions, study.call_costs))
+    quality = measure_quality(cohort, decode_baseline(cohort, latched, problem.transitions, study.call_costs))
     return Baselines(latched, argmax, calibrate_baseline(study, latched), quality)
 
 
 def calibrate_baseline(study: Study, rule: BaselineRule) -> ScoreCalibration:
-    """Fit the map from a baseline's probability to the chance of the event, on the tuning part."""
+    """Fit the map from a baseline's probability to the chance of the event, on the tuning cohort."""
     outcome = decode_baseline(study.train, rule, study.problem.transitions, study.call_costs)
     evaluated = outcome.trajectories.evaluated[:, -1].astype(np.int64)
     return fit_calibration(study.train, rule.policy[-1].chain, evaluated)
 
 
 def tune_latched(
-    part: SplitPart, model: int, transitions: Transitions, call_costs: CallCosts, per_100h: float
+    cohort: Cohort, model: int, transitions: Transitions, call_costs: CallCosts, per_100h: float
 ) -> BaselineRule:
-    """Tune the cuts of a latched baseline one after the other for accuracy on ``part``."""
-    policy = tune_final_cut(part, single_model_policy(model), ALWAYS_EVALUATED, transitions, per_100h)
+    """Tune the cuts of a latched baseline one after the other for accuracy on ``cohort``."""
+    policy = tune_final_cut(cohort, single_model_policy(model), ALWAYS_EVALUATED, transitions, per_100h)
     if policy is None:
         raise ValueError("a single model always meets an alert rate")
-    alert = evaluate_policy(part, policy, ALWAYS_EVALUATED, transitions, call_costs).alert
+    alert = evaluate_policy(cohort, policy, ALWAYS_EVALUATED, transitions, call_costs).alert
     cuts: tuple[float, ...] = ()
-    for s in range(1, part.entered.shape[1]):
-        chance = _running_max(chance_of_stage(part.baseline_p[model], s), part.timeline.starts)
-        cuts = (*cuts, _find_best_cut(part, chance, s, alert))
+    for s in range(1, cohort.entered.shape[1]):
+        chance = _running_max(chance_of_stage(cohort.baseline_p[model], s), cohort.timeline.starts)
+        cuts = (*cuts, _find_best_cut(cohort, chance, s, alert))
     return BaselineRule(policy, cuts)
 
 
-def _find_best_cut(part: SplitPart, chance: FloatArray, s: int, alert: BoolArray) -> float:
+def _find_best_cut(cohort: Cohort, chance: FloatArray, s: int, alert: BoolArray) -> float:
     candidates = np.quantile(chance, np.linspace(0.0, 1.0, CUT_GRID + 1))
-    truth, undecided = part.highest >= s, ~alert
+    truth, undecided = cohort.highest >= s, ~alert
     accuracy = [float(((chance >= cut) == truth)[undecided].mean()) for cut in candidates]
     return float(candidates[int(np.argmax(accuracy))])
 
@@ -99,17 +99,17 @@ def chance_of_stage(p: Float32, s: int) -> FloatArray:
 
 
 def decode_baseline(
-    part: SplitPart,
+    cohort: Cohort,
     rule: BaselineRule,
     transitions: Transitions,
     call_costs: CallCosts,
     calibration: ScoreCalibration | None = None,
 ) -> Outcome:
     """Decode the stages of a baseline model, which is paid for at every hour at which it is evaluated."""
-    outcome = evaluate_policy(part, rule.policy, ALWAYS_EVALUATED, transitions, call_costs, calibration)
-    final = part.entered.shape[1]
-    p = part.baseline_p[rule.policy[-1].chain[0]]
-    stage = _largest_class(p) if rule.cuts is None else latch_stages(p, part.timeline.starts, rule.cuts)
+    outcome = evaluate_policy(cohort, rule.policy, ALWAYS_EVALUATED, transitions, call_costs, calibration)
+    final = cohort.entered.shape[1]
+    p = cohort.baseline_p[rule.policy[-1].chain[0]]
+    stage = _largest_class(p) if rule.cuts is None else latch_stages(p, cohort.timeline.starts, rule.cuts)
     return replace(outcome, stage=np.where(outcome.alert, final, np.minimum(stage, final - 1)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
 from unfold_cascade.temporal.data.warning_metrics import compute_macro_f1, draw_bootstrap_weights, rank_scores
 from unfold_cascade.temporal.evaluation.evaluate import Outcome
-from unfold_cascade.temporal.models.study import SplitPart
+from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.simulation.cost import CallCosts, sum_costs
 
 REPLICATES = 200
@@ -30,20 +30,20 @@ class Intervals:
 
 
 def bootstrap_differences(
-    part: SplitPart, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, seed: int
+    cohort: Cohort, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, seed: int
 ) -> Intervals:
     """Bootstrap all differences and savings by patient."""
-    weights = draw_bootstrap_weights(part.entities, REPLICATES, seed)
-    entity, classes = part.entity, part.entered.shape[1] + 1
-    extra_errors = (cascade.stage != part.highest).astype(np.float64) - (baseline.stage != part.highest)
-    rankings = [rank_scores(outcome.score, part.label) for outcome in (cascade, baseline)]
+    weights = draw_bootstrap_weights(cohort.entities, REPLICATES, seed)
+    entity, classes = cohort.entity, cohort.entered.shape[1] + 1
+    extra_errors = (cascade.stage != cohort.highest).astype(np.float64) - (baseline.stage != cohort.highest)
+    rankings = [rank_scores(outcome.score, cohort.label) for outcome in (cascade, baseline)]
 
     def measure_differences(weight: FloatArray) -> tuple[float, ...]:
         pairs = [
-            [part.utility.normalise(outcome.alert, weight) for outcome in (cascade, baseline)],
+            [cohort.utility.normalise(outcome.alert, weight) for outcome in (cascade, baseline)],
             [ranking.auprc(weight) for ranking in rankings],
             [ranking.auroc(weight) for ranking in rankings],
-            [compute_macro_f1(outcome.stage, part.highest, classes, weight) for outcome in (cascade, baseline)],
+            [compute_macro_f1(outcome.stage, cohort.highest, classes, weight) for outcome in (cascade, baseline)],
         ]
         loss = float((extra_errors * weight).sum() / weight.sum())
         return loss, *(cascade_value - baseline_value for cascade_value, baseline_value in pairs)
@@ -56,8 +56,8 @@ def bootstrap_differences(
         auprc=auprc,
         auroc=auroc,
         macro_f1=macro_f1,
-        price_saving=_bootstrap_saving(part, cascade, baseline, call_costs, "price", weights),
-        flops_saving=_bootstrap_saving(part, cascade, baseline, call_costs, "flops", weights),
+        price_saving=_bootstrap_saving(cohort, cascade, baseline, call_costs, "price", weights),
+        flops_saving=_bootstrap_saving(cohort, cascade, baseline, call_costs, "flops", weights),
     )
 
 
@@ -69,20 +69,21 @@ def bootstrap_mean(values: FloatArray, seed: int) -> Interval:
     return _quantile_interval(weights @ values / len(values))
 
 
-def bootstrap_alert_rate(part: SplitPart, alert: BoolArray, seed: int) -> Interval:
+def bootstrap_alert_rate(cohort: Cohort, alert: BoolArray, seed: int) -> Interval:
     """Bootstrap the alerts per 100 event-free hours by patient."""
-    entity, event_free = part.entity, part.events.event_free
-    hours = np.bincount(entity, event_free, part.entities)
-    alerts = np.bincount(entity, event_free & alert, part.entities)
-    weights = draw_bootstrap_weights(part.entities, REPLICATES, seed)
+    entity, event_free = cohort.entity, cohort.events.event_free
+    hours = np.bincount(entity, event_free, cohort.entities)
+    alerts = np.bincount(entity, event_free & alert, cohort.entities)
+    weights = draw_bootstrap_weights(cohort.entities, REPLICATES, seed)
     return _quantile_interval(100.0 * (weights @ alerts) / np.maximum(weights @ hours, 1e-300))
 
 
 def _bootstrap_saving(
-    part: SplitPart, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, currency: str, weights: IntArray
+    cohort: Cohort, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, currency: str, weights: IntArray
 ) -> Interval:
     costs = [
-        weights @ sum_costs(outcome.trajectories, part.scores, call_costs, currency) for outcome in (cascade, baseline)
+        weights @ sum_costs(outcome.trajectories, cohort.scores, call_costs, currency)
+        for outcome in (cascade, baseline)
     ]
     with np.errstate(divide="ignore"):
         return _quantile_interval(costs[1] / costs[0])

@@ -13,7 +13,7 @@ from unfold_cascade.temporal.data.warning_metrics import (
     find_cut_at_rate,
     rank_scores,
 )
-from unfold_cascade.temporal.models.study import SplitPart
+from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import Transitions
 from unfold_cascade.temporal.simulation.cost import CallCosts, compute_bill
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
@@ -24,7 +24,7 @@ POOL_SIZE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy did on a part: (n,) stages, (n,) alerts, (n,) scores of the last stage, bill and trajectories."""
+    """What a policy did on a cohort: (n,) stages, (n,) alerts, (n,) scores of the last stage, bill and trajectories."""
 
     stage: IntArray
     alert: BoolArray
@@ -52,32 +52,32 @@ class ScoreCalibration:
 
     knots: tuple[tuple[FloatArray, FloatArray], ...]
 
-    def calibrate(self, part: SplitPart, chain: tuple[int, ...], evaluated: IntArray) -> FloatArray:
+    def calibrate(self, cohort: Cohort, chain: tuple[int, ...], evaluated: IntArray) -> FloatArray:
         """Compute (n,) the chance of the event by the model that decided; -1 where none was evaluated.
 
         Args:
-            part: The part.
+            cohort: The cohort.
             chain: Model numbers of the last stage.
             evaluated: (n,) number of its models evaluated.
         """
         score = np.full(len(evaluated), -1.0)
         for position, (x, y) in enumerate(self.knots):
             decided = evaluated == position + 1
-            p = part.scores.p[chain[position], decided].astype(np.float64)
+            p = cohort.scores.p[chain[position], decided].astype(np.float64)
             # ties of the step function keep the order of the model itself
             score[decided] = np.interp(p, x, y) + 1e-7 * p
         return score
 
 
-def fit_calibration(part: SplitPart, chain: tuple[int, ...], evaluated: IntArray) -> ScoreCalibration:
-    """Fit the maps by isotonic regression; ``part`` must not be the one that is reported. Arguments: ``calibrate``."""
+def fit_calibration(cohort: Cohort, chain: tuple[int, ...], evaluated: IntArray) -> ScoreCalibration:
+    """Fit the maps by isotonic regression, on another cohort than the reported one. Arguments as in ``calibrate``."""
     from sklearn.isotonic import IsotonicRegression
 
     knots = []
     for position in range(len(chain)):
         decided = evaluated == position + 1
-        p = part.scores.p[chain[position], decided].astype(np.float64)
-        y = part.label[decided].astype(np.float64)
+        p = cohort.scores.p[chain[position], decided].astype(np.float64)
+        y = cohort.label[decided].astype(np.float64)
         if p.size < 2 or np.ptp(p) == 0.0:
             knots.append((np.array([0.0, 1.0]), np.full(2, y.mean() if y.size else 0.0)))
             continue
@@ -96,63 +96,63 @@ def _pool_pairs(p: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, F
 
 
 def evaluate_policy(
-    part: SplitPart,
+    cohort: Cohort,
     policy: Policy,
     parallel: BoolArray,
     transitions: Transitions,
     call_costs: CallCosts,
     calibration: ScoreCalibration | None = None,
 ) -> Outcome:
-    """Simulate a policy on a part; without a ``calibration`` one is fitted on the same part."""
-    trajectories = simulate(part.timeline, part.scores, build_policy_arrays(policy, parallel), transitions)
+    """Simulate a policy on a cohort; without a ``calibration`` one is fitted on the same cohort."""
+    trajectories = simulate(cohort.timeline, cohort.scores, build_policy_arrays(policy, parallel), transitions)
     evaluated = trajectories.evaluated[:, -1].astype(np.int64)
     chain = policy[-1].chain
-    score = (calibration or fit_calibration(part, chain, evaluated)).calibrate(part, chain, evaluated)
+    score = (calibration or fit_calibration(cohort, chain, evaluated)).calibrate(cohort, chain, evaluated)
     stage = trajectories.stage.astype(np.int64)
-    bill = compute_bill(trajectories, part.scores, call_costs)
+    bill = compute_bill(trajectories, cohort.scores, call_costs)
     return Outcome(stage, stage == len(policy), score, bill, trajectories)
 
 
-def measure_quality(part: SplitPart, outcome: Outcome) -> Quality:
+def measure_quality(cohort: Cohort, outcome: Outcome) -> Quality:
     """Compute the metrics of an outcome."""
-    ranking = rank_scores(outcome.score, part.label)
-    classes = part.entered.shape[1] + 1
+    ranking = rank_scores(outcome.score, cohort.label)
+    classes = cohort.entered.shape[1] + 1
     return Quality(
-        loss=float((outcome.stage != part.highest).mean()),
-        utility=part.utility.normalise(outcome.alert),
+        loss=float((outcome.stage != cohort.highest).mean()),
+        utility=cohort.utility.normalise(outcome.alert),
         auprc=ranking.auprc(),
         auroc=ranking.auroc(),
-        macro_f1=compute_macro_f1(outcome.stage, part.highest, classes),
-        alerts=compute_alert_rate(outcome.alert, part.events),
+        macro_f1=compute_macro_f1(outcome.stage, cohort.highest, classes),
+        alerts=compute_alert_rate(outcome.alert, cohort.events),
         bill=outcome.bill,
     )
 
 
 def tune_final_cut(
-    part: SplitPart, policy: Policy, parallel: BoolArray, transitions: Transitions, per_100h: float
+    cohort: Cohort, policy: Policy, parallel: BoolArray, transitions: Transitions, per_100h: float
 ) -> Policy | None:
     """Set the final cut so that the policy alerts at most ``per_100h``; ``None`` if its gates alone alert more often.
 
     Without confirmation the cut follows from the sorted scores; with it, it is found by bisection on trajectories.
     """
     silent = _replace_final_cut(policy, np.inf)
-    trajectories = simulate(part.timeline, part.scores, build_policy_arrays(silent, parallel), transitions)
+    trajectories = simulate(cohort.timeline, cohort.scores, build_policy_arrays(silent, parallel), transitions)
     alerted = trajectories.stage == len(policy)
-    event_free = part.events.event_free
+    event_free = cohort.events.event_free
     allowed = per_100h / 100.0 * event_free.sum() - alerted[event_free].sum()
     if allowed < 0:
         return None
     reaches_final = trajectories.evaluated[:, -1] == len(policy[-1].chain)
-    score = part.scores.p[policy[-1].chain[-1]].astype(np.float64)
+    score = cohort.scores.p[policy[-1].chain[-1]].astype(np.float64)
     if transitions.confirm == 1 and transitions.alarm == "hourly":
         undecided = event_free & reaches_final & ~alerted
         rate = 100.0 * float(allowed) / max(int(undecided.sum()), 1)
         return _replace_final_cut(policy, find_cut_at_rate(score, undecided, rate) if rate < 100.0 else 0.0)
-    return _bisect_final_cut(part, policy, parallel, transitions, per_100h, np.unique(score[reaches_final]))
+    return _bisect_final_cut(cohort, policy, parallel, transitions, per_100h, np.unique(score[reaches_final]))
 
 
 def _bisect_final_cut(
-    part: SplitPart,
+    cohort: Cohort,
     policy: Policy,
     parallel: BoolArray,
     transitions: Transitions,
@@ -163,8 +163,8 @@ def _bisect_final_cut(
     while low < high:
         middle = (low + high) // 2
         arrays = build_policy_arrays(_replace_final_cut(policy, float(cuts[middle])), parallel)
-        trajectories = simulate(part.timeline, part.scores, arrays, transitions)
-        alerts_too_often = compute_alert_rate(trajectories.stage == len(policy), part.events) > per_100h
+        trajectories = simulate(cohort.timeline, cohort.scores, arrays, transitions)
+        alerts_too_often = compute_alert_rate(trajectories.stage == len(policy), cohort.events) > per_100h
         low, high = (middle + 1, high) if alerts_too_often else (low, middle)
     return _replace_final_cut(policy, float(cuts[low]) if low < len(cuts) else np.inf)
 

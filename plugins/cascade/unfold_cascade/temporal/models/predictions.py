@@ -22,7 +22,7 @@ class Predictions:
     """What one model predicts and costs.
 
     Attributes:
-        p: (n, C) probabilities of every hour, out of fold for the training part.
+        p: (n, C) probabilities of every hour, out of fold for the training cohort.
         flops: Operations of one call, NaN if unknown.
         bytes: Size of the stored model.
         latency: Measured µs of one row in a batch.

@@ -39,7 +39,7 @@ class ModelSlot:
         recipe: Estimator and parameters.
         feature_sets: The sets it needs, all if ``None``.
         columns: Its feature numbers.
-        rows: The rows it learns from, within the training part.
+        rows: The rows it learns from, within the training cohort.
         made_from: Fingerprint of all that the fitted model depends on.
         inside: A confidence that reads the fitted model's leaves or members, if any.
     """

@@ -1,4 +1,4 @@
-"""Splits of entities: train, calibrate and test parts, and the folds of the training part."""
+"""Splits of entities: train, calibrate and test cohorts, and the folds of the training cohort."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assign_folds(timeline: Timeline, entities: IntArray, folds: int, seed: int) 
 
     Args:
         timeline: The hours of all entities.
-        entities: The training part.
+        entities: The training cohort.
         folds: Number of folds.
         seed: Seed of the assignment.
     """

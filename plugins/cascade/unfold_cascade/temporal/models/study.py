@@ -1,4 +1,4 @@
-"""The study: all hours of a problem with the predictions of all models, split into train, calibrate and test parts."""
+"""The study: all hours of a problem with the predictions of all models, split into three cohorts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from unfoldkit.api import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplitPart:
+class Cohort:
     """The entities of one part of the split.
 
     Attributes:
@@ -89,9 +89,9 @@ class Study:
 
     Attributes:
         problem: The problem.
-        train: The part on which gates are tuned; its predictions are out of fold.
-        calibrate: The part that certifies.
-        test: The part that is reported.
+        train: The cohort on which gates are tuned; its predictions are out of fold.
+        calibrate: The cohort that certifies.
+        test: The cohort that is reported.
         models: Names ``stage/model`` by model number.
         stages: Model numbers of each stage.
         call_costs: What one call of each model costs.
@@ -101,9 +101,9 @@ class Study:
     """
 
     problem: TemporalProblem
-    train: SplitPart
-    calibrate: SplitPart
-    test: SplitPart
+    train: Cohort
+    calibrate: Cohort
+    test: Cohort
     models: tuple[str, ...]
     stages: tuple[tuple[int, ...], ...]
     call_costs: CallCosts
@@ -185,7 +185,7 @@ def _assemble(
     scores = ModelScores(np.array([prediction.p[:, -1] for prediction in predictions]), needs, purchase)
     baseline_p = {m: prediction.p for m, prediction in enumerate(predictions) if slots[m].stage == BASELINE}
     train, calibrate, test = (
-        _select_part(hours, scores, baseline_p, entities) for entities in (rows.train, rows.calibrate, rows.test)
+        _select_cohort(hours, scores, baseline_p, entities) for entities in (rows.train, rows.calibrate, rows.test)
     )
     return Study(
         problem=problem,
@@ -201,13 +201,13 @@ def _assemble(
     )
 
 
-def _select_part(
+def _select_cohort(
     hours: LabelledHours, scores: ModelScores, baseline_p: Mapping[int, Float32], entities: IntArray
-) -> SplitPart:
+) -> Cohort:
     rows = select_rows(hours.timeline.starts, entities)
     starts = starts_from_sizes(np.diff(hours.timeline.starts)[entities])
     since = hours.since[rows]
-    return SplitPart(
+    return Cohort(
         timeline=Timeline(starts, hours.timeline.hour[rows]),
         scores=ModelScores(np.ascontiguousarray(scores.p[:, rows]), scores.needs, scores.purchase),
         entered=hours.entered[rows],

@@ -31,7 +31,7 @@ class TrainingJob:
         file: File of the (n, d) features, mapped into memory.
         columns: The features that the model reads.
         rows: The rows to learn from, their labels and weights.
-        fold: (n,) fold of each row. Fold -1 is outside the training part; the model fitted on all folds predicts it.
+        fold: (n,) fold of each row. Fold -1 is outside the training cohort; the model fitted on all folds predicts it.
         seed: Seed of the estimator.
         batch_rows: Rows of a call when latency is measured.
         inspection: A confidence that reads the fitted model, if any.
@@ -61,7 +61,7 @@ def fit_models(
         run: Stores models and predictions.
         slots: The models.
         build_features: Computes the (n, d) features; called only if a model must be fitted.
-        fold: (n,) fold of each row, -1 outside the training part.
+        fold: (n,) fold of each row, -1 outside the training cohort.
 
     Raises:
         UnfoldError: An estimator does not exist or cannot be fitted, or a worker died.

@@ -25,7 +25,7 @@ MetricValue = tuple[float | None, str]
 
 
 def build_plan_report(solution: Solution, verb: str, directory: RunDir) -> Report:
-    """Report a solution. Every figure is from the test part unless its name says otherwise.
+    """Report a solution. Every figure is from the test cohort unless its name says otherwise.
 
     Args:
         solution: What was found.
@@ -79,9 +79,9 @@ def _headline(solution: Solution, directory: RunDir) -> str:
 
 def _subtitle(solution: Solution) -> tuple[str, ...]:
     study = solution.study
-    parts = (study.train, study.calibrate, study.test)
-    hours = sum(len(part.highest) for part in parts)
-    patients = sum(part.entities for part in parts)
+    cohorts = (study.train, study.calibrate, study.test)
+    hours = sum(len(cohort.highest) for cohort in cohorts)
+    patients = sum(cohort.entities for cohort in cohorts)
     return f"{len(study.stages)} stages", f"{len(study.models) - 1} models", f"{patients:,} cases", f"{hours:,} hours"
 
 
@@ -204,11 +204,11 @@ def _front_figure(solution: Solution) -> Figure:
     cost = tuple(candidate.cost for candidate in points)
     accuracy = tuple(100 * (1 - candidate.loss) for candidate in points)
     series = (
-        Series("on the tuning patients", cost, accuracy, "steps"),
-        Series("chosen, tuning patients", (point.cost,), (100 * (1 - point.loss),), "points"),
+        Series("tuning patients", cost, accuracy, "steps"),
+        Series("selected, tuning patients", (point.cost,), (100 * (1 - point.loss),), "points"),
     )
     title = f"{solution.problem.name}: accuracy and cost of {len(points)} cascades"
-    return Figure("front", title, "cost of a case-hour, share of the monolith's", "accuracy %", series, log_x=True)
+    return Figure("front", title, "cost per case-hour, relative to the baseline", "accuracy %", series, log_x=True)
 
 
 def _lines(solution: Solution) -> tuple[tuple[str, str], ...]:
@@ -234,8 +234,8 @@ def _lines(solution: Solution) -> tuple[tuple[str, str], ...]:
     return (
         ("certificate", _certificate_line(solution)),
         ("loss", sentences.describe_loss(100 * (quality.loss - base.loss), loss_interval)),
-        ("kept", change),
-        ("lead", lead),
+        ("quality", change),
+        ("lead time", lead),
         ("saving", sentences.describe_savings(intervals.price_saving, intervals.flops_saving)),
         ("split", sentences.describe_split(study.train.entities, study.calibrate.entities, study.test.entities)),
     )

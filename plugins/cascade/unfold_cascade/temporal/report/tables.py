@@ -14,7 +14,7 @@ CURRENCIES = ("price", "flops", "latency")
 
 
 def build_policy_table(solution: Solution) -> Table:
-    """Compare all policies on the test part; savings are against the latched baseline."""
+    """Compare all policies on the test cohort; savings are against the latched baseline."""
     columns = (
         Column("policy"),
         Column("accuracy", "%", 2),
@@ -22,17 +22,17 @@ def build_policy_table(solution: Solution) -> Table:
         Column("utility", "", 3),
         Column("AUPRC", "", 3),
         Column("alerts", "per 100 h", 1),
-        Column("price", "x less", 1),
-        Column("FLOPs", "x less", 1),
+        Column("price saving", "x", 1),
+        Column("FLOPs saving", "x", 1),
     )
     policies = (
-        ("monolith, argmax", solution.argmax),
-        ("monolith, latched", solution.latched),
-        *((f"monolith, latched: {baseline.name}", baseline) for baseline in solution.other_baselines),
+        ("baseline, argmax", solution.argmax),
+        ("baseline, latched", solution.latched),
+        *((f"baseline, latched: {baseline.name}", baseline) for baseline in solution.other_baselines),
         *((f"{role}: {alarm.name}", alarm) for role, alarm in list_alarm_policies(solution)),
-        ("cascade, against argmax", solution.argmax_cascade),
-        ("cascade, against latched, tuned only", solution.tuned_only),
-        ("cascade, against latched", solution.cascade),
+        ("cascade, vs argmax", solution.argmax_cascade),
+        ("cascade, vs latched, not certified", solution.tuned_only),
+        ("cascade, vs latched", solution.cascade),
     )
     rows = tuple(_policy_row(solution, name, evaluation) for name, evaluation in policies)
     return Table("policies", columns, rows, len(rows) - 1)
@@ -41,7 +41,7 @@ def build_policy_table(solution: Solution) -> Table:
 def list_alarm_policies(solution: Solution) -> list[tuple[str, PolicyEvaluation]]:
     """List the cheapest single model and the cheapest chain of the last stage; once if they are the same."""
     model, chain = solution.single_model, solution.single_stage
-    policies = [("one model alone", model), ("last stage alone", chain)]
+    policies = [("single model", model), ("last stage only", chain)]
     return policies[:1] if (model.name, model.policy) == (chain.name, chain.policy) else policies
 
 
@@ -57,13 +57,13 @@ def _policy_row(solution: Solution, name: str, evaluation: PolicyEvaluation) -> 
 def build_alert_table(solution: Solution) -> Table:
     """Compare how policies alert: rates with the tuned cut, lead time and sensitivity at one exact rate."""
     columns = (
-        Column("warnings"),
+        Column("policy"),
         Column("AUROC", "", 3),
         Column("alerts", "per 100 h", 2),
-        Column("from", "", 2),
-        Column("to", "", 2),
-        Column("lead at one rate", "h", 1),
-        Column("caught", "%", 1),
+        Column("95 % CI low", "", 2),
+        Column("95 % CI high", "", 2),
+        Column("lead time at equal rate", "h", 1),
+        Column("sensitivity", "%", 1),
     )
     alarm_policies = (evaluation for _, evaluation in list_alarm_policies(solution))
     policies = (solution.latched, *solution.other_baselines, *alarm_policies, solution.cascade)
@@ -82,15 +82,15 @@ def build_alert_table(solution: Solution) -> Table:
 
 
 def build_route_table(solution: Solution) -> Table:
-    """List the models of the cascade in evaluation order, with their cuts and shares of hours on the test part."""
+    """List the models of the cascade in evaluation order, with their cuts and shares of hours on the test cohort."""
     columns = (
         Column("stage"),
         Column("model"),
-        Column("asked", "% of hours", 1),
-        Column("stays below", "", 3),
-        Column("moves on from", "", 3),
-        Column("answers", "% of hours", 1),
-        Column("a call", "FLOPs", 0),
+        Column("evaluated", "% of hours", 1),
+        Column("lower threshold", "", 3),
+        Column("upper threshold", "", 3),
+        Column("exits", "% of hours", 1),
+        Column("cost per call", "FLOPs", 0),
     )
     evaluated = solution.cascade.outcome.trajectories.evaluated
     rows: list[tuple[Cell, ...]] = []
@@ -114,7 +114,11 @@ def _stage_rows(
 
 def build_owned_tables(solution: Solution) -> list[Table]:
     """List the gates with other cuts where the next model needs no purchase; no table without such gates."""
-    columns = (Column("where the next costs no purchase"), Column("stays below", "", 3), Column("moves on from", "", 3))
+    columns = (
+        Column("if the next model needs no purchase"),
+        Column("lower threshold", "", 3),
+        Column("upper threshold", "", 3),
+    )
     rows: list[tuple[Cell, ...]] = []
     for stage, stage_policy in zip(solution.problem.stage_names, solution.selection.point.policy, strict=True):
         names = [solution.study.model_name(model) for model in stage_policy.chain]
@@ -125,13 +129,13 @@ def build_owned_tables(solution: Solution) -> list[Table]:
 
 
 def build_alarm_table(solution: Solution) -> Table:
-    """List alarms of the last stage on the tuning part: single models, and the best alarms of other chains."""
+    """List alarms of the last stage on the tuning cohort: single models, and the best alarms of other chains."""
     columns = (
-        Column("last stage, tuning patients"),
+        Column("alarm, on tuning patients"),
         Column("utility", "", 3),
         Column("AUPRC", "", 4),
-        Column("price", "x less", 1),
-        Column("FLOPs", "x less", 1),
+        Column("price saving", "x", 1),
+        Column("FLOPs saving", "x", 1),
     )
     base = solution.latched.quality.bill
     singles = [alarm for alarm in solution.front.alarms if len(alarm.stage_policy.chain) == 1]

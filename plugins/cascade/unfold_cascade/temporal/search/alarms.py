@@ -13,7 +13,7 @@ from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.gates.pareto import Front, thin_front
 from unfold_cascade.temporal.data.warning_metrics import find_cut_at_rate
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
-from unfold_cascade.temporal.models.study import SplitPart
+from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import GateOptions
 from unfold_cascade.temporal.search.candidates import (
     CostBasis,
@@ -30,7 +30,7 @@ BINS = 48
 
 @dataclass(frozen=True, slots=True)
 class AlarmCandidate:
-    """A policy of the last stage, evaluated at every hour of a part: its quality, and its relative cost per hour."""
+    """A policy of the last stage, evaluated at every hour of a cohort: its quality, and its relative cost per hour."""
 
     stage_policy: StagePolicy
     quality: Quality
@@ -38,7 +38,7 @@ class AlarmCandidate:
 
 
 def search_alarms(
-    part: SplitPart,
+    cohort: Cohort,
     hours: StageHours,
     models: Sequence[int],
     basis: CostBasis,
@@ -47,41 +47,41 @@ def search_alarms(
 ) -> list[AlarmCandidate]:
     """Search policies of the last stage that all alert at the same rate, single models among them; sorted by cost.
 
-    Gates come from the exact search, whose gain is the utility of an hour, because utility is a sum over hours. Models
+    Gates come from the exact search with the utility of an hour as gain, because utility is a sum over hours. Models
     before the last may only rule an hour out: the last model alone alerts. Its cut is first the one at which it meets
     the rate on its own; then every policy gets the final cut that meets the rate.
     """
     alarms = []
-    for stage_policy in _search_gates(part, hours, models, basis, per_100h, gates):
-        policy = tune_final_cut(part, (stage_policy,), ALWAYS_EVALUATED, basis.transitions, per_100h)
+    for stage_policy in _search_gates(cohort, hours, models, basis, per_100h, gates):
+        policy = tune_final_cut(cohort, (stage_policy,), ALWAYS_EVALUATED, basis.transitions, per_100h)
         if policy is None:
             continue
-        outcome = evaluate_policy(part, policy, ALWAYS_EVALUATED, basis.transitions, basis.call_costs)
-        quality = measure_quality(part, outcome)
+        outcome = evaluate_policy(cohort, policy, ALWAYS_EVALUATED, basis.transitions, basis.call_costs)
+        quality = measure_quality(cohort, outcome)
         alarms.append(AlarmCandidate(policy[0], quality, basis.compare(quality.bill)))
     return sorted(alarms, key=lambda alarm: alarm.cost)
 
 
 def _search_gates(
-    part: SplitPart,
+    cohort: Cohort,
     hours: StageHours,
     models: Sequence[int],
     basis: CostBasis,
     per_100h: float,
     gates: GateOptions,
 ) -> Iterator[StagePolicy]:
-    gain = part.utility.alert - part.utility.silence
-    scale = max(float(gain[part.utility.optimal].sum()), 1e-9) / len(gain)
+    gain = cohort.utility.alert - cohort.utility.silence
+    scale = max(float(gain[cohort.utility.optimal].sum()), 1e-9) / len(gain)
     for chain in order_chains(hours, models, basis, gates):
-        p = part.scores.p[list(chain)].T.astype(np.float64)
-        cut = find_cut_at_rate(p[:, -1], part.events.event_free, per_100h)
+        p = cohort.scores.p[list(chain)].T.astype(np.float64)
+        cut = find_cut_at_rate(p[:, -1], cohort.events.event_free, per_100h)
         loss = np.zeros_like(p)
         # only the last model alerts: an hour that an earlier one rules out gains nothing
         loss[:, -1] = -np.where(p[:, -1] >= cut, gain / scale, 0.0)
-        front = search_exact_front(-p[:, :-1], loss, estimate_call_costs(part.scores, basis, chain), bins=BINS)
+        front = search_exact_front(-p[:, :-1], loss, estimate_call_costs(cohort.scores, basis, chain), bins=BINS)
         spans = [_ask_from(cuts) for cuts in _keep_useful(front).cuts]
         yield from (StagePolicy(chain, chain_spans, cut) for chain_spans in spans)
-        yield from _widen_free_gates(chain, spans, cut, find_buying_gates(part.scores, chain))
+        yield from _widen_free_gates(chain, spans, cut, find_buying_gates(cohort.scores, chain))
 
 
 def _keep_useful(front: Front) -> Front:

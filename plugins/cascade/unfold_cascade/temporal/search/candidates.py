@@ -19,7 +19,7 @@ from unfold_cascade.gates.induction import induce_gates
 from unfold_cascade.gates.pareto import find_pareto_points, thin_front
 from unfold_cascade.gates.soft import COST_WEIGHTS, MAX_ROWS, learn_gates
 from unfold_cascade.temporal.data.table import Timeline
-from unfold_cascade.temporal.models.study import SplitPart
+from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import GateOptions, Transitions
 from unfold_cascade.temporal.simulation.cost import CallCosts, compute_bill, compute_relative_cost
 from unfold_cascade.temporal.simulation.policy import Span, StagePolicy, build_policy_arrays
@@ -75,18 +75,18 @@ class StageCandidate:
     cost: float
 
 
-def select_stage_hours(part: SplitPart, s: int, in_stage: BoolArray) -> StageHours:
+def select_stage_hours(cohort: Cohort, s: int, in_stage: BoolArray) -> StageHours:
     """Select the hours of stage ``s``.
 
     Gates are searched on ``in_stage`` (n,), the hours its models learn from: an entity that has not yet moved on is
     most likely to be there.
     """
-    reachable = np.ones(len(in_stage), dtype=np.bool_) if s == 0 else part.entered[:, s - 1]
+    reachable = np.ones(len(in_stage), dtype=np.bool_) if s == 0 else cohort.entered[:, s - 1]
     rows = np.flatnonzero(reachable)
-    sizes = np.add.reduceat(reachable, part.timeline.starts[:-1])
+    sizes = np.add.reduceat(reachable, cohort.timeline.starts[:-1])
     starts = np.concatenate(([0], np.cumsum(sizes[sizes > 0]))).astype(np.int64)
-    scores = ModelScores(np.ascontiguousarray(part.scores.p[:, rows]), part.scores.needs, part.scores.purchase)
-    return StageHours(Timeline(starts, part.timeline.hour[rows]), scores, part.entered[rows, s], in_stage[rows])
+    scores = ModelScores(np.ascontiguousarray(cohort.scores.p[:, rows]), cohort.scores.needs, cohort.scores.purchase)
+    return StageHours(Timeline(starts, cohort.timeline.hour[rows]), scores, cohort.entered[rows, s], in_stage[rows])
 
 
 def search_stage(

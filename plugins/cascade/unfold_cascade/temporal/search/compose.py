@@ -30,7 +30,7 @@ CHANCE_MARGINS = AlertBudget(utility_margin=0.01, auprc_margin=0.005)
 
 @dataclass(frozen=True, slots=True)
 class FrontPoint:
-    """A cascade on the tuning part: its loss, bill and utility, and its cost relative to the baseline."""
+    """A cascade on the tuning cohort: its loss, bill and utility, and its cost relative to the baseline."""
 
     policy: Policy
     loss: float
@@ -41,14 +41,14 @@ class FrontPoint:
 
 @dataclass(frozen=True, slots=True)
 class CascadeFront:
-    """The Pareto front of cascades on the tuning part.
+    """The Pareto front of cascades on the tuning cohort.
 
     Attributes:
         points: Cascades by ascending cost and descending loss.
         alarms: The alarms that were searched, by cost.
         meets_margins: Whether some cascades keep the baseline's utility and AUPRC within the alert margins.
-        relaxed_points: Cascades whose alarm is worse by chance only (``CHANCE_MARGINS``). They are compared with the
-            memoryless baseline, for which the paper requires accuracy alone.
+        relaxed_points: Cascades with an alarm that is worse by chance only (``CHANCE_MARGINS``). They are compared with
+            the memoryless baseline, for which the paper requires accuracy alone.
     """
 
     points: tuple[FrontPoint, ...]
@@ -58,19 +58,19 @@ class CascadeFront:
 
 
 def search_front(study: Study, baselines: Baselines, basis: CostBasis) -> CascadeFront:
-    """Search the front of loss and relative cost on the tuning part, at the alert rate of the problem.
+    """Search the front of loss and relative cost on the tuning cohort, at the alert rate of the problem.
 
     Every stage alone contributes candidates. For the last stage the cheapest alarms are kept that reach the baseline's
     utility and average precision. Combinations are ranked by the sum of their costs and simulated as complete cascades.
     """
-    problem, part, base = study.problem, study.train, baselines.latched_quality
+    problem, cohort, base = study.problem, study.train, baselines.latched_quality
     alerts = problem.alerts
     stage_fronts = [
-        search_stage(select_stage_hours(part, s, _rows_in_stage(study, s)), study.stages[s], basis, problem.gates)
+        search_stage(select_stage_hours(cohort, s, _rows_in_stage(study, s)), study.stages[s], basis, problem.gates)
         for s in range(len(study.stages) - 1)
     ]
-    final_hours = select_stage_hours(part, 0, _rows_in_stage(study, len(study.stages) - 1))
-    alarms = search_alarms(part, final_hours, study.stages[-1], basis, alerts.per_100h, problem.gates)
+    final_hours = select_stage_hours(cohort, 0, _rows_in_stage(study, len(study.stages) - 1))
+    alarms = search_alarms(cohort, final_hours, study.stages[-1], basis, alerts.per_100h, problem.gates)
     adequate, by_chance = select_adequate(alarms, base, alerts), select_adequate(alarms, base, CHANCE_MARGINS)
     cascades = _compose(study, stage_fronts, select_cheapest(adequate or select_nearest(alarms, base)), basis)
     within = [point for point in cascades if is_within_margins(study, point, basis, base, alerts)]
@@ -85,18 +85,18 @@ def search_front(study: Study, baselines: Baselines, basis: CostBasis) -> Cascad
 
 
 def is_within_margins(study: Study, point: FrontPoint, basis: CostBasis, base: Quality, margins: AlertBudget) -> bool:
-    """Check that a cascade loses no more utility and AUPRC than ``margins`` allow, on the tuning part.
+    """Check that a cascade loses no more utility and AUPRC than ``margins`` allow, on the tuning cohort.
 
     A parallel last stage alerts exactly as its alarm alone, which has been checked already. A gated one is not
     evaluated for entities that earlier stages retain, so the complete cascade is checked.
     """
-    parallel, part = study.parallel, study.train
+    parallel, cohort = study.parallel, study.train
     if parallel[-1]:
         return True
     if point.utility < base.utility - margins.utility_margin:
         return False
-    outcome = evaluate_policy(part, point.policy, parallel, basis.transitions, basis.call_costs)
-    return measure_quality(part, outcome).auprc >= base.auprc - margins.auprc_margin
+    outcome = evaluate_policy(cohort, point.policy, parallel, basis.transitions, basis.call_costs)
+    return measure_quality(cohort, outcome).auprc >= base.auprc - margins.auprc_margin
 
 
 def select_adequate(alarms: Sequence[AlarmCandidate], base: Quality, margins: AlertBudget) -> list[AlarmCandidate]:
@@ -122,8 +122,8 @@ def select_cheapest(alarms: Sequence[AlarmCandidate]) -> list[AlarmCandidate]:
 
 
 def _rows_in_stage(study: Study, s: int) -> BoolArray:
-    stage, part = study.problem.stages[s], study.train
-    return select_rows_in_stage(part.highest, part.since, s, is_parallel=stage.is_parallel, fresh_h=stage.fresh_h)
+    stage, cohort = study.problem.stages[s], study.train
+    return select_rows_in_stage(cohort.highest, cohort.since, s, is_parallel=stage.is_parallel, fresh_h=stage.fresh_h)
 
 
 def _compose(
@@ -158,15 +158,15 @@ def _combine(stage_fronts: Sequence[Sequence[StageCandidate]], alarms: Sequence[
 
 
 def _simulate_cascade(study: Study, policy: Policy, basis: CostBasis) -> FrontPoint | None:
-    parallel, part = study.parallel, study.train
+    parallel, cohort = study.parallel, study.train
     # a parallel last stage meets the rate already, unless its gates depend on what other stages bought
     if not parallel[-1] or policy[-1].owned:
-        tuned = tune_final_cut(part, policy, parallel, basis.transitions, study.problem.alerts.per_100h)
+        tuned = tune_final_cut(cohort, policy, parallel, basis.transitions, study.problem.alerts.per_100h)
         if tuned is None:
             return None
         policy = tuned
-    trajectories = simulate(part.timeline, part.scores, build_policy_arrays(policy, parallel), basis.transitions)
-    bill = compute_bill(trajectories, part.scores, basis.call_costs)
-    utility = part.utility.normalise(trajectories.stage == len(policy))
-    loss = float((trajectories.stage != part.highest).mean())
+    trajectories = simulate(cohort.timeline, cohort.scores, build_policy_arrays(policy, parallel), basis.transitions)
+    bill = compute_bill(trajectories, cohort.scores, basis.call_costs)
+    utility = cohort.utility.normalise(trajectories.stage == len(policy))
+    loss = float((trajectories.stage != cohort.highest).mean())
     return FrontPoint(policy, loss, bill, basis.compare(bill), utility)

@@ -1,4 +1,4 @@
-"""The planner: search on the tuning part, certify on the calibration part, evaluate on the unseen test part."""
+"""The planner: search on the tuning cohort, certify on the calibration cohort, evaluate on the unseen test cohort."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyEvaluation:
-    """A policy on the test part: what it did, its metrics, and how it alerts."""
+    """A policy on the test cohort: what it did, its metrics, and how it alerts."""
 
     name: str
     policy: Policy
@@ -52,7 +52,7 @@ class PolicyEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What the search found on the tuning part: the baselines to compare with, and the front of cascades."""
+    """What the search found on the tuning cohort: the baselines to compare with, and the front of cascades."""
 
     study: Study
     baselines: Baselines
@@ -66,7 +66,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """The selected cascade and everything it is compared with, evaluated on the test part.
+    """The selected cascade and everything it is compared with, evaluated on the test cohort.
 
     Attributes:
         study: The study.
@@ -76,7 +76,7 @@ class Solution:
         argmax_selection: Another one, selected against the memoryless baseline.
         cascade: Evaluation of ``selection``.
         argmax_cascade: Evaluation of ``argmax_selection``.
-        tuned_only: The cheapest cascade within the loss on the tuning part, without a certificate.
+        tuned_only: The cheapest cascade within the loss on the tuning cohort, without a certificate.
         latched: The latched baseline.
         argmax: The memoryless baseline.
         single_model: The cheapest single model that alerts well enough.
@@ -109,26 +109,26 @@ class Solution:
 
 
 def solve(study: Study) -> Solution:
-    """Search on the tuning part, certify on the calibration part, and evaluate on the test part."""
+    """Search on the tuning cohort, certify on the calibration cohort, and evaluate on the test cohort."""
     return evaluate_solution(search_cascades(study))
 
 
 def search_cascades(study: Study) -> SearchResult:
-    """Search the front of cascades on the tuning part."""
+    """Search the front of cascades on the tuning cohort."""
     baselines = tune_baselines(study)
     problem = study.problem
     basis = CostBasis(study.call_costs, baselines.latched_quality.bill, problem.cost.by, problem.transitions)
     return SearchResult(study, baselines, search_front(study, baselines, basis))
 
 
-def swap_parts(search: SearchResult) -> SearchResult:
-    """Swap the certifying and the test part, for a second evaluation of the same search."""
+def swap_cohorts(search: SearchResult) -> SearchResult:
+    """Swap the certifying and the test cohort, for a second evaluation of the same search."""
     study = search.study
     return replace(search, study=replace(study, calibrate=study.test, test=study.calibrate))
 
 
 def evaluate_solution(search: SearchResult) -> Solution:
-    """Select and certify a cascade against each baseline, and evaluate all policies on the test part."""
+    """Select and certify a cascade against each baseline, and evaluate all policies on the test cohort."""
     study, baselines, seed = search.study, search.baselines, search.problem.seed
     tuning = baselines.decode_both(study.train, study)
     certifying = baselines.decode_both(study.calibrate, study)
@@ -138,7 +138,7 @@ def evaluate_solution(search: SearchResult) -> Solution:
     selection = select_cascade(study, search.front.points, latched_stages)
     argmax_selection = select_cascade(study, search.front.relaxed_points, argmax_stages)
     cascade = _evaluate_cascade(study, "cascade", selection.point.policy)
-    latched = _evaluate_baseline(study, "monolith, latched", baselines.latched)
+    latched = _evaluate_baseline(study, "baseline, latched", baselines.latched)
     return Solution(
         study=study,
         front=search.front,
@@ -149,7 +149,7 @@ def evaluate_solution(search: SearchResult) -> Solution:
         argmax_cascade=_evaluate_cascade(study, "cascade", argmax_selection.point.policy),
         tuned_only=_evaluate_cascade(study, "cascade", find_cheapest_within_loss(search).policy),
         latched=latched,
-        argmax=_evaluate_baseline(study, "monolith, argmax", baselines.argmax),
+        argmax=_evaluate_baseline(study, "baseline, argmax", baselines.argmax),
         single_model=_evaluate_alarm(search, max_models=1),
         single_stage=_evaluate_alarm(search, max_models=99),
         other_baselines=tuple(_evaluate_other_baseline(study, model) for model in study.other_baselines),
@@ -159,7 +159,7 @@ def evaluate_solution(search: SearchResult) -> Solution:
 
 
 def find_cheapest_within_loss(search: SearchResult) -> FrontPoint:
-    """Find the cheapest cascade within the loss allowed on the tuning part: what one would deploy without a test."""
+    """Find the cheapest cascade within the loss allowed on the tuning cohort: what one would deploy without a test."""
     allowed = search.baselines.latched_quality.loss + (search.problem.goal.max_loss or 0.0)
     within = [point for point in search.front.points if point.loss <= allowed]
     return min(within, key=lambda point: point.cost) if within else search.front.points[-1]
@@ -189,7 +189,7 @@ def _evaluate_baseline(study: Study, name: str, rule: BaselineRule) -> PolicyEva
 
 
 def _evaluate_cascade(study: Study, name: str, policy: Policy, *, is_alarm: bool = False) -> PolicyEvaluation:
-    """Evaluate a policy on the test part; its scores are calibrated on the tuning part.
+    """Evaluate a policy on the test cohort; its scores are calibrated on the tuning cohort.
 
     ``is_alarm``: the policy is the last stage alone, evaluated at every hour.
     """

@@ -9,7 +9,7 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.certificate import Rule
-from unfold_cascade.temporal.models.study import SplitPart, Study
+from unfold_cascade.temporal.models.study import Cohort, Study
 from unfold_cascade.temporal.search.compose import FrontPoint
 from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
 from unfold_cascade.temporal.simulation.trajectories import simulate
@@ -37,7 +37,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class BaselineStages:
-    """A baseline's (n,) stages on the tuning and the certifying part."""
+    """A baseline's (n,) stages on the tuning and the certifying cohort."""
 
     train: IntArray
     calibrate: IntArray
@@ -55,10 +55,10 @@ class TestSequence:
 def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: BaselineStages) -> Selection:
     """Select the cheapest cascade certified within ``max_loss``, or the most accurate within ``budget``.
 
-    The certificate is fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021) on the certifying part, which
-    took no part in the search. The order of the points and the test of each come from the tuning part. Each patient
-    counts once, by the mean over its hours. If nothing can be certified, the cascade with the strongest evidence on
-    the tuning part is returned with the loss that it is certified for, and ``is_certified`` is false.
+    The certificate is fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021) on the certifying cohort,
+    which took no part in the search. The order of the points and the test of each come from the tuning cohort. Each
+    patient counts once, by the mean over its hours. If nothing can be certified, the cascade with the strongest
+    evidence in tuning is returned with the loss that it is certified for, and ``is_certified`` is false.
 
     Raises:
         UnfoldError: No cascade is within the budget.
@@ -71,9 +71,9 @@ def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: Basel
     within = [point for point in points if point.loss <= baseline_loss + epsilon] or [
         min(points, key=lambda point: point.loss)
     ]
-    tuning = np.array([compare_on_part(study, study.train, point.policy, baseline.train) for point in within])
+    tuning = np.array([compare_on_cohort(study, study.train, point.policy, baseline.train) for point in within])
     certifying = np.array(
-        [compare_on_part(study, study.calibrate, point.policy, baseline.calibrate) for point in within]
+        [compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate) for point in within]
     )
     cost = np.array([point.cost for point in within])
     tests = certify_sequence(cost, tuning, certifying, epsilon, 1 - target.confidence)
@@ -110,7 +110,7 @@ def certify_sequence(
 
 
 def order_tests(cost: FloatArray, tuning: FloatArray, epsilon: float) -> list[int]:
-    """Order the points by falling evidence on the tuning part, each cheaper than the one before.
+    """Order the points by falling evidence on the tuning cohort, each cheaper than the one before.
 
     A point that costs more than one with stronger evidence is left out: it could only end the sequence early.
 
@@ -154,8 +154,8 @@ def _select_within_budget(
         message = f"no cascade costs so little; the cheapest needs {minimum:.4g} per case-hour"
         raise fail(message, key="goal.budget", hint=hint)
     point = min(affordable, key=lambda candidate: candidate.loss)
-    tuning = compare_on_part(study, study.train, point.policy, baseline.train)
-    certifying = compare_on_part(study, study.calibrate, point.policy, baseline.calibrate)
+    tuning = compare_on_cohort(study, study.train, point.policy, baseline.train)
+    certifying = compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate)
     return _bound_loss(study, point, tuning, certifying, is_certified=True)
 
 
@@ -163,11 +163,11 @@ def _hourly_cost(point: FrontPoint, by: str) -> float:
     return point.cost if "+" in by else point.bill[by]
 
 
-def compare_on_part(study: Study, part: SplitPart, policy: Policy, baseline_stage: IntArray) -> FloatArray:
-    """Compute (P,) how much more a policy loses than a baseline with (n,) stages, by patient of a part."""
+def compare_on_cohort(study: Study, cohort: Cohort, policy: Policy, baseline_stage: IntArray) -> FloatArray:
+    """Compute (P,) how much more a policy loses than a baseline with (n,) stages, by patient of a cohort."""
     arrays = build_policy_arrays(policy, study.parallel)
-    trajectories = simulate(part.timeline, part.scores, arrays, study.problem.transitions)
-    return average_by_patient(trajectories.stage.astype(np.int64), baseline_stage, part.highest, part.entity)
+    trajectories = simulate(cohort.timeline, cohort.scores, arrays, study.problem.transitions)
+    return average_by_patient(trajectories.stage.astype(np.int64), baseline_stage, cohort.highest, cohort.entity)
 
 
 def average_by_patient(stage: IntArray, baseline_stage: IntArray, truth: IntArray, entity: IntArray) -> FloatArray:

@@ -157,7 +157,7 @@ def simulate_probe(plan: LoadedPlan) -> SimulatedProbe:
 def _load_model(plan: LoadedPlan, run: Run, number: int, x: Float32, rows: IntArray) -> ServedModel:
     slot = plan.slots[number]
     native = onnx_runtime.shrink_engine(
-        onnx_runtime.build_native_engine(run, slot, "asked near a cut", dtype=np.float32)
+        onnx_runtime.build_native_engine(run, slot, "decides near a threshold", dtype=np.float32)
     )
     engine = onnx_runtime.choose_engine(run, slot, plan.predictions[number].p[rows], x)
     if engine.name == onnx_runtime.NATIVE:
@@ -168,7 +168,7 @@ def _load_model(plan: LoadedPlan, run: Run, number: int, x: Float32, rows: IntAr
 
 def _load_baseline(plan: LoadedPlan, run: Run) -> ServedBaseline:
     number = len(plan.slots) - 1
-    native = onnx_runtime.build_native_engine(run, plan.slots[number], "the monolith", dtype=np.float32)
+    native = onnx_runtime.build_native_engine(run, plan.slots[number], "the baseline", dtype=np.float32)
     return ServedBaseline(
         number=number,
         model=ServedModel(native, native, plan.slots[number].columns),

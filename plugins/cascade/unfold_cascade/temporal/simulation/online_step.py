@@ -175,12 +175,12 @@ def buy_feature_sets(needs: int, hour: float, purchase: PurchaseTerms, purchased
     Returns:
         The numbers of the sets bought.
     """
-    bought = []
+    purchases = []
     for g, valid_h in enumerate(purchase.valid_h.tolist()):
         if needs >> g & 1 and hour >= purchased_at[g] + valid_h and purchased_at[g] != hour:
             purchased_at[g] = hour
-            bought.append(g)
-    return bought
+            purchases.append(g)
+    return purchases
 
 
 def is_call_free(
