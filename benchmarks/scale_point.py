@@ -96,14 +96,14 @@ def tuning(seed: int, instances: int, stages: int) -> Found:
 
 def gates(seed: int, rows: int) -> Found:
     """Search the gates of three models exactly, over 64 bins a gate."""
-    from unfold_cascade.gates.exact import exact_front
+    from unfold_cascade.gates.exact import search_exact_front
 
     rng = np.random.default_rng(seed)
 
     def front(count: int) -> Any:
         score = rng.random((count, 2))
         loss = (rng.random((count, 3)) < np.array([0.2, 0.12, 0.08])).astype(float)
-        return timed(lambda: exact_front(score, loss, np.array([1.0, 5.0, 25.0]), bins=64))
+        return timed(lambda: search_exact_front(score, loss, np.array([1.0, 5.0, 25.0]), bins=64))
 
     front(1000)
     seconds, found = front(rows)

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfoldkit.errors import broken, fail
+from unfoldkit.errors import internal_error, user_error
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "unfoldkit"
@@ -100,14 +100,14 @@ def resolve(reference: str, *, extra: str | None = None) -> Any:
         return pkgutil.resolve_name(reference)
     except ModuleNotFoundError as error:
         if f"{reference.partition(':')[0]}.".startswith(f"{error.name}.") and "." in str(error.name):
-            raise broken(f"{reference}: there is no module {error.name}", hint=TELL) from error
+            raise internal_error(f"{reference}: there is no module {error.name}", hint=TELL) from error
         hint = f"pip install '{_brought_by(reference, extra)}[{extra}]'" if extra else "pip install it"
-        raise fail(f"{reference} needs the package {error.name!r}, which is not installed", hint=hint) from error
+        raise user_error(f"{reference} needs the package {error.name!r}, which is not installed", hint=hint) from error
     except AttributeError as error:
         module, _, name = reference.partition(":")
         if error.obj is not sys.modules.get(module):
             raise
-        raise broken(f"{reference}: {module} has no {name}", hint=TELL) from error
+        raise internal_error(f"{reference}: {module} has no {name}", hint=TELL) from error
 
 
 def shipped_by(reference: str) -> importlib.metadata.Distribution | None:

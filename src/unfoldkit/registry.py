@@ -11,7 +11,7 @@ import pluggy
 
 from unfoldkit import hookspec
 from unfoldkit.descriptors import API_VERSION, ENTRY_POINT_GROUP, Check, Kind, Renderer, RunFinished
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,15 @@ class Registry:
             return self.kinds[name]
         suspects = [plugin for plugin in self.plugins if plugin.name == name and plugin.status != "ok"]
         if suspects:
-            message = f"the plugin {show(name)} of {suspects[0].distribution} is {suspects[0].status}"
+            message = f"the plugin {format_value(name)} of {suspects[0].distribution} is {suspects[0].status}"
             raise UnfoldError(Diagnostic(message, hint=suspects[0].error or "UNFOLD_DISABLE_PLUGINS names it"))
-        raise UnfoldError(Diagnostic(f"no such kind: {show(name)}", hint=did_you_mean(name, self.kinds)))
+        raise UnfoldError(Diagnostic(f"no such kind: {format_value(name)}", hint=did_you_mean(name, self.kinds)))
 
     def _duplicate(self, name: str) -> Diagnostic:
         *others, last = self.duplicates[name]
         # a plugin of the same name would be switched off with it
         off = last.distribution if any(other.name == last.name for other in others) else last.name
-        message = f"the kind {show(name)} is offered by {' and by '.join(map(str, (*others, last)))}"
+        message = f"the kind {format_value(name)} is offered by {' and by '.join(map(str, (*others, last)))}"
         return Diagnostic(message, hint=f"switch one off: UNFOLD_DISABLE_PLUGINS={off}")
 
     def checks(self) -> list[Check]:

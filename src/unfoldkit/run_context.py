@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 from unfoldkit.engines.base import Engine
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 from unfoldkit.run_directory import RunDir
 
 
@@ -68,7 +68,7 @@ class Run:
         where = " or ".join(str(candidate) for candidate in tried)
         spec = self._spec_of(text)
         hint = f"unfold train {spec}" if spec else f"looked for {where}"
-        raise fail(f"no such file or folder: {text!r}", key=key, hint=hint)
+        raise user_error(f"no such file or folder: {text!r}", key=key, hint=hint)
 
     def _spec_of(self, text: str) -> Path | None:
         """Return the spec beside this one whose run ``text`` would be."""

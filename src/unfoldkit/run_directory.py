@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, fail
+from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, user_error
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "unfoldkit.manifest/1"
@@ -154,10 +154,10 @@ class RunDir:
         """
         entry = self.files().get(name)
         if entry is None:
-            raise fail(f"no {name} in this run", file=str(self.path), hint="run the earlier verb first")
+            raise user_error(f"no {name} in this run", file=str(self.path), hint="run the earlier verb first")
         data = _read(self._inside(name))
         if sha256(data) != entry["sha256"]:
-            raise fail(
+            raise user_error(
                 "the file was changed after it was written: its SHA-256 does not match the manifest",
                 file=str(self._inside(name)),
                 hint="delete it from the run, or the run, and train again",
@@ -184,13 +184,15 @@ class RunDir:
             data = json.loads(_read(path))
             if _is_of_another_version(data):
                 message = f"another version wrote this run: its manifest is of schema {data['schema']}"
-                raise fail(message, file=str(path), hint=f"this one reads {MANIFEST_SCHEMA}; --run DIR begins another")
+                raise user_error(
+                    message, file=str(path), hint=f"this one reads {MANIFEST_SCHEMA}; --run DIR begins another"
+                )
             entries = dict(data["files"].items())
             if data["schema"] == MANIFEST_SCHEMA and all(entry.keys() >= _ENTRY for entry in entries.values()):
                 return entries
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise fail("the manifest is damaged", file=str(path), hint="delete the run and train again")
+        raise user_error("the manifest is damaged", file=str(path), hint="delete the run and train again")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -204,7 +206,7 @@ class RunDir:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise fail(
+                raise user_error(
                     "another process is using this run", file=str(self.path), hint="wait, or --run DIR"
                 ) from error
             _sweep(self.path)
@@ -215,14 +217,14 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             return (self.path / ".lock").open("a")
         except OSError as error:
-            raise fail(
+            raise user_error(
                 f"cannot write to the run folder: {error.strerror}", file=str(self.path), hint="--run DIR"
             ) from error
 
     def _inside(self, name: str) -> Path:
         path = self.path / name
         if self.path.resolve() not in path.resolve().parents:
-            raise fail(f"{name!r} leads out of the run", file=str(self.path))
+            raise user_error(f"{name!r} leads out of the run", file=str(self.path))
         return path
 
     def _save(self, files: Mapping[str, Any]) -> None:
@@ -247,7 +249,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise fail(f"cannot read: {error.strerror}", file=str(path)) from error
+        raise user_error(f"cannot read: {error.strerror}", file=str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,8 +11,9 @@ from tests.support import ROOT, surroundings
 # what numba looks through for a folder to write to: none, as in a container whose user owns nothing
 NOWHERE = "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
 LAZY = """
-from unfold_cascade.time import moves, windows
-moves._compiled(), windows._compiled()
+from unfold_cascade.temporal.data import windows
+from unfold_cascade.temporal.simulation import trajectories
+trajectories._compiled(), windows._compiled()
 """
 
 

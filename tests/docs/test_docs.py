@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import typer
 
 from benchmarks.frame import names
 from docs import console, generate
+from docs.generators.benchmarks import HEADLINES, kind_of
 from docs.generators.cli import commands
 from tests.support import Unfold
 from unfoldkit.cli import plugin_registry
@@ -62,9 +64,24 @@ def test_every_kind_has_its_page_and_a_link_to_it() -> None:
 
 
 def test_every_kind_stands_in_the_readme() -> None:
-    """The first screen of the README names each kind that loads."""
+    """The README names each kind that loads, and fits on one screen."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [kind for kind in plugin_registry.registry().kinds if f"| `{kind}` |" not in text] == []
+    assert [kind for kind in plugin_registry.registry().kinds if f"`{kind}`" not in text] == []
+    assert len(text) <= 5000
+
+
+def test_the_changelog_is_short() -> None:
+    """The unreleased version has one list of at most 60 bullets and 8,000 characters."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert len(text) <= 8000
+    assert len(re.findall(r"^- ", text, re.MULTILINE)) <= 60
+
+
+def test_cells_of_the_claims_are_short() -> None:
+    """No cell of the claims has more than 20 words; everything else is a note."""
+    rows = [line for line in page("explanation/claims.md").splitlines() if line.startswith("| ")]
+    cells = [re.sub(r"\[\^\d+\]", "", cell) for row in rows for cell in row.strip("| ").split(" | ")]
+    assert [cell for cell in cells if len(cell.split()) > 20] == []
 
 
 @pytest.mark.parametrize("code", list(ExitCode), ids=lambda code: code.name)
@@ -91,8 +108,17 @@ def test_every_option_is_on_the_page(command: str, option: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_every_benchmark_has_its_section(name: str) -> None:
-    """Each benchmark has a section on the page of figures."""
-    assert f"\n## {name}\n" in page("reference/benchmarks.md")
+    """Each benchmark has a section on the page of its kind."""
+    assert f"\n## {name}\n" in page(f"benchmarks/{kind_of(name)}.md")
+
+
+def test_pages_of_figures_are_short_and_their_rows_exist() -> None:
+    """No page of figures has more than 1,500 words, and every headline row is a metric that is stored."""
+    for path in (ROOT / "docs/benchmarks").glob("*.md"):
+        assert len(path.read_text("utf-8").split()) <= 1500, path.name
+    for name, labels in HEADLINES.items():
+        stored = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))["metrics"]
+        assert set(labels) <= set(stored), name
 
 
 def test_every_variable_of_the_environment_is_documented() -> None:

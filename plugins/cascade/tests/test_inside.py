@@ -83,7 +83,7 @@ def test_over_time_answers_are_drawn_to_even_by_doubt(tmp_path: Path, confidence
     unseen = np.isin(
         np.repeat(np.arange(len(held.hours.timeline.starts) - 1), np.diff(held.hours.timeline.starts)), held.rows.test
     )
-    plain = estimators.probabilities(model, x[unseen], 2)
+    plain = estimators.predict_probabilities(model, x[unseen], 2)
     wanted = shrink_to_uniform(plain, inspect_model(confidence, model, x[unseen]))
     np.testing.assert_allclose(log.p[unseen], wanted, atol=1e-6)
     assert not np.allclose(plain, wanted)

@@ -11,7 +11,7 @@ import pytest
 from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
 from unfold_cascade.drift.static import _compare_confidence
 from unfold_cascade.gates.calibrated import calibrate
-from unfold_cascade.gates.exact import exact_front
+from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.planner.policy import follow
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.verbs import plan
@@ -90,7 +90,7 @@ def test_rows_without_confidence_shape_no_curve() -> None:
 def test_a_gate_that_stops_any_score_is_the_only_one_to_stop_none() -> None:
     """Of all cuts on a score that is not there, only the one that asks nobody on stops."""
     score = np.array([[-np.inf], [0.2], [0.8]])
-    front = exact_front(score, np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([1.0, 10.0]))
+    front = search_exact_front(score, np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([1.0, 10.0]))
     best = front.cuts[int(front.loss.argmin()), 0, 1]
     assert best == 0.2
     assert front.loss.min() == 0

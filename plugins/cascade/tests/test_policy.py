@@ -44,7 +44,9 @@ def _walk(zoo: ScoreTables, policy: Policy, row: int) -> tuple[int, float]:
     question, step = zoo.first_stage, policy.first_stage
     for _ in range(2):
         for position, model in enumerate(step.chain):
-            paid += question.price[model] + sum(zoo.shared_prices[name] for name in question.feature_groups[model] - have)
+            paid += question.price[model] + sum(
+                zoo.shared_prices[name] for name in question.feature_groups[model] - have
+            )
             have |= question.feature_groups[model]
             answer = int(question.answer[row, model])
             if position == len(step.chain) - 1 or question.score[row, model] >= step.cuts[position]:

@@ -205,7 +205,7 @@ def test_a_label_that_the_data_do_not_have_is_told(tmp_path: Path) -> None:
 
 def test_a_report_tells_what_errors_cost(tmp_path: Path) -> None:
     """The loss of a report is the difference of its two weighted accuracies, and a line says what errors cost."""
-    found, run = _planned(tmp_path)
+    _, run = _planned(tmp_path)
     report = plan(spec_of(tmp_path / "ill.yaml"), run)
     own, base = (float(report.metrics[f"{who}_weighted_accuracy"].value or 0) for who in ("cascade", "baseline"))
     assert report.metrics["loss_points"].value == pytest.approx(100 * (base - own))

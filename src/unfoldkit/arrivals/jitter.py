@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from unfoldkit.arrivals.readers.dates import is_serial_like
 from unfoldkit.arrivals.readers.timestamps import Times
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 
 MOST = 100_000_000
 """Arrivals that counts may stand for; more would not fit into memory beside their plan."""
@@ -69,14 +69,16 @@ def paced(times: Times, rates: Times, rng: np.random.Generator, *, file: str, ke
 def _intervals(times: Times, file: str, key: str) -> tuple[Times, NDArray[np.int64], Times]:
     marks, first = np.unique(times, return_index=True)
     if marks.size < 2:
-        raise fail("counts at one time only: their interval is not known", file=file, key=key, hint="two rows or more")
+        raise user_error(
+            "counts at one time only: their interval is not known", file=file, key=key, hint="two rows or more"
+        )
     return marks, first, _widths(marks)
 
 
 def _refuse_many(total: float, file: str, key: str) -> None:
     if total > MOST:
         hint = f"at most {MOST:,}; a shorter trace, or arrivals.match"
-        raise fail(f"{total:,.0f} arrivals are too many to plan with", file=file, key=key, hint=hint)
+        raise user_error(f"{total:,.0f} arrivals are too many to plan with", file=file, key=key, hint=hint)
 
 
 def _placed(marks: Times, widths: Times, totals: NDArray[np.int64], rng: np.random.Generator) -> Times:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.errors import did_you_mean, fail
+from unfoldkit.errors import did_you_mean, user_error
 
 Rates = NDArray[np.float64]
 PIECES = 100
@@ -66,7 +66,7 @@ def named(name: str) -> Rates:
         UnfoldError: there is no such shape.
     """
     if name not in SHAPES:
-        raise fail(f"no such shape: {name!r}", hint=did_you_mean(name, SHAPES))
+        raise user_error(f"no such shape: {name!r}", hint=did_you_mean(name, SHAPES))
     return SHAPES[name]()
 
 

@@ -14,7 +14,7 @@ from unfoldkit.arrivals.readers.json_document import read_document
 from unfoldkit.arrivals.readers.log import Tell, read_log, unheard
 from unfoldkit.arrivals.readers.table import GAPS, Columns, Found, read_table
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, in_seconds, present, unit
-from unfoldkit.errors import Diagnostic, UnfoldError, fail
+from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 
 _HOUR_S = 3600.0
 _WORDS = {"array": "an array", "log": "a log"}
@@ -70,7 +70,9 @@ def _arrivals(found: Found, file: str) -> Times:
 def _found(path: Path, columns: Columns, tell: Tell) -> Found:
     which = form(path, columns.time)
     if (asked := columns.rates or columns.counts) and which in ("array", "log"):
-        raise fail(f"only a table has counts or rates, and this is read as {_WORDS[which]}", file=str(path), key=asked)
+        raise user_error(
+            f"only a table has counts or rates, and this is read as {_WORDS[which]}", file=str(path), key=asked
+        )
     if which == "array":
         return Found(_arrays(path, columns.time))
     if which == "log":
@@ -94,14 +96,14 @@ def check(times: Times, file: str = "", *, line: int = 0) -> Times:
         raise UnfoldError(Diagnostic("the trace has no arrival", file, line, 1 if line else 0))
     bad = np.flatnonzero(~np.isfinite(times))
     if bad.size:
-        raise fail(f"arrival {bad[0] + 1} is not a finite time", file=file)
+        raise user_error(f"arrival {bad[0] + 1} is not a finite time", file=file)
     back = np.flatnonzero(np.diff(times) < 0)
     if back.size:
         at = int(back[0]) + 1
         # a second hour of the same name cannot be sorted into the first
         winter = _HOUR_S * 0.8 < times[at - 1] - times[at] <= _HOUR_S
         hint = "an hour back, as winter time begins? write the times in UTC" if winter else "sort the trace"
-        raise fail(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint=hint)
+        raise user_error(f"arrival {at + 1} ({times[at]:g} s) is before the one above it", file=file, hint=hint)
     return np.ascontiguousarray(times - times[0])
 
 
@@ -146,19 +148,23 @@ def _arrays(path: Path, name: str | None) -> Times:
             return present(_line(data, path))
         key = name or _key(data.files)
         if key not in data.files:
-            raise fail(f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(data.files)}")
+            raise user_error(
+                f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(data.files)}"
+            )
         base, seconds = unit(key)
         times = in_seconds(_line(data[key], path), seconds or 1.0)
         return np.cumsum(times) if base in GAPS else present(times)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise fail(f"cannot read the arrays: {error}", file=str(path)) from error
+        raise user_error(f"cannot read the arrays: {error}", file=str(path)) from error
 
 
 def _line(data: np.ndarray, path: Path) -> Times:
     """Return the numbers of an array, which may stand in a row or a column, but not in several."""
     if data.size != max(data.shape, default=1):
         shape = " x ".join(map(str, data.shape))
-        raise fail(f"the array is {shape}; times are one number an arrival", file=str(path), hint="keep its column")
+        raise user_error(
+            f"the array is {shape}; times are one number an arrival", file=str(path), hint="keep its column"
+        )
     return data.astype(np.float64).ravel()
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from unfoldkit.catalog.instances import Book, Instance
 from unfoldkit.catalog.sanity import absurd, absurd_spot
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 
 PRICING_REGIONS = ("us-east-1", "eu-central-1", "ap-south-1")
 SPOT_HISTORY = dt.timedelta(days=90)
@@ -86,7 +86,7 @@ def refresh(made: Clients, region: str, names: Sequence[str], now: dt.datetime, 
             rows[name] = replace(row, source="live", date=now.date().isoformat())
     if not rows:
         hint = "; ".join(f"{item.name} {item.market}: {item.reason}" for item in refused[:3])
-        raise fail(f"AWS gave no usable price for {region}", hint=hint or "is the region's name right?")
+        raise user_error(f"AWS gave no usable price for {region}", hint=hint or "is the region's name right?")
     return Refreshed(Book("live", now.date().isoformat(), rows), tuple(refused))
 
 
@@ -111,7 +111,7 @@ def _asked(ask: Callable[[], T], permission: str) -> T:
         return ask()
     except (BotoCoreError, ClientError) as error:
         hint = f"needs AWS credentials that may {permission}; the bundled and cached prices still work"
-        raise fail(f"AWS did not answer: {error}", hint=hint) from error
+        raise user_error(f"AWS did not answer: {error}", hint=hint) from error
 
 
 def _hardware(ec2: Any, names: Sequence[str], region: str) -> Iterator[tuple[str, Instance]]:

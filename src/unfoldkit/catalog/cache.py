@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from unfoldkit.catalog.instances import Book, Instance
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 
 SCHEMA = "unfoldkit.catalog/1"
 
@@ -30,7 +30,7 @@ def from_bytes(data: bytes, file: str = "") -> Book:
         if content["schema"] == SCHEMA:
             rows = [replace(Instance(**row), source="cached") for row in content["rows"]]
             return Book("cached", str(content["date"]), {row.name: row for row in rows})
-    raise fail("the price cache is damaged", file=file, hint="delete it, or unfold catalog refresh")
+    raise user_error("the price cache is damaged", file=file, hint="delete it, or unfold catalog refresh")
 
 
 def cached(folder: Path, region: str) -> Book | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from unfoldkit.errors import UnfoldError, did_you_mean, fail
+from unfoldkit.errors import UnfoldError, did_you_mean, user_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Catalog:
         rows = [book.rows[name] for book in self.books if name in book.rows]
         if not rows:
             hint = did_you_mean(name, self.names()) or "unfold catalog lists them; unfold catalog refresh asks AWS"
-            raise fail(f"no such instance type: {name!r}", hint=hint)
+            raise user_error(f"no such instance type: {name!r}", hint=hint)
         found = _merged(rows)
         return found if price is None else replace(found, on_demand=price, source="spec", date="")
 
@@ -126,7 +126,7 @@ def gpu_names(rows: Iterable[Instance]) -> list[str]:
 def no_such_gpu(name: str, rows: Iterable[Instance]) -> UnfoldError:
     """Make the error for a GPU that no type has."""
     known = gpu_names(rows)
-    return fail(
+    return user_error(
         f"no instance type has the GPU {name!r}", hint=did_you_mean(name, known) or f"known: {', '.join(known)}"
     )
 

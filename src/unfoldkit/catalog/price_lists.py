@@ -14,7 +14,7 @@ from unfoldkit.catalog.currency import Unit, dollars, unit
 from unfoldkit.catalog.instances import Book, Instance
 from unfoldkit.catalog.sanity import absurd, absurd_spot
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
-from unfoldkit.errors import Diagnostic, UnfoldError, fail
+from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
 
 _NAMES = (
@@ -48,7 +48,7 @@ def read_prices(path: Path, region: str) -> Book:
     else:
         rows = _table(path, region)
     if not rows:
-        raise fail(f"no price for the region {region!r}", file=str(path), hint=f"set region, or give {_FORMS}")
+        raise user_error(f"no price for the region {region!r}", file=str(path), hint=f"set region, or give {_FORMS}")
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
     return Book(path.name, date, {name: replace(row, source=path.name) for name, row in rows.items()})
 
@@ -58,7 +58,7 @@ def _first(path: Path) -> str:
         with open_text(path) as stream:
             return next((line for line in stream if line.strip()), "").lstrip()
     except UNREADABLE as error:
-        raise fail(f"cannot read the price list: {error}", file=str(path), hint=_FORMS) from error
+        raise user_error(f"cannot read the price list: {error}", file=str(path), hint=_FORMS) from error
 
 
 def _head(line: str) -> list[str]:
@@ -70,7 +70,7 @@ def _document(path: Path) -> object:
         with open_text(path) as stream:
             return json.load(stream)
     except (ValueError, RecursionError, *UNREADABLE) as error:
-        raise fail(f"cannot read the price list: {error}", file=str(path)) from error
+        raise user_error(f"cannot read the price list: {error}", file=str(path)) from error
 
 
 def _offered(path: Path, region: str) -> dict[str, Instance]:
@@ -78,7 +78,7 @@ def _offered(path: Path, region: str) -> dict[str, Instance]:
     try:
         return _kept(offers(document, region))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise fail(f"an entry of the price list is not as its form says: {error!r}", file=str(path)) from error
+        raise user_error(f"an entry of the price list is not as its form says: {error!r}", file=str(path)) from error
 
 
 def _kept(rows: Iterable[Instance]) -> dict[str, Instance]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unfoldkit.catalog.instances import Book, Instance
 from unfoldkit.catalog.sanity import absurd, absurd_spot
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 from unfoldkit.io.csv import csv_rows
 
 COLUMNS = ("InstanceType", "vCPUs", "MemoryGiB", "Price", "Region")
@@ -23,7 +23,7 @@ def read_vms(path: Path, region: str) -> Book:
     """
     found = _cheapest_zone(_rows(path, region))
     if not found:
-        raise fail(f"no row for the region {region!r}", file=str(path))
+        raise user_error(f"no row for the region {region!r}", file=str(path))
     date = dt.datetime.fromtimestamp(path.stat().st_mtime, dt.UTC).date().isoformat()
     return Book(path.name, date, found)
 

@@ -10,7 +10,7 @@ from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.commands.run import carried_out, opened, perform, run_folder, tell
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import Renderer, resolve
-from unfoldkit.errors import ExitCode, UnfoldError, fail, printable
+from unfoldkit.errors import ExitCode, UnfoldError, escape_unprintable, user_error
 from unfoldkit.registry import Registry
 from unfoldkit.render import combine
 from unfoldkit.report import Report
@@ -78,7 +78,7 @@ class Several:
         before, kept = self.runs.get(folder, (request.spec, made_from))
         if kept != made_from and not request.dry_run:
             told = f"{request.spec}: writes over the run of {before} in {folder} (another name keeps both)"
-            console.say(printable(told))
+            console.say(escape_unprintable(told))
         self.runs[folder] = request.spec, made_from
 
     def _deliver(self, report: Report) -> None:
@@ -109,7 +109,7 @@ def perform_all(request: Request, specs: Sequence[str], stdin: str = "") -> int:
     registry = plugin_registry.registry(builtin_only=request.builtin_only)
     renderer = output.choose(registry, request.format, request.out)
     if renderer.name not in combine.BETWEEN:
-        raise fail(f"--format {renderer.name} takes one spec", hint=f"for several: {', '.join(combine.BETWEEN)}")
+        raise user_error(f"--format {renderer.name} takes one spec", hint=f"for several: {', '.join(combine.BETWEEN)}")
     several = Several(request, registry, renderer, stdin)
     codes: list[int] = []
     for spec in specs:
@@ -128,12 +128,12 @@ def _later(several: Several, spec: str) -> Callable[[], int]:
 def _for_one_only(request: Request) -> None:
     for flag, value in (("--run", request.run), ("--check", request.check)):
         if value is not None:
-            raise fail(f"{flag} {value} is for one spec", hint="plan one at a time")
+            raise user_error(f"{flag} {value} is for one spec", hint="plan one at a time")
 
 
 def _summary(specs: Sequence[str], codes: Sequence[int]) -> str:
     told = [
-        f"{WORDS.get(ExitCode(code), 'failed')}: {printable(spec)}"
+        f"{WORDS.get(ExitCode(code), 'failed')}: {escape_unprintable(spec)}"
         for spec, code in zip(specs, codes, strict=True)
         if code
     ]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, cut, printable
+from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, escape_unprintable, internal_error, shorten
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
@@ -42,7 +42,9 @@ def write_report(content: str | bytes) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise broken(f"cannot write the report: {error.strerror}", hint="--out FILE writes it elsewhere") from error
+        raise internal_error(
+            f"cannot write the report: {error.strerror}", hint="--out FILE writes it elsewhere"
+        ) from error
 
 
 def _write(content: str | bytes) -> None:
@@ -121,7 +123,7 @@ def guarded(action: Callable[[], int], environment: Mapping[str, str] = os.envir
 def _refused_path(error: BaseException) -> str:
     """Return what to say of a path that the system does not let us look at; nothing of any other error."""
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
-        return str(Diagnostic(f"cannot be used: {error.strerror}", cut(str(error.filename), 200)))
+        return str(Diagnostic(f"cannot be used: {error.strerror}", shorten(str(error.filename), 200)))
     return ""
 
 
@@ -141,5 +143,5 @@ def _unexpected(error: BaseException) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     place = f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace else "?"
-    text = printable(f"{type(error).__name__}: {error}".splitlines()[0])
+    text = escape_unprintable(f"{type(error).__name__}: {error}".splitlines()[0])
     return f"unfold: unexpected {text} (in {place}; UNFOLD_TRACEBACK=1 shows the whole trace)"

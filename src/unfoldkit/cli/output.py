@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unfoldkit.cli import console
 from unfoldkit.descriptors import Renderer, resolve
-from unfoldkit.errors import Diagnostic, did_you_mean, fail
+from unfoldkit.errors import Diagnostic, did_you_mean, user_error
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.report import Report
@@ -24,7 +24,7 @@ def choose(registry: Registry, name: str | None, out: Path | None) -> Renderer:
         UnfoldError: no such format or ending.
     """
     if out is not None and out.is_dir():
-        raise fail("--out needs a file; this is a folder", file=str(out), hint=f"--out {out / 'report.html'}")
+        raise user_error("--out needs a file; this is a folder", file=str(out), hint=f"--out {out / 'report.html'}")
     renderers = (*builtin_renderers(), *registry.renderers())
     if name is None and out is not None:
         found = [renderer for renderer in renderers if out.suffix.lower() in renderer.suffixes]
@@ -44,7 +44,9 @@ def spare(out: Path | None, *inputs: str | Path | None) -> None:
     """
     for path in inputs:
         if out is not None and path is not None and _is_same(out, path):
-            raise fail("--out would write over what the report is made from", file=str(out), hint="take another name")
+            raise user_error(
+                "--out would write over what the report is made from", file=str(out), hint="take another name"
+            )
 
 
 def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
@@ -84,5 +86,5 @@ def _is_same(out: Path, path: str | Path) -> bool:
 
 def _first(found: list[Renderer], message: str, hint: str) -> Renderer:
     if not found:
-        raise fail(message, hint=hint)
+        raise user_error(message, hint=hint)
     return found[0]

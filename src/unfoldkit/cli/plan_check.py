@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unfoldkit.errors import Diagnostic, UnfoldError, cut
+from unfoldkit.errors import Diagnostic, UnfoldError, shorten
 from unfoldkit.io.yaml12 import PLAN_SCHEMA
 from unfoldkit.report import Cell, Column, Report, Table, Verdict, plain
 from unfoldkit.spec.yaml_reader import read_document
@@ -79,4 +79,4 @@ def _changed(baseline: Mapping[str, Any], report: Report, key: str) -> bool:
 def _cell(value: Any) -> Cell:
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
-    return cut(str(value))
+    return shorten(str(value))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing import active_children, get_context
 from typing import Any
 
-from unfoldkit.errors import broken
+from unfoldkit.errors import internal_error
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -42,7 +42,7 @@ class LocalEngine:
         try:
             return self._side_by_side(function, items, told)
         except BrokenProcessPool as error:
-            raise broken(
+            raise internal_error(
                 "a worker process died",
                 hint="out of memory? fewer --jobs need less; the run resumes where it was",
             ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from unfoldkit.errors import UnfoldError, broken, fail
+from unfoldkit.errors import UnfoldError, internal_error, user_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,19 @@ def connected(address: str | None) -> ModuleType:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise fail("--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'") from error
+        raise user_error(
+            "--engine ray needs Ray, which is not installed", hint="pip install 'unfoldkit[ray]'"
+        ) from error
     if not ray.is_initialized():
         try:
             # without an address Ray would look for the last cluster of this machine, which may be gone
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except ConnectionError as error:
             hint = "ray start --head, or leave --ray-address out; of one that asks for a token: RAY_AUTH_MODE=token"
-            raise fail(f"no Ray cluster answers at {address}", hint=hint) from error
+            raise user_error(f"no Ray cluster answers at {address}", hint=hint) from error
         except Exception as error:  # Ray has no class for a node that does not come up in time
             told = next(iter(str(error).splitlines()), type(error).__name__)
-            raise broken(f"Ray does not start on this machine: {told}", hint="is it too busy?") from error
+            raise internal_error(f"Ray does not start on this machine: {told}", hint="is it too busy?") from error
     return ray  # type: ignore[no-any-return]
 
 
@@ -66,6 +68,8 @@ def _result(ray: ModuleType, reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, UnfoldError) else None
-        raise cause or broken(f"a Ray task failed: {error.cause!r}") from error
+        raise cause or internal_error(f"a Ray task failed: {error.cause!r}") from error
     except ray.exceptions.RayError as error:
-        raise broken(f"a Ray worker or node was lost: {type(error).__name__}", hint="run again: it resumes") from error
+        raise internal_error(
+            f"a Ray worker or node was lost: {type(error).__name__}", hint="run again: it resumes"
+        ) from error

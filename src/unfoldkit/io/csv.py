@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unfoldkit.errors import Diagnostic, UnfoldError, fail
+from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
@@ -84,7 +84,7 @@ def csv_rows(path: Path, wanted: Sequence[str] = (), *, hint: str = "", head: Se
     except UnicodeDecodeError as error:
         raise not_utf8(_plain(path), path) from error
     except UNREADABLE as error:
-        raise fail(f"not a CSV file: {error}", file=str(path)) from error
+        raise user_error(f"not a CSV file: {error}", file=str(path)) from error
 
 
 def csv_lines(text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:

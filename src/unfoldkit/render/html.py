@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from unfoldkit.format import format_number
 from unfoldkit.render import formatting
 from unfoldkit.render.plot import svg
 from unfoldkit.report import Figure, Metric, Report, Table
@@ -83,8 +84,8 @@ def _figure(figure: Figure) -> str:
 def _told(figure: Figure) -> str:
     """Return a figure in words: what its axes are, and where each series begins and ends."""
     ends = [
-        f"{s.name} from {formatting.number(s.y[0])} at {formatting.number(s.x[0])} to {formatting.number(s.y[-1])} at "
-        f"{formatting.number(s.x[-1])}" for s in figure.series if s.y
+        f"{s.name} from {format_number(s.y[0])} at {format_number(s.x[0])} to {format_number(s.y[-1])} at "
+        f"{format_number(s.x[-1])}" for s in figure.series if s.y
     ]  # fmt: skip
     return f"{figure.title}: {figure.y} over {figure.x}. " + "; ".join(ends)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 from unfoldkit.io.yaml12 import PLAN_SCHEMA, to_yaml
 from unfoldkit.report import Report, plain
 
@@ -14,7 +14,7 @@ def render(report: Report) -> str:
         UnfoldError: the verb leaves no plan.
     """
     if report.decision is None:
-        raise fail(
+        raise user_error(
             f"{report.verb} of kind {report.kind} leaves no plan to write",
             hint="--out with .json, .html, .md or .xml",
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 from unfoldkit.report import Figure, Report, Series
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def render(report: Report) -> bytes:
         UnfoldError: the report has no figure.
     """
     if not report.figures:
-        raise fail(f"{report.verb} of {report.name} has no plot", hint="--out with .json, .html or .md")
+        raise user_error(f"{report.verb} of {report.name} has no plot", hint="--out with .json, .html or .md")
     return _draw(report.figures, "png")
 
 

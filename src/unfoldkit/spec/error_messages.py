@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unfoldkit.errors import did_you_mean, show
+from unfoldkit.errors import did_you_mean, format_value
 from unfoldkit.io.yaml12 import scalar
 from unfoldkit.spec.base import NAME, NAME_RULE
 
@@ -50,7 +50,7 @@ def sentence(error: Mapping[str, Any], *, about: str = "") -> tuple[str, str]:
     """Return message and hint for one error of pydantic; ``about`` describes the key."""
     kind, context = str(error["type"]), error.get("ctx") or {}
     value = error.get("input")
-    got = "nothing" if value is None else show(value)
+    got = "nothing" if value is None else format_value(value)
     if kind in _WANTED:
         return f"expected {_WANTED[kind]}, got {got}", _rewritten(_WANTED[kind], value)
     if kind in _BOUNDS:
@@ -96,7 +96,7 @@ def _other(kind: str, error: Mapping[str, Any], context: Mapping[str, Any], got:
     if kind == "union_tag_invalid":
         name, given = str(context.get("discriminator", "")).strip("'"), error.get("input")
         tag = given.get(name) if isinstance(given, Mapping) else context.get("tag")
-        return f"{show(tag)} is not allowed as {name}", _choices(tag, str(context.get("expected_tags", "")))
+        return f"{format_value(tag)} is not allowed as {name}", _choices(tag, str(context.get("expected_tags", "")))
     if kind == "union_tag_not_found":
         name = str(context.get("discriminator", "")).strip("'")
         return f'the key "{name}" is missing, which says what form this is', ""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from unfoldkit.errors import Diagnostic, UnfoldError, fail, show
+from unfoldkit.errors import Diagnostic, UnfoldError, format_value, user_error
 from unfoldkit.spec.yaml_reader import MAX_DEPTH, Document, PathKey, dotted, parse
 
 _PART = re.compile(r"([^.\[\]=]+)|\[(\d{1,6})\]")
@@ -40,20 +40,20 @@ def _read(setting: str) -> tuple[PathKey, Any]:
     name, separator, text = setting.partition("=")
     path = tuple(int(match[2]) if match[2] else match[1] for match in _PART.finditer(name))
     if not separator or not path or dotted(path) != name:
-        raise fail(
+        raise user_error(
             "expected key=value",
             file=f"--set {setting}",
             hint='such as "goal.max_loss=1%" or "stages[0].name=a"',
         )
     if len(path) > MAX_DEPTH:
-        raise fail(f"nested deeper than {MAX_DEPTH}", file=f"--set {setting}")
+        raise user_error(f"nested deeper than {MAX_DEPTH}", file=f"--set {setting}")
     if text.strip() == "":
         return path, None
     try:
         return path, parse(text).data
     except UnfoldError as error:
         first = error.diagnostics[0]
-        raise fail(first.message, file=f"--set {setting}", hint=first.hint or "quote the value") from error
+        raise user_error(first.message, file=f"--set {setting}", hint=first.hint or "quote the value") from error
 
 
 def _put(data: Any, path: PathKey, value: Any, setting: str) -> Any:
@@ -76,6 +76,6 @@ def _check(target: Any, part: str | int, path: PathKey, setting: str) -> None:
     name = dotted(path) or "the spec"
     if isinstance(target, list):
         if not isinstance(part, int) or part >= len(target):
-            raise fail(f"{name} is a list of {len(target)}", file=f"--set {setting}", hint=f"write {name}[0]")
+            raise user_error(f"{name} is a list of {len(target)}", file=f"--set {setting}", hint=f"write {name}[0]")
     elif not isinstance(target, dict):
-        raise fail(f"{name} is {show(target)}, not a mapping", file=f"--set {setting}")
+        raise user_error(f"{name} is {format_value(target)}, not a mapping", file=f"--set {setting}")

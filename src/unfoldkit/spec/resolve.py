@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unfoldkit.descriptors import Kind, resolve
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail, show
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value, user_error
 from unfoldkit.io.yaml12 import PLAN_SCHEMA
 from unfoldkit.run_directory import RunDir, fingerprint
 from unfoldkit.spec.base import Model, Spec
@@ -96,7 +96,9 @@ def spec_hash(spec: Model) -> str:
 def _of_run(folder: Path) -> Document:
     directory, file = RunDir(folder), str(folder / RUN_SPEC)
     if not directory.has(RUN_SPEC):
-        raise fail("a folder that holds no run", file=str(folder), hint="give a spec, or a folder such as runs/NAME")
+        raise user_error(
+            "a folder that holds no run", file=str(folder), hint="give a spec, or a folder such as runs/NAME"
+        )
     return parse(decoded(directory.read(RUN_SPEC), file), file)
 
 
@@ -118,14 +120,14 @@ def _run_of(document: Document, folder: Path) -> tuple[Path, Path | None]:
 
 def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:
     if not isinstance(document.data, dict):
-        message = f"a spec is a mapping of keys, not {show(document.data)}"
+        message = f"a spec is a mapping of keys, not {format_value(document.data)}"
         raise UnfoldError(diagnostic(document, (), message, hint=_mapped(document.data)))
     name = document.data.get("kind")
     if name is None:
         raise UnfoldError(_kindless(document, kinds))
     if not isinstance(name, str) or (name not in kinds and find_kind is None):
         hint = did_you_mean(str(name), kinds)
-        raise UnfoldError(diagnostic(document, ("kind",), f"no such kind: {show(name)}", hint=hint))
+        raise UnfoldError(diagnostic(document, ("kind",), f"no such kind: {format_value(name)}", hint=hint))
     return kinds[name] if find_kind is None else _found(document, name, find_kind)
 
 
@@ -145,7 +147,7 @@ def _other_schema(document: Document) -> bool:
 def _kindless(document: Document, kinds: Mapping[str, Kind]) -> Diagnostic:
     hint = f"one of: {', '.join(sorted(kinds))}"
     if _other_schema(document):
-        message = f"this version cannot read a plan of schema {show(document.data['schema'])}"
+        message = f"this version cannot read a plan of schema {format_value(document.data['schema'])}"
         return diagnostic(document, ("schema",), message, hint=f"it reads {PLAN_SCHEMA}")
     if "kind" in document.data:
         return diagnostic(document, ("kind",), "expected the name of a kind, got nothing", hint=hint, at_key=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from unfoldkit.errors import cut, show
+from unfoldkit.errors import format_value, shorten
 
 NUMBER = r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+"
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -151,7 +151,7 @@ def _quantity(value: Any, units: Mapping[str, float], example: str) -> re.Match[
 
 def _match(pattern: str, value: Any, example: str, units: Iterable[str] = ()) -> re.Match[str]:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        got = "nothing" if value is None else show(value)
+        got = "nothing" if value is None else format_value(value)
         raise PydanticCustomError("unit", "expected a quantity, got {got}", {"got": got, "hint": f'write "{example}"'})
     text = str(value).strip()
     match = re.fullmatch(pattern, text)
@@ -167,14 +167,14 @@ def _match(pattern: str, value: Any, example: str, units: Iterable[str] = ()) ->
 
 def _written(number: str, example: str) -> str:
     """Return a number with the unit of an example; 0.01 alone may mean 1%, if not 0.01%."""
-    text = re.sub(NUMBER, cut(number), example, count=1)
+    text = re.sub(NUMBER, shorten(number), example, count=1)
     return f'{format_percent(float(number))}" or "{text}' if text.endswith("%") and 0 < float(number) <= 1 else text
 
 
 def _sized(result: float, value: Any) -> float:
     if result > LARGEST:
         raise PydanticCustomError(
-            "unit", '"{value}" is too large', {"value": cut(str(value)), "hint": f"at most {LARGEST:g}"}
+            "unit", '"{value}" is too large', {"value": shorten(str(value)), "hint": f"at most {LARGEST:g}"}
         )
     return result
 
@@ -194,15 +194,15 @@ def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> fl
     if meant:
         before, _, after = str(value).strip().rpartition(name)
         hint = f'write "{before}{meant}{after}"'
-        told = {"value": cut(str(value)), "unit": cut(name), "hint": hint}
+        told = {"value": shorten(str(value)), "unit": shorten(name), "hint": hint}
         raise PydanticCustomError("unit", '"{value}" has the unknown unit "{unit}"', told)
     if name not in units:
         raise PydanticCustomError(
             "unit",
             '"{value}" has the unknown unit "{unit}"',
             {
-                "value": cut(str(value)),
-                "unit": cut(name),
+                "value": shorten(str(value)),
+                "unit": shorten(name),
                 "hint": f"one of: {', '.join(units)}; write {example!r}".replace("'", '"'),
             },
         )
@@ -212,7 +212,7 @@ def _unit(name: str, units: Mapping[str, float], value: Any, example: str) -> fl
 def _error(message: str, value: Any, example: str, units: Iterable[str] = ()) -> PydanticCustomError:
     known = ", ".join(units)
     hint = f'one of: {known}; write "{example}"' if known else f'write "{example}"'
-    return PydanticCustomError("unit", message, {"value": cut(str(value)), "example": example, "hint": hint})
+    return PydanticCustomError("unit", message, {"value": shorten(str(value)), "example": example, "hint": hint})
 
 
 def _schema(pattern: str, example: str, description: str) -> WithJsonSchema:

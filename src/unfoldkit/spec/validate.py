@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, show
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value
 from unfoldkit.spec.base import Checked, Model
 from unfoldkit.spec.error_messages import sentence
 from unfoldkit.spec.positions import diagnostic, known_keys, known_tags, real_path
@@ -33,7 +33,7 @@ def validate(model: type[M], document: Document) -> M:
         UnfoldError: with one diagnostic a mistake, in the order of the file.
     """
     if not isinstance(document.data, Mapping):
-        message = f"a spec is a mapping of keys, not {show(document.data)}"
+        message = f"a spec is a mapping of keys, not {format_value(document.data)}"
         raise UnfoldError(diagnostic(document, (), message, hint="unfold init KIND writes one to start from"))
     spec, mistakes = _attempts(model, document)
     if mistakes or spec is None:

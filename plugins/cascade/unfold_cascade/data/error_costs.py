@@ -34,7 +34,8 @@ class ErrorCosts:
     def losses(self, answer: IntArray, truth: IntArray) -> FloatArray:
         """Compute the cost of each prediction; ``answer`` and ``truth`` are label numbers that broadcast."""
         if self.matrix is None:
-            return (answer != truth).astype(np.float64)
+            errors: FloatArray = (answer != truth).astype(np.float64)
+            return errors
         costs: FloatArray = self.matrix[truth, answer]
         return costs
 

@@ -14,7 +14,7 @@ from unfoldkit.api import fail
 REPEATS = 7
 
 
-def flops(model: Any, features: int) -> float:
+def count_flops(model: Any, features: int) -> float:
     """Return the arithmetic operations of one prediction (add, multiply, compare and exp count one each).
 
     Trees count one comparison a level, on the mean depth that a training row travels.
@@ -32,7 +32,7 @@ def flops(model: Any, features: int) -> float:
     return total
 
 
-def latency_us(predict: Callable[[Any], Any], x: Matrix, batch: int, clock: Callable[[], float]) -> float:
+def measure_latency_us(predict: Callable[[Any], Any], x: Matrix, batch: int, clock: Callable[[], float]) -> float:
     """Return the median time of one row, in µs, when ``batch`` rows are predicted together."""
     rows = x[np.resize(np.arange(len(x)), batch)]
     predict(rows)

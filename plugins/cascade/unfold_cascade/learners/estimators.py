@@ -10,6 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray, Matrix
 from unfoldkit.api import did_you_mean, fail
+from unfoldkit.safe_skops import dump_skops, load_skops
 
 SHORT_NAMES: Mapping[str, str] = {
     "decision-tree": "sklearn.tree.DecisionTreeClassifier",
@@ -46,7 +47,6 @@ INSPECTABLE: Mapping[str, tuple[str, ...]] = {"evidential": (*TREES, *FORESTS), 
 """The estimators whose internals each confidence can read, by the names that a spec may use."""
 LIBRARIES = ("sklearn.", "xgboost.")
 NOT_A_CLASSIFIER = "is no classifier that tells how sure it is"
-TRUSTED_PREFIXES = ("sklearn.", "_loss.", "numpy.", "scipy.sparse.", "builtins.", "collections.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Recipe:
         return self.estimator in ("xgboost", "xgboost.XGBClassifier")
 
 
-def check(recipe: Recipe, *, key: str, allow_code: bool) -> None:
+def check_recipe(recipe: Recipe, *, key: str, allow_code: bool) -> None:
     """Raise when the estimator does not exist, may not be loaded, or does not take its parameters."""
     path = SHORT_NAMES.get(recipe.estimator, recipe.estimator)
     if "." not in path:
@@ -72,7 +72,7 @@ def check(recipe: Recipe, *, key: str, allow_code: bool) -> None:
         raise fail(
             f"{path} is code outside scikit-learn and XGBoost", key=key, hint="--allow-code lets the spec name it"
         )
-    build(recipe, 0, key=key)
+    build_estimator(recipe, 0, key=key)
     if not is_classifier(path):
         raise fail(f"{path} {NOT_A_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
 
@@ -96,7 +96,7 @@ def select_inspection(confidence: str | None, estimator: str) -> str | None:
     return confidence if estimator in INSPECTABLE.get(confidence or "", ()) else None
 
 
-def build(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator") -> Any:
+def build_estimator(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator") -> Any:
     """Return an unfitted estimator; ``nan`` says that columns have gaps, which are filled where the model cannot."""
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
@@ -109,19 +109,19 @@ def build(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator
     return make_pipeline(*steps, model) if steps else model
 
 
-def probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
+def predict_probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
     """Return (n, classes) probabilities; a model without them gives the softmax of its decision function."""
     if hasattr(model, "predict_proba"):
         found = np.asarray(model.predict_proba(x), dtype=np.float64)
     else:
-        found = softmax(np.asarray(model.decision_function(x), dtype=np.float64))
+        found = apply_softmax(np.asarray(model.decision_function(x), dtype=np.float64))
     seen = np.asarray(getattr(model, "classes_", np.arange(found.shape[1])), dtype=np.int64)
     result = np.zeros((len(x), classes))
     result[:, seen] = found
     return result
 
 
-def fit(
+def fit_estimator(
     recipe: Recipe, x: Matrix, y: IntArray, seed: int, weight: FloatArray | None = None, *, gaps: bool = False
 ) -> Any:
     """Return a model fitted on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
@@ -139,7 +139,7 @@ def fit(
     """
     import warnings
 
-    model = build(recipe, seed, nan=gaps or has_gaps(x))
+    model = build_estimator(recipe, seed, nan=gaps or has_gaps(x))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -161,35 +161,31 @@ def _weights(model: Any, weight: FloatArray | None) -> dict[str, FloatArray]:
 
 
 def to_bytes(recipe: Recipe, model: Any) -> bytes:
-    """Return the fitted model in a format whose loading runs no code: UBJSON or skops."""
+    """Return the fitted model in a format whose loading runs no code: UBJSON or skops.
+
+    Raises:
+        UnfoldError: the file would name a type that loading refuses. A model of allowed code is stored all the same:
+            it can be planned with, not served.
+    """
     if recipe.is_xgboost and not hasattr(model, "steps"):
         return bytes(model.get_booster().save_raw("ubj"))
-    import skops.io
+    if not SHORT_NAMES.get(recipe.estimator, recipe.estimator).startswith(LIBRARIES):
+        import skops.io
 
-    return bytes(skops.io.dumps(model))
+        return bytes(skops.io.dumps(model))
+    return dump_skops(model, recipe.estimator)
 
 
 def from_bytes(data: bytes, *, ubjson: bool, file: str) -> Any:
     """Return the model that ``to_bytes`` stored.
 
     Raises:
-        UnfoldError: the file holds types outside scikit-learn and NumPy, or is no model.
+        UnfoldError: the file names a type that is not trusted, or is no model.
     """
-    if ubjson:
-        return _booster(data, file)
-    import skops.io
-
-    try:
-        unknown = skops.io.get_untrusted_types(data=data)
-        refused = [name for name in unknown if not name.startswith(TRUSTED_PREFIXES)]
-        if refused:
-            raise fail(f"holds types that are not trusted: {', '.join(refused[:3])}", file=file)
-        return skops.io.loads(data, trusted=unknown)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise fail(f"not a stored model: {error}", file=file) from error
+    return _booster(data, file) if ubjson else load_skops(data, file)
 
 
-def suffix(recipe: Recipe) -> str:
+def file_suffix(recipe: Recipe) -> str:
     """Return the ending of the file of a stored model."""
     return ".ubj" if recipe.is_xgboost and not recipe.scale else ".skops"
 
@@ -226,7 +222,7 @@ def _booster(data: bytes, file: str) -> Any:
     return model
 
 
-def softmax(score: FloatArray) -> FloatArray:
+def apply_softmax(score: FloatArray) -> FloatArray:
     """Return (n, C) from (n, C) scores, or (n, 2) from the (n,) score of the second of two classes."""
     if score.ndim == 1:
         score = np.column_stack([-score / 2, score / 2])

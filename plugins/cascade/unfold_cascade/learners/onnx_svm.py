@@ -17,7 +17,7 @@ from unfold_cascade._types import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class GraphBuilder:
     """Nodes and constants of a graph that is being written, in one number type."""
 
     form: type[Any]
@@ -41,7 +41,7 @@ class Graph:
         return name
 
 
-def is_known(steps: Sequence[Any]) -> bool:
+def is_supported(steps: Sequence[Any]) -> bool:
     """Whether a model is an SVC without probabilities, RBF or linear, alone or behind a standard scaler."""
     *before, last = steps
     plain = type(last).__name__ == "SVC" and not hasattr(last, "predict_proba") and last.kernel in ("rbf", "linear")
@@ -50,12 +50,12 @@ def is_known(steps: Sequence[Any]) -> bool:
     return plain and scaled and last.decision_function_shape == "ovr" and hasattr(last.support_vectors_, "dtype")
 
 
-def graph(steps: Sequence[Any], columns: int, form: type[Any]) -> Any:
+def build_graph(steps: Sequence[Any], columns: int, form: type[Any]) -> Any:
     """Return the ONNX model that gives what ``decision_function`` gives: (n, C) scores, (n, 1) for two classes."""
     from onnx import helper
 
     *before, svc = steps
-    found = Graph(form)
+    found = GraphBuilder(form)
     x = "x"
     for scaler in before:
         shift = scaler.mean_ if scaler.with_mean else np.zeros(columns)
@@ -65,7 +65,11 @@ def graph(steps: Sequence[Any], columns: int, form: type[Any]) -> Any:
     if len(svc.classes_) == 2:
         found.node("Add", found.node("MatMul", kernel, svc.dual_coef_.T), svc.intercept_, name="scores")
     else:
-        _votes(found, found.node("Add", found.node("MatMul", kernel, pairs(svc)), svc.intercept_), len(svc.classes_))
+        _votes(
+            found,
+            found.node("Add", found.node("MatMul", kernel, pair_coefficients(svc)), svc.intercept_),
+            len(svc.classes_),
+        )
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(form))
     outputs = [helper.make_tensor_value_info("scores", kind, [None, None])]
     inputs = [helper.make_tensor_value_info("x", kind, [None, columns])]
@@ -73,7 +77,7 @@ def graph(steps: Sequence[Any], columns: int, form: type[Any]) -> Any:
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def pairs(svc: Any) -> FloatArray:
+def pair_coefficients(svc: Any) -> FloatArray:
     """Return (vectors, pairs) what each support vector adds to the decision between each two classes, i before j.
 
     libsvm keeps, for a vector of class i, its coefficient against class j in row j - 1 if i < j, else in row j.
@@ -89,7 +93,7 @@ def pairs(svc: Any) -> FloatArray:
     return np.array(columns).T
 
 
-def _rbf(found: Graph, x: str, svc: Any) -> str:
+def _rbf(found: GraphBuilder, x: str, svc: Any) -> str:
     """exp(-gamma |x - s|²), with the square written out as |x|² - 2 x·s + |s|²."""
     vectors = svc.support_vectors_
     own = found.node("ReduceSumSquare", x, axes=[1], keepdims=1)
@@ -97,7 +101,7 @@ def _rbf(found: Graph, x: str, svc: Any) -> str:
     return found.node("Exp", found.node("Mul", found.node("Add", far, own), -float(svc._gamma)))  # noqa: SLF001
 
 
-def _votes(found: Graph, decisions: str, classes: int) -> None:
+def _votes(found: GraphBuilder, decisions: str, classes: int) -> None:
     """Votes of all pairs and, to break ties, their confidences squashed below half a vote (scikit-learn's "ovr")."""
     from onnx import TensorProto
 

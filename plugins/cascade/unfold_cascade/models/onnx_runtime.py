@@ -131,7 +131,7 @@ def build_native_engine(run: Run, slot: StoredModel, reason: str, *, dtype: type
     model = estimators.from_bytes(data, ubjson=slot.model_file.endswith(".ubj"), file=file)
     classes, inspection = slot.classes, slot.inside
     inspect = None if inspection is None else lambda x: inspect_model(inspection, model, x)
-    return Engine(lambda x: estimators.probabilities(model, x, classes), dtype, NATIVE, reason, inspect)
+    return Engine(lambda x: estimators.predict_probabilities(model, x, classes), dtype, NATIVE, reason, inspect)
 
 
 def shrink_engine(engine: Engine) -> Engine:
@@ -200,8 +200,8 @@ def _convert_sklearn(model: Any, columns: int, dtype: type[Any]) -> bytes:
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
-    if onnx_svm.is_known(steps):
-        return _mark_raw_scores(onnx_svm.graph(steps, columns, dtype))
+    if onnx_svm.is_supported(steps):
+        return _mark_raw_scores(onnx_svm.build_graph(steps, columns, dtype))
     tensor = (FloatTensorType if dtype is np.float32 else DoubleTensorType)([None, columns])
     options: dict[str, Any] = {"zipmap": False}
     if not hasattr(steps[-1], "predict_proba"):
@@ -242,7 +242,7 @@ def _normalise_scores(raw_scores: Any, classes: int) -> FloatArray:
     """Convert raw scores to probabilities by the same softmax as for the native model."""
     scores = np.asarray(raw_scores, dtype=np.float64)
     if classes > 2:
-        return estimators.softmax(scores)
+        return estimators.apply_softmax(scores)
     result = np.empty((len(scores), 2))
     # the logistic function, without overflow for large scores
     result[:, 1] = 0.5 + 0.5 * np.tanh(0.5 * scores[:, -1])

@@ -50,7 +50,7 @@ def fit_model(job: FitJob) -> tuple[bytes, bytes]:
     """Fit one model; return the stored model and the stored predictions. Runs in a worker process."""
     has_gaps = job.has_gaps or estimators.has_gaps(job.x)
     rows, classes = job.training_rows, int(job.labels.max()) + 1
-    model = estimators.fit(job.recipe, job.x[rows], job.labels[rows], job.seed, gaps=has_gaps)
+    model = estimators.fit_estimator(job.recipe, job.x[rows], job.labels[rows], job.seed, gaps=has_gaps)
     predictions = _predict(job, model, job.x, classes)
     predictions[rows] = _predict_out_of_fold(job, classes, has_gaps=has_gaps)
     stored = estimators.to_bytes(job.recipe, model)
@@ -58,7 +58,7 @@ def fit_model(job: FitJob) -> tuple[bytes, bytes]:
     facts = {
         "bytes": len(stored),
         "flops": _count_flops(model, job.x.shape[1]),
-        "latency_us": cost.latency_us(predict, job.x, job.batch, time.perf_counter),
+        "latency_us": cost.measure_latency_us(predict, job.x, job.batch, time.perf_counter),
     }
     stream = io.BytesIO()
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
@@ -71,7 +71,7 @@ def _predict(job: FitJob, model: Any, x: FloatArray, classes: int) -> FloatArray
     """Predict (n, C) probabilities; one more column holds the confidence if it reads the model's internals."""
     from unfold_cascade.gates.evidential import inspect_model
 
-    probability = estimators.probabilities(model, x, classes)
+    probability = estimators.predict_probabilities(model, x, classes)
     if job.inspection is None:
         return probability
     return np.column_stack([probability, inspect_model(job.inspection, model, x)])
@@ -84,7 +84,7 @@ def _predict_out_of_fold(job: FitJob, classes: int, *, has_gaps: bool) -> FloatA
     for fitted, held_out in _split_folds(job, labels):
         # all clusters of a label may be in one fold
         present, renumbered = np.unique(labels[fitted], return_inverse=True)
-        model = estimators.fit(job.recipe, x[fitted], renumbered, job.seed, gaps=has_gaps)
+        model = estimators.fit_estimator(job.recipe, x[fitted], renumbered, job.seed, gaps=has_gaps)
         fold = _predict(job, model, x[held_out], len(present))
         predictions[np.ix_(held_out, present)] = fold[:, : len(present)]
         predictions[held_out, classes:] = fold[:, len(present) :]
@@ -106,6 +106,6 @@ def _split_folds(job: FitJob, labels: IntArray) -> Iterator[tuple[IntArray, IntA
 
 def _count_flops(model: Any, columns: int) -> float | None:
     try:
-        return cost.flops(model, columns)
+        return cost.count_flops(model, columns)
     except UnfoldError:
         return None

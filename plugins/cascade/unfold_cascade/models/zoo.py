@@ -112,7 +112,7 @@ class ModelSlot:
     @property
     def model_file(self) -> str:
         """The file of the model in the run."""
-        return f"models/{self.place}{estimators.suffix(self.recipe)}"
+        return f"models/{self.place}{estimators.file_suffix(self.recipe)}"
 
     @property
     def log_file(self) -> str:
@@ -147,7 +147,7 @@ def fit_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, run:
     slots = list_slots(options, data, dataset)
     missing = [slot for slot in slots if not _is_stored(run.directory, slot)]
     for slot in missing:
-        estimators.check(slot.recipe, key=slot.key, allow_code=run.allow_code)
+        estimators.check_recipe(slot.recipe, key=slot.key, allow_code=run.allow_code)
 
     def store(index: int, result: tuple[bytes, bytes]) -> None:
         slot = missing[index]

@@ -15,9 +15,9 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.error_costs import ErrorCosts
-from unfold_cascade.gates.chains import Chain, ChainFront, Tables, chains_of, search_chains
-from unfold_cascade.gates.pareto import Front, minkowski, pareto, thin
-from unfold_cascade.gates.soft import learnt_cuts
+from unfold_cascade.gates.chains import Chain, ChainFront, Tables, list_chains, search_chains
+from unfold_cascade.gates.pareto import Front, add_fronts, find_pareto_points, thin_front
+from unfold_cascade.gates.soft import learn_cuts
 from unfold_cascade.planner.gate_scores import GateScorer, assign_folds
 from unfold_cascade.planner.policy import (
     Policy,
@@ -66,7 +66,7 @@ def search_policies(
     if not has_second_stage:
         policies = tuple(Policy(first.stage_policy(point), {}) for point in range(len(first.front)))
         return PolicyFront(first.front.loss, first.front.cost, policies)
-    points = thin(first.front, FIRST_STAGE_POINTS)
+    points = thin_front(first.front, FIRST_STAGE_POINTS)
     return _merge([_extend(search, tables, labels, rows, first.stage_policy(point)) for point in points])
 
 
@@ -109,8 +109,8 @@ class _StageSearch:
         gates, loss = self.gates, self.error_costs.losses(table.answer[rows], truth[:, None])
         fold = assign_folds(rows, self.clusters)
         scorers = [GateScorer(table, rows, loss, conditional, fold) for conditional in gates.conditional]
-        chains = chains_of(price, order=gates.order, max_models=gates.max_models)
-        learnt = partial(learnt_cuts, kinds=gates.learnt)
+        chains = list_chains(price, order=gates.order, max_models=gates.max_models)
+        learnt = partial(learn_cuts, kinds=gates.learnt)
 
         def chain_tables(scorer: GateScorer, chain: Chain) -> Tables:
             return scorer.score(chain), loss[:, list(chain)], cost(chain)
@@ -127,7 +127,7 @@ def _merge_searches(searches: Sequence[tuple[ChainFront, GateScorer]]) -> _Stage
     arrays = zip(*((front.loss, front.cost, front.cuts) for front in fronts), strict=True)
     union = Front(*(np.concatenate(parts) for parts in arrays))
     origin = np.array([(search, point) for search, front in enumerate(fronts) for point in range(len(front))])
-    best = pareto(union.loss, union.cost)
+    best = find_pareto_points(union.loss, union.cost)
     return _StageFront(union.take(best), tuple(searches), origin[best])
 
 
@@ -191,7 +191,7 @@ def _add_fronts(fronts: list[Front]) -> tuple[Front, list[tuple[int, ...]]]:
     total = fronts[0]
     picks: list[tuple[int, ...]] = [(point,) for point in range(len(total))]
     for front in fronts[1:]:
-        total, pairs = minkowski(total, front, GROUP_POINTS)
+        total, pairs = add_fronts(total, front, GROUP_POINTS)
         picks = [(*picks[a], int(b)) for a, b in pairs]
     return total, picks
 
@@ -201,4 +201,4 @@ def _merge(fronts: list[PolicyFront]) -> PolicyFront:
     loss = np.concatenate([front.loss for front in fronts])
     cost = np.concatenate([front.cost for front in fronts])
     policies = tuple(policy for front in fronts for policy in front.policies)
-    return PolicyFront(loss, cost, policies).take(pareto(loss, cost))
+    return PolicyFront(loss, cost, policies).take(find_pareto_points(loss, cost))

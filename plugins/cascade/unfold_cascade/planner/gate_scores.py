@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.calibrated import Calibration, contexts, cross_calibrate, fit_gate
+from unfold_cascade.gates.calibrated import Calibration, cross_calibrate, encode_contexts, fit_gate
 from unfold_cascade.gates.chains import Chain
 from unfold_cascade.planner.policy import StagePolicy, as_indices
 from unfold_cascade.planner.score_tables import ScoreTable
@@ -57,7 +57,7 @@ class GateScorer:
         if prefix not in self.cross_fitted:
             confidence, answer = self.table.score[self.rows, prefix[-1]], self.table.answer[self.rows]
             utility = 1.0 - self.loss[:, prefix[-1]]
-            self.cross_fitted[prefix] = cross_calibrate(confidence, contexts(answer, prefix), utility, self.fold)
+            self.cross_fitted[prefix] = cross_calibrate(confidence, encode_contexts(answer, prefix), utility, self.fold)
         return self.cross_fitted[prefix]
 
     def _fitted_curve(self, prefix: Chain) -> Calibration:

@@ -9,8 +9,8 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.dataset import number_label_groups
-from unfold_cascade.gates.exact import exact_front
-from unfold_cascade.gates.hard_gating import greedy_for_loss
+from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.hard_gating import search_greedy_for_loss
 from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import StagePolicy, as_indices, exit_answers, find_exits, marginal_cost
 from unfold_cascade.planner.score_tables import ScoreTable
@@ -32,10 +32,10 @@ def list_gaps(solution: Solution) -> Iterator[tuple[str, float | None]]:
 
 
 def _gap_percent(score: FloatArray, loss: FloatArray, cost: FloatArray, reached: float) -> float | None:
-    front = exact_front(score, loss, cost)
+    front = search_exact_front(score, loss, cost)
     within = np.flatnonzero(front.loss <= max(reached, float(front.loss[-1])) + 1e-12)
     best = int(within[0])
-    greedy = greedy_for_loss(score, loss, cost, float(front.loss[best]) + 1e-12)
+    greedy = search_greedy_for_loss(score, loss, cost, float(front.loss[best]) + 1e-12)
     if greedy is None or greedy.cost == front.cost[best]:
         return None if greedy is None else 0.0
     return 100 * (greedy.cost / float(front.cost[best]) - 1) if front.cost[best] > 0 else math.inf

@@ -11,7 +11,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.dataset import number_label_groups
-from unfold_cascade.gates.raw_thresholds import raw_cuts
+from unfold_cascade.gates.raw_thresholds import find_raw_cuts
 from unfold_cascade.planner.policy import Policy, StagePolicy, describe_cuts, describe_policy, describe_stage
 from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
@@ -82,7 +82,7 @@ def _gate_thresholds(table: ScoreTable, stage: StagePolicy, gate: int, answers: 
         context = answers.copy()
         for bit in bits:
             context = 2 * context + bit
-        cuts = raw_cuts(stage.curves[gate], context, stage.cuts[gate])
+        cuts = find_raw_cuts(stage.curves[gate], context, stage.cuts[gate])
         yield Thresholds(table.models[stage.chain[gate]], tuple(itertools.compress(earlier, bits)), cuts)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
-from unfold_cascade.gates.calibrated import Calibration, contexts
+from unfold_cascade.gates.calibrated import Calibration, encode_contexts
 from unfold_cascade.models.onnx_runtime import Engine
 from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Field, Refusal
 
@@ -132,7 +132,7 @@ def _run_link(
     score = confidence(probability) if inspected is None else inspected
     if link.curve is not None:
         answers = np.column_stack([np.array(earlier, dtype=np.int64).reshape(len(rows), -1), answer])
-        score = link.curve(score, contexts(answers, tuple(range(answers.shape[1]))))
+        score = link.curve(score, encode_contexts(answers, tuple(range(answers.shape[1]))))
     return answer.tolist(), score.tolist()
 
 

@@ -20,18 +20,11 @@ from numpy.typing import NDArray
 from unfold_pipeline.runtime import onnx_inputs
 from unfold_pipeline.schema.models import ModelSpec
 from unfoldkit.api import Run, UnfoldError, fail, fingerprint
+from unfoldkit.safe_files import read_bytes
+from unfoldkit.safe_skops import dump_skops, load_skops
 
 Rows = NDArray[np.float32]
 Predict = Callable[[Rows], NDArray[Any]]
-TRUSTED = (
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.neighbors._ball_tree.BallTree",
-    "sklearn.neighbors._kd_tree.KDTree",
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-    "sklearn.tree._tree.Tree",
-)
-"""Types of scikit-learn that hold numbers only, beside those that skops trusts by itself."""
 MEASURED = 3  # how profiles are measured; a profile of another way is measured again
 START_S = 180.0
 
@@ -167,16 +160,15 @@ def width_of(stage: str, source: Source) -> int | None:
     Raises:
         UnfoldError: the file is damaged, or it is of an ONNX model with an input that no row can fill.
     """
+    hint = "is the file whole? save the model again"
     try:
         return _width(source)
     except UnfoldError as error:
         problem = error.diagnostics[0]
-        raise fail(problem.message, key=f"stages.{stage}.model", hint=problem.hint) from error
+        message = f"cannot load the model {problem.file}: {problem.message}" if problem.file else problem.message
+        raise fail(message, key=f"stages.{stage}.model", hint=problem.hint or hint) from error
     except Exception as error:  # each library has errors of its own for a damaged file
-        message, hint = (
-            f"cannot load the model {source.path}: {brief(error)}",
-            "is the file whole? save the model again",
-        )
+        message = f"cannot load the model {source.path}: {brief(error)}"
         raise fail(message, key=f"stages.{stage}.model", hint=hint) from error
 
 
@@ -232,10 +224,7 @@ def _skops(path: str) -> Predict:
 
 
 def _skops_object(path: str) -> Any:
-    import skops.io
-
-    known = [name for name in skops.io.get_untrusted_types(file=path) if name in TRUSTED]
-    return skops.io.load(path, trusted=known)
+    return load_skops(read_bytes(path), path)
 
 
 def _digits() -> tuple[Rows, NDArray[np.int64]]:
@@ -260,9 +249,8 @@ def _fit(model: ModelSpec, seed: int) -> bytes:
 
         fitted = xgboost.XGBClassifier(n_estimators=20, max_depth=4, n_jobs=1, random_state=seed).fit(rows, labels)
         return bytes(fitted.get_booster().save_raw("ubj"))
-    import skops.io
-
-    return bytes(skops.io.dumps(_estimator(str(model.estimator), seed).fit(rows, labels)))
+    name = str(model.estimator)
+    return dump_skops(_estimator(name, seed).fit(rows, labels), name)
 
 
 def _estimator(name: str, seed: int) -> Any:

@@ -14,15 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from unfoldkit.safe_skops import dump_skops, load_skops
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Config = Mapping[str, Any]
 Train = Callable[[Config, bytes | None, int, int, int], tuple[float, bytes]]
-TRUSTED = (
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-)
-"""Types of scikit-learn that hold numbers only, beside those that skops trusts by itself."""
 ROUNDS_KEY = {"xgboost": "n_estimators", "sgd": "max_iter", "mlp": "max_iter", "torch-mlp": "epochs"}
 """What each estimator calls the number of its rounds."""
 
@@ -92,16 +89,14 @@ def network(data: Split) -> Train:
 
 def incremental(data: Split, fresh: Callable[[Config, int], Any]) -> Train:
     """Return an estimator of scikit-learn that learns pass by pass, on scaled columns."""
-    from skops.io import dumps, loads
-
     data = data.scaled()
     classes = np.arange(data.classes)
 
     def run(config: Config, state: bytes | None, iters: int, accelerators: int, seed: int) -> tuple[float, bytes]:  # noqa: ARG001 - one thread
-        model = loads(state, trusted=list(TRUSTED)) if state else fresh(config, seed)
+        model = load_skops(state) if state else fresh(config, seed)
         for _ in range(iters * data.rounds):
             model.partial_fit(data.x, data.y, classes=classes)
-        return data.scored(model.predict_proba(data.held_out)), dumps(model)
+        return data.scored(model.predict_proba(data.held_out)), dump_skops(model, type(model).__name__)
 
     return run
 

@@ -11,7 +11,7 @@ from typing import Literal
 from unfoldkit.arrivals.readers.log import line_time
 from unfoldkit.arrivals.readers.table import known
 from unfoldkit.arrivals.readers.timestamps import alone
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
 
 Form = Literal["array", "document", "log", "table"]
@@ -90,13 +90,13 @@ def _head(lines: list[str]) -> list[str]:
 
 def _beginning(path: Path) -> list[str]:
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise fail("a pipe cannot be read twice", file=str(path), hint="write it to a file first")
+        raise user_error("a pipe cannot be read twice", file=str(path), hint="write it to a file first")
     try:
         with open_text(path, errors="replace") as stream:
             lines = [stream.readline(_LONGEST) for _ in range(_BEGINNING)]
     except UNREADABLE as error:
-        raise fail(f"cannot read the trace: {error}", file=str(path)) from error
+        raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
     if any("\0" in line for line in lines):
         hint = "CSV, TSV, JSON lines or a log, gzipped or not; or .npz, .npy"
-        raise fail("the trace is no text", file=str(path), hint=hint)
+        raise user_error("the trace is no text", file=str(path), hint=hint)
     return [line for line in lines if line.strip()]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unfoldkit.arrivals.readers.table import Columns, Found, from_rows, known
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, present, unit
-from unfoldkit.errors import UnfoldError, fail
+from unfoldkit.errors import UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 
 _ID = ("spanId", "span_id", "spanID", "id")
@@ -39,11 +39,11 @@ def read_document(path: Path, columns: Columns) -> Found:
             values = list(_values(stream.read()))
         found = _spans(values, columns.match) or _matrix(values, columns.match, path) or _listed(values, columns, path)
     except json.JSONDecodeError as error:
-        raise fail(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
+        raise user_error(f"the document breaks off or is no JSON: {error}", file=str(path)) from error
     except (*UNREADABLE, RecursionError) as error:
-        raise fail(f"cannot read the trace: {error}", file=str(path)) from error
+        raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
     if found is None:
-        raise fail("no arrival times in this document", file=str(path), hint=_KINDS)
+        raise user_error("no arrival times in this document", file=str(path), hint=_KINDS)
     return found
 
 
@@ -105,7 +105,7 @@ def _matrix(values: Sequence[Any], match: str, path: Path) -> Found | None:
         chosen = [row for row in found["result"] if match in json.dumps(row.get("metric"), ensure_ascii=False)]
         pairs = sorted((float(at), float(rate)) for row in chosen for at, rate in row["values"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise fail("a series of the range has no pairs of time and value", file=str(path), hint=_RATES) from error
+        raise user_error("a series of the range has no pairs of time and value", file=str(path), hint=_RATES) from error
     times, rates = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     marks, first = np.unique(times, return_index=True)
     return Found(present(marks), None, "values", True, _summed(rates, first, path))
@@ -115,7 +115,7 @@ def _summed(rates: Times, first: NDArray[np.int64], path: Path) -> Times:
     """Return the sums from each place in ``first`` on; what was not measured (NaN) counts as nothing."""
     wrong = rates[(rates < 0) | np.isinf(rates)]
     if wrong.size:
-        raise fail(f"{wrong[0]:g} is not a rate", file=str(path), key="values", hint=_RATES)
+        raise user_error(f"{wrong[0]:g} is not a rate", file=str(path), key="values", hint=_RATES)
     return np.add.reduceat(np.where(np.isnan(rates), 0.0, rates), first) if rates.size else rates
 
 

@@ -20,7 +20,7 @@ from unfoldkit.arrivals.readers.timestamps import (
     in_seconds,
     unit,
 )
-from unfoldkit.errors import Diagnostic, UnfoldError, fail
+from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, open_text
 
 Tell = Callable[[str], None]
@@ -48,7 +48,7 @@ def read_log(path: Path, match: str, column: str | None, tell: Tell) -> Times:
         with open_text(path, errors="replace") as stream:
             times = np.fromiter(_times(stream, match, column, missed), np.float64)
     except UNREADABLE as error:
-        raise fail(f"cannot read the log: {error}", file=str(path)) from error
+        raise user_error(f"cannot read the log: {error}", file=str(path)) from error
     _judge(missed, times.size + len(missed), path, tell)
     return np.sort(each_present(_years(times)))
 

@@ -16,7 +16,7 @@ from unfoldkit.arrivals.readers import k6
 from unfoldkit.arrivals.readers.dates import clocked, in_digits, is_day, is_slashed, serial, slashed
 from unfoldkit.arrivals.readers.rate_columns import is_paced, per, value
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, NUMBER, Times, alone, dated, in_seconds, present, unit
-from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, fail
+from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, user_error
 from unfoldkit.io.csv import UNREADABLE, csv_lines, open_text
 
 Counts = NDArray[np.int64]
@@ -92,7 +92,7 @@ def read_table(path: Path, columns: Columns) -> Found:
         with open_text(path, errors="replace") as stream:
             return _table(csv_lines(stream), columns, path)
     except UNREADABLE as error:
-        raise fail(f"cannot read the trace: {error}", file=str(path)) from error
+        raise user_error(f"cannot read the trace: {error}", file=str(path)) from error
 
 
 def known(head: Sequence[str], wanted: str | None = None) -> bool:

@@ -13,7 +13,7 @@ from unfoldkit.catalog.cache import cache_file, cached, to_bytes
 from unfoldkit.catalog.instances import Book, Catalog, Instance, Wanted, no_such_gpu, price_of, same_gpu
 from unfoldkit.catalog.price_lists import read_prices
 from unfoldkit.cli import console, output, plugin_registry
-from unfoldkit.errors import ExitCode, fail
+from unfoldkit.errors import ExitCode, user_error
 from unfoldkit.report import Cell, Column, Metric, Report, Table, Verdict
 from unfoldkit.run_directory import write_atomically
 from unfoldkit.spec.units import format_price, parse_price
@@ -48,7 +48,7 @@ def listing(wanted: Wanted, region: str, prices: Path | None, form: str | None, 
 def known(region: str, prices: Path | None = None) -> Catalog:
     """Return the catalog of a region: a file of the user's, then the cache, then the bundled table."""
     if prices is not None and not prices.is_file():
-        raise fail("no such file", file=str(prices), hint="--prices takes a price list: CSV, or JSON of a cloud")
+        raise user_error("no such file", file=str(prices), hint="--prices takes a price list: CSV, or JSON of a cloud")
     given = [read_prices(prices, region)] if prices else []
     stored = cached(cache_folder(), region)
     return catalog(region, *given, *([stored] if stored else []))
@@ -147,4 +147,4 @@ def price_option(text: str | None) -> float | None:
     try:
         return None if text is None else parse_price(text)
     except PydanticCustomError as error:
-        raise fail(f"--max-price {error.message()}", hint='write "$5/h"') from error
+        raise user_error(f"--max-price {error.message()}", hint='write "$5/h"') from error

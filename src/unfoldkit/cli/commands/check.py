@@ -10,7 +10,15 @@ from unfoldkit.cli import console, output, plugin_registry
 from unfoldkit.cli.commands.run import surroundings
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import resolve
-from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, did_you_mean, fail, in_file, printable
+from unfoldkit.errors import (
+    Diagnostic,
+    ExitCode,
+    UnfoldError,
+    did_you_mean,
+    escape_unprintable,
+    user_error,
+    with_default_file,
+)
 from unfoldkit.registry import Registry
 from unfoldkit.spec.resolve import Loaded, load
 
@@ -32,7 +40,7 @@ def check(
         0 if all are valid, 2 otherwise.
     """
     if form not in FORMATS:
-        raise fail(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
+        raise user_error(f"--format {form}: no such format of check", hint=did_you_mean(form, FORMATS))
     registry = plugin_registry.registry(builtin_only=builtin_only)
     found = {file: mistakes(registry, file, stdin, settings=settings, data=data) for file in files}
     everything = [item for items in found.values() for item in items]
@@ -50,7 +58,7 @@ def mistakes(
         if data:
             _open(loaded, file)
     except UnfoldError as error:
-        return [in_file(item, _shown(file)) for item in error.diagnostics]
+        return [with_default_file(item, _shown(file)) for item in error.diagnostics]
     return []
 
 
@@ -86,4 +94,4 @@ def _summary(found: dict[str, list[Diagnostic]]) -> str:
 
 
 def _shown(file: str) -> str:
-    return "<stdin>" if file == "-" else printable(file)
+    return "<stdin>" if file == "-" else escape_unprintable(file)

@@ -14,7 +14,7 @@ from pathlib import Path
 from unfoldkit.cli import console, plugin_registry
 from unfoldkit.descriptors import TELL, Check, CheckResult, resolve
 from unfoldkit.engines.local import available_cores
-from unfoldkit.errors import ExitCode, UnfoldError, fail, show
+from unfoldkit.errors import ExitCode, UnfoldError, format_value, user_error
 from unfoldkit.registry import Registry, pending
 
 EXTRAS = {"ray": "ray", "kubernetes": "kubernetes", "torch": "torch", "parquet": "pyarrow"}
@@ -30,7 +30,7 @@ def doctor(form: str = "text") -> ExitCode:
     elif form == "text":
         console.write_report("".join(_line(name, item) for name, item in found))
     else:
-        raise fail(f"--format {form}: doctor prints text or json")
+        raise user_error(f"--format {form}: doctor prints text or json")
     return ExitCode.YES if all(item.ok for _, item in found) else ExitCode.NO
 
 
@@ -75,7 +75,7 @@ def _run(check: Check) -> CheckResult:
         return CheckResult(ok=False, message=f"the check itself failed: {error!r}", hint=TELL)
     if isinstance(result, CheckResult):
         return result
-    return CheckResult(ok=False, message=f"the check returned {show(result)}, no CheckResult", hint=TELL)
+    return CheckResult(ok=False, message=f"the check returned {format_value(result)}, no CheckResult", hint=TELL)
 
 
 def _packages() -> CheckResult:

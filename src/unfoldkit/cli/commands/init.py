@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unfoldkit.cli import console, plugin_registry
 from unfoldkit.descriptors import Kind
-from unfoldkit.errors import ExitCode, fail
+from unfoldkit.errors import ExitCode, user_error
 from unfoldkit.run_directory import write_atomically
 
 
@@ -19,13 +19,13 @@ def init(kind: str | None, out: Path | None = None) -> ExitCode:
     """
     registry = plugin_registry.registry()
     if kind is None:
-        raise fail("which kind?", hint=f"one of: {', '.join(sorted(registry.kinds))}")
+        raise user_error("which kind?", hint=f"one of: {', '.join(sorted(registry.kinds))}")
     text = starter(registry.kind(kind))
     if out is None:
         console.write_report(text)
         return ExitCode.YES
     if out.exists():
-        raise fail("the file is there already; nothing was changed", file=str(out))
+        raise user_error("the file is there already; nothing was changed", file=str(out))
     write_atomically(out, text.encode())
     console.say(f"wrote {out}\nnext: unfold check {out}")
     return ExitCode.YES
@@ -35,7 +35,7 @@ def starter(kind: Kind) -> str:
     """Return the smallest example of a kind, with a line that tells editors its schema."""
     texts = examples(kind)
     if not texts:
-        raise fail(f"kind {kind.name} ships no example", hint=f"unfold schema {kind.name} shows its keys")
+        raise user_error(f"kind {kind.name} ships no example", hint=f"unfold schema {kind.name} shows its keys")
     schema = f"{kind.name}.schema.json"
     modeline = f"# yaml-language-server: $schema={schema}\n# (unfold schema {kind.name} -o {schema} makes that file)\n"
     return modeline + next(iter(texts.values()))

@@ -19,7 +19,7 @@ from unfoldkit.cli.plan_check import compare, read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import TELL, Kind, Renderer, RunFinished, resolve, shipped_by
 from unfoldkit.engines.base import Engine
-from unfoldkit.errors import ExitCode, UnfoldError, broken, did_you_mean, fail
+from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error, user_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, flaws, to_data
@@ -88,7 +88,7 @@ def verb_of(kind: Kind, verb: str) -> str:
     """
     reference: str | None = getattr(kind, verb)
     if reference is None:
-        raise fail(f"kind {kind.name} has no {verb}", hint=f"it has {', '.join(kind.verbs) or 'no verb'}")
+        raise user_error(f"kind {kind.name} has no {verb}", hint=f"it has {', '.join(kind.verbs) or 'no verb'}")
     return reference
 
 
@@ -105,7 +105,9 @@ def _heeded(request: Request, kind: Kind, kinds: Mapping[str, Kind]) -> None:
         ("--plan", request.plan, "carries out no plan", [one.name for one in kinds.values() if one.carries]),
     ):
         if given is not None and kind.name not in able:
-            raise fail(f"{flag} {given}: kind {kind.name} {what}", hint=f"kinds that do: {', '.join(sorted(able))}")
+            raise user_error(
+                f"{flag} {given}: kind {kind.name} {what}", hint=f"kinds that do: {', '.join(sorted(able))}"
+            )
 
 
 def run_folder(request: Request, loaded: Loaded) -> Path:
@@ -144,7 +146,7 @@ def plan_for(path: Path, loaded: Loaded) -> Mapping[str, Any]:
     spec = plan.get("spec")
     kind = spec.get("kind", loaded.kind.name) if isinstance(spec, Mapping) else loaded.kind.name
     if kind != loaded.kind.name:
-        raise fail(f"a plan of kind {kind}; the spec is of kind {loaded.kind.name}", file=str(path))
+        raise user_error(f"a plan of kind {kind}; the spec is of kind {loaded.kind.name}", file=str(path))
     return plan
 
 
@@ -155,11 +157,11 @@ def engine_of(request: Request) -> Engine:
 
     if request.engine == "local":
         if request.ray_address is not None:
-            raise fail(f"--ray-address {request.ray_address}: nothing would run there", hint="add --engine ray")
+            raise user_error(f"--ray-address {request.ray_address}: nothing would run there", hint="add --engine ray")
         return LocalEngine(request.jobs or available_cores())
     if request.engine == "ray":
         return RayEngine(request.ray_address)
-    raise fail(f"--engine {request.engine}: no such engine", hint=did_you_mean(request.engine, ["local", "ray"]))
+    raise user_error(f"--engine {request.engine}: no such engine", hint=did_you_mean(request.engine, ["local", "ray"]))
 
 
 def of_its_kind(run: Run, kind: Kind) -> None:
@@ -171,7 +173,7 @@ def of_its_kind(run: Run, kind: Kind) -> None:
     kept = kept_kind(run.directory.path)
     if kept not in (None, kind.name):
         message = f"the folder holds a run of kind {kept}; the spec is of kind {kind.name}"
-        raise fail(message, file=str(run.directory.path), hint="another name in the spec, or --run DIR")
+        raise user_error(message, file=str(run.directory.path), hint="another name in the spec, or --run DIR")
 
 
 def store_spec(run: Run, spec: Spec) -> None:
@@ -217,7 +219,7 @@ def _accepted(found: Any, request: Request, kind: Kind) -> Report:
     wrong = list(flaws(found, kind.name, request.verb))
     if wrong:
         message = f"{getattr(kind, request.verb)} returned no sound report: {'; '.join(wrong)}"
-        raise broken(message, hint=TELL)
+        raise internal_error(message, hint=TELL)
     report: Report = found
     return report
 
@@ -269,7 +271,7 @@ def versions(verb: str) -> Mapping[str, str]:
 
 def _rehearsal(request: Request, loaded: Loaded) -> Report:
     if request.check:
-        raise fail(
+        raise user_error(
             f"--check {request.check}: nothing is planned with --dry-run that could be compared", hint="leave it out"
         )
     if request.plan:

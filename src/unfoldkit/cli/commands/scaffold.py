@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unfoldkit.cli import console
 from unfoldkit.descriptors import ENTRY_POINT_GROUP
-from unfoldkit.errors import ExitCode, broken, fail
+from unfoldkit.errors import ExitCode, internal_error, user_error
 
 TEMPLATE = "echo"
 
@@ -23,20 +23,20 @@ def scaffold(name: str, where: Path) -> ExitCode:
     """
     module = name.replace("-", "_")
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", name) or keyword.iskeyword(module):
-        raise fail(
+        raise user_error(
             f"{name!r} cannot be the name of a plugin",
             hint="lower-case letters, digits and dashes, such as my-kind",
         )
     taken = {point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)}
     if name in taken:
-        raise fail(f"a plugin {name} is installed already", hint="another name; unfold plugins lists them")
+        raise user_error(f"a plugin {name} is installed already", hint="another name; unfold plugins lists them")
     target = where / f"unfold-{name}"
     if target.exists():
-        raise fail("the folder is there already; nothing was changed", file=str(target))
+        raise user_error("the folder is there already; nothing was changed", file=str(target))
     try:
         _copy(template_folder(), target, name, module)
     except OSError as error:
-        raise fail(f"cannot write: {error.strerror}", file=str(target)) from error
+        raise user_error(f"cannot write: {error.strerror}", file=str(target)) from error
     console.say(
         f"made {target}\nnext: pip install -e {target} && unfold init {name} -o {name}.yaml && unfold plan {name}.yaml"
     )
@@ -49,7 +49,7 @@ def template_folder() -> Path:
     for folder in (package / "_template", package.parents[1] / "plugins" / TEMPLATE):
         if folder.is_dir():
             return folder
-    raise broken("the template of plugins was not installed", hint="reinstall unfoldkit")
+    raise internal_error("the template of plugins was not installed", hint="reinstall unfoldkit")
 
 
 def _copy(source: Path, target: Path, name: str, module: str) -> None:

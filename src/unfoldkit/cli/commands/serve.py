@@ -15,7 +15,7 @@ from unfoldkit.cli.commands.run import of_its_kind, opened, perform, run_folder,
 from unfoldkit.cli.plan_check import read_plan
 from unfoldkit.cli.request import Request
 from unfoldkit.descriptors import resolve
-from unfoldkit.errors import ExitCode, fail
+from unfoldkit.errors import ExitCode, user_error
 from unfoldkit.run_context import Run
 from unfoldkit.serving.http.host import Address, Beat, Terms, bind, is_heard, listen
 from unfoldkit.serving.http.host import host as run_server
@@ -110,14 +110,14 @@ def serve(
 def _no_report(request: Request) -> None:
     for flag, given in (("--out", request.out), ("--format", request.format)):
         if given is not None:
-            raise fail(f"{flag} {given}: a service leaves no report", hint="with --replay TRACE it does")
+            raise user_error(f"{flag} {given}: a service leaves no report", hint="with --replay TRACE it does")
 
 
 def _several(serving: Serving, loaded: Loaded, run: Run, processes: int) -> ExitCode:
     """Serve by several processes; this one holds the run and the port, and replaces who dies or hangs."""
     verb_of(loaded.kind, "serve")
     if not loaded.kind.many:
-        raise fail(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
+        raise user_error(f"kind {loaded.kind.name} serves by one process", hint="leave --processes out")
     beside = is_heard(serving.address)
     with run.directory.locked(), bind(serving.address, many=True) as held, TemporaryDirectory() as folder:
         of_its_kind(run, loaded.kind)

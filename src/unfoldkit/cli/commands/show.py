@@ -9,7 +9,7 @@ from typing import Any
 from unfoldkit.cli import console, output
 from unfoldkit.cli import plugin_registry as loading
 from unfoldkit.cli.commands.run import REPORT
-from unfoldkit.errors import ExitCode, cut, fail
+from unfoldkit.errors import ExitCode, shorten, user_error
 from unfoldkit.registry import Registry
 from unfoldkit.report import Verdict, from_data
 from unfoldkit.run_directory import MANIFEST, RunDir
@@ -24,7 +24,7 @@ def plugins(form: str = "text") -> ExitCode:
     elif form == "text":
         console.write_report("".join(_line(row) for row in rows))
     else:
-        raise fail(f"--format {form}: plugins prints text or json")
+        raise user_error(f"--format {form}: plugins prints text or json")
     for name, owners in registry.duplicates.items():
         console.say(f'two plugins offer the kind "{name}": {" and ".join(map(str, owners))}')
     return ExitCode.YES
@@ -33,22 +33,24 @@ def plugins(form: str = "text") -> ExitCode:
 def report(folder: Path, form: str | None, out: Path | None, *, exit_zero: bool = False) -> ExitCode:
     """Render the report of a finished run again; the exit code is that of its verdict."""
     if not folder.is_dir():
-        raise fail("no such run", file=str(folder), hint="a run is a folder such as runs/digits")
+        raise user_error("no such run", file=str(folder), hint="a run is a folder such as runs/digits")
     if not (folder / MANIFEST).is_file():
-        raise fail("a folder that holds no run", file=str(folder), hint=_runs_in(folder))
+        raise user_error("a folder that holds no run", file=str(folder), hint=_runs_in(folder))
     output.spare(out, folder / REPORT)
     data = RunDir(folder).read(REPORT)
     try:
         found = from_data(json.loads(data))
     except (KeyError, TypeError, ValueError) as error:
-        raise fail(f"not a report: {error}", file=str(folder / REPORT)) from error
+        raise user_error(f"not a report: {error}", file=str(folder / REPORT)) from error
     output.deliver(found, output.choose(loading.registry(), form, out), out)
     return ExitCode.YES if found.verdict is Verdict.YES or exit_zero else ExitCode.NO
 
 
 def _runs_in(folder: Path) -> str:
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    return f"runs in it: {cut(', '.join(path.name for path in found), 200)}" if found else "one is such as runs/digits"
+    return (
+        f"runs in it: {shorten(', '.join(path.name for path in found), 200)}" if found else "one is such as runs/digits"
+    )
 
 
 def _row(registry: Registry, index: int) -> dict[str, Any]:

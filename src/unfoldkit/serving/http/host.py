@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from signal import SIGINT, Signals
 from typing import TYPE_CHECKING, Any, cast
 
-from unfoldkit.errors import broken, fail
+from unfoldkit.errors import internal_error, user_error
 from unfoldkit.serving.http.fast_path import Connection, Lane, first_lines, lines
 from unfoldkit.serving.http.origin_guard import guest, is_near
 from unfoldkit.serving.http.overload import Sweep
@@ -95,7 +95,7 @@ def bind(address: Address, *, many: bool = False) -> socket.socket:
         bound.bind((address.host, address.port))
     except OSError as error:
         bound.close()
-        raise fail(
+        raise user_error(
             f"cannot listen on {address.place}: {error.strerror}",
             hint="--port 0 takes a free one"
             if error.errno in PORT_TROUBLES
@@ -117,12 +117,12 @@ def is_heard(address: Address) -> bool:
 
 def _check(address: Address) -> None:
     if not is_loopback(address.host) and not address.token:
-        raise fail(
+        raise user_error(
             f"{address.host} can be reached from other machines, so a token is needed",
             hint="set UNFOLD_TOKEN, or leave --host out",
         )
     if not address.token.isprintable():
-        raise fail("the token holds characters that no header can carry", hint="UNFOLD_TOKEN is one line of text")
+        raise user_error("the token holds characters that no header can carry", hint="UNFOLD_TOKEN is one line of text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ async def _run(server: uvicorn.Server, bound: socket.socket, start: Start) -> No
         await server.serve(sockets=[bound])
     except SystemExit:
         # so newer versions of uvicorn end when the lifespan of the application failed; older ones just return
-        raise start.error or broken("the service did not start") from None
+        raise start.error or internal_error("the service did not start") from None
     if start.error is not None:
         raise start.error
 

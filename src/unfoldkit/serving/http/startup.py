@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from unfoldkit.errors import UnfoldError, broken, fail
+from unfoldkit.errors import UnfoldError, internal_error, user_error
 from unfoldkit.serving.service import ASGIApp, Message, Receive, Scope, Send
 
 FAILED = "lifespan.startup.failed"
@@ -26,7 +26,7 @@ class Start:
             return message
         given = message.get("error")
         words = str(message.get("message") or "the service did not start")
-        self.error = given if isinstance(given, UnfoldError) else fail(words)
+        self.error = given if isinstance(given, UnfoldError) else user_error(words)
         return {"type": FAILED}
 
 
@@ -56,4 +56,4 @@ def heard(app: ASGIApp, start: Start) -> ASGIApp:
 
 
 def _unforeseen(error: Exception) -> UnfoldError:
-    return broken(f"the service did not start: {type(error).__name__}: {error}")
+    return internal_error(f"the service did not start: {type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from unfoldkit.errors import ExitCode, broken
+from unfoldkit.errors import ExitCode, internal_error
 
 START_S = 300.0
 SILENT_S = 10.0
@@ -122,7 +122,7 @@ class Crew:
         soon = not worker.ready or time.monotonic() - worker.began < QUICK_S
         self.quick = self.quick + 1 if soon else 0
         if self.quick > MOST_QUICK:
-            raise broken(f"the service ended {self.quick} times in a row as soon as it began")
+            raise internal_error(f"the service ended {self.quick} times in a row as soon as it began")
 
     def _end(self) -> None:
         for worker in self.workers.values():

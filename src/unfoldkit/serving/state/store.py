@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from unfoldkit.errors import broken, fail
+from unfoldkit.errors import internal_error, user_error
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -106,7 +106,7 @@ class Store:
             try:
                 yield
             except sqlite3.Error as error:
-                raise broken(f"the memory of entities cannot be used: {error}", file=str(self.file)) from error
+                raise internal_error(f"the memory of entities cannot be used: {error}", file=str(self.file)) from error
 
 
 def open_store(file: Path, *, made_from: str) -> Store:
@@ -124,11 +124,11 @@ def open_store(file: Path, *, made_from: str) -> Store:
             connection.close()
             raise
     except (sqlite3.Error, OSError) as error:
-        raise fail(f"not a memory of entities: {error}", file=str(file)) from error
+        raise user_error(f"not a memory of entities: {error}", file=str(file)) from error
     if known != made_from:
         connection.close()
         hint = "its states mean nothing to this one; delete the file to start afresh"
-        raise fail("what is remembered here was kept by another plan", file=str(file), hint=hint)
+        raise user_error("what is remembered here was kept by another plan", file=str(file), hint=hint)
     return Store(file, connection, threading.RLock())
 
 

@@ -59,7 +59,7 @@ def test_a_weight_of_two_equals_a_repeated_row(estimator: str) -> None:
     y = (x[:, 0] + rng.normal(size=300) > 0).astype(np.int64)
     weight = np.where(np.arange(300) < 100, 2.0, 1.0)
     recipe = Recipe(estimator, {"max_depth": 2} if "log" not in estimator else {}, scale=False)
-    weighted = estimators.fit(recipe, x, y, 0, weight)
-    repeated = estimators.fit(recipe, np.concatenate([x, x[:100]]), np.concatenate([y, y[:100]]), 0)
-    p = [estimators.probabilities(model, x, 2) for model in (weighted, repeated)]
+    weighted = estimators.fit_estimator(recipe, x, y, 0, weight)
+    repeated = estimators.fit_estimator(recipe, np.concatenate([x, x[:100]]), np.concatenate([y, y[:100]]), 0)
+    p = [estimators.predict_probabilities(model, x, 2) for model in (weighted, repeated)]
     np.testing.assert_allclose(p[0], p[1], atol=0.02)

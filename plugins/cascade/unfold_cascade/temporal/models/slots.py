@@ -67,7 +67,7 @@ class ModelSlot:
     @property
     def model_file(self) -> str:
         """The file of the fitted model in the run."""
-        return f"models/{self.stage}/{self.model}{estimators.suffix(self.recipe)}"
+        return f"models/{self.stage}/{self.model}{estimators.file_suffix(self.recipe)}"
 
     @property
     def log_file(self) -> str:

@@ -69,7 +69,7 @@ def fit_models(
     # the most expensive models come last in a spec; fitting them first keeps all workers busy to the end
     missing = [slot for slot in reversed(slots) if not is_fitted(run, slot)]
     for slot in missing:
-        estimators.check(slot.recipe, key=slot.key, allow_code=run.allow_code)
+        estimators.check_recipe(slot.recipe, key=slot.key, allow_code=run.allow_code)
 
     def store_result(index: int, result: tuple[bytes, bytes]) -> None:
         run.directory.write(missing[index].model_file, result[0], made_from=missing[index].made_from)
@@ -114,7 +114,7 @@ def run_job(job: TrainingJob) -> tuple[bytes, bytes]:
         fold_model = _fit(job, x, learnable & ~in_fold)
         p[in_fold] = predict_probabilities(fold_model, x[in_fold], classes, job.inspection)
     stored = estimators.to_bytes(job.recipe, model)
-    latency_us = cost.latency_us(model.predict_proba, x, job.batch_rows, time.perf_counter)
+    latency_us = cost.measure_latency_us(model.predict_proba, x, job.batch_rows, time.perf_counter)
     flops = _count_flops(model, x.shape[1])
     return stored, pack_predictions(p, flops=flops, size=len(stored), latency_us=latency_us)
 
@@ -122,12 +122,12 @@ def run_job(job: TrainingJob) -> tuple[bytes, bytes]:
 def _fit(job: TrainingJob, x: Float32, mask: BoolArray) -> Any:
     weight = None if job.rows.weight is None else job.rows.weight[mask]
     has_gaps = estimators.has_gaps(x)
-    return estimators.fit(job.recipe, x[mask], job.rows.labels[mask], job.seed, weight, gaps=has_gaps)
+    return estimators.fit_estimator(job.recipe, x[mask], job.rows.labels[mask], job.seed, weight, gaps=has_gaps)
 
 
 def predict_probabilities(model: Any, x: Float32, classes: int, inspection: str | None) -> FloatArray:
     """Predict (n, C) probabilities; such a confidence shrinks them towards 1/C by its uncertainty."""
-    p = estimators.probabilities(model, x, classes)
+    p = estimators.predict_probabilities(model, x, classes)
     return p if inspection is None else shrink_to_uniform(p, inspect_model(inspection, model, x))
 
 
@@ -145,6 +145,6 @@ def _share_features(run: Run, build_features: Callable[[], Float32]) -> Iterator
 
 def _count_flops(model: Any, columns: int) -> float | None:
     try:
-        return cost.flops(model, columns)
+        return cost.count_flops(model, columns)
     except UnfoldError:
         return None

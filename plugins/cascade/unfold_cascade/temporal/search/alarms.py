@@ -9,8 +9,8 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Chain
-from unfold_cascade.gates.exact import exact_front
-from unfold_cascade.gates.pareto import Front, thin
+from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.pareto import Front, thin_front
 from unfold_cascade.temporal.data.warning_metrics import find_cut_at_rate
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
 from unfold_cascade.temporal.models.study import Cohort
@@ -78,7 +78,7 @@ def _search_gates(
         loss = np.zeros_like(p)
         # only the last model alerts: an hour that an earlier one rules out gains nothing
         loss[:, -1] = -np.where(p[:, -1] >= cut, gain / scale, 0.0)
-        front = exact_front(-p[:, :-1], loss, estimate_call_costs(cohort.scores, basis, chain), bins=BINS)
+        front = search_exact_front(-p[:, :-1], loss, estimate_call_costs(cohort.scores, basis, chain), bins=BINS)
         spans = [_ask_from(cuts) for cuts in _keep_useful(front).cuts]
         yield from (StagePolicy(chain, chain_spans, cut) for chain_spans in spans)
         yield from _widen_free_gates(chain, spans, cut, find_buying_gates(cohort.scores, chain))
@@ -87,7 +87,7 @@ def _search_gates(
 def _keep_useful(front: Front) -> Front:
     """Thin a front evenly over the points that keep half of its gain; others are useless as alarms."""
     useful = front.take(np.flatnonzero(front.loss <= front.loss[-1] / 2))
-    return useful.take(thin(useful, POINTS_PER_CHAIN))
+    return useful.take(thin_front(useful, POINTS_PER_CHAIN))
 
 
 def _widen_free_gates(

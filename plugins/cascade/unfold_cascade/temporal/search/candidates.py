@@ -13,11 +13,11 @@ from itertools import pairwise, product
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.gates.chains import Chain, chains_of
-from unfold_cascade.gates.exact import exact_front
+from unfold_cascade.gates.chains import Chain, list_chains
+from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.gates.induction import induce_gates
-from unfold_cascade.gates.pareto import pareto, thin
-from unfold_cascade.gates.soft import LAMBDAS, ROWS, learn_gates
+from unfold_cascade.gates.pareto import find_pareto_points, thin_front
+from unfold_cascade.gates.soft import COST_WEIGHTS, MAX_ROWS, learn_gates
 from unfold_cascade.temporal.data.table import Timeline
 from unfold_cascade.temporal.models.study import Cohort
 from unfold_cascade.temporal.problem import GateOptions, Transitions
@@ -134,7 +134,7 @@ def estimate_call_costs(scores: ModelScores, basis: CostBasis, chain: Chain) -> 
 def order_chains(hours: StageHours, models: Sequence[int], basis: CostBasis, gates: GateOptions) -> list[Chain]:
     """List the chains of a stage's models, by ascending cost or in every order."""
     cost = np.array([estimate_call_costs(hours.scores, basis, (model,))[0] for model in models])
-    chains = chains_of(cost, order=gates.order, max_models=gates.max_models)
+    chains = list_chains(cost, order=gates.order, max_models=gates.max_models)
     return [tuple(models[position] for position in chain) for chain in chains]
 
 
@@ -192,12 +192,12 @@ def learn_stage_gates(
     They are simulated together with the exact ones, so they never make the front worse.
     """
     in_stage = np.flatnonzero(hours.in_stage)
-    rows = in_stage[:: max(len(in_stage) // ROWS, 1)]
+    rows = in_stage[:: max(len(in_stage) // MAX_ROWS, 1)]
     for chain in order_chains(hours, models, basis, gates) if gates.learnt else ():
         p = hours.scores.p[np.ix_(np.array(chain), rows)].T.astype(np.float64)
         loss = ((p >= LEARNT_CUT) != hours.entered[rows][:, None]).astype(np.float64)
         costs = estimate_call_costs(hours.scores, basis, chain)
-        for lam, method in product(LAMBDAS if len(chain) > 1 else (), gates.learnt):
+        for lam, method in product(COST_WEIGHTS if len(chain) > 1 else (), gates.learnt):
             is_soft = method == "soft"
             cuts = _learn_soft_gates(p, loss, costs, lam) if is_soft else induce_gates(p[:, :-1], loss, costs, lam)
             yield StagePolicy(chain, _spans_from_cuts(cuts), LEARNT_CUT)
@@ -220,8 +220,8 @@ def _search_gates(
         costs = estimate_call_costs(hours.scores, basis, chain)
         for cut in FINAL_CUTS:
             loss = ((p >= cut) != truth[:, None]).astype(np.float64)
-            front = exact_front(p[:, :-1], loss, costs, bins=BINS, two_sided=True)
-            for point in thin(front, POINTS_PER_CUT) if len(front) > 1 else [0]:
+            front = search_exact_front(p[:, :-1], loss, costs, bins=BINS, two_sided=True)
+            for point in thin_front(front, POINTS_PER_CUT) if len(front) > 1 else [0]:
                 yield StagePolicy(chain, _spans_from_cuts(front.cuts[point]), cut)
 
 
@@ -239,7 +239,9 @@ def _simulate_candidate(hours: StageHours, policy: StagePolicy, basis: CostBasis
 
 def _select_front(candidates: Iterable[StageCandidate]) -> list[StageCandidate]:
     pool = list(candidates)
-    best = pareto(np.array([candidate.loss for candidate in pool]), np.array([candidate.cost for candidate in pool]))
+    best = find_pareto_points(
+        np.array([candidate.loss for candidate in pool]), np.array([candidate.cost for candidate in pool])
+    )
     return [pool[index] for index in _thin_evenly(best)]
 
 

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from unfold_cascade._types import BoolArray
-from unfold_cascade.gates.pareto import pareto
+from unfold_cascade.gates.pareto import find_pareto_points
 from unfold_cascade.temporal.evaluation.baselines import Baselines
 from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
 from unfold_cascade.temporal.models.slots import select_rows_in_stage
@@ -138,7 +138,7 @@ def _compose(
 
 
 def _select_front(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
-    best = pareto(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
+    best = find_pareto_points(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
     return tuple(points[index] for index in best[:MAX_POINTS])
 
 
