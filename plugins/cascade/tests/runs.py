@@ -10,10 +10,9 @@ from unfold_cascade._types import FloatArray
 from unfold_cascade.build import build_dataset_options, build_problem
 from unfold_cascade.data.dataset import Dataset, load_dataset, load_features, load_stored_dataset
 from unfold_cascade.planner.planner import FRONT_FILE, Solution, solve
-from unfold_cascade.report.plan_loader import load_plan
 from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.temporal import Alerts
-from unfold_cascade.serving.loader import LoadedPlan, load_stored_plan
+from unfold_cascade.serving.loader import LoadedPlan, load_plan, load_stored_plan
 from unfoldkit.api import dump
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.run_context import Run

@@ -12,8 +12,7 @@ import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
 from unfold_cascade.data.dataset import load_stored_dataset
-from unfold_cascade.gates.calibrated import calibrate
-from unfold_cascade.gates.raw_thresholds import find_raw_cuts
+from unfold_cascade.gates.calibrated import calibrate, find_raw_cuts
 from unfold_cascade.verbs import plan
 from unfoldkit.render.plan import render
 from unfoldkit.report import Report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ from unfold_cascade.schema.cells import label_text
 from unfold_cascade.schema.parts import Candidate, ModelSpec, Stage
 from unfold_cascade.schema.temporal import Drift
 from unfold_cascade.schema.validation import list_baseline_prices
-from unfoldkit.api import Run, dump
+from unfoldkit.api import Run, dump, fail
 
 COST_UNITS = {"flops": "FLOPs", "bytes": "bytes", "latency": "µs", "price": "$"}
 MIN_CORRECT_SCORE = 0.5
@@ -50,6 +52,32 @@ def build_problem(spec: CascadeSpec, run: Run, dataset: Dataset | None = None) -
         drift=_build_drift_rule(spec),
         identity=dump(spec),
     )
+
+
+def find_checked_spec(spec: CascadeSpec, run: Run, file: str, is_same_data: Callable[[], bool]) -> CascadeSpec | None:
+    """Find the spec of the plan to check, if the run stores ``file`` and ``spec`` names other data.
+
+    Args:
+        spec: the new spec.
+        run: names the plan to check among its options, if there is one.
+        file: a file that every trained run stores.
+        is_same_data: whether the run was made from the data of ``spec``.
+
+    Raises:
+        UnfoldError: other keys than the data changed, so there is no single cause to check.
+    """
+    plan: Mapping[str, Any] = run.options.get("baseline_plan") or {}
+    if not plan or not run.directory.has(file) or "spec" not in plan:
+        return None
+    # validated as JSON: only there may a list stand for a tuple
+    checked = CascadeSpec.model_validate_json(json.dumps(plan["spec"]))
+    is_same_source = dump(checked.data) == dump(spec.data)
+    if is_same_source and (dump(checked) != dump(spec) or is_same_data()):
+        return None
+    if dump(checked.model_copy(update={"data": spec.data})) != dump(spec):
+        hint = "check the new data with the spec of the plan: unfold plan --check PLAN --set data.path=..."
+        raise fail("the data and other keys of the spec changed together", key="data", hint=hint)
+    return checked
 
 
 def build_dataset_options(spec: CascadeSpec, run: Run) -> DatasetOptions:

@@ -23,7 +23,7 @@ def search_exact_front(
     A row that passes gate j changes the loss by ``loss[i, j+1] - loss[i, j]`` and the cost by ``cost[i, j+1]``.
     A (j+1)-dimensional histogram over the bins of the scores up to j sums both; its cumulative sums are the
     changes under every vector of cuts, and their total over gates is the loss and cost of every policy. The
-    result is exact over bins, whose edges are observed scores: with all distinct scores as edges it is exact.
+    result is exact over bins with observed scores as edges; with all distinct scores as edges it is exact.
 
     Args:
         score: (n, G) score that gate j reads, 0 <= G <= 4; minus infinity where there is none, so that only a

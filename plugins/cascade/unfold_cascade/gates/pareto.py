@@ -31,12 +31,12 @@ class Front:
         return self.loss.size
 
     def cheapest_within(self, loss: float) -> int | None:
-        """Find the cheapest point whose loss is at most ``loss``; ``None`` if there is none."""
+        """Find the cheapest point with a loss of at most ``loss``; ``None`` if there is none."""
         point = int(np.searchsorted(-self.loss, -loss))
         return point if point < self.loss.size else None
 
     def best_within(self, cost: float) -> int | None:
-        """Find the point of least loss whose cost is at most ``cost``; ``None`` if there is none."""
+        """Find the point of least loss with a cost of at most ``cost``; ``None`` if there is none."""
         point = int(np.searchsorted(self.cost, cost, side="right")) - 1
         return point if point >= 0 else None
 
@@ -106,7 +106,7 @@ def _relative_distance(values: FloatArray) -> FloatArray:
 
 
 def add_fronts(a: Front, b: Front, limit: int, *, block: int = 1 << 20) -> tuple[Front, IntArray]:
-    """Add two fronts whose losses and costs add up (Minkowski sum).
+    """Add two fronts with losses and costs that add up (Minkowski sum).
 
     Every pair is considered, so the sum is exact before it is thinned.
 

@@ -22,7 +22,7 @@ class Guarantee:
     """A bound on the loss against the baseline, and what it is tested on.
 
     Attributes:
-        label: the label whose cases it covers, empty for all cases.
+        label: the label that it covers, empty for all cases.
         allowed: the loss that is allowed.
         tune: (m, n) paired differences of m points on tuning units, as shares of the ``largest`` loss of a case.
         certify: the same on certifying units.

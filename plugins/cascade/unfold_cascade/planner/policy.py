@@ -82,7 +82,7 @@ def as_indices(models: Sequence[int]) -> IntArray:
 
 
 def find_exits(table: ScoreTable, stage: StagePolicy, rows: IntArray) -> IntArray:
-    """Find the (n,) position where each row exits the chain: the first whose score reaches its cut."""
+    """Find the (n,) position where each row exits the chain: the first model with a score that reaches its cut."""
     if stage.curves:
         score = score_chain(stage.curves, table.score[rows], table.answer[rows], stage.chain)
     else:

@@ -81,7 +81,7 @@ class GateOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedModel:
-    """A model whose predictions are recorded, and the columns that hold them.
+    """A model with recorded predictions, and the columns that hold them.
 
     Either ``prediction`` or ``score`` names a column; a score counts as correct from ``correct_from``. ``price`` is
     that of one call, unless ``price_column`` holds the price of each. ``identity`` is plain data for fingerprints.

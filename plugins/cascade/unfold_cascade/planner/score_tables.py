@@ -139,8 +139,8 @@ def find_best_candidate(
 def select_confidence(name: str | None, error_costs: ErrorCosts) -> Callable[[FloatArray], FloatArray]:
     """Select the function from (n, C) probabilities to the (n,) confidences that gates read.
 
-    Models whose internals a confidence cannot read, and label-conditional confidences, use the largest probability;
-    where errors differ in cost, the expected cost of the prediction.
+    Label-conditional confidences, and models without readable internals, use the largest probability; where errors
+    differ in cost, the expected cost of the prediction.
     """
     functions = {"margin": confidences.margin, "entropy": confidences.entropy}
     return functions.get(name or "", error_costs.confidence)

@@ -11,7 +11,7 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data.dataset import number_label_groups
-from unfold_cascade.gates.raw_thresholds import find_raw_cuts
+from unfold_cascade.gates.calibrated import find_raw_cuts
 from unfold_cascade.planner.policy import Policy, StagePolicy, describe_cuts, describe_policy, describe_stage
 from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
@@ -22,7 +22,7 @@ MAX_TABLE_ROWS = 60
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Thresholds of a model whose prediction agrees with exactly the models ``agree`` among those before it.
+    """Thresholds of a model for cases where exactly the models ``agree``, among those before it, agree with it.
 
     ``cuts`` (L + 1,) are the smallest confidences by predicted label; the last is for predictions that are not labels.
     """

@@ -93,7 +93,7 @@ class Recorded(Model):
 
 
 class Tune(Model):
-    """A tuning run whose winner supplies the parameters of a model."""
+    """A tuning run; its winner supplies the parameters of a model."""
 
     run: str = Field(alias="from", min_length=1, description="the run folder, such as runs/digits-sha")
 

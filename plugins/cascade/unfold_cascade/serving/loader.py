@@ -14,7 +14,7 @@ from unfold_cascade.planner.recorded_scores import load_stored_tables
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, build_tables
 from unfold_cascade.planner.select import Baseline, select_baseline
 from unfold_cascade.report.threshold_tables import matches_plan
-from unfoldkit.api import RunDir, fail
+from unfoldkit.api import Run, RunDir, fail, fingerprint
 
 ModelKey = tuple[str, str, str]
 """Stage, group and name of a model."""
@@ -46,6 +46,26 @@ class LoadedPlan:
     def evaluated_stages(self) -> list[tuple[ScoreTable, StagePolicy]]:
         """List the tables and policies of the stages that evaluate models."""
         return [(table, stage) for table, stage in self.policy.stages(self.tables) if not table.is_single_label]
+
+
+def load_plan(identity: Any, run: Run, file: str) -> Mapping[str, Any]:
+    """Load the plan to serve.
+
+    Args:
+        identity: the spec as plain data.
+        run: the run, which names the plan among its options.
+        file: a file that every trained run stores.
+
+    Raises:
+        UnfoldError: there is no plan, or it was made for another spec.
+    """
+    plan: Mapping[str, Any] = run.options.get("plan") or {}
+    if not plan or not run.directory.has(file):
+        hint = "unfold train SPEC fits, tunes and certifies it first"
+        raise fail("this cascade was not trained: the run holds no plan", file=str(run.directory.path), hint=hint)
+    if plan.get("spec_sha256") != fingerprint(identity):
+        raise fail("the plan was made for another spec", file=str(run.directory.path), hint=RESUME_HINT)
+    return plan
 
 
 def load_stored_plan(problem: Problem, plan: Mapping[str, Any], directory: RunDir) -> LoadedPlan:

@@ -66,7 +66,7 @@ def build_cascade(loaded: LoadedPlan, run: Run, count: CountPaths) -> tuple[Casc
 
 
 def count_deviations(loaded: LoadedPlan, model: Cascade, probe: Probe) -> int:
-    """Count the rows of the probe whose answer or cost differs from the plan."""
+    """Count the rows of the probe that differ from the plan in answer or cost."""
     planned = follow(loaded.tables, loaded.policy, probe.rows)
     result = model.follow(probe.x)
     is_same_cost = np.isclose(model.paths.cost[result.path], planned.cost, rtol=1e-9)

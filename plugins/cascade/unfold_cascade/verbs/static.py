@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from unfold_cascade.build import build_dataset_options, build_problem, build_table_source
+from unfold_cascade.build import build_dataset_options, build_problem, build_table_source, find_checked_spec
 from unfold_cascade.data.dataset import DATASET_FILE, dataset_fingerprint, load_stored_dataset
 from unfold_cascade.drift.static import check_new_cases
 from unfold_cascade.models.onnx_runtime import load_probe
@@ -13,11 +13,9 @@ from unfold_cascade.planner.planner import FRONT_FILE, solve
 from unfold_cascade.planner.score_tables import build_tables
 from unfold_cascade.report.handoff import write_handoff
 from unfold_cascade.report.plan import build_plan_report
-from unfold_cascade.report.plan_loader import load_plan
 from unfold_cascade.report.profile import build_profile_report
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.plan_check import find_checked_spec
-from unfold_cascade.serving.loader import load_stored_plan
+from unfold_cascade.serving.loader import load_plan, load_stored_plan
 from unfold_cascade.serving.service import build_service
 from unfoldkit.api import Report, Run, Service, dump, fail
 
@@ -67,7 +65,7 @@ def _is_same_data(spec: CascadeSpec, run: Run) -> bool:
 
 
 def _check(checked: CascadeSpec, spec: CascadeSpec, run: Run) -> Report:
-    """Compare the data of ``spec`` with those of the plan whose spec is ``checked``."""
+    """Compare the data of ``spec`` with the data of the plan, which has the spec ``checked``."""
     plan_ = run.options["baseline_plan"]
     problem = build_problem(checked, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
     return check_new_cases(load_stored_plan(problem, plan_, run.directory), build_table_source(spec, run), run)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from unfold_cascade.build import find_checked_spec
 from unfold_cascade.drift.temporal import check_drift
-from unfold_cascade.report.plan_loader import load_plan
 from unfold_cascade.schema.cascade import CascadeSpec
-from unfold_cascade.schema.plan_check import find_checked_spec
+from unfold_cascade.serving.loader import load_plan
 from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.labels import HOURS_FILE, are_hours_current
 from unfold_cascade.temporal.handoff import write_exits
