@@ -30,7 +30,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Tra
             if not folder.is_dir():
                 folder.mkdir()
                 words = command(["train", ROOT / "configs" / f"{spec}.yaml"])
-                subprocess.run(words, cwd=folder, env=surroundings(), check=True, capture_output=True, timeout=600)
+                subprocess.run(words, cwd=folder, env=surroundings(), check=True, capture_output=True, timeout=600)  # noqa: S603
         return folder
 
     return train

@@ -27,8 +27,8 @@ from tests.kubernetes import build
 from tests.kubernetes.bench import DEFAULT, Bindings, Controlled, Native, bindings, claiming, controlled, native, pod
 from tests.kubernetes.cluster import ControlPlane, control_plane
 from tests.kubernetes.kubelet import add_nodes, kubelet
-from unfold_placement.kubernetes.api import Api, connect, many
-from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
+from unfold_placement.kubernetes.api import Api, call_all, connect_api
+from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.kubernetes.codec import DRA, Body, Scope
 
 NODES = 100
@@ -89,7 +89,7 @@ def run(quick: bool, seed: int, data: None = None) -> dict[str, Any]:
 def mechanism(plane: ControlPlane, size: Size) -> tuple[dict[str, float], dict[str, float]]:
     """Measure kube-scheduler with and without a name, and how soon a new name binds who waits for it."""
     speeds: dict[str, list[float]] = {"plain": [], "named": [], "claimed": []}
-    api = connect("admin", kubeconfig=str(plane.kubeconfig))
+    api = connect_api("admin", kubeconfig=str(plane.kubeconfig))
     add_nodes(api, NODES, {"cpu": "64", "memory": "256Gi"})
     with _backend(plane, "bench") as backend, bindings(api) as seen:
         for node in [item.name for item in backend.snapshot().nodes]:
@@ -108,11 +108,11 @@ def mechanism(plane: ControlPlane, size: Size) -> tuple[dict[str, float], dict[s
 
 def policies(plane: ControlPlane, size: Size) -> dict[str, float]:
     """Measure pods through the controller, and gangs that compete for room for one of them."""
-    kubelet_api = connect("admin", kubeconfig=str(plane.kubeconfig))
+    kubelet_api = connect_api("admin", kubeconfig=str(plane.kubeconfig))
     with kubelet(kubelet_api, lambda _pod: float("inf")):
         with controlled(plane, "spread", {"spread": {"skew": size.pods}}) as world:
             seconds = world.throughput(size.pods)
-        api = connect("admin", kubeconfig=str(plane.kubeconfig))
+        api = connect_api("admin", kubeconfig=str(plane.kubeconfig))
         add_nodes(api, 3, {"cpu": "64", "memory": "256Gi", "nvidia.com/gpu": "4"}, lambda _: {}, "g")
         with controlled(plane, "gangs", {"gang": {"patience": "1 h"}}) as world:
             times, partial_gangs = gangs(world, size.gangs)
@@ -124,10 +124,13 @@ def policies(plane: ControlPlane, size: Size) -> dict[str, float]:
 
 def pod_groups(plane: ControlPlane, size: Size) -> dict[str, float]:
     """Measure the gangs of this version of Kubernetes, off by default: the same trials."""
-    api = connect("admin", kubeconfig=str(plane.kubeconfig))
+    api = connect_api("admin", kubeconfig=str(plane.kubeconfig))
     add_nodes(api, NODES, {"cpu": "64", "memory": "256Gi"})
     add_nodes(api, 3, {"cpu": "64", "memory": "256Gi", "nvidia.com/gpu": "4"}, lambda _: {}, "g")
-    with kubelet(connect("admin", kubeconfig=str(plane.kubeconfig)), lambda _pod: float("inf")), native(api) as world:
+    with (
+        kubelet(connect_api("admin", kubeconfig=str(plane.kubeconfig)), lambda _pod: float("inf")),
+        native(api) as world,
+    ):
         times, partial_gangs = gangs(world, size.gangs)
     return {
         "gang_p50_ms": 1e3 * median(times), "gang_p95_ms": _percentile([1e3 * item for item in times], 95),
@@ -164,12 +167,12 @@ def _throughput(api: Api, seen: Bindings, bodies: Sequence[Sequence[tuple[str, B
     """Return pods a second, from the first made to the last bound; all is deleted afterwards, pods first."""
     names = [body["metadata"]["name"] for *_, (_, body) in bodies]
     began = time.monotonic()
-    for refused in filter(None, many([partial(_make, api, made) for made in bodies])):
+    for refused in filter(None, call_all([partial(_make, api, made) for made in bodies])):
         raise refused
     last = max(seen.until(name) for name in names)
     there = [f"{path}/{body['metadata']['name']}" for made in bodies for path, body in made]
     for path in (DEFAULT, CLAIMS):
-        many([partial(api.delete, name, {"gracePeriodSeconds": 0}) for name in there if name.startswith(path)])
+        call_all([partial(api.delete, name, {"gracePeriodSeconds": 0}) for name in there if name.startswith(path)])
     return len(names) / (last - began)
 
 
@@ -178,13 +181,13 @@ def _make(api: Api, made: Sequence[tuple[str, Body]]) -> None:
         api.post(path, body)
 
 
-def _bound(api: Api, backend: Kubernetes, seen: Bindings, trials: int) -> list[float]:
+def _bound(api: Api, backend: KubernetesBackend, seen: Bindings, trials: int) -> list[float]:
     """Return ms from the patch that creates a name to the binding of the pod that waits for it, ten nodes at a time."""
     waits = []
     nodes = [node.name for node in backend.snapshot().nodes]
     for first in range(0, trials, 10):
         names = [f"wait-{index}" for index in range(first, min(first + 10, trials))]
-        many([partial(api.post, seen.path, pod(name, {backend.scope.resource(name): "1"})) for name in names])
+        call_all([partial(api.post, seen.path, pod(name, {backend.scope.resource(name): "1"})) for name in names])
         for name in names:
             seen.unschedulable(name)
         calls: list[Callable[[], float]] = []
@@ -195,15 +198,15 @@ def _bound(api: Api, backend: Kubernetes, seen: Bindings, trials: int) -> list[f
     return waits
 
 
-def _create(backend: Kubernetes, name: str, node: str) -> float:
+def _create(backend: KubernetesBackend, name: str, node: str) -> float:
     began = time.monotonic()
     backend.create(name, node, 1)
     return began
 
 
 @contextlib.contextmanager
-def _backend(plane: ControlPlane, name: str) -> Iterator[Kubernetes]:
-    made = kubernetes(connect("admin", kubeconfig=str(plane.kubeconfig)), name, counters=DRA)
+def _backend(plane: ControlPlane, name: str) -> Iterator[KubernetesBackend]:
+    made = open_backend(connect_api("admin", kubeconfig=str(plane.kubeconfig)), name, counters=DRA)
     try:
         yield made
     finally:

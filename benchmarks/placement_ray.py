@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.frame import need
 from unfold_placement.live import backend as kinds
-from unfold_placement.ray.backend import RayBackend, steward_of
+from unfold_placement.ray.backend import RayBackend, start_coordinator
 
 NODES, PLACES, GANG = 3, 4, 8
 NODE = {"num_cpus": PLACES, "resources": {"eph": 100_000, "slot": PLACES}}
@@ -113,7 +113,7 @@ def latencies(count: int) -> tuple[Row, Row]:
     """Return milliseconds of creating and deleting a name, and of Ray's own groups, in turn."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    handle = RayBackend(steward_of("latency"))
+    handle = RayBackend(start_coordinator("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
     spent: dict[str, list[float]] = {"create": [], "delete": [], "make": [], "remove": []}
     for index in range(count + 5):
@@ -140,7 +140,7 @@ def used(count: int) -> float:
 
     from unfold_placement.ray import api as unfold
 
-    handle = RayBackend(steward_of("latency"))
+    handle = RayBackend(start_coordinator("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
     empty = ray.remote(_nothing)
 
@@ -179,7 +179,7 @@ def throughput(count: int, address: str) -> Row:
 
     from unfold_placement.ray import api as unfold
 
-    handle = RayBackend(steward_of("latency"))
+    handle = RayBackend(start_coordinator("latency"))
     nodes = [node.name for node in handle.snapshot().nodes]
     for node in nodes:
         handle.create("lane", node, PLACES)
@@ -208,7 +208,7 @@ def compete(count: int, address: str) -> Row:
 
     deadlocks, sizes = 0, Counter[int]()
     with served(address, "bench", SPEC["policy"]):
-        handle = RayBackend(steward_of("bench"))
+        handle = RayBackend(start_coordinator("bench"))
         unfold.submit(_nothing, policy="bench").result(LATE)
         after = handle.snapshot().after
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 import unfold_placement.policies
-from unfold_placement.core.types import Node, Policy, Task
-from unfold_placement.schema.policies import PolicySpec, build
-from unfold_placement.simulation.audit import audit
-from unfold_placement.simulation.metrics import fairness_error
-from unfold_placement.simulation.simulator import Outcome, outcome, play, prepare
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Node, Task
+from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.metrics import compute_fairness_error
+from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
 from unfold_placement.workload.tables import openb_nodes, openb_tasks
 
 FASTER = (1.0, 10_000.0)
@@ -89,12 +90,12 @@ def _openb(nodes: Sequence[Node], path: Path, faster: float, name: str) -> dict[
     tasks = list(openb_tasks(path, "qos", faster))
     machines = nodes if faster == 1.0 else nodes[::PART]
     spec = PolicySpec.model_validate(POLICIES[name], strict=False)
-    found, seconds = timed(machines, tasks, lambda: build(spec))
-    waits = found.start - np.array([task.arrival for task in tasks])
+    found, seconds = timed(machines, tasks, lambda: build_policies(spec))
+    waits = found.start_s - np.array([task.arrival for task in tasks])
     return {
         "policy": name, "faster": faster, "nodes": len(machines), "tasks": len(tasks), "cpu_s": seconds,
         "mean_wait_s": float(waits.mean()), "decisions": found.decisions, "stuck": len(found.stuck),
-        "violations": sum(1 for _ in audit(found, spec)),
+        "violations": sum(1 for _ in find_violations(found, spec)),
     }  # fmt: skip
 
 
@@ -109,18 +110,20 @@ def five_names(count: int, seed: int) -> dict[str, Any]:
         for i in range(count)
     ]
     spec = PolicySpec.model_validate(FIVE, strict=False)
-    found, seconds = timed(machines, tasks, lambda: build(spec))
-    names = len(found.book.ids)
+    found, seconds = timed(machines, tasks, lambda: build_policies(spec))
+    names = len(found.table.name_ids)
     return {"decisions": found.decisions, "cpu_s": seconds, "tasks": count, "names": names, "stuck": len(found.stuck)}
 
 
-def timed(nodes: Sequence[Node], tasks: Sequence[Task], make: Callable[[], list[Policy]]) -> tuple[Outcome, float]:
+def timed(
+    nodes: Sequence[Node], tasks: Sequence[Task], make: Callable[[], list[Policy]]
+) -> tuple[SimulationResult, float]:
     """Return a replay and its CPU seconds; the first call of all compiles, so a tiny one goes before."""
-    play(prepare(nodes[:1], [Task("warm", {}, 1.0)], make()))
-    loop = prepare(nodes, tasks, make())
+    run_simulation(prepare_simulation(nodes[:1], [Task("warm", {}, 1.0)], make()))
+    loop = prepare_simulation(nodes, tasks, make())
     began = time.process_time()
-    play(loop)
-    return outcome(loop), time.process_time() - began
+    run_simulation(loop)
+    return collect_result(loop), time.process_time() - began
 
 
 def _fairness(rng: np.random.Generator) -> tuple[float, float]:
@@ -140,9 +143,11 @@ def _fairness(rng: np.random.Generator) -> tuple[float, float]:
             for i in range(60)
         ]
 
-    fair = outcome(play(prepare([node], tasks(False), build(_spec(wfq={"weights": weights})))))
-    even = outcome(play(prepare([node], tasks(True), build(_spec(drf={})))))
-    return fairness_error(fair, weights, dominant=False), fairness_error(even, {}, dominant=True)
+    fair = collect_result(
+        run_simulation(prepare_simulation([node], tasks(False), build_policies(_spec(wfq={"weights": weights}))))
+    )
+    even = collect_result(run_simulation(prepare_simulation([node], tasks(True), build_policies(_spec(drf={})))))
+    return compute_fairness_error(fair, weights, dominant=False), compute_fairness_error(even, {}, dominant=True)
 
 
 def _deadlines(rng: np.random.Generator) -> bool:
@@ -150,8 +155,12 @@ def _deadlines(rng: np.random.Generator) -> bool:
     tasks = [
         Task(f"t{i}", {"cpu": 1000}, float(run), job=f"t{i}", deadline=float(due)) for i, (run, due) in enumerate(jobs)
     ]
-    found = outcome(play(prepare([Node("n", {"cpu": 1000})], tasks, build(_spec(edf={"admit": False})))))
-    late = any(end > task.deadline for task, end in zip(found.tasks, found.end, strict=True))
+    found = collect_result(
+        run_simulation(
+            prepare_simulation([Node("n", {"cpu": 1000})], tasks, build_policies(_spec(edf={"admit": False})))
+        )
+    )
+    late = any(end > task.deadline for task, end in zip(found.tasks, found.end_s, strict=True))
     return late != (not any(_kept(order) for order in itertools.permutations(jobs)))
 
 

@@ -56,12 +56,12 @@ def estimator(seed: int, queries: int, stages: int) -> Found:
 def placement(seed: int, nodes: int, tasks: int) -> Found:
     """Replay tasks under dominant resource fairness on nodes that are busy for nine tenths."""
     from unfold_placement.core.types import Node, Task
-    from unfold_placement.schema.policies import PolicySpec, build
-    from unfold_placement.simulation.simulator import outcome, play, prepare
+    from unfold_placement.schema.policies import PolicySpec, build_policies
+    from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
 
     rng = np.random.default_rng(seed)
     spec = PolicySpec.model_validate({"drf": {"by": "user"}}, strict=False)
-    play(prepare([Node("n", {"cpu": 1000})], [Task("warm", {}, 1.0)], build(spec)))
+    run_simulation(prepare_simulation([Node("n", {"cpu": 1000})], [Task("warm", {}, 1.0)], build_policies(spec)))
     machines = [Node(f"n{i}", {"cpu": 16_000}) for i in range(nodes)]
     # ten tasks of 60 s fill a node of 16 cores, 1.6 each, to nine tenths
     arrivals = np.cumsum(rng.exponential(60.0 / (9 * nodes), tasks))
@@ -69,9 +69,9 @@ def placement(seed: int, nodes: int, tasks: int) -> Found:
     work = [
         Task(f"t{i}", {"cpu": 1600}, float(runs[i]), float(arrivals[i]), "work", f"u{users[i]}") for i in range(tasks)
     ]
-    loop = prepare(machines, work, build(spec))
-    seconds, _ = timed(lambda: play(loop))
-    waiting = int(np.isinf(outcome(loop).start).sum())
+    loop = prepare_simulation(machines, work, build_policies(spec))
+    seconds, _ = timed(lambda: run_simulation(loop))
+    waiting = int(np.isinf(collect_result(loop).start_s).sum())
     return {"seconds": seconds, "what": f"{tasks / seconds:,.0f} tasks a second, {waiting} waiting for ever"}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, user_error
+from unfoldkit.safe_io.files import MAX_TEXT_BYTES, decoding, is_deep, read_bytes
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = "unfoldkit.manifest/1"
@@ -155,7 +156,7 @@ class RunDir:
         entry = self.files().get(name)
         if entry is None:
             raise user_error(f"no {name} in this run", file=str(self.path), hint="run the earlier verb first")
-        data = _read(self._inside(name))
+        data = read_bytes(self._inside(name))
         if sha256(data) != entry["sha256"]:
             raise user_error(
                 "the file was changed after it was written: its SHA-256 does not match the manifest",
@@ -163,6 +164,17 @@ class RunDir:
                 hint="delete it from the run, or the run, and train again",
             )
         return data
+
+    @contextlib.contextmanager
+    def decoding(self, name: str, what: str = "") -> Iterator[bytes]:
+        """Yield the bytes of a listed file; what decoding them raises becomes an error with the file's name.
+
+        Raises:
+            UnfoldError: see :meth:`read`, or the file holds something else.
+        """
+        data = self.read(name)
+        with decoding(str(self._inside(name)), what):
+            yield data
 
     def has(self, name: str, *, made_from: str | None = None) -> bool:
         """Whether ``name`` is listed and there, and (if given) was made from the same fingerprint."""
@@ -180,8 +192,11 @@ class RunDir:
         path = self.path / MANIFEST
         if not path.exists():
             return {}
+        content = read_bytes(path, max_bytes=MAX_TEXT_BYTES)
         try:
-            data = json.loads(_read(path))
+            data = json.loads(content)
+            if is_deep(data):
+                raise ValueError("nested too deep")  # noqa: TRY301
             if _is_of_another_version(data):
                 message = f"another version wrote this run: its manifest is of schema {data['schema']}"
                 raise user_error(
@@ -190,7 +205,7 @@ class RunDir:
             entries = dict(data["files"].items())
             if data["schema"] == MANIFEST_SCHEMA and all(entry.keys() >= _ENTRY for entry in entries.values()):
                 return entries
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         raise user_error("the manifest is damaged", file=str(path), hint="delete the run and train again")
 
@@ -243,13 +258,6 @@ def _sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _DEAD_AFTER_S:
                 path.unlink()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise user_error(f"cannot read: {error.strerror}", file=str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

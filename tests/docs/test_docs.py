@@ -77,6 +77,14 @@ def test_the_changelog_is_short() -> None:
     assert len(re.findall(r"^- ", text, re.MULTILINE)) <= 60
 
 
+def test_fragments_of_the_changelog_are_named_and_short() -> None:
+    """A news fragment names an issue, a kind and a type, and is one sentence of at most 30 words."""
+    areas = "|".join([*plugin_registry.registry().kinds, "core", "docs"])
+    for path in (ROOT / "changes").glob("*.md"):
+        assert re.fullmatch(rf"\d+\.(?:{areas})\.(?:feature|change|removal|fix)\.md", path.name)
+        assert len(path.read_text("utf-8").split()) <= 30, path.name
+
+
 def test_cells_of_the_claims_are_short() -> None:
     """No cell of the claims has more than 20 words; everything else is a note."""
     rows = [line for line in page("explanation/claims.md").splitlines() if line.startswith("| ")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from unfold_placement.kubernetes.api import Api, Body, Refused
+from unfold_placement.kubernetes.api import Api, ApiError, Body
 
 PLURALS = {
     "Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "Role": "roles",
@@ -22,6 +22,6 @@ def apply(api: Api, documents: Iterable[Body]) -> None:
         place = f"{root}/namespaces/{space}" if space else root
         try:
             api.post(f"{place}/{PLURALS[document['kind']]}", document)
-        except Refused as refused:
+        except ApiError as refused:
             if refused.reason != "AlreadyExists":
                 raise

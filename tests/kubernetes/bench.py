@@ -19,11 +19,11 @@ from tests.kubernetes.apply import apply
 from tests.kubernetes.cluster import ControlPlane
 from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import dra
-from unfold_placement.kubernetes.api import Api, Refused, connect, many
-from unfold_placement.kubernetes.client import Client, client
-from unfold_placement.kubernetes.codec import Body, Scope, key
-from unfold_placement.kubernetes.manifests import roles
-from unfold_placement.schema.policies import PolicySpec, build
+from unfold_placement.kubernetes.api import Api, ApiError, call_all, connect_api
+from unfold_placement.kubernetes.client import Client, connect_client
+from unfold_placement.kubernetes.codec import Body, Scope, annotation_key
+from unfold_placement.kubernetes.manifests import build_roles
+from unfold_placement.schema.policies import PolicySpec, build_policies
 from unfoldkit.api import UnfoldError
 
 WAIT = 120.0
@@ -41,8 +41,8 @@ def pod(name: str, asks: Mapping[str, str], more: Mapping[str, Any] | None = Non
 def claiming(body: Body, name: str, scope: Scope) -> Body:
     """Let somebody's pod need one of a name that kube-scheduler counts; return the claim, which is its own to make."""
     body["metadata"]["annotations"] = {}
-    dra.ask(body, [Ask(name, counted=True)])
-    made = dra.claim_of({**body, "metadata": {**body["metadata"], "uid": ""}}, scope)
+    dra.add_claim(body, [Ask(name, counted=True)])
+    made = dra.build_claim({**body, "metadata": {**body["metadata"], "uid": ""}}, scope)
     assert made is not None
     del made["metadata"]["ownerReferences"], made["metadata"]["labels"]
     return made
@@ -62,7 +62,7 @@ class Bindings:
     def listen(self, version: str) -> None:
         """Follow the pods; where the server cuts the watch, read the list again."""
         while not self.api.closed:
-            with contextlib.suppress(UnfoldError, Refused):
+            with contextlib.suppress(UnfoldError, ApiError):
                 for change in self.api.watch(self.path, version):
                     version = change.item["metadata"]["resourceVersion"]
                     if change.kind != "BOOKMARK":
@@ -114,7 +114,7 @@ class Bindings:
             self.bound.pop(name, None)
             self.stuck.discard(name)
         elif item["spec"].get("nodeName"):
-            self.jobs[name] = labels.get("job") or labels.get(key("job"), "")
+            self.jobs[name] = labels.get("job") or labels.get(annotation_key("job"), "")
             self.bound.setdefault(name, now)
         elif any(one.get("reason") == "Unschedulable" for one in item.get("status", {}).get("conditions", ())):
             self.stuck.add(name)
@@ -168,19 +168,19 @@ class Controlled:
         """Take the gangs back: who waits first, so that it does not come in between."""
         order = sorted(jobs, key=self.placed)
         for job in order:
-            many([partial(self.client.withdraw, f"{job}-{index}") for index in range(size)])
+            call_all([partial(self.client.withdraw, f"{job}-{index}") for index in range(size)])
         self.seen.gone(jobs)
 
     def _submit(self, tasks: Iterable[Task]) -> None:
-        many([partial(self.client.submit, task) for task in tasks])
+        call_all([partial(self.client.submit, task) for task in tasks])
 
 
 @contextlib.contextmanager
 def controlled(plane: ControlPlane, name: str, policy: Mapping[str, Any]) -> Iterator[Controlled]:
     """Run ``unfold serve`` with the rights of the shipped roles, and wait until it decides."""
-    apply(connect("admin", kubeconfig=str(plane.kubeconfig)), roles())
-    policies = build(PolicySpec.model_validate(policy, strict=False))
-    made = client(name, policies, context="controller", kubeconfig=str(plane.kubeconfig))
+    apply(connect_api("admin", kubeconfig=str(plane.kubeconfig)), build_roles())
+    policies = build_policies(PolicySpec.model_validate(policy, strict=False))
+    made = connect_client(name, policies, context="controller", kubeconfig=str(plane.kubeconfig))
     with _served(plane, name, policy), bindings(made.api, "/api/v1/namespaces/unfold/pods") as seen:
         world = Controlled(made, seen)
         world.throughput(1, "warm")
@@ -214,13 +214,13 @@ class Native:
     def submit(self, jobs: Sequence[str], size: int) -> None:
         """Make the groups, then their pods in turn."""
         groups = "/apis/scheduling.k8s.io/v1alpha2/namespaces/default/podgroups"
-        many([partial(self.api.post, groups, _group(job, size)) for job in jobs])
+        call_all([partial(self.api.post, groups, _group(job, size)) for job in jobs])
         pods = [
             pod(f"{job}-{index}", {"nvidia.com/gpu": "1"}, {"schedulingGroup": {"podGroupName": job}}, job)
             for index in range(size)
             for job in jobs
         ]
-        many([partial(self.api.post, DEFAULT, body) for body in pods])
+        call_all([partial(self.api.post, DEFAULT, body) for body in pods])
 
     def first_whole(self, jobs: Sequence[str], size: int) -> str:
         """Wait until one of the gangs is bound."""
@@ -234,7 +234,7 @@ class Native:
         """Delete the gangs: who waits first, so that it does not come in between."""
         now = {"gracePeriodSeconds": 0}
         for job in sorted(jobs, key=self.placed):
-            many([partial(self.api.delete, f"{DEFAULT}/{job}-{index}", now) for index in range(size)])
+            call_all([partial(self.api.delete, f"{DEFAULT}/{job}-{index}", now) for index in range(size)])
         self.seen.gone(jobs)
 
 

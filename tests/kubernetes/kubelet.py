@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from unfold_placement.kubernetes.api import MERGE, Api, Refused, many
+from unfold_placement.kubernetes.api import MERGE, Api, ApiError, call_all
 from unfoldkit.api import UnfoldError
 
 PODS = "/api/v1/pods"
@@ -31,7 +31,7 @@ def add_nodes(
 ) -> list[str]:
     """Add nodes ``n0``, ``n1``, … that say they are ready; return their names."""
     names = [f"{stem}{index}" for index in range(count)]
-    many([partial(add_node, api, name, resources, labels(at)) for at, name in enumerate(names)])
+    call_all([partial(add_node, api, name, resources, labels(at)) for at, name in enumerate(names)])
     return names
 
 
@@ -65,7 +65,7 @@ class Kubelet:
                     version = change.item["metadata"]["resourceVersion"]
                     if change.kind in {"ADDED", "MODIFIED"}:
                         self.inbox.put(change.item)
-            except (Refused, UnfoldError, OSError, ValueError):
+            except (ApiError, UnfoldError, OSError, ValueError):
                 if self.api.closed:
                     return
 
@@ -80,7 +80,7 @@ class Kubelet:
             calls = [lambda pod=pod: self._end(*pod) for pod in ended]
             calls += [lambda pod=pod: self._see(pod) for pod in batch if pod is not None]
             if calls:
-                many(calls)
+                call_all(calls)
             if None in batch:
                 return
 
@@ -140,7 +140,7 @@ def _path(namespace: str, name: str) -> str:
 
 def _quietly(call: Callable[[], object]) -> None:
     """Make a call whose object may be gone by now."""
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(ApiError):
         call()
 
 

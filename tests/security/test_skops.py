@@ -26,8 +26,8 @@ from sklearn.utils import all_estimators
 
 from tests.security.hostile import HOSTILE, own_models, plain, schema_of, with_schema
 from unfoldkit.errors import UnfoldError
-from unfoldkit.safe_skops import check_skops, dump_skops, load_skops
-from unfoldkit.skops_types import TRUSTED_TYPES
+from unfoldkit.safe_io.skops import check_skops, dump_skops, load_skops
+from unfoldkit.safe_io.skops_types import TRUSTED_TYPES
 
 REFUSED_AT_TRAINING = {"TunedThresholdClassifierCV"}
 """Classifiers whose files would hold a function."""

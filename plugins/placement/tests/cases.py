@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from unfold_placement.core.types import BEGAN, STATIC, Ask, Event, Node, Ops, Policy, Put, Task
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import BEGAN, STATIC, Ask, Event, Node, Put, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.schema.policies import PolicySpec, build
-from unfold_placement.simulation.audit import audit
-from unfold_placement.simulation.simulator import Outcome, simulate
+from unfold_placement.schema.policies import PolicySpec, build_policies
+from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.simulator import SimulationResult, simulate
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Names:
     def request(self, task: Task) -> Iterable[Ask]:
         return self.asks.get(task.name, ())
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         yield [Put(name, node, amount) for (name, node), amount in self.names.items()]
 
 
@@ -47,22 +48,22 @@ def policy(**parts: Any) -> PolicySpec:
     return PolicySpec.model_validate(parts, strict=False)
 
 
-def run(nodes: Sequence[Node], tasks: Sequence[Task], **parts: Any) -> Outcome:
+def run(nodes: Sequence[Node], tasks: Sequence[Task], **parts: Any) -> SimulationResult:
     """Replay under policies, and hold the audit's laws."""
     spec = policy(**parts)
-    found = simulate(nodes, tasks, build(spec))
-    assert list(audit(found, spec)) == []
+    found = simulate(nodes, tasks, build_policies(spec))
+    assert list(find_violations(found, spec)) == []
     return found
 
 
-def starts(found: Outcome) -> dict[str, float]:
+def starts(found: SimulationResult) -> dict[str, float]:
     """Return when each task started last."""
-    return dict(zip((task.name for task in found.tasks), found.start.tolist(), strict=True))
+    return dict(zip((task.name for task in found.tasks), found.start_s.tolist(), strict=True))
 
 
-def places(found: Outcome) -> dict[str, str]:
+def places(found: SimulationResult) -> dict[str, str]:
     """Return where each task that started ran last."""
-    pairs = zip(found.tasks, found.node.tolist(), strict=True)
+    pairs = zip(found.tasks, found.node_rows.tolist(), strict=True)
     return {task.name: found.nodes[place].name for task, place in pairs if place >= 0}
 
 

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy, some_tasks
-from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, Ops, Put, Task
+from unfold_placement.core import kernel
+from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Event, Node, Put, Task, Transactions
 from unfold_placement.core.view import View
 from unfold_placement.policies.affinity.pack import Pack
 from unfold_placement.policies.affinity.spread import Spread
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.simulator import outcome, play, prepare, simulate
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
 
 
 def places(nodes: list[Node], tasks: list[Task], policies: Iterable[object]) -> list[tuple[float, int]]:
     """When and where each task ran."""
     found = simulate(nodes, tasks, list(policies))  # type: ignore[arg-type]
-    return list(zip(found.start.tolist(), found.node.tolist(), strict=True))
+    return list(zip(found.start_s.tolist(), found.node_rows.tolist(), strict=True))
+
+
+def free_at(view: View, node: str, task: Task) -> float:
+    """Return when a task fits on a node if nothing new starts there, by the known ends; infinity for never."""
+    state, table = view.table.state, view.table
+    row, demand = table.node_rows[node], state.demand[table.task_rows[task.name]]
+    count = len(table.tasks)
+    running = np.flatnonzero((state.status[:count] == kernel.RUNNING) & (state.task_node[:count] == row))
+    running = running[np.argsort(state.end_s[running], kind="stable")]
+    free = state.free[row].copy()
+    if (demand <= free).all():
+        return view.now
+    for other in running:
+        free += state.demand[other]
+        if (demand <= free).all():
+            return float(state.end_s[other])
+    return math.inf
 
 
 @dataclass(slots=True)
@@ -34,17 +54,17 @@ class Slow:
     def request(self, task: Task) -> Iterable[Ask]:
         return [Ask(f"plan-{task.name}", gated=True)]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         promised: dict[str, float] = {}
-        for task in [task for task in view.waiting() if view.ready((task,), PACK)]:
-            now = {name: view.now + task.seconds(view.node(name)) for name in view.fits(task, PACK)}
+        for task in [task for task in view.waiting() if view.has_cluster_resources((task,), PACK)]:
+            now = {name: view.now + task.run_seconds(view.node(name)) for name in view.fits(task, PACK)}
             later = {
-                node.name: max(view.free_at(node.name, task), promised.get(node.name, 0.0)) + task.seconds(node)
+                node.name: max(free_at(view, node.name, task), promised.get(node.name, 0.0)) + task.run_seconds(node)
                 for node in view.nodes
                 if node.name not in now
             }
             soon, late = min(now, key=now.__getitem__, default=""), min(later, key=later.__getitem__, default="")
-            waits = bool(late) and later[late] - task.seconds(view.node(late)) - view.now <= self.ahead
+            waits = bool(late) and later[late] - task.run_seconds(view.node(late)) - view.now <= self.ahead
             if soon and not (waits and later[late] < now[soon]):
                 yield [Put(f"plan-{task.name}", soon, until=task.name)]
             elif late:
@@ -58,7 +78,7 @@ def test_value_places_as_if_every_task_asked_about_every_node(seed: int, ahead: 
     nodes = [replace(node, labels={"type": "ab"[place % 2]}) for place, node in enumerate(cluster(3))]
     tasks = some_tasks(seed, jobs=24)
     tasks = [replace(task, run_on={"b": task.run / 2} if row % 3 else {}) for row, task in enumerate(tasks)]
-    mine = build(policy(value={"ahead": f"{ahead:g} s"}))
+    mine = build_policies(policy(value={"ahead": f"{ahead:g} s"}))
     assert places(nodes, tasks, mine) == places(nodes, tasks, [Slow(ahead)])
 
 
@@ -74,7 +94,7 @@ class Counted:
     def request(self, task: Task) -> Iterable[Ask]:
         return self.of.request(task)
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         for ops in self.of.react(event, view):
             self.asked += 1
             yield ops
@@ -91,7 +111,9 @@ def test_packing_asks_once_for_all_that_are_alike() -> None:
 def test_a_spread_puts_names_only_where_they_change() -> None:
     """While some node runs none of a group, its places stay as they are however many come, start and end."""
     spread, nodes, puts = Spread(by="user"), cluster(8), 0
-    loop = prepare(nodes, [task for at in range(100) for task in job(f"j{at}", 1, run=3, at=at, user="u")], [spread])
+    loop = prepare_simulation(
+        nodes, [task for at in range(100) for task in job(f"j{at}", 1, run=3, at=at, user="u")], [spread]
+    )
     told = spread.places
 
     def counted(task: Task, view: View) -> list[Put]:
@@ -102,5 +124,5 @@ def test_a_spread_puts_names_only_where_they_change() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Spread, "places", lambda _self, task, view: counted(task, view))
-        assert not outcome(play(loop)).stuck
+        assert not collect_result(run_simulation(loop)).stuck
     assert puts == len(nodes)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job
 from unfold_placement.core import kernel
-from unfold_placement.core.resources import Book, book
-from unfold_placement.core.types import ANYWHERE, Ask, Resource
+from unfold_placement.core.resources import ResourceTable, build_resource_table
+from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource
 from unfoldkit.api import UnfoldError
 
 OPS = st.lists(
@@ -18,19 +18,19 @@ OPS = st.lists(
 )
 
 
-def filled(tasks: int = 3, name: str = "x") -> Book:
+def filled(tasks: int = 3, name: str = "x") -> ResourceTable:
     """Return a book with waiting tasks that ask for one name."""
-    made = book(cluster(2))
+    made = build_resource_table(cluster(2))
     work = job("a", tasks)
-    made.add(work, [[(Ask(name), 0)] for _ in work])
+    made.add_tasks(work, [[(Ask(name), 0)] for _ in work])
     for row in range(tasks):
-        kernel.enqueue(made.arena, row)
+        kernel.enqueue(made.state, row)
     return made
 
 
-def settle(made: Book) -> int:
+def settle(made: ResourceTable) -> int:
     """Match, and return how many started."""
-    return int(kernel.settle(made.arena, 1 << 30, False))
+    return int(kernel.start_fitting(made.state, 1 << 30, False))
 
 
 def test_a_demand_waits_and_is_woken() -> None:
@@ -39,7 +39,7 @@ def test_a_demand_waits_and_is_woken() -> None:
     assert settle(made) == 0
     made.create("x", "n1", 2)
     assert settle(made) == 2
-    assert made.held("x", "n1") == 2
+    assert made.held_amount("x", "n1") == 2
     assert {task.name for task in made.holders("x", "n1")} == {"a-0", "a-1"}
 
 
@@ -49,12 +49,12 @@ def test_a_name_that_is_deleted_while_held_matches_nobody_and_is_reclaimed() -> 
     made.create("x", "n0", 2)
     settle(made)
     made.delete("x", "n0")
-    kernel.finish(made.arena, 0, kernel.K_ENDED)
-    made.release(made.tasks[0])
+    kernel.finish_task(made.state, 0, kernel.LOG_ENDED)
+    made.release_task_bound(made.tasks[0])
     assert settle(made) == 0
     assert made.columns == ["x"]
-    kernel.finish(made.arena, 1, kernel.K_ENDED)
-    made.release(made.tasks[1])
+    kernel.finish_task(made.state, 1, kernel.LOG_ENDED)
+    made.release_task_bound(made.tasks[1])
     assert made.columns == [""]
     made.create("x", "n0", 1)
     assert settle(made) == 1
@@ -68,7 +68,7 @@ def test_a_name_created_again_counts_what_is_still_held() -> None:
     made.delete("x", "n0")
     made.create("x", "n0", 3)
     assert settle(made) == 1
-    assert made.held("x", "n0") == 3
+    assert made.held_amount("x", "n0") == 3
 
 
 def test_a_name_shrunk_below_what_is_held_matches_nobody_until_holders_end() -> None:
@@ -78,9 +78,9 @@ def test_a_name_shrunk_below_what_is_held_matches_nobody_until_holders_end() -> 
     settle(made)
     made.resize("x", "n0", 1)
     for row in range(2):
-        kernel.finish(made.arena, row, kernel.K_ENDED)
+        kernel.finish_task(made.state, row, kernel.LOG_ENDED)
         assert settle(made) == 0
-    kernel.finish(made.arena, 2, kernel.K_ENDED)
+    kernel.finish_task(made.state, 2, kernel.LOG_ENDED)
     assert settle(made) == 1
 
 
@@ -90,9 +90,9 @@ def test_compare_and_set_lets_one_of_two_writers_through(node: str) -> None:
     made = filled()
     seen = made.create("x", node, 1).epoch
     made.resize("x", node, 2, epoch=seen)
-    with pytest.raises(UnfoldError, match="changed by another"):
+    with pytest.raises(UnfoldError, match="changed meanwhile"):
         made.resize("x", node, 5, epoch=seen)
-    with pytest.raises(UnfoldError, match="changed by another"):
+    with pytest.raises(UnfoldError, match="changed meanwhile"):
         made.delete("x", node, epoch=seen)
     assert made.snapshot()[0].amount == 2
 
@@ -102,11 +102,11 @@ def test_a_lease_ends_unless_it_is_renewed() -> None:
     made = filled()
     made.create("x", "n0", 1, owner="me", ttl=10)
     made.create("y", "n0", 1, owner="me", ttl=10)
-    made.arena.clock[0] = 8
+    made.state.clock[0] = 8
     made.resize("y", "n0", 1, ttl=10)
-    made.arena.clock[0] = 10
-    assert [item.name for item in made.expire()] == ["x"]
-    assert made.soonest == 18
+    made.state.clock[0] = 10
+    assert [item.name for item in made.expire_leases()] == ["x"]
+    assert made.next_expiry_s == 18
     assert [(item.name, item.owner) for item in made.snapshot()] == [("y", "me")]
 
 
@@ -129,8 +129,8 @@ def test_errors_are_told() -> None:
 def test_amounts_are_conserved(ops: list[tuple[str, int, int]]) -> None:
     """Whatever is done in whatever order, what is held is what running tasks hold, and watchers saw the snapshot."""
     made = filled(6)
-    seen: dict[tuple[str, str], Resource] = {}
-    made.watch(lambda change, item: seen.pop((item.name, item.node)) if change == "deleted" else
+    seen: dict[tuple[str, str], EphemeralResource] = {}
+    made.subscribe(lambda change, item: seen.pop((item.name, item.node)) if change == "deleted" else
                seen.__setitem__((item.name, item.node), item))  # fmt: skip
     for kind, node, amount in ops:
         place = f"n{node % 2}"
@@ -144,9 +144,9 @@ def test_amounts_are_conserved(ops: list[tuple[str, int, int]]) -> None:
         elif kind == "start":
             settle(made)
         elif kind == "end" and (running := made.holders("x", place)):
-            kernel.finish(made.arena, made.index[running[0].name], kernel.K_ENDED)
-            made.release(running[0])
+            kernel.finish_task(made.state, made.task_rows[running[0].name], kernel.LOG_ENDED)
+            made.release_task_bound(running[0])
         for name in ("n0", "n1"):
-            assert made.held("x", name) == len(made.holders("x", name))
+            assert made.held_amount("x", name) == len(made.holders("x", name))
     assert sorted(seen) == [(item.name, item.node) for item in made.snapshot()]
     assert all(seen[item.name, item.node] == item for item in made.snapshot())

@@ -9,22 +9,22 @@ from typing import Any, ClassVar
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, policy
-from unfold_placement.core.types import ANYWHERE, ENDED, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.core.types import ANYWHERE, ENDED, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.deadlock_check import Counterexample, counterexample
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.deadlock_check import Counterexample, find_counterexample
 
 
 def found(tasks: list[Task], **parts: Any) -> Counterexample | None:
     """Return the counterexample to a composition on four nodes of four GPUs."""
-    return counterexample(cluster(), tasks, lambda: build(policy(**parts)))
+    return find_counterexample(cluster(), tasks, lambda: build_policies(policy(**parts)))
 
 
 def test_a_gang_that_keeps_apart_needs_as_many_nodes() -> None:
     """Six that must start together on six different nodes of four never do; four do."""
     blocked = found([*job("ok", 4), *job("wide", 6)], **{"gang": {}, "anti-affinity": {}})
     assert blocked is not None
-    assert (blocked.jobs, len(blocked.stuck), blocked.ran) == (("wide",), 6, 0)
+    assert (blocked.jobs, len(blocked.stuck), blocked.finished) == (("wide",), 6, 0)
     assert found(job("ok", 4), **{"gang": {}, "anti-affinity": {}}) is None
 
 
@@ -65,7 +65,7 @@ class Halves:
     def request(self, task: Task) -> Iterable[Ask]:
         return [Ask(f"both-{task.job}")]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         assert event.task is not None
         self.permits += event.kind == ENDED
         self.want += [event.task.job] if event.kind == SUBMITTED else []
@@ -80,8 +80,8 @@ class Halves:
 def test_two_jobs_that_hold_halves_block_each_other() -> None:
     """Hold and wait: each job alone runs, together they do not; the pair is the counterexample."""
     tasks = [task for pair in zip(job("a", 2, user="x"), job("b", 2, user="y", run=3.0), strict=True) for task in pair]
-    assert counterexample(cluster(), tasks[::2], lambda: [Halves()]) is None
-    blocked = counterexample(cluster(), tasks, lambda: [Halves()])
+    assert find_counterexample(cluster(), tasks[::2], lambda: [Halves()]) is None
+    blocked = find_counterexample(cluster(), tasks, lambda: [Halves()])
     assert blocked is not None
     assert set(blocked.jobs) == {"a", "b"}
     assert set(blocked.stuck) == {"a-0", "a-1", "b-0", "b-1"}

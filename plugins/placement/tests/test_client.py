@@ -11,7 +11,7 @@ from unfold_placement.ray.client import Client, Job
 
 def test_a_death_that_both_threads_find_is_made_good_once() -> None:
     """All that is not over is submitted anew once for each death, whoever finds it and however late."""
-    client = Client(steward=None)
+    client = Client(coordinator=None)
     for name in ("a", "b"):
         done: Future[Any] = Future()
         client.jobs[name] = Job(Task(name, {}, 1.0), None, (), {}, done, attempt=3)

@@ -30,14 +30,14 @@ def test_a_file_without_a_head_is_read_by_the_names_that_are_given(tmp_path: Pat
     """With ``head`` the first line is a row, told as line 1; without names for all cells the row is told."""
     head = ("task", "count", "job", "arrival", "run", "gpu")
     path = write(tmp_path, "m1,2,j1,5,60,100\nm2,1,j1,6,30,50\n")
-    found = list(csv_tasks(path, columns=Columns(head=head, scale={"gpu": 0.01})))
+    found = list(csv_tasks(path, columns=Columns(header=head, scales={"gpu": 0.01})))
     assert [(t.name, t.size, t.arrival, t.demand["gpu"]) for t in found] == [
         ("m1-0", 3, 5.0, 1000), ("m1-1", 3, 5.0, 1000), ("m2", 3, 6.0, 500)
     ]  # fmt: skip
     with pytest.raises(UnfoldError, match=r"1:1: arrival: 'j1' is not a number"):
-        list(csv_tasks(path, columns=Columns(head=("task", "gpu", "arrival", "run", "a", "b"))))
+        list(csv_tasks(path, columns=Columns(header=("task", "gpu", "arrival", "run", "a", "b"))))
     with pytest.raises(UnfoldError, match="the row has 6 cells where the head has 2"):
-        list(csv_tasks(path, columns=Columns(head=("task", "run"), names={"arrival": ("run",)})))
+        list(csv_tasks(path, columns=Columns(header=("task", "run"), names={"arrival": ("run",)})))
 
 
 def test_further_resources_of_a_table(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_is_less_than_a_thousandth_is_not_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, "task,arrival,run,cpu\na,0,5,0.5\nb,0,5,0.00042\n")
     with pytest.raises(UnfoldError, match=r"3:1: cpu: 0.00042 is too little: amounts are kept in thousandths"):
         list(csv_tasks(path))
-    assert [t.demand["cpu"] for t in csv_tasks(path, columns=Columns(scale={"cpu": 1000}))] == [500_000, 420]
+    assert [t.demand["cpu"] for t in csv_tasks(path, columns=Columns(scales={"cpu": 1000}))] == [500_000, 420]
 
 
 def test_a_table_is_checked_by_its_keys() -> None:
@@ -146,5 +146,5 @@ def test_a_date_without_a_time_is_midnight(tmp_path: Path) -> None:
     text = "task,arrival,run\na,00:10:00,1\nb,1-00:00:00,1\n"
     assert [task.arrival for task in csv_tasks(write(tmp_path, text))] == [600.0, 86400.0]
     text = "task,arrival,run\na,600000000,1\nb,2600000000000,1\n"
-    found = csv_tasks(write(tmp_path, text), columns=Columns(scale={"arrival": 1e-6}))
+    found = csv_tasks(write(tmp_path, text), columns=Columns(scales={"arrival": 1e-6}))
     assert [task.arrival for task in found] == [600.0, 2.6e6]

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from plugins.placement.tests.cases import cluster, job, run, starts
-from unfold_placement.core.types import Policy, Task
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Task
 from unfold_placement.core.view import Unit, View
-from unfold_placement.live.recovery import end
+from unfold_placement.live.recovery import end_task
 from unfold_placement.policies.ordering.edf import Edf
 from unfold_placement.policies.ordering.gang import Gang
-from unfold_placement.policies.shared.fair_queue import Line
-from unfold_placement.simulation.simulator import outcome, play, prepare, simulate
+from unfold_placement.policies.shared.fair_queue import AdmissionQueue
+from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation, simulate
 
 
 def urgent(seed: int, count: int) -> list[Task]:
@@ -37,13 +38,17 @@ def urgent(seed: int, count: int) -> list[Task]:
 
 def first_overdue(view: View, tasks: list[Task]) -> float:
     """Return the first deadline before which the work due does not fit, task by task."""
-    work = [(task.deadline, task, view.quickest(task)) for task in tasks]
-    work += [(-math.inf, t, t.seconds(view.node(node)) + start - view.now) for t, node, start in view.running()]
+    work = [(task.deadline, task, view.shortest_run_s(task)) for task in tasks]
+    work += [(-math.inf, t, t.run_seconds(view.node(node)) + start - view.now) for t, node, start in view.running()]
     spent: dict[str, float] = {}
     for deadline, task, seconds in sorted(work, key=lambda item: item[0]):
         for kind, amount in task.demand.items():
             spent[kind] = spent.get(kind, 0.0) + amount * seconds
-            if amount and math.isfinite(deadline) and spent[kind] > view.total(kind) * (deadline - view.now) + 1e-6:
+            if (
+                amount
+                and math.isfinite(deadline)
+                and spent[kind] > view.total_capacity(kind) * (deadline - view.now) + 1e-6
+            ):
                 return deadline
     return 0.0
 
@@ -52,9 +57,9 @@ def first_overdue(view: View, tasks: list[Task]) -> float:
 def test_the_demand_of_many_is_that_of_each_added_up(seed: int) -> None:
     """At any time, the first deadline that cannot be met is the one that adding up task by task finds."""
     tasks = urgent(seed, 60)
-    loop = play(prepare(cluster(), tasks, [Edf(admit=False)]), until=30.0 + 5 * seed)
+    loop = run_simulation(prepare_simulation(cluster(), tasks, [Edf(admit=False)]), until=30.0 + 5 * seed)
     waiting = [task for task in loop.view.waiting() if math.isfinite(task.deadline)]
-    assert loop.view.overdue(waiting) == first_overdue(loop.view, waiting)
+    assert loop.view.first_overload_s(waiting) == first_overdue(loop.view, waiting)
 
 
 def test_who_is_next_is_found_without_asking_all_who_wait() -> None:
@@ -66,8 +71,8 @@ def test_who_is_next_is_found_without_asking_all_who_wait() -> None:
         return unit[0].deadline, unit[0].arrival
 
     tasks = urgent(0, 400)
-    plain = simulate(cluster(), tasks, [Edf(admit=False, line=Line("name"))])
-    assert starts(simulate(cluster(), tasks, [Edf(admit=False, line=Line("name", rank))])) == starts(plain)
+    plain = simulate(cluster(), tasks, [Edf(admit=False, queue=AdmissionQueue("name"))])
+    assert starts(simulate(cluster(), tasks, [Edf(admit=False, queue=AdmissionQueue("name", rank))])) == starts(plain)
     assert len(asked) < 10 * len(tasks)
 
 
@@ -76,7 +81,7 @@ def test_who_passes_is_found_without_asking_all_who_wait(size: int, monkeypatch:
     """With ``backfill`` units start as if each that waits were asked at every event; of those alike one is asked."""
     tasks = [replace(task, job=f"j{row // size}", size=size) for row, task in enumerate(urgent(0, 120))]
     gang: list[Policy] = [Gang()] if size > 1 else []
-    plain = simulate(cluster(), tasks, [Edf(admit=False, backfill=True, line=Line("name")), *gang])
+    plain = simulate(cluster(), tasks, [Edf(admit=False, backfill=True, queue=AdmissionQueue("name")), *gang])
     asked: list[str] = []
     room = View.room
 
@@ -87,7 +92,7 @@ def test_who_passes_is_found_without_asking_all_who_wait(size: int, monkeypatch:
     monkeypatch.setattr(View, "room", counted)
     gang = [Gang()] if size > 1 else []
     found = simulate(cluster(), tasks, [Edf(admit=False, backfill=True), *gang])
-    assert (starts(found), found.node.tolist()) == (starts(plain), plain.node.tolist())
+    assert (starts(found), found.node_rows.tolist()) == (starts(plain), plain.node_rows.tolist())
     assert len(asked) < 20 * len(tasks)
 
 
@@ -97,7 +102,7 @@ def test_what_comes_after_a_stage_is_late_if_the_stage_is() -> None:
     third = [
         replace(task, after=("b",), deadline=deadline) for task, deadline in zip(job("c", 1), (24.0,), strict=True)
     ]
-    assert set(run(cluster(), [*first, *second, *third], edf={}, barrier={}).refused) == {"c-0"}
+    assert set(run(cluster(), [*first, *second, *third], edf={}, barrier={}).rejections) == {"c-0"}
     on_time = [replace(task, deadline=25.0) for task in third]
     assert starts(run(cluster(), [*first, *second, *on_time], edf={}, barrier={}))["c-0"] == 15.0
     assert starts(run(cluster(), [*first, *second, *third], edf={}))["c-0"] == 0.0
@@ -107,10 +112,10 @@ def test_what_was_taken_back_is_no_work_that_is_due() -> None:
     """A task that was taken back as it waited leaves its time to whoever comes next."""
     tasks = [job(name, 1, run=run, at=at)[0] for name, run, at in (("x", 10, 0), ("w", 5, 0), ("y", 9, 0), ("z", 9, 2))]
     tasks = [replace(task, deadline=deadline) for task, deadline in zip(tasks, (25, 20, 25, 25), strict=True)]
-    loop = play(prepare(cluster(1, gpu=1), tasks, [Edf()]), until=1.0)
-    end(loop, "y-0", done=False)
-    loop.pump()
-    assert not outcome(play(loop)).refused
+    loop = run_simulation(prepare_simulation(cluster(1, gpu=1), tasks, [Edf()]), until=1.0)
+    end_task(loop, "y-0", done=False)
+    loop.process_events()
+    assert not collect_result(run_simulation(loop)).rejections
 
 
 @pytest.mark.parametrize("gang", [{}, {"gang": {}}])
@@ -120,5 +125,5 @@ def test_what_comes_after_a_refused_job_is_refused(gang: dict[str, Any]) -> None
     early = [replace(task, after=("late",)) for task in job("early", 2)]
     last = [replace(task, after=("early",)) for task in job("last", 1, at=9)]
     found = run(cluster(), [*late, *early, *last, *job("free", 1)], edf={}, barrier={}, **gang)
-    assert set(found.refused) == {"late-0", "late-1", "early-0", "early-1", "last-0"}
+    assert set(found.rejections) == {"late-0", "late-1", "early-0", "early-1", "last-0"}
     assert not found.stuck

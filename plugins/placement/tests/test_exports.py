@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from unfold_placement.kubernetes.export import kubernetes
+from unfold_placement.kubernetes.export import export_manifests
 from unfoldkit.api import Report, UnfoldError, Verdict
 
 
 def exported(**cluster: Any) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the manifests of a spec by kind and name."""
     spec = {"version": 1, "kind": "placement", "name": "mine", "cluster": {"kubernetes": cluster}}
-    text = kubernetes(Report("placement", "plan", "mine", Verdict.YES, "", provenance={"spec": spec}))
+    text = export_manifests(Report("placement", "plan", "mine", Verdict.YES, "", provenance={"spec": spec}))
     return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(text)}
 
 
@@ -37,4 +37,4 @@ def test_counters_are_exported_where_they_are_wanted() -> None:
 def test_only_placements_are_exported() -> None:
     """The report of another kind is refused."""
     with pytest.raises(UnfoldError, match="no placement"):
-        kubernetes(Report("echo", "plan", "mine", Verdict.YES, ""))
+        export_manifests(Report("echo", "plan", "mine", Verdict.YES, ""))

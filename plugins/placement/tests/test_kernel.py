@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import Names, starts
 from unfold_placement.core import kernel
-from unfold_placement.core.reference import replay
-from unfold_placement.core.resources import book
+from unfold_placement.core.reference import replay_reference
+from unfold_placement.core.resources import build_resource_table
 from unfold_placement.core.types import ANYWHERE, Ask, Node, Task
 from unfold_placement.simulation.simulator import simulate
 
@@ -41,9 +41,9 @@ def test_the_kernel_places_as_plain_python_does(
     names[("x3", ANYWHERE)] = licences
     asks = {f"t{i}": [Ask(f"x{name}", 1 + name % 2) for name in wanted] for i, (*_, wanted) in enumerate(tasks)}
     found = simulate(machines, work, [Names(names, asks)])
-    wanted = replay(machines, work, [asks[task.name] for task in work], names)
-    begun = {name: (at, found.nodes[found.node[row]].name) for row, (name, at) in enumerate(starts(found).items())
-             if found.node[row] >= 0}  # fmt: skip
+    wanted = replay_reference(machines, work, [asks[task.name] for task in work], names)
+    begun = {name: (at, found.nodes[found.node_rows[row]].name) for row, (name, at) in enumerate(starts(found).items())
+             if found.node_rows[row] >= 0}  # fmt: skip
     assert begun == wanted
 
 
@@ -57,12 +57,12 @@ def test_the_tree_finds_what_a_scan_of_the_nodes_finds(
     rooms: list[tuple[int, int]], needs: list[tuple[int, int]], begin: int
 ) -> None:
     """Whatever was taken before, the next node with room for a task is the one that a scan from there meets first."""
-    made = book([Node(f"n{i}", {"cpu": a, "gpu": b}) for i, (a, b) in enumerate(rooms)])
-    made.add([Task(f"t{i}", {"cpu": a, "gpu": b}, 1.0) for i, (a, b) in enumerate(needs)], [[] for _ in needs])
-    a = made.arena
+    made = build_resource_table([Node(f"n{i}", {"cpu": a, "gpu": b}) for i, (a, b) in enumerate(rooms)])
+    made.add_tasks([Task(f"t{i}", {"cpu": a, "gpu": b}, 1.0) for i, (a, b) in enumerate(needs)], [[] for _ in needs])
+    a = made.state
     for task in range(len(needs)):
-        fitting = [node for node in range(begin, len(rooms)) if kernel.roomy(a.need, a.free, task, node)]
-        found = kernel.following(a, task, begin)
+        fitting = [node for node in range(begin, len(rooms)) if kernel.fits_demand(a.demand, a.free, task, node)]
+        found = kernel.next_fitting_node(a, task, begin)
         assert found == (fitting[0] if fitting else -1)
         if fitting:
-            kernel.take(a, task, found, kernel.ALL_PHASES)
+            kernel.allocate(a, task, found, kernel.ALL_PHASES)

@@ -9,7 +9,7 @@ import pytest
 
 from unfold_placement.core.types import Ask, Task
 from unfold_placement.kubernetes import dra, pods
-from unfold_placement.kubernetes.api import Api, Refused
+from unfold_placement.kubernetes.api import Api, ApiError
 from unfold_placement.kubernetes.codec import DRA, Body, Scope
 from unfoldkit.api import UnfoldError
 
@@ -30,15 +30,15 @@ class Server:
         if path.endswith(("resourceslices", "resourceclaims")):
             return {"items": [body for name, body in self.objects.items() if name.startswith(f"{path}/")]}
         if path not in self.objects:
-            raise Refused(404, "NotFound", path)
+            raise ApiError(404, "NotFound", path)
         return self.objects[path]
 
     def post(self, path: str, body: Body) -> Body:
         name = f"{path}/{body['metadata']['name']}"
         if self.none:
-            raise Refused(404, "", "no such API")
+            raise ApiError(404, "", "no such API")
         if name in self.objects:
-            raise Refused(409, "AlreadyExists", name)
+            raise ApiError(409, "AlreadyExists", name)
         if self.old and "devices" in body["spec"]:
             del body["spec"]["devices"][0]["allowMultipleAllocations"]
         self.objects[name] = body
@@ -55,7 +55,7 @@ def counters(server: Server) -> dra.Counters:
 
 def pod(uid: str) -> Body:
     """Return the pod of a task that needs a licence."""
-    body = pods.gated(Task("a", {}, 1.0), [LICENCE], SCOPE, 0.0)
+    body = pods.gated_pod(Task("a", {}, 1.0), [LICENCE], SCOPE, 0.0)
     body["metadata"]["uid"] = uid
     return body
 
@@ -68,14 +68,14 @@ def test_a_cluster_that_cannot_count_is_refused() -> None:
     assert "1.36" in (caught.value.diagnostics[0].hint or "")
     assert server.objects == {}
     with pytest.raises(UnfoldError, match="no counters"):
-        counters(Server(none=True)).begin()
+        counters(Server(none=True)).start()
 
 
 def test_the_device_class_is_made_where_it_is_missing() -> None:
     """Whoever may make it does so once."""
     server = Server()
-    counters(server).begin()
-    counters(server).begin()
+    counters(server).start()
+    counters(server).start()
     assert list(server.objects) == [f"{dra.CLASSES}/{dra.DRIVER}"]
 
 
@@ -89,7 +89,7 @@ def test_a_claim_of_an_earlier_pod_is_not_taken_over() -> None:
     (claim,) = server.objects.values()
     assert claim["metadata"]["ownerReferences"][0]["uid"] == "two"
     server.kept = True
-    with pytest.raises(Refused):
+    with pytest.raises(ApiError):
         made.claim(pod("three"))
 
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster
-from unfold_placement.core.bulk import FEW, alike
-from unfold_placement.core.kernel import begin, enqueue, finish
-from unfold_placement.core.resources import Book, book
-from unfold_placement.core.types import Ask, Drop, Op, Put, Task
+from unfold_placement.core.bulk import MIN_BULK, delete_resources, is_uniform, set_amounts
+from unfold_placement.core.kernel import enqueue, finish_task, start_task
+from unfold_placement.core.resources import ResourceTable, build_resource_table
+from unfold_placement.core.types import Ask, Drop, Operation, Put, Task
 from unfoldkit.api import UnfoldError
 
 NODES = st.lists(st.sampled_from([node.name for node in cluster()]), min_size=1, max_size=4, unique=True)
@@ -26,23 +26,23 @@ STEPS = st.lists(
 )
 
 
-def walked(steps: list[tuple[str, object, int]], *, whole: bool) -> tuple[Book, list[tuple[str, str]]]:
+def walked(steps: list[tuple[str, object, int]], *, whole: bool) -> tuple[ResourceTable, list[tuple[str, str]]]:
     """Return a book after some steps, many nodes at a time or one by one, and what its watchers were told."""
-    made, told = book(cluster()), list[tuple[str, str]]()
-    made.watch(lambda change, item: told.append((change, item.node)))
+    made, told = build_resource_table(cluster()), list[tuple[str, str]]()
+    made.subscribe(lambda change, item: told.append((change, item.node)))
     tasks = [Task(f"t{at}", {"gpu": 0}, 5.0) for at in range(6)]
-    made.add(tasks, [[(Ask("x"), 0)] for _ in tasks])
+    made.add_tasks(tasks, [[(Ask("x"), 0)] for _ in tasks])
     for what, where, amount in steps:
         if what == "put" and isinstance(where, list):
-            made.put_all("x", where, amount) if whole else [made.put("x", node, amount) for node in where]
+            set_amounts(made, "x", where, amount) if whole else [made.set_amount("x", node, amount) for node in where]
         elif what == "delete" and isinstance(where, list):
             here = [node for node in where if node in made.entries.get("x", {})]
-            made.delete_all("x", where) if whole else [made.delete("x", node) for node in here]
-        elif what == "start" and isinstance(where, int) and made.arena.state[where] == 0 and made.columns == ["x"]:
-            enqueue(made.arena, where)
-            begin(made.arena, where, amount, False)
-        elif what == "end" and isinstance(where, int) and made.arena.state[where] == 2:
-            finish(made.arena, where, 2)
+            delete_resources(made, "x", where) if whole else [made.delete("x", node) for node in here]
+        elif what == "start" and isinstance(where, int) and made.state.status[where] == 0 and made.columns == ["x"]:
+            enqueue(made.state, where)
+            start_task(made.state, where, amount, False)
+        elif what == "end" and isinstance(where, int) and made.state.status[where] == 2:
+            finish_task(made.state, where, 2)
     return made, told
 
 
@@ -54,15 +54,15 @@ def test_many_nodes_at_a_time_are_each_in_turn(steps: list[tuple[str, object, in
     many, heard = walked(steps, whole=True)
     assert heard == told
     assert (many.entries, many.epoch, many.columns) == (one.entries, one.epoch, one.columns)
-    for name, array in one.arena._asdict().items():
-        assert np.array_equal(array, getattr(many.arena, name)), name
+    for name, array in one.state._asdict().items():
+        assert np.array_equal(array, getattr(many.state, name)), name
 
 
 def test_only_what_is_alike_is_done_at_once() -> None:
     """One name, one amount, each node once: anything else goes one by one."""
-    puts: list[Op] = [Put("x", f"n{at}", 2) for at in range(FEW)]
-    assert alike(puts)
-    assert alike([Drop("x", f"n{at}") for at in range(FEW)])
+    puts: list[Operation] = [Put("x", f"n{at}", 2) for at in range(MIN_BULK)]
+    assert is_uniform(puts)
+    assert is_uniform([Drop("x", f"n{at}") for at in range(MIN_BULK)])
     for last in (
         Put("x", "n0", 2),
         Put("y", "n9", 2),
@@ -70,13 +70,13 @@ def test_only_what_is_alike_is_done_at_once() -> None:
         Put("x", "", 2),
         Put("x", "n9", 2, until="t"),
     ):
-        assert not alike([*puts, last])
-    assert not alike([*puts, Drop("x", "n9")])
-    assert not alike([Drop("x", f"n{at}", force=True) for at in range(FEW)])
-    assert not alike(puts[1:])
+        assert not is_uniform([*puts, last])
+    assert not is_uniform([*puts, Drop("x", "n9")])
+    assert not is_uniform([Drop("x", f"n{at}", force=True) for at in range(MIN_BULK)])
+    assert not is_uniform(puts[1:])
 
 
 def test_a_node_that_is_not_there_is_told() -> None:
     """A name on a node that nobody knows is an error, as it is one by one."""
     with pytest.raises(UnfoldError, match="there is no node far"):
-        book(cluster()).put_all("x", ["n0", "far"], 1)
+        set_amounts(build_resource_table(cluster()), "x", ["n0", "far"], 1)

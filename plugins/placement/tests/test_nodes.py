@@ -11,25 +11,25 @@ import pytest
 from plugins.placement.tests.cases import cluster, job, places, policy, starts
 from unfold_placement.core import kernel
 from unfold_placement.core.types import Node
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.audit import audit
-from unfold_placement.simulation.simulator import outcome, play, prepare
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
 
 
 @pytest.mark.parametrize("parts", [{}, {"drf": {}}, {"gang": {}}, {"anti-affinity": {}, "drf": {}}, {"spread": {}}])
 def test_what_ran_on_a_lost_node_runs_elsewhere(parts: dict[str, Any]) -> None:
     """Tasks of a node that goes wait again and run on others, under every law; a node that is back is used again."""
     spec = policy(**parts)
-    loop = prepare(cluster(), [*job("a", 3, run=20), *job("b", 4, run=20, at=50)], build(spec))
-    play(loop, until=5.0)
-    assert "n0" in places(outcome(loop)).values()
-    loop.turn("n0", up=False)
-    play(loop, until=40.0)
-    assert "n0" not in places(outcome(loop)).values()
-    loop.turn("n0", up=True)
-    found = outcome(play(loop))
-    assert list(audit(found, spec)) == []
-    assert np.isfinite(found.end).all()
+    loop = prepare_simulation(cluster(), [*job("a", 3, run=20), *job("b", 4, run=20, at=50)], build_policies(spec))
+    run_simulation(loop, until=5.0)
+    assert "n0" in places(collect_result(loop)).values()
+    loop.set_node_up("n0", is_up=False)
+    run_simulation(loop, until=40.0)
+    assert "n0" not in places(collect_result(loop)).values()
+    loop.set_node_up("n0", is_up=True)
+    found = collect_result(run_simulation(loop))
+    assert list(find_violations(found, spec)) == []
+    assert np.isfinite(found.end_s).all()
     assert max(at for name, at in starts(found).items() if name.startswith("a")) == 5.0
     assert "n0" in {place for name, place in places(found).items() if name.startswith("b")}
 
@@ -37,11 +37,13 @@ def test_what_ran_on_a_lost_node_runs_elsewhere(parts: dict[str, Any]) -> None:
 def test_a_gang_that_a_lost_node_stopped_starts_again_once() -> None:
     """A gang that the loss of a node stops is stopped once, though a spread moves while they are told of it."""
     tasks = [*job("a", 3, user="u"), *job("b", 3, at=1, user="u")]
-    loop = prepare(cluster(3, gpu=8), tasks, build(policy(gang={}, spread={"by": "user", "skew": 2})))
-    play(loop, until=5.0)
-    loop.turn("n0", up=False)
-    found = outcome(play(loop))
-    assert (found.log.kinds == kernel.K_PREEMPTED).sum() == 3
+    loop = prepare_simulation(
+        cluster(3, gpu=8), tasks, build_policies(policy(gang={}, spread={"by": "user", "skew": 2}))
+    )
+    run_simulation(loop, until=5.0)
+    loop.set_node_up("n0", is_up=False)
+    found = collect_result(run_simulation(loop))
+    assert (found.log.kinds == kernel.LOG_PREEMPTED).sum() == 3
     assert {name: at for name, at in starts(found).items() if name.startswith("a")} == dict.fromkeys(
         ("a-0", "a-1", "a-2"), 5.0
     )
@@ -62,16 +64,18 @@ def test_a_node_that_comes_later_is_used(name: str, *, before: bool) -> None:
     nodes = [replace(node, labels={"type": kind}) for node, kind in zip(cluster(2, gpu=2), ("t4", "v100"), strict=True)]
     nodes[0] = replace(nodes[0], data=frozenset({"x"}))
     tasks = [*job("busy", 1, run=1000.0), *job("a", 1, at=6.0, run=1.0, **more), *job("b", 1, at=20.0, run=5.0, **more)]
-    loop = prepare(nodes, [*tasks, *(job("c", 1, at=2.0, run=1.0, **more) if before else ())], build(policy(**parts)))
-    loop.turn("n0", up=False)
-    play(loop, until=1.0)
+    loop = prepare_simulation(
+        nodes, [*tasks, *(job("c", 1, at=2.0, run=1.0, **more) if before else ())], build_policies(policy(**parts))
+    )
+    loop.set_node_up("n0", is_up=False)
+    run_simulation(loop, until=1.0)
     if before:
-        loop.turn("n0", up=True)
-        play(loop, until=5.0)
-        loop.turn("n0", up=False)
-    play(loop, until=10.0)
-    loop.turn("n0", up=True)
-    found = outcome(play(loop))
+        loop.set_node_up("n0", is_up=True)
+        run_simulation(loop, until=5.0)
+        loop.set_node_up("n0", is_up=False)
+    run_simulation(loop, until=10.0)
+    loop.set_node_up("n0", is_up=True)
+    found = collect_result(run_simulation(loop))
     assert places(found)["busy-0"] == "n1"
     assert {name: starts(found)[name] for name in ("a-0", "b-0")} == {"a-0": 10.0, "b-0": 20.0}
     assert {places(found)[name] for name in ("a-0", "b-0")} == {"n0"}
@@ -89,37 +93,41 @@ def test_what_came_while_no_node_was_there_starts_on_the_first(parts: dict[str, 
     """Under every policy tasks that came to an empty cluster start as its first node comes."""
     nodes = [replace(cluster(1)[0], labels={"type": "t4"})]
     tasks = [replace(task, role="server" if "servers" in parts else "", types=("t4",)) for task in job("a", 1, at=1.0)]
-    loop = prepare(nodes, tasks, build(policy(**parts)))
-    loop.turn("n0", up=False)
-    play(loop, until=5.0)
-    loop.turn("n0", up=True)
-    assert starts(outcome(play(loop))) == {"a-0": 5.0}
+    loop = prepare_simulation(nodes, tasks, build_policies(policy(**parts)))
+    loop.set_node_up("n0", is_up=False)
+    run_simulation(loop, until=5.0)
+    loop.set_node_up("n0", is_up=True)
+    assert starts(collect_result(run_simulation(loop))) == {"a-0": 5.0}
 
 
 def test_a_place_of_a_spread_is_free_once_the_emptiest_node_goes() -> None:
     """Where the node that ran the fewest goes, those that are left take more at once, not as the next task ends."""
     nodes = [Node("n0", {"gpu": 4000}), Node("n1", {"cpu": 1000})]
-    loop = play(prepare(nodes, job("a", 2, run=100.0), build(policy(spread={}))), until=5.0)
-    assert starts(outcome(loop)) == {"a-0": 0.0, "a-1": np.inf}
-    loop.turn("n1", up=False)
-    assert starts(outcome(play(loop))) == {"a-0": 0.0, "a-1": 5.0}
+    loop = run_simulation(
+        prepare_simulation(nodes, job("a", 2, run=100.0), build_policies(policy(spread={}))), until=5.0
+    )
+    assert starts(collect_result(loop)) == {"a-0": 0.0, "a-1": np.inf}
+    loop.set_node_up("n1", is_up=False)
+    assert starts(collect_result(run_simulation(loop))) == {"a-0": 0.0, "a-1": 5.0}
 
 
 def test_what_is_admitted_is_held_against_the_nodes_that_are_up() -> None:
     """Of tasks with one deadline only as many are admitted as end before it on what is left of the cluster."""
     tasks = [replace(job(f"t{at}", 1, at=5.0)[0], deadline=25.0) for at in range(4)]
-    loop = play(prepare(cluster(2, gpu=1), tasks, build(policy(edf={}))), until=1.0)
-    loop.turn("n1", up=False)
-    found = outcome(play(loop))
-    assert (list(found.refused), found.end[:2].tolist()) == (["t2-0", "t3-0"], [15.0, 25.0])
+    loop = run_simulation(prepare_simulation(cluster(2, gpu=1), tasks, build_policies(policy(edf={}))), until=1.0)
+    loop.set_node_up("n1", is_up=False)
+    found = collect_result(run_simulation(loop))
+    assert (list(found.rejections), found.end_s[:2].tolist()) == (["t2-0", "t3-0"], [15.0, 25.0])
 
 
 def test_names_of_servers_go_from_nodes_that_were_away() -> None:
     """A name on a node that is away as the last task of its job ends is deleted with the others."""
-    loop = prepare(cluster(2), [replace(job("a", 1)[0], role="server")], build(policy(servers={"near": False})))
-    play(loop, until=5.0)
-    loop.turn("n1", up=False)
-    assert play(loop).book.snapshot() == ()
+    loop = prepare_simulation(
+        cluster(2), [replace(job("a", 1)[0], role="server")], build_policies(policy(servers={"near": False}))
+    )
+    run_simulation(loop, until=5.0)
+    loop.set_node_up("n1", is_up=False)
+    assert run_simulation(loop).table.snapshot() == ()
 
 
 @pytest.mark.parametrize("more", [{}, {"pack": {"level": "rack"}, "hierarchy": {}, "affinity": {}}])
@@ -130,8 +138,8 @@ def test_a_gang_of_unlike_tasks_starts_whole_again(more: dict[str, Any]) -> None
     one = [Node("n0", {"gpu": 2000}, {"rack": "r"}), Node("n1", {"gpu": 1000}, {"rack": "r"})]
     nodes = [*one, *(replace(node, name=f"{node.name}-b", labels={"rack": "s"}) for node in one)]
     spec = policy(gang={}, **more)
-    loop = play(prepare(nodes, tasks, build(spec)), until=5.0)
-    loop.turn("n1", up=False)
-    found = outcome(play(loop))
-    assert list(audit(found, spec)) == []
+    loop = run_simulation(prepare_simulation(nodes, tasks, build_policies(spec)), until=5.0)
+    loop.set_node_up("n1", is_up=False)
+    found = collect_result(run_simulation(loop))
+    assert list(find_violations(found, spec)) == []
     assert starts(found) == dict.fromkeys(("a-0", "a-1", "a-2"), 5.0)

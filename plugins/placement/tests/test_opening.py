@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unfold_placement.schema.models import PlacementSpec
-from unfold_placement.verbs.check_inputs import opened
+from unfold_placement.verbs.check_inputs import check_inputs
 from unfoldkit.api import Run, RunDir
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.spec.validate import validate
@@ -28,7 +28,7 @@ def told(folder: Path, text: str = SPEC, tasks: str = TASKS) -> list[str]:
     """Return what is wrong with the files and labels of a spec."""
     (folder / "tasks.csv").write_text(tasks)
     spec = validate(PlacementSpec, parse(text, "p.yaml"))
-    return [str(item) for item in opened(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
+    return [str(item) for item in check_inputs(spec, Run(RunDir(folder / "run"), LocalEngine(1), base=folder))]
 
 
 def test_what_is_right_is_not_told(tmp_path: Path) -> None:

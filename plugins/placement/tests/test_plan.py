@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from plugins.placement.tests.cases import cluster, job
-from unfold_placement.core.types import BEGAN, STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.core.types import BEGAN, STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.simulation.simulator import simulate
@@ -111,7 +111,7 @@ class Hold:
     def request(self, task: Task) -> list[Ask]:
         return []
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         yield []
 
 
@@ -228,9 +228,13 @@ class Astray:
 @pytest.mark.parametrize(
     ("asks", "gives", "wanted"),
     [
-        (["door"], (), r"request of a policy gives is an Ask: return \[Ask\(name\)\] \(Astray.request gave 'door'\)"),
-        ([], [Put("door")], "react of a policy gives is a list of operations"),
-        ([], [["door"]], "react of a policy gives is a Put, Drop, Wake or Refuse"),
+        (
+            ["door"],
+            (),
+            r"request of a policy must return an Ask: return \[Ask\(name\)\] \(Astray.request returned 'door'\)",
+        ),
+        ([], [Put("door")], "react of a policy must return a list of operations"),
+        ([], [["door"]], "react of a policy must return a Put, Drop, Wake or Refuse"),
     ],
 )
 def test_a_policy_that_gives_something_else_is_told_what(asks: Any, gives: Any, wanted: str) -> None:

@@ -14,11 +14,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
-from unfold_placement.core.types import BEGAN, ENDED, MILLI, SEATS, STARTED, STATIC, Ask, Event, Node, Ops, Put, Task
+from unfold_placement.core.types import (
+    BEGAN,
+    ENDED,
+    MILLI,
+    PODS,
+    STARTED,
+    STATIC,
+    Ask,
+    Event,
+    Node,
+    Put,
+    Task,
+    Transactions,
+)
 from unfold_placement.core.view import View
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.audit import audit
-from unfold_placement.simulation.metrics import fairness_error
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.metrics import compute_fairness_error
 from unfold_placement.simulation.simulator import simulate
 
 GANG: dict[str, Any] = {"gang": {}}
@@ -42,7 +55,7 @@ def test_everything_runs_under_every_order(order: str, more: dict[str, Any], see
     tasks = [replace(task, priority=seed % 3 + hash(task.job) % 2) for task in some_tasks(seed)]
     found = run(cluster(3), tasks, **{order: ORDERS[order]}, **more)
     assert not found.stuck
-    assert np.isfinite(found.end).all()
+    assert np.isfinite(found.end_s).all()
 
 
 @given(st.integers(0, 10_000), st.integers(0, 20))
@@ -103,7 +116,7 @@ class Told:
     def request(self, task: Task) -> list[Ask]:
         return [Ask("door")]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         self.heard.append(event.kind)
         yield [Put("door", "n0", 2 + self.heard.count(ENDED))]
 
@@ -183,7 +196,7 @@ def test_weighted_shares_are_within_one_task(weights: list[int], gpu: int) -> No
     tasks = [task for index in range(len(weights)) for task in job(f"u{index}", 30, run=7)]
     share = {f"u{index}": float(value) for index, value in enumerate(weights)}
     found = run(cluster(2, gpu), tasks, wfq={"weights": share})
-    assert fairness_error(found, share, dominant=False) <= 1 + 1e-9
+    assert compute_fairness_error(found, share, dominant=False) <= 1 + 1e-9
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=2, max_size=4))
@@ -196,7 +209,7 @@ def test_dominant_shares_are_within_one_task(demands: list[tuple[int, int]]) -> 
         for task in job(f"u{index}", 60, run=5)
     ]
     found = run([Node("n0", {"cpu": 30_000, "gpu": 20_000})], tasks, drf={})
-    assert fairness_error(found, {}, dominant=True) <= 1 + 1e-9
+    assert compute_fairness_error(found, {}, dominant=True) <= 1 + 1e-9
 
 
 def test_drf_is_the_paper_s_example() -> None:
@@ -212,7 +225,7 @@ def test_shares_go_down_the_tree() -> None:
     users = {"a/x": 20, "b/x": 20, "b/y": 20, "b/z": 20}
     tasks = [task for name, count in users.items() for task in job(name.replace("/", ""), count, user=name)]
     found = run(cluster(3), tasks, hierarchy={})
-    first = Counter(task.user for task, at in zip(found.tasks, found.start, strict=True) if at == 0)
+    first = Counter(task.user for task, at in zip(found.tasks, found.start_s, strict=True) if at == 0)
     assert first == {"a/x": 6, "b/x": 2, "b/y": 2, "b/z": 2}
 
 
@@ -245,12 +258,12 @@ def test_edf_keeps_every_deadline_that_any_order_keeps(jobs: list[tuple[int, int
     tasks = [Task(f"t{i}", {"gpu": 1000}, float(length), 0.0, f"t{i}", deadline=float(due))
              for i, (length, due) in enumerate(jobs)]  # fmt: skip
     found = run([Node("n", {"gpu": 1000})], tasks, edf={"admit": False})
-    late = any(end > task.deadline for task, end in zip(found.tasks, found.end, strict=True))
+    late = any(end > task.deadline for task, end in zip(found.tasks, found.end_s, strict=True))
     assert late == (not any(_kept(order) for order in itertools.permutations(jobs)))
     admitted = run([Node("n", {"gpu": 1000})], tasks, edf={})
-    kept = [(end, task) for task, end in zip(admitted.tasks, admitted.end, strict=True) if math.isfinite(end)]
+    kept = [(end, task) for task, end in zip(admitted.tasks, admitted.end_s, strict=True) if math.isfinite(end)]
     assert all(end <= task.deadline for end, task in kept)
-    assert bool(admitted.refused) == late
+    assert bool(admitted.rejections) == late
 
 
 def _kept(order: tuple[tuple[int, int], ...]) -> bool:
@@ -320,31 +333,31 @@ def test_the_audit_sees_what_is_wrong() -> None:
     }  # fmt: skip
     for name, (work, options) in wrong.items():
         spec = policy(**{name: options})
-        assert list(audit(simulate(cluster(), work), spec)), name
-        assert build(spec)
+        assert list(find_violations(simulate(cluster(), work), spec)), name
+        assert build_policies(spec)
 
 
 @pytest.mark.parametrize("order", ["drf", "hierarchy"])
 def test_places_for_pods_are_no_wealth(order: str) -> None:
     """Whoever has many small tasks gets as much of the processors as who has few large ones, whatever nodes take."""
-    small, large = ({"cpu": 320, SEATS: MILLI}, {"cpu": 1600, SEATS: MILLI})
+    small, large = ({"cpu": 320, PODS: MILLI}, {"cpu": 1600, PODS: MILLI})
     tasks = [replace(task, demand=small) for task in job("a", 40)] + [replace(t, demand=large) for t in job("b", 8)]
-    found = run([Node("n0", {"cpu": 16_000, SEATS: 32_000})], tasks, **{order: {}})
+    found = run([Node("n0", {"cpu": 16_000, PODS: 32_000})], tasks, **{order: {}})
     first = Counter(name[0] for name, at in starts(found).items() if at == 0.0)
     assert first == {"a": 25, "b": 5}
 
 
 def test_packing_looks_past_places_for_pods() -> None:
     """The node with the fewest free GPUs is filled first, not the one that takes the fewest pods."""
-    nodes = [Node("n0", {"gpu": 4000, SEATS: 10_000}), Node("n1", {"gpu": 2000, SEATS: 20_000})]
-    found = run(nodes, [Task("a", {"gpu": 1000, SEATS: MILLI}, 10.0)], pack={})
+    nodes = [Node("n0", {"gpu": 4000, PODS: 10_000}), Node("n1", {"gpu": 2000, PODS: 20_000})]
+    found = run(nodes, [Task("a", {"gpu": 1000, PODS: MILLI}, 10.0)], pack={})
     assert places(found) == {"a": "n1"}
 
 
 def test_a_node_with_no_place_for_a_pod_takes_none() -> None:
     """Free GPUs are not enough: of four tasks for four GPUs only as many run at once as the node takes pods."""
-    node = Node("n0", {"gpu": 4000, SEATS: 3000})
-    found = run([node], [replace(task, demand={**task.demand, SEATS: MILLI}) for task in job("a", 4)])
+    node = Node("n0", {"gpu": 4000, PODS: 3000})
+    found = run([node], [replace(task, demand={**task.demand, PODS: MILLI}) for task in job("a", 4)])
     assert sorted(starts(found).values()) == [0.0, 0.0, 0.0, 10.0]
 
 
@@ -367,5 +380,5 @@ def test_the_next_gang_of_a_name_is_another() -> None:
         replace(task, name=f"{task.name}-again", arrival=20.0 + at) for at, task in enumerate(job("a", 3, run=4.0))
     ]
     spec = policy(gang={})
-    found = simulate(cluster(1), [*job("a", 3, run=4.0), *again], build(spec))
+    found = simulate(cluster(1), [*job("a", 3, run=4.0), *again], build_policies(spec))
     assert [at for name, at in starts(found).items() if name.endswith("again")] == [22.0] * 3

@@ -16,16 +16,16 @@ from pydantic import ValidationError
 from plugins.placement.tests.cases import cluster, job, places, policy, run, some_tasks, starts
 from unfold_placement.core import kernel
 from unfold_placement.core.types import Node, Task
-from unfold_placement.live.recovery import end
+from unfold_placement.live.recovery import end_task
 from unfold_placement.policies.fairness.drf import Drf
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.deadlock_check import counterexample
-from unfold_placement.simulation.simulator import Outcome, outcome, play, prepare
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.deadlock_check import find_counterexample
+from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
 
 
-def stopped(found: Outcome) -> Counter[str]:
+def stopped(found: SimulationResult) -> Counter[str]:
     """How often the tasks of each job were preempted."""
-    rows = found.log.tasks[found.log.kinds == kernel.K_PREEMPTED]
+    rows = found.log.tasks[found.log.kinds == kernel.LOG_PREEMPTED]
     return Counter(found.tasks[row].job for row in rows)
 
 
@@ -41,9 +41,11 @@ def test_a_task_that_was_stopped_finds_its_data_again(order: dict[str, Any]) -> 
 def test_a_task_whose_node_goes_finds_its_data_again() -> None:
     """Where a node with its data goes, the task starts on another that has them."""
     nodes = [Node(f"n{index}", {"gpu": 1000}, data=frozenset({"d"})) for index in range(2)]
-    loop = play(prepare(nodes, job("x", 1, run=100, data=("d",)), build(policy(locality={}))), until=10.0)
-    loop.turn("n0", up=False)
-    found = outcome(play(loop))
+    loop = run_simulation(
+        prepare_simulation(nodes, job("x", 1, run=100, data=("d",)), build_policies(policy(locality={}))), until=10.0
+    )
+    loop.set_node_up("n0", is_up=False)
+    found = collect_result(run_simulation(loop))
     assert (starts(found), places(found)) == ({"x-0": 10.0}, {"x-0": "n1"})
 
 
@@ -64,7 +66,7 @@ def test_a_gang_that_looks_ahead_gets_a_place_for_each(more: dict[str, Any]) -> 
     """Two tasks that start together are not both promised the one GPU on which either would end first."""
     nodes = [Node("n0", {"gpu": 1000}), Node("n1", {"gpu": 2000})]
     spec = policy(value={}, gang={}, **more)
-    assert counterexample(nodes, job("a", 2), lambda: build(spec)) is None
+    assert find_counterexample(nodes, job("a", 2), lambda: build_policies(spec)) is None
     assert set(starts(run(nodes, job("a", 2), value={}, gang={}, **more)).values()) == {0.0}
 
 
@@ -89,7 +91,7 @@ def test_a_deadline_is_held_against_the_run_times_of_nodes() -> None:
     assert starts(run([Node("n", {"gpu": 1000}, {"type": "fast"})], [quick], edf={})) == {"x": 0.0}
     slow = Task("x", {"gpu": 1000}, 10.0, job="x", run_on={"slow": 20.0}, deadline=100.0)
     late = Task("y", {"gpu": 1000}, 10.0, 1.0, "y", deadline=25.0)
-    assert set(run([Node("n", {"gpu": 1000}, {"type": "slow"})], [slow, late], edf={}).refused) == {"y"}
+    assert set(run([Node("n", {"gpu": 1000}, {"type": "slow"})], [slow, late], edf={}).rejections) == {"y"}
 
 
 def test_only_those_in_the_way_make_room() -> None:
@@ -142,7 +144,7 @@ def test_what_comes_after_a_job_holds_nobody_up(order: dict[str, Any], gang: dic
     ]  # fmt: skip
     found = starts(run(cluster(2), tasks, barrier={}, **order, **gang))
     assert found == {"late-0": 10, "late-1": 10, "last-0": 20, "early-0": 0, "early-1": 0, "other-0": 0}
-    assert counterexample(cluster(2), tasks, lambda: build(policy(barrier={}, **order, **gang))) is None
+    assert find_counterexample(cluster(2), tasks, lambda: build_policies(policy(barrier={}, **order, **gang))) is None
 
 
 @pytest.mark.parametrize("order", [order for order in ORDERS if order != {"edf": {"backfill": True}}])
@@ -165,7 +167,7 @@ def test_nobody_starves_beside_a_sibling_that_has_all_of_another_resource() -> N
     for time in (5.0, 25.0, 55.0, 75.0):
         running = Counter(
             task.user
-            for task, start, end in zip(found.tasks, found.start, found.end, strict=True)
+            for task, start, end in zip(found.tasks, found.start_s, found.end_s, strict=True)
             if start <= time < end
         )
         assert running["two/b"] == 10
@@ -186,9 +188,9 @@ def test_the_names_of_a_group_go_with_its_last_task(name: str, seed: int) -> Non
         replace(task, role="server" if task.name.endswith("0") else "", avoids="j0" if task.job == "j1" else "")
         for task in some_tasks(seed)
     ]
-    loop = play(prepare(cluster(), tasks, build(policy(**{name: NAMES[name]}))))
-    assert np.isfinite(outcome(loop).end).all()
-    assert (loop.book.snapshot(), loop.owners) == ((), {})
+    loop = run_simulation(prepare_simulation(cluster(), tasks, build_policies(policy(**{name: NAMES[name]}))))
+    assert np.isfinite(collect_result(loop).end_s).all()
+    assert (loop.table.snapshot(), loop.owners) == ((), {})
 
 
 def test_a_group_that_comes_again_is_kept_apart_again() -> None:
@@ -217,21 +219,25 @@ def test_nobody_stops_whom_it_runs_beside(order: dict[str, Any]) -> None:
 
 def test_who_is_taken_back_in_its_turn_holds_nothing() -> None:
     """A task that had its turn, found no place and was taken back counts in nobody's share any more."""
-    loop = prepare(cluster(2, racks=2), job("a", 2, demand={"gpu": 4000}), build(policy(drf={}, gang={}, pack={})))
-    play(loop, until=1.0)
+    loop = prepare_simulation(
+        cluster(2, racks=2), job("a", 2, demand={"gpu": 4000}), build_policies(policy(drf={}, gang={}, pack={}))
+    )
+    run_simulation(loop, until=1.0)
     (shares,) = [part for part in loop.policies if isinstance(part, Drf)]
-    assert shares.line.share("a", loop.view) == 1.0
+    assert shares.queue.dominant_share("a", loop.view) == 1.0
     for task in ("a-0", "a-1"):
-        end(loop, task, done=False)
-    loop.pump()
-    assert shares.line.share("a", loop.view) == 0.0
+        end_task(loop, task, done=False)
+    loop.process_events()
+    assert shares.queue.dominant_share("a", loop.view) == 0.0
 
 
 def test_a_gang_that_was_stopped_waits_in_line_once() -> None:
     """However many of its tasks are told to have stopped, it gets one turn, so that nobody is charged for two."""
-    loop = play(prepare(cluster(2), job("a", 4, run=50), build(policy(drf={}, gang={}, pack={}))), until=5.0)
-    loop.turn("n0", up=False)
-    play(loop, until=6.0)
+    loop = run_simulation(
+        prepare_simulation(cluster(2), job("a", 4, run=50), build_policies(policy(drf={}, gang={}, pack={}))), until=5.0
+    )
+    loop.set_node_up("n0", is_up=False)
+    run_simulation(loop, until=6.0)
     (shares,) = [part for part in loop.policies if isinstance(part, Drf)]
-    assert not shares.line.queues
-    assert shares.line.share("a", loop.view) == 1.0
+    assert not shares.queue.queues
+    assert shares.queue.dominant_share("a", loop.view) == 1.0

@@ -11,8 +11,8 @@ import pytest
 from plugins.placement.tests.cases import cluster, job, policy
 from unfold_placement.core.types import Node, Task
 from unfold_placement.schema.models import PlacementSpec
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.unplaceable import unplaceable
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.unplaceable import find_unplaceable
 from unfold_placement.verbs.plan import LOG, plan
 from unfoldkit.api import Report, Run, RunDir, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
@@ -25,7 +25,7 @@ HEAD = "task,arrival,run,gpu,cpu,job\n"
 def found(tasks: list[Task], nodes: list[Node] | None = None, **parts: Any) -> dict[str, str]:
     """Return who can never run on four nodes of four GPUs and 16 cores, and why."""
     spec = policy(**parts)
-    return unplaceable(nodes or cluster(), tasks, spec, lambda: build(spec))
+    return find_unplaceable(nodes or cluster(), tasks, spec, lambda: build_policies(spec))
 
 
 def answer(folder: Path, rows: str, extra: str = "", policies: str = "{}") -> Report:

@@ -11,7 +11,7 @@ import pytest
 from plugins.placement.tests.cases import cluster, places, run, starts
 from unfold_placement.core.types import Node
 from unfold_placement.schema.models import ClusterSpec
-from unfold_placement.workload.build import nodes_of
+from unfold_placement.workload.build import build_nodes
 from unfold_placement.workload.tables import csv_nodes, csv_tasks, openb_nodes, openb_tasks
 from unfoldkit.api import Run, RunDir, UnfoldError
 from unfoldkit.engines.local import LocalEngine
@@ -130,7 +130,7 @@ def test_a_part_of_the_nodes_is_that_part(tmp_path: Path, part: float, picked: i
     """So many nodes are taken as the part says, each once and evenly spread."""
     rows = "".join(f"{row},1\n" for row in range(100))
     spec = ClusterSpec(trace="csv", path=str(write(tmp_path, "name,cpu\n" + rows)), part=part)
-    found = [int(node.name) for node in nodes_of(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))]
+    found = [int(node.name) for node in build_nodes(spec, Run(directory=RunDir(tmp_path), engine=LocalEngine(1)))]
     assert len(found) == picked
     assert all(abs(row - place / part) <= 1 for place, row in enumerate(found))
     assert len(set(found)) == picked
@@ -141,7 +141,7 @@ def test_a_whole_fraction_takes_every_so_many_th(tmp_path: Path) -> None:
     path = str(write(tmp_path, "name,cpu\n" + "".join(f"{row},1\n" for row in range(100))))
     run_ = Run(directory=RunDir(tmp_path), engine=LocalEngine(1))
     for step in (3, 4, 7, 10, 20):
-        found = [int(node.name) for node in nodes_of(ClusterSpec(trace="csv", path=path, part=1 / step), run_)]
+        found = [int(node.name) for node in build_nodes(ClusterSpec(trace="csv", path=path, part=1 / step), run_)]
         assert found == list(range(0, 100, step))[: len(found)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ from unfoldkit.arrivals.readers.log import Tell, read_log, unheard
 from unfoldkit.arrivals.readers.table import GAPS, Columns, Found, read_table
 from unfoldkit.arrivals.readers.timestamps import COLUMNS, Times, in_seconds, present, unit
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
+from unfoldkit.safe_io.arrays import parse_npy, read_npz
+from unfoldkit.safe_io.files import read_bytes
 
 _HOUR_S = 3600.0
 _WORDS = {"array": "an array", "log": "a log"}
@@ -143,19 +144,28 @@ def scaled(times: Times, factor: float, rng: np.random.Generator) -> tuple[Times
 
 def _arrays(path: Path, name: str | None) -> Times:
     try:
-        data = np.load(path, allow_pickle=False)
+        data = _stored(path)
         if isinstance(data, np.ndarray):
             return present(_line(data, path))
-        key = name or _key(data.files)
-        if key not in data.files:
+        names = list(data)
+        key = name or _key(names)
+        if key not in names:
             raise user_error(
-                f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(data.files)}"
+                f"no array {key or 'of arrival times'}", file=str(path), hint=f"it has: {', '.join(names)}"
             )
         base, seconds = unit(key)
         times = in_seconds(_line(data[key], path), seconds or 1.0)
         return np.cumsum(times) if base in GAPS else present(times)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise user_error(f"cannot read the arrays: {error}", file=str(path)) from error
+
+
+def _stored(path: Path) -> np.ndarray | dict[str, np.ndarray]:
+    content = read_bytes(path)
+    try:
+        return read_npz(content) if content.startswith(b"PK") else parse_npy(content)
+    except UnfoldError as error:
+        raise user_error(f"cannot read the arrays: {error.diagnostics[0].message}", file=str(path)) from error
 
 
 def _line(data: np.ndarray, path: Path) -> Times:

@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from unfoldkit.catalog.instances import Book, Instance
-from unfoldkit.errors import user_error
+from unfoldkit.errors import UnfoldError, user_error
+from unfoldkit.safe_io.files import DAMAGED, parse_object, read_bytes
 
 SCHEMA = "unfoldkit.catalog/1"
 
@@ -25,8 +26,8 @@ def from_bytes(data: bytes, file: str = "") -> Book:
     Raises:
         UnfoldError: the file is damaged; the hint says how to make it new.
     """
-    with suppress(ValueError, KeyError, TypeError):
-        content = json.loads(data)
+    with suppress(UnfoldError, *DAMAGED):
+        content = parse_object(data)
         if content["schema"] == SCHEMA:
             rows = [replace(Instance(**row), source="cached") for row in content["rows"]]
             return Book("cached", str(content["date"]), {row.name: row for row in rows})
@@ -36,7 +37,7 @@ def from_bytes(data: bytes, file: str = "") -> Book:
 def cached(folder: Path, region: str) -> Book | None:
     """Return the cached book of a region, or nothing if none was stored."""
     path = cache_file(folder, region)
-    return from_bytes(path.read_bytes(), str(path)) if path.is_file() else None
+    return from_bytes(read_bytes(path), str(path)) if path.is_file() else None
 
 
 def cache_file(folder: Path, region: str) -> Path:

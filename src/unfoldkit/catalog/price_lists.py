@@ -16,6 +16,7 @@ from unfoldkit.catalog.sanity import absurd, absurd_spot
 from unfoldkit.catalog.skypilot import COLUMNS, read_vms
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
 from unfoldkit.io.csv import UNREADABLE, CsvRow, csv_lines, csv_rows, open_text
+from unfoldkit.safe_io.files import DAMAGED
 
 _NAMES = (
     *("instance", "instance_type", "instancetype", "api_name", "machine_type", "machine", "vm_size", "vm", "sku"),
@@ -77,7 +78,7 @@ def _offered(path: Path, region: str) -> dict[str, Instance]:
     document = _document(path)
     try:
         return _kept(offers(document, region))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise user_error(f"an entry of the price list is not as its form says: {error!r}", file=str(path)) from error
 
 

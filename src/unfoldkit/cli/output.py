@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unfoldkit.cli import console
 from unfoldkit.descriptors import Renderer, resolve
-from unfoldkit.errors import Diagnostic, did_you_mean, user_error
+from unfoldkit.errors import Diagnostic, did_you_mean, printable, user_error
 from unfoldkit.registry import Registry
 from unfoldkit.render import builtin_renderers
 from unfoldkit.report import Report
@@ -62,7 +62,7 @@ def deliver(report: Report, renderer: Renderer, out: Path | None) -> None:
         console.write_report(content)
     else:
         write_atomically(out, encoded(content) if isinstance(content, str) else content)
-        console.say(f"{report.verdict} · {report.headline}\nwrote {out}")
+        console.say(f"{report.verdict} · {printable(report.headline)}\nwrote {out}")
 
 
 def mistakes(name: str, items: Iterable[Diagnostic]) -> str | None:

@@ -17,8 +17,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from unfoldkit.errors import Diagnostic, UnfoldError, user_error
+from unfoldkit.safe_io.archives import gunzip
+from unfoldkit.safe_io.files import open_regular, read_bytes
 
 GZIP = b"\x1f\x8b"
 UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)
@@ -127,10 +130,23 @@ def encoding_of(data: bytes) -> str:
     return "utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def _unpacked(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    with path.open("rb") as raw:
-        packed = raw.read(2) == GZIP
-    return gzip.open(path) if packed else path.open("rb")
+def _unpacked(path: Path) -> gzip.GzipFile | BinaryIO:
+    raw = open_regular(path)
+    packed = raw.read(2) == GZIP
+    raw.seek(0)
+    return _Gunzipped(raw) if packed else raw
+
+
+class _Gunzipped(gzip.GzipFile):
+    """A gzip file that closes the file beneath it."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(fileobj=raw)
+        self.raw = raw
+
+    def close(self) -> None:
+        super().close()
+        self.raw.close()
 
 
 def not_utf8(data: bytes, path: Path) -> UnfoldError:
@@ -153,8 +169,7 @@ def not_utf8(data: bytes, path: Path) -> UnfoldError:
 
 
 def _plain(path: Path) -> bytes:
-    data = path.read_bytes()
-    return gzip.decompress(data) if data[:2] == GZIP else data
+    return gunzip(read_bytes(path), str(path))
 
 
 def _check(head: Sequence[str], wanted: Sequence[str], path: Path, hint: str) -> None:

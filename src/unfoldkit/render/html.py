@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unfoldkit.format import format_number
 from unfoldkit.render import formatting
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.render.plot import svg
 from unfoldkit.report import Figure, Metric, Report, Table
 
@@ -25,6 +26,7 @@ SPOKEN = {
 
 def render(report: Report) -> str:
     """Return the report as one HTML file with nothing loaded from elsewhere."""
+    report = strip_controls(report)
     title = escape(f"{report.name} · {report.kind} {report.verb}")
     body = [_head(report), _cards(report.metrics), *map(_figure, report.figures), *map(_table, report.tables)]
     body += [_lines(report), _footer(report)]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from unfoldkit.errors import user_error
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.report import Figure, Report, Series
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def render(report: Report) -> bytes:
     Raises:
         UnfoldError: the report has no figure.
     """
+    report = strip_controls(report)
     if not report.figures:
         raise user_error(f"{report.verb} of {report.name} has no plot", hint="--out with .json, .html or .md")
     return _draw(report.figures, "png")

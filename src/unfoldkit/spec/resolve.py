@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from unfoldkit.descriptors import Kind, resolve
 from unfoldkit.errors import Diagnostic, UnfoldError, did_you_mean, format_value, user_error
 from unfoldkit.io.yaml12 import PLAN_SCHEMA
 from unfoldkit.run_directory import RunDir, fingerprint
+from unfoldkit.safe_io.files import parse_object
 from unfoldkit.spec.base import Model, Spec
 from unfoldkit.spec.override import override
 from unfoldkit.spec.positions import diagnostic, located
@@ -115,7 +115,11 @@ def _run_of(document: Document, folder: Path) -> tuple[Path, Path | None]:
     directory = RunDir(folder)
     if Path(document.file).name not in (RUN_SPEC, RUN_PLAN) or not directory.has(ORIGIN):
         return folder, None
-    return folder / str(json.loads(directory.read(ORIGIN))["base"]), folder
+    with directory.decoding(ORIGIN, "the origin of a run") as data:
+        base = parse_object(data)["base"]
+        if not isinstance(base, str) or "\0" in base:
+            raise TypeError("base is no path")
+        return folder / base, folder
 
 
 def _kind(document: Document, kinds: Mapping[str, Kind], find_kind: Callable[[str], Kind] | None) -> Kind:

@@ -11,6 +11,7 @@ import yaml
 
 from unfoldkit.errors import Diagnostic, UnfoldError
 from unfoldkit.io.yaml12 import scalar
+from unfoldkit.safe_io.files import open_regular
 from unfoldkit.spec.yaml_errors import explain
 
 PathKey = tuple[str | int, ...]
@@ -154,11 +155,11 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
+    with open_regular(path) as stream:
+        try:
             return stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UnfoldError(Diagnostic(f"cannot read: {error.strerror}", str(path))) from error
+        except OSError as error:
+            raise UnfoldError(Diagnostic(f"cannot read: {error.strerror}", str(path))) from error
 
 
 def _guard_text(text: str, file: str) -> None:

@@ -26,6 +26,8 @@ from unfold_cascade.data.table import (
 )
 from unfold_cascade.schema import cells
 from unfoldkit.api import Run, RunDir, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object, read_bytes
 
 DATASET_FILE = "cases.npz"
 MIN_CASES_PER_LABEL = 8
@@ -110,7 +112,8 @@ def load_stored_dataset(directory: RunDir) -> Dataset:
     Raises:
         UnfoldError: the run stores none.
     """
-    return _unpack(directory.read(DATASET_FILE))
+    with directory.decoding(DATASET_FILE, "cases") as data:
+        return _unpack(data)
 
 
 def dataset_fingerprint(options: DatasetOptions) -> str:
@@ -123,7 +126,7 @@ def source_digest(source: TableSource) -> str:
     if source.locate is None:
         return importlib.metadata.version("scikit-learn")
     try:
-        return hashlib.sha256(source.locate().read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(source.locate())).hexdigest()
     except OSError as error:
         raise fail(f"cannot read: {error.strerror}", file=source.path, key="data.path") from error
 
@@ -319,18 +322,16 @@ def _pack(dataset: Dataset) -> bytes:
 
 
 def _unpack(data: bytes) -> Dataset:
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        facts = json.loads(stored["facts"].tobytes())
-        rows = Rows(stored["train"], stored["calibrate"], stored["test"])
-        labels, clusters = stored["labels"], stored.get("clusters")
+    stored = read_npz(data)
+    facts = parse_object(stored["facts"].tobytes())
     return Dataset(
-        rows,
-        labels,
+        Rows(stored["train"], stored["calibrate"], stored["test"]),
+        stored["labels"],
         tuple(facts["names"]),
         {name: tuple(values) for name, values in facts["columns"].items()},
         tuple(facts["order"]),
         facts["digest"],
         facts["source"],
         facts.get("unlabelled", 0),
-        clusters,
+        stored.get("clusters"),
     )

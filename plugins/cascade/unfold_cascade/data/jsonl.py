@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unfoldkit.api import fail
+from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
@@ -28,8 +29,10 @@ def parse_columns(text: str, file: str) -> dict[str, np.ndarray]:
 def _parse_object(line: str, location: str) -> Mapping[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fail(f"not JSON: {error}", file=location, hint="one object a line, not an array over many") from error
+    if is_deep(value):
+        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=location)
     if not isinstance(value, dict):
         hint = 'one object a line, such as {"label": "yes", "score": 0.9}'
         raise fail("not a JSON object", file=location, hint=hint)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import fnmatch
-import gzip
 import hashlib
 import io
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,8 @@ from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data import jsonl
 from unfold_cascade.schema import cells
 from unfoldkit.api import Diagnostic, UnfoldError, csv_lines, did_you_mean, encoding_of, fail, not_utf8
+from unfoldkit.safe_io.archives import gunzip
+from unfoldkit.safe_io.files import read_bytes
 
 INDICATOR = "="
 MAX_CATEGORIES = 200
@@ -256,7 +256,7 @@ def _read_parquet(path: Path) -> Frame:
         raise fail(
             "a Parquet file needs pyarrow, which is not installed", hint="pip install 'unfoldkit[parquet]'"
         ) from error
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
         table = parquet.read_table(io.BytesIO(data))
     except ArrowException as error:
@@ -266,20 +266,13 @@ def _read_parquet(path: Path) -> Frame:
 
 
 def _read_jsonl(path: Path) -> Frame:
-    data = _read_bytes(path)
-    plain = _decompress(data, path)
+    data = read_bytes(path)
+    plain = gunzip(data, str(path))
     try:
         columns = jsonl.parse_columns(plain.decode(encoding_of(plain)), str(path))
     except UnicodeDecodeError as error:
         raise not_utf8(plain, path) from error
     return Frame(_expand_lists(columns, path), _digest(data), path.name)
-
-
-def _decompress(data: bytes, path: Path) -> bytes:
-    try:
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise fail(f"not a gzip file: {error}", file=str(path)) from error
 
 
 def _expand_lists(columns: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -309,13 +302,13 @@ def _flatten(cell: np.ndarray) -> np.ndarray:
 
 
 def _read_csv(path: Path) -> Frame:
-    data = _read_bytes(path)
+    data = read_bytes(path)
     try:
-        plain = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        plain = gunzip(data, str(path))
         rows = list(csv_lines(io.StringIO(plain.decode(encoding_of(plain)), newline="")))
     except UnicodeDecodeError as error:
         raise not_utf8(plain, path) from error
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
+    except csv.Error as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
     header = [name.strip() for name in rows[0][1]] if rows else []
     if not rows or len(set(header)) != len(header):
@@ -326,13 +319,6 @@ def _read_csv(path: Path) -> Frame:
             raise UnfoldError(Diagnostic(message, str(path), number, 1))
     columns = {name: np.array([row[index] for _, row in rows[1:]], dtype=object) for index, name in enumerate(header)}
     return Frame(columns, _digest(data), path.name)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise fail(f"cannot read: {error.strerror}", file=str(path), key="data.path") from error
 
 
 def _digest(data: bytes) -> str:

@@ -10,7 +10,9 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray, Matrix
 from unfoldkit.api import did_you_mean, fail
-from unfoldkit.safe_skops import dump_skops, load_skops
+from unfoldkit.safe_io.boosters import check_booster
+from unfoldkit.safe_io.files import DAMAGED
+from unfoldkit.safe_io.skops import dump_skops, load_skops
 
 SHORT_NAMES: Mapping[str, str] = {
     "decision-tree": "sklearn.tree.DecisionTreeClassifier",
@@ -214,11 +216,12 @@ def _instantiate(recipe: Recipe, seed: int, key: str) -> Any:
 def _load_xgboost(data: bytes, file: str) -> Any:
     import xgboost
 
+    check_booster(data, file)
     model = xgboost.XGBClassifier()
     try:
         model.load_model(bytearray(data))
-    except xgboost.core.XGBoostError as error:
-        raise fail(f"not a stored XGBoost model: {str(error).splitlines()[0]}", file=file) from error
+    except (xgboost.core.XGBoostError, *DAMAGED) as error:
+        raise fail(f"not a stored XGBoost model: {str(error).partition(chr(10))[0]}", file=file) from error
     return model
 
 

@@ -57,31 +57,27 @@ def build_graph(steps: Sequence[Any], columns: int, dtype: type[Any]) -> Any:
     from onnx import helper
 
     *scalers, svc = steps
-    build_graph = GraphBuilder(dtype)
+    graph = GraphBuilder(dtype)
     x = "x"
     for scaler in scalers:
         shift = scaler.mean_ if scaler.with_mean else np.zeros(columns)
         scale = scaler.scale_ if scaler.with_std else np.ones(columns)
-        x = build_graph.add_node("Div", build_graph.add_node("Sub", x, shift), scale)
+        x = graph.add_node("Div", graph.add_node("Sub", x, shift), scale)
     kernel = (
-        _add_rbf_kernel(build_graph, x, svc)
-        if svc.kernel == "rbf"
-        else build_graph.add_node("MatMul", x, svc.support_vectors_.T)
+        _add_rbf_kernel(graph, x, svc) if svc.kernel == "rbf" else graph.add_node("MatMul", x, svc.support_vectors_.T)
     )
     if len(svc.classes_) == 2:
-        build_graph.add_node(
-            "Add", build_graph.add_node("MatMul", kernel, svc.dual_coef_.T), svc.intercept_, name="scores"
-        )
+        graph.add_node("Add", graph.add_node("MatMul", kernel, svc.dual_coef_.T), svc.intercept_, name="scores")
     else:
         _add_votes(
-            build_graph,
-            build_graph.add_node("Add", build_graph.add_node("MatMul", kernel, pair_coefficients(svc)), svc.intercept_),
+            graph,
+            graph.add_node("Add", graph.add_node("MatMul", kernel, pair_coefficients(svc)), svc.intercept_),
             len(svc.classes_),
         )
     tensor_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     outputs = [helper.make_tensor_value_info("scores", tensor_type, [None, None])]
     inputs = [helper.make_tensor_value_info("x", tensor_type, [None, columns])]
-    body = helper.make_graph(build_graph.nodes, "svc", inputs, outputs, build_graph.constants)
+    body = helper.make_graph(graph.nodes, "svc", inputs, outputs, graph.constants)
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -101,17 +97,16 @@ def pair_coefficients(svc: Any) -> FloatArray:
     return np.array(columns).T
 
 
-def _add_rbf_kernel(build_graph: GraphBuilder, x: str, svc: Any) -> str:
+def _add_rbf_kernel(graph: GraphBuilder, x: str, svc: Any) -> str:
     """Add exp(-gamma |x - s|²), with the square expanded to |x|² - 2 x·s + |s|²."""
     vectors = svc.support_vectors_
-    norm = build_graph.add_node("ReduceSumSquare", x, axes=[1], keepdims=1)
-    partial = build_graph.add_node("Add", build_graph.add_node("MatMul", x, -2.0 * vectors.T), (vectors**2).sum(axis=1))
-    return build_graph.add_node(
-        "Exp", build_graph.add_node("Mul", build_graph.add_node("Add", partial, norm), -float(svc._gamma))
-    )  # noqa: SLF001
+    norm = graph.add_node("ReduceSumSquare", x, axes=[1], keepdims=1)
+    partial = graph.add_node("Add", graph.add_node("MatMul", x, -2.0 * vectors.T), (vectors**2).sum(axis=1))
+    square = graph.add_node("Add", partial, norm)
+    return graph.add_node("Exp", graph.add_node("Mul", square, -float(svc._gamma)))  # noqa: SLF001
 
 
-def _add_votes(build_graph: GraphBuilder, decisions: str, classes: int) -> None:
+def _add_votes(graph: GraphBuilder, decisions: str, classes: int) -> None:
     """Add the votes of all pairs; decisions scaled below half a vote break ties (scikit-learn's "ovr")."""
     from onnx import TensorProto
 
@@ -119,11 +114,9 @@ def _add_votes(build_graph: GraphBuilder, decisions: str, classes: int) -> None:
     is_first, is_second = np.zeros((len(class_pairs), classes)), np.zeros((len(class_pairs), classes))
     for k, (i, j) in enumerate(class_pairs):
         is_first[k, i] = is_second[k, j] = 1.0
-    tensor_type = TensorProto.FLOAT if build_graph.dtype is np.float32 else TensorProto.DOUBLE
-    won = build_graph.add_node("Cast", build_graph.add_node("GreaterOrEqual", decisions, 0.0), to=tensor_type)
-    votes = build_graph.add_node(
-        "Add", build_graph.add_node("MatMul", won, is_first - is_second), is_second.sum(axis=0)
-    )
-    total = build_graph.add_node("MatMul", decisions, is_first - is_second)
-    size = build_graph.add_node("Mul", build_graph.add_node("Add", build_graph.add_node("Abs", total), 1.0), 3.0)
-    build_graph.add_node("Add", votes, build_graph.add_node("Div", total, size), name="scores")
+    tensor_type = TensorProto.FLOAT if graph.dtype is np.float32 else TensorProto.DOUBLE
+    won = graph.add_node("Cast", graph.add_node("GreaterOrEqual", decisions, 0.0), to=tensor_type)
+    votes = graph.add_node("Add", graph.add_node("MatMul", won, is_first - is_second), is_second.sum(axis=0))
+    total = graph.add_node("MatMul", decisions, is_first - is_second)
+    size = graph.add_node("Mul", graph.add_node("Add", graph.add_node("Abs", total), 1.0), 3.0)
+    graph.add_node("Add", votes, graph.add_node("Div", total, size), name="scores")

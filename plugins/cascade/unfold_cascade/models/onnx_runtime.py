@@ -20,6 +20,7 @@ from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import estimators, onnx_svm
 from unfold_cascade.models.zoo import ModelSlot, Predictions
 from unfoldkit.api import Run, RunDir, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
 
 PROBE_FILE = "serving/probe.npz"
 PROBE_ROWS = 512
@@ -92,8 +93,9 @@ def load_probe(data: DatasetOptions, dataset: Dataset, directory: RunDir) -> Pro
     """Load the probe of a run; the table is read only if the run does not store the probe yet."""
     rows = _select_probe_rows(dataset)
     made_from = fingerprint(dataset.digest, dataset.order, [int(row) for row in rows])
-    stored = directory.once(PROBE_FILE, made_from, lambda: _pack_probe(load_features(data, dataset), rows))
-    with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+    directory.once(PROBE_FILE, made_from, lambda: _pack_probe(load_features(data, dataset), rows))
+    with directory.decoding(PROBE_FILE, "rows to check with") as stored:
+        arrays = read_npz(stored)
         return Probe(arrays["rows"], arrays["x"], bool(arrays["missing"]))
 
 

@@ -75,7 +75,7 @@ def _read_winner(tuning_run: str, run: Run, key: str) -> bytes:
 def _parse_winner(data: bytes, tuning_run: str, key: str) -> Mapping[str, Any]:
     try:
         winner = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fail(f"{WINNER} is not JSON: {error}", file=tuning_run, key=key) from error
     if not isinstance(winner, dict) or winner.get("schema") != SCHEMA or not isinstance(winner.get("params"), dict):
         raise fail(f"{WINNER} is not of the schema {SCHEMA}", file=tuning_run, key=key, hint=TRAIN_HINT)

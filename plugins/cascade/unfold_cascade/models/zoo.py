@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,8 @@ from unfold_cascade.learners import estimators
 from unfold_cascade.learners.estimators import Recipe, select_inspection
 from unfold_cascade.models.training import FitJob, fit_model
 from unfoldkit.api import Run, RunDir, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object
 
 BASELINE = "baseline"
 WHOLE = "all"
@@ -269,11 +269,9 @@ def _is_stored(directory: RunDir, slot: ModelSlot) -> bool:
 
 
 def _read_predictions(directory: RunDir, slot: ModelSlot) -> Predictions:
-    try:
-        with np.load(io.BytesIO(directory.read(slot.log_file)), allow_pickle=False) as stored:
-            probability, facts = stored["probability"], json.loads(stored["facts"].tobytes())
-            confidence = stored.get("confidence")
-    except (ValueError, KeyError, OSError) as error:
-        raise fail(f"not a log of predictions: {error}", file=str(directory.path / slot.log_file)) from error
-    flops = float("nan") if facts["flops"] is None else float(facts["flops"])
-    return Predictions(probability, flops, float(facts["bytes"]), float(facts["latency_us"]), confidence)
+    with directory.decoding(slot.log_file, "a log of predictions") as data:
+        stored = read_npz(data)
+        facts = parse_object(stored["facts"].tobytes())
+        flops = float("nan") if facts["flops"] is None else float(facts["flops"])
+        size, latency_us = float(facts["bytes"]), float(facts["latency_us"])
+        return Predictions(stored["probability"], flops, size, latency_us, stored.get("confidence"))

@@ -19,7 +19,8 @@ from unfold_cascade.planner.problem import Problem
 from unfold_cascade.planner.recorded_scores import load_recorded_tables
 from unfold_cascade.planner.score_tables import ScoreTables, build_tables
 from unfold_cascade.planner.select import Baseline, Selection, select_baseline, select_cascade, shortlist_points
-from unfoldkit.api import Run, fail, fingerprint
+from unfoldkit.api import Run, fingerprint
+from unfoldkit.safe_io.files import decoding, parse_object
 
 FRONT_FILE = "front.json"
 SCHEMA = "unfold_cascade.front/1"
@@ -89,12 +90,10 @@ def read_front(data: bytes, file: str) -> PolicyFront:
     Raises:
         UnfoldError: the file is not a front.
     """
-    try:
-        points = json.loads(data)["points"]
-        loss, cost = (np.array([point[name] for point in points]) for name in ("loss", "cost"))
+    with decoding(file, "a front"):
+        points = parse_object(data)["points"]
+        loss, cost = (np.array([float(point[name]) for point in points]) for name in ("loss", "cost"))
         return PolicyFront(loss, cost, tuple(_read_policy(point) for point in points))
-    except (ValueError, KeyError, TypeError) as error:
-        raise fail(f"not a front: {error}", file=file) from error
 
 
 def _load_front(problem: Problem, tables: ScoreTables, run: Run) -> PolicyFront:

@@ -17,6 +17,7 @@ from unfold_cascade.planner.problem import Problem, RecordedModel
 from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, goal_error_costs
 from unfold_cascade.schema import cells
 from unfoldkit.api import RunDir, fail, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
 
 RECORDED_FILE = "logs/recorded.npz"
 READER_VERSION = 3
@@ -53,7 +54,8 @@ def load_recorded_tables(problem: Problem, directory: RunDir) -> ScoreTables:
 
 def load_stored_tables(problem: Problem, directory: RunDir, new_rows: Frame | None = None) -> ScoreTables:
     """Load the tables that the run stores, extended by the rows of ``new_rows``."""
-    table = _build_table(problem, directory.read(RECORDED_FILE))
+    with directory.decoding(RECORDED_FILE, "recorded answers") as data:
+        table = _build_table(problem, data)
     if new_rows is not None:
         scores = read_recorded_scores(problem.recorded, problem.dataset.names, new_rows)
         prices = table.call_prices
@@ -83,21 +85,24 @@ def _build_tables(problem: Problem, table: ScoreTable) -> ScoreTables:
 
 
 def _build_table(problem: Problem, data: bytes) -> ScoreTable:
-    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        answer, score, paid = stored["answer"], stored["score"], stored.get("paid")
-    models = problem.recorded
+    stored, models = read_npz(data), problem.recorded
     has_call_prices = any(model.price_column is not None for model in models)
-    train = problem.dataset.rows.train
+    call_prices = stored.get("paid") if has_call_prices else None
+    if has_call_prices and call_prices is None:
+        raise ValueError("the prices of the calls are missing")
+    price = np.array([model.price for model in models])
+    if call_prices is not None:
+        price = call_prices[problem.dataset.rows.train].mean(axis=0)
     return ScoreTable(
         stage=problem.zoo.stages[0].name,
         group=WHOLE,
         models=tuple(model.name for model in models),
-        answer=answer,
-        score=score,
-        price=paid[train].mean(axis=0) if has_call_prices else np.array([model.price for model in models]),
+        answer=stored["answer"],
+        score=stored["score"],
+        price=price,
         feature_groups=tuple(frozenset[str]() for _ in models),
         latency_us=np.full(len(models), np.nan),
-        call_prices=paid if has_call_prices else None,
+        call_prices=call_prices,
     )
 
 

@@ -20,6 +20,7 @@ from unfold_pipeline.problem import latency_profile
 from unfold_pipeline.runtime import model_loader
 from unfold_pipeline.schema.models import FromRun, ModelSpec, PipelineSpec, StageSpec, machine
 from unfoldkit.api import Run, RunDir, fail
+from unfoldkit.safe_io.files import parse_object
 from unfoldkit.spec.yaml_reader import decoded, parse
 
 EXITS_FILE = "exits.json"
@@ -153,7 +154,7 @@ def _unfit(plan: Mapping[str, Any], *, told: bool) -> tuple[str, str]:
 def _exits(directory: RunDir) -> Mapping[str, Any]:
     file = str(directory.path / EXITS_FILE)
     try:
-        data = json.loads(directory.read(EXITS_FILE))
+        data = parse_object(directory.read(EXITS_FILE), file)
         schema = data["schema"]
         known = schema == SCHEMA and data["models"] and data["ways"] and data["cases"] > 0
     except (ValueError, KeyError, TypeError) as error:

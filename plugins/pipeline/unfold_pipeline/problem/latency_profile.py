@@ -13,6 +13,7 @@ import numpy as np
 
 from unfold_pipeline.schema.models import BatchLatency
 from unfoldkit.api import Run, fail
+from unfoldkit.safe_io.files import parse_object
 
 FOLDER = "profile"
 SPREAD = 64
@@ -58,8 +59,8 @@ def stored(stage: str, run: Run, *, made_from: str | None = None) -> list[Point]
     """Return the profile of a stage, if the run has it (made from the same model)."""
     if not run.directory.has(_name(stage), made_from=made_from):
         return None
-    data = json.loads(run.directory.read(_name(stage)))
-    return [_point(item) for item in data["points"]]
+    with run.directory.decoding(_name(stage), "a profile") as data:
+        return [_point(item) for item in parse_object(data)["points"]]
 
 
 def here() -> str:
@@ -72,7 +73,10 @@ def here() -> str:
 
 def where(stage: str, run: Run) -> str:
     """Return the machine that the profile of a stage was measured on, in words; empty if it is not known."""
-    return str(json.loads(run.directory.read(_name(stage))).get("where", "")) if run.directory.has(_name(stage)) else ""
+    if not run.directory.has(_name(stage)):
+        return ""
+    with run.directory.decoding(_name(stage), "a profile") as data:
+        return str(parse_object(data).get("where", ""))
 
 
 def latency_of(stage: str, run: Run) -> BatchLatency:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from unfold_pipeline.runtime import onnx_inputs
 from unfold_pipeline.schema.models import ModelSpec
 from unfoldkit.api import Run, UnfoldError, fail, fingerprint
-from unfoldkit.safe_files import read_bytes
-from unfoldkit.safe_skops import dump_skops, load_skops
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.boosters import check_booster
+from unfoldkit.safe_io.files import read_bytes, require_regular
+from unfoldkit.safe_io.skops import dump_skops, load_skops
 
 Rows = NDArray[np.float32]
 Predict = Callable[[Rows], NDArray[Any]]
@@ -69,7 +71,7 @@ def _source(model: ModelSpec, **place: str) -> Source:
 
 def identity(source: Source, model: ModelSpec, pinned: bool = False) -> str:
     """Return a fingerprint of a model: of its file, or its module and what that imports; and of keeping to a core."""
-    body = Path(source.path).read_bytes() if source.path else module_bytes(source) + imported_bytes(source)
+    body = read_bytes(source.path) if source.path else module_bytes(source) + imported_bytes(source)
     words = model.model_dump(mode="json", exclude_none=True, exclude={"start"}) | ({"pin": "core"} if pinned else {})
     return fingerprint(MEASURED, words, hashlib.sha256(body).hexdigest())
 
@@ -111,6 +113,7 @@ def load(source: Source) -> Predict:
 def _whole(source: Source) -> Predict:
     if source.code:
         return _function(source)
+    require_regular(source.path)
     loaders: dict[str, Callable[[str], Predict]] = {".onnx": onnx_inputs.opened, ".skops": _skops}
     try:
         return loaders.get(Path(source.path).suffix, _xgboost)(source.path)
@@ -145,9 +148,8 @@ def rows_for(model: ModelSpec, width: int | None, run: Run) -> Rows:
 
 def _named_rows(path: Path) -> Rows:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            rows: Rows = stored["x"].astype(np.float32)
-    except (ValueError, KeyError, OSError) as error:
+        rows: Rows = read_npz(read_bytes(path), str(path), ("x",))["x"].astype(np.float32)
+    except (ValueError, KeyError, TypeError) as error:
         raise fail(f"holds no queries: {error}", file=str(path), hint="an NPZ file with an array x") from error
     if rows.ndim != 2 or not rows.size:
         raise fail(f"an array x of shape {rows.shape} is not rows of queries", file=str(path))
@@ -189,10 +191,10 @@ def check_rows(stage: str, source: Source, rows: Rows) -> None:
 
 def _width(source: Source) -> int | None:
     suffix = Path(source.path).suffix if source.path else ""
+    if suffix:
+        require_regular(source.path)
     if suffix in (".ubj", ".json"):
-        import xgboost
-
-        return int(xgboost.Booster(model_file=source.path).num_features())
+        return int(_booster(source.path).num_features())
     if suffix == ".skops":
         return getattr(_skops_object(source.path), "n_features_in_", None)
     if suffix == ".onnx":
@@ -211,10 +213,16 @@ def _function(source: Source) -> Predict:
 
 
 def _xgboost(path: str) -> Predict:
+    booster = _booster(path)
+    return lambda rows: np.asarray(booster.inplace_predict(rows))
+
+
+def _booster(path: str) -> Any:
     import xgboost
 
-    booster = xgboost.Booster({"nthread": 1}, model_file=path)
-    return lambda rows: np.asarray(booster.inplace_predict(rows))
+    data = read_bytes(path)
+    check_booster(data, path)
+    return xgboost.Booster({"nthread": 1}, model_file=bytearray(data))
 
 
 def _skops(path: str) -> Predict:

@@ -58,11 +58,11 @@ def plane() -> Iterator[ControlPlane]:
     if build.missing():
         pytest.skip(f"not built: {', '.join(build.missing())}: nox -s kubernetes")
     from tests.kubernetes.apply import apply
-    from unfold_placement.kubernetes.api import connect
-    from unfold_placement.kubernetes.manifests import counters, roles
+    from unfold_placement.kubernetes.api import connect_api
+    from unfold_placement.kubernetes.manifests import build_counter_roles, build_roles
 
     with control_plane(claims=True) as made:
-        apply(connect("admin", kubeconfig=str(made.kubeconfig)), [*roles(), *counters()])
+        apply(connect_api("admin", kubeconfig=str(made.kubeconfig)), [*build_roles(), *build_counter_roles()])
         yield made
 
 
@@ -84,9 +84,9 @@ def kube(kubernetes: Open) -> Iterator[KubeWorld]:
 @pytest.fixture
 def admin(kube: KubeWorld) -> Api:
     """Returns who may do everything."""
-    from unfold_placement.kubernetes.api import connect
+    from unfold_placement.kubernetes.api import connect_api
 
-    return connect("admin", kubeconfig=str(kube.plane.kubeconfig))
+    return connect_api("admin", kubeconfig=str(kube.plane.kubeconfig))
 
 
 ELSEWHERE = ["local", pytest.param("kubernetes", marks=pytest.mark.kubernetes)]

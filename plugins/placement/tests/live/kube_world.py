@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from plugins.placement.tests.live.worlds import Open
 from tests.kubernetes.cluster import ControlPlane
 from tests.kubernetes.kubelet import add_node, kubelet
-from unfold_placement.core.controller import requests
-from unfold_placement.core.types import Ask, Node, Policy, Task
-from unfold_placement.kubernetes.api import Api, connect
-from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
-from unfold_placement.kubernetes.codec import DOMAIN, GATES, UNITS, Body, Scope, task_of
+from unfold_placement.core.controller import collect_requests
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Ask, Node, Task
+from unfold_placement.kubernetes.api import Api, connect_api
+from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
+from unfold_placement.kubernetes.codec import DOMAIN, GATES, UNITS, Body, Scope, decode_task
 from unfold_placement.kubernetes.pods import POLICY, STARTED
-from unfold_placement.live.control_loop import Live
+from unfold_placement.live.control_loop import ControlLoop
 
 PACE = 0.6
 
@@ -33,26 +34,26 @@ class KubeWorld:
     stepped: bool = False
     policies: Sequence[Policy] = ()
     counters: str = GATES
-    handles: list[Kubernetes] = field(default_factory=list)
+    handles: list[KubernetesBackend] = field(default_factory=list)
 
-    def handle(self) -> Kubernetes:
+    def handle(self) -> KubernetesBackend:
         """Return a further handle with a connection of its own, who may do what the shipped roles let it do."""
-        api = connect("controller", kubeconfig=str(self.plane.kubeconfig), namespace="unfold")
-        made = kubernetes(api, self.scope, asks=self.asks, counters=self.counters)
+        api = connect_api("controller", kubeconfig=str(self.plane.kubeconfig), namespace="unfold")
+        made = open_backend(api, self.scope, asks=self.asks, counters=self.counters)
         # what ends together in the simulator is to be told together here, on a slow machine too
-        made.lull = 0.2 * self.pace
+        made.settle_s = 0.2 * self.pace
         self.handles.append(made)
         return made
 
     def asks(self, task: Task) -> Iterable[Ask]:
         """Return the names that a task's pod asks for."""
-        return [ask for ask, _ in requests(self.policies, task)]
+        return [ask for ask, _ in collect_requests(self.policies, task)]
 
     def submit(self, task: Task) -> None:
         """Submit a task through the first handle."""
         (self.handles[0] if self.handles else self.handle()).submit(task)
 
-    def step(self, live: Live, until: float) -> None:
+    def step(self, live: ControlLoop, until: float) -> None:
         """Let the controller work, until something happened or it is time."""
         left = until - live.backend.now()
         live.step(max(0.0, min(left, 1.0)))
@@ -61,12 +62,12 @@ class KubeWorld:
 @contextlib.contextmanager
 def kube_world(plane: ControlPlane, nodes: Sequence[Node], number: int) -> Iterator[KubeWorld]:
     """Open a world on a control plane: its nodes come first, and nothing of it is left at the end."""
-    admin = connect("admin", kubeconfig=str(plane.kubeconfig))
+    admin = connect_api("admin", kubeconfig=str(plane.kubeconfig))
     world = KubeWorld(plane, f"test-{number}")
     for node in nodes:
         add_node(admin, node.name, resources(node), node.labels, {f"{DOMAIN}/data": ",".join(sorted(node.data))})
     try:
-        with kubelet(connect("admin", kubeconfig=str(plane.kubeconfig)), seconds):
+        with kubelet(connect_api("admin", kubeconfig=str(plane.kubeconfig)), seconds):
             yield world
     finally:
         for handle in world.handles:
@@ -89,7 +90,7 @@ def seconds(pod: Body) -> float:
     if STARTED not in notes:
         # none of ours
         return math.inf
-    return max(0.0, float(notes[STARTED]) + task_of(pod, scope, 0.0).run - time.time())
+    return max(0.0, float(notes[STARTED]) + decode_task(pod, scope, 0.0).run - time.time())
 
 
 def resources(node: Node) -> dict[str, str]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from plugins.placement.tests.live.holders import WAIT, Holders, holder, holders, wait
-from unfold_placement.core.types import Node, Policy, Task
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Node, Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Backend, Record, Snapshot
-from unfold_placement.live.control_loop import Live
-from unfold_placement.ray.backend import RayBackend, steward_of
-from unfold_placement.ray.client import client_of
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.ray.backend import RayBackend, start_coordinator
+from unfold_placement.ray.client import get_client
 
 SAME = 1e-9
 
@@ -57,15 +58,15 @@ class SteppedWorld:
 
     def submit(self, task: Task) -> None:
         """Submit a task that runs until its time has come."""
-        client_of(self.steward).queue(task, holder(), str(self.holders.path), task.name)
+        get_client(self.steward).queue(task, holder(), str(self.holders.path), task.name)
 
-    def step(self, live: Live, until: float) -> None:
+    def step(self, live: ControlLoop, until: float) -> None:
         """End what is due, work until all is as decided, and let the clock jump to what comes next."""
         self._end(live.backend)
         due = [when for when, _ in ends(self._settled(live))]
-        due += [live.hands.loop.due] if live.hands is not None else []
+        due += [live.actuator.controller.next_wakeup_s] if live.actuator is not None else []
         # a lead is renewed in time, as by a clock that runs
-        self.clock.set(max(live.backend.now(), min([until, live.again, *due])))
+        self.clock.set(max(live.backend.now(), min([until, live.next_election_s, *due])))
 
     def _end(self, backend: Backend) -> None:
         """Let everything end whose time has come, before a controller hears of any of it."""
@@ -74,7 +75,7 @@ class SteppedWorld:
         self.holders.let_go(due)
         wait(lambda: not due & {record.task.name for record in running(backend.snapshot())}, lambda: f"{due} go on")
 
-    def _settled(self, live: Live) -> Snapshot:
+    def _settled(self, live: ControlLoop) -> Snapshot:
         """Let the controller work until nothing changes and just what it started runs, on the nodes that it chose."""
         seen = live.backend.snapshot()
 
@@ -98,7 +99,7 @@ def running(seen: Snapshot) -> list[Record]:
 def ends(seen: Snapshot) -> list[tuple[float, Record]]:
     """Return when (s) each task that runs is to end."""
     nodes = {node.name: node for node in seen.nodes}
-    return [(record.started + record.task.seconds(nodes[record.node]), record) for record in running(seen)]
+    return [(record.started + record.task.run_seconds(nodes[record.node]), record) for record in running(seen)]
 
 
 @contextmanager
@@ -109,9 +110,9 @@ def stepped_world(nodes: Sequence[Node]) -> Iterator[SteppedWorld]:
     with tempfile.TemporaryDirectory() as folder, holders() as made:
         clock = SetClock(Path(folder, "clock"))
         clock.set(0.0)
-        steward = steward_of(uuid.uuid4().hex, list(nodes), clock=clock, patience=WAIT)
+        steward = start_coordinator(uuid.uuid4().hex, list(nodes), clock=clock, patience=WAIT)
         try:
             yield SteppedWorld(steward, clock, made)
         finally:
-            client_of(steward).close()
+            get_client(steward).close()
             ray.kill(steward)

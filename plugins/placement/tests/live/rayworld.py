@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from unfold_placement.core.types import Node, Task
-from unfold_placement.live.control_loop import Live
-from unfold_placement.ray.backend import SPACE, RayBackend, steward_of
-from unfold_placement.ray.client import client_of
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.ray.backend import SPACE, RayBackend, start_coordinator
+from unfold_placement.ray.client import get_client
 
 HEAD = Path(__file__).with_name("ray_head.py")
 QUIET = {
@@ -43,7 +43,7 @@ class RayWorld:
         """Submit a task that sleeps, run by this process."""
         self.handle().submit(task)
 
-    def step(self, live: Live, until: float) -> None:
+    def step(self, live: ControlLoop, until: float) -> None:
         """Work for as long as it takes."""
         live.step(max(0.0, min(0.1, until - live.backend.now())))
 
@@ -81,9 +81,9 @@ def ray_world(nodes: Sequence[Node]) -> Iterator[RayWorld]:
     """Open a world on the cluster that this process is connected to."""
     import ray
 
-    steward = steward_of(uuid.uuid4().hex, list(nodes))
+    steward = start_coordinator(uuid.uuid4().hex, list(nodes))
     try:
         yield RayWorld(steward)
     finally:
-        client_of(steward).close()
+        get_client(steward).close()
         ray.kill(steward)

@@ -16,13 +16,13 @@ from unfold_placement.core import kernel
 from unfold_placement.core.types import Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change
-from unfold_placement.live.control_loop import Live
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.simulator import Log, Outcome, simulate
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.simulator import EventLog, SimulationResult, simulate
 
 TOLD = {
-    kinds.SUBMITTED: kernel.K_SUBMITTED, kinds.STARTED: kernel.K_STARTED, kinds.ENDED: kernel.K_ENDED,
-    kinds.PREEMPTED: kernel.K_PREEMPTED, kinds.FAILED: kernel.K_PREEMPTED, kinds.DECLINED: kernel.K_REFUSED,
+    kinds.SUBMITTED: kernel.LOG_SUBMITTED, kinds.STARTED: kernel.LOG_STARTED, kinds.ENDED: kernel.LOG_ENDED,
+    kinds.PREEMPTED: kernel.LOG_PREEMPTED, kinds.FAILED: kernel.LOG_PREEMPTED, kinds.DECLINED: kernel.LOG_REFUSED,
 }  # fmt: skip
 MOST = 480.0
 
@@ -33,7 +33,7 @@ class Stage:
 
     world: World
     scenario: Scenario
-    live: Live
+    live: ControlLoop
     pending: list[Task]
     origin: float
 
@@ -61,14 +61,14 @@ class Stage:
 def stage(world: World, scenario: Scenario, who: str = "one") -> Stage:
     """Return a scenario that is about to be played by one controller."""
     handle = world.handle()
-    live = Live(handle, lambda: build(policy(**scenario.policy)), who, "conformance")
-    while not live.step(0.0) or live.hands is None:
+    live = ControlLoop(handle, lambda: build_policies(policy(**scenario.policy)), who, "conformance")
+    while not live.step(0.0) or live.actuator is None:
         pass
     tasks = sorted(scenario.tasks, key=lambda task: task.arrival)
     return Stage(world, scenario, live, tasks, handle.now())
 
 
-def perform(world: World, scenario: Scenario) -> Outcome:
+def perform(world: World, scenario: Scenario) -> SimulationResult:
     """Play a scenario to its end, and return what happened."""
     played = stage(world, scenario)
     after = played.live.backend.snapshot().after
@@ -78,12 +78,12 @@ def perform(world: World, scenario: Scenario) -> Outcome:
     return outcome(scenario, changes, played.origin)
 
 
-def outcome(scenario: Scenario, changes: Sequence[Change], origin: float) -> Outcome:
+def outcome(scenario: Scenario, changes: Sequence[Change], origin: float) -> SimulationResult:
     """Return changes as the log of a simulation, so that the same audit holds them against the policies."""
     rows = {task.name: row for row, task in enumerate(scenario.tasks)}
     place = {node.name: row for row, node in enumerate(scenario.nodes)}
     told = [change for change in changes if change.kind in TOLD and change.task in rows]
-    log = Log(
+    log = EventLog(
         np.array([when(change) - origin for change in told]),
         np.array([TOLD[change.kind] for change in told], np.int32),
         np.array([rows[change.task] for change in told], np.int32),
@@ -97,7 +97,7 @@ def outcome(scenario: Scenario, changes: Sequence[Change], origin: float) -> Out
     node = np.array([place[last[name].node] if name in last else -1 for name in names], np.int32)
     refused = {change.task: "" for change in told if change.kind == kinds.DECLINED}
     nothing = cast("Any", None)
-    return Outcome(tuple(scenario.nodes), tuple(scenario.tasks), start, end, node, log, 0, refused, nothing)
+    return SimulationResult(tuple(scenario.nodes), tuple(scenario.tasks), start, end, node, log, 0, refused, nothing)
 
 
 def when(change: Change) -> float:
@@ -105,27 +105,27 @@ def when(change: Change) -> float:
     return change.record.started if change.kind == kinds.STARTED and change.record else change.time
 
 
-def simulated(scenario: Scenario) -> Outcome:
+def simulated(scenario: Scenario) -> SimulationResult:
     """Return the same scenario in the simulator."""
-    return simulate(scenario.nodes, scenario.tasks, build(policy(**scenario.policy)))
+    return simulate(scenario.nodes, scenario.tasks, build_policies(policy(**scenario.policy)))
 
 
-def placements(found: Outcome) -> list[tuple[str, str, int]]:
+def placements(found: SimulationResult) -> list[tuple[str, str, int]]:
     """Return what started where, how often, in the order of the names."""
     counts: dict[tuple[str, str], int] = {}
     for kind, row, place in zip(found.log.kinds, found.log.tasks, found.log.nodes, strict=True):
-        if kind == kernel.K_STARTED:
+        if kind == kernel.LOG_STARTED:
             key = found.tasks[row].name, found.nodes[place].name
             counts[key] = counts.get(key, 0) + 1
     return [(*key, count) for key, count in sorted(counts.items())]
 
 
-def order(found: Outcome, gap: float) -> list[list[str]]:
+def order(found: SimulationResult, gap: float) -> list[list[str]]:
     """Return the jobs in the order of their starts: those closer than ``gap`` seconds are ties."""
     starts = sorted(
         (float(time), found.tasks[row].job)
         for time, kind, row in zip(found.log.times, found.log.kinds, found.log.tasks, strict=True)
-        if kind == kernel.K_STARTED
+        if kind == kernel.LOG_STARTED
     )
     groups: list[list[str]] = []
     before = -math.inf

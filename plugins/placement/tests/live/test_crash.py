@@ -14,13 +14,13 @@ from plugins.placement.tests.cases import cluster, job, policy
 from plugins.placement.tests.live.scenarios import Scenario, cases
 from plugins.placement.tests.live.stage import Stage, outcome
 from plugins.placement.tests.live.worlds import LocalWorld, local_world
-from unfold_placement.core.types import Resource
+from unfold_placement.core.types import EphemeralResource
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.live.control_loop import Live
-from unfold_placement.live.local import Local
-from unfold_placement.schema.policies import build
-from unfold_placement.simulation.audit import audit
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.live.local import LocalBackend
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.simulation.audit import find_violations
 
 LEASE = 15.0
 
@@ -30,26 +30,26 @@ class Death(BaseException):
 
 
 @dataclass(slots=True)
-class Mortal(Local):
+class Mortal(LocalBackend):
     """A handle whose process dies before its ``left``-th write, or just after it."""
 
     left: int = 0
     after: bool = False
 
-    def create(self, *args: Any, **kwargs: Any) -> Resource:
-        return self._write(Local.create, *args, **kwargs)
+    def create(self, *args: Any, **kwargs: Any) -> EphemeralResource:
+        return self._write(LocalBackend.create, *args, **kwargs)
 
-    def resize(self, *args: Any, **kwargs: Any) -> Resource:
-        return self._write(Local.resize, *args, **kwargs)
+    def resize(self, *args: Any, **kwargs: Any) -> EphemeralResource:
+        return self._write(LocalBackend.resize, *args, **kwargs)
 
     def delete(self, *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        return self._write(Local.delete, *args, **kwargs)
+        return self._write(LocalBackend.delete, *args, **kwargs)
 
     def start(self, unit: Sequence[Start]) -> None:
-        self._write(Local.start, unit)
+        self._write(LocalBackend.start, unit)
 
     def preempt(self, task: str) -> None:
-        self._write(Local.preempt, task)
+        self._write(LocalBackend.preempt, task)
 
     def _write(self, action: Any, *args: Any, **kwargs: Any) -> Any:
         self.left -= 1
@@ -61,16 +61,16 @@ class Mortal(Local):
         return found
 
 
-def begin(world: LocalWorld, scenario: Scenario, handle: Local, who: str) -> Stage:
+def begin(world: LocalWorld, scenario: Scenario, handle: LocalBackend, who: str) -> Stage:
     """Return a scenario with a controller on a handle."""
-    live = Live(handle, lambda: build(policy(**scenario.policy)), who, "spec", LEASE / 3, LEASE)
+    live = ControlLoop(handle, lambda: build_policies(policy(**scenario.policy)), who, "spec", LEASE / 3, LEASE)
     return Stage(world, scenario, live, sorted(scenario.tasks, key=lambda task: task.arrival), 0.0)
 
 
 def survive(scenario: Scenario, deaths: Sequence[int], *, after: bool) -> LocalWorld:
     """Play a scenario with a controller that dies again and again, and hold the laws."""
     world = local_world(scenario.nodes)
-    played = begin(world, scenario, Mortal(world.register, world.first.due, left=deaths[0], after=after), "c0")
+    played = begin(world, scenario, Mortal(world.register, world.first.end_times, left=deaths[0], after=after), "c0")
     for number, left in enumerate([*deaths[1:], 0], 1):
         try:
             played.finish()
@@ -79,11 +79,11 @@ def survive(scenario: Scenario, deaths: Sequence[int], *, after: bool) -> LocalW
             # whoever comes next may lead as the dead one's lease ends; clients go on meanwhile
             world.clock.time += LEASE / 3 + 0.01
             played.come()
-            handle = Mortal(world.register, world.first.due, left=left, after=after)
+            handle = Mortal(world.register, world.first.end_times, left=left, after=after)
             played.live = begin(world, scenario, handle, f"c{number}").live
     played.finish()
     changes = world.register.watch(0, 0.0) or ()
-    assert list(audit(outcome(scenario, changes, 0.0), policy(**scenario.policy))) == []
+    assert list(find_violations(outcome(scenario, changes, 0.0), policy(**scenario.policy))) == []
     return world
 
 
@@ -106,7 +106,7 @@ def test_names_of_a_dead_controller_end_with_their_lease() -> None:
     """Where nobody comes after it, what it put is gone when its lease ends, and nothing else is."""
     scenario = cases(1.0)["anti-affinity"]
     world = local_world(scenario.nodes)
-    played = begin(world, scenario, Local(world.register, world.first.due), "c0")
+    played = begin(world, scenario, LocalBackend(world.register, world.first.end_times), "c0")
     world.handle().create("other", "n0", owner="somebody")
     played.come()
     for _ in range(3):
@@ -120,7 +120,9 @@ def test_of_two_controllers_one_leads() -> None:
     """The second waits while the first leads, adopts when its lease ends, and the first is not heard any more."""
     scenario = Scenario(job("a", 4, run=60), {"gang": {}, "limit": {"most": 4}}, cluster(2))
     world = local_world(scenario.nodes)
-    first, second = (begin(world, scenario, Local(world.register, world.first.due), who) for who in ("c0", "c1"))
+    first, second = (
+        begin(world, scenario, LocalBackend(world.register, world.first.end_times), who) for who in ("c0", "c1")
+    )
     first.come()
     for _ in range(3):
         assert first.live.step(0.0)
@@ -128,19 +130,21 @@ def test_of_two_controllers_one_leads() -> None:
     world.clock.time += LEASE / 3 + 0.01
     assert second.live.step(0.0)
     assert not first.live.step(0.0)
-    assert first.live.hands is None
+    assert first.live.actuator is None
     running = [record for record in world.register.records.values() if record.state == kinds.RUNNING]
     assert len(running) == 4
     assert {record.attempt for record in running} == {1}
-    assert second.live.hands is not None
-    assert len(second.live.hands.loop.view.running()) == 4
+    assert second.live.actuator is not None
+    assert len(second.live.actuator.controller.view.running()) == 4
 
 
 def test_a_controller_that_stops_lets_the_next_lead_at_once() -> None:
     """Drained: names and tasks stay, the lead is free without waiting for the lease."""
     scenario = Scenario(job("a", 4, run=60), {"anti-affinity": {"density": 2}}, cluster(2))
     world = local_world(scenario.nodes)
-    first, second = (begin(world, scenario, Local(world.register, world.first.due), who) for who in ("c0", "c1"))
+    first, second = (
+        begin(world, scenario, LocalBackend(world.register, world.first.end_times), who) for who in ("c0", "c1")
+    )
     first.come()
     for _ in range(3):
         first.live.step(0.0)
@@ -154,7 +158,7 @@ def test_a_node_that_goes_takes_its_tasks_elsewhere() -> None:
     """What ran there waits and runs again on another node; a node that comes is used."""
     scenario = Scenario(job("a", 6, run=10), {"wfq": {}}, cluster(2))
     world = local_world(scenario.nodes)
-    played = begin(world, scenario, Local(world.register, world.first.due), "c0")
+    played = begin(world, scenario, LocalBackend(world.register, world.first.end_times), "c0")
     played.come()
     for _ in range(3):
         played.live.step(0.0)

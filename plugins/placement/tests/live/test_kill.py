@@ -21,9 +21,9 @@ from plugins.placement.tests.live.stage import outcome
 from unfold_placement.live import backend as kinds
 from unfold_placement.ray import api as placement
 from unfold_placement.ray.api import submit
-from unfold_placement.ray.backend import RayBackend, steward_of
-from unfold_placement.ray.client import client_of
-from unfold_placement.simulation.audit import audit
+from unfold_placement.ray.backend import RayBackend, start_coordinator
+from unfold_placement.ray.client import get_client
+from unfold_placement.simulation.audit import find_violations
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 LEASE = 6.0
@@ -59,10 +59,10 @@ def spec(ray_cluster: str) -> Iterator[tuple[str, RayBackend, str]]:
     import ray
 
     name = f"k{uuid.uuid4().hex[:8]}"
-    handle = RayBackend(steward_of(name))
+    handle = RayBackend(start_coordinator(name))
     yield name, handle, ray_cluster
-    client_of(handle.steward).close()
-    ray.kill(handle.steward)
+    get_client(handle.coordinator).close()
+    ray.kill(handle.coordinator)
 
 
 def until(handle: RayBackend, *states: str) -> None:
@@ -85,7 +85,7 @@ def test_gangs_stay_whole_while_controllers_are_killed(spec: tuple[str, RayBacke
     name, handle, address = spec
     after = handle.snapshot().after
     tasks = [task for index in range(8) for task in job(f"g{index}", 6, run=1.0)]
-    world = RayWorld(handle.steward)
+    world = RayWorld(handle.coordinator)
     for task in tasks:
         world.submit(task)
     with (
@@ -100,7 +100,7 @@ def test_gangs_stay_whole_while_controllers_are_killed(spec: tuple[str, RayBacke
             until(handle, kinds.DONE)
     scenario = Scenario(tasks, POLICY, cluster(4))
     found = outcome(scenario, handle.watch(after, 0.0) or (), 0.0)
-    assert list(audit(found, policy(**POLICY))) == []
+    assert list(find_violations(found, policy(**POLICY))) == []
     end = time.monotonic() + WAIT
     while handle.snapshot().names or groups():
         assert time.monotonic() < end, (handle.snapshot().names, groups())
@@ -118,7 +118,7 @@ def test_a_steward_that_is_killed_starts_again_with_what_clients_wait_for(
     results = [submit(_sleepy, gang, policy=name, job=f"g{gang}", size=6, gpu=1) for gang in range(4) for _ in range(6)]
     with controller(tmp_path / "one", name, address):
         leads(handle, handle.snapshot().after, 6)
-        ray.kill(handle.steward, no_restart=False)
+        ray.kill(handle.coordinator, no_restart=False)
         assert [result.result(WAIT) for result in results] == [gang for gang in range(4) for _ in range(6)]
     end = time.monotonic() + WAIT
     while handle.snapshot().names or groups():

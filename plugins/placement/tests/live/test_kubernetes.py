@@ -17,13 +17,13 @@ from plugins.placement.tests.live.test_contract import record, until
 from tests.kubernetes.apply import apply
 from tests.served import serving
 from unfold_placement.core.types import Ask, Task
-from unfold_placement.kubernetes.api import MERGE, Api, Refused
-from unfold_placement.kubernetes.backend import Kubernetes
-from unfold_placement.kubernetes.client import client
-from unfold_placement.kubernetes.manifests import deployment, roles, submitter
+from unfold_placement.kubernetes.api import MERGE, Api, ApiError
+from unfold_placement.kubernetes.backend import KubernetesBackend
+from unfold_placement.kubernetes.client import connect_client
+from unfold_placement.kubernetes.manifests import build_deployment, build_roles, build_submitter_role
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.schema.policies import PolicySpec, build
+from unfold_placement.schema.policies import PolicySpec, build_policies
 
 pytestmark = pytest.mark.kubernetes
 PODS = "/api/v1/namespaces/unfold/pods"
@@ -77,7 +77,7 @@ def test_a_name_that_is_deleted_while_held_matches_nothing_new(kube: KubeWorld, 
     kube.submit(job("a", 1, run=3600)[0])
     one.start([Start("a-0", "n0", (Ask("held"),))])
     one.flush()
-    soon(lambda: one.mirror.bound("a-0"))
+    soon(lambda: one.informer.is_bound("a-0"))
     one.delete("held", "n0")
     one.flush()
     assert node_has(admin, "n0", resource)["allocatable"] == "1"
@@ -108,7 +108,7 @@ def test_what_a_node_forgets_is_put_back(kube: KubeWorld, admin: Api) -> None:
     resource = one.scope.resource("x")
     none = {"status": {"capacity": {resource: None}, "allocatable": {resource: None}}}
     admin.patch("/api/v1/nodes/n1/status", none, MERGE)
-    soon(lambda: bool(one.mirror.drifted))
+    soon(lambda: bool(one.informer.drifted))
     one.flush()
     assert node_has(admin, "n1", resource) == {"capacity": "3", "allocatable": "3"}
 
@@ -116,7 +116,7 @@ def test_what_a_node_forgets_is_put_back(kube: KubeWorld, admin: Api) -> None:
 def test_a_gang_whose_room_is_taken_is_taken_back_as_a_whole(kube: KubeWorld, admin: Api) -> None:
     """Another's pod is in the way of one task: after a while all of the gang wait again, none stays half placed."""
     one = kube.handle()
-    one.patience = 1.0
+    one.bind_timeout_s = 1.0
     one.lead("me", 60.0)
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
     for task in job("a", 2, run=3600):
@@ -145,7 +145,7 @@ def test_a_pod_that_the_cluster_takes_away_waits_again(kube: KubeWorld, admin: A
     kube.submit(job("a", 1, run=3600)[0])
     one.start([Start("a-0", "n0")])
     one.flush()
-    soon(lambda: one.mirror.bound("a-0"))
+    soon(lambda: one.informer.is_bound("a-0"))
     gone = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}
     admin.patch(f"{PODS}/a-0-0/status", {"status": {"conditions": [gone]}}, MERGE)
     admin.delete(f"{PODS}/a-0-0")
@@ -156,20 +156,20 @@ def test_a_pod_that_the_cluster_takes_away_waits_again(kube: KubeWorld, admin: A
 
 def test_roles_are_enough_and_no_more(kube: KubeWorld, admin: Api) -> None:
     """The controller may not touch nodes beyond their status; an application makes pods, and reads no node."""
-    apply(admin, [submitter()])
+    apply(admin, [build_submitter_role()])
     subject = {"kind": "User", "name": "application", "apiGroup": "rbac.authorization.k8s.io"}
     role = {"kind": "Role", "name": "unfold-submit", "apiGroup": "rbac.authorization.k8s.io"}
     bound = {"metadata": {"name": "unfold-submit", "namespace": "unfold"}, "roleRef": role, "subjects": [subject]}
     apply(admin, [{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", **bound}])
     one = kube.handle()
-    with pytest.raises(Refused, match="403"):
+    with pytest.raises(ApiError, match="403"):
         one.api.patch("/api/v1/nodes/n0", {"metadata": {"labels": {"x": "y"}}}, MERGE)
-    theirs = client(kube.scope, context="application", kubeconfig=str(kube.plane.kubeconfig))
+    theirs = connect_client(kube.scope, context="application", kubeconfig=str(kube.plane.kubeconfig))
     template = {"spec": {"containers": [{"name": "train", "image": "mine", "env": [{"name": "A", "value": "b"}]}]}}
     assert theirs.submit(replace(job("a", 1)[0], deadline=60.0), template) == "a-0-0"
     until(one, lambda: any(item.task.name == "a-0" for item in one.snapshot().records))
     assert admin.get(f"{PODS}/a-0-0")["spec"]["containers"][0]["image"] == "mine"
-    with pytest.raises(Refused, match="403"):
+    with pytest.raises(ApiError, match="403"):
         theirs.api.get("/api/v1/nodes")
     theirs.withdraw("a-0")
     until(one, lambda: record(one, "a-0").state == kinds.GONE)
@@ -177,7 +177,14 @@ def test_roles_are_enough_and_no_more(kube: KubeWorld, admin: Api) -> None:
 
 def test_exported_manifests_are_what_the_server_takes(kube: KubeWorld, admin: Api) -> None:
     """Roles and Deployment, as exported, pass the server's own validation."""
-    apply(admin, [*roles("elsewhere"), submitter("elsewhere"), *deployment("mine", "version: 1\n", "x:1", "elsewhere")])
+    apply(
+        admin,
+        [
+            *build_roles("elsewhere"),
+            build_submitter_role("elsewhere"),
+            *build_deployment("mine", "version: 1\n", "x:1", "elsewhere"),
+        ],
+    )
     made = admin.get("/apis/apps/v1/namespaces/elsewhere/deployments/unfold-placement-mine")
     assert made["spec"]["replicas"] == 2
 
@@ -194,7 +201,7 @@ policy: {{gang: {{by: job}}}}
 def test_a_controller_is_killed_and_another_goes_on(kube: KubeWorld, admin: Api, tmp_path: Path) -> None:
     """Of two controllers one leads; killed with -9 among gangs, the other adopts, and every gang runs as a whole."""
     eye = kube.handle()
-    kube.policies = build(PolicySpec.model_validate({"gang": {"by": "job"}}))
+    kube.policies = build_policies(PolicySpec.model_validate({"gang": {"by": "job"}}))
     lease = f"/apis/coordination.k8s.io/v1/namespaces/unfold/leases/{eye.scope.record}"
     with ExitStack() as stack:
         processes = [stack.enter_context(serving(folder(tmp_path, kube, name), "spec.yaml"))[0] for name in ("x", "y")]
@@ -224,7 +231,7 @@ def folder(place: Path, kube: KubeWorld, name: str) -> Path:
     return made
 
 
-def left_over(admin: Api, eye: Kubernetes) -> list[str]:
+def left_over(admin: Api, eye: KubernetesBackend) -> list[str]:
     """Return the names of a scope that nodes still have."""
     nodes = admin.get("/api/v1/nodes")["items"]
     return [name for node in nodes for name in node["status"]["allocatable"] if name.startswith(eye.scope.prefix)]

@@ -20,11 +20,11 @@ from plugins.placement.tests.live.worlds import Open
 from tests.served import serving
 from unfold_placement.core.types import ANYWHERE
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import Api, Body, connect
-from unfold_placement.kubernetes.backend import Kubernetes, kubernetes
+from unfold_placement.kubernetes.api import Api, Body, connect_api
+from unfold_placement.kubernetes.backend import KubernetesBackend, open_backend
 from unfold_placement.live import backend as kinds
-from unfold_placement.live.control_loop import Live
-from unfold_placement.schema.policies import build
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.schema.policies import build_policies
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(600)]
 LEASE = 6.0
@@ -60,14 +60,14 @@ class Mortal(Api):
 class Watcher:
     """Looks at a scope from outside, and notes how long (s) a gang was opened in part with nobody dying meanwhile."""
 
-    eye: Kubernetes
+    eye: KubernetesBackend
     since: dict[str, float] = field(default_factory=dict)
     longest: float = 0.0
 
     def look(self) -> None:
         """Look once."""
         now = time.monotonic()
-        with self.eye.register.changed:
+        with self.eye.store.changed:
             half = {name for name, count in self.opened().items() if 0 < count < SIZE}
         self.since = {name: self.since.get(name, now) for name in half}
         self.longest = max([self.longest, *(now - since for since in self.since.values())])
@@ -75,17 +75,17 @@ class Watcher:
     def opened(self) -> dict[str, int]:
         """Return how many tasks of each gang run or have ended."""
         count: dict[str, int] = {}
-        for record in self.eye.register.records.values():
-            body = self.eye.mirror.body(record.task.name)
+        for record in self.eye.store.records.values():
+            body = self.eye.informer.body(record.task.name)
             gone = body is None or body["metadata"].get("deletionTimestamp")
-            runs = record.state == kinds.DONE or (not gone and pods.state_of(body or {}) != kinds.WAITING)
+            runs = record.state == kinds.DONE or (not gone and pods.task_state(body or {}) != kinds.WAITING)
             count[record.task.job] = count.get(record.task.job, 0) + runs
         return count
 
     def over(self) -> bool:
         """Look once; return whether every task has ended."""
         self.look()
-        return {record.state for record in self.eye.register.records.values()} == {kinds.DONE}
+        return {record.state for record in self.eye.store.records.values()} == {kinds.DONE}
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def watched(kubernetes_: Open, gangs: int) -> Iterator[tuple[KubeWorld, Watcher]
     """Let some gangs wait for three nodes on which two of them fit at a time."""
     with kubernetes_(cluster(3)) as kube:
         assert isinstance(kube, KubeWorld)
-        kube.policies = build(policy(**POLICY))
+        kube.policies = build_policies(policy(**POLICY))
         eye = kube.handle()
         for index in range(gangs):
             for task in job(f"g{index}", SIZE, run=1.0):
@@ -101,12 +101,12 @@ def watched(kubernetes_: Open, gangs: int) -> Iterator[tuple[KubeWorld, Watcher]
         yield kube, Watcher(eye)
 
 
-def controller(kube: KubeWorld, who: str, left: int, *, after: bool) -> Live:
+def controller(kube: KubeWorld, who: str, left: int, *, after: bool) -> ControlLoop:
     """Return a controller that dies at its ``left``-th write."""
-    api = connect("controller", kubeconfig=str(kube.plane.kubeconfig), namespace="unfold")
-    made = kubernetes(Mortal(api.client, api.namespace, left=left, after=after), kube.scope, asks=kube.asks)
+    api = connect_api("controller", kubeconfig=str(kube.plane.kubeconfig), namespace="unfold")
+    made = open_backend(Mortal(api.client, api.namespace, left=left, after=after), kube.scope, asks=kube.asks)
     kube.handles.append(made)
-    return Live(made, lambda: build(policy(**POLICY)), who, "spec", LEASE / 3, LEASE)
+    return ControlLoop(made, lambda: build_policies(policy(**POLICY)), who, "spec", LEASE / 3, LEASE)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -122,13 +122,13 @@ def test_gangs_stay_whole_whenever_a_controller_dies(kubernetes: Open, seed: int
             seen.since.clear()
         live = controller(kube, "last", 1_000_000, after=False)
         work(live, seen)
-        admin = connect("admin", kubeconfig=str(kube.plane.kubeconfig))
+        admin = connect_api("admin", kubeconfig=str(kube.plane.kubeconfig))
         soon(lambda: live.step(0.1) and not left_over(admin, seen.eye))
         assert [item for item in live.backend.snapshot().names if item.node != ANYWHERE] == []
     assert seen.longest <= LEASE
 
 
-def work(live: Live, seen: Watcher) -> None:
+def work(live: ControlLoop, seen: Watcher) -> None:
     """Step until everything has ended."""
     end = time.monotonic() + WAIT
     while not seen.over():
@@ -142,7 +142,7 @@ def test_processes_that_are_killed_at_random_moments_are_followed(kubernetes: Op
     with watched(kubernetes, 14) as (kube, seen), ExitStack() as stack:
         started = (stack.enter_context(serving(folder(tmp_path, kube, f"c{n}"), "spec.yaml"))[0] for n in range(6))
         alive = [next(started), next(started)]
-        admin = connect("admin", kubeconfig=str(kube.plane.kubeconfig))
+        admin = connect_api("admin", kubeconfig=str(kube.plane.kubeconfig))
         lease = f"/apis/coordination.k8s.io/v1/namespaces/unfold/leases/{seen.eye.scope.record}"
         for _ in range(4):
             pause(seen, rng.uniform(0.0, 1.5))

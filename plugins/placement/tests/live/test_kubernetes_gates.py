@@ -13,19 +13,19 @@ from plugins.placement.tests.live.test_contract import record, until
 from plugins.placement.tests.live.test_kubernetes import PODS, node_of, other, soon
 from plugins.placement.tests.live.worlds import Open
 from unfold_placement.core.types import Task
-from unfold_placement.kubernetes.api import Api, connect
-from unfold_placement.kubernetes.backend import Kubernetes
+from unfold_placement.kubernetes.api import Api, connect_api
+from unfold_placement.kubernetes.backend import KubernetesBackend
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
-from unfold_placement.live.control_loop import Live
-from unfold_placement.schema.policies import build
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.schema.policies import build_policies
 
 pytestmark = pytest.mark.kubernetes
 LONG = 3600.0
 
 
 @pytest.fixture
-def one(kube: KubeWorld) -> Kubernetes:
+def one(kube: KubeWorld) -> KubernetesBackend:
     """Returns a handle that leads."""
     made = kube.handle()
     assert made.lead("one", 60.0)
@@ -43,67 +43,69 @@ def shut(admin: Api) -> list[str]:
     return sorted(pod["metadata"]["name"] for pod in admin.get(PODS)["items"] if pod["spec"].get("schedulingGates"))
 
 
-def told(one: Kubernetes, after: int, kind: str) -> list[str]:
+def told(one: KubernetesBackend, after: int, kind: str) -> list[str]:
     """Return the tasks of which a handle was told something."""
-    return [change.task for change in one.register.watch(after, 0.0) or () if change.kind == kind]
+    return [change.task for change in one.store.watch(after, 0.0) or () if change.kind == kind]
 
 
-def test_gates_are_opened_some_at_a_time(kube: KubeWorld, admin: Api, one: Kubernetes) -> None:
+def test_gates_are_opened_some_at_a_time(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """No more pods than may be in flight are open without a node; as they are bound, the others follow."""
-    one.turns.most = 2
+    one.gate_queue.max_in_flight = 2
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
     waiting(kube, 4)
     after = one.snapshot().after
     for index in range(4):
         one.start([Start(f"a-{index}", "n1")])
     one.flush()
-    one.watch(one.register.number, 0.5)
+    one.watch(one.store.last_number, 0.5)
     assert shut(admin) == ["a-2-0", "a-3-0"]
     admin.delete(f"{PODS}/thief", {"gracePeriodSeconds": 0})
-    until(one, lambda: all(one.mirror.bound(f"a-{index}") for index in range(4)))
+    until(one, lambda: all(one.informer.is_bound(f"a-{index}") for index in range(4)))
     assert told(one, after, kinds.FAILED) == []
 
 
-def test_a_unit_larger_than_what_may_be_in_flight_is_opened_as_a_whole(kube: KubeWorld, one: Kubernetes) -> None:
+def test_a_unit_larger_than_what_may_be_in_flight_is_opened_as_a_whole(kube: KubeWorld, one: KubernetesBackend) -> None:
     """A gang is never opened in part: it goes when nothing else is in flight."""
-    one.turns.most = 2
+    one.gate_queue.max_in_flight = 2
     waiting(kube, 4)
     one.start([Start("a-0", "n0")])
     one.start([Start("a-1", "n0"), Start("a-2", "n1"), Start("a-3", "n2")])
-    until(one, lambda: all(one.mirror.bound(f"a-{index}") for index in range(4)))
+    until(one, lambda: all(one.informer.is_bound(f"a-{index}") for index in range(4)))
     assert {record(one, f"a-{index}").attempt for index in range(4)} == {1}
 
 
-def test_patience_counts_from_the_opening_of_the_gate(kube: KubeWorld, admin: Api, one: Kubernetes) -> None:
+def test_patience_counts_from_the_opening_of_the_gate(kube: KubeWorld, admin: Api, one: KubernetesBackend) -> None:
     """A unit that waited for its turn longer than anybody is patient is not taken back for that."""
-    one.turns.most, one.patience = 1, 2.0
+    one.gate_queue.max_in_flight, one.bind_timeout_s = 1, 2.0
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
     waiting(kube, 3)
     after = one.snapshot().after
     one.start([Start("a-0", "n1")])
     one.start([Start("a-1", "n0")])
     one.start([Start("a-2", "n2")])
-    time.sleep(one.patience)
-    until(one, lambda: one.mirror.bound("a-1") and one.mirror.bound("a-2"))
+    time.sleep(one.bind_timeout_s)
+    until(one, lambda: one.informer.is_bound("a-1") and one.informer.is_bound("a-2"))
     assert told(one, after, kinds.FAILED) == ["a-0"]
 
 
-def test_many_tasks_at_once_are_none_taken_back(kube: KubeWorld, one: Kubernetes) -> None:
+def test_many_tasks_at_once_are_none_taken_back(kube: KubeWorld, one: KubernetesBackend) -> None:
     """A controller with more tasks than kube-scheduler binds within its patience starts each of them once."""
-    one.turns.most, one.patience = 8, 1.0
+    one.gate_queue.max_in_flight, one.bind_timeout_s = 8, 1.0
     after = one.snapshot().after
-    live = Live(one, lambda: build(policy()), "one", "many")
+    live = ControlLoop(one, lambda: build_policies(policy()), "one", "many")
     count = 400
     for index in range(count):
         kube.submit(Task(f"s-{index}", {"cpu": 10}, LONG, job="s"))
     end = time.monotonic() + 120
-    while sum(one.mirror.bound(f"s-{index}") for index in range(count)) < count:
+    while sum(one.informer.is_bound(f"s-{index}") for index in range(count)) < count:
         assert time.monotonic() < end, "they are never all bound"
         live.step(0.2)
     assert told(one, after, kinds.FAILED) == []
 
 
-def test_a_task_stopped_before_its_gate_was_opened_is_not_lost(kube: KubeWorld, admin: Api, one: Kubernetes) -> None:
+def test_a_task_stopped_before_its_gate_was_opened_is_not_lost(
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
+) -> None:
     """It waits as the pod that it is, and the next start binds it."""
     waiting(kube, 1)
     one.start([Start("a-0", "n0")])
@@ -112,15 +114,15 @@ def test_a_task_stopped_before_its_gate_was_opened_is_not_lost(kube: KubeWorld, 
     assert record(one, "a-0").state == kinds.WAITING
     assert shut(admin) == ["a-0-0"]
     one.start([Start("a-0", "n2")])
-    until(one, lambda: one.mirror.bound("a-0"))
+    until(one, lambda: one.informer.is_bound("a-0"))
     assert node_of(admin, "a-0-0") == "n2"
 
 
 def test_a_gang_of_which_one_task_is_stopped_while_its_gates_are_shut(
-    kube: KubeWorld, admin: Api, one: Kubernetes
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
 ) -> None:
     """Taken back once as no node had room, then one of it stopped before it was opened: all of it runs in the end."""
-    one.patience = 1.0
+    one.bind_timeout_s = 1.0
     waiting(kube, 2)
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
     one.start([Start("a-0", "n0"), Start("a-1", "n1")])
@@ -128,11 +130,11 @@ def test_a_gang_of_which_one_task_is_stopped_while_its_gates_are_shut(
     one.start([Start("a-0", "n0"), Start("a-1", "n2")])
     one.preempt("a-1")
     one.start([Start("a-1", "n2")])
-    until(one, lambda: one.mirror.bound("a-0") and one.mirror.bound("a-1"))
+    until(one, lambda: one.informer.is_bound("a-0") and one.informer.is_bound("a-1"))
     assert {record(one, name).node for name in ("a-0", "a-1")} == {"n0", "n2"}
 
 
-def test_who_loses_the_lead_lets_go_of_what_it_decided(kube: KubeWorld, one: Kubernetes) -> None:
+def test_who_loses_the_lead_lets_go_of_what_it_decided(kube: KubeWorld, one: KubernetesBackend) -> None:
     """What it had not written yet never happens; its tasks are where the next one puts them."""
     two = kube.handle()
     waiting(kube, 1)
@@ -140,15 +142,17 @@ def test_who_loses_the_lead_lets_go_of_what_it_decided(kube: KubeWorld, one: Kub
     one.start([Start("a-0", "n0")])
     soon(lambda: two.lead("two", 60.0))
     two.start([Start("a-0", "n1")])
-    until(two, lambda: two.mirror.bound("a-0"))
+    until(two, lambda: two.informer.is_bound("a-0"))
     assert not one.lead("one", 60.0)
     soon(lambda: record(one, "a-0").node == "n1")
     assert record(one, "a-0").attempt == 1
 
 
-def test_who_resigns_leaves_what_it_has_not_opened_to_the_next(kube: KubeWorld, admin: Api, one: Kubernetes) -> None:
+def test_who_resigns_leaves_what_it_has_not_opened_to_the_next(
+    kube: KubeWorld, admin: Api, one: KubernetesBackend
+) -> None:
     """Tasks whose turn had not come wait as if nothing was decided, and the next leader starts them."""
-    one.turns.most = 1
+    one.gate_queue.max_in_flight = 1
     admin.post(PODS, other("thief", {"nvidia.com/gpu": "4"}, nodeName="n1"))
     waiting(kube, 2)
     one.start([Start("a-0", "n1")])
@@ -159,7 +163,7 @@ def test_who_resigns_leaves_what_it_has_not_opened_to_the_next(kube: KubeWorld, 
     two = kube.handle()
     assert two.lead("two", 60.0)
     two.start([Start("a-1", "n2")])
-    until(two, lambda: two.mirror.bound("a-1"))
+    until(two, lambda: two.informer.is_bound("a-1"))
     assert record(two, "a-1").attempt == 1
 
 
@@ -168,12 +172,12 @@ def test_a_node_takes_no_more_pods_than_its_kubelet_says(kubernetes: Open) -> No
     small = [replace(node, capacity={**node.capacity, "pods": 2000}) for node in cluster(2)]
     with kubernetes(small) as kube:
         assert isinstance(kube, KubeWorld)
-        admin = connect("admin", kubeconfig=str(kube.plane.kubeconfig))
+        admin = connect_api("admin", kubeconfig=str(kube.plane.kubeconfig))
         admin.post(PODS, other("theirs", {}, nodeName="n0"))
         one = kube.handle()
-        one.patience = 1.0
+        one.bind_timeout_s = 1.0
         after = one.snapshot().after
-        live = Live(one, lambda: build(policy()), "one", "seats")
+        live = ControlLoop(one, lambda: build_policies(policy()), "one", "seats")
         waiting(kube, 5)
         end = time.monotonic() + 4.0
         while time.monotonic() < end:

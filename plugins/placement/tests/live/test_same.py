@@ -11,8 +11,8 @@ from plugins.placement.tests.live.scenarios import cases
 from plugins.placement.tests.live.stage import order, perform, placements, simulated
 from plugins.placement.tests.live.worlds import Open
 from unfold_placement.schema.policies import CLASSES
-from unfold_placement.simulation.audit import audit
-from unfold_placement.simulation.simulator import Outcome
+from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.simulator import SimulationResult
 
 SLOWER = (1, 2, 4)
 
@@ -29,14 +29,16 @@ def test_a_policy_places_as_in_the_simulator(staged: Open, name: str) -> None:
             break
     assert placements(live) == placements(model)
     assert order(live, gap) == order(model, gap)
-    assert live.refused.keys() == model.refused.keys()
-    late = [task for task, end in zip(live.tasks, live.end, strict=True) if math.isfinite(end) and end > task.deadline]
+    assert live.rejections.keys() == model.rejections.keys()
+    late = [
+        task for task, end in zip(live.tasks, live.end_s, strict=True) if math.isfinite(end) and end > task.deadline
+    ]
     assert not late
     # a clock that waits for the cluster leaves nothing to chance
     assert not stepped or starts(live) == pytest.approx(starts(model))
 
 
-def played(opened: Open, name: str, factor: int) -> tuple[Outcome, Outcome, float, bool]:
+def played(opened: Open, name: str, factor: int) -> tuple[SimulationResult, SimulationResult, float, bool]:
     """Play a scenario, slower where the clock does not wait for the cluster.
 
     Return it, its model, what is a tie, and whether the clock waits. Laws hold at any pace.
@@ -45,12 +47,12 @@ def played(opened: Open, name: str, factor: int) -> tuple[Outcome, Outcome, floa
         pace = world.pace * factor
         scenario = cases(pace)[name]
         live = perform(world, scenario)
-        assert list(audit(live, policy(**scenario.policy))) == []
+        assert list(find_violations(live, policy(**scenario.policy))) == []
         assert {item.name for item in world.handle().snapshot().names if item.until} == set()
         return live, simulated(scenario), 0.5 * pace, world.stepped
 
 
-def same(live: Outcome, model: Outcome, gap: float) -> bool:
+def same(live: SimulationResult, model: SimulationResult, gap: float) -> bool:
     """Tell whether placements and order are those of the model."""
     return placements(live) == placements(model) and order(live, gap) == order(model, gap)
 

@@ -10,7 +10,7 @@ import pytest
 
 from plugins.placement.tests.live.holders import WAIT
 from unfold_placement.core.types import Task
-from unfold_placement.ray.backend import steward_of
+from unfold_placement.ray.backend import start_coordinator
 
 pytestmark = pytest.mark.ray
 
@@ -21,7 +21,7 @@ def steward(ray_cluster: str) -> Iterator[Any]:
     import ray
 
     assert ray_cluster
-    made = steward_of(uuid.uuid4().hex)
+    made = start_coordinator(uuid.uuid4().hex)
     yield made
     ray.kill(made)
 

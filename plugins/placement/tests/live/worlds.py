@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfold_placement.core.types import Node, Policy, Task
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Node, Task
 from unfold_placement.live.backend import Backend
-from unfold_placement.live.control_loop import Live
-from unfold_placement.live.local import Local
-from unfold_placement.live.state_store import Register, register
+from unfold_placement.live.control_loop import ControlLoop
+from unfold_placement.live.local import LocalBackend
+from unfold_placement.live.state_store import StateStore, build_state_store
 
 
 class World(Protocol):
@@ -31,7 +32,7 @@ class World(Protocol):
     def submit(self, task: Task) -> None:
         """Submit a task that runs for as long as it says."""
 
-    def step(self, live: Live, until: float) -> None:
+    def step(self, live: ControlLoop, until: float) -> None:
         """Let a controller work and time pass, until something happened or the clock shows ``until``."""
 
 
@@ -54,34 +55,34 @@ class LocalWorld:
     """The in-process backend in virtual time."""
 
     clock: Clock
-    register: Register
-    first: Local
+    register: StateStore
+    first: LocalBackend
     pace: float = 1.0
     stepped: bool = True
     policies: Sequence[Policy] = ()
-    more: list[Local] = field(default_factory=list)
+    more: list[LocalBackend] = field(default_factory=list)
 
-    def handle(self) -> Local:
+    def handle(self) -> LocalBackend:
         """Return a further handle; ends of tasks are shared."""
-        return Local(self.register, self.first.due)
+        return LocalBackend(self.register, self.first.end_times)
 
     def submit(self, task: Task) -> None:
         """Submit a task."""
         self.register.submit(task)
 
-    def step(self, live: Live, until: float) -> None:
+    def step(self, live: ControlLoop, until: float) -> None:
         """Work until nothing changes any more, then let the clock jump to what comes next."""
         before = -1
-        while before != self.register.number:
-            before = self.register.number
+        while before != self.register.last_number:
+            before = self.register.last_number
             live.step(0.0)
-        due = [self.first.due[0][0]] if self.first.due else []
-        due += [live.hands.loop.due] if live.hands is not None else []
+        due = [self.first.end_times[0][0]] if self.first.end_times else []
+        due += [live.actuator.controller.next_wakeup_s] if live.actuator is not None else []
         self.clock.time = max(self.clock.time, min([until, *due]))
 
 
 def local_world(nodes: Sequence[Node]) -> LocalWorld:
     """Return a world in this process."""
     clock = Clock()
-    made = register(clock, nodes)
-    return LocalWorld(clock, made, Local(made))
+    made = build_state_store(clock, nodes)
+    return LocalWorld(clock, made, LocalBackend(made))

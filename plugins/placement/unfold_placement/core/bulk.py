@@ -1,77 +1,121 @@
-"""One name on many nodes at a time, as policies put it: what a book does node by node, over arrays."""
+"""Bulk changes: one ephemeral resource on many nodes, over arrays instead of node by node."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from dataclasses import replace
+from typing import TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_placement.core import kernel, state_arrays
-from unfold_placement.core.types import ANYWHERE, MILLI, Drop, Op, Put
+from unfold_placement._types import Int64Array
+from unfold_placement.core import kernel
+from unfold_placement.core.resources import ResourceTable
+from unfold_placement.core.types import ANYWHERE, MILLI, Drop, EphemeralResource, Operation, Put
 from unfoldkit.api import fail
 
-if TYPE_CHECKING:
-    from unfold_placement.core.resources import Book
-
-FEW = 8
-"""Below so many, one by one is as quick."""
+MIN_BULK = 8
+"""Below this number of nodes, single changes are as fast."""
 
 
-def alike(ops: Sequence[Op]) -> TypeGuard[Sequence[Put | Drop]]:
-    """Return whether all are one name put with one amount, or deleted, on nodes of which there is each once."""
-    if len(ops) < FEW:
+def is_uniform(operations: Sequence[Operation]) -> TypeGuard[Sequence[Put | Drop]]:
+    """Return whether all operations set one resource to one amount, or delete it, each on a different node."""
+    if len(operations) < MIN_BULK:
         return False
-    first, nodes = ops[0], {getattr(op, "node", ANYWHERE) for op in ops}
-    if len(nodes) < len(ops) or ANYWHERE in nodes:
+    first, nodes = operations[0], {getattr(operation, "node", ANYWHERE) for operation in operations}
+    if len(nodes) < len(operations) or ANYWHERE in nodes:
         return False
     if isinstance(first, Put):
         name, amount = first.name, first.amount
-        return all(isinstance(op, Put) and op.name == name and op.amount == amount and not op.until for op in ops)
+        return all(
+            isinstance(operation, Put) and operation.name == name and operation.amount == amount and not operation.until
+            for operation in operations
+        )
     return isinstance(first, Drop) and all(
-        isinstance(op, Drop) and op.name == first.name and not op.force for op in ops
+        isinstance(operation, Drop) and operation.name == first.name and not operation.force for operation in operations
     )
 
 
-def put(book: Book, name: str, nodes: Sequence[str], amount: int) -> None:
-    """Set the amounts of a name on nodes where they are others."""
-    unknown = next((node for node in nodes if node not in book.place), None)
+def set_amounts(table: ResourceTable, name: str, nodes: Sequence[str], amount: int, *, owner: str = "") -> list[str]:
+    """Create or resize a resource on several nodes.
+
+    Returns:
+        The nodes on which its amount changed.
+
+    Raises:
+        UnfoldError: a node does not exist.
+    """
+    entries, now = table.entries.get(name, {}), table.now
+    changed = [node for node in nodes if node not in entries or entries[node].amount != amount]
+    if not changed:
+        return changed
+    _write_amounts(table, name, changed, amount)
+    entries = table.entries.setdefault(name, entries)
+    for epoch, node in enumerate(changed, table.epoch + 1):
+        before = entries.get(node)
+        if before:
+            entry = replace(before, amount=amount, epoch=epoch)
+        else:
+            entry = EphemeralResource(name, node, amount, owner, epoch, now)
+        entries[node] = entry
+        if table.listeners:
+            table.notify("resized" if before else "created", entry)
+    table.epoch += len(changed)
+    return changed
+
+
+def delete_resources(table: ResourceTable, name: str, nodes: Sequence[str]) -> list[str]:
+    """Delete a resource on those of some nodes that have it, and return these nodes."""
+    entries = table.entries.get(name, {})
+    deleted = [node for node in nodes if node in entries]
+    if deleted:
+        _withdraw_amounts(table, name, deleted)
+        removed = [entries.pop(node) for node in deleted]
+        if not entries:
+            del table.entries[name]
+        table.free_column(name)
+        for entry in removed if table.listeners else ():
+            table.notify("deleted", entry)
+    return deleted
+
+
+def _write_amounts(table: ResourceTable, name: str, nodes: Sequence[str], amount: int) -> None:
+    unknown = next((node for node in nodes if node not in table.node_rows), None)
     if unknown is not None:
         raise fail(f"there is no node {unknown}")
-    number = book.name_id(name)
-    if book.arena.column[number] < 0:
-        state_arrays.new_column(book, name)
-        book.wake(number, "")
-    a, rows = book.arena, _rows(book, nodes)
-    column, there = a.column[number], book.entries.get(name, {})
-    cap, dying = a.cap[rows, column], a.dying[rows, column] > 0
-    before = np.fromiter((node in there for node in nodes), np.bool_, len(nodes))
-    grown = amount * MILLI - np.where(before | dying, cap, 0)
-    # what holders of the deleted name still hold counts against the new one
-    a.left[rows, column] = np.where(dying, amount * MILLI - cap, a.left[rows, column] + grown)
-    a.dying[rows, column] = 0
-    a.cap[rows, column] += grown
-    _touch(book, rows)
+    number = table.name_id(name)
+    if table.state.column[number] < 0:
+        table.assign_column(name)
+        table.recheck_waiting(number, "")
+    state, rows = table.state, _node_rows(table, nodes)
+    column, entries = state.column[number], table.entries.get(name, {})
+    capacity, terminating = state.capacity[rows, column], state.terminating[rows, column] > 0
+    existed = np.fromiter((node in entries for node in nodes), np.bool_, len(nodes))
+    added = amount * MILLI - np.where(existed | terminating, capacity, 0)
+    # holders of the deleted resource still count against its successor
+    available = state.available[rows, column]
+    state.available[rows, column] = np.where(terminating, amount * MILLI - capacity, available + added)
+    state.terminating[rows, column] = 0
+    state.capacity[rows, column] += added
+    _mark_dirty(table, rows)
 
 
-def erase(book: Book, name: str, nodes: Sequence[str]) -> None:
-    """Take what is not held of a name from nodes on which it is; what is held goes with its holders."""
-    a, rows = book.arena, _rows(book, nodes)
-    column = a.column[book.ids[name]]
-    a.cap[rows, column] -= a.left[rows, column]
-    a.left[rows, column] = 0
-    a.dying[rows, column] = a.cap[rows, column] > 0
+def _withdraw_amounts(table: ResourceTable, name: str, nodes: Sequence[str]) -> None:
+    state, rows = table.state, _node_rows(table, nodes)
+    column = state.column[table.name_ids[name]]
+    state.capacity[rows, column] -= state.available[rows, column]
+    state.available[rows, column] = 0
+    state.terminating[rows, column] = state.capacity[rows, column] > 0
 
 
-def _rows(book: Book, nodes: Sequence[str]) -> NDArray[np.int64]:
-    return np.fromiter((book.place[node] for node in nodes), np.int64, len(nodes))
+def _node_rows(table: ResourceTable, nodes: Sequence[str]) -> Int64Array:
+    return np.fromiter((table.node_rows[node] for node in nodes), np.int64, len(nodes))
 
 
-def _touch(book: Book, rows: NDArray[np.int64]) -> None:
-    a = book.arena
-    new = rows[a.dirty[rows] == 0]
-    at = int(a.mark[kernel.DIRTY])
-    a.dirty[new] = 1
-    a.touched[at : at + new.size] = new
-    a.mark[kernel.DIRTY] = at + new.size
+def _mark_dirty(table: ResourceTable, rows: Int64Array) -> None:
+    state = table.state
+    clean = rows[state.is_dirty[rows] == 0]
+    count = int(state.counters[kernel.DIRTY])
+    state.is_dirty[clean] = 1
+    state.dirty_nodes[count : count + clean.size] = clean
+    state.counters[kernel.DIRTY] = count + clean.size

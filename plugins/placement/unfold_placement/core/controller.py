@@ -1,4 +1,4 @@
-"""Hands events to policies and carries out what they answer: the same on every backend."""
+"""The controller: passes events to policies and applies their operations, identically on every backend."""
 
 from __future__ import annotations
 
@@ -9,322 +9,351 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from unfold_placement.core import bulk, kernel, kernel_calls, state_arrays, types
-from unfold_placement.core.resources import Book
-from unfold_placement.core.types import Ask, Drop, Event, Op, Policy, Put, Refuse, Task, Wake
+from unfold_placement.core import bulk, kernel, types
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.resources import ResourceTable
+from unfold_placement.core.state import grow_log
+from unfold_placement.core.types import Ask, Drop, Event, Operation, Put, Refuse, Task, Wake
 from unfold_placement.core.view import View
 from unfoldkit.api import UnfoldError, fail
 
-NOTHING = kernel.ALL_PHASES
-KINDS = (types.SUBMITTED, types.STARTED, types.ENDED, types.PREEMPTED, types.REFUSED)
-LEAVING = frozenset({types.ENDED, types.PREEMPTED})
+NO_CHANGE = kernel.ALL_PHASES
+LOGGED_KINDS = (types.SUBMITTED, types.STARTED, types.ENDED, types.PREEMPTED, types.REFUSED)
+"""Event kinds by their code in the log."""
+DEPARTURES = frozenset({types.ENDED, types.PREEMPTED})
+NO_LIMIT = 1 << 30
 
 
-class Sink(Protocol):
-    """What carries decisions out on a real cluster."""
+class DecisionSink(Protocol):
+    """Receives the controller's decisions to carry them out on a real cluster."""
 
     def put(self, name: str, node: str, amount: int) -> None:
-        """Make a name be there with this amount."""
+        """Create an ephemeral resource or set its amount."""
 
     def drop(self, name: str, node: str) -> None:
-        """Make a name be gone."""
+        """Delete an ephemeral resource."""
 
     def start(self, task: Task, node: str) -> None:
-        """Start a task that was matched here."""
+        """Start a task on its node."""
 
     def stop(self, task: Task) -> None:
         """Preempt a task."""
 
     def refuse(self, task: Task, reason: str) -> None:
-        """Tell that a task never runs."""
+        """Reject a task for good."""
 
 
 @dataclass(slots=True)
 class Controller:
-    """The loop of a backend: ``timed`` if the book knows when tasks end, ``matching`` if it decides who starts.
+    """Runs policies over the table of one cluster.
 
-    While is told who ``left``, nothing starts: ``held`` is then the first phase of those that changed something.
+    Attributes:
+        table: Nodes, tasks and ephemeral resources.
+        policies: The policies, in order of phase.
+        view: What policies read.
+        sink: Receives decisions; None in simulations.
+        knows_end_times: The table knows when tasks end (simulation).
+        starts_tasks: The controller matches; off while it replays history.
+        log_cursor: First log entry that was not read.
+        pending_events: Events to dispatch.
+        departures: Ends and preemptions to dispatch first.
+        timers: Heap of timer times in seconds.
+        rejections: Reasons of rejected tasks by name.
+        owners: Class of the policy that created a resource, by resource name.
+        watched_kinds: Event kinds that some policy watches.
+        has_begun: ``begin`` was called.
+        deferred_phase: While departures are dispatched: the earliest phase that changed something.
     """
 
-    book: Book
+    table: ResourceTable
     policies: tuple[Policy, ...]
     view: View
-    sink: Sink | None = None
-    timed: bool = True
-    matching: bool = True
-    cursor: int = 0
-    inbox: deque[Event] = field(default_factory=deque)
-    left: deque[Event] = field(default_factory=deque)
+    sink: DecisionSink | None = None
+    knows_end_times: bool = True
+    starts_tasks: bool = True
+    log_cursor: int = 0
+    pending_events: deque[Event] = field(default_factory=deque)
+    departures: deque[Event] = field(default_factory=deque)
     timers: list[float] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)
+    rejections: dict[str, str] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)
-    watched: frozenset[str] = frozenset()
-    begun: bool = False
-    held: int | None = None
+    watched_kinds: frozenset[str] = frozenset()
+    has_begun: bool = False
+    deferred_phase: int | None = None
 
     @property
-    def due(self) -> float:
-        """When the next timer or lease ends, or infinity."""
-        return min(self.timers[0] if self.timers else math.inf, self.book.soonest)
+    def next_wakeup_s(self) -> float:
+        """Time of the next timer or lease end, or infinity."""
+        return min(self.timers[0] if self.timers else math.inf, self.table.next_expiry_s)
 
     @property
-    def mask(self) -> int:
-        """The kinds of events at which the event loop must stop, as bits."""
-        names = self.watched | (LEAVING if self.watched - {types.BEGAN} else set())
-        names |= {types.SUBMITTED} if types.QUIET in self.watched else set()
-        return sum(1 << place for place, kind in enumerate(KINDS) if kind in names)
+    def stop_mask(self) -> int:
+        """Bits of the event kinds at which the compiled event loop must stop."""
+        kinds = self.watched_kinds | (DEPARTURES if self.watched_kinds - {types.BEGAN} else set())
+        kinds |= {types.SUBMITTED} if types.QUIET in self.watched_kinds else set()
+        return sum(1 << code for code, kind in enumerate(LOGGED_KINDS) if kind in kinds)
 
     def begin(self) -> None:
-        """Tell the policies that it begins."""
-        self.begun = True
-        self.dispatch(Event(types.BEGAN, self.book.now))
-        self.pump()
+        """Dispatch ``began`` and process what follows."""
+        self.has_begun = True
+        self.dispatch(Event(types.BEGAN, self.table.now))
+        self.process_events()
 
-    def pump(self) -> None:
-        """Deal with everything that happened, until nothing more can start."""
+    def process_events(self) -> None:
+        """Dispatch all events and start tasks until nothing more can start."""
         while True:
-            self.collect()
-            told = bool(self.inbox or self.left)
-            while self.inbox or self.left:
-                if self.left:
-                    self._leaving()
+            self.read_log()
+            had_events = bool(self.pending_events or self.departures)
+            while self.pending_events or self.departures:
+                if self.departures:
+                    self._process_departures()
                 else:
-                    self.dispatch(self.inbox.popleft())
-            if told and types.QUIET in self.watched:
-                self.dispatch(Event(types.QUIET, self.book.now))
-            if not self.inbox and not self.left and not self.match():
+                    self.dispatch(self.pending_events.popleft())
+            if had_events and types.QUIET in self.watched_kinds:
+                self.dispatch(Event(types.QUIET, self.table.now))
+            if not self.pending_events and not self.departures and not self.start_fitting():
                 return
 
-    def tick(self) -> None:
-        """Tell of timers that are due, and let leases end."""
-        due = False
-        while self.timers and self.timers[0] <= self.book.now:
+    def fire_timers(self) -> None:
+        """Expire leases, dispatch a timer event if a timer is due, and process what follows."""
+        is_due = False
+        while self.timers and self.timers[0] <= self.table.now:
             heapq.heappop(self.timers)
-            due = True
-        for gone in self.book.expire():
+            is_due = True
+        for expired in self.table.expire_leases():
             if self.sink is not None:
-                self.sink.drop(gone.name, gone.node)
-        if due:
-            self.inbox.append(Event(types.TIMER, self.book.now))
-        self.pump()
+                self.sink.drop(expired.name, expired.node)
+        if is_due:
+            self.pending_events.append(Event(types.TIMER, self.table.now))
+        self.process_events()
 
-    def collect(self) -> None:
-        """Read what the event loop wrote: starts are told at once, the rest waits for its turn."""
-        while self.cursor < self.book.arena.mark[kernel.LOGGED]:
-            a, at = self.book.arena, self.cursor
-            self.cursor += 1
-            task = self.book.tasks[a.log_task[at]]
-            node = self.book.nodes[a.log_node[at]].name if a.log_node[at] >= 0 else types.ANYWHERE
-            event = Event(KINDS[a.log_kind[at]], float(a.log_time[at]), task, node)
+    def read_log(self) -> None:
+        """Read new log entries: starts are dispatched at once, other events are queued."""
+        while self.log_cursor < self.table.state.counters[kernel.LOGGED]:
+            state, entry = self.table.state, self.log_cursor
+            self.log_cursor += 1
+            task = self.table.tasks[state.log_task[entry]]
+            node_row = state.log_node[entry]
+            node = self.table.nodes[node_row].name if node_row >= 0 else types.ANYWHERE
+            event = Event(LOGGED_KINDS[state.log_kind[entry]], float(state.log_time[entry]), task, node)
             if event.kind != types.STARTED:
-                (self.left if event.kind in LEAVING else self.inbox).append(event)
+                (self.departures if event.kind in DEPARTURES else self.pending_events).append(event)
                 continue
-            if self.sink is not None and self.matching:
+            if self.sink is not None and self.starts_tasks:
                 self.sink.start(task, node)
-            if types.STARTED in self.watched:
-                self._tell(event)
+            if types.STARTED in self.watched_kinds:
+                self._notify(event)
 
     def dispatch(self, event: Event) -> None:
-        """Tell every policy that watches such events, in the order of phases."""
+        """Update the view, then pass an event to every policy that watches its kind, in order of phase."""
         if event.task is not None and event.kind == types.SUBMITTED:
-            self.view.admit(event.task)
-        if event.task is not None and event.kind in LEAVING:
-            self._release(event.task)
+            self.view.add_member(event.task)
+        if event.task is not None and event.kind in DEPARTURES:
+            self._release_task_bound(event.task)
         if event.task is not None and event.kind == types.ENDED:
-            self.view.leave(event.task, done=True)
-        self._tell(event)
+            self.view.remove_member(event.task, has_finished=True)
+        self._notify(event)
 
-    def match(self) -> bool:
-        """Start what fits; where starts are watched, one at a time. Return whether anything started."""
-        mark = self.book.arena.mark
-        if not self.matching or not (mark[kernel.FRESH] or mark[kernel.DIRTY]):
+    def start_fitting(self) -> bool:
+        """Start tasks that fit, one at a time where starts are watched; return whether any task started."""
+        counters = self.table.state.counters
+        if not self.starts_tasks or not (counters[kernel.RECHECKS] or counters[kernel.DIRTY]):
             return False
-        self.room()
-        most = 1 if types.STARTED in self.watched else 1 << 30
-        started = kernel_calls.settle(self.book.arena, most, self.timed) > 0
-        if started:
-            self.collect()
-        return started
+        self.reserve_log()
+        max_starts = 1 if types.STARTED in self.watched_kinds else NO_LIMIT
+        has_started = kernel.call_start_fitting(self.table.state, max_starts, self.knows_end_times) > 0
+        if has_started:
+            self.read_log()
+        return has_started
 
-    def apply(self, ops: Iterable[Op], policy: Policy) -> None:
-        """Carry one transaction out, tell later phases of it, and start what can start now."""
-        if not isinstance(ops, Iterable):
-            raise _misused(policy, "react", ops, "a list of operations: yield [Put(name, node)]")
-        whole = list(ops)
-        changed = [self._many(whole, policy)] if bulk.alike(whole) else [self._one(op, policy) for op in whole]
-        if not any(changed):
-            return
-        if self.held is not None:
-            self.held = min(self.held, policy.phase)
-        else:
-            self._changed(policy.phase)
+    def apply(self, operations: Iterable[Operation], policy: Policy) -> None:
+        """Apply one transaction, notify later phases and start what can start now.
 
-    def _leaving(self) -> None:
-        """Tell of all that ended or was stopped before anything starts: no policy then counts who has left.
-
-        Nor is any told that a task was stopped once it runs again.
+        Raises:
+            UnfoldError: the policy yielded something that is no list of operations.
         """
-        self.held = NOTHING
-        while self.left:
-            self.dispatch(self.left.popleft())
-        phase, self.held = self.held, None
-        if phase != NOTHING:
-            self._changed(phase)
+        if not isinstance(operations, Iterable):
+            raise _misuse_error(policy, "react", operations, "a list of operations: yield [Put(name, node)]")
+        transaction = list(operations)
+        if bulk.is_uniform(transaction):
+            changes = [self._apply_bulk(transaction, policy)]
+        else:
+            changes = [self._apply_one(operation, policy) for operation in transaction]
+        if not any(changes):
+            return
+        if self.deferred_phase is not None:
+            self.deferred_phase = min(self.deferred_phase, policy.phase)
+        else:
+            self._notify_created(policy.phase)
 
-    def _changed(self, phase: int) -> None:
-        event = Event(types.CREATED, self.book.now)
-        for later in self.policies:
-            if later.phase > phase and types.CREATED in later.watches:
-                self._answer(later, event)
-        while self.match():
+    def preempt(self, task: Task) -> None:
+        """Stop a running task and enqueue it again."""
+        self.reserve_log()
+        state, row = self.table.state, self.table.task_rows[task.name]
+        kernel.finish_task(state, row, kernel.LOG_PREEMPTED)
+        kernel.enqueue(state, row)
+        self.view.requeue_gang(task)
+        if self.sink is not None:
+            self.sink.stop(task)
+        self.read_log()
+
+    def reserve_log(self) -> None:
+        """Make room in the log for the entries that one step can write."""
+        counters = self.table.state.counters
+        size = int(counters[kernel.LOGGED] + counters[kernel.HEAPED] + counters[kernel.QUEUED]) + 64
+        self.table.state = grow_log(self.table.state, size)
+
+    def set_node_up(self, node: str, *, is_up: bool) -> None:
+        """Add a node to the cluster again, or remove it and preempt what runs there."""
+        self.reserve_log()
+        state, row = self.table.state, self.table.node_rows[node]
+        state.is_up[row] = is_up
+        self.view.totals.clear()
+        state.counters[kernel.FREED] += 1
+        kernel.call_mark_dirty(state, row)
+        stopped = [] if is_up else [task for task, location, _ in self.view.running() if location == node]
+        for task in stopped:
+            self.preempt(task)
+        self.pending_events.append(Event(types.JOINED if is_up else types.LEFT, self.table.now, node=node))
+        self.process_events()
+
+    def remove_waiting(self, row: int) -> None:
+        """Remove a waiting task from the queue for good."""
+        state = self.table.state
+        state.status[row] = kernel.REFUSED
+        kernel.log_event(state, kernel.LOG_REFUSED, row, -1)
+        if state.recheck[row] != kernel.ALL_NODES:
+            # the next pass over the queue removes it
+            state.recheck[row] = kernel.ALL_NODES
+            state.counters[kernel.RECHECKS] += 1
+
+    def _process_departures(self) -> None:
+        """Dispatch all departures before anything starts.
+
+        Hence no policy counts tasks that have left, and no preemption is reported after its task runs again.
+        """
+        self.deferred_phase = NO_CHANGE
+        while self.departures:
+            self.dispatch(self.departures.popleft())
+        phase, self.deferred_phase = self.deferred_phase, None
+        if phase != NO_CHANGE:
+            self._notify_created(phase)
+
+    def _notify_created(self, phase: int) -> None:
+        event = Event(types.CREATED, self.table.now)
+        for policy in self.policies:
+            if policy.phase > phase and types.CREATED in policy.watches:
+                self._react(policy, event)
+        while self.start_fitting():
             pass
 
-    def _tell(self, event: Event) -> None:
+    def _notify(self, event: Event) -> None:
         for policy in self.policies:
             if event.kind in policy.watches:
-                self._answer(policy, event)
+                self._react(policy, event)
 
-    def _answer(self, policy: Policy, event: Event) -> None:
-        for ops in policy.react(event, self.view):
-            self.apply(ops, policy)
+    def _react(self, policy: Policy, event: Event) -> None:
+        for operations in policy.react(event, self.view):
+            self.apply(operations, policy)
 
-    def _one(self, op: Op, policy: Policy) -> bool:
-        if isinstance(op, Put):
-            return self._put(op, policy)
-        if isinstance(op, Drop):
-            return self._drop(op)
-        if isinstance(op, Wake):
-            heapq.heappush(self.timers, op.at)
-        elif isinstance(op, Refuse):
-            self._refuse(op)
+    def _apply_one(self, operation: Operation, policy: Policy) -> bool:
+        if isinstance(operation, Put):
+            return self._put(operation, policy)
+        if isinstance(operation, Drop):
+            return self._drop(operation)
+        if isinstance(operation, Wake):
+            heapq.heappush(self.timers, operation.at)
+        elif isinstance(operation, Refuse):
+            self._reject(operation)
         else:
-            raise _misused(policy, "react", op, "a Put, Drop, Wake or Refuse: yield [Put(name, node)]")
+            raise _misuse_error(policy, "react", operation, "a Put, Drop, Wake or Refuse: yield [Put(name, node)]")
         return False
 
-    def _many(self, ops: Sequence[Put | Drop], policy: Policy) -> bool:
-        """Carry out what is alike on many nodes at once."""
-        first, nodes = ops[0], [op.node for op in ops]
+    def _apply_bulk(self, operations: Sequence[Put | Drop], policy: Policy) -> bool:
+        first, nodes = operations[0], [operation.node for operation in operations]
         return self._put_all(first, nodes, policy) if isinstance(first, Put) else self._drop_all(first.name, nodes)
 
-    def _put_all(self, op: Put, nodes: Sequence[str], policy: Policy) -> bool:
-        changed = self.book.put_all(op.name, nodes, op.amount, owner=self._owner(op.name, policy))
-        self.book.arena.mark[kernel.GROWN] += len(changed) if policy.phase < types.PACK else 0
+    def _put_all(self, operation: Put, nodes: Sequence[str], policy: Policy) -> bool:
+        owner = self._owner(operation.name, policy)
+        changed = bulk.set_amounts(self.table, operation.name, nodes, operation.amount, owner=owner)
+        self.table.state.counters[kernel.FREED] += len(changed) if policy.phase < types.PACK else 0
         if self.sink is not None:
             for node in changed:
-                self.sink.put(op.name, node, op.amount)
+                self.sink.put(operation.name, node, operation.amount)
         return bool(changed)
 
     def _drop_all(self, name: str, nodes: Sequence[str]) -> bool:
-        gone = self.book.delete_all(name, nodes)
-        if name not in self.book.entries:
+        deleted = bulk.delete_resources(self.table, name, nodes)
+        if name not in self.table.entries:
             self.owners.pop(name, None)
         if self.sink is not None:
-            for node in gone:
+            for node in deleted:
                 self.sink.drop(name, node)
-        return bool(gone)
+        return bool(deleted)
 
     def _owner(self, name: str, policy: Policy) -> str:
         return self.owners.setdefault(name, type(policy).__name__)
 
-    def _put(self, op: Put, policy: Policy) -> bool:
-        owner = self._owner(op.name, policy)
-        changed = self.book.put(op.name, op.node, op.amount, owner=owner, until=op.until)
-        self.book.arena.mark[kernel.GROWN] += changed and policy.phase < types.PACK
-        if changed and self.sink is not None:
-            self.sink.put(op.name, op.node, op.amount)
-        return changed
+    def _put(self, operation: Put, policy: Policy) -> bool:
+        name, node, amount = operation.name, operation.node, operation.amount
+        owner = self._owner(name, policy)
+        has_changed = self.table.set_amount(name, node, amount, owner=owner, until=operation.until)
+        self.table.state.counters[kernel.FREED] += has_changed and policy.phase < types.PACK
+        if has_changed and self.sink is not None:
+            self.sink.put(name, node, amount)
+        return has_changed
 
-    def _drop(self, op: Drop) -> bool:
-        if op.node not in self.book.entries.get(op.name, {}):
+    def _drop(self, operation: Drop) -> bool:
+        if operation.node not in self.table.entries.get(operation.name, {}):
             return False
-        holders = self.book.delete(op.name, op.node, force=op.force)
-        if op.name not in self.book.entries:
-            self.owners.pop(op.name, None)
+        holders = self.table.delete(operation.name, operation.node, force=operation.force)
+        if operation.name not in self.table.entries:
+            self.owners.pop(operation.name, None)
         if self.sink is not None:
-            self.sink.drop(op.name, op.node)
+            self.sink.drop(operation.name, operation.node)
         for task in holders:
             self.preempt(task)
         return True
 
-    def preempt(self, task: Task) -> None:
-        """Stop a running task and let it wait again."""
-        self.room()
-        a, row = self.book.arena, self.book.index[task.name]
-        kernel.finish(a, row, kernel.K_PREEMPTED)
-        kernel.enqueue(a, row)
-        self.view.again(task)
+    def _reject(self, operation: Refuse) -> None:
+        row = self.table.task_rows[operation.task]
+        self.remove_waiting(row)
+        self.rejections[operation.task] = operation.reason
         if self.sink is not None:
-            self.sink.stop(task)
-        self.collect()
+            self.sink.refuse(self.table.tasks[row], operation.reason)
 
-    def room(self) -> None:
-        """Make room in the log for what one step can write."""
-        mark = self.book.arena.mark
-        wanted = int(mark[kernel.LOGGED] + mark[kernel.HEAPED] + mark[kernel.QUEUED]) + 64
-        self.book.arena = state_arrays.with_log(self.book.arena, wanted)
-
-    def turn(self, node: str, *, up: bool) -> None:
-        """Let a node go (what runs there is preempted) or come back."""
-        self.room()
-        a, row = self.book.arena, self.book.place[node]
-        a.up[row] = up
-        self.view.totals.clear()
-        a.mark[kernel.GROWN] += 1
-        kernel_calls.touch(a, row)
-        lost = [] if up else [task for task, place, _ in self.view.running() if place == node]
-        for task in lost:
-            self.preempt(task)
-        self.inbox.append(Event(types.JOINED if up else types.LEFT, self.book.now, node=node))
-        self.pump()
-
-    def _refuse(self, op: Refuse) -> None:
-        row = self.book.index[op.task]
-        self.drop(row)
-        self.refused[op.task] = op.reason
-        if self.sink is not None:
-            self.sink.refuse(self.book.tasks[row], op.reason)
-
-    def drop(self, row: int) -> None:
-        """Take a waiting task out of the queue for good."""
-        a = self.book.arena
-        a.state[row] = kernel.REFUSED
-        kernel.note(a, kernel.K_REFUSED, row, -1)
-        if a.fresh[row] != kernel.NEW:
-            # so that the next look at the queue takes it out
-            a.fresh[row] = kernel.NEW
-            a.mark[kernel.FRESH] += 1
-
-    def _release(self, task: Task) -> None:
-        for name, node in self.book.leases.get(task.name, ()):
+    def _release_task_bound(self, task: Task) -> None:
+        for name, node in self.table.task_bound.get(task.name, ()):
             self.owners.pop(name, None)
-            if self.sink is not None and node in self.book.entries.get(name, {}):
+            if self.sink is not None and node in self.table.entries.get(name, {}):
                 self.sink.drop(name, node)
-        self.book.release(task)
+        self.table.release_task_bound(task)
 
 
-def controller(book: Book, policies: Sequence[Policy]) -> Controller:
-    """Return the loop for a book, policies ordered by phase (within one, as they are given)."""
+def build_controller(table: ResourceTable, policies: Sequence[Policy]) -> Controller:
+    """Build the controller of a table; policies run in order of phase, and within a phase as listed."""
     ordered = tuple(sorted(policies, key=lambda policy: policy.phase))
-    by = next((str(getattr(policy, "gathers", "")) for policy in ordered if getattr(policy, "gathers", "")), "")
+    gang_keys = (str(getattr(policy, "gathers", "")) for policy in ordered)
+    gang_key = next((key for key in gang_keys if key), "")
     watched = frozenset(kind for policy in ordered for kind in policy.watches)
-    return Controller(book, ordered, View(book, by), watched=watched)
+    return Controller(table, ordered, View(table, gang_key), watched_kinds=watched)
 
 
-def requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, int]]:
-    """Return the names that a task asks for under some policies, each with the phase of who asks.
+def collect_requests(policies: Iterable[Policy], task: Task) -> list[tuple[Ask, int]]:
+    """Collect the requests that policies make for a task, each with the phase of its policy.
 
     Raises:
-        UnfoldError: a policy asks for something else.
+        UnfoldError: a policy requests something that is no ``Ask``.
     """
-    return [(_asked(ask, policy), policy.phase) for policy in policies for ask in policy.request(task)]
+    return [(_check_ask(ask, policy), policy.phase) for policy in policies for ask in policy.request(task)]
 
 
-def _asked(ask: object, policy: Policy) -> Ask:
+def _check_ask(ask: object, policy: Policy) -> Ask:
     if not isinstance(ask, Ask):
-        raise _misused(policy, "request", ask, "an Ask: return [Ask(name)]")
+        raise _misuse_error(policy, "request", ask, "an Ask: return [Ask(name)]")
     return ask
 
 
-def _misused(policy: Policy, method: str, found: object, wanted: str) -> UnfoldError:
-    hint = f"{type(policy).__name__}.{method} gave {str(found)[:60]!r}"
-    return fail(f"what {method} of a policy gives is {wanted}", key="policy.own.policy", hint=hint)
+def _misuse_error(policy: Policy, method: str, value: object, expected: str) -> UnfoldError:
+    hint = f"{type(policy).__name__}.{method} returned {str(value)[:60]!r}"
+    return fail(f"{method} of a policy must return {expected}", key="policy.own.policy", hint=hint)

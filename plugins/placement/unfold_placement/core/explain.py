@@ -1,4 +1,4 @@
-"""Why a task waits: which name is missing, where, since when, and who would put it there."""
+"""Why a task waits: which requirement is missing, where, since when, and which policy controls it."""
 
 from __future__ import annotations
 
@@ -7,74 +7,109 @@ from dataclasses import dataclass, field
 
 from unfold_placement.core import kernel
 from unfold_placement.core.controller import Controller
-from unfold_placement.core.types import ANYWHERE, Ask, Resource, Task
+from unfold_placement.core.types import ANYWHERE, MILLI, Ask, EphemeralResource, Task
 
-SHOWN = 4
+MAX_NAMES = 4
+"""Names that a list shows before it is abbreviated."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """One thing that a task needs: ``where`` it could have it, where it is ``missing``, ``since`` (s), put ``by``."""
+    """One requirement of a waiting task.
 
-    need: str
-    where: str
-    missing: str
-    since: float | None
-    by: str
+    Attributes:
+        requirement: The demand or ephemeral resource.
+        available_on: Nodes that meet it; empty for none.
+        missing_on: Nodes that do not.
+        since_s: Time of the last change of the resource, None where nothing is missing.
+        set_by: Policy that controls it; ``task`` for the demand.
+    """
+
+    requirement: str
+    available_on: str
+    missing_on: str
+    since_s: float | None
+    set_by: str
 
 
 @dataclass(slots=True)
 class History:
-    """The time of the last change of every name, kept by watching a book."""
+    """Time (s) of the last change of every ephemeral resource, recorded by subscribing to a table."""
 
-    last: dict[str, float] = field(default_factory=dict)
-    loops: list[Controller] = field(default_factory=list)
+    last_change_s: dict[str, float] = field(default_factory=dict)
+    controllers: list[Controller] = field(default_factory=list)
 
-    def __call__(self, _change: str, item: Resource) -> None:
-        """Note a change."""
-        self.last[item.name] = self.loops[0].book.now
+    def __call__(self, _change: str, entry: EphemeralResource) -> None:
+        """Record a change."""
+        self.last_change_s[entry.name] = self.controllers[0].table.now
 
 
-def watched(loop: Controller) -> History:
-    """Return the history of a loop's names from now on."""
-    history = History(loops=[loop])
-    loop.book.watch(history)
+def record_history(controller: Controller) -> History:
+    """Record the changes of a controller's ephemeral resources from now on."""
+    history = History(controllers=[controller])
+    controller.table.subscribe(history)
     return history
 
 
-def explain(loop: Controller, task: Task, history: History) -> list[Reason]:
-    """Return a line for the task's own demand and one for each name that it asks for."""
-    a, book = loop.book.arena, loop.book
-    row = book.index[task.name]
-    room = [n.name for place, n in enumerate(book.nodes) if kernel.roomy(a.need, a.free, row, place)]
-    every = [node.name for node in book.nodes]
-    own = " + ".join(f"{amount / 1000:g} {kind}" for kind, amount in task.demand.items()) or "nothing"
-    lines = [
-        Reason(own, some(room, len(every)), some([n for n in every if n not in set(room)], len(every)), None, "task")
+def explain_wait(controller: Controller, task: Task, history: History) -> list[Reason]:
+    """Explain why a task waits: one reason for its demand and one for each ephemeral resource that it requests."""
+    state, table = controller.table.state, controller.table
+    row = table.task_rows[task.name]
+    fitting = [
+        node.name
+        for node_row, node in enumerate(table.nodes)
+        if kernel.fits_demand(state.demand, state.free, row, node_row)
     ]
-    for policy in loop.policies:
-        lines += [_ask(loop, ask, task, type(policy).__name__, history) for ask in policy.request(task)]
-    return lines
+    missing = [node.name for node in table.nodes if node.name not in set(fitting)]
+    count = len(table.nodes)
+    demand = Reason(
+        requirement=" + ".join(f"{amount / MILLI:g} {kind}" for kind, amount in task.demand.items()) or "nothing",
+        available_on=abbreviate_names(fitting, count),
+        missing_on=abbreviate_names(missing, count),
+        since_s=None,
+        set_by="task",
+    )
+    requests = [(policy, ask) for policy in controller.policies for ask in policy.request(task)]
+    return [demand, *(_explain_ask(controller, ask, task, type(policy).__name__, history) for policy, ask in requests)]
 
 
-def _ask(loop: Controller, ask: Ask, task: Task, by: str, history: History) -> Reason:
-    book = loop.book
-    places = book.entries.get(ask.name, {})
-    since = history.last.get(ask.name, task.arrival)
-    if ANYWHERE in places or not places:
-        left = places[ANYWHERE].amount - book.held(ask.name) if ANYWHERE in places else 0
-        enough = left >= ask.amount
-        where, missing = ("everywhere", "") if enough else ("", f"everywhere ({left} left)" if places else "everywhere")
-        return Reason(ask.name, where, missing, None if enough else since, by)
-    there = [node for node, item in places.items() if item.amount - book.held(ask.name, node) >= ask.amount]
-    rest = [node.name for node in book.nodes if node.name not in set(there)]
-    count = len(book.nodes)
-    return Reason(ask.name, some(there, count), some(rest, count), since if rest else None, by)
+def abbreviate_names(names: Sequence[str], total: int) -> str:
+    """Join names, abbreviated to a few; ``total`` names are all nodes."""
+    if len(names) == total:
+        return f"all {total} nodes" if total > 1 else names[0]
+    suffix = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + suffix
 
 
-def some(names: Sequence[str], of: int) -> str:
-    """Return a few of many names."""
-    if len(names) == of:
-        return f"all {of} nodes" if of > 1 else names[0]
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+def _explain_ask(controller: Controller, ask: Ask, task: Task, set_by: str, history: History) -> Reason:
+    table = controller.table
+    entries = table.entries.get(ask.name, {})
+    since_s = history.last_change_s.get(ask.name, task.arrival)
+    if ANYWHERE in entries or not entries:
+        return _explain_cluster_ask(controller, ask, since_s, set_by)
+    fitting = {
+        node: None for node, entry in entries.items() if entry.amount - table.held_amount(ask.name, node) >= ask.amount
+    }
+    missing = [node.name for node in table.nodes if node.name not in fitting]
+    return Reason(
+        requirement=ask.name,
+        available_on=abbreviate_names(list(fitting), len(table.nodes)),
+        missing_on=abbreviate_names(missing, len(table.nodes)),
+        since_s=since_s if missing else None,
+        set_by=set_by,
+    )
+
+
+def _explain_cluster_ask(controller: Controller, ask: Ask, since_s: float, set_by: str) -> Reason:
+    table = controller.table
+    entry = table.entries.get(ask.name, {}).get(ANYWHERE)
+    remaining = entry.amount - table.held_amount(ask.name) if entry is not None else 0
+    is_available = remaining >= ask.amount
+    shortage = "everywhere" if entry is None else f"everywhere ({remaining} left)"
+    return Reason(
+        requirement=ask.name,
+        available_on="everywhere" if is_available else "",
+        missing_on="" if is_available else shortage,
+        since_s=None if is_available else since_s,
+        set_by=set_by,
+    )

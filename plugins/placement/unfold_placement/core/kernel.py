@@ -1,400 +1,485 @@
-"""The compiled matcher and event loop. Rules: see :mod:`unfold_placement.core.reference`, the same in plain Python.
+"""The compiled matcher and event loop.
 
-A task that fitted nowhere can only fit where something was freed or created since: so only *new* tasks look at every
-node, all others at the *dirty* ones, and those *blocked* by a name of the cluster at none. Among nodes that fit, the
-first in their order is taken.
+:mod:`unfold_placement.core.reference` states the same rules in plain Python. A task that fitted nowhere can only fit
+where capacity was freed or created since. Hence only new tasks examine every node, others the dirty nodes, and tasks
+that lack a cluster-scoped resource none. Among the nodes that fit, the first in node order is used.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from unfold_placement.core.state import Arena, Flags, Small, Whole
-from unfoldkit.jit import compiled
+from unfold_placement._types import Int32Array, Int64Array, MaskArray
+from unfold_placement.core.state import COUNTERS, StateArrays
+from unfoldkit.jit import compiled, direct
 
-UNBORN, WAITING, RUNNING, DONE, REFUSED = range(5)
-K_SUBMITTED, K_STARTED, K_ENDED, K_PREEMPTED, K_REFUSED = range(5)
-ARRIVED, QUEUED, HEAPED, LOGGED, DECISIONS, DIRTY, FRESH, PLACED, GROWN = range(9)
-MARKS, ALL_PHASES = 9, 99
-WIDE, PRIVATE = 1, 2
-OLD, NEW, BLOCKED = range(3)
-FULL, WATCHED, UNTIL, IDLE = range(4)
-HELD, GONE = 1, 2
+NOT_SUBMITTED, WAITING, RUNNING, DONE, REFUSED = range(5)
+"""Codes of ``StateArrays.status``."""
+LOG_SUBMITTED, LOG_STARTED, LOG_ENDED, LOG_PREEMPTED, LOG_REFUSED = range(5)
+"""Codes of ``StateArrays.log_kind``."""
+ARRIVED, QUEUED, HEAPED, LOGGED, DECISIONS, DIRTY, RECHECKS, STARTS, FREED = range(COUNTERS)
+"""Indices of ``StateArrays.counters``: lengths of the arrival order, queue, heap, log and dirty nodes, and counts."""
+ALL_PHASES = 99
+SHARED, TASK_BOUND = 1, 2
+"""Codes of ``StateArrays.scope``: cluster-scoped for many tasks, or for one."""
+DIRTY_NODES_ONLY, ALL_NODES, BLOCKED = range(3)
+"""Codes of ``StateArrays.recheck``."""
+LOG_FULL, EVENT_WATCHED, TIME_REACHED, IDLE = range(4)
+"""Why ``advance`` returned."""
+HOLDS_RESOURCE, LEFT_QUEUE = 1, 2
+"""Flags of units in ``next_candidate``."""
 
 
 @compiled
-def roomy(need: Whole, free: Whole, task: int, node: int) -> bool:
-    """Return whether a node has the resources that a task needs."""
-    for resource in range(need.shape[1]):  # noqa: SIM110 - a loop is what compiles to a loop
-        if need[task, resource] > free[node, resource]:
+def fits_demand(demand: Int64Array, free: Int64Array, task: int, node: int) -> bool:
+    """Return whether a row of free capacity covers a task's demand."""
+    for kind in range(demand.shape[1]):  # noqa: SIM110 - numba compiles the plain loop
+        if demand[task, kind] > free[node, kind]:
             return False
     return True
 
 
 @compiled
-def lift(a: Arena, node: int) -> None:
-    """Let the tree of maxima know what is free on a node now."""
-    at = a.tree.shape[0] // 2 + node
-    for resource in range(a.free.shape[1]):
-        a.tree[at, resource] = a.free[node, resource]
+def update_free_tree(state: StateArrays, node: int) -> None:
+    """Update the tree of maxima after the free capacity of a node changed."""
+    index = state.free_tree.shape[0] // 2 + node
+    for kind in range(state.free.shape[1]):
+        state.free_tree[index, kind] = state.free[node, kind]
     changed = True
-    while changed and at > 1:
-        at >>= 1
+    while changed and index > 1:
+        index >>= 1
         changed = False
-        for resource in range(a.free.shape[1]):
-            most = max(a.tree[2 * at, resource], a.tree[2 * at + 1, resource])
-            if most != a.tree[at, resource]:
-                a.tree[at, resource] = most
+        for kind in range(state.free.shape[1]):
+            largest = max(state.free_tree[2 * index, kind], state.free_tree[2 * index + 1, kind])
+            if largest != state.free_tree[index, kind]:
+                state.free_tree[index, kind] = largest
                 changed = True
 
 
 @compiled
-def following(a: Arena, task: int, node: int) -> int:
-    """Return the first node from ``node`` on that has the resources that a task needs, or -1."""
-    leaves = a.tree.shape[0] // 2
-    at = leaves + node if node < leaves else 0
-    while at > 0:
-        if not roomy(a.need, a.tree, task, at):
-            # what stands right of all that was passed
-            while at & 1:
-                at >>= 1
-            at += at > 0
-        elif at < leaves:
-            at *= 2
+def next_fitting_node(state: StateArrays, task: int, node: int) -> int:
+    """Return the first node from ``node`` on whose free capacity covers a task's demand, or -1."""
+    leaves = state.free_tree.shape[0] // 2
+    index = leaves + node if node < leaves else 0
+    while index > 0:
+        if not fits_demand(state.demand, state.free_tree, task, index):
+            # go on to the next subtree on the right
+            while index & 1:
+                index >>= 1
+            index += index > 0
+        elif index < leaves:
+            index *= 2
         else:
-            return at - leaves if at - leaves < a.free.shape[0] else -1
+            return index - leaves if index - leaves < state.free.shape[0] else -1
     return -1
 
 
 @compiled
-def touch(a: Arena, node: int) -> None:
-    """Note that something was freed or created on a node."""
-    if a.dirty[node] == 0:
-        a.dirty[node] = 1
-        a.touched[a.mark[DIRTY]] = node
-        a.mark[DIRTY] += 1
+def mark_dirty(state: StateArrays, node: int) -> None:
+    """Record that capacity was freed or created on a node."""
+    if state.is_dirty[node] == 0:
+        state.is_dirty[node] = 1
+        state.dirty_nodes[state.counters[DIRTY]] = node
+        state.counters[DIRTY] += 1
 
 
 @compiled
-def wide_fits(a: Arena, task: int, phase: int) -> bool:
-    """Return whether the names that are counted once for the cluster are there."""
-    for index in range(a.ask.shape[1]):
-        name = a.ask[task, index]
-        if name < 0:
+def has_cluster_resources(state: StateArrays, task: int, phase: int) -> bool:
+    """Return whether the cluster-scoped resources that a task requests in earlier phases are available."""
+    for index in range(state.requested.shape[1]):
+        resource = state.requested[task, index]
+        if resource < 0:
             break
-        short = a.pool[name] < a.much[task, index] if a.wide[name] > 0 else a.column[name] < 0
-        if short and a.step[task, index] < phase:
+        short = (
+            state.pool[resource] < state.requested_amount[task, index]
+            if state.scope[resource] > 0
+            else state.column[resource] < 0
+        )
+        if short and state.request_phase[task, index] < phase:
             return False
     return True
 
 
 @compiled
-def fits(a: Arena, task: int, node: int, phase: int) -> bool:
-    """Return whether a node is up and has the names of phases before ``phase`` that a task asks for."""
-    if a.up[node] == 0:
+def has_node_resources(state: StateArrays, task: int, node: int, phase: int) -> bool:
+    """Return whether a node is up and has the resources that a task requests in phases before ``phase``."""
+    if state.is_up[node] == 0:
         return False
-    for index in range(a.ask.shape[1]):
-        name = a.ask[task, index]
-        if name < 0:
+    for index in range(state.requested.shape[1]):
+        resource = state.requested[task, index]
+        if resource < 0:
             break
-        if a.step[task, index] < phase and a.wide[name] == 0:
-            column = a.column[name]
-            if column < 0 or a.left[node, column] < a.much[task, index]:
+        if state.request_phase[task, index] < phase and state.scope[resource] == 0:
+            column = state.column[resource]
+            if column < 0 or state.available[node, column] < state.requested_amount[task, index]:
                 return False
     return True
 
 
 @compiled
-def shift(a: Arena, task: int, node: int, phase: int, sign: int) -> None:
-    """Add a task's demand, and its names of phases before ``phase``, to what a node has, or with -1 take it away."""
-    for resource in range(a.need.shape[1]):
-        a.free[node, resource] += sign * a.need[task, resource]
-    lift(a, node)
-    for index in range(a.ask.shape[1]):
-        name = a.ask[task, index]
-        if name < 0:
+def shift_allocation(state: StateArrays, task: int, node: int, phase: int, sign: int) -> None:
+    """Add a task's demand, and its requests of phases before ``phase``, to a node's free amounts; -1 subtracts."""
+    for kind in range(state.demand.shape[1]):
+        state.free[node, kind] += sign * state.demand[task, kind]
+    update_free_tree(state, node)
+    for index in range(state.requested.shape[1]):
+        resource = state.requested[task, index]
+        if resource < 0:
             break
-        if a.step[task, index] >= phase:
+        if state.request_phase[task, index] >= phase:
             continue
-        column = a.column[name]
-        if a.wide[name] > 0:
-            a.pool[name] += sign * a.much[task, index]
-        elif column >= 0 and sign > 0 and a.dying[node, column] == 1:
-            a.cap[node, column] -= a.much[task, index]
+        column = state.column[resource]
+        if state.scope[resource] > 0:
+            state.pool[resource] += sign * state.requested_amount[task, index]
+        elif column >= 0 and sign > 0 and state.terminating[node, column] == 1:
+            state.capacity[node, column] -= state.requested_amount[task, index]
         elif column >= 0:
-            a.left[node, column] += sign * a.much[task, index]
+            state.available[node, column] += sign * state.requested_amount[task, index]
 
 
 @compiled
-def take(a: Arena, task: int, node: int, phase: int) -> None:
-    """Take a task's demand and names out of a node, as ``shift`` does."""
-    shift(a, task, node, phase, -1)
+def allocate(state: StateArrays, task: int, node: int, phase: int) -> None:
+    """Subtract a task's demand and requests from a node's free amounts."""
+    shift_allocation(state, task, node, phase, -1)
 
 
 @compiled
-def give(a: Arena, task: int, node: int, phase: int) -> None:
-    """Give back what ``take`` took; of a name that is deleted nothing comes back."""
-    shift(a, task, node, phase, 1)
+def release(state: StateArrays, task: int, node: int, phase: int) -> None:
+    """Undo ``allocate``; amounts of terminating resources do not return."""
+    shift_allocation(state, task, node, phase, 1)
 
 
 @compiled
-def first(a: Arena, task: int, phase: int, allowed: Flags) -> int:
+def first_fit(state: StateArrays, task: int, phase: int, allowed: MaskArray) -> int:
     """Return the first allowed node on which a task fits, or -1."""
-    if not wide_fits(a, task, phase):
+    if not has_cluster_resources(state, task, phase):
         return -1
-    node = following(a, task, 0)
-    while node >= 0 and not (allowed[node] == 1 and fits(a, task, node, phase)):
-        node = following(a, task, node + 1)
+    node = next_fitting_node(state, task, 0)
+    while node >= 0 and not (allowed[node] == 1 and has_node_resources(state, task, node, phase)):
+        node = next_fitting_node(state, task, node + 1)
     return node
 
 
 @compiled
-def every(a: Arena, task: int, phase: int, out: Flags) -> None:
-    """Mark each node on which a task fits."""
-    there = wide_fits(a, task, phase)
-    for node in range(a.free.shape[0]):
-        out[node] = there and roomy(a.need, a.free, task, node) and fits(a, task, node, phase)
+def mark_fitting(state: StateArrays, task: int, phase: int, marks: MaskArray) -> None:
+    """Mark every node on which a task fits."""
+    available = has_cluster_resources(state, task, phase)
+    for node in range(state.free.shape[0]):
+        marks[node] = (
+            available
+            and fits_demand(state.demand, state.free, task, node)
+            and has_node_resources(state, task, node, phase)
+        )
 
 
 @compiled
-def hopeful(a: Arena, rows: Small, shape: Small, level: Small, flag: Flags, low: int, phase: int, dead: Flags) -> int:
-    """Return the first place from ``low`` on of a task that holds names or, its shape not dead, may fit; or -1."""
-    for at in range(low, rows.size):
-        if flag[at] == GONE:
+def next_candidate(
+    state: StateArrays,
+    rows: Int32Array,
+    shape: Int32Array,
+    level: Int32Array,
+    flag: MaskArray,
+    low: int,
+    phase: int,
+    hopeless: MaskArray,
+) -> int:
+    """Return the first index from ``low`` on whose unit may fit or holds a kind, or -1.
+
+    Args:
+        state: The arrays.
+        rows: [units] task rows.
+        shape: [units] shape ids: units of one shape fit or fail together.
+        level: [units] fallback levels.
+        flag: [units] ``HOLDS_RESOURCE``, ``LEFT_QUEUE`` or 0; tasks that no longer wait are flagged here.
+        low: Where the search begins.
+        phase: Requests of earlier phases must be available.
+        hopeless: [shapes, levels] 1 where a shape is known to fit nowhere.
+    """
+    for index in range(low, rows.size):
+        if flag[index] == LEFT_QUEUE:
             continue
-        if a.state[rows[at]] != WAITING:
-            flag[at] = GONE
-        elif flag[at] == HELD:
-            return at
-        elif dead[shape[at], level[at]] == 0 and wide_fits(a, rows[at], phase):
-            if following(a, rows[at], 0) >= 0:
-                return at
-            dead[shape[at], level[at]] = 1
+        if state.status[rows[index]] != WAITING:
+            flag[index] = LEFT_QUEUE
+        elif flag[index] == HOLDS_RESOURCE:
+            return index
+        elif hopeless[shape[index], level[index]] == 0 and has_cluster_resources(state, rows[index], phase):
+            if next_fitting_node(state, rows[index], 0) >= 0:
+                return index
+            hopeless[shape[index], level[index]] = 1
     return -1
 
 
 @compiled
-def assign(a: Arena, tasks: Small, phase: int, allowed: Flags, out: Small) -> bool:
-    """Find a node for each task so that all fit together, in the order of ``tasks``; nothing is taken."""
+def assign_unit(state: StateArrays, tasks: Int32Array, phase: int, allowed: MaskArray, assigned: Int32Array) -> bool:
+    """Find a node for every task so that all fit together, in the order of ``tasks``; nothing is allocated."""
     count = 0
     for task in tasks:
-        found = first(a, task, phase, allowed)
-        if found < 0:
+        node = first_fit(state, task, phase, allowed)
+        if node < 0:
             break
-        out[count] = found
-        take(a, task, found, phase)
+        assigned[count] = node
+        allocate(state, task, node, phase)
         count += 1
     for index in range(count):
-        give(a, tasks[index], out[index], phase)
+        release(state, tasks[index], assigned[index], phase)
     return count == tasks.size
 
 
 @compiled
-def note(a: Arena, kind: int, task: int, node: int) -> None:
-    """Write a line of the log."""
-    at = a.mark[LOGGED]
-    a.log_time[at] = a.clock[0]
-    a.log_kind[at] = kind
-    a.log_task[at] = task
-    a.log_node[at] = node
-    a.mark[LOGGED] = at + 1
+def log_event(state: StateArrays, kind: int, task: int, node: int) -> None:
+    """Append an event to the log."""
+    index = state.counters[LOGGED]
+    state.log_time[index] = state.clock[0]
+    state.log_kind[index] = kind
+    state.log_task[index] = task
+    state.log_node[index] = node
+    state.counters[LOGGED] = index + 1
 
 
 @compiled
-def push(a: Arena, time: float, task: int) -> None:
-    """Put a task's end into the heap, ties by task."""
-    at = a.mark[HEAPED]
-    a.mark[HEAPED] = at + 1
-    while at > 0:
-        above = (at - 1) >> 1
-        if a.heap_time[above] < time or (a.heap_time[above] == time and a.heap_task[above] < task):
+def push_end(state: StateArrays, time: float, task: int) -> None:
+    """Push a task's end onto the heap; equal ends are ordered by task."""
+    index = state.counters[HEAPED]
+    state.counters[HEAPED] = index + 1
+    while index > 0:
+        parent = (index - 1) >> 1
+        if state.heap_time[parent] < time or (state.heap_time[parent] == time and state.heap_task[parent] < task):
             break
-        a.heap_time[at] = a.heap_time[above]
-        a.heap_task[at] = a.heap_task[above]
-        at = above
-    a.heap_time[at] = time
-    a.heap_task[at] = task
+        state.heap_time[index] = state.heap_time[parent]
+        state.heap_task[index] = state.heap_task[parent]
+        index = parent
+    state.heap_time[index] = time
+    state.heap_task[index] = task
 
 
 @compiled
-def pop(a: Arena) -> int:
-    """Take the earliest end out of the heap and return its task."""
-    found = int(a.heap_task[0])
-    size = a.mark[HEAPED] - 1
-    a.mark[HEAPED] = size
-    time, task = a.heap_time[size], a.heap_task[size]
-    at = 0
-    while 2 * at + 1 < size:
-        below = 2 * at + 1
-        if below + 1 < size and (
-            a.heap_time[below + 1] < a.heap_time[below]
-            or (a.heap_time[below + 1] == a.heap_time[below] and a.heap_task[below + 1] < a.heap_task[below])
+def pop_end(state: StateArrays) -> int:
+    """Pop the earliest end from the heap and return its task."""
+    first = int(state.heap_task[0])
+    size = state.counters[HEAPED] - 1
+    state.counters[HEAPED] = size
+    time, task = state.heap_time[size], state.heap_task[size]
+    index = 0
+    while 2 * index + 1 < size:
+        child = 2 * index + 1
+        if child + 1 < size and (
+            state.heap_time[child + 1] < state.heap_time[child]
+            or (
+                state.heap_time[child + 1] == state.heap_time[child]
+                and state.heap_task[child + 1] < state.heap_task[child]
+            )
         ):
-            below += 1
-        if a.heap_time[below] > time or (a.heap_time[below] == time and a.heap_task[below] > task):
+            child += 1
+        if state.heap_time[child] > time or (state.heap_time[child] == time and state.heap_task[child] > task):
             break
-        a.heap_time[at] = a.heap_time[below]
-        a.heap_task[at] = a.heap_task[below]
-        at = below
-    a.heap_time[at] = time
-    a.heap_task[at] = task
-    return found
+        state.heap_time[index] = state.heap_time[child]
+        state.heap_task[index] = state.heap_task[child]
+        index = child
+    state.heap_time[index] = time
+    state.heap_task[index] = task
+    return first
 
 
 @compiled
-def enqueue(a: Arena, task: int) -> None:
-    """Put a task at the end of the queue."""
-    a.state[task] = WAITING
-    a.fresh[task] = NEW
-    a.queue[a.mark[QUEUED]] = task
-    a.mark[QUEUED] += 1
-    a.mark[FRESH] += 1
+def enqueue(state: StateArrays, task: int) -> None:
+    """Append a task to the queue."""
+    state.status[task] = WAITING
+    state.recheck[task] = ALL_NODES
+    state.queue[state.counters[QUEUED]] = task
+    state.counters[QUEUED] += 1
+    state.counters[RECHECKS] += 1
 
 
 @compiled
-def begin(a: Arena, task: int, node: int, timed: bool) -> None:
-    """Start a task on a node; ``timed`` where its end is known."""
-    take(a, task, node, ALL_PHASES)
-    a.state[task] = RUNNING
-    a.place[task] = node
-    a.began[task] = a.clock[0]
-    a.ends[task] = a.clock[0] + a.run[task, a.kind[node]]
-    if timed:
-        push(a, a.ends[task], task)
-    note(a, K_STARTED, task, node)
-    a.mark[PLACED] += 1
+def start_task(state: StateArrays, task: int, node: int, knows_end: bool) -> None:
+    """Start a task on a node; ``knows_end`` pushes its end onto the heap."""
+    allocate(state, task, node, ALL_PHASES)
+    state.status[task] = RUNNING
+    state.task_node[task] = node
+    state.start_s[task] = state.clock[0]
+    state.end_s[task] = state.clock[0] + state.run_s[task, state.node_type[node]]
+    if knows_end:
+        push_end(state, state.end_s[task], task)
+    log_event(state, LOG_STARTED, task, node)
+    state.counters[STARTS] += 1
 
 
 @compiled
-def finish(a: Arena, task: int, kind: int) -> None:
-    """End or preempt a task and give back what it held; those that wait for a name of its are looked at again."""
-    node = a.place[task]
-    give(a, task, node, ALL_PHASES)
-    a.state[task] = DONE
-    a.mark[GROWN] += 1
-    touch(a, node)
-    note(a, kind, task, node)
-    for index in range(a.ask.shape[1]):
-        name = a.ask[task, index]
-        if name < 0:
+def finish_task(state: StateArrays, task: int, kind: int) -> None:
+    """End or preempt a task, release its allocation and recheck tasks that wait for its shared resources."""
+    node = state.task_node[task]
+    release(state, task, node, ALL_PHASES)
+    state.status[task] = DONE
+    state.counters[FREED] += 1
+    mark_dirty(state, node)
+    log_event(state, kind, task, node)
+    for index in range(state.requested.shape[1]):
+        resource = state.requested[task, index]
+        if resource < 0:
             break
-        if a.wide[name] == WIDE:
-            wake(a, name)
+        if state.scope[resource] == SHARED:
+            recheck_requesters(state, resource)
 
 
 @compiled
-def wake(a: Arena, name: int) -> None:
-    """Make the waiting tasks that ask for a name look at every node again."""
-    for at in range(a.mark[QUEUED]):
-        task = a.queue[at]
-        for index in range(a.ask.shape[1]):
-            if a.ask[task, index] == name and a.fresh[task] != NEW:
-                a.fresh[task] = NEW
-                a.mark[FRESH] += 1
+def recheck_requesters(state: StateArrays, resource: int) -> None:
+    """Make the waiting tasks that request a resource examine every node again."""
+    for position in range(state.counters[QUEUED]):
+        task = state.queue[position]
+        for slot in range(state.requested.shape[1]):
+            if state.requested[task, slot] == resource and state.recheck[task] != ALL_NODES:
+                state.recheck[task] = ALL_NODES
+                state.counters[RECHECKS] += 1
 
 
 @compiled
-def near(need: Whole, free: Whole, touched: Small, count: int, task: int) -> bool:
-    """Return whether one of the dirty nodes has the resources that a task needs."""
-    for at in range(count):  # noqa: SIM110 - as above
-        if roomy(need, free, task, touched[at]):
+def any_dirty_node_fits(demand: Int64Array, free: Int64Array, dirty_nodes: Int32Array, count: int, task: int) -> bool:
+    """Return whether one of the dirty nodes covers a task's demand."""
+    for index in range(count):  # noqa: SIM110 - numba compiles the plain loop
+        if fits_demand(demand, free, task, dirty_nodes[index]):
             return True
     return False
 
 
 @compiled
-def look(a: Arena, task: int, touched: int, seen: int) -> int:
-    """Return the first node on which a task fits, of all if it is new, else of the dirty ones."""
-    if seen == NEW:
-        # not by first(): names of the cluster were looked at, and this is asked for every task of a queue
-        node = following(a, task, 0)
-        while node >= 0 and not fits(a, task, node, ALL_PHASES):
-            node = following(a, task, node + 1)
+def find_node(state: StateArrays, task: int, dirty_count: int, recheck: int) -> int:
+    """Return the first node on which a task fits: of all nodes, or of the dirty ones; -1 for none."""
+    if recheck == ALL_NODES:
+        # the caller checked the cluster-scoped resources, so first_fit would check them twice
+        node = next_fitting_node(state, task, 0)
+        while node >= 0 and not has_node_resources(state, task, node, ALL_PHASES):
+            node = next_fitting_node(state, task, node + 1)
         return node
-    found = -1
-    for at in range(touched):
-        node = a.touched[at]
-        if (found < 0 or node < found) and roomy(a.need, a.free, task, node) and fits(a, task, node, ALL_PHASES):
-            found = node
-    return found
+    first = -1
+    for index in range(dirty_count):
+        node = state.dirty_nodes[index]
+        if (
+            (first < 0 or node < first)
+            and fits_demand(state.demand, state.free, task, node)
+            and has_node_resources(state, task, node, ALL_PHASES)
+        ):
+            first = node
+    return first
 
 
 @compiled
-def settle(a: Arena, most: int, timed: bool) -> int:  # noqa: C901, PLR0912
-    """Start what fits, in the order of the queue, but at most ``most`` tasks; return how many started."""
-    if a.mark[FRESH] == 0 and a.mark[DIRTY] == 0:
+def start_fitting(state: StateArrays, max_starts: int, knows_ends: bool) -> int:  # noqa: C901, PLR0912
+    """Start tasks that fit, in queue order and at most ``max_starts``; return the number of starts."""
+    if state.counters[RECHECKS] == 0 and state.counters[DIRTY] == 0:
         return 0
     started = 0
-    kept = 0
-    size = a.mark[QUEUED]
-    at = 0
-    touched = a.mark[DIRTY]
-    while at < size and started < most:
-        task = a.queue[at]
-        at += 1
-        found = -1
-        seen = a.fresh[task]
-        if (seen == NEW or (seen == OLD and touched > 0)) and a.state[task] == WAITING:
-            a.mark[DECISIONS] += 1
-            a.fresh[task] = OLD
-            if seen == NEW and not wide_fits(a, task, ALL_PHASES):
-                a.fresh[task] = BLOCKED
-            elif seen == NEW or near(a.need, a.free, a.touched, touched, task):
-                if seen == NEW or wide_fits(a, task, ALL_PHASES):
-                    found = look(a, task, touched, seen)
+    remaining = 0
+    size = state.counters[QUEUED]
+    position = 0
+    dirty_count = state.counters[DIRTY]
+    while position < size and started < max_starts:
+        task = state.queue[position]
+        position += 1
+        node = -1
+        recheck = state.recheck[task]
+        may_fit = recheck == ALL_NODES or (recheck == DIRTY_NODES_ONLY and dirty_count > 0)
+        if may_fit and state.status[task] == WAITING:
+            state.counters[DECISIONS] += 1
+            state.recheck[task] = DIRTY_NODES_ONLY
+            if recheck == ALL_NODES and not has_cluster_resources(state, task, ALL_PHASES):
+                state.recheck[task] = BLOCKED
+            elif recheck == ALL_NODES or any_dirty_node_fits(
+                state.demand, state.free, state.dirty_nodes, dirty_count, task
+            ):
+                if recheck == ALL_NODES or has_cluster_resources(state, task, ALL_PHASES):
+                    node = find_node(state, task, dirty_count, recheck)
                 else:
-                    a.fresh[task] = BLOCKED
-        if seen == NEW:
-            a.mark[FRESH] -= 1
-        if found >= 0:
-            begin(a, task, found, timed)
+                    state.recheck[task] = BLOCKED
+        if recheck == ALL_NODES:
+            state.counters[RECHECKS] -= 1
+        if node >= 0:
+            start_task(state, task, node, knows_ends)
             started += 1
-        elif a.state[task] == WAITING:
-            a.queue[kept] = task
-            kept += 1
-    if at == size:
-        for dirty in range(touched):
-            a.dirty[a.touched[dirty]] = 0
-        a.mark[DIRTY] = 0
-    while at < size:
-        a.queue[kept] = a.queue[at]
-        kept += 1
-        at += 1
-    a.mark[QUEUED] = kept
+        elif state.status[task] == WAITING:
+            state.queue[remaining] = task
+            remaining += 1
+    if position == size:
+        for index in range(dirty_count):
+            state.is_dirty[state.dirty_nodes[index]] = 0
+        state.counters[DIRTY] = 0
+    while position < size:
+        state.queue[remaining] = state.queue[position]
+        remaining += 1
+        position += 1
+    state.counters[QUEUED] = remaining
     return started
 
 
 @compiled
-def advance(a: Arena, until: float, watched: int) -> int:  # noqa: C901
-    """Let time pass until a watched kind of event, the time ``until``, or the end; matching what nobody watches."""
-    room = a.log_time.size
+def advance(state: StateArrays, until: float, watched: int) -> int:  # noqa: C901
+    """Advance the clock to a watched event, to ``until`` or to the end, matching tasks at every instant before.
+
+    Args:
+        state: The arrays.
+        until: Latest time in seconds.
+        watched: Bits of the event kinds at which to stop.
+
+    Returns:
+        ``LOG_FULL``, ``EVENT_WATCHED``, ``TIME_REACHED`` or ``IDLE``.
+    """
+    room = state.log_time.size
     while True:
-        while a.mark[HEAPED] > 0 and (a.state[a.heap_task[0]] != RUNNING or a.ends[a.heap_task[0]] != a.heap_time[0]):
-            pop(a)
-        come = a.arrival[a.order[a.mark[ARRIVED]]] if a.mark[ARRIVED] < a.order.size else np.inf
-        end = a.heap_time[0] if a.mark[HEAPED] > 0 else np.inf
-        now = min(come, end)
+        while state.counters[HEAPED] > 0 and (
+            state.status[state.heap_task[0]] != RUNNING or state.end_s[state.heap_task[0]] != state.heap_time[0]
+        ):
+            pop_end(state)
+        arrival = (
+            state.arrival_s[state.arrival_order[state.counters[ARRIVED]]]
+            if state.counters[ARRIVED] < state.arrival_order.size
+            else np.inf
+        )
+        next_end = state.heap_time[0] if state.counters[HEAPED] > 0 else np.inf
+        now = min(arrival, next_end)
         if now > until:
-            a.clock[0] = max(a.clock[0], until)
-            return UNTIL
+            state.clock[0] = max(state.clock[0], until)
+            return TIME_REACHED
         if now == np.inf:
             return IDLE
-        if a.mark[LOGGED] + a.mark[HEAPED] + a.mark[QUEUED] + a.order.size - a.mark[ARRIVED] >= room:
-            return FULL
-        a.clock[0] = max(a.clock[0], now)
-        before = a.mark[LOGGED]
-        while a.mark[HEAPED] > 0 and a.heap_time[0] <= now:
-            task = pop(a)
-            if a.state[task] == RUNNING and a.ends[task] <= now:
-                finish(a, task, K_ENDED)
-        while a.mark[ARRIVED] < a.order.size and a.arrival[a.order[a.mark[ARRIVED]]] <= now:
-            task = a.order[a.mark[ARRIVED]]
-            a.mark[ARRIVED] += 1
-            enqueue(a, task)
-            note(a, K_SUBMITTED, task, -1)
-        for at in range(before, a.mark[LOGGED]):
-            if watched & (1 << a.log_kind[at]):
-                return WATCHED
-        if watched & (1 << K_STARTED):
-            return WATCHED
-        settle(a, a.queue.size, True)
+        if (
+            state.counters[LOGGED]
+            + state.counters[HEAPED]
+            + state.counters[QUEUED]
+            + state.arrival_order.size
+            - state.counters[ARRIVED]
+            >= room
+        ):
+            return LOG_FULL
+        state.clock[0] = max(state.clock[0], now)
+        first_entry = state.counters[LOGGED]
+        while state.counters[HEAPED] > 0 and state.heap_time[0] <= now:
+            task = pop_end(state)
+            if state.status[task] == RUNNING and state.end_s[task] <= now:
+                finish_task(state, task, LOG_ENDED)
+        while (
+            state.counters[ARRIVED] < state.arrival_order.size
+            and state.arrival_s[state.arrival_order[state.counters[ARRIVED]]] <= now
+        ):
+            task = state.arrival_order[state.counters[ARRIVED]]
+            state.counters[ARRIVED] += 1
+            enqueue(state, task)
+            log_event(state, LOG_SUBMITTED, task, -1)
+        for index in range(first_entry, state.counters[LOGGED]):
+            if watched & (1 << state.log_kind[index]):
+                return EVENT_WATCHED
+        if watched & (1 << LOG_STARTED):
+            return EVENT_WATCHED
+        start_fitting(state, state.queue.size, True)
+
+
+# plain Python calls these many times a task, without numba's check of every array's type
+call_advance = direct(advance)
+call_start_fitting = direct(start_fitting)
+call_mark_dirty = direct(mark_dirty)
+call_recheck_requesters = direct(recheck_requesters)
+call_first_fit = direct(first_fit)
+call_assign_unit = direct(assign_unit)
+call_mark_fitting = direct(mark_fitting)
+call_has_cluster_resources = direct(has_cluster_resources)
+call_allocate = direct(allocate)
+call_release = direct(release)
+call_next_candidate = direct(next_candidate)

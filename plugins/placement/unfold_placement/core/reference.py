@@ -1,8 +1,8 @@
-"""The matcher in plain Python, as slow and as plain as can be: what the compiled kernel must agree with.
+"""Reference implementation of the matcher in plain Python: the compiled kernel must produce the same starts.
 
-Rules. At each instant what ends gives back its demand and names first; then what arrives joins the queue; then the
-queue is gone through in order of arrival, and each task starts on the first node, in the order of the nodes, that has
-its whole demand and all its names. Nothing reserves: a task that does not fit is passed.
+At each instant, ending tasks first release their demand and ephemeral resources. Then arriving tasks join the queue.
+Then the queue is scanned in order of arrival. Each task starts on the first node, in node order, that has its complete
+demand and all its requests. Nothing is reserved: a task that does not fit is passed over.
 """
 
 from __future__ import annotations
@@ -11,56 +11,58 @@ from collections.abc import Mapping, Sequence
 
 from unfold_placement.core.types import ANYWHERE, MILLI, Ask, Node, Task
 
-Names = Mapping[tuple[str, str], int]
-"""Amounts of names by name and node, in whole units."""
+ResourceAmounts = Mapping[tuple[str, str], int]
+"""Amounts of ephemeral resources by name and node, in whole units."""
 
 
-def replay(
-    nodes: Sequence[Node], tasks: Sequence[Task], asks: Sequence[Sequence[Ask]], names: Names
+def replay_reference(
+    nodes: Sequence[Node], tasks: Sequence[Task], requests: Sequence[Sequence[Ask]], resources: ResourceAmounts
 ) -> dict[str, tuple[float, str]]:
-    """Return start (s) and node of each task that ever starts, under names that stay as they are."""
+    """Return start (s) and node of each task that starts, while the ephemeral resources do not change."""
     free = {node.name: dict(node.capacity) for node in nodes}
-    left = {key: amount * MILLI for key, amount in names.items()}
-    wanted = {task.name: list(found) for task, found in zip(tasks, asks, strict=True)}
-    coming = sorted(tasks, key=lambda task: task.arrival)
+    available = {key: amount * MILLI for key, amount in resources.items()}
+    asks = {task.name: list(task_asks) for task, task_asks in zip(tasks, requests, strict=True)}
+    arriving = sorted(tasks, key=lambda task: task.arrival)
     queue: list[Task] = []
     running: list[tuple[float, Task, Node]] = []
-    found: dict[str, tuple[float, str]] = {}
-    while coming or running:
-        now = min([task.arrival for task in coming[:1]] + [end for end, _, _ in running])
-        for item in [item for item in running if item[0] <= now]:
-            running.remove(item)
-            _change(free, left, item[1], wanted[item[1].name], item[2].name, 1)
-        while coming and coming[0].arrival <= now:
-            queue.append(coming.pop(0))
+    starts: dict[str, tuple[float, str]] = {}
+    while arriving or running:
+        now = min([task.arrival for task in arriving[:1]] + [end for end, _, _ in running])
+        for run in [run for run in running if run[0] <= now]:
+            running.remove(run)
+            _change(free, available, run[1], asks[run[1].name], run[2].name, 1)
+        while arriving and arriving[0].arrival <= now:
+            queue.append(arriving.pop(0))
         for task in list(queue):
-            node = next((n for n in nodes if _fits(free, left, task, wanted[task.name], n.name)), None)
+            node = next((n for n in nodes if _fits(free, available, task, asks[task.name], n.name)), None)
             if node is not None:
                 queue.remove(task)
-                _change(free, left, task, wanted[task.name], node.name, -1)
-                running.append((now + task.seconds(node), task, node))
-                found[task.name] = now, node.name
-    return found
+                _change(free, available, task, asks[task.name], node.name, -1)
+                running.append((now + task.run_seconds(node), task, node))
+                starts[task.name] = now, node.name
+    return starts
 
 
-def _place(name: str, node: str, left: Mapping[tuple[str, str], int]) -> tuple[str, str]:
-    return (name, ANYWHERE) if (name, ANYWHERE) in left else (name, node)
+def _resource_key(name: str, node: str, available: Mapping[tuple[str, str], int]) -> tuple[str, str]:
+    return (name, ANYWHERE) if (name, ANYWHERE) in available else (name, node)
 
 
 def _fits(
     free: Mapping[str, Mapping[str, int]],
-    left: Mapping[tuple[str, str], int],
+    available: Mapping[tuple[str, str], int],
     task: Task,
     asks: Sequence[Ask],
     node: str,
 ) -> bool:
-    own = all(free[node].get(kind, 0) >= amount for kind, amount in task.demand.items())
-    return own and all(left.get(_place(ask.name, node, left), 0) >= ask.amount * MILLI for ask in asks)
+    fits_demand = all(free[node].get(kind, 0) >= amount for kind, amount in task.demand.items())
+    return fits_demand and all(
+        available.get(_resource_key(ask.name, node, available), 0) >= ask.amount * MILLI for ask in asks
+    )
 
 
 def _change(
     free: dict[str, dict[str, int]],
-    left: dict[tuple[str, str], int],
+    available: dict[tuple[str, str], int],
     task: Task,
     asks: Sequence[Ask],
     node: str,
@@ -69,4 +71,4 @@ def _change(
     for kind, amount in task.demand.items():
         free[node][kind] = free[node].get(kind, 0) + sign * amount
     for ask in asks:
-        left[_place(ask.name, node, left)] += sign * ask.amount * MILLI
+        available[_resource_key(ask.name, node, available)] += sign * ask.amount * MILLI

@@ -1,6 +1,7 @@
-"""The one meaning of ephemeral resources: create, resize, delete, lease, compare and set, watch, snapshot.
+"""The table of ephemeral resources: create, resize, delete, lease, compare-and-set, subscribe and snapshot.
 
-The simulator matches by this book.
+It defines the semantics of ephemeral resources, and the simulator matches tasks against it. The table keeps the
+records; :class:`StateArrays` keeps the amounts that compiled code reads.
 """
 
 from __future__ import annotations
@@ -10,267 +11,325 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from unfold_placement.core import bulk, kernel, kernel_calls, state_arrays
-from unfold_placement.core.state import Arena
-from unfold_placement.core.types import ANYWHERE, MILLI, Ask, Node, Resource, Task, stale
-from unfoldkit.api import fail
+from unfold_placement.core import kernel
+from unfold_placement.core.state import (
+    MAX_REQUESTS,
+    StateArrays,
+    allocate_state,
+    grow_columns,
+    grow_log,
+    grow_resources,
+    grow_tasks,
+    list_node_types,
+)
+from unfold_placement.core.types import ANYWHERE, MILLI, Ask, EphemeralResource, Node, Task, epoch_conflict
+from unfoldkit.api import did_you_mean, fail
 
-Watcher = Callable[[str, Resource], None]
+Listener = Callable[[str, EphemeralResource], None]
+"""Called with ``created``, ``resized`` or ``deleted`` and the resource."""
+Requests = Sequence[tuple[Ask, int]]
+"""Requests of a task, each with the phase of the policy that makes it."""
 
 
 @dataclass(slots=True)
-class Book:
-    """Nodes, tasks, names, and who holds what. Times are seconds of ``now``; amounts of names are whole units."""
+class ResourceTable:
+    """Nodes, tasks and ephemeral resources of a cluster. Times are in seconds, resource amounts in whole units.
+
+    Attributes:
+        nodes: The nodes, in matching order.
+        resource_kinds: Kinds of demand: the columns of ``state.demand``.
+        state: The arrays.
+        tasks: Tasks by row.
+        task_rows: Rows of tasks by name.
+        node_rows: Rows of nodes by name.
+        name_ids: Ids of ephemeral resources by name; an id is never reused.
+        columns: The resource of each column in ``state.available``; empty where the column is free.
+        entries: Resources by name, then by node.
+        task_bound: Name and node of the resources that are deleted with each task.
+        epoch: Version of the last change.
+        next_expiry_s: Earliest end of a lease.
+        listeners: Called at every change.
+    """
 
     nodes: tuple[Node, ...]
-    kinds: tuple[str, ...]
-    arena: Arena
+    resource_kinds: tuple[str, ...]
+    state: StateArrays
     tasks: list[Task] = field(default_factory=list)
-    index: dict[str, int] = field(default_factory=dict)
-    place: dict[str, int] = field(default_factory=dict)
-    ids: dict[str, int] = field(default_factory=dict)
+    task_rows: dict[str, int] = field(default_factory=dict)
+    node_rows: dict[str, int] = field(default_factory=dict)
+    name_ids: dict[str, int] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
-    entries: dict[str, dict[str, Resource]] = field(default_factory=dict)
-    leases: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    entries: dict[str, dict[str, EphemeralResource]] = field(default_factory=dict)
+    task_bound: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     epoch: int = 0
-    soonest: float = np.inf
-    watchers: list[Watcher] = field(default_factory=list)
+    next_expiry_s: float = np.inf
+    listeners: list[Listener] = field(default_factory=list)
 
     @property
     def now(self) -> float:
-        """The time, in seconds."""
-        return float(self.arena.clock[0])
+        """The current time in seconds."""
+        return float(self.state.clock[0])
 
-    def add(self, tasks: Sequence[Task], asks: Sequence[Sequence[tuple[Ask, int]]]) -> None:
-        """Take tasks into the book, with the names that they ask for and the phase of who asks.
+    def add_tasks(self, tasks: Sequence[Task], requests: Sequence[Requests]) -> None:
+        """Add tasks that are not submitted yet, with the ephemeral resources that each requests.
 
         Raises:
-            UnfoldError: a task asks for a resource that no node has, or its name is there already.
+            UnfoldError: no node has a demanded kind, a task name exists, or a task has too many requests.
         """
-        self.arena = state_arrays.with_tasks(self, tasks, asks)
-        for task in tasks:
-            self.index[task.name] = len(self.tasks)
-            self.tasks.append(task)
+        for task, task_requests in zip(tasks, requests, strict=True):
+            self._check_task(task, task_requests)
+            for ask, _ in task_requests:
+                self.name_id(ask.name)
+        first_row, count = len(self.tasks), len(self.tasks) + len(tasks)
+        self.state = grow_tasks(self.state, count)
+        kind_columns = {kind: column for column, kind in enumerate(self.resource_kinds)}
+        node_types = list_node_types(self.nodes)
+        for row, (task, task_requests) in enumerate(zip(tasks, requests, strict=True), first_row):
+            for kind, amount in task.demand.items():
+                self.state.demand[row, kind_columns[kind]] = amount
+            self.state.run_s[row] = [task.run_on.get(node_type, task.run) for node_type in node_types]
+            self.state.arrival_s[row] = task.arrival
+            self._write_requests(row, task_requests)
+            self.task_rows[task.name] = row
+        self.tasks.extend(tasks)
+        self.state = grow_log(self.state, 4 * count + 64)
 
     def name_id(self, name: str) -> int:
-        """Return the number of a name; numbers are never used again."""
-        found = self.ids.get(name)
-        if found is None:
-            found = self.ids[name] = len(self.ids)
-            self.arena = state_arrays.with_names(self.arena, len(self.ids))
-        return found
+        """Return the id of an ephemeral resource; a new name gets a new id."""
+        number = self.name_ids.get(name)
+        if number is None:
+            number = self.name_ids[name] = len(self.name_ids)
+            self.state = grow_resources(self.state, len(self.name_ids))
+        return number
 
     def create(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", ttl: float = np.inf, until: str = ""
-    ) -> Resource:
-        """Create a name; it is gone after ``ttl`` seconds unless it is renewed.
+    ) -> EphemeralResource:
+        """Create an ephemeral resource, which expires after ``ttl`` seconds unless renewed.
 
         Raises:
-            UnfoldError: the name is there already, or there is no such node.
+            UnfoldError: it exists already, or the node does not exist.
         """
         if node in self.entries.get(name, {}):
-            raise fail(f"{name} is there already on {node or 'the cluster'}", hint="resize it")
+            raise fail(f"{name} exists already on {node or 'the cluster'}", hint="resize it")
         now = self.now
-        return self._set(Resource(name, node, amount, owner, self.epoch + 1, now, now + ttl, until))
+        return self._write(EphemeralResource(name, node, amount, owner, self.epoch + 1, now, now + ttl, until))
 
     def resize(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None, ttl: float | None = None
-    ) -> Resource:
-        """Set the amount of a name that is there: below what is held, nothing new matches until holders end.
+    ) -> EphemeralResource:
+        """Set the amount of an existing resource. Below the held amount, nothing new matches until holders end.
 
         Raises:
-            UnfoldError: the name is not there, or its epoch is not ``epoch`` (compare and set).
+            UnfoldError: it does not exist, or its epoch is not ``epoch`` (compare-and-set).
         """
-        found = self._checked(name, node, epoch)
-        expires = found.expires if ttl is None else self.now + ttl
-        return self._set(replace(found, amount=amount, expires=expires, epoch=self.epoch + 1))
+        current = self._find(name, node, epoch)
+        expires = current.expires if ttl is None else self.now + ttl
+        return self._write(replace(current, amount=amount, expires=expires, epoch=self.epoch + 1))
 
-    def put(self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", until: str = "") -> bool:
-        """Create a name or set its amount; return whether anything changed."""
-        found = self.entries.get(name, {}).get(node)
-        if found is None:
+    def set_amount(self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", until: str = "") -> bool:
+        """Create a resource or resize it; return whether anything changed."""
+        current = self.entries.get(name, {}).get(node)
+        if current is None:
             self.create(name, node, amount, owner=owner, until=until)
-        elif found.amount != amount:
+        elif current.amount != amount:
             self.resize(name, node, amount)
-        return found is None or found.amount != amount
-
-    def put_all(self, name: str, nodes: Sequence[str], amount: int, *, owner: str = "") -> list[str]:
-        """Do as ``put`` does on each of some nodes; return those on which anything changed.
-
-        Raises:
-            UnfoldError: there is no such node.
-        """
-        places, now = self.entries.get(name, {}), self.now
-        news = [node for node in nodes if node not in places or places[node].amount != amount]
-        if not news:
-            return news
-        bulk.put(self, name, news, amount)
-        places = self.entries.setdefault(name, places)
-        for at, node in enumerate(news, self.epoch + 1):
-            found = places.get(node)
-            made = replace(found, amount=amount, epoch=at) if found else Resource(name, node, amount, owner, at, now)
-            places[node] = made
-            if self.watchers:
-                self._tell("resized" if found else "created", made)
-        self.epoch += len(news)
-        return news
-
-    def delete_all(self, name: str, nodes: Sequence[str]) -> list[str]:
-        """Do as ``delete`` does on each of some nodes where the name is, which are returned."""
-        places = self.entries.get(name, {})
-        gone = [node for node in nodes if node in places]
-        if gone:
-            bulk.erase(self, name, gone)
-            left = [places.pop(node) for node in gone]
-            if not places:
-                del self.entries[name]
-            state_arrays.free_column(self, name)
-            for item in left if self.watchers else ():
-                self._tell("deleted", item)
-        return gone
+        return current is None or current.amount != amount
 
     def delete(
         self, name: str, node: str = ANYWHERE, *, force: bool = False, epoch: int | None = None
     ) -> tuple[Task, ...]:
-        """Delete a name: no new match; what is held is reclaimed as holders end. Return the holders.
+        """Delete a resource: it no longer matches, and held amounts are reclaimed as holders end.
 
-        With ``force`` the holders are what the caller has to preempt.
+        Returns:
+            With ``force`` the holders, which the caller must preempt; else nothing.
 
         Raises:
-            UnfoldError: the name is not there, or its epoch is not ``epoch``.
+            UnfoldError: it does not exist, or its epoch is not ``epoch``.
         """
-        found = self._checked(name, node, epoch)
+        current = self._find(name, node, epoch)
         holders = self.holders(name, node) if force else ()
         del self.entries[name][node]
         if not self.entries[name]:
             del self.entries[name]
-        self._erase(found)
-        self._tell("deleted", found)
+        self._withdraw_amount(current)
+        self.notify("deleted", current)
         return holders
 
-    def expire(self) -> list[Resource]:
-        """Delete what has outlived its lease, and return it."""
-        gone = [item for places in self.entries.values() for item in places.values() if item.expires <= self.now]
-        for item in gone:
-            self.delete(item.name, item.node)
-        every = (item.expires for places in self.entries.values() for item in places.values())
-        self.soonest = min(every, default=np.inf)
-        return gone
+    def expire_leases(self) -> list[EphemeralResource]:
+        """Delete and return the resources whose lease has ended."""
+        expired = [entry for nodes in self.entries.values() for entry in nodes.values() if entry.expires <= self.now]
+        for entry in expired:
+            self.delete(entry.name, entry.node)
+        expiries = (entry.expires for nodes in self.entries.values() for entry in nodes.values())
+        self.next_expiry_s = min(expiries, default=np.inf)
+        return expired
 
-    def release(self, task: Task) -> None:
-        """Delete the names that live as long as a task."""
-        for name, node in self.leases.pop(task.name, ()):
+    def release_task_bound(self, task: Task) -> None:
+        """Delete the resources bound to a task that ended, and reclaim columns that it held last."""
+        for name, node in self.task_bound.pop(task.name, ()):
             if node in self.entries.get(name, {}):
                 self.delete(name, node)
-        state_arrays.reclaim(self, task)
+        self._reclaim_columns(task)
 
     def holders(self, name: str, node: str = ANYWHERE) -> tuple[Task, ...]:
-        """Return the running tasks that hold a name on a node (or, for a cluster's name, anywhere)."""
-        number = self.ids.get(name)
+        """Return the running tasks that hold a resource on a node or, for a cluster-scoped one, anywhere."""
+        number = self.name_ids.get(name)
         if number is None:
             return ()
-        a = self.arena
-        rows = np.flatnonzero(
-            (a.state[: len(self.tasks)] == kernel.RUNNING) & (a.ask[: len(self.tasks)] == number).any(1)
-        )
-        here = rows if node == ANYWHERE else rows[a.place[rows] == self.place[node]]
-        return tuple(self.tasks[row] for row in here)
+        state, count = self.state, len(self.tasks)
+        holds = (state.status[:count] == kernel.RUNNING) & (state.requested[:count] == number).any(1)
+        rows = np.flatnonzero(holds)
+        if node != ANYWHERE:
+            rows = rows[state.task_node[rows] == self.node_rows[node]]
+        return tuple(self.tasks[row] for row in rows)
 
-    def snapshot(self) -> tuple[Resource, ...]:
-        """Return every name that is there, in the order of names and nodes."""
-        return tuple(places[node] for _, places in sorted(self.entries.items()) for node in sorted(places))
+    def snapshot(self) -> tuple[EphemeralResource, ...]:
+        """Return every existing resource, ordered by name and node."""
+        return tuple(nodes[node] for _, nodes in sorted(self.entries.items()) for node in sorted(nodes))
 
-    def watch(self, watcher: Watcher) -> None:
-        """Call ``watcher(change, resource)`` at every ``created``, ``resized`` and ``deleted``."""
-        self.watchers.append(watcher)
+    def subscribe(self, listener: Listener) -> None:
+        """Call ``listener(change, resource)`` at every ``created``, ``resized`` and ``deleted``."""
+        self.listeners.append(listener)
 
-    def held(self, name: str, node: str = ANYWHERE) -> int:
-        """Return how much of a name is held, in whole units."""
-        number, a = self.ids.get(name), self.arena
-        if number is None or (node and a.column[number] < 0):
+    def held_amount(self, name: str, node: str = ANYWHERE) -> int:
+        """Return the held amount of a resource, in whole units."""
+        number, state = self.name_ids.get(name), self.state
+        if number is None or (node and state.column[number] < 0):
             return 0
         if node == ANYWHERE:
             entry = self.entries.get(name, {}).get(node)
-            return (entry.amount if entry else 0) - int(a.pool[number]) // MILLI
-        row, column = self.place[node], a.column[number]
-        return int(a.cap[row, column] - a.left[row, column]) // MILLI
+            return (entry.amount if entry else 0) - int(state.pool[number]) // MILLI
+        row, column = self.node_rows[node], state.column[number]
+        return int(state.capacity[row, column] - state.available[row, column]) // MILLI
 
-    def _checked(self, name: str, node: str, epoch: int | None) -> Resource:
-        found = self.entries.get(name, {}).get(node)
-        if found is None:
-            raise fail(f"{name} is not there on {node or 'the cluster'}")
-        if epoch is not None and found.epoch != epoch:
-            raise stale(found, epoch)
-        return found
+    def notify(self, change: str, entry: EphemeralResource) -> None:
+        """Call the listeners."""
+        for listener in self.listeners:
+            listener(change, entry)
 
-    def _set(self, item: Resource) -> Resource:
-        before = self.entries.get(item.name, {}).get(item.node)
-        self.epoch = item.epoch
-        self.soonest = min(self.soonest, item.expires)
-        if item.node == ANYWHERE:
-            self._pool(item, before)
+    def recheck_waiting(self, number: int, until: str) -> None:
+        """Make waiting tasks that request a resource examine every node again; a task-bound one affects one task."""
+        state, row = self.state, self.task_rows.get(until)
+        if row is None:
+            kernel.call_recheck_requesters(state, number)
+        elif state.status[row] == kernel.WAITING and state.recheck[row] != kernel.ALL_NODES:
+            state.recheck[row] = kernel.ALL_NODES
+            state.counters[kernel.RECHECKS] += 1
+
+    def assign_column(self, name: str) -> None:
+        """Give a resource a column: a free one or a new one."""
+        if "" in self.columns:
+            column = self.columns.index("")
+            self.columns[column] = name
         else:
-            self._column(item, before)
-        self.entries.setdefault(item.name, {})[item.node] = item
-        if item.until and before is None:
-            self.leases.setdefault(item.until, []).append((item.name, item.node))
-        self._tell("resized" if before else "created", item)
-        return item
+            column = len(self.columns)
+            self.columns.append(name)
+        if column >= self.state.available.shape[1]:
+            self.state = grow_columns(self.state)
+        self.state.column[self.name_ids[name]] = column
 
-    def _pool(self, item: Resource, before: Resource | None) -> None:
-        number = self.name_id(item.name)
-        a = self.arena
-        a.wide[number] = kernel.PRIVATE if item.until else kernel.WIDE
-        a.pool[number] += (item.amount - (before.amount if before else 0)) * MILLI
-        self.wake(number, item.until)
+    def free_column(self, name: str) -> None:
+        """Free the column of a resource that exists nowhere and that no task holds."""
+        state, number = self.state, self.name_ids[name]
+        column = state.column[number]
+        if name not in self.entries and column >= 0 and not state.capacity[:, column].any():
+            self.columns[column] = ""
+            state.column[number] = -1
+            state.terminating[:, column] = 0
+            state.available[:, column] = 0
 
-    def wake(self, number: int, until: str) -> None:
-        """Let those look at every node again who ask for a name, or the one task with which it lives."""
-        a, task = self.arena, self.index.get(until)
-        if task is None:
-            kernel_calls.wake(a, number)
-        elif a.state[task] == kernel.WAITING and a.fresh[task] != kernel.NEW:
-            a.fresh[task] = kernel.NEW
-            a.mark[kernel.FRESH] += 1
+    def _check_task(self, task: Task, requests: Requests) -> None:
+        for kind in task.demand:
+            if kind not in self.resource_kinds:
+                hint = did_you_mean(kind, self.resource_kinds)
+                raise fail(f"task {task.name} demands {kind!r}, which no node has", key="workload", hint=hint)
+        if task.name in self.task_rows:
+            raise fail(f"task {task.name} exists already", key="workload", hint="task names must be unique")
+        if len(requests) > MAX_REQUESTS:
+            message = f"task {task.name} requests {len(requests)} ephemeral resources, the maximum is {MAX_REQUESTS}"
+            raise fail(message, key="policy")
 
-    def _column(self, item: Resource, before: Resource | None) -> None:
-        if item.node not in self.place:
-            raise fail(f"there is no node {item.node}")
-        number = self.name_id(item.name)
-        if self.arena.column[number] < 0:
-            state_arrays.new_column(self, item.name)
-            self.wake(number, item.until)
-        a, row = self.arena, self.place[item.node]
-        column = a.column[number]
-        grown = item.amount * MILLI - (a.cap[row, column] if before or a.dying[row, column] else 0)
-        if a.dying[row, column]:
-            # what holders of the deleted name still hold counts against the new one
-            a.left[row, column] = item.amount * MILLI - a.cap[row, column]
-            a.dying[row, column] = 0
+    def _write_requests(self, row: int, requests: Requests) -> None:
+        state = self.state
+        for index, (ask, phase) in enumerate(requests):
+            state.requested[row, index] = self.name_ids[ask.name]
+            state.requested_amount[row, index] = ask.amount * MILLI
+            state.request_phase[row, index] = phase
+
+    def _reclaim_columns(self, task: Task) -> None:
+        state = self.state
+        for number in state.requested[self.task_rows[task.name]]:
+            if number < 0:
+                break
+            if state.column[number] >= 0:
+                name = self.columns[state.column[number]]
+                if name and name not in self.entries:
+                    self.free_column(name)
+
+    def _find(self, name: str, node: str, epoch: int | None) -> EphemeralResource:
+        current = self.entries.get(name, {}).get(node)
+        if current is None:
+            raise fail(f"{name} does not exist on {node or 'the cluster'}")
+        if epoch is not None and current.epoch != epoch:
+            raise epoch_conflict(current, epoch)
+        return current
+
+    def _write(self, entry: EphemeralResource) -> EphemeralResource:
+        before = self.entries.get(entry.name, {}).get(entry.node)
+        self.epoch = entry.epoch
+        self.next_expiry_s = min(self.next_expiry_s, entry.expires)
+        if entry.node == ANYWHERE:
+            self._set_cluster_amount(entry, before)
         else:
-            a.left[row, column] += grown
-        a.cap[row, column] += grown
-        kernel_calls.touch(a, row)
+            self._set_node_amount(entry, before)
+        self.entries.setdefault(entry.name, {})[entry.node] = entry
+        if entry.until and before is None:
+            self.task_bound.setdefault(entry.until, []).append((entry.name, entry.node))
+        self.notify("resized" if before else "created", entry)
+        return entry
 
-    def _erase(self, item: Resource) -> None:
-        number, a = self.ids[item.name], self.arena
-        if item.node == ANYWHERE:
-            a.pool[number] -= item.amount * MILLI
+    def _set_cluster_amount(self, entry: EphemeralResource, before: EphemeralResource | None) -> None:
+        number = self.name_id(entry.name)
+        state = self.state
+        state.scope[number] = kernel.TASK_BOUND if entry.until else kernel.SHARED
+        state.pool[number] += (entry.amount - (before.amount if before else 0)) * MILLI
+        self.recheck_waiting(number, entry.until)
+
+    def _set_node_amount(self, entry: EphemeralResource, before: EphemeralResource | None) -> None:
+        if entry.node not in self.node_rows:
+            raise fail(f"there is no node {entry.node}")
+        number = self.name_id(entry.name)
+        if self.state.column[number] < 0:
+            self.assign_column(entry.name)
+            self.recheck_waiting(number, entry.until)
+        state, row = self.state, self.node_rows[entry.node]
+        column = state.column[number]
+        terminating = state.terminating[row, column]
+        added = entry.amount * MILLI - (state.capacity[row, column] if before or terminating else 0)
+        if terminating:
+            # holders of the deleted resource still count against its successor
+            state.available[row, column] = entry.amount * MILLI - state.capacity[row, column]
+            state.terminating[row, column] = 0
+        else:
+            state.available[row, column] += added
+        state.capacity[row, column] += added
+        kernel.call_mark_dirty(state, row)
+
+    def _withdraw_amount(self, entry: EphemeralResource) -> None:
+        number, state = self.name_ids[entry.name], self.state
+        if entry.node == ANYWHERE:
+            state.pool[number] -= entry.amount * MILLI
             return
-        row, column = self.place[item.node], a.column[number]
-        a.cap[row, column] -= a.left[row, column]
-        a.left[row, column] = 0
-        a.dying[row, column] = a.cap[row, column] > 0
-        state_arrays.free_column(self, item.name)
-
-    def _tell(self, change: str, item: Resource) -> None:
-        for watcher in self.watchers:
-            watcher(change, item)
+        row, column = self.node_rows[entry.node], state.column[number]
+        state.capacity[row, column] -= state.available[row, column]
+        state.available[row, column] = 0
+        state.terminating[row, column] = state.capacity[row, column] > 0
+        self.free_column(entry.name)
 
 
-def book(nodes: Sequence[Node], extra: Iterable[str] = ()) -> Book:
-    """Return an empty book of a cluster; ``extra`` are resources that tasks may ask for and no node has."""
-    kinds = tuple(sorted({kind for node in nodes for kind in node.capacity} | set(extra)))
-    made = Book(tuple(nodes), kinds, state_arrays.empty(nodes, kinds))
-    made.place.update({node.name: row for row, node in enumerate(nodes)})
-    return made
+def build_resource_table(nodes: Sequence[Node], extra_kinds: Iterable[str] = ()) -> ResourceTable:
+    """Build the table of a cluster without tasks; ``extra_kinds`` may be demanded although no node has them."""
+    kinds = tuple(sorted({kind for node in nodes for kind in node.capacity} | set(extra_kinds)))
+    node_rows = {node.name: row for row, node in enumerate(nodes)}
+    return ResourceTable(tuple(nodes), kinds, allocate_state(nodes, kinds), node_rows=node_rows)

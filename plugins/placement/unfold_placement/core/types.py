@@ -1,36 +1,41 @@
-"""What everything here speaks of: nodes, tasks, what happens, and what a policy may do about it."""
+"""Vocabulary of policies and backends: nodes, tasks, ephemeral resources, events and operations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
 
 from unfoldkit.api import UnfoldError, fail
 
-if TYPE_CHECKING:
-    from unfold_placement.core.view import View
-
 MILLI = 1000
+"""Capacities and demands are integers in thousandths of a unit."""
 MANY = 1 << 30
-"""More than any task asks for: a name without a limit."""
-SEATS = "pods"
-"""How many pods a node takes (Kubernetes): room like any other, but nobody's wealth, so no share counts it."""
+"""Amount of an ephemeral resource without a limit: more than any task requests."""
+PODS = "pods"
+"""Pod slots of a node (Kubernetes). Scheduled like any resource but excluded from fair-share accounting."""
 ANYWHERE = ""
-"""The place of a name that is counted once for the whole cluster."""
+"""Node of a cluster-scoped ephemeral resource, which is counted once for the whole cluster."""
 
 STATIC, QUEUE, PACK, GANG = range(4)
-"""Phases of a decision: what holds by itself, who is next, where, and all together."""
+"""Phases of a decision: standing rules, admission order, node choice, and gang starts."""
 
 BEGAN, SUBMITTED, STARTED, ENDED, PREEMPTED, REFUSED, CREATED, TIMER, JOINED, LEFT, QUIET = (
     "began", "submitted", "started", "ended", "preempted", "refused", "created", "timer", "joined", "left", "quiet",
 )  # fmt: skip
+"""Kinds of events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine: what it has, in thousandths of a unit, and its labels (``rack`` and ``type`` mean something)."""
+    """A machine.
+
+    Attributes:
+        name: Unique name.
+        capacity: Amounts by kind (cpu, gpu, memory in MiB, ...), in thousandths.
+        labels: Labels by key; ``type`` selects run times, ``rack`` is used by locality.
+        data: Blocks of data that the node stores.
+    """
 
     name: str
     capacity: Mapping[str, int]
@@ -40,10 +45,21 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task: its demand in thousandths of a unit, its run time in seconds, and what policies look at.
+    """A task with its demand and the properties that policies use.
 
-    ``size`` is the number of tasks of its job; ``run_on`` the run time by node type; ``deadline`` a time;
-    ``types`` are the node types on which it can run.
+    Attributes:
+        name: Unique name.
+        demand: Amounts by kind, in thousandths.
+        run: Run time in seconds.
+        arrival: Arrival time in seconds.
+        size: Number of tasks of its job.
+        deadline: Absolute time in seconds.
+        follows: Job whose tasks it must run beside.
+        avoids: Job whose tasks it must not join.
+        after: Jobs that must have ended before it starts.
+        data: Blocks of data that it reads.
+        run_on: Run times in seconds by node type, where they differ from ``run``.
+        types: Node types on which it can run; empty means any.
     """
 
     name: str
@@ -63,18 +79,29 @@ class Task:
     run_on: Mapping[str, float] = field(default_factory=dict)
     types: tuple[str, ...] = ()
 
-    def seconds(self, node: Node) -> float:
-        """Return the run time on a node."""
+    def run_seconds(self, node: Node) -> float:
+        """Return the run time on a node, which may depend on the node's type."""
         return self.run_on.get(node.labels.get("type", ""), self.run)
 
     def key(self, by: str) -> str:
-        """Return what the task is grouped by: a field such as ``job`` or ``user``; the empty text is one group."""
+        """Return the task's group under a field such as ``job`` or ``user``; an empty ``by`` puts all in one group."""
         return str(getattr(self, by)) if by else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
-    """A name on a node. ``epoch`` grows with every change; it goes at ``expires``, or with task ``until``."""
+class EphemeralResource:
+    """An ephemeral resource on a node or, with node ``ANYWHERE``, of the cluster.
+
+    Attributes:
+        name: Its name, which tasks request.
+        node: Its node.
+        amount: Amount in whole units.
+        owner: Policy or controller that created it.
+        epoch: Version, which grows with every change.
+        since: Creation time in seconds.
+        expires: End of its lease in seconds.
+        until: Task with whose end it is deleted; empty for none.
+    """
 
     name: str
     node: str
@@ -88,11 +115,14 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A name that a task needs beside its own demand, and how much of it.
+    """A task's request for an ephemeral resource, in addition to its demand.
 
-    ``gated``: it is counted for the cluster, or lives for one task, so that on a live cluster the task's gate, and the
-    node that it is pinned to, stand for it. ``counted``: there is so much of it in the whole cluster and no more, so
-    that a cluster that can count by itself does so too.
+    Attributes:
+        name: The requested resource.
+        amount: Amount in whole units.
+        gated: The resource is cluster-scoped or bound to one task. On a live cluster the task's gate and node pin
+            represent it, so no resource is created there.
+        counted: The amount is a limit for the whole cluster. A cluster that can count enforces it as well.
     """
 
     name: str
@@ -103,9 +133,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened: to a task, on a node, or to a name; ``quiet`` once all of an instant is told.
+    """A change of a task, a node or an ephemeral resource.
 
-    ``refused`` tells of a task that waited and never runs: a policy refused it, or it was taken back.
+    ``quiet`` follows after all events of an instant. ``refused`` reports a waiting task that will never run, because
+    a policy rejected it or its submitter withdrew it.
     """
 
     kind: str
@@ -117,7 +148,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Create a name on a node, or set its amount. With ``until`` it goes when that task ends."""
+    """Create an ephemeral resource or set its amount; with ``until`` it is deleted when that task ends."""
 
     name: str
     node: str = ANYWHERE
@@ -127,7 +158,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Delete a name: no new match from now on. Holders keep it to their end, or with ``force`` are preempted."""
+    """Delete an ephemeral resource. Holders keep it until they end; ``force`` preempts them."""
 
     name: str
     node: str = ANYWHERE
@@ -136,48 +167,26 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Ask for a timer event at a time."""
+    """Set a timer: a ``timer`` event follows at this time (s)."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Take a waiting task out of the queue for good, and say why."""
+    """Reject a waiting task: remove it from the queue for good and record the reason."""
 
     task: str
     reason: str
 
 
-Op = Put | Drop | Wake | Refuse
-Ops = Iterator[Iterable[Op]]
+Operation = Put | Drop | Wake | Refuse
+Transactions = Iterator[Iterable[Operation]]
+"""Operations of one transaction take effect together."""
 
 
-class Policy(Protocol):
-    """A policy: which names a task asks for, and which names are put where, and when.
-
-    ``request`` looks at the task alone. ``react`` yields transactions: the operations of one take effect together, and
-    what can run then runs before the next is asked for.
-    """
-
-    @property
-    def phase(self) -> int:
-        """``STATIC``, ``QUEUE``, ``PACK`` or ``GANG``."""
-
-    @property
-    def watches(self) -> frozenset[str]:
-        """The kinds of events that it wants to be told of."""
-
-    def request(self, task: Task) -> Iterable[Ask]:
-        """Return the names that a task asks for."""
-
-    def react(self, event: Event, view: View) -> Ops:
-        """Answer an event."""
-
-
-def stale(found: Resource, epoch: int) -> UnfoldError:
-    """Return the error of a compare-and-set that came too late."""
-    where = found.node or "the cluster"
-    return fail(
-        f"{found.name} on {where} was changed by another: epoch {found.epoch}, not {epoch}", hint="read it again"
-    )
+def epoch_conflict(current: EphemeralResource, expected_epoch: int) -> UnfoldError:
+    """Build the error of a compare-and-set whose expected epoch is out of date."""
+    location = current.node or "the cluster"
+    message = f"{current.name} on {location} changed meanwhile: its epoch is {current.epoch}, not {expected_epoch}"
+    return fail(message, hint="read it again")

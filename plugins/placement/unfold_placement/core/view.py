@@ -1,4 +1,4 @@
-"""What a policy may read: who waits, who runs where, and whether some tasks would fit."""
+"""The view: what a policy may read of the cluster, including whether tasks would fit."""
 
 from __future__ import annotations
 
@@ -7,289 +7,309 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unfold_placement.core import kernel, kernel_calls
-from unfold_placement.core.resources import Book
-from unfold_placement.core.state import Flags, Small
+from unfold_placement._types import Int32Array, Int64Array, MaskArray
+from unfold_placement.core import kernel
+from unfold_placement.core.resources import ResourceTable
 from unfold_placement.core.types import QUEUE, Node, Task
 
 Unit = tuple[Task, ...]
-"""Tasks that start together: one, or a whole gang."""
+"""Tasks that are admitted and started together: a single task or a gang (a pod group in Kubernetes)."""
+DEMAND_TOLERANCE = 1e-6
 
 
 @dataclass(slots=True)
 class View:
-    """The state of the cluster as policies see it; ``by`` is what gangs are grouped by, or empty."""
+    """The state of the cluster as policies see it.
 
-    book: Book
-    by: str = ""
+    Attributes:
+        table: Nodes, tasks and ephemeral resources.
+        gang_key: Task field by which gangs are grouped; empty without gangs.
+        members: Waiting and running tasks of each gang, by name.
+        totals: Cached capacity of the cluster by kind.
+        finished: Number of finished tasks of each gang.
+        label_groups: [nodes] cached group number of each node, by label.
+    """
+
+    table: ResourceTable
+    gang_key: str = ""
     members: dict[str, dict[str, Task]] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
-    gone: Counter[str] = field(default_factory=Counter)
-    grouped: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    finished: Counter[str] = field(default_factory=Counter)
+    label_groups: dict[str, Int64Array] = field(default_factory=dict)
 
     @property
     def now(self) -> float:
-        """The time, in seconds."""
-        return self.book.now
+        """The current time in seconds."""
+        return self.table.now
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """Every node that is up."""
-        up = self.book.arena.up
-        return self.book.nodes if up.all() else tuple(n for n, ok in zip(self.book.nodes, up, strict=True) if ok)
+        """The nodes that are up."""
+        is_up = self.table.state.is_up
+        if is_up.all():
+            return self.table.nodes
+        return tuple(node for node, flag in zip(self.table.nodes, is_up, strict=True) if flag)
 
-    def total(self, kind: str) -> int:
-        """Return the capacity of a resource, in thousandths: of the nodes that are up, or of all while none is."""
+    def total_capacity(self, kind: str) -> int:
+        """Return the capacity of the nodes that are up (of all nodes while none is), in thousandths."""
         if not self.totals:
-            nodes = self.nodes or self.book.nodes
-            self.totals.update({k: sum(n.capacity.get(k, 0) for n in nodes) for k in self.book.kinds})
+            nodes = self.nodes or self.table.nodes
+            kinds = self.table.resource_kinds
+            self.totals.update({name: sum(node.capacity.get(name, 0) for node in nodes) for name in kinds})
         return self.totals.get(kind, 0)
 
-    def admit(self, task: Task) -> None:
-        """Note that a task came, for ``unit``."""
-        if self.by:
-            self.members.setdefault(task.key(self.by), {})[task.name] = task
+    def add_member(self, task: Task) -> None:
+        """Add a submitted task to its gang."""
+        if self.gang_key:
+            self.members.setdefault(task.key(self.gang_key), {})[task.name] = task
 
-    def again(self, task: Task) -> None:
-        """Let a gang that was stopped wait in the order in which it came, as its nodes are found in that order."""
-        a, mates = self.book.arena, self.members.get(task.key(self.by), {}) if self.by else {}
-        rows = [self.book.index[name] for name, mate in mates.items() if self.waits(mate)]
-        queue = a.queue[: a.mark[kernel.QUEUED]]
-        places = np.flatnonzero(np.isin(queue, rows))
-        if places.size == len(rows):
-            queue[places] = rows
+    def requeue_gang(self, task: Task) -> None:
+        """Restore the original queue order of a preempted gang, since nodes are assigned in that order."""
+        state = self.table.state
+        members = self.members.get(task.key(self.gang_key), {}) if self.gang_key else {}
+        rows = [self.table.task_rows[name] for name, member in members.items() if self.is_waiting(member)]
+        queue = state.queue[: state.counters[kernel.QUEUED]]
+        positions = np.flatnonzero(np.isin(queue, rows))
+        if positions.size == len(rows):
+            queue[positions] = rows
 
-    def leave(self, task: Task, *, done: bool) -> None:
-        """Note that a task is over: done, so that its gang, if it starts again, does so without it; or taken back."""
-        key = task.key(self.by)
-        if not self.by or self.members.get(key, {}).pop(task.name, None) is None:
+    def remove_member(self, task: Task, *, has_finished: bool) -> None:
+        """Remove a task from its gang; a gang that restarts does so without its finished tasks."""
+        key = task.key(self.gang_key)
+        if not self.gang_key or self.members.get(key, {}).pop(task.name, None) is None:
             return
-        self.gone[key] += done
-        if not self.members[key] and self.gone[key] >= task.size:
-            # all of it is over: the next of its name is another
-            del self.members[key], self.gone[key]
+        self.finished[key] += has_finished
+        if not self.members[key] and self.finished[key] >= task.size:
+            # the gang is over: a later one may have the same name
+            del self.members[key], self.finished[key]
 
-    def whole(self, unit: Unit) -> Unit | None:
-        """Return the tasks of a unit that still wait, as a unit; nothing while it is not whole or none waits."""
-        left = next((task for task in unit if self.waits(task)), None)
-        return self.unit(left) if left is not None else None
+    def remaining_unit(self, unit: Unit) -> Unit | None:
+        """Return the waiting tasks of a unit as a unit; None while it is incomplete or none waits."""
+        waiting = next((task for task in unit if self.is_waiting(task)), None)
+        return self.unit(waiting) if waiting is not None else None
 
     def unit(self, task: Task) -> Unit | None:
-        """Return the tasks that must start together with this one; nothing while they do not all wait."""
-        if not self.by:
+        """Return the tasks that must start together with this one; None while some of them do not wait."""
+        if not self.gang_key:
             return (task,)
-        found = self.members.get(task.key(self.by), {}).values()
-        complete = len(found) + self.gone[task.key(self.by)] >= task.size and all(self.waits(item) for item in found)
-        return tuple(found) if complete else None
+        key = task.key(self.gang_key)
+        members = self.members.get(key, {}).values()
+        is_complete = len(members) + self.finished[key] >= task.size
+        return tuple(members) if is_complete and all(self.is_waiting(member) for member in members) else None
 
-    def waits(self, task: Task) -> bool:
+    def is_waiting(self, task: Task) -> bool:
         """Return whether a task waits."""
-        return bool(self.book.arena.state[self.book.index[task.name]] == kernel.WAITING)
+        return bool(self.table.state.status[self.table.task_rows[task.name]] == kernel.WAITING)
 
-    def runs(self, task: Task) -> bool:
+    def is_running(self, task: Task) -> bool:
         """Return whether a task runs."""
-        return bool(self.book.arena.state[self.book.index[task.name]] == kernel.RUNNING)
+        return bool(self.table.state.status[self.table.task_rows[task.name]] == kernel.RUNNING)
 
-    def changes(self) -> tuple[int, int]:
-        """Return two numbers of which one grows as something starts, ends or is created."""
-        mark = self.book.arena.mark
-        return int(mark[kernel.GROWN]), int(mark[kernel.PLACED])
+    def change_counters(self) -> tuple[int, int]:
+        """Return counters of freed or created capacity and of starts: while equal, nothing else fits."""
+        counters = self.table.state.counters
+        return int(counters[kernel.FREED]), int(counters[kernel.STARTS])
 
-    def quickest(self, task: Task) -> float:
-        """Return the run time (s) of a task on the type of node that suits it best."""
-        return float(self.book.arena.run[self.book.index[task.name]].min())
+    def shortest_run_s(self, task: Task) -> float:
+        """Return a task's run time (s) on its fastest node type."""
+        return float(self.table.state.run_s[self.table.task_rows[task.name]].min())
 
     def waiting(self) -> Iterator[Task]:
-        """Yield the tasks that wait, in the order in which they came."""
-        for row in self.queue():
-            if self.book.arena.state[row] == kernel.WAITING:
-                yield self.book.tasks[row]
+        """Yield the waiting tasks in queue order."""
+        for row in self.queue_rows():
+            if self.table.state.status[row] == kernel.WAITING:
+                yield self.table.tasks[row]
 
-    def queue(self) -> Small:
-        """Return the rows of the tasks that wait, and of some that just started, in the order in which they came."""
-        a = self.book.arena
-        return a.queue[: a.mark[kernel.QUEUED]].copy()
+    def queue_rows(self) -> Int32Array:
+        """Return the task rows of the queue in order; tasks that just started may still be in it."""
+        state = self.table.state
+        return state.queue[: state.counters[kernel.QUEUED]].copy()
 
     def running(self) -> list[tuple[Task, str, float]]:
-        """Return the tasks that run, each with its node and the time of its start, by start."""
-        a, book = self.book.arena, self.book
-        rows = np.flatnonzero(a.state[: len(book.tasks)] == kernel.RUNNING)
-        rows = rows[np.argsort(a.began[rows], kind="stable")]
-        return [(book.tasks[row], book.nodes[a.place[row]].name, float(a.began[row])) for row in rows]
+        """Return the running tasks with node and start time (s), ordered by start."""
+        state, table = self.table.state, self.table
+        rows = np.flatnonzero(state.status[: len(table.tasks)] == kernel.RUNNING)
+        rows = rows[np.argsort(state.start_s[rows], kind="stable")]
+        return [(table.tasks[row], table.nodes[state.task_node[row]].name, float(state.start_s[row])) for row in rows]
 
-    def room(self, unit: Sequence[Task], phase: int, within: Iterable[str] | Flags | None = None) -> list[str] | None:
-        """Return nodes on which the tasks would fit together, or nothing.
+    def room(
+        self, unit: Sequence[Task], phase: int, within: Iterable[str] | MaskArray | None = None
+    ) -> list[str] | None:
+        """Return nodes on which the tasks fit together, or None.
 
-        Names count as far as policies of earlier phases than ``phase`` put them; ``within`` limits the nodes, by name
-        or by marks.
+        Args:
+            unit: The tasks.
+            phase: Requests of policies in earlier phases must be available; later ones do not count.
+            within: Names or mask of the allowed nodes; None allows all.
         """
-        a, book = self.book.arena, self.book
-        allowed = a.up if within is None else within if isinstance(within, np.ndarray) else self._mask(within)
+        state, table = self.table.state, self.table
+        allowed = self._allowed_mask(within)
         if len(unit) == 1:
-            row = kernel_calls.first(a, book.index[unit[0].name], phase, allowed)
-            return None if row < 0 else [book.nodes[row].name]
-        rows = np.array([book.index[task.name] for task in unit], np.int32)
-        out = np.empty(len(unit), np.int32)
-        return [book.nodes[row].name for row in out] if kernel_calls.assign(a, rows, phase, allowed, out) else None
+            node = kernel.call_first_fit(state, table.task_rows[unit[0].name], phase, allowed)
+            return None if node < 0 else [table.nodes[node].name]
+        rows = np.array([table.task_rows[task.name] for task in unit], np.int32)
+        assigned = np.empty(len(unit), np.int32)
+        if not kernel.call_assign_unit(state, rows, phase, allowed, assigned):
+            return None
+        return [table.nodes[node].name for node in assigned]
 
     def fits(self, task: Task, phase: int) -> list[str]:
-        """Return every node on which a task would fit."""
-        return [self.book.nodes[row].name for row in np.flatnonzero(self.marks(task, phase))]
+        """Return every node on which a task fits."""
+        return [self.table.nodes[row].name for row in np.flatnonzero(self.fit_mask(task, phase))]
 
-    def marks(self, task: Task, phase: int) -> Flags:
-        """Return marks of the nodes on which a task would fit."""
-        out = np.empty(len(self.book.nodes), np.uint8)
-        kernel_calls.every(self.book.arena, self.book.index[task.name], phase, out)
-        return out
+    def fit_mask(self, task: Task, phase: int) -> MaskArray:
+        """Return the [nodes] mask of the nodes on which a task fits."""
+        marks = np.empty(len(self.table.nodes), np.uint8)
+        kernel.call_mark_fitting(self.table.state, self.table.task_rows[task.name], phase, marks)
+        return marks
 
-    def tightest(self, task: Task, phase: int, label: str, kinds: Sequence[str]) -> Iterator[Flags]:
-        """Yield each group of nodes that fit a task, where least is free of the first kind, then of the next.
+    def iter_tightest_groups(self, task: Task, phase: int, label: str, kinds: Sequence[str]) -> Iterator[MaskArray]:
+        """Yield masks of the node groups that fit a task, tightest group first (best fit).
 
-        Groups are of a label, or ``node``: each by itself; as marks by node. What is free is a part of the cluster's.
+        Args:
+            task: The task.
+            phase: Requests of earlier phases must be available.
+            label: Label that groups nodes; ``node`` makes every node its own group.
+            kinds: Kinds by which free capacity is compared, the most important first, as fractions of the cluster's.
         """
-        a, rows, groups = self.book.arena, np.flatnonzero(self.marks(task, phase)), self._groups(label)
-        found, at, place = np.unique(groups[rows], return_index=True, return_inverse=True)
-        columns = [self.book.kinds.index(kind) for kind in reversed(kinds)]
+        table, groups = self.table, self._group_by_label(label)
+        rows = np.flatnonzero(self.fit_mask(task, phase))
+        fitting, first_index, group_index = np.unique(groups[rows], return_index=True, return_inverse=True)
+        columns = [table.resource_kinds.index(kind) for kind in reversed(kinds)]
         free = [
-            np.bincount(place, a.free[rows, k], found.size) / (self.total(self.book.kinds[k]) or 1) for k in columns
+            np.bincount(group_index, table.state.free[rows, column], fitting.size)
+            / (self.total_capacity(table.resource_kinds[column]) or 1)
+            for column in columns
         ]
-        for group in found[np.lexsort((at, *free))]:
+        for group in fitting[np.lexsort((first_index, *free))]:
             yield np.asarray(groups == group, np.uint8)
 
-    def _groups(self, label: str) -> NDArray[np.int64]:
-        if label not in self.grouped:
-            values = [node.name if label == "node" else node.labels.get(label, "") for node in self.book.nodes]
-            numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
-            self.grouped[label] = np.array([numbers[value] for value in values])
-        return self.grouped[label]
+    def has_cluster_resources(self, unit: Unit, phase: int) -> bool:
+        """Return whether the cluster-scoped resources that the tasks request are available: they are admitted."""
+        state, table = self.table.state, self.table
+        return all(kernel.call_has_cluster_resources(state, table.task_rows[task.name], phase) for task in unit)
 
-    def ready(self, unit: Unit, phase: int) -> bool:
-        """Return whether the cluster's names that the tasks ask for are there: their turn has come."""
-        a, book = self.book.arena, self.book
-        return all(kernel_calls.wide_fits(a, book.index[task.name], phase) for task in unit)
-
-    def missing(self, unit: Unit, phase: int) -> int | None:
-        """Return the number of a name of earlier phases that a unit asks for and that is nowhere, or nothing."""
-        a, book = self.book.arena, self.book
-        for row in [book.index[task.name] for task in unit]:
-            for name, step in zip(a.ask[row].tolist(), a.step[row].tolist(), strict=True):
-                if name < 0:
+    def missing_resource(self, unit: Unit, phase: int) -> int | None:
+        """Return the id of a resource that a unit requests in an earlier phase and that exists nowhere, or None."""
+        state, table = self.table.state, self.table
+        for row in [table.task_rows[task.name] for task in unit]:
+            phases = state.request_phase[row].tolist()
+            for resource, request_phase in zip(state.requested[row].tolist(), phases, strict=True):
+                if resource < 0:
                     break
-                if step < phase and not self.there(name):
-                    return int(name)
+                if request_phase < phase and not self.exists(resource):
+                    return int(resource)
         return None
 
-    def there(self, name: int) -> bool:
-        """Return whether the name of a number is anywhere."""
-        return bool(self.book.arena.wide[name] > 0 or self.book.arena.column[name] >= 0)
+    def exists(self, resource: int) -> bool:
+        """Return whether the resource with an id exists anywhere."""
+        state = self.table.state
+        return bool(state.scope[resource] > 0 or state.column[resource] >= 0)
 
-    def free(self, node: str) -> dict[str, int]:
-        """Return what is free on a node, in thousandths."""
-        row = self.book.arena.free[self.book.place[node]]
-        return dict(zip(self.book.kinds, row.tolist(), strict=True))
+    def free_amounts(self, node: str) -> dict[str, int]:
+        """Return the free capacity of a node by kind, in thousandths."""
+        row = self.table.state.free[self.table.node_rows[node]]
+        return dict(zip(self.table.resource_kinds, row.tolist(), strict=True))
 
     def node(self, name: str) -> Node:
         """Return a node by name."""
-        return self.book.nodes[self.book.place[name]]
+        return self.table.nodes[self.table.node_rows[name]]
 
-    def placed(self, name: str) -> list[Node]:
-        """Return the nodes on which a name is."""
-        return [self.node(place) for place in self.book.entries.get(name, {}) if place]
+    def nodes_with(self, name: str) -> list[Node]:
+        """Return the nodes on which an ephemeral resource exists."""
+        return [self.node(node) for node in self.table.entries.get(name, {}) if node]
 
-    def alike(self, label: str, name: str) -> list[str]:
-        """Return the nodes that have the same label as one of them; any label that no node has is shared by all."""
-        value = self.node(name).labels.get(label)
-        return [node.name for node in self.nodes if node.labels.get(label) == value]
-
-    def counts(self, tasks: Iterable[Task]) -> dict[str, int]:
-        """Return how many of the tasks run on each node that is up."""
-        found = dict.fromkeys((node.name for node in self.nodes), 0)
-        a, book = self.book.arena, self.book
+    def count_running(self, tasks: Iterable[Task]) -> dict[str, int]:
+        """Count how many of the tasks run on each node that is up."""
+        counts = dict.fromkeys((node.name for node in self.nodes), 0)
+        state, table = self.table.state, self.table
         for task in tasks:
-            row = book.index[task.name]
-            if a.state[row] == kernel.RUNNING:
-                found[book.nodes[a.place[row]].name] += 1
-        return found
+            row = table.task_rows[task.name]
+            if state.status[row] == kernel.RUNNING:
+                counts[table.nodes[state.task_node[row]].name] += 1
+        return counts
 
-    def free_at(self, node: str, task: Task) -> float:
-        """Return when a task would fit on a node if nothing new started there: by the known ends; or infinity."""
-        a, book = self.book.arena, self.book
-        place, need = book.place[node], a.need[book.index[task.name]]
-        rows = np.flatnonzero((a.state[: len(book.tasks)] == kernel.RUNNING) & (a.place[: len(book.tasks)] == place))
-        rows = rows[np.argsort(a.ends[rows], kind="stable")]
-        free = a.free[place].copy()
-        for row in (-1, *rows):
-            free += a.need[row] if row >= 0 else 0
-            if (need <= free).all():
-                return float(a.ends[row]) if row >= 0 else self.now
-        return np.inf
+    def first_overload_s(self, tasks: Sequence[Task]) -> float:
+        """Return the first deadline (s) by which running tasks and some waiting ones cannot all end, or 0.
 
-    def overdue(self, tasks: Sequence[Task]) -> float:
-        """Return the first deadline before which the work of those that run and of some that wait does not fit, or 0.
-
-        Work is amount x time on the quickest type, per resource, against the cluster's (the processor demand test).
+        This is the processor demand test (Baruah, Rosier and Howell, 1990). The work due by a deadline is
+        amount x time on the fastest node type. It is compared with the cluster's capacity, kind by kind.
         """
-        a, book = self.book.arena, self.book
-        wait = np.fromiter((book.index[task.name] for task in tasks), np.int64, len(tasks))
-        due = np.fromiter((task.deadline for task in tasks), np.float64, len(tasks))
-        wait, due = wait[np.argsort(due, kind="stable")], np.sort(due)
-        runs = np.flatnonzero(a.state[: len(book.tasks)] == kernel.RUNNING)
-        left = a.run[runs, a.kind[a.place[runs]]] + a.began[runs] - self.now
-        spent = (a.need[runs] * left[:, None]).sum(axis=0) + np.cumsum(
-            a.need[wait] * a.run[wait].min(axis=1)[:, None], 0
+        state, table = self.table.state, self.table
+        waiting = np.fromiter((table.task_rows[task.name] for task in tasks), np.int64, len(tasks))
+        deadlines = np.fromiter((task.deadline for task in tasks), np.float64, len(tasks))
+        waiting, deadlines = waiting[np.argsort(deadlines, kind="stable")], np.sort(deadlines)
+        running = np.flatnonzero(state.status[: len(table.tasks)] == kernel.RUNNING)
+        node_types = state.node_type[state.task_node[running]]
+        remaining_s = state.run_s[running, node_types] + state.start_s[running] - self.now
+        work = (state.demand[running] * remaining_s[:, None]).sum(axis=0) + np.cumsum(
+            state.demand[waiting] * state.run_s[waiting].min(axis=1)[:, None], 0
         )
-        room = np.array([self.total(kind) for kind in book.kinds]) * (due - self.now)[:, None]
-        late = ((spent > room + 1e-6) & (a.need[wait] > 0)).any(axis=1)
-        return float(due[late.argmax()]) if late.any() else 0.0
+        totals = np.array([self.total_capacity(kind) for kind in table.resource_kinds])
+        supply = totals * (deadlines - self.now)[:, None]
+        is_late = ((work > supply + DEMAND_TOLERANCE) & (state.demand[waiting] > 0)).any(axis=1)
+        return float(deadlines[is_late.argmax()]) if is_late.any() else 0.0
 
     def victims(self, unit: Unit, candidates: Iterable[Task]) -> list[Task] | None:
-        """Return the first of the candidates (and what starts together with them) without which ``unit`` would fit.
+        """Choose tasks to preempt so that ``unit`` fits, or None where it cannot.
 
-        Of these, whoever is not in its way after all is spared, the last candidates before the first. Whom the unit
-        runs beside is none of them: without it there would be no place.
+        Candidates are taken in order, each with the gang that runs with it. Of these, tasks that turn out not to be
+        in the way are spared, the last candidates first. Tasks beside which the unit must run are never victims:
+        without them it would have no node.
         """
-        gone: dict[str, list[Task]] = {}
+        removed: dict[str, list[Task]] = {}
         try:
             for candidate in candidates:
                 if self.room(unit, QUEUE) is not None:
                     break
-                mates = self._together(candidate)
-                if mates and mates[0].name not in gone and not any(_beside(unit, mate) for mate in mates):
-                    self._lift(mates, kernel_calls.give)
-                    gone[mates[0].name] = mates
-            return self._needed(unit, gone) if self.room(unit, QUEUE) is not None else None
+                mates = self._running_mates(candidate)
+                if mates and mates[0].name not in removed and not any(_runs_beside(unit, mate) for mate in mates):
+                    self._change_allocation(mates, kernel.call_release)
+                    removed[mates[0].name] = mates
+            return self._spare_unneeded(unit, removed) if self.room(unit, QUEUE) is not None else None
         finally:
-            for mates in gone.values():
-                self._lift(mates, kernel_calls.take)
+            for mates in removed.values():
+                self._change_allocation(mates, kernel.call_allocate)
 
-    def _needed(self, unit: Unit, gone: dict[str, list[Task]]) -> list[Task]:
-        for name in reversed(list(gone)):
-            mates = gone.pop(name)
-            self._lift(mates, kernel_calls.take)
+    def _spare_unneeded(self, unit: Unit, removed: dict[str, list[Task]]) -> list[Task]:
+        for name in reversed(list(removed)):
+            mates = removed.pop(name)
+            self._change_allocation(mates, kernel.call_allocate)
             if self.room(unit, QUEUE) is None:
-                self._lift(mates, kernel_calls.give)
-                gone[name] = mates
-        return [task for mates in reversed(gone.values()) for task in mates]
+                self._change_allocation(mates, kernel.call_release)
+                removed[name] = mates
+        return [task for mates in reversed(removed.values()) for task in mates]
 
-    def _lift(self, tasks: Iterable[Task], change: Callable[..., None]) -> None:
+    def _change_allocation(self, tasks: Iterable[Task], change: Callable[..., None]) -> None:
         for task in tasks:
-            row = self.book.index[task.name]
-            change(self.book.arena, row, self.book.arena.place[row], QUEUE)
+            row = self.table.task_rows[task.name]
+            change(self.table.state, row, self.table.state.task_node[row], QUEUE)
 
-    def _together(self, task: Task) -> list[Task]:
-        mates = self.members.get(task.key(self.by), {}).values() if self.by else ()
-        return [mate for mate in mates or (task,) if self.runs(mate)]
+    def _running_mates(self, task: Task) -> list[Task]:
+        mates = self.members.get(task.key(self.gang_key), {}).values() if self.gang_key else ()
+        return [mate for mate in mates or (task,) if self.is_running(mate)]
 
-    def _mask(self, names: Iterable[str]) -> Flags:
-        mask = np.zeros(len(self.book.nodes), np.uint8)
-        mask[[self.book.place[name] for name in names]] = 1
+    def _group_by_label(self, label: str) -> Int64Array:
+        if label not in self.label_groups:
+            nodes = self.table.nodes
+            values = [node.name if label == "node" else node.labels.get(label, "") for node in nodes]
+            numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+            self.label_groups[label] = np.array([numbers[value] for value in values])
+        return self.label_groups[label]
+
+    def _allowed_mask(self, within: Iterable[str] | MaskArray | None) -> MaskArray:
+        if within is None:
+            return self.table.state.is_up
+        if isinstance(within, np.ndarray):
+            return within
+        mask = np.zeros(len(self.table.nodes), np.uint8)
+        mask[[self.table.node_rows[name] for name in within]] = 1
         return mask
 
 
-def _beside(unit: Unit, other: Task) -> bool:
-    """Return whether some of a unit runs beside another task: whom it follows, or the server of its job."""
+def _runs_beside(unit: Unit, other: Task) -> bool:
+    """Return whether a task of the unit must run beside another: a task that it follows, or its job's server."""
     return any(
         task.follows == other.job or (task.role == "worker" and (task.job, "server") == (other.job, other.role))
         for task in unit

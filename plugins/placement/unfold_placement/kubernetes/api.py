@@ -24,7 +24,7 @@ GONE = 410
 Body = dict[str, Any]
 
 
-class Refused(Exception):  # noqa: N818 - it is often the expected answer
+class ApiError(Exception):
     """The server said no: ``status`` is that of HTTP, ``reason`` and ``message`` are its words."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
@@ -32,12 +32,12 @@ class Refused(Exception):  # noqa: N818 - it is often the expected answer
         self.status, self.reason, self.message = status, reason, message
 
     @property
-    def absent(self) -> bool:
+    def is_absent(self) -> bool:
         """Whether the object is not there."""
         return self.status == 404
 
     @property
-    def lost(self) -> bool:
+    def is_conflict(self) -> bool:
         """Whether somebody else was faster: a failed test of a JSON patch, or a version that is no longer current."""
         return self.status in {409, 422}
 
@@ -114,7 +114,7 @@ class Api:
         self.streams.append(answer)
         try:
             yield from map(_change, _lines(answer))
-        except Refused:
+        except ApiError:
             raise
         except Exception as error:
             # a stream that is closed under its reader ends in many ways, none of which means anything
@@ -150,7 +150,7 @@ class Api:
             raise fail(f"{config.host} does not answer: {error}", key="cluster.kubernetes") from error
 
 
-def connect(context: str = "", *, kubeconfig: str = "", namespace: str = "") -> Api:
+def connect_api(context: str = "", *, kubeconfig: str = "", namespace: str = "") -> Api:
     """Return the server of a context of the kubeconfig; of the pod that we run in, if there is one and none is named.
 
     Raises:
@@ -174,7 +174,7 @@ def connect(context: str = "", *, kubeconfig: str = "", namespace: str = "") -> 
     return Api(client.ApiClient(made), namespace or chosen.get("namespace", "default"))
 
 
-def many(calls: Sequence[Any], workers: int = CONNECTIONS // 2) -> list[Any]:
+def call_all(calls: Sequence[Any], workers: int = CONNECTIONS // 2) -> list[Any]:
     """Make some calls at once; return results and what the server refused, in order.
 
     Raises:
@@ -189,7 +189,7 @@ def many(calls: Sequence[Any], workers: int = CONNECTIONS // 2) -> list[Any]:
 def _tried(call: Any) -> Any:
     try:
         return call()
-    except Refused as refused:
+    except ApiError as refused:
         return refused
 
 
@@ -225,13 +225,13 @@ def _change(line: bytes) -> Change:
     found = msgspec.json.decode(line)
     if found["type"] == "ERROR":
         status = found["object"]
-        raise Refused(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
+        raise ApiError(status.get("code", 500), status.get("reason", ""), status.get("message", ""))
     return Change(found["type"], found["object"])
 
 
-def _refused(status: int, data: bytes) -> Refused:
+def _refused(status: int, data: bytes) -> ApiError:
     with contextlib.suppress(msgspec.DecodeError):
         told = msgspec.json.decode(data)
         if isinstance(told, dict):
-            return Refused(status, told.get("reason", ""), told.get("message", ""))
-    return Refused(status, "", data[:200].decode(errors="replace"))
+            return ApiError(status, told.get("reason", ""), told.get("message", ""))
+    return ApiError(status, "", data[:200].decode(errors="replace"))

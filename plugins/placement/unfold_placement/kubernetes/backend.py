@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_placement.core.types import ANYWHERE, Ask, Resource, Task
+from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Task
 from unfold_placement.kubernetes import leases, pods
-from unfold_placement.kubernetes.api import MERGE, Api, Refused
+from unfold_placement.kubernetes.api import MERGE, Api, ApiError
 from unfold_placement.kubernetes.codec import DRA, GATES, UNITS, Scope
 from unfold_placement.kubernetes.dra import Counters
-from unfold_placement.kubernetes.gate_queue import IN_FLIGHT, Turn, Turns
-from unfold_placement.kubernetes.informer import Mirror
-from unfold_placement.kubernetes.leases import Leader
+from unfold_placement.kubernetes.gate_queue import IN_FLIGHT, GateQueue, GateRequest
+from unfold_placement.kubernetes.informer import Informer
+from unfold_placement.kubernetes.leases import LeaderElection
 from unfold_placement.kubernetes.writer import Writer
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Snapshot, Start
-from unfold_placement.live.state_store import Register
+from unfold_placement.live.state_store import StateStore
 from unfoldkit.api import fail
 
 PATIENCE = 10.0
@@ -34,7 +34,7 @@ def _nothing(_task: Task) -> Iterable[Ask]:
 
 
 @dataclass(slots=True)
-class Kubernetes:
+class KubernetesBackend:
     """One controller's or client's handle on a scope. What the leader decides is written at once before it listens.
 
     ``asks`` are the names that a task's pod asks for as extended resources; ``patience`` how long (s) an opened pod may
@@ -44,43 +44,43 @@ class Kubernetes:
 
     api: Api
     scope: Scope
-    register: Register
-    mirror: Mirror
+    store: StateStore
+    informer: Informer
     writer: Writer
-    leader: Leader
-    turns: Turns
+    leader: LeaderElection
+    gate_queue: GateQueue
     asks: Callable[[Task], Iterable[Ask]] = _nothing
-    patience: float = PATIENCE
+    bind_timeout_s: float = PATIENCE
     template: Mapping[str, Any] | None = None
-    lull: float = LULL
-    who: str = ""
-    led: bool = False
+    settle_s: float = LULL
+    holder: str = ""
+    is_leader: bool = False
     once: bool = False
     read: int = 0
     gangs: bool = False
-    lost: list[tuple[str, str]] = field(default_factory=list)
-    afresh: float = 0.0
+    lost_tasks: list[tuple[str, str]] = field(default_factory=list)
+    next_snapshot_s: float = 0.0
 
     def now(self) -> float:
         """Return the seconds since the scope's ConfigMap was made."""
-        return self.register.clock()
+        return self.store.clock()
 
     def snapshot(self) -> Snapshot:
         """Return everything."""
         self.flush()
-        if not self.led:
-            self.renewed()
-        self.mirror.shifted, self.afresh = False, time.monotonic() + AFRESH
-        return self.register.snapshot()
+        if not self.is_leader:
+            self.read_leases()
+        self.informer.foreign_changed, self.next_snapshot_s = False, time.monotonic() + AFRESH
+        return self.store.snapshot()
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Write what was decided, then wait for changes; None also where others took or freed room on nodes."""
         end = time.monotonic() + timeout
         while True:
             self.flush()
-            if self.led:
-                self.tend()
-            if self.mirror.shifted and time.monotonic() > self.afresh:
+            if self.is_leader:
+                self.check_openings()
+            if self.informer.foreign_changed and time.monotonic() > self.next_snapshot_s:
                 return None
             found = self._heard(after, end)
             if found is None or found or time.monotonic() >= end:
@@ -88,37 +88,39 @@ class Kubernetes:
 
     def lead(self, who: str, ttl: float) -> bool:
         """Become or stay the leader; who becomes it mends what the one before left half done."""
-        before = self.led
-        self.who, self.led = who, self.leader.lead(who, ttl)
-        if before != self.led:
+        before = self.is_leader
+        self.holder, self.is_leader = who, self.leader.lead(who, ttl)
+        if before != self.is_leader:
             self._forget()
-        if self.led and not before:
+        if self.is_leader and not before:
             self.once = True
-            self.renewed()
-            self.mend()
-        return self.led
+            self.read_leases()
+            self.repair()
+        return self.is_leader
 
     def resign(self) -> None:
         """Lead no longer."""
         self.flush()
-        self.led = False
+        self.is_leader = False
         self._forget()
         self.leader.resign()
 
     def create(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", ttl: float = math.inf,
         until: str = "",
-    ) -> Resource:  # fmt: skip
+    ) -> EphemeralResource:  # fmt: skip
         """Create a name."""
         self._sure(node)
-        made = self.register.create(name, node, amount, owner=owner, ttl=ttl, until=until)
+        made = self.store.create(name, node, amount, owner=owner, ttl=ttl, until=until)
         self._named(node)
         return made
 
-    def resize(self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None) -> Resource:
+    def resize(
+        self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None
+    ) -> EphemeralResource:
         """Set the amount of a name."""
         self._sure(node)
-        made = self.register.resize(name, node, amount, epoch=epoch)
+        made = self.store.resize(name, node, amount, epoch=epoch)
         self._named(node)
         return made
 
@@ -127,62 +129,62 @@ class Kubernetes:
     ) -> tuple[str, ...]:
         """Delete a name."""
         self._sure(node)
-        holders = self.register.delete(name, node, force=force, epoch=epoch, by=self.who)
+        holders = self.store.delete(name, node, force=force, epoch=epoch, by=self.holder)
         self._lose(holders, kinds.PREEMPTED)
         self._named(node)
         return holders
 
     def renew(self, owner: str, ttl: float) -> int:
         """Let an owner's names live on: one Lease for all of them."""
-        count = self.register.renew(owner, ttl)
+        count = self.store.renew(owner, ttl)
         if count:
-            leases.renew(self.api, self.scope, owner, ttl)
+            leases.renew_owner(self.api, self.scope, owner, ttl)
         return count
 
     def submit(self, task: Task) -> None:
         """Make the pod of a task, gated."""
         taken = fail(f"task {task.name} is there already", hint="every task has a name of its own")
-        if task.name in self.register.records:
+        if task.name in self.store.records:
             raise taken
-        body = pods.gated(task, self.asks(task), self.scope, time.time(), self.template)
+        body = pods.gated_pod(task, self.asks(task), self.scope, time.time(), self.template)
         try:
-            self.mirror.pod(self.api.post(f"/api/v1/namespaces/{self.api.namespace}/pods", body))
-        except Refused as refused:
-            if refused.lost and refused.reason == "AlreadyExists":
+            self.informer.pod(self.api.post(f"/api/v1/namespaces/{self.api.namespace}/pods", body))
+        except ApiError as refused:
+            if refused.is_conflict and refused.reason == "AlreadyExists":
                 raise taken from refused
             raise fail(f"task {task.name} is refused: {refused.message}", key="workload") from refused
 
     def start(self, unit: Sequence[Start]) -> None:
         """Let a unit run: all of its gates are opened together, after this round's names, when it is its turn."""
-        self.fence()
-        records = self.register.start(unit, by=self.who)
+        self.check_leadership()
+        records = self.store.start(unit, by=self.holder)
         if not records:
             return
-        self.mirror.opening.update(item.task for item in unit)
-        self.turns.add(unit, records)
+        self.informer.opening.update(item.task for item in unit)
+        self.gate_queue.add(unit, records)
         self.gangs |= len(unit) > 1
         self._settle()
 
     def preempt(self, task: str) -> None:
         """Stop a running task and gate it again."""
-        self.fence()
-        living = {node for _, node in self.register.leases.get(task, ())}
-        if self.register.preempt(task, by=self.who):
-            self.mirror.dirty.update(living)
+        self.check_leadership()
+        living = {node for _, node in self.store.task_bound.get(task, ())}
+        if self.store.preempt(task, by=self.holder):
+            self.informer.dirty.update(living)
             self._lose((task,), kinds.PREEMPTED)
             self._settle()
 
     def refuse(self, task: str, reason: str) -> None:
         """Leave a task behind its gate for good; its pod says why."""
-        self.fence()
-        if self.register.refuse(task, reason, by=self.who):
-            self.api.patch(self._pod(task), pods.refused(reason, self.who), MERGE)
+        self.check_leadership()
+        if self.store.refuse(task, reason, by=self.holder):
+            self.api.patch(self._pod(task), pods.rejection_patch(reason, self.holder), MERGE)
 
     def withdraw(self, task: str) -> None:
         """Take a task back: its pod is deleted."""
-        if self.register.withdraw(task):
-            self.mirror.opening.discard(task)
-            self.writer.remove(self.mirror.current[task])
+        if self.store.withdraw(task):
+            self.informer.opening.discard(task)
+            self.writer.remove(self.informer.current[task])
             self._settle()
 
     def flush(self) -> None:
@@ -191,60 +193,62 @@ class Kubernetes:
         Raises:
             UnfoldError: another controller leads, or wrote names that we thought were ours.
         """
-        with self.register.changed:
+        with self.store.changed:
             places = self._places()
-            if self.led:
-                self.lost += [(task, kinds.FAILED) for task in self.mirror.lost]
-                self.mirror.lost = []
-        if not (places or self.turns.queue or self.lost) or (self.once and not self.led):
+            if self.is_leader:
+                self.lost_tasks += [(task, kinds.FAILED) for task in self.informer.lost_tasks]
+                self.informer.lost_tasks = []
+        if not (places or self.gate_queue.queue or self.lost_tasks) or (self.once and not self.is_leader):
             # who led and does no longer writes nothing
             return
-        self.fence()
+        self.check_leadership()
         self._regate()
-        self.writer.names(places | ({ANYWHERE} if self.gangs else set()), self.turns.shared())
+        self.writer.write_resources(places | ({ANYWHERE} if self.gangs else set()), self.gate_queue.list_gangs())
         self.gangs = False
-        self._open(self.turns.take())
+        self._open(self.gate_queue.take_ready())
 
-    def tend(self) -> None:
+    def check_openings(self) -> None:
         """Look after units that were opened: wholly bound ones are done, others are taken back after a while."""
         self.writer.release()
-        for first in self.turns.late(self.now() - self.patience):
+        for first in self.gate_queue.find_late(self.now() - self.bind_timeout_s):
             self._back(first, "the scheduler found no room")
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Go on from what another controller left: units half opened are taken back, pods without a node watched."""
-        self.turns.units = self.writer.units()
-        for first, members in list(self.turns.units.items()):
-            known = [self.register.records.get(task) for task in members]
+        self.gate_queue.units = self.writer.opening_units()
+        for first, members in list(self.gate_queue.units.items()):
+            known = [self.store.records.get(task) for task in members]
             if any(r is not None and r.state == kinds.WAITING and r.attempt < members[r.task.name] for r in known):
                 self._back(first, "its controller ended half-way")
         self._leftovers()
         if self.writer.counters is not None:
             self.writer.counters.read()
-            self.mirror.dirty.add(ANYWHERE)
-        inside = {task for members in self.turns.units.values() for task in members}
-        for name, record in self.register.records.items():
-            if record.state == kinds.RUNNING and name not in inside and not self.mirror.bound(name):
-                self.turns.units[name] = {name: record.attempt}
-        self.turns.since = dict.fromkeys(self.turns.units, self.now())
+            self.informer.dirty.add(ANYWHERE)
+        inside = {task for members in self.gate_queue.units.values() for task in members}
+        for name, record in self.store.records.items():
+            if record.state == kinds.RUNNING and name not in inside and not self.informer.is_bound(name):
+                self.gate_queue.units[name] = {name: record.attempt}
+        self.gate_queue.since = dict.fromkeys(self.gate_queue.units, self.now())
         self._orphans()
 
-    def renewed(self) -> None:
+    def read_leases(self) -> None:
         """Read the cluster's names, and let leased names live as long as the Leases of their owners say."""
-        self.mirror.reread(ANYWHERE, self.writer.claim().get("data", {}).get("names", ""))
-        alive = {owner: until - self.mirror.origin for owner, until in leases.owners(self.api, self.scope).items()}
-        with self.register.changed:
-            for place in [*self.mirror.nodes, ANYWHERE]:
-                self.mirror.restore(place, alive)
+        self.informer.read_resources(ANYWHERE, self.writer.read_config().get("data", {}).get("names", ""))
+        alive = {
+            owner: until - self.informer.origin for owner, until in leases.read_owners(self.api, self.scope).items()
+        }
+        with self.store.changed:
+            for place in [*self.informer.nodes, ANYWHERE]:
+                self.informer.restore(place, alive)
 
-    def fence(self) -> None:
+    def check_leadership(self) -> None:
         """Stop who led and does no longer.
 
         Raises:
             UnfoldError: our lease has ended.
         """
-        if self.once and not (self.led and self.leader.leads):
-            self.led = False
+        if self.once and not (self.is_leader and self.leader.is_leader):
+            self.is_leader = False
             self._forget()
             raise fail("another controller leads by now", hint="this one waits until it may lead again")
 
@@ -254,16 +258,16 @@ class Kubernetes:
 
     def _heard(self, after: int, end: float) -> Sequence[Change] | None:
         """Wait for changes, or for a unit whose turn has come."""
-        with self.register.changed:
+        with self.store.changed:
             left = max(0.0, end - time.monotonic())
-            self.register.changed.wait_for(lambda: self.register.number > after or self.turns.room(), left)
-        return self.register.watch(after, 0.0)
+            self.store.changed.wait_for(lambda: self.store.last_number > after or self.gate_queue.has_ready(), left)
+        return self.store.watch(after, 0.0)
 
     def _together(self, found: Sequence[Change] | None) -> Sequence[Change] | None:
         """Wait a little for what happens at the same moment: the server tells of pods one by one."""
-        end = time.monotonic() + 5 * self.lull
+        end = time.monotonic() + 5 * self.settle_s
         while found and time.monotonic() < end:
-            more = self.register.watch(found[-1].number, self.lull)
+            more = self.store.watch(found[-1].number, self.settle_s)
             if more is None:
                 return None
             if not more:
@@ -273,82 +277,82 @@ class Kubernetes:
 
     def _places(self) -> set[str]:
         """Return the nodes whose names are to be written: for a leader, all that changed since the last time."""
-        places = set(self.mirror.dirty)
-        if self.led:
-            fresh = min(self.register.number - self.read, len(self.register.log))
-            log = [self.register.log[len(self.register.log) - 1 - back] for back in range(fresh)]
-            places |= {change.node for change in log if change.kind in NAMED | FREED} | self.mirror.drifted
-        self.read = self.register.number
+        places = set(self.informer.dirty)
+        if self.is_leader:
+            fresh = min(self.store.last_number - self.read, len(self.store.log))
+            log = [self.store.log[len(self.store.log) - 1 - back] for back in range(fresh)]
+            places |= {change.node for change in log if change.kind in NAMED | FREED} | self.informer.drifted
+        self.read = self.store.last_number
         return places
 
     def _sure(self, node: str) -> None:
         """Stop who leads no longer; who never led looks first at what is there now, as others write too."""
-        self.fence()
-        if self.led:
+        self.check_leadership()
+        if self.is_leader:
             return
-        if node == ANYWHERE or node in self.mirror.nodes:
+        if node == ANYWHERE or node in self.informer.nodes:
             self.writer.reread(node)
 
     def _named(self, node: str) -> None:
-        self.mirror.dirty.add(node)
+        self.informer.dirty.add(node)
         self._settle()
 
     def _settle(self) -> None:
         """Write at once, unless we lead: then all decisions of a round are written together."""
-        if not self.led:
+        if not self.is_leader:
             self.flush()
 
     def _lose(self, tasks: Iterable[str], kind: str) -> None:
-        self.mirror.opening.update(tasks)
-        self.lost += [(task, kind) for task in tasks]
+        self.informer.opening.update(tasks)
+        self.lost_tasks += [(task, kind) for task in tasks]
 
     def _regate(self) -> None:
         """Make the pods of tasks that lost their place again; those that are refused are tried again with the next."""
-        again = self.writer.again(self.lost, self.who)
-        self.mirror.opening.difference_update({task for task, _ in self.lost} - {task for task, _ in again})
-        self.lost = again
+        again = self.writer.recreate_pods(self.lost_tasks, self.holder)
+        self.informer.opening.difference_update({task for task, _ in self.lost_tasks} - {task for task, _ in again})
+        self.lost_tasks = again
 
-    def _open(self, turns: Sequence[Turn]) -> None:
+    def _open(self, turns: Sequence[GateRequest]) -> None:
         """Open the gates of some units; where one of a unit's cannot be opened, all of it is taken back."""
         bad: list[int] = []
         try:
-            bad = self.writer.open([turn.unit for turn in turns], self.who)
+            bad = self.writer.open_gates([turn.unit for turn in turns], self.holder)
         finally:
-            self.turns.opened(turns, self.now())
+            self.gate_queue.mark_opened(turns, self.now())
         for place in bad:
             self._back(turns[place].first, "its pod could not be opened")
 
     def _back(self, first: str, reason: str) -> None:
         """Take the places of a whole unit back; its tasks wait again."""
-        for task, attempt in self.turns.drop(first).items():
-            if self.register.fail(task, attempt, reason):
+        for task, attempt in self.gate_queue.drop(first).items():
+            if self.store.fail(task, attempt, reason):
                 self._lose((task,), kinds.FAILED)
 
     def _forget(self) -> None:
         """Let go of what was decided and not written: tasks are where their pods are."""
-        self.turns.clear()
-        self.lost, self.gangs = [], False
-        self.mirror.follow()
+        self.gate_queue.clear()
+        self.lost_tasks, self.gangs = [], False
+        self.informer.revert_unwritten()
 
     def _leftovers(self) -> None:
         """Forget names that lived with tasks that are no more."""
-        alive = {name for name, r in self.register.records.items() if r.state in {kinds.WAITING, kinds.RUNNING}}
-        with self.register.changed:
-            for where, item in list(self.register.names.items()):
+        alive = {name for name, r in self.store.records.items() if r.state in {kinds.WAITING, kinds.RUNNING}}
+        with self.store.changed:
+            for where, item in list(self.store.resources.items()):
                 if item.until and item.until not in alive:
-                    self.register.delete(*where)
+                    self.store.delete(*where)
 
     def _orphans(self) -> None:
         """Delete pods of attempts that a later one replaced."""
-        for name, body in list(self.mirror.bodies.items()):
-            if self.mirror.current.get(pods.name_of(body)) != name and not pods.over(body):
+        for name, body in list(self.informer.bodies.items()):
+            if self.informer.current.get(pods.task_name(body)) != name and not pods.is_over(body):
                 self.writer.remove(name)
 
     def _pod(self, task: str) -> str:
-        return f"/api/v1/namespaces/{self.api.namespace}/pods/{self.mirror.current[task]}"
+        return f"/api/v1/namespaces/{self.api.namespace}/pods/{self.informer.current[task]}"
 
 
-def kubernetes(
+def open_backend(
     api: Api,
     name: str,
     *,
@@ -358,25 +362,25 @@ def kubernetes(
     template: Mapping[str, Any] | None = None,
     in_flight: int = IN_FLIGHT,
     counters: str = GATES,
-) -> Kubernetes:
+) -> KubernetesBackend:
     """Return a handle on the scope ``name`` of a cluster; it listens until it is closed.
 
     Raises:
         UnfoldError: the server refuses, or does not answer.
     """
     scope = Scope(name, api.namespace, UNITS if units is None else units, counters)
-    register = Register(lambda: time.time() - mirror.origin)
-    mirror = Mirror(api, scope, register, 0.0)
+    register = StateStore(lambda: time.time() - mirror.origin)
+    mirror = Informer(api, scope, register, 0.0)
     writer = Writer(api, scope, mirror, Counters(api, scope) if counters == DRA else None)
     try:
-        writer.claim()
+        writer.read_config()
         if writer.counters is not None:
-            writer.counters.begin()
+            writer.counters.start()
         mirror.origin = writer.origin
-        mirror.begin()
-    except Refused as refused:
+        mirror.start()
+    except ApiError as refused:
         hint = "unfold plan SPEC --format kubernetes writes the roles that are needed"
         raise fail(f"the cluster refuses: {refused.message}", key="cluster.kubernetes", hint=hint) from refused
-    leader = Leader(api, scope.record)
-    turns = Turns(mirror, in_flight)
-    return Kubernetes(api, scope, register, mirror, writer, leader, turns, asks, patience, template)
+    leader = LeaderElection(api, scope.record)
+    turns = GateQueue(mirror, in_flight)
+    return KubernetesBackend(api, scope, register, mirror, writer, leader, turns, asks, patience, template)

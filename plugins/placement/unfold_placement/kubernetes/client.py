@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_placement.core.controller import requests
-from unfold_placement.core.types import Policy, Task
+from unfold_placement.core.controller import collect_requests
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Task
 from unfold_placement.kubernetes import pods
-from unfold_placement.kubernetes.api import Api, Refused, connect
+from unfold_placement.kubernetes.api import Api, ApiError, connect_api
 from unfold_placement.kubernetes.codec import GATES, UNITS, Body, Scope
 from unfoldkit.api import fail
 
@@ -29,8 +30,8 @@ class Client:
         Raises:
             UnfoldError: the task asks for a part of what Kubernetes gives whole.
         """
-        asks = [ask for ask, _ in requests(self.policies, task)]
-        return pods.gated(task, asks, self.scope, time.time(), template)
+        asks = [ask for ask, _ in collect_requests(self.policies, task)]
+        return pods.gated_pod(task, asks, self.scope, time.time(), template)
 
     def submit(self, task: Task, template: Mapping[str, Any] | None = None) -> str:
         """Make the pod, and return its name; a deadline counts from now.
@@ -41,23 +42,23 @@ class Client:
         body = self.pod(task, template)
         try:
             made = self.api.post(f"/api/v1/namespaces/{self.scope.namespace}/pods", body)
-        except Refused as refused:
+        except ApiError as refused:
             raise fail(f"task {task.name} is refused: {refused.message}") from refused
         return str(made["metadata"]["name"])
 
     def withdraw(self, task: str) -> None:
         """Take a task back, waiting or running."""
         path = f"/api/v1/namespaces/{self.scope.namespace}/pods"
-        chosen = f"{pods.POLICY}={self.scope.name},{pods.TASK}={pods.label_of(task)}"
+        chosen = f"{pods.POLICY}={self.scope.name},{pods.TASK}={pods.task_label(task)}"
         for found in self.api.get(path, labelSelector=chosen)["items"]:
             try:
                 self.api.delete(f"{path}/{found['metadata']['name']}")
-            except Refused as refused:
-                if not refused.absent:
+            except ApiError as refused:
+                if not refused.is_absent:
                     raise
 
 
-def client(
+def connect_client(
     name: str,
     policies: Sequence[Policy] = (),
     *,
@@ -74,5 +75,5 @@ def client(
     Raises:
         UnfoldError: there is no such context.
     """
-    api = connect(context, kubeconfig=kubeconfig, namespace=namespace)
+    api = connect_api(context, kubeconfig=kubeconfig, namespace=namespace)
     return Client(api, Scope(name, namespace, dict(units or UNITS), counters), policies)

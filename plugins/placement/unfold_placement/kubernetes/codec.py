@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from unfold_placement.core.types import MILLI, SEATS, Ask, Node, Resource, Task
+from unfold_placement.core.types import MILLI, PODS, Ask, EphemeralResource, Node, Task
 from unfoldkit.api import fail
 
 DOMAIN = "placement.unfoldkit"
@@ -56,20 +56,20 @@ class Scope:
 
     def resource(self, name: str) -> str:
         """Return the extended resource of a name: the name itself where it may be one, else with a hash."""
-        return self.prefix + slug(name, 63)
+        return self.prefix + shorten_name(name, 63)
 
 
-def key(name: str) -> str:
+def annotation_key(name: str) -> str:
     """Return a label or annotation of ours."""
     return f"{DOMAIN}/{name}"
 
 
-def pointer(text: str) -> str:
+def json_pointer(text: str) -> str:
     """Return a key as part of a JSON pointer (RFC 6901)."""
     return text.replace("~", "~0").replace("/", "~1")
 
 
-def slug(text: str, most: int) -> str:
+def shorten_name(text: str, most: int) -> str:
     """Return a text as it may stand in a label: as it is, or shortened and with a hash that tells it from others."""
     if len(text) <= most and re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", text):
         return text
@@ -80,11 +80,11 @@ def slug(text: str, most: int) -> str:
 def pod_name(task: str, attempt: int) -> str:
     """Return the name of the pod of a task's attempt: lower case, as names of objects are."""
     plain = re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", task)
-    stem = task if plain and len(task) <= 50 else slug(f"{task}\0", 50).lower()
+    stem = task if plain and len(task) <= 50 else shorten_name(f"{task}\0", 50).lower()
     return f"{stem}-{attempt}"
 
 
-def to_text(resources: Iterable[Resource], origin: float) -> str:
+def encode_resources(resources: Iterable[EphemeralResource], origin: float) -> str:
     """Return names as they are kept in an annotation: sorted, so that equal ones are equal texts."""
     rows = {
         item.name: [
@@ -95,19 +95,19 @@ def to_text(resources: Iterable[Resource], origin: float) -> str:
     return msgspec.json.encode(rows).decode()
 
 
-def from_text(text: str, node: str, origin: float) -> dict[str, Resource]:
+def decode_resources(text: str, node: str, origin: float) -> dict[str, EphemeralResource]:
     """Return the names of an annotation; its times are of the day, ours since ``origin``. A damaged one is empty."""
     try:
         rows = msgspec.json.decode(text, type=dict[str, tuple[int, str, int, float, float | None, str]])
     except msgspec.MsgspecError:
         return {}
     return {
-        name: Resource(name, node, amount, owner, epoch, since - origin, _or_never(expires) - origin, until)
+        name: EphemeralResource(name, node, amount, owner, epoch, since - origin, _or_never(expires) - origin, until)
         for name, (amount, owner, epoch, since, expires, until) in rows.items()
     }
 
 
-def task_text(task: Task) -> str:
+def encode_task(task: Task) -> str:
     """Return a task as it is kept in an annotation: only what differs from a task that says nothing."""
     plain = asdict(Task(task.name, {}, 0.0))
     said = {name: value for name, value in asdict(task).items() if value != plain[name]}
@@ -115,21 +115,21 @@ def task_text(task: Task) -> str:
     return msgspec.json.encode(said).decode()
 
 
-def task_of(pod: Body, scope: Scope, origin: float) -> Task:
+def decode_task(pod: Body, scope: Scope, origin: float) -> Task:
     """Return the task of a pod: what was submitted, or for a pod that somebody else made, what can be seen on it."""
     notes, labels = pod["metadata"].get("annotations", {}), pod["metadata"].get("labels", {})
-    name = notes.get(key("name"), pod["metadata"]["name"])
-    seen: Body = {"demand": demand(pod, scope), "run": 0.0, "job": labels.get(key("job"), name)}
+    name = notes.get(annotation_key("name"), pod["metadata"]["name"])
+    seen: Body = {"demand": pod_demand(pod, scope), "run": 0.0, "job": labels.get(annotation_key("job"), name)}
     try:
-        said = msgspec.json.decode(notes.get(key("task"), "{}"), type=dict[str, Any])
+        said = msgspec.json.decode(notes.get(annotation_key("task"), "{}"), type=dict[str, Any])
         task = msgspec.convert({**seen, **said, "name": name}, Task)
     except msgspec.MsgspecError as error:
-        raise fail(f"pod {pod['metadata']['name']}: {key('task')} says nothing: {error}") from error
-    arrival = float(notes.get(key("arrival")) or seconds(pod["metadata"]["creationTimestamp"])) - origin
+        raise fail(f"pod {pod['metadata']['name']}: {annotation_key('task')} says nothing: {error}") from error
+    arrival = float(notes.get(annotation_key("arrival")) or parse_time(pod["metadata"]["creationTimestamp"])) - origin
     return replace(task, demand=_seated(task.demand), arrival=arrival, deadline=arrival + task.deadline)
 
 
-def demand(pod: Body, scope: Scope) -> dict[str, int]:
+def pod_demand(pod: Body, scope: Scope) -> dict[str, int]:
     """Return what a pod takes of a node, in thousandths of our units; names of ours are not part of it."""
     back = {theirs: ours for ours, theirs in scope.units.items()}
     total = _seated({})
@@ -137,17 +137,17 @@ def demand(pod: Body, scope: Scope) -> dict[str, int]:
         for theirs, text in container.get("resources", {}).get("requests", {}).items():
             if not theirs.partition("/")[0].endswith(DOMAIN):
                 ours = back.get(theirs, theirs)
-                total[ours] = total.get(ours, 0) + amount(theirs, text)
+                total[ours] = total.get(ours, 0) + parse_amount(theirs, text)
     return total
 
 
-def asked(pod: Body, scope: Scope) -> dict[str, int]:
+def pod_requests(pod: Body, scope: Scope) -> dict[str, int]:
     """Return the names, as extended resources, that a pod asks for, and how much of each."""
     first = pod["spec"].get("containers", [{}])[0].get("resources", {}).get("requests", {})
     return {name: int(text) for name, text in first.items() if name.startswith(scope.prefix)}
 
 
-def requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[str, str]:
+def container_requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[str, str]:
     """Return a container's requests for a task: its own demand, and names of nodes as extended resources.
 
     Raises:
@@ -155,7 +155,7 @@ def requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[str, str]:
     """
     found = {}
     for ours, milli in task.demand.items():
-        if ours == SEATS:
+        if ours == PODS:
             continue
         theirs = scope.units.get(ours, ours)
         if theirs not in {"cpu", "memory"} and milli % MILLI:
@@ -168,21 +168,21 @@ def requests(task: Task, asks: Iterable[Ask], scope: Scope) -> dict[str, str]:
     return found | {name: str(much) for name, much in names.items()}
 
 
-def amount(theirs: str, text: str | int) -> int:
+def parse_amount(theirs: str, text: str | int) -> int:
     """Return a quantity in thousandths of our unit (memory in MiB)."""
     from kubernetes.utils.quantity import parse_quantity
 
     return int(parse_quantity(text) * MILLI / _size(theirs))
 
 
-def node_of(body: Body, scope: Scope, used: Mapping[str, int]) -> Node:
+def decode_node(body: Body, scope: Scope, used: Mapping[str, int]) -> Node:
     """Return a node: what of it is not used by others, and its labels; its type is that of the instance."""
     back = {theirs: ours for ours, theirs in scope.units.items()}
     labels = body["metadata"].get("labels", {})
     kinds = {"type": labels.get("type", labels.get("node.kubernetes.io/instance-type", ""))}
-    data = frozenset(filter(None, body["metadata"].get("annotations", {}).get(key("data"), "").split(",")))
+    data = frozenset(filter(None, body["metadata"].get("annotations", {}).get(annotation_key("data"), "").split(",")))
     capacity = {
-        back.get(theirs, theirs): amount(theirs, text)
+        back.get(theirs, theirs): parse_amount(theirs, text)
         for theirs, text in body.get("status", {}).get("allocatable", {}).items()
         if not theirs.partition("/")[0].endswith(DOMAIN) and theirs != "ephemeral-storage"
     }
@@ -190,26 +190,26 @@ def node_of(body: Body, scope: Scope, used: Mapping[str, int]) -> Node:
     return Node(body["metadata"]["name"], left, {**labels, **kinds}, data)
 
 
-def usable(body: Body) -> bool:
+def is_schedulable(body: Body) -> bool:
     """Return whether a node is ready and may be given pods."""
     ready = [item["status"] for item in body.get("status", {}).get("conditions", ()) if item["type"] == "Ready"]
     hard = [item for item in body["spec"].get("taints", ()) if item["effect"] in {"NoSchedule", "NoExecute"}]
     return ready == ["True"] and not body["spec"].get("unschedulable") and not hard
 
 
-def seconds(text: str) -> float:
+def parse_time(text: str) -> float:
     """Return a time of Kubernetes as seconds of the day's clock (Unix)."""
     return datetime.fromisoformat(text).timestamp()
 
 
-def stamp(time: float) -> str:
+def format_time(time: float) -> str:
     """Return a time as Kubernetes writes it, with microseconds."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _seated(taken: Mapping[str, int]) -> dict[str, int]:
     """Return what a pod takes, with the one place that it needs: a kubelet runs no more pods than it says."""
-    return {**taken, SEATS: MILLI}
+    return {**taken, PODS: MILLI}
 
 
 def _size(theirs: str) -> int:

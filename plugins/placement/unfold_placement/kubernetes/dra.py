@@ -16,8 +16,8 @@ from functools import partial
 import msgspec
 
 from unfold_placement.core.types import MILLI, Ask
-from unfold_placement.kubernetes.api import Api, Refused, many
-from unfold_placement.kubernetes.codec import DOMAIN, Body, Scope, amount, key, slug
+from unfold_placement.kubernetes.api import Api, ApiError, call_all
+from unfold_placement.kubernetes.codec import DOMAIN, Body, Scope, annotation_key, parse_amount, shorten_name
 from unfoldkit.api import UnfoldError, fail
 
 GROUP = "resource.k8s.io"
@@ -25,7 +25,12 @@ API = f"{GROUP}/v1"
 SLICES, CLASSES = f"/apis/{API}/resourceslices", f"/apis/{API}/deviceclasses"
 DRIVER = DOMAIN
 """The name of the driver, and of the device class."""
-POLICY, SPACE, NAME, COUNTED = key("policy"), key("namespace"), key("name"), key("counted")
+POLICY, SPACE, NAME, COUNTED = (
+    annotation_key("policy"),
+    annotation_key("namespace"),
+    annotation_key("name"),
+    annotation_key("counted"),
+)
 ENTRY, DEVICE, UNIT, COUNTER = "unfold-counters", "counter", "count", "counter"
 NEEDS = "it needs resource.k8s.io/v1 with consumable capacity: on by default since Kubernetes 1.36; or counters: gates"
 
@@ -39,7 +44,7 @@ class Counters:
     slices: dict[str, Body] = field(default_factory=dict)
     claims: dict[str, str] = field(default_factory=dict)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Find the device class, make it where there is none, and read what is there.
 
         Raises:
@@ -48,8 +53,8 @@ class Counters:
         """
         try:
             self.api.get(f"{CLASSES}/{DRIVER}")
-        except Refused as refused:
-            if not refused.absent:
+        except ApiError as refused:
+            if not refused.is_absent:
                 raise
             self._class()
         self.read()
@@ -68,12 +73,12 @@ class Counters:
             Refused: somebody else wrote them meanwhile.
             UnfoldError: the cluster cannot count, or does not let us.
         """
-        wanted = {title(self.scope, name): (name, much) for name, much in names.items()}
-        changed = {item for item, (_, much) in wanted.items() if amount_of(self.slices.get(item)) != much}
+        wanted = {slice_name(self.scope, name): (name, much) for name, much in names.items()}
+        changed = {item for item, (_, much) in wanted.items() if slice_amount(self.slices.get(item)) != much}
         calls = [partial(self._write, item, *wanted[item]) for item in sorted(changed)]
         calls += [partial(self._remove, item) for item in self.slices.keys() - wanted.keys()]
-        refused = [answer for answer in (many(calls) if calls else ()) if isinstance(answer, Refused)]
-        if refused and not refused[0].lost:
+        refused = [answer for answer in (call_all(calls) if calls else ()) if isinstance(answer, ApiError)]
+        if refused and not refused[0].is_conflict:
             raise _unable(refused[0])
         if refused:
             self.read()
@@ -85,12 +90,12 @@ class Counters:
         Raises:
             Refused: a claim of that name is another's.
         """
-        body = claim_of(pod, self.scope)
+        body = build_claim(pod, self.scope)
         if body is None:
             return
         try:
             self.api.post(self._path(), body)
-        except Refused as refused:
+        except ApiError as refused:
             if refused.reason != "AlreadyExists":
                 raise
             self._same(body)
@@ -99,14 +104,14 @@ class Counters:
     def release(self, over: Callable[[str], bool]) -> None:
         """Delete the claims of pods that are over; the cluster keeps one until its pod has gone."""
         ended = [pod for pod in list(self.claims) if over(pod)]
-        answers = many([partial(self.api.delete, self._path(self.claims[pod])) for pod in ended]) if ended else ()
+        answers = call_all([partial(self.api.delete, self._path(self.claims[pod])) for pod in ended]) if ended else ()
         for pod, answer in zip(ended, answers, strict=True):
-            if not isinstance(answer, Refused) or answer.absent:
+            if not isinstance(answer, ApiError) or answer.is_absent:
                 self.claims.pop(pod, None)
 
     def _write(self, item: str, name: str, much: int) -> None:
         known = self.slices.get(item)
-        body = slice_of(self.scope, name, much, generation_of(known) + 1)
+        body = build_slice(self.scope, name, much, pool_generation(known) + 1)
         if known is None:
             made = self.api.post(SLICES, body)
         else:
@@ -121,8 +126,8 @@ class Counters:
     def _remove(self, item: str) -> None:
         try:
             self.api.delete(f"{SLICES}/{item}")
-        except Refused as refused:
-            if not refused.absent:
+        except ApiError as refused:
+            if not refused.is_absent:
                 raise
         self.slices.pop(item, None)
 
@@ -136,11 +141,11 @@ class Counters:
 
     def _class(self) -> None:
         try:
-            self.api.post(CLASSES, device_class())
-        except Refused as refused:
-            if refused.absent:
+            self.api.post(CLASSES, build_device_class())
+        except ApiError as refused:
+            if refused.is_absent:
                 raise _unable(refused) from refused
-            if not refused.lost:
+            if not refused.is_conflict:
                 raise
 
     def _path(self, name: str = "") -> str:
@@ -148,7 +153,7 @@ class Counters:
         return f"{path}/{name}" if name else path
 
 
-def ask(pod: Body, asks: Iterable[Ask]) -> None:
+def add_claim(pod: Body, asks: Iterable[Ask]) -> None:
     """Let a pod ask for names that are counted: by a claim that whoever opens its gate makes."""
     counted: dict[str, int] = {}
     for item in asks:
@@ -163,7 +168,7 @@ def ask(pod: Body, asks: Iterable[Ask]) -> None:
     sizes["claims"] = [*sizes.get("claims", ()), {"name": ENTRY}]
 
 
-def follow(pod: Body) -> None:
+def rename_claim(pod: Body) -> None:
     """Let a pod that is made again under another name ask by a claim of its own."""
     for entry in pod["spec"].get("resourceClaims", ()):
         if entry["name"] == ENTRY:
@@ -175,9 +180,9 @@ def claim_name(pod: str) -> str:
     return f"{pod}-counters"
 
 
-def claim_of(pod: Body, scope: Scope) -> Body | None:
+def build_claim(pod: Body, scope: Scope) -> Body | None:
     """Return the claim of a pod, which lives no longer than the pod; none if it asks for no name that is counted."""
-    counted = counted_of(pod)
+    counted = counted_resources(pod)
     if not counted:
         return None
     name, uid = _title(pod), pod["metadata"]["uid"]
@@ -189,13 +194,13 @@ def claim_of(pod: Body, scope: Scope) -> Body | None:
         "ownerReferences": [owner],
     }
     requests = [
-        {"name": f"{COUNTER}-{place}", "exactly": _request(title(scope, counter), much)}
+        {"name": f"{COUNTER}-{place}", "exactly": _request(slice_name(scope, counter), much)}
         for place, (counter, much) in enumerate(sorted(counted.items()))
     ]
     return {"apiVersion": API, "kind": "ResourceClaim", "metadata": meta, "spec": {"devices": {"requests": requests}}}
 
 
-def counted_of(pod: Body) -> dict[str, int]:
+def counted_resources(pod: Body) -> dict[str, int]:
     """Return the names that a pod has a claim on, and how much of each; a damaged note says nothing."""
     if not any(entry["name"] == ENTRY for entry in pod["spec"].get("resourceClaims", ())):
         return {}
@@ -205,9 +210,9 @@ def counted_of(pod: Body) -> dict[str, int]:
         return {}
 
 
-def slice_of(scope: Scope, name: str, much: int, generation: int) -> Body:
+def build_slice(scope: Scope, name: str, much: int, generation: int) -> Body:
     """Return the slice of a name: a pool of its own with one device, of which each claim takes a part."""
-    own = title(scope, name)
+    own = slice_name(scope, name)
     device = {
         "name": DEVICE,
         "allowMultipleAllocations": True,
@@ -220,24 +225,24 @@ def slice_of(scope: Scope, name: str, much: int, generation: int) -> Body:
     return {"apiVersion": API, "kind": "ResourceSlice", "metadata": meta, "spec": spec}
 
 
-def title(scope: Scope, name: str) -> str:
+def slice_name(scope: Scope, name: str) -> str:
     """Return what a name's slice, pool and attribute are called: told apart by a hash, at most 60 letters."""
-    return slug(f"{scope.namespace}.{scope.name}.{name}\0", 60).lower()
+    return shorten_name(f"{scope.namespace}.{scope.name}.{name}\0", 60).lower()
 
 
-def amount_of(found: Body | None) -> int:
+def slice_amount(found: Body | None) -> int:
     """Return the amount of a slice's name, below zero where there is no slice."""
     if found is None:
         return -1
-    return amount(UNIT, found["spec"]["devices"][0]["capacity"][UNIT]["value"]) // MILLI
+    return parse_amount(UNIT, found["spec"]["devices"][0]["capacity"][UNIT]["value"]) // MILLI
 
 
-def generation_of(found: Body | None) -> int:
+def pool_generation(found: Body | None) -> int:
     """Return which version of its pool a slice is, from 1; zero where there is none."""
     return 0 if found is None else int(found["spec"]["pool"]["generation"])
 
 
-def device_class() -> Body:
+def build_device_class() -> Body:
     """Return the class that claims refer to: every device of ours."""
     selectors = [{"cel": {"expression": f"device.driver == {json.dumps(DRIVER)}"}}]
     return {"apiVersion": API, "kind": "DeviceClass", "metadata": {"name": DRIVER}, "spec": {"selectors": selectors}}
@@ -262,5 +267,5 @@ def _owner(claim: Body) -> Body:
     return found
 
 
-def _unable(refused: Refused) -> UnfoldError:
+def _unable(refused: ApiError) -> UnfoldError:
     return fail(f"no counters: {refused.message}", key="cluster.kubernetes.counters", hint=NEEDS)

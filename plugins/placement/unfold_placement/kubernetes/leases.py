@@ -6,16 +6,16 @@ import math
 import time
 from dataclasses import dataclass
 
-from unfold_placement.kubernetes.api import MERGE, Api, Refused
-from unfold_placement.kubernetes.codec import Body, Scope, key, seconds, slug, stamp
+from unfold_placement.kubernetes.api import MERGE, Api, ApiError
+from unfold_placement.kubernetes.codec import Body, Scope, annotation_key, format_time, parse_time, shorten_name
 
 API = "coordination.k8s.io/v1"
-PRECISE = key("seconds")
-OWNER = key("owner")
+PRECISE = annotation_key("seconds")
+OWNER = annotation_key("owner")
 
 
 @dataclass(slots=True)
-class Leader:
+class LeaderElection:
     """Election by one Lease. A lease that changed was renewed when we saw it: clocks of machines are not compared."""
 
     api: Api
@@ -26,7 +26,7 @@ class Leader:
     until: float = -math.inf
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether we lead, by our own clock."""
         return time.monotonic() < self.until
 
@@ -37,14 +37,14 @@ class Leader:
         found = self._found()
         try:
             if found is None:
-                self.api.post(leases(self.api), self._body(who, ttl, 0))
+                self.api.post(leases_path(self.api), self._body(who, ttl, 0))
             elif self._taken(found, who):
                 self.until = -math.inf
                 return False
             else:
-                self.api.put(f"{leases(self.api)}/{self.name}", self._next(found, who, ttl))
-        except Refused as refused:
-            if not refused.lost:
+                self.api.put(f"{leases_path(self.api)}/{self.name}", self._next(found, who, ttl))
+        except ApiError as refused:
+            if not refused.is_conflict:
                 raise
             # another was faster
             self.until = -math.inf
@@ -58,13 +58,13 @@ class Leader:
         self.until = -math.inf
         if found is not None and found["spec"].get("holderIdentity") == self.who:
             found["spec"]["holderIdentity"] = ""
-            self.api.put(f"{leases(self.api)}/{self.name}", found)
+            self.api.put(f"{leases_path(self.api)}/{self.name}", found)
 
     def _found(self) -> Body | None:
         try:
-            return self.api.get(f"{leases(self.api)}/{self.name}")
-        except Refused as refused:
-            if refused.absent:
+            return self.api.get(f"{leases_path(self.api)}/{self.name}")
+        except ApiError as refused:
+            if refused.is_absent:
                 return None
             raise
 
@@ -82,36 +82,40 @@ class Leader:
         return made
 
     def _body(self, who: str, ttl: float, changes: int) -> Body:
-        return body(self.name, self.api.namespace, who, ttl, {"leaseTransitions": changes})
+        return lease_body(self.name, self.api.namespace, who, ttl, {"leaseTransitions": changes})
 
 
-def body(name: str, namespace: str, holder: str, ttl: float, more: Body) -> Body:
+def lease_body(name: str, namespace: str, holder: str, ttl: float, more: Body) -> Body:
     """Return a Lease that was renewed now; it counts whole seconds, so the precise ones are an annotation."""
-    spec = {"holderIdentity": holder, "leaseDurationSeconds": max(1, math.ceil(ttl)), "renewTime": stamp(time.time())}
+    spec = {
+        "holderIdentity": holder,
+        "leaseDurationSeconds": max(1, math.ceil(ttl)),
+        "renewTime": format_time(time.time()),
+    }
     meta = {"name": name, "namespace": namespace, "annotations": {PRECISE: repr(ttl)}}
     return {"apiVersion": API, "kind": "Lease", "metadata": meta, "spec": spec | more}
 
 
-def renew(api: Api, scope: Scope, owner: str, ttl: float) -> None:
+def renew_owner(api: Api, scope: Scope, owner: str, ttl: float) -> None:
     """Let an owner's names live ``ttl`` seconds from now."""
-    name = slug(f"{scope.name}.{owner}", 60).lower()
-    made = body(name, api.namespace, owner, ttl, {})
+    name = shorten_name(f"{scope.name}.{owner}", 60).lower()
+    made = lease_body(name, api.namespace, owner, ttl, {})
     made["metadata"]["labels"] = {OWNER: scope.name}
     try:
-        api.patch(f"{leases(api)}/{name}", made, MERGE)
-    except Refused as refused:
-        if not refused.absent:
+        api.patch(f"{leases_path(api)}/{name}", made, MERGE)
+    except ApiError as refused:
+        if not refused.is_absent:
             raise
-        api.post(leases(api), made)
+        api.post(leases_path(api), made)
 
 
-def owners(api: Api, scope: Scope) -> dict[str, float]:
+def read_owners(api: Api, scope: Scope) -> dict[str, float]:
     """Return until when (seconds of the day's clock) the names of each owner live."""
-    found = api.get(leases(api), labelSelector=f"{OWNER}={scope.name}")["items"]
-    return {item["spec"]["holderIdentity"]: seconds(item["spec"]["renewTime"]) + _duration(item) for item in found}
+    found = api.get(leases_path(api), labelSelector=f"{OWNER}={scope.name}")["items"]
+    return {item["spec"]["holderIdentity"]: parse_time(item["spec"]["renewTime"]) + _duration(item) for item in found}
 
 
-def leases(api: Api) -> str:
+def leases_path(api: Api) -> str:
     """Return the path of the leases of our namespace."""
     return f"/apis/{API}/namespaces/{api.namespace}/leases"
 

@@ -13,7 +13,7 @@ RBAC = "rbac.authorization.k8s.io"
 LOOK = ["get", "list", "watch"]
 
 
-def roles(namespace: str = NAMESPACE) -> list[Body]:
+def build_roles(namespace: str = NAMESPACE) -> list[Body]:
     """Return the controller's account and what it may do: no more than the backend uses.
 
     On the whole cluster it reads nodes and pods (what others hold counts) and patches the status of nodes, where names
@@ -39,7 +39,7 @@ def roles(namespace: str = NAMESPACE) -> list[Body]:
     ]
 
 
-def counters(namespace: str = NAMESPACE) -> list[Body]:
+def build_counter_roles(namespace: str = NAMESPACE) -> list[Body]:
     """Return what names that kube-scheduler counts need (``counters: dra``): a device class, and more for the account.
 
     On the whole cluster it keeps the slices in which such names are, in its own namespace it makes and deletes claims.
@@ -52,7 +52,7 @@ def counters(namespace: str = NAMESPACE) -> list[Body]:
     here = [_rule([dra.GROUP], ["resourceclaims"], ["get", "list", "create", "delete"])]
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": namespace}
     return [
-        dra.device_class(),
+        dra.build_device_class(),
         _object(f"{RBAC}/v1", "ClusterRole", title) | {"rules": everywhere},
         _object(f"{RBAC}/v1", "ClusterRoleBinding", title) | _bound("ClusterRole", account, title),
         _object(f"{RBAC}/v1", "Role", title, namespace) | {"rules": here},
@@ -60,13 +60,13 @@ def counters(namespace: str = NAMESPACE) -> list[Body]:
     ]
 
 
-def submitter(namespace: str = NAMESPACE) -> Body:
+def build_submitter_role(namespace: str = NAMESPACE) -> Body:
     """Return the role of an application that submits tasks: it makes pods, and needs nothing else."""
     rules = [_rule([""], ["pods"], [*LOOK, "create", "delete"])]
     return _object(f"{RBAC}/v1", "Role", "unfold-submit", namespace) | {"rules": rules}
 
 
-def deployment(name: str, spec: str, image: str, namespace: str = NAMESPACE) -> list[Body]:
+def build_deployment(name: str, spec: str, image: str, namespace: str = NAMESPACE) -> list[Body]:
     """Return the spec as a ConfigMap and two controllers that serve it; one of them leads."""
     labels = {"app.kubernetes.io/name": ACCOUNT, "app.kubernetes.io/instance": name}
     title = f"{ACCOUNT}-{name}"

@@ -15,28 +15,28 @@ from unfold_placement.kubernetes.codec import (
     HOSTNAME,
     Body,
     Scope,
-    key,
+    annotation_key,
+    container_requests,
+    encode_task,
+    json_pointer,
+    parse_time,
     pod_name,
-    pointer,
-    requests,
-    seconds,
-    slug,
-    task_text,
+    shorten_name,
 )
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Start
 
-POLICY, TASK, ATTEMPT = key("policy"), key("task"), key("attempt")
-STARTED, STARTS, ASKS, NODE, BY, REFUSED, AGAIN = (
-    key("started"), key("starts"), key("asks"), key("node"), key("by"), key("refused"), key("again"),
-)  # fmt: skip
+POLICY, TASK, ATTEMPT = annotation_key("policy"), annotation_key("task"), annotation_key("attempt")
+STARTED, STARTS, ASKS, NODE, BY, REFUSED, AGAIN = map(
+    annotation_key, ("started", "starts", "asks", "node", "by", "refused", "again")
+)
 PAUSE = "registry.k8s.io/pause:3.10"
 ENDED = ("Succeeded", "Failed")
 MADE_BY_SERVER = ("uid", "resourceVersion", "creationTimestamp", "managedFields", "deletionTimestamp", "generation",
                   "deletionGracePeriodSeconds", "selfLink")  # fmt: skip
 
 
-def gated(
+def gated_pod(
     task: Task, asks: Iterable[Ask], scope: Scope, arrival: float, template: Mapping[str, Any] | None = None
 ) -> Body:
     """Return the pod of a task behind the gate of its policy; its first container asks for what the task does.
@@ -45,9 +45,13 @@ def gated(
     """
     pod = copy.deepcopy(dict(template or {}))
     meta, spec = pod.setdefault("metadata", {}), pod.setdefault("spec", {})
-    labels = {POLICY: scope.name, TASK: slug(task.name, 63), ATTEMPT: "0"}
-    labels |= {key("job"): slug(task.job, 63)} if task.job else {}
-    notes = {key("name"): task.name, key("task"): task_text(task), key("arrival"): repr(arrival)}
+    labels = {POLICY: scope.name, TASK: shorten_name(task.name, 63), ATTEMPT: "0"}
+    labels |= {annotation_key("job"): shorten_name(task.job, 63)} if task.job else {}
+    notes = {
+        annotation_key("name"): task.name,
+        annotation_key("task"): encode_task(task),
+        annotation_key("arrival"): repr(arrival),
+    }
     meta.update(name=pod_name(task.name, 0), namespace=scope.namespace)
     meta["labels"] = meta.get("labels", {}) | labels
     meta["annotations"] = meta.get("annotations", {}) | notes
@@ -55,17 +59,17 @@ def gated(
     spec["schedulingGates"] = [*spec.get("schedulingGates", ()), {"name": scope.gate}]
     first = (spec.setdefault("containers", None) or _pausing(spec))[0]
     names = tuple(asks)
-    wanted = requests(task, names, scope)
+    wanted = container_requests(task, names, scope)
     sizes = first.setdefault("resources", {})
     sizes["requests"] = sizes.get("requests", {}) | wanted
     # extended resources are given whole: the server wants the limit to be the request
     sizes["limits"] = sizes.get("limits", {}) | {k: v for k, v in wanted.items() if "/" in k}
     if scope.counters == DRA:
-        dra.ask(pod, names)
+        dra.add_claim(pod, names)
     return {"apiVersion": "v1", "kind": "Pod", **pod}
 
 
-def opened(pod: Body, item: Start, host: str, by: str, now: float, attempt: int) -> list[Body]:
+def opening_patch(pod: Body, item: Start, host: str, by: str, now: float, attempt: int) -> list[Body]:
     """Return the JSON patch that opens a pod's gate and pins it to a node; it fails if the gate is open already."""
     gates = pod["spec"].get("schedulingGates", [])
     ours = next((place for place, gate in enumerate(gates) if gate["name"] == _gate(pod)), 0)
@@ -78,16 +82,16 @@ def opened(pod: Body, item: Start, host: str, by: str, now: float, attempt: int)
         test,
         {"op": "remove", "path": path},
         {"op": "add", "path": "/spec/nodeSelector", "value": pinned},
-        *({"op": "add", "path": f"/metadata/annotations/{pointer(k)}", "value": v} for k, v in notes.items()),
+        *({"op": "add", "path": f"/metadata/annotations/{json_pointer(k)}", "value": v} for k, v in notes.items()),
     ]
 
 
-def refused(reason: str, by: str) -> Body:
+def rejection_patch(reason: str, by: str) -> Body:
     """Return the merge patch that keeps a pod behind its gate for good, and says why."""
     return {"metadata": {"annotations": {REFUSED: reason, BY: by}}}
 
 
-def again(pod: Body, gate: str, kind: str, by: str) -> Body:
+def next_attempt_pod(pod: Body, gate: str, kind: str, by: str) -> Body:
     """Return the pod of the next attempt, gated: a gate cannot be put back on the pod that lost its place."""
     made = copy.deepcopy(pod)
     made.pop("status", None)
@@ -97,13 +101,13 @@ def again(pod: Body, gate: str, kind: str, by: str) -> Body:
     notes = meta["annotations"]
     for note in (STARTED, ASKS, NODE, BY):
         notes.pop(note, None)
-    number = index_of(pod) + 1
+    number = pod_index(pod) + 1
     notes |= {AGAIN: kind, BY: by}
-    notes.setdefault(key("arrival"), repr(seconds(pod["metadata"]["creationTimestamp"])))
-    notes[key("name")] = name_of(pod)
-    meta.update(name=pod_name(name_of(pod), number))
-    dra.follow(made)
-    meta["labels"] |= {ATTEMPT: str(number), TASK: slug(name_of(pod), 63)}
+    notes.setdefault(annotation_key("arrival"), repr(parse_time(pod["metadata"]["creationTimestamp"])))
+    notes[annotation_key("name")] = task_name(pod)
+    meta.update(name=pod_name(task_name(pod), number))
+    dra.rename_claim(made)
+    meta["labels"] |= {ATTEMPT: str(number), TASK: shorten_name(task_name(pod), 63)}
     spec.pop("nodeName", None)
     if spec.get("nodeSelector", {}).pop(HOSTNAME, None) and not spec["nodeSelector"]:
         del spec["nodeSelector"]
@@ -111,22 +115,22 @@ def again(pod: Body, gate: str, kind: str, by: str) -> Body:
     return {"apiVersion": "v1", "kind": "Pod", **made}
 
 
-def name_of(pod: Body) -> str:
+def task_name(pod: Body) -> str:
     """Return the task of a pod: the one that it was submitted as, or its own name."""
-    return str(pod["metadata"].get("annotations", {}).get(key("name"), pod["metadata"]["name"]))
+    return str(pod["metadata"].get("annotations", {}).get(annotation_key("name"), pod["metadata"]["name"]))
 
 
-def index_of(pod: Body) -> int:
+def pod_index(pod: Body) -> int:
     """Return which of its task's pods a pod is, from 0."""
     return _whole(pod["metadata"].get("labels", {}).get(ATTEMPT, "0"))
 
 
-def starts_of(pod: Body) -> int:
+def start_count(pod: Body) -> int:
     """Return how often the task of a pod was started."""
     return _whole(pod["metadata"].get("annotations", {}).get(STARTS, "0"))
 
 
-def state_of(pod: Body) -> str:
+def task_state(pod: Body) -> str:
     """Return the state of a pod's task; empty if nobody ever gated it, so that it is none of ours."""
     notes = pod["metadata"].get("annotations", {})
     if _gated(pod):
@@ -136,26 +140,26 @@ def state_of(pod: Body) -> str:
     return kinds.DONE if pod.get("status", {}).get("phase") in ENDED else kinds.RUNNING
 
 
-def ours(pod: Body, scope: Scope) -> bool:
+def is_managed(pod: Body, scope: Scope) -> bool:
     """Return whether a pod is under our policy."""
     meta = pod["metadata"]
     return (meta.get("labels", {}).get(POLICY), meta.get("namespace")) == (scope.name, scope.namespace)
 
 
-def disrupted(pod: Body) -> bool:
+def is_disrupted(pod: Body) -> bool:
     """Return whether a pod is taken away by the cluster: drained, evicted, preempted by a higher class."""
     found = {item["type"]: item["status"] for item in pod.get("status", {}).get("conditions", ())}
     return str(found.get("DisruptionTarget")) == "True"
 
 
-def over(pod: Body | None) -> bool:
+def is_over(pod: Body | None) -> bool:
     """Return whether a pod has ended, is ending, or is not there."""
     if pod is None:
         return True
     return pod.get("status", {}).get("phase") in ENDED or "deletionTimestamp" in pod["metadata"]
 
 
-def outcome(pod: Body) -> str:
+def exit_reason(pod: Body) -> str:
     """Return how a pod ended, where there is something to say."""
     status = pod.get("status", {})
     return "" if status.get("phase") == "Succeeded" else str(status.get("reason") or status.get("message") or "failed")
@@ -175,7 +179,7 @@ def _pausing(spec: Body) -> list[Body]:
     return found
 
 
-def asks_of(pod: Body) -> tuple[Ask, ...]:
+def decode_asks(pod: Body) -> tuple[Ask, ...]:
     """Return what a pod's note says that its task asks for; a damaged note says nothing."""
     try:
         return msgspec.json.decode(pod["metadata"].get("annotations", {}).get(ASKS, "[]"), type=tuple[Ask, ...])
@@ -187,6 +191,6 @@ def _whole(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def label_of(task: str) -> str:
+def task_label(task: str) -> str:
     """Return the label by which the pods of a task are found."""
-    return slug(task, 63)
+    return shorten_name(task, 63)

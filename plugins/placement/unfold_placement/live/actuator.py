@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from unfold_placement.core.controller import Controller, requests
-from unfold_placement.core.types import Resource, Task
+from unfold_placement.core.controller import Controller, collect_requests
+from unfold_placement.core.types import EphemeralResource, Task
 from unfold_placement.live.backend import Backend, Start
 
 Key = tuple[str, str]
 
 
 @dataclass(slots=True)
-class Hands:
+class Actuator:
     """Writes down what a loop decides, and does it at ``flush``.
 
     A name that lives as long as one task is nobody else's: the task's gate, and its node, stand for it on the cluster.
@@ -24,76 +24,78 @@ class Hands:
     """
 
     backend: Backend
-    loop: Controller
+    controller: Controller
     owner: str
     lease: float
-    mine: dict[Key, Resource] = field(default_factory=dict)
+    owned: dict[Key, EphemeralResource] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
-    todo: list[Callable[[], object]] = field(default_factory=list)
-    units: dict[str, list[Start]] = field(default_factory=dict)
+    actions: list[Callable[[], object]] = field(default_factory=list)
+    starting: dict[str, list[Start]] = field(default_factory=dict)
 
     def put(self, name: str, node: str, amount: int) -> None:
         """Make a name be there with this amount."""
-        if not self.loop.book.entries[name][node].until:
-            self.todo.append(partial(self._put, name, node, amount))
+        if not self.controller.table.entries[name][node].until:
+            self.actions.append(partial(self._put, name, node, amount))
 
     def drop(self, name: str, node: str) -> None:
         """Make a name be gone."""
-        self.todo.append(partial(self._drop, (name, node)))
+        self.actions.append(partial(self._drop, (name, node)))
 
     def start(self, task: Task, node: str) -> None:
         """Start a task; those of a gang at once, with the last of them."""
-        view = self.loop.view
-        key = task.key(view.by) or task.name
-        unit = self.units.setdefault(key, [])
-        unit.append(Start(task.name, node, tuple(ask for ask, _ in requests(self.loop.policies, task))))
+        view = self.controller.view
+        key = task.key(view.gang_key) or task.name
+        unit = self.starting.setdefault(key, [])
+        unit.append(Start(task.name, node, tuple(ask for ask, _ in collect_requests(self.controller.policies, task))))
         self.attempts[task.name] = self.attempts.get(task.name, 0) + 1
         if len(unit) >= len(view.members.get(key, unit)):
-            self.todo.append(partial(self.backend.start, self.units.pop(key)))
+            self.actions.append(partial(self.backend.start, self.starting.pop(key)))
 
     def stop(self, task: Task) -> None:
         """Preempt a task."""
         if task.name in self.gated:
             self.gated.discard(task.name)
         else:
-            self.todo.append(partial(self.backend.preempt, task.name))
+            self.actions.append(partial(self.backend.preempt, task.name))
 
     def refuse(self, task: Task, reason: str) -> None:
         """Tell that a task never runs."""
-        self.todo.append(partial(self.backend.refuse, task.name, reason))
+        self.actions.append(partial(self.backend.refuse, task.name, reason))
 
     def flush(self) -> None:
         """Do what was decided."""
-        self.todo += [partial(self.backend.start, unit) for unit in self.units.values()]
-        todo, self.todo, self.units = self.todo, [], {}
+        self.actions += [partial(self.backend.start, unit) for unit in self.starting.values()]
+        todo, self.actions, self.starting = self.actions, [], {}
         for action in todo:
             action()
 
-    def reconcile(self, there: Sequence[Resource]) -> None:
+    def reconcile(self, there: Sequence[EphemeralResource]) -> None:
         """Make the owner's names on the cluster be what the loop wants: drift, leaks and gaps are mended."""
-        self.mine = {(item.name, item.node): item for item in there if item.owner == self.owner}
-        needed = {(item.name, item.node): item for item in self.loop.book.snapshot() if not item.until}
-        for key in [key for key in self.mine if key not in needed]:
+        self.owned = {(item.name, item.node): item for item in there if item.owner == self.owner}
+        needed = {(item.name, item.node): item for item in self.controller.table.snapshot() if not item.until}
+        for key in [key for key in self.owned if key not in needed]:
             self._drop(key)
         for key, item in needed.items():
-            if key not in self.mine or self.mine[key].amount != item.amount:
+            if key not in self.owned or self.owned[key].amount != item.amount:
                 self._put(*key, item.amount)
 
     def _put(self, name: str, node: str, amount: int) -> None:
-        there = self.mine.get((name, node))
+        there = self.owned.get((name, node))
         if there is not None:
             made = self.backend.resize(name, node, amount, epoch=there.epoch)
         else:
             made = self.backend.create(name, node, amount, owner=self.owner, ttl=self.lease)
-        self.mine[name, node] = made
+        self.owned[name, node] = made
 
     def _drop(self, key: Key) -> None:
-        there = self.mine.pop(key, None)
+        there = self.owned.pop(key, None)
         if there is not None:
             self.backend.delete(*key, epoch=there.epoch)
 
 
-def hands(backend: Backend, loop: Controller, owner: str, lease: float, attempts: Iterable[tuple[str, int]]) -> Hands:
+def build_actuator(
+    backend: Backend, loop: Controller, owner: str, lease: float, attempts: Iterable[tuple[str, int]]
+) -> Actuator:
     """Return the hands of a loop that has just adopted tasks, each with the number of its starts."""
-    return Hands(backend, loop, owner, lease, attempts=dict(attempts))
+    return Actuator(backend, loop, owner, lease, attempts=dict(attempts))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from unfold_placement.core.types import ANYWHERE, Ask, Node, Resource, Task
+from unfold_placement.core.types import ANYWHERE, Ask, EphemeralResource, Node, Task
 
 WAITING, RUNNING, DONE, REFUSED, GONE = "waiting", "running", "done", "refused", "gone"
 """States of a task: gated, started, ended, refused by a policy, taken back by whoever submitted it."""
@@ -75,7 +75,7 @@ class Snapshot:
 
     after: int
     nodes: tuple[Node, ...]
-    names: tuple[Resource, ...]
+    names: tuple[EphemeralResource, ...]
     records: tuple[Record, ...]
 
 
@@ -103,14 +103,16 @@ class Backend(Protocol):
     def create(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", ttl: float = math.inf,
         until: str = "",
-    ) -> Resource:  # fmt: skip
+    ) -> EphemeralResource:  # fmt: skip
         """Create a name; it is gone after ``ttl`` unless renewed, or as the task ``until`` ends or is preempted.
 
         Raises:
             UnfoldError: the name is there already, or there is no such node.
         """
 
-    def resize(self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None) -> Resource:
+    def resize(
+        self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None
+    ) -> EphemeralResource:
         """Set the amount of a name: below what is held, nothing new matches until holders end.
 
         Raises:

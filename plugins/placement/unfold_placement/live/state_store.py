@@ -11,31 +11,31 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from unfold_placement.core.types import ANYWHERE, Node, Resource, Task, stale
+from unfold_placement.core.types import ANYWHERE, EphemeralResource, Node, Task, epoch_conflict
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Record, Snapshot, Start
 from unfoldkit.api import fail
 
-KEPT = 1000
+MAX_ENDED = 1000
 """Ended tasks that are remembered, for stages and for fairness over time."""
-LOGGED = 20_000
+MAX_CHANGES = 20_000
 """Changes that are remembered; who is further behind takes a snapshot."""
 ALIVE = (kinds.WAITING, kinds.RUNNING)
 Key = tuple[str, str]
 
 
 @dataclass(slots=True)
-class Register:
+class StateStore:
     """What a cluster's controllers and clients agree on. ``term`` counts leaders; ``clock`` gives seconds."""
 
     clock: Callable[[], float]
     nodes: dict[str, Node] = field(default_factory=dict)
-    names: dict[Key, Resource] = field(default_factory=dict)
+    resources: dict[Key, EphemeralResource] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
-    leases: dict[str, set[Key]] = field(default_factory=dict)
-    log: deque[Change] = field(default_factory=lambda: deque(maxlen=LOGGED))
+    task_bound: dict[str, set[Key]] = field(default_factory=dict)
+    log: deque[Change] = field(default_factory=lambda: deque(maxlen=MAX_CHANGES))
     ended: deque[str] = field(default_factory=deque)
-    number: int = 0
+    last_number: int = 0
     epoch: int = 0
     leader: str = ""
     term: int = 0
@@ -45,16 +45,16 @@ class Register:
     def snapshot(self) -> Snapshot:
         """Return everything at this moment."""
         with self.changed:
-            self.sweep()
-            names = tuple(self.names[key] for key in sorted(self.names))
-            return Snapshot(self.number, tuple(self.nodes.values()), names, tuple(self.records.values()))
+            self.expire_leases()
+            names = tuple(self.resources[key] for key in sorted(self.resources))
+            return Snapshot(self.last_number, tuple(self.nodes.values()), names, tuple(self.records.values()))
 
     def watch(self, after: int, timeout: float) -> Sequence[Change] | None:
         """Return what happened after a change, at the latest after ``timeout`` seconds; None where it is forgotten."""
         with self.changed:
-            self.sweep()
-            self.changed.wait_for(lambda: self.number > after, timeout)
-            missed = self.number - after
+            self.expire_leases()
+            self.changed.wait_for(lambda: self.last_number > after, timeout)
+            missed = self.last_number - after
             if missed > len(self.log):
                 return None
             return tuple(self.log[index] for index in range(len(self.log) - missed, len(self.log)))
@@ -76,7 +76,7 @@ class Register:
             if term == self.term:
                 self.leads_until = -math.inf
 
-    def fence(self, term: int) -> None:
+    def check_term(self, term: int) -> None:
         """Hold up who led and does no longer; term 0 is nobody's and passes.
 
         Raises:
@@ -89,32 +89,32 @@ class Register:
         """Add a node, or let it come back."""
         with self.changed:
             self.nodes[node.name] = node
-            self.tell(kinds.JOINED, node=node.name)
+            self.record_change(kinds.JOINED, node=node.name)
 
     def leave(self, name: str) -> None:
         """Take a node away: what runs there waits again, names there are gone."""
         with self.changed:
             del self.nodes[name]
-            self.tell(kinds.LEFT, node=name)
-            for key in [key for key in self.names if key[1] == name]:
+            self.record_change(kinds.LEFT, node=name)
+            for key in [key for key in self.resources if key[1] == name]:
                 self._erase(key, kinds.DELETED)
             for record in [r for r in self.records.values() if r.state == kinds.RUNNING and r.node == name]:
                 self.fail(record.task.name, record.attempt, f"{name} is gone")
 
     def create(
         self, name: str, node: str, amount: int, *, owner: str = "", ttl: float = math.inf, until: str = ""
-    ) -> Resource:
+    ) -> EphemeralResource:
         """Create a name."""
         with self.changed:
-            self.sweep()
-            if (name, node) in self.names:
+            self.expire_leases()
+            if (name, node) in self.resources:
                 raise fail(f"{name} is there already on {node or 'the cluster'}", hint="resize it")
             if node != ANYWHERE and node not in self.nodes:
                 raise fail(f"there is no node {node}")
             now = self.clock()
-            return self._set(Resource(name, node, amount, owner, 0, now, now + ttl, until), kinds.CREATED)
+            return self._set(EphemeralResource(name, node, amount, owner, 0, now, now + ttl, until), kinds.CREATED)
 
-    def resize(self, name: str, node: str, amount: int, *, epoch: int | None = None) -> Resource:
+    def resize(self, name: str, node: str, amount: int, *, epoch: int | None = None) -> EphemeralResource:
         """Set the amount of a name."""
         with self.changed:
             return self._set(replace(self._checked(name, node, epoch), amount=amount), kinds.RESIZED)
@@ -141,16 +141,16 @@ class Register:
     def renew(self, owner: str, ttl: float) -> int:
         """Let an owner's names live on."""
         with self.changed:
-            self.sweep()
-            mine = [key for key, item in self.names.items() if item.owner == owner and math.isfinite(item.expires)]
+            self.expire_leases()
+            mine = [key for key, item in self.resources.items() if item.owner == owner and math.isfinite(item.expires)]
             for key in mine:
-                self.names[key] = replace(self.names[key], expires=self.clock() + ttl)
+                self.resources[key] = replace(self.resources[key], expires=self.clock() + ttl)
             return len(mine)
 
-    def sweep(self) -> list[Resource]:
+    def expire_leases(self) -> list[EphemeralResource]:
         """Delete what has outlived its lease, and return it."""
         now = self.clock()
-        gone = [key for key, item in self.names.items() if item.expires <= now]
+        gone = [key for key, item in self.resources.items() if item.expires <= now]
         return [self._erase(key, kinds.EXPIRED) for key in gone]
 
     def submit(self, task: Task) -> Record:
@@ -219,44 +219,44 @@ class Register:
             self._close(record, kinds.GONE, kinds.WITHDRAWN, reason)
             return True
 
-    def tell(self, kind: str, *, task: str = "", node: str = ANYWHERE, name: str = "", by: str = "") -> None:
+    def record_change(self, kind: str, *, task: str = "", node: str = ANYWHERE, name: str = "", by: str = "") -> None:
         """Add a change to what happened, and wake who watches."""
-        self.number += 1
+        self.last_number += 1
         record = self.records.get(task)
-        self.log.append(Change(self.number, kind, self.clock(), task, node, name, by, record))
+        self.log.append(Change(self.last_number, kind, self.clock(), task, node, name, by, record))
         self.changed.notify_all()
 
-    def _checked(self, name: str, node: str, epoch: int | None) -> Resource:
-        self.sweep()
-        found = self.names.get((name, node))
+    def _checked(self, name: str, node: str, epoch: int | None) -> EphemeralResource:
+        self.expire_leases()
+        found = self.resources.get((name, node))
         if found is None:
             raise fail(f"{name} is not there on {node or 'the cluster'}")
         if epoch is not None and found.epoch != epoch:
-            raise stale(found, epoch)
+            raise epoch_conflict(found, epoch)
         return found
 
-    def _set(self, item: Resource, kind: str) -> Resource:
+    def _set(self, item: EphemeralResource, kind: str) -> EphemeralResource:
         self.epoch += 1
-        made = self.names[item.name, item.node] = replace(item, epoch=self.epoch)
+        made = self.resources[item.name, item.node] = replace(item, epoch=self.epoch)
         if made.until:
-            self.leases.setdefault(made.until, set()).add((made.name, made.node))
-        self.tell(kind, node=made.node, name=made.name, by=made.owner)
+            self.task_bound.setdefault(made.until, set()).add((made.name, made.node))
+        self.record_change(kind, node=made.node, name=made.name, by=made.owner)
         return made
 
-    def _erase(self, key: Key, kind: str) -> Resource:
-        gone = self.names.pop(key)
+    def _erase(self, key: Key, kind: str) -> EphemeralResource:
+        gone = self.resources.pop(key)
         if gone.until:
-            self.leases.get(gone.until, set()).discard(key)
-        self.tell(kind, node=gone.node, name=gone.name, by=gone.owner)
+            self.task_bound.get(gone.until, set()).discard(key)
+        self.record_change(kind, node=gone.node, name=gone.name, by=gone.owner)
         return gone
 
     def _record(self, record: Record, kind: str, by: str = "") -> Record:
         self.records[record.task.name] = record
-        self.tell(kind, task=record.task.name, node=record.node, by=by)
+        self.record_change(kind, task=record.task.name, node=record.node, by=by)
         return record
 
     def _release(self, task: str) -> None:
-        for key in self.leases.pop(task, ()):
+        for key in self.task_bound.pop(task, ()):
             self._erase(key, kinds.DELETED)
 
     def _regate(self, record: Record, kind: str, by: str) -> None:
@@ -267,7 +267,7 @@ class Register:
         self._release(record.task.name)
         self._record(replace(record, state=state, ended=self.clock(), outcome=outcome), kind, by)
         self.ended.append(record.task.name)
-        while len(self.ended) > KEPT:
+        while len(self.ended) > MAX_ENDED:
             del self.records[self.ended.popleft()]
 
 
@@ -278,9 +278,9 @@ def _started(record: Record, item: Start, now: float) -> Record:
     )
 
 
-def register(clock: Callable[[], float], nodes: Iterable[Node] = ()) -> Register:
+def build_state_store(clock: Callable[[], float], nodes: Iterable[Node] = ()) -> StateStore:
     """Return the bookkeeping of a cluster that has some nodes."""
-    made = Register(clock)
+    made = StateStore(clock)
     for node in nodes:
         made.join(node)
     return made

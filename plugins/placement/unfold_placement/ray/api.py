@@ -17,8 +17,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from unfold_placement.core.types import MILLI, Task
-from unfold_placement.ray.backend import RayBackend, ask, connect, steward_of
-from unfold_placement.ray.client import Client, client_of
+from unfold_placement.ray.backend import RayBackend, call_coordinator, connect_ray, start_coordinator
+from unfold_placement.ray.client import Client, get_client
 from unfold_placement.ray.placement_groups import BUDGET
 from unfoldkit.api import fail
 
@@ -31,7 +31,7 @@ def init(address: str = "auto", policy: str = "default") -> RayBackend:
     Raises:
         UnfoldError: no cluster answers, or its nodes have no budget for names.
     """
-    return connect(address, policy)
+    return connect_ray(address, policy)
 
 
 def submit(
@@ -68,7 +68,7 @@ def close(policy: str) -> None:
 
 @functools.cache
 def _client(policy: str, _job: str) -> Client:
-    return client_of(steward_of(policy))
+    return get_client(start_coordinator(policy))
 
 
 def _job() -> str:
@@ -87,7 +87,7 @@ def within(name: str, node: str, policy: str, amount: float = 1.0) -> dict[str, 
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = ask(steward_of(policy), "within", name, node)
+    group = call_coordinator(start_coordinator(policy), "within", name, node)
     if amount <= 0:
         raise fail("a task asks for some of a name", hint="amount=1")
     return {

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_placement.core.types import ANYWHERE, Node, Resource, Task
+from unfold_placement.core.types import ANYWHERE, EphemeralResource, Node, Task
 from unfold_placement.live.backend import Change, Snapshot, Start
-from unfold_placement.ray.coordinator import PATIENCE, Steward
+from unfold_placement.ray.coordinator import RESERVATION_TIMEOUT_S, Coordinator
 from unfold_placement.ray.placement_groups import BUDGET
 from unfoldkit.api import UnfoldError, fail
 
@@ -23,19 +23,19 @@ THREADS = 64
 class RayBackend:
     """One controller's or client's handle. ``ahead`` is the steward's time less that of ``clock``, in s."""
 
-    steward: Any
-    who: str = ""
+    coordinator: Any
+    holder: str = ""
     term: int = 0
-    ahead: float = math.nan
+    clock_offset_s: float = math.nan
     clock: Callable[[], float] = time.monotonic
 
     def now(self) -> float:
         """Return the steward's time, in seconds, by the clock here: set anew with every lease of the lead."""
-        if math.isnan(self.ahead):
+        if math.isnan(self.clock_offset_s):
             began = self.clock()
             told = float(self._ask("now"))
-            self.ahead = told - (began + self.clock()) / 2
-        return self.clock() + self.ahead
+            self.clock_offset_s = told - (began + self.clock()) / 2
+        return self.clock() + self.clock_offset_s
 
     def snapshot(self) -> Snapshot:
         """Return everything."""
@@ -49,9 +49,9 @@ class RayBackend:
 
     def lead(self, who: str, ttl: float) -> bool:
         """Become or stay the leader."""
-        self.ahead = math.nan
+        self.clock_offset_s = math.nan
         term = int(self._ask("lead", who, ttl))
-        self.who, self.term = who, term or self.term
+        self.holder, self.term = who, term or self.term
         return term > 0
 
     def resign(self) -> None:
@@ -61,21 +61,23 @@ class RayBackend:
     def create(
         self, name: str, node: str = ANYWHERE, amount: int = 1, *, owner: str = "", ttl: float = math.inf,
         until: str = "",
-    ) -> Resource:  # fmt: skip
+    ) -> EphemeralResource:  # fmt: skip
         """Create a name: a placement group that is pinned to the node."""
-        made: Resource = self._ask("create", self.term, name, node, amount, owner, ttl, until)
+        made: EphemeralResource = self._ask("create", self.term, name, node, amount, owner, ttl, until)
         return made
 
-    def resize(self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None) -> Resource:
+    def resize(
+        self, name: str, node: str = ANYWHERE, amount: int = 1, *, epoch: int | None = None
+    ) -> EphemeralResource:
         """Set the amount of a name."""
-        made: Resource = self._ask("resize", self.term, name, node, amount, epoch)
+        made: EphemeralResource = self._ask("resize", self.term, name, node, amount, epoch)
         return made
 
     def delete(
         self, name: str, node: str = ANYWHERE, *, force: bool = False, epoch: int | None = None
     ) -> tuple[str, ...]:
         """Delete a name."""
-        found: tuple[str, ...] = self._ask("delete", self.term, self.who, name, node, force, epoch)
+        found: tuple[str, ...] = self._ask("delete", self.term, self.holder, name, node, force, epoch)
         return found
 
     def renew(self, owner: str, ttl: float) -> int:
@@ -84,31 +86,31 @@ class RayBackend:
 
     def submit(self, task: Task) -> None:
         """Take a task into the queue that sleeps for as long as it says, run by this process."""
-        from unfold_placement.ray.client import client_of
+        from unfold_placement.ray.client import get_client
 
-        client_of(self.steward).sleep(task)
+        get_client(self.coordinator).sleep(task)
 
     def start(self, unit: Sequence[Start]) -> None:
         """Let a unit run, each task inside a group of its own on its node."""
-        self._ask("start", self.term, self.who, unit)
+        self._ask("start", self.term, self.holder, unit)
 
     def preempt(self, task: str) -> None:
         """Stop a running task by removing its group, and gate it again."""
-        self._ask("preempt", self.term, self.who, task)
+        self._ask("preempt", self.term, self.holder, task)
 
     def refuse(self, task: str, reason: str) -> None:
         """Take a waiting task out of the queue for good."""
-        self._ask("refuse", self.term, self.who, task, reason)
+        self._ask("refuse", self.term, self.holder, task, reason)
 
     def withdraw(self, task: str) -> None:
         """Take a task back."""
         self._ask("withdraw", task)
 
     def _ask(self, name: str, *args: Any) -> Any:
-        return ask(self.steward, name, *args)
+        return call_coordinator(self.coordinator, name, *args)
 
 
-def ask(steward: Any, name: str, *args: Any) -> Any:
+def call_coordinator(steward: Any, name: str, *args: Any) -> Any:
     """Ask a steward and return its answer.
 
     Raises:
@@ -127,7 +129,7 @@ def ask(steward: Any, name: str, *args: Any) -> Any:
         raise fail("the steward of the cluster is gone", hint="Ray starts it again") from error
 
 
-def connect(address: str, name: str, described: Sequence[Node] = ()) -> RayBackend:
+def connect_ray(address: str, name: str, described: Sequence[Node] = ()) -> RayBackend:
     """Return a handle on a spec's steward on a Ray cluster, which is started where there is none.
 
     Raises:
@@ -145,19 +147,19 @@ def connect(address: str, name: str, described: Sequence[Node] = ()) -> RayBacke
     if not ray.cluster_resources().get(BUDGET):
         hint = f"start every node with --resources='{{\"{BUDGET}\": 100000}}'"
         raise fail(f"no node of the cluster has the resource {BUDGET!r}", key="cluster.ray", hint=hint)
-    return RayBackend(steward_of(name, described))
+    return RayBackend(start_coordinator(name, described))
 
 
-def steward_of(
+def start_coordinator(
     name: str,
     described: Sequence[Node] = (),
     *,
     clock: Callable[[], float] = time.monotonic,
-    patience: float = PATIENCE,
+    patience: float = RESERVATION_TIMEOUT_S,
 ) -> Any:
     """Return a spec's steward; it outlives whoever starts it. All but its name counts for the one that starts it."""
     import ray
 
-    kind = ray.remote(num_cpus=0, max_concurrency=THREADS, max_restarts=-1)(Steward)
+    kind = ray.remote(num_cpus=0, max_concurrency=THREADS, max_restarts=-1)(Coordinator)
     named = kind.options(name=f"steward-{name}", lifetime="detached", get_if_exists=True)
     return named.remote(described, clock, patience)

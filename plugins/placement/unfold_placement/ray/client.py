@@ -17,9 +17,9 @@ from typing import Any
 
 from unfold_placement.core.types import Task
 from unfold_placement.live.backend import Record
-from unfold_placement.ray.backend import ask
+from unfold_placement.ray.backend import call_coordinator
 from unfold_placement.ray.coordinator import Ended, Offer
-from unfold_placement.ray.placement_groups import options_of
+from unfold_placement.ray.placement_groups import task_options
 from unfoldkit.api import UnfoldError, fail
 
 POLL = 2.0
@@ -44,7 +44,7 @@ class Client:
     ``deaths`` counts how often it was found dead, by whichever thread asked first.
     """
 
-    steward: Any
+    coordinator: Any
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     jobs: dict[str, Job] = field(default_factory=dict)
     outbox: queue.SimpleQueue[Task | Ended | None] = field(default_factory=queue.SimpleQueue)
@@ -68,7 +68,7 @@ class Client:
 
     def sleep(self, task: Task) -> None:
         """Submit a task that sleeps for its run time, and wait until it is in the queue."""
-        self.queue(task, sleeper(), task.run)
+        self.queue(task, sleep_function(), task.run)
 
     def queue(self, task: Task, function: Any, *args: Any) -> None:
         """Submit a call of a function, and wait until it is in the queue.
@@ -77,12 +77,12 @@ class Client:
             UnfoldError: there is a task of that name.
         """
         job = self.jobs[task.name] = Job(task, _remote(function), args, {}, Future())
-        if refused := ask(self.steward, "tell", self.name, [task], []):
+        if refused := call_coordinator(self.coordinator, "tell", self.name, [task], []):
             del self.jobs[task.name]
             job.result.cancel()
             raise fail(refused[task.name])
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Begin to tell and to hear."""
         for action in (self._tell, self._hear):
             self.threads.append(threading.Thread(target=action, daemon=True))
@@ -95,7 +95,7 @@ class Client:
         self.stopped.set()
         self.outbox.put(None)
         if ray.is_initialized():
-            self.steward.leave.remote(self.name)
+            self.coordinator.leave.remote(self.name)
         for thread in self.threads:
             thread.join()
 
@@ -125,7 +125,7 @@ class Client:
         while ray.is_initialized() and not self.stopped.is_set():
             deaths = self.deaths
             try:
-                return ask(self.steward, name, *args)
+                return call_coordinator(self.coordinator, name, *args)
             except UnfoldError:
                 time.sleep(0.5)
                 self._anew(deaths)
@@ -152,7 +152,7 @@ class Client:
             self.outbox.put(Ended(offer.task, offer.attempt, "cancelled"))
             return
         job.attempt = offer.attempt
-        options = options_of(offer.slot.shape, offer.slot.group)
+        options = task_options(offer.slot.shape, offer.slot.group)
         running = job.function.options(**options).remote(*job.args, **job.kwargs).future()
         running.add_done_callback(functools.partial(self._done, job, offer.attempt))
 
@@ -160,7 +160,7 @@ class Client:
         error = running.exception()
         if job.attempt != attempt or job.result.done():
             return
-        if error is not None and died(error):
+        if error is not None and is_worker_death(error):
             self.outbox.put(Ended(job.task.name, attempt, type(error).__name__, died=True))
             return
         self.jobs.pop(job.task.name, None)
@@ -176,10 +176,10 @@ class Client:
 
     def _cancelled(self, task: str) -> None:
         if self.jobs.pop(task, None) is not None:
-            self.steward.withdraw.remote(task, "cancelled")
+            self.coordinator.withdraw.remote(task, "cancelled")
 
 
-def died(error: BaseException) -> bool:
+def is_worker_death(error: BaseException) -> bool:
     """Return whether a task's worker went, by preemption or by itself, rather than its function failing."""
     from ray.exceptions import RayError, RayTaskError
 
@@ -191,10 +191,10 @@ def _sleep(seconds: float) -> None:
 
 
 @functools.cache
-def client_of(steward: Any) -> Client:
+def get_client(steward: Any) -> Client:
     """Return this process's client of a steward."""
     made = Client(steward)
-    made.begin()
+    made.start()
     # Ray ends a process whose threads still ask for something once it has shut down, which it does at exit
     atexit.register(made.close)
     return made
@@ -210,7 +210,7 @@ def _remote(function: Callable[..., Any]) -> Any:
 
 
 @functools.cache
-def sleeper() -> Any:
+def sleep_function() -> Any:
     """Return the remote function of tasks that only sleep, for so many seconds."""
     import ray
 

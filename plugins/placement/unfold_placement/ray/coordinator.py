@@ -16,14 +16,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from unfold_placement.core.types import ANYWHERE, Node, Resource, Task
+from unfold_placement.core.types import ANYWHERE, EphemeralResource, Node, Task
 from unfold_placement.live import backend as kinds
 from unfold_placement.live.backend import Change, Record, Snapshot, Start
-from unfold_placement.live.state_store import Key, register
-from unfold_placement.ray.placement_groups import BUDGET, MOST, Groups, Shape, Slot, node_of, shape_of
+from unfold_placement.live.state_store import Key, build_state_store
+from unfold_placement.ray.placement_groups import (
+    BUDGET,
+    MAX_AMOUNT,
+    PlacementGroups,
+    Reservation,
+    Shape,
+    bundle_shape,
+    parse_node,
+)
 from unfoldkit.api import UnfoldError, fail
 
-PATIENCE = 5.0
+RESERVATION_TIMEOUT_S = 5.0
 """Seconds that a reservation may take before its unit is given up and waits again."""
 IDLE, CLIENT = 1.0, 15.0
 """Seconds that an idle reservation is kept, and that a client may be silent."""
@@ -41,7 +49,7 @@ class Offer:
 
     task: str
     attempt: int
-    slot: Slot
+    slot: Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +66,14 @@ class Ended:
 class Client:
     """A process that submits tasks: what it is to be told, when it was heard, what is its, and whether it goes."""
 
-    heard: float
+    last_seen_s: float
     leaves: bool = False
     offers: deque[Offer] = field(default_factory=deque)
     closed: deque[Record] = field(default_factory=deque)
     tasks: set[str] = field(default_factory=set)
 
 
-class Steward:
+class Coordinator:
     """See the module. Methods run in threads; ``lock`` is the register's; groups are made and removed outside of it.
 
     ``described`` says what Ray does not know of nodes, whose labels never change there; only these are used then.
@@ -74,20 +82,23 @@ class Steward:
     """
 
     def __init__(
-        self, described: Sequence[Node] = (), clock: Callable[[], float] = time.monotonic, patience: float = PATIENCE
+        self,
+        described: Sequence[Node] = (),
+        clock: Callable[[], float] = time.monotonic,
+        patience: float = RESERVATION_TIMEOUT_S,
     ) -> None:
         self.described = {node.name: node for node in described}
         self.patience = patience
         origin = clock()
-        self.register = register(lambda: clock() - origin)
-        self.register.number = time.time_ns() // 1_000_000
+        self.register = build_state_store(lambda: clock() - origin)
+        self.register.last_number = time.time_ns() // 1_000_000
         self.lock = self.register.changed
-        self.groups = Groups()
+        self.groups = PlacementGroups()
         self.named: dict[Key, list[Any]] = {}
         self.lent: set[Key] = set()
         self.dying: list[Any] = []
         self.unused: dict[Any, float] = {}
-        self.slots: dict[str, Slot] = {}
+        self.slots: dict[str, Reservation] = {}
         self.clients: dict[str, Client] = {}
         self.owner: dict[str, str] = {}
         self.deaths: Counter[str] = Counter()
@@ -115,19 +126,21 @@ class Steward:
         """Let go of the lead."""
         self.register.resign(term)
 
-    def create(self, term: int, name: str, node: str, amount: int, owner: str, ttl: float, until: str) -> Resource:
+    def create(
+        self, term: int, name: str, node: str, amount: int, owner: str, ttl: float, until: str
+    ) -> EphemeralResource:
         """Create a name: on a node a group of that amount, for the cluster an entry."""
         with self.lock:
-            self.register.fence(term)
+            self.register.check_term(term)
             made = self.register.create(name, node, amount, owner=owner, ttl=ttl, until=until)
         if node != ANYWHERE:
             self._carve(made)
         return made
 
-    def resize(self, term: int, name: str, node: str, amount: int, epoch: int | None) -> Resource:
+    def resize(self, term: int, name: str, node: str, amount: int, epoch: int | None) -> EphemeralResource:
         """Set a name's amount: groups cannot be resized, so a further one or a new one is made."""
         with self.lock:
-            self.register.fence(term)
+            self.register.check_term(term)
             made = self.register.resize(name, node, amount, epoch=epoch)
             old = self.named.pop((name, node), []) if node != ANYWHERE else []
             kept = old if (name, node) in self.lent else []
@@ -141,7 +154,7 @@ class Steward:
     def delete(self, term: int, who: str, name: str, node: str, force: bool, epoch: int | None) -> tuple[str, ...]:
         """Delete a name, with its group; what runs in the group by itself is ended only by force."""
         with self.lock:
-            self.register.fence(term)
+            self.register.check_term(term)
             holders = self.register.delete(name, node, force=force, epoch=epoch, by=who)
             gone = self._left(force=force)
             freed = [self.slots.pop(task) for task in holders if task in self.slots]
@@ -167,7 +180,7 @@ class Steward:
     def start(self, term: int, who: str, unit: Sequence[Start]) -> None:
         """Let a unit run once there is a reservation for every task of it."""
         with self.lock:
-            self.register.fence(term)
+            self.register.check_term(term)
             records = self.register.start(unit, by=who)
             if records and self.groups.ready(_wanted(records)):
                 self._commit(records, self.groups.reserve(_wanted(records), self.patience) or [])
@@ -178,14 +191,14 @@ class Steward:
     def preempt(self, term: int, who: str, task: str) -> None:
         """Stop a task by removing its group, and gate it again."""
         with self.lock:
-            self.register.fence(term)
+            self.register.check_term(term)
             self.register.preempt(task, by=who)
         self._free(task)
 
     def refuse(self, term: int, who: str, task: str, reason: str) -> None:
         """Take a waiting task out of the queue for good."""
         with self.lock:
-            self.register.fence(term)
+            self.register.check_term(term)
             if self.register.refuse(task, reason, by=who):
                 self._close(task)
 
@@ -196,7 +209,7 @@ class Steward:
                 self._close(task)
         self._free(task)
 
-    def tell(self, client: str, tasks: Sequence[Task], ended: Sequence[Ended]) -> dict[str, str]:
+    def report(self, client: str, tasks: Sequence[Task], ended: Sequence[Ended]) -> dict[str, str]:
         """Hear of a client's new tasks and of those that ended; return the tasks that are not taken, and why."""
         refused: dict[str, str] = {}
         with self.lock:
@@ -220,7 +233,7 @@ class Steward:
             told = list(mine.offers), list(mine.closed)
             mine.offers.clear()
             mine.closed.clear()
-            mine.heard = time.monotonic()
+            mine.last_seen_s = time.monotonic()
             return told
 
     def leave(self, client: str) -> None:
@@ -231,7 +244,7 @@ class Steward:
 
     def _client(self, name: str) -> Client:
         found = self.clients.setdefault(name, Client(time.monotonic()))
-        found.heard = time.monotonic()
+        found.last_seen_s = time.monotonic()
         return found
 
     def _close(self, task: str, *, told: bool = True) -> None:
@@ -259,8 +272,8 @@ class Steward:
             self._close(item.task, told=item.died)
             del self.deaths[item.task]
 
-    def _carve(self, item: Resource) -> None:
-        shape: Shape = ((BUDGET, float(max(1, min(item.amount, MOST)))),)
+    def _carve(self, item: EphemeralResource) -> None:
+        shape: Shape = ((BUDGET, float(max(1, min(item.amount, MAX_AMOUNT)))),)
         group = self.groups.make(item.node, shape)
         if not group.wait(self.patience):
             self.groups.remove(group)
@@ -282,7 +295,7 @@ class Steward:
             for record in records:
                 self.register.fail(record.task.name, record.attempt, f"no room on {record.node} for all of its unit")
 
-    def _commit(self, records: Sequence[Record], slots: Sequence[Slot]) -> None:
+    def _commit(self, records: Sequence[Record], slots: Sequence[Reservation]) -> None:
         for record, slot in zip(records, slots, strict=True):
             name = record.task.name
             now = self.register.records.get(name)
@@ -307,7 +320,7 @@ class Steward:
 
     def _left(self, *, force: bool = False) -> list[Any]:
         gone: list[Any] = []
-        for key in [key for key in self.named if key not in self.register.names]:
+        for key in [key for key in self.named if key not in self.register.resources]:
             (gone if force or key not in self.lent else self.dying).extend(self.named.pop(key))
             self.lent.discard(key)
         return gone
@@ -322,9 +335,9 @@ class Steward:
 
     def _sweep(self) -> None:
         with self.lock:
-            self.register.sweep()
+            self.register.expire_leases()
             now = time.monotonic()
-            silent = [name for name, client in self.clients.items() if now - client.heard > CLIENT]
+            silent = [name for name, client in self.clients.items() if now - client.last_seen_s > CLIENT]
             lost = [task for name in silent for task in self.clients.pop(name).tasks]
             gone = self._left()
         self.groups.prune(now - IDLE)
@@ -344,7 +357,7 @@ class Steward:
         import ray
 
         told = [item for item in ray.nodes() if item["Alive"] and item["Resources"].get(BUDGET)]
-        every = {node_of(item).name: (node_of(item), item["NodeID"]) for item in told}
+        every = {parse_node(item).name: (parse_node(item), item["NodeID"]) for item in told}
         found = {name: (self._seen(node), key) for name, (node, key) in every.items() if self._wants(name)}
         with self.lock:
             for name in self.register.nodes.keys() - found.keys():
@@ -369,4 +382,4 @@ class Steward:
 
 
 def _wanted(records: Sequence[Record]) -> list[tuple[str, Shape]]:
-    return [(record.node, shape_of(record.task, len(record.asks))) for record in records]
+    return [(record.node, bundle_shape(record.task, len(record.asks))) for record in records]

@@ -16,7 +16,7 @@ from unfold_placement.core.types import MILLI, Node, Task
 
 BUDGET = "eph"
 """The resource that every node is started with, ``--resources='{"eph": 100000}'``."""
-MOST = 1000
+MAX_AMOUNT = 1000
 """What a name without a limit takes of a node's budget."""
 NAME, DATA = "unfold-name", "unfold-data"
 """Labels of a Ray node that say its name here and, with dots between them, its blocks of data."""
@@ -26,7 +26,7 @@ Shape = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Reservation:
     """A group that reserves on one node what one task needs."""
 
     node: str
@@ -35,11 +35,11 @@ class Slot:
 
 
 @dataclass(slots=True)
-class Groups:
+class PlacementGroups:
     """Makes and removes groups; ``ids`` are Ray's ids of the nodes. ``idle`` reservations wait for the next task."""
 
     ids: dict[str, str] = field(default_factory=dict)
-    idle: dict[tuple[str, Shape], list[tuple[Slot, float]]] = field(default_factory=dict)
+    idle: dict[tuple[str, Shape], list[tuple[Reservation, float]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def make(self, node: str, shape: Shape) -> Any:
@@ -54,11 +54,13 @@ class Groups:
 
         remove_placement_group(group)
 
-    def reserve(self, wanted: Iterable[tuple[str, Shape]], seconds: float) -> list[Slot] | None:
+    def reserve(self, wanted: Iterable[tuple[str, Shape]], seconds: float) -> list[Reservation] | None:
         """Reserve everything that is wanted, or nothing after so many seconds."""
         kept = [(node, shape, self._again(node, shape)) for node, shape in wanted]
         made = {
-            at: Slot(node, shape, self.make(node, shape)) for at, (node, shape, slot) in enumerate(kept) if not slot
+            at: Reservation(node, shape, self.make(node, shape))
+            for at, (node, shape, slot) in enumerate(kept)
+            if not slot
         }
         slots = [slot or made[at] for at, (_, _, slot) in enumerate(kept)]
         if all(slot.group.wait(seconds) for slot in made.values()):
@@ -67,14 +69,14 @@ class Groups:
             self.remove(slot.group)
         return None
 
-    def keep(self, slot: Slot, now: float) -> None:
+    def keep(self, slot: Reservation, now: float) -> None:
         """Keep a reservation for the next task of its shape."""
         with self.lock:
             self.idle.setdefault((slot.node, slot.shape), []).append((slot, now))
 
     def prune(self, before: float = float("inf"), node: str | None = None) -> None:
         """Remove the reservations that nobody has used since a time, on one node or on all."""
-        gone: list[Slot] = []
+        gone: list[Reservation] = []
         with self.lock:
             for key in [key for key in self.idle if node in {None, key[0]}]:
                 gone += [slot for slot, since in self.idle[key] if since < before]
@@ -89,7 +91,7 @@ class Groups:
             need[key] = need.get(key, 0) + 1
         return all(len(self.idle.get(key, ())) >= count for key, count in need.items())
 
-    def _again(self, node: str, shape: Shape) -> Slot | None:
+    def _again(self, node: str, shape: Shape) -> Reservation | None:
         with self.lock:
             found = self.idle.get((node, shape))
             if found:
@@ -106,7 +108,7 @@ class Groups:
         return [group for name, group in names.items() if free.get(name) == all_.get(name)]
 
 
-def shape_of(task: Task, names: int) -> Shape:
+def bundle_shape(task: Task, names: int) -> Shape:
     """Return the bundle of a task: its demand, and one of the budget for each name, in one conjunction."""
     own = {{"cpu": "CPU", "gpu": "GPU"}.get(kind, kind): amount / MILLI for kind, amount in task.demand.items()}
     if "memory" in own:
@@ -114,7 +116,7 @@ def shape_of(task: Task, names: int) -> Shape:
     return tuple(sorted({**own, BUDGET: float(max(1, names))}.items()))
 
 
-def options_of(shape: Shape, group: Any) -> dict[str, Any]:
+def task_options(shape: Shape, group: Any) -> dict[str, Any]:
     """Return the options of a Ray task that runs inside a group and takes all of it."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -126,7 +128,7 @@ def options_of(shape: Shape, group: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def node_of(told: Mapping[str, Any]) -> Node:
+def parse_node(told: Mapping[str, Any]) -> Node:
     """Return a node of Ray as policies see it: amounts in thousandths, memory in MiB."""
     labels = dict(told.get("Labels") or {})
     name = labels.pop(NAME, told["NodeID"][:12])

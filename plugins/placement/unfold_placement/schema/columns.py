@@ -11,8 +11,8 @@ from unfold_placement.core.types import MILLI
 from unfoldkit.api import CsvRow, csv_rows
 
 AMOUNTS = ("cpu", "gpu", "memory")
-NODE = ("name", *AMOUNTS, "data")
-TASK = (
+NODE_COLUMNS = ("name", *AMOUNTS, "data")
+TASK_COLUMNS = (
     "task", "arrival", "run", "start", "end", *AMOUNTS, "count", "parts", "job", "user", "role", "priority", "deadline",
     "follows", "avoids", "after", "data", "types",
 )  # fmt: skip
@@ -35,11 +35,11 @@ class Columns:
     """
 
     names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    scale: Mapping[str, float] = field(default_factory=dict)
-    head: Sequence[str] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
+    header: Sequence[str] = ()
     resources: Mapping[str, str] = field(default_factory=dict)
 
-    def rows(self, path: Path, wanted: Sequence[str]) -> Iterator[CsvRow]:
+    def read_rows(self, path: Path, wanted: Sequence[str]) -> Iterator[CsvRow]:
         """Yield the rows of a file by our columns, beside what other columns it has.
 
         Raises:
@@ -47,25 +47,25 @@ class Columns:
         """
         names = {**self.names, **{ours: (theirs,) for ours, theirs in self.resources.items()}}
         needed = dict.fromkeys(theirs for name in (*wanted, *names) for theirs in names.get(name, (name,)))
-        for row in csv_rows(path, tuple(needed), head=self.head):
+        for row in csv_rows(path, tuple(needed), head=self.header):
             mine = {ours: "-".join(row[name] for name in theirs) for ours, theirs in names.items()}
             yield replace(row, cells={**row.cells, **mine}) if mine else row
 
-    def amounts(self, line: CsvRow, parts: int = 1) -> dict[str, int]:
+    def read_amounts(self, line: CsvRow, parts: int = 1) -> dict[str, int]:
         """Return what a row has or asks for, in thousandths; of tasks the part of one of ``parts``."""
         kinds = (*AMOUNTS, *self.resources)
         found = {kind: self._amount(line, kind, parts) for kind in kinds if line.get(kind)}
         return {kind: amount for kind, amount in found.items() if amount}
 
-    def seconds(self, line: CsvRow, column: str, *, least: float = 0.0) -> float:
+    def read_seconds(self, line: CsvRow, column: str, *, least: float = 0.0) -> float:
         """Return a time in s, or one such as ``1-02:03:04``: days, hours, minutes, seconds."""
         if found := _ELAPSED.fullmatch(line[column]):
             days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
             return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-        return line.number(column, least=least) * self.scale.get(column, 1.0)
+        return line.number(column, least=least) * self.scales.get(column, 1.0)
 
     def _amount(self, line: CsvRow, kind: str, parts: int) -> int:
-        exact = _quantity(line, kind) * self.scale.get(kind, 1.0) / parts * MILLI
+        exact = _quantity(line, kind) * self.scales.get(kind, 1.0) / parts * MILLI
         if abs(round(exact) - exact) > OFF * exact:
             hint = f"of tasks and nodes alike take a multiple: scale: {{{kind}: 1000}}"
             raise line.wrong(f"{exact / MILLI:g} is too little: amounts are kept in thousandths", kind, hint)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from unfold_placement.schema.columns import NODE, TASK, Columns
+from unfold_placement.schema.columns import NODE_COLUMNS, TASK_COLUMNS, Columns
 from unfold_placement.schema.policies import PolicySpec
 from unfoldkit.api import Bytes, Duration, Model, Name, Problem, Spec, did_you_mean
 
@@ -196,7 +196,7 @@ def _cluster_problems(cluster: ClusterSpec) -> Iterator[Problem]:
     if len(given) != 1 and given not in (["nodes", "ray"], ["nodes", "kubernetes"]):
         message = f"{' and '.join(given)} together" if given else "no nodes"
         yield Problem(("cluster",), message, hint="write nodes, trace with path, ray: auto, or kubernetes: {}")
-    yield from _table_problems(cluster.trace, cluster.table, ("cluster", "table"), NODE, labels=True)
+    yield from _table_problems(cluster.trace, cluster.table, ("cluster", "table"), NODE_COLUMNS, labels=True)
     if cluster.trace and not cluster.path:
         yield Problem(("cluster",), "a trace needs the path of its file of nodes", hint="write path: FILE")
     for index, node in enumerate(cluster.nodes):
@@ -222,7 +222,7 @@ def _table_problems(
 
 def _workload_problems(workload: WorkloadSpec) -> Iterator[Problem]:
     if replay := workload.replay:
-        yield from _table_problems(replay.trace, replay.table, ("workload", "replay", "table"), TASK)
+        yield from _table_problems(replay.trace, replay.table, ("workload", "replay", "table"), TASK_COLUMNS)
     given = [key for key in ("tasks", "replay", "made") if getattr(workload, key)]
     if len(given) > 1:
         yield Problem(("workload",), f"{' and '.join(given)} together", hint="one of tasks, replay, made")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from unfold_placement.core.types import Policy
+from unfold_placement.core.policy import Policy
 from unfoldkit.api import Duration, Model, Problem, did_you_mean, fail
 
 Most = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -261,7 +261,7 @@ CLASSES: Mapping[str, str] = {
 }
 
 
-def build(spec: PolicySpec, *, allow_code: bool = False) -> list[Policy]:
+def build_policies(spec: PolicySpec, *, allow_code: bool = False) -> list[Policy]:
     """Return fresh policies for one run.
 
     Raises:

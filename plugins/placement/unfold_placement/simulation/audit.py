@@ -10,12 +10,12 @@ from typing import Any
 from unfold_placement.core import kernel
 from unfold_placement.core.types import Node, Task
 from unfold_placement.schema import policies
-from unfold_placement.simulation.simulator import Outcome
+from unfold_placement.simulation.simulator import SimulationResult
 from unfoldkit.api import Model
 
 
 @dataclass(slots=True)
-class World:
+class AuditState:
     """What runs where, as the walk goes: tasks by node, jobs' ends, submissions."""
 
     nodes: Sequence[Node]
@@ -36,14 +36,14 @@ class World:
         return [task for tasks in self.running.values() for task in tasks.values()]
 
 
-Law = Callable[[Any, World, Task, Node], str]
+Law = Callable[[Any, AuditState, Task, Node], str]
 """Asked as a task has just started: what is wrong, or the empty text."""
 
 
-def audit(found: Outcome, policy: policies.PolicySpec) -> Iterator[str]:
+def find_violations(found: SimulationResult, policy: policies.PolicySpec) -> Iterator[str]:
     """Yield everything that is wrong with a replay, in words."""
     held = [(LAWS[name], part) for name, part, _ in policy.parts() if name in LAWS]
-    world = World(found.nodes, groups={part.by: defaultdict(Counter) for _, part in held if hasattr(part, "by")})
+    world = AuditState(found.nodes, groups={part.by: defaultdict(Counter) for _, part in held if hasattr(part, "by")})
     capacity = {node.name: Counter[str]() for node in found.nodes}
     starts: dict[str, list[float]] = defaultdict(list)
     for time, kind, row, place in zip(
@@ -56,10 +56,10 @@ def audit(found: Outcome, policy: policies.PolicySpec) -> Iterator[str]:
         task, node = found.tasks[row], found.nodes[place]
         world.now = time
         _step(world, kind, task, node)
-        if kind == kernel.K_STARTED:
+        if kind == kernel.LOG_STARTED:
             starts[task.name].append(time)
             yield from _start(world, capacity[node.name], task, node, held)
-        elif kind in {kernel.K_ENDED, kernel.K_PREEMPTED}:
+        elif kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
             capacity[node.name].subtract(task.demand)
     for name, part, _ in policy.parts():
         if name == "gang":
@@ -67,7 +67,7 @@ def audit(found: Outcome, policy: policies.PolicySpec) -> Iterator[str]:
 
 
 def _start(
-    world: World, used: Counter[str], task: Task, node: Node, held: Sequence[tuple[Law, Model]]
+    world: AuditState, used: Counter[str], task: Task, node: Node, held: Sequence[tuple[Law, Model]]
 ) -> Iterator[str]:
     used.update(task.demand)
     for kind, amount in used.items():
@@ -79,28 +79,28 @@ def _start(
             yield f"{world.now:g} s: {task.name} on {node.name}: {wrong}"
 
 
-def _step(world: World, kind: int, task: Task, node: Node) -> None:
-    change = {kernel.K_STARTED: 1, kernel.K_ENDED: -1, kernel.K_PREEMPTED: -1}.get(kind, 0)
+def _step(world: AuditState, kind: int, task: Task, node: Node) -> None:
+    change = {kernel.LOG_STARTED: 1, kernel.LOG_ENDED: -1, kernel.LOG_PREEMPTED: -1}.get(kind, 0)
     for by, groups in world.groups.items() if change else ():
         groups[task.key(by)][node.name] += change
-    if kind in {kernel.K_SUBMITTED, kernel.K_PREEMPTED}:
+    if kind in {kernel.LOG_SUBMITTED, kernel.LOG_PREEMPTED}:
         world.waiting[task.name] = task
         world.since.setdefault(task.name, world.now)
-    if kind == kernel.K_STARTED:
+    if kind == kernel.LOG_STARTED:
         del world.waiting[task.name]
         world.running[node.name][task.name] = task
-    if kind in {kernel.K_ENDED, kernel.K_PREEMPTED}:
+    if kind in {kernel.LOG_ENDED, kernel.LOG_PREEMPTED}:
         del world.running[node.name][task.name]
-    if kind == kernel.K_ENDED:
+    if kind == kernel.LOG_ENDED:
         world.ended[task.job] += 1
-    if kind == kernel.K_REFUSED:
+    if kind == kernel.LOG_REFUSED:
         del world.waiting[task.name]
 
 
-def _gangs(found: Outcome, starts: dict[str, list[float]], part: Any) -> Iterator[str]:
+def _gangs(found: SimulationResult, starts: dict[str, list[float]], part: Any) -> Iterator[str]:
     """All start at one instant; a gang that was stopped goes on, as a whole, without those that had ended."""
     groups: dict[str, list[tuple[Task, float]]] = defaultdict(list)
-    for task, end in zip(found.tasks, found.end.tolist(), strict=True):
+    for task, end in zip(found.tasks, found.end_s.tolist(), strict=True):
         groups[task.key(part.by)].append((task, end))
     for key, members in groups.items():
         times = Counter(time for task, _ in members for time in starts[task.name])
@@ -111,7 +111,7 @@ def _gangs(found: Outcome, starts: dict[str, list[float]], part: Any) -> Iterato
                 yield f"{time:g} s: {count} of the {wanted} tasks of gang {key} start"
 
 
-def _spread(part: Any, world: World, task: Task, node: Node) -> str:
+def _spread(part: Any, world: AuditState, task: Task, node: Node) -> str:
     if part.soft:
         return ""
     counts = world.groups[part.by][task.key(part.by)]
@@ -120,27 +120,27 @@ def _spread(part: Any, world: World, task: Task, node: Node) -> str:
     return "" if counts[node.name] <= before + part.skew else f"{counts[node.name]} here, {before} elsewhere"
 
 
-def _apart(part: Any, world: World, task: Task, node: Node) -> str:
+def _apart(part: Any, world: AuditState, task: Task, node: Node) -> str:
     here = sum(other.key(part.by) == task.key(part.by) for other in world.on(node))
     return f"{here} of {task.key(part.by)}, {part.density} may be" if here > part.density else ""
 
 
-def _beside(_part: Any, world: World, task: Task, node: Node) -> str:
+def _beside(_part: Any, world: AuditState, task: Task, node: Node) -> str:
     alone = task.follows and not any(other.job == task.follows for other in world.on(node))
     return f"nothing of {task.follows} runs here" if alone else ""
 
 
-def _clear(_part: Any, world: World, task: Task, node: Node) -> str:
+def _clear(_part: Any, world: AuditState, task: Task, node: Node) -> str:
     met = task.avoids and any(other.job == task.avoids for other in world.on(node) if other is not task)
     return f"{task.avoids} runs here" if met else ""
 
 
-def _typed(part: Any, _world: World, task: Task, node: Node) -> str:
+def _typed(part: Any, _world: AuditState, task: Task, node: Node) -> str:
     found = node.labels.get(part.label, "")
     return "" if not task.types or found in task.types else f"it can run on {' or '.join(task.types)}, not on {found!r}"
 
 
-def _near(part: Any, world: World, task: Task, node: Node) -> str:
+def _near(part: Any, world: AuditState, task: Task, node: Node) -> str:
     if not task.data or node.data.intersection(task.data):
         return ""
     waited = world.now - world.since[task.name]
@@ -149,19 +149,19 @@ def _near(part: Any, world: World, task: Task, node: Node) -> str:
     return "" if waited >= after - 1e-9 else f"its data is elsewhere, after {waited:g} s"
 
 
-def _few(part: Any, world: World, task: Task, _node: Node) -> str:
+def _few(part: Any, world: AuditState, task: Task, _node: Node) -> str:
     mine = [
         t for t in world.everywhere() if t.key(part.by) == task.key(part.by) and (not part.jobs or t.job in part.jobs)
     ]
     return f"{len(mine)} run, {part.most} may" if len(mine) > part.most else ""
 
 
-def _after(_part: Any, world: World, task: Task, _node: Node) -> str:
+def _after(_part: Any, world: AuditState, task: Task, _node: Node) -> str:
     early = [job for job in task.after if world.ended[job] == 0 or any(t.job == job for t in world.everywhere())]
     return f"{early[0]} has not ended" if early else ""
 
 
-def _higher(part: Any, world: World, task: Task, node: Node) -> str:
+def _higher(part: Any, world: AuditState, task: Task, node: Node) -> str:
     if part.backfill:
         return ""
     higher = [other for other in world.waiting.values() if other.priority > task.priority and other.size == 1]
@@ -170,7 +170,7 @@ def _higher(part: Any, world: World, task: Task, node: Node) -> str:
     return f"{above[0].name} of a higher class waits" if above else ""
 
 
-def _within(part: Any, world: World, task: Task, _node: Node) -> str:
+def _within(part: Any, world: AuditState, task: Task, _node: Node) -> str:
     if part.borrow:
         return ""
     user = task.key(part.by)
@@ -178,7 +178,7 @@ def _within(part: Any, world: World, task: Task, _node: Node) -> str:
     return f"{user} has {used:g}, its quota is {part.quotas.get(user, 0):g}" if used > part.quotas.get(user, 0) else ""
 
 
-def _served(part: Any, world: World, task: Task, node: Node) -> str:
+def _served(part: Any, world: AuditState, task: Task, node: Node) -> str:
     servers = [other for other in world.on(node) if other.job == task.job and other.role == "server"]
     if task.role == "server":
         return "a second server here" if len(servers) > 1 else ""

@@ -11,12 +11,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from unfold_placement.core.explain import Reason, explain, watched
-from unfold_placement.core.types import Node, Policy, Task
-from unfold_placement.simulation.simulator import outcome, play, prepare
+from unfold_placement.core.explain import Reason, explain_wait, record_history
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Node, Task
+from unfold_placement.simulation.simulator import collect_result, prepare_simulation, run_simulation
 
 ALONE, PAIRS = 200, 60
-Make = Callable[[], Sequence[Policy]]
+PolicyFactory = Callable[[], Sequence[Policy]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,11 @@ class Counterexample:
 
     jobs: tuple[str, ...]
     stuck: tuple[str, ...]
-    ran: int
+    finished: int
     reasons: tuple[Reason, ...]
 
 
-def counterexample(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Counterexample | None:
+def find_counterexample(nodes: Sequence[Node], tasks: Sequence[Task], make: PolicyFactory) -> Counterexample | None:
     """Return the smallest case that is found to block, or nothing."""
     jobs = _by_job(tasks)
     kinds = [same[0] for same in _kinds(jobs)]
@@ -38,10 +39,10 @@ def counterexample(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> 
     for job in kinds[:ALONE]:
         if found := _play(nodes, jobs, (job,), make):
             return found
-    return crossed(nodes, tasks, make)
+    return find_blocking_pair(nodes, tasks, make)
 
 
-def crossed(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Counterexample | None:
+def find_blocking_pair(nodes: Sequence[Node], tasks: Sequence[Task], make: PolicyFactory) -> Counterexample | None:
     """Return a pair of jobs of which one or both wait for ever if they come together, or nothing."""
     jobs = _by_job(tasks)
     kinds = [same[0] for same in _kinds(jobs)] if make() else []
@@ -50,7 +51,9 @@ def crossed(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Counter
     return next((found for found in plays if found), None)
 
 
-def alone(nodes: Sequence[Node], tasks: Sequence[Task], make: Make) -> Iterator[tuple[Counterexample, tuple[str, ...]]]:
+def find_jobs_blocked_alone(
+    nodes: Sequence[Node], tasks: Sequence[Task], make: PolicyFactory
+) -> Iterator[tuple[Counterexample, tuple[str, ...]]]:
     """Yield what blocks a job alone on the empty cluster, with the tasks that wait for ever in all jobs like it."""
     jobs = _by_job(tasks)
     for same in itertools.islice(_kinds(jobs) if make() else (), ALONE):
@@ -79,21 +82,26 @@ def _too_big(nodes: Sequence[Node], task: Task) -> bool:
 
 
 def _play(
-    nodes: Sequence[Node], jobs: dict[str, list[Task]], names: Sequence[str], make: Make, *, mixed: bool = False
+    nodes: Sequence[Node],
+    jobs: dict[str, list[Task]],
+    names: Sequence[str],
+    make: PolicyFactory,
+    *,
+    mixed: bool = False,
 ) -> Counterexample | None:
     wanted = _with_needed(jobs, names)
     ranked = [(rank if mixed else 0, task) for job in wanted for rank, task in enumerate(jobs[job])]
     ranked.sort(key=lambda pair: pair[0])
     tasks = [replace(task, arrival=0.0, deadline=float("inf")) for _, task in ranked]
-    loop = prepare(nodes, tasks, make())
-    history = watched(loop)
-    found = outcome(play(loop))
+    loop = prepare_simulation(nodes, tasks, make())
+    history = record_history(loop)
+    found = collect_result(run_simulation(loop))
     if not found.stuck:
         return None
     # of several that wait, one that waits for nothing else's end says most
     shown = min(found.stuck, key=lambda task: (bool(task.after or task.follows), found.stuck.index(task)))
     stuck = tuple(task.name for task in found.stuck)
-    return Counterexample(tuple(wanted), stuck, len(tasks) - len(stuck), tuple(explain(loop, shown, history)))
+    return Counterexample(tuple(wanted), stuck, len(tasks) - len(stuck), tuple(explain_wait(loop, shown, history)))
 
 
 def _with_needed(jobs: dict[str, list[Task]], names: Sequence[str]) -> list[str]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from unfold_placement.core.explain import Reason, explain, watched
-from unfold_placement.core.types import Node, Policy, Task
+from unfold_placement.core.explain import Reason, explain_wait, record_history
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Node, Task
 from unfold_placement.schema.models import PlacementSpec
-from unfold_placement.simulation.audit import audit
-from unfold_placement.simulation.metrics import Figures, figures
-from unfold_placement.simulation.simulator import Outcome, outcome, play, prepare
+from unfold_placement.simulation.audit import find_violations
+from unfold_placement.simulation.metrics import ReplayMetrics, compute_metrics
+from unfold_placement.simulation.simulator import SimulationResult, collect_result, prepare_simulation, run_simulation
 from unfoldkit.api import Run, did_you_mean, fail
 
 Make = Callable[[], Sequence[Policy]]
@@ -22,10 +23,10 @@ Make = Callable[[], Sequence[Policy]]
 class Replay:
     """A replay with its figures, what is wrong with it, and the seconds that it took by the clock."""
 
-    found: Outcome
-    figures: Figures
-    wrong: tuple[str, ...]
-    seconds: float
+    result: SimulationResult
+    metrics: ReplayMetrics
+    violations: tuple[str, ...]
+    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,12 @@ class Explained:
 
 def replay(spec: PlacementSpec, nodes: Sequence[Node], tasks: Sequence[Task], make: Make, run: Run) -> Replay:
     """Replay a workload and audit it."""
-    loop = prepare(nodes, tasks, make())
+    loop = prepare_simulation(nodes, tasks, make())
     began = run.clock()
     step = "replay" if loop.policies else "replay without policy"
-    found = outcome(play(loop, on_step=lambda placed: run.progress(step, placed, len(tasks))))
+    found = collect_result(run_simulation(loop, on_step=lambda placed: run.progress(step, placed, len(tasks))))
     seconds = run.clock() - began
-    return Replay(found, figures(found), tuple(audit(found, spec.policy)), seconds)
+    return Replay(found, compute_metrics(found), tuple(find_violations(found, spec.policy)), seconds)
 
 
 def why(
@@ -52,7 +53,7 @@ def why(
     nodes: Sequence[Node],
     tasks: Sequence[Task],
     make: Make,
-    found: Outcome,
+    found: SimulationResult,
     run: Run,
     never: Mapping[str, str] = MappingProxyType({}),
 ) -> Explained | None:
@@ -67,18 +68,18 @@ def why(
     if picked is None:
         return None
     task, at = picked
-    loop = prepare(nodes, tasks, make())
-    history = watched(loop)
-    play(loop, until=at, on_step=lambda placed: run.progress("explain", placed, len(tasks)))
-    return Explained(task, at, tuple(explain(loop, task, history)))
+    loop = prepare_simulation(nodes, tasks, make())
+    history = record_history(loop)
+    run_simulation(loop, until=at, on_step=lambda placed: run.progress("explain", placed, len(tasks)))
+    return Explained(task, at, tuple(explain_wait(loop, task, history)))
 
 
-def _picked(spec: PlacementSpec, tasks: Sequence[Task], found: Outcome) -> tuple[Task, float] | None:
+def _picked(spec: PlacementSpec, tasks: Sequence[Task], found: SimulationResult) -> tuple[Task, float] | None:
     rows = {task.name: row for row, task in enumerate(tasks)}
     if spec.explain is not None and spec.explain.task not in rows:
         hint = did_you_mean(spec.explain.task, rows)
         raise fail(f"no such task: {spec.explain.task}", key="explain.task", hint=hint)
-    ends = [start if math.isfinite(start) else float(found.book.now) for start in found.start.tolist()]
+    ends = [start if math.isfinite(start) else float(found.table.now) for start in found.start_s.tolist()]
     waits = [end - task.arrival for task, end in zip(tasks, ends, strict=True)]
     row = rows[spec.explain.task] if spec.explain is not None else max(range(len(tasks)), key=waits.__getitem__)
     if spec.explain is not None and spec.explain.at is not None:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_placement.core import kernel, kernel_calls, state_arrays
-from unfold_placement.core.controller import Controller, controller, requests
-from unfold_placement.core.resources import Book, book
-from unfold_placement.core.types import Node, Policy, Task
+from unfold_placement.core import kernel
+from unfold_placement.core.controller import Controller, build_controller, collect_requests
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.resources import ResourceTable, build_resource_table
+from unfold_placement.core.state import grow_log, schedule_arrivals
+from unfold_placement.core.types import Node, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class EventLog:
     """What happened, line by line: times in s, kinds (see ``core/kernel.py``), rows of tasks and nodes."""
 
     times: NDArray[np.float64]
@@ -25,68 +27,70 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulationResult:
     """A replay: start, end (infinite if never) and node (-1) of each task's last run, the log, and what is left."""
 
     nodes: tuple[Node, ...]
     tasks: tuple[Task, ...]
-    start: NDArray[np.float64]
-    end: NDArray[np.float64]
-    node: NDArray[np.int32]
-    log: Log
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    node_rows: NDArray[np.int32]
+    log: EventLog
     decisions: int
-    refused: dict[str, str]
-    book: Book
+    rejections: dict[str, str]
+    table: ResourceTable
 
     @property
     def stuck(self) -> tuple[Task, ...]:
         """The tasks that wait for ever."""
-        waiting = self.book.arena.state[: len(self.tasks)] == kernel.WAITING
+        waiting = self.table.state.status[: len(self.tasks)] == kernel.WAITING
         return tuple(self.tasks[row] for row in np.flatnonzero(waiting))
 
 
-def prepare(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy]) -> Controller:
+def prepare_simulation(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy]) -> Controller:
     """Return the controller of a simulation that has not begun."""
-    made = book(nodes)
-    loop = controller(made, policies)
-    made.add(tasks, [requests(loop.policies, task) for task in tasks])
-    made.arena = state_arrays.with_arrivals(made.arena, len(tasks))
+    made = build_resource_table(nodes)
+    loop = build_controller(made, policies)
+    made.add_tasks(tasks, [collect_requests(loop.policies, task) for task in tasks])
+    made.state = schedule_arrivals(made.state, len(tasks))
     return loop
 
 
-def play(loop: Controller, until: float = np.inf, on_step: Callable[[int], None] | None = None) -> Controller:
+def run_simulation(loop: Controller, until: float = np.inf, on_step: Callable[[int], None] | None = None) -> Controller:
     """Let a simulation run to its end, or to a time. Policies that only begin are not asked again."""
-    if not loop.begun:
+    if not loop.has_begun:
         loop.begin()
-    watched = loop.mask
+    watched = loop.stop_mask
     while True:
-        stop = min(until, loop.due)
-        told = kernel_calls.advance(loop.book.arena, stop, watched)
-        if told == kernel.FULL:
-            loop.book.arena = state_arrays.with_log(loop.book.arena, 2 * loop.book.arena.log_time.size)
-        elif told == kernel.WATCHED:
-            loop.pump()
+        stop = min(until, loop.next_wakeup_s)
+        told = kernel.call_advance(loop.table.state, stop, watched)
+        if told == kernel.LOG_FULL:
+            loop.table.state = grow_log(loop.table.state, 2 * loop.table.state.log_time.size)
+        elif told == kernel.EVENT_WATCHED:
+            loop.process_events()
             if on_step is not None:
-                on_step(int(loop.book.arena.mark[kernel.PLACED]))
-        elif loop.due <= loop.book.now:
-            loop.tick()
-        elif told == kernel.IDLE or loop.book.now >= until:
+                on_step(int(loop.table.state.counters[kernel.STARTS]))
+        elif loop.next_wakeup_s <= loop.table.now:
+            loop.fire_timers()
+        elif told == kernel.IDLE or loop.table.now >= until:
             return loop
 
 
-def outcome(loop: Controller) -> Outcome:
+def collect_result(loop: Controller) -> SimulationResult:
     """Return what a simulation did."""
-    a, count, logged = loop.book.arena, len(loop.book.tasks), loop.book.arena.mark[kernel.LOGGED]
-    log = Log(a.log_time[:logged], a.log_kind[:logged], a.log_task[:logged], a.log_node[:logged])
-    ran = np.isin(a.state[:count], (kernel.DONE,))
-    start = np.where(ran | (a.state[:count] == kernel.RUNNING), a.began[:count], np.inf)
-    end = np.where(ran, a.ends[:count], np.inf)
-    node = np.where(np.isfinite(start), a.place[:count], -1).astype(np.int32)
-    tasks = tuple(loop.book.tasks)
-    decisions = int(a.mark[kernel.DECISIONS])
-    return Outcome(loop.book.nodes, tasks, start, end, node, log, decisions, dict(loop.refused), loop.book)
+    a, count, logged = loop.table.state, len(loop.table.tasks), loop.table.state.counters[kernel.LOGGED]
+    log = EventLog(a.log_time[:logged], a.log_kind[:logged], a.log_task[:logged], a.log_node[:logged])
+    ran = np.isin(a.status[:count], (kernel.DONE,))
+    start = np.where(ran | (a.status[:count] == kernel.RUNNING), a.start_s[:count], np.inf)
+    end = np.where(ran, a.end_s[:count], np.inf)
+    node = np.where(np.isfinite(start), a.task_node[:count], -1).astype(np.int32)
+    tasks = tuple(loop.table.tasks)
+    decisions = int(a.counters[kernel.DECISIONS])
+    return SimulationResult(
+        loop.table.nodes, tasks, start, end, node, log, decisions, dict(loop.rejections), loop.table
+    )
 
 
-def simulate(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy] = ()) -> Outcome:
+def simulate(nodes: Sequence[Node], tasks: Sequence[Task], policies: Sequence[Policy] = ()) -> SimulationResult:
     """Replay a workload under some policies; without any, as a plain first-come scheduler does."""
-    return outcome(play(prepare(nodes, tasks, policies)))
+    return collect_result(run_simulation(prepare_simulation(nodes, tasks, policies)))

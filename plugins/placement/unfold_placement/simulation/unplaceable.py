@@ -7,23 +7,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unfold_placement.core.types import Node, Task
 from unfold_placement.schema.policies import GangOptions, PolicySpec, TypesOptions
-from unfold_placement.simulation.deadlock_check import Make, alone
+from unfold_placement.simulation.deadlock_check import PolicyFactory, find_jobs_blocked_alone
 from unfoldkit.api import did_you_mean
 
 Reasons = dict[str, str]
 """Why a task can never run, by its name."""
 
 
-def unplaceable(nodes: Sequence[Node], tasks: Sequence[Task], policy: PolicySpec, make: Make) -> Reasons:
+def find_unplaceable(nodes: Sequence[Node], tasks: Sequence[Task], policy: PolicySpec, make: PolicyFactory) -> Reasons:
     """Return why tasks can never run: too large for any node, stuck alone on the empty cluster, or bound to such a one.
 
     The second is a bounded search, as in ``deadlock_check.py``: what it misses waits for ever in the replay.
     """
     found = _bound(tasks, policy, _too_large(nodes, tasks, _label(policy)))
     left = [task for task in tasks if task.name not in found]
-    for blocked, names in alone(nodes, left, make):
-        lacks = next((reason for reason in blocked.reasons if not reason.where), None)
-        why = f"alone on the empty cluster it waits for {lacks.need if lacks else 'everything at one place'}"
+    for blocked, names in find_jobs_blocked_alone(nodes, left, make):
+        lacks = next((reason for reason in blocked.reasons if not reason.available_on), None)
+        why = f"alone on the empty cluster it waits for {lacks.requirement if lacks else 'everything at one place'}"
         found |= {name: why for name in names if name not in found}
     told = _bound(tasks, policy, found)
     return {task.name: told[task.name] for task in tasks if task.name in told}

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from unfold_placement.schema.models import PlacementSpec
 from unfold_placement.verbs.plan import labelled
-from unfold_placement.workload.build import nodes_of, tasks_of
+from unfold_placement.workload.build import build_nodes, build_tasks
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
 
-def opened(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
+def check_inputs(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
     """Yield what is wrong with the files of a spec, and with labels that no node has; no cluster is asked."""
     for look in (_nodes, _tasks):
         try:
@@ -20,10 +20,10 @@ def opened(spec: PlacementSpec, run: Run) -> Iterator[Diagnostic]:
 
 
 def _nodes(spec: PlacementSpec, run: Run) -> None:
-    if nodes := nodes_of(spec.cluster, run):
+    if nodes := build_nodes(spec.cluster, run):
         labelled(spec.policy, nodes)
 
 
 def _tasks(spec: PlacementSpec, run: Run) -> None:
     if spec.workload.replay:
-        tasks_of(spec.workload, run)
+        build_tasks(spec.workload, run)

@@ -12,25 +12,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from unfold_placement.core.types import Policy, Task
+from unfold_placement.core.policy import Policy
+from unfold_placement.core.types import Task
 from unfold_placement.live.backend import Backend
-from unfold_placement.live.control_loop import Live, run
-from unfold_placement.live.local import Local
-from unfold_placement.live.state_store import register
-from unfold_placement.live.status import plain, status, watch
+from unfold_placement.live.control_loop import ControlLoop, run_until_stopped
+from unfold_placement.live.local import LocalBackend
+from unfold_placement.live.state_store import build_state_store
+from unfold_placement.live.status import build_dashboard, read_status, status_to_json
 from unfold_placement.schema.models import PlacementSpec
-from unfold_placement.schema.policies import build
-from unfold_placement.workload.build import nodes_of, tasks_of
+from unfold_placement.schema.policies import build_policies
+from unfold_placement.workload.build import build_nodes, build_tasks
 from unfoldkit.api import Run, Service, UnfoldError
 from unfoldkit.serving.service import ASGIApp
 
 
 @dataclass(slots=True)
-class Worker:
+class ControllerThread:
     """The thread in which a controller runs; ``comes`` are tasks that it submits itself, for a rehearsal."""
 
-    live: Live
-    comes: Sequence[Task] = ()
+    live: ControlLoop
+    submitted_tasks: Sequence[Task] = ()
     stopped: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     failed: str = ""
@@ -39,7 +40,7 @@ class Worker:
         """Start to control."""
         self.thread = threading.Thread(target=self._control, daemon=True)
         self.thread.start()
-        if self.comes:
+        if self.submitted_tasks:
             threading.Thread(target=self._submit, daemon=True).start()
 
     def stop(self) -> None:
@@ -49,22 +50,24 @@ class Worker:
             self.thread.join(10)
 
     @property
-    def well(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether the thread is there and has not failed."""
-        return self.thread is not None and self.thread.is_alive() and (not self.failed or self.live.hands is not None)
+        return (
+            self.thread is not None and self.thread.is_alive() and (not self.failed or self.live.actuator is not None)
+        )
 
     def _control(self) -> None:
         # a cluster that does not answer may answer again; until then nobody is told that all is well
         while not self.stopped.is_set():
             try:
-                run(self.live, self.stopped.is_set, self.stopped.wait)
+                run_until_stopped(self.live, self.stopped.is_set, self.stopped.wait)
             except UnfoldError as error:
                 self.failed = str(error)
                 self.stopped.wait(1.0)
 
     def _submit(self) -> None:
         began = time.monotonic()
-        for task in sorted(self.comes, key=lambda task: task.arrival):
+        for task in sorted(self.submitted_tasks, key=lambda task: task.arrival):
             if self.stopped.wait(max(0.0, began + task.arrival - time.monotonic())):
                 return
             self.live.backend.submit(task)
@@ -81,34 +84,40 @@ def serve(spec: PlacementSpec, run: Run) -> Service:
     backend, comes, where = backend_of(spec, run)
     who = f"{socket.gethostname()}-{os.getpid()}"
     lease = spec.cluster.lease
-    worker = Worker(Live(backend, make, who, spec.name, lease / 3, lease), comes)
+    worker = ControllerThread(ControlLoop(backend, make, who, spec.name, lease / 3, lease), comes)
     lines = (("cluster", where), ("policy", ", ".join(name for name, _, _ in spec.policy.parts()) or "none"))
     paths = ("/v2/health/ready", "/status")
-    return Service(spec.name, application(spec.name, worker), paths, lines=lines, watch=watch(spec.name, worker.live))
+    return Service(
+        spec.name,
+        build_application(spec.name, worker),
+        paths,
+        lines=lines,
+        watch=build_dashboard(spec.name, worker.live),
+    )
 
 
 def policies(spec: PlacementSpec, run: Run) -> Callable[[], Sequence[Policy]]:
     """Return what makes a spec's policies, new ones each time."""
-    return lambda: build(spec.policy, allow_code=run.allow_code)
+    return lambda: build_policies(spec.policy, allow_code=run.allow_code)
 
 
 def backend_of(spec: PlacementSpec, run: Run) -> tuple[Backend, Sequence[Task], str]:
     """Return the spec's backend, the tasks that are submitted from here, and where it is in words."""
-    nodes = nodes_of(spec.cluster, run)
+    nodes = build_nodes(spec.cluster, run)
     if spec.cluster.kubernetes is not None:
         from unfold_placement.kubernetes.from_spec import backend
 
         return backend(spec.name, spec.cluster.kubernetes, spec.policy, allow_code=run.allow_code)
     if spec.cluster.ray:
-        from unfold_placement.ray.backend import connect
+        from unfold_placement.ray.backend import connect_ray
 
-        return connect(spec.cluster.ray, spec.name, nodes), (), f"Ray at {spec.cluster.ray}"
-    made = register(time.monotonic, nodes)
+        return connect_ray(spec.cluster.ray, spec.name, nodes), (), f"Ray at {spec.cluster.ray}"
+    made = build_state_store(time.monotonic, nodes)
     text = f"{len(nodes)} nodes of the spec, in this process: its tasks take time and do nothing"
-    return Local(made), tasks_of(spec.workload, run) if spec.workload.given else (), text
+    return LocalBackend(made), build_tasks(spec.workload, run) if spec.workload.given else (), text
 
 
-def application(name: str, worker: Worker) -> ASGIApp:
+def build_application(name: str, worker: ControllerThread) -> ASGIApp:
     """Return the application: health and status; its lifespan is the controller's."""
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -125,10 +134,10 @@ def application(name: str, worker: Worker) -> ASGIApp:
         return JSONResponse({"live": True})
 
     async def ready(_request: Request) -> JSONResponse:
-        return JSONResponse({"ready": worker.well, "error": worker.failed}, 200 if worker.well else 503)
+        return JSONResponse({"ready": worker.is_healthy, "error": worker.failed}, 200 if worker.is_healthy else 503)
 
     async def told(_request: Request) -> JSONResponse:
-        return JSONResponse({"name": name, **plain(await asyncio.to_thread(status, worker.live))})
+        return JSONResponse({"name": name, **status_to_json(await asyncio.to_thread(read_status, worker.live))})
 
     routes = [Route("/v2/health/live", live), Route("/v2/health/ready", ready), Route("/status", told)]
     return Starlette(lifespan=lifespan, routes=routes)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unfold_placement.core.types import MILLI, SEATS, Node, Task
+from unfold_placement.core.types import MILLI, PODS, Node, Task
 from unfold_placement.schema.models import ClusterSpec, ManySpec, NodeSpec, TaskSpec, TraceSpec, WorkloadSpec
 from unfold_placement.workload.kubectl import kubectl_nodes, kubectl_tasks
 from unfold_placement.workload.philly import philly_nodes, philly_tasks
@@ -32,7 +32,7 @@ TASKS: Mapping[str, Callable[..., Iterable[Task]]] = {
 """Readers of tasks, likewise, but for openb's, whose file names no job."""
 
 
-def nodes_of(cluster: ClusterSpec, run: Run) -> list[Node]:
+def build_nodes(cluster: ClusterSpec, run: Run) -> list[Node]:
     """Return the nodes of a spec.
 
     Raises:
@@ -54,7 +54,7 @@ def _traced(cluster: ClusterSpec, run: Run) -> list[Node]:
     return [found[int(row / cluster.part + 1e-9)] for row in range(max(1, round(cluster.part * len(found))))]
 
 
-def tasks_of(workload: WorkloadSpec, run: Run) -> list[Task]:
+def build_tasks(workload: WorkloadSpec, run: Run) -> list[Task]:
     """Return the tasks of a spec, in the order of the file.
 
     Raises:
@@ -69,10 +69,10 @@ def tasks_of(workload: WorkloadSpec, run: Run) -> list[Task]:
     return _written(workload.tasks)
 
 
-def seated(nodes: Sequence[Node], tasks: Sequence[Task]) -> list[Task]:
+def add_pod_slots(nodes: Sequence[Node], tasks: Sequence[Task]) -> list[Task]:
     """Return tasks that take a pod each, where all nodes say how many pods they run; else the tasks as they are."""
-    told = bool(nodes) and all(SEATS in node.capacity for node in nodes)
-    return [replace(task, demand={SEATS: MILLI, **task.demand}) for task in tasks] if told else list(tasks)
+    told = bool(nodes) and all(PODS in node.capacity for node in nodes)
+    return [replace(task, demand={PODS: MILLI, **task.demand}) for task in tasks] if told else list(tasks)
 
 
 def _nodes(item: NodeSpec, counts: Counter[str]) -> Iterator[Node]:

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 from unfold_placement.core.types import Task
 from unfoldkit.api import fail
 from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 Body = dict[str, Any]
-Tell = Callable[[str], object]
+Warn = Callable[[str], object]
 Span = tuple[float, float | None, float | None]
 """When an item was submitted, began and ended, in s; nothing where it did not yet."""
 INNER = ("items", "data", "result")
@@ -22,7 +23,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def items_of(path: Path, command: str) -> list[Body]:
+def read_items(path: Path, command: str) -> list[Body]:
     """Return what a file lists: under ``items`` (kubectl) or ``data`` and ``result`` (Ray), or as the list that it is.
 
     Raises:
@@ -31,8 +32,10 @@ def items_of(path: Path, command: str) -> list[Body]:
     try:
         with open_text(path) as stream:
             found = json.load(stream)
-    except (*UNREADABLE, ValueError) as error:
+    except (*UNREADABLE, ValueError, RecursionError) as error:
         raise fail(f"not JSON: {error}", file=str(path), hint=command) from error
+    if is_deep(found):
+        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
     while isinstance(found, dict) and (key := _inner(found)):
         found = found[key]
     return [item for item in (found if isinstance(found, list) else [found]) if isinstance(item, dict)]
@@ -42,7 +45,7 @@ def _inner(found: Body) -> str:
     return next((key for key in INNER if isinstance(found.get(key), list | dict)), "")
 
 
-def each_of(items: Sequence[S], path: Path, program: str, read: Callable[[S], T]) -> list[T]:
+def parse_items(items: Sequence[S], path: Path, program: str, read: Callable[[S], T]) -> list[T]:
     """Return what is read of each item.
 
     Raises:
@@ -58,7 +61,7 @@ def each_of(items: Sequence[S], path: Path, program: str, read: Callable[[S], T]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ItemFormat:
     """How the items of a command are read as tasks, and what people call them.
 
     ``program`` writes them; they are ``items``, and those that are no tasks ``others``. ``task`` makes one of an item,
@@ -72,8 +75,8 @@ class Form:
     task: Callable[[Body, Span, float, float], Task]
 
 
-def tasks_of(
-    listed: Sequence[Body], meant: Sequence[Body], path: Path, form: Form, first: int | None, tell: Tell
+def build_tasks(
+    listed: Sequence[Body], meant: Sequence[Body], path: Path, form: ItemFormat, first: int | None, tell: Warn
 ) -> list[Task]:
     """Return the tasks of those that are ``meant``, of the ``first`` so many that began; ``tell`` is told of the rest.
 
@@ -82,7 +85,7 @@ def tasks_of(
     Raises:
         UnfoldError: one is not what the program writes.
     """
-    spans = each_of(meant, path, form.program, form.span)
+    spans = parse_items(meant, path, form.program, form.span)
     last = max((time for span in spans for time in span if time is not None), default=0.0)
     ran = [(item, span) for item, span in zip(meant, spans, strict=True) if span[1] is not None]
     _tell_of(
@@ -90,12 +93,12 @@ def tasks_of(
     )
     ran = ran[:first]
     origin = min((span[0] for _, span in ran), default=0.0)
-    tasks = each_of(ran, path, form.program, lambda pair: form.task(pair[0], pair[1], origin, last))
+    tasks = parse_items(ran, path, form.program, lambda pair: form.task(pair[0], pair[1], origin, last))
     sizes = Counter(task.job for task in tasks)
     return [replace(task, size=sizes[task.job]) for task in tasks]
 
 
-def _tell_of(others: int, never: int, going: int, path: Path, form: Form, tell: Tell) -> None:
+def _tell_of(others: int, never: int, going: int, path: Path, form: ItemFormat, tell: Warn) -> None:
     if others or never:
         tell(f"{path.name}: left out are {others} {form.others} and {never} that never started")
     if going:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.kubernetes.codec import MIB, UNITS, seconds
-from unfold_placement.workload.json_stream import Body, Form, Span, Tell, each_of, items_of, tasks_of
+from unfold_placement.kubernetes.codec import MIB, UNITS, parse_time
+from unfold_placement.workload.json_stream import Body, ItemFormat, Span, Warn, build_tasks, parse_items, read_items
 from unfoldkit.api import fail
 
 S = TypeVar("S")
@@ -38,7 +38,7 @@ def kubectl_nodes(path: Path) -> list[Node]:
     return _each(path, "Node", lambda item: _node(item) if _open(item) else None)
 
 
-def kubectl_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Tell = str) -> list[Task]:
+def kubectl_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Warn = str) -> list[Task]:
     """Return the pods that ran as tasks: arrival is their creation, 0 s the earliest, run from start to end.
 
     The job is what owns a pod, the user its namespace. What still runs ends with the last time of the file; pods of
@@ -50,20 +50,20 @@ def kubectl_tasks(path: Path, faster: float = 1.0, first: int | None = None, tel
     pods = _each(path, "Pod", lambda item: item)
     owners = _each_of(pods, path, lambda item: _owner(item, "kind"))
     placed = [item for item, kinds in zip(pods, owners, strict=True) if not BOUND.intersection(kinds)]
-    form = Form("kubectl", "pods", "pods of daemons", _span, partial(_task, faster=faster))
-    return tasks_of(pods, placed, path, form, first, tell)
+    form = ItemFormat("kubectl", "pods", "pods of daemons", _span, partial(_task, faster=faster))
+    return build_tasks(pods, placed, path, form, first, tell)
 
 
 def _each(path: Path, kind: str, read: Callable[[Body], T | None]) -> list[T]:
     command = f"kubectl get {kind.lower()}s -o json"
-    mine = [item for item in items_of(path, command) if item.get("kind", kind) == kind]
+    mine = [item for item in read_items(path, command) if item.get("kind", kind) == kind]
     if not mine:
         raise fail(f"no {kind} in it", file=str(path), hint=command)
     return [made for made in _each_of(mine, path, read) if made is not None]
 
 
 def _each_of(items: Sequence[S], path: Path, read: Callable[[S], T]) -> list[T]:
-    return each_of(items, path, "kubectl", read)
+    return parse_items(items, path, "kubectl", read)
 
 
 def _open(item: Body) -> bool:
@@ -105,8 +105,8 @@ def _span(item: Body) -> Span:
     ended = status.get("phase") in {"Succeeded", "Failed"} and over
     start = status.get("startTime")
     return (
-        seconds(item["metadata"]["creationTimestamp"]), seconds(start) if start else None,
-        max(map(seconds, over)) if ended else None,
+        parse_time(item["metadata"]["creationTimestamp"]), parse_time(start) if start else None,
+        max(map(parse_time, over)) if ended else None,
     )  # fmt: skip
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
 from unfold_placement.schema.columns import Columns
-from unfold_placement.workload.json_stream import Body, Form, Span, Tell, each_of, items_of, tasks_of
+from unfold_placement.workload.json_stream import Body, ItemFormat, Span, Warn, build_tasks, parse_items, read_items
 from unfold_placement.workload.tables import csv_nodes
-from unfold_placement.workload.timestamps import date
+from unfold_placement.workload.timestamps import parse_datetime
 
 JOBS, MACHINES = "cluster_job_log", "cluster_machine_list"
 NAMES = {"name": ("machineId",), "gpu": ("number of GPUs",), "type": ("single GPU mem",)}
@@ -28,7 +28,7 @@ def philly_nodes(path: Path) -> Iterator[Node]:
         yield replace(node, labels={"type": node.labels["type"].strip()})
 
 
-def philly_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Tell = str) -> list[Task]:
+def philly_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Warn = str) -> list[Task]:
     """Return the jobs of ``cluster_job_log``: a task for each machine that the last attempt had, with its GPUs there.
 
     A job runs as long as its attempts did together, from its submission on, 0 s the earliest; what still runs ends with
@@ -38,9 +38,9 @@ def philly_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell
     Raises:
         UnfoldError: it is no such file.
     """
-    jobs = each_of(items_of(path, JOBS), path, JOBS, _read)
-    form = Form(JOBS, "jobs", "others", _span, partial(_task, faster=faster))
-    found = tasks_of(jobs, jobs, path, form, first, tell)
+    jobs = parse_items(read_items(path, JOBS), path, JOBS, _read)
+    form = ItemFormat(JOBS, "jobs", "others", _span, partial(_task, faster=faster))
+    found = build_tasks(jobs, jobs, path, form, first, tell)
     details = {str(job["jobid"]): job["places"] for job in jobs}
     sizes = Counter({task.job: len(details[task.job]) for task in found})
     return [part for task in found for part in _parts(task, details[task.job], sizes[task.job])]
@@ -82,4 +82,4 @@ def _task(job: Body, span: Span, origin: float, last: float, faster: float) -> T
 
 
 def _time(cell: object) -> float | None:
-    return None if cell is None else date(str(cell))
+    return None if cell is None else parse_datetime(str(cell))

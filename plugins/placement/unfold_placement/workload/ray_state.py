@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.workload.json_stream import Body, Form, Span, Tell, each_of, items_of, tasks_of
-from unfold_placement.workload.timestamps import date
+from unfold_placement.workload.json_stream import Body, ItemFormat, Span, Warn, build_tasks, parse_items, read_items
+from unfold_placement.workload.timestamps import parse_datetime
 from unfoldkit.api import fail
 
 NODES, TASKS = "ray list nodes --format json", "ray list tasks --detail --format json --limit 10000"
@@ -36,10 +36,10 @@ def ray_nodes(path: Path) -> list[Node]:
     """
     alive = [item for item in _listed(path, "node_id", NODES) if item.get("state", "ALIVE") == "ALIVE"]
     names = Counter(item.get("node_name", "") for item in alive)
-    return each_of(alive, path, "ray list nodes", lambda item: _node(item, names))
+    return parse_items(alive, path, "ray list nodes", lambda item: _node(item, names))
 
 
-def ray_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Tell = str) -> list[Task]:
+def ray_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: Warn = str) -> list[Task]:
     """Return the tasks that ran: arrival is when they were submitted, 0 s the earliest, run from start to end.
 
     The job is the placement group, or the task by itself; the user the Ray job, the role the function. What still runs
@@ -51,12 +51,12 @@ def ray_tasks(path: Path, faster: float = 1.0, first: int | None = None, tell: T
     """
     listed = _listed(path, "task_id", TASKS)
     plain = [item for item in listed if item.get("type") not in {METHOD, ACTOR, DRIVER}]
-    form = Form(TASKS, "tasks", "tasks of actors and drivers", _span, partial(_task, faster=faster))
-    return tasks_of(listed, plain, path, form, first, tell)
+    form = ItemFormat(TASKS, "tasks", "tasks of actors and drivers", _span, partial(_task, faster=faster))
+    return build_tasks(listed, plain, path, form, first, tell)
 
 
 def _listed(path: Path, key: str, command: str) -> list[Body]:
-    found = items_of(path, command)
+    found = read_items(path, command)
     if not found or key not in found[0]:
         raise fail(f"nothing with a {key} in it", file=str(path), hint=command)
     return found
@@ -94,7 +94,7 @@ def _time(cell: object) -> float | None:
     """Return a time in s: of milliseconds since 1970, or as the command writes it, a local time without its zone."""
     if cell is None or (isinstance(cell, int | float) and cell <= 0):
         return None
-    found = cell / 1000 if isinstance(cell, int | float) else date(str(cell))
+    found = cell / 1000 if isinstance(cell, int | float) else parse_datetime(str(cell))
     if found is None:
         raise ValueError(f"{cell!r} is no time")
     return found

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from unfold_placement.core.types import MILLI, Node, Task
-from unfold_placement.schema.columns import NODE, UNKNOWN, Columns
-from unfold_placement.workload.timestamps import Clock, clock_of, unslashed
+from unfold_placement.schema.columns import NODE_COLUMNS, UNKNOWN, Columns
+from unfold_placement.workload.timestamps import TimeFormat, detect_time_format, normalize_dates
 from unfoldkit.api import CsvRow, csv_rows, did_you_mean
 
 RACK = 32
@@ -69,10 +69,12 @@ def csv_nodes(path: Path, columns: Columns = PLAIN) -> Iterator[Node]:
 
     All but ``name`` may be missing. Of the labels, ``type`` and ``rack`` mean something.
     """
-    for line in _alone(columns.rows(path, ("name",)), "name"):
-        if not (amounts := columns.amounts(line)):
+    for line in _alone(columns.read_rows(path, ("name",)), "name"):
+        if not (amounts := columns.read_amounts(line)):
             raise line.wrong("a node without any resource", "name", "write an amount under cpu, gpu or memory")
-        labels = {key: cell for key, cell in line.cells.items() if key not in (*NODE, *columns.resources) and cell}
+        labels = {
+            key: cell for key, cell in line.cells.items() if key not in (*NODE_COLUMNS, *columns.resources) and cell
+        }
         yield Node(line["name"], amounts, labels, frozenset(_listed(line.get("data"))))
 
 
@@ -88,14 +90,18 @@ def csv_tasks(
     out, and ``tell`` is told.
     """
     wanted = ("arrival", "end" if "end" in columns.names else "run")
-    rows = unslashed(_timed(islice(_alone(columns.rows(path, ("task", *wanted)), "task"), first), wanted, path, tell))
-    clock = clock_of(rows, columns)
+    rows = normalize_dates(
+        _timed(islice(_alone(columns.read_rows(path, ("task", *wanted)), "task"), first), wanted, path, tell)
+    )
+    clock = detect_time_format(rows, columns)
     sizes = Counter[str]()
     for line in rows:
         sizes[_job(line)] += _many(line, "count") * _many(line, "parts")
     for line in rows:
         _check_jobs(line, sizes)
-        yield from _csv_tasks(line, (clock.at(line, "arrival") - clock.origin) / faster, clock, sizes[_job(line)])
+        yield from _csv_tasks(
+            line, (clock.read_time_s(line, "arrival") - clock.origin) / faster, clock, sizes[_job(line)]
+        )
 
 
 def _timed(rows: Iterable[CsvRow], wanted: Sequence[str], path: Path, tell: Tell) -> list[CsvRow]:
@@ -109,12 +115,12 @@ def _timed(rows: Iterable[CsvRow], wanted: Sequence[str], path: Path, tell: Tell
     return found
 
 
-def _csv_tasks(line: CsvRow, arrival: float, clock: Clock, size: int) -> Iterator[Task]:
+def _csv_tasks(line: CsvRow, arrival: float, clock: TimeFormat, size: int) -> Iterator[Task]:
     parts = _many(line, "parts")
     task = Task(
-        line["task"], clock.columns.amounts(line, parts), clock.run(line), arrival, _job(line), line.get("user"),
-        line.get("role"), size, round(line.number("priority")) if line.get("priority") else 0,
-        arrival + clock.slack(line, clock.at(line, "arrival")), line.get("follows"), line.get("avoids"),
+        line["task"], clock.columns.read_amounts(line, parts), clock.read_run_s(line), arrival, _job(line),
+        line.get("user"), line.get("role"), size, round(line.number("priority")) if line.get("priority") else 0,
+        arrival + clock.read_slack_s(line, clock.read_time_s(line, "arrival")), line.get("follows"), line.get("avoids"),
         _listed(line.get("after")), _listed(line.get("data")), types=_types(line.get("types")),
     )  # fmt: skip
     many = parts * _many(line, "count")

@@ -22,46 +22,50 @@ DAY = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class TimeFormat:
     """How a file tells times: as dates or in numbers, of which ``each`` are a second, counted from ``origin`` (s)."""
 
     columns: Columns
     dated: bool
-    each: float = 1.0
+    ticks_per_s: float = 1.0
     origin: float = 0.0
 
-    def at(self, line: CsvRow, column: str) -> float:
+    def read_time_s(self, line: CsvRow, column: str) -> float:
         """Return a moment in s, as the file counts them."""
-        return moment(line, column) if self.dated else self.columns.seconds(line, column) / self.each
+        return (
+            parse_datetime_cell(line, column)
+            if self.dated
+            else self.columns.read_seconds(line, column) / self.ticks_per_s
+        )
 
-    def run(self, line: CsvRow) -> float:
+    def read_run_s(self, line: CsvRow) -> float:
         """Return how long a task runs in s: as it says, or from its start, or arrival, to its end."""
         if "end" not in self.columns.names:
-            return self.columns.seconds(line, "run")
+            return self.columns.read_seconds(line, "run")
         began = "start" if line.get("start") not in UNKNOWN else "arrival"
-        found = self.at(line, "end") - self.at(line, began)
+        found = self.read_time_s(line, "end") - self.read_time_s(line, began)
         if found < 0:
             raise line.wrong(f"it ends {-found:g} s before its {began}", "end")
         return found
 
-    def slack(self, line: CsvRow, came: float) -> float:
+    def read_slack_s(self, line: CsvRow, came: float) -> float:
         """Return the seconds from a task's arrival to its deadline."""
         cell = line.get("deadline")
         if self.dated and cell and not is_number(cell):
-            return moment(line, "deadline") - came
-        return self.columns.seconds(line, "deadline") if cell else math.inf
+            return parse_datetime_cell(line, "deadline") - came
+        return self.columns.read_seconds(line, "deadline") if cell else math.inf
 
 
-def clock_of(rows: Sequence[CsvRow], columns: Columns) -> Clock:
+def detect_time_format(rows: Sequence[CsvRow], columns: Columns) -> TimeFormat:
     """Return how a file tells times, by its arrivals."""
-    plain = Clock(columns, dated=bool(rows) and _is_date(rows[0]["arrival"]))
-    first = min((plain.at(line, "arrival") for line in rows), default=0.0)
+    plain = TimeFormat(columns, dated=bool(rows) and _is_date(rows[0]["arrival"]))
+    first = min((plain.read_time_s(line, "arrival") for line in rows), default=0.0)
     in_seconds = float(present(np.array([first]))[0])
     origin = in_seconds if plain.dated or in_seconds >= SINCE_1970 else 0.0
-    return replace(plain, each=first / in_seconds if in_seconds else 1.0, origin=origin)
+    return replace(plain, ticks_per_s=first / in_seconds if in_seconds else 1.0, origin=origin)
 
 
-def unslashed(rows: Sequence[CsvRow]) -> list[CsvRow]:
+def normalize_dates(rows: Sequence[CsvRow]) -> list[CsvRow]:
     """Return rows with dates such as 31/01/2026 12:00 as ISO 8601: which is the month, all of them together say."""
     cells = [(at, name) for at, line in enumerate(rows) for name in MOMENTS if is_slashed(line.get(name).strip())]
     found = slashed([rows[at][name].strip() for at, name in cells]) if cells else np.zeros(0)
@@ -83,20 +87,20 @@ def is_number(text: str) -> bool:
     return True
 
 
-def moment(line: CsvRow, column: str) -> float:
+def parse_datetime_cell(line: CsvRow, column: str) -> float:
     """Return a cell that is a date and time as seconds since 1970.
 
     Raises:
         UnfoldError: it is none.
     """
-    found = date(line[column])
+    found = parse_datetime(line[column])
     if found is None:
         hint = "others of this file are: 2026-01-31 12:00:00"
         raise line.wrong(f"{line[column][:40]!r} is not a date and time", column, hint)
     return found
 
 
-def date(text: str) -> float | None:
+def parse_datetime(text: str) -> float | None:
     """Return a date, with a time or of midnight (UTC where it does not say), as seconds since 1970, or nothing."""
     plain = text.strip()
     found = (dated(each) for each in (plain, f"{plain} 00:00") if alone(each))
@@ -105,4 +109,4 @@ def date(text: str) -> float | None:
 
 def _is_date(text: str) -> bool:
     # a time of day alone is how long something took
-    return in_digits(text) or (not is_number(text) and (date(text) or 0.0) > DAY)
+    return in_digits(text) or (not is_number(text) and (parse_datetime(text) or 0.0) > DAY)

@@ -15,6 +15,7 @@ from unfold_supernet.scheduling.requests import LEAST, least
 from unfold_supernet.schema.models import QueriesSpec
 from unfoldkit.api import CsvRow, Run, csv_rows, fail
 from unfoldkit.arrivals.readers.timestamps import unit
+from unfoldkit.safe_io.files import read_bytes
 
 LATENCIES = ("latency", "deadline", "slo")
 KEY = "queries.path"
@@ -23,7 +24,7 @@ KEY = "queries.path"
 def digests(run: Run, files: Mapping[str, str | None]) -> dict[str, str]:
     """Return the SHA-256 of each file by its name; files are by the key that names them, if any does."""
     paths = [run.path(name, key=key) for key, name in files.items() if name is not None]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in paths}
 
 
 def asked_of(given: QueriesSpec, run: Run) -> Asked:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from unfold_supernet.networks.supernet import Bound, Ready, Supernet, bind
 from unfold_supernet.networks.transformer import Attending
 from unfold_supernet.networks.transformer_export import Alone
 from unfoldkit.api import RunDir
+from unfoldkit.safe_io.files import decoding, parse_object
 
 WEIGHTS = "family/weights.safetensors"
 NORMS = "family/norms.safetensors"
@@ -46,9 +48,30 @@ def read_family(directory: RunDir) -> Supernet:
     Raises:
         UnfoldError: the run holds none, or a file was changed.
     """
-    space = space_from(json.loads(directory.read(SPACE)))
-    weights, flat = load(directory.read(WEIGHTS)), load(directory.read(NORMS))
-    return Supernet(space, weights, {one.name: bind(space, weights, one, _norms(flat, one)) for one in space.subnets})
+    space = read_space(directory)
+    weights, flat = (_tensors(directory, name) for name in (WEIGHTS, NORMS))
+    with decoding(str(directory.path / WEIGHTS), "the weights of this family"):
+        bound = {one.name: bind(space, weights, one, _norms(flat, one)) for one in space.subnets}
+    return Supernet(space, weights, bound)
+
+
+def read_space(directory: RunDir) -> Space:
+    """Return the search space of a run's family.
+
+    Raises:
+        UnfoldError: the run holds none, or the file was changed.
+    """
+    with directory.decoding(SPACE, "a search space") as data:
+        return space_from(parse_object(data))
+
+
+def _tensors(directory: RunDir, name: str) -> dict[str, Tensor]:
+    with directory.decoding(name, "tensors") as data:
+        try:
+            found: dict[str, Tensor] = load(data)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+        return found
 
 
 def _norms(flat: dict[str, Tensor], subnet: Subnet) -> Statistics:

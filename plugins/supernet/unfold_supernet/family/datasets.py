@@ -12,6 +12,7 @@ from unfold_supernet.arrays import Ints
 from unfold_supernet.family.user_arrays import Numbers, Own, need, numbers, own, stored
 from unfold_supernet.schema.models import DataSpec
 from unfoldkit.api import Run, fail
+from unfoldkit.safe_io.files import read_bytes
 
 NORMAL = 16_000
 RR_MOST = 3.0
@@ -45,7 +46,7 @@ def load(given: DataSpec, run: Run, *, form: str = "conv1d") -> Data:
     if given.source == "digits":
         return _digits(given, run.seed)
     path = run.path(given.path or "", key="data.path")
-    content = path.read_bytes()
+    content = read_bytes(path)
     digest = hashlib.sha256(content).hexdigest()
     if given.source == "mitbih":
         arrays = stored(content, str(path), ("X", "rr", "y", "split"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 import zlib
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from unfold_supernet.arrays import Ints
 from unfold_supernet.schema.models import DataSpec
-from unfoldkit.api import csv_rows, fail
+from unfoldkit.api import UnfoldError, csv_rows, fail
+from unfoldkit.safe_io.arrays import read_npz
 
 Numbers = NDArray[np.float32]
 DAMAGED = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -71,10 +71,9 @@ def stored(content: bytes, file: str, names: Sequence[str]) -> dict[str, Any]:
     if not content.startswith(b"PK"):
         raise fail("not an NPZ archive", file=file, key="data.path", hint="np.savez(path, x=..., y=...), or a CSV")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            found = {name: archive[name] for name in names if name in archive.files}
-    except DAMAGED as error:
-        objects = "allow_pickle" in str(error)
+        found = read_npz(content, names=names)
+    except UnfoldError as error:
+        objects = "Python objects" in str(error)
         hint = "store labels as text or numbers: y.astype(str)" if objects else ""
         told = "an array holds Python objects, which are not loaded" if objects else f"a damaged NPZ archive: {error}"
         raise fail(told, file=file, key="data.path", hint=hint) from error

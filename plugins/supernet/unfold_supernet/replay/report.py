@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from unfold_supernet.schema.models import ServingSpec, SupernetSpec
 from unfold_supernet.training.accuracy import percentiles
 from unfoldkit.api import Cell, Column, Metric, Report, Run, Table, Verdict, fail
 from unfoldkit.arrivals import traces
+from unfoldkit.safe_io.files import parse_object
 
 WARM, TIMED = 2, 5
 """Full batches of each net before a trace is measured: to warm up, and to see how fast the machine is now."""
@@ -100,7 +100,10 @@ def front(spec: SupernetSpec, run: Run) -> tuple[ServingSpec, dict[str, Any]]:
         raise fail("nothing says what is in time", key="serving", hint='write serving: {slo: "20 ms"}')
     if not run.directory.has(FRONT):
         raise fail("this family was not trained yet", file=str(run.directory.path), hint="unfold train SPEC")
-    known: dict[str, Any] = json.loads(run.directory.read(FRONT))
+    with run.directory.decoding(FRONT, "a front") as data:
+        known = parse_object(data)
+        if not {"classes", "nets"} <= known.keys():
+            raise KeyError("classes and nets")
     return spec.serving, known
 
 
@@ -354,4 +357,5 @@ def _answers(run: Run) -> escalation.Answered:
     if not run.directory.has(ANSWERS):
         message, hint = "this run does not hold what its nets answered", "unfold train SPEC, with this version"
         raise fail(message, file=str(run.directory.path), key="serving.escalate", hint=hint)
-    return escalation.unpacked(run.directory.read(ANSWERS))
+    with run.directory.decoding(ANSWERS, "answers of nets") as data:
+        return escalation.unpacked(data)

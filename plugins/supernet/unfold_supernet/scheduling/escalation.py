@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from unfold_supernet.arrays import Ints
 from unfold_supernet.scheduling.policies import Served
+from unfoldkit.safe_io.arrays import read_npz
 
 SPREAD = 2.0
 """Standard deviations of the number of unsure answers in a batch that its time has room for."""
@@ -46,9 +47,9 @@ def packed(answered: Answered) -> bytes:
 
 def unpacked(content: bytes) -> Answered:
     """Return the answers of an archive; loading it executes nothing."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-        said, y = stored["said"].astype(np.int64), stored["y"].astype(np.int64)
-        return Answered(tuple(map(str, stored["names"])), said, stored["confidence"], y)
+    stored = read_npz(content)
+    said, y = stored["said"].astype(np.int64), stored["y"].astype(np.int64)
+    return Answered(tuple(map(str, stored["names"])), said, stored["confidence"], y)
 
 
 def pairs(nets: Sequence[Served], answered: Answered, below: float) -> dict[Served, Mapping[int, float | None]]:

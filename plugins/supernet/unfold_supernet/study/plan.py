@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +22,7 @@ from unfold_supernet.study.strategies import ways
 from unfold_supernet.study.study import Study
 from unfold_supernet.study.sweep import Setting
 from unfoldkit.api import Report, Run, fail
+from unfoldkit.safe_io.files import parse_object
 
 KIB = 1024
 
@@ -61,9 +61,11 @@ def family_of(spec: SupernetSpec, run: Run) -> Family:
         return tabled(run.path(spec.layers, key="layers"), spec.name)
     if not run.directory.has(FRONT):
         raise fail("this family was not trained yet", file=str(run.directory.path), hint="unfold train SPEC")
-    space = space_from(json.loads(run.directory.read(SPACE)))
-    known = {item["name"]: item["accuracy"] for item in json.loads(run.directory.read(FRONT))["nets"]}
-    return chip_family(spec.name, space, [known[one.name] for one in space.subnets])
+    with run.directory.decoding(SPACE, "a search space") as data:
+        space = space_from(parse_object(data))
+    with run.directory.decoding(FRONT, "a front") as data:
+        known = {item["name"]: float(item["accuracy"]) for item in parse_object(data)["nets"]}
+        return chip_family(spec.name, space, [known[one.name] for one in space.subnets])
 
 
 def machine_of(given: AcceleratorSpec) -> Machine:

@@ -79,7 +79,7 @@ def state(tags: Mapping[str, str], now: dt.datetime) -> Literal["held", "away", 
 
 def ledger_regions(folder: Path) -> Iterator[str]:
     """Yield the regions in which runs below a folder have rented."""
-    for path in sorted(folder.glob(LEDGERS)):
+    for path in sorted(path for path in folder.glob(LEDGERS) if path.is_file()):
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
             try:
                 rows = base.execute("SELECT value FROM facts WHERE key = 'aws-region'").fetchall()

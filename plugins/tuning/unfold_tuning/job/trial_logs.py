@@ -206,7 +206,7 @@ def _rows(path: Path) -> Iterator[CsvRow]:
 def _parsed(text: str, path: Path, number: int) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fail(f"not JSON: {error}", file=f"{path}:{number}:1", hint=FORM) from error
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from unfoldkit.safe_skops import dump_skops, load_skops
+from unfoldkit.safe_io.boosters import check_booster
+from unfoldkit.safe_io.skops import dump_skops, load_skops
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -66,6 +67,8 @@ def boosted(data: Split) -> Train:
 
     def run(config: Config, state: bytes | None, iters: int, accelerators: int, seed: int) -> tuple[float, bytes]:
         given = {"objective": "multi:softprob", "num_class": data.classes, "nthread": accelerators, "seed": seed}
+        if state:
+            check_booster(state)
         before = xgboost.Booster(model_file=bytearray(state)) if state else None
         model = xgboost.train({**given, **config}, train, num_boost_round=iters * data.rounds, xgb_model=before)
         return data.scored(model.predict(test)), bytes(model.save_raw("ubj"))

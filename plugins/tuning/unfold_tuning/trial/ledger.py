@@ -13,6 +13,7 @@ from typing import Any
 
 from unfold_tuning.job.profile import Machine
 from unfoldkit.api import UnfoldError, broken, fail
+from unfoldkit.safe_io.files import parse_json, require_regular
 
 WORST = -math.inf
 SCHEMA = """
@@ -74,7 +75,7 @@ class Ledger:
         if value is not None:
             self._write("INSERT OR IGNORE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
         rows = self.base.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchall()
-        return json.loads(rows[0][0]) if rows else None
+        return parse_json(rows[0][0], str(self.path)) if rows else None
 
     def node_runs(self, node: str, price: float, since: float) -> None:
         """Note that an instance is billed from now on."""
@@ -141,7 +142,7 @@ class Ledger:
     def trials(self, bracket: int | None = None) -> list[Trial]:
         """Return the trials of a bracket, or all."""
         rows = self.base.execute("SELECT * FROM trials ORDER BY id").fetchall()
-        found = [Trial(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in rows]
+        found = [Trial(row[0], row[1], parse_json(row[2], str(self.path)), row[3], row[4]) for row in rows]
         return [trial for trial in found if bracket in (None, trial.bracket)]
 
     def step(self, trial: int, iters: int, metric: float, seconds: float, gang: int) -> None:
@@ -156,7 +157,9 @@ class Ledger:
     def failed(self) -> dict[int, str]:
         """Return the trials that are left out, each with what it said last."""
         rows = self.base.execute("SELECT key, value FROM facts WHERE key LIKE 'failed-%'").fetchall()
-        return dict(sorted((int(key.removeprefix("failed-")), str(json.loads(value))) for key, value in rows))
+        return dict(
+            sorted((int(key.removeprefix("failed-")), str(parse_json(value, str(self.path)))) for key, value in rows)
+        )
 
     def once_more(self) -> None:
         """Let trials try again where all were left out: what they train with was at fault, and may be mended by now."""
@@ -199,7 +202,7 @@ class Ledger:
     def stages(self) -> list[tuple[int, float, float, list[int]]]:
         """Return the stages that have ended: index, begin, end, survivors."""
         rows = self.base.execute("SELECT * FROM stages WHERE ended IS NOT NULL ORDER BY stage").fetchall()
-        return [(stage, began, ended, json.loads(text)) for stage, began, ended, text in rows]
+        return [(stage, began, ended, parse_json(text, str(self.path))) for stage, began, ended, text in rows]
 
     def _write(self, text: str, values: tuple[Any, ...]) -> None:
         with self.base:
@@ -215,6 +218,8 @@ def opened(path: Path, machine: Machine, made_from: str) -> Iterator[Ledger]:
             Or the file cannot be read or written, at any time until the end, such as on a full disk (exit code 3).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        require_regular(path)
     try:
         with closing(sqlite3.connect(path)) as base:
             yield _prepared(path, machine, base, made_from)
@@ -234,7 +239,7 @@ def _prepared(path: Path, machine: Machine, base: sqlite3.Connection, made_from:
 
 
 def _unusable(path: Path, error: sqlite3.Error) -> UnfoldError:
-    if error.sqlite_errorname == "SQLITE_NOTADB":
+    if getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR"):
         return fail("this is no ledger", file=str(path), hint="--run DIR starts another run")
     hint = "what it holds is whole; with room again the same command goes on where it was"
     return broken(f"the ledger cannot be used: {error}", file=str(path), hint=hint)

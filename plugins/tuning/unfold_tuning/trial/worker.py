@@ -17,6 +17,7 @@ from unfold_tuning.trial.trainable import Work, make
 from unfoldkit.engines.local import start_worker
 from unfoldkit.errors import Diagnostic, UnfoldError, cut
 from unfoldkit.run_directory import write_atomically
+from unfoldkit.safe_io.files import read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def whole(job: Job, log: logging.Logger) -> Job:
 
 def state_of(job: Job) -> bytes | None:
     """Return the state from which a job goes on."""
-    return state_file(job.checkpoint, job.done).read_bytes() if job.done else None
+    return read_bytes(state_file(job.checkpoint, job.done)) if job.done else None
 
 
 def keep(job: Job, iters: int, state: bytes) -> None:

@@ -61,7 +61,8 @@ def known_profile(spec: TuningSpec, run: Run) -> Profile:
     if spec.profile is not None:
         return profile_of(spec.profile)
     if run.directory.has(PROFILE, made_from=measured_for(spec)):
-        return profile_of(ProfileSpec.model_validate_json(run.directory.read(PROFILE)))
+        with run.directory.decoding(PROFILE, "a profile") as data:
+            return profile_of(ProfileSpec.model_validate_json(data))
     hint = "write profile: {iteration: {mean: 12 s}}" + (", or unfold profile SPEC" if spec.trainable else "")
     what = "no profile: nothing is known about how long an iteration takes"
     if run.directory.has(PROFILE):

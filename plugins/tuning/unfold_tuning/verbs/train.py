@@ -32,6 +32,7 @@ from unfold_tuning.verbs.profile import profile as measured
 from unfold_tuning.verbs.profile import work_of
 from unfoldkit.api import Report, Run, dump, fail, fingerprint
 from unfoldkit.errors import show
+from unfoldkit.safe_io.files import parse_object
 
 LEDGER = "ledger.sqlite"
 DECISION = "carried-out.json"
@@ -119,7 +120,8 @@ def _chosen(
     stored: Mapping[str, Any] = (run.options.get("plan") or {}).get("decision") or {}
     begun = run.directory.has(DECISION, made_from=made_from)
     if begun:
-        stored = json.loads(run.directory.read(DECISION))
+        with run.directory.decoding(DECISION, "a plan") as data:
+            stored = parse_object(data)
     if stored:
         # a run that goes on under a smaller limit is planned again for it
         machine, plan = _from_decision(stored, stages, machines, MOST if begun else spec.cloud.limit)

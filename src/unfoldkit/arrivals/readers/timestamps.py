@@ -54,7 +54,8 @@ _APART = re.compile(r"[\s-]+")
 def unit(name: str) -> tuple[str, float | None]:
     """Return the name of a column without its unit, in small letters, and the unit in s, ``None`` if it has none."""
     plain = _APART.sub("_", _CAMEL.sub("_", name.strip().lstrip("@_"))).lower()
-    found = _UNIT.search(plain)
+    # no name of a column is so long; the search would take the square of its length
+    found = _UNIT.search(plain) if len(plain) <= 1000 else None
     if found is None or found.lastindex is None:
         return plain, None
     return plain[: found.start()], _SECONDS[found.lastindex - 1]

@@ -11,8 +11,9 @@ from unfoldkit.cli import plugin_registry as loading
 from unfoldkit.cli.commands.run import REPORT
 from unfoldkit.errors import ExitCode, shorten, user_error
 from unfoldkit.registry import Registry
-from unfoldkit.report import Verdict, from_data
+from unfoldkit.report import Verdict, flaws, from_data
 from unfoldkit.run_directory import MANIFEST, RunDir
+from unfoldkit.safe_io.files import parse_object
 
 
 def plugins(form: str = "text") -> ExitCode:
@@ -37,11 +38,10 @@ def report(folder: Path, form: str | None, out: Path | None, *, exit_zero: bool 
     if not (folder / MANIFEST).is_file():
         raise user_error("a folder that holds no run", file=str(folder), hint=_runs_in(folder))
     output.spare(out, folder / REPORT)
-    data = RunDir(folder).read(REPORT)
-    try:
-        found = from_data(json.loads(data))
-    except (KeyError, TypeError, ValueError) as error:
-        raise user_error(f"not a report: {error}", file=str(folder / REPORT)) from error
+    with RunDir(folder).decoding(REPORT, "a report") as data:
+        found = from_data(parse_object(data))
+        if any(flaws(found, found.kind, found.verb)):
+            raise ValueError(next(flaws(found, found.kind, found.verb)))
     output.deliver(found, output.choose(loading.registry(), form, out), out)
     return ExitCode.YES if found.verdict is Verdict.YES or exit_zero else ExitCode.NO
 

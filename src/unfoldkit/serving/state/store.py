@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unfoldkit.errors import internal_error, user_error
+from unfoldkit.safe_io.files import require_regular
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -117,6 +118,8 @@ def open_store(file: Path, *, made_from: str) -> Store:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            require_regular(file)
         connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=WAIT_S)
         try:
             known = _prepared(connection, made_from)

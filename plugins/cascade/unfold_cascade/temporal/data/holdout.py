@@ -11,6 +11,7 @@ import numpy as np
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.temporal.data.table import EntityTable, select_rows, starts_from_sizes
 from unfoldkit.api import Run, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
 
 PROBE_FILE = "serving/probe.npz"
 PROBE_ENTITIES = 12
@@ -47,15 +48,15 @@ def store_probe(
     spread = np.unique(np.linspace(0, len(unseen) - 1, PROBE_ENTITIES).astype(np.int64))
     entities = np.sort(unseen)[spread]
     made_from = fingerprint(digest, list(columns), entities.tolist())
-    return load_probe(
-        run.directory.once(PROBE_FILE, made_from, lambda: _pack_probe(load_table(), columns, entities, starts))
-    )
+    run.directory.once(PROBE_FILE, made_from, lambda: _pack_probe(load_table(), columns, entities, starts))
+    with run.directory.decoding(PROBE_FILE, "rows to check with") as data:
+        return load_probe(data)
 
 
 def load_probe(data: bytes) -> Probe:
     """Unpack what ``store_probe`` wrote."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return Probe(arrays["rows"], arrays["starts"], arrays["hour"], arrays["values"])
+    arrays = read_npz(data)
+    return Probe(arrays["rows"], arrays["starts"], arrays["hour"], arrays["values"])
 
 
 def _pack_probe(table: EntityTable, columns: Sequence[str], entities: IntArray, starts: IntArray) -> bytes:

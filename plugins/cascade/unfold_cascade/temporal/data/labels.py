@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,9 @@ from unfold_cascade.temporal.data.readers import list_psv_files
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, compute_hours_since
 from unfold_cascade.temporal.data.targets import label_stages
 from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
-from unfoldkit.api import Run, fail, fingerprint
+from unfoldkit.api import Run, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object, read_bytes
 
 HOURS_FILE = "hours.npz"
 
@@ -60,16 +61,16 @@ def are_hours_current(problem: TemporalProblem, run: Run) -> bool:
 
 def load_hours(data: bytes) -> LabelledHours:
     """Unpack what ``label_hours`` stored."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        facts = json.loads(arrays["facts"].tobytes())
-        return LabelledHours(
-            Timeline(arrays["starts"], arrays["hour"]),
-            arrays["on"],
-            arrays["since"],
-            arrays["highest"],
-            facts["digest"],
-            tuple(facts.get("columns", ())),
-        )
+    arrays = read_npz(data)
+    facts = parse_object(arrays["facts"].tobytes())
+    return LabelledHours(
+        Timeline(arrays["starts"], arrays["hour"]),
+        arrays["on"],
+        arrays["since"],
+        arrays["highest"],
+        facts["digest"],
+        tuple(facts.get("columns", ())),
+    )
 
 
 def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
@@ -94,12 +95,5 @@ def _hash_source(name: str, run: Run) -> str:
     path = run.path(name, key="data.path")
     digest = hashlib.sha256()
     for file in list_psv_files(path) if path.is_dir() else [path]:
-        digest.update(file.name.encode() + b"\0" + _read_file(file))
+        digest.update(file.name.encode() + b"\0" + read_bytes(file))
     return digest.hexdigest()
-
-
-def _read_file(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise fail(f"cannot read: {error.strerror}", file=str(file), key="data.path") from error

@@ -18,6 +18,7 @@ from unfold_cascade.schema.cells import is_missing
 from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
 from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, fail
+from unfoldkit.safe_io.files import read_bytes, require_regular
 
 HOUR_COLUMN = "ICULOS"
 FILES_PER_CHUNK = 512
@@ -126,10 +127,11 @@ def _is_psv_name(name: str) -> bool:
 
 def _read_folder(path: Path) -> Iterator[NamedContent]:
     for file in list_psv_files(path):
-        yield file.name, file.read_bytes()
+        yield file.name, read_bytes(file)
 
 
 def _read_archive(path: Path) -> Iterator[NamedContent]:
+    require_regular(path)
     try:
         yield from _read_zip(path) if zipfile.is_zipfile(path) else _read_tar(path)
     # RuntimeError: a zip with a password

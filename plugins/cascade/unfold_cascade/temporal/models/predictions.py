@@ -15,6 +15,8 @@ from unfold_cascade.temporal.models.slots import ModelSlot
 from unfold_cascade.temporal.problem import TemporalProblem
 from unfold_cascade.temporal.simulation.cost import CallCosts
 from unfoldkit.api import Run, fail
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,11 @@ def read_predictions(run: Run, slot: ModelSlot) -> Predictions:
     Raises:
         UnfoldError: The file is damaged.
     """
-    try:
-        with np.load(io.BytesIO(run.directory.read(slot.log_file)), allow_pickle=False) as arrays:
-            p, facts = arrays["p"], json.loads(arrays["facts"].tobytes())
-    except (ValueError, KeyError, OSError) as error:
-        raise fail(f"not a log of predictions: {error}", file=str(run.directory.path / slot.log_file)) from error
-    flops = float("nan") if facts["flops"] is None else float(facts["flops"])
-    return Predictions(p, flops, float(facts["bytes"]), float(facts["latency"]))
+    with run.directory.decoding(slot.log_file, "a log of predictions") as data:
+        arrays = read_npz(data)
+        facts = parse_object(arrays["facts"].tobytes())
+        flops = float("nan") if facts["flops"] is None else float(facts["flops"])
+        return Predictions(arrays["p"], flops, float(facts["bytes"]), float(facts["latency"]))
 
 
 def is_fitted(run: Run, slot: ModelSlot) -> bool:

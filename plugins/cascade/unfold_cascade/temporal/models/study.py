@@ -166,7 +166,8 @@ def load_study(problem: TemporalProblem, run: Run) -> StoredStudy:
     Raises:
         UnfoldError: A model is missing, or was fitted with another seed or other library versions.
     """
-    hours = load_hours(run.directory.read(HOURS_FILE))
+    with run.directory.decoding(HOURS_FILE, "hours") as data:
+        hours = load_hours(data)
     rows, features = split_entities(problem, hours), hours.expand_features(problem)
     slots = build_slots(problem, hours, build_layout(features))
     return StoredStudy(hours, rows, tuple(slots), tuple(require_predictions(run, slots)), features)

@@ -7,7 +7,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import ENDED, MANY, PREEMPTED, STARTED, STATIC, Ask, Drop, Event, Ops, Put, Task
+from unfold_placement.core.types import (
+    ENDED,
+    MANY,
+    PREEMPTED,
+    STARTED,
+    STATIC,
+    Ask,
+    Drop,
+    Event,
+    Put,
+    Task,
+    Transactions,
+)
 from unfold_placement.core.view import View
 
 
@@ -23,7 +35,7 @@ class Affinity:
         """Ask to be near the leader."""
         return [Ask(f"near-{task.follows}")] if task.follows else []
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put the name where a leader starts, and take it away with the last one that ends."""
         del view
         job = event.task.job if event.task is not None else ""

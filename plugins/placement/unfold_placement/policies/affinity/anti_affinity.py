@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import JOINED, STATIC, Ask, Drop, Event, Ops, Put, Task
+from unfold_placement.core.types import JOINED, STATIC, Ask, Drop, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
 from unfold_placement.policies.shared.membership import COMES_AND_GOES, Groups
 
@@ -25,7 +25,7 @@ class AntiAffinity:
         """Ask for one of the places that a node has for the group."""
         return [Ask(self.name(task.key(self.by)))]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put the places on every node, those that come later too, from the group's first task until its last ends."""
         group = event.task.key(self.by) if event.task is not None else ""
         if event.kind == JOINED:
@@ -33,7 +33,7 @@ class AntiAffinity:
         elif self.groups.came(event.kind, group):
             yield [Put(self.name(group), node.name, self.density) for node in view.nodes]
         elif self.groups.went(event.kind, group):
-            yield [Drop(self.name(group), node.name) for node in view.placed(self.name(group))]
+            yield [Drop(self.name(group), node.name) for node in view.nodes_with(self.name(group))]
 
     def name(self, group: str) -> str:
         """Return the name of a group's places."""

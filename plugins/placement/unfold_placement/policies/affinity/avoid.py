@@ -17,9 +17,9 @@ from unfold_placement.core.types import (
     Ask,
     Drop,
     Event,
-    Ops,
     Put,
     Task,
+    Transactions,
 )
 from unfold_placement.core.view import View
 from unfold_placement.policies.shared.membership import COMES_AND_GOES, Groups
@@ -38,7 +38,7 @@ class Avoid:
         """Ask for a node that is clear of the other."""
         return [Ask(f"clear-of-{task.avoids}")] if task.avoids else []
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Keep the name on every node on which the avoided job does not run, as long as a task asks for it."""
         task = event.task
         if task is None:
@@ -48,7 +48,7 @@ class Avoid:
         if task is not None and task.avoids and self.groups.came(event.kind, task.avoids):
             yield self.clear([task.avoids], [node.name for node in view.nodes])
         elif task is not None and task.avoids and self.groups.went(event.kind, task.avoids):
-            yield [Drop(f"clear-of-{task.avoids}", node.name) for node in view.placed(f"clear-of-{task.avoids}")]
+            yield [Drop(f"clear-of-{task.avoids}", node.name) for node in view.nodes_with(f"clear-of-{task.avoids}")]
 
     def moved(self, task: Task, event: Event) -> Iterable[Put | Drop]:
         """Take in where a task runs, or no longer does."""

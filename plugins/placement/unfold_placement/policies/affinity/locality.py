@@ -6,7 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import JOINED, PREEMPTED, STATIC, SUBMITTED, TIMER, Ask, Event, Ops, Put, Task, Wake
+from unfold_placement.core.types import (
+    JOINED,
+    PREEMPTED,
+    STATIC,
+    SUBMITTED,
+    TIMER,
+    Ask,
+    Event,
+    Put,
+    Task,
+    Transactions,
+    Wake,
+)
 from unfold_placement.core.view import View
 
 
@@ -24,7 +36,7 @@ class Locality:
         """Ask to be where the data is."""
         return [Ask(f"local-{task.name}", gated=True)] if task.data else []
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put the name where the data is, and copies of it further away as time passes."""
         task = event.task
         if task is not None and task.data:
@@ -32,7 +44,7 @@ class Locality:
             finite = [delay for delay in (self.rack_after, self.any_after) if delay < float("inf")]
             yield [*self.near(task, 0.0, view), *(Wake(view.now + delay) for delay in finite)]
         for name, (waiting, since) in list(self.since.items()):
-            if not view.waits(waiting):
+            if not view.is_waiting(waiting):
                 del self.since[name]
             elif event.kind in {TIMER, JOINED}:
                 yield self.near(waiting, view.now - since, view)

@@ -9,16 +9,16 @@ from typing import ClassVar
 from unfold_placement.core.types import (
     CREATED,
     PACK,
+    PODS,
     PREEMPTED,
     QUIET,
-    SEATS,
     SUBMITTED,
     Ask,
     Drop,
     Event,
-    Ops,
     Put,
     Task,
+    Transactions,
     Wake,
 )
 from unfold_placement.core.view import Unit, View
@@ -39,7 +39,7 @@ class Pack:
         """Ask for the place that is chosen."""
         return [Ask(f"pack-{task.name}", gated=True)]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Choose places for every unit that is ready, again as long as it waits."""
         if event.task is not None and event.kind in {SUBMITTED, PREEMPTED} and (unit := view.unit(event.task)):
             self.waiting.add(unit, view)
@@ -48,20 +48,22 @@ class Pack:
             return
         for at in self.waiting.asked(view, tuple(self.fallback.values())):
             unit, since = self.waiting.units[at]
-            old = [Drop(f"pack-{task.name}", node.name) for task in unit for node in view.placed(f"pack-{task.name}")]
+            old = [
+                Drop(f"pack-{task.name}", node.name) for task in unit for node in view.nodes_with(f"pack-{task.name}")
+            ]
             wider = [name for name, after in self.fallback.items() if view.now - since >= after]
-            nodes = self.choose(unit, [self.level, *wider], view) if view.ready(unit, PACK) else ()
+            nodes = self.choose(unit, [self.level, *wider], view) if view.has_cluster_resources(unit, PACK) else ()
             self.waiting.told(at, len(wider), fits=nodes)
             new = [Put(f"pack-{t.name}", node, until=t.name) for t, node in zip(unit, nodes or (), strict=False)]
             yield [*old, *new]
 
     def choose(self, unit: Unit, levels: Iterable[str], view: View) -> list[str] | None:
         """Return nodes for the tasks: of the narrowest level that has room, where least is free."""
-        kinds = [kind for kind in view.book.kinds if kind != SEATS]
+        kinds = [kind for kind in view.table.resource_kinds if kind != PODS]
         wanted = [kind for kind in reversed(kinds) if unit[0].demand.get(kind)]
         order = [*wanted, *(kind for kind in kinds if kind not in wanted)]
         for level in levels:
-            for group in view.tightest(unit[0], PACK, level, order):
+            for group in view.iter_tightest_groups(unit[0], PACK, level, order):
                 if (nodes := view.room(unit, PACK, group)) is not None:
                     return nodes
         return None

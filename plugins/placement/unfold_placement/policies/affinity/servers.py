@@ -15,9 +15,9 @@ from unfold_placement.core.types import (
     Ask,
     Drop,
     Event,
-    Ops,
     Put,
     Task,
+    Transactions,
 )
 from unfold_placement.core.view import View
 from unfold_placement.policies.shared.membership import COMES_AND_GOES, Groups
@@ -37,7 +37,7 @@ class Servers:
         """Ask for a server's place, or for one that suits a worker."""
         return [Ask(f"{task.role}-{task.job}")] if task.role in {"server", "worker"} else []
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put servers' places everywhere, and workers' where the servers of their job are, or are not."""
         task = event.task
         if task is None:
@@ -46,7 +46,7 @@ class Servers:
         elif task.role == "server":
             yield from self.noted(event.kind, task, event.node, view)
 
-    def noted(self, kind: str, task: Task, node: str, view: View) -> Ops:
+    def noted(self, kind: str, task: Task, node: str, view: View) -> Transactions:
         """Take in what became of a server."""
         if self.groups.came(kind, task.job):
             self.where[task.job] = {}
@@ -58,11 +58,11 @@ class Servers:
         yield self.beside(task.job, view)
         if self.groups.went(kind, task.job):
             del self.where[task.job]
-            yield [Drop(f"server-{task.job}", item.name) for item in view.placed(f"server-{task.job}")]
+            yield [Drop(f"server-{task.job}", item.name) for item in view.nodes_with(f"server-{task.job}")]
 
     def beside(self, job: str, view: View) -> list[Put | Drop]:
         """Return the workers' places: where the servers of their job are, or are not."""
         taken = set(self.where[job].values())
         free = {node.name for node in view.nodes if bool(taken) and (node.name in taken) == self.near}
-        drops = [Drop(f"worker-{job}", item.name) for item in view.placed(f"worker-{job}") if item.name not in free]
+        drops = [Drop(f"worker-{job}", item.name) for item in view.nodes_with(f"worker-{job}") if item.name not in free]
         return [*drops, *(Put(f"worker-{job}", node, MANY) for node in sorted(free))]

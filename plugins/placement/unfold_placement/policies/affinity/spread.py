@@ -16,9 +16,9 @@ from unfold_placement.core.types import (
     Ask,
     Drop,
     Event,
-    Ops,
     Put,
     Task,
+    Transactions,
 )
 from unfold_placement.core.view import View
 from unfold_placement.policies.shared.membership import COMES_AND_GOES, Groups
@@ -42,7 +42,7 @@ class Spread:
         """Ask for a place of the group's."""
         return [Ask(f"spread-{self.by}-{task.key(self.by)}")]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Set the places of every node anew as the counts of a group, or the nodes, change."""
         if event.task is None:
             self.level.clear()
@@ -53,7 +53,7 @@ class Spread:
         if self.groups.went(event.kind, key):
             for known in (self.running, self.last, self.level):
                 known.pop(key, None)
-            yield [Drop(f"spread-{self.by}-{key}", node.name) for node in view.placed(f"spread-{self.by}-{key}")]
+            yield [Drop(f"spread-{self.by}-{key}", node.name) for node in view.nodes_with(f"spread-{self.by}-{key}")]
             return
         group, self.last[key] = self.running.setdefault(key, {}), event.task
         if event.kind == STARTED:
@@ -67,7 +67,7 @@ class Spread:
         key, fewest = task.key(self.by), 0
         # fewer tasks than nodes leave one empty
         if self.soft or len(self.running[key]) >= len(view.nodes):
-            counts = view.counts(self.running[key].values())
+            counts = view.count_running(self.running[key].values())
             fewest = min((counts[node] for node in (view.fits(task, STATIC) if self.soft else counts)), default=0)
         if self.level.get(key) == fewest + self.skew:
             return []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import JOINED, MANY, STATIC, SUBMITTED, Ask, Event, Node, Ops, Put, Task
+from unfold_placement.core.types import JOINED, MANY, STATIC, SUBMITTED, Ask, Event, Node, Put, Task, Transactions
 from unfold_placement.core.view import View
 
 
@@ -23,7 +23,7 @@ class Types:
         """Ask for a node of one of the types."""
         return [Ask(self.name(task))] if task.types else []
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put the name on every node of the types as its first task comes, and on every such node that comes later."""
         task = event.task
         if event.kind == JOINED:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Event, Ops, Task
+from unfold_placement.core.types import QUEUE, Ask, Event, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.policies.shared.fair_queue import EVENTS, Line, weight
+from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue, weight
 
 
 @dataclass(slots=True)
@@ -18,22 +18,22 @@ class Drf:
     by: str = "user"
     weights: Mapping[str, float] = field(default_factory=dict)
     backfill: bool = False
-    line: Line = field(init=False)
+    queue: AdmissionQueue = field(init=False)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
 
     def __post_init__(self) -> None:
-        self.line = Line(self.by)
+        self.queue = AdmissionQueue(self.by)
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a turn."""
-        return self.line.request(task)
+        return self.queue.request(task)
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Give turns to the user with the smallest share while they fit."""
-        if self.line.see(event, view):
-            yield from self.line.release(lambda user, _: self.rank(user, view), view, backfill=self.backfill)
+        if self.queue.observe(event, view):
+            yield from self.queue.admit(lambda user, _: self.rank(user, view), view, backfill=self.backfill)
 
     def rank(self, user: str, view: View) -> tuple[float, str]:
         """Return the user's weighted dominant share."""
-        return self.line.share(user, view) / weight(self.weights, user), user
+        return self.queue.dominant_share(user, view) / weight(self.weights, user), user

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Event, Ops, Task
+from unfold_placement.core.types import QUEUE, Ask, Event, Task, Transactions
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.fair_queue import EVENTS, Line, weight
+from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue, weight
 
 
 @dataclass(slots=True)
@@ -21,28 +21,28 @@ class Hierarchy:
 
     weights: Mapping[str, float] = field(default_factory=dict)
     backfill: bool = False
-    line: Line = field(default_factory=lambda: Line("user"))
+    queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue("user"))
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a turn."""
-        return self.line.request(task)
+        return self.queue.request(task)
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Give turns down the tree."""
-        if self.line.see(event, view):
-            yield from self.line.release(lambda user, unit: self.rank(user, unit, view), view, backfill=self.backfill)
+        if self.queue.observe(event, view):
+            yield from self.queue.admit(lambda user, unit: self.rank(user, unit, view), view, backfill=self.backfill)
 
     def rank(self, user: str, unit: Unit, view: View) -> list[tuple[float, str]]:
         """Return the share of each group on the path to a user, then the user's own: compared level by level."""
         parts = user.split("/")
         paths = ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
-        kind = self.line.dominant(unit, view)
-        held = [*(self.held(path, kind, view) for path in paths[:-1]), self.line.share(user, view)]
+        kind = self.queue.dominant_resource(unit, view)
+        held = [*(self.held(path, kind, view) for path in paths[:-1]), self.queue.dominant_share(user, view)]
         return [(share / weight(self.weights, path), path) for share, path in zip(held, paths, strict=True)]
 
     def held(self, path: str, kind: str, view: View) -> float:
         """Return the part of a resource that everybody below a path holds."""
-        below = (used for user, used in self.line.used.items() if f"{user}/".startswith(f"{path}/"))
-        return sum(used.get(kind, 0) for used in below) / (view.total(kind) or 1)
+        below = (used for user, used in self.queue.used.items() if f"{user}/".startswith(f"{path}/"))
+        return sum(used.get(kind, 0) for used in below) / (view.total_capacity(kind) or 1)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Event, Ops, Task
+from unfold_placement.core.types import QUEUE, Ask, Event, Task, Transactions
 from unfold_placement.core.view import View
-from unfold_placement.policies.shared.fair_queue import EVENTS, Line, weight
+from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue, weight
 
 
 @dataclass(slots=True)
@@ -22,32 +22,32 @@ class History:
     backfill: bool = False
     past: dict[str, float] = field(default_factory=dict)
     told: float = 0.0
-    line: Line = field(init=False)
+    queue: AdmissionQueue = field(init=False)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
 
     def __post_init__(self) -> None:
-        self.line = Line(self.by)
+        self.queue = AdmissionQueue(self.by)
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a turn."""
-        return self.line.request(task)
+        return self.queue.request(task)
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Bring the past up to now, then give turns to whoever used least."""
         self.age(view)
-        if self.line.see(event, view):
-            yield from self.line.release(lambda user, _: self.rank(user, view), view, backfill=self.backfill)
+        if self.queue.observe(event, view):
+            yield from self.queue.admit(lambda user, _: self.rank(user, view), view, backfill=self.backfill)
 
     def age(self, view: View) -> None:
         """Let the past fade, and add what was held since the last time."""
         fade = 0.5 ** ((view.now - self.told) / self.half_life)
         gain = (1 - fade) * self.half_life / math.log(2)
-        for user in {*self.past, *self.line.used}:
-            self.past[user] = self.past.get(user, 0.0) * fade + self.line.share(user, view) * gain
+        for user in {*self.past, *self.queue.used}:
+            self.past[user] = self.past.get(user, 0.0) * fade + self.queue.dominant_share(user, view) * gain
         self.told = view.now
 
     def rank(self, user: str, view: View) -> tuple[float, float, str]:
         """Return the weighted past, then what is held now."""
         scale = weight(self.weights, user)
-        return self.past.get(user, 0.0) / scale, self.line.share(user, view) / scale, user
+        return self.past.get(user, 0.0) / scale, self.queue.dominant_share(user, view) / scale, user

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unfold_placement.core.types import STATIC, SUBMITTED, Ask, Event, Ops, Put, Task
+from unfold_placement.core.types import STATIC, SUBMITTED, Ask, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
 
 
@@ -26,7 +26,7 @@ class Limit:
         mine = not self.jobs or task.job in self.jobs
         return [Ask(f"{self.name}-{self.by}-{task.key(self.by)}", gated=True, counted=True)] if mine else []
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put the licences as the first task asks for them."""
         del view
         yield [Put(ask.name, amount=self.most) for ask in self.request(event.task)] if event.task is not None else []

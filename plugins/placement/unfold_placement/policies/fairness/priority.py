@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Drop, Event, Ops, Task
+from unfold_placement.core.types import QUEUE, Ask, Drop, Event, Task, Transactions
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.fair_queue import EVENTS, Line, turn
+from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue, admission_resource
 
 
 @dataclass(slots=True)
@@ -17,26 +17,26 @@ class Priority:
 
     preempt: bool = True
     backfill: bool = False
-    line: Line = field(default_factory=lambda: Line("priority"))
+    queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue("priority"))
     hopeless: tuple[Unit, tuple[int, int]] | None = None
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a turn."""
-        return self.line.request(task)
+        return self.queue.request(task)
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Give turns from the highest class down; take them from the lowest, latest first, where that makes room."""
-        if not self.line.see(event, view):
+        if not self.queue.observe(event, view):
             return
-        yield from self.line.release(lambda level, _: -int(level), view, backfill=self.backfill)
-        if not self.preempt or not self.line.busy():
+        yield from self.queue.admit(lambda level, _: -int(level), view, backfill=self.backfill)
+        if not self.preempt or not self.queue.waiting_users():
             return
-        level = max(self.line.busy(), key=int)
-        news = self.line.queues[level][0], view.changes()
-        gone = view.victims(news[0], self.line.below(int(level))) if news != self.hopeless else None
+        level = max(self.queue.waiting_users(), key=int)
+        news = self.queue.queues[level][0], view.change_counters()
+        gone = view.victims(news[0], self.queue.below(int(level))) if news != self.hopeless else None
         self.hopeless = None if gone else news
         if gone:
-            yield [Drop(turn(task), force=True) for task in gone]
-            yield from self.line.release(lambda level, _: -int(level), view, backfill=self.backfill)
+            yield [Drop(admission_resource(task), force=True) for task in gone]
+            yield from self.queue.admit(lambda level, _: -int(level), view, backfill=self.backfill)

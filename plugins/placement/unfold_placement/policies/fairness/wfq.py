@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import QUEUE, Ask, Event, Ops, Task
+from unfold_placement.core.types import QUEUE, Ask, Event, Task, Transactions
 from unfold_placement.core.view import Unit, View
-from unfold_placement.policies.shared.fair_queue import EVENTS, Line, weight
+from unfold_placement.policies.shared.fair_queue import EVENTS, AdmissionQueue, weight
 
 
 @dataclass(slots=True)
@@ -21,22 +21,22 @@ class Wfq:
     clock: float = 0.0
     ends: dict[str, float] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
-    line: Line = field(init=False)
+    queue: AdmissionQueue = field(init=False)
     phase: ClassVar[int] = QUEUE
     watches: ClassVar[frozenset[str]] = EVENTS
 
     def __post_init__(self) -> None:
-        self.line = Line(self.by)
+        self.queue = AdmissionQueue(self.by)
 
     def request(self, task: Task) -> Iterable[Ask]:
         """Ask for a turn."""
-        return self.line.request(task)
+        return self.queue.request(task)
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Give turns by the smallest finish tag among those that are eligible."""
-        self.known &= set(self.line.busy())
-        if self.line.see(event, view):
-            yield from self.line.release(self.tag, view, backfill=self.backfill, done=self.served)
+        self.known &= set(self.queue.waiting_users())
+        if self.queue.observe(event, view):
+            yield from self.queue.admit(self.tag, view, backfill=self.backfill, done=self.served)
 
     def tag(self, user: str, unit: Unit) -> tuple[bool, float, str]:
         """Return what the queue is ordered by: not yet eligible, virtual finish, name."""
@@ -49,6 +49,6 @@ class Wfq:
     def served(self, user: str, unit: Unit) -> None:
         """Advance the user's tag and the virtual clock."""
         self.ends[user] += len(unit) / weight(self.weights, user)
-        busy = {*self.line.busy(), user}
+        busy = {*self.queue.waiting_users(), user}
         ideal = self.clock + len(unit) / sum(weight(self.weights, name) for name in busy)
         self.clock = max(ideal, min(self.ends[name] for name in busy))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import ENDED, MANY, STATIC, Ask, Event, Ops, Put, Task
+from unfold_placement.core.types import ENDED, MANY, STATIC, Ask, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
 
 
@@ -23,7 +23,7 @@ class Barrier:
         """Ask for the end of each job before."""
         return [Ask(done(job), gated=True) for job in task.after]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put the name as a job's last task ends."""
         del view
         if event.task is not None:

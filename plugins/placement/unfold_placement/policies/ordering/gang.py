@@ -17,9 +17,9 @@ from unfold_placement.core.types import (
     Ask,
     Drop,
     Event,
-    Ops,
     Put,
     Task,
+    Transactions,
 )
 from unfold_placement.core.view import Unit, View
 
@@ -46,7 +46,7 @@ class Gang:
         """Ask for a place of the gang's, for one's role."""
         return [Ask(f"gang-{task.key(self.by)}-{task.role}")]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """Put the places of every gang that fits as a whole, in one transaction; drop them with the last member."""
         key = event.task.key(self.by) if event.task is not None else ""
         if event.kind in {ENDED, PREEMPTED} and key in self.names:
@@ -60,14 +60,14 @@ class Gang:
                 self.missed = False
                 yield from self.place(view)
 
-    def place(self, view: View) -> Ops:
+    def place(self, view: View) -> Transactions:
         """Put the places of every gang that fits as a whole, in the order in which they became ready."""
         for name, (known, since) in list(self.ready.items()):
-            unit = view.whole(known)
+            unit = view.remaining_unit(known)
             if unit is None:
                 del self.ready[name]
                 continue
-            nodes = view.room(unit, GANG) if view.ready(unit, GANG) else []
+            nodes = view.room(unit, GANG) if view.has_cluster_resources(unit, GANG) else []
             if nodes:
                 del self.ready[name]
                 places = Counter((self.request(t)[0].name, node) for t, node in zip(unit, nodes, strict=True))  # type: ignore[index]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Drop, Event, Ops, Put, Task
+from unfold_placement.core.types import CREATED, PACK, QUIET, Ask, Drop, Event, Put, Task, Transactions
 from unfold_placement.core.view import View
 from unfold_placement.policies.shared.earliest_finish import outlook_of
 from unfold_placement.policies.shared.pending import Shapes
@@ -28,17 +28,17 @@ class Value:
         """Ask for the node that is chosen."""
         return [Ask(f"plan-{task.name}", gated=True)]
 
-    def react(self, event: Event, view: View) -> Ops:
+    def react(self, event: Event, view: View) -> Transactions:
         """For each task in its turn, compare the ends of starting now and of waiting for a faster node."""
         del event
         outlook = outlook_of(view, self.shapes)
         for at, fits in outlook.asked(self.shapes):
-            unit = view.unit(task := view.book.tasks[outlook.rows[at]])
+            unit = view.unit(task := view.table.tasks[outlook.rows[at]])
             if unit is None or unit[0].name != task.name:
                 continue
             node, end = outlook.soonest(at, fits)
             nodes = outlook.together(unit, PACK) if len(unit) > 1 else [node]
             if len(unit) > 1 or not outlook.better(at, fits, end, self.ahead):
                 # a gang may be passed by another: what was chosen for it before is chosen anew
-                old = [Drop(f"plan-{t.name}", n.name) for t in unit for n in view.placed(f"plan-{t.name}")]
+                old = [Drop(f"plan-{t.name}", n.name) for t in unit for n in view.nodes_with(f"plan-{t.name}")]
                 yield [*old, *(Put(f"plan-{t.name}", n, until=t.name) for t, n in zip(unit, nodes, strict=False))]

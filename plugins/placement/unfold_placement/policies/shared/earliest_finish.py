@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from unfold_placement.core import kernel_calls
+from unfold_placement._types import FloatArray, Int32Array, MaskArray
+from unfold_placement.core import kernel
 from unfold_placement.core.kernel import LOGGED, RUNNING, WAITING
-from unfold_placement.core.state import Arena, Flags, Small, Times
+from unfold_placement.core.state import StateArrays
 from unfold_placement.core.view import Unit, View
 from unfold_placement.policies.shared.pending import Shapes
 from unfoldkit.jit import compiled
@@ -19,52 +20,54 @@ Marks = NDArray[np.bool_]
 
 
 @compiled
-def forecast(a: Arena, task: int, now: float, running: Small, out: Times) -> None:
+def forecast(a: StateArrays, task: int, now: float, running: Int32Array, out: FloatArray) -> None:
     """Write when a task would fit on each node by the ends of ``running``, which is in their order; or infinity."""
     free = a.free.copy()
     out[:] = np.inf
     for at in range(-free.shape[0], running.size):
-        node = at + free.shape[0] if at < 0 else a.place[running[at]]
+        node = at + free.shape[0] if at < 0 else a.task_node[running[at]]
         roomy = out[node] == np.inf
         for kind in range(free.shape[1]):
-            free[node, kind] += a.need[running[at], kind] if at >= 0 else 0
-            roomy = roomy and a.need[task, kind] <= free[node, kind]
+            free[node, kind] += a.demand[running[at], kind] if at >= 0 else 0
+            roomy = roomy and a.demand[task, kind] <= free[node, kind]
         if roomy:
-            out[node] = a.ends[running[at]] if at >= 0 else now
+            out[node] = a.end_s[running[at]] if at >= 0 else now
 
 
 @compiled
-def ready(a: Arena, task: int, phase: int) -> bool:
+def ready(a: StateArrays, task: int, phase: int) -> bool:
     """Return whether the cluster's names that a task asks for are there, as ``kernel.wide_fits`` does."""
-    for index in range(a.ask.shape[1]):
-        name = a.ask[task, index]
+    for index in range(a.requested.shape[1]):
+        name = a.requested[task, index]
         if name < 0:
             break
-        short = a.pool[name] < a.much[task, index] if a.wide[name] > 0 else a.column[name] < 0
-        if short and a.step[task, index] < phase:
+        short = a.pool[name] < a.requested_amount[task, index] if a.scope[name] > 0 else a.column[name] < 0
+        if short and a.request_phase[task, index] < phase:
             return False
     return True
 
 
 @compiled
-def latest(a: Arena, task: int, free: Times, promised: Times) -> int:
+def latest(a: StateArrays, task: int, free: FloatArray, promised: FloatArray) -> int:
     """Return the node on which a task would end first, given when each has room and to when it is promised; or -1."""
     best, found = np.inf, -1
     for node in range(free.size):
-        end = max(free[node], promised[node]) + a.run[task, a.kind[node]]
-        if a.up[node] == 1 and (found < 0 or end < best):
+        end = max(free[node], promised[node]) + a.run_s[task, a.node_type[node]]
+        if a.is_up[node] == 1 and (found < 0 or end < best):
             best, found = end, node
     return found
 
 
 @compiled
-def sweep(a: Arena, rows: Small, group: Small, phase: int, free: Times, promised: Times) -> None:
+def sweep(
+    a: StateArrays, rows: Int32Array, group: Int32Array, phase: int, free: FloatArray, promised: FloatArray
+) -> None:
     """Promise each task whose turn it is the node on which it would end first; none of them fits anywhere now."""
     for at in range(rows.size):
-        if a.state[rows[at]] == WAITING and ready(a, rows[at], phase):
+        if a.status[rows[at]] == WAITING and ready(a, rows[at], phase):
             node = latest(a, rows[at], free[group[at]], promised)
             if node >= 0:
-                promised[node] = max(free[group[at], node], promised[node]) + a.run[rows[at], a.kind[node]]
+                promised[node] = max(free[group[at], node], promised[node]) + a.run_s[rows[at], a.node_type[node]]
 
 
 @dataclass(slots=True)
@@ -75,20 +78,20 @@ class Outlook:
     """
 
     view: View
-    rows: Small
-    shape: Small
-    runs: Times
+    rows: Int32Array
+    shape: Int32Array
+    runs: FloatArray
     choosy: Marks
-    promised: Times
+    promised: FloatArray
     swept: int = 0
     logged: int = -1
-    known: dict[int, Times] = field(default_factory=dict)
+    known: dict[int, FloatArray] = field(default_factory=dict)
 
-    def asked(self, shapes: Shapes) -> Iterator[tuple[int, Flags]]:
+    def asked(self, shapes: Shapes) -> Iterator[tuple[int, MaskArray]]:
         """Yield the place of each task that fits somewhere now, and the nodes; those before it have their promises."""
         none = np.zeros(self.rows.size, np.int32)
         for at in shapes.hopeful(self.view, self.rows, self.shape, none, none.astype(np.uint8)):
-            fits = self.view.marks(self.view.book.tasks[self.rows[at]], shapes.phase)
+            fits = self.view.fit_mask(self.view.table.tasks[self.rows[at]], shapes.phase)
             if not fits.any():
                 shapes.dead[self.shape[at], 0] = 1
                 continue
@@ -97,26 +100,26 @@ class Outlook:
                 self.reach(at, shapes.phase)
             yield at, fits
 
-    def soonest(self, at: int, fits: Flags) -> tuple[str, float]:
+    def soonest(self, at: int, fits: MaskArray) -> tuple[str, float]:
         """Return the node on which a task that starts now would end first, and when."""
-        ends = np.where(fits, self.view.now + self.runs[at, self.view.book.arena.kind], np.inf)
-        return self.view.book.nodes[int(ends.argmin())].name, float(ends.min())
+        ends = np.where(fits, self.view.now + self.runs[at, self.view.table.state.node_type], np.inf)
+        return self.view.table.nodes[int(ends.argmin())].name, float(ends.min())
 
     def together(self, unit: Unit, phase: int) -> list[str]:
         """Return the nodes on which the tasks of a gang, each in its turn, would end first; none if not all fit."""
-        a, taken = self.view.book.arena, list[tuple[int, int]]()
+        a, taken = self.view.table.state, list[tuple[int, int]]()
         try:
             for task in unit:
-                row, fits = self.view.book.index[task.name], self.view.marks(task, phase)
+                row, fits = self.view.table.task_rows[task.name], self.view.fit_mask(task, phase)
                 if not fits.any():
                     return []
-                node = int(np.where(fits, a.run[row, a.kind], np.inf).argmin())
-                kernel_calls.take(a, row, node, phase)
+                node = int(np.where(fits, a.run_s[row, a.node_type], np.inf).argmin())
+                kernel.call_allocate(a, row, node, phase)
                 taken.append((row, node))
-            return [self.view.book.nodes[node].name for _, node in taken]
+            return [self.view.table.nodes[node].name for _, node in taken]
         finally:
             for row, node in taken:
-                kernel_calls.give(a, row, node, phase)
+                kernel.call_release(a, row, node, phase)
 
     def reach(self, at: int, phase: int) -> None:
         """Promise nodes to all tasks before a place; nothing has started since the last of them was passed."""
@@ -125,38 +128,38 @@ class Outlook:
         if rows.size:
             _, where, group = np.unique(shape, return_index=True, return_inverse=True)
             free = np.array([self.free(int(rows[place]), int(shape[place])) for place in where])
-            sweep(self.view.book.arena, rows, group.astype(np.int32), phase, free, self.promised)
+            sweep(self.view.table.state, rows, group.astype(np.int32), phase, free, self.promised)
 
-    def better(self, at: int, fits: Flags, end: float, ahead: float) -> bool:
+    def better(self, at: int, fits: MaskArray, end: float, ahead: float) -> bool:
         """Return whether a task ends before ``end`` on a node that it waits for up to ``ahead``, and promise it."""
         if not self.choosy[at]:
             return False
-        a, row = self.view.book.arena, int(self.rows[at])
+        a, row = self.view.table.state, int(self.rows[at])
         free = np.where(fits, np.inf, self.free(row, int(self.shape[at])))
         node = latest(a, row, free, self.promised)
-        seconds = float(a.run[row, a.kind[node]])
+        seconds = float(a.run_s[row, a.node_type[node]])
         found = max(float(free[node]), float(self.promised[node])) + seconds
         if found - seconds - self.view.now > ahead or found >= end:
             return False
         self.promised[node] = found
         return True
 
-    def free(self, row: int, shape: int) -> Times:
+    def free(self, row: int, shape: int) -> FloatArray:
         """Return when each node has room for a task."""
-        a = self.view.book.arena
-        if self.logged != a.mark[LOGGED]:
-            self.logged, self.known = int(a.mark[LOGGED]), {}
+        a = self.view.table.state
+        if self.logged != a.counters[LOGGED]:
+            self.logged, self.known = int(a.counters[LOGGED]), {}
         if shape not in self.known:
-            running = np.flatnonzero(a.state == RUNNING).astype(np.int32)
-            running = running[np.argsort(a.ends[running], kind="stable")]
-            self.known[shape] = np.empty(len(a.up))
+            running = np.flatnonzero(a.status == RUNNING).astype(np.int32)
+            running = running[np.argsort(a.end_s[running], kind="stable")]
+            self.known[shape] = np.empty(len(a.is_up))
             forecast(a, row, self.view.now, running, self.known[shape])
         return self.known[shape]
 
 
 def outlook_of(view: View, shapes: Shapes) -> Outlook:
     """Return the outlook of all that wait now, with nothing promised."""
-    rows = view.queue()
-    runs = view.book.arena.run[rows]
-    promised = np.zeros(len(view.book.nodes))
+    rows = view.queue_rows()
+    runs = view.table.state.run_s[rows]
+    promised = np.zeros(len(view.table.nodes))
     return Outlook(view, rows, shapes.single(rows, view), runs, runs.min(1) < runs.max(1), promised)

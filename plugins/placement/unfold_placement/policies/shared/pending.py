@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unfold_placement.core import kernel, kernel_calls, state_arrays
-from unfold_placement.core.state import Flags, Small, Times
+from unfold_placement._types import FloatArray, Int32Array, MaskArray
+from unfold_placement.core import kernel
+from unfold_placement.core.state import grow_rows
 from unfold_placement.core.view import Unit, View
 
 
@@ -21,34 +22,36 @@ class Shapes:
 
     phase: int
     known: dict[bytes, int] = field(default_factory=dict)
-    of: Small = field(default_factory=lambda: np.zeros(0, np.int32))
-    dead: Flags = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
+    of: Int32Array = field(default_factory=lambda: np.zeros(0, np.int32))
+    dead: MaskArray = field(default_factory=lambda: np.zeros((64, 8), np.uint8))
     grown: int = -1
 
     def number(self, rows: Sequence[int], view: View) -> int:
         """Return the number of the shape of a unit, given as rows of tasks."""
-        a = view.book.arena
-        mine = a.step[rows] < self.phase
-        names = np.where(mine, a.ask[rows], -1).tobytes() + np.where(mine, a.much[rows], 0).tobytes()
-        found = self.known.setdefault(a.need[rows].tobytes() + names, len(self.known))
-        self.dead = state_arrays.grown(self.dead, len(self.known), 0)
+        a = view.table.state
+        mine = a.request_phase[rows] < self.phase
+        names = np.where(mine, a.requested[rows], -1).tobytes() + np.where(mine, a.requested_amount[rows], 0).tobytes()
+        found = self.known.setdefault(a.demand[rows].tobytes() + names, len(self.known))
+        self.dead = grow_rows(self.dead, len(self.known), 0)
         return found
 
-    def single(self, rows: Small, view: View) -> Small:
+    def single(self, rows: Int32Array, view: View) -> Int32Array:
         """Return the numbers of the shapes of tasks, each a unit of its own."""
-        self.of = state_arrays.grown(self.of, len(view.book.tasks), -1)
+        self.of = grow_rows(self.of, len(view.table.tasks), -1)
         for row in rows[self.of[rows] < 0]:
             self.of[row] = self.number([int(row)], view)
         return self.of[rows]
 
-    def hopeful(self, view: View, rows: Small, shape: Small, level: Small, flag: Flags) -> Iterator[int]:
+    def hopeful(
+        self, view: View, rows: Int32Array, shape: Int32Array, level: Int32Array, flag: MaskArray
+    ) -> Iterator[int]:
         """Yield the places of units that may fit, or hold names; each is asked as things are when it is reached."""
         at = 0
         while at >= 0:
-            if self.grown != view.book.arena.mark[kernel.GROWN]:
+            if self.grown != view.table.state.counters[kernel.FREED]:
                 self.dead[:] = 0
-                self.grown = int(view.book.arena.mark[kernel.GROWN])
-            at = kernel_calls.hopeful(view.book.arena, rows, shape, level, flag, at, self.phase, self.dead)
+                self.grown = int(view.table.state.counters[kernel.FREED])
+            at = kernel.call_next_candidate(view.table.state, rows, shape, level, flag, at, self.phase, self.dead)
             if at >= 0:
                 yield at
                 at += 1
@@ -61,19 +64,19 @@ class Waiting:
     shapes: Shapes
     units: list[tuple[Unit, float]] = field(default_factory=list)
     index: dict[str, int] = field(default_factory=dict)
-    row: Small = field(default_factory=lambda: np.zeros(64, np.int32))
-    shape: Small = field(default_factory=lambda: np.zeros(64, np.int32))
-    flag: Flags = field(default_factory=lambda: np.zeros(64, np.uint8))
-    since: Times = field(default_factory=lambda: np.zeros(64))
+    row: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
+    shape: Int32Array = field(default_factory=lambda: np.zeros(64, np.int32))
+    flag: MaskArray = field(default_factory=lambda: np.zeros(64, np.uint8))
+    since: FloatArray = field(default_factory=lambda: np.zeros(64))
 
     def add(self, unit: Unit, view: View) -> None:
         """Let a unit wait: at the end, or where it is if nobody has seen it start."""
         at = self.index.get(unit[0].name, -1)
-        if at < 0 or self.flag[at] == kernel.GONE:
+        if at < 0 or self.flag[at] == kernel.LEFT_QUEUE:
             at = self._new()
         self.index[unit[0].name] = at
         self.units[at] = unit, view.now
-        rows = [view.book.index[task.name] for task in unit]
+        rows = [view.table.task_rows[task.name] for task in unit]
         self.row[at], self.flag[at], self.since[at] = rows[0], 0, view.now
         self.shape[at] = self.shapes.number(rows, view)
 
@@ -85,22 +88,22 @@ class Waiting:
 
     def told(self, at: int, level: int, *, fits: Sequence[str] | None) -> None:
         """Take in the nodes of a unit; where none fit, its shape is not asked for until something changes."""
-        self.flag[at] = kernel.HELD if fits else 0
+        self.flag[at] = kernel.HOLDS_RESOURCE if fits else 0
         if fits is None:
             self.shapes.dead[self.shape[at], level] = 1
 
     def _new(self) -> int:
-        if len(self.units) >= 64 and 2 * np.count_nonzero(self.flag[: len(self.units)] == kernel.GONE) > len(
+        if len(self.units) >= 64 and 2 * np.count_nonzero(self.flag[: len(self.units)] == kernel.LEFT_QUEUE) > len(
             self.units
         ):
             self._shrink()
         self.units.append(((), 0.0))
         for name in ("row", "shape", "flag", "since"):
-            setattr(self, name, state_arrays.grown(getattr(self, name), len(self.units), 0))
+            setattr(self, name, grow_rows(getattr(self, name), len(self.units), 0))
         return len(self.units) - 1
 
     def _shrink(self) -> None:
-        left = np.flatnonzero(self.flag[: len(self.units)] != kernel.GONE)
+        left = np.flatnonzero(self.flag[: len(self.units)] != kernel.LEFT_QUEUE)
         self.units = [self.units[at] for at in left]
         for name in ("row", "shape", "flag", "since"):
             getattr(self, name)[: left.size] = getattr(self, name)[left]

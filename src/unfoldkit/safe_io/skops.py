@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unfoldkit.errors import UnfoldError, fail, printable
-from unfoldkit.safe_files import parse_npy, parse_object, read_archive, read_member
-from unfoldkit.skops_types import TRUSTED_TYPES
+from unfoldkit.errors import UnfoldError, printable, user_error
+from unfoldkit.safe_io.archives import read_archive, read_member
+from unfoldkit.safe_io.arrays import parse_npy
+from unfoldkit.safe_io.files import parse_object
+from unfoldkit.safe_io.skops_types import TRUSTED_TYPES
 
 SCHEMA = "schema.json"
 MAX_SCHEMA_BYTES = 256 << 20
@@ -49,10 +51,10 @@ def dump_skops(model: Any, name: str) -> bytes:
         check_skops(data)
     except UnfoldError as error:
         message = f"{name} cannot be stored: {error.diagnostics[0].message}"
-        raise fail(message, hint="name another estimator, or other parameters") from error
+        raise user_error(message, hint="name another estimator, or other parameters") from error
     # skops raises whatever the type's own code for copying raises
     except Exception as error:
-        raise fail(f"{name} cannot be stored: {_first_line(error)}", hint="name another estimator") from error
+        raise user_error(f"{name} cannot be stored: {_first_line(error)}", hint="name another estimator") from error
     return data
 
 
@@ -74,7 +76,7 @@ def load_skops(data: bytes, file: str = "") -> Any:
         return skops.io.loads(data, trusted=sorted(names))
     # types of scikit-learn check what they are restored from, each with errors of its own
     except Exception as error:
-        raise fail(f"not a stored model: {_first_line(error)}", file=file) from error
+        raise user_error(f"not a stored model: {_first_line(error)}", file=file) from error
 
 
 def check_skops(data: bytes, file: str = "") -> set[str]:
@@ -85,7 +87,9 @@ def check_skops(data: bytes, file: str = "") -> set[str]:
     """
     with closing(read_archive(data, file)) as archive:
         if SCHEMA not in archive.namelist() or archive.getinfo(SCHEMA).file_size > MAX_SCHEMA_BYTES:
-            raise fail(f"not a stored model: no {SCHEMA}, or one larger than {MAX_SCHEMA_BYTES >> 20} MiB", file=file)
+            raise user_error(
+                f"not a stored model: no {SCHEMA}, or one larger than {MAX_SCHEMA_BYTES >> 20} MiB", file=file
+            )
         schema = parse_object(read_member(archive, SCHEMA, file), file)
         checker = _Checker(archive, file)
         if type(schema.get("protocol")) is not int or schema["protocol"] not in PROTOCOLS:
@@ -111,7 +115,7 @@ class _Checker:
     attributes: dict[str, set[str]] = field(default_factory=dict)
 
     def damaged(self, message: str) -> UnfoldError:
-        return fail(f"not a stored model: {message}", file=self.file)
+        return user_error(f"not a stored model: {message}", file=self.file)
 
     def visit(self, node: Any, widths: tuple[int, ...]) -> None:
         """Check a node and all below it; ``widths`` are the columns that the estimators around it check."""
@@ -140,7 +144,7 @@ class _Checker:
         name = f"{module}.{kind}"
         if name not in TRUSTED_TYPES.get(loader, ()):
             shown = printable(f"{name} ({loader})")[:200]
-            raise fail(f"the file holds a type that is not trusted: {shown}", file=self.file)
+            raise user_error(f"the file holds a type that is not trusted: {shown}", file=self.file)
         return name
 
     def _children(self, node: Node, name: str, widths: tuple[int, ...]) -> Iterator[Any]:
