@@ -35,7 +35,7 @@ def read_operator_tables(
         max_requests: largest number of requests in a step.
 
     Raises:
-        UnfoldError: a table has no rows of the GPU, lacks an operator, or has a hole that its structure does not explain.
+        UnfoldError: a table has no rows of the GPU, lacks an operator, or has an unexplained hole.
     """
     tokens, requests = np.arange(max_tokens + 1.0), np.arange(max_requests + 1.0)
     operators = _by_operator(dense, gpu, "tokens")
@@ -85,7 +85,8 @@ def _interpolated(points: Sequence[tuple[float, float]], at: FloatArray) -> Floa
     inside = np.interp(at, sizes, times)
     # beyond the table, operators grow as between its last two sizes
     slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2]) if sizes.size > 1 else 0.0
-    return inside + np.maximum(0.0, at - sizes[-1]) * slope
+    extended: FloatArray = inside + np.maximum(0.0, at - sizes[-1]) * slope
+    return extended
 
 
 def _attention(path: Path, gpu: str) -> tuple[list[FloatArray], FloatArray]:

@@ -1,8 +1,8 @@
-"""The compiled scheduler of vLLM V1: token budget, chunked prefill, block pool with prefix cache, asynchronous scheduling.
+"""The compiled scheduler of vLLM V1: token budget, chunked prefill, prefix cache, asynchronous scheduling.
 
 The rules are those of ``scheduler_reference``, which a property test compares with this kernel. A step costs about a
-microsecond. State lies in a few arrays whose rows are named below: compiled code counts the references of every array of
-a tuple at every call, which would cost more than the step itself.
+microsecond. State lies in a few arrays whose rows are named below: compiled code counts the references of every array
+of a tuple at every call, which would cost more than the step itself.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def simulate(
 ) -> EngineRun:
     """Simulate one engine on its requests.
 
-    A step is scheduled when the step before the last one ends, as vLLM does while the last one runs; its duration follows
-    from its tokens. The simulation ends early once more requests miss one target than its percentile allows, which is exact.
+    A step is scheduled when the step before the last one ends, as vLLM does while the last one runs. A simulation ends
+    early once more requests miss one target than its percentile allows, which is exact.
 
     Args:
         requests: arrivals, tokens and block contents.
@@ -227,7 +227,7 @@ def _compute(
     steps: CountArray,
     counters: CountArray,
 ) -> tuple[int, int, int]:
-    """Schedule running requests from ``position`` on, up to one that lacks blocks; return position, requests and budget."""
+    """Schedule running requests from ``position`` up to one that lacks blocks; return position, requests, budget."""
     size, caches = limits[BLOCK_TOKENS], limits[CACHES]
     while position < stop and budget > 0:
         request = queues[RUNNING, position]
@@ -329,8 +329,8 @@ def _schedule(
     budget, fill, position, preempted = limits[BUDGET], 0, 0, False
     while True:
         position, fill, budget = _compute(
-            position, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content, by_content, queues, steps,
-            counters,
+            position, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content, by_content, queues,
+            steps, counters,
         )  # fmt: skip
         if position >= counters[RUNNING] or budget <= 0:
             break
@@ -352,8 +352,8 @@ def _schedule(
         if not _admit(budget, limits, state, table, pool, content, by_content, queues, counters):
             break
         _, fill, budget = _compute(
-            counters[RUNNING] - 1, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content, by_content,
-            queues, steps, counters,
+            counters[RUNNING] - 1, counters[RUNNING], fill, budget, slot, limits, state, table, pool, content,
+            by_content, queues, steps, counters,
         )  # fmt: skip
     counters[PEAK_RUNNING] = max(counters[PEAK_RUNNING], counters[RUNNING])
     counters[PEAK_BLOCKS] = max(counters[PEAK_BLOCKS], pool.shape[1] - counters[FREE])

@@ -1,7 +1,8 @@
 """The scheduler of vLLM V1 in plain Python: the reference of ``scheduler_kernel``, rule by rule and without speed.
 
-Rules: LLMServingSim 2.0, ``docs/continuous-batching.md``, checked against vLLM 0.19 runs. A step first continues the running
-requests in order of admission, and preempts the last of them where blocks are missing; then it admits waiting requests.
+Rules: LLMServingSim 2.0, ``docs/continuous-batching.md``, checked against vLLM 0.19 runs. A step first continues the
+running requests in order of admission, and preempts the last of them where blocks are missing; then it admits waiting
+requests.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_pipeline._types import FloatArray, CountArray
+from unfold_pipeline._types import CountArray, FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

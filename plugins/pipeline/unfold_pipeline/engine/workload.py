@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unfold_pipeline._types import FloatArray, CountArray
+from unfold_pipeline._types import CountArray, FloatArray
 from unfoldkit.api import user_error
 
 
@@ -52,7 +52,7 @@ def build_requests(
         input_tokens: (n,) prompt tokens.
         output_tokens: (n,) generated tokens.
         block_tokens: tokens of a block of the KV cache.
-        shared_tokens: (n,) leading prompt tokens equal to those of the earlier request ``shared_with``; none if left out.
+        shared_tokens: (n,) leading prompt tokens equal to those of the earlier request ``shared_with``.
         shared_with: (n,) index of that request, or -1.
 
     Raises:
