@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -41,6 +40,7 @@ arrivals: {process: poisson, rate: 50/s, duration: 40 s}
 hardware: {core: {price: $0.05/h}}
 stages: {from: cascade, max_batch: 2}
 """
+ROOT = Path(__file__).parents[4]
 WAYS = (([0], 60), ([0, 1], 20), ([0, 2], 10), ([0, 1, 2], 10))
 AFTER: tuple[dict[str, float], ...] = ({}, {"quick": 0.3}, {"quick": 0.1, "slow": 1 / 3})
 NAMES = ("quick", "slow", "last")
@@ -285,19 +285,21 @@ def test_cascade_cannot_be_exported(tmp_path: Path, run: Run) -> None:
 
 def test_contradictions_with_a_cascade_are_rejected() -> None:
     """Routes given twice and unknown keys of a cascade's run are reported with their position."""
-    with pytest.raises(UnfoldError, match=r"mine.yaml:\d+:\d+: visits: the routes come from"):
+    with pytest.raises(UnfoldError, match=r"mine.yaml:\d+:\d+: visits: the routes are those"):
         spec_of(SPEC + "visits: mine.csv\n")
     with pytest.raises(UnfoldError, match=r"mine.yaml:8:\d+: stages.max_bath: unknown key"):
         spec_of(SPEC.replace("max_batch", "max_bath"))
 
 
-@pytest.mark.parametrize("name", ["digits", "wards"])
-def test_trained_cascade_is_planned_and_replayed(tmp_path: Path, trained_run: Callable[[str], Path], name: str) -> None:
-    """A trained cascade, temporal or not, is planned and replayed by two commands without losing a query."""
-    shutil.copytree(trained_run(f"cascade/{name}") / "runs", tmp_path / "runs")
-    text = SPEC.replace("from: cascade", f"from: runs/{name}").replace("50/s", "20/s") + "tuner: {policy: fixed}\n"
+@pytest.mark.parametrize("spec", ["plugins/cascade/unfold_cascade/examples/tumours.yaml", "configs/cascade/wards.yaml"])
+def test_trained_cascade_is_planned_and_replayed(tmp_path: Path, spec: str) -> None:
+    """A trained cascade, temporal or not, is planned and replayed by three commands without losing a query."""
+    cascade_spec = ROOT / spec
+    where = f"from: runs/{cascade_spec.stem}"
+    text = SPEC.replace("from: cascade", where).replace("50/s", "20/s") + "tuner: {policy: fixed}\n"
     (tmp_path / "pipe.yaml").write_text(text)
     (tmp_path / "trace.csv").write_text("arrival_s\n" + "".join(f"{place * 0.05:.2f}\n" for place in range(40)))
+    assert unfold(tmp_path, "train", str(cascade_spec)).returncode == 0
     done = unfold(tmp_path, "plan", "pipe.yaml", "--out", "plan.yaml")
     assert done.returncode == 0, done.stderr
     done = unfold(tmp_path, "serve", "plan.yaml", "--replay", "trace.csv", "--format", "json")
