@@ -2,366 +2,368 @@
 # requires-python = ">=3.11"
 # dependencies = ["nox>=2025.10.14"]
 # ///
-"""The project's habits: ``nox`` runs them all, ``nox -s NAME`` one, ``nox -l`` lists them."""
+"""The project's checks: ``nox`` runs what a change needs, ``nox -t full`` the rest, ``nox -l`` lists both."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import nox
-from nox.command import CommandFailed
 
 ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml("pyproject.toml")
 DIST = ROOT / ".nox" / "dist"
-NOTES = ROOT / ".nox" / "not-run"
-SECOND_TRIES = 3
-# a file's tests stay together, as they share servers and trained runs
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile")
-# bytecode that may not be kept is compiled again by every process that the tests start
-KEEPS = {"PYTHONDONTWRITEBYTECODE": ""}
-# most sessions use one core, or wait: two that run at a time take little longer than one
-AT_A_TIME = 2
-# what fails soonest, then the longest, so that both ends come together; figures last, when little runs beside
-ORDER = (
-    "lint", "typing", "docs", "kubernetes", "tests", "ray", "minimums", "torch", "faults", "wheel", "plugins",
-    "thirdparty", "fuzz", "browser", "targets", "audit", "startup", "bench",
-)  # fmt: skip
-MADE = "UNFOLD_WORK_IS_MADE"
+NOTES = ROOT / ".nox" / "notes"
+# bytecode that may not be kept is compiled again by every process that the tests start; so is numba's machine code
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "", "NUMBA_CACHE_DIR": str(ROOT / ".nox" / "numba"), "OMP_NUM_THREADS": "1"}
+# the tests of a file stay together: they share servers and trained runs
+PARALLEL = ("-n", "2", "--dist", "loadfile")
+# a busy machine may start a process too late; a rerun is listed at the end
+RERUN = ("--reruns", "1")
+EXTERNAL = ("ray", "kubernetes", "torch", "targets", "browser")
+FOLDERS_OF_OTHER_SESSIONS = ("docs", "browser", "faults", "thirdparty")
 
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["all", "gaps"]
+nox.options.sessions = ["lint", "typing", "docs", "wheel", "tests", "smoke", "summary"]
 
 
-@nox.session(name="all", python=False, requires=["work"])
-def everything(session: nox.Session) -> None:
-    """Run every session, two at a time; each is told in one piece, when it has ended."""
-    failed = []
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        waiting = {pool.submit(carried_out, session, name): name for name in ORDER}
-        try:
-            for ended in as_completed(waiting):
-                session.log(f"{waiting[ended]}\n{ended.result().stdout}")
-                failed += [waiting[ended]] if ended.result().returncode else []
-        finally:
-            pool.shutdown(cancel_futures=True)
-    if failed:
-        session.error(f"failed: {', '.join(failed)}; see above")
-
-
-@nox.session
+@nox.session(venv_backend="virtualenv")
 def work(session: nox.Session) -> None:
-    """Make the environment that most sessions share: the built wheel, and what development needs."""
-    if MADE in os.environ:
+    """Build the wheel, and install it with the development tools in the environment that most sessions share."""
+    if is_current(session):
         return
-    for told in NOTES.glob("*.again"):
-        told.unlink()
     session.install("hatchling")
-    session.run("python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(fresh(DIST)), silent=True)
-    session.install(*nox.project.dependency_groups(PROJECT, "dev"), built())
-    session.install("--force-reinstall", "--no-deps", built())
+    session.run("python", "-m", "hatchling", "build", "-t", "wheel", "-d", str(emptied(DIST)), silent=True)
+    session.install(*groups("dev"), wheel_path())
+    session.install("--force-reinstall", "--no-deps", wheel_path())
+    mark_current(session)
+
+
+@nox.session(requires=["work"])
+def extras(session: nox.Session) -> None:
+    """Install the wheel with every extra in the environment that the external tests share."""
+    if is_current(session):
+        return
+    session.install(*groups("test", "faults", "browser"), f"unfoldkit[all] @ {Path(wheel_path()).as_uri()}")
+    session.install("--force-reinstall", "--no-deps", wheel_path())
+    mark_current(session)
 
 
 @nox.session(python=False, requires=["work"])
 def lint(session: nox.Session) -> None:
-    """Check format, lint rules and who imports whom."""
-    run_in_work(session, "ruff", "format", "--check", ".")
-    run_in_work(session, "ruff", "check", *session.posargs, ".")
-    run_in_work(session, "lint-imports", silent=True)
+    """Check format, lint rules and the layers of every package."""
+    run_in("work", session, "ruff", "format", "--check", ".")
+    run_in("work", session, "ruff", "check", *session.posargs, ".")
+    run_in("work", session, "lint-imports", silent=True)
 
 
 @nox.session(python=False, requires=["work"])
 def typing(session: nox.Session) -> None:
     """Check the types, strictly."""
-    run_in_work(session, "mypy", *session.posargs)
+    run_in("work", session, "mypy", *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
 def docs(session: nox.Session) -> None:
-    """Check that generated pages are current, links resolve, and commands on the pages are real; build the site."""
-    run_in_work(session, "python", "-m", "docs.generate", "--check")
-    run_in_work(session, "python", "-m", "pytest", "-q", "--doctest-modules", "src", "docs/generators")
-    run_in_work(session, "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(place(session) / "site"))
-    run_in_work(session, "python", "-m", "docs.web.check", str(place(session) / "site"))
-    run_tests(session, "-q", "tests/docs", *session.posargs, program=in_work("python"))
+    """Check generated pages, links, examples in docstrings and the commands on the pages; build the site."""
+    site = files_of(session) / "site"
+    run_in("work", session, "python", "-m", "docs.generate", "--check")
+    run_in("work", session, "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site))
+    run_in("work", session, "python", "-m", "docs.web.check", str(site))
+    run_tests(session, "work", "--doctest-modules", "src", "docs/generators", name="doctest")
+    run_tests(session, "work", *PARALLEL, "tests/docs", *session.posargs)
+
+
+@nox.session(requires=["work"])
+def wheel(session: nox.Session) -> None:
+    """Compare the wheel with the folders, and use it in a clean environment outside the checkout."""
+    run_in("work", session, "python", "-m", "tests.wheels", "held", wheel_path())
+    session.install(wheel_path(), "pip", "pytest")
+    session.install("--force-reinstall", "--no-deps", wheel_path())
+    session.run("python", "-m", "tests.wheels", "used", env=ENVIRONMENT)
 
 
 @nox.session(python=False, requires=["work"])
 def tests(session: nox.Session) -> None:
-    """Test the built and installed wheel, not the source beside it."""
-    result = place(session) / "tests.xml"
-    elsewhere = [f"--ignore=tests/{name}" for name in ("docs", "browser", "faults", "thirdparty")]
-    words = [*SIDE_BY_SIDE, *elsewhere, *session.posargs]
-    run_tests(session, *words, program=in_work("python"), once=[f"--junitxml={result}"])
-    note(session, *skipped(result))
-
-
-@nox.session(reuse_venv=False)
-def wheel(session: nox.Session) -> None:
-    """Build sdist and wheel, compare them with the folders, and use the wheel in a clean environment."""
-    session.install("build")
-    folder = fresh(place(session) / "dist")
-    session.run("python", "-m", "build", "--installer", installer(), "--outdir", str(folder), ".", silent=True)
-    made = str(next(folder.glob("*.whl")))
-    session.run("python", "-m", "tests.wheels", "held", made)
-    session.install("--force-reinstall", made, "pip", "pytest")
-    session.run("python", "-m", "tests.wheels", "used", env=KEEPS)
-
-
-@nox.session(requires=["work"])
-def browser(session: nox.Session) -> None:
-    """Look at the live page with the machine's Chromium."""
-    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
-        note(session, "there is no Chromium on the path (Debian: apt-get install chromium)")
-        return
-    note(session)
-    session.install(*nox.project.dependency_groups(PROJECT, "test", "browser"), built())
-    run_tests(session, "-q", "tests/browser", *session.posargs)
-
-
-@nox.session(requires=["work"])
-def faults(session: nox.Session) -> None:
-    """Do to a real server what goes wrong in production."""
-    session.install(*nox.project.dependency_groups(PROJECT, "test", "faults"), built())
-    run_tests(session, "-q", "tests/faults", "tests/unit/serving/test_observe.py", *session.posargs)
-
-
-@nox.session(requires=["work"])
-def audit(session: nox.Session) -> None:
-    """Ask the database of known weaknesses about every dependency, where it can be reached."""
-    note(session)
-    session.install(built())
-    folder = place(session)
-    listed = session.run("uv", "pip", "freeze", "-p", session.virtualenv.location, silent=True, external=True)
-    wanted = folder / "installed.txt"
-    wanted.write_text("".join(f"{line}\n" for line in str(listed).splitlines() if "==" in line), encoding="utf-8")
-    session.install("pip-audit")
-    words = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "-r", str(wanted), *session.posargs]
-    told = str(session.run("pip-audit", *words, silent=True, success_codes=[0, 1]))
-    unknown = told.count("could not be audited")
-    if re.search(r"ConnectionError|ServiceError|Max retries|Name or service|HTTPError|timed out", told):
-        note(session, "pip-audit cannot reach its database from here")
-    elif unknown:
-        note(session, f"pip-audit cannot ask its database of {unknown} packages from here")
-    elif "No known vulnerabilities found" in told:
-        session.log(told)
-    else:
-        session.error(told)
+    """Run the unit tests on the built and installed wheel."""
+    run_tests(session, "work", *PARALLEL, *ignored(), "-m", without("e2e", "smoke", *EXTERNAL), *session.posargs)
 
 
 @nox.session(python=False, requires=["work"])
-def startup(session: nox.Session) -> None:
-    """Measure how long help and check take; prints, asserts nothing."""
-    run_in_work(session, "python", "-m", "benchmarks", "startup", "--quick", *session.posargs)
+def smoke(session: nox.Session) -> None:
+    """Run one job of every kind from its spec to its report."""
+    run_tests(session, "work", *PARALLEL, "-m", "smoke", *RERUN, "tests/smoke", *session.posargs)
 
 
-@nox.session(requires=["work"])
+@nox.session(python=False, requires=["work"], tags=["full", "lane-a"])
+def e2e(session: nox.Session) -> None:
+    """Run the tests that train models and start servers and workers."""
+    selected = f"e2e and {without(*EXTERNAL)}"
+    run_tests(session, "work", *PARALLEL, *ignored(), "-m", selected, *RERUN, *session.posargs)
+
+
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-b"])
+def ray(session: nox.Session) -> None:
+    """Test the Ray back ends; one process a folder, since a process keeps its cluster."""
+    for folder in folders_marked("ray"):
+        run_tests(session, "extras", "-m", "ray", *RERUN, folder, *session.posargs, name=f"ray-{slug(folder)}")
+
+
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
+def kubernetes(session: nox.Session) -> None:
+    """Test placement on a real control plane; Go builds its programs once, into the user's cache."""
+    # 69: there is no Go
+    programs = run_in("extras", session, "python", "-m", "tests.kubernetes.build", codes=[0, 69], silent=True).strip()
+    if not Path(programs).is_dir():
+        note(session, programs)
+        return
+    run_tests(session, "extras", "plugins/placement", "-m", "kubernetes", *RERUN, *session.posargs)
+
+
+@nox.session(requires=["work"], tags=["full", "lane-b"])
 def minimums(session: nox.Session) -> None:
-    """Test rooms and plugins with the lowest versions that pyproject allows."""
-    note(session)
-    constraints = place(session) / "minimums.txt"
+    """Run the unit tests of core and plugins with the lowest versions that pyproject.toml allows."""
+    constraints = files_of(session) / "minimums.txt"
     constraints.write_text("".join(f"{line}\n" for line in lower_bounds()), encoding="utf-8")
-    session.install(*nox.project.dependency_groups(PROJECT, "test"), "--constraint", str(constraints), built())
-    # where libraries are called; the rest of the suite would say the same twice
-    words = [
-        "-q",
-        *SIDE_BY_SIDE,
-        "tests/unit",
-        "plugins",
-        "-m",
-        "not shared and not ray and not targets and not torch and not kubernetes",
-    ]
-    run_tests(session, *words, *session.posargs)
+    session.install(*groups("test"), "--constraint", str(constraints), wheel_path())
+    selected = without("shared", "e2e", "smoke", *EXTERNAL)
+    run_tests(session, "", *PARALLEL, "tests/unit", "plugins", "-m", selected, *session.posargs)
     lowest = PROJECT["project"]["requires-python"].removeprefix(">=")
     if lowest != f"{sys.version_info.major}.{sys.version_info.minor}":
         note(session, f"the lowest versions ran on Python {sys.version.split()[0]}, not {lowest}")
 
 
-@nox.session(requires=["work"])
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
 def torch(session: nox.Session) -> None:
-    """Test what needs the extra torch, in an environment that has it."""
-    session.install(*nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[torch] @ {Path(built()).as_uri()}")
-    run_tests(session, "-q", "-m", "torch", *marked("torch"), *session.posargs)
+    """Test the elastic networks, which need PyTorch."""
+    run_tests(session, "extras", "-m", "torch", *folders_marked("torch"), *session.posargs)
 
 
-@nox.session(python=False, requires=["work"])
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
+def faults(session: nox.Session) -> None:
+    """Inject faults into a real server: killed processes, full disks, hostile clients."""
+    run_tests(session, "extras", *RERUN, "tests/faults", *session.posargs)
+
+
+@nox.session(python=False, requires=["extras"], tags=["full", "lane-a"])
+def browser(session: nox.Session) -> None:
+    """Open the live page in the machine's Chromium."""
+    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
+        note(session, "there is no Chromium on the path (Debian: apt-get install chromium)")
+        return
+    run_tests(session, "extras", *RERUN, "tests/browser", *session.posargs)
+
+
+@nox.session(requires=["work"], tags=["full", "lane-b"])
+def targets(session: nox.Session) -> None:
+    """Test exported plans against the clients of KServe and Triton."""
+    session.install(*groups("test"), "kserve", "tritonclient", "protobuf", wheel_path())
+    run_tests(session, "", "-m", "targets", *folders_marked("targets"), *session.posargs)
+
+
+@nox.session(requires=["work"], tags=["full", "lane-b"], reuse_venv=False)
+def thirdparty(session: nox.Session) -> None:
+    """Install a third-party plugin next to the wheel in a fresh environment, and use it from spec to report."""
+    session.install(wheel_path(), "./examples/plugin-storage", "hypothesis", "pytest", "pytest-timeout")
+    run_tests(session, "", "tests/thirdparty", "examples/plugin-storage", *session.posargs)
+
+
+@nox.session(tags=["full", "lane-b"])
+def packages(session: nox.Session) -> None:
+    """Build the source distribution, and each plugin's folder alone, as a third party would."""
+    session.install("build", "hatchling")
+    folder = emptied(files_of(session) / "sdist")
+    session.run("python", "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder), ".", silent=True)
+    session.run("python", "-m", "tests.wheels", "alone", str(files_of(session)), silent=True)
+
+
+@nox.session(python=False, requires=["work"], tags=["full", "lane-a"])
 def fuzz(session: nox.Session) -> None:
-    """Feed ten thousand broken specs to the loader."""
+    """Feed five hundred broken specs to the loader."""
     if not (ROOT / "tests/fuzz/fuzz_specs.py").is_file():
         note(session, "tests/fuzz/fuzz_specs.py is not in this checkout")
         return
-    note(session)
-    run_in_work(session, "python", "-m", "tests.fuzz.fuzz_specs", *(session.posargs or ["--count", "10000"]))
+    run_in("work", session, "python", "-m", "tests.fuzz.fuzz_specs", *(session.posargs or ["--count", "500"]))
 
 
-@nox.session(requires=["work"])
-def ray(session: nox.Session) -> None:
-    """Test what needs Ray, in an environment that has it; a process a folder, as one cannot change its cluster."""
-    note(session)
-    session.install(*nox.project.dependency_groups(PROJECT, "test"), f"{built()}[ray]")
-    take_machine_code(session)
-    for folder in marked("ray"):
-        run_tests(session, "-q", "-m", "ray", folder, *session.posargs)
+@nox.session(requires=["work"], tags=["full", "lane-b"])
+def audit(session: nox.Session) -> None:
+    """Look every dependency up in the database of known vulnerabilities, where it can be reached."""
+    session.install(wheel_path())
+    code = "import importlib.metadata as m; [print(f'{d.name}=={d.version}') for d in m.distributions()]"
+    frozen = str(session.run("python", "-c", code, silent=True))
+    wanted = files_of(session) / "installed.txt"
+    wanted.write_text("".join(f"{line}\n" for line in frozen.splitlines() if "unfoldkit" not in line), encoding="utf-8")
+    session.install("pip-audit")
+    options = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "-r", str(wanted), *session.posargs]
+    output = str(session.run("pip-audit", *options, silent=True, success_codes=[0, 1]))
+    unknown = output.count("could not be audited")
+    if re.search(r"ConnectionError|ServiceError|Max retries|Name or service|HTTPError|timed out", output):
+        note(session, "pip-audit cannot reach its database from here")
+    elif unknown:
+        note(session, f"pip-audit found no entry for {unknown} packages from here")
+    elif "No known vulnerabilities found" in output:
+        session.log(output)
+    else:
+        session.error(output)
 
 
-@nox.session(requires=["work"])
-def targets(session: nox.Session) -> None:
-    """Hold exported plans against the clients of KServe and Triton."""
-    note(session)
-    session.install(*nox.project.dependency_groups(PROJECT, "test"), "kserve", "tritonclient", "protobuf", built())
-    run_tests(session, "-q", "-m", "targets", *marked("targets"), *session.posargs)
-
-
-@nox.session(requires=["work"])
-def kubernetes(session: nox.Session) -> None:
-    """Place tasks on a real control plane, whose programs are built once and kept in the user's cache."""
-    note(session)
-    session.install(
-        *nox.project.dependency_groups(PROJECT, "test"), f"unfoldkit[kubernetes] @ {Path(built()).as_uri()}"
-    )
-    # the first time, Go takes minutes; 69: there is no Go
-    told = str(session.run("python", "-m", "tests.kubernetes.build", success_codes=[0, 69], silent=True)).strip()
-    if not Path(told).is_dir():
-        note(session, told)
-        return
-    take_machine_code(session)
-    run_tests(session, "-q", "plugins/placement", "-m", "kubernetes", *session.posargs)
-
-
-@nox.session
-def plugins(session: nox.Session) -> None:
-    """Build each plugin's folder alone, as a third party would."""
-    session.install("build", "hatchling")
-    session.run("python", "-m", "tests.wheels", "alone", str(place(session)), silent=True)
-
-
-@nox.session(requires=["work"], reuse_venv=False)
-def thirdparty(session: nox.Session) -> None:
-    """Install a plugin of somebody else beside the wheel, in a fresh environment, and use it from spec to report."""
-    session.install(built(), "./examples/plugin-storage", "hypothesis", "pytest", "pytest-timeout")
-    run_tests(session, "-q", "tests/thirdparty", "examples/plugin-storage", *session.posargs)
-
-
-@nox.session(python=False, requires=["work"])
+@nox.session(python=False, requires=["work"], tags=["full", "lane-a"])
 def bench(session: nox.Session) -> None:
-    """Run every benchmark quickly, starting none after four minutes."""
-    words = session.posargs or ["--all", "--quick", "--seconds", "240"]
-    told = run_in_work(session, "python", "-m", "benchmarks", *words, silent=True)
-    session.log("\n" + told)
-    note(session, *(line for line in told.splitlines() if "NOT RUN" in line))
+    """Run every benchmark quickly and print its figures; none starts after four minutes."""
+    options = session.posargs or ["--all", "--quick", "--seconds", "240"]
+    output = run_in("work", session, "python", "-m", "benchmarks", *options, silent=True)
+    session.log("\n" + output)
+    note(session, *(line for line in output.splitlines() if "NOT RUN" in line))
 
 
-@nox.session(python=False)
-def gaps(session: nox.Session) -> None:
-    """Print what the sessions before could not run, and why."""
-    found = [f"{path.stem}: {line}" for path in sorted(NOTES.glob("*.txt")) for line in path.read_text().splitlines()]
-    session.log(f"could not run: {len(found)}" + "".join(f"\n  {line}" for line in found))
-    again = [line for path in sorted(NOTES.glob("*.again")) for line in path.read_text().splitlines()]
-    session.log(f"failed once and passed the second time: {len(again)}" + "".join(f"\n  {line}" for line in again))
+@nox.session(python=False, tags=["full"])
+def summary(session: nox.Session) -> None:
+    """Print what could not run and why, and the tests that passed at the second attempt."""
+    skipped = [f"{path.stem}: {line}" for path in sorted(NOTES.glob("*.txt")) for line in lines_of(path)]
+    session.log(f"could not run: {len(skipped)}" + "".join(f"\n  {line}" for line in skipped))
+    reruns = [f"{path.stem}: {line}" for path in sorted(NOTES.glob("*.reruns")) for line in lines_of(path)]
+    session.log(f"passed at the second attempt: {len(reruns)}" + "".join(f"\n  {line}" for line in reruns))
+    repeated = remember_reruns(reruns)
+    if repeated:
+        session.error("needed a second attempt twice in a row: " + ", ".join(repeated))
+    session.log("`nox -t full` runs the rest: " + ", ".join(full_sessions()))
 
 
-def carried_out(session: nox.Session, name: str) -> subprocess.CompletedProcess[str]:
-    """Run a session in a nox of its own, for which ``work`` is there already, and return what it said."""
-    session.log(f"{name} begins")
-    words = [sys.executable, "-m", "nox", "-f", str(Path(__file__)), "-s", name]
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.run(words, env={**os.environ, MADE: "1"}, check=False, **streams)  # noqa: S603
+def is_current(session: nox.Session) -> bool:
+    """Whether the environment already holds this checkout and the dependencies that it declares."""
+    stamp = Path(session.virtualenv.location) / "checkout.sha256"
+    return DIST.is_dir() and stamp.is_file() and stamp.read_text("utf-8") == checkout_hash()
 
 
-def built() -> str:
+def mark_current(session: nox.Session) -> None:
+    """Record what the environment holds."""
+    (Path(session.virtualenv.location) / "checkout.sha256").write_text(checkout_hash(), encoding="utf-8")
+
+
+def checkout_hash() -> str:
+    """Return the hash of every file that goes into the wheel."""
+    files = (path for name in ("src", "plugins", "configs") for path in (ROOT / name).rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in sorted((*files, ROOT / "pyproject.toml", ROOT / "README.md")):
+        if "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def groups(*names: str) -> list[str]:
+    """Return the requirements of the dependency groups of pyproject.toml."""
+    return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+def wheel_path() -> str:
     """Return the wheel of this checkout."""
     return str(next(DIST.glob("*.whl")))
 
 
-def in_work(program: str) -> str:
-    """Return the path of a program of the shared environment."""
-    folder = next(path for path in (ROOT / ".nox/work/bin", ROOT / ".nox/work/Scripts") if path.is_dir())
-    return str(folder / program)
+def without(*markers: str) -> str:
+    """Return the marker expression of tests that carry none of the markers."""
+    return " and ".join(f"not {marker}" for marker in markers)
 
 
-def run_in_work(session: nox.Session, program: str, *words: str, silent: bool = False) -> str:
-    """Run a program of the shared environment."""
-    return str(session.run(in_work(program), *words, env=KEEPS, external=True, silent=silent))
+def ignored() -> list[str]:
+    """Return the options that leave out the folders of other sessions."""
+    return [f"--ignore=tests/{name}" for name in FOLDERS_OF_OTHER_SESSIONS]
 
 
-def take_machine_code(session: nox.Session) -> None:
-    """Take over what numba compiled in the shared environment, half a minute of work; numba checks that it fits."""
-    work, own = ROOT / ".nox" / "work", Path(session.virtualenv.location)
-    for made in work.glob("lib/*/site-packages/unfold*/**/*.nb[ci]"):
-        place = own / made.relative_to(work)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(made, place)
+def program_of(environment: str, program: str) -> str:
+    """Return the path of a program in a shared environment."""
+    folders = (ROOT / ".nox" / environment / name for name in ("bin", "Scripts"))
+    return str(next(path for path in folders if path.is_dir()) / program)
 
 
-def marked(name: str) -> list[str]:
-    """Return the folders whose tests carry a mark: to collect all others takes longer than to run some."""
-    every = (path for top in ("tests", "plugins") for path in (ROOT / top).rglob("*.py"))
-    folders = {path.parent for path in every if f"mark.{name}" in path.read_text("utf-8")}
+def run_in(
+    environment: str, session: nox.Session, program: str, *words: str, silent: bool = False, codes: Sequence[int] = (0,)
+) -> str:
+    """Run a program of a shared environment and return what it printed."""
+    call = [program_of(environment, program), *words]
+    return str(session.run(*call, env=ENVIRONMENT, external=True, silent=silent, success_codes=list(codes)))
+
+
+def run_tests(session: nox.Session, environment: str, *words: str, name: str = "") -> None:
+    """Run pytest in a shared environment, or in the session's own, and note skipped tests and reruns."""
+    name = name or session.name
+    result = files_of(session) / f"{name}.xml"
+    python = program_of(environment, "python") if environment else "python"
+    cache = files_of(session) / "cache"
+    call = [python, "-m", "pytest", "-q", "-o", f"cache_dir={cache}", f"--junitxml={result}", *words]
+    NOTES.mkdir(parents=True, exist_ok=True)
+    reruns = NOTES / f"{name}.reruns"
+    reruns.unlink(missing_ok=True)
+    session.run(*call, env={**ENVIRONMENT, "UNFOLD_RERUNS": str(reruns)}, external=bool(environment))
+    note(session, *skip_reasons(result), name=name)
+
+
+def skip_reasons(result: Path) -> list[str]:
+    """Return each reason for which pytest skipped tests, with their number."""
+    # our own pytest wrote the file a moment ago
+    reasons = [item.get("message", "") for item in ET.parse(result).iter("skipped")]  # noqa: S314
+    return [f"{reasons.count(reason)} tests: {reason}" for reason in dict.fromkeys(reasons)]
+
+
+def note(session: nox.Session, *lines: str, name: str = "") -> None:
+    """Keep what a session could not run, for ``summary``."""
+    NOTES.mkdir(parents=True, exist_ok=True)
+    (NOTES / f"{name or session.name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for line in lines:
+        session.warn(line)
+
+
+def remember_reruns(reruns: list[str]) -> list[str]:
+    """Store the tests that needed a rerun, and return those that needed one in the previous run too."""
+    memory = ROOT / ".nox" / "reruns.json"
+    before = json.loads(memory.read_text("utf-8")) if memory.is_file() else []
+    memory.write_text(json.dumps(reruns), encoding="utf-8")
+    return sorted(set(before) & set(reruns))
+
+
+def full_sessions() -> list[str]:
+    """Return the names of the sessions of ``nox -t full``."""
+    text = (ROOT / "noxfile.py").read_text("utf-8")
+    return re.findall(r'tags=\["full", "lane-.*\ndef (\w+)', text)
+
+
+def folders_marked(marker: str) -> list[str]:
+    """Return the folders whose tests carry a marker: collecting all others takes longer than running some."""
+    files = (path for top in ("tests", "plugins") for path in (ROOT / top).rglob("*.py"))
+    folders = {path.parent for path in files if f"mark.{marker}" in path.read_text("utf-8")}
     return sorted(str(folder.relative_to(ROOT)) for folder in folders if folders.isdisjoint(folder.parents))
 
 
-def run_tests(session: nox.Session, *words: str, program: str = "python", once: Sequence[str] = ()) -> None:
-    """Run pytest; up to three tests that fail are run once more by themselves, and ``gaps`` names them.
-
-    Many tests start servers and clusters, and a busy machine may start one of them too late.
-    """
-    cache = fresh(place(session) / "cache")
-    call = [program, "-m", "pytest", "-o", f"cache_dir={cache}", *words]
-    try:
-        session.run(*call, *once, env=KEEPS, external=True)
-    except CommandFailed:
-        names = failures(cache)
-        if not 0 < len(names) <= SECOND_TRIES:
-            raise
-        session.run(*call, "--last-failed", env=KEEPS, external=True)
-        NOTES.mkdir(parents=True, exist_ok=True)
-        with (NOTES / f"{session.name}.again").open("a", encoding="utf-8") as told:
-            told.writelines(f"{session.name}: {name}\n" for name in names)
+def slug(folder: str) -> str:
+    """Return a folder's path as part of a file name."""
+    return folder.replace("/", "-")
 
 
-def failures(cache: Path) -> list[str]:
-    """Return the tests that failed, by what pytest left in its cache."""
-    found = cache / "v" / "cache" / "lastfailed"
-    return list(json.loads(found.read_text("utf-8"))) if found.is_file() else []
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a text file."""
+    return path.read_text("utf-8").splitlines()
 
 
 def lower_bounds() -> Iterator[str]:
     """Yield ``name==version`` for every lower bound of the dependencies."""
     for line in PROJECT["project"]["dependencies"]:
-        found = re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)", line)
-        if found is None:
+        bound = re.match(r"([\w.-]+)(?:\[[^]]*\])?>=([\w.]+)", line)
+        if bound is None:
             raise ValueError(f"{line!r} has no lower bound")
-        yield f"{found[1]}=={found[2]}"
+        yield f"{bound[1]}=={bound[2]}"
 
 
-def skipped(result: Path) -> list[str]:
-    """Return each reason for which pytest skipped tests, with their number."""
-    # the file was written a moment ago by our own pytest
-    reasons = [item.get("message", "") for item in ET.parse(result).iter("skipped")]  # noqa: S314
-    return [f"{reasons.count(reason)} tests: {reason}" for reason in dict.fromkeys(reasons)]
-
-
-def note(session: nox.Session, *lines: str) -> None:
-    """Keep what a session could not run, for ``gaps``; with no line, forget what it said before."""
-    NOTES.mkdir(parents=True, exist_ok=True)
-    (NOTES / f"{session.name}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    for line in lines:
-        session.warn(line)
-
-
-def place(session: nox.Session) -> Path:
+def files_of(session: nox.Session) -> Path:
     """Return the session's folder for its own files."""
     # not session.create_tmp: it moves TMPDIR into the checkout, whose settings the tests' programs would then find
     folder = ROOT / ".nox" / "files" / session.name
@@ -369,12 +371,7 @@ def place(session: nox.Session) -> Path:
     return folder
 
 
-def installer() -> str:
-    """Return what ``build`` installs with: uv where it is, as for the sessions."""
-    return "uv" if shutil.which("uv") else "pip"
-
-
-def fresh(folder: Path) -> Path:
+def emptied(folder: Path) -> Path:
     """Return the folder, empty."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

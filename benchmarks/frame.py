@@ -13,6 +13,8 @@ import importlib.util
 import inspect
 import os
 import platform
+import re
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,24 @@ def need(module: str, extra: str) -> None:
         NeedsExtraError: it is not; the message names the extra.
     """
     if importlib.util.find_spec(module) is None:
-        raise NeedsExtraError(f"{module} is not installed: pip install 'unfoldkit[{extra}]'")
+        raise NeedsExtraError(f"{module} is not installed: pip install '.[{extra}]'")
+
+
+def missing_package(module: str, pyproject: Path = FOLDER.parent / "pyproject.toml") -> str:
+    """Return a message that names the dependency group or the extra that brings a module."""
+    package = module.partition(".")[0].replace("_", "-")
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))
+    for group, requirements in project["dependency-groups"].items():
+        if package in {_distribution(item) for item in requirements if isinstance(item, str)}:
+            return f"{package} is not installed: pip install --group {group}"
+    for extra, requirements in project["project"]["optional-dependencies"].items():
+        if package in {_distribution(item) for item in requirements}:
+            return f"{package} is not installed: pip install '.[{extra}]'"
+    return f"{package} is not installed: pip install {package}"
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9_.-]", requirement, maxsplit=1)[0].lower()
 
 
 def names(folder: Path = FOLDER) -> list[str]:
@@ -56,13 +75,17 @@ def measure(name: str, *, quick: bool, seed: int) -> dict[str, Any]:
 
     Raises:
         NeedsDataError: it needs the shared data, which is not here.
+        NeedsExtraError: it needs a package that is not installed.
     """
-    run: Benchmark = importlib.import_module(f"benchmarks.{name.replace('-', '_')}").run
-    data = data_folder(os.environ)
-    if data is None and needs_data(run):
-        raise NeedsDataError(f"{name} needs the shared data: set UNFOLD_SHARED or lay it at ../shared")
-    busy = load()
-    found = run(quick, seed, data)
+    try:
+        run: Benchmark = importlib.import_module(f"benchmarks.{name.replace('-', '_')}").run
+        data = data_folder(os.environ)
+        if data is None and needs_data(run):
+            raise NeedsDataError(f"{name} needs the shared data: set UNFOLD_SHARED or lay it at ../shared")
+        busy = load()
+        found = run(quick, seed, data)
+    except ModuleNotFoundError as error:
+        raise NeedsExtraError(missing_package(error.name or "")) from error
     facts = {"name": name, "quick": quick, "seed": seed, "metrics": found["metrics"], "peers": found.get("peers", {})}
     rest = {key: value for key, value in found.items() if key not in {"metrics", "peers", "versions", "notes"}}
     about = {

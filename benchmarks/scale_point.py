@@ -78,18 +78,19 @@ def placement(seed: int, nodes: int, tasks: int) -> Found:
 
 
 def tuning(seed: int, instances: int, stages: int) -> Found:
-    """Compute the whole exact curve of cost and deadline of successive halving on up to that many instances."""
-    from unfold_tuning.job.profile import Machine, Profile, Spread
-    from unfold_tuning.job.schedule import successive_halving
-    from unfold_tuning.planner.frontier import curve, grid
-    from unfold_tuning.simulator.execution_model import model
+    """Compute the whole exact cost–deadline frontier of successive halving on up to that many instances."""
+    from unfold_tuning.job.profile import LogNormal, Machine, Profile
+    from unfold_tuning.job.schedule import build_successive_halving
+    from unfold_tuning.planner.frontier import build_stage_costs, search_frontier
+    from unfold_tuning.simulator.execution_model import build_execution_model
     from unfoldkit.catalog.billing import Billing
 
     def plan(limit: int, count: int) -> Any:
         trials = 2 ** (count - 1)
-        profile = Profile(Spread(20.0), ((1, 1.0), (2, 1.87), (4, 3.42)), startup=Spread(60.0))
-        machine = Machine("four", 4, 12.24, limit=limit, billing=Billing(0.0, 0.0))
-        return curve(grid(model(successive_halving(trials, 1, trials, 2), profile, machine, 1, seed)))
+        profile = Profile(LogNormal(20.0), ((1, 1.0), (2, 1.87), (4, 3.42)), startup=LogNormal(60.0))
+        machine = Machine("four", 4, 12.24, max_instances=limit, billing=Billing(0.0, 0.0))
+        stages = build_successive_halving(trials, 1, trials, 2)
+        return search_frontier(build_stage_costs(build_execution_model(stages, profile, machine, 1, seed)))
 
     plan(8, 3)
     seconds, _ = timed(lambda: plan(instances, stages))
@@ -98,14 +99,14 @@ def tuning(seed: int, instances: int, stages: int) -> Found:
 
 def gates(seed: int, rows: int) -> Found:
     """Search the gates of three models exactly, over 64 bins a gate."""
-    from unfold_cascade.gates.exact import exact_front
+    from unfold_cascade.gates.exact import search_exact_front
 
     rng = np.random.default_rng(seed)
 
     def front(count: int) -> Any:
         score = rng.random((count, 2))
         loss = (rng.random((count, 3)) < np.array([0.2, 0.12, 0.08])).astype(float)
-        return timed(lambda: exact_front(score, loss, np.array([1.0, 5.0, 25.0]), bins=64))
+        return timed(lambda: search_exact_front(score, loss, np.array([1.0, 5.0, 25.0]), bins=64))
 
     front(1000)
     seconds, found = front(rows)

@@ -22,7 +22,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
         "docs/reference/exit-codes.md": contract.exit_codes(),
         "docs/reference/formats.md": contract.formats(),
         "docs/reference/units.md": units.page(),
-        "docs/reference/benchmarks.md": benchmarks.page(root / "benchmarks"),
+        **benchmarks.pages(root / "benchmarks"),
         "docs/explanation/scale.md": scale.page(root / "benchmarks"),
         **{f"docs/reference/kinds/{name}.md": text for name, text in kinds.pages().items()},
     }

@@ -1,4 +1,4 @@
-"""The page of the figures: every table is made from ``benchmarks/results/*.json``."""
+"""The pages of figures, one a kind: headline rows made from ``benchmarks/results/*.json``."""
 
 from __future__ import annotations
 
@@ -11,67 +11,282 @@ from typing import Any
 from benchmarks.frame import names
 from docs.generators.markdown import code, table
 
-INTRO = """# Benchmarks
+INTRO = """# Benchmarks of {title}
 
-Figures of one machine, named beside them, beside peers that ran in the same call on the same input. A target that
-was not reached is shown as such. `python -m benchmarks NAME --write` measures one again, `python -m benchmarks --all`
-all of them; the files that they write are what this page is made from.
+Every figure comes from one machine, next to peers or a bound from the same run. A missed target is shown as missed.
+Each section links to the complete result; `python -m benchmarks NAME --write` measures it again.
 
 """
+INDEX = """# Benchmarks
+
+Every figure in these docs comes from `benchmarks/`. A benchmark runs its peers in the same call, on the same input and
+machine. `python -m benchmarks` lists them, `python -m benchmarks NAME --write` measures one again, and
+`python -m benchmarks --all` measures all.
+
+{pages}
+"""
+TITLES = {
+    "cascade": "cascades",
+    "pipeline": "pipelines",
+    "tuning": "tuning jobs",
+    "placement": "placement",
+    "supernet": "supernets and accelerators",
+    "serving": "serving and the command line",
+}
+OTHER_KINDS = {
+    "estimator": "pipeline",
+    "tuner": "pipeline",
+    "fastswitch": "supernet",
+    "scale": "serving",
+    "serve-load": "serving",
+    "serve-overload": "serving",
+    "startup": "serving",
+}
+HEADLINES: Mapping[str, Mapping[str, str]] = {
+    "cascade-certificate": {
+        "broken_share_max_timeless": "certified loss exceeded, share of calibrations drawn anew (by case, worst front)",
+        "broken_share_max_clustered": "the same, by patient",
+        "delta": "allowed share δ",
+        "calibrations": "calibrations a front",
+    },
+    "cascade-digits": {
+        "saving": "fewer operations than the best single model (mean of five splits)",
+        "saving_min": "the same, worst split",
+        "loss_points": "accuracy lost, points (mean)",
+        "loss_points_max": "accuracy lost, points (worst split)",
+        "certified_loss_points": "certified loss, points",
+        "latency_saving": "measured latency, times lower",
+    },
+    "cascade-gates": {
+        "exact_seconds": "exact search over 64,727 recorded cases, s",
+        "greedy_gap_percent": "cost of greedy gates above the optimum, mean %",
+        "greedy_gap_percent_max": "the same, worst %",
+        "saving_percent_AUDIOMNIST": "saving on AUDIOMNIST, %",
+        "saving_percent_COMMAND": "saving on COMMAND, %",
+        "saving_percent_RAFDB": "saving on RAFDB, %",
+        "saving_percent_DIGIT": "saving on DIGIT, %",
+        "saving_percent_SHOP": "saving on SHOP, %",
+        "saving_percent_YELP": "saving on YELP, %",
+    },
+    "cascade-sepsis": {
+        "price_saving": "lower price per patient hour than the baseline that keeps the stage",
+        "flops_saving": "fewer operations",
+        "loss_points": "accuracy lost, points (negative: better)",
+        "certified_loss_points": "certified loss, points",
+        "utility": "utility of the cascade",
+        "utility_baseline": "utility of the baseline",
+        "auprc": "AUPRC of the cascade",
+        "auprc_baseline": "AUPRC of the baseline",
+        "alerts_per_100h": "alerts per 100 h",
+        "lead_hours_gain": "earlier onset prediction, h",
+    },
+    "cascade-serve": {
+        "requests_per_s": "requests/s on one core, with the complete execution path",
+        "baseline_requests_per_s": "requests/s of the baseline in FastAPI with joblib",
+        "ratio": "ratio",
+        "p99_ms": "p99, ms",
+        "baseline_p99_ms": "p99 of FastAPI with joblib, ms",
+    },
+    "estimator": {
+        "queries_per_s": "queries/s through three stages",
+        "simpy_ratio": "times faster than SimPy",
+        "ciw_ratio": "times faster than Ciw",
+        "c_loop_ratio": "share of a bare C loop's speed",
+        "max_difference_s": "largest difference of a latency, s",
+    },
+    "pipeline-fidelity": {
+        "waiting_p99_error_percent_max": "error of p99, stages that wait for accelerators, worst %",
+        "computing_paced_p99_error_percent_max": "error of p99, stages that compute, at the run's batch times, worst %",
+        "computing_p99_error_percent_median": "error of p99, stages that compute, by their profile, median %",
+        "computing_p99_error_percent_max": "the same, worst %",
+        "attainment_error_points_max": "error of attainment, points",
+        "lost": "lost queries",
+    },
+    "pipeline-plan": {
+        "coarse_peak_ratio_max": "cheaper than coarse-grained planning for the peak, best of 168 points",
+        "coarse_peak_ratio_median": "the same, median",
+        "greedy_excess_percent_mean": "greedy plan above the optimum, mean %",
+        "greedy_excess_percent_max": "greedy plan above the optimum, worst %",
+        "proven_share": "share of plans with a proof",
+        "optimum_seconds_max": "longest search, s",
+    },
+    "tuner": {
+        "equal_miss_cost_ratio_geomean": "cheaper at equal misses than a coarse-grained tuner (geometric mean)",
+        "equal_miss_cases": "cases in which both reach 0.1 % misses, of 32",
+        "equal_miss_cost_ratio_any_hold_geomean": "the same, with a free choice of hold",
+        "peak_cost_ratio_median": "price against a fixed plan for the peak (median)",
+    },
+    "placement-kubernetes": {
+        "bound_p95_ms": "waiting pod bound after its resource appears, p95 ms",
+        "pods_per_s": "pods/s that request an ephemeral resource",
+        "gang_trials": "competing pairs of gangs of eight",
+        "partial_gangs": "gangs seen in part",
+        "gang_p50_ms": "gang placed, p50 ms",
+    },
+    "placement-ray": {
+        "create_p95_ms": "create an ephemeral resource, p95 ms",
+        "delete_p95_ms": "delete one, p95 ms",
+        "gang_trials": "competing pairs of gangs",
+        "gang_partial": "gangs started in part",
+        "gang_deadlocks": "deadlocks",
+        "throughput_ratio": "task throughput against plain Ray tasks",
+    },
+    "placement-replay": {
+        "openb_seconds": "replay of openb (8,152 pods, 1,523 nodes), CPU s",
+        "decisions_per_s": "decisions/s",
+        "violations": "violations",
+        "fairness_error_tasks": "distance from the fair share, tasks",
+        "edf_unlike_brute_force": "EDF verdicts that differ from brute force, of 500",
+        "policy_lines_median": "lines of a policy, median",
+    },
+    "tuning-plan": {
+        "static_ratio_tight": "cheaper than the best static cluster at tight deadlines (mean)",
+        "static_ratio_tight_max": "the same, best",
+        "greedy_excess_percent_max": "greedy plan above the exact plan, worst %",
+        "exact_seconds_64": "exact plan of 64 trials, s",
+        "exact_seconds_256": "exact plan of 256 trials, s",
+        "on_time_promised": "promised share on time",
+        "on_time_seen": "simulated share on time, same noise family",
+        "on_time_seen_bad_profile": "the same, with a wrong profile",
+    },
+    "tuning-replay": {
+        "cost_ratio_asha": "dollars against Ray Tune's ASHA on a static cluster (geometric mean)",
+        "cost_ratio_asha_median": "the same, median",
+        "cost_ratio_asha_promised": "the same, where a promise was possible",
+        "on_time_share": "share on time",
+        "reached_share": "share that reached ASHA's accuracy",
+    },
+    "tuning-fidelity": {
+        "time_error_percent_max": "error of the predicted time, worst %",
+        "cost_error_percent_max": "error of the predicted cost, worst %",
+        "plans": "plans carried out, on local processes and on Ray",
+    },
+    "tuning-kills": {
+        "kills": "kills of the driver on local processes",
+        "kills_ray": "kills of the driver on Ray",
+        "other_winners": "runs with another winner",
+        "finished_iterations_repeated": "finished iterations repeated",
+        "ledger_error_percent": "error of the spend ledger, %",
+    },
+    "fastswitch": {
+        "traffic_saving_mobilenetv3": "off-chip traffic saved, MobileNetV3, 1.69 MiB buffer",
+        "latency_saving_mobilenetv3_4": "latency saved at 4 GB/s, against loading layer by layer",
+        "latency_saving_fair_mobilenetv3_4": "the same, against equal silicon that prefetches",
+        "latency_saving_fair_mobilenetv3_1": "the same at 1 GB/s",
+        "traffic_saving_resnet50": "off-chip traffic saved, ResNet-50",
+        "scalesim_cycle_error_percent": "error of compute cycles against SCALE-Sim, %",
+        "queries_per_s": "simulated queries/s",
+    },
+    "supernet-ablation": {
+        "shared_statistics_points": "worth of per-subnet statistics, points",
+        "distillation_only_points": "worth of labels, points",
+        "sampled_nets_points": "worth of training every member each step, points",
+        "independent_list_points": "worth of compound coupling, points",
+    },
+    "supernet-serve": {
+        "attainment_ratio_measured": "attainment against the best fixed member of equal accuracy, measured, best trace",
+        "attainment_ratio_measured_median": "the same, median trace",
+        "accuracy_gain_points_measured": "accuracy gained at equal attainment, measured, points, best trace",
+        "accuracy_gain_points_measured_median": "the same, median trace",
+        "attainment_ratio_shedding_measured": "attainment against fixed members that shed, best trace",
+    },
+    "supernet-switch": {
+        "memory_ratio": "memory of twelve members against separate copies",
+        "switch_us_p50": "lookup of another member, p50 µs",
+        "views_us": "building the views of a member, µs",
+    },
+    "supernet-train": {
+        "seconds": "training of the heart-beat family, s on one core",
+        "accuracy_max": "accuracy of the largest member, %",
+        "sharing_cost_min_points": "weight-sharing gap, smallest member, points",
+        "sharing_cost_mid_points": "weight-sharing gap, middle member, points",
+        "sharing_cost_max_points": "weight-sharing gap, largest member, points",
+        "compound_time_ratio": "training time against progressive shrinking",
+        "inter_patient_accuracy_max": "accuracy on unseen patients, largest member, %",
+    },
+    "scale": {
+        "estimator_growth": "growth exponent of the latency estimator",
+        "placement_growth": "growth exponent of placement replays",
+        "tuning_growth": "growth exponent of tuning plans",
+        "gates_growth": "growth exponent of the gate search",
+    },
+    "serve-load": {
+        "requests_per_s": "single rows/s on one core",
+        "best_product_requests_per_s": "the best product in the same run",
+        "product_ratio": "ratio",
+        "starlette_ratio": "ratio to a hand-built Starlette server",
+        "p99_ms_half_load": "p99 at half load, ms",
+    },
+    "serve-overload": {
+        "goodput_ratio": "goodput at five times the peak load, share of the peak",
+        "rejected_p99_ms": "p99 of a rejection, ms",
+        "recovery_s": "recovery after the overload, s",
+        "memory_growth_percent": "memory growth, %",
+        "lost": "lost requests",
+    },
+    "startup": {"help_ms": "`unfold --help`, ms", "check_ms": "`unfold check`, slowest kind, ms"},
+}
 
 
-def page(folder: Path) -> str:
-    """Return the tables of every benchmark in ``folder``."""
-    return INTRO + "\n".join(_section(folder, name) for name in names(folder))
+def pages(folder: Path) -> dict[str, str]:
+    """Return the text of every page of figures by its path."""
+    by_kind: dict[str, list[str]] = {kind: [] for kind in TITLES}
+    for name in names(folder):
+        by_kind[kind_of(name)].append(name)
+    made = {
+        f"docs/benchmarks/{kind}.md": INTRO.format(title=TITLES[kind])
+        + "\n".join(section(folder, name) for name in benchmarks)
+        for kind, benchmarks in by_kind.items()
+    }
+    links = "\n".join(
+        f"- [{TITLES[kind].capitalize()}]({kind}.md): {', '.join(code(name) for name in benchmarks)}"
+        for kind, benchmarks in by_kind.items()
+    )
+    return made | {"docs/benchmarks/index.md": INDEX.format(pages=links)}
 
 
-def _section(folder: Path, name: str) -> str:
+def kind_of(name: str) -> str:
+    """Return the page that a benchmark stands on."""
+    kind = OTHER_KINDS.get(name) or name.partition("-")[0]
+    return kind if kind in TITLES else "serving"
+
+
+def section(folder: Path, name: str) -> str:
+    """Return what a page shows of one benchmark: its question, headline rows and provenance."""
     source = (folder / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
-    head = f"## {name}\n\n{(ast.get_docstring(ast.parse(source)) or '').replace('``', '`')}\n"
+    summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].replace("``", "`")
+    head = f"## {name}\n\n{summary}\n"
     results = folder / "results" / f"{name}.json"
     if not results.is_file():
         return f"{head}\nNot measured yet: there is no `benchmarks/results/{name}.json`.\n"
     data = json.loads(results.read_text(encoding="utf-8"))
-    return "\n".join(part for part in (head, _figures(data), _tables(data), _where(data)) if part)
+    return "\n".join((head, _headlines(name, data), _provenance(name, data)))
 
 
-def _figures(data: Mapping[str, Any]) -> str:
-    peers: Mapping[str, Any] = data.get("peers", {})
-    aims: Mapping[str, str] = data.get("aims", {})
-    metrics = dict.fromkeys([*data["metrics"], *(name for peer in peers.values() for name in peer)])
+def _headlines(name: str, data: Mapping[str, Any]) -> str:
+    targets: Mapping[str, str] = data.get("aims", {})
+    labels = HEADLINES.get(name) or dict.fromkeys(list(data["metrics"])[:10], "")
+    metrics = [metric for metric in labels if metric in data["metrics"]]
+    peers = {peer: values for peer, values in data.get("peers", {}).items() if any(key in values for key in metrics)}
     rows = [
-        [code(name), number(data["metrics"].get(name)), *(number(peer.get(name)) for peer in peers.values())]
-        + ([aims.get(name, "")] if aims else [])
-        for name in metrics
+        [code(metric), labels[metric], number(data["metrics"][metric])]
+        + [number(values.get(metric)) for values in peers.values()]
+        + ([targets.get(metric, "")] if targets else [])
+        for metric in metrics
     ]
-    return table(["metric", "unfold", *peers, *(["aim"] if aims else [])], rows)
+    return table(["metric", "meaning", "unfold", *peers, *(["target"] if targets else [])], rows)
 
 
-def _tables(data: Mapping[str, Any]) -> str:
-    found = data.get("tables") or {}
-    named = found.items() if isinstance(found, Mapping) else [(one["name"], _rows(one)) for one in found]
-    return "\n".join(f"### {name}\n\n{_table(rows)}" for name, rows in named if rows)
-
-
-def _rows(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [dict(zip(one["columns"], row, strict=True)) for row in one["rows"]]
-
-
-def _table(rows: list[Mapping[str, Any]]) -> str:
-    heads = list(rows[0])
-    return table(heads, [[number(row.get(head)) for head in heads] for row in rows])
-
-
-def _where(data: Mapping[str, Any]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in data["machine"].items())
+def _provenance(name: str, data: Mapping[str, Any]) -> str:
+    machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in data["machine"].items())
     versions = ", ".join(f"{key} {value}" for key, value in data["versions"].items())
     run = "quick run" if data.get("quick") else "full run"
-    notes = "".join(f"- {note}\n" for note in data.get("notes", []))
-    return f"Measured on: {machine}; {versions}; {run}, seed {data.get('seed', 0)}.\n" + (f"\n{notes}" if notes else "")
+    complete = f"[all figures and notes](../../benchmarks/results/{name}.json)"
+    return f"Measured on: {machine}; {versions}; {run}, seed {data.get('seed', 0)}; {complete}.\n"
 
 
 def number(value: Any) -> str:
-    """Return a figure with four digits that matter, a missing one as a dash."""
+    """Return a figure with four significant digits, a missing one as a dash."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[1]
-SECTIONS = {"Tutorials": "tutorials", "How-to": "how-to", "Reference": "reference", "Explanation": "explanation"}
+SECTIONS = {
+    "Tutorials": "tutorials",
+    "How-to": "how-to",
+    "Reference": "reference",
+    "Explanation": "explanation",
+    "Benchmarks": "benchmarks",
+}
 FILE = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
 LINK = re.compile(r"\[([^]]+)\]\(([^)\s]+)\)")
 

@@ -8,7 +8,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unfoldkit.descriptors import Check, CheckResult, Kind, Renderer, RunFinished
     from unfoldkit.engines.base import Engine
-    from unfoldkit.errors import Diagnostic, ExitCode, UnfoldError, broken, did_you_mean, fail, show
+    from unfoldkit.errors import (
+        Diagnostic,
+        ExitCode,
+        UnfoldError,
+        did_you_mean,
+        format_value,
+        internal_error,
+        user_error,
+    )
+    from unfoldkit.errors import format_value as show  # old name
+    from unfoldkit.errors import internal_error as broken  # old name
+    from unfoldkit.errors import user_error as fail  # old name
+    from unfoldkit.format import (
+        divide_costs,
+        format_bytes,
+        format_count,
+        format_duration,
+        format_money,
+        format_percent,
+        format_ratio,
+    )
     from unfoldkit.hookspec import hookimpl
     from unfoldkit.io.csv import CsvRow, csv_lines, csv_rows, encoding_of, not_utf8
     from unfoldkit.report import Cell, Column, Figure, Metric, Report, Series, Table, Verdict, time_axis
@@ -33,7 +53,27 @@ _PLACES = {
     "unfoldkit.run_context": ("Progress", "Run"),
     "unfoldkit.io.csv": ("CsvRow", "csv_lines", "csv_rows", "encoding_of", "not_utf8"),
     "unfoldkit.engines.base": ("Engine",),
-    "unfoldkit.errors": ("Diagnostic", "ExitCode", "UnfoldError", "broken", "did_you_mean", "fail", "show"),
+    "unfoldkit.errors": (
+        "Diagnostic",
+        "ExitCode",
+        "UnfoldError",
+        "did_you_mean",
+        "format_value",
+        "internal_error",
+        "user_error",
+        "broken",  # old name
+        "fail",  # old name
+        "show",  # old name
+    ),
+    "unfoldkit.format": (
+        "divide_costs",
+        "format_bytes",
+        "format_count",
+        "format_duration",
+        "format_money",
+        "format_percent",
+        "format_ratio",
+    ),
     "unfoldkit.hookspec": ("hookimpl",),
     "unfoldkit.descriptors": ("Check", "CheckResult", "Kind", "Renderer", "RunFinished"),
     "unfoldkit.report": ("Cell", "Column", "Figure", "Metric", "Report", "Series", "Table", "Verdict", "time_axis"),
@@ -90,18 +130,28 @@ __all__ = [
     "Table",
     "UnfoldError",
     "Verdict",
-    "broken",
+    "broken",  # old name
     "csv_lines",
     "csv_rows",
     "did_you_mean",
+    "divide_costs",
     "dump",
     "encoding_of",
-    "fail",
+    "fail",  # old name
     "fingerprint",
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_money",
+    "format_percent",
+    "format_ratio",
+    "format_value",
     "hookimpl",
+    "internal_error",
     "not_utf8",
-    "show",
+    "show",  # old name
     "time_axis",
+    "user_error",
 ]
 
 

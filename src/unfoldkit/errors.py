@@ -1,4 +1,4 @@
-"""What can go wrong, said in one line each: diagnostics, exit codes and the one exception."""
+"""Diagnostics, exit codes and the one exception of the toolkit. Every failure is one line that a user can act on."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
+MAX_CHOICES = 12
+"""A hint lists up to so many valid names when none of them is close to the misspelt one."""
+
 
 class ExitCode(IntEnum):
     """Exit status of every verb."""
 
     YES = 0
-    """It ran and the answer is yes."""
+    """The verb ran and the answer is yes."""
     NO = 1
-    """It ran and the answer is no: infeasible, target missed, plan drifted."""
+    """The verb ran and the answer is no: infeasible, target missed, plan drifted."""
     USAGE = 2
-    """The caller's fault: spec, flag, file, missing extra."""
+    """The caller is at fault: spec, flag, file, missing extra."""
     INTERNAL = 3
-    """Our fault or a plugin's."""
+    """unfold or a plugin is at fault."""
     INTERRUPTED = 130
     """Ctrl-C."""
     CLOSED_PIPE = 141
-    """The reader of stdout went away."""
+    """The reader of stdout closed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One mistake, with its place: printed as ``file:line:column: key: message (hint)``.
+    """One mistake with its position, printed as ``file:line:column: key: message (hint)``.
 
-    ``line`` and ``column`` count from 1; 0 means that it is not known, or that the place is not in a file.
+    ``line`` and ``column`` count from 1; 0 means unknown, or that the position is not in a file.
     """
 
     message: str
@@ -43,7 +46,7 @@ class Diagnostic:
 
     def __str__(self) -> str:
         body = f"{self.message} ({self.hint})" if self.hint else self.message
-        return printable(": ".join(part for part in (self.place, cut(self.key, 120), body) if part))
+        return escape_unprintable(": ".join(part for part in (self.place, shorten(self.key, 120), body) if part))
 
     @property
     def place(self) -> str:
@@ -52,7 +55,7 @@ class Diagnostic:
 
 
 class UnfoldError(Exception):
-    """A failure that is told to the user in words, never as a traceback."""
+    """A failure that the command line prints as diagnostics, never as a traceback."""
 
     def __init__(self, *diagnostics: Diagnostic, code: ExitCode = ExitCode.USAGE) -> None:
         super().__init__("\n".join(str(diagnostic) for diagnostic in diagnostics))
@@ -60,46 +63,54 @@ class UnfoldError(Exception):
         self.code = code
 
 
-def printable(text: str) -> str:
-    """Return ``text`` in one line that is safe to print: what cannot be seen is written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
-
-
-def show(value: Any) -> str:
-    """Return a value of a spec as short text of at most 60 characters, text in double quotes."""
-    return cut(printable(json.dumps(value, ensure_ascii=False, default=str)))
-
-
-def cut(text: str, most: int = 60) -> str:
-    """Return ``text``, or its beginning and dots where it is longer than ``most`` characters."""
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def fail(message: str, *, hint: str = "", file: str = "", key: str = "") -> UnfoldError:
-    """Make the caller's-fault error (exit code 2) with one diagnostic."""
+def user_error(message: str, *, hint: str = "", file: str = "", key: str = "") -> UnfoldError:
+    """Make an error that the caller can fix (exit code 2), with one diagnostic."""
     return UnfoldError(Diagnostic(message, file=file, key=key, hint=hint))
 
 
-def broken(message: str, *, hint: str = "", file: str = "") -> UnfoldError:
-    """Make the error for a failure that is not the caller's (exit code 3)."""
+def internal_error(message: str, *, hint: str = "", file: str = "") -> UnfoldError:
+    """Make an error that the caller did not cause (exit code 3), with one diagnostic."""
     return UnfoldError(Diagnostic(message, file=file, hint=hint), code=ExitCode.INTERNAL)
 
 
+def with_default_file(diagnostic: Diagnostic, file: str) -> Diagnostic:
+    """Return the diagnostic with ``file`` as its position, unless it names a file already."""
+    return diagnostic if diagnostic.file else replace(diagnostic, file=file)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean "x"?`` for the closest known word, or the list of a few, or nothing."""
+    """Return a hint for a misspelt word: ``did you mean "x"?``, a short list of all names, or nothing."""
     names = sorted(set(known))
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:
         return f'did you mean "{close[0]}"?'
-    return f"one of: {', '.join(names)}" if 0 < len(names) <= 12 else ""
+    return f"one of: {', '.join(names)}" if 0 < len(names) <= MAX_CHOICES else ""
 
 
-def in_file(diagnostic: Diagnostic, file: str) -> Diagnostic:
-    """Return the same diagnostic, told of ``file`` when it names none."""
-    return diagnostic if diagnostic.file else replace(diagnostic, file=file)
+def format_value(value: Any) -> str:
+    """Format a value of a spec as JSON in at most 60 printable characters."""
+    return shorten(escape_unprintable(json.dumps(value, ensure_ascii=False, default=str)))
+
+
+def shorten(text: str, max_length: int = 60) -> str:
+    """Cut ``text`` to ``max_length`` characters; an ellipsis of three dots marks the cut."""
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
+
+
+def escape_unprintable(text: str) -> str:
+    """Escape control and other unprintable characters, so that ``text`` is safe to print in one line."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+fail = user_error  # old name
+broken = internal_error  # old name
+show = format_value  # old name
+cut = shorten  # old name
+printable = escape_unprintable  # old name
+in_file = with_default_file  # old name

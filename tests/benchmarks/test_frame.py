@@ -92,16 +92,26 @@ def test_a_failing_command_is_no_time() -> None:
 
 
 def test_tables_show_metrics_beside_peers(tmp_path: Path) -> None:
-    """A result becomes a table with a column for us, one a peer, and the aim; what is missing is a dash."""
+    """A result becomes a table with a column for us, one a peer, and the target; a missing value is a dash."""
     (tmp_path / "some.py").write_text('"""About some.\n\nMore."""\n\n\ndef run(): ...\n', "utf-8")
-    assert "Not measured yet" in page.page(tmp_path)
+    assert "Not measured yet" in page.section(tmp_path, "some")
     data = {
         "name": "some", "quick": False, "seed": 0, "metrics": {"a": 1234.5, "b": None}, "peers": {"other": {"a": 2}},
-        "aims": {"a": "< 1"}, "tables": {"t": [{"x": 1, "y": "z"}]}, "machine": {"cores": 2}, "versions": {"p": "1"},
-        "notes": ["b could not be measured"],
+        "aims": {"a": "< 1"}, "machine": {"cores": 2}, "versions": {"p": "1"},
     }  # fmt: skip
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "some.json").write_text(json.dumps(data), "utf-8")
-    text = page.page(tmp_path)
-    for line in ("| `a` | 1,234 | 2 | < 1 |", "| `b` | – | – |  |", "| 1 | z |", "- b could not be measured"):
+    text = page.section(tmp_path, "some")
+    for line in ("| `a` |  | 1,234 | 2 | < 1 |", "| `b` |  | – | – |  |", "benchmarks/results/some.json"):
         assert line in text
+
+
+def test_a_missing_peer_names_the_group_that_brings_it(tmp_path: Path) -> None:
+    """A benchmark whose peer is not installed reports the dependency group, the extra, or the package."""
+    pyproject = tmp_path / "pyproject.toml"
+    pyproject.write_text(
+        '[project.optional-dependencies]\nray = ["ray[serve]>=2"]\n[dependency-groups]\nbench = ["ciw>=3.2"]\n', "utf-8"
+    )
+    assert frame.missing_package("ciw", pyproject).endswith("pip install --group bench")
+    assert frame.missing_package("ray.serve", pyproject).endswith("pip install '.[ray]'")
+    assert frame.missing_package("other_peer", pyproject).endswith("pip install other-peer")

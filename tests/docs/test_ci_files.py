@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shlex
@@ -118,11 +117,38 @@ def test_hook_of_pre_commit_checks_files(tmp_path: Path) -> None:
         assert done.returncode == code
 
 
-def test_ci_runs_the_command_of_the_readme() -> None:
-    """`.ci/run` ends with the test command that the README shows."""
+def test_ci_runs_the_command_of_the_readme_as_a_newcomer_does() -> None:
+    """`.ci/run` runs the README's test command in a fresh environment, before uv is there."""
     assert "pip install nox && nox" in (ROOT / "README.md").read_text("utf-8")
-    last = (ROOT / ".ci/run").read_text("utf-8").rstrip().splitlines()[-1]
-    assert last.replace("--quiet ", "").startswith("pip install nox && nox")
+    script = (ROOT / ".ci/run").read_text("utf-8")
+    before, command, after = script.partition("\npip install nox && nox\n")
+    assert command
+    assert "python3 -m venv" in before
+    assert "install --quiet uv" not in before
+    assert "install --quiet uv" in after
+
+
+def test_lanes_of_ci_are_the_full_run() -> None:
+    """`nox` and the two lanes of `.ci/run` together run every session."""
+    selected = {tags: sessions_of(*tags) for tags in ((), ("-t", "full"), ("-t", "lane-a"), ("-t", "lane-b"))}
+    lanes = selected["-t", "lane-a"] | selected["-t", "lane-b"]
+    assert lanes | {"summary"} == selected["-t", "full"]
+    assert not selected["-t", "lane-a"] & selected["-t", "lane-b"]
+    assert selected["-t", "full"] | selected[()] | {"work", "extras"} == every_session()
+
+
+def listed_by_nox(*options: str) -> str:
+    words = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "--list", *options]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+def sessions_of(*options: str) -> set[str]:
+    required = {"work", "extras"}
+    return set(re.findall(r"^\* (\S+) ", listed_by_nox(*options), re.MULTILINE)) - required
+
+
+def every_session() -> set[str]:
+    return set(re.findall(r"^[*-] (\S+) ", listed_by_nox(), re.MULTILINE))
 
 
 def test_the_source_distribution_holds_what_ci_and_its_tests_read(tmp_path: Path) -> None:
@@ -143,14 +169,3 @@ def test_a_wheel_with_other_files_than_the_checkout_is_told(tmp_path: Path) -> N
     told = re.escape(f"not in the wheel: {[lacking]}; not in the checkout: {['stray.py']}")
     with pytest.raises(SystemExit, match=told):
         check_contents(tmp_path / "a.whl")
-
-
-def test_nox_runs_every_session() -> None:
-    """What `nox` runs in one go, two at a time, is every session that there is, each once."""
-    tree = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
-    sets = {ast.unparse(one.targets[0]): one.value for one in tree.body if isinstance(one, ast.Assign)}
-    words = [sys.executable, "-m", "nox", "-f", str(ROOT / "noxfile.py"), "--list"]
-    listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    around = {"all", "gaps", "work"}
-    names = re.findall(r"^[*-] (\S+) ->", listed, re.MULTILINE)
-    assert sorted(ast.literal_eval(sets["ORDER"])) == sorted(set(names) - around)

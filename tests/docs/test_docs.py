@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ import typer
 
 from benchmarks.frame import names
 from docs import console, generate
+from docs.generators.benchmarks import HEADLINES, kind_of
 from docs.generators.cli import commands
 from tests.support import Unfold
 from unfoldkit.cli import plugin_registry
-from unfoldkit.cli.app import EPILOG, application
-from unfoldkit.cli.help_groups import EXIT_CODES, GROUPS
-from unfoldkit.cli.help_layout import text as first_screen
+from unfoldkit.cli.app import EPILOG, build_app
+from unfoldkit.cli.help_layout import EXIT_CODES, GROUPS
+from unfoldkit.cli.help_layout import read_help as first_screen
 from unfoldkit.errors import ExitCode
 from unfoldkit.registry import hook_names
 
@@ -56,15 +58,38 @@ def test_every_hook_has_its_section(name: str) -> None:
 
 def test_every_kind_has_its_page_and_a_link_to_it() -> None:
     """Each kind that loads has a page, and the start page leads to it."""
-    for kind in plugin_registry.registry().kinds:
+    for kind in plugin_registry.open_registry().kinds:
         assert page(f"reference/kinds/{kind}.md")
         assert f"(reference/kinds/{kind}.md)" in page("index.md"), kind
 
 
 def test_every_kind_stands_in_the_readme() -> None:
-    """The first screen of the README names each kind that loads."""
+    """The README names each kind that loads, and fits on one screen."""
     text = (ROOT / "README.md").read_text("utf-8")
-    assert [kind for kind in plugin_registry.registry().kinds if f"| `{kind}` |" not in text] == []
+    assert [kind for kind in plugin_registry.open_registry().kinds if f"`{kind}`" not in text] == []
+    assert len(text) <= 5000
+
+
+def test_the_changelog_is_short() -> None:
+    """The unreleased version has one list of at most 60 bullets and 8,000 characters."""
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert len(text) <= 8000
+    assert len(re.findall(r"^- ", text, re.MULTILINE)) <= 60
+
+
+def test_fragments_of_the_changelog_are_named_and_short() -> None:
+    """A news fragment names an issue, a kind and a type, and is one sentence of at most 30 words."""
+    areas = "|".join([*plugin_registry.open_registry().kinds, "core", "docs"])
+    for path in (ROOT / "changes").glob("*.md"):
+        assert re.fullmatch(rf"\d+\.(?:{areas})\.(?:feature|change|removal|fix)\.md", path.name)
+        assert len(path.read_text("utf-8").split()) <= 30, path.name
+
+
+def test_cells_of_the_claims_are_short() -> None:
+    """No cell of the claims has more than 20 words; everything else is a note."""
+    rows = [line for line in page("explanation/claims.md").splitlines() if line.startswith("| ")]
+    cells = [re.sub(r"\[\^\d+\]", "", cell) for row in rows for cell in row.strip("| ").split(" | ")]
+    assert [cell for cell in cells if len(cell.split()) > 20] == []
 
 
 @pytest.mark.parametrize("code", list(ExitCode), ids=lambda code: code.name)
@@ -76,7 +101,7 @@ def test_every_exit_code_is_told_everywhere(code: ExitCode) -> None:
 
 
 def options() -> Iterator[tuple[str, str]]:
-    root: Any = typer.main.get_command(application())
+    root: Any = typer.main.get_command(build_app())
     for name, command in commands(root, "unfold"):
         yield from ((name, word) for item in command.params for word in item.opts if item.param_type_name == "option")
 
@@ -91,8 +116,17 @@ def test_every_option_is_on_the_page(command: str, option: str) -> None:
 
 @pytest.mark.parametrize("name", names())
 def test_every_benchmark_has_its_section(name: str) -> None:
-    """Each benchmark has a section on the page of figures."""
-    assert f"\n## {name}\n" in page("reference/benchmarks.md")
+    """Each benchmark has a section on the page of its kind."""
+    assert f"\n## {name}\n" in page(f"benchmarks/{kind_of(name)}.md")
+
+
+def test_pages_of_figures_are_short_and_their_rows_exist() -> None:
+    """No page of figures has more than 1,500 words, and every headline row is a metric that is stored."""
+    for path in (ROOT / "docs/benchmarks").glob("*.md"):
+        assert len(path.read_text("utf-8").split()) <= 1500, path.name
+    for name, labels in HEADLINES.items():
+        stored = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text("utf-8"))["metrics"]
+        assert set(labels) <= set(stored), name
 
 
 def test_every_variable_of_the_environment_is_documented() -> None:
@@ -104,7 +138,7 @@ def test_every_variable_of_the_environment_is_documented() -> None:
 
 def test_every_command_is_in_a_group_of_the_first_screen() -> None:
     """No command falls into the group of leftovers, and no group names a command that is gone."""
-    root: Any = typer.main.get_command(application())
+    root: Any = typer.main.get_command(build_app())
     assert sorted(name for group in GROUPS.values() for name in group) == sorted(root.commands)
     assert "\nMore:" not in first_screen()
 
@@ -157,7 +191,7 @@ def calls(line: str, *, prompt: bool) -> list[str]:
 @pytest.mark.parametrize(("file", "line"), sorted(set(shown())))
 def test_shown_commands_parse(file: str, line: str) -> None:
     """Each `unfold` command on a page is one that the application takes, with options that exist."""
-    root: Any = typer.main.get_command(application())
+    root: Any = typer.main.get_command(build_app())
     words = shlex.split(line)[1:]
     known = dict(commands(root, "unfold"))
     while words and f"unfold {words[0]}" not in known:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+from unfoldkit.format import format_number
 from unfoldkit.report import Cell, Column, Metric, Table
 
 
@@ -14,7 +13,7 @@ def cell(value: Cell, column: Column) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
-        return number(value, column.digits)
+        return format_number(value, column.digits)
     return value
 
 
@@ -32,24 +31,9 @@ def _is_numeric(column: Column, values: list[Cell]) -> bool:
     return column.digits is not None or any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
-def number(value: float, digits: int | None = None) -> str:
-    """Return a number with thousands separated, to ``digits`` after the point or three significant ones."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "∞" if value > 0 else "–"
-    if isinstance(value, int) and digits is None:
-        return f"{value:,}"
-    if digits is not None:
-        # no minus before what rounds to nothing
-        return f"{round(value, digits) + 0.0:,.{digits}f}"
-    if value == 0:
-        return "0"
-    places = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{places}f}" if places < 7 else f"{value:.2e}"
-
-
 def metric(item: Metric) -> str:
     """Return a metric's value with its unit."""
     if item.value is None:
         return "not measured"
-    text = number(item.value)
+    text = format_number(item.value)
     return f"{text} {item.unit}".strip()

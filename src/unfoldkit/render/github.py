@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.render import formatting
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.report import Report, Verdict
 
 
 def render(report: Report) -> str:
     """Return the verdict, and every metric that misses its target, as workflow commands."""
+    report = strip_controls(report)
     level = "notice" if report.verdict is Verdict.YES else "error"
     lines = [_command(level, {"title": f"unfold {report.verb} {report.name}"}, f"{report.verdict} · {report.headline}")]
     for name, item in report.metrics.items():

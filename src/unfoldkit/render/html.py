@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from unfoldkit.format import format_number
 from unfoldkit.render import formatting
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.render.plot import svg
 from unfoldkit.report import Figure, Metric, Report, Table
 
@@ -24,6 +26,7 @@ SPOKEN = {
 
 def render(report: Report) -> str:
     """Return the report as one HTML file with nothing loaded from elsewhere."""
+    report = strip_controls(report)
     title = escape(f"{report.name} · {report.kind} {report.verb}")
     body = [_head(report), _cards(report.metrics), *map(_figure, report.figures), *map(_table, report.tables)]
     body += [_lines(report), _footer(report)]
@@ -83,8 +86,8 @@ def _figure(figure: Figure) -> str:
 def _told(figure: Figure) -> str:
     """Return a figure in words: what its axes are, and where each series begins and ends."""
     ends = [
-        f"{s.name} from {formatting.number(s.y[0])} at {formatting.number(s.x[0])} to {formatting.number(s.y[-1])} at "
-        f"{formatting.number(s.x[-1])}" for s in figure.series if s.y
+        f"{s.name} from {format_number(s.y[0])} at {format_number(s.x[0])} to {format_number(s.y[-1])} at "
+        f"{format_number(s.x[-1])}" for s in figure.series if s.y
     ]  # fmt: skip
     return f"{figure.title}: {figure.y} over {figure.x}. " + "; ".join(ends)
 

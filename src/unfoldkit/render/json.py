@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+from unfoldkit.render.controls import escape_controls
 from unfoldkit.report import Report, to_data
 
 
 def render(report: Report) -> str:
     """Return the report as JSON."""
-    return json.dumps(to_data(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return escape_controls(json.dumps(to_data(report), indent=2, ensure_ascii=False, allow_nan=False)) + "\n"

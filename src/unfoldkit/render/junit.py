@@ -7,11 +7,13 @@ from xml.etree import ElementTree as ET
 
 from unfoldkit.errors import Diagnostic
 from unfoldkit.render import formatting
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.report import Report, Verdict
 
 
 def render(report: Report) -> str:
     """Return the report as JUnit XML."""
+    report = strip_controls(report)
     cases: list[tuple[str, str | None]] = [("verdict", None if report.verdict is Verdict.YES else report.headline)]
     for name, item in report.metrics.items():
         if item.target is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from unfoldkit.render import formatting
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.report import Report, Table
 
 
 def render(report: Report) -> str:
     """Return the report as Markdown."""
+    report = strip_controls(report)
     parts = [
         f"## {_escape(report.name)} · {report.kind} {report.verb}",
         " · ".join(map(_escape, report.subtitle)),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
 from unfoldkit.io.yaml12 import PLAN_SCHEMA, to_yaml
-from unfoldkit.report import Report, plain
+from unfoldkit.report import Report, to_plain
 
 
 def render(report: Report) -> str:
@@ -14,7 +14,7 @@ def render(report: Report) -> str:
         UnfoldError: the verb leaves no plan.
     """
     if report.decision is None:
-        raise fail(
+        raise user_error(
             f"{report.verb} of kind {report.kind} leaves no plan to write",
             hint="--out with .json, .html, .md or .xml",
         )
@@ -26,4 +26,4 @@ def render(report: Report) -> str:
         **facts,
         "decision": report.decision,
     }
-    return to_yaml(plain(body))
+    return to_yaml(to_plain(body))

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from unfoldkit.errors import fail
+from unfoldkit.errors import user_error
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.report import Figure, Report, Series
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def render(report: Report) -> bytes:
     Raises:
         UnfoldError: the report has no figure.
     """
+    report = strip_controls(report)
     if not report.figures:
-        raise fail(f"{report.verb} of {report.name} has no plot", hint="--out with .json, .html or .md")
+        raise user_error(f"{report.verb} of {report.name} has no plot", hint="--out with .json, .html or .md")
     return _draw(report.figures, "png")
 
 

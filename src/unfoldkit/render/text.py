@@ -11,6 +11,7 @@ from rich.text import Text
 
 from unfoldkit.render import formatting
 from unfoldkit.render.column_layout import parts
+from unfoldkit.render.controls import strip_controls
 from unfoldkit.report import Report, Table, Verdict
 
 WIDTH = 120
@@ -19,6 +20,7 @@ ACCENT = "cyan"
 
 def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
     """Return the report as text; without colour it is the same bytes for the same report."""
+    report = strip_controls(report)
     stream = io.StringIO()
     console = Console(
         file=stream,

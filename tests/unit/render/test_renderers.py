@@ -12,6 +12,7 @@ import pytest
 
 from unfoldkit.descriptors import resolve
 from unfoldkit.errors import Diagnostic, UnfoldError
+from unfoldkit.format import format_number
 from unfoldkit.render import builtin_renderers, formatting, github, html, junit, md, plan, plot, text
 from unfoldkit.render import json as json_format
 from unfoldkit.report import Column, Figure, Metric, Report, Series, Table, Verdict, from_data, to_data
@@ -180,7 +181,7 @@ def test_bars_stand_in_whole_lanes_from_the_beginning_on() -> None:
 )  # fmt: skip
 def test_numbers_look_alike_in_every_format(value: float, digits: int | None, expected: str) -> None:
     """Thousands are separated, three significant digits are kept, what is not finite is a sign."""
-    assert formatting.number(value, digits) == expected
+    assert format_number(value, digits) == expected
 
 
 def test_cells_show_what_is_absent() -> None:
@@ -304,4 +305,4 @@ def test_no_number_of_a_table_is_broken(width: int) -> None:
 
 def test_nothing_has_no_minus() -> None:
     """What rounds to nothing is shown without a sign."""
-    assert formatting.number(-0.04, 1) == "0.0"
+    assert format_number(-0.04, 1) == "0.0"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from unfold_placement.core.types import Task
 from unfoldkit.api import fail
 from unfoldkit.io.csv import UNREADABLE, open_text
+from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 
 Body = dict[str, Any]
 """A decoded JSON object."""
@@ -77,8 +78,10 @@ def read_items(path: Path, command: str) -> list[Body]:
     try:
         with open_text(path) as stream:
             content = json.load(stream)
-    except (*UNREADABLE, ValueError) as error:
+    except (*UNREADABLE, ValueError, RecursionError) as error:
         raise fail(f"not JSON: {error}", file=str(path), hint=command) from error
+    if is_deep(content):
+        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=str(path), hint=command)
     while isinstance(content, dict) and (key := _wrapper_key(content)):
         content = content[key]
     return [body for body in (content if isinstance(content, list) else [content]) if isinstance(body, dict)]

@@ -1,0 +1,44 @@
+"""What every test session shares: trained runs, and the list of tests that passed at the second attempt."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.support import ROOT, command, surroundings
+
+TrainedRun = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TrainedRun:
+    """Return a function that trains a shipped spec once for all workers, and returns the folder that holds ``runs``.
+
+    The folder is shared: a test that changes the run copies it first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def train(spec: str) -> Path:
+        folder = shared / f"trained-{spec.replace('/', '-')}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                folder.mkdir()
+                words = command(["train", ROOT / "configs" / f"{spec}.yaml"])
+                subprocess.run(words, cwd=folder, env=surroundings(), check=True, capture_output=True, timeout=600)  # noqa: S603
+        return folder
+
+    return train
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write the tests that were run again to the file that ``UNFOLD_RERUNS`` names; the noxfile lists them."""
+    reruns = dict.fromkeys(report.nodeid for report in terminalreporter.stats.get("rerun", []))
+    target = os.environ.get("UNFOLD_RERUNS")
+    if reruns and target:
+        Path(target).write_text("".join(f"{name}\n" for name in reruns), encoding="utf-8")

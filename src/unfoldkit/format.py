@@ -1,0 +1,110 @@
+"""Format durations, money, ratios, byte counts and plain numbers the same way in every report line and table."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+DurationStyle = Literal["elapsed", "latency"]
+_ELAPSED_STEPS = ((10.0, 1.0, 2, "s"), (120.0, 1.0, 0, "s"), (7200.0, 60.0, 1, "min"), (172_800.0, 3600.0, 1, "h"))
+_BYTE_UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+# from this share of a unit on, a size is rounded up to the complete unit instead of "1024 KiB"
+_UNIT_THRESHOLD = 1 - 1 / 2048
+
+
+def format_duration(seconds: float, *, style: DurationStyle = "elapsed", round_up: bool = False) -> str:
+    """Format a duration in the unit that fits its size.
+
+    Args:
+        seconds: The duration in s, not negative.
+        style: ``elapsed`` uses s, min, h and d (``42 s``, ``9.7 min``, ``3.2 h``). ``latency`` uses µs and ms, and
+            seconds from 10 s on (``35 µs``, ``4.2 ms``, ``180 ms``, ``12.5 s``).
+        round_up: Never show less than ``seconds``, as a deadline requires. Only for ``elapsed``.
+    """
+    if style == "latency":
+        return _format_latency(seconds)
+    for limit, unit_s, digits, unit in _ELAPSED_STEPS:
+        if seconds < limit:
+            return f"{_round(seconds / unit_s, digits, up=round_up):.{digits}f} {unit}"
+    return f"{_round(seconds / 86_400, 1, up=round_up):.1f} d"
+
+
+def format_money(usd: float) -> str:
+    """Format US dollars with two decimals, or four for amounts below ten cents."""
+    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"
+
+
+def format_ratio(baseline: float, value: float, *, if_free: str = "free", thousands: bool = True) -> str:
+    """Format how many times smaller ``value`` is than ``baseline``: ``3.5x``.
+
+    Args:
+        baseline: The cost to compare with.
+        value: The cost at hand.
+        if_free: The text for a ``value`` of zero below a positive ``baseline``, where the ratio is infinite.
+        thousands: Separate thousands with commas.
+    """
+    ratio = divide_costs(baseline, value)
+    if ratio is None:
+        return if_free
+    return f"{ratio:,.1f}x" if thousands else f"{ratio:.1f}x"
+
+
+def divide_costs(baseline: float, value: float) -> float | None:
+    """Return ``baseline / value``, 1 where both are zero, and ``None`` where only ``value`` is."""
+    if value > 0:
+        return baseline / value
+    return None if baseline > 0 else 1.0
+
+
+def format_percent(fraction: float) -> str:
+    """Format a fraction as a percentage with one decimal; below 1 it never reads ``100 %``."""
+    text = f"{fraction:.1%}".replace("%", " %")
+    return "> 99.9 %" if text == "100.0 %" and fraction < 1 else text.replace(".0 %", " %")
+
+
+def format_bytes(count: int) -> str:
+    """Format a byte count in B, KiB, MiB or GiB with three significant digits and no exponent."""
+    if count < 1024:
+        return f"{count} B"
+    unit, unit_bytes = next(pair for pair in _BYTE_UNITS if count >= pair[1] * _UNIT_THRESHOLD)
+    value = count / unit_bytes
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Format a count with its noun: ``1 trial``, ``32 trials``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def format_number(value: float, digits: int | None = None) -> str:
+    """Format a number with thousands separated by commas.
+
+    Args:
+        value: An integer, or a float that need not be finite.
+        digits: Decimals; ``None`` keeps integers as they are and shows three significant digits of a float.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "∞" if value > 0 else "–"
+    if isinstance(value, int) and digits is None:
+        return f"{value:,}"
+    if digits is not None:
+        # adding 0.0 removes the minus sign of a value that rounds to zero
+        return f"{round(value, digits) + 0.0:,.{digits}f}"
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}" if decimals < 7 else f"{value:.2e}"
+
+
+def _format_latency(seconds: float) -> str:
+    milliseconds = seconds * 1e3
+    if milliseconds >= 1e4:
+        return f"{seconds:,.1f} s"
+    if 0 < milliseconds < 0.1:
+        return f"{milliseconds * 1e3:,.3g} µs"
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
+
+
+def _round(value: float, digits: int, *, up: bool) -> float:
+    # the tolerance keeps an exact value such as 2.3 from being rounded up by its binary representation
+    return math.ceil(value * 10**digits - 1e-9) / 10**digits if up else value

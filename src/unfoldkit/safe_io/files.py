@@ -1,0 +1,145 @@
+"""Reads files that others may have written: regular files only, bounded in size, and data that is never code.
+
+Every failure is an ``UnfoldError`` with the name of the file (exit code 2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unfoldkit.errors import UnfoldError, user_error, with_default_file
+
+MAX_JSON_DEPTH = 100
+"""JSON nested deeper than this is refused: parsers and whoever walks the result recurse."""
+MAX_TEXT_BYTES = 256 << 20
+"""The largest file of JSON that is read."""
+DAMAGED = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, EOFError, MemoryError, RecursionError,
+)  # fmt: skip
+"""What decoding a file raises that holds other data than it should."""
+AGAIN = "delete it from the run, or the run, and make it again"
+
+
+@contextlib.contextmanager
+def decoding(file: str, what: str = "") -> Iterator[None]:
+    """Turn what decoding a stored file raises into an error with its name.
+
+    A file whose manifest was rewritten may hold anything: its parts can miss, or be of other types and shapes.
+
+    Raises:
+        UnfoldError: the body raised it, or what a damaged file makes it raise.
+    """
+    try:
+        yield
+    except UnfoldError as error:
+        raise UnfoldError(*(with_default_file(item, file) for item in error.diagnostics), code=error.code) from error
+    except DAMAGED as error:
+        message = f"not {what}" if what else "the file is damaged"
+        raise user_error(f"{message}: {_described(error)}", file=file, hint=AGAIN) from error
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading, and nothing else: a pipe or a device would block, or never end.
+
+    Raises:
+        UnfoldError: the path is no regular file, or cannot be opened.
+    """
+    try:
+        # without O_NONBLOCK, opening a pipe waits until another process writes to it
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise user_error(f"cannot read: {error.strerror}", file=str(path)) from error
+    except ValueError as error:
+        raise user_error(f"cannot read: {error}", file=str(path)) from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "not a regular file"
+        raise user_error(f"cannot read: {kind}", file=str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def require_regular(path: str | Path) -> None:
+    """Refuse a path that a library is about to open itself, unless a regular file is there.
+
+    Raises:
+        UnfoldError: see :func:`open_regular`.
+    """
+    open_regular(path).close()
+
+
+def read_bytes(path: str | Path, *, max_bytes: int | None = None) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        UnfoldError: it is no regular file, cannot be read, or is larger than ``max_bytes``.
+    """
+    with open_regular(path) as stream:
+        try:
+            data = stream.read() if max_bytes is None else stream.read(max_bytes + 1)
+        except OSError as error:
+            raise user_error(f"cannot read: {error.strerror}", file=str(path)) from error
+    if max_bytes is not None and len(data) > max_bytes:
+        raise user_error(f"larger than {max_bytes / (1 << 20):,.0f} MiB", file=str(path))
+    return data
+
+
+def parse_json(data: bytes | str, file: str = "") -> Any:
+    """Return the value of a JSON text whose nesting is bounded.
+
+    Raises:
+        UnfoldError: it is no JSON, or is nested deeper than ``MAX_JSON_DEPTH``.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=file) from None
+    except ValueError as error:
+        raise user_error(f"not JSON: {error}", file=file) from error
+    if is_deep(value):
+        raise user_error(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=file)
+    return value
+
+
+def parse_object(data: bytes | str, file: str = "") -> dict[str, Any]:
+    """Return the object that a JSON text holds.
+
+    Raises:
+        UnfoldError: it is no JSON, is nested too deep, or is a list or a scalar.
+    """
+    value = parse_json(data, file)
+    if not isinstance(value, dict):
+        raise user_error("not a JSON object", file=file)
+    return value
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and mappings are nested deeper than ``MAX_JSON_DEPTH``."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [
+            child
+            for item in level
+            if isinstance(item, (dict, list))
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _described(error: BaseException) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]

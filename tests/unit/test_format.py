@@ -1,0 +1,100 @@
+"""Formatting of durations, money, ratios, byte counts and numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unfoldkit.api import format_bytes, format_count, format_duration, format_money, format_percent, format_ratio
+from unfoldkit.format import divide_costs, format_number
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.00 s"),
+        (9.994, "9.99 s"),
+        (42.0, "42 s"),
+        (119.9, "120 s"),
+        (582.0, "9.7 min"),
+        (11_520.0, "3.2 h"),
+        (172_800.0, "2.0 d"),
+    ],
+)
+def test_elapsed_durations_use_the_largest_fitting_unit(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 ms"),
+        (35e-6, "35 µs"),
+        (0.0042, "4.2 ms"),
+        (0.18, "180 ms"),
+        (9.999, "9,999 ms"),
+        (12.5, "12.5 s"),
+        (1234.56, "1,234.6 s"),
+    ],
+)
+def test_latencies_use_milliseconds_below_ten_seconds(seconds: float, text: str) -> None:
+    assert format_duration(seconds, style="latency") == text
+
+
+@given(st.floats(0, 1e7))
+def test_a_rounded_up_duration_is_never_shorter(seconds: float) -> None:
+    number, unit = format_duration(seconds, round_up=True).split(" ")
+    shown_s = float(number) * {"s": 1, "min": 60, "h": 3600, "d": 86_400}[unit]
+    assert shown_s >= seconds - 1e-4
+    assert format_duration(9.7 * 60, round_up=True) == "9.7 min"
+
+
+@pytest.mark.parametrize(("usd", "text"), [(0, "$0.00"), (0.0123, "$0.0123"), (0.1, "$0.10"), (1234.5, "$1,234.50")])
+def test_small_amounts_of_money_have_four_decimals(usd: float, text: str) -> None:
+    assert format_money(usd) == text
+
+
+def test_a_ratio_against_nothing_is_free() -> None:
+    assert format_ratio(7, 2) == "3.5x"
+    assert format_ratio(7, 0) == "free"
+    assert format_ratio(0, 0) == "1.0x"
+    assert format_ratio(24_680, 2) == "12,340.0x"
+    assert format_ratio(24_680, 2, thousands=False) == "12340.0x"
+    assert divide_costs(7, 0) is None
+
+
+def test_a_percentage_below_certainty_never_reads_100() -> None:
+    assert format_percent(0.99996) == "> 99.9 %"
+    assert format_percent(1.0) == "100 %"
+    assert format_percent(0.5) == "50 %"
+    assert format_percent(0.123) == "12.3 %"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (2**20 - 1, "1 MiB"),
+        (2**20, "1 MiB"),
+        (345 * 2**20, "345 MiB"),
+        (3 * 2**30 // 2, "1.5 GiB"),
+    ],
+)
+def test_byte_counts_use_binary_units(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_nouns_of_counts_have_their_plural() -> None:
+    assert format_count(1, "trial") == "1 trial"
+    assert format_count(3200, "trial") == "3,200 trials"
+
+
+def test_numbers_have_three_significant_digits() -> None:
+    assert format_number(0.01234) == "0.0123"
+    assert format_number(12_345) == "12,345"
+    assert format_number(-0.0001, 1) == "0.0"
+    assert format_number(math.inf) == "∞"
