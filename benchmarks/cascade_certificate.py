@@ -18,13 +18,15 @@ import numpy as np
 
 from benchmarks.records import records
 from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.build import build_problem
 from unfold_cascade.planner import select as timeless
-from unfold_cascade.planner.guarantees import Promise, certified
-from unfold_cascade.planner.planner import decide
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.models.study import Part
+from unfold_cascade.planner.guarantees import Guarantee, certify_points
+from unfold_cascade.planner.planner import solve
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.models.study import Cohort, fit_study
 from unfold_cascade.temporal.search import select as timed
-from unfold_cascade.temporal.search.planner import Searched, searched
+from unfold_cascade.temporal.search.planner import SearchResult, search_cascades
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import RunDir
@@ -111,16 +113,18 @@ def _populations(seed: int, data: Path | None) -> Iterator[Population]:
 
 def _timeless(seed: int) -> Population:
     with tempfile.TemporaryDirectory() as folder:
-        plan = decide(_spec("digits.yaml"), _run(folder, seed))
-    given, front, labels = plan.given, plan.front, plan.given.labels
-    points = np.flatnonzero(front.cost < plan.base.cost)
+        run = _run(folder, seed)
+        plan = solve(build_problem(_spec("digits.yaml"), run), run)
+    given, front, labels = plan.problem.dataset, plan.front, plan.problem.dataset.labels
+    points = np.flatnonzero(front.cost < plan.baseline.cost)
     unseen = np.concatenate([given.rows.calibrate, given.rows.test])
     before, truth = (
-        timeless.differences_of(plan.zoo, front, points, plan.base, labels, rows) for rows in (given.rows.train, unseen)
+        timeless.paired_differences(plan.tables, front, points, plan.baseline, labels, rows)
+        for rows in (given.rows.train, unseen)
     )
 
     def pick(after: FloatArray, epsilon: float) -> int | None:
-        passed = certified(front.cost[points], [Promise("", epsilon, before, after)], DELTA)
+        passed = certify_points(front.cost[points], [Guarantee("", epsilon, before, after)], DELTA)
         return min((place for place, _ in passed), key=lambda place: front.cost[points[place]]) if passed else None
 
     return Population("digits", truth, len(given.rows.calibrate), pick)
@@ -129,22 +133,23 @@ def _timeless(seed: int) -> Population:
 def _timed(name: str, spec: CascadeSpec, seed: int) -> Population:
     sys.stderr.write(f"cascade-certificate: {name}\n")
     with tempfile.TemporaryDirectory() as folder:
-        found = searched(spec, _run(folder, seed))
+        run = _run(folder, seed)
+        found = search_cascades(fit_study(build_temporal_problem(spec, run), run))
     whole = found.study
-    before, *unseen = (_differences(found, part) for part in (whole.train, whole.calibrate, whole.test))
+    before, *unseen = (_differences(found, cohort) for cohort in (whole.train, whole.calibrate, whole.test))
     cost = np.array([point.cost for point in found.front.points])
 
     def pick(after: FloatArray, epsilon: float) -> int | None:
-        tested, _, last = timed.certified(cost, before, after, epsilon, DELTA)
-        return None if last is None else tested[last]
+        tests = timed.certify_sequence(cost, before, after, epsilon, DELTA)
+        return None if tests.last_certified is None else tests.order[tests.last_certified]
 
-    return Population(name, np.concatenate(unseen, axis=1), len(whole.calibrate.clock.starts) - 1, pick)
+    return Population(name, np.concatenate(unseen, axis=1), whole.calibrate.entities, pick)
 
 
-def _differences(found: Searched, part: Part) -> FloatArray:
-    latched = found.known.both(part, found.moves, found.study)[0].answer
+def _differences(found: SearchResult, cohort: Cohort) -> FloatArray:
+    latched = found.baselines.decode_both(cohort, found.study)[0].stage
     points = found.front.points
-    return np.array([timed.against(found.study, part, point.policy, latched) for point in points])
+    return np.array([timed.compare_on_cohort(found.study, cohort, point.policy, latched) for point in points])
 
 
 def _spec(name: str) -> CascadeSpec:

@@ -46,10 +46,10 @@ def run(quick: bool, seed: int, data: Path | None) -> dict[str, Any]:
 
 def _trained(seed: int) -> Report:
     sys.stderr.write(f"cascade-digits: split {seed}\n")
-    spec = validate(resolve("unfold_cascade.schema.models:CascadeSpec"), read_document(str(SPEC)))
+    spec = validate(resolve("unfold_cascade.schema.cascade:CascadeSpec"), read_document(str(SPEC)))
     with tempfile.TemporaryDirectory() as folder:
         here = Run(directory=RunDir(Path(folder)), engine=LocalEngine(), seed=seed, base=SPEC.parent)
-        report: Report = resolve("unfold_cascade.verbs.train:train")(spec, here)
+        report: Report = resolve("unfold_cascade.verbs:train")(spec, here)
     return report
 
 

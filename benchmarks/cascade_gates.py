@@ -19,10 +19,10 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.calibrated import fit_chain, score_chain, search_conditional
-from unfold_cascade.gates.chains import Chain, ChainFront, Order, chain_tables, chains_of, search_orders
-from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.exact import bin_edges, exact_front
-from unfold_cascade.gates.hard_gating import greedy_for_loss
+from unfold_cascade.gates.chains import Chain, ChainFront, Order, list_chains, search_all_chains, select_chain_tables
+from unfold_cascade.gates.evaluate import evaluate_cuts
+from unfold_cascade.gates.exact import compute_bin_edges, search_exact_front
+from unfold_cascade.gates.hard_gating import search_greedy_for_loss
 
 ORDERS: tuple[Order, ...] = ("sorted", "all")
 BINS = 64
@@ -105,11 +105,11 @@ def read_log(folder: Path, name: str) -> Log:
 def search_time(log: Log, *, repeats: int) -> dict[str, float]:
     """Time one exact search of two gates over all rows, over the three cheapest services from cheap to dear."""
     chain = tuple(int(service) for service in np.argsort(log.price, kind="stable")[:3])
-    tables = chain_tables(log.confidence, log.loss, log.price, chain)
+    tables = select_chain_tables(log.confidence, log.loss, log.price, chain)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        exact_front(*tables)
+        search_exact_front(*tables)
         seconds.append(time.perf_counter() - start)
     return {"rows": len(log.loss), "exact_seconds": statistics.median(seconds)}
 
@@ -139,10 +139,10 @@ def _gaps(log: Log, seeds: range) -> Iterator[float | None]:
     for seed in seeds:
         fitting, _ = _halves(log, seed)
         target = float(fitting.loss.mean(axis=0).min())
-        for chain in (c for c in chains_of(log.price, order="sorted", max_models=3) if len(c) == 3):
-            tables = chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
-            front, cuts = exact_front(*tables, bins=BINS), [bin_edges(q, BINS)[1:] for q in tables[0].T]
-            point, policy = front.cheapest_within(target), greedy_for_loss(*tables, target, candidates=cuts)
+        for chain in (c for c in list_chains(log.price, order="sorted", max_models=3) if len(c) == 3):
+            tables = select_chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
+            front, cuts = search_exact_front(*tables, bins=BINS), [compute_bin_edges(q, BINS)[1:] for q in tables[0].T]
+            point, policy = front.cheapest_within(target), search_greedy_for_loss(*tables, target, candidates=cuts)
             if point is not None:
                 yield None if policy is None else 100 * (policy.cost / float(front.cost[point]) - 1)
 
@@ -169,7 +169,7 @@ def _choices(fitting: Log, best: int) -> dict[str, Choice]:
     }
     table = fitting.confidence, fitting.loss, fitting.price
     for order in ORDERS:
-        plain = search_orders(*table, order=order, bins=BINS)
+        plain = search_all_chains(*table, order=order, bins=BINS)
         aware = search_conditional(table[0], fitting.predicted, *table[1:], fold, order=order, bins=BINS)
         choices[f"confidence {order}"] = _cheapest(plain, target, fallback)
         choices[f"conditional {order}"] = _cheapest(aware, target, fallback, conditional=True)
@@ -186,10 +186,10 @@ def _cheapest(found: ChainFront, target: float, fallback: Choice, *, conditional
 def _greedy(fitting: Log, target: float, fallback: Choice) -> Choice:
     """Run greedy on every chain of ascending price, over the very cuts that the exact search has."""
     found = [fallback]
-    for chain in chains_of(fitting.price, order="sorted", max_models=3):
-        score, loss, cost = chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
-        cuts = [bin_edges(column, BINS)[1:] for column in score.T]
-        policy = greedy_for_loss(score, loss, cost, target, candidates=cuts)
+    for chain in list_chains(fitting.price, order="sorted", max_models=3):
+        score, loss, cost = select_chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
+        cuts = [compute_bin_edges(column, BINS)[1:] for column in score.T]
+        policy = search_greedy_for_loss(score, loss, cost, target, candidates=cuts)
         if policy is not None:
             found.append(Choice(chain, policy.cuts, policy.cost))
     return min(found, key=lambda choice: choice.cost)
@@ -197,19 +197,19 @@ def _greedy(fitting: Log, target: float, fallback: Choice) -> Choice:
 
 def _whole_zoo(fitting: Log, target: float, fallback: Choice) -> Choice:
     """Run Algorithm 1 as reconstructed: the whole zoo by ascending price, cuts on an even grid."""
-    chain = chains_of(fitting.price, order="sorted", max_models=fitting.price.size)[-1]
-    tables = chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
-    policy = greedy_for_loss(*tables, target, bins=BINS)
+    chain = list_chains(fitting.price, order="sorted", max_models=fitting.price.size)[-1]
+    tables = select_chain_tables(fitting.confidence, fitting.loss, fitting.price, chain)
+    policy = search_greedy_for_loss(*tables, target, bins=BINS)
     found = fallback if policy is None else Choice(chain, policy.cuts, policy.cost)
     return min(found, fallback, key=lambda choice: choice.cost)
 
 
 def _judged(choice: Choice, fitting: Log, test: Log, best: int) -> dict[str, float]:
-    score, loss, cost = chain_tables(test.confidence, test.loss, test.price, choice.chain)
+    score, loss, cost = select_chain_tables(test.confidence, test.loss, test.price, choice.chain)
     if choice.conditional:
         gates = fit_chain(fitting.confidence, fitting.predicted, 1.0 - fitting.loss, choice.chain)
         score = score_chain(gates, test.confidence, test.predicted, choice.chain)
-    seen_loss, seen_cost = evaluate(score, loss, cost, choice.cuts)
+    seen_loss, seen_cost = evaluate_cuts(score, loss, cost, choice.cuts)
     change = 100 * (float(test.loss[:, best].mean()) - seen_loss)
     return {"saving": 100 * (1 - seen_cost / float(test.price[best])), "change": change}
 

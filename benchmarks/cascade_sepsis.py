@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.records import records
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
 from unfold_cascade.temporal.data.readers import read_psv
-from unfold_cascade.temporal.report import tell
-from unfold_cascade.temporal.search.planner import Findings, judge, searched, swapped
+from unfold_cascade.temporal.models.study import fit_study
+from unfold_cascade.temporal.report.plan import build_plan_report
+from unfold_cascade.temporal.search.planner import Solution, evaluate_solution, search_cascades, swap_cohorts
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import Report
 from unfoldkit.run_context import Run
@@ -28,7 +30,7 @@ INTERVALS = ("loss", "utility", "auprc", "auroc", "macro_f1", "price_saving", "f
 
 
 def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
-    """Train, search, certify and judge the shipped spec on set A, and once more with two parts in each other's place.
+    """Train, search, certify and judge the shipped spec on set A, and once more with two cohorts in each other's place.
 
     Args:
         quick: The first 1,500 patients only.
@@ -42,9 +44,10 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     seconds = _load_seconds(records(data), quick=quick)
     with tempfile.TemporaryDirectory() as folder:
         here = Run(directory=RunDir(Path(folder)), engine=LocalEngine(), seed=seed, base=SPEC.parent)
-        found = searched(_spec(records(data), quick=quick), here)
-        first, second = (judge(one, here) for one in (found, swapped(found)))
-        reports = [tell(one, here, "train") for one in (first, second)]
+        problem = build_temporal_problem(_spec(records(data), quick=quick), here)
+        search = search_cascades(fit_study(problem, here))
+        first, second = (evaluate_solution(split) for split in (search, swap_cohorts(search)))
+        reports = [build_plan_report(solution, "train", here.directory) for solution in (first, second)]
     metrics = {name: metric.value for name, metric in reports[0].metrics.items()}
     metrics |= {"load_seconds": seconds, "total_seconds": time.perf_counter() - began, **_resources()}
     return {
@@ -59,7 +62,7 @@ def _load_seconds(archive: Path, *, quick: bool) -> float:
     """Return how long the archive takes to read, all 20,336 patients of it."""
     sys.stderr.write("cascade-sepsis: reading\n")
     began = time.perf_counter()
-    read_psv(archive, limit=QUICK_PATIENTS if quick else None)
+    read_psv(archive, max_patients=QUICK_PATIENTS if quick else None)
     return time.perf_counter() - began
 
 
@@ -97,9 +100,9 @@ def _mean(values: list[float | None]) -> float | None:
     return statistics.fmean(known) if len(known) == len(values) else None
 
 
-def _intervals(found: tuple[Findings, Findings]) -> dict[str, Any]:
-    rows = [[name, *getattr(found[0].sure, name), *getattr(found[1].sure, name)] for name in INTERVALS]
-    rows.append(["lead_hours_gain", *found[0].lead_gain, *found[1].lead_gain])
+def _intervals(found: tuple[Solution, Solution]) -> dict[str, Any]:
+    rows = [[name, *getattr(found[0].intervals, name), *getattr(found[1].intervals, name)] for name in INTERVALS]
+    rows.append(["lead_hours_gain", *found[0].lead_gain_h, *found[1].lead_gain_h])
     columns = ["difference or saving", "low", "high", "low, swapped", "high, swapped"]
     return {"name": "intervals", "columns": columns, "rows": rows}
 
@@ -114,8 +117,8 @@ def _table(report: Report, name: str) -> dict[str, Any]:
     return {"name": name, "columns": columns, "rows": [list(row) for row in table.rows]}
 
 
-def _notes(found: Findings, *, quick: bool) -> list[str]:
-    sizes = [len(part.clock.starts) - 1 for part in (found.study.train, found.study.calibrate, found.study.test)]
+def _notes(found: Solution, *, quick: bool) -> list[str]:
+    sizes = [cohort.entities for cohort in (found.study.train, found.study.calibrate, found.study.test)]
     notes = [
         f"patients: {sizes[0]:,} to fit and tune (out of fold), {sizes[1]:,} to certify, {sizes[2]:,} judged",
         "price_saving, flops_saving, latency_saving: against the monolith that remembers the stage",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade._types import FloatArray
+from unfold_cascade.build import build_dataset_options, build_problem
+from unfold_cascade.data.dataset import Dataset, load_dataset, load_features, load_stored_dataset
+from unfold_cascade.planner.planner import FRONT_FILE, Solution, solve
+from unfold_cascade.schema.cascade import CascadeSpec
 from unfold_cascade.schema.temporal import Alerts
+from unfold_cascade.serving.loader import LoadedPlan, load_plan, load_stored_plan
+from unfoldkit.api import dump
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.run_context import Run
 from unfoldkit.run_directory import RunDir
@@ -63,3 +70,25 @@ def small(spec: CascadeSpec, records: Path) -> CascadeSpec:
 def _quick(model: Any) -> Any:
     rounds = min(int(model.params["n_estimators"]), 20)
     return model.model_copy(update={"params": {**model.params, "n_estimators": rounds}})
+
+
+def solve_spec(spec: CascadeSpec, run: Run) -> Solution:
+    """Resolve a spec and search its cascade."""
+    return solve(build_problem(spec, run), run)
+
+
+def load_cases(spec: CascadeSpec, run: Run) -> Dataset:
+    """Load the data set of a spec."""
+    return load_dataset(build_dataset_options(spec, run), run)
+
+
+def load_matrix(spec: CascadeSpec, run: Run, dataset: Dataset) -> FloatArray:
+    """Load the feature matrix of a spec."""
+    return load_features(build_dataset_options(spec, run), dataset)
+
+
+def load_served(spec: CascadeSpec, run: Run) -> LoadedPlan:
+    """Load the plan that a run stores."""
+    plan = load_plan(dump(spec), run, FRONT_FILE)
+    problem = build_problem(spec, replace(run, seed=int(plan["seed"])), load_stored_dataset(run.directory))
+    return load_stored_plan(problem, plan, run.directory)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter
 
-from plugins.cascade.tests.runs import CONFIGS, spec_of
-from unfold_cascade.report.dashboard import of_counters
-from unfold_cascade.temporal.serving.service import _unit
+from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.temporal.problem import CostOptions
+from unfold_cascade.temporal.serving.service import name_cost_unit
 
 
 def test_shares_over_time_are_of_all_hours() -> None:
@@ -20,7 +20,7 @@ def test_shares_over_time_are_of_all_hours() -> None:
     for name, verdict, times in (("ward", "ICK0", 5), ("ward", "ICK1", 1), ("watch", "ICK0", 2)):
         answered.labels("sirs", name, verdict).inc(times)
     hours.labels("sirs").inc(10)
-    found = {share.title: share for share in of_counters(registry, "price")().shares}
+    found = {share.title: share for share in read_dashboard(registry, "price")().shares}
     assert found["asked, of all hours"].values == {"sirs/ward": 8, "sirs/watch": 2}
     assert found["answers, of all hours"].values == {"sirs/ward": 6, "sirs/watch": 2}
     assert all(set((share.wholes or {"": 10}).values()) == {10} for share in found.values())
@@ -28,6 +28,5 @@ def test_shares_over_time_are_of_all_hours() -> None:
 
 def test_what_is_paid_has_the_unit_of_prices() -> None:
     """The cost so far is of prices alone, so the unit of another notion of cost does not stand beside it."""
-    wards = CONFIGS / "wards.yaml"
-    assert _unit(spec_of(wards, "cost={by: price+flops}")) == "price of calls and purchases"
-    assert _unit(spec_of(wards, "cost={by: price, unit: $}")) == "$"
+    assert name_cost_unit(CostOptions("price+flops", 256)) == "price of calls and purchases"
+    assert name_cost_unit(CostOptions("price", 256, "$")) == "$"

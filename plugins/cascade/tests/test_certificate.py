@@ -25,7 +25,7 @@ from unfold_cascade.planner.certificate import (
     smallest_certifiable,
     upper_bound,
 )
-from unfold_cascade.temporal.search.select import certified
+from unfold_cascade.temporal.search.select import certify_sequence
 
 DELTA, EPSILON, TRIALS = 0.1, 0.05, 1000
 # Of 1,000 valid tests at level 0.1 more than this many err with a chance below 1e-4.
@@ -207,7 +207,8 @@ def test_a_promise_by_patient_is_broken_at_most_as_often_as_said() -> None:
         means = (1e-4, verge, verge, verge)
         drawn = [[_patients(rng, 80, mean) for mean in means] for _ in range(2)]
         before, after = (np.array([per_cluster(d, entity) for entity, d in part]) for part in drawn)
-        tested, _, last = certified(np.array([4.0, 3.0, 2.0, 1.0]), before, after, EPSILON, DELTA)
+        tests = certify_sequence(np.array([4.0, 3.0, 2.0, 1.0]), before, after, EPSILON, DELTA)
+        tested, last = tests.order, tests.last_certified
         broken["patient"] += last is not None and tested[last] > 0
         hours = [p_value(d, EPSILON, choose_rule(d0, EPSILON, len(d))) for (_, d0), (_, d) in zip(*drawn, strict=True)]
         broken["hour"] += any(p <= DELTA for p in hours[1:])

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from xgboost import XGBClassifier
 
 from unfold_cascade.classifier import CascadeClassifier
-from unfold_cascade.gates.evidential import ensemble, evidential
+from unfold_cascade.gates.evidential import ensemble_confidence, evidential_confidence
 
 TINY = [
     ("stump", DecisionTreeClassifier(max_depth=2, random_state=0)),
@@ -116,10 +116,10 @@ def test_evidence_is_small_where_little_was_seen() -> None:
     x = np.concatenate([rng.normal(0, 1, (190, 1)), rng.normal(9, 0.1, (10, 1))])
     y = np.concatenate([np.zeros(190), np.ones(10)])
     tree = DecisionTreeClassifier(max_depth=1).fit(x, y)
-    many, few = evidential(tree, np.array([[0.0], [9.0]]))
+    many, few = evidential_confidence(tree, np.array([[0.0], [9.0]]))
     assert (many, few) == pytest.approx((1 - 2 / 192, 1 - 2 / 12))
     with pytest.raises(TypeError, match="no leaves that count rows"):
-        evidential(LogisticRegression().fit(x, y), x)
+        evidential_confidence(LogisticRegression().fit(x, y), x)
 
 
 def test_an_ensemble_that_agrees_is_sure() -> None:
@@ -128,13 +128,13 @@ def test_an_ensemble_that_agrees_is_sure() -> None:
     forest = RandomForestClassifier(5, max_depth=3, random_state=0).fit(x, y)
     said = np.stack([tree.predict_proba(x) for tree in forest.estimators_])
     expected = 1 - np.abs(said[:, :, 1] - said[:, :, 1].mean(axis=0)).mean(axis=0)
-    np.testing.assert_allclose(ensemble(forest, x), expected)
+    np.testing.assert_allclose(ensemble_confidence(forest, x), expected)
     boosted = XGBClassifier(n_estimators=20, max_depth=2).fit(x, y)
-    found = ensemble(boosted, x)
+    found = ensemble_confidence(boosted, x)
     assert ((found > 0.5) & (found <= 1)).all()
-    assert ensemble(XGBClassifier(n_estimators=1).fit(x, y), x).min() == 1.0
+    assert ensemble_confidence(XGBClassifier(n_estimators=1).fit(x, y), x).min() == 1.0
     with pytest.raises(TypeError, match="has no members"):
-        ensemble(LogisticRegression(max_iter=5000).fit(x, y), x)
+        ensemble_confidence(LogisticRegression(max_iter=5000).fit(x, y), x)
 
 
 @pytest.mark.parametrize("confidence", ["evidential", "ensemble"])

@@ -11,8 +11,8 @@ from sklearn.datasets import load_iris
 from plugins.cascade.tests.runs import CONFIGS, spec_of
 from unfold_cascade.learners import cost, estimators
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.temporal.models.study import check_operations
-from unfold_cascade.temporal.models.training import Log, Slot
+from unfold_cascade.temporal.models.predictions import Predictions, check_operations
+from unfold_cascade.temporal.models.slots import ModelSlot, TrainingRows
 from unfoldkit.api import UnfoldError
 
 X, Y = load_iris(return_X_y=True)
@@ -20,41 +20,41 @@ WARDS = CONFIGS / "wards.yaml"
 
 
 def _fitted(name: str, **params: object) -> object:
-    return estimators.fit(Recipe(name, params, scale=False), X, Y, 0)
+    return estimators.fit_estimator(Recipe(name, params, scale=False), X, Y, 0)
 
 
 def test_a_linear_model_multiplies_and_adds_each_feature_for_each_class() -> None:
     """Logistic regression on 4 features and 3 classes takes 2 · 4 · 3 operations."""
-    assert cost.flops(_fitted("logistic-regression"), 4) == 24
+    assert cost.count_flops(_fitted("logistic-regression"), 4) == 24
 
 
 def test_a_tree_costs_the_mean_depth_of_its_training_rows() -> None:
     """The counted comparisons of a tree equal the mean length of the decision paths of the rows it was fitted on."""
     model = _fitted("decision-tree")
     paths = np.asarray(model.decision_path(X).sum(axis=1)).ravel() - 1
-    assert cost.flops(model, 4) == pytest.approx(paths.mean())
+    assert cost.count_flops(model, 4) == pytest.approx(paths.mean())
 
 
 def test_a_network_costs_its_weights_twice() -> None:
     """A network of 4-5-3 takes two operations a weight and one a unit."""
-    assert cost.flops(_fitted("mlp", hidden_layer_sizes=[5], max_iter=5), 4) == 2 * (20 + 15) + 5 + 3
+    assert cost.count_flops(_fitted("mlp", hidden_layer_sizes=[5], max_iter=5), 4) == 2 * (20 + 15) + 5 + 3
 
 
 def test_neighbours_cost_every_stored_row() -> None:
     """A nearest-neighbour model looks at all 150 rows."""
-    assert cost.flops(_fitted("knn"), 4) == 150 * (3 * 4 + 1)
+    assert cost.count_flops(_fitted("knn"), 4) == 150 * (3 * 4 + 1)
 
 
 def test_boosted_trees_cost_at_most_their_depth() -> None:
     """Ten rounds of three trees of depth 2 take between one and three operations a tree."""
-    value = cost.flops(_fitted("xgboost", n_estimators=10, max_depth=2), 4)
+    value = cost.count_flops(_fitted("xgboost", n_estimators=10, max_depth=2), 4)
     assert 30 < value <= 10 * 3 * 3
 
 
 def test_an_unknown_model_is_refused_with_the_way_out() -> None:
     """A model whose operations are not known points to measured latency."""
     with pytest.raises(UnfoldError, match="latency"):
-        cost.flops(_fitted("sklearn.gaussian_process.GaussianProcessClassifier"), 4)
+        cost.count_flops(_fitted("sklearn.gaussian_process.GaussianProcessClassifier"), 4)
 
 
 @pytest.mark.parametrize("name", sorted(estimators.SHORT_NAMES))
@@ -62,16 +62,18 @@ def test_every_short_name_is_fitted_stored_and_loaded_without_change(name: str) 
     """A model gives the same probabilities after it was stored and loaded."""
     params = {"mlp": {"max_iter": 50}, "xgboost": {"n_estimators": 3}, "random-forest": {"n_estimators": 3}}
     recipe = Recipe(name, {**params.get(name, {}), **({"n_estimators": 3} if name == "extra-trees" else {})})
-    model = estimators.fit(recipe, X, Y, 0)
+    model = estimators.fit_estimator(recipe, X, Y, 0)
     data = estimators.to_bytes(recipe, model)
-    loaded = estimators.from_bytes(data, ubjson=estimators.suffix(recipe) == ".ubj", file="x")
-    assert estimators.probabilities(loaded, X, 3) == pytest.approx(estimators.probabilities(model, X, 3))
+    loaded = estimators.from_bytes(data, ubjson=estimators.file_suffix(recipe) == ".ubj", file="x")
+    assert estimators.predict_probabilities(loaded, X, 3) == pytest.approx(
+        estimators.predict_probabilities(model, X, 3)
+    )
 
 
 def test_code_outside_the_two_libraries_needs_leave() -> None:
     """A dotted path outside scikit-learn and XGBoost is refused unless code is allowed."""
     with pytest.raises(UnfoldError, match="allow-code"):
-        estimators.check(Recipe("os.system", {}), key="k", allow_code=False)
+        estimators.check_recipe(Recipe("os.system", {}), key="k", allow_code=False)
 
 
 @pytest.mark.parametrize("by", ["price", "price+flops"])
@@ -88,8 +90,17 @@ def test_over_time_unknown_operations_are_told_where_they_count() -> None:
     """A model whose operations are not known is named where cascades are compared by them, and is good elsewhere."""
     nothing = np.zeros(1, dtype=np.int64)
     recipe = Recipe("sklearn.ensemble.AdaBoostClassifier", {})
-    slot = Slot("stages[0].models[0].estimator", "sirs", "ward", recipe, None, nothing, nothing > 0, nothing, "")
-    log = Log(np.zeros((1, 2), dtype=np.float32), math.nan, 1.0, 1.0)
+    slot = ModelSlot(
+        key="stages[0].models[0].estimator",
+        stage="sirs",
+        model="ward",
+        recipe=recipe,
+        feature_sets=None,
+        columns=nothing,
+        rows=TrainingRows(nothing > 0, nothing),
+        made_from="",
+    )
+    log = Predictions(np.zeros((1, 2), dtype=np.float32), math.nan, 1.0, 1.0)
     with pytest.raises(UnfoldError, match=r"models\[0\].estimator: the operations of .*AdaBoost.* are not known"):
-        check_operations(spec_of(WARDS), [slot], [log])
-    check_operations(spec_of(WARDS, "cost.by=price"), [slot], [log])
+        check_operations(spec_of(WARDS).cost.by, [slot], [log])
+    check_operations("price", [slot], [log])

@@ -13,10 +13,9 @@ from scipy.stats import binom
 from sklearn.datasets import load_breast_cancer
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade.drift.statistics import dealt
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.train import train
+from unfold_cascade.drift.statistics import compare_cases
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan, train
 from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
 
 LEVEL = 0.05
@@ -32,7 +31,7 @@ def test_cases_that_did_not_change_are_refused_at_most_at_the_level() -> None:
     for seed in range(600):
         rng = np.random.default_rng(seed)
         old, new = (rng.multinomial(size, (0.6, 0.3, 0.1)).astype(np.float64) for size in (300, 80))
-        found.append(dealt(old, new, rng, LEVEL)[1] <= LEVEL)
+        found.append(compare_cases(old, new, rng, LEVEL)[1] <= LEVEL)
     assert 0 < sum(found) <= binom.ppf(0.9999, 600, LEVEL)
 
 
@@ -40,12 +39,12 @@ def test_cases_that_changed_are_found() -> None:
     """A share that moves from 30 to 45 % among 300 cases is found in nearly all of 50 pairs."""
     rng = np.random.default_rng(1)
     pairs = [[rng.multinomial(300, (1 - p, p)).astype(np.float64) for p in (0.3, 0.45)] for _ in range(50)]
-    assert sum(dealt(old, new, rng, LEVEL)[1] <= LEVEL for old, new in pairs) >= 46
+    assert sum(compare_cases(old, new, rng, LEVEL)[1] <= LEVEL for old, new in pairs) >= 46
 
 
 def test_nothing_to_compare_is_no_change() -> None:
     """Tables without a case differ in nothing."""
-    assert dealt(np.zeros(3), np.zeros(3), np.random.default_rng(0), LEVEL) == (0.0, 1.0)
+    assert compare_cases(np.zeros(3), np.zeros(3), np.random.default_rng(0), LEVEL) == (0.0, 1.0)
 
 
 def _table(file: Path, rows: Sequence[Row]) -> Path:

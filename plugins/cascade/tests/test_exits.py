@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade.planner.planner import Plan, decide
+from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, solve_spec, spec_of
+from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import follow
 from unfold_cascade.report import handoff
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.train import train
+from unfold_cascade.verbs import plan, train
 from unfoldkit.api import Run, dump, fingerprint
 
 DIGITS = (
@@ -29,11 +28,11 @@ DIGITS = (
 
 
 @pytest.fixture(scope="module", params=["one question", "two questions"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Run]:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Solution, Run]:
     spec = spec_of(TUMOURS) if request.param == "one question" else spec_of(CONFIGS / "digits.yaml", *DIGITS)
     run = run_in(tmp_path_factory.mktemp("exits"))
     train(spec, run)
-    return decide(spec, run), run
+    return solve_spec(spec, run), run
 
 
 def told(run: Run) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def told(run: Run) -> dict[str, Any]:
 def test_what_is_passed_on_arrives(ways: dict[frozenset[int], int]) -> None:
     """The cases at a place are those that enter there and, by the shares, those that are passed on to it."""
     rows = {(0, *sorted(way)): count for way, count in ways.items()}
-    shares = handoff.shares(rows)
+    shares = handoff.transition_shares(rows)
     at = Counter[int]()
     for way, count in rows.items():
         at.update(dict.fromkeys(way, count))
@@ -54,24 +53,24 @@ def test_what_is_passed_on_arrives(ways: dict[frozenset[int], int]) -> None:
     assert all(0 < share <= 1 for share in shares.values())
 
 
-def test_the_ways_take_the_time_of_the_plan(trained: tuple[Plan, Run]) -> None:
+def test_the_ways_take_the_time_of_the_plan(trained: tuple[Solution, Run]) -> None:
     """The models on the ways take, case by case, the time that the cascade takes on the same cases."""
     found, run = trained
     data = told(run)
-    zoo, policy = handoff.served(found)
-    rows = np.concatenate([found.given.rows.calibrate, found.given.rows.test])
+    zoo, policy = handoff.select_served_policy(found)
+    rows = np.concatenate([found.problem.dataset.rows.calibrate, found.problem.dataset.rows.test])
     times = [model["latency_us"] for model in data["models"]]
     total = sum(way["cases"] * sum(times[m] for m in way["models"]) for way in data["ways"])
     assert data["cases"] == len(rows)
     assert total / len(rows) == pytest.approx(float(follow(zoo, policy, rows).latency_us.mean()))
 
 
-def test_every_model_stands_in_the_run(trained: tuple[Plan, Run]) -> None:
+def test_every_model_stands_in_the_run(trained: tuple[Solution, Run]) -> None:
     """Each model that is told of has a file that the manifest knows, and names are keys and files at once."""
     found, run = trained
     data = told(run)
     assert data["schema"] == handoff.SCHEMA
-    assert data["spec_sha256"] == fingerprint(dump(found.spec))
+    assert data["spec_sha256"] == fingerprint(found.problem.identity)
     names = [model["name"] for model in data["models"]] + data["unasked"]
     assert len(set(names)) == len(names)
     for model in data["models"]:
@@ -80,7 +79,7 @@ def test_every_model_stands_in_the_run(trained: tuple[Plan, Run]) -> None:
     assert run.directory.read(data["probe"])
 
 
-def test_the_monolith_is_asked_once(trained: tuple[Plan, Run]) -> None:
+def test_the_monolith_is_asked_once(trained: tuple[Solution, Run]) -> None:
     """No way holds two places where the monolith answers."""
     data = told(trained[1])
     base = {index for index, model in enumerate(data["models"]) if "/baseline/" in f"/{model['file']}"}
@@ -90,9 +89,9 @@ def test_the_monolith_is_asked_once(trained: tuple[Plan, Run]) -> None:
 def test_without_a_cascade_the_monolith_is_the_only_model(tmp_path: Path) -> None:
     """Where only the monolith keeps the promise, every case goes to it, and nowhere else."""
     run = run_in(tmp_path)
-    found = decide(spec_of(TUMOURS), run)
-    alone = replace(found, choice=replace(found.choice, point=None))
-    data = handoff.exits(alone, run)
+    found = solve_spec(spec_of(TUMOURS), run)
+    alone = replace(found, selection=replace(found.selection, point=None))
+    data = handoff.describe_exits(alone, run.directory)
     assert [way["models"] for way in data["ways"]] == [[0]]
     assert data["models"][0]["file"].startswith("models/baseline/")
     assert data["ways"][0]["cases"] == data["cases"]

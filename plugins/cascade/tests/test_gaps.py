@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import OWN, run_in, spec_of
-from unfold_cascade.data.dataset import cases
+from plugins.cascade.tests.runs import OWN, run_in, solve_spec, spec_of
 from unfold_cascade.learners.estimators import Recipe, from_bytes
-from unfold_cascade.models import zoo
-from unfold_cascade.temporal.models import training
+from unfold_cascade.models.training import FitJob, fit_model
+from unfold_cascade.temporal.models.slots import TrainingRows
+from unfold_cascade.temporal.models.training import TrainingJob, run_job
 
 
 def _table(gap: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,8 @@ def _table(gap: int) -> tuple[np.ndarray, np.ndarray]:
 def test_one_missing_value_is_no_hindrance(name: str, gap: int) -> None:
     """A value may be missing in one fold only, or in no row that models are fitted on: each row is answered."""
     x, y = _table(gap)
-    stored = zoo.work(zoo.Job(Recipe(name, {}), x, y, np.arange(60), 3, 0, 8))[1]
+    job = FitJob(recipe=Recipe(name, {}), x=x, labels=y, training_rows=np.arange(60), folds=3, seed=0, batch=8)
+    stored = fit_model(job)[1]
     said = np.load(BytesIO(stored))["probability"]
     assert np.allclose(said.sum(axis=1), 1.0)
     assert (said.argmax(axis=1) == y).mean() > 0.8
@@ -41,8 +42,16 @@ def test_one_missing_value_is_no_hindrance_over_time(gap: int, tmp_path: Path) -
     np.save(tmp_path / "x.npy", x.astype(np.float32))
     fold = np.where(np.arange(90) < 60, np.arange(90) % 3, -1)
     own, file = np.arange(90) % 2 == 1, str(tmp_path / "x.npy")
-    job = training.Job(Recipe("logistic-regression", {}), file, np.arange(2), y, own, fold, 0, 8, None, None)
-    said = np.load(BytesIO(training.work(job)[1]))["p"]
+    job = TrainingJob(
+        recipe=Recipe("logistic-regression", {}),
+        file=file,
+        columns=np.arange(2),
+        rows=TrainingRows(own, y),
+        fold=fold,
+        seed=0,
+        batch_rows=8,
+    )
+    said = np.load(BytesIO(run_job(job)[1]))["p"]
     assert np.allclose(said.sum(axis=1), 1.0)
 
 
@@ -58,7 +67,7 @@ def test_a_model_fills_gaps_that_a_server_may_send(tmp_path: Path) -> None:
         spec_of(tmp_path / "own.yaml", "stages[0].models[0].features=[all]"),
         run_in(tmp_path / "run", base=tmp_path),
     )
-    zoo.logs(spec, run, cases(spec, run))
+    solve_spec(spec, run)
     file = "models/only/all/m.skops"
     model = from_bytes(run.directory.read(file), ubjson=False, file=file)
     assert np.isfinite(model.predict_proba(np.array([[np.nan]]))).all()

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from unfold_cascade.gates.calibrated import (
     calibrate,
-    contexts,
     cross_calibrate,
+    encode_contexts,
     fit_chain,
     score_chain,
     search_conditional,
 )
-from unfold_cascade.gates.chains import chain_tables, search_orders
-from unfold_cascade.gates.evaluate import evaluate
+from unfold_cascade.gates.chains import search_all_chains, select_chain_tables
+from unfold_cascade.gates.evaluate import evaluate_cuts
 
 ROWS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40).map(
     lambda rows: np.array(rows).T
@@ -71,7 +71,7 @@ def test_each_context_is_fitted_on_its_own_rows(rows: np.ndarray) -> None:
 def test_contexts_tell_label_and_agreement_apart() -> None:
     """Two rows share a context iff the last label and every agreement are the same."""
     predicted = np.array([[a, b, c] for a in range(3) for b in range(3) for c in range(3)])
-    found = contexts(predicted, (0, 1, 2))
+    found = encode_contexts(predicted, (0, 1, 2))
     meaning = [(c, a == c, b == c) for a, b, c in predicted.tolist()]
     assert len(set(found.tolist())) == len(set(meaning)) == len(set(zip(found.tolist(), meaning, strict=True)))
 
@@ -85,7 +85,7 @@ def test_labels_of_unequal_trust_are_told_apart() -> None:
     wrong = (predicted[:, 0] == 1) & (rng.random(n) < 0.5)
     loss = np.stack((wrong, np.zeros(n)), axis=1).astype(np.float64)
     price, fold = np.array([1.0, 10.0]), np.arange(n) % 5
-    plain = search_orders(confidence, loss, price)
+    plain = search_all_chains(confidence, loss, price)
     aware = search_conditional(confidence, predicted, loss, price, fold)
     at = [f.front.cost[f.front.cheapest_within(0.02)] for f in (plain, aware)]
     assert at[1] < 0.7 * at[0]
@@ -104,6 +104,6 @@ def test_a_fitted_chain_serves_new_rows() -> None:
     chain, cuts = found.policy(point)
     gates = fit_chain(confidence[old], predicted[old], 1 - loss[old], chain)
     score = score_chain(gates, confidence[new], predicted[new], chain)
-    _, losses, prices = chain_tables(confidence[new], loss[new], price, chain)
-    seen = evaluate(score, losses, prices, cuts)
+    _, losses, prices = select_chain_tables(confidence[new], loss[new], price, chain)
+    seen = evaluate_cuts(score, losses, prices, cuts)
     np.testing.assert_allclose(seen, (found.front.loss[point], found.front.cost[point]), rtol=0.05)

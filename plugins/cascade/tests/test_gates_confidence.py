@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unfold_cascade.gates.confidence import entropy, margin, max_probability
-from unfold_cascade.gates.exact import exact_front
+from unfold_cascade.gates.exact import search_exact_front
 
 FUNCTIONS = (max_probability, margin, entropy)
 
@@ -18,7 +18,7 @@ def test_binary_functions_give_identical_cascades(sixty_fourths: list[int], seed
     """In the binary case all three functions order rows alike, so their fronts have the same points."""
     p = np.array(sixty_fourths) / 64
     loss = np.random.default_rng(seed).integers(0, 2, (p.size, 2)).astype(np.float64)
-    fronts = [exact_front(f(np.stack((p, 1 - p), 1))[:, None], loss, np.array([1.0, 3.0])) for f in FUNCTIONS]
+    fronts = [search_exact_front(f(np.stack((p, 1 - p), 1))[:, None], loss, np.array([1.0, 3.0])) for f in FUNCTIONS]
     for other in fronts[1:]:
         np.testing.assert_array_equal(other.loss, fronts[0].loss)
         np.testing.assert_array_equal(other.cost, fronts[0].cost)

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unfold_cascade.gates.pareto import Front, minkowski, pareto, thin
-from unfold_cascade.gates.reference import non_dominated
+from unfold_cascade.gates.pareto import Front, add_fronts, find_pareto_points, thin_front
+from unfold_cascade.gates.reference import select_non_dominated
 
 POINTS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=40)
 
 
 def _front(points: list[tuple[int, int]]) -> Front:
     table = np.array(points, dtype=np.float64)
-    best = pareto(table[:, 0], table[:, 1])
+    best = find_pareto_points(table[:, 0], table[:, 1])
     cuts = np.arange(len(points), dtype=np.float64)[best, None, None] * np.ones((1, 1, 2))
     return Front(table[best, 0], table[best, 1], cuts)
 
@@ -24,7 +24,7 @@ def _front(points: list[tuple[int, int]]) -> Front:
 def test_pareto_is_what_no_point_beats(points: list[tuple[int, int]]) -> None:
     """The front is the set of points that no other point beats in both loss and cost."""
     front = _front(points)
-    expected = non_dominated([(float(a), float(b)) for a, b in points])
+    expected = select_non_dominated([(float(a), float(b)) for a, b in points])
     assert list(zip(front.loss.tolist(), front.cost.tolist(), strict=True)) == expected
 
 
@@ -45,7 +45,7 @@ def test_prefilter_changes_nothing(spread: float) -> None:
     order = np.lexsort((loss, cost))
     best = np.minimum.accumulate(loss[order])
     plain = order[np.flatnonzero(np.r_[True, loss[order][1:] < best[:-1]])]
-    found = pareto(loss, cost)
+    found = find_pareto_points(loss, cost)
     np.testing.assert_array_equal(loss[found], loss[plain])
     np.testing.assert_array_equal(cost[found], cost[plain])
 
@@ -54,13 +54,13 @@ def test_prefilter_changes_nothing(spread: float) -> None:
 def test_minkowski_is_the_front_of_all_sums(a: list[tuple[int, int]], b: list[tuple[int, int]], block: int) -> None:
     """The combined front is the front of every pair's sum, and each point is the sum of its named pair."""
     left, right = _front(a), _front(b)
-    combined, pairs = minkowski(left, right, 1000, block=block)
+    combined, pairs = add_fronts(left, right, 1000, block=block)
     sums = [
         (float(x + u), float(y + v))
         for x, y in zip(left.loss, left.cost, strict=True)
         for u, v in zip(right.loss, right.cost, strict=True)
     ]
-    assert list(zip(combined.loss.tolist(), combined.cost.tolist(), strict=True)) == non_dominated(sums)
+    assert list(zip(combined.loss.tolist(), combined.cost.tolist(), strict=True)) == select_non_dominated(sums)
     np.testing.assert_array_equal(left.loss[pairs[:, 0]] + right.loss[pairs[:, 1]], combined.loss)
     np.testing.assert_array_equal(combined.cuts[:, 0], left.cuts[pairs[:, 0], 0])
     np.testing.assert_array_equal(combined.cuts[:, 1], right.cuts[pairs[:, 1], 0])
@@ -70,7 +70,7 @@ def test_minkowski_is_the_front_of_all_sums(a: list[tuple[int, int]], b: list[tu
 def test_thinning_keeps_both_ends(points: list[tuple[int, int]], limit: int) -> None:
     """A thinned front has at most ``limit`` of its points, in order, and both ends."""
     front = _front(points)
-    kept = thin(front, limit)
+    kept = thin_front(front, limit)
     assert kept.size <= limit
     assert (np.diff(kept) > 0).all()
     assert (kept[0], kept[-1]) == (0, len(front) - 1)
@@ -79,7 +79,7 @@ def test_thinning_keeps_both_ends(points: list[tuple[int, int]], limit: int) -> 
 def test_thinning_to_one_point_is_refused() -> None:
     """Both ends need two points."""
     with pytest.raises(ValueError, match="both ends"):
-        thin(_front([(1, 1)]), 1)
+        thin_front(_front([(1, 1)]), 1)
 
 
 @given(POINTS, st.integers(-1, 13))

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.gates.chains import chain_tables, chains_of, search_chains, search_orders
-from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.reference import all_points, non_dominated
+from unfold_cascade.gates.chains import list_chains, search_all_chains, search_chains, select_chain_tables
+from unfold_cascade.gates.evaluate import evaluate_cuts
+from unfold_cascade.gates.reference import list_points, select_non_dominated
 
 Tables = tuple[FloatArray, FloatArray, FloatArray]
 
@@ -29,29 +29,31 @@ def test_all_orders_equal_brute_force(table: Tables) -> None:
     """The merged front is the front of every vector of cuts of every ordered subset."""
     score, loss, price = table
     points = []
-    for chain in chains_of(price, order="all", max_models=3):
-        part = chain_tables(score, loss, np.tile(price, (len(loss), 1)), chain)
-        points += [(round(a, 12), round(b, 12)) for a, b in all_points(*(t.tolist() for t in part))]
-    found = search_orders(score, loss, price, order="all").front
-    np.testing.assert_allclose(np.stack((found.loss, found.cost), 1), np.array(non_dominated(points)), atol=1e-11)
+    for chain in list_chains(price, order="all", max_models=3):
+        part = select_chain_tables(score, loss, np.tile(price, (len(loss), 1)), chain)
+        points += [(round(a, 12), round(b, 12)) for a, b in list_points(*(t.tolist() for t in part))]
+    found = search_all_chains(score, loss, price, order="all").front
+    np.testing.assert_allclose(
+        np.stack((found.loss, found.cost), 1), np.array(select_non_dominated(points)), atol=1e-11
+    )
 
 
 @given(tables(), st.sampled_from(["sorted", "all"]))
 def test_each_point_knows_its_policy(table: Tables, order: str) -> None:
     """The chain and cuts of a point give its loss and cost."""
     score, loss, price = table
-    found = search_orders(score, loss, price, order=order)  # type: ignore[arg-type]
+    found = search_all_chains(score, loss, price, order=order)  # type: ignore[arg-type]
     for point in range(len(found.front)):
         chain, cuts = found.policy(point)
         assert cuts.shape == (len(chain) - 1, 2)
-        figures = evaluate(*chain_tables(score, loss, price, chain), cuts)
+        figures = evaluate_cuts(*select_chain_tables(score, loss, price, chain), cuts)
         assert figures == pytest.approx((found.front.loss[point], found.front.cost[point]), abs=1e-12)
 
 
 def test_chains_are_ordered_subsets() -> None:
     """Four models give 40 chains of up to three in any order, and 14 by ascending price."""
     price = np.array([60.0, 41.0, 25.0, 0.02])
-    everything, ascending = (chains_of(price, order=o, max_models=3) for o in ("all", "sorted"))  # type: ignore[arg-type]
+    everything, ascending = (list_chains(price, order=o, max_models=3) for o in ("all", "sorted"))  # type: ignore[arg-type]
     assert len(set(everything)) == 4 + 12 + 24
     assert len(set(ascending)) == 4 + 6 + 4
     assert all((np.diff(price[list(chain)]) > 0).all() for chain in ascending)

@@ -11,22 +11,20 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from plugins.cascade.tests.runs import run_in, spec_of
+from plugins.cascade.tests.runs import load_cases, run_in, solve_spec, spec_of
 from unfold_cascade._types import IntArray
-from unfold_cascade.data.dataset import cases
 from unfold_cascade.data.table import split_clusters
-from unfold_cascade.drift.static import Both, changes
+from unfold_cascade.drift.static import DriftCase, list_changes
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.models.zoo import Job, work
+from unfold_cascade.models.training import FitJob, fit_model
 from unfold_cascade.planner.compose import PolicyFront
-from unfold_cascade.planner.planner import decide
-from unfold_cascade.planner.policy import Policy, Step
-from unfold_cascade.planner.score_tables import Question, Zoo
-from unfold_cascade.planner.select import choose, differences_of, monolith
-from unfold_cascade.schema.goals import Goal
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.schema.temporal import Drift, Split
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.planner.policy import Policy, StagePolicy
+from unfold_cascade.planner.problem import DriftRule, Goal
+from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
+from unfold_cascade.planner.select import paired_differences, select_baseline, select_cascade
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.temporal import Split
+from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 
 LOG = """
@@ -86,7 +84,7 @@ def test_a_row_without_a_group_stands_alone(tmp_path: Path) -> None:
     spec = _log(tmp_path)
     path = tmp_path / "log.csv"
     path.write_text(path.read_text().replace("\nt7,", "\n,").replace("\nt8,", "\nn/a,"))
-    found = cases(spec, run_in(tmp_path / "run", base=tmp_path))
+    found = load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     words = [line.split(",")[0] for line in path.read_text().splitlines()[1:]]
     alone = [number for number, word in enumerate(words) if word in ("", "n/a")]
     assert found.clusters is not None
@@ -98,40 +96,44 @@ def test_a_row_without_a_group_stands_alone(tmp_path: Path) -> None:
 def test_groups_are_certified_as_units(tmp_path: Path) -> None:
     """The certificate counts groups, and tests the mean difference of each, by hand the same."""
     spec, run = _log(tmp_path), run_in(tmp_path / "run", base=tmp_path)
-    found = decide(spec, run)
-    rows, whose = found.given.rows.calibrate, found.given.clusters
+    found = solve_spec(spec, run)
+    rows, whose = found.problem.dataset.rows.calibrate, found.problem.dataset.clusters
     assert whose is not None
-    d = differences_of(found.zoo, found.front, np.array([0]), found.base, found.given.labels, rows)[0]
-    small = found.zoo.first.answer[rows, found.front.policies[0].first.chain[0]]
-    wrong = (small != found.given.labels[rows]).astype(float) - (found.base.answer[rows] != found.given.labels[rows])
+    d = paired_differences(
+        found.tables, found.front, np.array([0]), found.baseline, found.problem.dataset.labels, rows
+    )[0]
+    small = found.tables.first_stage.answer[rows, found.front.policies[0].first_stage.chain[0]]
+    wrong = (small != found.problem.dataset.labels[rows]).astype(float) - (
+        found.baseline.answer[rows] != found.problem.dataset.labels[rows]
+    )
     assert d == pytest.approx([wrong[whose[rows] == one].mean() for one in np.unique(whose[rows])])
-    assert found.choice.cases == len(np.unique(whose[rows]))
+    assert found.selection.units == len(np.unique(whose[rows]))
     assert "groups by talk" in dict(plan(spec, run).lines)["certificate"]
 
 
-def _drawn(rng: np.random.Generator, talks: int, of: int) -> tuple[Zoo, IntArray]:
+def _drawn(rng: np.random.Generator, talks: int, of: int) -> tuple[ScoreTables, IntArray]:
     """Return talks of one length: the small model, a fifth of all right answers lost, fails whole talks."""
     fails = np.repeat(rng.random(talks) < 0.2, of)
     answer = np.column_stack([fails.astype(np.int64), np.zeros(talks * of, dtype=np.int64)])
     sides = (frozenset[str](), frozenset[str]())
-    question = Question(
+    question = ScoreTable(
         "s", "all", ("small", "large"), answer, np.ones(answer.shape), np.array([1.0, 9.0]), sides, np.full(2, np.nan)
     )
-    return Zoo(question, {}, question, {}, {}, "$"), np.repeat(np.arange(talks), of)
+    return ScoreTables(question, {}, question, {}, {}, "$"), np.repeat(np.arange(talks), of)
 
 
 def test_false_promises_are_rare_though_rows_of_a_group_are_alike() -> None:
     """Of 300 draws from talks that lose 20 points, few promise 18; taken row by row, many more do."""
     false = [0, 0]
-    front = PolicyFront(np.array([0.2]), np.array([1.0]), (Policy(Step((0,), ()), {}),))
+    front = PolicyFront(np.array([0.2]), np.array([1.0]), (Policy(StagePolicy((0,), ()), {}),))
     for seed in range(300):
         zoo, whose = _drawn(np.random.default_rng(seed), 60, 10)
         tune, certify = np.arange(300), np.arange(300, 600)
         labels = np.zeros(600, dtype=np.int64)
         for place, one in enumerate((replace(zoo, clusters=whose), zoo)):
-            base = replace(monolith(one, labels, tune), index=1, answer=one.first.answer[:, 1], cost=9.0)
-            goal = Goal.model_validate({"max_loss": "18%"})
-            false[place] += choose(one, front, base, labels, tune, certify, goal).point is not None
+            base = replace(select_baseline(one, labels, tune), index=1, answer=one.first_stage.answer[:, 1], cost=9.0)
+            goal = Goal(max_loss=0.18)
+            false[place] += select_cascade(one, front, base, labels, tune, certify, goal).point is not None
     assert false[0] <= binom.ppf(0.9999, 300, 0.05)
     assert false[1] > binom.ppf(0.9999, 300, 0.05)
 
@@ -145,7 +147,10 @@ def test_out_of_fold_answers_know_nothing_of_the_group() -> None:
     x = np.column_stack([rng.normal(0, 1, 40)[whose], rng.normal(0, 1e-3, 240)])
 
     def accuracy(recipe: Recipe, clusters: Any) -> float:
-        stored = work(Job(recipe, x, y, np.arange(240), 5, 0, 8, None, clusters))[1]
+        job = FitJob(
+            recipe=recipe, x=x, labels=y, training_rows=np.arange(240), folds=5, seed=0, batch=8, clusters=clusters
+        )
+        stored = fit_model(job)[1]
         return float((np.load(BytesIO(stored))["probability"].argmax(axis=1) == y).mean())
 
     tree = Recipe("decision-tree", {}, None)
@@ -157,7 +162,7 @@ def test_out_of_fold_answers_know_nothing_of_the_group() -> None:
 def test_the_column_of_groups_is_no_feature(tmp_path: Path) -> None:
     """Without feature groups all columns are features, but for the label and the group."""
     spec = _log(tmp_path, text=FITTED)
-    found = cases(spec, run_in(tmp_path / "run", base=tmp_path))
+    found = load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     assert found.order == ("a", "qa", "b", "qb")
 
 
@@ -166,11 +171,18 @@ def test_groups_that_did_not_change_are_rarely_told_as_drift() -> None:
     drifted = [0, 0]
     for seed in range(60):
         zoo, whose = _drawn(np.random.default_rng(seed), 60, 10)
-        policy = Policy(Step((0,), ()), {})
-        both = Both(zoo, policy, zoo.first.answer[:, 1], np.arange(300), np.arange(300, 600), whose)
-        rule = Drift.model_validate({"level": "5%"})
+        policy = Policy(StagePolicy((0,), ()), {})
+        both = DriftCase(
+            tables=zoo,
+            policy=policy,
+            baseline_answer=zoo.first_stage.answer[:, 1],
+            before=np.arange(300),
+            now=np.arange(300, 600),
+            clusters=whose,
+        )
+        rule = DriftRule(level=0.05, margin=0.02)
         for place, one in enumerate((both, replace(both, clusters=None))):
-            drifted[place] += any(change.drifted for change in changes(one, rule, seed))
+            drifted[place] += any(change.drifted for change in list_changes(one, rule, seed))
     assert drifted[0] <= binom.ppf(0.9999, 60, 0.05)
     assert drifted[1] > binom.ppf(0.9999, 60, 0.05)
 
@@ -179,5 +191,5 @@ def test_too_few_groups_are_told(tmp_path: Path) -> None:
     """Groups that cannot make three parts are a mistake at the key that names them."""
     spec = _log(tmp_path, talks=9)
     with pytest.raises(UnfoldError, match="9 groups; at least 10") as raised:
-        cases(spec, run_in(tmp_path / "run", base=tmp_path))
+        load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     assert raised.value.diagnostics[0].key == "data.group"

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
-from unfold_cascade.data.dataset import features
-from unfold_cascade.gates.evidential import look, shrunk
+from plugins.cascade.tests.runs import CONFIGS, TUMOURS, load_matrix, load_served, run_in, solve_spec, spec_of
+from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import estimators
-from unfold_cascade.planner.planner import decide
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.serving.service import cascade, load
-from unfold_cascade.temporal.data.features import panel
-from unfold_cascade.temporal.models.study import stored, table_of
-from unfold_cascade.temporal.serving import plan_loader
-from unfold_cascade.temporal.serving.metrics import counts
-from unfold_cascade.temporal.serving.service import check, timed
-from unfold_cascade.verbs.train import train
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.serving.service import build_cascade
+from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.data.features import build_feature_matrix
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.models.study import load_study
+from unfold_cascade.temporal.serving.metrics import build_metrics
+from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
+from unfold_cascade.temporal.serving.service import build_model, verify_replay
+from unfold_cascade.verbs import train
 from unfoldkit.api import Run, dump, fingerprint
 from unfoldkit.report import Report
 
@@ -46,16 +46,18 @@ def test_gates_read_what_a_look_into_the_model_tells(tmp_path: Path, confidence:
     """Scores of unseen rows are those of the stored model's leaves or members; rows are served as planned."""
     models = f"stages[0].models=[{first}, {FOREST}, {WHOLE}]"
     spec, run = spec_of(TUMOURS, models, f"gates.confidence={confidence}", "goal.max_loss=8%"), run_in(tmp_path)
-    report, plan = train(spec, run), decide(spec, run)
-    x, rows = features(spec, run, plan.given), plan.given.rows.test
+    report, plan = train(spec, run), solve_spec(spec, run)
+    x, rows = load_matrix(spec, run, plan.problem.dataset), plan.problem.dataset.rows.test
     file = "models/diagnosis/all/trees.skops"
     model = estimators.from_bytes(run.directory.read(file), ubjson=False, file=file)
-    columns = plan.given.places(("means", "worst"))
-    np.testing.assert_array_equal(plan.zoo.first.score[rows, 1], look(confidence, model, x[np.ix_(rows, columns)]))
+    columns = plan.problem.dataset.column_numbers(("means", "worst"))
+    np.testing.assert_array_equal(
+        plan.tables.first_stage.score[rows, 1], inspect_model(confidence, model, x[np.ix_(rows, columns)])
+    )
     assert report.decision
     assert report.decision.get("cascade"), "no cascade was certified, so none would be served"
-    loaded = load(spec, planned(run, spec, report))
-    _, engines = cascade(loaded, run, lambda _way: None)
+    loaded = load_served(spec, planned(run, spec, report))
+    _, engines = build_cascade(loaded, run, lambda _way: None)
     assert {one.name for name, one in engines.items() if name.endswith("trees")} <= {"native"}
 
 
@@ -71,29 +73,31 @@ def test_over_time_answers_are_drawn_to_even_by_doubt(tmp_path: Path, confidence
     )
     spec, run = spec_of(CONFIGS / "wards.yaml", *settings), run_in(tmp_path)
     report = train(spec, run)
-    held = stored(spec, run)
-    slot, log = next((slot, log) for slot, log in zip(held.places, held.logs, strict=True) if slot.model == "chart")
+    problem = build_temporal_problem(spec, run)
+    held = load_study(problem, run)
+    pairs = zip(held.slots, held.predictions, strict=True)
+    slot, log = next((slot, log) for slot, log in pairs if slot.model == "chart")
     file = slot.model_file
     model = estimators.from_bytes(run.directory.read(file), ubjson=False, file=file)
-    x = panel(table_of(spec, run), spec.features)[:, slot.columns]
+    x = build_feature_matrix(read_table(problem.source, run), problem.features)[:, slot.columns]
     unseen = np.isin(
-        np.repeat(np.arange(len(held.hours.clock.starts) - 1), np.diff(held.hours.clock.starts)), held.rows.test
+        np.repeat(np.arange(len(held.hours.timeline.starts) - 1), np.diff(held.hours.timeline.starts)), held.rows.test
     )
-    plain = estimators.probabilities(model, x[unseen], 2)
-    wanted = shrunk(plain, look(confidence, model, x[unseen]))
+    plain = estimators.predict_probabilities(model, x[unseen], 2)
+    wanted = shrink_to_uniform(plain, inspect_model(confidence, model, x[unseen]))
     np.testing.assert_allclose(log.p[unseen], wanted, atol=1e-6)
     assert not np.allclose(plain, wanted)
     plan = {"spec_sha256": fingerprint(dump(spec)), "seed": run.seed, "decision": report.decision}
-    loaded = plan_loader.load(spec, run, plan)
-    check(loaded, timed(loaded, counts(loaded, CollectorRegistry())))
+    loaded = load_temporal_plan(problem, run, plan)
+    verify_replay(loaded, build_model(loaded, run, build_metrics(loaded, CollectorRegistry())))
 
 
 def test_evidence_shrinks_to_the_mean_of_a_dirichlet() -> None:
-    """With evidence e, ``shrunk`` of the shares e/sum is ``(e + 1) / (sum + C)``."""
+    """With evidence e, ``shrink_to_uniform`` of the shares e/sum is ``(e + 1) / (sum + C)``."""
     rng = np.random.default_rng(3)
     evidence = rng.integers(1, 40, (200, 3)).astype(np.float64)
     total = evidence.sum(axis=1)
-    found = shrunk(evidence / total[:, None], 1 - 3 / (total + 3))
+    found = shrink_to_uniform(evidence / total[:, None], 1 - 3 / (total + 3))
     np.testing.assert_allclose(found, (evidence + 1) / (total + 3)[:, None])
 
 

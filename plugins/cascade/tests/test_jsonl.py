@@ -12,7 +12,7 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
 from unfold_cascade.data.table import frame_of_file
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 
 
@@ -44,7 +44,7 @@ def test_objects_and_lists_within_a_line_are_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.numbers("usage.cost", key="features"), [*(i / 8 for i in range(11)), np.nan])
     np.testing.assert_array_equal(table.numbers("emb_1", key="features"), [*(-i for i in range(11)), np.nan])
     assert np.isnan(table.numbers("n", key="features")).all()
-    assert table.flags("y", key="features").tolist() == [1, 0] * 5 + [1, 1]
+    assert table.numbers_or_flags("y", key="features").tolist() == [1, 0] * 5 + [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.drift.static import _bands
+from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
+from unfold_cascade.drift.static import _compare_confidence
 from unfold_cascade.gates.calibrated import calibrate
-from unfold_cascade.gates.exact import exact_front
-from unfold_cascade.planner.planner import decide
+from unfold_cascade.gates.exact import search_exact_front
 from unfold_cascade.planner.policy import follow
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 
 MODES = ["either", "max-probability", "label-conditional"]
@@ -61,21 +60,21 @@ def log(folder: Path, lines: Sequence[str], *settings: str) -> CascadeSpec:
 def test_a_service_without_an_answer_is_never_trusted(tmp_path: Path, mode: str, learnt: str) -> None:
     """No cascade of the front with a gate stops at a call without an answer; as the last one it is wrong."""
     settings = f"gates.confidence={mode}", f"gates.learnt={learnt}", f"gates.bins={'null' if learnt == '[]' else 5}"
-    found = decide(log(tmp_path, rows(gone=60), *settings), run_in(tmp_path / "run", base=tmp_path))
+    found = solve_spec(log(tmp_path, rows(gone=60), *settings), run_in(tmp_path / "run", base=tmp_path))
     silent = np.arange(240, 300)
-    gated = [policy for policy in found.front.policies if policy.first.chain == (0, 1)]
+    gated = [policy for policy in found.front.policies if policy.first_stage.chain == (0, 1)]
     assert gated
-    assert all(follow(found.zoo, policy, silent).exit_first.all() for policy in gated)
-    alone = next(policy for policy in found.front.policies if policy.first.chain == (0,))
-    assert (follow(found.zoo, alone, silent).answer != found.given.labels[silent]).all()
+    assert all(follow(found.tables, policy, silent).exit_first.all() for policy in gated)
+    alone = next(policy for policy in found.front.policies if policy.first_stage.chain == (0,))
+    assert (follow(found.tables, alone, silent).answer != found.problem.dataset.labels[silent]).all()
 
 
 def test_a_service_that_never_answers_is_left_alone(tmp_path: Path) -> None:
     """A log in which one service has no answer at all is planned without it."""
     for mode in MODES:
         spec = log(tmp_path, rows(gone=300), f"gates.confidence={mode}")
-        found = decide(spec, run_in(tmp_path / mode, base=tmp_path))
-        assert {policy.first.chain for policy in found.front.policies} <= {(0,), (1,)}
+        found = solve_spec(spec, run_in(tmp_path / mode, base=tmp_path))
+        assert {policy.first_stage.chain for policy in found.front.policies} <= {(0,), (1,)}
 
 
 def test_rows_without_confidence_shape_no_curve() -> None:
@@ -91,7 +90,7 @@ def test_rows_without_confidence_shape_no_curve() -> None:
 def test_a_gate_that_stops_any_score_is_the_only_one_to_stop_none() -> None:
     """Of all cuts on a score that is not there, only the one that asks nobody on stops."""
     score = np.array([[-np.inf], [0.2], [0.8]])
-    front = exact_front(score, np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([1.0, 10.0]))
+    front = search_exact_front(score, np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([1.0, 10.0]))
     best = front.cuts[int(front.loss.argmin()), 0, 1]
     assert best == 0.2
     assert front.loss.min() == 0
@@ -100,7 +99,8 @@ def test_a_gate_that_stops_any_score_is_the_only_one_to_stop_none() -> None:
 def test_bands_of_confidence_count_calls_without_one() -> None:
     """A check of new data counts rows without a confidence in the lowest band."""
     sure = np.linspace(0, 1, 50), np.r_[np.full(50, -np.inf), np.linspace(0, 1, 50)]
-    names, old, new = _bands(sure, (None, None))
+    counts = _compare_confidence("confidence", sure, (None, None))
+    names, old, new = counts.categories, counts.before, counts.now
     assert len(names) == len(old) == len(new) == 10
     assert (old.sum(), new.sum(), new[0]) == (50, 100, 50 + old[0])
 
@@ -123,7 +123,7 @@ def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) 
         lines = [line.replace(name, number) for line in lines]
     pointed = [",".join((c[0], c[1] and f"{c[1]}.0", *c[2:])) for c in (line.split(",") for line in lines)]
     one, two = (
-        decide(log(tmp_path, text), run_in(tmp_path / name, base=tmp_path)).zoo.first.answer
+        solve_spec(log(tmp_path, text), run_in(tmp_path / name, base=tmp_path)).tables.first_stage.answer
         for name, text in (("plain", lines), ("pointed", pointed))
     )
     assert np.array_equal(one, two)
@@ -140,7 +140,7 @@ def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) 
 def test_answers_that_are_no_labels_are_refused(tmp_path: Path, dear: Write, told: str, hint: str) -> None:
     """A service whose answers look different from the labels is told by name, with examples of both."""
     with pytest.raises(UnfoldError, match=f"{told} of 'dear' are no labels of the data, such as \"") as error:
-        decide(log(tmp_path, rows(dear=dear)), run_in(tmp_path / "run", base=tmp_path))
+        solve_spec(log(tmp_path, rows(dear=dear)), run_in(tmp_path / "run", base=tmp_path))
     diagnostic = error.value.diagnostics[0]
     assert diagnostic.key == "stages[0].models[1].recorded.prediction"
     assert hint in diagnostic.hint
@@ -148,8 +148,8 @@ def test_answers_that_are_no_labels_are_refused(tmp_path: Path, dear: Write, tol
 
 def test_a_few_answers_that_are_no_labels_are_wrong(tmp_path: Path) -> None:
     """What a service makes up now and then is a wrong answer, and no reason to refuse the log."""
-    found = decide(log(tmp_path, ["spam,?!,0.9,other,0.9", *rows()]), run_in(tmp_path / "run", base=tmp_path))
-    assert (found.zoo.first.answer[0] == len(LABELS)).all()
+    found = solve_spec(log(tmp_path, ["spam,?!,0.9,other,0.9", *rows()]), run_in(tmp_path / "run", base=tmp_path))
+    assert (found.tables.first_stage.answer[0] == len(LABELS)).all()
 
 
 def test_rows_of_a_log_without_truth_are_left_out(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from plugins.cascade.tests.runs import OWN, TUMOURS, run_in, spec_of
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.check_inputs import opened
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs.check_inputs import check_inputs
 
 LONG = """
 version: 1
@@ -41,7 +41,7 @@ def told(folder: Path, text: str, *settings: str, rows: list[str] = ROWS) -> lis
     (folder / "own.csv").write_text("\n".join(["who,hour,a,b,y", *rows]) + "\n")
     (folder / "own.yaml").write_text(text)
     spec: CascadeSpec = spec_of(folder / "own.yaml", *settings)
-    return [f"{item.key}: {item.message}" for item in opened(spec, run_in(folder / "run", base=folder))]
+    return [f"{item.key}: {item.message}" for item in check_inputs(spec, run_in(folder / "run", base=folder))]
 
 
 @pytest.mark.parametrize("text", [OWN, LONG, LOG])
@@ -81,4 +81,4 @@ def test_a_table_that_is_not_there_is_one_mistake(tmp_path: Path) -> None:
     """A file that is missing is told once, at the key that names it; a set that is shipped is never missing."""
     (found,) = told(tmp_path, OWN, "data.path=gone.csv")
     assert found.startswith("data.path: no such file")
-    assert list(opened(spec_of(TUMOURS), run_in(tmp_path / "run"))) == []
+    assert list(check_inputs(spec_of(TUMOURS), run_in(tmp_path / "run"))) == []

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in, spec_of
+from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
 from unfold_cascade.planner.certificate import Rule, p_value
-from unfold_cascade.planner.guarantees import Promise, certified, relaxations
-from unfold_cascade.planner.planner import decide
-from unfold_cascade.report.certificate import line
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.planner.guarantees import Guarantee, certify_points, find_relaxations
+from unfold_cascade.report.certificate import certificate_line
+from unfold_cascade.verbs import plan
 from unfoldkit.api import Report, UnfoldError, Verdict
 
 LOG = """
@@ -35,7 +34,7 @@ DELTA = 0.1
 
 
 def _planned(folder: Path, *settings: str, text: str = LOG) -> Report:
-    """Plan a log in which the small model is sure of itself and wrong on most of the rare label."""
+    """Solution a log in which the small model is sure of itself and wrong on most of the rare label."""
     rng = np.random.default_rng(3)
     rows = []
     for _ in range(3000):
@@ -96,8 +95,8 @@ def test_points_that_pass_break_no_promise_more_often_than_allowed() -> None:
     before = [(rng.random((3, n)) < truth[:, [k]]).astype(float) for k, n in enumerate((2000, 300))]
     for _ in range(300):
         after = [(rng.random((3, n)) < truth[:, [k]]).astype(float) for k, n in enumerate((2000, 300))]
-        promises = [Promise("", 0.06, before[0], after[0]), Promise("ill", 0.1, before[1], after[1])]
-        false += any(point > 0 for point, _ in certified(cost, promises, DELTA))
+        promises = [Guarantee("", 0.06, before[0], after[0]), Guarantee("ill", 0.1, before[1], after[1])]
+        false += any(point > 0 for point, _ in certify_points(cost, promises, DELTA))
     assert false <= 300 * DELTA + 2 * np.sqrt(300 * DELTA * (1 - DELTA))
 
 
@@ -105,7 +104,7 @@ def test_one_promise_is_tested_as_before() -> None:
     """Of one promise the points that pass are those of the fixed sequence, by hand the same."""
     rng = np.random.default_rng(2)
     before, after = ((rng.random((4, n)) < np.array([[0.0], [0.01], [0.03], [0.2]])).astype(float) for n in (400, 400))
-    passed = certified(np.array([4.0, 3.0, 2.0, 1.0]), [Promise("", 0.06, before, after)], DELTA)
+    passed = certify_points(np.array([4.0, 3.0, 2.0, 1.0]), [Guarantee("", 0.06, before, after)], DELTA)
     assert [point for point, _ in passed] == [p for p, rule in passed if p_value(after[p], 0.06, rule) <= DELTA]
     assert {0, 1} <= {point for point, _ in passed} <= {0, 1, 2}
     assert all(isinstance(rule, Rule) for _, rule in passed)
@@ -114,17 +113,22 @@ def test_one_promise_is_tested_as_before() -> None:
 def test_where_no_promise_alone_can_be_widened_all_are() -> None:
     """Two promises that are both out of reach are relaxed together, to a level at which a point passes."""
     worse = np.tile([0.0, 0.0, 0.0, 1.0], 50)[None]
-    promises = [Promise(label, 0.01, worse, worse) for label in ("", "ill")]
-    (way,) = relaxations(np.array([1.0]), promises, DELTA)
+    promises = [Guarantee(label, 0.01, worse, worse) for label in ("", "ill")]
+    (way,) = find_relaxations(np.array([1.0]), promises, DELTA)
     assert [label for label, _ in way] == ["", "ill"]
-    wide = [Promise(label, loss, worse, worse) for label, loss in way]
-    assert certified(np.array([1.0]), wide, DELTA)
+    wide = [Guarantee(label, loss, worse, worse) for label, loss in way]
+    assert certify_points(np.array([1.0]), wide, DELTA)
 
 
 def test_a_bound_that_says_nothing_is_no_certificate(tmp_path: Path) -> None:
     """Within a budget a bound of all that the single model has to lose is told as none; a smaller one is told."""
     _planned(tmp_path, "goal={budget: 5 per case}")
-    found = decide(spec_of(tmp_path / "log.yaml", "goal={budget: 5 per case}"), run_in(tmp_path / "run", base=tmp_path))
-    bounds = {bound: line(replace(found, choice=replace(found.choice, certified=bound)), 0.0) for bound in (0.99, 1.0)}
+    found = solve_spec(
+        spec_of(tmp_path / "log.yaml", "goal={budget: 5 per case}"), run_in(tmp_path / "run", base=tmp_path)
+    )
+    bounds = {
+        bound: certificate_line(replace(found, selection=replace(found.selection, certified_loss=bound)), 0.0)
+        for bound in (0.99, 1.0)
+    }
     assert bounds[0.99].startswith("loss against large ≤ 99 points with 95% confidence (750 cases, ")
     assert bounds[1.0] == "none: 750 cases rule out no loss against large with 95% confidence (0.0 on test)"

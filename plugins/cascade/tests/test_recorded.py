@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.data.dataset import cases
-from unfold_cascade.planner.score_tables import zoo
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
+from plugins.cascade.tests.runs import load_cases, run_in, spec_of
+from unfold_cascade.build import build_problem
+from unfold_cascade.planner.planner import load_tables
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan
 from unfoldkit.api import Run, UnfoldError
 from unfoldkit.render.text import render
 
@@ -62,7 +62,7 @@ def test_the_figures_of_scores_and_prices_are_those_of_following_the_plan(tmp_pa
     (step,) = report.decision["cascade"]
     assert step["models"] == ["small", "large"]
     right, paid, whole = [], [], []
-    for row in (rows[number] for number in cases(spec, run).rows.test):
+    for row in (rows[number] for number in load_cases(spec, run).rows.test):
         sure = row[2] >= step["cuts"][0]
         right.append(row[1] if sure else row[4])
         paid.append(row[3] if sure else row[3] + row[6])
@@ -108,7 +108,7 @@ def test_a_score_is_right_from_its_least_on(scale: Any, settings: tuple[str, ...
     rows = [[row[0], scale(row[1]), *row[2:4], scale(row[4]), *row[5:]] for row in _table()]
     text = SPEC.replace("confidence:", f"{settings[0]}, confidence:") if settings else SPEC
     spec, run = _spec(tmp_path, rows, text), _run(tmp_path)
-    answer = zoo(spec, run, cases(spec, run)).first.answer
+    answer = load_tables(build_problem(spec, run), run).first_stage.answer
     assert np.array_equal(answer, [[1 - row[1], 1 - row[4]] for row in _table()])
 
 
@@ -117,10 +117,10 @@ def test_a_call_without_a_score_is_wrong_and_trusted_by_no_gate(tmp_path: Path) 
     rows = _table()
     rows[7][1] = rows[7][3] = ""
     spec, run = _spec(tmp_path, rows), _run(tmp_path)
-    first = zoo(spec, run, cases(spec, run)).first
+    first = load_tables(build_problem(spec, run), run).first_stage
     assert (first.answer[7, 0], first.score[7, 0]) == (1, -np.inf)
-    assert first.paid is not None
-    assert first.paid[7, 0] == 0.0
+    assert first.call_prices is not None
+    assert first.call_prices[7, 0] == 0.0
 
 
 @pytest.mark.parametrize("wrong", ["", "-0.1"])

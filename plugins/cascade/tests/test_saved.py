@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.report import saving
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.report.quality import saving_ratio
+from unfold_cascade.report.sentences import short_saving
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan
 from unfoldkit.api import UnfoldError
 from unfoldkit.render.text import render
 from unfoldkit.report import Report, Verdict
@@ -57,7 +58,7 @@ def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> N
     assert report.headline.startswith("free, against 6 $ a case, at ")
     assert report.metrics["saving"].value is None
     assert "free" in render(report)
-    assert (saving.times(6, 2), saving.times(0, 0), saving.short(6, 0)) == (3, 1, "free")
+    assert (saving_ratio(6, 2), saving_ratio(0, 0), short_saving(saving_ratio(6, 0))) == (3, 1, "free")
 
 
 def test_within_a_budget_nothing_worse_than_the_best_single_model_is_chosen(folder: Path, tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from unfold_cascade.gates import calibration_io
+from unfold_cascade.gates import calibrated
 from unfold_cascade.gates.calibrated import fit_chain
-from unfold_cascade.planner.gate_scores import Scorer
-from unfold_cascade.planner.score_tables import Question
+from unfold_cascade.planner.gate_scores import GateScorer
+from unfold_cascade.planner.score_tables import ScoreTable
 
 
 def test_a_gate_is_fitted_once_for_all_points() -> None:
@@ -16,14 +16,16 @@ def test_a_gate_is_fitted_once_for_all_points() -> None:
     answer, score = rng.integers(0, 3, (60, 3)), rng.random((60, 3))
     loss = (rng.random((60, 3)) < 0.3).astype(np.float64)
     buys, nothing = (frozenset[str](),) * 3, np.full(3, np.nan)
-    question = Question("s", "all", ("a", "b", "c"), answer, score, np.arange(1.0, 4.0), buys, nothing)
-    scorer = Scorer(question, np.arange(60), loss, conditional=True, fold=np.arange(60) % 5)
+    question = ScoreTable("s", "all", ("a", "b", "c"), answer, score, np.arange(1.0, 4.0), buys, nothing)
+    scorer = GateScorer(question, np.arange(60), loss, conditional=True, fold=np.arange(60) % 5)
     one, two, short = (
-        scorer.step((0, 1, 2), (0.4, 0.5)),
-        scorer.step((0, 1, 2), (0.6, 0.7)),
-        scorer.step((0, 2), (0.4,)),
+        scorer.build_stage((0, 1, 2), (0.4, 0.5)),
+        scorer.build_stage((0, 1, 2), (0.6, 0.7)),
+        scorer.build_stage((0, 2), (0.4,)),
     )
     assert all(a is b for a, b in zip(one.curves, two.curves, strict=True))
     assert one.curves[0] is short.curves[0]
     alone = fit_chain(score, answer, 1.0 - loss, (0, 1, 2))
-    assert [calibration_io.to_data(each) for each in one.curves] == [calibration_io.to_data(each) for each in alone]
+    assert [calibrated.write_calibration(each) for each in one.curves] == [
+        calibrated.write_calibration(each) for each in alone
+    ]

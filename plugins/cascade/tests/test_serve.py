@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from plugins.cascade.tests.runs import TUMOURS, run_in, spec_of
-from unfold_cascade.planner.planner import decide
+from plugins.cascade.tests.runs import TUMOURS, run_in, solve_spec, spec_of
 from unfold_cascade.planner.policy import follow
-from unfold_cascade.serving.model import answered, within_single
+from unfold_cascade.serving.model import reject_large_values, select_answered  # _large_values
 from unfoldkit.serving.model import Call, Field
 
 X = load_breast_cancer().data
@@ -82,10 +81,10 @@ def test_it_is_live_ready_and_says_what_it_is(served: tuple[str, Path, subproces
 def test_it_answers_what_the_plan_answers(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """Served labels of the calibration and test rows, which no model was fitted on, equal those of the plan."""
     url, folder, _ = served
-    plan = decide(spec_of(TUMOURS), run_in(folder))
-    rows = np.concatenate([plan.given.rows.calibrate, plan.given.rows.test])[:200]
+    plan = solve_spec(spec_of(TUMOURS), run_in(folder))
+    rows = np.concatenate([plan.problem.dataset.rows.calibrate, plan.problem.dataset.rows.test])[:200]
     assert plan.policy
-    wanted = [plan.given.names[answer] for answer in follow(plan.zoo, plan.policy, rows).answer]
+    wanted = [plan.problem.dataset.names[answer] for answer in follow(plan.tables, plan.policy, rows).answer]
     status, answer = _asked(url, X[rows])
     assert status == 200
     outputs = {item["name"]: item for item in answer["outputs"]}
@@ -125,12 +124,12 @@ def test_only_the_call_with_such_a_value_is_refused() -> None:
     """Of the calls of one batch, those with values of any usual size are answered and counted, gaps among them."""
     x = np.array([[1.0, np.nan], [2.0, 1e39], [3.0, 4.0]])
     field = Field("x", "FP64", (2,), missing=True)
-    kept, refused = within_single(x, (Call(1), Call(1), Call(1)), field)
+    kept, refused = reject_large_values(x, (Call(1), Call(1), Call(1)), field)
     assert set(refused) == {1}
     assert refused[1].status == 400
     assert np.array_equal(kept, [[1.0, np.nan], [2.0, 0.0], [3.0, 4.0]], equal_nan=True)
-    assert answered([7, 8, 9], (Call(1), Call(1), Call(1)), refused) == [7, 9]
-    assert within_single(x[:1], (Call(1),), field)[1] == {}
+    assert select_answered([7, 8, 9], (Call(1), Call(1), Call(1)), refused) == [7, 9]
+    assert reject_large_values(x[:1], (Call(1),), field)[1] == {}
 
 
 def test_an_unknown_model_is_answered_404(served: tuple[str, Path, subprocess.Popen[str]]) -> None:

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
+from plugins.cascade.tests.runs import CONFIGS, TUMOURS, load_served, run_in, spec_of
 from unfold_cascade.models import onnx_runtime
-from unfold_cascade.models.onnx_runtime import NATIVE, ONNX, Engine, keep_probe
+from unfold_cascade.models.onnx_runtime import NATIVE, ONNX, Engine, load_probe
 from unfold_cascade.planner.policy import follow, path_cost
-from unfold_cascade.report.dashboard import of_counters
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.serving.model import Cascade, Way
-from unfold_cascade.serving.service import Loaded, cascade, counter, load, serve
-from unfold_cascade.verbs.train import train
+from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.serving.loader import LoadedPlan
+from unfold_cascade.serving.model import BatchResult, Cascade
+from unfold_cascade.serving.service import build_cascade, build_counter
+from unfold_cascade.verbs import serve, train
 from unfoldkit.api import Run, UnfoldError, dump, fingerprint
 from unfoldkit.report import Report
 from unfoldkit.serving.model import Batch, Call
@@ -55,10 +56,10 @@ def tumours(tmp_path_factory: pytest.TempPathFactory) -> tuple[CascadeSpec, Run]
 
 
 @pytest.fixture(params=["digits", "tumours"])
-def served(request: pytest.FixtureRequest) -> tuple[Loaded, Run, Cascade, dict[str, Engine]]:
+def served(request: pytest.FixtureRequest) -> tuple[LoadedPlan, Run, Cascade, dict[str, Engine]]:
     spec, run = request.getfixturevalue(request.param)
-    loaded = load(spec, run)
-    model, engines = cascade(loaded, run, lambda _way: None)
+    loaded = load_served(spec, run)
+    model, engines = build_cascade(loaded, run, lambda _way: None)
     return loaded, run, model, engines
 
 
@@ -68,27 +69,27 @@ def elsewhere(run: Run, folder: Path) -> Run:
     return replace(run, directory=type(run.directory)(folder / "run"))
 
 
-def probe_of(loaded: Loaded, run: Run) -> onnx_runtime.Probe:
-    return keep_probe(loaded.spec, run, loaded.given)
+def probe_of(loaded: LoadedPlan, run: Run) -> onnx_runtime.Probe:
+    return load_probe(loaded.problem.data, loaded.problem.dataset, run.directory)
 
 
 def test_answers_routes_and_costs_are_those_of_the_plan(served: Any) -> None:
     """Every row set aside gets the answer, the exits and the cost that the plan gave it, and a route that adds up."""
     loaded, run, model, engines = served
     probe = probe_of(loaded, run)
-    expected, found = follow(loaded.zoo, loaded.policy, probe.rows), model.follow(probe.x)
+    expected, found = follow(loaded.tables, loaded.policy, probe.rows), model.follow(probe.x)
     np.testing.assert_array_equal(found.answer, expected.answer)
-    np.testing.assert_allclose(model.table.cost[found.way], expected.cost)
-    asked = expected.exit_first + 1 + np.where(expected.exit_then >= 0, expected.exit_then + 1, 0)
-    np.testing.assert_array_equal(np.array(model.table.steps)[found.way], asked)
+    np.testing.assert_allclose(model.paths.cost[found.path], expected.cost)
+    asked = expected.exit_first + 1 + np.where(expected.exit_second >= 0, expected.exit_second + 1, 0)
+    np.testing.assert_array_equal(np.array(model.paths.length)[found.path], asked)
     assert {engine.name for engine in engines.values()} == {ONNX}
-    for row, way in enumerate(found.way):
-        steps = model.table.steps[way]
-        cuts, scores = model.table.cut[way], found.score[row]
-        assert sum(model.table.paid[way]) == pytest.approx(expected.cost[row])
+    for row, way in enumerate(found.path):
+        steps = model.paths.length[way]
+        cuts, scores = model.paths.cuts[way], found.score[row]
+        assert sum(model.paths.call_costs[way]) == pytest.approx(expected.cost[row])
         assert found.confidence[row] == scores[steps - 1]
-        assert set(model.table.model[way][steps:]) <= {""}
-        assert all(model.table.model[way][:steps])
+        assert set(model.paths.models[way][steps:]) <= {""}
+        assert all(model.paths.models[way][:steps])
         last_first = expected.exit_first[row]
         assert all(scores[k] < cuts[k] for k in range(steps - 1) if k != last_first)
         assert scores[last_first] >= cuts[last_first]
@@ -102,7 +103,7 @@ def test_a_row_is_answered_alike_in_any_company(served: Any, rows: int) -> None:
     whole = model.follow(x)
     parts = [model.follow(x[start : start + rows]) for start in range(0, 70, rows)]
     np.testing.assert_array_equal(whole.answer, np.concatenate([part.answer for part in parts]))
-    np.testing.assert_array_equal(whole.way, np.concatenate([part.way for part in parts]))
+    np.testing.assert_array_equal(whole.path, np.concatenate([part.path for part in parts]))
     np.testing.assert_allclose(whole.score, np.concatenate([part.score for part in parts]), atol=1e-6)
 
 
@@ -111,17 +112,17 @@ def test_native_and_converted_models_agree(served: Any) -> None:
     loaded, run, model, _ = served
     probe = probe_of(loaded, run)
     engines = {
-        name: onnx_runtime.engine(run, *loaded.found[tuple(name.split("/"))], probe, native=True)  # type: ignore[index,misc]
+        name: onnx_runtime.choose_slot_engine(run, *loaded.models[tuple(name.split("/"))], probe, native=True)  # type: ignore[index,misc]
         for name in served[3]
     }
     assert {engine.name for engine in engines.values()} == {NATIVE}
     for name, engine in engines.items():
-        slot, _ = loaded.found[tuple(name.split("/"))]  # type: ignore[index]
+        slot, _ = loaded.models[tuple(name.split("/"))]  # type: ignore[index]
         x = probe.x[:, slot.columns]
         np.testing.assert_allclose(
             engine.predict(x), served[3][name].predict(x.astype(served[3][name].dtype)), atol=1e-5
         )
-    assert isinstance(model.follow(probe.x[:1]), Way)
+    assert isinstance(model.follow(probe.x[:1]), BatchResult)
 
 
 def test_outputs_fit_their_declaration(served: Any) -> None:
@@ -136,8 +137,8 @@ def test_outputs_fit_their_declaration(served: Any) -> None:
 
 def test_what_is_asked_is_counted(digits: Any) -> None:
     """The counters hold how often each model was asked, which answered, and what was paid in all."""
-    loaded, registry = load(*digits), CollectorRegistry()
-    model, _ = cascade(loaded, digits[1], counter(loaded, registry))
+    loaded, registry = load_served(*digits), CollectorRegistry()
+    model, _ = build_cascade(loaded, digits[1], build_counter(loaded, registry))
     x = probe_of(loaded, digits[1]).x[:100]
     model.predict(Batch({"x": x}, (Call(100),)))
     model.predict(Batch({"x": x}, (Call(100),), trial=True))
@@ -147,21 +148,21 @@ def test_what_is_asked_is_counted(digits: Any) -> None:
     answered = sum(s.value for m in registry.collect() for s in m.samples if s.name == "unfold_cascade_answered_total")
     assert answered == 100
     asked = sum(s.value for m in registry.collect() for s in m.samples if s.name == "unfold_cascade_asked_total")
-    assert asked == np.array(model.table.steps)[found.way].sum()
-    assert value("unfold_cascade_cost_total", {"unit": "FLOPs"}) == pytest.approx(model.table.cost[found.way].sum())
+    assert asked == np.array(model.paths.length)[found.path].sum()
+    assert value("unfold_cascade_cost_total", {"unit": "FLOPs"}) == pytest.approx(model.paths.cost[found.path].sum())
 
 
 def test_the_page_shows_the_shares_that_the_report_prints(digits: Any) -> None:
     """Of all cases so many were asked, of those so many stopped there: as in the table of the route."""
-    loaded, registry = load(*digits), CollectorRegistry()
-    model, _ = cascade(loaded, digits[1], counter(loaded, registry))
+    loaded, registry = load_served(*digits), CollectorRegistry()
+    model, _ = build_cascade(loaded, digits[1], build_counter(loaded, registry))
     probe = probe_of(loaded, digits[1])
     model.predict(Batch({"x": probe.x}, (Call(len(probe.x)),)))
-    end, chain = follow(loaded.zoo, loaded.policy, probe.rows).exit_first, loaded.policy.first.chain
-    asked, sure = of_counters(registry, "FLOPs")().shares
+    end, chain = follow(loaded.tables, loaded.policy, probe.rows).exit_first, loaded.policy.first_stage.chain
+    asked, sure = read_dashboard(registry, "FLOPs")().shares
     assert (asked.title, sure.title) == ("asked, of all cases", "sure, of those asked")
     for position, m in enumerate(chain):
-        name = f"coarse/{loaded.zoo.first.models[m]}"
+        name = f"coarse/{loaded.tables.first_stage.models[m]}"
         assert asked.values[name] / (asked.wholes or {})[name] == pytest.approx((end >= position).mean())
         assert (sure.values[name], (sure.wholes or {})[name]) == ((end == position).sum(), (end >= position).sum())
 
@@ -169,37 +170,37 @@ def test_the_page_shows_the_shares_that_the_report_prints(digits: Any) -> None:
 def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Path) -> None:
     """A converted model that differs on the rows set aside is left for the native one, and it is said why."""
     spec, run = digits[0], elsewhere(digits[1], tmp_path)
-    loaded = load(spec, run)
+    loaded = load_served(spec, run)
     probe = probe_of(loaded, run)
-    slot, log = loaded.found["fine", "round", "linear"]
-    other, _ = loaded.found["fine", "straight", "linear"]
-    assert onnx_runtime.engine(run, slot, log, probe).name == ONNX
+    slot, log = loaded.models["fine", "round", "linear"]
+    other, _ = loaded.models["fine", "straight", "linear"]
+    assert onnx_runtime.choose_slot_engine(run, slot, log, probe).name == ONNX
     for form in ("float32", "float64"):
         name = f"serving/fine/round/linear.{form}.onnx"
-        made_from = onnx_runtime.form_of(slot)
-        onnx_runtime._converted(run, other, np.dtype(form).type)
+        made_from = onnx_runtime.conversion_fingerprint(slot)
+        onnx_runtime._convert_once(run, other, np.dtype(form).type)
         run.directory.write(name, run.directory.read(f"serving/fine/straight/linear.{form}.onnx"), made_from=made_from)
-    found = onnx_runtime.engine(run, slot, log, probe)
+    found = onnx_runtime.choose_slot_engine(run, slot, log, probe)
     assert found.name == NATIVE
-    assert "gives something else" in found.why
+    assert "gives something else" in found.reason
     nudged = replace(log, probability=log.probability + 1e-3)
-    assert "differs by 0.001" in onnx_runtime.engine(digits[1], slot, nudged, probe).why
+    assert "differs by 0.001" in onnx_runtime.choose_slot_engine(digits[1], slot, nudged, probe).reason
     turned = replace(log, probability=np.roll(log.probability, 1, axis=1))
-    assert "rows differently" in onnx_runtime.engine(digits[1], slot, turned, probe).why
+    assert "rows differently" in onnx_runtime.choose_slot_engine(digits[1], slot, turned, probe).reason
 
 
 def test_a_cascade_that_goes_astray_is_refused(digits: Any) -> None:
     """If even the native models send rows elsewhere than the plan, nothing is served."""
-    loaded = load(*digits)
-    first = loaded.zoo.first
-    zoo = replace(loaded.zoo, first=replace(first, price=first.price + 1.0))
-    other = replace(loaded, zoo=zoo)
-    model, _ = cascade(loaded, digits[1], lambda _way: None)
-    assert path_cost(zoo, zoo.first, (0,), frozenset())[0] > path_cost(loaded.zoo, first, (0,), frozenset())[0]
-    from unfold_cascade.serving.service import astray
+    loaded = load_served(*digits)
+    first = loaded.tables.first_stage
+    zoo = replace(loaded.tables, first_stage=replace(first, price=first.price + 1.0))
+    other = replace(loaded, tables=zoo)
+    model, _ = build_cascade(loaded, digits[1], lambda _way: None)
+    assert path_cost(zoo, zoo.first_stage, (0,), frozenset())[0] > path_cost(loaded.tables, first, (0,), frozenset())[0]
+    from unfold_cascade.serving.service import count_deviations
 
-    assert astray(other, model, probe_of(loaded, digits[1])) == len(probe_of(loaded, digits[1]).rows)
-    assert astray(loaded, model, probe_of(loaded, digits[1])) == 0
+    assert count_deviations(other, model, probe_of(loaded, digits[1])) == len(probe_of(loaded, digits[1]).rows)
+    assert count_deviations(loaded, model, probe_of(loaded, digits[1])) == 0
 
 
 def test_the_monolith_is_served_where_no_cascade_was_certified(digits: Any) -> None:
@@ -207,13 +208,13 @@ def test_the_monolith_is_served_where_no_cascade_was_certified(digits: Any) -> N
     spec, run = digits
     plan = run.options["plan"]
     run = replace(run, options={"plan": {**plan, "decision": plan["decision"] | {"cascade": None}}})
-    loaded = load(spec, run)
-    model, engines = cascade(loaded, run, lambda _way: None)
+    loaded = load_served(spec, run)
+    model, engines = build_cascade(loaded, run, lambda _way: None)
     probe = probe_of(loaded, run)
     found = model.follow(probe.x)
-    np.testing.assert_array_equal(found.answer, loaded.zoo.monoliths.answer[probe.rows, 0])
+    np.testing.assert_array_equal(found.answer, loaded.tables.candidates.answer[probe.rows, 0])
     assert set(engines) == {"baseline/all/svc-1"}
-    assert model.table.cost.tolist() == [path_cost(loaded.zoo, loaded.zoo.monoliths, (0,), frozenset())[0]]
+    assert model.paths.cost.tolist() == [path_cost(loaded.tables, loaded.tables.candidates, (0,), frozenset())[0]]
     assert model.facts["serves"] == "monolith"
     assert ("serves", "svc-1 alone: no cascade was certified") in serve(spec, run).lines
 
@@ -222,11 +223,11 @@ def test_curves_are_served(tmp_path: Path) -> None:
     """Gates that know the answer (label-conditional) are served with their curves."""
     spec, run = spec_of(TUMOURS, "gates.confidence=label-conditional", "goal.max_loss=10%"), run_in(tmp_path)
     run = planned(run, spec, train(spec, run))
-    loaded = load(spec, run)
-    assert loaded.policy.first.curves or len(loaded.policy.first.chain) == 1
-    model, _ = cascade(loaded, run, lambda _way: None)
+    loaded = load_served(spec, run)
+    assert loaded.policy.first_stage.curves or len(loaded.policy.first_stage.chain) == 1
+    model, _ = build_cascade(loaded, run, lambda _way: None)
     probe = probe_of(loaded, run)
-    np.testing.assert_array_equal(model.follow(probe.x).answer, follow(loaded.zoo, loaded.policy, probe.rows).answer)
+    np.testing.assert_array_equal(model.follow(probe.x).answer, follow(loaded.tables, loaded.policy, probe.rows).answer)
 
 
 def test_a_run_without_a_plan_is_told(tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.drift.static import check
-from unfold_cascade.models.onnx_runtime import keep_probe
+from plugins.cascade.tests.runs import load_served, run_in, spec_of
+from unfold_cascade.build import build_table_source
+from unfold_cascade.drift.static import check_new_cases
+from unfold_cascade.models.onnx_runtime import load_probe
 from unfold_cascade.planner.policy import follow
-from unfold_cascade.planner.score_tables import SETTLED
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.serving.service import cascade, counter, load
-from unfold_cascade.verbs.train import train
+from unfold_cascade.planner.score_tables import SINGLE_LABEL
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.serving.service import build_cascade, build_counter
+from unfold_cascade.verbs import train
 from unfoldkit.api import Run, dump, fingerprint
 from unfoldkit.report import Report, Verdict
 from unfoldkit.serving.model import Batch, Call
@@ -63,22 +64,22 @@ def test_a_group_of_one_label_needs_no_second_question(trained: Any) -> None:
     assert report.metrics["cascade_accuracy"].value > 0.8
     route = next(table for table in report.tables if table.name == "route")
     (row,) = [row for row in route.rows if row[1] == "well"]
-    assert row[2:] == (SETTLED, pytest.approx(row[3]), 100, None, 0)
+    assert row[2:] == (SINGLE_LABEL, pytest.approx(row[3]), 100, None, 0)
     assert not [name for name in run.directory.files() if "/well/" in name]
 
 
 def test_it_is_served_as_it_was_planned(trained: Any) -> None:
     """The server answers such a group with its label and the confidence of the first stage, and asks nobody."""
     spec, run, _ = trained
-    loaded, registry = load(spec, run), CollectorRegistry()
-    model, _ = cascade(loaded, run, counter(loaded, registry))
-    probe = keep_probe(spec, run, loaded.given)
-    found, expected = model.follow(probe.x), follow(loaded.zoo, loaded.policy, probe.rows)
+    loaded, registry = load_served(spec, run), CollectorRegistry()
+    model, _ = build_cascade(loaded, run, build_counter(loaded, registry))
+    probe = load_probe(loaded.problem.data, loaded.problem.dataset, run.directory)
+    found, expected = model.follow(probe.x), follow(loaded.tables, loaded.policy, probe.rows)
     assert found.answer == expected.answer.tolist()
-    healthy = [row for row, answer in enumerate(found.answer) if loaded.given.names[answer] == "healthy"]
-    assert {model.table.stage[found.way[row]][-1] for row in healthy} == {""}
+    healthy = [row for row, answer in enumerate(found.answer) if loaded.problem.dataset.names[answer] == "healthy"]
+    assert {model.paths.stages[found.path[row]][-1] for row in healthy} == {""}
     for row in healthy:
-        steps = model.table.steps[found.way[row]]
+        steps = model.paths.length[found.path[row]]
         assert found.confidence[row] == found.score[row][steps - 1]
         assert not any(found.score[row][steps:])
     model.predict(Batch({"x": probe.x}, (Call(len(probe.x)),)))
@@ -92,7 +93,7 @@ def test_other_kinds_and_new_data_meet_no_model_of_it(trained: Any) -> None:
     told = json.loads(run.directory.read("exits.json"))
     assert {(model["stage"], model["group"]) for model in told["models"]} <= {("ill", "all"), ("disease", "sick")}
     assert not [name for name in told["unasked"] if "well" in name]
-    assert check(spec, spec, run).verdict is Verdict.YES
+    assert check_new_cases(load_served(spec, run), build_table_source(spec, run), run).verdict is Verdict.YES
 
 
 def test_all_groups_may_have_one_label(trained: Any, tmp_path: Path) -> None:
@@ -100,4 +101,4 @@ def test_all_groups_may_have_one_label(trained: Any, tmp_path: Path) -> None:
     folder = trained[1].base
     every = "stages[0].target={groups: {well: [healthy], f: [flu], c: [cold]}}"
     report = train(spec_of(folder / "ill.yaml", every), run_in(tmp_path, base=folder))
-    assert {step["models"][0] for step in report.decision["cascade"][1:]} == {SETTLED}  # type: ignore[index]
+    assert {step["models"][0] for step in report.decision["cascade"][1:]} == {SINGLE_LABEL}  # type: ignore[index]

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.planner.planner import decide
-from unfold_cascade.report.certificate import shown
-from unfold_cascade.verbs.plan import plan
+from plugins.cascade.tests.runs import run_in, solve_spec, spec_of
+from unfold_cascade.report import sentences
+from unfold_cascade.verbs import plan
 
 LOG = """
 version: 1
@@ -43,11 +42,11 @@ def test_a_skewed_label_is_told_with_what_is_found_of_the_rest(tmp_path: Path) -
     """Where nine in ten cases have one label, the report counts the right answers to the others, by hand the same."""
     spec, run = spec_of(_log(tmp_path, 0.05)), run_in(tmp_path / "run", base=tmp_path)
     told = dict(plan(spec, run).lines)["skew"]
-    found = decide(spec, run)
-    rows = [row for row in found.given.rows.test if found.given.labels[row] == 1]
-    large = sum(int(found.base.answer[row]) == 1 for row in rows)
+    found = solve_spec(spec, run)
+    rows = [row for row in found.problem.dataset.rows.test if found.problem.dataset.labels[row] == 1]
+    large = sum(int(found.baseline.answer[row]) == 1 for row in rows)
     assert found.policy is not None
-    assert found.base.name == "large"
+    assert found.baseline.name == "large"
     assert told == (
         f'95.0 % of the test cases are "0"; answered right of the {len(rows)} others: the cascade 0, large {large}'
     )
@@ -77,4 +76,4 @@ def test_a_loss_of_nothing_is_a_certified_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("loss", "told"), [(-0.04, "0.0"), (0.04, "0.0"), (-0.06, "-0.1"), (1.26, "1.3")])
 def test_a_loss_of_nothing_has_no_sign(loss: float, told: str) -> None:
     """A loss that rounds to nothing is printed without a sign, any other as it is."""
-    assert shown(loss) == told
+    assert sentences.loss(loss) == told

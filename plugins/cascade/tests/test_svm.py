@@ -32,10 +32,10 @@ def test_scores_are_those_of_scikit_learn(classes: int, kernel: str, scale: Any)
     """In double precision every score agrees to rounding, in single precision nearly; rows far away included."""
     svc = SVC(C=3.0, kernel=kernel, gamma="scale")
     steps, model, x = fitted(svc if scale is None else make_pipeline(scale, svc), classes)
-    assert onnx_svm.is_known(steps)
+    assert onnx_svm.is_supported(steps)
     expected = np.asarray(model.decision_function(x)).reshape(len(x), -1)
     for form, tolerance in ((np.float64, 1e-9), (np.float32, 2e-3)):
-        session = onnxruntime.InferenceSession(onnx_svm.graph(steps, x.shape[1], form).SerializeToString())
+        session = onnxruntime.InferenceSession(onnx_svm.build_graph(steps, x.shape[1], form).SerializeToString())
         (found,) = session.run(None, {"x": x.astype(form)})
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -52,4 +52,4 @@ def test_scores_are_those_of_scikit_learn(classes: int, kernel: str, scale: Any)
 )
 def test_others_are_left_to_the_converter(model: Any) -> None:
     """What is not written as products is not claimed to be known."""
-    assert not onnx_svm.is_known(fitted(model, 3)[0])
+    assert not onnx_svm.is_supported(fitted(model, 3)[0])

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import OWN, run_in, spec_of
-from unfold_cascade.data.dataset import FILE, _packed, cases, features, left_out, made_from
-from unfold_cascade.data.table import Frame, expand, frame_of_file
-from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
-from unfold_cascade.verbs.train import train
+from plugins.cascade.tests.runs import OWN, load_cases, load_matrix, run_in, spec_of
+from unfold_cascade.build import build_dataset_options
+from unfold_cascade.data.dataset import DATASET_FILE, _pack, dataset_fingerprint
+from unfold_cascade.data.table import Frame, frame_of_file, resolve_columns
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import train
 from unfoldkit.api import UnfoldError
 from unfoldkit.errors import ExitCode
 
@@ -43,7 +44,9 @@ def own(folder: Path, rows: Sequence[str], *settings: str, text: str = OWN) -> C
 
 def frame(**columns: Sequence[object]) -> Frame:
     """Return a table of cells as a CSV file gives them."""
-    return Frame({name: np.array(cells, dtype=object) for name, cells in columns.items()}, "", "own.csv", words=True)
+    return Frame(
+        {name: np.array(cells, dtype=object) for name, cells in columns.items()}, "", "own.csv", allows_categories=True
+    )
 
 
 def test_rows_without_a_label_are_no_cases(tmp_path: Path) -> None:
@@ -52,18 +55,18 @@ def test_rows_without_a_label_are_no_cases(tmp_path: Path) -> None:
     rows = [f"{i},{i % 5},{marks[i // 10] if i % 10 == 0 else i % 2}" for i in range(60)]
     spec = own(tmp_path, rows)
     run = run_in(tmp_path / "run", base=tmp_path)
-    given = cases(spec, run)
+    given = load_cases(spec, run)
     assert given.names == ("0", "1")
-    assert features(spec, run, given)[:, 0].tolist() == [i for i in range(60) if i % 10]
+    assert load_matrix(spec, run, given)[:, 0].tolist() == [i for i in range(60) if i % 10]
     assert sorted(np.concatenate([given.rows.train, given.rows.calibrate, given.rows.test])) == list(range(54))
-    assert train(spec, run).notes == left_out(given) == ("6 rows of own.csv without a label left out",)
+    assert train(spec, run).notes == ("6 rows of own.csv without a label left out",)
 
 
 @pytest.mark.parametrize(("label", "other"), [("-", "+"), ("none", "mild")])
 def test_marks_that_are_meant_as_labels_are_labels(tmp_path: Path, label: str, other: str) -> None:
     """A test that is - or +, and nothing of several kinds, are labels like others."""
     rows = [f"{i},1,{(label, other)[i % 2]}" for i in range(40)]
-    given = cases(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
+    given = load_cases(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
     assert (set(given.names), given.unlabelled) == ({label, other}, 0)
 
 
@@ -71,7 +74,7 @@ def test_a_table_of_mostly_no_labels_is_refused(tmp_path: Path) -> None:
     """Where more than half of the rows have no label, the column or the mark is meant otherwise."""
     rows = [f"{i},1,{'NA' if i % 3 else i % 2}" for i in range(60)]
     with pytest.raises(UnfoldError, match=r'40 of 60 rows of own.csv have no label in the column "y"'):
-        cases(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
+        load_cases(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
 
 
 def test_nulls_of_parquet_are_no_labels(tmp_path: Path) -> None:
@@ -83,7 +86,7 @@ def test_nulls_of_parquet_are_no_labels(tmp_path: Path) -> None:
     for name, labels in (("whole", table["y"]), ("words", [v if v is None else f"c{v}" for v in table["y"]])):
         parquet.write_table(pyarrow.table({**table, "y": labels}), tmp_path / f"{name}.parquet")
         spec = own(tmp_path, [], f"data.path={name}.parquet")
-        given = cases(spec, run_in(tmp_path / name, base=tmp_path))
+        given = load_cases(spec, run_in(tmp_path / name, base=tmp_path))
         assert (len(given.names), len(given.labels), given.unlabelled) == (2, 70, 10)
 
 
@@ -98,7 +101,7 @@ def test_lists_of_parquet_are_columns_of_numbers(tmp_path: Path) -> None:
 
     vectors = read([None, *([float(i), 2.0, -1.0] for i in range(1, 12))])
     assert list(vectors.columns) == ["emb_0", "emb_1", "emb_2", "y"]
-    assert expand(vectors, {"all": FeatureGroup(columns=("emb_*",))}, "y") == {"all": ("emb_0", "emb_1", "emb_2")}
+    assert resolve_columns(vectors, {"all": ("emb_*",)}, "y") == {"all": ("emb_0", "emb_1", "emb_2")}
     np.testing.assert_array_equal(vectors.numbers("emb_0", key="features"), [np.nan, *range(1, 12)])
     images = read([[[i, 1], [2, 3]] for i in range(12)])
     assert [images.numbers(f"emb_{k}", key="features")[7] for k in range(4)] == [7, 1, 2, 3]
@@ -111,9 +114,9 @@ def test_true_and_false_are_features(tmp_path: Path) -> None:
     rows = [f"{[True, 'false', ''][i % 3]},{i},{i % 2}" for i in range(60)]
     spec = own(tmp_path, rows)
     run = run_in(tmp_path / "run", base=tmp_path)
-    np.testing.assert_array_equal(features(spec, run, cases(spec, run))[:3, 0], [1, 0, np.nan])
+    np.testing.assert_array_equal(load_matrix(spec, run, load_cases(spec, run))[:3, 0], [1, 0, np.nan])
     with pytest.raises(UnfoldError, match=r"data.categories: \[a\] takes its words"):
-        cases(own(tmp_path, [*rows[:-1], "perhaps,1,0"]), run_in(tmp_path / "again", base=tmp_path))
+        load_cases(own(tmp_path, [*rows[:-1], "perhaps,1,0"]), run_in(tmp_path / "again", base=tmp_path))
 
 
 def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None:
@@ -122,18 +125,18 @@ def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
     assert list(frame_of_file(tmp_path / "spaced.csv").columns) == ["a", "b", "y"]
 
 
-@pytest.mark.parametrize("groups", [{}, {"all": FeatureGroup(columns=("*",))}])
-def test_a_column_without_a_name_is_no_feature(groups: dict[str, FeatureGroup]) -> None:
+@pytest.mark.parametrize("groups", [{}, {"all": ("*",)}])
+def test_a_column_without_a_name_is_no_feature(groups: dict[str, tuple[str, ...]]) -> None:
     """Row numbers, as pandas writes them before the first column, are learnt from neither unasked nor by a pattern."""
     table = frame(**{"": range(10), "a": range(10), "y": range(10)})
-    assert expand(table, groups, "y") == {"all": ("a",)}
+    assert resolve_columns(table, groups, "y") == {"all": ("a",)}
 
 
 def test_whole_numbers_are_one_label_however_written(tmp_path: Path) -> None:
     """1 and 1.0 are one label, also in groups of a spec; 007 and 1.5 stay as they are."""
     rows = [f"{i},1,{i % 4}{'.0' if i % 3 else ''}" for i in range(80)]
     spec = own(tmp_path, rows, "stages[0].target.groups.low=[0, 1.0]", text=GROUPED.replace("NAME: [0, 1], ", ""))
-    assert cases(spec, run_in(tmp_path / "run", base=tmp_path)).names == ("0", "1", "2", "3")
+    assert load_cases(spec, run_in(tmp_path / "run", base=tmp_path)).names == ("0", "1", "2", "3")
     assert frame(y=["007", "7.00", "1.5", 2.0, np.nan, None]).text("y", key="").tolist() == [
         "007", "7", "1.5", "2", "", ""]  # fmt: skip
 
@@ -142,9 +145,10 @@ def test_cases_kept_with_a_gap_as_a_label_are_read_again(tmp_path: Path) -> None
     """A run that holds cases of a version which took a gap for a label reads its table again."""
     spec = own(tmp_path, [f"{i},1,{'' if i % 5 == 0 else i % 2}" for i in range(80)])
     run = run_in(tmp_path / "run", base=tmp_path)
-    given = cases(spec, run)
-    run.directory.write(FILE, _packed(replace(given, names=("", "1"))), made_from=made_from(spec, run))
-    assert cases(spec, run).names == given.names == ("0", "1")
+    given = load_cases(spec, run)
+    made_from = dataset_fingerprint(build_dataset_options(spec, run))
+    run.directory.write(DATASET_FILE, _pack(replace(given, names=("", "1"))), made_from=made_from)
+    assert load_cases(spec, run).names == given.names == ("0", "1")
 
 
 def test_a_label_too_rare_in_train_is_told_with_a_share(tmp_path: Path) -> None:
@@ -153,7 +157,7 @@ def test_a_label_too_rare_in_train_is_told_with_a_share(tmp_path: Path) -> None:
     split = "data.split={{train: {}%, calibrate: 45%, test: {}%}}"
     spec = own(tmp_path, rows, split.format(15, 40))
     with pytest.raises(UnfoldError, match='the label "rare" of "y" has 1 of its 8 cases') as told:
-        cases(spec, run_in(tmp_path / "run", base=tmp_path))
+        load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     diagnostic = told.value.diagnostics[0]
     share = re.search(r"train: (\d+)%", diagnostic.hint)
     assert diagnostic.key == "data.split.train"
@@ -175,8 +179,8 @@ def test_an_estimator_that_is_no_classifier_is_told_in_the_spec(tmp_path: Path, 
 def test_a_column_is_named_exactly_before_it_is_a_pattern() -> None:
     """A name with brackets is that column; the same text is still a pattern where there is no such column."""
     table = frame(**{"age [y]": [1], "a1": [2], "a2": [3], "y": [4]})
-    groups = {"g": FeatureGroup(columns=("age [y]", "a[12]"))}
-    assert expand(table, groups, "y")["g"] == ("age [y]", "a1", "a2")
+    groups = {"g": ("age [y]", "a[12]")}
+    assert resolve_columns(table, groups, "y")["g"] == ("age [y]", "a1", "a2")
 
 
 @pytest.mark.parametrize("name", ["N/A", "../../up", "..", ".hidden", "a\\b", "", "x" * 81])
@@ -203,7 +207,7 @@ def test_marks_of_nothing_are_gaps_and_percentages_numbers() -> None:
     marks = ["", "?", "-", "NULL", "None", "#N/A", "n/a", "<NA>", None]
     assert np.isnan(frame(a=marks).numbers("a", key="features")).all()
     assert frame(a=["78.1%", "5 %", "1"]).numbers("a", key="features") == pytest.approx([0.781, 0.05, 1])
-    assert expand(frame(a=["x", *marks], y=[1] * 10), {}, "y", ["a"])["all"] == ("a=x",)
+    assert resolve_columns(frame(a=["x", *marks], y=[1] * 10), {}, "y", ["a"])["all"] == ("a=x",)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +261,9 @@ def test_a_measured_number_as_label_is_told_as_such(tmp_path: Path, count: int, 
     """A price or a temperature is no label, few or many as its values are; a word that is rare is another matter."""
     spec = own(tmp_path, [f"{i},1,{i / 7:.4f}" for i in range(count)])
     with pytest.raises(UnfoldError, match=told) as error:
-        cases(spec, run_in(tmp_path / "run", base=tmp_path))
+        load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     assert "write ranges of it into a column" in error.value.diagnostics[0].hint
     spec = own(tmp_path, [f"{i},1,word{i}" for i in range(count)])
     with pytest.raises(UnfoldError, match=told) as error:
-        cases(spec, run_in(tmp_path / "other", base=tmp_path))
+        load_cases(spec, run_in(tmp_path / "other", base=tmp_path))
     assert "ranges" not in error.value.diagnostics[0].hint

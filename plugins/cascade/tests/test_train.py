@@ -12,16 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, run_in, spec_of
-from unfold_cascade.data.dataset import features, stored_cases
+from plugins.cascade.tests.runs import CONFIGS, OWN, TUMOURS, load_matrix, run_in, solve_spec, spec_of
+from unfold_cascade.data.dataset import load_stored_dataset
 from unfold_cascade.data.table import frame_of_file
-from unfold_cascade.planner.planner import decide
 from unfold_cascade.planner.policy import path_cost
-from unfold_cascade.planner.select import POINTS
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.profile import profile
-from unfold_cascade.verbs.train import train
+from unfold_cascade.planner.select import MAX_POINTS
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan, profile, train
 from unfoldkit.api import Report, UnfoldError, Verdict
 from unfoldkit.engines.local import LocalEngine
 from unfoldkit.report import to_data, without_times
@@ -86,7 +83,7 @@ def test_learnt_gates_only_add_to_the_front(trained: tuple[Path, Report]) -> Non
     """With gates learnt beside a coarse exact search, no cascade of the front is lost."""
     folder, _ = trained
     coarse, more = (
-        decide(spec_of(TUMOURS, "gates.bins=3", f"gates.learnt={learnt}"), run_in(folder)).front
+        solve_spec(spec_of(TUMOURS, "gates.bins=3", f"gates.learnt={learnt}"), run_in(folder)).front
         for learnt in ("[]", "[soft, induction]")
     )
     for loss, cost in zip(coarse.loss, coarse.cost, strict=True):
@@ -220,7 +217,7 @@ def test_a_run_keeps_the_points_that_can_be_chosen(tmp_path: Path) -> None:
     spec = spec_of(CONFIGS / "api-logs.yaml", "gates.confidence=label-conditional", "gates.max_models=2")
     plan(spec, run_in(tmp_path))
     kept = json.loads((tmp_path / "front.json").read_text())["points"]
-    assert 2 < len(kept) <= POINTS
+    assert 2 < len(kept) <= MAX_POINTS
 
 
 def test_profile_measures_every_model(trained: tuple[Path, Report]) -> None:
@@ -276,9 +273,9 @@ def test_words_of_a_category_are_columns(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", base=tmp_path)
     report = train(spec, run)
     assert report.metrics["baseline_accuracy"].value == 1
-    given = stored_cases(run)
+    given = load_stored_dataset(run.directory)
     assert given.order == ("a", "b=heart", "b=heart=lung", "b=skin, eyes")
-    x = features(spec, run, given)[:, 1:]
+    x = load_matrix(spec, run, given)[:, 1:]
     assert np.array_equal(x.sum(axis=1), [float(i % 4 != 2) for i in range(160)])
     with pytest.raises(UnfoldError, match="is not a number"):
         train(_table_spec(tmp_path), run_in(tmp_path / "other", base=tmp_path))
@@ -356,5 +353,9 @@ def test_a_cascade_is_listed_once(trained: tuple[Path, Report]) -> None:
 
 def test_a_case_that_reaches_the_monolith_pays_for_each_feature_group_once(trained: tuple[Path, Report]) -> None:
     """What earlier models bought is not bought again for the monolith: here it ends at the monolith's own price."""
-    made = decide(spec_of(TUMOURS), run_in(trained[0]))
-    assert path_cost(made.zoo, made.zoo.first, (0, 1, 2), frozenset()).tolist() == [1.0, 5.0, made.base.cost]
+    made = solve_spec(spec_of(TUMOURS), run_in(trained[0]))
+    assert path_cost(made.tables, made.tables.first_stage, (0, 1, 2), frozenset()).tolist() == [
+        1.0,
+        5.0,
+        made.baseline.cost,
+    ]

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from plugins.cascade.tests.runs import run_in, spec_of
-from unfold_cascade.data.dataset import stored_cases
-from unfold_cascade.gates.calibrated import calibrate
-from unfold_cascade.gates.raw_thresholds import raw_cuts
-from unfold_cascade.verbs.plan import plan
+from unfold_cascade.data.dataset import load_stored_dataset
+from unfold_cascade.gates.calibrated import calibrate, find_raw_cuts
+from unfold_cascade.verbs import plan
 from unfoldkit.render.plan import render
 from unfoldkit.report import Report
 from unfoldkit.spec.yaml_reader import parse
@@ -84,7 +83,7 @@ def test_raw_cuts_of_the_plan_give_the_accuracy_of_the_report(planned: Any) -> N
     """Carried out with the confidences of the logs, plan.yaml answers the test rows exactly as the report says."""
     rows, run, report = planned
     (step,) = parse(render(report), "plan.yaml").data["decision"]["cascade"]
-    test = stored_cases(run_in(run)).rows.test
+    test = load_stored_dataset(run_in(run).directory).rows.test
     right = np.mean([carried_out(step, rows[row]) == rows[row]["label"] for row in test])
     assert len(step["trust_from"]) == 2 ** (len(step["models"]) - 1) - 1 >= 1
     assert right == report.metrics["cascade_accuracy"].value
@@ -106,7 +105,7 @@ def test_a_raw_cut_parts_the_confidences_as_the_calibrated_one_does(cut: float) 
     confidence, context = rng.random(900).round(2), rng.integers(0, 4, 900)
     fitted = calibrate(confidence, context, (rng.random(900) < confidence ** (1 + context)).astype(float))
     for name in range(6):
-        (raw,) = raw_cuts(fitted, np.array([name]), cut)
+        (raw,) = find_raw_cuts(fitted, np.array([name]), cut)
         around = np.array([0.0, 0.3, 0.99, 1.0, *np.nextafter(raw, [-9, 9]), raw, *rng.random(50)])
         around = around[np.isfinite(around)]
         np.testing.assert_array_equal(fitted(around, np.full(len(around), name)) >= cut, around >= raw)

@@ -12,9 +12,8 @@ import pytest
 
 from plugins.cascade.tests.runs import CONFIGS, TUMOURS, run_in, spec_of
 from unfold_cascade.learners import estimators
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.verbs.plan import plan
-from unfold_cascade.verbs.train import train
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan, train
 from unfoldkit.api import Run, RunDir, UnfoldError
 
 FOUND = {"learning_rate": 0.3, "max_depth": 2, "n_estimators": 7}

@@ -1,4 +1,4 @@
-"""What this plugin offers. Imports nothing heavy: it is read to list the kinds."""
+"""The entry point of the plugin. It imports nothing heavy, as every command reads it to list the kinds."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from unfoldkit.api import Kind, hookimpl
 
 @hookimpl
 def unfold_kinds() -> Iterable[Kind]:
-    """Offer the kind ``cascade``."""
+    """Register the kind ``cascade``."""
     yield Kind(
         name="cascade",
-        summary="asks the cheap models first and the costly ones only where it must (UnfoldML)",
-        spec="unfold_cascade.schema.models:CascadeSpec",
-        profile="unfold_cascade.verbs.profile:profile",
-        train="unfold_cascade.verbs.train:train",
-        plan="unfold_cascade.verbs.plan:plan",
-        serve="unfold_cascade.serving.service:serve",
+        summary="runs cheap models first, expensive ones only where they are needed (UnfoldML)",
+        spec="unfold_cascade.schema.cascade:CascadeSpec",
+        profile="unfold_cascade.verbs:profile",
+        train="unfold_cascade.verbs:train",
+        plan="unfold_cascade.verbs:plan",
+        serve="unfold_cascade.verbs:serve",
         examples="unfold_cascade:examples",
         many=True,
-        opens="unfold_cascade.verbs.check_inputs:opened",
+        opens="unfold_cascade.verbs.check_inputs:check_inputs",
     )

@@ -1,126 +1,116 @@
-"""What errors cost: each the same, or by the true label, or by the true label and what was answered instead."""
+"""Costs of errors: all equal, by the true label, or by the true and the predicted label (cost-sensitive decisions)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.confidence import max_probability
-from unfold_cascade.schema.goals import Errors
 from unfoldkit.api import did_you_mean, fail
 
 KEY = "goal.errors"
+ErrorWeights = Literal["balanced"] | Mapping[str, float | Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stakes:
-    """``cost[t, a]`` (C, C + 1) of the answer a where t is true, the last column for what is no label.
+class ErrorCosts:
+    """``matrix[t, a]`` (C, C + 1) is the cost of predicting a where t is true; the last column is for unknown labels.
 
-    It is scaled so that, over all cases, the dearest answer costs 1 on average: a mean loss is a share of the worst
-    that could be. ``None`` where each error costs 1, and a mean loss is the share of errors.
+    The matrix is scaled so that the most expensive prediction costs 1 on average over all cases: a mean loss is then
+    a share of the worst possible one. ``None`` means that each error costs 1, so a mean loss is the error rate.
     """
 
-    cost: FloatArray | None = None
+    matrix: FloatArray | None = None
 
     @property
-    def largest(self) -> float:
-        """What the dearest error costs."""
-        return 1.0 if self.cost is None else float(self.cost.max())
+    def maximum(self) -> float:
+        """The cost of the most expensive error."""
+        return 1.0 if self.matrix is None else float(self.matrix.max())
 
     def losses(self, answer: IntArray, truth: IntArray) -> FloatArray:
-        """Return what answers cost; ``answer`` and ``truth`` are label numbers, of shapes that go together."""
-        found: FloatArray = (answer != truth).astype(np.float64) if self.cost is None else self.cost[truth, answer]
-        return found
+        """Compute the cost of each prediction; ``answer`` and ``truth`` are label numbers that broadcast."""
+        if self.matrix is None:
+            errors: FloatArray = (answer != truth).astype(np.float64)
+            return errors
+        costs: FloatArray = self.matrix[truth, answer]
+        return costs
 
-    def answers(self, probability: FloatArray) -> IntArray:
-        """Return (n,) the answers of least expected cost by (n, C) probabilities; of equals the first."""
-        expected = -probability if self.cost is None else self._expected(probability, self.cost)
+    def decide(self, probability: FloatArray) -> IntArray:
+        """Choose the (n,) labels of least expected cost from (n, C) probabilities; the first of ties."""
+        expected = -probability if self.matrix is None else _expected_costs(probability, self.matrix)
         best: IntArray = expected.argmin(axis=1)
         return best
 
     def confidence(self, probability: FloatArray) -> FloatArray:
-        """Return (n,) 1 less the expected cost of these answers, as a share of the dearest error.
+        """Compute (n,) 1 minus the expected cost of the chosen label, as a share of the most expensive error.
 
-        Where each error costs 1 it is the largest probability.
+        Where each error costs 1 this is the largest probability.
         """
-        if self.cost is None:
+        if self.matrix is None:
             return max_probability(probability)
-        least: FloatArray = self._expected(probability, self.cost).min(axis=1)
-        return 1.0 - least / self.largest
-
-    def _expected(self, probability: FloatArray, cost: FloatArray) -> FloatArray:
-        expected: FloatArray = np.asarray(probability, dtype=np.float64) @ cost[:, :-1]
-        return expected
+        minimum: FloatArray = _expected_costs(probability, self.matrix).min(axis=1)
+        return 1.0 - minimum / self.maximum
 
 
-ALIKE = Stakes()
+EQUAL_COSTS = ErrorCosts()
 """Each error costs 1."""
 
 
-def stakes_of(errors: Errors | None, names: Sequence[str], labels: IntArray) -> Stakes:
-    """Return what errors cost.
+def build_error_costs(weights: ErrorWeights | None, names: Sequence[str], labels: IntArray) -> ErrorCosts:
+    """Build the cost matrix of a goal.
 
     Args:
-        errors: as in the spec.
+        weights: as in the spec; ``None`` for equal costs.
         names: (C,) labels.
         labels: (n,) numbers of the true labels of all cases.
 
     Raises:
-        UnfoldError: a label that the data do not have, or no error costs anything.
+        UnfoldError: a label is not in the data, or no error costs anything.
     """
-    if errors is None:
-        return ALIKE
-    share = np.bincount(labels, minlength=len(names)) / len(labels)
-    cost = _balanced(share) if errors == "balanced" else _given(errors, names)
-    mean = float(share @ cost.max(axis=1))
+    if weights is None:
+        return EQUAL_COSTS
+    frequency = np.bincount(labels, minlength=len(names)) / len(labels)
+    matrix = _balanced_matrix(frequency) if weights == "balanced" else _weighted_matrix(weights, names)
+    mean = float(frequency @ matrix.max(axis=1))
     if mean <= 0.0:
         raise fail("no error costs anything", key=KEY, hint="errors: {LABEL: 10}")
-    return Stakes(cost / mean)
+    return ErrorCosts(matrix / mean)
 
 
-def _balanced(share: FloatArray) -> FloatArray:
-    return _rightly(np.repeat(1.0 / share[:, None], len(share) + 1, axis=1))
+def _expected_costs(probability: FloatArray, matrix: FloatArray) -> FloatArray:
+    expected: FloatArray = np.asarray(probability, dtype=np.float64) @ matrix[:, :-1]
+    return expected
 
 
-def _given(errors: Mapping[str, float | Mapping[str, float]], names: Sequence[str]) -> FloatArray:
+def _balanced_matrix(frequency: FloatArray) -> FloatArray:
+    return _clear_diagonal(np.repeat(1.0 / frequency[:, None], len(frequency) + 1, axis=1))
+
+
+def _weighted_matrix(weights: Mapping[str, float | Mapping[str, float]], names: Sequence[str]) -> FloatArray:
     number = {name: index for index, name in enumerate(names)}
-    cost = np.ones((len(names), len(names) + 1))
-    for label, told in errors.items():
-        row = number[_known(label, names)]
-        if not isinstance(told, Mapping):
-            cost[row] = told
+    matrix = np.ones((len(names), len(names) + 1))
+    for label, weight in weights.items():
+        row = number[_check_label(label, names)]
+        if not isinstance(weight, Mapping):
+            matrix[row] = weight
             continue
-        for answer, weight in told.items():
-            cost[row, number[_known(answer, names)]] = weight
-        # what is no label is as bad as the worst answer
-        cost[row, -1] = np.delete(cost[row, :-1], row).max()
-    return _rightly(cost)
+        for answer, pair_weight in weight.items():
+            matrix[row, number[_check_label(answer, names)]] = pair_weight
+        # a prediction that is not a label is as bad as the worst one
+        matrix[row, -1] = np.delete(matrix[row, :-1], row).max()
+    return _clear_diagonal(matrix)
 
 
-def _rightly(cost: FloatArray) -> FloatArray:
-    cost[np.arange(len(cost)), np.arange(len(cost))] = 0.0
-    return cost
+def _clear_diagonal(matrix: FloatArray) -> FloatArray:
+    matrix[np.arange(len(matrix)), np.arange(len(matrix))] = 0.0
+    return matrix
 
 
-def _known(label: str, names: Sequence[str]) -> str:
+def _check_label(label: str, names: Sequence[str]) -> str:
     if label not in names:
         raise fail(f'the data have no label "{label}"', key=KEY, hint=did_you_mean(label, names))
     return label
-
-
-def told(errors: Errors) -> str:
-    """Return in words what an error costs."""
-    if errors == "balanced":
-        return "the errors of each label count as much in all as those of any other"
-    return ", ".join((*_told(errors), "any other error 1"))
-
-
-def _told(errors: Mapping[str, float | Mapping[str, float]]) -> Iterator[str]:
-    for label, cost in errors.items():
-        if isinstance(cost, Mapping):
-            yield from (f'"{label}" taken for "{answer}" costs {weight:g}' for answer, weight in cost.items())
-        else:
-            yield f'an error on "{label}" costs {cost:g}'

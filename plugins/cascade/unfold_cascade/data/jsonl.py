@@ -1,4 +1,4 @@
-"""Tables as logs are written: a JSON object a line; what stands in an object within it is called OUTER.INNER."""
+"""JSON Lines tables: one object per line; keys of nested objects become columns named OUTER.INNER."""
 
 from __future__ import annotations
 
@@ -14,49 +14,50 @@ from unfoldkit.safe_io.files import MAX_JSON_DEPTH, is_deep
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 
 
-def columns_of(text: str, file: str) -> dict[str, np.ndarray]:
-    """Return the columns of all lines as (n,) objects, ``None`` where a line has no such key.
+def parse_columns(text: str, file: str) -> dict[str, np.ndarray]:
+    """Parse all lines into columns of (n,) objects, ``None`` where a line lacks the key.
 
     Raises:
-        UnfoldError: a line is no JSON object; it is named.
+        UnfoldError: a line is not a JSON object; the error names it.
     """
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = [dict(_flat(_object(line, f"{file}:{number}:1"))) for number, line in lines]
+    rows = [dict(_flatten(_parse_object(line, f"{file}:{number}:1"))) for number, line in lines]
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: _column([row.get(name) for row in rows]) for name in names}
+    return {name: _object_array([row.get(name) for row in rows]) for name in names}
 
 
-def _object(line: str, place: str) -> Mapping[str, Any]:
+def _parse_object(line: str, location: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise fail(f"not JSON: {error}", file=place, hint="one object a line, not an array over many") from error
-    if is_deep(found):
-        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=place)
-    if not isinstance(found, dict):
-        raise fail("not a JSON object", file=place, hint='one object a line, such as {"label": "yes", "score": 0.9}')
-    return found
+        raise fail(f"not JSON: {error}", file=location, hint="one object per line, not an array over many") from error
+    if is_deep(value):
+        raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=location)
+    if not isinstance(value, dict):
+        hint = 'one object per line, such as {"label": "yes", "score": 0.9}'
+        raise fail("not a JSON object", file=location, hint=hint)
+    return value
 
 
-def _flat(found: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in found.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}.")
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, member in value.items():
+        if isinstance(member, dict):
+            yield from _flatten(member, f"{prefix}{name}.")
         else:
-            yield before + name, _cell(value)
+            yield prefix + name, _convert_list(member)
 
 
-def _cell(value: Any) -> Any:
-    """Return a list of numbers as an array, any other list as text."""
+def _convert_list(value: Any) -> Any:
+    """Convert a list of numbers to an array and any other list to text; return other values unchanged."""
     if not isinstance(value, list):
         return value
-    numbers = all(isinstance(item, (int, float)) for item in value)
-    return np.array(value, dtype=np.float64) if numbers else json.dumps(value)
+    is_numeric = all(isinstance(number, (int, float)) for number in value)
+    return np.array(value, dtype=np.float64) if is_numeric else json.dumps(value)
 
 
-def _column(values: list[Any]) -> np.ndarray:
-    # filled one by one: an array of arrays of one length would have two dimensions
+def _object_array(values: list[Any]) -> np.ndarray:
+    # element by element: NumPy would stack arrays of equal length into two dimensions
     column = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):
-        column[place] = value
+    for index, value in enumerate(values):
+        column[index] = value
     return column

@@ -1,4 +1,4 @@
-"""Tables of cases: read, checked, split."""
+"""Tables of cases: reading CSV, Parquet and JSON Lines, resolving feature columns, and splitting rows."""
 
 from __future__ import annotations
 
@@ -7,42 +7,72 @@ import dataclasses
 import fnmatch
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.data import jsonl
 from unfold_cascade.schema import cells
-from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
-from unfold_cascade.schema.temporal import Split
-from unfoldkit.api import Diagnostic, Run, UnfoldError, csv_lines, did_you_mean, encoding_of, fail, not_utf8
+from unfoldkit.api import Diagnostic, UnfoldError, csv_lines, did_you_mean, encoding_of, fail, not_utf8
 from unfoldkit.safe_io.archives import gunzip
 from unfoldkit.safe_io.files import read_bytes
 
-IS = "="
-MOST_WORDS = 200
+INDICATOR = "="
+MAX_CATEGORIES = 200
+MIN_ROWS = 10
+BOOLEANS: Mapping[str, float] = {"true": 1.0, "false": 0.0}
+
+
+class SplitShares(Protocol):
+    """Shares of the cases in each part; they add up to 1."""
+
+    @property
+    def train(self) -> float:
+        """Share for fitting and tuning."""
+
+    @property
+    def calibrate(self) -> float:
+        """Share for the certificate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSource:
+    """The table that a spec names: a file, or (``bundled``) a data set of scikit-learn.
+
+    ``path`` is the file as the spec writes it; ``locate`` finds it, and is called only when the table is read.
+    ``categories`` are patterns of categorical columns; ``allows_categories`` says whether the spec may name some.
+    ``group`` is the column of clusters, or empty.
+    """
+
+    path: str = ""
+    locate: Callable[[], Path] | None = None
+    bundled: str = ""
+    allows_categories: bool = False
+    categories: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """Columns of text or numbers, all of the same length; ``digest`` is a hash of the content.
 
-    ``words`` says whether ``data.categories`` may name columns of it.
+    ``allows_categories`` says whether ``data.categories`` may name its columns.
     """
 
     columns: Mapping[str, np.ndarray]
     digest: str
     name: str
-    words: bool = False
+    allows_categories: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def text(self, column: str, *, key: str) -> np.ndarray:
-        """Return a column as text, each value as ``cells.label_text`` writes it.
+        """Read a column as text, each value in the form of ``cells.label_text``.
 
         Raises:
             UnfoldError: there is no such column.
@@ -52,36 +82,39 @@ class Frame:
         return np.array([cells.label_text(value) for value in self.columns[column]], dtype=np.str_)
 
     def numbers(self, column: str, *, key: str) -> FloatArray:
-        """Return a column as float64; an empty cell is NaN. ``COLUMN=WORD`` is 1 where the column says so, else 0.
+        """Read a column as float64, NaN for an empty cell. ``COLUMN=WORD`` is the indicator of one category.
 
         Raises:
-            UnfoldError: no such column, or a value that is not a number (its row is named).
+            UnfoldError: there is no such column, or a value is not a number; the error names the row.
         """
         if column not in self.columns:
-            whole = next((name for name in self.columns if column.startswith(name + IS)), column)
-            word = cells.label_text(column.removeprefix(whole + IS))
-            return np.asarray(self.text(whole, key=key) == word, dtype=np.float64)
-        return cells.numbers(self.columns[column], cells.Place(self.name, column, key, self.words))
+            category = next((name for name in self.columns if column.startswith(name + INDICATOR)), column)
+            word = cells.label_text(column.removeprefix(category + INDICATOR))
+            return np.asarray(self.text(category, key=key) == word, dtype=np.float64)
+        return cells.parse_numbers(self.columns[column], self._cell_source(column, key))
 
-    def flags(self, column: str, *, key: str) -> FloatArray:
-        """Return a column of numbers, or of ``true`` and ``false`` as 1 and 0; an empty cell is NaN."""
-        given, words = self.columns.get(column, ()), {"true": 1.0, "false": 0.0}
-        told = (str(cell).strip().lower() for cell in given)
-        # the first cell that says something tells columns of numbers at once
-        if next((word for word in told if word not in cells.MISSING), "") not in words:
+    def numbers_or_flags(self, column: str, *, key: str) -> FloatArray:
+        """Read a column of numbers, or of ``true`` and ``false`` as 1 and 0; an empty cell is NaN."""
+        values = self.columns.get(column, ())
+        words = (str(cell).strip().lower() for cell in values)
+        # the first non-missing cell identifies a column of numbers without reading the others
+        if next((word for word in words if word not in cells.MISSING), "") not in BOOLEANS:
             return self.numbers(column, key=key)
-        if not {word for word in told if word not in cells.MISSING} <= set(words):
+        if not {word for word in words if word not in cells.MISSING} <= set(BOOLEANS):
             return self.numbers(column, key=key)
-        return np.array([words.get(str(cell).strip().lower(), np.nan) for cell in given])
+        return np.array([BOOLEANS.get(str(cell).strip().lower(), np.nan) for cell in values])
 
     def dates(self, column: str, *, key: str) -> FloatArray | None:
-        """Return a column of dates in s since 1970, ``None`` if it holds none or does not exist.
+        """Read a column of dates in seconds since 1970; ``None`` if it holds no dates.
 
         Raises:
-            UnfoldError: no such column, or some of its cells are dates and one is not.
+            UnfoldError: there is no such column, or only some of its cells are dates.
         """
         self.text(column, key=key)
-        return cells.seconds(self.columns[column], cells.Place(self.name, column, key, self.words))
+        return cells.parse_seconds(self.columns[column], self._cell_source(column, key))
+
+    def _cell_source(self, column: str, key: str) -> cells.CellSource:
+        return cells.CellSource(self.name, column, key, self.allows_categories)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,106 +126,120 @@ class Rows:
     test: IntArray
 
 
-def load_frame(spec: CascadeSpec, run: Run) -> Frame:
-    """Return the table that the spec names.
+def load_frame(source: TableSource) -> Frame:
+    """Load the table of a spec.
 
     Raises:
-        UnfoldError: the file is missing, not a table, or empty.
+        UnfoldError: the file is missing, not a table, or too short.
     """
-    data = spec.data
-    if data.source == "sklearn":
-        return _bundled(data.dataset)
-    frame = frame_of_file(run.path(data.path, key="data.path"))
-    return dataclasses.replace(frame, words=data.source == "table")
+    if source.locate is None:
+        return _load_bundled(source.bundled)
+    return dataclasses.replace(frame_of_file(source.locate()), allows_categories=source.allows_categories)
 
 
 def frame_of_file(path: Path) -> Frame:
-    """Return the table of a CSV, Parquet or JSON Lines file.
+    """Load a CSV, Parquet or JSON Lines file.
 
     Raises:
         UnfoldError: not such a file, or fewer than ten rows.
     """
-    read = _parquet if path.suffix == ".parquet" else _jsonl if path.name.endswith(jsonl.ENDINGS) else _csv
+    read = (
+        _read_parquet if path.suffix == ".parquet" else _read_jsonl if path.name.endswith(jsonl.ENDINGS) else _read_csv
+    )
     frame = read(path)
-    if len(frame) < 10:
-        raise fail(f"{path.name} has {len(frame)} rows; at least 10 are needed", key="data.path", file="")
+    if len(frame) < MIN_ROWS:
+        raise fail(f"{path.name} has {len(frame)} rows; at least {MIN_ROWS} are needed", key="data.path", file="")
     return frame
 
 
-def matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
-    """Return the named columns as an (n, d) float64 array; ``true`` and ``false`` are 1 and 0."""
-    return np.column_stack([frame.flags(column, key=key) for column in columns])
+def build_matrix(frame: Frame, columns: Sequence[str], *, key: str) -> FloatArray:
+    """Build the (n, d) float64 matrix of the named columns; ``true`` and ``false`` are 1 and 0."""
+    return np.column_stack([frame.numbers_or_flags(column, key=key) for column in columns])
 
 
-def expand(
-    frame: Frame, groups: Mapping[str, FeatureGroup], label: str, categories: Sequence[str] = (), whose: str = ""
+def resolve_columns(
+    frame: Frame,
+    groups: Mapping[str, Sequence[str]],
+    label: str,
+    categories: Sequence[str] = (),
+    cluster: str = "",
 ) -> dict[str, tuple[str, ...]]:
-    """Return the columns of each feature group, patterns resolved; without groups, one of all others that have a name.
+    """Resolve the patterns of each feature group into columns; without groups, one group holds every named column.
 
-    ``label`` and ``whose``, the column that says which rows belong together, are no features. A column of
-    ``categories`` is replaced by one for each of its words, ``COLUMN=WORD``.
+    Args:
+        frame: the table.
+        groups: names or patterns of columns, by feature group.
+        label: the label column, which is not a feature.
+        categories: names or patterns of categorical columns; each is replaced by indicators ``COLUMN=WORD``.
+        cluster: the column of clusters, which is not a feature.
 
     Raises:
-        UnfoldError: a name or pattern that matches no column, or a category with too many words.
+        UnfoldError: a pattern matches no column, or a category has too many values.
     """
     # a column without a name holds the row numbers of pandas
-    usable = [column for column in frame.columns if column not in ("", label, whose)]
-    words = {column: _words(frame, column) for column in _matching(frame, usable, "data.categories", categories)}
-    found = {
-        name: _matching(frame, usable, f"features.{name}.columns", group.columns) for name, group in groups.items()
+    usable = [column for column in frame.columns if column not in ("", label, cluster)]
+    indicators = {
+        column: _list_indicators(frame, column)
+        for column in _match_columns(frame, usable, "data.categories", categories)
     }
-    found = found or {"all": tuple(usable)}
-    return {name: tuple(part for c in columns for part in words.get(c, (c,))) for name, columns in found.items()}
+    matches = {
+        name: _match_columns(frame, usable, f"features.{name}.columns", patterns) for name, patterns in groups.items()
+    }
+    matches = matches or {"all": tuple(usable)}
+    return {
+        name: tuple(part for column in columns for part in indicators.get(column, (column,)))
+        for name, columns in matches.items()
+    }
 
 
-def split_rows(labels: np.ndarray, split: Split, seed: int) -> Rows:
-    """Return a split that keeps the share of each label (within one case), the same for the same seed."""
+def split_rows(labels: np.ndarray, split: SplitShares, seed: int) -> Rows:
+    """Split rows at random, stratified by label (within one case), reproducibly for a seed."""
     generator = np.random.default_rng([seed, 0x5711])
     parts: dict[str, list[IntArray]] = {"train": [], "calibrate": [], "test": []}
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        first = round(len(rows) * split.train)
-        second = round(len(rows) * (split.train + split.calibrate))
-        for name, part in zip(parts, np.split(rows, [first, second]), strict=True):
+        ends = [round(len(rows) * split.train), round(len(rows) * (split.train + split.calibrate))]
+        for name, part in zip(parts, np.split(rows, ends), strict=True):
             parts[name].append(part)
     return Rows(**{name: np.sort(np.concatenate(chunks)) for name, chunks in parts.items()})
 
 
-def split_clusters(labels: np.ndarray, clusters: IntArray, split: Split, seed: int) -> Rows:
-    """Return the same with the rows of a cluster in one part; it keeps the share of each cluster's commonest label."""
-    kinds, kind = np.unique(labels, return_inverse=True)
-    count = np.zeros((int(clusters.max()) + 1, len(kinds)), dtype=np.int64)
-    np.add.at(count, (clusters, kind), 1)
-    whole = split_rows(count.argmax(axis=1), split, seed)
-    return Rows(*(np.flatnonzero(np.isin(clusters, part)) for part in (whole.train, whole.calibrate, whole.test)))
+def split_clusters(labels: np.ndarray, clusters: IntArray, split: SplitShares, seed: int) -> Rows:
+    """Split rows by whole clusters, stratified by the most common label of each cluster."""
+    classes, label = np.unique(labels, return_inverse=True)
+    count = np.zeros((int(clusters.max()) + 1, len(classes)), dtype=np.int64)
+    np.add.at(count, (clusters, label), 1)
+    by_cluster = split_rows(count.argmax(axis=1), split, seed)
+    parts = (by_cluster.train, by_cluster.calibrate, by_cluster.test)
+    return Rows(*(np.flatnonzero(np.isin(clusters, part)) for part in parts))
 
 
-def _matching(frame: Frame, usable: Sequence[str], key: str, patterns: Sequence[str]) -> tuple[str, ...]:
-    found: list[str] = []
+def _match_columns(frame: Frame, usable: Sequence[str], key: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    columns: list[str] = []
     for pattern in patterns:
-        # the name itself goes first: "age [y]" is a pattern too, but not of its own name
+        # the literal name first: "age [y]" is also a pattern, but does not match itself
         exact = [pattern] if pattern in usable else []
-        matched = exact or [column for column in usable if fnmatch.fnmatchcase(column, pattern)]
-        if not matched:
+        matches = exact or [column for column in usable if fnmatch.fnmatchcase(column, pattern)]
+        if not matches:
             hint = did_you_mean(pattern, frame.columns)
             raise fail(f'{frame.name} has no column "{pattern}"', key=key, hint=hint)
-        found += [column for column in matched if column not in found]
-    return tuple(found)
+        columns += [column for column in matches if column not in columns]
+    return tuple(columns)
 
 
-def _words(frame: Frame, column: str) -> tuple[str, ...]:
-    """Return a column for each word that occurs in a category."""
+def _list_indicators(frame: Frame, column: str) -> tuple[str, ...]:
+    """List the indicator columns of a category, one for each value that occurs."""
     text = frame.text(column, key="data.categories")
     words = [word for word in np.unique(text).tolist() if not cells.is_missing(word)]
-    if not 0 < len(words) <= MOST_WORDS:
+    if not 0 < len(words) <= MAX_CATEGORIES:
         raise fail(
-            f'the column "{column}" has {len(words)} different words; a category has 1 to {MOST_WORDS}',
+            f'the column "{column}" has {len(words)} different values; a category has 1 to {MAX_CATEGORIES}',
             key="data.categories",
         )
-    return tuple(f"{column}{IS}{word}" for word in words)
+    return tuple(f"{column}{INDICATOR}{word}" for word in words)
 
 
-def _bundled(dataset: str) -> Frame:
+def _load_bundled(dataset: str) -> Frame:
     from sklearn import datasets
 
     bunch = getattr(datasets, f"load_{dataset}")()
@@ -202,64 +249,60 @@ def _bundled(dataset: str) -> Frame:
     return Frame(columns, _digest(bunch.data.tobytes() + bunch.target.tobytes()), f"scikit-learn's {dataset}")
 
 
-def _parquet(path: Path) -> Frame:
+def _read_parquet(path: Path) -> Frame:
     try:
         from pyarrow import ArrowException, parquet
     except ModuleNotFoundError as error:
         raise fail(
             "a Parquet file needs pyarrow, which is not installed", hint="pip install 'unfoldkit[parquet]'"
         ) from error
-    data = _bytes(path)
+    data = read_bytes(path)
     try:
         table = parquet.read_table(io.BytesIO(data))
     except ArrowException as error:
         raise fail(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
-    whole = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
-    return Frame(_spread(whole, path), _digest(data), path.name)
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+    return Frame(_expand_lists(columns, path), _digest(data), path.name)
 
 
-def _jsonl(path: Path) -> Frame:
-    data = _bytes(path)
-    plain = _plain(data, path)
+def _read_jsonl(path: Path) -> Frame:
+    data = read_bytes(path)
+    plain = gunzip(data, str(path))
     try:
-        whole = jsonl.columns_of(plain.decode(encoding_of(plain)), str(path))
+        columns = jsonl.parse_columns(plain.decode(encoding_of(plain)), str(path))
     except UnicodeDecodeError as error:
         raise not_utf8(plain, path) from error
-    return Frame(_spread(whole, path), _digest(data), path.name)
+    return Frame(_expand_lists(columns, path), _digest(data), path.name)
 
 
-def _plain(data: bytes, path: Path) -> bytes:
-    return gunzip(data, str(path))
+def _expand_lists(columns: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    return {name: part for column, values in columns.items() for name, part in _expand_list(column, values, path)}
 
 
-def _spread(whole: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    return {name: part for column, cells in whole.items() for name, part in _parts(column, cells, path)}
-
-
-def _parts(column: str, cells: np.ndarray, path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield a column; one of lists, such as embeddings, as COLUMN_0, COLUMN_1 and so on."""
-    lists = [_flat(cell) if isinstance(cell, np.ndarray) else cell for cell in cells]
+def _expand_list(column: str, values: np.ndarray, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield a column; a column of lists, such as embeddings, becomes COLUMN_0, COLUMN_1 and so on."""
+    lists = [_flatten(cell) if isinstance(cell, np.ndarray) else cell for cell in values]
     lengths = {len(cell) for cell in lists if isinstance(cell, np.ndarray)}
     if not lengths:
-        yield column, cells
+        yield column, values
         return
     if len(lengths) > 1:
         message = f'the lists of column "{column}" have from {min(lengths)} to {max(lengths)} values'
-        raise fail(message, file=str(path), key="data.path", hint="write lists of one length, or no such column")
+        raise fail(message, file=str(path), key="data.path", hint="write lists of equal length, or remove the column")
     gap = np.full(max(lengths), np.nan)
     table = np.array([gap if cell is None else cell for cell in lists])
-    yield from ((f"{column}_{place}", part) for place, part in enumerate(table.T))
+    yield from ((f"{column}_{index}", part) for index, part in enumerate(table.T))
 
 
-def _flat(cell: np.ndarray) -> np.ndarray:
-    """Return the values of a list, and of a list of lists, such as the rows of an image, row after row."""
+def _flatten(cell: np.ndarray) -> np.ndarray:
+    """Flatten nested lists, such as the rows of an image, into one row of values."""
     while cell.size and isinstance(cell[0], np.ndarray):
         cell = np.concatenate(list(cell))
     return cell
 
 
-def _csv(path: Path) -> Frame:
-    data = _bytes(path)
+def _read_csv(path: Path) -> Frame:
+    data = read_bytes(path)
     try:
         plain = gunzip(data, str(path))
         rows = list(csv_lines(io.StringIO(plain.decode(encoding_of(plain)), newline="")))
@@ -267,22 +310,15 @@ def _csv(path: Path) -> Frame:
         raise not_utf8(plain, path) from error
     except csv.Error as error:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
-    head = [name.strip() for name in rows[0][1]] if rows else []
-    if not rows or len(set(head)) != len(head):
-        raise fail("the first line must name the columns, each once", file=str(path))
+    header = [name.strip() for name in rows[0][1]] if rows else []
+    if not rows or len(set(header)) != len(header):
+        raise fail("the first line must name each column once", file=str(path))
     for number, row in rows[1:]:
-        if len(row) != len(head):
-            raise _ragged(path, number, len(row), len(head))
-    columns = {name: np.array([row[index] for _, row in rows[1:]], dtype=object) for index, name in enumerate(head)}
+        if len(row) != len(header):
+            message = f"has {len(row)} cells where the header has {len(header)}"
+            raise UnfoldError(Diagnostic(message, str(path), number, 1))
+    columns = {name: np.array([row[index] for _, row in rows[1:]], dtype=object) for index, name in enumerate(header)}
     return Frame(columns, _digest(data), path.name)
-
-
-def _ragged(path: Path, line: int, found: int, wanted: int) -> UnfoldError:
-    return UnfoldError(Diagnostic(f"has {found} cells where the head has {wanted}", str(path), line, 1))
-
-
-def _bytes(path: Path) -> bytes:
-    return read_bytes(path)
 
 
 def _digest(data: bytes) -> str:

@@ -1,1 +1,1 @@
-"""What changed between the calibration data and new data (``plan --check``)."""
+"""Drift between the data of a plan and new data (``plan --check``)."""

@@ -1,193 +1,209 @@
-"""`plan --check` on other data without time: the cascade of a plan answers cases that it was not tuned on.
+"""`plan --check` on new data without time: the cascade of a plan predicts cases that it was not tuned on.
 
-Three things are compared, none needs a label: which model of each stage decided a case, how sure that model was, and,
-where a stage was decided before its last model, whether the monolith gives the same answer.
+Three distributions are compared, none of which needs a label: exits by stage, confidences of the exiting models, and,
+where a stage exits before its last model, agreement with the baseline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.data.dataset import FILE as CASES
-from unfold_cascade.data.dataset import Cases, clusters_of, made_from
-from unfold_cascade.data.table import Frame, load_frame, matrix
-from unfold_cascade.drift.report import Looked, tell
-from unfold_cascade.drift.statistics import Change, compared, dealt
-from unfold_cascade.models import onnx_runtime
-from unfold_cascade.models.zoo import Log, Slot, stored
-from unfold_cascade.planner.planner import FRONT_FILE
-from unfold_cascade.planner.policy import Outcome, Policy, Step, follow
-from unfold_cascade.planner.score_tables import Question, Zoo, assemble, recorded_again
-from unfold_cascade.report.plan_loader import renewed
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.schema.temporal import Drift
+from unfold_cascade.data.dataset import read_clusters
+from unfold_cascade.data.table import Frame, TableSource, build_matrix, load_frame
+from unfold_cascade.drift.report import CheckedData, build_drift_report
+from unfold_cascade.drift.statistics import Change, compare_cases, compare_clusters
+from unfold_cascade.models.onnx_runtime import build_native_engine
+from unfold_cascade.models.zoo import ModelSlot, PredictedSlot, Predictions
+from unfold_cascade.planner.policy import Outcome, Policy, StagePolicy, follow
+from unfold_cascade.planner.problem import DriftRule
+from unfold_cascade.planner.recorded_scores import load_stored_tables
+from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables, build_tables
+from unfold_cascade.serving.loader import LoadedPlan
 from unfoldkit.api import Report, Run
 
 BANDS = 10
+SEED_STREAM = 0xD218
 
 
-def new_data(spec: CascadeSpec, run: Run) -> CascadeSpec | None:
-    """Return the spec of the plan to check, if the run holds its models and ``spec`` names other cases; else nothing.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftCase:
+    """Score tables with the rows of the plan followed by the new ones.
 
-    Raises:
-        UnfoldError: beside the data, something else in the spec changed too, so there is no one thing to check.
-    """
-    return renewed(spec, run, FRONT_FILE, lambda: run.directory.has(CASES, made_from=made_from(spec, run)))
-
-
-@dataclass(frozen=True, slots=True)
-class Both:
-    """Tables with the rows of the plan and, after them, the new ones; ``base`` (n,) is what the monolith answers.
-
-    ``clusters`` (n,) says whose each row is, if rows are split by groups.
+    Attributes:
+        tables: the score tables of all n rows.
+        policy: the cascade of the plan.
+        baseline_answer: (n,) answers of the baseline.
+        before: rows of the plan that no model was fitted or tuned on.
+        now: the new rows.
+        clusters: (n,) cluster of each row, ``None`` for independent rows.
     """
 
-    zoo: Zoo
+    tables: ScoreTables
     policy: Policy
-    base: IntArray
+    baseline_answer: IntArray
     before: IntArray
     now: IntArray
     clusters: IntArray | None = None
 
 
-def check(spec: CascadeSpec, planned: CascadeSpec, run: Run) -> Report:
-    """Return whether the cases of ``spec`` are like those that no model of the plan was fitted or tuned on."""
-    from unfold_cascade.serving.service import loaded_from
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Counts of K categories before and now: (K,), or (P, K) by cluster."""
 
-    plan: Mapping[str, Any] = run.options["baseline_plan"]
-    loaded, frame = loaded_from(planned, run, plan), load_frame(spec, run)
+    name: str
+    categories: tuple[str, ...]
+    before: FloatArray
+    now: FloatArray
+
+
+def check_new_cases(loaded: LoadedPlan, source: TableSource, run: Run) -> Report:
+    """Compare the cases of ``source`` with those of the plan that no model was fitted or tuned on."""
+    problem, dataset, frame = loaded.problem, loaded.problem.dataset, load_frame(source)
     run.log.info("asking the models of the plan about %d cases", len(frame))
-    zoo = _longer(planned, replace(run, seed=int(plan["seed"])), loaded.given, frame)
-    base = zoo.monoliths.answer[:, zoo.monoliths.models.index(loaded.base)]
+    tables = _extend_tables(loaded, frame, run)
+    candidates = tables.candidates
     if not loaded.is_cascade:
-        zoo = replace(zoo, first=zoo.monoliths, then={})
-    before = np.concatenate([loaded.given.rows.calibrate, loaded.given.rows.test])
-    now = len(loaded.given.labels) + np.arange(len(frame))
-    rule = planned.drift or Drift()
-    whose = _whose(loaded.given.clusters, clusters_of(spec, frame))
-    found = changes(Both(zoo, loaded.policy, base, before, now, whose), rule, run.seed)
-    path = str(getattr(spec.data, "path", ""))
-    looked = Looked(spec.name, len(frame), "cases", (f"{len(frame):,} new cases",), path, frame.digest)
-    return tell(looked, found, rule, run)
+        tables = replace(tables, first_stage=candidates, second_stage={})
+    case = DriftCase(
+        tables=tables,
+        policy=loaded.policy,
+        baseline_answer=candidates.answer[:, candidates.models.index(loaded.baseline.name)],
+        before=np.concatenate([dataset.rows.calibrate, dataset.rows.test]),
+        now=len(dataset.labels) + np.arange(len(frame)),
+        clusters=_join_clusters(dataset.clusters, read_clusters(source.group, frame)),
+    )
+    changes = list_changes(case, problem.drift, run.seed)
+    subtitle = (f"{len(frame):,} new cases",)
+    data = CheckedData(problem.name, len(frame), "cases", subtitle, source.path, frame.digest)
+    return build_drift_report(data, changes, problem.drift, run)
 
 
-def _whose(old: IntArray | None, new: IntArray | None) -> IntArray | None:
-    """Return whose the rows of a plan and the new ones are; a group of both tables counts twice."""
-    return None if old is None or new is None else np.concatenate([old, int(old.max()) + 1 + new])
+def list_changes(case: DriftCase, rule: DriftRule, seed: int) -> list[Change]:
+    """Test how exits, confidences and agreement changed; all tests share the significance level."""
+    comparisons = list(_list_comparisons(case))
+    level = rule.level / len(comparisons)
+    changes = []
+    for index, comparison in enumerate(comparisons):
+        compare = compare_cases if case.clusters is None else compare_clusters
+        generator = np.random.default_rng([seed, SEED_STREAM, index])
+        distance, p_value = compare(comparison.before, comparison.now, generator, level)
+        pooled = [_pool(counts) for counts in (comparison.before, comparison.now)]
+        before, now = (counts / max(counts.sum(), 1) for counts in pooled)
+        has_drifted = p_value <= level and distance > rule.margin
+        changes.append(Change(comparison.name, comparison.categories, before, now, distance, p_value, has_drifted))
+    return changes
 
 
-def _longer(spec: CascadeSpec, run: Run, given: Cases, frame: Frame) -> Zoo:
-    """Return the tables of a plan, lengthened by what its models say of new rows."""
-    if spec.data.source == "recorded":
-        return recorded_again(spec, run, given, frame)
-    x = matrix(frame, given.order, key="features")
-    return assemble(spec, given, [(slot, _asked(run, slot, log, x)) for slot, log in stored(spec, run, given)])
+def _join_clusters(before: IntArray | None, now: IntArray | None) -> IntArray | None:
+    """Join the clusters of both tables; a cluster that occurs in both counts as two."""
+    return None if before is None or now is None else np.concatenate([before, int(before.max()) + 1 + now])
 
 
-def _asked(run: Run, slot: Slot, log: Log, x: FloatArray) -> Log:
-    engine = onnx_runtime.unconverted(run, slot, "a whole table")
-    own = np.ascontiguousarray(x[:, slot.columns])
-    probability = np.concatenate([log.probability, engine.predict(own)])
-    if engine.sure is None or log.confidence is None:
-        return replace(log, probability=probability)
-    return replace(log, probability=probability, confidence=np.concatenate([log.confidence, engine.sure(own)]))
-
-
-def changes(both: Both, rule: Drift, seed: int) -> list[Change]:
-    """Return how exits, confidences and audits changed; the level is shared among all of them."""
-    told = list(_compared(both))
-    level = rule.level / len(told)
-    found = []
-    for place, (name, categories, old, new) in enumerate(told):
-        test = dealt if both.clusters is None else compared
-        distance, p_value = test(old, new, np.random.default_rng([seed, 0xD218, place]), level)
-        shares = [counts / max(counts.sum(), 1) for counts in (_pooled(old), _pooled(new))]
-        drifted = p_value <= level and distance > rule.margin
-        found.append(Change(name, categories, shares[0], shares[1], distance, p_value, drifted))
-    return found
-
-
-Compared = tuple[str, tuple[str, ...], FloatArray, FloatArray]
-
-
-def _compared(both: Both) -> Iterator[Compared]:
-    went = [follow(both.zoo, both.policy, rows) for rows in (both.before, both.now)]
-    rows = (both.before, both.now)
-    whose = [None if both.clusters is None else both.clusters[mine] for mine in rows]
-    for question, step, ends in _steps(both, went):
-        names = ("not asked", *(question.models[m] for m in step.chain))
-        place = f"{question.stage}" if question.group == "all" else f"{question.stage}/{question.group}"
-        old, new = (_counts(end + 1, len(names), who) for end, who in zip(ends, whose, strict=True))
-        yield f"exits of {place}", names, old, new
-        sure = [_sureness(question, step, mine, end) for mine, end in zip(rows, ends, strict=True)]
-        asked = [_some(who, end >= 0) for who, end in zip(whose, ends, strict=True)]
-        yield (f"confidence in {place}", *_bands(sure, asked))
-    early = [_early(both, one) for one in went]
-    differs = [
-        (one.answer != both.base[mine]).astype(np.int64)[here]
-        for one, mine, here in zip(went, rows, early, strict=True)
+def _extend_tables(loaded: LoadedPlan, frame: Frame, run: Run) -> ScoreTables:
+    """Extend the score tables of a plan by the predictions for new rows."""
+    problem = loaded.problem
+    if problem.is_recorded:
+        return load_stored_tables(problem, run.directory, frame)
+    x = build_matrix(frame, problem.dataset.order, key="features")
+    models: list[PredictedSlot] = [
+        (slot, _extend_predictions(slot, predictions, x, run)) for slot, predictions in loaded.models.values()
     ]
-    old, new = (_counts(d, 2, _some(who, here)) for d, who, here in zip(differs, whose, early, strict=True))
-    yield "audit of early exits", ("as the monolith", "otherwise"), old, new
+    return build_tables(problem, models)
 
 
-def _steps(both: Both, went: Sequence[Outcome]) -> Iterator[tuple[Question, Step, list[IntArray]]]:
-    """Yield each question with its chain and, by table, the (n,) place in the chain that answered, -1 if not asked."""
-    yield both.zoo.first, both.policy.first, [one.exit_first for one in went]
-    for group, step in both.policy.then.items():
-        yield both.zoo.then[group], step, [np.where(one.group == group, one.exit_then, -1) for one in went]
+def _extend_predictions(slot: ModelSlot, predictions: Predictions, x: FloatArray, run: Run) -> Predictions:
+    engine = build_native_engine(run, slot, "a whole table")
+    columns = np.ascontiguousarray(x[:, slot.columns])
+    probability = np.concatenate([predictions.probability, engine.predict(columns)])
+    if engine.inspect is None or predictions.confidence is None:
+        return replace(predictions, probability=probability)
+    confidence = np.concatenate([predictions.confidence, engine.inspect(columns)])
+    return replace(predictions, probability=probability, confidence=confidence)
 
 
-def _some(whose: IntArray | None, here: BoolArray) -> IntArray | None:
-    return None if whose is None else whose[here]
+def _list_comparisons(case: DriftCase) -> Iterator[Comparison]:
+    rows = (case.before, case.now)
+    outcomes = [follow(case.tables, case.policy, part) for part in rows]
+    clusters = [None if case.clusters is None else case.clusters[part] for part in rows]
+    for table, stage, exits in _list_stage_exits(case, outcomes):
+        names = ("not asked", *(table.models[m] for m in stage.chain))
+        counts = [_count(exit_ + 1, len(names), part) for exit_, part in zip(exits, clusters, strict=True)]
+        yield Comparison(f"exits of {table.title}", names, counts[0], counts[1])
+        confidence = [_exit_confidence(table, stage, *part) for part in zip(rows, exits, strict=True)]
+        visited = [_select(part, exit_ >= 0) for part, exit_ in zip(clusters, exits, strict=True)]
+        yield _compare_confidence(f"confidence in {table.title}", confidence, visited)
+    early = [_is_early_exit(case, outcome) for outcome in outcomes]
+    differs = [
+        (outcome.answer != case.baseline_answer[part]).astype(np.int64)[is_early]
+        for outcome, part, is_early in zip(outcomes, rows, early, strict=True)
+    ]
+    selected = [_select(part, is_early) for part, is_early in zip(clusters, early, strict=True)]
+    before, now = (_count(values, 2, part) for values, part in zip(differs, selected, strict=True))
+    yield Comparison("audit of early exits", ("as the monolith", "otherwise"), before, now)
 
 
-def _pooled(counts: FloatArray) -> FloatArray:
+def _list_stage_exits(
+    case: DriftCase, outcomes: Sequence[Outcome]
+) -> Iterator[tuple[ScoreTable, StagePolicy, list[IntArray]]]:
+    """Yield each stage and, for both parts, the (n,) position of the exit, -1 where it was not evaluated."""
+    tables, policy = case.tables, case.policy
+    yield tables.first_stage, policy.first_stage, [outcome.exit_first for outcome in outcomes]
+    for group, stage in policy.second_stage.items():
+        exits = [np.where(outcome.group == group, outcome.exit_second, -1) for outcome in outcomes]
+        yield tables.second_stage[group], stage, exits
+
+
+def _select(clusters: IntArray | None, selected: BoolArray) -> IntArray | None:
+    return None if clusters is None else clusters[selected]
+
+
+def _pool(counts: FloatArray) -> FloatArray:
     pooled: FloatArray = counts.sum(axis=0) if counts.ndim > 1 else counts
     return pooled
 
 
-def _counts(category: IntArray, width: int, whose: IntArray | None) -> FloatArray:
-    """Return the (K,) counts of categories, or (P, K) of each of the clusters that there are."""
-    if whose is None:
+def _count(category: IntArray, width: int, clusters: IntArray | None) -> FloatArray:
+    """Count categories: (K,), or (P, K) by cluster."""
+    if clusters is None:
         return np.bincount(category, minlength=width).astype(np.float64)
-    names, place = np.unique(whose, return_inverse=True)
-    flat = np.bincount(place * width + category, minlength=len(names) * width)
+    names, cluster = np.unique(clusters, return_inverse=True)
+    flat = np.bincount(cluster * width + category, minlength=len(names) * width)
     return flat.reshape(len(names), width).astype(np.float64)
 
 
-def _sureness(question: Question, step: Step, rows: IntArray, end: IntArray) -> FloatArray:
-    asked = end >= 0
-    found: FloatArray = question.score[rows[asked], np.array(step.chain)[end[asked]]]
-    return found
+def _exit_confidence(table: ScoreTable, stage: StagePolicy, rows: IntArray, exits: IntArray) -> FloatArray:
+    visited = exits >= 0
+    confidence: FloatArray = table.score[rows[visited], np.array(stage.chain)[exits[visited]]]
+    return confidence
 
 
-def _bands(
-    sure: Sequence[FloatArray], whose: Sequence[IntArray | None]
-) -> tuple[tuple[str, ...], FloatArray, FloatArray]:
-    """Return the names of bands of confidence that hold as many cases of both tables each, and the counts in them."""
-    every = np.concatenate(sure)
-    every = every[np.isfinite(every)]
-    edges = np.unique(np.quantile(every, np.linspace(0, 1, BANDS + 1)[1:-1])) if every.size else np.empty(0)
+def _compare_confidence(name: str, confidence: Sequence[FloatArray], clusters: Sequence[IntArray | None]) -> Comparison:
+    """Count confidences in bands that hold equally many cases of both parts together."""
+    pooled = np.concatenate(confidence)
+    pooled = pooled[np.isfinite(pooled)]
+    quantiles = np.linspace(0, 1, BANDS + 1)[1:-1]
+    edges = np.unique(np.quantile(pooled, quantiles)) if pooled.size else np.empty(0)
     ends = ["", *(f"{edge:.3g}" for edge in edges), ""]
-    names = tuple(
-        f"{low} to {high}" if low and high else f"from {low}" if low else f"below {high}" if high else "all"
-        for low, high in pairwise(ends)
-    )
-    bands = (np.searchsorted(edges, part, side="right") for part in sure)
-    counts = [_counts(band, len(names), who) for band, who in zip(bands, whose, strict=True)]
-    return names, counts[0], counts[1]
+    names = tuple(_name_band(low, high) for low, high in pairwise(ends))
+    bands = (np.searchsorted(edges, part, side="right") for part in confidence)
+    before, now = (_count(band, len(names), part) for band, part in zip(bands, clusters, strict=True))
+    return Comparison(name, names, before, now)
 
 
-def _early(both: Both, one: Outcome) -> np.ndarray:
-    """Return (n,) whether a stage was decided before its last model; all rows where that never happens."""
-    early = one.exit_first < len(both.policy.first.chain) - 1
-    for group, step in both.policy.then.items():
-        early |= (one.group == group) & (one.exit_then < len(step.chain) - 1)
+def _name_band(low: str, high: str) -> str:
+    if low and high:
+        return f"{low} to {high}"
+    return f"from {low}" if low else f"below {high}" if high else "all"
+
+
+def _is_early_exit(case: DriftCase, outcome: Outcome) -> BoolArray:
+    """Mark the (n,) rows that exit a stage before its last model; all rows where that never happens."""
+    early: BoolArray = outcome.exit_first < len(case.policy.first_stage.chain) - 1
+    for group, stage in case.policy.second_stage.items():
+        early |= (outcome.group == group) & (outcome.exit_second < len(stage.chain) - 1)
     return early if early.any() else np.ones_like(early)

@@ -1,91 +1,89 @@
-"""`plan --check` on other data: the cascade of a plan goes through hours that it was not tuned on."""
+"""Check a plan over time on new data (``plan --check``): run its cascade on hours that it was not tuned on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import Float32, IntArray
-from unfold_cascade.drift.report import Looked, tell
-from unfold_cascade.drift.statistics import Counts, Seen, changes, counted
+from unfold_cascade.drift.report import CheckedData, build_drift_report
+from unfold_cascade.drift.statistics import DriftSample, EntityCounts, count_by_entity, measure_changes
 from unfold_cascade.models import onnx_runtime
-from unfold_cascade.report.plan_loader import renewed
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.data.features import panel
-from unfold_cascade.temporal.data.table import Long, rows_of, starts_of
-from unfold_cascade.temporal.evaluation.monolith import latched
-from unfold_cascade.temporal.models.study import FILE, current, stored, table_of
-from unfold_cascade.temporal.serving.plan_loader import Loaded, load
-from unfold_cascade.temporal.simulation.policy import ladder
-from unfold_cascade.temporal.simulation.trajectories import Clock, Zoo, walk
+from unfold_cascade.temporal.data.features import build_feature_matrix
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.table import EntityTable, Timeline, select_rows, starts_from_sizes
+from unfold_cascade.temporal.evaluation.baselines import latch_stages
+from unfold_cascade.temporal.problem import TemporalProblem
+from unfold_cascade.temporal.serving.plan_loader import LoadedPlan, load_temporal_plan
+from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
+from unfold_cascade.temporal.simulation.trajectories import ModelScores, simulate
 from unfoldkit.api import Report, Run
 
 
-def new_data(spec: CascadeSpec, run: Run) -> CascadeSpec | None:
-    """Return the spec of the plan to check, if the run holds its models and ``spec`` names other hours; else nothing.
+def check_drift(problem: TemporalProblem, planned: TemporalProblem, run: Run) -> Report:
+    """Report whether new hours resemble those that no model of the plan was fitted or tuned on.
 
-    Raises:
-        UnfoldError: beside the data, something else in the spec changed too, so there is no one thing to check.
+    Args:
+        problem: The problem with the new data.
+        planned: The problem of the plan.
+        run: Stores the models of the plan, and holds the plan among its options.
     """
-    return renewed(spec, run, FILE, lambda: current(spec, run))
-
-
-def check(spec: CascadeSpec, planned: CascadeSpec, run: Run) -> Report:
-    """Return whether the hours of ``spec`` are like those that no model of the plan was fitted or tuned on."""
     baseline: Mapping[str, Any] = run.options["baseline_plan"]
-    loaded = load(planned, run, baseline)
-    table = table_of(spec, run)
-    run.log.info("asking the models of the plan about %d hours", len(table))
-    told = [_counted(loaded, seen) for seen in (_before(loaded, run, baseline), _now(loaded, table))]
-    found = changes(told[0], told[1], loaded.drift, run.seed)
+    plan = load_temporal_plan(planned, run, baseline)
+    table = read_table(problem.source, run)
+    run.log.info("running the plan's models on %d hours", len(table))
+    planned_counts = _count_sample(plan, _sample_planned(plan))
+    new_counts = _count_sample(plan, _sample_new(plan, table, run))
+    changes = measure_changes(planned_counts, new_counts, planned.drift, problem.seed)
     subtitle = f"{len(table.ids):,} new cases", f"{len(table):,} new hours"
-    path = str(getattr(spec.data, "path", ""))
-    return tell(Looked(spec.name, len(table), "hours", subtitle, path, table.digest), found, loaded.drift, run)
+    data = CheckedData(problem.name, len(table), "hours", subtitle, problem.source.path, table.digest)
+    return build_drift_report(data, changes, planned.drift, run)
 
 
-def _counted(loaded: Loaded, seen: Seen) -> list[Counts]:
-    names = [stage.name for stage in loaded.spec.stages]
-    return list(counted(seen, loaded.policy, names, [slot.place for slot in loaded.places]))
+def _count_sample(plan: LoadedPlan, sample: DriftSample) -> list[EntityCounts]:
+    models = [slot.place for slot in plan.slots]
+    return list(count_by_entity(sample, plan.policy, plan.problem.stage_names, models))
 
 
-def _before(loaded: Loaded, run: Run, baseline: Mapping[str, Any]) -> Seen:
-    """Return what the cascade did on the certifying and the test entities of its own data."""
-    held = stored(loaded.spec, replace(run, seed=int(baseline["seed"])))
-    clock, entities = held.hours.clock, np.concatenate([held.rows.calibrate, held.rows.test])
-    rows = rows_of(clock.starts, entities)
-    p = np.array([log.p[rows, -1] for log in loaded.logs])
-    own = Clock(starts_of(np.diff(clock.starts)[entities]), clock.hour[rows])
-    return _seen(loaded, own, p, loaded.logs[-1].p[rows])
+def _sample_planned(plan: LoadedPlan) -> DriftSample:
+    """Sample the certifying and the test entities of the plan's own data, from stored predictions."""
+    timeline, rows_by_part = plan.study.hours.timeline, plan.study.rows
+    entities = np.concatenate([rows_by_part.calibrate, rows_by_part.test])
+    rows = select_rows(timeline.starts, entities)
+    p = np.array([prediction.p[rows, -1] for prediction in plan.predictions])
+    starts = starts_from_sizes(np.diff(timeline.starts)[entities])
+    return _build_sample(plan, Timeline(starts, timeline.hour[rows]), p, plan.predictions[-1].p[rows])
 
 
-def _now(loaded: Loaded, table: Long) -> Seen:
-    x = panel(table, loaded.features)
-    p = np.zeros((len(loaded.places), len(table)), dtype=np.float32)
-    for model in loaded.asked:
-        p[model] = _said(loaded, model, x)[:, -1]
-    base = _said(loaded, len(loaded.places) - 1, x)
-    p[-1] = base[:, -1]
-    return _seen(loaded, Clock(table.starts, table.hour), p, base)
+def _sample_new(plan: LoadedPlan, table: EntityTable, run: Run) -> DriftSample:
+    x = build_feature_matrix(table, plan.features)
+    p = np.zeros((len(plan.slots), len(table)), dtype=np.float32)
+    for model in plan.policy_models:
+        p[model] = _predict(plan, run, model, x)[:, -1]
+    baseline_p = _predict(plan, run, len(plan.slots) - 1, x)
+    p[-1] = baseline_p[:, -1]
+    return _build_sample(plan, table.timeline, p, baseline_p)
 
 
-def _said(loaded: Loaded, model: int, x: Float32) -> Float32:
-    slot = loaded.places[model]
-    engine = onnx_runtime.drawn(onnx_runtime.unconverted(loaded.run, slot, "a whole table", dtype=np.float32))
+def _predict(plan: LoadedPlan, run: Run, model: int, x: Float32) -> Float32:
+    slot = plan.slots[model]
+    engine = onnx_runtime.shrink_engine(onnx_runtime.build_native_engine(run, slot, "a whole table", dtype=np.float32))
     return engine.predict(np.ascontiguousarray(x[:, slot.columns])).astype(np.float32)
 
 
-def _seen(loaded: Loaded, clock: Clock, p: Float32, base: Float32) -> Seen:
-    zoo = Zoo(p, loaded.needs, loaded.purchase)
-    went = walk(clock, zoo, ladder(loaded.policy, loaded.parallel), loaded.moves)
-    return Seen(clock, zoo, went, _decoded(loaded, clock, zoo, base))
+def _build_sample(plan: LoadedPlan, timeline: Timeline, p: Float32, baseline_p: Float32) -> DriftSample:
+    scores = ModelScores(p, plan.needs, plan.purchase)
+    arrays = build_policy_arrays(plan.policy, plan.parallel)
+    trajectories = simulate(timeline, scores, arrays, plan.problem.transitions)
+    return DriftSample(timeline, scores, trajectories, _decode_baseline(plan, timeline, scores, baseline_p))
 
 
-def _decoded(loaded: Loaded, clock: Clock, zoo: Zoo, base: Float32) -> IntArray:
-    rule = loaded.monolith
-    alarm = walk(clock, zoo, ladder(rule.policy, np.array([True])), loaded.moves).answer == 1
-    stage = latched(base, clock.starts, rule.cuts or ())
-    last = len(loaded.spec.stages)
-    return np.where(alarm, last, np.minimum(stage, last - 1)).astype(np.int64)
+def _decode_baseline(plan: LoadedPlan, timeline: Timeline, scores: ModelScores, baseline_p: Float32) -> IntArray:
+    rule = plan.baseline
+    arrays = build_policy_arrays(rule.policy, ALWAYS_EVALUATED)
+    alarm = simulate(timeline, scores, arrays, plan.problem.transitions).stage == 1
+    stage = latch_stages(baseline_p, timeline.starts, rule.cuts or ())
+    final = len(plan.problem.stages)
+    return np.where(alarm, final, np.minimum(stage, final - 1)).astype(np.int64)

@@ -1,1 +1,1 @@
-"""Hard gates: confidences, exact joint search of the cuts, Pareto fronts, and the paper's greedy."""
+"""Deferral rules on arrays: confidences, exact search of cuts, Pareto fronts, calibration, and the paper's greedy."""

@@ -1,4 +1,4 @@
-"""Search over chains: which models to ask and in which order, with all their cuts (section 4.2)."""
+"""Search over chains: which models to evaluate and in which order, with all their cuts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.evaluate import evaluate
-from unfold_cascade.gates.exact import exact_front
-from unfold_cascade.gates.pareto import Front, pareto
+from unfold_cascade.gates.evaluate import evaluate_cuts
+from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.pareto import Front, find_pareto_points
 
 Chain = tuple[int, ...]
 Order = Literal["sorted", "all"]
@@ -21,13 +21,13 @@ Tables = tuple[FloatArray, FloatArray, FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class ChainFront:
-    """The front over several chains; each point knows its chain.
+    """The Pareto front over several chains.
 
     Attributes:
-        front: (m) points with (m, G, 2) cuts, G the gates of the longest chain; a shorter chain is filled up
-            with ``(-inf, -inf)``.
-        chain: (m,) index into ``chains``.
-        chains: Models of each chain searched, in the order in which they are asked.
+        front: (m) points with (m, G, 2) cuts, G the gates of the longest chain; shorter chains are padded with
+            ``(-inf, -inf)``.
+        chain: (m,) index of the chain of each point.
+        chains: Models of each chain, in execution order.
     """
 
     front: Front
@@ -40,7 +40,7 @@ class ChainFront:
         return chain, self.front.cuts[point, : len(chain) - 1]
 
 
-def search_orders(
+def search_all_chains(
     score: FloatArray,
     loss: FloatArray,
     price: FloatArray,
@@ -50,43 +50,44 @@ def search_orders(
     bins: int | None = None,
     two_sided: bool = False,
 ) -> ChainFront:
-    """Return the exact front over all chains of up to ``max_models`` models, single models included.
+    """Search the exact front over all chains of up to ``max_models`` models, single models included.
 
     Args:
-        score: (n, M) score of each model, read by its gate.
+        score: (n, M) score that the gate of each model reads.
         loss: (n, M) loss of each model's answer.
-        price: (n, M) or (M,) cost of asking each model.
+        price: (n, M) or (M,) cost of a call of each model.
         order: "sorted" takes the chains of ascending mean price only, "all" every order.
-        max_models: Models of a chain at most, from 1 to 5.
-        bins: Bins a gate, as for ``exact_front``.
-        two_sided: Search intervals, as for ``exact_front``.
+        max_models: Longest chain, from 1 to 5.
+        bins: Bins per gate, as for ``search_exact_front``.
+        two_sided: Search intervals, as for ``search_exact_front``.
 
     Returns:
-        The merged front; of equal points the one of the shorter, earlier chain stays.
+        The merged front; of equal points that of the shorter, earlier chain.
     """
-    dearness = np.broadcast_to(price, loss.shape).mean(axis=0)
-    chains = chains_of(dearness, order=order, max_models=max_models)
-    return search_chains(chains, lambda c: chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided)
+    mean_price = np.broadcast_to(price, loss.shape).mean(axis=0)
+    chains = list_chains(mean_price, order=order, max_models=max_models)
+    return search_chains(chains, lambda c: select_chain_tables(score, loss, price, c), bins=bins, two_sided=two_sided)
 
 
-def chains_of(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chain, ...]:
-    """Return the chains to search, the shorter ones first.
+def list_chains(price: FloatArray, *, order: Order, max_models: int) -> tuple[Chain, ...]:
+    """List the chains to search, shorter ones first.
 
     Args:
-        price: (M,) mean cost of asking each model.
+        price: (M,) mean cost of a call of each model.
         order: "sorted" takes the chains of ascending price only, "all" every order.
-        max_models: Models of a chain at most.
+        max_models: Longest chain.
     """
     models = [int(model) for model in np.argsort(price, kind="stable")]
     lengths = range(1, min(max_models, len(models)) + 1)
     chains = (chain for length in lengths for chain in permutations(models, length))
-    rank = {model: place for place, model in enumerate(models)}
-    keep = (lambda _: True) if order == "all" else (lambda c: list(c) == sorted(c, key=rank.__getitem__))
-    return tuple(filter(keep, chains))
+    if order == "all":
+        return tuple(chains)
+    rank = {model: index for index, model in enumerate(models)}
+    return tuple(chain for chain in chains if list(chain) == sorted(chain, key=rank.__getitem__))
 
 
-def chain_tables(score: FloatArray, loss: FloatArray, price: FloatArray, chain: Chain) -> Tables:
-    """Return score (n, K-1), loss (n, K) and cost (n, K) or (K,) of a chain; the last model has no gate."""
+def select_chain_tables(score: FloatArray, loss: FloatArray, price: FloatArray, chain: Chain) -> Tables:
+    """Select score (n, K-1), loss (n, K) and cost (n, K) or (K,) of a chain; its last model has no gate."""
     models = list(chain)
     return score[:, models[:-1]], loss[:, models], price[..., models]
 
@@ -99,47 +100,49 @@ def search_chains(
     two_sided: bool = False,
     also: Callable[[Tables], Iterable[FloatArray]] = lambda _tables: (),
 ) -> ChainFront:
-    """Merge the exact fronts of given chains.
+    """Merge the exact fronts of some chains.
 
     Args:
         chains: Chains to search, at least one.
-        tables: Gives score (n, K-1), loss (n, K) and marginal cost (n, K) or (K,) of a chain. This is where a
-            feature that an earlier model of the chain has paid for costs nothing, or where a score depends on
-            what the chain has answered so far.
-        bins: Bins a gate, as for ``exact_front``.
-        two_sided: Search intervals, as for ``exact_front``.
-        also: Gives (G, 2) cuts of a chain that are tried beside those of the exact search, which has its bins.
+        tables: Computes score (n, K-1), loss (n, K) and marginal cost (n, K) or (K,) of a chain. Features that
+            an earlier model paid for may cost nothing, and scores may depend on earlier predictions.
+        bins: Bins per gate, as for ``search_exact_front``.
+        two_sided: Search intervals, as for ``search_exact_front``.
+        also: Computes more (G, 2) cuts of a chain to try, beside those of the exact search over bins.
 
     Raises:
-        ValueError: There is no chain, or a table is refused by ``exact_front``.
+        ValueError: There is no chain, or ``search_exact_front`` rejects a table.
     """
     chains = tuple(chains)
-    found = [tables(chain) for chain in chains]
-    fronts = [_with(exact_front(*given, bins=bins, two_sided=two_sided), given, also(given)) for given in found]
+    fronts = []
+    for chain in chains:
+        table = tables(chain)
+        exact = search_exact_front(*table, bins=bins, two_sided=two_sided)
+        fronts.append(_append_cuts(exact, table, also(table)))
     gates = max(front.cuts.shape[1] for front in fronts)
     merged = Front(
         np.concatenate([front.loss for front in fronts]),
         np.concatenate([front.cost for front in fronts]),
-        np.concatenate([_padded(front.cuts, gates) for front in fronts]),
+        np.concatenate([_pad_gates(front.cuts, gates) for front in fronts]),
     )
-    best = pareto(merged.loss, merged.cost)
+    best = find_pareto_points(merged.loss, merged.cost)
     origin = np.repeat(np.arange(len(fronts)), [len(front) for front in fronts])
     return ChainFront(merged.take(best), origin[best], chains)
 
 
-def _with(front: Front, given: Tables, more: Iterable[FloatArray]) -> Front:
-    """Return a front with more points behind it, unsorted."""
+def _append_cuts(front: Front, table: Tables, more: Iterable[FloatArray]) -> Front:
+    """Append points with the cuts ``more``; the result is not sorted."""
     cuts = list(more)
     if not cuts:
         return front
-    worth = np.array([evaluate(*given, one) for one in cuts])
+    loss, cost = np.array([evaluate_cuts(*table, each) for each in cuts]).T
     return Front(
-        np.concatenate((front.loss, worth[:, 0])),
-        np.concatenate((front.cost, worth[:, 1])),
+        np.concatenate((front.loss, loss)),
+        np.concatenate((front.cost, cost)),
         np.concatenate((front.cuts, np.array(cuts))),
     )
 
 
-def _padded(cuts: FloatArray, gates: int) -> FloatArray:
+def _pad_gates(cuts: FloatArray, gates: int) -> FloatArray:
     missing = gates - cuts.shape[1]
     return np.pad(cuts, ((0, 0), (0, missing), (0, 0)), constant_values=-np.inf)

@@ -1,4 +1,4 @@
-"""Confidence functions q: from class probabilities to one number in [0, 1]."""
+"""Confidence functions: from class probabilities to one number in [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unfold_cascade._types import FloatArray
 
 
 def max_probability(probabilities: FloatArray) -> FloatArray:
-    """Return the probability of the likeliest class.
+    """Compute the probability of the most likely class.
 
     Args:
         probabilities: (n, C) class probabilities, C >= 2, each row summing to one.
@@ -19,12 +19,12 @@ def max_probability(probabilities: FloatArray) -> FloatArray:
     Raises:
         ValueError: The array is not (n, C) with C >= 2.
     """
-    top: FloatArray = np.maximum.reduce(_checked(probabilities), axis=1)
+    top: FloatArray = np.maximum.reduce(_check_probabilities(probabilities), axis=1)
     return top
 
 
 def margin(probabilities: FloatArray) -> FloatArray:
-    """Return the lead of the likeliest class over the second one.
+    """Compute the lead of the most likely class over the second one.
 
     Args:
         probabilities: (n, C) class probabilities, C >= 2, each row summing to one.
@@ -35,14 +35,14 @@ def margin(probabilities: FloatArray) -> FloatArray:
     Raises:
         ValueError: The array is not (n, C) with C >= 2.
     """
-    top = np.partition(_checked(probabilities), -2, axis=1)[:, -2:]
+    top = np.partition(_check_probabilities(probabilities), -2, axis=1)[:, -2:]
     return np.clip(top[:, 1] - top[:, 0], 0.0, 1.0)
 
 
 def entropy(probabilities: FloatArray) -> FloatArray:
-    """Return one minus the normalised entropy, ``1 - H(p) / log C``.
+    """Compute one minus the normalised entropy, ``1 - H(p) / log C``.
 
-    For two classes it orders rows as ``max_probability`` and ``margin`` do, as far as floats can tell.
+    For two classes it orders rows as ``max_probability`` and ``margin`` do, up to rounding.
 
     Args:
         probabilities: (n, C) class probabilities, C >= 2, each row summing to one.
@@ -53,13 +53,13 @@ def entropy(probabilities: FloatArray) -> FloatArray:
     Raises:
         ValueError: The array is not (n, C) with C >= 2.
     """
-    p = _checked(probabilities)
+    p = _check_probabilities(probabilities)
     information = np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(axis=1)
     confidence: FloatArray = np.clip(1.0 + information / np.log(p.shape[1]), 0.0, 1.0)
     return confidence
 
 
-def _checked(probabilities: FloatArray) -> FloatArray:
+def _check_probabilities(probabilities: FloatArray) -> FloatArray:
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 2 or p.shape[1] < 2:
         raise ValueError(f"probabilities must be (n, C) with C >= 2, not {p.shape}")

@@ -1,4 +1,8 @@
-"""Confidences that look into a model: how much it has seen of such cases, and whether its parts agree (section 1.4)."""
+"""Confidences from the internals of a model: the evidence for a case, and the agreement of ensemble members.
+
+Evidential confidence after Sensoy, Kaplan and Kandemir (NeurIPS 2018), virtual ensembles after Malinin, Prokhorenkova
+and Ustimenko (ICLR 2021).
+"""
 
 from __future__ import annotations
 
@@ -12,38 +16,38 @@ from unfold_cascade._types import FloatArray, Matrix
 MEMBERS = 8
 
 
-def look(confidence: str, model: Any, x: Matrix) -> FloatArray:
-    """Return the (n,) confidence that a look into a fitted model gives, behind its scaling and its filling of gaps.
+def inspect_model(confidence: str, model: Any, x: Matrix) -> FloatArray:
+    """Compute the (n,) confidence from the internals of a fitted model, after its scaling and imputation.
 
     Args:
-        confidence: ``evidential`` or ``ensemble``.
-        model: as ``estimators.fit`` returns it.
+        confidence: ``evidential_confidence`` or ``ensemble_confidence``.
+        model: as ``estimators.fit_estimator`` returns it.
         x: (n, d) features.
 
     Raises:
-        TypeError: there is nothing to look into.
+        TypeError: the model has no such internals.
     """
     steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
     for step in steps[:-1]:
         x = step.transform(x)
-    return evidential(steps[-1], x) if confidence == "evidential" else ensemble(steps[-1], x)
+    return evidential_confidence(steps[-1], x) if confidence == "evidential" else ensemble_confidence(steps[-1], x)
 
 
-def shrunk(probability: FloatArray, confidence: FloatArray) -> FloatArray:
-    """Return (n, C) probabilities drawn to 1/C by what is lacking in (n,) confidence.
+def shrink_to_uniform(probability: FloatArray, confidence: FloatArray) -> FloatArray:
+    """Shrink (n, C) probabilities towards 1/C in proportion to 1 minus the (n,) confidence.
 
-    With the evidential confidence that is the mean of the Dirichlet distribution, ``(e_k + 1) / (sum of e + C)``.
+    With the evidential confidence this is the mean of the Dirichlet distribution, ``(e_k + 1) / (sum of e + C)``.
     """
-    even = 1.0 / probability.shape[1]
-    result: FloatArray = even + (probability - even) * confidence[:, None]
+    uniform = 1.0 / probability.shape[1]
+    result: FloatArray = uniform + (probability - uniform) * confidence[:, None]
     return result
 
 
-def evidential(model: Any, x: Matrix) -> FloatArray:
-    """Return ``1 - u`` for the vacuity ``u = C / sum_k (e_k + 1)`` of a Dirichlet distribution over C classes.
+def evidential_confidence(model: Any, x: Matrix) -> FloatArray:
+    """Compute ``1 - u`` for the vacuity ``u = C / sum_k (e_k + 1)`` of a Dirichlet distribution over C classes.
 
-    The evidence ``e_k`` is how many training rows of class k lie in the leaves that a case falls into, on average over
-    the trees. A case in small leaves is one that the model has hardly seen the like of.
+    The evidence ``e_k`` is the number of training rows of class k in the leaves of a case, averaged over trees. Small
+    leaves mean that the model was trained on few similar cases.
 
     Args:
         model: a fitted decision tree or forest of scikit-learn.
@@ -55,43 +59,43 @@ def evidential(model: Any, x: Matrix) -> FloatArray:
     Raises:
         TypeError: the model has no leaves that count rows.
     """
-    trees = _trees(model)
+    trees = _list_trees(model)
     leaves = [tree.tree_.weighted_n_node_samples[tree.apply(np.asarray(x, dtype=np.float32))] for tree in trees]
     evidence, classes = np.mean(leaves, axis=0), len(model.classes_)
     confidence: FloatArray = 1.0 - classes / (evidence + classes)
     return confidence
 
 
-def ensemble(model: Any, x: Matrix) -> FloatArray:
-    """Return one minus the mean distance of the members' probabilities to those of the whole.
+def ensemble_confidence(model: Any, x: Matrix) -> FloatArray:
+    """Compute one minus the mean total variation distance of the members of an ensemble to their mean.
 
-    The members of a forest are its trees. Those of a boosted model are virtual: what it says after a few numbers of its
-    rounds, in its second half (Malinin et al. 2021, virtual ensembles).
+    The members of a forest are its trees. Those of a boosted model are virtual: the model truncated after several
+    numbers of rounds in its second half (Malinin et al. 2021).
 
     Args:
         model: a fitted forest of scikit-learn, or an ``XGBClassifier``.
         x: (n, d) features.
 
     Returns:
-        (n,) confidence in [0, 1]; 1 where all members say the same.
+        (n,) confidence in [0, 1]; 1 where all members agree.
 
     Raises:
         TypeError: the model has no members.
     """
-    said = np.stack(list(_members(model, x)))
-    spread = 0.5 * np.abs(said - said.mean(axis=0)).sum(axis=2).mean(axis=0)
+    members = np.stack(list(_predict_members(model, x)))
+    spread = 0.5 * np.abs(members - members.mean(axis=0)).sum(axis=2).mean(axis=0)
     confidence: FloatArray = 1.0 - spread
     return confidence
 
 
-def _trees(model: Any) -> list[Any]:
+def _list_trees(model: Any) -> list[Any]:
     trees = [model] if hasattr(model, "tree_") else list(np.ravel(getattr(model, "estimators_", [])))
     if not trees or not all(hasattr(tree, "tree_") for tree in trees) or hasattr(model, "init_"):
         raise TypeError(f"{type(model).__name__} has no leaves that count rows; a decision tree or a forest has")
     return trees
 
 
-def _members(model: Any, x: Matrix) -> Iterator[FloatArray]:
+def _predict_members(model: Any, x: Matrix) -> Iterator[FloatArray]:
     if hasattr(model, "get_booster"):
         rounds = model.get_booster().num_boosted_rounds()
         for end in np.unique(np.linspace(max(rounds // 2, 1), rounds, MEMBERS).astype(int)):

@@ -1,4 +1,4 @@
-"""Exact joint search of all cuts of a cascade by cumulative histograms (section 1.5)."""
+"""Exact joint search of all cuts of a cascade, by cumulative histograms."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from collections.abc import Sequence
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.gates.pareto import Front, pareto
+from unfold_cascade.gates.pareto import Front, find_pareto_points
 
 MAX_MODELS = 5
-TABLE = 1 << 18
+MAX_TABLE = 1 << 18
+"""Policies in a table when the number of bins is not given."""
 
 
-def exact_front(
+def search_exact_front(
     score: FloatArray, loss: FloatArray, cost: FloatArray, *, bins: int | None = None, two_sided: bool = False
 ) -> Front:
-    """Return the whole Pareto front over all vectors of cuts.
+    """Search the complete Pareto front over all vectors of cuts.
 
-    A row that reaches gate j and does not stop there changes the loss by ``loss[i, j+1] - loss[i, j]`` and
-    the cost by ``cost[i, j+1]``. Both are summed in a (j+1)-dimensional histogram over the bins of the scores
-    up to j; its cumulative sums give these changes for every vector of cuts at once, and their total over the
-    gates is the loss and cost of every policy. Exact over the given bins, whose edges are observed scores:
-    with all distinct scores as edges it is exact without reservation.
+    A row that passes gate j changes the loss by ``loss[i, j+1] - loss[i, j]`` and the cost by ``cost[i, j+1]``.
+    A (j+1)-dimensional histogram over the bins of the scores up to j sums both; its cumulative sums are the
+    changes under every vector of cuts, and their total over gates is the loss and cost of every policy. The
+    result is exact over bins with observed scores as edges; with all distinct scores as edges it is exact.
 
     Args:
-        score: (n, G) score that gate j reads, 0 <= G <= 4; minus infinity where it has none, so that only a gate
-            that stops all stops there.
-        loss: (n, K) loss of model j's answer, K = G + 1.
-        cost: (n, K) or (K,) cost of asking model j once the row got there.
-        bins: Bins per gate at most, by quantiles; None takes all distinct scores for one gate, and as many as
-            fit a table of a quarter of a million policies for several (all of them where they are few).
-        two_sided: Search intervals ``[lo, hi)`` instead of one cut a gate; needs coarser bins.
+        score: (n, G) score that gate j reads, 0 <= G <= 4; minus infinity where there is none, so that only a
+            gate at which all rows exit ends there.
+        loss: (n, K) loss of model j's prediction, K = G + 1.
+        cost: (n, K) or (K,) marginal cost of model j.
+        bins: Maximum number of bins per gate, by quantiles. ``None`` takes all distinct scores for one gate; for
+            several gates as many as fit a table of 2^18 policies.
+        two_sided: Search intervals ``[lo, hi)`` instead of one cut per gate; needs coarser bins.
 
     Returns:
-        The front; its losses and costs are means per row.
+        The front; losses and costs are means per row.
 
     Raises:
-        ValueError: Shapes do not agree, there is no row, or a value is not finite.
+        ValueError: Shapes do not match, there is no row, or a value is not finite.
     """
-    score, loss, cost = checked(score, loss, cost)
-    sizes = _bin_counts([np.unique(column).size for column in score.T], bins, two_sided=two_sided)
-    edges = [bin_edges(column, size) for column, size in zip(score.T, sizes, strict=True)]
-    spans = [_spans(edge.size - 1, two_sided=two_sided) for edge in edges]
-    losses, costs = _tables(score, loss, cost, edges, spans)
-    best = pareto(losses.ravel(), costs.ravel())
-    return Front(losses.ravel()[best], costs.ravel()[best], _cuts(best, edges, spans))
+    score, loss, cost = check_tables(score, loss, cost)
+    sizes = _share_bins([np.unique(column).size for column in score.T], bins, two_sided=two_sided)
+    edges = [compute_bin_edges(column, size) for column, size in zip(score.T, sizes, strict=True)]
+    spans = [_list_spans(edge.size - 1, two_sided=two_sided) for edge in edges]
+    losses, costs = _tabulate_policies(score, loss, cost, edges, spans)
+    best = find_pareto_points(losses.ravel(), costs.ravel())
+    return Front(losses.ravel()[best], costs.ravel()[best], _decode_cuts(best, edges, spans))
 
 
-def checked(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the three tables as float64; a score may be -inf, where a model gave none.
+def check_tables(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Convert the three tables to float64; a score is -inf where a model gave none.
 
     Raises:
-        ValueError: Shapes do not agree, there is no row, or a value is not finite.
+        ValueError: Shapes do not match, there is no row, or a value is not finite.
     """
     score, loss, cost = (np.asarray(table, dtype=np.float64) for table in (score, loss, cost))
     if loss.ndim != 2 or not loss.size or not 1 <= loss.shape[1] <= MAX_MODELS:
@@ -67,12 +67,12 @@ def checked(score: FloatArray, loss: FloatArray, cost: FloatArray) -> tuple[Floa
     return score, loss, cost
 
 
-def bin_edges(score: FloatArray, bins: int) -> FloatArray:
-    """Return the edges of at most ``bins`` bins of equal share, cut between distinct scores only.
+def compute_bin_edges(score: FloatArray, bins: int) -> FloatArray:
+    """Compute the edges of at most ``bins`` bins of equal size, between distinct scores only.
 
     Args:
         score: (n,) scores, finite or minus infinity.
-        bins: Bins at most; where there are no more distinct scores, each gets its own.
+        bins: Maximum number; if there are no more distinct scores, each has its own bin.
 
     Returns:
         (B + 1,) ascending: -inf, observed scores, +inf. Bin b holds the scores of
@@ -86,37 +86,37 @@ def bin_edges(score: FloatArray, bins: int) -> FloatArray:
     return np.concatenate(([-np.inf], inner, [np.inf]))
 
 
-def _bin_counts(distinct: Sequence[int], bins: int | None, *, two_sided: bool) -> list[int]:
-    """Share a table of policies among the gates; a gate with few scores leaves room to the others."""
+def _share_bins(distinct: Sequence[int], bins: int | None, *, two_sided: bool) -> list[int]:
+    """Divide a table of policies among the gates; gates with few scores leave more bins for the others."""
     if bins is not None:
         return [min(bins, count) for count in distinct]
     if len(distinct) == 1 and not two_sided:
         return list(distinct)
-    room, counts = float(TABLE), dict[int, int]()
+    capacity, counts = float(MAX_TABLE), dict[int, int]()
     order = sorted(range(len(distinct)), key=distinct.__getitem__)
-    for left, gate in zip(range(len(order), 0, -1), order, strict=True):
-        counts[gate] = min(distinct[gate], _most_bins(room ** (1 / left), two_sided=two_sided))
-        room /= _policies(counts[gate], two_sided=two_sided)
+    for remaining, gate in zip(range(len(order), 0, -1), order, strict=True):
+        counts[gate] = min(distinct[gate], _max_bins(capacity ** (1 / remaining), two_sided=two_sided))
+        capacity /= _count_policies(counts[gate], two_sided=two_sided)
     return [counts[gate] for gate in range(len(distinct))]
 
 
-def _most_bins(policies: float, *, two_sided: bool) -> int:
+def _max_bins(policies: float, *, two_sided: bool) -> int:
     return max(int(math.sqrt(2 * policies) if two_sided else policies) - 1, 2)
 
 
-def _policies(bins: int, *, two_sided: bool) -> int:
+def _count_policies(bins: int, *, two_sided: bool) -> int:
     return bins * (bins + 1) // 2 + 1 if two_sided else bins + 1
 
 
-def _spans(bins: int, *, two_sided: bool) -> IntArray:
-    """Return the (P, 2) ranges of bins that ask on: one-sided [0, b), two-sided [a, b), the first empty."""
+def _list_spans(bins: int, *, two_sided: bool) -> IntArray:
+    """List the (P, 2) ranges of bins that pass a gate: one-sided [0, b), two-sided [a, b), the first empty."""
     if not two_sided:
         return np.stack((np.zeros(bins + 1, dtype=np.int64), np.arange(bins + 1)), axis=1)
     low, high = np.triu_indices(bins + 1, 1)
     return np.concatenate((np.zeros((1, 2), dtype=np.int64), np.stack((low, high), axis=1)))
 
 
-def _tables(
+def _tabulate_policies(
     score: FloatArray, loss: FloatArray, cost: FloatArray, edges: list[FloatArray], spans: list[IntArray]
 ) -> tuple[FloatArray, FloatArray]:
     shape, rows = tuple(len(span) for span in spans), len(loss)
@@ -126,20 +126,20 @@ def _tables(
     for gate, edge in enumerate(edges):
         bins += (edge.size - 1,)
         cell = cell * bins[-1] + np.searchsorted(edge[1:-1], score[:, gate], side="right")
-        spread = (*shape[: gate + 1], *(1,) * (len(edges) - gate - 1))
-        losses += _change(cell, loss[:, gate + 1] - loss[:, gate], bins, spans).reshape(spread)
-        costs += _change(cell, cost[..., gate + 1], bins, spans).reshape(spread)
+        broadcast = (*shape[: gate + 1], *(1,) * (len(edges) - gate - 1))
+        losses += _sum_passing(cell, loss[:, gate + 1] - loss[:, gate], bins, spans).reshape(broadcast)
+        costs += _sum_passing(cell, cost[..., gate + 1], bins, spans).reshape(broadcast)
     return losses / rows, costs / rows
 
 
-def _change(cell: IntArray, value: FloatArray, bins: tuple[int, ...], spans: list[IntArray]) -> FloatArray:
-    """Sum a value of the rows that ask on, under every policy; one price for all is counted, exactly."""
+def _sum_passing(cell: IntArray, value: FloatArray, bins: tuple[int, ...], spans: list[IntArray]) -> FloatArray:
+    """Sum a value over the rows that pass the gate, under every policy; a common price is multiplied by counts."""
     histogram = np.bincount(cell, value if value.ndim else None, math.prod(bins)).astype(np.float64)
-    table = _asked_on(histogram.reshape(bins), spans)
+    table = _sum_ranges(histogram.reshape(bins), spans)
     return table if value.ndim else table * value
 
 
-def _asked_on(histogram: FloatArray, spans: list[IntArray]) -> FloatArray:
+def _sum_ranges(histogram: FloatArray, spans: list[IntArray]) -> FloatArray:
     """Sum a histogram over the range of bins of every policy, axis by axis."""
     table = histogram
     for axis in range(histogram.ndim):
@@ -150,11 +150,11 @@ def _asked_on(histogram: FloatArray, spans: list[IntArray]) -> FloatArray:
     return table
 
 
-def _cuts(best: IntArray, edges: list[FloatArray], spans: list[IntArray]) -> FloatArray:
+def _decode_cuts(best: IntArray, edges: list[FloatArray], spans: list[IntArray]) -> FloatArray:
     cuts = np.empty((best.size, len(edges), 2))
-    rest = best
+    index = best
     for gate in reversed(range(len(edges))):
-        rest, chosen = np.divmod(rest, len(spans[gate]))
-        low, high = spans[gate][chosen].T
+        index, span = np.divmod(index, len(spans[gate]))
+        low, high = spans[gate][span].T
         cuts[:, gate, 0], cuts[:, gate, 1] = edges[gate][low], edges[gate][high]
     return cuts

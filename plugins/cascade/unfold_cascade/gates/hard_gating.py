@@ -1,4 +1,9 @@
-"""The paper's HARDGATING: one gate at a time under a budget (Algorithm 1, reconstructed in section 1.5)."""
+"""The paper's greedy search, HARDGATING: one gate at a time under a budget (UnfoldML, Algorithm 1).
+
+At gate j the rows with ``score < cut`` pass on to model j + 1 and pay for it. Under a budget, greedy takes the cut of
+least loss that the remaining budget allows, of equal losses the cheapest. What gate 1 spends is lost to gate 2: compare
+``search_exact_front``.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.gates.exact import checked
-from unfold_cascade.gates.pareto import pareto
+from unfold_cascade.gates.exact import check_tables
+from unfold_cascade.gates.pareto import find_pareto_points
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class GreedyPolicy:
     """One vector of cuts with its mean loss and mean cost; ``cuts`` is (G, 2) as in ``Front``."""
 
     loss: float
@@ -23,7 +28,9 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class _Problem:
+class GreedyProblem:
+    """(G, n) bins of the scores among the candidate cuts of each gate, (n, K) losses and (n, K) costs."""
+
     bins: IntArray
     loss: FloatArray
     cost: FloatArray
@@ -31,61 +38,18 @@ class _Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """Cuts of the gates passed, rows that are left, totals reached, and budgets [floor, ceiling)."""
+class GreedyState:
+    """Cuts so far, the (n,) rows that pass all of them, total loss and cost, and the budgets [floor, ceiling)."""
 
     cuts: tuple[float, ...]
-    reached: BoolArray
+    is_passing: BoolArray
     loss: float
     cost: float
     floor: float = -math.inf
     ceiling: float = math.inf
 
 
-def hard_gating(
-    score: FloatArray,
-    loss: FloatArray,
-    cost: FloatArray,
-    budget: float,
-    *,
-    max_cut: float = 1.0,
-    bins: int = 64,
-    candidates: Sequence[FloatArray] | None = None,
-) -> Policy | None:
-    """Set one gate after the other to the cut of least loss that the rest of the budget allows.
-
-    All rows start at model 1. At gate j the rows with ``score < cut`` move on to model j + 1 and pay for
-    it; of equal losses the cheapest cut is taken. Money that gate 1 spends is lost to gate 2: compare
-    ``exact_front``.
-
-    Args:
-        score: (n, G) score that gate j reads, as for ``exact_front``.
-        loss: (n, K) loss of model j's answer, K = G + 1.
-        cost: (n, K) or (K,) cost of asking model j once the row got there.
-        budget: Mean cost per row that may be spent.
-        max_cut: Upper bound on the cuts, the paper's maxA.
-        bins: Cuts tried per gate, evenly from 0 to ``max_cut``, the paper's nBins.
-        candidates: G ascending arrays of cuts to try instead.
-
-    Returns:
-        The policy, or None where model 1 alone exceeds the budget.
-
-    Raises:
-        ValueError: Shapes do not agree, there is no row, or a value is not finite.
-    """
-    problem = _problem(score, loss, cost, _candidates(score, max_cut, bins, candidates))
-    step, rows = _start(problem), len(problem.loss)
-    if step.cost / rows > budget:
-        return None
-    for _ in problem.candidates:
-        losses, costs = _moves(problem, step)
-        choices = pareto(losses, costs)
-        within = np.searchsorted(costs[choices] / rows, budget, side="right") - 1
-        step = _moved(problem, step, int(choices[within]), losses, costs)
-    return _policy(problem, step)
-
-
-def greedy_for_loss(
+def search_greedy_for_loss(
     score: FloatArray,
     loss: FloatArray,
     cost: FloatArray,
@@ -94,88 +58,90 @@ def greedy_for_loss(
     max_cut: float = 1.0,
     bins: int = 64,
     candidates: Sequence[FloatArray] | None = None,
-) -> Policy | None:
-    """Return what ``hard_gating`` finds under the smallest budget that brings its loss down to a target.
+) -> GreedyPolicy | None:
+    """Search the smallest budget under which greedy reaches a target loss, and return its policy.
 
-    The choice at a gate changes only at the costs of its non-dominated cuts, so all budgets are covered by
-    the intervals between them; no budget is tried in vain.
+    The cut at a gate changes only at the costs of undominated cuts, so the intervals between these cover all budgets.
 
     Args:
-        score: (n, G) score that gate j reads, as for ``exact_front``.
-        loss: (n, K) loss of model j's answer, K = G + 1.
-        cost: (n, K) or (K,) cost of asking model j once the row got there.
+        score: (n, G) score that gate j reads, as for ``search_exact_front``.
+        loss: (n, K) loss of model j's prediction, K = G + 1.
+        cost: (n, K) or (K,) marginal cost of model j.
         target: Mean loss per row to reach.
-        max_cut: Upper bound on the cuts.
-        bins: Cuts tried per gate, evenly from 0 to ``max_cut``.
+        max_cut: Upper bound on the cuts, the paper's maxA.
+        bins: Cuts to try per gate, evenly from 0 to ``max_cut``, the paper's nBins.
         candidates: G ascending arrays of cuts to try instead.
 
     Returns:
-        The policy, or None where no budget reaches the target.
+        The policy, or ``None`` if no budget reaches the target.
 
     Raises:
-        ValueError: Shapes do not agree, there is no row, or a value is not finite.
+        ValueError: Shapes do not match, there is no row, or a value is not finite.
     """
-    problem = _problem(score, loss, cost, _candidates(score, max_cut, bins, candidates))
-    found = _cheapest(problem, _start(problem), target)
-    return None if found is None else _policy(problem, found)
+    grids = [np.linspace(0.0, max_cut, bins)] * score.shape[1] if candidates is None else candidates
+    problem = build_greedy_problem(score, loss, cost, grids)
+    state = _search_budgets(problem, start_greedy(problem), target)
+    return None if state is None else build_greedy_policy(problem, state)
 
 
-def _candidates(
-    score: FloatArray, max_cut: float, bins: int, given: Sequence[FloatArray] | None
-) -> tuple[FloatArray, ...]:
-    grids = [np.linspace(0.0, max_cut, bins)] * score.shape[1] if given is None else given
-    return tuple(np.unique(np.concatenate(([-np.inf], grid))) for grid in grids)
-
-
-def _problem(score: FloatArray, loss: FloatArray, cost: FloatArray, candidates: tuple[FloatArray, ...]) -> _Problem:
-    score, loss, cost = checked(score, loss, cost)
-    columns = [np.searchsorted(cut, s, side="right") for cut, s in zip(candidates, score.T, strict=True)]
+def build_greedy_problem(
+    score: FloatArray, loss: FloatArray, cost: FloatArray, grids: Sequence[FloatArray]
+) -> GreedyProblem:
+    """Sort the scores of each gate into the bins between its cuts; a cut at which all rows exit is added."""
+    candidates = tuple(np.unique(np.concatenate(([-np.inf], grid))) for grid in grids)
+    score, loss, cost = check_tables(score, loss, cost)
+    columns = [np.searchsorted(cuts, column, side="right") for cuts, column in zip(candidates, score.T, strict=True)]
     bins = np.array(columns, dtype=np.int64).reshape(score.shape[::-1])
-    return _Problem(bins, loss, np.broadcast_to(cost, loss.shape), candidates)
+    return GreedyProblem(bins, loss, np.broadcast_to(cost, loss.shape), candidates)
 
 
-def _start(problem: _Problem) -> _Step:
-    everyone = np.ones(len(problem.loss), dtype=np.bool_)
-    return _Step((), everyone, float(problem.loss[:, 0].sum()), float(problem.cost[:, 0].sum()))
+def start_greedy(problem: GreedyProblem) -> GreedyState:
+    """Return the state before the first gate: every row is evaluated by model 1."""
+    everything = np.ones(len(problem.loss), dtype=np.bool_)
+    return GreedyState((), everything, float(problem.loss[:, 0].sum()), float(problem.cost[:, 0].sum()))
 
 
-def _moves(problem: _Problem, step: _Step) -> tuple[FloatArray, FloatArray]:
-    """Return total loss and cost after each cut of the next gate."""
-    gate, rows = len(step.cuts), step.reached
+def total_after_cuts(problem: GreedyProblem, state: GreedyState) -> tuple[FloatArray, FloatArray]:
+    """Compute the total loss and the total cost after each candidate cut of the next gate."""
+    gate, rows = len(state.cuts), state.is_passing
     size, bins = problem.candidates[gate].size, problem.bins[gate, rows]
-    change = problem.loss[rows, gate + 1] - problem.loss[rows, gate]
-    paid = problem.cost[rows, gate + 1]
-    losses = step.loss + np.cumsum(np.bincount(bins, change, size + 1), dtype=np.float64)[:size]
-    costs = step.cost + np.cumsum(np.bincount(bins, paid, size + 1), dtype=np.float64)[:size]
+    loss_change = problem.loss[rows, gate + 1] - problem.loss[rows, gate]
+    call_cost = problem.cost[rows, gate + 1]
+    losses = state.loss + np.cumsum(np.bincount(bins, loss_change, size + 1), dtype=np.float64)[:size]
+    costs = state.cost + np.cumsum(np.bincount(bins, call_cost, size + 1), dtype=np.float64)[:size]
     return losses, costs
 
 
-def _moved(problem: _Problem, step: _Step, choice: int, losses: FloatArray, costs: FloatArray) -> _Step:
-    gate = len(step.cuts)
-    cut = float(problem.candidates[gate][choice])
-    reached = step.reached & (problem.bins[gate] <= choice)
-    return _Step((*step.cuts, cut), reached, float(losses[choice]), float(costs[choice]))
+def apply_cut(
+    problem: GreedyProblem, state: GreedyState, candidate: int, losses: FloatArray, costs: FloatArray
+) -> GreedyState:
+    """Advance by one gate with one of its candidate cuts."""
+    gate = len(state.cuts)
+    cut = float(problem.candidates[gate][candidate])
+    is_passing = state.is_passing & (problem.bins[gate] <= candidate)
+    return GreedyState((*state.cuts, cut), is_passing, float(losses[candidate]), float(costs[candidate]))
 
 
-def _cheapest(problem: _Problem, step: _Step, target: float) -> _Step | None:
-    """Return the end of the first interval of budgets, from below, in which greedy reaches the target."""
-    if len(step.cuts) == len(problem.candidates):
-        return step if step.loss / len(problem.loss) <= target else None
-    losses, costs = _moves(problem, step)
-    choices = pareto(losses, costs)
-    ends = [*costs[choices[1:]].tolist(), math.inf]
-    for choice, end in zip(choices.tolist(), ends, strict=True):
-        floor, ceiling = max(step.floor, float(costs[choice])), min(step.ceiling, end)
-        if floor < ceiling:
-            after = _moved(problem, step, choice, losses, costs)
-            bounded = _Step(after.cuts, after.reached, after.loss, after.cost, floor, ceiling)
-            found = _cheapest(problem, bounded, target)
-            if found is not None:
-                return found
-    return None
-
-
-def _policy(problem: _Problem, step: _Step) -> Policy:
+def build_greedy_policy(problem: GreedyProblem, state: GreedyState) -> GreedyPolicy:
+    """Convert the final state to means per row."""
     rows = len(problem.loss)
-    cuts = np.array([(-math.inf, cut) for cut in step.cuts]).reshape(-1, 2)
-    return Policy(step.loss / rows, step.cost / rows, cuts)
+    cuts = np.array([(-math.inf, cut) for cut in state.cuts]).reshape(-1, 2)
+    return GreedyPolicy(state.loss / rows, state.cost / rows, cuts)
+
+
+def _search_budgets(problem: GreedyProblem, state: GreedyState, target: float) -> GreedyState | None:
+    """Return the final state of the lowest interval of budgets in which greedy reaches the target."""
+    if len(state.cuts) == len(problem.candidates):
+        return state if state.loss / len(problem.loss) <= target else None
+    losses, costs = total_after_cuts(problem, state)
+    candidates = find_pareto_points(losses, costs)
+    ends = [*costs[candidates[1:]].tolist(), math.inf]
+    for candidate, end in zip(candidates.tolist(), ends, strict=True):
+        floor, ceiling = max(state.floor, float(costs[candidate])), min(state.ceiling, end)
+        if floor < ceiling:
+            after = apply_cut(problem, state, candidate, losses, costs)
+            bounded = GreedyState(after.cuts, after.is_passing, after.loss, after.cost, floor, ceiling)
+            final = _search_budgets(problem, bounded, target)
+            if final is not None:
+                return final
+    return None

@@ -1,8 +1,8 @@
-"""Gates by backward induction: each gate is a weighted classification, exact for intervals (section 1.6).
+"""Gates by backward induction: each gate is a weighted classification, solved exactly for intervals.
 
-All models are logged on all rows, so what asking on is worth is known: for the last gate it is the loss of the last
-model and its price, for a gate before it what the gates behind it make of the row. A gate that asks on within an
-interval of scores is best where the sum of what is gained is largest: the largest sum of a run of bins.
+Every model is evaluated on every row, so the value of deferring is known: for the last gate the loss and price of the
+last model, for an earlier gate the value under the gates behind it. The best interval of deferred scores is the run of
+bins with the largest sum of gains (maximum subarray).
 """
 
 from __future__ import annotations
@@ -10,43 +10,45 @@ from __future__ import annotations
 import numpy as np
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.gates.exact import bin_edges
+from unfold_cascade.gates.exact import compute_bin_edges
 
 
 def induce_gates(
     score: FloatArray, loss: FloatArray, cost: FloatArray, lam: float, *, bins: int = 256, one_sided: bool = False
 ) -> FloatArray:
-    """Return (G, 2) cuts: gate j stops a row iff ``score < lo`` or ``score >= hi``.
+    """Compute (G, 2) cuts: rows exit at gate j iff ``score < lo`` or ``score >= hi``.
 
     Args:
         score: (n, G) score that gate j reads.
-        loss: (n, K) loss of model j's answer, K = G + 1.
-        cost: (K,) cost of asking model j once the row got there.
-        lam: Price of one unit of cost, in units of loss.
-        bins: Bins a gate at most.
-        one_sided: Nothing is stopped from below: ``lo`` is minus infinity.
+        loss: (n, K) loss of model j's prediction, K = G + 1.
+        cost: (K,) marginal cost of model j.
+        lam: Weight of cost, in units of loss per unit of cost.
+        bins: Maximum number of bins per gate.
+        one_sided: Defer all scores below ``hi``: ``lo`` is minus infinity.
     """
     cuts = np.empty((score.shape[1], 2))
     value = loss[:, -1]
     for j in range(score.shape[1] - 1, -1, -1):
-        on = lam * cost[j + 1] + value
-        cuts[j] = best_interval(score[:, j], loss[:, j] - on, bins, one_sided=one_sided)
-        asks = (score[:, j] >= cuts[j, 0]) & (score[:, j] < cuts[j, 1])
-        value = np.where(asks, on, loss[:, j])
+        deferred = lam * cost[j + 1] + value
+        cuts[j] = find_best_interval(score[:, j], loss[:, j] - deferred, bins, one_sided=one_sided)
+        is_deferred = (score[:, j] >= cuts[j, 0]) & (score[:, j] < cuts[j, 1])
+        value = np.where(is_deferred, deferred, loss[:, j])
     return cuts
 
 
-def best_interval(score: FloatArray, gain: FloatArray, bins: int, *, one_sided: bool = False) -> tuple[float, float]:
-    """Return the interval ``[lo, hi)`` of scores with the largest sum of gains; empty where no sum is above 0.
+def find_best_interval(
+    score: FloatArray, gain: FloatArray, bins: int, *, one_sided: bool = False
+) -> tuple[float, float]:
+    """Find the interval ``[lo, hi)`` of scores with the largest sum of gains; empty if no sum is positive.
 
-    ``one_sided`` intervals begin with the lowest score.
+    ``one_sided`` intervals start at the lowest score.
     """
-    edges = bin_edges(score, bins)
-    place = np.searchsorted(edges[1:-1], score, side="right")
-    sums = np.concatenate(([0.0], np.cumsum(np.bincount(place, gain, edges.size - 1))))
-    least = np.zeros_like(sums) if one_sided else np.minimum.accumulate(sums)
-    end = int(np.argmax(sums - least))
-    if sums[end] <= least[end]:
+    edges = compute_bin_edges(score, bins)
+    bin_number = np.searchsorted(edges[1:-1], score, side="right")
+    sums = np.concatenate(([0.0], np.cumsum(np.bincount(bin_number, gain, edges.size - 1))))
+    minimum = np.zeros_like(sums) if one_sided else np.minimum.accumulate(sums)
+    end = int(np.argmax(sums - minimum))
+    if sums[end] <= minimum[end]:
         return float("-inf"), float("-inf")
-    begin = int(np.flatnonzero(sums[: end + 1] == least[end])[0])
+    begin = int(np.flatnonzero(sums[: end + 1] == minimum[end])[0])
     return float(edges[begin]), float(edges[end])

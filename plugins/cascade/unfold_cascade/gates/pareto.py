@@ -1,4 +1,4 @@
-"""Pareto fronts of cascades: the points that no other policy beats in both loss and cost."""
+"""Pareto fronts of cascades: the policies that no other dominates in loss and cost."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from unfold_cascade._types import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Policies that are not dominated, by ascending cost and strictly descending loss.
+    """Undominated policies, by ascending cost and strictly descending loss.
 
-    Gate j stops a row iff ``score < lo`` or ``score >= hi``. A one-sided gate has ``lo = -inf``; then
-    ``hi = -inf`` always stops and ``hi = +inf`` never does. A finite cut is a score that was observed.
+    A row exits at gate j iff ``score < lo`` or ``score >= hi``. A one-sided gate has ``lo = -inf``; then all rows
+    exit for ``hi = -inf`` and none for ``hi = +inf``. Finite cuts are observed scores.
 
     Attributes:
         loss: (m,) mean loss per row.
-        cost: (m,) mean cost per row, in the unit of the prices given.
-        cuts: (m, G, 2) pairs ``(lo, hi)``, one for each gate: every model but the last has one.
+        cost: (m,) mean cost per row, in the unit of the prices.
+        cuts: (m, G, 2) pairs ``(lo, hi)``, one per gate: every model but the last has one.
     """
 
     loss: FloatArray
@@ -31,24 +31,24 @@ class Front:
         return self.loss.size
 
     def cheapest_within(self, loss: float) -> int | None:
-        """Return the index of the cheapest point whose loss is at most ``loss``, or None."""
-        first = int(np.searchsorted(-self.loss, -loss))
-        return first if first < self.loss.size else None
+        """Find the cheapest point with a loss of at most ``loss``; ``None`` if there is none."""
+        point = int(np.searchsorted(-self.loss, -loss))
+        return point if point < self.loss.size else None
 
     def best_within(self, cost: float) -> int | None:
-        """Return the index of the most accurate point whose cost is at most ``cost``, or None."""
-        last = int(np.searchsorted(self.cost, cost, side="right")) - 1
-        return last if last >= 0 else None
+        """Find the point of least loss with a cost of at most ``cost``; ``None`` if there is none."""
+        point = int(np.searchsorted(self.cost, cost, side="right")) - 1
+        return point if point >= 0 else None
 
     def take(self, indices: IntArray) -> Front:
-        """Return the front of these points alone; ``indices`` ascend."""
+        """Return the front of some of its points; ``indices`` ascend."""
         return Front(self.loss[indices], self.cost[indices], self.cuts[indices])
 
 
-def pareto(loss: FloatArray, cost: FloatArray) -> IntArray:
-    """Return the points that no other beats, by ascending cost and strictly descending loss.
+def find_pareto_points(loss: FloatArray, cost: FloatArray) -> IntArray:
+    """Find the undominated points, by ascending cost and strictly descending loss.
 
-    Of equal points the first is kept. Takes about 15 ms for a million points.
+    Of equal points the first is kept.
 
     Args:
         loss: (p,) finite losses.
@@ -57,15 +57,16 @@ def pareto(loss: FloatArray, cost: FloatArray) -> IntArray:
     Returns:
         (m,) indices into the points.
     """
-    alive = _not_beaten_by_cheaper_bucket(loss, cost)
-    order = alive[np.lexsort((loss[alive], cost[alive]))]
+    candidates = _drop_dominated_buckets(loss, cost)
+    order = candidates[np.lexsort((loss[candidates], cost[candidates]))]
     ranked = loss[order]
     improves = ranked[1:] < np.minimum.accumulate(ranked)[:-1]
     best: IntArray = order[np.concatenate((np.ones(min(order.size, 1), dtype=np.bool_), improves))]
     return best
 
 
-def _not_beaten_by_cheaper_bucket(loss: FloatArray, cost: FloatArray, buckets: int = 16384) -> IntArray:
+def _drop_dominated_buckets(loss: FloatArray, cost: FloatArray, buckets: int = 16384) -> IntArray:
+    """Drop points that a point of a cheaper bucket dominates, which leaves few to sort among a million."""
     if loss.size < buckets:
         return np.arange(loss.size)
     width = max((cost.max() - cost.min()) / (buckets - 1), np.finfo(np.float64).tiny)
@@ -75,12 +76,12 @@ def _not_beaten_by_cheaper_bucket(loss: FloatArray, cost: FloatArray, buckets: i
     return np.flatnonzero(loss < np.minimum.accumulate(best)[bucket])
 
 
-def thin(front: Front, limit: int) -> IntArray:
-    """Choose at most ``limit`` points of a front, evenly along it, and both ends.
+def thin_front(front: Front, limit: int) -> IntArray:
+    """Select at most ``limit`` points of a front, evenly along it, with both ends.
 
     Args:
-        front: The front; its length along the way is the sum of its relative steps in loss and cost.
-        limit: Points to keep, at least 2.
+        front: The front; distance along it is the sum of relative steps in loss and cost.
+        limit: Maximum number of points, at least 2.
 
     Returns:
         (k,) ascending indices, k <= limit.
@@ -92,46 +93,46 @@ def thin(front: Front, limit: int) -> IntArray:
         raise ValueError(f"a front keeps both ends, so limit must be at least 2, not {limit}")
     if len(front) <= limit:
         return np.arange(len(front))
-    way = _way(front.cost) + _way(-front.loss)
-    chosen = np.searchsorted(way, np.linspace(0.0, way[-1], limit))
-    kept: IntArray = np.unique([*np.minimum(chosen[:-1], len(front) - 1), len(front) - 1])
-    return kept
+    distance = _relative_distance(front.cost) + _relative_distance(-front.loss)
+    points = np.searchsorted(distance, np.linspace(0.0, distance[-1], limit))
+    selected: IntArray = np.unique([*np.minimum(points[:-1], len(front) - 1), len(front) - 1])
+    return selected
 
 
-def _way(values: FloatArray) -> FloatArray:
+def _relative_distance(values: FloatArray) -> FloatArray:
     span: FloatArray = values - values[0]
-    way: FloatArray = span / span[-1]
-    return way
+    distance: FloatArray = span / span[-1]
+    return distance
 
 
-def minkowski(a: Front, b: Front, limit: int, *, block: int = 1 << 20) -> tuple[Front, IntArray]:
-    """Combine two fronts whose losses and costs add up (section 1.5, "combine stages").
+def add_fronts(a: Front, b: Front, limit: int, *, block: int = 1 << 20) -> tuple[Front, IntArray]:
+    """Add two fronts with losses and costs that add up (Minkowski sum).
 
-    Every pair is looked at, so the combined front is exact; only then is it thinned.
+    Every pair is considered, so the sum is exact before it is thinned.
 
     Args:
         a: (ma) points with Ga gates.
         b: (mb) points with Gb gates.
-        limit: Points to keep, at least 2, both ends among them.
-        block: Pairs held in memory at once.
+        limit: Maximum number of points, at least 2; both ends are among them.
+        block: Pairs in memory at once.
 
     Returns:
-        The front, with (m, Ga + Gb, 2) cuts, and the (m, 2) indices into ``a`` and ``b`` behind each point.
+        The front, with (m, Ga + Gb, 2) cuts, and the (m, 2) points of ``a`` and ``b`` that make up each point.
     """
     pairs = np.empty((0, 2), dtype=np.int64)
     step = max(block // len(b), 1)
     for start in range(0, len(a), step):
         rows = np.arange(start, min(start + step, len(a)))
-        fresh = np.stack((np.repeat(rows, len(b)), np.tile(np.arange(len(b)), rows.size)), axis=1)
-        pairs = np.concatenate((pairs, fresh))
+        block_pairs = np.stack((np.repeat(rows, len(b)), np.tile(np.arange(len(b)), rows.size)), axis=1)
+        pairs = np.concatenate((pairs, block_pairs))
         i, j = pairs.T
-        pairs = pairs[pareto(a.loss[i] + b.loss[j], a.cost[i] + b.cost[j])]
-    front = _paired(a, b, pairs)
-    kept = thin(front, limit)
-    return front.take(kept), pairs[kept]
+        pairs = pairs[find_pareto_points(a.loss[i] + b.loss[j], a.cost[i] + b.cost[j])]
+    front = _pair_points(a, b, pairs)
+    selected = thin_front(front, limit)
+    return front.take(selected), pairs[selected]
 
 
-def _paired(a: Front, b: Front, pairs: IntArray) -> Front:
+def _pair_points(a: Front, b: Front, pairs: IntArray) -> Front:
     i, j = pairs.T
     cuts = np.concatenate((a.cuts[i], b.cuts[j]), axis=1)
     return Front(a.loss[i] + b.loss[j], a.cost[i] + b.cost[j], cuts)

@@ -1,4 +1,4 @@
-"""Plain-Python twins of the search, slow and obvious: what the property tests compare with."""
+"""Reference implementation of the search in plain Python, for property tests."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Cut = tuple[float, float]
 Point = tuple[float, float]
 
 
-def cuts_of(scores: Sequence[float], *, two_sided: bool) -> list[Cut]:
-    """Return every cut of one gate that decides differently on these scores."""
+def list_cuts(scores: Sequence[float], *, two_sided: bool) -> list[Cut]:
+    """List every cut of one gate that separates these scores differently."""
     edges = [-math.inf, *sorted(set(scores))[1:], math.inf]
     if not two_sided:
         return [(-math.inf, edge) for edge in edges]
@@ -24,7 +24,7 @@ def run_cascade(
     cost: Sequence[Sequence[float]],
     cuts: Sequence[Cut],
 ) -> Point:
-    """Ask model after model for each row, and return the mean (loss, cost)."""
+    """Evaluate models in order for each row, and return the mean (loss, cost)."""
     total_loss = total_cost = 0.0
     for scores, losses, costs in zip(score, loss, cost, strict=True):
         model = 0
@@ -36,7 +36,7 @@ def run_cascade(
     return total_loss / len(loss), total_cost / len(loss)
 
 
-def all_points(
+def list_points(
     score: Sequence[Sequence[float]],
     loss: Sequence[Sequence[float]],
     cost: Sequence[Sequence[float]],
@@ -45,14 +45,14 @@ def all_points(
 ) -> Iterator[Point]:
     """Yield the mean (loss, cost) of every vector of cuts at distinct scores."""
     gates = range(len(loss[0]) - 1)
-    choices = [cuts_of([row[gate] for row in score], two_sided=two_sided) for gate in gates]
+    choices = [list_cuts([row[gate] for row in score], two_sided=two_sided) for gate in gates]
     return (run_cascade(score, loss, cost, cuts) for cuts in product(*choices))
 
 
-def non_dominated(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both (loss, cost), by ascending cost."""
-    return sorted((p for p in set(points) if not any(_beats(q, p) for q in points)), key=lambda p: p[1])
+def select_non_dominated(points: Sequence[Point]) -> list[Point]:
+    """Select the undominated (loss, cost) points, by ascending cost."""
+    return sorted((p for p in set(points) if not any(_dominates(q, p) for q in points)), key=lambda p: p[1])
 
 
-def _beats(q: Point, p: Point) -> bool:
+def _dominates(q: Point, p: Point) -> bool:
     return q[0] <= p[0] and q[1] <= p[1] and q != p

@@ -1,1 +1,1 @@
-"""Estimators of the model zoo and their costs (arrays in, arrays out)."""
+"""Estimators and their costs, on arrays: no spec is read here."""

@@ -1,4 +1,4 @@
-"""What one call of a fitted model costs: operations, bytes, or measured time."""
+"""The cost of one call of a fitted model: arithmetic operations or measured time."""
 
 from __future__ import annotations
 
@@ -14,80 +14,80 @@ from unfoldkit.api import fail
 REPEATS = 7
 
 
-def flops(model: Any, features: int) -> float:
-    """Return the arithmetic operations of one prediction (add, multiply, compare and exp count one each).
+def count_flops(model: Any, features: int) -> float:
+    """Count the arithmetic operations of one prediction (add, multiply, compare and exp count as one each).
 
-    Trees count one comparison a level, on the mean depth that a training row travels.
+    Trees count one comparison per level, over the mean depth of training rows.
 
     Raises:
-        UnfoldError: the operations of this estimator are not known.
+        UnfoldError: the operations of this estimator are unknown.
     """
     total = 0.0
-    for step in _steps(model):
+    for step in _list_steps(model):
         count = _COUNTERS.get(type(step).__name__)
         if count is None:
-            hint = "cost: {by: latency} measures instead"
+            hint = "cost: {by: latency} measures time instead"
             raise fail(f"the operations of {type(step).__name__} are not known", key="cost.by", hint=hint)
         total += count(step, features)
     return total
 
 
-def latency_us(predict: Callable[[Any], Any], x: Matrix, batch: int, clock: Callable[[], float]) -> float:
-    """Return the median time of one row, in µs, when ``batch`` rows are predicted together."""
+def measure_latency_us(predict: Callable[[Any], Any], x: Matrix, batch: int, clock: Callable[[], float]) -> float:
+    """Measure the median time of one row, in µs, when ``batch`` rows are predicted together."""
     rows = x[np.resize(np.arange(len(x)), batch)]
     predict(rows)
     times = []
     for _ in range(REPEATS):
-        began = clock()
+        start = clock()
         predict(rows)
-        times.append(clock() - began)
+        times.append(clock() - start)
     return float(np.median(times)) / batch * 1e6
 
 
-def _steps(model: Any) -> list[Any]:
+def _list_steps(model: Any) -> list[Any]:
     return [step for _, step in model.steps] if hasattr(model, "steps") else [model]
 
 
-def _linear(model: Any, features: int) -> float:
+def _count_linear(model: Any, features: int) -> float:
     return 2.0 * features * float(np.atleast_2d(model.coef_).shape[0])
 
 
-def _kernel(model: Any, features: int) -> float:
+def _count_kernel(model: Any, features: int) -> float:
     vectors, classes = model.support_vectors_.shape[0], len(model.classes_)
     return float(vectors * (3 * features + 1) + 2 * vectors * max(1, classes - 1))
 
 
-def _forest(model: Any, _features: int) -> float:
+def _count_forest(model: Any, _features: int) -> float:
     trees = [tree.tree_ for tree in np.ravel(model.estimators_)]
-    return float(sum(_tree_depth(tree) for tree in trees) + len(trees) * len(model.classes_))
+    return float(sum(_mean_tree_depth(tree) for tree in trees) + len(trees) * len(model.classes_))
 
 
-def _tree(model: Any, _features: int) -> float:
-    return _tree_depth(model.tree_)
+def _count_tree(model: Any, _features: int) -> float:
+    return _mean_tree_depth(model.tree_)
 
 
-def _tree_depth(tree: Any) -> float:
-    inner = tree.children_left != -1
-    return float(tree.weighted_n_node_samples[inner].sum() / tree.weighted_n_node_samples[0])
+def _mean_tree_depth(tree: Any) -> float:
+    is_inner = tree.children_left != -1
+    return float(tree.weighted_n_node_samples[is_inner].sum() / tree.weighted_n_node_samples[0])
 
 
-def _neighbours(model: Any, features: int) -> float:
+def _count_neighbours(model: Any, features: int) -> float:
     return float(model.n_samples_fit_ * (3 * features + 1))
 
 
-def _layers(model: Any, _features: int) -> float:
+def _count_layers(model: Any, _features: int) -> float:
     return float(sum(2 * weight.size + weight.shape[1] for weight in model.coefs_))
 
 
-def _bayes(model: Any, features: int) -> float:
+def _count_bayes(model: Any, features: int) -> float:
     return 4.0 * features * len(model.classes_)
 
 
-def _quadratic(model: Any, features: int) -> float:
+def _count_quadratic(model: Any, features: int) -> float:
     return 2.0 * features * features * len(model.classes_)
 
 
-def _histogram(model: Any, _features: int) -> float:
+def _count_histogram(model: Any, _features: int) -> float:
     total = 0.0
     for predictor in [tree for round_ in model._predictors for tree in round_]:  # noqa: SLF001
         nodes = predictor.nodes
@@ -95,39 +95,39 @@ def _histogram(model: Any, _features: int) -> float:
     return float(total)
 
 
-def _boosted(model: Any, _features: int) -> float:
+def _count_boosted(model: Any, _features: int) -> float:
     dumps = model.get_booster().get_dump(with_stats=True, dump_format="json")
-    return float(sum(_boosted_depth(json.loads(text)) + 1 for text in dumps))
+    return float(sum(_mean_boosted_depth(json.loads(text)) + 1 for text in dumps))
 
 
-def _boosted_depth(root: Mapping[str, Any]) -> float:
-    inner, stack = 0.0, [root]
+def _mean_boosted_depth(root: Mapping[str, Any]) -> float:
+    inner_cover, stack = 0.0, [root]
     while stack:
         node = stack.pop()
         if "children" in node:
-            inner += node["cover"]
+            inner_cover += node["cover"]
             stack += node["children"]
-    return inner / root["cover"] if root["cover"] else 0.0
+    return inner_cover / root["cover"] if root["cover"] else 0.0
 
 
 _COUNTERS: Mapping[str, Callable[[Any, int], float]] = {
     "StandardScaler": lambda _, features: 2.0 * features,
     "SimpleImputer": lambda _, features: float(features),
-    "LogisticRegression": _linear,
-    "LinearSVC": _linear,
-    "LinearDiscriminantAnalysis": _linear,
-    "RidgeClassifier": _linear,
-    "SGDClassifier": _linear,
-    "SVC": _kernel,
-    "NuSVC": _kernel,
-    "RandomForestClassifier": _forest,
-    "ExtraTreesClassifier": _forest,
-    "DecisionTreeClassifier": _tree,
-    "ExtraTreeClassifier": _tree,
-    "KNeighborsClassifier": _neighbours,
-    "MLPClassifier": _layers,
-    "GaussianNB": _bayes,
-    "QuadraticDiscriminantAnalysis": _quadratic,
-    "HistGradientBoostingClassifier": _histogram,
-    "XGBClassifier": _boosted,
+    "LogisticRegression": _count_linear,
+    "LinearSVC": _count_linear,
+    "LinearDiscriminantAnalysis": _count_linear,
+    "RidgeClassifier": _count_linear,
+    "SGDClassifier": _count_linear,
+    "SVC": _count_kernel,
+    "NuSVC": _count_kernel,
+    "RandomForestClassifier": _count_forest,
+    "ExtraTreesClassifier": _count_forest,
+    "DecisionTreeClassifier": _count_tree,
+    "ExtraTreeClassifier": _count_tree,
+    "KNeighborsClassifier": _count_neighbours,
+    "MLPClassifier": _count_layers,
+    "GaussianNB": _count_bayes,
+    "QuadraticDiscriminantAnalysis": _count_quadratic,
+    "HistGradientBoostingClassifier": _count_histogram,
+    "XGBClassifier": _count_boosted,
 }

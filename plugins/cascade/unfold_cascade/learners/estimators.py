@@ -1,4 +1,4 @@
-"""Estimators by short name or dotted path, and their safe storage."""
+"""Estimators by short name or dotted path: building, fitting, prediction and safe storage."""
 
 from __future__ import annotations
 
@@ -37,8 +37,18 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "extra-trees": {"n_jobs": 1},
     "xgboost": {"n_jobs": 1, "tree_method": "hist"},
 }
+TREES = ("decision-tree", "sklearn.tree.DecisionTreeClassifier")
+FORESTS = (
+    "random-forest",
+    "extra-trees",
+    "sklearn.ensemble.RandomForestClassifier",
+    "sklearn.ensemble.ExtraTreesClassifier",
+)
+BOOSTED = ("xgboost", "xgboost.XGBClassifier")
+INSPECTABLE: Mapping[str, tuple[str, ...]] = {"evidential": (*TREES, *FORESTS), "ensemble": (*FORESTS, *BOOSTED)}
+"""The estimators with internals that each confidence can read, by the names that a spec may use."""
 LIBRARIES = ("sklearn.", "xgboost.")
-NO_CLASSIFIER = "is no classifier that tells how sure it is"
+NOT_A_CLASSIFIER = "is not a classifier with confidences"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class Recipe:
         return self.estimator in ("xgboost", "xgboost.XGBClassifier")
 
 
-def check(recipe: Recipe, *, key: str, allow_code: bool) -> None:
+def check_recipe(recipe: Recipe, *, key: str, allow_code: bool) -> None:
     """Raise when the estimator does not exist, may not be loaded, or does not take its parameters."""
     path = SHORT_NAMES.get(recipe.estimator, recipe.estimator)
     if "." not in path:
@@ -64,95 +74,100 @@ def check(recipe: Recipe, *, key: str, allow_code: bool) -> None:
         raise fail(
             f"{path} is code outside scikit-learn and XGBoost", key=key, hint="--allow-code lets the spec name it"
         )
-    build(recipe, 0, key=key)
+    build_estimator(recipe, 0, key=key)
     if not is_classifier(path):
-        raise fail(f"{path} {NO_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
+        raise fail(f"{path} {NOT_A_CLASSIFIER}", key=key, hint=f"one of: {', '.join(SHORT_NAMES)}")
 
 
 def is_classifier(estimator: str) -> bool:
-    """Whether the class at a dotted path tells classes apart and how sure it is; one that is not found may be one."""
+    """Whether the class at a dotted path is a classifier with confidences; assumed if it cannot be imported."""
     import pkgutil
 
     from sklearn.base import ClassifierMixin
 
     try:
-        kind = pkgutil.resolve_name(estimator)
+        cls = pkgutil.resolve_name(estimator)
     except (ImportError, AttributeError, ValueError):
         return True
-    known = not estimator.startswith(LIBRARIES) or issubclass(kind, ClassifierMixin)
-    return known and any(hasattr(kind, name) for name in ("predict_proba", "decision_function"))
+    is_trusted = not estimator.startswith(LIBRARIES) or issubclass(cls, ClassifierMixin)
+    return is_trusted and any(hasattr(cls, name) for name in ("predict_proba", "decision_function"))
 
 
-def build(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator") -> Any:
-    """Return an unfitted estimator; ``nan`` says that columns have gaps, which are filled where the model cannot."""
+def select_inspection(confidence: str | None, estimator: str) -> str | None:
+    """Return ``confidence`` if it reads the internals of this estimator, ``None`` if its probabilities are used."""
+    return confidence if estimator in INSPECTABLE.get(confidence or "", ()) else None
+
+
+def build_estimator(recipe: Recipe, seed: int, *, nan: bool = False, key: str = "estimator") -> Any:
+    """Build an unfitted estimator; ``nan`` adds imputation of missing values, unless the model handles them."""
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = _plain(recipe, seed, key)
-    scaled = recipe.estimator in SCALED if recipe.scale is None else recipe.scale
+    model = _instantiate(recipe, seed, key)
+    is_scaled = recipe.estimator in SCALED if recipe.scale is None else recipe.scale
     steps = [SimpleImputer(strategy="median", keep_empty_features=True)] if nan and not recipe.is_xgboost else []
-    steps += [StandardScaler()] if scaled else []
+    steps += [StandardScaler()] if is_scaled else []
     return make_pipeline(*steps, model) if steps else model
 
 
-def probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
-    """Return (n, classes) probabilities; a model without them gives the softmax of its decision function."""
+def predict_probabilities(model: Any, x: Matrix, classes: int) -> FloatArray:
+    """Predict (n, classes) probabilities; of a model without them the softmax of its decision function."""
     if hasattr(model, "predict_proba"):
-        found = np.asarray(model.predict_proba(x), dtype=np.float64)
+        predicted = np.asarray(model.predict_proba(x), dtype=np.float64)
     else:
-        found = softmax(np.asarray(model.decision_function(x), dtype=np.float64))
-    seen = np.asarray(getattr(model, "classes_", np.arange(found.shape[1])), dtype=np.int64)
+        predicted = apply_softmax(np.asarray(model.decision_function(x), dtype=np.float64))
+    labels = np.asarray(getattr(model, "classes_", np.arange(predicted.shape[1])), dtype=np.int64)
     result = np.zeros((len(x), classes))
-    result[:, seen] = found
+    result[:, labels] = predicted
     return result
 
 
-def fit(
+def fit_estimator(
     recipe: Recipe, x: Matrix, y: IntArray, seed: int, weight: FloatArray | None = None, *, gaps: bool = False
 ) -> Any:
-    """Return a model fitted on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
+    """Fit an estimator on ``x`` (n, d) and labels ``y`` (n,) from 0 to C-1.
 
     Args:
         recipe: how the model is made.
         x: (n, d) features.
         y: (n,) labels.
-        seed: of whatever it draws.
-        weight: (n,) how much each row counts; once each by default.
-        gaps: whether other rows that it will be asked about miss values, even if these do not.
+        seed: of the estimator.
+        weight: (n,) weight of each row; 1 by default.
+        gaps: whether rows to predict may miss values, even if these rows do not.
 
     Raises:
-        UnfoldError: the estimator refuses the data, its parameters, or weights.
+        UnfoldError: the estimator rejects the data, its parameters, or weights.
     """
     import warnings
 
-    model = build(recipe, seed, nan=gaps or has_gaps(x))
+    model = build_estimator(recipe, seed, nan=gaps or has_gaps(x))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return model.fit(x, y, **_weights(model, weight))
+            return model.fit(x, y, **_weight_options(model, weight))
     except (ValueError, TypeError) as error:
         raise fail(f"{recipe.estimator} cannot be fitted: {str(error).splitlines()[0]}") from error
 
 
 def has_gaps(x: Matrix) -> bool:
-    """Whether a value is missing."""
+    """Whether any value is missing."""
     return bool(np.isnan(x).any())
 
 
-def _weights(model: Any, weight: FloatArray | None) -> dict[str, FloatArray]:
+def _weight_options(model: Any, weight: FloatArray | None) -> dict[str, FloatArray]:
     if weight is None:
         return {}
-    last = f"{model.steps[-1][0]}__" if hasattr(model, "steps") else ""
-    return {f"{last}sample_weight": weight}
+    prefix = f"{model.steps[-1][0]}__" if hasattr(model, "steps") else ""
+    return {f"{prefix}sample_weight": weight}
 
 
 def to_bytes(recipe: Recipe, model: Any) -> bytes:
-    """Return the fitted model in a format whose loading runs no code: UBJSON or skops.
+    """Serialise a fitted model in a format that loads without running code: UBJSON or skops.
 
     Raises:
-        UnfoldError: the file would name a type that loading refuses. A model of allowed code is stored all the same:
-            it can be planned with, not served.
+        UnfoldError: the file would name a type that loading rejects. A model of allowed code is stored anyway: it can
+            be used for planning, but not served.
     """
     if recipe.is_xgboost and not hasattr(model, "steps"):
         return bytes(model.get_booster().save_raw("ubj"))
@@ -164,27 +179,27 @@ def to_bytes(recipe: Recipe, model: Any) -> bytes:
 
 
 def from_bytes(data: bytes, *, ubjson: bool, file: str) -> Any:
-    """Return the model that ``to_bytes`` stored.
+    """Load the model that ``to_bytes`` stored.
 
     Raises:
-        UnfoldError: the file names a type that is not trusted, or is no model.
+        UnfoldError: the file names a type that is not trusted, or is not a model.
     """
-    return _booster(data, file) if ubjson else load_skops(data, file)
+    return _load_xgboost(data, file) if ubjson else load_skops(data, file)
 
 
-def suffix(recipe: Recipe) -> str:
-    """Return the ending of the file of a stored model."""
+def file_suffix(recipe: Recipe) -> str:
+    """Return the file suffix of a stored model."""
     return ".ubj" if recipe.is_xgboost and not recipe.scale else ".skops"
 
 
-def _plain(recipe: Recipe, seed: int, key: str) -> Any:
+def _instantiate(recipe: Recipe, seed: int, key: str) -> Any:
     import pkgutil
 
     path = SHORT_NAMES.get(recipe.estimator, recipe.estimator)
     params = {**DEFAULTS.get(recipe.estimator, {}), **recipe.params}
     try:
-        kind = pkgutil.resolve_name(path)
-        names = kind._get_param_names()  # noqa: SLF001 - the way scikit-learn itself asks
+        cls = pkgutil.resolve_name(path)
+        names = cls._get_param_names()  # the private lookup of scikit-learn itself
     except (ImportError, AttributeError, ValueError) as error:
         raise fail(f'no such estimator: "{path}"', key=key, hint=did_you_mean(path, SHORT_NAMES)) from error
     unknown = [name for name in recipe.params if name not in names and not recipe.is_xgboost]
@@ -195,10 +210,10 @@ def _plain(recipe: Recipe, seed: int, key: str) -> Any:
         )
     if "random_state" in names or recipe.is_xgboost:
         params.setdefault("random_state", seed)
-    return kind(**params)
+    return cls(**params)
 
 
-def _booster(data: bytes, file: str) -> Any:
+def _load_xgboost(data: bytes, file: str) -> Any:
     import xgboost
 
     check_booster(data, file)
@@ -210,8 +225,8 @@ def _booster(data: bytes, file: str) -> Any:
     return model
 
 
-def softmax(score: FloatArray) -> FloatArray:
-    """Return (n, C) from (n, C) scores, or (n, 2) from the (n,) score of the second of two classes."""
+def apply_softmax(score: FloatArray) -> FloatArray:
+    """Apply the softmax to (n, C) scores, or to the (n,) score of the second of two classes, which gives (n, 2)."""
     if score.ndim == 1:
         score = np.column_stack([-score / 2, score / 2])
     shifted = np.exp(score - score.max(axis=1, keepdims=True))

@@ -1,1 +1,1 @@
-"""The fitted models of a run: zoo, tuned parameters, ONNX Runtime."""
+"""The fitted models of a run: training, storage, tuned parameters and ONNX Runtime."""

@@ -1,8 +1,8 @@
-"""The models of a run made ready to answer: ONNX Runtime where it says what the native model says, else the native one.
+"""Engines of a served cascade: ONNX Runtime where it reproduces the native model, otherwise the native model.
 
-A model is converted once and its ONNX file kept in the run. At every start the converted model answers rows that were
-set aside in training; what the native model said of them stands in its log. It serves only if every answer is the same
-and no confidence differs by more than ``TOLERANCE``.
+A model is converted once and the run stores its ONNX file. At every start the converted model predicts a probe, rows
+that were held out in training; the run stores the native predictions. The conversion is used only if every label is
+equal and no confidence differs by more than ``TOLERANCE``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray, Matrix
-from unfold_cascade.data.dataset import Cases, features
-from unfold_cascade.gates.evidential import look, shrunk
+from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_features
+from unfold_cascade.gates.evidential import inspect_model, shrink_to_uniform
 from unfold_cascade.learners import estimators, onnx_svm
-from unfold_cascade.models.zoo import Log, Slot
-from unfold_cascade.schema.models import CascadeSpec
-from unfoldkit.api import Run, fingerprint
+from unfold_cascade.models.zoo import ModelSlot, Predictions
+from unfoldkit.api import Run, RunDir, fingerprint
 from unfoldkit.safe_io.arrays import read_npz
 
 PROBE_FILE = "serving/probe.npz"
@@ -28,161 +27,169 @@ PROBE_ROWS = 512
 TOLERANCE = 1e-5
 ONNX = "ONNX Runtime"
 NATIVE = "native"
-SCORES = "raw scores"
-FORMS = 1
-"""Counts up when models are converted in another way, so that forms of before are made again."""
+RAW_SCORES = "raw scores"
+CONVERSION_VERSION = 1
+"""Increase it when the conversion changes, so that stored ONNX files are converted again."""
 
 Predict = Callable[[Any], FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Rows that no model was fitted on: their numbers and (m, d) features; ``missing`` says if any row has a gap."""
+    """Rows that no model was fitted on: their numbers and (m, d) features.
+
+    ``has_gaps`` says whether any row of the table misses a value.
+    """
 
     rows: IntArray
     x: FloatArray
-    missing: bool
+    has_gaps: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A model that answers: ``predict`` takes (n, d) of ``dtype`` and gives (n, C) float64 probabilities.
+    """A model that predicts: ``predict`` maps (n, d) of ``dtype`` to (n, C) float64 probabilities.
 
-    ``name`` says what runs it, ``why`` how it was chosen; ``sure`` gives the (n,) confidence of a look into it.
+    ``name`` is the runtime, ``reason`` why it was chosen. ``inspect`` computes the (n,) confidence from the internals
+    of the model, where gates read that.
     """
 
     predict: Predict
     dtype: type[Any]
     name: str
-    why: str
-    sure: Predict | None = None
+    reason: str
+    inspect: Predict | None = None
 
 
-class Fitted(Protocol):
-    """A model that a run keeps: where, from what it was made, which columns it reads, how many classes it tells."""
+class StoredModel(Protocol):
+    """A model in a run: its file, origin, input columns and number of classes."""
 
     @property
     def place(self) -> str:
-        """The names of stage and model, one after the other."""
+        """Stage and model, as a path."""
 
     @property
     def model_file(self) -> str:
-        """Where the model stands in the run."""
+        """The file of the model in the run."""
 
     @property
     def columns(self) -> IntArray:
-        """The columns that it reads."""
+        """Numbers of the columns that it reads."""
 
     @property
     def classes(self) -> int:
-        """How many classes it tells apart."""
+        """The number of classes."""
 
     @property
     def made_from(self) -> str:
-        """The fingerprint of what it was made from."""
+        """Fingerprint of all that the model depends on."""
 
     @property
     def inside(self) -> str | None:
-        """The confidence that looks into the model, if one does."""
+        """The confidence that reads the internals of the model, or ``None``."""
 
 
-def keep_probe(spec: CascadeSpec, run: Run, given: Cases) -> Probe:
-    """Return the probe of a run; the table is read only if the run does not hold it yet."""
-    made_from = fingerprint(given.digest, given.order, [int(row) for row in _probe_rows(given)])
-    run.directory.once(PROBE_FILE, made_from, lambda: _make_probe(spec, run, given))
-    with run.directory.decoding(PROBE_FILE, "rows to check with") as data:
-        return _read_probe(data)
+def load_probe(data: DatasetOptions, dataset: Dataset, directory: RunDir) -> Probe:
+    """Load the probe of a run; the table is read only if the run does not store the probe yet."""
+    rows = _select_probe_rows(dataset)
+    made_from = fingerprint(dataset.digest, dataset.order, [int(row) for row in rows])
+    directory.once(PROBE_FILE, made_from, lambda: _pack_probe(load_features(data, dataset), rows))
+    with directory.decoding(PROBE_FILE, "rows to check with") as stored:
+        arrays = read_npz(stored)
+        return Probe(arrays["rows"], arrays["x"], bool(arrays["missing"]))
 
 
-def engine(run: Run, slot: Slot, log: Log, probe: Probe, *, native: bool = False) -> Engine:
-    """Return what answers for one model: a converted form that passes the check, else (or if asked for) the native one.
+def choose_slot_engine(
+    run: Run, slot: ModelSlot, predictions: Predictions, probe: Probe, *, native: bool = False
+) -> Engine:
+    """Choose the engine of one model: a verified conversion, or the native model (always if ``native``).
 
     Raises:
-        UnfoldError: the stored model was changed, or is none.
+        UnfoldError: the stored model was changed, or is not a model.
     """
-    return checked(run, slot, log.probability[probe.rows], probe.x, native=native)
+    return choose_engine(run, slot, predictions.probability[probe.rows], probe.x, native=native)
 
 
-def checked(run: Run, slot: Fitted, said: Matrix, x: Matrix, *, native: bool = False) -> Engine:
-    """Return what answers for one model: ``said`` (m, C) is what the native model said of the rows ``x`` (m, d)."""
-    wrong = "asked for" if slot.inside is None else f"its {slot.inside} confidence looks into it"
-    for form in () if native or slot.inside else _forms(slot):
-        found = _onnx(_converted(run, slot, form), form, slot.classes, run.log)
-        now = None if found is None else found(x[:, slot.columns].astype(form))
-        wrong = _difference(now, said)
-        if found is not None and not wrong:
-            return Engine(found, form, ONNX, f"as the native model on {len(x)} rows")
-    return unconverted(run, slot, wrong)
+def choose_engine(run: Run, slot: StoredModel, expected: Matrix, x: Matrix, *, native: bool = False) -> Engine:
+    """Choose an engine that reproduces ``expected`` (m, C), the native predictions of the rows ``x`` (m, d)."""
+    reason = "requested" if slot.inside is None else f"its {slot.inside} confidence reads its internals"
+    for dtype in () if native or slot.inside else _candidate_dtypes(slot):
+        predict = _load_onnx(_convert_once(run, slot, dtype), dtype, slot.classes, run.log)
+        converted = None if predict is None else predict(x[:, slot.columns].astype(dtype))
+        reason = _describe_difference(converted, expected)
+        if predict is not None and not reason:
+            return Engine(predict, dtype, ONNX, f"equal to the native model on {len(x)} rows")
+    return build_native_engine(run, slot, reason)
 
 
-def _forms(slot: Fitted) -> tuple[type[Any], ...]:
-    """Return the number types of the forms that are tried; XGBoost computes in single precision itself."""
-    return (np.float32,) if slot.model_file.endswith(".ubj") else (np.float32, np.float64)
-
-
-def _difference(said: FloatArray | None, native: Matrix) -> str:
-    """Return in what two (m, C) tables of probabilities differ; nothing if they are as good as equal."""
-    if said is None:
-        return "ONNX Runtime does not run it"
-    if said.shape != native.shape or not np.isfinite(said).all():
-        return "its ONNX form gives something else"
-    other = int((said.argmax(axis=1) != native.argmax(axis=1)).sum())
-    if other:
-        return f"its ONNX form answers {other} of {len(said)} rows differently"
-    worst = float(np.abs(said - native).max())
-    return f"its ONNX form differs by {worst:.1g}" if worst > TOLERANCE else ""
-
-
-def unconverted(run: Run, slot: Fitted, why: str, *, dtype: type[Any] = np.float64) -> Engine:
-    """Return the native model as an engine that reads ``dtype``.
+def build_native_engine(run: Run, slot: StoredModel, reason: str, *, dtype: type[Any] = np.float64) -> Engine:
+    """Build an engine of the native model that reads ``dtype``.
 
     Raises:
-        UnfoldError: the stored model was changed, or is none.
+        UnfoldError: the stored model was changed, or is not a model.
     """
     data = run.directory.read(slot.model_file)
     file = str(run.directory.path / slot.model_file)
     model = estimators.from_bytes(data, ubjson=slot.model_file.endswith(".ubj"), file=file)
-    classes, looks = slot.classes, slot.inside
-    sure = None if looks is None else lambda x: look(looks, model, x)
-    return Engine(lambda x: estimators.probabilities(model, x, classes), dtype, NATIVE, why, sure)
+    classes, inspection = slot.classes, slot.inside
+    inspect = None if inspection is None else lambda x: inspect_model(inspection, model, x)
+    return Engine(lambda x: estimators.predict_probabilities(model, x, classes), dtype, NATIVE, reason, inspect)
 
 
-def drawn(engine: Engine) -> Engine:
-    """Return an engine whose probabilities are drawn to 1/C by the doubt of a look into the model: gates over time."""
-    if engine.sure is None:
+def shrink_engine(engine: Engine) -> Engine:
+    """Shrink the probabilities of an engine towards 1/C where its model is uncertain; gates over time read these."""
+    if engine.inspect is None:
         return engine
-    predict, sure = engine.predict, engine.sure
-    return replace(engine, predict=lambda x: shrunk(predict(x), sure(x)))
+    predict, inspect = engine.predict, engine.inspect
+    return replace(engine, predict=lambda x: shrink_to_uniform(predict(x), inspect(x)))
 
 
-def _converted(run: Run, slot: Fitted, form: type[Any]) -> bytes:
-    """Return the ONNX form of a model that reads ``form``, made once; empty bytes if it has none."""
-    name = f"serving/{slot.place}.{np.dtype(form).name}.onnx"
-    return run.directory.once(name, form_of(slot), lambda: _convert(run, slot, form))
+def conversion_fingerprint(slot: StoredModel) -> str:
+    """Compute the fingerprint of a converted model: of the model and of the converters."""
+    return fingerprint(slot.made_from, CONVERSION_VERSION, _converter_versions())
 
 
-def form_of(slot: Fitted) -> str:
-    """Return the fingerprint of what a converted model is made from: the model, and the converters."""
-    return fingerprint(slot.made_from, FORMS, _versions())
+def _candidate_dtypes(slot: StoredModel) -> tuple[type[Any], ...]:
+    """List the number types to try; XGBoost itself computes in single precision."""
+    return (np.float32,) if slot.model_file.endswith(".ubj") else (np.float32, np.float64)
 
 
-def _convert(run: Run, slot: Fitted, form: type[Any]) -> bytes:
+def _describe_difference(converted: FloatArray | None, native: Matrix) -> str:
+    """Describe how two (m, C) tables of probabilities differ; empty if they agree within the tolerance."""
+    if converted is None:
+        return "ONNX Runtime rejects it"
+    if converted.shape != native.shape or not np.isfinite(converted).all():
+        return "its ONNX form returns another shape or infinite values"
+    changed = int((converted.argmax(axis=1) != native.argmax(axis=1)).sum())
+    if changed:
+        return f"its ONNX form changes the label of {changed} of {len(converted)} rows"
+    distance = float(np.abs(converted - native).max())
+    return f"its ONNX form differs by {distance:.1g}" if distance > TOLERANCE else ""
+
+
+def _convert_once(run: Run, slot: StoredModel, dtype: type[Any]) -> bytes:
+    """Convert a model to ONNX, or load its stored conversion; empty bytes if it cannot be converted."""
+    name = f"serving/{slot.place}.{np.dtype(dtype).name}.onnx"
+    return run.directory.once(name, conversion_fingerprint(slot), lambda: _convert(run, slot, dtype))
+
+
+def _convert(run: Run, slot: StoredModel, dtype: type[Any]) -> bytes:
     import warnings
 
     data = run.directory.read(slot.model_file)
-    ubjson = slot.model_file.endswith(".ubj")
-    model = estimators.from_bytes(data, ubjson=ubjson, file=slot.model_file)
-    convert = _from_xgboost if ubjson else _from_sklearn
+    is_xgboost = slot.model_file.endswith(".ubj")
+    model = estimators.from_bytes(data, ubjson=is_xgboost, file=slot.model_file)
+    convert = _convert_xgboost if is_xgboost else _convert_sklearn
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return convert(model, len(slot.columns), form)
+            return convert(model, len(slot.columns), dtype)
     except Exception as error:  # noqa: BLE001 - converters raise whatever their parsers raise
         run.log.info("%s: no ONNX form: %s", slot.place, str(error)[:200])
         return b""
 
 
-def _from_xgboost(model: Any, columns: int, _form: type[Any]) -> bytes:
+def _convert_xgboost(model: Any, columns: int, _dtype: type[Any]) -> bytes:
     import onnxmltools
     from onnxmltools.convert.common.data_types import FloatTensorType
 
@@ -190,81 +197,74 @@ def _from_xgboost(model: Any, columns: int, _form: type[Any]) -> bytes:
     return bytes(onnxmltools.convert_xgboost(model, initial_types=types).SerializeToString())
 
 
-def _from_sklearn(model: Any, columns: int, form: type[Any]) -> bytes:
+def _convert_sklearn(model: Any, columns: int, dtype: type[Any]) -> bytes:
     import skl2onnx
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
     steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
-    if onnx_svm.is_known(steps):
-        return _scores(onnx_svm.graph(steps, columns, form))
-    kind = (FloatTensorType if form is np.float32 else DoubleTensorType)([None, columns])
+    if onnx_svm.is_supported(steps):
+        return _mark_raw_scores(onnx_svm.build_graph(steps, columns, dtype))
+    tensor = (FloatTensorType if dtype is np.float32 else DoubleTensorType)([None, columns])
     options: dict[str, Any] = {"zipmap": False}
     if not hasattr(steps[-1], "predict_proba"):
         options["raw_scores"] = True
-    found = skl2onnx.to_onnx(model, initial_types=[("x", kind)], options={id(steps[-1]): options})
-    return _scores(found) if "raw_scores" in options else bytes(found.SerializeToString())
+    converted = skl2onnx.to_onnx(model, initial_types=[("x", tensor)], options={id(steps[-1]): options})
+    return _mark_raw_scores(converted) if "raw_scores" in options else bytes(converted.SerializeToString())
 
 
-def _scores(found: Any) -> bytes:
-    """Return the bytes of an ONNX model, marked as one whose output is not probabilities yet."""
-    found.doc_string = SCORES
-    return bytes(found.SerializeToString())
+def _mark_raw_scores(converted: Any) -> bytes:
+    """Serialise an ONNX model, marked as one that outputs scores instead of probabilities."""
+    converted.doc_string = RAW_SCORES
+    return bytes(converted.SerializeToString())
 
 
-def _onnx(data: bytes, form: type[Any], classes: int, log: Any) -> Predict | None:
-    """Return the prediction of an ONNX form; ``None`` if there is none or ONNX Runtime does not take it."""
+def _load_onnx(data: bytes, dtype: type[Any], classes: int, log: Any) -> Predict | None:
+    """Load an ONNX model; ``None`` if there is none or ONNX Runtime rejects it."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # one thread: a batch is small, and a second core has other requests to answer
+    # one thread: batches are small, and other cores serve other requests
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         output = session.get_outputs()[-1].name
-        session.run([output], {"x": np.zeros((1, session.get_inputs()[0].shape[1]), form)})
+        session.run([output], {"x": np.zeros((1, session.get_inputs()[0].shape[1]), dtype)})
     except Exception as error:  # noqa: BLE001 - its errors share no base class
         log.info("ONNX Runtime: %s", str(error)[:200])
         return None
-    # the session beneath the Python class, which looks at every input again in Python
-    run, wanted = session._sess.run, [output]  # noqa: SLF001
-    if session.get_modelmeta().description == SCORES:
-        return lambda x: _from_scores(run(wanted, {"x": x}, None)[0], classes)
-    return lambda x: run(wanted, {"x": x}, None)[0].astype(np.float64)
+    # the native session: its Python wrapper validates every input again in Python
+    run, outputs = session._sess.run, [output]  # noqa: SLF001
+    if session.get_modelmeta().description == RAW_SCORES:
+        return lambda x: _normalise_scores(run(outputs, {"x": x}, None)[0], classes)
+    return lambda x: run(outputs, {"x": x}, None)[0].astype(np.float64)
 
 
-def _from_scores(scores: Any, classes: int) -> FloatArray:
-    """Return probabilities from raw scores by the softmax that the native model's scores go through."""
-    known = np.asarray(scores, dtype=np.float64)
+def _normalise_scores(raw_scores: Any, classes: int) -> FloatArray:
+    """Convert raw scores to probabilities by the same softmax as for the native model."""
+    scores = np.asarray(raw_scores, dtype=np.float64)
     if classes > 2:
-        return estimators.softmax(known)
-    result = np.empty((len(known), 2))
+        return estimators.apply_softmax(scores)
+    result = np.empty((len(scores), 2))
     # the logistic function, without overflow for large scores
-    result[:, 1] = 0.5 + 0.5 * np.tanh(0.5 * known[:, -1])
+    result[:, 1] = 0.5 + 0.5 * np.tanh(0.5 * scores[:, -1])
     np.subtract(1.0, result[:, 1], out=result[:, 0])
     return result
 
 
-def _make_probe(spec: CascadeSpec, run: Run, given: Cases) -> bytes:
-    x, rows = features(spec, run, given), _probe_rows(given)
+def _pack_probe(x: FloatArray, rows: IntArray) -> bytes:
     stream = io.BytesIO()
-    missing = np.array(bool(np.isnan(x).any()))
-    np.savez(stream, allow_pickle=False, rows=rows, x=x[rows], missing=missing)
+    np.savez(stream, allow_pickle=False, rows=rows, x=x[rows], missing=np.array(bool(np.isnan(x).any())))
     return stream.getvalue()
 
 
-def _read_probe(data: bytes) -> Probe:
-    stored = read_npz(data)
-    return Probe(stored["rows"], stored["x"], bool(stored["missing"]))
+def _select_probe_rows(dataset: Dataset) -> IntArray:
+    held_out = np.sort(np.concatenate([dataset.rows.calibrate, dataset.rows.test]))
+    selected: IntArray = held_out[np.unique(np.linspace(0, len(held_out) - 1, PROBE_ROWS).astype(np.int64))]
+    return selected
 
 
-def _probe_rows(given: Cases) -> IntArray:
-    unseen = np.sort(np.concatenate([given.rows.calibrate, given.rows.test]))
-    chosen: IntArray = unseen[np.unique(np.linspace(0, len(unseen) - 1, PROBE_ROWS).astype(np.int64))]
-    return chosen
-
-
-def _versions() -> list[str]:
+def _converter_versions() -> list[str]:
     import importlib.metadata
 
     return [importlib.metadata.version(name) for name in ("onnx", "onnxmltools", "skl2onnx")]

@@ -1,65 +1,82 @@
-"""A model's parameters from a tuning run: the two kinds meet in one file, ``winner.json``, held against its hash."""
+"""Parameters from a tuning run: its file ``winner.json`` is the only connection between the two kinds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.schema.models import Baseline, Candidate, ModelSpec, Rival
 from unfoldkit.api import Run, RunDir, fail
 
 WINNER = "winner.json"
 SCHEMA = "unfoldkit.winner/1"
-TRAIN = "unfold train on the tuning spec finds it, within its deadline and budget"
+TRAIN_HINT = "run unfold train on the tuning spec first"
 
 
-def recipe(model: ModelSpec | Rival | Baseline | Candidate, run: Run, *, key: str) -> Recipe:
-    """Return how a model is made; parameters that the spec gives go before those that were found.
+class EstimatorOptions(Protocol):
+    """The keys of a spec that define an estimator; ``tune``, where a part has it, names a tuning run."""
+
+    @property
+    def estimator(self) -> str | None:
+        """Short name or dotted path."""
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Parameters of the estimator."""
+
+    @property
+    def scale(self) -> bool | None:
+        """Whether columns are standardised."""
+
+
+def resolve_recipe(options: EstimatorOptions, run: Run, *, key: str) -> Recipe:
+    """Combine the parameters of the spec with those of a tuning run; the spec has priority.
 
     Raises:
-        UnfoldError: the tuning run is not there, has no winner, or one for another estimator.
+        UnfoldError: the tuning run is missing, has no winner, or tuned another estimator.
     """
-    tune = getattr(model, "tune", None)
-    found = _params(str(tune.run), model.estimator or "", run, key) if tune is not None else {}
-    return Recipe(model.estimator or "", {**found, **model.params}, model.scale)
+    tune = getattr(options, "tune", None)
+    estimator = options.estimator or ""
+    tuned = _read_params(str(tune.run), estimator, run, key) if tune is not None else {}
+    return Recipe(estimator, {**tuned, **options.params}, options.scale)
 
 
-def _params(name: str, estimator: str, run: Run, key: str) -> Mapping[str, Any]:
-    place, copy = key.replace(".estimator", ".tune.from"), f"tuned/{name.strip('/').replace('/', '-')}.json"
-    # what was found is kept in the cascade's own run, so that it can be served where the tuning run is not
-    if run.directory.has(copy) and not _there(name, run):
+def _read_params(tuning_run: str, estimator: str, run: Run, key: str) -> Mapping[str, Any]:
+    tune_key = key.replace(".estimator", ".tune.from")
+    copy = f"tuned/{tuning_run.strip('/').replace('/', '-')}.json"
+    # a copy in the cascade's run makes it servable where the tuning run is absent
+    if run.directory.has(copy) and not _exists(tuning_run, run):
         data = run.directory.read(copy)
     else:
-        data = _winner(name, run, place)
+        data = _read_winner(tuning_run, run, tune_key)
         if not run.directory.has(copy) or run.directory.read(copy) != data:
             run.directory.write(copy, data)
-    told = _told(data, name, place)
-    if told.get("estimator") != estimator:
-        raise fail(f"{name} tuned {told.get('estimator')}, not {estimator}", key=place)
-    if not told.get("finished", True):
-        run.log.warning("the winner of %s was stopped after %s iterations", name, told.get("iterations"))
-    params: Mapping[str, Any] = told["params"]
+    winner = _parse_winner(data, tuning_run, tune_key)
+    if winner.get("estimator") != estimator:
+        raise fail(f"{tuning_run} tuned {winner.get('estimator')}, not {estimator}", key=tune_key)
+    if not winner.get("finished", True):
+        run.log.warning("the winner of %s was stopped after %s iterations", tuning_run, winner.get("iterations"))
+    params: Mapping[str, Any] = winner["params"]
     return params
 
 
-def _there(name: str, run: Run) -> bool:
-    return any((folder / name).exists() for folder in (run.base, run.base.cwd()))
+def _exists(tuning_run: str, run: Run) -> bool:
+    return any((folder / tuning_run).exists() for folder in (run.base, run.base.cwd()))
 
 
-def _winner(name: str, run: Run, place: str) -> bytes:
-    directory = RunDir(run.path(name, key=place))
+def _read_winner(tuning_run: str, run: Run, key: str) -> bytes:
+    directory = RunDir(run.path(tuning_run, key=key))
     if not directory.has(WINNER):
-        raise fail("this run holds no winner of a tuning", file=str(directory.path), key=place, hint=TRAIN)
+        raise fail("this run has no tuning winner", file=str(directory.path), key=key, hint=TRAIN_HINT)
     return directory.read(WINNER)
 
 
-def _told(data: bytes, name: str, place: str) -> Mapping[str, Any]:
+def _parse_winner(data: bytes, tuning_run: str, key: str) -> Mapping[str, Any]:
     try:
-        told = json.loads(data)
+        winner = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise fail(f"{WINNER} is not JSON: {error}", file=name, key=place) from error
-    if not isinstance(told, dict) or told.get("schema") != SCHEMA or not isinstance(told.get("params"), dict):
-        raise fail(f"{WINNER} is not of the schema {SCHEMA}", file=name, key=place, hint=TRAIN)
-    return told
+        raise fail(f"{WINNER} is not JSON: {error}", file=tuning_run, key=key) from error
+    if not isinstance(winner, dict) or winner.get("schema") != SCHEMA or not isinstance(winner.get("params"), dict):
+        raise fail(f"{WINNER} is not of the schema {SCHEMA}", file=tuning_run, key=key, hint=TRAIN_HINT)
+    return winner

@@ -1,39 +1,90 @@
-"""The models of a cascade: fitted side by side, logged on every row once, stored so that a killed run goes on."""
+"""The models of a cascade: fitted in parallel, evaluated once on every row, and stored so that training resumes."""
 
 from __future__ import annotations
 
-import io
-import json
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.data.dataset import Cases, features, group_of_label
-from unfold_cascade.learners import cost, estimators
-from unfold_cascade.learners.estimator_internals import inside
-from unfold_cascade.learners.estimators import Recipe
-from unfold_cascade.models import tuned_params
-from unfold_cascade.schema.models import Candidate, CascadeSpec, ModelSpec
-from unfoldkit.api import Run, UnfoldError, dump, fail, fingerprint
+from unfold_cascade.data.dataset import Dataset, DatasetOptions, load_features, number_label_groups
+from unfold_cascade.learners import estimators
+from unfold_cascade.learners.estimators import Recipe, select_inspection
+from unfold_cascade.models.training import FitJob, fit_model
+from unfoldkit.api import Run, RunDir, fail, fingerprint
 from unfoldkit.safe_io.arrays import read_npz
 from unfoldkit.safe_io.files import parse_object
 
 BASELINE = "baseline"
 WHOLE = "all"
-AGAIN = "unfold train on the same spec goes on where it was"
+"""The group name of a stage that decides about all cases."""
+RESUME_HINT = "unfold train on the same spec resumes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """A model of a stage, or a candidate for the baseline.
+
+    ``key`` is its path in the spec. ``features`` are its feature groups, ``None`` for all; ``price`` is that of one
+    call.
+    """
+
+    key: str
+    name: str
+    recipe: Recipe
+    features: tuple[str, ...] | None
+    price: float
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the model of the stage is the baseline itself, which is fitted as a candidate."""
+        return self.recipe.estimator == BASELINE
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """The place of one model: which question it answers, and what it is made from.
+class StageOptions:
+    """One stage: its name, its models, and whether it decides between groups of labels."""
 
-    ``own`` (n,) marks the rows that the question is about; ``y`` (n,) are the labels that the model learns, numbered
-    from 0; ``answers`` (C,) say which label (or group) of the whole each of them is; ``inside`` names the confidence
-    that looks into the model, if one does.
+    name: str
+    models: tuple[ModelOptions, ...]
+    decides_groups: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZooOptions:
+    """All models to fit and how.
+
+    ``confidence`` is what gates read; ``batch`` the rows per call when latency is measured; ``identity`` plain data
+    of the data source and the targets, for fingerprints of the models.
+    """
+
+    stages: tuple[StageOptions, ...]
+    candidates: tuple[ModelOptions, ...]
+    confidence: str | None
+    folds: int
+    batch: int
+    seed: int
+    identity: tuple[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSlot:
+    """One model to fit and where the run stores it.
+
+    Attributes:
+        key: path of the estimator in the spec.
+        stage: name of the stage, or ``baseline``.
+        group: group of labels that the model decides about, or ``all``.
+        model: name of the model.
+        recipe: how the model is made.
+        columns: numbers of the columns that it reads.
+        in_scope: (n,) whether the model decides about a row.
+        labels: (n,) labels of the model, numbered from 0; -1 out of scope.
+        answers: (C,) the label (or group) number of the data set behind each label of the model.
+        made_from: fingerprint of all that the model depends on.
+        inside: the confidence that reads the internals of the model, or ``None``.
     """
 
     key: str
@@ -42,57 +93,39 @@ class Slot:
     model: str
     recipe: Recipe
     columns: IntArray
-    own: BoolArray
-    y: IntArray
+    in_scope: BoolArray
+    labels: IntArray
     answers: IntArray
     made_from: str
     inside: str | None = None
 
     @property
     def place(self) -> str:
-        """The names of stage, group and model."""
+        """Stage, group and model, as a path."""
         return f"{self.stage}/{self.group}/{self.model}"
 
     @property
     def classes(self) -> int:
-        """How many answers it tells apart."""
+        """The number of labels of the model."""
         return len(self.answers)
 
     @property
     def model_file(self) -> str:
-        """Where the model stands in the run."""
-        return f"models/{self.stage}/{self.group}/{self.model}{estimators.suffix(self.recipe)}"
+        """The file of the model in the run."""
+        return f"models/{self.place}{estimators.file_suffix(self.recipe)}"
 
     @property
     def log_file(self) -> str:
-        """Where its predictions stand in the run."""
-        return f"logs/{self.stage}/{self.group}/{self.model}.npz"
+        """The file of its predictions in the run."""
+        return f"logs/{self.place}.npz"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One fit as a worker gets it: (n, d) features, (n,) labels, the rows to fit on, (n,) clusters if there are.
+class Predictions:
+    """Predictions of one model for every row, out of fold on training rows, and the cost of a call.
 
-    ``gaps`` says that the table misses values, here or in other columns: a server of it takes rows that miss any.
-    """
-
-    recipe: Recipe
-    x: FloatArray
-    y: IntArray
-    fit: IntArray
-    folds: int
-    seed: int
-    batch: int
-    inside: str | None = None
-    clusters: IntArray | None = None
-    gaps: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """What one model says of every row: (n, C) probabilities, out of fold on its training rows; and its costs.
-
-    ``confidence`` (n,) is what a look into the model tells, out of fold too; ``None`` where its probabilities are read.
+    ``probability`` is (n, C). ``confidence`` (n,) comes from the internals of the model, out of fold too; it is
+    ``None`` where gates read the probabilities.
     """
 
     probability: FloatArray
@@ -102,192 +135,143 @@ class Log:
     confidence: FloatArray | None = None
 
 
-def logs(spec: CascadeSpec, run: Run, given: Cases) -> list[tuple[Slot, Log]]:
-    """Fit every model that is not in the run yet, side by side, and return what each says of every row.
+PredictedSlot = tuple[ModelSlot, Predictions]
+
+
+def fit_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, run: Run) -> list[PredictedSlot]:
+    """Fit every model that the run does not store yet, in parallel, and load all predictions.
 
     Raises:
-        UnfoldError: an estimator does not exist, does not fit, or a worker died.
+        UnfoldError: an estimator does not exist or cannot be fitted, or a worker died.
     """
-    places = slots(spec, run, given)
-    todo = [slot for slot in places if not _done(run, slot)]
-    for slot in todo:
-        estimators.check(slot.recipe, key=slot.key, allow_code=run.allow_code)
+    slots = list_slots(options, data, dataset)
+    missing = [slot for slot in slots if not _is_stored(run.directory, slot)]
+    for slot in missing:
+        estimators.check_recipe(slot.recipe, key=slot.key, allow_code=run.allow_code)
 
-    def keep(index: int, result: tuple[bytes, bytes]) -> None:
-        run.directory.write(todo[index].model_file, result[0], made_from=todo[index].made_from)
-        run.directory.write(todo[index].log_file, result[1], made_from=todo[index].made_from)
-        run.log.info("fitted %s %s %s", todo[index].stage, todo[index].group, todo[index].model)
-        run.progress("models", len(places) - len(todo) + index + 1, len(places))
+    def store(index: int, result: tuple[bytes, bytes]) -> None:
+        slot = missing[index]
+        run.directory.write(slot.model_file, result[0], made_from=slot.made_from)
+        run.directory.write(slot.log_file, result[1], made_from=slot.made_from)
+        run.log.info("fitted %s %s %s", slot.stage, slot.group, slot.model)
+        run.progress("models", len(slots) - len(missing) + index + 1, len(slots))
 
-    if todo:
-        x = features(spec, run, given)
-        run.engine.map(work, [_job(spec, run, given, slot, x) for slot in todo], on_result=keep)
-    return [(slot, _read(run, slot)) for slot in places]
+    if missing:
+        x = load_features(data, dataset)
+        run.engine.map(fit_model, [_build_job(options, dataset, slot, x) for slot in missing], on_result=store)
+    return [(slot, _read_predictions(run.directory, slot)) for slot in slots]
 
 
-def stored(spec: CascadeSpec, run: Run, given: Cases) -> list[tuple[Slot, Log]]:
-    """Return what each model says of every row, as the run holds it; nothing is fitted.
+def load_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, directory: RunDir) -> list[PredictedSlot]:
+    """Load the predictions of every model from the run; nothing is fitted.
 
     Raises:
-        UnfoldError: a model of the spec is not in the run, or was fitted with another seed or other versions.
+        UnfoldError: a model is not stored, or was fitted with another seed or other library versions.
     """
-    places = slots(spec, run, given)
-    for slot in places:
-        if not _done(run, slot):
-            message = f"the run holds no model {slot.model!r} fitted with this spec, seed and versions of the libraries"
-            raise fail(message, file=str(run.directory.path), key=slot.key, hint=AGAIN)
-    return [(slot, _read(run, slot)) for slot in places]
+    slots = list_slots(options, data, dataset)
+    for slot in slots:
+        if not _is_stored(directory, slot):
+            message = f"the run has no model {slot.model!r} of this spec, seed and library versions"
+            raise fail(message, file=str(directory.path), key=slot.key, hint=RESUME_HINT)
+    return [(slot, _read_predictions(directory, slot)) for slot in slots]
 
 
-def slots(spec: CascadeSpec, run: Run, given: Cases) -> list[Slot]:
-    """Return the place of every model of the spec: stage by stage, group by group, then the baseline's candidates."""
-    groups = group_of_label(spec, given.names)
-    found: list[Slot] = []
-    for s, stage in enumerate(spec.stages):
-        for group, own in _questions(spec, given, groups, s):
-            truth = groups[given.labels] if stage.target.groups is not None else given.labels
-            for m, model in enumerate(stage.models):
-                if model.estimator == BASELINE:
-                    continue
-                key = f"stages[{s}].models[{m}].estimator"
-                found.append(_slot(spec, run, given, model, (key, stage.name, group, model.name), truth, own))
-    every = np.ones(len(given.labels), dtype=np.bool_)
-    for c, candidate in enumerate(spec.baseline.candidates if spec.baseline else ()):
-        place = (f"baseline.candidates[{c}].estimator", BASELINE, WHOLE, candidate_name(c, candidate))
-        found.append(_slot(spec, run, given, candidate, place, given.labels, every))
-    return found
+def list_slots(options: ZooOptions, data: DatasetOptions, dataset: Dataset) -> list[ModelSlot]:
+    """List every model to fit: stage by stage, group by group, then the candidates for the baseline."""
+    groups = number_label_groups(data.label_groups, dataset.names)
+    group_names = tuple(data.label_groups or ())
+    slots: list[ModelSlot] = []
+    for s, stage in enumerate(options.stages):
+        for group, in_scope in _list_scopes(dataset, groups, group_names, s):
+            truth = groups[dataset.labels] if stage.decides_groups else dataset.labels
+            slots += [
+                _build_slot(options, dataset, model, (stage.name, group), truth, in_scope)
+                for model in stage.models
+                if not model.is_baseline
+            ]
+    everywhere = np.ones(len(dataset.labels), dtype=np.bool_)
+    slots += [
+        _build_slot(options, dataset, candidate, (BASELINE, WHOLE), dataset.labels, everywhere)
+        for candidate in options.candidates
+    ]
+    return slots
 
 
-def candidate_name(index: int, candidate: Candidate) -> str:
-    """Return the name under which a monolithic candidate is stored and printed."""
-    return f"{candidate.estimator.rsplit('.', 1)[-1]}-{index + 1}"
+def name_candidate(index: int, estimator: str) -> str:
+    """Name the candidate for the baseline at ``index``, for files and reports."""
+    return f"{estimator.rsplit('.', 1)[-1]}-{index + 1}"
 
 
-def work(job: Job) -> tuple[bytes, bytes]:
-    """Fit one model and log it; returns the stored model and the stored log. Runs in a worker."""
-    gaps = job.gaps or estimators.has_gaps(job.x)
-    model = estimators.fit(job.recipe, job.x[job.fit], job.y[job.fit], job.seed, gaps=gaps)
-    classes = int(job.y.max()) + 1
-    said = _said(job, model, job.x, classes)
-    said[job.fit] = _out_of_fold(job, classes, gaps=gaps)
-    stored = estimators.to_bytes(job.recipe, model)
-    predict = getattr(model, "predict_proba", None) or model.decision_function
-    facts = {
-        "bytes": len(stored),
-        "flops": _flops(model, job.x.shape[1]),
-        "latency_us": cost.latency_us(predict, job.x, job.batch, time.perf_counter),
-    }
-    stream = io.BytesIO()
-    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    seen = {} if job.inside is None else {"confidence": said[:, classes]}
-    np.savez(stream, allow_pickle=False, probability=said[:, :classes], facts=text, **seen)
-    return stored, stream.getvalue()
-
-
-def _said(job: Job, model: Any, x: FloatArray, classes: int) -> FloatArray:
-    """Return (n, C) probabilities, and in one more column the confidence if it looks into the model."""
-    from unfold_cascade.gates.evidential import look
-
-    probability = estimators.probabilities(model, x, classes)
-    return probability if job.inside is None else np.column_stack([probability, look(job.inside, model, x)])
-
-
-def _out_of_fold(job: Job, classes: int, *, gaps: bool) -> FloatArray:
-    """Return what models that never saw a row, or its cluster, say of it (k folds, stratified), as ``_said``."""
-    x, y = job.x[job.fit], job.y[job.fit]
-    result = np.zeros((len(y), classes + (job.inside is not None)))
-    for fitted, held in _folds(job, y):
-        # a label may be in clusters of one fold only
-        seen, known = np.unique(y[fitted], return_inverse=True)
-        model = estimators.fit(job.recipe, x[fitted], known, job.seed, gaps=gaps)
-        said = _said(job, model, x[held], len(seen))
-        result[np.ix_(held, seen)], result[held, classes:] = said[:, : len(seen)], said[:, len(seen) :]
-    return result
-
-
-def _folds(job: Job, y: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    if job.clusters is None:
-        folds = min(job.folds, int(np.unique(y, return_counts=True)[1].min()))
-        yield from StratifiedKFold(folds, shuffle=True, random_state=job.seed).split(y, y)
-        return
-    whose = job.clusters[job.fit]
-    folds = min(job.folds, *(len(np.unique(whose[y == label])) for label in np.unique(y)))
-    split = StratifiedGroupKFold(folds, shuffle=True, random_state=job.seed).split(y, y, whose)
-    yield from ((fitted, held) for fitted, held in split if len(held))
-
-
-def _flops(model: Any, columns: int) -> float | None:
-    try:
-        return cost.flops(model, columns)
-    except UnfoldError:
-        return None
-
-
-def _questions(spec: CascadeSpec, given: Cases, groups: IntArray, s: int) -> Iterator[tuple[str, BoolArray]]:
-    """Yield the zoos of stage ``s``: one for the whole, or one for each group of two or more labels."""
-    target = spec.stages[0].target.groups
-    if s == 0 or target is None:
-        yield WHOLE, np.ones(len(given.labels), dtype=np.bool_)
-        return
-    for number, name in enumerate(target):
-        # a group of one label needs no model: whoever is sent there has that label
-        if (groups == number).sum() > 1:
-            yield name, groups[given.labels] == number
-
-
-def _slot(
-    spec: CascadeSpec,
-    run: Run,
-    given: Cases,
-    model: ModelSpec | Candidate,
-    place: tuple[str, str, str, str],
-    truth: IntArray,
-    own: BoolArray,
-) -> Slot:
-    answers = np.unique(truth[own])
-    if len(answers) < 2:
-        raise fail(f"group {place[2]!r} has one label only: there is nothing to decide", key="stages[0].target.groups")
-    number = np.full(int(truth.max()) + 1, -1, dtype=np.int64)
-    number[answers] = np.arange(len(answers))
-    columns = given.places(model.features)
-    recipe = tuned_params.recipe(model, run, key=place[0])
-    facts = [given.digest, dump(spec.data), given.order, columns.tolist(), answers.tolist(), _target(spec)]
-    how = [recipe.estimator, dict(recipe.params), recipe.scale, run.seed, spec.gates.folds, spec.cost.batch]
-    looks = inside(spec.gates.confidence, recipe.estimator) if place[1] != BASELINE else None
-    # named only where it is there: models of runs from before stay good
-    made_from = fingerprint(facts, how, versions(), *([looks] if looks else []))
-    return Slot(*place, recipe, columns, own, np.where(own, number[truth], -1), answers, made_from, looks)
-
-
-def _target(spec: CascadeSpec) -> list[Any]:
-    return [dump(stage.target) for stage in spec.stages]
-
-
-def _job(spec: CascadeSpec, run: Run, given: Cases, slot: Slot, x: FloatArray) -> Job:
-    rows = given.rows.train[slot.own[given.rows.train]]
-    chosen, whose = np.ascontiguousarray(x[:, slot.columns]), given.clusters
-    how = spec.gates.folds, run.seed, spec.cost.batch, slot.inside
-    return Job(slot.recipe, chosen, slot.y, rows, *how, whose, estimators.has_gaps(x))
-
-
-def versions() -> list[str]:
-    """Return the versions that a fit depends on."""
+def library_versions() -> list[str]:
+    """List the versions of the libraries that a fit depends on."""
     import importlib.metadata
 
     return [importlib.metadata.version(name) for name in ("scikit-learn", "xgboost", "numpy")]
 
 
-def _done(run: Run, slot: Slot) -> bool:
-    return all(run.directory.has(name, made_from=slot.made_from) for name in (slot.model_file, slot.log_file))
+def _list_scopes(
+    dataset: Dataset, groups: IntArray, group_names: Sequence[str], stage: int
+) -> Iterator[tuple[str, BoolArray]]:
+    """Yield the group and the (n,) rows of each set of models of a stage; single-label groups need no model."""
+    if stage == 0 or not group_names:
+        yield WHOLE, np.ones(len(dataset.labels), dtype=np.bool_)
+        return
+    for number, name in enumerate(group_names):
+        if (groups == number).sum() > 1:
+            yield name, groups[dataset.labels] == number
 
 
-def _read(run: Run, slot: Slot) -> Log:
-    with run.directory.decoding(slot.log_file, "a log of predictions") as data:
+def _build_slot(
+    options: ZooOptions,
+    dataset: Dataset,
+    model: ModelOptions,
+    stage_and_group: tuple[str, str],
+    truth: IntArray,
+    in_scope: BoolArray,
+) -> ModelSlot:
+    stage, group = stage_and_group
+    answers = np.unique(truth[in_scope])
+    if len(answers) < 2:
+        raise fail(f"group {group!r} has one label only, so there is nothing to decide", key="stages[0].target.groups")
+    number = np.full(int(truth.max()) + 1, -1, dtype=np.int64)
+    number[answers] = np.arange(len(answers))
+    columns = dataset.column_numbers(model.features)
+    recipe, (source, targets) = model.recipe, options.identity
+    facts = [dataset.digest, source, dataset.order, columns.tolist(), answers.tolist(), targets]
+    how = [recipe.estimator, dict(recipe.params), recipe.scale, options.seed, options.folds, options.batch]
+    inspection = select_inspection(options.confidence, recipe.estimator) if stage != BASELINE else None
+    # omitted where there is none, so that stored models keep their fingerprints
+    made_from = fingerprint(facts, how, library_versions(), *([inspection] if inspection else []))
+    labels = np.where(in_scope, number[truth], -1)
+    return ModelSlot(
+        model.key, stage, group, model.name, recipe, columns, in_scope, labels, answers, made_from, inspection
+    )
+
+
+def _build_job(options: ZooOptions, dataset: Dataset, slot: ModelSlot, x: FloatArray) -> FitJob:
+    train = dataset.rows.train
+    return FitJob(
+        recipe=slot.recipe,
+        x=np.ascontiguousarray(x[:, slot.columns]),
+        labels=slot.labels,
+        training_rows=train[slot.in_scope[train]],
+        folds=options.folds,
+        seed=options.seed,
+        batch=options.batch,
+        inspection=slot.inside,
+        clusters=dataset.clusters,
+        has_gaps=estimators.has_gaps(x),
+    )
+
+
+def _is_stored(directory: RunDir, slot: ModelSlot) -> bool:
+    return all(directory.has(name, made_from=slot.made_from) for name in (slot.model_file, slot.log_file))
+
+
+def _read_predictions(directory: RunDir, slot: ModelSlot) -> Predictions:
+    with directory.decoding(slot.log_file, "a log of predictions") as data:
         stored = read_npz(data)
         facts = parse_object(stored["facts"].tobytes())
         flops = float("nan") if facts["flops"] is None else float(facts["flops"])
-        return Log(
-            stored["probability"], flops, float(facts["bytes"]), float(facts["latency_us"]), stored.get("confidence")
-        )
+        size, latency_us = float(facts["bytes"]), float(facts["latency_us"])
+        return Predictions(stored["probability"], flops, size, latency_us, stored.get("confidence"))

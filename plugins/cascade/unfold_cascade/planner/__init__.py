@@ -1,1 +1,1 @@
-"""From score tables to the Pareto front and the certified policy."""
+"""The search for a cascade: score tables, Pareto front of policies, certificate and selection."""

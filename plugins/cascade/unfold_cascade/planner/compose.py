@@ -1,178 +1,204 @@
-"""The front of whole cascades: the gates of every question searched exactly, then put together.
+"""The Pareto front of whole cascades: the gates of each stage are searched exactly, then stages are combined.
 
-One question: the exact front over its chains. Two: for each point of the first question's front the cases are routed,
-the second question is searched exactly on the cases of each group, and the groups' fronts are added (losses and costs
-add up over groups, so the Minkowski sum is exact). Loss is counted on the final label, so a case that was sent to the
-wrong group is lost whatever it pays there.
+One stage: the exact front over its chains. Two stages: for each point of the first front, cases are routed, the second
+stage is searched exactly on the cases of each group, and the fronts of the groups are added. Losses and costs add up
+over groups, so the Minkowski sum is exact. Losses count the final label: a case in the wrong group is always lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.data.error_costs import Stakes
-from unfold_cascade.gates.chains import Chain, ChainFront, Order, Tables, chains_of, search_chains
-from unfold_cascade.gates.pareto import Front, minkowski, pareto, thin
-from unfold_cascade.gates.soft_learning import learnt_cuts
-from unfold_cascade.planner.gate_scores import Scorer, folds
-from unfold_cascade.planner.policy import Policy, Step, answers, exits, marginal, path_cost, second_cost
-from unfold_cascade.planner.score_tables import Question, Zoo
-from unfold_cascade.schema.models import GateSpec
+from unfold_cascade.data.error_costs import ErrorCosts
+from unfold_cascade.gates.chains import Chain, ChainFront, Tables, list_chains, search_chains
+from unfold_cascade.gates.pareto import Front, add_fronts, find_pareto_points, thin_front
+from unfold_cascade.gates.soft import learn_cuts
+from unfold_cascade.planner.gate_scores import GateScorer, assign_folds
+from unfold_cascade.planner.policy import (
+    Policy,
+    StagePolicy,
+    exit_answers,
+    find_exits,
+    marginal_cost,
+    path_cost,
+    second_stage_cost,
+)
+from unfold_cascade.planner.problem import GateOptions
+from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 
-FIRST_POINTS = 24
+FIRST_STAGE_POINTS = 24
 GROUP_POINTS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFront:
-    """Cascades by ascending ``cost`` (m,) and descending ``loss`` (m,), means over the rows they were searched on."""
+    """Cascades by ascending ``cost`` (m,) and descending ``loss`` (m,), means over the rows of the search."""
 
     loss: FloatArray
     cost: FloatArray
     policies: tuple[Policy, ...]
 
+    def take(self, points: IntArray) -> PolicyFront:
+        """Return the front of some of its points."""
+        return PolicyFront(self.loss[points], self.cost[points], tuple(self.policies[point] for point in points))
 
-def search(
-    zoo: Zoo,
-    labels: IntArray,
-    groups: IntArray,
-    rows: IntArray,
-    gates: GateSpec,
-    order: Order = "sorted",
-    conditional: Sequence[bool] = (False,),
+
+def search_policies(
+    tables: ScoreTables, labels: IntArray, groups: IntArray, rows: IntArray, gates: GateOptions
 ) -> PolicyFront:
-    """Return the front of all cascades on ``rows``.
+    """Search the front of all cascades on ``rows``.
 
     Args:
-        zoo: the tables, over all n rows.
+        tables: the score tables of all n rows.
         labels: (n,) true labels.
         groups: (C,) group of each label.
         rows: the rows to search on.
-        gates: how to search.
-        order: the orders in which models are asked, as for ``chains_of``.
-        conditional: the scores to search on, as for ``Scorer``; of several, each point of the front has the better.
+        gates: how to search; of several kinds of scores, each point of the front uses the better.
     """
-    how = How(gates, order, tuple(conditional), zoo.stakes, zoo.clusters)
-    truth = groups[labels[rows]] if zoo.then else labels[rows]
-    found = _first(zoo, rows, truth, how)
-    if not zoo.then:
-        policies = tuple(Policy(found.step(point), {}) for point in range(len(found.front)))
-        return PolicyFront(found.front.loss, found.front.cost, policies)
-    return _merged([_below(zoo, labels, rows, found.step(point), how) for point in thin(found.front, FIRST_POINTS)])
+    search = _StageSearch(gates, tables.error_costs, tables.clusters)
+    has_second_stage = bool(tables.second_stage)
+    first = _search_first_stage(search, tables, rows, groups[labels[rows]] if has_second_stage else labels[rows])
+    if not has_second_stage:
+        policies = tuple(Policy(first.stage_policy(point), {}) for point in range(len(first.front)))
+        return PolicyFront(first.front.loss, first.front.cost, policies)
+    points = thin_front(first.front, FIRST_STAGE_POINTS)
+    return _merge([_extend(search, tables, labels, rows, first.stage_policy(point)) for point in points])
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """How to search, in which orders, on which scores, what errors cost, and whose the rows are."""
-
-    gates: GateSpec
-    order: Order
-    conditional: tuple[bool, ...]
-    stakes: Stakes
-    clusters: IntArray | None
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The front of one question: point p is point ``place[p, 1]`` of the search ``ways[place[p, 0]]``."""
+class _StageFront:
+    """The front of one stage: point p is point ``origin[p, 1]`` of the search ``searches[origin[p, 0]]``."""
 
     front: Front
-    ways: tuple[tuple[ChainFront, Scorer], ...]
-    place: IntArray
+    searches: tuple[tuple[ChainFront, GateScorer], ...]
+    origin: IntArray
 
-    def step(self, point: int) -> Step:
+    def stage_policy(self, point: int) -> StagePolicy:
         """Return the chain and cuts of one point."""
-        way, at = map(int, self.place[point])
-        chains, scorer = self.ways[way]
-        chain, cuts = chains.policy(at)
-        return scorer.step(chain, [float(cut) for cut in cuts[:, 1]])
+        search, index = map(int, self.origin[point])
+        chains, scorer = self.searches[search]
+        chain, cuts = chains.policy(index)
+        return scorer.build_stage(chain, [float(cut) for cut in cuts[:, 1]])
 
 
-def _best(ways: Sequence[tuple[ChainFront, Scorer]]) -> Found:
-    """Return the front over searches of the same chains on different scores; of equal points the earlier one's."""
-    fronts = [chains.front for chains, _ in ways]
-    every = Front(*(np.concatenate(parts) for parts in zip(*((f.loss, f.cost, f.cuts) for f in fronts), strict=True)))
-    place = np.array([(way, point) for way, front in enumerate(fronts) for point in range(len(front))])
-    best = pareto(every.loss, every.cost)
-    return Found(every.take(best), tuple(ways), place[best])
+@dataclass(frozen=True, slots=True)
+class _StageSearch:
+    """How one stage is searched: options, error costs and (n,) clusters of the rows."""
+
+    gates: GateOptions
+    error_costs: ErrorCosts
+    clusters: IntArray | None
+
+    def search(
+        self,
+        table: ScoreTable,
+        rows: IntArray,
+        truth: IntArray,
+        price: FloatArray,
+        cost: Callable[[Chain], FloatArray],
+    ) -> _StageFront:
+        """Search all chains of a table on ``rows`` with (n,) ``truth``.
+
+        ``price`` (M,) orders the models; ``cost`` gives what each model of a chain adds.
+        """
+        gates, loss = self.gates, self.error_costs.losses(table.answer[rows], truth[:, None])
+        fold = assign_folds(rows, self.clusters)
+        scorers = [GateScorer(table, rows, loss, conditional, fold) for conditional in gates.conditional]
+        chains = list_chains(price, order=gates.order, max_models=gates.max_models)
+        learnt = partial(learn_cuts, kinds=gates.learnt)
+
+        def chain_tables(scorer: GateScorer, chain: Chain) -> Tables:
+            return scorer.score(chain), loss[:, list(chain)], cost(chain)
+
+        fronts = [
+            search_chains(chains, partial(chain_tables, scorer), bins=gates.bins, also=learnt) for scorer in scorers
+        ]
+        return _merge_searches(list(zip(fronts, scorers, strict=True)))
 
 
-def _below(zoo: Zoo, labels: IntArray, rows: IntArray, first: Step, how: How) -> PolicyFront:
-    """Return the front of all cascades that begin with ``first``."""
-    exit_ = exits(zoo.first, first, rows)
-    group = answers(zoo.first, first, rows, exit_)
-    paid = path_cost(zoo, zoo.first, first.chain, frozenset())[exit_].mean()
-    known = {g: _then(zoo, labels, rows[group == g], exit_[group == g], g, first, how) for g in np.unique(group)}
-    total, picks = _added([_scaled(part.front, float((group == g).mean())) for g, part in known.items()])
-    spare = {g: Step((int(zoo.then[g].price.argmin()),), ()) for g in zoo.then if g not in known}
-    steps = [{g: part.step(p) for (g, part), p in zip(known.items(), pick, strict=True)} for pick in picks]
-    return PolicyFront(total.loss, total.cost + paid, tuple(Policy(first, spare | then) for then in steps))
+def _merge_searches(searches: Sequence[tuple[ChainFront, GateScorer]]) -> _StageFront:
+    """Merge searches of the same chains on different scores; of equal points the one of the earlier search stays."""
+    fronts = [chains.front for chains, _ in searches]
+    arrays = zip(*((front.loss, front.cost, front.cuts) for front in fronts), strict=True)
+    union = Front(*(np.concatenate(parts) for parts in arrays))
+    origin = np.array([(search, point) for search, front in enumerate(fronts) for point in range(len(front))])
+    best = find_pareto_points(union.loss, union.cost)
+    return _StageFront(union.take(best), tuple(searches), origin[best])
 
 
-def _then(zoo: Zoo, labels: IntArray, rows: IntArray, came: IntArray, g: int, first: Step, how: How) -> Found:
-    """Search the second question of group ``g`` on the rows sent there; ``came`` is where the first chain stopped."""
-    question = zoo.then[g]
-
-    def added(chain: Chain) -> FloatArray:
-        return np.diff(second_cost(zoo, first, question, chain)[came], axis=1, prepend=0.0)
-
-    return _searched(question, rows, labels[rows], question.price, added, how)
+def _search_first_stage(search: _StageSearch, tables: ScoreTables, rows: IntArray, truth: IntArray) -> _StageFront:
+    table = tables.first_stage
+    price = np.array([float(path_cost(tables, table, (m,))[0]) for m in range(len(table.models))])
+    return search.search(table, rows, truth, price, partial(marginal_cost, tables, table, rows=rows))
 
 
-def _first(zoo: Zoo, rows: IntArray, truth: IntArray, how: How) -> Found:
-    alone = [float(path_cost(zoo, zoo.first, (m,), frozenset())[0]) for m in range(len(zoo.first.models))]
-    cost = partial(marginal, zoo, zoo.first, rows=rows)
-    return _searched(zoo.first, rows, truth, np.array(alone), cost, how)
+def _extend(
+    search: _StageSearch, tables: ScoreTables, labels: IntArray, rows: IntArray, first: StagePolicy
+) -> PolicyFront:
+    """Search the front of all cascades that begin with the first stage ``first``."""
+    exits = find_exits(tables.first_stage, first, rows)
+    group = exit_answers(tables.first_stage, first, rows, exits)
+    first_cost = path_cost(tables, tables.first_stage, first.chain)[exits].mean()
+    searched = {
+        number: _search_group(search, tables, labels, rows[group == number], exits[group == number], number, first)
+        for number in np.unique(group)
+    }
+    total, picks = _add_fronts(
+        [_scale(part.front, float((group == number).mean())) for number, part in searched.items()]
+    )
+    unused = {
+        number: StagePolicy((int(table.price.argmin()),), ())
+        for number, table in tables.second_stage.items()
+        if number not in searched
+    }
+    groups = list(searched.items())
+    second_stages = [
+        {number: part.stage_policy(point) for (number, part), point in zip(groups, pick, strict=True)} for pick in picks
+    ]
+    policies = tuple(Policy(first, unused | second) for second in second_stages)
+    return PolicyFront(total.loss, total.cost + first_cost, policies)
 
 
-def _searched(
-    question: Question,
+def _search_group(
+    search: _StageSearch,
+    tables: ScoreTables,
+    labels: IntArray,
     rows: IntArray,
-    truth: IntArray,
-    price: FloatArray,
-    cost: Callable[[Chain], FloatArray],
-    how: How,
-) -> Found:
-    loss = how.stakes.losses(question.answer[rows], truth[:, None])
-    fold = folds(rows, how.clusters)
-    gates, scorers = how.gates, [Scorer(question, rows, loss, knows, fold) for knows in how.conditional]
-    chains = chains_of(price, order=how.order, max_models=gates.max_models)
-    also = partial(learnt_cuts, kinds=gates.learnt)
+    first_exits: IntArray,
+    number: int,
+    first: StagePolicy,
+) -> _StageFront:
+    """Search the second stage of one group on the rows routed to it; ``first_exits`` are their exits before."""
+    table = tables.second_stage[number]
 
-    def tables(scorer: Scorer, chain: Chain) -> Tables:
-        return scorer.scores(chain), loss[:, list(chain)], cost(chain)
+    def added_cost(chain: Chain) -> FloatArray:
+        return np.diff(second_stage_cost(tables, first, table, chain)[first_exits], axis=1, prepend=0.0)
 
-    fronts = [search_chains(chains, partial(tables, one), bins=gates.bins, also=also) for one in scorers]
-    return _best(list(zip(fronts, scorers, strict=True)))
+    return search.search(table, rows, labels[rows], table.price, added_cost)
 
 
-def _scaled(front: Front, share: float) -> Front:
+def _scale(front: Front, share: float) -> Front:
     return Front(front.loss * share, front.cost * share, front.cuts)
 
 
-def _added(fronts: list[Front]) -> tuple[Front, list[tuple[int, ...]]]:
-    """Return the sum of fronts, and which point of each made every point of it."""
+def _add_fronts(fronts: list[Front]) -> tuple[Front, list[tuple[int, ...]]]:
+    """Add fronts; also return which point of each front makes up each point of the sum."""
     total = fronts[0]
     picks: list[tuple[int, ...]] = [(point,) for point in range(len(total))]
     for front in fronts[1:]:
-        total, pairs = minkowski(total, front, GROUP_POINTS)
+        total, pairs = add_fronts(total, front, GROUP_POINTS)
         picks = [(*picks[a], int(b)) for a, b in pairs]
     return total, picks
 
 
-def _merged(fronts: list[PolicyFront]) -> PolicyFront:
+def _merge(fronts: list[PolicyFront]) -> PolicyFront:
+    """Merge fronts into the one of their undominated points."""
     loss = np.concatenate([front.loss for front in fronts])
     cost = np.concatenate([front.cost for front in fronts])
-    policies = list(_all_policies(fronts))
-    best = pareto(loss, cost)
-    return PolicyFront(loss[best], cost[best], tuple(policies[point] for point in best))
-
-
-def _all_policies(fronts: list[PolicyFront]) -> Iterator[Policy]:
-    for front in fronts:
-        yield from front.policies
+    policies = tuple(policy for front in fronts for policy in front.policies)
+    return PolicyFront(loss, cost, policies).take(find_pareto_points(loss, cost))

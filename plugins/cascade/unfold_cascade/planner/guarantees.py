@@ -1,4 +1,4 @@
-"""What a cascade may lose, of all cases and of those of one label, and which points of a front keep all of it."""
+"""Guarantees on the loss of a cascade, over all cases and over one label, and the points of a front that meet them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from unfold_cascade.planner import certificate
 from unfold_cascade.planner.certificate import Rule
 
 GRID = 1000
-MOST = (GRID - 1) / GRID
+MAX_LOSS = (GRID - 1) / GRID
 Relaxation = tuple[tuple[str, float], ...]
-"""Losses, by label (empty: of all cases), that have to be allowed together."""
+"""Losses, by label (empty: of all cases), that must be allowed together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """A loss that is ``allowed``, and (m, n) differences of m points to the monolith, on tuning and certifying units.
+class Guarantee:
+    """A bound on the loss against the baseline, and what it is tested on.
 
-    ``label`` is the one whose cases alone are meant, empty for all of them. Differences are shares of the ``largest``
-    loss of a case, so that they are in [-1, 1].
+    Attributes:
+        label: the label that it covers, empty for all cases.
+        allowed: the loss that is allowed.
+        tune: (m, n) paired differences of m points on tuning units, as shares of the ``largest`` loss of a case.
+        certify: the same on certifying units.
+        largest: the largest loss of a case, so that differences are in [-1, 1].
     """
 
     label: str
@@ -33,66 +37,70 @@ class Promise:
 
     @property
     def epsilon(self) -> float:
-        """The loss that is allowed, as a share of the largest."""
+        """The allowed loss, as a share of the largest."""
         return self.allowed / self.largest
 
     @property
     def units(self) -> int:
-        """How many independent draws certify it."""
+        """The number of independent draws that certify it."""
         return int(self.certify.shape[1])
 
 
-def certified(cost: FloatArray, promises: Sequence[Promise], delta: float) -> list[tuple[int, Rule]]:
-    """Return the points that passed, each with the test of the first promise; order and tests are the tuning units'.
+def certify_points(cost: FloatArray, guarantees: Sequence[Guarantee], delta: float) -> list[tuple[int, Rule]]:
+    """List the points that meet every guarantee with probability 1 - delta, each with the test of the first one.
 
-    With probability 1 - delta every point that passed keeps every promise. A point is tested by the largest of its
-    p-values: if it breaks one promise, that one's p-value alone is rarely so small (intersection-union test, Berger
-    1982), so their number asks for no correction.
+    Points are tested in the order of their p-values on tuning units (fixed-sequence testing, Learn then Test). The
+    p-value of a point is the largest of its guarantees: the intersection-union test (Berger 1982) needs no correction
+    for their number.
 
     Args:
         cost: (m,) costs of the points.
-        promises: at least one.
+        guarantees: at least one.
         delta: chance of a false certificate.
     """
-    rules = [[certificate.choose_rule(d, one.epsilon, one.units) for d in one.tune] for one in promises]
-    hopes = np.array([_largest(promises, rules, point, certify=False) for point in range(len(cost))])
-    order = np.lexsort((-cost, hopes)).tolist()
-    passed = certificate.in_a_row((_largest(promises, rules, point, certify=True) for point in order), delta)
-    return [(point, rules[0][point]) for point in order[:passed]]
+    rules = [[certificate.choose_rule(d, each.epsilon, each.units) for d in each.tune] for each in guarantees]
+    tuning = np.array([_max_p_value(guarantees, rules, point, certify=False) for point in range(len(cost))])
+    order = np.lexsort((-cost, tuning)).tolist()
+    p_values = (_max_p_value(guarantees, rules, point, certify=True) for point in order)
+    return [(point, rules[0][point]) for point in order[: certificate.count_leading_passes(p_values, delta)]]
 
 
-def _largest(promises: Sequence[Promise], rules: Sequence[Sequence[Rule]], point: int, *, certify: bool) -> float:
-    """Return the largest p-value of one point."""
+def _max_p_value(
+    guarantees: Sequence[Guarantee], rules: Sequence[Sequence[Rule]], point: int, *, certify: bool
+) -> float:
     return max(
-        certificate.p_value((one.certify if certify else one.tune)[point], one.epsilon, own[point])
-        for one, own in zip(promises, rules, strict=True)
+        certificate.p_value((each.certify if certify else each.tune)[point], each.epsilon, by_point[point])
+        for each, by_point in zip(guarantees, rules, strict=True)
     )
 
 
-def relaxations(cost: FloatArray, promises: Sequence[Promise], delta: float) -> tuple[Relaxation, ...]:
-    """Return the smallest losses, in tenths of a point, that let some point pass: each alone, or if none does, all."""
-    alone = [(one.label, _least(cost, promises, (place,), delta)) for place, one in enumerate(promises)]
-    helping = tuple(((label, least),) for label, least in alone if least is not None)
-    if helping:
-        return helping
-    least = _least(cost, promises, range(len(promises)), delta) or MOST
-    return (tuple((one.label, max(least, one.allowed)) for one in promises),)
+def find_relaxations(cost: FloatArray, guarantees: Sequence[Guarantee], delta: float) -> tuple[Relaxation, ...]:
+    """Find the minimal losses, in tenths of a point, that certify some point.
+
+    Each guarantee is relaxed alone; if none of these suffices, all are relaxed together.
+    """
+    single = [(each.label, _min_loss(cost, guarantees, (index,), delta)) for index, each in enumerate(guarantees)]
+    sufficient = tuple(((label, loss),) for label, loss in single if loss is not None)
+    if sufficient:
+        return sufficient
+    joint = _min_loss(cost, guarantees, range(len(guarantees)), delta) or MAX_LOSS
+    return (tuple((each.label, max(joint, each.allowed)) for each in guarantees),)
 
 
-def _least(cost: FloatArray, promises: Sequence[Promise], places: Sequence[int], delta: float) -> float | None:
-    """Return the smallest loss that, allowed in some places, lets some point pass; ``None`` if none does."""
-    low, high = int(min(promises[place].allowed for place in places) * GRID), GRID - 1
+def _min_loss(cost: FloatArray, guarantees: Sequence[Guarantee], relaxed: Sequence[int], delta: float) -> float | None:
+    """Find the minimal loss that certifies some point if the ``relaxed`` guarantees allow it; ``None`` if none does."""
+    low, high = int(min(guarantees[index].allowed for index in relaxed) * GRID), GRID - 1
 
-    def passes(tenths: int) -> bool:
+    def is_certified(tenths: int) -> bool:
         wide = [
-            replace(one, allowed=max(one.allowed, tenths / GRID)) if place in places else one
-            for place, one in enumerate(promises)
+            replace(each, allowed=max(each.allowed, tenths / GRID)) if index in relaxed else each
+            for index, each in enumerate(guarantees)
         ]
-        return bool(certified(cost, wide, delta))
+        return bool(certify_points(cost, wide, delta))
 
-    if not passes(high):
+    if not is_certified(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle, high)
+        low, high = (low, middle) if is_certified(middle) else (middle, high)
     return high / GRID

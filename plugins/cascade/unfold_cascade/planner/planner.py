@@ -1,4 +1,4 @@
-"""Which cascade is chosen: search the front of the gates, certify, and keep the front as a file of the run."""
+"""The planner of a cascade: fit models, search the front, certify and select. The run stores the front."""
 
 from __future__ import annotations
 
@@ -10,71 +10,119 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade.data.dataset import Cases, cases, group_of_label
-from unfold_cascade.gates import calibration_io
-from unfold_cascade.planner.compose import PolicyFront, search
-from unfold_cascade.planner.policy import Policy, Step
-from unfold_cascade.planner.score_tables import Zoo, zoo
-from unfold_cascade.planner.select import Choice, Monolith, choose, monolith, shortlist
-from unfold_cascade.schema.models import CascadeSpec
-from unfoldkit.api import Run, dump, fingerprint
+from unfold_cascade.data.dataset import number_label_groups
+from unfold_cascade.gates import calibrated
+from unfold_cascade.models.zoo import fit_models
+from unfold_cascade.planner.compose import PolicyFront, search_policies
+from unfold_cascade.planner.policy import Policy, StagePolicy
+from unfold_cascade.planner.problem import Problem
+from unfold_cascade.planner.recorded_scores import load_recorded_tables
+from unfold_cascade.planner.score_tables import ScoreTables, build_tables
+from unfold_cascade.planner.select import Baseline, Selection, select_baseline, select_cascade, shortlist_points
+from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.files import decoding, parse_object
 
 FRONT_FILE = "front.json"
+SCHEMA = "unfold_cascade.front/1"
+ALWAYS, NEVER = "always", "never"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything that a report tells of: the cases, the tables, the front, the reference and the choice."""
+class Solution:
+    """The result of the search: score tables, Pareto front, baseline and selection."""
 
-    spec: CascadeSpec
-    given: Cases
-    zoo: Zoo
+    problem: Problem
+    tables: ScoreTables
     front: PolicyFront
-    base: Monolith
-    choice: Choice
+    baseline: Baseline
+    selection: Selection
 
     @property
     def policy(self) -> Policy | None:
-        """The cascade that was chosen; ``None`` if only the monolith keeps the promise."""
-        return None if self.choice.point is None else self.front.policies[self.choice.point]
+        """The selected cascade; ``None`` if only the baseline meets the goal."""
+        return None if self.selection.point is None else self.front.policies[self.selection.point]
 
 
-def decide(spec: CascadeSpec, run: Run) -> Plan:
-    """Fit what is missing, search the front on the tuning rows, certify on the calibration rows."""
-    given = cases(spec, run)
-    tables = zoo(spec, run, given)
-    # runs of before hold every point
-    front = shortlist(_front(spec, run, given, tables))
-    base = monolith(tables, given.labels, given.rows.train)
-    rows = given.rows
-    choice = choose(tables, front, base, given.labels, rows.train, rows.calibrate, spec.goal, given.names)
-    return Plan(spec, given, tables, front, base, choice)
+def solve(problem: Problem, run: Run) -> Solution:
+    """Fit the models that the run does not store, search the front on training rows, certify on calibration rows."""
+    tables = load_tables(problem, run)
+    dataset = problem.dataset
+    # runs of earlier versions store every point
+    front = shortlist_points(_load_front(problem, tables, run))
+    baseline = select_baseline(tables, dataset.labels, dataset.rows.train)
+    selection = select_cascade(
+        tables,
+        front,
+        baseline,
+        dataset.labels,
+        dataset.rows.train,
+        dataset.rows.calibrate,
+        problem.goal,
+        dataset.names,
+    )
+    return Solution(problem, tables, front, baseline, selection)
 
 
-def _front(spec: CascadeSpec, run: Run, given: Cases, tables: Zoo) -> PolicyFront:
-    made_from = fingerprint(dump(spec.gates), spec.order, spec.conditional, dict(tables.prices), _seen(given, tables))
-    groups = group_of_label(spec, given.names)
-
-    def make() -> bytes:
-        run.log.info("searching the gates on %d rows", len(given.rows.train))
-        found = search(tables, given.labels, groups, given.rows.train, spec.gates, spec.order, spec.conditional)
-        return to_json(shortlist(found))
-
-    return from_json(run.directory.once(FRONT_FILE, made_from, make), str(run.directory.path / FRONT_FILE))
+def load_tables(problem: Problem, run: Run) -> ScoreTables:
+    """Load the score tables, from recorded predictions or from models, which are fitted if the run lacks them."""
+    if problem.is_recorded:
+        return load_recorded_tables(problem, run.directory)
+    return build_tables(problem, fit_models(problem.zoo, problem.data, problem.dataset, run))
 
 
-def _seen(given: Cases, tables: Zoo) -> list[Any]:
-    """What the front depends on, beside the spec."""
-    questions = [tables.first, *tables.then.values()]
-    arrays = [array for q in questions for array in (q.answer, q.score, q.price, q.paid) if array is not None]
+def write_front(front: PolicyFront) -> bytes:
+    """Write a front as JSON."""
+    points = [
+        {
+            "loss": float(loss),
+            "cost": float(cost),
+            "first": _write_stage(policy.first_stage),
+            "then": {str(group): _write_stage(stage) for group, stage in policy.second_stage.items()},
+        }
+        for loss, cost, policy in zip(front.loss, front.cost, front.policies, strict=True)
+    ]
+    return (json.dumps({"schema": SCHEMA, "points": points}) + "\n").encode()
+
+
+def read_front(data: bytes, file: str) -> PolicyFront:
+    """Read the front that ``write_front`` wrote.
+
+    Raises:
+        UnfoldError: the file is not a front.
+    """
+    with decoding(file, "a front"):
+        points = parse_object(data)["points"]
+        loss, cost = (np.array([float(point[name]) for point in points]) for name in ("loss", "cost"))
+        return PolicyFront(loss, cost, tuple(_read_policy(point) for point in points))
+
+
+def _load_front(problem: Problem, tables: ScoreTables, run: Run) -> PolicyFront:
+    gates, dataset = problem.gates, problem.dataset
+    inputs = _identify_inputs(problem, tables)
+    made_from = fingerprint(gates.identity, gates.order, gates.conditional, dict(tables.shared_prices), inputs)
+    groups = number_label_groups(problem.data.label_groups, dataset.names)
+
+    def search() -> bytes:
+        run.log.info("searching the gates on %d rows", len(dataset.rows.train))
+        front = search_policies(tables, dataset.labels, groups, dataset.rows.train, gates)
+        return write_front(shortlist_points(front))
+
+    file = str(run.directory.path / FRONT_FILE)
+    return read_front(run.directory.once(FRONT_FILE, made_from, search), file)
+
+
+def _identify_inputs(problem: Problem, tables: ScoreTables) -> list[Any]:
+    """Identify what the front depends on besides the spec."""
+    stages = [tables.first_stage, *tables.second_stage.values()]
+    arrays = [(table.answer, table.score, table.price, table.call_prices) for table in stages]
+    matrix = tables.error_costs.matrix
     return [
-        _hash(given.labels),
-        _hash(given.rows.train),
-        *map(_hash, arrays),
-        [sorted(b) for q in questions for b in q.buys],
-        # named only where they are there: fronts of runs from before stay good
-        *([] if tables.stakes.cost is None else [_hash(tables.stakes.cost)]),
+        _hash(problem.dataset.labels),
+        _hash(problem.dataset.rows.train),
+        *(_hash(array) for parts in arrays for array in parts if array is not None),
+        [sorted(groups) for table in stages for groups in table.feature_groups],
+        # omitted where costs are equal, so that stored fronts keep their fingerprints
+        *([] if matrix is None else [_hash(matrix)]),
     ]
 
 
@@ -82,46 +130,21 @@ def _hash(array: Any) -> str:
     return hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def to_json(front: PolicyFront) -> bytes:
-    """Return the front as JSON; a cut that never stops is null."""
-    points = [
-        {"loss": float(loss), "cost": float(cost), "first": _step_data(policy.first), "then": _then_data(policy)}
-        for loss, cost, policy in zip(front.loss, front.cost, front.policies, strict=True)
-    ]
-    return (json.dumps({"schema": "unfold_cascade.front/1", "points": points}) + "\n").encode()
+def _write_stage(stage: StagePolicy) -> dict[str, Any]:
+    cuts = [cut if math.isfinite(cut) else (ALWAYS if cut < 0 else NEVER) for cut in stage.cuts]
+    document: dict[str, Any] = {"chain": list(stage.chain), "cuts": cuts}
+    if stage.curves:
+        document["curves"] = [calibrated.write_calibration(curve) for curve in stage.curves]
+    return document
 
 
-def from_json(data: bytes, file: str) -> PolicyFront:
-    """Return the front that ``to_json`` wrote.
-
-    Raises:
-        UnfoldError: it is not such a front.
-    """
-    with decoding(file, "a front"):
-        points = parse_object(data)["points"]
-        loss, cost = (np.array([float(point[name]) for point in points]) for name in ("loss", "cost"))
-        return PolicyFront(loss, cost, tuple(_policy(point) for point in points))
+def _read_policy(point: dict[str, Any]) -> Policy:
+    second = {int(group): _read_stage(stage) for group, stage in point["then"].items()}
+    return Policy(_read_stage(point["first"]), second)
 
 
-def _then_data(policy: Policy) -> dict[str, Any]:
-    return {str(group): _step_data(step) for group, step in policy.then.items()}
-
-
-def _step_data(step: Step) -> dict[str, Any]:
-    data = {"chain": list(step.chain), "cuts": [_cut_data(cut) for cut in step.cuts]}
-    return data | {"curves": [calibration_io.to_data(curve) for curve in step.curves]} if step.curves else data
-
-
-def _cut_data(cut: float) -> float | str:
-    return cut if math.isfinite(cut) else ("always" if cut < 0 else "never")
-
-
-def _policy(point: dict[str, Any]) -> Policy:
-    return Policy(_step(point["first"]), {int(group): _step(step) for group, step in point["then"].items()})
-
-
-def _step(data: dict[str, Any]) -> Step:
-    words = {"always": -math.inf, "never": math.inf}
-    cuts = tuple(words[cut] if isinstance(cut, str) else float(cut) for cut in data["cuts"])
-    fitted = tuple(calibration_io.from_data(item) for item in data.get("curves", ()))
-    return Step(tuple(int(model) for model in data["chain"]), cuts, fitted)
+def _read_stage(document: dict[str, Any]) -> StagePolicy:
+    infinite = {ALWAYS: -math.inf, NEVER: math.inf}
+    cuts = tuple(infinite[cut] if isinstance(cut, str) else float(cut) for cut in document["cuts"])
+    curves = tuple(calibrated.read_calibration(curve) for curve in document.get("curves", ()))
+    return StagePolicy(tuple(int(model) for model in document["chain"]), cuts, curves)

@@ -1,4 +1,4 @@
-"""A cascade as data, and what happens to a case that follows it."""
+"""A cascade as data, and the path of each case through it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.gates.calibrated import Calibration, score_chain
-from unfold_cascade.planner.score_tables import Question, Zoo
+from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One question's chain: model numbers in the order asked; each but the last answers when ``score >= cut``.
+class StagePolicy:
+    """The chain of one stage: model numbers in order; each but the last exits when ``score >= cut``.
 
-    The score is the model's confidence, or what ``curves`` (one a gate) make of it and of the answers so far.
+    The score is the confidence of the model, or what ``curves`` (one per gate) make of it and of earlier predictions.
     """
 
     chain: tuple[int, ...]
@@ -27,18 +27,29 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The step of the first question, and by its answer (group number) the step of the second."""
+    """A cascade: the policy of the first stage, and of the second stage by group number."""
 
-    first: Step
-    then: Mapping[int, Step]
+    first_stage: StagePolicy
+    second_stage: Mapping[int, StagePolicy]
+
+    def stages(self, tables: ScoreTables) -> list[tuple[ScoreTable, StagePolicy]]:
+        """Pair each table that the cascade uses with its policy."""
+        groups = self.second_stage.items()
+        second = [(tables.second_stage[group], policy) for group, policy in groups]
+        return [(tables.first_stage, self.first_stage), *second]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a policy did with each of n cases.
+    """The result of a policy for n cases.
 
-    ``answer`` and ``cost`` (n,); ``exit_first`` the position in the chain that answered the first question;
-    ``group`` its answer; ``exit_then`` the same for the second question, -1 without one.
+    Attributes:
+        answer: (n,) predicted labels.
+        cost: (n,) costs.
+        latency_us: (n,) measured times, NaN where models were not measured.
+        exit_first: (n,) position in the chain where the first stage exits.
+        group: (n,) predictions of the first stage.
+        exit_second: (n,) position where the second stage exits, -1 without one.
     """
 
     answer: IntArray
@@ -46,118 +57,124 @@ class Outcome:
     latency_us: FloatArray
     exit_first: IntArray
     group: IntArray
-    exit_then: IntArray
+    exit_second: IntArray
 
 
-def in_words(zoo: Zoo, policy: Policy) -> list[dict[str, Any]]:
-    """Return the steps of a cascade with the names of their models, as a plan holds them."""
-    steps = [step_in_words(zoo.first, policy.first)]
-    return steps + [step_in_words(zoo.then[group], step) for group, step in policy.then.items()]
+def describe_policy(tables: ScoreTables, policy: Policy) -> list[dict[str, Any]]:
+    """Describe each stage of a cascade with the names of its models, in the format of a plan."""
+    return [describe_stage(table, stage) for table, stage in policy.stages(tables)]
 
 
-def step_in_words(question: Question, step: Step) -> dict[str, Any]:
-    """Return one step with the names of its models; its cuts are on whatever its gates read."""
-    models = [question.models[m] for m in step.chain]
-    return {"stage": question.stage, "group": question.group, "models": models, "cuts": words_of(step.cuts)}
+def describe_stage(table: ScoreTable, stage: StagePolicy) -> dict[str, Any]:
+    """Describe one stage; its cuts apply to the scores that its gates read."""
+    models = [table.models[m] for m in stage.chain]
+    return {"stage": table.stage, "group": table.group, "models": models, "cuts": describe_cuts(stage.cuts)}
 
 
-def words_of(cuts: Iterable[float]) -> list[float | str]:
-    """Return cuts as a plan holds them: one that all reach is ``always``, one that none reaches ``never``."""
+def describe_cuts(cuts: Iterable[float]) -> list[float | str]:
+    """Write cuts as in a plan: ``always`` where every score exits, ``never`` where none does."""
     return [cut if np.isfinite(cut) else ("always" if cut < 0 else "never") for cut in cuts]
 
 
-def exits(question: Question, step: Step, rows: IntArray) -> IntArray:
-    """Return (n,) which position of the chain answers each row: the first whose score reaches its cut."""
-    if step.curves:
-        score = score_chain(step.curves, question.score[rows], question.answer[rows], step.chain)
-    else:
-        score = question.score[np.ix_(rows, places(step.chain[:-1]))]
-    sure = score >= np.array(step.cuts)
-    certain = np.column_stack([sure, np.ones(len(rows), dtype=np.bool_)])
-    result: IntArray = certain.argmax(axis=1)
-    return result
-
-
-def places(models: Sequence[int]) -> IntArray:
-    """Return model numbers as an array, also when there is none."""
+def as_indices(models: Sequence[int]) -> IntArray:
+    """Convert model numbers to an index array, which may be empty."""
     return np.array(models, dtype=np.int64)
 
 
-def answers(question: Question, step: Step, rows: IntArray, exit_: IntArray) -> IntArray:
-    """Return (n,) what the model that answered said."""
-    result: IntArray = question.answer[rows, np.array(step.chain)[exit_]]
-    return result
+def find_exits(table: ScoreTable, stage: StagePolicy, rows: IntArray) -> IntArray:
+    """Find the (n,) position where each row exits the chain: the first model with a score that reaches its cut."""
+    if stage.curves:
+        score = score_chain(stage.curves, table.score[rows], table.answer[rows], stage.chain)
+    else:
+        score = table.score[np.ix_(rows, as_indices(stage.chain[:-1]))]
+    final = np.ones(len(rows), dtype=np.bool_)
+    exits: IntArray = np.column_stack([score >= np.array(stage.cuts), final]).argmax(axis=1)
+    return exits
 
 
-def path_cost(zoo: Zoo, question: Question, chain: tuple[int, ...], owned: frozenset[str]) -> FloatArray:
-    """Return (K,) the cost of a chain that stops at its k-th model; what is in ``owned`` is paid already."""
-    return _path(question, question.price, zoo.bought, chain, owned)
+def exit_answers(table: ScoreTable, stage: StagePolicy, rows: IntArray, exits: IntArray) -> IntArray:
+    """Return the (n,) predictions of the models at which rows exit."""
+    answers: IntArray = table.answer[rows, np.array(stage.chain)[exits]]
+    return answers
 
 
-def marginal(zoo: Zoo, question: Question, chain: tuple[int, ...], rows: IntArray) -> FloatArray:
-    """Return what each model of a chain adds to the cost of a case: (K,), or (n, K) where each call has its price."""
-    if question.paid is not None:
-        return question.paid[np.ix_(rows, places(chain))]
-    return np.diff(path_cost(zoo, question, chain, frozenset()), prepend=0.0)
-
-
-def spent(zoo: Zoo, question: Question, chain: tuple[int, ...], rows: IntArray, exit_: IntArray) -> FloatArray:
-    """Return (n,) the cost of a chain that each row leaves at its ``exit_``."""
-    sums = np.cumsum(marginal(zoo, question, chain, rows), axis=-1)
-    each = np.broadcast_to(sums, (len(rows), len(chain)))
-    result: FloatArray = np.take_along_axis(each, exit_[:, None], axis=1)[:, 0].copy()
-    return result
-
-
-def path_time(zoo: Zoo, question: Question, chain: tuple[int, ...], owned: frozenset[str]) -> FloatArray:
-    """Return (K,) the measured time of a chain that stops at its k-th model, in µs; NaN if it was not measured."""
-    return _path(question, question.latency_us, zoo.waited, chain, owned)
-
-
-def _path(
-    question: Question,
-    each: FloatArray,
-    once: Callable[[frozenset[str]], float],
-    chain: tuple[int, ...],
-    owned: frozenset[str],
+def path_cost(
+    tables: ScoreTables, table: ScoreTable, chain: Sequence[int], paid: frozenset[str] = frozenset()
 ) -> FloatArray:
-    sums, have, total = [], owned, 0.0
+    """Compute the (K,) cost of exiting a chain at its k-th model; feature groups in ``paid`` are free."""
+    return _accumulate(table, table.price, tables.sum_prices, chain, paid)
+
+
+def path_time_us(
+    tables: ScoreTables, table: ScoreTable, chain: Sequence[int], paid: frozenset[str] = frozenset()
+) -> FloatArray:
+    """Compute the (K,) measured time of exiting a chain at its k-th model, NaN if it was not measured."""
+    return _accumulate(table, table.latency_us, tables.sum_times_us, chain, paid)
+
+
+def marginal_cost(tables: ScoreTables, table: ScoreTable, chain: tuple[int, ...], rows: IntArray) -> FloatArray:
+    """Compute the cost that each model of a chain adds: (K,), or (n, K) where prices vary by case."""
+    if table.call_prices is not None:
+        return table.call_prices[np.ix_(rows, as_indices(chain))]
+    return np.diff(path_cost(tables, table, chain), prepend=0.0)
+
+
+def second_stage_cost(tables: ScoreTables, first: StagePolicy, table: ScoreTable, chain: tuple[int, ...]) -> FloatArray:
+    """Compute the (K1, K2) cost of the second chain, by the exits of the first and of the second."""
+    paid = list_paid_groups(tables.first_stage, first.chain)
+    return np.array([path_cost(tables, table, chain, groups) for groups in paid])
+
+
+def list_paid_groups(table: ScoreTable, chain: Sequence[int]) -> list[frozenset[str]]:
+    """List the feature groups that are paid for when a chain exits at its k-th model."""
+    result, paid = [], frozenset[str]()
     for model in chain:
-        total += float(each[model]) + once(question.buys[model] - have)
-        have |= question.buys[model]
+        paid |= table.feature_groups[model]
+        result.append(paid)
+    return result
+
+
+def follow(tables: ScoreTables, policy: Policy, rows: IntArray) -> Outcome:
+    """Send ``rows`` through the cascade."""
+    first = policy.first_stage
+    exit_first = find_exits(tables.first_stage, first, rows)
+    group = exit_answers(tables.first_stage, first, rows, exit_first)
+    cost = _exit_cost(tables, tables.first_stage, first.chain, rows, exit_first)
+    latency_us = path_time_us(tables, tables.first_stage, first.chain)[exit_first]
+    answer, exit_second = group.copy(), np.full(len(rows), -1, dtype=np.int64)
+    paid = list_paid_groups(tables.first_stage, first.chain)
+    for number, stage in policy.second_stage.items():
+        cases = np.flatnonzero(group == number)
+        table = tables.second_stage[number]
+        exits = find_exits(table, stage, rows[cases])
+        cost[cases] += second_stage_cost(tables, first, table, stage.chain)[exit_first[cases], exits]
+        times_us = np.array([path_time_us(tables, table, stage.chain, groups) for groups in paid])
+        latency_us[cases] += times_us[exit_first[cases], exits]
+        answer[cases], exit_second[cases] = exit_answers(table, stage, rows[cases], exits), exits
+    return Outcome(answer, cost, latency_us, exit_first, group, exit_second)
+
+
+def _exit_cost(
+    tables: ScoreTables, table: ScoreTable, chain: tuple[int, ...], rows: IntArray, exits: IntArray
+) -> FloatArray:
+    """Compute the (n,) cost of a chain that each row leaves at its exit."""
+    sums = np.cumsum(marginal_cost(tables, table, chain, rows), axis=-1)
+    by_row = np.broadcast_to(sums, (len(rows), len(chain)))
+    cost: FloatArray = np.take_along_axis(by_row, exits[:, None], axis=1)[:, 0].copy()
+    return cost
+
+
+def _accumulate(
+    table: ScoreTable,
+    by_model: FloatArray,
+    shared: Callable[[frozenset[str]], float],
+    chain: Sequence[int],
+    paid: frozenset[str],
+) -> FloatArray:
+    """Add up calls along a chain, with what each model needs that is not paid for yet."""
+    sums, total = [], 0.0
+    for model in chain:
+        total += float(by_model[model]) + shared(table.feature_groups[model] - paid)
+        paid |= table.feature_groups[model]
         sums.append(total)
     return np.array(sums)
-
-
-def owned_after(question: Question, chain: tuple[int, ...]) -> list[frozenset[str]]:
-    """Return the feature groups that were bought when the chain stops at its k-th model."""
-    result, have = [], frozenset[str]()
-    for model in chain:
-        have |= question.buys[model]
-        result.append(have)
-    return result
-
-
-def follow(zoo: Zoo, policy: Policy, rows: IntArray) -> Outcome:
-    """Send ``rows`` through the cascade."""
-    first = policy.first
-    exit_first = exits(zoo.first, first, rows)
-    group = answers(zoo.first, first, rows, exit_first)
-    cost = spent(zoo, zoo.first, first.chain, rows, exit_first)
-    time = path_time(zoo, zoo.first, first.chain, frozenset())[exit_first]
-    answer, exit_then = group.copy(), np.full(len(rows), -1, dtype=np.int64)
-    for g, step in policy.then.items():
-        here = np.flatnonzero(group == g)
-        question = zoo.then[g]
-        exit_ = exits(question, step, rows[here])
-        cost[here] += second_cost(zoo, first, question, step.chain)[exit_first[here], exit_]
-        owned = owned_after(zoo.first, first.chain)
-        times = np.array([path_time(zoo, question, step.chain, have) for have in owned])
-        time[here] += times[exit_first[here], exit_]
-        answer[here], exit_then[here] = answers(question, step, rows[here], exit_), exit_
-    return Outcome(answer, cost, time, exit_first, group, exit_then)
-
-
-def second_cost(zoo: Zoo, first: Step, question: Question, chain: tuple[int, ...]) -> FloatArray:
-    """Return (K1, K2) the cost of the second chain, by where the first and where the second stopped."""
-    return np.array([path_cost(zoo, question, chain, owned) for owned in owned_after(zoo.first, first.chain)])

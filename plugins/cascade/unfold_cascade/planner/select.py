@@ -1,4 +1,4 @@
-"""From the front to one cascade: the goal, and the certificate that it holds."""
+"""From the Pareto front to one cascade: the goal, and the certificate that the cascade meets it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.data.error_costs import ALIKE, Stakes
+from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.compose import PolicyFront
-from unfold_cascade.planner.guarantees import Promise, Relaxation, certified, relaxations
+from unfold_cascade.planner.guarantees import Guarantee, Relaxation, certify_points, find_relaxations
 from unfold_cascade.planner.policy import Policy, follow
-from unfold_cascade.planner.score_tables import Zoo
-from unfold_cascade.schema.goals import Goal
+from unfold_cascade.planner.problem import Goal
+from unfold_cascade.planner.score_tables import ScoreTables, find_best_candidate
 from unfoldkit.api import did_you_mean, fail
 
-POINTS = 64
-OF_LABEL = "goal.max_loss_of"
-NO_BETTER = "the best single model is within the budget and more accurate"
+MAX_POINTS = 64
+WAGER_MARGIN = 0.01
+LABEL_LOSS_KEY = "goal.max_loss_of"
+NO_CHEAPER = "no cascade is cheaper"
+BASELINE_IS_BETTER = "the baseline is within the budget and more accurate"
+OVER_BUDGET = "every cascade exceeds the budget"
 
 
 @dataclass(frozen=True, slots=True)
-class Monolith:
-    """The reference: the candidate that loses least on the tuning rows, and its (n,) answers."""
+class Baseline:
+    """The baseline model: the candidate of least loss on the training rows, and its (n,) answers."""
 
     index: int
     name: str
@@ -33,168 +36,221 @@ class Monolith:
     latency_us: float
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What was chosen, and why.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The selected point of the front and its certificate.
 
-    ``point`` is an index into the front; ``None`` means that only the monolith itself keeps the promise. ``certified``
-    is the loss that is promised with ``confidence``; ``least`` the smallest loss that could have been certified;
-    ``stopped`` whether a point was refused. ``relaxed`` are the smallest losses of which any one would have to be
-    allowed.
+    Attributes:
+        point: index into the front; ``None`` if only the baseline meets the goal.
+        certified_loss: the loss that is certified with ``confidence``.
+        confidence: 1 - delta.
+        units: independent draws (cases, or clusters of them) of the certificate.
+        min_certifiable_loss: the smallest loss that some point could be certified for.
+        method: the test, or ``none``.
+        has_rejections: whether a cheaper point was tested and rejected.
+        reason: why no cascade was selected, other than for the lack of a certificate.
+        relaxations: minimal losses, any one of which would have to be allowed.
     """
 
     point: int | None
-    certified: float
+    certified_loss: float
     confidence: float
-    cases: int
-    least: float
+    units: int
+    min_certifiable_loss: float
     method: str
-    stopped: bool
+    has_rejections: bool = False
     reason: str = ""
-    relaxed: tuple[Relaxation, ...] = ()
+    relaxations: tuple[Relaxation, ...] = ()
 
 
-def monolith(zoo: Zoo, labels: IntArray, rows: IntArray) -> Monolith:
-    """Return the best single model on ``rows`` (out of fold where it was fitted on them); of equals the cheapest."""
-    question = zoo.monoliths
-    loss = zoo.stakes.losses(question.answer[rows], labels[rows][:, None]).mean(axis=0)
-    costs = np.array([question.price[m] + zoo.bought(question.buys[m]) for m in range(len(question.models))])
-    best = int(np.lexsort((costs, loss))[0])
-    time = float(question.latency_us[best])
-    return Monolith(best, question.models[best], question.answer[:, best], float(costs[best]), time)
+def select_baseline(tables: ScoreTables, labels: IntArray, rows: IntArray) -> Baseline:
+    """Select the candidate of least loss on ``rows``, out of fold if it was fitted on them; of ties the cheapest."""
+    table = tables.candidates
+    best = find_best_candidate(table, tables.shared_prices, tables.error_costs, labels, rows)
+    cost = float(table.price[best]) + tables.sum_prices(table.feature_groups[best])
+    return Baseline(best, table.models[best], table.answer[:, best], cost, float(table.latency_us[best]))
 
 
-def shortlist(front: PolicyFront, limit: int = POINTS) -> PolicyFront:
-    """Return at most ``limit`` points of the front, evenly by loss, with both ends."""
+def shortlist_points(front: PolicyFront, limit: int = MAX_POINTS) -> PolicyFront:
+    """Thin a front to at most ``limit`` points, evenly by loss, with both ends."""
     if len(front.policies) <= limit:
         return front
-    wanted = np.linspace(front.loss[0], front.loss[-1], limit)
-    chosen = np.unique([int(np.abs(front.loss - value).argmin()) for value in wanted])
-    return PolicyFront(front.loss[chosen], front.cost[chosen], tuple(front.policies[point] for point in chosen))
+    targets = np.linspace(front.loss[0], front.loss[-1], limit)
+    return front.take(np.unique([int(np.abs(front.loss - loss).argmin()) for loss in targets]))
 
 
-def choose(
-    zoo: Zoo,
+def select_cascade(
+    tables: ScoreTables,
     front: PolicyFront,
-    base: Monolith,
+    baseline: Baseline,
     labels: IntArray,
     tune: IntArray,
     certify: IntArray,
     goal: Goal,
     names: Sequence[str] = (),
-) -> Choice:
-    """Choose a point of ``front``: certified within ``goal.max_loss``, or the most accurate within ``goal.budget``.
+) -> Selection:
+    """Select a point of ``front``: certified within ``goal.max_loss``, or the most accurate within ``goal.budget``.
 
-    Where the monolith itself is within the budget, and more accurate than any cascade that is, no cascade is chosen.
+    If the baseline is within the budget and more accurate than any such cascade, no cascade is selected. The
+    certificate is fixed-sequence testing (Angelopoulos et al. 2021, Learn then Test) on ``certify``, rows that took no
+    part in the search. The order of the points and the test of each depend on ``tune`` only.
 
-    The certificate is fixed-sequence testing (Learn then Test) on ``certify``, rows that took no part in the search;
-    the order of points, the safest first, and the test of each come from ``tune`` alone. ``names`` (C,) are those of
-    the labels, for ``goal.max_loss_of``.
+    Args:
+        tables: the score tables of all n rows.
+        front: the cascades.
+        baseline: the baseline model.
+        labels: (n,) true labels.
+        tune: the rows that the front was searched on.
+        certify: rows of the certificate.
+        goal: the loss or the budget.
+        names: (C,) labels, for ``goal.max_loss_of``.
     """
     if goal.budget is not None:
-        return _within_budget(zoo, front, base, labels, tune, certify, goal)
-    points = np.flatnonzero(front.cost < base.cost)
+        return _select_within_budget(tables, front, baseline, labels, tune, certify, goal, goal.budget)
+    points = np.flatnonzero(front.cost < baseline.cost)
     if not len(points):
-        return _refused(goal, units(zoo, certify), "no cascade is cheaper")
-    told = list(_promises(zoo, front, points, base, labels, (tune, certify), goal, names))
-    return _within_loss(points, front.cost[points], told, goal)
+        return _select_none(goal, count_units(tables, certify), NO_CHEAPER)
+    guarantees = list(_list_guarantees(tables, front, points, baseline, labels, (tune, certify), goal, names))
+    return _select_within_loss(points, front.cost[points], guarantees, goal)
 
 
-def _within_loss(points: IntArray, cost: FloatArray, promises: Sequence[Promise], goal: Goal) -> Choice:
-    """Choose among (m,) points with their costs."""
-    delta, n = 1 - goal.confidence, promises[0].units
-    passed = certified(cost, promises, delta)
-    if not passed:
-        relaxed = relaxations(cost, promises, delta)
-        least = dict(relaxed[0]).get("", goal.max_loss or 0.0)
-        return Choice(None, 0.0, goal.confidence, n, least, "none", stopped=True, relaxed=relaxed)
-    # every point that passed is certified, all together: the cheapest of them may be taken
-    best, rule = min(passed, key=lambda test: cost[test[0]])
-    stopped = len(passed) < len(points)
-    promised = goal.max_loss or 0.0
-    return Choice(int(points[best]), promised, goal.confidence, n, promised, rule.method, stopped=stopped)
-
-
-def _promises(
-    zoo: Zoo,
-    front: PolicyFront,
-    points: IntArray,
-    base: Monolith,
-    labels: IntArray,
-    parts: tuple[IntArray, IntArray],
-    goal: Goal,
-    names: Sequence[str],
-) -> Iterator[Promise]:
-    """Yield what a goal promises: a loss of all cases, and those of the cases of some labels."""
-    before, after = (differences_of(zoo, front, points, base, labels, rows) for rows in parts)
-    yield Promise("", goal.max_loss or 0.0, before, after, zoo.stakes.largest)
-    for label, allowed in (goal.max_loss_of or {}).items():
-        number = number_of(label, names)
-        own = [rows[labels[rows] == number] for rows in parts]
-        if not all(map(len, own)):
-            raise fail(f'no case of the label "{label}" to tune or to certify on', key=OF_LABEL)
-        before, after = (differences_of(zoo, front, points, base, labels, rows, ALIKE) for rows in own)
-        yield Promise(label, allowed, before, after)
-
-
-def number_of(label: str, names: Sequence[str]) -> int:
-    """Return the number of a label of ``goal.max_loss_of``.
+def number_of_label(label: str, names: Sequence[str]) -> int:
+    """Look up the number of a label of ``goal.max_loss_of``.
 
     Raises:
         UnfoldError: the data have no such label.
     """
     if label not in names:
-        raise fail(f'the data have no label "{label}"', key=OF_LABEL, hint=did_you_mean(label, names))
+        raise fail(f'the data have no label "{label}"', key=LABEL_LOSS_KEY, hint=did_you_mean(label, names))
     return list(names).index(label)
 
 
-def _within_budget(
-    zoo: Zoo, front: PolicyFront, base: Monolith, labels: IntArray, tune: IntArray, certify: IntArray, goal: Goal
-) -> Choice:
-    budget, single = goal.budget or 0.0, float(zoo.stakes.losses(base.answer[tune], labels[tune]).mean())
-    allowed = np.flatnonzero(front.cost <= budget)
-    point = int(allowed[-1]) if len(allowed) else None
-    if base.cost <= budget and (point is None or single < front.loss[point]):
-        return _refused(goal, units(zoo, certify), NO_BETTER)
-    if point is None:
-        return _refused(goal, units(zoo, certify), "over the budget")
-    d_tune = _differences(zoo, front.policies[point], base, labels, tune, zoo.stakes)
-    # a wager for a loss too near the one that was seen wins nothing
-    rule = certificate.choose_rule(d_tune, max(float(d_tune.mean()), 0.0) + 0.01, units(zoo, certify))
-    d = _differences(zoo, front.policies[point], base, labels, certify, zoo.stakes)
-    bound = certificate.upper_bound(d, goal.confidence, rule) * zoo.stakes.largest
-    return Choice(point, bound, goal.confidence, len(d), bound, rule.method, stopped=False)
-
-
-def _refused(goal: Goal, cases: int, reason: str) -> Choice:
-    return Choice(None, 0.0, goal.confidence, cases, 1.0, "none", stopped=False, reason=reason)
-
-
-def differences_of(
-    zoo: Zoo,
+def paired_differences(
+    tables: ScoreTables,
     front: PolicyFront,
     points: IntArray,
-    base: Monolith,
+    baseline: Baseline,
     labels: IntArray,
     rows: IntArray,
-    stakes: Stakes | None = None,
+    error_costs: ErrorCosts | None = None,
 ) -> FloatArray:
-    """Return (m, n) the losses of some points of a front more than the monolith's, as shares of the dearest error.
+    """Compute the (m, n) losses of points minus that of the baseline, as shares of the most expensive error.
 
-    Of rows in clusters there are as many columns as clusters, each the mean of its rows. ``stakes`` are those of the
-    zoo unless others are given.
+    With clusters there is one column per cluster, the mean of its rows. ``error_costs`` replace those of the tables.
     """
-    at = zoo.stakes if stakes is None else stakes
-    return np.array([_differences(zoo, front.policies[point], base, labels, rows, at) for point in points])
+    costs = tables.error_costs if error_costs is None else error_costs
+    policies = (front.policies[point] for point in points)
+    return np.array([_policy_differences(tables, policy, baseline, labels, rows, costs) for policy in policies])
 
 
-def _differences(zoo: Zoo, policy: Policy, base: Monolith, labels: IntArray, rows: IntArray, at: Stakes) -> FloatArray:
-    given = follow(zoo, policy, rows).answer, base.answer[rows]
-    own, reference = (at.losses(answer, labels[rows]) for answer in given)
-    differences: FloatArray = (own - reference) / at.largest
-    return differences if zoo.clusters is None else certificate.per_cluster(differences, zoo.clusters[rows])
+def count_units(tables: ScoreTables, rows: IntArray) -> int:
+    """Count the independent draws among some rows: cases, or clusters of them."""
+    return len(rows) if tables.clusters is None else len(np.unique(tables.clusters[rows]))
 
 
-def units(zoo: Zoo, rows: IntArray) -> int:
-    """Return how many independent draws some rows are: cases, or clusters of them."""
-    return len(rows) if zoo.clusters is None else len(np.unique(zoo.clusters[rows]))
+def _select_within_loss(points: IntArray, cost: FloatArray, guarantees: Sequence[Guarantee], goal: Goal) -> Selection:
+    """Select among (m,) points with their costs."""
+    delta, max_loss = 1 - goal.confidence, goal.max_loss or 0.0
+    certified = certify_points(cost, guarantees, delta)
+    if not certified:
+        relaxations = find_relaxations(cost, guarantees, delta)
+        return Selection(
+            point=None,
+            certified_loss=0.0,
+            confidence=goal.confidence,
+            units=guarantees[0].units,
+            min_certifiable_loss=dict(relaxations[0]).get("", max_loss),
+            method="none",
+            has_rejections=True,
+            relaxations=relaxations,
+        )
+    # all certified points hold together, so the cheapest of them may be selected
+    best, rule = min(certified, key=lambda point: cost[point[0]])
+    return Selection(
+        point=int(points[best]),
+        certified_loss=max_loss,
+        confidence=goal.confidence,
+        units=guarantees[0].units,
+        min_certifiable_loss=max_loss,
+        method=rule.method,
+        has_rejections=len(certified) < len(points),
+    )
+
+
+def _list_guarantees(
+    tables: ScoreTables,
+    front: PolicyFront,
+    points: IntArray,
+    baseline: Baseline,
+    labels: IntArray,
+    parts: tuple[IntArray, IntArray],
+    goal: Goal,
+    names: Sequence[str],
+) -> Iterator[Guarantee]:
+    """Yield the guarantees of a goal: over all cases, and over the cases of some labels. ``parts``: tune, certify."""
+    tune, certify = (paired_differences(tables, front, points, baseline, labels, rows) for rows in parts)
+    yield Guarantee("", goal.max_loss or 0.0, tune, certify, tables.error_costs.maximum)
+    for label, allowed in goal.max_loss_of.items():
+        number = number_of_label(label, names)
+        label_rows = [rows[labels[rows] == number] for rows in parts]
+        if not all(map(len, label_rows)):
+            raise fail(f'no case of the label "{label}" to tune or to certify on', key=LABEL_LOSS_KEY)
+        tune, certify = (
+            paired_differences(tables, front, points, baseline, labels, rows, EQUAL_COSTS) for rows in label_rows
+        )
+        yield Guarantee(label, allowed, tune, certify)
+
+
+def _select_within_budget(
+    tables: ScoreTables,
+    front: PolicyFront,
+    baseline: Baseline,
+    labels: IntArray,
+    tune: IntArray,
+    certify: IntArray,
+    goal: Goal,
+    budget: float,
+) -> Selection:
+    costs = tables.error_costs
+    affordable = np.flatnonzero(front.cost <= budget)
+    point = int(affordable[-1]) if len(affordable) else None
+    baseline_loss = float(costs.losses(baseline.answer[tune], labels[tune]).mean())
+    units = count_units(tables, certify)
+    if baseline.cost <= budget and (point is None or baseline_loss < front.loss[point]):
+        return _select_none(goal, units, BASELINE_IS_BETTER)
+    if point is None:
+        return _select_none(goal, units, OVER_BUDGET)
+    tuning = _policy_differences(tables, front.policies[point], baseline, labels, tune, costs)
+    # a wager against a loss close to the observed one gains nothing
+    rule = certificate.choose_rule(tuning, max(float(tuning.mean()), 0.0) + WAGER_MARGIN, units)
+    differences = _policy_differences(tables, front.policies[point], baseline, labels, certify, costs)
+    bound = certificate.upper_bound(differences, goal.confidence, rule) * costs.maximum
+    return Selection(
+        point=point,
+        certified_loss=bound,
+        confidence=goal.confidence,
+        units=len(differences),
+        min_certifiable_loss=bound,
+        method=rule.method,
+    )
+
+
+def _select_none(goal: Goal, units: int, reason: str) -> Selection:
+    return Selection(
+        point=None,
+        certified_loss=0.0,
+        confidence=goal.confidence,
+        units=units,
+        min_certifiable_loss=1.0,
+        method="none",
+        reason=reason,
+    )
+
+
+def _policy_differences(
+    tables: ScoreTables, policy: Policy, baseline: Baseline, labels: IntArray, rows: IntArray, costs: ErrorCosts
+) -> FloatArray:
+    cascade = costs.losses(follow(tables, policy, rows).answer, labels[rows])
+    reference = costs.losses(baseline.answer[rows], labels[rows])
+    differences: FloatArray = (cascade - reference) / costs.maximum
+    return differences if tables.clusters is None else certificate.per_cluster(differences, tables.clusters[rows])

@@ -1,1 +1,1 @@
-"""Reports, dashboard and figures of cascades."""
+"""Reports, figures, dashboard and hand-over file of cascades without time."""

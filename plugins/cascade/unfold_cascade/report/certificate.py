@@ -1,121 +1,98 @@
-"""What is promised of a cascade, in the words of its report: the certificate, or why there is none."""
+"""The certificate of a solution as a line of its report, the command that relaxes its goal, and its table of labels."""
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
 
 import numpy as np
 
-from unfold_cascade._types import IntArray
-from unfold_cascade.planner import certificate
-from unfold_cascade.planner.planner import Plan
+from unfold_cascade.planner.certificate import cases_needed, smallest_certifiable
+from unfold_cascade.planner.planner import Solution
 from unfold_cascade.planner.policy import Outcome
-from unfold_cascade.planner.select import number_of, units
-from unfold_cascade.report.quality import base_worth
+from unfold_cascade.planner.select import count_units, number_of_label
+from unfold_cascade.report import sentences
+from unfold_cascade.report.quality import baseline_utility
 from unfoldkit.api import Cell, Column, Table
 
 
-def line(plan: Plan, loss: float) -> str:
-    """Return the certificate of a plan, whose cascade loses so many points on the test rows."""
-    choice = plan.choice
-    if choice.point is None:
-        return _refusal(plan)
-    if plan.spec.goal.budget is not None and choice.certified >= base_worth(plan):
-        few = f"{choice.cases} {_units(plan)} rule out no loss against {plan.base.name}"
-        return f"none: {few} with {choice.confidence:.0%} confidence ({shown(loss)} on test)"
-    whose = "" if plan.spec.group is None else f" for the average {plan.spec.group}"
-    text = f"loss against {plan.base.name}{whose} ≤ {_points_up(choice.certified)} points"
-    text += "".join(f', of "{label}" ≤ {100 * most:g}' for label, most in (plan.spec.goal.max_loss_of or {}).items())
-    text += f" with {choice.confidence:.0%} confidence"
-    text += f" ({choice.cases} {_units(plan)}, {choice.method} test; {shown(loss)} on test)"
-    return text + ("; cheaper ones were not certified, so a costlier one was taken" if choice.stopped else "")
+def certificate_line(solution: Solution, test_loss_points: float) -> str:
+    """State the certificate of a solution that loses so many points on the test rows."""
+    selection, goal = solution.selection, solution.problem.goal
+    column, baseline = solution.problem.cluster_column, solution.baseline.name
+    if selection.point is None:
+        return _refusal_line(solution)
+    if goal.budget is not None and selection.certified_loss >= baseline_utility(solution):
+        return sentences.vacuous_certificate(baseline, column, selection.units, selection.confidence, test_loss_points)
+    return sentences.certificate(
+        baseline=baseline,
+        cluster_column=column,
+        certified_loss=selection.certified_loss,
+        of_labels=goal.max_loss_of,
+        confidence=selection.confidence,
+        unit_count=selection.units,
+        method=selection.method,
+        test_loss_points=test_loss_points,
+        has_rejections=selection.has_rejections,
+    )
 
 
-def shown(loss: float) -> str:
-    """Return a loss in points as it is printed; one that rounds to nothing has no sign."""
-    return f"{round(loss, 1) + 0.0:.1f}"
+def allowed_losses(solution: Solution) -> str:
+    """List the losses that the goal allows."""
+    goal = solution.problem.goal
+    return sentences.allowed_losses(goal.max_loss or 0, goal.max_loss_of)
 
 
-def allowed(plan: Plan) -> str:
-    """Return the losses that a goal allows."""
-    goal = plan.spec.goal
-    of = [f'{100 * loss:g} of "{label}"' for label, loss in (goal.max_loss_of or {}).items()]
-    return " and ".join([f"{100 * (goal.max_loss or 0):g} points", *of])
+def relaxation_settings(solution: Solution) -> str:
+    """Write the options of a command that allows the first of the minimal relaxations."""
+    relaxation = dict(solution.selection.relaxations[0])
+    settings = [f"goal.max_loss={100 * relaxation['']:g}%"] if "" in relaxation else []
+    of_labels = {label: loss for label, loss in relaxation.items() if label}
+    if of_labels:
+        losses = {**solution.problem.goal.max_loss_of, **of_labels}
+        keys = ", ".join(f"{json.dumps(label, ensure_ascii=False)}: {100 * loss:g}%" for label, loss in losses.items())
+        settings.append(shlex.quote(f"goal.max_loss_of={{{keys}}}"))
+    return " ".join(f"--set {setting}" for setting in settings)
 
 
-def relaxation(plan: Plan) -> str:
-    """Return the smallest losses that would have to be allowed: any of them, or where none alone helps, all."""
-    ways = [[f"{_key(label)}: {100 * least:g}%" for label, least in way] for way in plan.choice.relaxed]
-    return ", or ".join(" and ".join(told) for told in ways)
-
-
-def settings(plan: Plan) -> str:
-    """Return the options of a command that allows the first of them."""
-    relaxed = dict(plan.choice.relaxed[0])
-    told = [f"goal.max_loss={100 * relaxed['']:g}%"] if "" in relaxed else []
-    losses = (plan.spec.goal.max_loss_of or {}) | {label: least for label, least in relaxed.items() if label}
-    if set(relaxed) - {""}:
-        of = ", ".join(f"{json.dumps(label, ensure_ascii=False)}: {100 * loss:g}%" for label, loss in losses.items())
-        told.append(shlex.quote(f"goal.max_loss_of={{{of}}}"))
-    return " ".join(f"--set {one}" for one in told)
-
-
-def tables(plan: Plan, outcome: Outcome) -> list[Table]:
-    """Return what is promised of labels beside what the test rows show, if something is."""
-    told = plan.spec.goal.max_loss_of
-    if plan.policy is None or not told:
+def build_label_tables(solution: Solution, outcome: Outcome) -> list[Table]:
+    """Build the table of guarantees over labels, beside the results on the test rows; none without guarantees."""
+    goal, problem = solution.problem.goal, solution.problem
+    if solution.policy is None or not goal.max_loss_of:
         return []
     columns = (
         Column("label"),
-        Column(f"certified on, {_units(plan)}"),
+        Column(f"certified on, {sentences.units(problem.cluster_column)}"),
         Column("loss ≤", "points", 1),
         Column("test cases"),
-        Column(f"right, {plan.base.name}", "%", 1),
-        Column("right, cascade", "%", 1),
+        Column(f"correct, {solution.baseline.name}", "%", 1),
+        Column("correct, cascade", "%", 1),
     )
-    return [Table("labels", columns, tuple(_label(plan, outcome, *one) for one in told.items()))]
+    rows = tuple(_label_row(solution, outcome, label, allowed) for label, allowed in goal.max_loss_of.items())
+    return [Table("labels", columns, rows)]
 
 
-def _label(plan: Plan, outcome: Outcome, label: str, most: float) -> tuple[Cell, ...]:
-    given, number = plan.given, number_of(label, plan.given.names)
-    here = np.flatnonzero(given.labels[given.rows.test] == number)
-    certifying = given.rows.calibrate[given.labels[given.rows.calibrate] == number]
-    base = plan.base.answer[given.rows.test]
-    right = [_share(answer[here] == number) for answer in (base, outcome.answer)]
-    return label, units(plan.zoo, certifying), 100 * most, len(here), *right
+def _label_row(solution: Solution, outcome: Outcome, label: str, allowed: float) -> tuple[Cell, ...]:
+    dataset = solution.problem.dataset
+    number = number_of_label(label, dataset.names)
+    test, calibrate = dataset.rows.test, dataset.rows.calibrate
+    cases = np.flatnonzero(dataset.labels[test] == number)
+    certifying = calibrate[dataset.labels[calibrate] == number]
+    correct = [answer[cases] == number for answer in (solution.baseline.answer[test], outcome.answer)]
+    shares = [100 * float(part.mean()) if part.size else None for part in correct]
+    return label, count_units(solution.tables, certifying), 100 * allowed, len(cases), *shares
 
 
-def _share(right: IntArray | np.ndarray) -> float | None:
-    return 100 * float(right.mean()) if right.size else None
-
-
-def _key(label: str) -> str:
-    return f'max_loss_of "{label}"' if label else "max_loss"
-
-
-def _points_up(loss: float) -> str:
-    """Return a loss in points, rounded up: a promise must not be printed smaller than it is."""
-    return f"{math.ceil(round(loss * 10_000, 6)) / 100:g}"
-
-
-def _units(plan: Plan) -> str:
-    """Return what is counted as independent."""
-    return "cases" if plan.spec.group is None else f"groups by {plan.spec.group}"
-
-
-def _refusal(plan: Plan) -> str:
-    choice, goal = plan.choice, plan.spec.goal
-    if choice.reason or goal.max_loss is None:
-        return f"none: {choice.reason}"
-    confidence = f"with {goal.confidence:.0%} confidence"
+def _refusal_line(solution: Solution) -> str:
+    selection, goal, column = solution.selection, solution.problem.goal, solution.problem.cluster_column
+    if selection.reason or goal.max_loss is None:
+        return sentences.no_certificate(selection.reason)
+    refusal = sentences.cannot_certify(column, selection.units, allowed_losses(solution), goal.confidence)
     if goal.max_loss_of:
-        return f"{choice.cases} {_units(plan)} cannot certify ≤ {allowed(plan)} {confidence}"
-    largest = plan.zoo.stakes.largest
-    least = certificate.smallest_certifiable(choice.cases, 1 - goal.confidence) * largest
-    text = f"{choice.cases} {_units(plan)} cannot certify ≤ {allowed(plan)} {confidence}"
-    needed = certificate.cases_needed(goal.max_loss / largest, 1 - goal.confidence) if goal.max_loss > 0 else None
-    if needed and choice.least >= least > goal.max_loss:
-        return f"{text}: even without a single error they reach {least * 100:.2f}; {needed:,} {_units(plan)} are needed"
-    return f"{text}: the least that they certify is {choice.least * 100:g}"
+        return refusal
+    largest, delta = solution.tables.error_costs.maximum, 1 - goal.confidence
+    smallest = smallest_certifiable(selection.units, delta) * largest
+    needed = cases_needed(goal.max_loss / largest, delta) if goal.max_loss > 0 else None
+    if needed and selection.min_certifiable_loss >= smallest > goal.max_loss:
+        return sentences.too_few_units(refusal, column, smallest, needed)
+    return sentences.least_certified(refusal, selection.min_certifiable_loss)

@@ -1,4 +1,4 @@
-"""What the live page shows of a cascade, beside its requests: read from the counters that Prometheus reads."""
+"""The live page of a served cascade: costs, savings and exits, read from the Prometheus counters."""
 
 from __future__ import annotations
 
@@ -10,64 +10,70 @@ from unfoldkit.serving.observability.dashboard import More, Shares, Tile, short
 PREFIX = "unfold_cascade_"
 
 
-def of_counters(registry: Any, unit: str, whole: float | None = None) -> Callable[[], More]:
-    """Return what to add to the board; ``whole`` is what a row would cost if the best single model answered it."""
+def read_dashboard(registry: Any, unit: str, baseline_cost: float | None = None) -> Callable[[], More]:
+    """Return a function that reads the dashboard from ``registry``.
 
-    def more() -> More:
-        rows = sum(_by_model(registry, "answered").values())
-        return More(tuple(_tiles(registry, unit, whole, rows)), shares=tuple(_shares(registry, rows)))
+    Args:
+        registry: the Prometheus registry of the service.
+        unit: unit of costs.
+        baseline_cost: cost of a row if the baseline answered it; without it no saving is shown.
+    """
 
-    return more
+    def read() -> More:
+        rows = sum(_sum_by_model(registry, "answered").values())
+        return More(tuple(_list_tiles(registry, unit, baseline_cost, rows)), shares=tuple(_list_shares(registry, rows)))
+
+    return read
 
 
-def _shares(registry: Any, rows: float) -> Iterator[Shares]:
-    """Yield the shares that the report prints of its test rows, by its names for them."""
-    asked, hours = _by_model(registry, "asked"), _by_stage(registry, "hours")
+def _list_shares(registry: Any, rows: float) -> Iterator[Shares]:
+    """Yield the shares that the report prints for its test rows, under the same names."""
+    evaluated, hours = _sum_by_model(registry, "asked"), _sum_by_stage(registry, "hours")
     if not hours:
-        yield Shares("asked, of all cases", "cases", asked, dict.fromkeys(asked, rows))
-        yield Shares("sure, of those asked", "cases", _by_model(registry, "sure"), asked)
+        yield Shares("evaluated, of all cases", "cases", evaluated, dict.fromkeys(evaluated, rows))
+        yield Shares("exits, of those evaluated", "cases", _sum_by_model(registry, "sure"), evaluated)
         return
-    every = sum(hours.values())
-    yield Shares("asked, of all hours", "hours", asked, dict.fromkeys(asked, every))
-    yield Shares("answers, of all hours", "hours", _by_model(registry, "answered"), dict.fromkeys(asked, every))
-    yield Shares("hours that ended in stage", "hours", hours)
+    all_hours = dict.fromkeys(evaluated, sum(hours.values()))
+    yield Shares("evaluated, of all hours", "hours", evaluated, all_hours)
+    yield Shares("exits, of all hours", "hours", _sum_by_model(registry, "answered"), all_hours)
+    yield Shares("hours by final stage", "hours", hours)
 
 
-def _tiles(registry: Any, unit: str, whole: float | None, rows: float) -> Iterator[Tile]:
-    cost = _total(registry, "cost") + _total(registry, "price")
+def _list_tiles(registry: Any, unit: str, baseline_cost: float | None, rows: float) -> Iterator[Tile]:
+    cost = _sum(registry, "cost") + _sum(registry, "price")
     yield Tile("cost so far", short(cost), unit)
-    if whole and cost:
-        yield Tile("saving", f"{rows * whole / cost:.1f}x", "against the best single model")
-    if cases := _total(registry, "cases"):
-        yield Tile("cases", f"{cases:,.0f}", "remembered")
-    if _families(registry, "alarms"):
-        yield Tile("alarms", f"{_total(registry, 'alarms'):,.0f}", "hours with a yes of the last stage")
-    if audited := _total(registry, "audited"):
-        differs = _total(registry, "differs") / audited
-        yield Tile("audits", f"{differs:.1%} differ", f"of {audited:,.0f} that the full model answered too")
+    if baseline_cost and cost:
+        yield Tile("saving", f"{rows * baseline_cost / cost:.1f}x", "against the baseline")
+    if cases := _sum(registry, "cases"):
+        yield Tile("cases", f"{cases:,.0f}", "in memory")
+    if _list_families(registry, "alarms"):
+        yield Tile("alarms", f"{_sum(registry, 'alarms'):,.0f}", "hours with an alert")
+    if audited := _sum(registry, "audited"):
+        differs = _sum(registry, "differs") / audited
+        yield Tile("audits", f"{differs:.1%} differ", f"of {audited:,.0f} also evaluated by the baseline")
 
 
-def _by_stage(registry: Any, name: str) -> dict[str, float]:
-    return {sample.labels["stage"]: sample.value for sample in _samples(registry, name)}
+def _sum_by_stage(registry: Any, name: str) -> dict[str, float]:
+    return {sample.labels["stage"]: sample.value for sample in _list_samples(registry, name)}
 
 
-def _by_model(registry: Any, name: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for sample in _samples(registry, name):
-        place = f"{sample.labels['stage']}/{sample.labels['model']}"
-        found[place] = found.get(place, 0.0) + sample.value
-    return found
+def _sum_by_model(registry: Any, name: str) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for sample in _list_samples(registry, name):
+        model = f"{sample.labels['stage']}/{sample.labels['model']}"
+        sums[model] = sums.get(model, 0.0) + sample.value
+    return sums
 
 
-def _total(registry: Any, name: str) -> float:
-    return float(sum(sample.value for sample in _samples(registry, name)))
+def _sum(registry: Any, name: str) -> float:
+    return float(sum(sample.value for sample in _list_samples(registry, name)))
 
 
-def _samples(registry: Any, name: str) -> list[Any]:
-    families = _families(registry, name)
+def _list_samples(registry: Any, name: str) -> list[Any]:
+    families = _list_families(registry, name)
     return [sample for family in families for sample in family.samples if not sample.name.endswith("_created")]
 
 
-def _families(registry: Any, name: str) -> list[Any]:
-    wanted = PREFIX + name
-    return list(registry.restricted_registry([wanted, f"{wanted}_total"]).collect())
+def _list_families(registry: Any, name: str) -> list[Any]:
+    metric = PREFIX + name
+    return list(registry.restricted_registry([metric, f"{metric}_total"]).collect())

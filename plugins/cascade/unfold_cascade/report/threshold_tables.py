@@ -1,4 +1,4 @@
-"""From which confidence each answer of a model is trusted: what a gate on calibrated scores says, to carry it out."""
+"""Thresholds on the raw confidence, by predicted label: calibrated gates in a form that other programs can run."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade._types import FloatArray
-from unfold_cascade.data.dataset import Cases, group_of_label
-from unfold_cascade.gates.raw_thresholds import raw_cuts
-from unfold_cascade.planner.policy import Policy, Step, in_words, step_in_words, words_of
-from unfold_cascade.planner.score_tables import Question, Zoo
-from unfold_cascade.schema.models import CascadeSpec
+from unfold_cascade._types import FloatArray, IntArray
+from unfold_cascade.data.dataset import number_label_groups
+from unfold_cascade.gates.calibrated import find_raw_cuts
+from unfold_cascade.planner.policy import Policy, StagePolicy, describe_cuts, describe_policy, describe_stage
+from unfold_cascade.planner.problem import Problem
+from unfold_cascade.planner.score_tables import ScoreTable, ScoreTables
 from unfoldkit.api import Cell, Column, Table
 
-SHOWN = 60
+MAX_TABLE_ROWS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Trust:
-    """A model whose answer is that of exactly the models ``agree`` among those asked before it.
+class Thresholds:
+    """Thresholds of a model for cases where exactly the models ``agree``, among those before it, agree with it.
 
-    ``cuts`` (L + 1,) are the least confidences by answer, the last for an answer that is no label of the data.
+    ``cuts`` (L + 1,) are the smallest confidences by predicted label; the last is for predictions that are not labels.
     """
 
     model: str
@@ -33,86 +33,90 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
-class Gates:
-    """The gates of one question, and the names of the (L,) answers that their cuts are for."""
+class StageThresholds:
+    """The thresholds of one stage and the names of its (L,) answers; none where gates read raw confidences."""
 
-    question: Question
-    step: Step
+    table: ScoreTable
+    stage: StagePolicy
     names: tuple[str, ...]
-    trusts: tuple[Trust, ...]
+    thresholds: tuple[Thresholds, ...]
 
 
-def spelled(spec: CascadeSpec, given: Cases, zoo: Zoo, policy: Policy) -> list[dict[str, Any]]:
-    """Return the steps of a cascade as a plan holds them: a calibrated gate with all cuts on the raw confidence."""
-    return [_spelled(gates) for gates in gates_of(spec, given, zoo, policy)]
+def describe_with_thresholds(problem: Problem, tables: ScoreTables, policy: Policy) -> list[dict[str, Any]]:
+    """Describe the stages of a cascade for a plan; calibrated gates with their thresholds on the raw confidence."""
+    return [_describe(thresholds) for thresholds in list_thresholds(problem, tables, policy)]
 
 
-def matches(zoo: Zoo, policy: Policy, steps: Sequence[dict[str, Any]]) -> bool:
-    """Whether a plan describes this policy."""
-    return in_words(zoo, policy) == [_bare(step) for step in steps]
+def matches_plan(tables: ScoreTables, policy: Policy, stages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the stages of a plan describe this policy."""
+    return describe_policy(tables, policy) == [_remove_thresholds(stage) for stage in stages]
 
 
-def gates_of(spec: CascadeSpec, given: Cases, zoo: Zoo, policy: Policy) -> Iterator[Gates]:
-    """Yield the gates of each question of a policy; ``trusts`` is empty where gates read the confidence itself."""
-    groups = tuple(spec.stages[0].target.groups or ()) or given.names
-    yield _gates(zoo.first, policy.first, np.arange(len(groups)), groups)
-    for g, step in policy.then.items():
-        labels = np.flatnonzero(group_of_label(spec, given.names) == g)
-        yield _gates(zoo.then[g], step, labels, given.names)
+def list_thresholds(problem: Problem, tables: ScoreTables, policy: Policy) -> Iterator[StageThresholds]:
+    """Yield the thresholds of each stage of a policy."""
+    names = problem.dataset.names
+    groups = problem.group_names or names
+    yield _stage_thresholds(tables.first_stage, policy.first_stage, np.arange(len(groups)), groups)
+    group_of_label = number_label_groups(problem.data.label_groups, names)
+    for number, stage in policy.second_stage.items():
+        labels = np.flatnonzero(group_of_label == number)
+        yield _stage_thresholds(tables.second_stage[number], stage, labels, names)
 
 
-def tables(every: Sequence[Gates]) -> list[Table]:
-    """Return a table of raw cuts by answer for each question whose gates are calibrated."""
-    return [_table(gates) for gates in every if gates.trusts]
+def build_threshold_tables(stages: Sequence[StageThresholds]) -> list[Table]:
+    """Build a table of thresholds by predicted label for each stage with calibrated gates."""
+    return [_build_table(stage) for stage in stages if stage.thresholds]
 
 
-def _gates(question: Question, step: Step, labels: Any, names: Sequence[str]) -> Gates:
-    # a recorded answer that is no label has the number after the last
+def _stage_thresholds(table: ScoreTable, stage: StagePolicy, labels: IntArray, names: Sequence[str]) -> StageThresholds:
+    # recorded answers that are not labels have the number after the last label
     answers = np.append(labels, len(names))
-    trusts = tuple(trust for gate in range(len(step.curves)) for trust in _trusts(question, step, gate, answers))
-    return Gates(question, step, tuple(names[label] for label in labels), trusts)
+    gates = range(len(stage.curves))
+    thresholds = tuple(found for gate in gates for found in _gate_thresholds(table, stage, gate, answers))
+    return StageThresholds(table, stage, tuple(names[label] for label in labels), thresholds)
 
 
-def _trusts(question: Question, step: Step, gate: int, answers: Any) -> Iterator[Trust]:
-    before = [question.models[m] for m in step.chain[:gate]]
+def _gate_thresholds(table: ScoreTable, stage: StagePolicy, gate: int, answers: IntArray) -> Iterator[Thresholds]:
+    earlier = [table.models[m] for m in stage.chain[:gate]]
     for bits in itertools.product((1, 0), repeat=gate):
         context = answers.copy()
         for bit in bits:
             context = 2 * context + bit
-        cuts = raw_cuts(step.curves[gate], context, step.cuts[gate])
-        yield Trust(question.models[step.chain[gate]], tuple(itertools.compress(before, bits)), cuts)
+        cuts = find_raw_cuts(stage.curves[gate], context, stage.cuts[gate])
+        yield Thresholds(table.models[stage.chain[gate]], tuple(itertools.compress(earlier, bits)), cuts)
 
 
-def _spelled(gates: Gates) -> dict[str, Any]:
-    told = step_in_words(gates.question, gates.step)
-    if not gates.trusts:
-        return told
-    told["calibrated_cuts"] = told.pop("cuts")
-    return told | {"trust_from": [_in_words(gates, trust) for trust in gates.trusts]}
+def _describe(stage: StageThresholds) -> dict[str, Any]:
+    document = describe_stage(stage.table, stage.stage)
+    if not stage.thresholds:
+        return document
+    document["calibrated_cuts"] = document.pop("cuts")
+    return document | {"trust_from": [_describe_thresholds(stage, found) for found in stage.thresholds]}
 
 
-def _in_words(gates: Gates, trust: Trust) -> dict[str, Any]:
-    *cuts, other = words_of(trust.cuts.tolist())
-    by_answer = dict(zip(gates.names, cuts, strict=True))
-    return {"model": trust.model, "agree": list(trust.agree), "from": by_answer, "else": other}
+def _describe_thresholds(stage: StageThresholds, thresholds: Thresholds) -> dict[str, Any]:
+    *cuts, otherwise = describe_cuts(thresholds.cuts.tolist())
+    by_answer = dict(zip(stage.names, cuts, strict=True))
+    return {"model": thresholds.model, "agree": list(thresholds.agree), "from": by_answer, "else": otherwise}
 
 
-def _bare(step: dict[str, Any]) -> dict[str, Any]:
-    plain = {key: value for key, value in step.items() if key != "trust_from"}
+def _remove_thresholds(stage: dict[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in stage.items() if key != "trust_from"}
     return {"cuts" if key == "calibrated_cuts" else key: value for key, value in plain.items()}
 
 
-def _table(gates: Gates) -> Table:
-    question, trusts = gates.question, gates.trusts
-    head = Column(f"{question.stage}/{question.group}: trusted from, by answer")
-    columns = (head, *(_column(trust, first=trust.model == trusts[0].model) for trust in trusts))
-    cuts = zip(*(words_of(trust.cuts.tolist()) for trust in trusts), strict=True)
-    rows: list[tuple[Cell, ...]] = [(name, *row) for name, row in zip((*gates.names, "any other"), cuts, strict=True)]
-    if len(rows) > SHOWN:
-        rows[SHOWN:] = [("the rest: in the plan", *(None for _ in trusts))]
+def _build_table(stage: StageThresholds) -> Table:
+    table, thresholds = stage.table, stage.thresholds
+    head = Column(f"{table.stage}/{table.group}: threshold by prediction")
+    first_model = thresholds[0].model
+    columns = (head, *(_build_column(found, is_first=found.model == first_model) for found in thresholds))
+    cuts = zip(*(describe_cuts(found.cuts.tolist()) for found in thresholds), strict=True)
+    rows: list[tuple[Cell, ...]] = [(name, *row) for name, row in zip((*stage.names, "any other"), cuts, strict=True)]
+    if len(rows) > MAX_TABLE_ROWS:
+        rows[MAX_TABLE_ROWS:] = [("remaining labels: see the plan", *(None for _ in thresholds))]
     return Table("trust", columns, tuple(rows))
 
 
-def _column(trust: Trust, *, first: bool) -> Column:
-    said = "" if first else f" as {', '.join(trust.agree)}" if trust.agree else " alone"
-    return Column(f"{trust.model}{said}", "", 3)
+def _build_column(thresholds: Thresholds, *, is_first: bool) -> Column:
+    agreement = f" if {', '.join(thresholds.agree)} agree" if thresholds.agree else " without agreement"
+    return Column(f"{thresholds.model}{'' if is_first else agreement}", "", 3)

@@ -1,4 +1,4 @@
-"""Cells of tables: what stands for nothing, what is a number, and how a label is written."""
+"""Cells of user tables: missing-value marks, numbers, dates and the canonical text of a label."""
 
 from __future__ import annotations
 
@@ -14,45 +14,48 @@ from unfoldkit.api import UnfoldError, fail
 from unfoldkit.arrivals.readers import timestamps
 
 MISSING = frozenset({"", "?", "-", "na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#na"})
-MEANT = frozenset({"-", "none"})
-"""Marks that are labels all the same: of tests that are + or -, of what has one of several kinds or none."""
+LABEL_MARKS = frozenset({"-", "none"})
+"""Missing-value marks that are valid labels: test results are often ``-`` or ``none``."""
 HINTS: Mapping[str, str] = {
     "confidence": "a number such as 0.9, or 90%; empty where the service did not answer",
     "time": "hours as numbers, such as 1.5, or dates such as 2026-03-01 07:15",
 }
-_DRESS = re.compile(r"[,_'$€£¥\s]")
-"""What numbers are dressed with: signs of money, and of thousands."""
-_WHOLE = re.compile(r"([-+]?\d+)\.0+")
+_DECORATION = re.compile(r"[,_'$€£¥\s]")
+"""Currency signs and thousands separators."""
+_INTEGRAL = re.compile(r"([-+]?\d+)\.0+")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where cells stand: table, column, the key that names them; ``words`` says if ``data.categories`` could."""
+class CellSource:
+    """Table, column and spec key of some cells, for error messages.
+
+    ``may_be_category`` says whether ``data.categories`` may name the column.
+    """
 
     table: str
     column: str
     key: str
-    words: bool
+    may_be_category: bool
 
-    def wrong(self, cell: Any, row: int, problem: str, hint: str) -> UnfoldError:
-        """Return an error about one cell."""
+    def error(self, cell: Any, row: int, problem: str, hint: str) -> UnfoldError:
+        """Build an error about the cell of row ``row``, counted from 0."""
         message = f'{self.table}: "{str(cell)[:40]}" in row {row + 1} of column "{self.column}" {problem}'
         return fail(message, key=self.key, hint=hint)
 
 
 def label_text(value: Any) -> str:
-    """Return a label as it is written everywhere: whole numbers without a point, nothing for null."""
+    """Write a label in its canonical form: integers without a decimal point, empty text for null."""
     if value is None or value != value:  # noqa: PLR0124 - NaN
         return ""
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return str(int(value))
     text = str(value).strip()
-    whole = _WHOLE.fullmatch(text)
-    return whole[1] if whole else text
+    integral = _INTEGRAL.fullmatch(text)
+    return integral[1] if integral else text
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell says that nothing is known."""
+    """Whether a cell marks a missing value."""
     return text.lower() in MISSING
 
 
@@ -62,50 +65,59 @@ def is_number(text: str) -> bool:
 
 
 def is_unlabelled(text: str) -> bool:
-    """Whether a cell of a column of labels holds none."""
-    return is_missing(text) and text not in MEANT
+    """Whether a cell of a label column holds no label."""
+    return is_missing(text) and text not in LABEL_MARKS
 
 
-def numbers(cells: np.ndarray, place: Place) -> FloatArray:
-    """Return (n,) float64, NaN for what is missing; ``78.1%`` is 0.781.
+def has_label(text: np.ndarray) -> BoolArray:
+    """Mark the (n,) cells that hold a label."""
+    return np.array([not is_unlabelled(str(cell)) for cell in text], dtype=np.bool_)
+
+
+def parse_numbers(cells: np.ndarray, source: CellSource) -> FloatArray:
+    """Parse (n,) cells as float64: NaN where missing, ``78.1%`` as 0.781.
 
     Raises:
-        UnfoldError: a cell is no number, or an infinite one.
+        UnfoldError: a cell is not a number, or is infinite.
     """
-    found = np.array([_number(cell) for cell in cells]) if cells.dtype.kind not in "fiub" else cells.astype(np.float64)
-    bad = np.flatnonzero(np.isinf(found))
-    if len(bad):
-        row = int(bad[0])
+    numeric = cells.dtype.kind in "fiub"
+    values = cells.astype(np.float64) if numeric else np.array([_parse_number(cell) for cell in cells])
+    infinite = np.flatnonzero(np.isinf(values))
+    if len(infinite):
+        row = int(infinite[0])
         if _is_word(cells[row]):
-            raise place.wrong(cells[row], row, "is not a number", _hint(cells, place))
-        raise place.wrong(cells[row], row, "is not a number that can be meant", "leave the cell empty")
-    return found
+            raise source.error(cells[row], row, "is not a number", _number_hint(cells, source))
+        raise source.error(cells[row], row, "is infinite", "leave the cell empty")
+    return values
 
 
-def seconds(cells: np.ndarray, place: Place) -> FloatArray | None:
-    """Return (n,) dates in s since 1970, those without a zone in UTC, NaN for what is missing; ``None`` if no dates.
+def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
+    """Parse (n,) dates as seconds since 1970, in UTC where no zone is given and NaN where missing.
+
+    Returns:
+        ``None`` if the column holds no dates.
 
     Raises:
-        UnfoldError: some cells are dates and one is not.
+        UnfoldError: the column holds dates, but one cell is not a date.
     """
     if cells.dtype.kind == "M":
         exact = cells.astype("datetime64[us]")
         return np.where(np.isnat(exact), np.nan, exact.astype(np.int64) / 1e6)
-    given = ((row, label_text(cell)) for row, cell in enumerate(cells))
-    known = [(row, text) for row, text in given if not is_missing(text)]
-    if not known or timestamps.dated(known[0][1]) is None:
+    texts = ((row, label_text(cell)) for row, cell in enumerate(cells))
+    present = [(row, text) for row, text in texts if not is_missing(text)]
+    if not present or timestamps.dated(present[0][1]) is None:
         return None
-    found = np.full(len(cells), np.nan)
-    for row, text in known:
+    seconds = np.full(len(cells), np.nan)
+    for row, text in present:
         date = timestamps.dated(text)
         if date is None:
-            raise place.wrong(text, row, "is not a date as the others are", "")
-        found[row] = date
-    return found
+            raise source.error(text, row, "is not a date, unlike the others", "")
+        seconds[row] = date
+    return seconds
 
 
-def _number(cell: Any) -> float:
-    """Return the number in a cell, NaN if it is missing, infinity if there is none."""
+def _parse_number(cell: Any) -> float:
+    """Parse one cell: NaN if it is missing, infinity if it is not a number."""
     text = "" if cell is None else str(cell).strip()
     if is_missing(text):
         return float("nan")
@@ -123,19 +135,15 @@ def _is_word(cell: Any) -> bool:
     return False
 
 
-def _hint(cells: np.ndarray, place: Place) -> str:
-    given = [text for text in (label_text(cell) for cell in cells) if not is_missing(text)]
-    words = [text for text in given if _is_word(text)]
-    dressed = [text for text in words if not _is_word(_DRESS.sub("", text))]
-    if 2 * len(dressed) > len(words):
-        return f'write plain digits, with a point before fractions: 1234.5, not as in "{dressed[0]}"'
-    if 2 * len(words) <= len(given):
-        return "leave the cell empty where nothing is known"
-    if place.words:
-        return f"data.categories: [{place.column}] takes its words as values"
-    return HINTS.get(place.key.rsplit(".", 1)[-1], "")
-
-
-def known(text: np.ndarray) -> BoolArray:
-    """Return (n,) whether there is a label."""
-    return np.array([not is_unlabelled(str(cell)) for cell in text], dtype=np.bool_)
+def _number_hint(cells: np.ndarray, source: CellSource) -> str:
+    """Explain how to repair a column of numbers that contains words."""
+    present = [text for text in (label_text(cell) for cell in cells) if not is_missing(text)]
+    words = [text for text in present if _is_word(text)]
+    decorated = [text for text in words if not _is_word(_DECORATION.sub("", text))]
+    if 2 * len(decorated) > len(words):
+        return f'write plain digits, with a point before fractions: 1234.5, not as in "{decorated[0]}"'
+    if 2 * len(words) <= len(present):
+        return "leave the cell empty where the value is missing"
+    if source.may_be_category:
+        return f"data.categories: [{source.column}] takes its words as values"
+    return HINTS.get(source.key.rsplit(".", 1)[-1], "")

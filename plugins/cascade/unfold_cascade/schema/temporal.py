@@ -1,4 +1,4 @@
-"""The keys of a spec that speaks of cases over time."""
+"""Spec keys of data over time: sources, split, transitions, alerts and drift."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unfoldkit.api import Fraction, Model, Percent
 
 
 class Split(Model):
-    """Shares of the cases: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
+    """Shares of the cases: ``train`` fits and tunes, ``calibrate`` certifies, ``test`` is reported."""
 
     train: Fraction = 0.5
     calibrate: Fraction = 0.25
@@ -18,23 +18,23 @@ class Split(Model):
 
 
 class PhysioNetData(Model):
-    """Hourly records of the PhysioNet/CinC Challenge 2019: one psv file a patient."""
+    """Hourly records of the PhysioNet/CinC Challenge 2019: one psv file per patient."""
 
     source: Literal["physionet2019"]
     path: str = Field(min_length=1, description="a folder of .psv files, a .zip or a .tar(.xz), relative to the spec")
-    group: Literal["patient"] = Field(default="patient", description="what is split and certified as a whole")
-    patients: int | None = Field(default=None, ge=24, description="only the first so many, for a quick look")
+    group: Literal["patient"] = Field(default="patient", description="the unit of the split and of the certificate")
+    patients: int | None = Field(default=None, ge=24, description="read only this many patients, for a quick look")
     split: Split = Split()
 
 
 class LongData(Model):
-    """A CSV, Parquet or JSON Lines file with one row an entity and hour."""
+    """A CSV, Parquet or JSON Lines file with one row per entity and hour."""
 
     source: Literal["long"]
     path: str = Field(
         min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
     )
-    entity: str = Field(description="the column that says whose row it is")
+    entity: str = Field(description="the column that names the entity of a row")
     time: str = Field(description="the column of the time: hours as numbers, or dates")
     split: Split = Split()
 
@@ -45,10 +45,10 @@ TimedData = PhysioNetData | LongData
 class Moves(Model):
     """How a case moves through the stages.
 
-    ``entry``: at the next hour a stage begins with its first model again, or with the one that answered last.
-    ``confirm``: so many hours in a row must say yes before the case moves to the next stage.
-    ``advance``: the next stage is asked in the same hour, or from the next one.
-    ``alarm``: the last stage is decided anew each hour, or its first yes ends the case.
+    ``entry``: the next hour starts with the first model of the stage (reset), or with the last that decided (sticky).
+    ``confirm``: consecutive positive hours before the case moves to the next stage.
+    ``advance``: the next stage is evaluated in the same hour, or from the next one on.
+    ``alarm``: the last stage decides every hour, or its first alarm is final.
     """
 
     entry: Literal["reset", "sticky"] = "reset"
@@ -58,10 +58,10 @@ class Moves(Model):
 
 
 class Alerts(Model):
-    """How often the last stage may say yes, per 100 hours without the event; all policies are compared at it.
+    """How often the last stage may alert, per 100 event-free hours; all policies are compared at this rate.
 
-    ``utility_margin`` and ``auprc_margin`` are what a cascade may lose of either against the monolith, on the tuning
-    patients; none by default, and below zero it must gain.
+    ``utility_margin`` and ``auprc_margin`` are what a cascade may lose against the baseline model on the tuning
+    patients: nothing by default. With a negative margin it must gain.
     """
 
     per_100h: Annotated[float, Field(gt=0, lt=100)] = 10.0
@@ -70,10 +70,10 @@ class Alerts(Model):
 
 
 class Drift(Model):
-    """When new hours count as other hours than those that the cascade was tuned on.
+    """When new data count as different from those of the plan.
 
-    ``audit`` is the share of cases for which a server asks the monolith too, at every hour. ``level`` is the chance
-    that a check of hours that did not change says no; ``margin`` is by how much a share must have changed to count.
+    A server lets the baseline model decide ``audit`` of the cases as well. ``level`` is the chance that a check of
+    unchanged data reports drift; ``margin`` is the smallest change of a share that counts.
     """
 
     audit: Percent = Field(default=0.05, ge=0.0, le=1.0)

@@ -1,145 +1,145 @@
-"""What does not fit together in a spec, by whether its cases are seen over time."""
+"""Checks between the parts of a spec that depend on time: keys of time without such data, and data over time."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from unfold_cascade.clinical_rules import RULE_CARRY_H
+from unfold_cascade.schema.parts import Baseline, CostSpec, FeatureGroup, ModelSpec, Stage, Target
+from unfold_cascade.schema.temporal import Alerts, Moves
 from unfoldkit.api import Model, Problem, did_you_mean
 
-if TYPE_CHECKING:
-    from unfold_cascade.schema.models import CascadeSpec, ModelSpec, Stage
-
 Path = tuple[str | int, ...]
-# hours that a value is carried forward in the rules; what is named is what they read
-POINTS_OF: Mapping[str, Mapping[str, float]] = {
-    "sirs": {"HR": 3, "Temp": 8, "Resp": 3, "PaCO2": 12, "WBC": 24},
-    "sofa": {"MAP": 3, "Creatinine": 24, "Bilirubin_total": 24, "Platelets": 24},
-}
-TIMED = "goes with data over time (source: physionet2019 or long) only"
+NEEDS_TIME = "goes with data over time (source: physionet2019 or long) only"
 
 
-def without_time(spec: CascadeSpec) -> Iterator[Problem]:
-    """Yield the keys that speak of time, in a spec whose cases have none."""
-    for key in ("moves", "alerts"):
-        if getattr(spec, key) is not None:
-            yield Problem((key,), TIMED, at_key=True)
-    yield from _timed_features(spec)
-    for s, stage in enumerate(spec.stages):
-        yield from _timed_stage(stage, ("stages", s))
-    if len(spec.stages) > 2:
+def keys_of_time_problems(
+    *,
+    features: Mapping[str, FeatureGroup],
+    stages: Sequence[Stage],
+    baseline: Baseline | None,
+    cost: CostSpec,
+    moves: Moves | None,
+    alerts: Alerts | None,
+) -> Iterator[Problem]:
+    """Yield every key of time in a spec without data over time."""
+    for key, value in (("moves", moves), ("alerts", alerts)):
+        if value is not None:
+            yield Problem((key,), NEEDS_TIME, at_key=True)
+    for name, group in features.items():
+        yield from _changed_keys(group, ("valid_for", "window", "derive", "rule"), ("features", name))
+    for s, stage in enumerate(stages):
+        yield from _stage_keys_of_time(stage, ("stages", s))
+    if len(stages) > 2:
         yield Problem(("stages",), "more than two stages go with data over time only")
-    if spec.cost.by == "price+flops":
-        yield Problem(("cost", "by"), TIMED)
-    if spec.baseline is not None and spec.baseline.estimator is not None:
-        yield Problem(("baseline", "estimator"), TIMED, "candidates: [{estimator: svc}]", at_key=True)
-    if spec.baseline is not None and spec.baseline.rivals:
-        yield Problem(("baseline", "rivals"), TIMED, at_key=True)
+    if cost.by == "price+flops":
+        yield Problem(("cost", "by"), NEEDS_TIME)
+    if baseline is not None and baseline.estimator is not None:
+        yield Problem(("baseline", "estimator"), NEEDS_TIME, "candidates: [{estimator: svc}]", at_key=True)
+    if baseline is not None and baseline.rivals:
+        yield Problem(("baseline", "rivals"), NEEDS_TIME, at_key=True)
 
 
-def over_time(spec: CascadeSpec) -> Iterator[Problem]:
-    """Yield what is missing or out of place in a spec of cases over time."""
-    if not spec.features:
+def temporal_problems(
+    *, features: Mapping[str, FeatureGroup], stages: Sequence[Stage], baseline: Baseline | None, cost: CostSpec
+) -> Iterator[Problem]:
+    """Yield the contradictions and missing keys of a spec over time."""
+    if not features:
         yield Problem(("features",), "this key is missing", "features: {all: {columns: [HR, Resp]}}")
-    yield from _given(spec)
-    yield from _repeated([(("stages", s, "name"), stage.name) for s, stage in enumerate(spec.stages)])
-    for s, stage in enumerate(spec.stages):
-        if stage.learn == "utility" and s < len(spec.stages) - 1:
-            yield Problem(("stages", s, "learn"), "only the last stage warns", at_key=True)
-        yield from _target(stage, ("stages", s, "target"))
+    yield from _feature_group_problems(features)
+    yield from _repeated_name_problems([(("stages", s, "name"), stage.name) for s, stage in enumerate(stages)])
+    for s, stage in enumerate(stages):
+        if stage.learn == "utility" and s < len(stages) - 1:
+            yield Problem(("stages", s, "learn"), "only the last stage alerts", at_key=True)
+        yield from _target_problems(stage.target, ("stages", s, "target"))
         names: list[tuple[Path, str]] = [
             (("stages", s, "models", m, "name"), model.name) for m, model in enumerate(stage.models)
         ]
-        yield from _repeated(names)
+        yield from _repeated_name_problems(names)
         for m, model in enumerate(stage.models):
-            yield from _model(spec, model, ("stages", s, "models", m))
-    yield from _baseline(spec)
-    yield from _free(spec)
+            yield from _model_problems(model, features, ("stages", s, "models", m))
+    yield from _baseline_problems(baseline, features)
+    if baseline is not None and "price" in cost.by:
+        yield from _free_baseline_problems(baseline, features)
 
 
-def _free(spec: CascadeSpec) -> Iterator[Problem]:
-    """Yield a cost by which the baseline costs nothing: there is nothing to save, and no share of it."""
-    base = spec.baseline
-    if base is None or "price" not in spec.cost.by:
+def _stage_keys_of_time(stage: Stage, path: Path) -> Iterator[Problem]:
+    yield from _changed_keys(stage, ("parallel", "fresh", "learn"), path)
+    yield from _changed_keys(stage.target, ("rule", "ahead"), (*path, "target"))
+
+
+def _changed_keys(model: Model, keys: Sequence[str], path: Path) -> Iterator[Problem]:
+    """Yield the keys of time that differ from their default."""
+    for key in keys:
+        # model_fields_set does not help: a spec written by this tool contains its defaults too
+        default = type(model).model_fields[key].get_default(call_default_factory=True)
+        if getattr(model, key) != default:
+            yield Problem((*path, key), NEEDS_TIME, at_key=True)
+
+
+def _feature_group_problems(features: Mapping[str, FeatureGroup]) -> Iterator[Problem]:
+    """Yield the groups that provide no feature."""
+    for name, group in features.items():
+        if not group.derive and group.rule is None:
+            yield Problem(("features", name, "derive"), "provides no feature", "derive: [last]")
+        if group.rule is None:
+            continue
+        columns = RULE_CARRY_H[group.rule]
+        if not any(fnmatch.fnmatchcase(column, pattern) for column in columns for pattern in group.columns):
+            hint = f"it reads {', '.join(columns)}"
+            yield Problem(("features", name, "rule"), f"no column of the group is in {group.rule}", hint)
+
+
+def _target_problems(target: Target, path: Path) -> Iterator[Problem]:
+    if target.groups is not None:
+        yield Problem((*path, "groups"), "goes with cases without time only", at_key=True)
+    if (target.column is None) == (target.rule is None):
+        yield Problem(path, "give either a column or a rule", "target: {rule: sirs, ahead: 6 h}")
+
+
+def _model_problems(model: ModelSpec, features: Collection[str], path: Path) -> Iterator[Problem]:
+    if model.estimator is None:
+        yield Problem(path, "which estimator?", "estimator: logistic-regression")
+    if model.recorded is not None:
+        yield Problem((*path, "recorded"), "goes with data: {source: recorded} only", at_key=True)
+    yield from _unknown_feature_problems(model.features, features, path)
+
+
+def _baseline_problems(baseline: Baseline | None, features: Collection[str]) -> Iterator[Problem]:
+    if baseline is None or baseline.estimator is None:
+        yield Problem(("baseline",), "which baseline model?", "baseline: {estimator: xgboost}")
         return
-    read = spec.features if base.features is None else base.features
-    if not any(spec.features[name].price for name in read if name in spec.features):
+    if baseline.candidates:
+        message = "over time there is one baseline: give its estimator"
+        yield Problem(("baseline", "candidates"), message, at_key=True)
+    yield from _unknown_feature_problems(baseline.features, features, ("baseline",))
+    names: list[tuple[Path, str]] = [
+        (("baseline", "rivals", r, "name"), rival.name) for r, rival in enumerate(baseline.rivals)
+    ]
+    yield from _repeated_name_problems([(("baseline",), "monolith"), *names])
+    for r, rival in enumerate(baseline.rivals):
+        yield from _unknown_feature_problems(rival.features, features, ("baseline", "rivals", r))
+
+
+def _free_baseline_problems(baseline: Baseline, features: Mapping[str, FeatureGroup]) -> Iterator[Problem]:
+    """Yield a baseline that costs nothing: savings relative to it are undefined."""
+    names = features if baseline.features is None else baseline.features
+    if not any(features[name].price for name in names if name in features):
         hint = "price: 4 on a feature group, or cost: {by: flops}"
         yield Problem(("cost", "by"), "the baseline costs nothing: no feature that it reads has a price", hint)
 
 
-def _given(spec: CascadeSpec) -> Iterator[Problem]:
-    """Yield the groups that give no feature at all."""
-    for name, group in spec.features.items():
-        if not group.derive and group.rule is None:
-            yield Problem(("features", name, "derive"), "gives no feature", "derive: [last]")
-        known = POINTS_OF[group.rule] if group.rule is not None else group.columns
-        if not any(fnmatch.fnmatchcase(column, pattern) for column in known for pattern in group.columns):
-            hint = f"it reads {', '.join(known)}"
-            yield Problem(("features", name, "rule"), f"no column of the group is in {group.rule}", hint)
+def _unknown_feature_problems(names: Sequence[str] | None, features: Collection[str], path: Path) -> Iterator[Problem]:
+    for index, name in enumerate(names or ()):
+        if name not in features:
+            hint = did_you_mean(name, features)
+            yield Problem((*path, "features", index), f'no such feature group: "{name}"', hint)
 
 
-def _timed_features(spec: CascadeSpec) -> Iterator[Problem]:
-    for name, group in spec.features.items():
-        for key in ("valid_for", "window", "derive", "rule"):
-            if _changed(group, key):
-                yield Problem(("features", name, key), TIMED, at_key=True)
-
-
-def _changed(part: Model, key: str) -> bool:
-    # not model_fields_set: a spec that was written by the tool names its defaults too
-    return bool(getattr(part, key) != type(part).model_fields[key].get_default(call_default_factory=True))
-
-
-def _timed_stage(stage: Stage, place: Path) -> Iterator[Problem]:
-    for key in ("parallel", "fresh", "learn"):
-        if _changed(stage, key):
-            yield Problem((*place, key), TIMED, at_key=True)
-    for key in ("rule", "ahead"):
-        if getattr(stage.target, key) is not None:
-            yield Problem((*place, "target", key), TIMED, at_key=True)
-
-
-def _target(stage: Stage, place: Path) -> Iterator[Problem]:
-    if stage.target.groups is not None:
-        yield Problem((*place, "groups"), "goes with cases without time only", at_key=True)
-    if (stage.target.column is None) == (stage.target.rule is None):
-        yield Problem(place, "give either a column or a rule", "target: {rule: sirs, ahead: 6 h}")
-
-
-def _model(spec: CascadeSpec, model: ModelSpec, place: Path) -> Iterator[Problem]:
-    if model.estimator is None:
-        yield Problem(place, "which estimator?", "estimator: logistic-regression")
-    if model.recorded is not None:
-        yield Problem((*place, "recorded"), "goes with data: {source: recorded} only", at_key=True)
-    yield from _features(spec, model.features, place)
-
-
-def _baseline(spec: CascadeSpec) -> Iterator[Problem]:
-    base = spec.baseline
-    if base is None or base.estimator is None:
-        yield Problem(("baseline",), "which monolithic model?", "baseline: {estimator: xgboost}")
-        return
-    if base.candidates:
-        yield Problem(("baseline", "candidates"), "over time there is one baseline: give its estimator", at_key=True)
-    yield from _features(spec, base.features, ("baseline",))
-    names: list[tuple[Path, str]] = [(("baseline", "rivals", r, "name"), one.name) for r, one in enumerate(base.rivals)]
-    yield from _repeated([(("baseline",), "monolith"), *names])
-    for r, rival in enumerate(base.rivals):
-        yield from _features(spec, rival.features, ("baseline", "rivals", r))
-
-
-def _features(spec: CascadeSpec, features: tuple[str, ...] | None, place: Path) -> Iterator[Problem]:
-    for f, name in enumerate(features or ()):
-        if name not in spec.features:
-            hint = did_you_mean(name, spec.features)
-            yield Problem((*place, "features", f), f'no such feature group: "{name}"', hint)
-
-
-def _repeated(names: list[tuple[Path, str]]) -> Iterator[Problem]:
-    seen: set[str] = set()
-    for place, name in names:
-        if name in seen:
-            yield Problem(place, f'the name "{name}" is taken')
-        seen.add(name)
+def _repeated_name_problems(names: Sequence[tuple[Path, str]]) -> Iterator[Problem]:
+    used: set[str] = set()
+    for path, name in names:
+        if name in used:
+            yield Problem(path, f'the name "{name}" is taken')
+        used.add(name)

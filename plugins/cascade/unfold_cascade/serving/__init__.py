@@ -1,1 +1,1 @@
-"""Stateless serving of a cascade."""
+"""Stateless serving of a cascade, or of its baseline."""

@@ -1,4 +1,4 @@
-"""A chosen cascade as a model that the server asks: a batch goes through it stage by stage, each row its own way."""
+"""A cascade as a served model: a batch passes through it stage by stage, each row on its own execution path."""
 
 from __future__ import annotations
 
@@ -9,41 +9,44 @@ from typing import Any
 import numpy as np
 
 from unfold_cascade._types import FloatArray, IntArray
-from unfold_cascade.data.error_costs import ALIKE, Stakes
-from unfold_cascade.gates.calibrated import Calibration, contexts
+from unfold_cascade.data.error_costs import EQUAL_COSTS, ErrorCosts
+from unfold_cascade.gates.calibrated import Calibration, encode_contexts
 from unfold_cascade.models.onnx_runtime import Engine
 from unfoldkit.serving.model import Answers, Array, Batch, Call, Coded, Column, Field, Refusal
 
 Confidence = Callable[[FloatArray], FloatArray]
-LARGEST = float(np.finfo(np.float32).max)
+MAX_SINGLE = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True)
-class Rows:
-    """The rows of one batch, (n, d) in each number type that an engine reads, and what the monolith said of them."""
+class BatchRows:
+    """The rows of one batch, (n, d) in each number type that an engine reads.
+
+    ``baseline_probability`` (n, C) caches the baseline for the rows of ``has_baseline`` (n,).
+    """
 
     x: Mapping[type[Any], Array]
-    whole: FloatArray | None = None
-    known: Array | None = None
+    baseline_probability: FloatArray | None = None
+    has_baseline: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
-    """One fitted model: reads ``columns`` (all if ``None``), and its classes are the answers ``answers`` (C,)."""
+class ServedModel:
+    """One fitted model: reads ``columns`` (all if ``None``); its (C,) ``answers`` are the labels of its classes."""
 
     engine: Engine
     columns: IntArray | None
     answers: IntArray
 
-    def ask(self, batch: Rows, rows: Sequence[int]) -> FloatArray:
-        """Return (m, C) probabilities of some rows of a batch."""
-        return self.engine.predict(self._own(batch, rows))
+    def predict(self, batch: BatchRows, rows: Sequence[int]) -> FloatArray:
+        """Predict the (m, C) probabilities of some rows of a batch."""
+        return self.engine.predict(self._select(batch, rows))
 
-    def sure(self, batch: Rows, rows: Sequence[int]) -> FloatArray | None:
-        """Return the (m,) confidence of a look into the model, if that is what its gate reads."""
-        return None if self.engine.sure is None else self.engine.sure(self._own(batch, rows))
+    def inspect(self, batch: BatchRows, rows: Sequence[int]) -> FloatArray | None:
+        """Compute the (m,) confidence from the internals of the model, if its gate reads that."""
+        return None if self.engine.inspect is None else self.engine.inspect(self._select(batch, rows))
 
-    def _own(self, batch: Rows, rows: Sequence[int]) -> Array:
+    def _select(self, batch: BatchRows, rows: Sequence[int]) -> Array:
         x = batch.x[self.engine.dtype]
         if len(rows) < len(x):
             x = x.take(rows, axis=0)
@@ -51,122 +54,137 @@ class Voice:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """The monolith as a model of a stage, asked once a row: label probabilities added up, or kept within one group.
+class ServedBaseline:
+    """The baseline as a model of a stage, evaluated once per row.
 
-    ``share`` (labels, answers) adds them up; ``within`` says that what is left of them is scaled to one.
+    ``projection`` (labels, answers) sums its label probabilities; ``is_normalised`` scales the sums to one, for a stage
+    within one group.
     """
 
-    voice: Voice
-    share: FloatArray
-    within: bool
+    model: ServedModel
+    projection: FloatArray
+    is_normalised: bool
     answers: IntArray
 
-    def sure(self, _batch: Rows, _rows: Sequence[int]) -> None:
-        """Tell that its gate reads its probabilities."""
+    def inspect(self, _batch: BatchRows, _rows: Sequence[int]) -> None:
+        """Return nothing: its gate reads its probabilities."""
 
-    def ask(self, batch: Rows, rows: Sequence[int]) -> FloatArray:
-        """Return (m, A) probabilities of some rows of a batch."""
-        if batch.whole is None or batch.known is None:
-            n = len(batch.x[self.voice.engine.dtype])
-            batch.whole, batch.known = np.zeros((n, len(self.share))), np.zeros(n, dtype=np.bool_)
-        new = [row for row in rows if not batch.known[row]]
-        if new:
-            batch.whole[new], batch.known[new] = self.voice.ask(batch, new), True
-        found = batch.whole[list(rows)] @ self.share
-        return found / np.maximum(found.sum(axis=1, keepdims=True), 1e-300) if self.within else found
+    def predict(self, batch: BatchRows, rows: Sequence[int]) -> FloatArray:
+        """Predict the (m, A) probabilities of some rows of a batch."""
+        if batch.baseline_probability is None or batch.has_baseline is None:
+            n = len(batch.x[self.model.engine.dtype])
+            batch.baseline_probability = np.zeros((n, len(self.projection)))
+            batch.has_baseline = np.zeros(n, dtype=np.bool_)
+        missing = [row for row in rows if not batch.has_baseline[row]]
+        if missing:
+            batch.baseline_probability[missing] = self.model.predict(batch, missing)
+            batch.has_baseline[missing] = True
+        sums = batch.baseline_probability[list(rows)] @ self.projection
+        return sums / np.maximum(sums.sum(axis=1, keepdims=True), 1e-300) if self.is_normalised else sums
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One model of a chain; it answers where its score reaches ``cut``, the last of a chain wherever it is asked.
+    """One model of a chain: rows exit where the score reaches ``cut``; all rows exit at the last link.
 
-    What it answers is what costs least by ``stakes``.
+    Its prediction is the label of least expected cost.
     """
 
-    voice: Voice | Whole
+    model: ServedModel | ServedBaseline
     cut: float
     curve: Calibration | None = None
-    stakes: Stakes = ALIKE
+    error_costs: ErrorCosts = EQUAL_COSTS
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a chain said of m rows: by row, the answers of the models that were asked, and the scores that were read."""
+class ChainResult:
+    """Predictions and gate scores of a chain, by row, of the models that were evaluated."""
 
     answers: list[list[int]]
     scores: list[list[float]]
 
 
-def ask(links: Sequence[Link], confidence: Confidence, batch: Rows, rows: Sequence[int]) -> Said:
-    """Ask a chain about some rows of a batch.
+def run_chain(links: Sequence[Link], confidence: Confidence, batch: BatchRows, rows: Sequence[int]) -> ChainResult:
+    """Send some rows of a batch through a chain.
 
-    Rows are routed as Python lists: a batch has tens of them, and for so few a call of NumPy costs more than a loop.
+    Rows are routed in Python lists: a batch has tens of rows, and for so few a NumPy call costs more than a loop.
     """
-    said, left = Said([[] for _ in rows], [[] for _ in rows]), list(range(len(rows)))
+    result, active = ChainResult([[] for _ in rows], [[] for _ in rows]), list(range(len(rows)))
     for link in links:
-        asked = rows if len(left) == len(rows) else [rows[i] for i in left]
-        answers, scores = _heard(link, confidence, batch, asked, [said.answers[i] for i in left])
-        for i, answer, score in zip(left, answers, scores, strict=True):
-            said.answers[i].append(answer)
-            said.scores[i].append(score)
-        left = [i for i, score in zip(left, scores, strict=True) if not score >= link.cut]
-        if not left:
+        selected = rows if len(active) == len(rows) else [rows[i] for i in active]
+        answers, scores = _run_link(link, confidence, batch, selected, [result.answers[i] for i in active])
+        for i, answer, score in zip(active, answers, scores, strict=True):
+            result.answers[i].append(answer)
+            result.scores[i].append(score)
+        active = [i for i, score in zip(active, scores, strict=True) if not score >= link.cut]
+        if not active:
             break
-    return said
+    return result
 
 
-def _heard(
-    link: Link, confidence: Confidence, batch: Rows, rows: Sequence[int], earlier: Sequence[Sequence[int]]
+def _run_link(
+    link: Link, confidence: Confidence, batch: BatchRows, rows: Sequence[int], earlier: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[float]]:
-    """Return the answers of one model and the scores that its gate reads; ``earlier`` are the answers before it."""
-    probability = link.voice.ask(batch, rows)
-    answer = link.voice.answers[link.stakes.answers(probability)]
-    seen = link.voice.sure(batch, rows)
-    score = confidence(probability) if seen is None else seen
+    """Evaluate one model: its predictions, and the scores of its gate. ``earlier`` are the predictions before it."""
+    probability = link.model.predict(batch, rows)
+    answer = link.model.answers[link.error_costs.decide(probability)]
+    inspected = link.model.inspect(batch, rows)
+    score = confidence(probability) if inspected is None else inspected
     if link.curve is not None:
-        asked = np.column_stack([np.array(earlier, dtype=np.int64).reshape(len(rows), -1), answer])
-        score = link.curve(score, contexts(asked, tuple(range(asked.shape[1]))))
+        answers = np.column_stack([np.array(earlier, dtype=np.int64).reshape(len(rows), -1), answer])
+        score = link.curve(score, encode_contexts(answers, tuple(range(answers.shape[1]))))
     return answer.tolist(), score.tolist()
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What is known of every way through a cascade before a row takes it, by the number of the way.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathTable:
+    """All execution paths of a cascade, by path number.
 
-    ``labels`` by answer. Way ``(e1 * groups + g) * second + e2``: stopped at e1, sent to group g, stopped at e2 there.
+    Path ``(e1 * groups + g) * second_exits + e2`` exits the first stage at e1, is routed to group g, and exits the
+    second stage at e2.
+
+    Attributes:
+        labels: label of each answer.
+        groups: number of groups, at least 1.
+        second_exits: exits of the longest second stage, at least 1.
+        cost: cost of each path.
+        length: models on each path.
+        stages: stage of each model of each path, padded to equal length; the same for the three that follow.
+        models: name of each model.
+        cuts: cut of each gate.
+        call_costs: cost that each model adds.
     """
 
     labels: tuple[str, ...]
     groups: int
-    second: int
+    second_exits: int
     cost: FloatArray
-    steps: tuple[int, ...]
-    stage: tuple[tuple[str, ...], ...]
-    model: tuple[tuple[str, ...], ...]
-    cut: tuple[tuple[float, ...], ...]
-    paid: tuple[tuple[float, ...], ...]
+    length: tuple[int, ...]
+    stages: tuple[tuple[str, ...], ...]
+    models: tuple[tuple[str, ...], ...]
+    cuts: tuple[tuple[float, ...], ...]
+    call_costs: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """What a batch of n rows did: final answers, numbers of the ways, confidences of the answers, and all scores.
+class BatchResult:
+    """The results of n rows: answers, path numbers, confidences of the answers, and all scores on the path.
 
-    Each list has n entries; ``score`` has lists of the length of the longest way, filled up with zeros.
+    Each list has n entries; those of ``score`` have the length of the longest path, padded with zeros.
     """
 
     answer: list[int]
-    way: list[int]
+    path: list[int]
     confidence: list[float]
     score: list[list[float]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cascade:
-    """A cascade (or a monolith, as a chain of one) that answers batches.
+    """A cascade (or a baseline, as a chain of one model) that answers batches.
 
-    ``settled`` has the label of each group that has only one. ``written`` holds, for each output that the way alone
-    decides, its JSON by number of the way; ``count`` is told the ways that rows took.
+    ``single_labels`` are the labels of groups with one label. ``encoded`` holds, for each output that depends on the
+    path only, its JSON by path number. ``count`` receives the paths of answered rows.
     """
 
     name: str
@@ -174,71 +192,72 @@ class Cascade:
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
     facts: Mapping[str, Any]
-    first: tuple[Link, ...]
-    then: Mapping[int, tuple[Link, ...]]
-    settled: Mapping[int, int]
+    first_stage: tuple[Link, ...]
+    second_stage: Mapping[int, tuple[Link, ...]]
+    single_labels: Mapping[int, int]
     confidence: Confidence
-    table: Table
-    written: Mapping[str, Sequence[Any]]
+    paths: PathTable
+    encoded: Mapping[str, Sequence[Any]]
     dtypes: tuple[type[Any], ...]
     count: Callable[[Sequence[int]], None]
 
     def predict(self, batch: Batch) -> Answers:
-        """Answer a batch; calls with a value that single precision cannot hold are refused."""
+        """Answer a batch; calls with a value outside single precision are rejected."""
         item = self.inputs[0]
-        x, refused = within_single(batch.inputs[item.name], batch.calls, item)
-        found = self.follow(x)
+        x, refusals = reject_large_values(batch.inputs[item.name], batch.calls, item)
+        result = self.follow(x)
         if not batch.trial:
-            self.count(answered(found.way, batch.calls, refused))
-        known = {name: Coded(found.way, values) for name, values in self.written.items()}
-        label = Coded(found.answer, self.table.labels)
-        said: dict[str, Column] = {"confidence": found.confidence, "route_confidence": found.score}
-        return Answers({"label": label, **said, **known}, refused)
+            self.count(select_answered(result.path, batch.calls, refusals))
+        by_path = {name: Coded(result.path, values) for name, values in self.encoded.items()}
+        label = Coded(result.answer, self.paths.labels)
+        by_row: dict[str, Column] = {"confidence": result.confidence, "route_confidence": result.score}
+        return Answers({"label": label, **by_row, **by_path}, refusals)
 
-    def follow(self, x: FloatArray) -> Way:
+    def follow(self, x: FloatArray) -> BatchResult:
         """Send (n, d) rows through the cascade."""
-        batch = Rows({dtype: x.astype(dtype, copy=False) for dtype in self.dtypes})
-        first = ask(self.first, self.confidence, batch, range(len(x)))
-        answer, scores = [said[-1] for said in first.answers], first.scores
-        way = [(len(said) - 1) * self.table.groups * self.table.second for said in first.answers]
-        for group, links in self.then.items():
-            here = [row for row, said in enumerate(first.answers) if said[-1] == group]
-            then = ask(links, self.confidence, batch, here) if here else Said([], [])
-            for row, said, read in zip(here, then.answers, then.scores, strict=True):
-                answer[row] = said[-1]
-                way[row] += group * self.table.second + len(said) - 1
-                scores[row] += read
-        for row, said in enumerate(first.answers if self.settled else ()):
-            if said[-1] in self.settled:
-                answer[row] = self.settled[said[-1]]
-                way[row] += said[-1] * self.table.second
-        last = [read[-1] for read in scores]
-        spare = [0.0] * len(self.table.stage[0])
-        return Way(answer, way, last, [read + spare[len(read) :] for read in scores])
+        batch = BatchRows({dtype: x.astype(dtype, copy=False) for dtype in self.dtypes})
+        second_exits, group_paths = self.paths.second_exits, self.paths.groups * self.paths.second_exits
+        first = run_chain(self.first_stage, self.confidence, batch, range(len(x)))
+        answer, scores = [answers[-1] for answers in first.answers], first.scores
+        path = [(len(answers) - 1) * group_paths for answers in first.answers]
+        for group, links in self.second_stage.items():
+            rows = [row for row, answers in enumerate(first.answers) if answers[-1] == group]
+            second = run_chain(links, self.confidence, batch, rows) if rows else ChainResult([], [])
+            for row, answers, row_scores in zip(rows, second.answers, second.scores, strict=True):
+                answer[row] = answers[-1]
+                path[row] += group * second_exits + len(answers) - 1
+                scores[row] += row_scores
+        for row, answers in enumerate(first.answers if self.single_labels else ()):
+            if answers[-1] in self.single_labels:
+                answer[row] = self.single_labels[answers[-1]]
+                path[row] += answers[-1] * second_exits
+        confidence = [row_scores[-1] for row_scores in scores]
+        padding = [0.0] * len(self.paths.stages[0])
+        return BatchResult(answer, path, confidence, [row_scores + padding[len(row_scores) :] for row_scores in scores])
 
 
-def within_single(x: FloatArray, calls: Sequence[Call], item: Field) -> tuple[FloatArray, dict[int, Refusal]]:
-    """Return (n, d) rows without values that are beyond single precision, and why the calls that had some are refused.
+def reject_large_values(x: FloatArray, calls: Sequence[Call], item: Field) -> tuple[FloatArray, dict[int, Refusal]]:
+    """Replace values outside single precision in (n, d) rows, and reject the calls that contain some.
 
-    Trees, and most models that were converted, compute in single precision, where such a value is infinite.
+    Trees, and most converted models, compute in single precision, where such a value is infinite.
     """
-    # min and max make no second table of the size of x, and pass over NaN
-    if np.fmin.reduce(x, axis=None) >= -LARGEST and np.fmax.reduce(x, axis=None) <= LARGEST:
+    # min and max make no second array of the size of x, and ignore NaN
+    if np.fmin.reduce(x, axis=None) >= -MAX_SINGLE and np.fmax.reduce(x, axis=None) <= MAX_SINGLE:
         return x, {}
-    large = np.abs(x) > LARGEST
-    refused, first = dict[int, Refusal](), 0
+    is_large = np.abs(x) > MAX_SINGLE
+    refusals, start = dict[int, Refusal](), 0
     for index, call in enumerate(calls):
-        for row, column in np.argwhere(large[first : first + call.rows])[:1]:
-            where = f'column "{item.columns[column]}"' if item.columns else f"column {column + 1}"
-            value = f"{x[first + row, column]:g} in row {row + 1}, {where}"
-            refused[index] = Refusal(400, f"input {item.name!r} holds {value}: too large for single precision")
-        first += call.rows
-    return np.where(large, 0.0, x), refused
+        for row, column in np.argwhere(is_large[start : start + call.rows])[:1]:
+            name = f'column "{item.columns[column]}"' if item.columns else f"column {column + 1}"
+            value = f"{x[start + row, column]:g} in row {row + 1}, {name}"
+            refusals[index] = Refusal(400, f"input {item.name!r} holds {value}: too large for single precision")
+        start += call.rows
+    return np.where(is_large, 0.0, x), refusals
 
 
-def answered(ways: Sequence[int], calls: Sequence[Call], refused: Mapping[int, Refusal]) -> Sequence[int]:
-    """Return the ways of the rows that are answered."""
-    if not refused:
-        return ways
-    keep = np.repeat([index not in refused for index in range(len(calls))], [call.rows for call in calls])
-    return [way for way, kept in zip(ways, keep.tolist(), strict=True) if kept]
+def select_answered(paths: Sequence[int], calls: Sequence[Call], refusals: Mapping[int, Refusal]) -> Sequence[int]:
+    """Select the paths of the rows that are answered."""
+    if not refusals:
+        return paths
+    is_answered = np.repeat([index not in refusals for index in range(len(calls))], [call.rows for call in calls])
+    return [path for path, answered in zip(paths, is_answered.tolist(), strict=True) if answered]

@@ -1,7 +1,7 @@
-"""What the models of a plan over time do to unseen hours, as a file for other kinds: the like of ``exits`` beside it.
+"""Execution paths of a plan over time (``exits.json``): which models unseen hours reach, for other kinds to read.
 
-A query is an hour of a case. Which stages are asked in it was settled in the hours before, so hours enter at each
-stage's first model; the others of its chain are asked of the hours that the one before was not sure of.
+A query is one hour of an entity. Earlier hours decide which stages are evaluated in it, so an hour enters at the first
+model of each such stage. It continues along the chain while models are uncertain.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ import numpy as np
 
 from unfold_cascade._types import IntArray
 from unfold_cascade.models.zoo import WHOLE
-from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, loadable, named
-from unfold_cascade.schema.temporal import Moves
-from unfold_cascade.temporal.data.holdout import FILE as PROBE_FILE
-from unfold_cascade.temporal.data.holdout import read
-from unfold_cascade.temporal.data.online_features import features_of, sight
-from unfold_cascade.temporal.models.study import Part
-from unfold_cascade.temporal.search.compose import parallel
-from unfold_cascade.temporal.search.planner import Findings
-from unfold_cascade.temporal.simulation.policy import Policy, ladder
-from unfold_cascade.temporal.simulation.trajectories import walk
-from unfoldkit.api import Run, dump, fingerprint
+from unfold_cascade.report.handoff import EXITS_FILE, SCHEMA, is_loadable, make_unique_names
+from unfold_cascade.temporal.data.holdout import PROBE_FILE, load_probe
+from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
+from unfold_cascade.temporal.models.study import Cohort
+from unfold_cascade.temporal.problem import Transitions
+from unfold_cascade.temporal.search.planner import Solution
+from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy, build_policy_arrays
+from unfold_cascade.temporal.simulation.trajectories import simulate
+from unfoldkit.api import Run, fingerprint
 
 ROWS_FILE = "serving/rows.npz"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a model is asked: its number in the study, its stage, its position in the chain, and the share of hours."""
+class ExitPoint:
+    """Where a model stands in a policy: model number, stage, position in its chain, and its share of all hours."""
 
     name: str
     model: int
@@ -42,90 +40,99 @@ class Place:
     share: float
 
 
-def keep(found: Findings, run: Run) -> None:
-    """Write ``exits.json`` and rows for its models to the run, where routes can tell the whole; a check changes no run.
+def write_exits(solution: Solution, run: Run) -> None:
+    """Write ``exits.json`` and input rows for its models to the run.
 
-    See :func:`routable` for where they cannot.
+    Nothing is written where paths cannot describe the plan (``has_fixed_paths``), or by a check of new data.
     """
-    spec = found.study.spec
-    if run.options.get("baseline_plan") or not routable(spec.moves or Moves()):
+    if run.options.get("baseline_plan") or not has_fixed_paths(solution.problem.transitions):
         return
-    made_from = fingerprint(dump(spec)["features"], run.directory.files()[PROBE_FILE])
-    run.directory.once(ROWS_FILE, made_from, lambda: _rows(found, run.directory.read(PROBE_FILE)))
-    body = json.dumps(exits(found), indent=1) + "\n"
-    run.directory.write(EXITS_FILE, body.encode(), made_from=fingerprint(dump(spec)))
+    documents = solution.problem.documents
+    made_from = fingerprint(documents.features, run.directory.files()[PROBE_FILE])
+    run.directory.once(ROWS_FILE, made_from, lambda: _pack_rows(solution, run.directory.read(PROBE_FILE)))
+    body = json.dumps(build_exits(solution), indent=1) + "\n"
+    run.directory.write(EXITS_FILE, body.encode(), made_from=fingerprint(documents.spec))
 
 
-def routable(moves: Moves) -> bool:
-    """Whether every hour begins at first models, and no answer decides in the same hour which stage is asked next."""
-    return moves.entry == "reset" and moves.advance == "next-step"
+def has_fixed_paths(transitions: Transitions) -> bool:
+    """Check that hours start at first models and that no answer opens another stage within the same hour."""
+    return transitions.entry == "reset" and transitions.advance == "next-step"
 
 
-def exits(found: Findings) -> dict[str, Any]:
-    """Return the models of a plan stage by stage, the share of hours that come to each, and the ways of the hours."""
-    study = found.study
-    asked = np.concatenate([_asked(found, part) for part in (study.calibrate, study.test)])
-    every = _places(found, asked)
-    seen = [place for place in every if place.share > 0]
+def build_exits(solution: Solution) -> dict[str, Any]:
+    """Describe the models of a plan by stage, the share of hours that each receives, and the execution paths."""
+    study = solution.study
+    evaluated = np.concatenate([_count_evaluated(solution, cohort) for cohort in (study.calibrate, study.test)])
+    points = _list_exit_points(solution, evaluated)
+    reached = [point for point in points if point.share > 0]
     return {
         "schema": SCHEMA,
-        "spec_sha256": fingerprint(dump(study.spec)),
+        "spec_sha256": fingerprint(study.problem.documents.spec),
         "unit": "hours",
-        "cases": len(asked),
-        "columns": sight(study.features).width,
-        "rows_per_call": study.spec.cost.batch,
+        "cases": len(evaluated),
+        "columns": build_online_features(study.features).width,
+        "rows_per_call": study.problem.cost.batch_rows,
         "probe": ROWS_FILE,
-        "models": [_told(found, place, seen) for place in seen],
-        "ways": _ways(asked, seen),
-        "unasked": [place.name for place in every if place.share == 0],
+        "models": [_describe_point(solution, point, reached) for point in reached],
+        "ways": _count_paths(evaluated, reached),
+        "unasked": [point.name for point in points if point.share == 0],
     }
 
 
-def served(found: Findings) -> Policy:
-    """Return the policy that a server follows: the monolith's alone where no cascade was promised."""
-    return found.choice.point.policy if found.choice.promised else found.rule.policy
+def select_served_policy(solution: Solution) -> Policy:
+    """Select the policy that a server follows: the baseline's alone if no cascade is certified."""
+    return solution.selection.point.policy if solution.selection.is_certified else solution.rule.policy
 
 
-def _asked(found: Findings, part: Part) -> IntArray:
-    """Return (n, S) how many models of each stage are asked in each hour of a part."""
-    flags = parallel(found.study) if found.choice.promised else np.array([True])
-    went = walk(part.clock, part.zoo, ladder(served(found), flags), found.study.spec.moves or Moves())
-    return went.asked.astype(np.int64)
+def _count_evaluated(solution: Solution, cohort: Cohort) -> IntArray:
+    """Count (n, S) the models evaluated in each hour of a cohort."""
+    parallel = solution.study.parallel if solution.selection.is_certified else ALWAYS_EVALUATED
+    arrays = build_policy_arrays(select_served_policy(solution), parallel)
+    trajectories = simulate(cohort.timeline, cohort.scores, arrays, solution.problem.transitions)
+    return trajectories.evaluated.astype(np.int64)
 
 
-def _places(found: Findings, asked: IntArray) -> list[Place]:
-    spots = [(m, s, k) for s, step in enumerate(served(found)) for k, m in enumerate(step.chain)]
-    names = named([found.study.models[m].split("/", 1) for m, _, _ in spots])
-    shares = [float((asked[:, s] > k).mean()) for _, s, k in spots]
-    return [Place(name, *spot, share) for name, spot, share in zip(names, spots, shares, strict=True)]
+def _list_exit_points(solution: Solution, evaluated: IntArray) -> list[ExitPoint]:
+    positions = [
+        (model, s, position)
+        for s, stage in enumerate(select_served_policy(solution))
+        for position, model in enumerate(stage.chain)
+    ]
+    names = make_unique_names([solution.study.models[model].split("/", 1) for model, _, _ in positions])
+    shares = [float((evaluated[:, s] > position).mean()) for _, s, position in positions]
+    return [ExitPoint(name, *spot, share) for name, spot, share in zip(names, positions, shares, strict=True)]
 
 
-def _ways(asked: IntArray, seen: Sequence[Place]) -> list[dict[str, Any]]:
-    rows, counts = np.unique(asked, axis=0, return_counts=True)
+def _count_paths(evaluated: IntArray, reached: Sequence[ExitPoint]) -> list[dict[str, Any]]:
+    rows, counts = np.unique(evaluated, axis=0, return_counts=True)
     return [
-        {"models": [i for i, place in enumerate(seen) if row[place.stage] > place.position], "cases": int(count)}
+        {"models": [i for i, point in enumerate(reached) if row[point.stage] > point.position], "cases": int(count)}
         for row, count in zip(rows, counts, strict=True)
     ]
 
 
-def _told(found: Findings, place: Place, seen: Sequence[Place]) -> dict[str, Any]:
-    held, (stage, model) = found.study.held[place.model], found.study.models[place.model].split("/", 1)
-    before = [one for one in seen if (one.stage, one.position) == (place.stage, place.position - 1)]
+def _describe_point(solution: Solution, point: ExitPoint, reached: Sequence[ExitPoint]) -> dict[str, Any]:
+    study = solution.study
+    stored, (stage, model) = study.stored_models[point.model], study.models[point.model].split("/", 1)
+    previous = [
+        earlier for earlier in reached if (earlier.stage, earlier.position) == (point.stage, point.position - 1)
+    ]
     return {
-        "name": place.name,
+        "name": point.name,
         "stage": stage,
         "group": WHOLE,
         "model": model,
-        "file": held.file if loadable(held.estimator) else None,
-        "columns": held.columns.tolist(),
-        "latency_us": float(found.study.rates.latency[place.model]),
-        "cases": round(place.share * (len(found.study.calibrate.highest) + len(found.study.test.highest))),
-        "share": 1.0 if before else place.share,
-        "after": {one.name: place.share / one.share for one in before},
+        "file": stored.file if is_loadable(stored.estimator) else None,
+        "columns": stored.columns.tolist(),
+        "latency_us": float(study.call_costs.latency[point.model]),
+        "cases": round(point.share * (len(study.calibrate.highest) + len(study.test.highest))),
+        "share": 1.0 if previous else point.share,
+        "after": {earlier.name: point.share / earlier.share for earlier in previous},
     }
 
 
-def _rows(found: Findings, probe: bytes) -> bytes:
+def _pack_rows(solution: Solution, probe: bytes) -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, x=features_of(sight(found.study.features), read(probe)))
+    online = build_online_features(solution.study.features)
+    np.savez(stream, allow_pickle=False, x=compute_probe_features(online, load_probe(probe)))
     return stream.getvalue()

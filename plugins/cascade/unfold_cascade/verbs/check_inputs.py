@@ -1,80 +1,87 @@
-"""Open what a spec names without fitting anything: the table, its columns and labels, each mistake told."""
+"""Check the inputs of a spec without fitting anything (``check --data``): the table, its columns and its labels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from unfold_cascade.data.dataset import read
-from unfold_cascade.data.table import Frame, expand, load_frame
-from unfold_cascade.planner.score_tables import heard
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.data.features import expanded
-from unfold_cascade.temporal.data.table import Long
-from unfold_cascade.temporal.models.study import table_of
+from unfold_cascade.build import build_dataset_options, build_recorded_models
+from unfold_cascade.data.dataset import DatasetOptions, read_dataset
+from unfold_cascade.data.table import Frame, load_frame, resolve_columns
+from unfold_cascade.planner.recorded_scores import read_recorded_scores
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.data.features import expand_patterns
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.table import EntityTable
+from unfold_cascade.temporal.problem import TemporalProblem
 from unfoldkit.api import Diagnostic, Run, UnfoldError
 
-Action = Callable[[], object]
+Check = Callable[[], object]
 
 
-def opened(spec: CascadeSpec, run: Run) -> Iterator[Diagnostic]:
-    """Yield what is wrong with the table that a spec names, each column of it once; nothing is written."""
+def check_inputs(spec: CascadeSpec, run: Run) -> Iterator[Diagnostic]:
+    """Yield every mistake in the table of a spec, once; nothing is written."""
     try:
-        actions = list(_actions(spec, run))
+        checks = list(_list_checks(spec, run))
     except UnfoldError as error:
         yield from error.diagnostics
         return
-    told = [item for action in actions for item in _wrong(action)]
-    yield from dict.fromkeys(told)
+    diagnostics = [diagnostic for check in checks for diagnostic in _run_check(check)]
+    yield from dict.fromkeys(diagnostics)
 
 
-def _wrong(action: Action) -> tuple[Diagnostic, ...]:
+def _run_check(check: Check) -> tuple[Diagnostic, ...]:
     try:
-        action()
+        check()
     except UnfoldError as error:
         return tuple(error.diagnostics)
     return ()
 
 
-def _actions(spec: CascadeSpec, run: Run) -> Iterator[Action]:
-    """Yield what is to be tried; the table itself is read at once.
+def _list_checks(spec: CascadeSpec, run: Run) -> Iterator[Check]:
+    """Yield the checks of a spec; the table itself is read immediately.
 
     Raises:
-        UnfoldError: it cannot be read.
+        UnfoldError: the table cannot be read.
     """
     if spec.over_time:
-        yield from _hourly(spec, table_of(spec, run))
+        problem = build_temporal_problem(spec, run)
+        yield from _list_temporal_checks(problem, read_table(problem.source, run))
         return
-    frame = load_frame(spec, run)
-    if spec.data.source == "recorded":
-        yield lambda: heard(spec, read(spec, run).names, frame)
+    options = build_dataset_options(spec, run)
+    frame = load_frame(options.source)
+    if options.is_recorded:
+        models = build_recorded_models(spec)
+        yield lambda: read_recorded_scores(models, read_dataset(options).names, frame)
         return
-    for name in spec.features or ("",):
-        yield from _columns(spec, frame, name)
-    yield partial(read, spec, run)
+    for name in options.features or ("",):
+        yield from _list_column_checks(options, frame, name)
+    yield partial(read_dataset, options)
 
 
-def _hourly(spec: CascadeSpec, table: Long) -> Iterator[Action]:
-    for name, group in spec.features.items():
-        find, key = partial(expanded, {name: group}, table.columns), f"features.{name}.columns"
-        if _wrong(find):
-            yield find
+def _list_temporal_checks(problem: TemporalProblem, table: EntityTable) -> Iterator[Check]:
+    for name, group in problem.features.items():
+        resolve, key = partial(expand_patterns, {name: group}, table.columns), f"features.{name}.columns"
+        if _run_check(resolve):
+            yield resolve
             continue
-        yield from (partial(table.place, column, key=key) for column in find()[name].columns)
-    for s, stage in enumerate(spec.stages):
+        yield from (partial(table.column_index, column, key=key) for column in resolve()[name].columns)
+    for s, stage in enumerate(problem.stages):
         if stage.target.column is not None:
-            yield partial(table.place, stage.target.column, key=f"stages[{s}].target.column")
+            yield partial(table.column_index, stage.target.column, key=f"stages[{s}].target.column")
 
 
-def _columns(spec: CascadeSpec, frame: Frame, name: str) -> Iterator[Action]:
-    """Yield the columns of one feature group, of all where there is none; or what keeps them from being found."""
-    groups = {name: spec.features[name]} if name else {}
-    categories = spec.data.categories if spec.data.source == "table" else ()
-    find = partial(expand, frame, groups, spec.stages[-1].target.column or "", categories, spec.group or "")
-    if _wrong(find):
-        yield find
+def _list_column_checks(options: DatasetOptions, frame: Frame, name: str) -> Iterator[Check]:
+    """Yield the checks of the columns of one feature group (of all columns if ``name`` is empty)."""
+    groups = {name: options.features[name]} if name else {}
+    source = options.source
+    resolve = partial(resolve_columns, frame, groups, options.label_column, source.categories, source.group)
+    if _run_check(resolve):
+        yield resolve
         return
-    # a word of a category is a number whatever it is
-    read = set(frame.columns)
-    for columns in find().values():
-        yield from (partial(frame.flags, column, key="features") for column in columns if column in read)
+    for columns in resolve().values():
+        # an indicator of a category is numeric by construction
+        yield from (
+            partial(frame.numbers_or_flags, column, key="features") for column in columns if column in frame.columns
+        )

@@ -1,54 +1,60 @@
-"""The verbs of the kind, for specs whose cases are seen over time."""
+"""The verbs of cascades over time. Each resolves the spec once; nothing below this module sees it."""
 
 from __future__ import annotations
 
-from unfold_cascade.drift.temporal import check, new_data
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal import handoff
-from unfold_cascade.temporal.models.study import study
-from unfold_cascade.temporal.report import tell
-from unfold_cascade.temporal.search.planner import decide
-from unfoldkit.api import Column, Metric, Report, Run, Table, Verdict
-
-
-def answer(spec: CascadeSpec, run: Run, verb: str) -> Report:
-    """Return the report of ``train`` or ``plan``; models that the run does not hold yet are fitted first.
-
-    A plan that is checked on other data than its own is not made again: its cascade is asked about the new hours.
-    """
-    planned = new_data(spec, run) if verb == "plan" else None
-    if planned is not None:
-        return check(spec, planned, run)
-    found = decide(spec, run)
-    handoff.keep(found, run)
-    return tell(found, run, verb)
+from unfold_cascade.build import find_checked_spec
+from unfold_cascade.drift.temporal import check_drift
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.serving.loader import load_plan
+from unfold_cascade.temporal.build import build_temporal_problem
+from unfold_cascade.temporal.data.labels import HOURS_FILE, are_hours_current
+from unfold_cascade.temporal.handoff import write_exits
+from unfold_cascade.temporal.models.study import fit_study
+from unfold_cascade.temporal.report.plan import build_plan_report
+from unfold_cascade.temporal.report.profile import build_profile_report
+from unfold_cascade.temporal.search.planner import solve
+from unfold_cascade.temporal.serving.plan_loader import load_temporal_plan
+from unfold_cascade.temporal.serving.service import build_service
+from unfoldkit.api import Report, Run, Service
 
 
 def profile(spec: CascadeSpec, run: Run) -> Report:
-    """Fit the models that are not fitted yet and report what one call of each costs."""
-    whole = study(spec, run)
-    rates = whole.rates
-    columns = (
-        Column("stage"),
-        Column("model"),
-        Column("operations", "FLOPs", 0),
-        Column("stored", "bytes", 0),
-        Column("time", "µs", 2, timed=True),
-    )
-    costs = [(None if v != v else float(v)) for v in rates.flops]  # noqa: PLR0124 - NaN: not known
-    names = [model.split("/", 1) for model in whole.models]
-    rows = tuple(
-        (stage, model, flops, int(size), float(time))
-        for (stage, model), flops, size, time in zip(names, costs, rates.bytes, rates.latency, strict=True)
-    )
-    return Report(
-        kind="cascade",
-        verb="profile",
-        name=spec.name,
-        verdict=Verdict.YES,
-        headline=f"{len(rows)} models measured, {spec.cost.batch} rows a call",
-        metrics={"models": Metric(len(rows)), "slowest": Metric(float(max(rates.latency)), "µs", timed=True)},
-        tables=(Table("models", columns, rows),),
-        next=f"unfold train {run.directory.word}",
-        provenance={"inputs": {"data": whole.digest}},
-    )
+    """Fit the models that the run does not hold yet and report what one call of each costs."""
+    return build_profile_report(fit_study(build_temporal_problem(spec, run), run), run.directory)
+
+
+def train(spec: CascadeSpec, run: Run) -> Report:
+    """Fit all models, find the cheapest cascade that is certified, and save it in the run."""
+    study = fit_study(build_temporal_problem(spec, run), run)
+    run.log.info("searching the gates on %d hours", len(study.train.highest))
+    solution = solve(study)
+    write_exits(solution, run)
+    return build_plan_report(solution, "train", run.directory)
+
+
+def plan(spec: CascadeSpec, run: Run) -> Report:
+    """Find the cheapest certified cascade; models that the run does not hold yet are fitted first.
+
+    With new data and a plan to check, no plan is made: the plan's cascade is run on the new hours instead.
+    """
+    problem = build_temporal_problem(spec, run)
+    checked = find_checked_spec(spec, run, HOURS_FILE, lambda: are_hours_current(problem, run))
+    if checked is not None:
+        return check_drift(problem, build_temporal_problem(checked, run), run)
+    study = fit_study(problem, run)
+    run.log.info("searching the gates on %d hours", len(study.train.highest))
+    solution = solve(study)
+    write_exits(solution, run)
+    return build_plan_report(solution, "plan", run.directory)
+
+
+def serve(spec: CascadeSpec, run: Run) -> Service:
+    """Serve the plan that ``train`` or ``plan`` left in the run; nothing is fitted and no table is read.
+
+    Raises:
+        UnfoldError: The run holds no plan of this spec, a file was changed, the models behave differently now, or the
+            stored states belong to another plan.
+    """
+    problem = build_temporal_problem(spec, run)
+    document = load_plan(problem.documents.spec, run, HOURS_FILE)
+    return build_service(load_temporal_plan(problem, run, document), run)

@@ -1,162 +1,161 @@
-"""Feature groups over time: which columns of the matrix each gives, and how long what was bought is good for."""
+"""Feature sets over time: the columns of the feature matrix that each set provides, and the terms of its purchase."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
-from unfold_cascade.schema.models import FeatureGroup
-from unfold_cascade.schema.temporal_rules import POINTS_OF
-from unfold_cascade.temporal.data.table import Long, entity_of_row
-from unfold_cascade.temporal.data.targets import points
-from unfold_cascade.temporal.data.windows import STATISTICS, carried, statistics
+from unfold_cascade.clinical_rules import RULE_CARRY_H, score_rule
+from unfold_cascade.temporal.data.table import EntityTable, index_entities
+from unfold_cascade.temporal.data.windows import STATISTICS, carry_forward, compute_window_statistics
+from unfold_cascade.temporal.problem import WINDOW_H, FeatureSet
 from unfoldkit.api import did_you_mean, fail
 
-HOUR = 3600.0
-WINDOW_H = 6.0
-
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The ``names`` (d,) of all features, and the places of those of each group."""
+class FeatureLayout:
+    """The ``names`` (d,) of all features, and the feature numbers of each set."""
 
     names: tuple[str, ...]
-    groups: Mapping[str, tuple[int, ...]]
+    numbers: Mapping[str, tuple[int, ...]]
 
-    def places(self, groups: tuple[str, ...] | None) -> IntArray:
-        """Return the column numbers of some feature groups, all if ``None``."""
-        wanted = self.groups if groups is None else groups
-        return np.array(sorted({place for group in wanted for place in self.groups[group]}), dtype=np.int64)
+    def column_numbers(self, feature_sets: tuple[str, ...] | None) -> IntArray:
+        """List the features of some sets (all if ``None``), ascending and without repetition."""
+        selected = self.numbers if feature_sets is None else feature_sets
+        return np.array(sorted({number for name in selected for number in self.numbers[name]}), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
-class Purchase:
-    """The feature groups as things to buy.
+class PurchaseTerms:
+    """What feature sets cost.
 
-    ``price`` (G,) of one purchase; ``valid_h`` (G,) hours that it is good for: a group bought at hour t is free for
-    every model until ``t + valid_h``; 0 means for that hour only.
+    Attributes:
+        names: The G feature sets.
+        price: (G,) price of one purchase.
+        valid_h: (G,) hours a purchase stays valid. A set bought at hour t is free for every model until
+            ``t + valid_h``; 0 means that hour only.
     """
 
     names: tuple[str, ...]
     price: FloatArray
     valid_h: FloatArray
 
-    def mask(self, groups: tuple[str, ...] | None) -> int:
-        """Return a number whose bits are the groups that a model needs, all if ``None``."""
-        wanted = self.names if groups is None else groups
-        return sum(1 << place for place, name in enumerate(self.names) if name in wanted)
+    def bit_mask(self, feature_sets: tuple[str, ...] | None) -> int:
+        """Encode the sets that a model needs (all if ``None``): bit g is set g."""
+        needed = self.names if feature_sets is None else feature_sets
+        return sum(1 << number for number, name in enumerate(self.names) if name in needed)
 
 
-def purchase(groups: Mapping[str, FeatureGroup]) -> Purchase:
-    """Return the prices and validities of feature groups."""
-    price = np.array([group.price for group in groups.values()])
-    valid = np.array([(group.valid_for or 0.0) / HOUR for group in groups.values()])
-    return Purchase(tuple(groups), price, valid)
+def build_purchase_terms(feature_sets: Mapping[str, FeatureSet]) -> PurchaseTerms:
+    """Collect prices and validities of all feature sets."""
+    price = np.array([features.price for features in feature_sets.values()])
+    valid_h = np.array([features.valid_h for features in feature_sets.values()])
+    return PurchaseTerms(tuple(feature_sets), price, valid_h)
 
 
-def has_pattern(groups: Mapping[str, FeatureGroup]) -> bool:
-    """Whether some columns are not named but matched."""
-    return any(set(column) & set("*?[") for group in groups.values() for column in group.columns)
+def has_pattern(feature_sets: Mapping[str, FeatureSet]) -> bool:
+    """Check whether any set names its columns by a pattern."""
+    return any(_is_pattern(column) for features in feature_sets.values() for column in features.columns)
 
 
-def expanded(groups: Mapping[str, FeatureGroup], columns: Sequence[str]) -> dict[str, FeatureGroup]:
-    """Return the groups with the names of ``columns`` in the place of patterns such as ``lab_*``.
+def expand_patterns(feature_sets: Mapping[str, FeatureSet], columns: Sequence[str]) -> dict[str, FeatureSet]:
+    """Replace patterns such as ``lab_*`` by the matching names among ``columns``.
 
     Raises:
-        UnfoldError: a pattern matches no column.
+        UnfoldError: A pattern matches no column.
     """
-    return {name: group.model_copy(update={"columns": _named(name, group, columns)}) for name, group in groups.items()}
+    return {
+        name: replace(features, columns=_match_columns(name, features, columns))
+        for name, features in feature_sets.items()
+    }
 
 
-def _named(name: str, group: FeatureGroup, columns: Sequence[str]) -> tuple[str, ...]:
-    found: list[str] = []
-    for pattern in group.columns:
-        exact = pattern in columns or not set(pattern) & set("*?[")
-        matched = [pattern] if exact else [column for column in columns if fnmatch.fnmatchcase(column, pattern)]
-        if not matched:
+def _is_pattern(column: str) -> bool:
+    return bool(set(column) & set("*?["))
+
+
+def _match_columns(name: str, features: FeatureSet, columns: Sequence[str]) -> tuple[str, ...]:
+    matches: list[str] = []
+    for pattern in features.columns:
+        is_exact = pattern in columns or not _is_pattern(pattern)
+        matching = [pattern] if is_exact else [column for column in columns if fnmatch.fnmatchcase(column, pattern)]
+        if not matching:
             hint = did_you_mean(pattern, columns)
             raise fail(f'the table has no column "{pattern}"', key=f"features.{name}.columns", hint=hint)
-        found += matched
-    return tuple(dict.fromkeys(found))
+        matches += matching
+    return tuple(dict.fromkeys(matches))
 
 
-def layout(groups: Mapping[str, FeatureGroup]) -> Layout:
-    """Return which features there are: each column of a group in each form that the group derives."""
-    own = {
-        name: [named(column, how, group) for column, how in _forms(group)] + rule_names(name, group)
-        for name, group in groups.items()
+def build_layout(feature_sets: Mapping[str, FeatureSet]) -> FeatureLayout:
+    """Number the features: every column of a set in every derived form, shared features once."""
+    names_by_set = {
+        name: [name_feature(column, form, features) for column, form in _list_forms(features)]
+        + name_rule_features(name, features)
+        for name, features in feature_sets.items()
     }
-    names = tuple(dict.fromkeys(name for found in own.values() for name in found))
-    place = {name: number for number, name in enumerate(names)}
-    return Layout(names, {group: tuple(place[name] for name in found) for group, found in own.items()})
+    names = tuple(dict.fromkeys(name for names in names_by_set.values() for name in names))
+    numbers = {name: number for number, name in enumerate(names)}
+    return FeatureLayout(names, {name: tuple(map(numbers.__getitem__, names)) for name, names in names_by_set.items()})
 
 
-def panel(table: Long, groups: Mapping[str, FeatureGroup]) -> Float32:
-    """Return the (n, d) features of every hour, in the order of ``layout``.
+def build_feature_matrix(table: EntityTable, feature_sets: Mapping[str, FeatureSet]) -> Float32:
+    """Compute the (n, d) features of every hour, in the order of ``build_layout``.
 
     Raises:
-        UnfoldError: a group names a column that the table does not have.
+        UnfoldError: A set names a column that the table does not have.
     """
-    names = layout(groups).names
+    names = build_layout(feature_sets).names
     x = np.empty((len(table), len(names)), dtype=np.float32, order="F")
-    for group, wanted in groups.items():
-        for name, column in _derived(table, group, wanted):
+    for set_name, features in feature_sets.items():
+        for name, column in _derive_columns(table, set_name, features):
             x[:, names.index(name)] = column
     return x
 
 
-def _forms(group: FeatureGroup) -> list[tuple[str, str]]:
-    return [(column, how) for column in group.columns for how in group.derive]
+def _list_forms(features: FeatureSet) -> list[tuple[str, str]]:
+    return [(column, form) for column in features.columns for form in features.derive]
 
 
-def _derived(table: Long, name: str, group: FeatureGroup) -> Iterator[tuple[str, Float32]]:
-    for column in group.columns:
-        raw = table.values[:, table.place(column, key=f"features.{name}.columns")]
-        value, age = carried(raw, table.hour, table.starts, carry_h(group))
-        found = {"last": value, "age": age}
-        if set(group.derive) & set(STATISTICS):
-            found |= statistics(raw, table.hour, table.starts, window_h(group))
-        for how in group.derive:
-            yield named(column, how, group), found[how]
-    yield from zip(rule_names(name, group), _points(table, group), strict=True)
+def _derive_columns(table: EntityTable, set_name: str, features: FeatureSet) -> Iterator[tuple[str, Float32]]:
+    for column in features.columns:
+        raw = table.values[:, table.column_index(column, key=f"features.{set_name}.columns")]
+        value, age = carry_forward(raw, table.hour, table.starts, features.carry_h)
+        forms = {"last": value, "age": age}
+        if set(features.derive) & set(STATISTICS):
+            forms |= compute_window_statistics(raw, table.hour, table.starts, features.window_h)
+        for form in features.derive:
+            yield name_feature(column, form, features), forms[form]
+    yield from zip(name_rule_features(set_name, features), _score_set_rule(table, features), strict=True)
 
 
-def _points(table: Long, group: FeatureGroup) -> tuple[Float32, ...]:
-    """Return the points of the rule of a group at each hour, and the most so far; nothing without a rule."""
-    if group.rule is None:
+def _score_set_rule(table: EntityTable, features: FeatureSet) -> tuple[Float32, ...]:
+    """Score the rule of a set at each hour, and its maximum so far; nothing without a rule."""
+    if features.rule is None:
         return ()
-    read = {column: hours for column, hours in POINTS_OF[group.rule].items() if column in group.columns}
+    carry = {column: hours for column, hours in RULE_CARRY_H[features.rule].items() if column in features.columns}
     values = {
-        column: carried(table.values[:, table.columns.index(column)], table.hour, table.starts, hours)[0]
-        for column, hours in read.items()
+        column: carry_forward(table.values[:, table.columns.index(column)], table.hour, table.starts, carry_h)[0]
+        for column, carry_h in carry.items()
     }
-    now = points(values, group.rule)
-    # entities are lifted apart, so that the most of one is not carried into the next
-    lift = (int(now.max()) + 1) * entity_of_row(table.starts)
-    return now.astype(np.float32), (np.maximum.accumulate(now + lift) - lift).astype(np.float32)
+    points = score_rule(values, features.rule)
+    # an offset per entity keeps the running maximum of one entity out of the next
+    offset = (int(points.max()) + 1) * index_entities(table.starts)
+    return points.astype(np.float32), (np.maximum.accumulate(points + offset) - offset).astype(np.float32)
 
 
-def rule_names(name: str, group: FeatureGroup) -> list[str]:
-    """Return the names of what the rule of a group gives: its points now, and the most so far."""
-    return [f"{name}_{group.rule}", f"{name}_{group.rule}_most"] if group.rule is not None else []
+def name_rule_features(set_name: str, features: FeatureSet) -> list[str]:
+    """Name the features of a set's rule: its points now, and the maximum so far."""
+    if features.rule is None:
+        return []
+    return [f"{set_name}_{features.rule}", f"{set_name}_{features.rule}_most"]
 
 
-def named(column: str, how: str, group: FeatureGroup) -> str:
-    """Return the name of a form of a column; another window or validity than usual makes another feature of it."""
-    hours, usual = (window_h(group), WINDOW_H) if how in STATISTICS else (carry_h(group), np.inf)
-    plain = column if how == "last" else f"{column}_{how}"
-    return plain if hours == usual else f"{plain}_{hours:g}h"
-
-
-def carry_h(group: FeatureGroup) -> float:
-    """Return for how many hours a value of the group is carried forward."""
-    return group.valid_for / HOUR if group.valid_for is not None else np.inf
-
-
-def window_h(group: FeatureGroup) -> float:
-    """Return over how many hours the statistics of the group are taken."""
-    return group.window / HOUR if group.window is not None else WINDOW_H
+def name_feature(column: str, form: str, features: FeatureSet) -> str:
+    """Name a derived form of a column; a window or validity other than the default is part of the name."""
+    hours, default = (features.window_h, WINDOW_H) if form in STATISTICS else (features.carry_h, np.inf)
+    plain = column if form == "last" else f"{column}_{form}"
+    return plain if hours == default else f"{plain}_{hours:g}h"

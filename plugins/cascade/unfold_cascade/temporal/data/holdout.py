@@ -1,4 +1,4 @@
-"""Hours that no model was fitted on, kept so that a server can prove that it does what was simulated."""
+"""The probe: held-out entities stored in the run, which a server replays to prove that it matches the simulation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import Float32, FloatArray, IntArray
-from unfold_cascade.temporal.data.table import Long, rows_of, starts_of
+from unfold_cascade.temporal.data.table import EntityTable, select_rows, starts_from_sizes
 from unfoldkit.api import Run, fingerprint
 from unfoldkit.safe_io.arrays import read_npz
 
-FILE = "serving/probe.npz"
-ENTITIES = 12
+PROBE_FILE = "serving/probe.npz"
+PROBE_ENTITIES = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A few whole entities: (n,) row numbers in the table, (P+1,) starts, (n,) hours, and (n, C) raw values."""
+    """A few complete entities: (n,) row numbers in the table, (P+1,) starts, (n,) hours, and (n, C) raw values."""
 
     rows: IntArray
     starts: IntArray
@@ -27,36 +27,42 @@ class Probe:
     values: Float32
 
 
-def keep(
-    run: Run, digest: str, columns: Sequence[str], unseen: IntArray, starts: IntArray, table: Callable[[], Long]
+def store_probe(
+    run: Run,
+    digest: str,
+    columns: Sequence[str],
+    unseen: IntArray,
+    starts: IntArray,
+    load_table: Callable[[], EntityTable],
 ) -> Probe:
-    """Return the probe of a run; the table is read only if the run does not hold it yet.
+    """Store the probe in the run, unless the run holds it already; only then is the table not read.
 
     Args:
-        run: keeps it.
-        digest: of the table.
-        columns: those that a server takes.
-        unseen: entities that no model was fitted on.
+        run: Stores the probe.
+        digest: Hash of the table.
+        columns: The columns that a server receives.
+        unseen: Entities on which no model was fitted.
         starts: (P+1,) first rows of all entities.
-        table: gives the table.
+        load_table: Reads the table.
     """
-    chosen = np.sort(unseen)[np.unique(np.linspace(0, len(unseen) - 1, ENTITIES).astype(np.int64))]
-    made_from = fingerprint(digest, list(columns), chosen.tolist())
-    run.directory.once(FILE, made_from, lambda: _made(table(), columns, chosen, starts))
-    with run.directory.decoding(FILE, "rows to check with") as data:
-        return read(data)
+    spread = np.unique(np.linspace(0, len(unseen) - 1, PROBE_ENTITIES).astype(np.int64))
+    entities = np.sort(unseen)[spread]
+    made_from = fingerprint(digest, list(columns), entities.tolist())
+    run.directory.once(PROBE_FILE, made_from, lambda: _pack_probe(load_table(), columns, entities, starts))
+    with run.directory.decoding(PROBE_FILE, "rows to check with") as data:
+        return load_probe(data)
 
 
-def read(data: bytes) -> Probe:
-    """Return the probe that ``keep`` stored."""
-    stored = read_npz(data)
-    return Probe(stored["rows"], stored["starts"], stored["hour"], stored["values"])
+def load_probe(data: bytes) -> Probe:
+    """Unpack what ``store_probe`` wrote."""
+    arrays = read_npz(data)
+    return Probe(arrays["rows"], arrays["starts"], arrays["hour"], arrays["values"])
 
 
-def _made(table: Long, columns: Sequence[str], chosen: IntArray, starts: IntArray) -> bytes:
-    rows = rows_of(starts, chosen)
-    places = [table.place(column, key="features") for column in columns]
+def _pack_probe(table: EntityTable, columns: Sequence[str], entities: IntArray, starts: IntArray) -> bytes:
+    rows = select_rows(starts, entities)
+    numbers = [table.column_index(column, key="features") for column in columns]
     stream = io.BytesIO()
-    arrays = {"rows": rows, "starts": starts_of(np.diff(starts)[chosen]), "hour": table.hour[rows]}
-    np.savez(stream, allow_pickle=False, values=table.values[np.ix_(rows, np.array(places))], **arrays)
+    arrays = {"rows": rows, "starts": starts_from_sizes(np.diff(starts)[entities]), "hour": table.hour[rows]}
+    np.savez(stream, allow_pickle=False, values=table.values[np.ix_(rows, np.array(numbers))], **arrays)
     return stream.getvalue()

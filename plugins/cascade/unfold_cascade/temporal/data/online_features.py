@@ -1,4 +1,4 @@
-"""The features of the hour that comes now, from a small memory of the hours before: what ``panel`` makes of a table."""
+"""Online features: the features of an entity's current hour from a small history, equal to those of the full table."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.schema.models import FeatureGroup
-from unfold_cascade.schema.temporal_rules import POINTS_OF
-from unfold_cascade.temporal.data.features import carry_h, layout, named, rule_names, window_h
+from unfold_cascade.clinical_rules import RULE_CARRY_H, score_rule
+from unfold_cascade.temporal.data.features import build_layout, name_feature, name_rule_features
 from unfold_cascade.temporal.data.holdout import Probe
-from unfold_cascade.temporal.data.targets import points
-from unfold_cascade.temporal.data.windows import STATISTICS, statistics
+from unfold_cascade.temporal.data.windows import STATISTICS, compute_window_statistics
+from unfold_cascade.temporal.problem import FeatureSet
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """What is kept of one entity.
+class EntityHistory:
+    """What a server stores of one entity's past. The field names are part of the stored format.
 
-    ``last`` (C,) is the last value measured of each column and ``seen`` (C,) its hour, both NaN where there is none;
-    ``recent`` holds, for each hour within the longest window, the hour and the (W,) raw values of windowed columns;
-    ``most`` the most points so far of each group that has a rule.
+    Attributes:
+        last: (C,) latest measurement of each column, NaN if there is none.
+        seen: (C,) hour of that measurement.
+        recent: One row per hour within the longest window: the hour and the (W,) raw values of windowed columns.
+        most: Maximum points so far of each set that has a rule.
     """
 
     last: list[float]
@@ -32,142 +33,178 @@ class Past:
     most: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One feature group: the places of its columns, how many hours a value holds, and the hours of its window.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineSet:
+    """One feature set: input columns, forms and hours, and where its features stand among all features.
 
-    ``places`` are, by column and form (in that order), those among all features; ``points`` those of the rule, if any.
+    ``targets`` holds, by column and form in that order, the feature numbers; ``rule_targets`` those of the rule.
     """
 
     columns: tuple[int, ...]
     forms: tuple[str, ...]
-    carry: float
-    window: float
-    places: tuple[tuple[int, ...], ...]
+    carry_h: float
+    window_h: float
+    targets: tuple[tuple[int, ...], ...]
     rule: str | None
-    points: tuple[int, ...]
+    rule_targets: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """How raw values become features: ``columns`` (C,) are taken, ``width`` features are given.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineFeatures:
+    """Turns raw hours into features, one hour per entity.
 
-    ``windowed`` (W,) are the places of the columns whose past hours are kept, for ``window`` hours.
+    Attributes:
+        columns: The C columns that a request sends.
+        feature_sets: The sets.
+        width: Number d of features.
+        windowed: (W,) columns with a stored history, for ``window_h`` hours.
+        window_h: The longest window.
     """
 
     columns: tuple[str, ...]
-    groups: tuple[Group, ...]
+    feature_sets: tuple[OnlineSet, ...]
     width: int
     windowed: IntArray
-    window: float
+    window_h: float
 
-    def look(self, x: FloatArray, hour: FloatArray, pasts: Sequence[Past | None]) -> tuple[Float32, list[Past]]:
-        """Return the (B, d) features of one hour each of B entities, and what is to be kept of them.
+    def update(
+        self, x: FloatArray, hour: FloatArray, histories: Sequence[EntityHistory | None]
+    ) -> tuple[Float32, list[EntityHistory]]:
+        """Compute the features of one hour of each of B entities and their new histories.
 
         Args:
             x: (B, C) raw values, NaN where nothing was measured.
-            hour: (B,) hours, each after those that the past holds.
-            pasts: what is known of each entity, ``None`` at its first hour.
+            hour: (B,) hours, each later than those of its history.
+            histories: The history of each entity, ``None`` at its first hour.
+
+        Returns:
+            (B, d) features and B histories.
         """
         raw = x.astype(np.float32)
-        known = [past or self.nothing() for past in pasts]
-        new = ~np.isnan(raw)
-        last = np.where(new, raw, np.array([past.last for past in known], dtype=np.float32))
-        seen = np.where(new, hour[:, None], np.array([past.seen for past in known]))
-        recent = [self._recent(past, row, now) for past, row, now in zip(known, raw, hour, strict=True)]
+        past = [history or self.empty_history() for history in histories]
+        measured = ~np.isnan(raw)
+        latest = np.where(measured, raw, np.array([history.last for history in past], dtype=np.float32))
+        measured_at = np.where(measured, hour[:, None], np.array([history.seen for history in past]))
+        recent = [self._extend_recent(history, row, now) for history, row, now in zip(past, raw, hour, strict=True)]
         features = np.full((len(x), self.width), np.nan, dtype=np.float32)
-        for group in self.groups:
-            self._fill(features, group, last, hour[:, None] - seen, recent)
-        before = np.array([past.most for past in known], dtype=np.float64)
-        most = self._points(features, last, hour[:, None] - seen, before)
-        kept = [Past(*row) for row in zip(last.tolist(), seen.tolist(), recent, most, strict=True)]
-        return features, kept
+        age = hour[:, None] - measured_at
+        for feature_set in self.feature_sets:
+            self._fill_set(features, feature_set, latest, age, recent)
+        maximum = np.array([history.most for history in past], dtype=np.float64)
+        points = self._fill_rules(features, latest, age, maximum)
+        rows = zip(latest.tolist(), measured_at.tolist(), recent, points, strict=True)
+        return features, [EntityHistory(*row) for row in rows]
 
-    def nothing(self) -> Past:
-        """Return the past of an entity that was never seen."""
-        unknown = [math.nan] * len(self.columns)
-        return Past(unknown, unknown, [], [0.0] * sum(group.rule is not None for group in self.groups))
+    def empty_history(self) -> EntityHistory:
+        """Make the history of an entity without past hours."""
+        missing = [math.nan] * len(self.columns)
+        return EntityHistory(missing, missing, [], [0.0] * sum(group.rule is not None for group in self.feature_sets))
 
-    def _recent(self, past: Past, row: Float32, now: float) -> list[list[float]]:
-        kept = [item for item in past.recent if now - item[0] <= self.window]
-        return [*kept, [float(now), *row[self.windowed].tolist()]] if len(self.windowed) else []
+    def _extend_recent(self, history: EntityHistory, row: Float32, now: float) -> list[list[float]]:
+        if not len(self.windowed):
+            return []
+        within = [past for past in history.recent if now - past[0] <= self.window_h]
+        return [*within, [float(now), *row[self.windowed].tolist()]]
 
-    def _points(self, out: Float32, last: Float32, age: FloatArray, most: FloatArray) -> list[list[float]]:
-        """Fill in what rules give; ``most`` (B, R) was seen before, and what is to be kept is returned."""
-        ruled = [group for group in self.groups if group.rule is not None]
-        found = most.reshape(len(out), len(ruled))
-        for place, group in enumerate(ruled):
-            hours = POINTS_OF[group.rule or ""]
-            read = {self.columns[at]: at for at in group.columns if self.columns[at] in hours}
-            values = {name: np.where(_good(age[:, at], hours[name]), last[:, at], np.nan) for name, at in read.items()}
-            now = points(values, group.rule or "")
-            found[:, place] = np.maximum(found[:, place], now)
-            out[:, group.points[0]], out[:, group.points[1]] = now, found[:, place]
-        return found.tolist()
-
-    def _fill(
-        self, out: Float32, group: Group, last: Float32, age: FloatArray, recent: Sequence[Sequence[Sequence[float]]]
-    ) -> None:
-        good = _good(age, group.carry)
-        found = self._statistics(group, recent) if set(group.forms) & set(STATISTICS) else {}
-        for at, places in zip(group.columns, group.places, strict=True):
-            forms = {
-                "last": np.where(good[:, at], last[:, at], np.nan),
-                "age": np.where(good[:, at], age[:, at], np.nan),
-                **found.get(at, {}),
+    def _fill_rules(self, out: Float32, latest: Float32, age: FloatArray, maximum: FloatArray) -> list[list[float]]:
+        """Fill in the rule features; ``maximum`` (B, R) is the history's and is returned updated."""
+        ruled = [feature_set for feature_set in self.feature_sets if feature_set.rule is not None]
+        updated = maximum.reshape(len(out), len(ruled))
+        for number, feature_set in enumerate(ruled):
+            carry = RULE_CARRY_H[feature_set.rule or ""]
+            values = {
+                self.columns[column]: np.where(
+                    _is_valid(age[:, column], carry[self.columns[column]]), latest[:, column], np.nan
+                )
+                for column in feature_set.columns
+                if self.columns[column] in carry
             }
-            for form, place in zip(group.forms, places, strict=True):
-                out[:, place] = forms[form]
+            points = score_rule(values, feature_set.rule or "")
+            updated[:, number] = np.maximum(updated[:, number], points)
+            out[:, feature_set.rule_targets[0]] = points
+            out[:, feature_set.rule_targets[1]] = updated[:, number]
+        return updated.tolist()
 
-    def _statistics(self, group: Group, recent: Sequence[Sequence[Sequence[float]]]) -> dict[int, dict[str, Float32]]:
-        flat = np.array([item for rows in recent for item in rows])
+    def _fill_set(
+        self,
+        out: Float32,
+        feature_set: OnlineSet,
+        latest: Float32,
+        age: FloatArray,
+        recent: Sequence[Sequence[Sequence[float]]],
+    ) -> None:
+        valid = _is_valid(age, feature_set.carry_h)
+        needs_window = bool(set(feature_set.forms) & set(STATISTICS))
+        statistics = self._compute_statistics(feature_set, recent) if needs_window else {}
+        for column, targets in zip(feature_set.columns, feature_set.targets, strict=True):
+            forms = {
+                "last": np.where(valid[:, column], latest[:, column], np.nan),
+                "age": np.where(valid[:, column], age[:, column], np.nan),
+                **statistics.get(column, {}),
+            }
+            for form, target in zip(feature_set.forms, targets, strict=True):
+                out[:, target] = forms[form]
+
+    def _compute_statistics(
+        self, feature_set: OnlineSet, recent: Sequence[Sequence[Sequence[float]]]
+    ) -> dict[int, dict[str, Float32]]:
+        flat = np.array([row for rows in recent for row in rows])
         ends = np.cumsum([len(rows) for rows in recent])
         starts = np.concatenate(([0], ends)).astype(np.int64)
-        found = {}
-        for at in group.columns:
-            values = flat[:, 1 + int(np.flatnonzero(self.windowed == at)[0])].astype(np.float32)
-            made = statistics(values, np.ascontiguousarray(flat[:, 0]), starts, group.window)
-            found[at] = {name: column[ends - 1] for name, column in made.items()}
-        return found
+        hour = np.ascontiguousarray(flat[:, 0])
+        by_column = {}
+        for column in feature_set.columns:
+            values = flat[:, 1 + int(np.flatnonzero(self.windowed == column)[0])].astype(np.float32)
+            statistics = compute_window_statistics(values, hour, starts, feature_set.window_h)
+            by_column[column] = {name: series[ends - 1] for name, series in statistics.items()}
+        return by_column
 
 
-def features_of(view: Sight, probe: Probe) -> Float32:
-    """Return the (n, d) features of hours that were set aside, each made from the hours before it."""
-    found = []
+def compute_probe_features(online: OnlineFeatures, probe: Probe) -> Float32:
+    """Compute the (n, d) features of the probe hour by hour, as a server does."""
+    rows = []
     for begin, end in zip(probe.starts[:-1], probe.starts[1:], strict=True):
-        past = None
+        history = None
         for row in range(begin, end):
-            one = slice(row, row + 1)
-            features, pasts = view.look(probe.values[one].astype(np.float64), probe.hour[one], [past])
-            past = pasts[0]
-            found.append(features)
-    return np.concatenate(found)
+            hour = slice(row, row + 1)
+            features, histories = online.update(probe.values[hour].astype(np.float64), probe.hour[hour], [history])
+            history = histories[0]
+            rows.append(features)
+    return np.concatenate(rows)
 
 
-def _good(age: FloatArray, carry: float) -> BoolArray:
-    with np.errstate(invalid="ignore"):
-        good: BoolArray = age <= carry
-    return good
-
-
-def sight(groups: Mapping[str, FeatureGroup]) -> Sight:
-    """Return how the features of ``layout`` are made hour by hour."""
-    columns = tuple(dict.fromkeys(column for group in groups.values() for column in group.columns))
-    names = {name: place for place, name in enumerate(layout(groups).names)}
-    made = tuple(_group(name, group, columns, names) for name, group in groups.items())
-    watched = [group for group in made if set(group.forms) & set(STATISTICS)]
-    windowed = sorted({at for group in watched for at in group.columns})
-    longest = max((group.window for group in watched), default=0.0)
-    return Sight(columns, made, len(names), np.array(windowed, dtype=np.int64), longest)
-
-
-def _group(name: str, group: FeatureGroup, columns: Sequence[str], names: Mapping[str, int]) -> Group:
-    return Group(
-        tuple(columns.index(column) for column in group.columns),
-        tuple(group.derive),
-        carry_h(group),
-        window_h(group),
-        tuple(tuple(names[named(column, how, group)] for how in group.derive) for column in group.columns),
-        group.rule,
-        tuple(names[one] for one in rule_names(name, group)),
+def build_online_features(feature_sets: Mapping[str, FeatureSet]) -> OnlineFeatures:
+    """Prepare the hour-by-hour computation of the features of ``build_layout``."""
+    columns = tuple(dict.fromkeys(column for features in feature_sets.values() for column in features.columns))
+    numbers = {name: number for number, name in enumerate(build_layout(feature_sets).names)}
+    online = tuple(_build_set(name, features, columns, numbers) for name, features in feature_sets.items())
+    windowed_sets = [feature_set for feature_set in online if set(feature_set.forms) & set(STATISTICS)]
+    windowed = sorted({column for feature_set in windowed_sets for column in feature_set.columns})
+    return OnlineFeatures(
+        columns=columns,
+        feature_sets=online,
+        width=len(numbers),
+        windowed=np.array(windowed, dtype=np.int64),
+        window_h=max((feature_set.window_h for feature_set in windowed_sets), default=0.0),
     )
+
+
+def _build_set(name: str, features: FeatureSet, columns: Sequence[str], numbers: Mapping[str, int]) -> OnlineSet:
+    return OnlineSet(
+        columns=tuple(columns.index(column) for column in features.columns),
+        forms=features.derive,
+        carry_h=features.carry_h,
+        window_h=features.window_h,
+        targets=tuple(
+            tuple(numbers[name_feature(column, form, features)] for form in features.derive)
+            for column in features.columns
+        ),
+        rule=features.rule,
+        rule_targets=tuple(numbers[feature] for feature in name_rule_features(name, features)),
+    )
+
+
+def _is_valid(age: FloatArray, carry_h: float) -> BoolArray:
+    with np.errstate(invalid="ignore"):
+        valid: BoolArray = age <= carry_h
+    return valid

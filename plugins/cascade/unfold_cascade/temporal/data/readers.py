@@ -1,4 +1,4 @@
-"""Readers of tables over time: folders and archives of psv files, long CSV and Parquet tables."""
+"""Readers of tables over time: folders and archives of psv files (PhysioNet 2019), long CSV and Parquet tables."""
 
 from __future__ import annotations
 
@@ -15,152 +15,156 @@ import numpy as np
 from unfold_cascade._types import Float32, FloatArray, IntArray
 from unfold_cascade.data.table import Frame, frame_of_file
 from unfold_cascade.schema.cells import is_missing
-from unfold_cascade.schema.temporal import LongData, PhysioNetData, TimedData
-from unfold_cascade.temporal.data.table import Long, checked_order, starts_of
+from unfold_cascade.temporal.data.table import EntityTable, Timeline, check_hour_order, starts_from_sizes
+from unfold_cascade.temporal.problem import HOUR_S, LongSource, PsvSource, TableSource
 from unfoldkit.api import Diagnostic, Run, UnfoldError, fail
 from unfoldkit.safe_io.files import read_bytes, require_regular
 
-CLOCK = "ICULOS"
-CHUNK = 512
-HOUR = 3600.0
-Part = tuple[str, bytes]
+HOUR_COLUMN = "ICULOS"
+FILES_PER_CHUNK = 512
+NamedContent = tuple[str, bytes]
 
 
-def read(data: TimedData, run: Run) -> Long:
-    """Return the table that a spec names.
+def read_table(source: TableSource, run: Run) -> EntityTable:
+    """Read the table of a problem.
 
     Raises:
-        UnfoldError: a file is missing, damaged or empty; the message names file and line.
+        UnfoldError: A file is missing, damaged or empty; the message names file and line.
     """
-    path = run.path(data.path, key="data.path")
-    if isinstance(data, PhysioNetData):
-        return read_psv(path, limit=data.patients)
-    return read_long(path, data)
+    path = run.path(source.path, key="data.path")
+    if isinstance(source, PsvSource):
+        return read_psv(path, max_patients=source.max_patients)
+    return read_long(path, source)
 
 
-def read_psv(path: Path, *, limit: int | None = None) -> Long:
-    """Return the hours of all ``*.psv`` files of a folder or archive, ordered by file name.
+def read_psv(path: Path, *, max_patients: int | None = None) -> EntityTable:
+    """Read the hours of all ``*.psv`` files of a folder or archive, ordered by file name.
 
     Args:
-        path: a folder, with those within it, a ``.zip``, a ``.tar`` or a compressed ``.tar.xz`` or ``.tar.gz``.
-        limit: only so many patients, the first by name.
+        path: A folder (searched recursively), a ``.zip``, a ``.tar``, a ``.tar.xz`` or a ``.tar.gz``.
+        max_patients: Read only this many patients, the first by name.
 
     Raises:
-        UnfoldError: no such file in it, two of one name, heads that differ, or a cell that is no number.
+        UnfoldError: No psv file, two files of one name, different headers, or a cell that is not a number.
     """
-    parts = sorted(_folder(path) if path.is_dir() else _archive(path))[:limit]
-    if not parts:
+    contents = sorted(_read_folder(path) if path.is_dir() else _read_archive(path))[:max_patients]
+    if not contents:
         raise fail("holds no .psv file", file=str(path), key="data.path")
-    twice = next((one for (one, _), (other, _) in itertools.pairwise(parts) if one == other), None)
-    if twice is not None:
-        raise fail(f"two patients are called {twice}", file=str(path), key="data.path")
-    head = parts[0][1].split(b"\n", 1)[0].strip()
-    columns = tuple(head.decode("utf-8", "replace").split("|"))
+    duplicate = next((name for (name, _), (following, _) in itertools.pairwise(contents) if name == following), None)
+    if duplicate is not None:
+        raise fail(f"two patients are called {duplicate}", file=str(path), key="data.path")
+    header = contents[0][1].split(b"\n", 1)[0].strip()
+    columns = tuple(header.decode("utf-8", "replace").split("|"))
     digest = hashlib.sha256()
-    for name, content in parts:
+    for name, content in contents:
         digest.update(name.encode() + b"\0" + content)
-        if content.split(b"\n", 1)[0].strip() != head or b"\n" not in content:
-            raise fail("the first line is not that of the other files", file=f"{path / name}:1:1")
-    chunks = [_numbers(path, parts[at : at + CHUNK], len(columns)) for at in range(0, len(parts), CHUNK)]
-    return _assembled(path, parts, columns, chunks, digest.hexdigest())
+        if content.split(b"\n", 1)[0].strip() != header or b"\n" not in content:
+            raise fail("the header differs from that of the other files", file=f"{path / name}:1:1")
+    chunks = [
+        _parse_numbers(path, contents[begin : begin + FILES_PER_CHUNK], len(columns))
+        for begin in range(0, len(contents), FILES_PER_CHUNK)
+    ]
+    return _assemble_table(path, contents, columns, chunks, digest.hexdigest())
 
 
-def read_long(path: Path, data: LongData) -> Long:
-    """Return a long table: one row an entity and hour, in any order; of its columns those of numbers.
+def read_long(path: Path, source: LongSource) -> EntityTable:
+    """Read a long table: one row per entity and hour, in any order. Only numeric columns are kept.
 
     Raises:
-        UnfoldError: a column is missing, a row is of nobody, a time is neither number nor date, an hour occurs twice.
+        UnfoldError: A column is missing, a row has no entity, a time is neither number nor date, an hour repeats.
     """
     frame = frame_of_file(path)
-    entity = frame.text(data.entity, key="data.entity")
+    entity = frame.text(source.entity, key="data.entity")
     if any(map(is_missing, entity)):
         row = next(row for row, name in enumerate(entity) if is_missing(name))
-        raise fail(f'{path.name}: row {row + 1} has no "{data.entity}": whose is it?', key="data.entity")
+        raise fail(f'{path.name}: row {row + 1} has no "{source.entity}"', key="data.entity")
     ids, number = np.unique(entity, return_inverse=True)
-    hour = _hour(frame, data, number)
+    hour = _read_hours(frame, source, number)
     order = np.lexsort((hour, number))
-    starts = starts_of(np.bincount(number, minlength=len(ids)))
-    columns, words = _columns(frame, {data.entity, data.time})
+    timeline = Timeline(starts_from_sizes(np.bincount(number, minlength=len(ids))), hour[order])
+    columns, unreadable = _read_columns(frame, {source.entity, source.time})
     values = np.array([column[order] for column in columns.values()], dtype=np.float32).T.reshape(len(order), -1)
     names = tuple(map(str, ids))
-    checked_order(hour[order], starts, names, path.name, "data.time")
-    return Long(names, starts, hour[order], tuple(columns), values, frame.digest, path.name, words)
+    check_hour_order(timeline, names, path.name, "data.time")
+    return EntityTable(
+        names, timeline.starts, timeline.hour, tuple(columns), values, frame.digest, path.name, unreadable
+    )
 
 
-def _hour(frame: Frame, data: LongData, entity: IntArray) -> FloatArray:
-    """Return (n,) hours: numbers as they stand, dates as the hours since the first of their entity."""
-    dates = frame.dates(data.time, key="data.time")
-    if dates is None:
-        return frame.numbers(data.time, key="data.time")
-    first = np.full(int(entity.max()) + 1, np.inf)
-    np.fmin.at(first, entity, dates)
-    hour: FloatArray = (dates - first[entity]) / HOUR
+def _read_hours(frame: Frame, source: LongSource, entity: IntArray) -> FloatArray:
+    """Read (n,) hours: numbers as they are, dates as hours since the first date of their entity."""
+    dates_s = frame.dates(source.time, key="data.time")
+    if dates_s is None:
+        return frame.numbers(source.time, key="data.time")
+    earliest_s = np.full(int(entity.max()) + 1, np.inf)
+    np.fmin.at(earliest_s, entity, dates_s)
+    hour: FloatArray = (dates_s - earliest_s[entity]) / HOUR_S
     return hour
 
 
-def _columns(frame: Frame, beside: Container[str]) -> tuple[dict[str, Float32], dict[str, Diagnostic]]:
-    """Return the columns of numbers, and of each other column why it is none: who names it is told."""
-    numbers, words = {}, {}
+def _read_columns(frame: Frame, excluded: Container[str]) -> tuple[dict[str, Float32], dict[str, Diagnostic]]:
+    """Read the numeric columns; of every other column keep the diagnostic for a feature that names it."""
+    numeric, unreadable = {}, {}
     for name in frame.columns:
-        if name not in beside:
+        if name not in excluded:
             try:
-                numbers[name] = frame.flags(name, key="features").astype(np.float32)
+                numeric[name] = frame.numbers_or_flags(name, key="features").astype(np.float32)
             except UnfoldError as error:
-                words[name] = error.diagnostics[0]
-    return numbers, words
+                unreadable[name] = error.diagnostics[0]
+    return numeric, unreadable
 
 
-def files(folder: Path) -> list[Path]:
-    """Return the psv files of a folder and those within it, ordered by name."""
-    found = (file for file in folder.rglob("*.psv") if _counts(file.name) and file.is_file())
-    return sorted(found, key=lambda file: (file.name, file))
+def list_psv_files(folder: Path) -> list[Path]:
+    """List the psv files of a folder and its subfolders, ordered by name."""
+    files = (file for file in folder.rglob("*.psv") if _is_psv_name(file.name) and file.is_file())
+    return sorted(files, key=lambda file: (file.name, file))
 
 
-def _counts(name: str) -> bool:
-    # what macOS lays beside a file has its name behind dots
+def _is_psv_name(name: str) -> bool:
+    # macOS archives contain a "._NAME" companion of each file
     return name.endswith(".psv") and not Path(name).name.startswith("._")
 
 
-def _folder(path: Path) -> Iterator[Part]:
-    for file in files(path):
+def _read_folder(path: Path) -> Iterator[NamedContent]:
+    for file in list_psv_files(path):
         yield file.name, read_bytes(file)
 
 
-def _archive(path: Path) -> Iterator[Part]:
+def _read_archive(path: Path) -> Iterator[NamedContent]:
     require_regular(path)
     try:
-        yield from _zipped(path) if zipfile.is_zipfile(path) else _tarred(path)
-    # RuntimeError: a zip that asks for a password
+        yield from _read_zip(path) if zipfile.is_zipfile(path) else _read_tar(path)
+    # RuntimeError: a zip with a password
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
         raise fail(f"not an archive of psv files: {error}", file=str(path), key="data.path") from error
 
 
-def _zipped(path: Path) -> Iterator[Part]:
+def _read_zip(path: Path) -> Iterator[NamedContent]:
     with zipfile.ZipFile(path) as archive:
-        for name in filter(_counts, archive.namelist()):
+        for name in filter(_is_psv_name, archive.namelist()):
             yield Path(name).name, archive.read(name)
 
 
-def _tarred(path: Path) -> Iterator[Part]:
+def _read_tar(path: Path) -> Iterator[NamedContent]:
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
-            stream = archive.extractfile(member) if _counts(member.name) else None
+            stream = archive.extractfile(member) if _is_psv_name(member.name) else None
             if stream is not None:
                 yield Path(member.name).name, stream.read()
 
 
-def _numbers(path: Path, parts: Iterable[Part], width: int) -> Float32:
-    """Return the rows of many files at once; only if that fails, each line is looked at."""
-    bodies = [content.split(b"\n", 1)[1].strip() for _, content in parts]
+def _parse_numbers(path: Path, contents: Iterable[NamedContent], width: int) -> Float32:
+    """Parse the rows of many files at once; only if that fails, check line by line for the mistake."""
+    bodies = [content.split(b"\n", 1)[1].strip() for _, content in contents]
     text = b"|".join(body.replace(b"\r", b"").replace(b"\n", b"|") for body in bodies if body)
-    found = _parsed(text)
+    numbers = _parse_cells(text)
     lines = sum(body.count(b"\n") + 1 for body in bodies if body)
-    if found is None or found.size != lines * width:
-        raise _first_mistake(path, parts, width)
-    return found.reshape(-1, width)
+    if numbers is None or numbers.size != lines * width:
+        raise _locate_mistake(path, contents, width)
+    return numbers.reshape(-1, width)
 
 
-def _parsed(text: bytes) -> Float32 | None:
+def _parse_cells(text: bytes) -> Float32 | None:
     import warnings
 
     with warnings.catch_warnings():
@@ -171,12 +175,12 @@ def _parsed(text: bytes) -> Float32 | None:
             return None
 
 
-def _first_mistake(path: Path, parts: Iterable[Part], width: int) -> Exception:
-    for name, content in parts:
+def _locate_mistake(path: Path, contents: Iterable[NamedContent], width: int) -> Exception:
+    for name, content in contents:
         for number, line in enumerate(content.splitlines()[1:], 2):
             cells = line.split(b"|")
             if len(cells) != width:
-                message = f"has {len(cells)} cells where the head has {width}"
+                message = f"has {len(cells)} cells where the header has {width}"
                 return UnfoldError(Diagnostic(message, str(path / name), number, 1, "data.path"))
             for cell in cells:
                 if not _is_number(cell):
@@ -193,23 +197,26 @@ def _is_number(cell: bytes) -> bool:
     return True
 
 
-def _assembled(path: Path, parts: list[Part], columns: tuple[str, ...], chunks: list[Float32], digest: str) -> Long:
+def _assemble_table(
+    path: Path, contents: list[NamedContent], columns: tuple[str, ...], chunks: list[Float32], digest: str
+) -> EntityTable:
     values = np.concatenate(chunks)
-    starts = starts_of(np.array([_lines(content) for _, content in parts]))
-    ids = tuple(Path(name).stem for name, _ in parts)
-    hour = _hours(values, columns, starts)
-    checked_order(hour, starts, ids, path.name, "data.path")
-    return Long(ids, starts, hour, columns, values, digest, path.name)
+    starts = starts_from_sizes(np.array([_count_rows(content) for _, content in contents]))
+    ids = tuple(Path(name).stem for name, _ in contents)
+    timeline = Timeline(starts, _hours_of_rows(values, columns, starts))
+    check_hour_order(timeline, ids, path.name, "data.path")
+    return EntityTable(ids, starts, timeline.hour, columns, values, digest, path.name)
 
 
-def _lines(content: bytes) -> int:
+def _count_rows(content: bytes) -> int:
     body = content.split(b"\n", 1)[1].strip()
     return body.count(b"\n") + 1 if body else 0
 
 
-def _hours(values: Float32, columns: tuple[str, ...], starts: np.ndarray) -> FloatArray:
-    if CLOCK in columns:
-        return values[:, columns.index(CLOCK)].astype(np.float64)
+def _hours_of_rows(values: Float32, columns: tuple[str, ...], starts: IntArray) -> FloatArray:
+    """Read the hours from ``ICULOS``; without that column number the rows of each patient."""
+    if HOUR_COLUMN in columns:
+        return values[:, columns.index(HOUR_COLUMN)].astype(np.float64)
     sizes = np.diff(starts)
     hour: FloatArray = (np.arange(len(values)) - np.repeat(starts[:-1], sizes)).astype(np.float64)
     return hour

@@ -1,4 +1,4 @@
-"""Tables over time: the rows of each entity together, in the order of their hours."""
+"""Tables over time: the rows of each entity are contiguous and ordered by hour."""
 
 from __future__ import annotations
 
@@ -12,12 +12,26 @@ from unfoldkit.api import Diagnostic, UnfoldError, did_you_mean, fail
 
 
 @dataclass(frozen=True, slots=True)
-class Long:
-    """The hours of P entities, one after the other.
+class Timeline:
+    """The hours of P entities: ``starts`` (P+1,) first rows and the row count, ``hour`` (n,) times in hours."""
 
-    ``starts`` (P+1,) are the first rows of the entities and the number of rows; ``hour`` (n,) is the time of each row
-    in hours, ascending within an entity; ``values`` (n, C) are float32 with NaN where nothing was measured. ``words``
-    says of each column that is left out why it cannot be read as numbers.
+    starts: IntArray
+    hour: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class EntityTable:
+    """The numeric columns of P entities, one entity after the other.
+
+    Attributes:
+        ids: Names of the P entities.
+        starts: (P+1,) first row of each entity, and the number of rows.
+        hour: (n,) time of each row in hours, ascending within an entity.
+        columns: Names of the C columns.
+        values: (n, C) float32, NaN where nothing was measured.
+        digest: Hash of the file contents.
+        name: File name for messages.
+        unreadable: By column that is not numeric, the diagnostic of its first bad cell.
     """
 
     ids: tuple[str, ...]
@@ -27,67 +41,79 @@ class Long:
     values: Float32
     digest: str
     name: str
-    words: Mapping[str, Diagnostic] = field(default_factory=dict)
+    unreadable: Mapping[str, Diagnostic] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Count the rows."""
         return len(self.hour)
 
-    def place(self, column: str, *, key: str) -> int:
-        """Return the number of a column.
+    @property
+    def timeline(self) -> Timeline:
+        """The hours of the entities."""
+        return Timeline(self.starts, self.hour)
+
+    def column_index(self, column: str, *, key: str) -> int:
+        """Look up a numeric column; ``key`` is the spec key that names it.
 
         Raises:
-            UnfoldError: there is no such column, or it is none of numbers.
+            UnfoldError: The column does not exist or is not numeric.
         """
-        if column in self.words:
-            raise UnfoldError(replace(self.words[column], key=key))
+        if column in self.unreadable:
+            raise UnfoldError(replace(self.unreadable[column], key=key))
         if column not in self.columns:
             raise fail(f'{self.name} has no column "{column}"', key=key, hint=did_you_mean(column, self.columns))
         return self.columns.index(column)
 
 
-def entity_of_row(starts: IntArray) -> IntArray:
-    """Return (n,) the number of the entity of each row."""
+def index_entities(starts: IntArray) -> IntArray:
+    """Number the entity of each row, (n,)."""
     return np.repeat(np.arange(len(starts) - 1), np.diff(starts))
 
 
-def rows_of(starts: IntArray, entities: IntArray) -> IntArray:
-    """Return the rows of some entities, in the order of the entities given."""
+def select_rows(starts: IntArray, entities: IntArray) -> IntArray:
+    """List the rows of some entities, in the order of ``entities``."""
     sizes = starts[entities + 1] - starts[entities]
-    first = np.cumsum(sizes) - sizes
-    result: IntArray = np.repeat(starts[entities] - first, sizes) + np.arange(int(sizes.sum()))
-    return result
+    offset = np.cumsum(sizes) - sizes
+    rows: IntArray = np.repeat(starts[entities] - offset, sizes) + np.arange(int(sizes.sum()))
+    return rows
 
 
-def starts_of(sizes: IntArray) -> IntArray:
-    """Return (P+1,) starts of entities that have so many rows."""
+def starts_from_sizes(sizes: IntArray) -> IntArray:
+    """Compute (P+1,) starts from the row counts of P entities."""
     return np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
 
 
-def first_true(flag: BoolArray, starts: IntArray) -> IntArray:
-    """Return (P,) the first row of each entity where ``flag`` (n,) is set; the row after its last where it never is."""
+def find_first_true(flag: BoolArray, starts: IntArray) -> IntArray:
+    """Find (P,) the first row of each entity where ``flag`` (n,) is set; the row after the entity if none is."""
     n = len(flag)
-    place = np.where(flag, np.arange(n), n)
+    row = np.where(flag, np.arange(n), n)
     if not n:
         return starts[1:].copy()
-    found: IntArray = np.minimum(np.minimum.reduceat(place, starts[:-1]), starts[1:])
-    return found
+    first_rows: IntArray = np.minimum(np.minimum.reduceat(row, starts[:-1]), starts[1:])
+    return first_rows
 
 
-def hours_since(on: BoolArray, hour: FloatArray, starts: IntArray) -> FloatArray:
-    """Return (n,) hours since a flag was first set in the entity, negative before; minus infinity where it never is."""
-    first = first_true(on, starts)
-    moment = np.where(first < starts[1:], hour[np.minimum(first, len(hour) - 1)], np.inf)
+def compute_hours_since(flag: BoolArray, timeline: Timeline) -> FloatArray:
+    """Compute (n,) hours since ``flag`` was first set in the entity: negative before, minus infinity if it never is."""
+    starts, hour = timeline.starts, timeline.hour
+    first_rows = find_first_true(flag, starts)
+    moment = np.where(first_rows < starts[1:], hour[np.minimum(first_rows, len(hour) - 1)], np.inf)
     since: FloatArray = hour - np.repeat(moment, np.diff(starts))
     return since
 
 
-def checked_order(hour: FloatArray, starts: IntArray, ids: Sequence[str], name: str, key: str) -> None:
-    """Raise when the hours of an entity do not ascend, or one is missing."""
-    bad = ~np.isfinite(hour)
-    bad[1:] |= np.diff(hour) <= 0
-    bad[starts[:-1][np.diff(starts) > 0]] = ~np.isfinite(hour[starts[:-1][np.diff(starts) > 0]])
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        who = ids[int(np.searchsorted(starts, row, side="right")) - 1]
-        raise fail(f"{name}: the hours of {who} do not ascend at hour {hour[row]:g}", key=key)
+def check_hour_order(timeline: Timeline, ids: Sequence[str], name: str, key: str) -> None:
+    """Reject a table in which the hours of an entity do not ascend or an hour is missing.
+
+    Raises:
+        UnfoldError: The message names the table, the entity and the hour.
+    """
+    hour, starts = timeline.hour, timeline.starts
+    disordered = ~np.isfinite(hour)
+    disordered[1:] |= np.diff(hour) <= 0
+    entity_starts = starts[:-1][np.diff(starts) > 0]
+    disordered[entity_starts] = ~np.isfinite(hour[entity_starts])
+    if disordered.any():
+        row = int(np.flatnonzero(disordered)[0])
+        entity = ids[int(np.searchsorted(starts, row, side="right")) - 1]
+        raise fail(f"{name}: the hours of {entity} do not ascend at hour {hour[row]:g}", key=key)

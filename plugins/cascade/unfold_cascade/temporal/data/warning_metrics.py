@@ -1,4 +1,8 @@
-"""How good an early warning is: utility, alerts, lead time, ranking; each with patients as the unit."""
+"""Early-warning metrics: clinical utility, alert rates, lead time and ranking; patients are the unit of resampling.
+
+The ranking metrics and macro F1 equal scikit-learn's. They are kept here because the bootstrap evaluates hundreds of
+weightings of the same rows, and sorting once makes that affordable.
+"""
 
 from __future__ import annotations
 
@@ -7,149 +11,157 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.temporal.data.table import entity_of_row
+from unfold_cascade.temporal.data.table import index_entities
 
-EARLY, OPTIMAL, LATE = -12, -6, 3
-AHEAD = 6
-FREE = 12
-LOOK_BACK = 48
+# Hours relative to clinical onset, from evaluate_sepsis_score.py of the PhysioNet/CinC Challenge 2019.
+EARLIEST_H, OPTIMAL_H, LATEST_H = -12, -6, 3
+# The label comes on this many hours before clinical onset.
+LABEL_LEAD_H = 6
+# Hours further than this from the event count as event-free.
+EVENT_FREE_H = 12
+# An alert earlier than this before the event has no lead time.
+MAX_LEAD_H = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Utility:
-    """The score of each hour if it is warned (``yes``) or not (``no``), and of the best possible warnings; (n,)."""
+class HourlyUtility:
+    """Utility of every hour with an alert (``alert``) and without (``silence``), and the optimal alerts; each (n,)."""
 
-    yes: FloatArray
-    no: FloatArray
-    best: BoolArray
+    alert: FloatArray
+    silence: FloatArray
+    optimal: BoolArray
 
-    def normalised(self, alert: BoolArray, weight: FloatArray | None = None) -> float:
-        """Return (total - inaction) / (best - inaction): 1 is perfect, 0 is never to warn; NaN without an event.
+    def normalise(self, alerts: BoolArray, weight: FloatArray | None = None) -> float:
+        """Compute (total - inaction) / (optimum - inaction): 1 is optimal, 0 is silence; NaN without an event.
 
         Args:
-            alert: (n,) which hours are warned.
-            weight: (n,) how often each hour counts; once by default.
+            alerts: (n,) hours with an alert.
+            weight: (n,) multiplicity of each hour; 1 by default.
         """
-        gain = (self.yes - self.no) * (1.0 if weight is None else weight)
-        possible = float(gain[self.best].sum())
-        return float(gain[alert].sum()) / possible if possible else float("nan")
+        gain = (self.alert - self.silence) * (1.0 if weight is None else weight)
+        possible = float(gain[self.optimal].sum())
+        return float(gain[alerts].sum()) / possible if possible else float("nan")
 
 
-def utility(since: FloatArray) -> Utility:
-    """Return the utility of the PhysioNet/CinC Challenge 2019 (reference section 5.1; evaluate_sepsis_score.py).
+def compute_utility(since: FloatArray) -> HourlyUtility:
+    """Compute the utility of the PhysioNet/CinC Challenge 2019 (Reyna et al. 2020; evaluate_sepsis_score.py).
 
-    The score is additive over hours, so two columns hold all of it. It goes by the time of a row, not by its number:
-    with a row every hour, as in the challenge, that is the same.
+    The score is a sum over hours, so two columns contain all of it. It uses the time of a row rather than its number,
+    which is the same for the hourly rows of the challenge.
 
     Args:
-        since: (n,) hours since the label came on, six hours before clinical onset; minus infinity where it never does.
+        since: (n,) hours since the label came on, minus infinity if it never does.
     """
-    d, septic = since - AHEAD, np.isfinite(since)
-    early = np.maximum((d - EARLY) / (OPTIMAL - EARLY), -0.05)
-    yes = np.where(d <= OPTIMAL, early, (LATE - d) / (LATE - OPTIMAL))
-    no = np.where(d <= OPTIMAL, 0.0, -2.0 * (d - OPTIMAL) / (LATE - OPTIMAL))
-    counts = septic & (d <= LATE)
-    yes = np.where(counts, yes, np.where(septic, 0.0, -0.05))
-    return Utility(yes, np.where(counts, no, 0.0), counts & (d >= EARLY))
+    since_onset, septic = since - LABEL_LEAD_H, np.isfinite(since)
+    rising = np.maximum((since_onset - EARLIEST_H) / (OPTIMAL_H - EARLIEST_H), -0.05)
+    is_early = since_onset <= OPTIMAL_H
+    alert = np.where(is_early, rising, (LATEST_H - since_onset) / (LATEST_H - OPTIMAL_H))
+    silence = np.where(is_early, 0.0, -2.0 * (since_onset - OPTIMAL_H) / (LATEST_H - OPTIMAL_H))
+    counts = septic & (since_onset <= LATEST_H)
+    alert = np.where(counts, alert, np.where(septic, 0.0, -0.05))
+    return HourlyUtility(alert, np.where(counts, silence, 0.0), counts & (since_onset >= EARLIEST_H))
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
-    """When the event of each of P patients comes.
+class EventTimes:
+    """When the event of each of P patients occurs.
 
-    ``free`` (n,) are the hours without one: of patients who never have it, or more than 12 hours before;
-    ``until`` (n,) are the hours until the event, infinite for never; ``judged`` (P,) tells whether lead time can be
-    told: the label begins late enough to be seen coming.
+    Attributes:
+        event_free: (n,) hours more than 12 hours before the event, or of patients without one.
+        hours_until: (n,) hours until the event, infinity for none.
+        has_lead_time: (P,) whether the label comes on late enough for a lead time to be defined.
     """
 
-    free: BoolArray
-    until: FloatArray
-    judged: BoolArray
+    event_free: BoolArray
+    hours_until: FloatArray
+    has_lead_time: BoolArray
 
 
-def events(since: FloatArray, starts: IntArray) -> Events:
-    """Return when the events come, from the hours ``since`` (n,) the label came on, as for ``utility``."""
-    until, begins = AHEAD - since, np.diff(starts) > 0
-    judged = np.zeros(len(begins), dtype=np.bool_)
-    first = until[starts[:-1][begins]]
-    judged[begins] = np.isfinite(first) & (first >= 2 * AHEAD)
-    return Events(until > FREE, until, judged)
+def locate_events(since: FloatArray, starts: IntArray) -> EventTimes:
+    """Locate the events from (n,) hours ``since`` the label came on, as for ``compute_utility``."""
+    until, is_present = LABEL_LEAD_H - since, np.diff(starts) > 0
+    has_lead_time = np.zeros(len(is_present), dtype=np.bool_)
+    initial = until[starts[:-1][is_present]]
+    has_lead_time[is_present] = np.isfinite(initial) & (initial >= 2 * LABEL_LEAD_H)
+    return EventTimes(until > EVENT_FREE_H, until, has_lead_time)
 
 
-def alerts_per_100h(alert: BoolArray, happening: Events) -> float:
-    """Return the warned hours among 100 hours without the event."""
-    return 100.0 * float(alert[happening.free].mean()) if happening.free.any() else 0.0
+def compute_alert_rate(alerts: BoolArray, events: EventTimes) -> float:
+    """Compute the alerts per 100 event-free hours."""
+    return 100.0 * float(alerts[events.event_free].mean()) if events.event_free.any() else 0.0
 
 
-def cut_at_rate(score: FloatArray, free: BoolArray, per_100h: float) -> float:
-    """Return the lowest cut such that ``score >= cut`` warns at most ``per_100h`` of 100 hours without the event."""
-    ranked = np.sort(score[free])[::-1]
+def find_cut_at_rate(score: FloatArray, event_free: BoolArray, per_100h: float) -> float:
+    """Find the lowest cut for which ``score >= cut`` alerts in at most ``per_100h`` of 100 event-free hours."""
+    ranked = np.sort(score[event_free])[::-1]
     allowed = int(np.floor(len(ranked) * per_100h / 100.0))
     if allowed >= len(ranked):
         return -np.inf
-    above = ranked[:allowed][ranked[:allowed] > ranked[allowed]]
-    return float(above[-1]) if above.size else float(np.nextafter(ranked[0], np.inf))
+    higher = ranked[:allowed][ranked[:allowed] > ranked[allowed]]
+    return float(higher[-1]) if higher.size else float(np.nextafter(ranked[0], np.inf))
 
 
-def lead_hours(alert: BoolArray, happening: Events, starts: IntArray) -> FloatArray:
-    """Return (J,) for each judged patient how many hours before the event the first warning came.
+def compute_lead_hours(alerts: BoolArray, events: EventTimes, starts: IntArray) -> FloatArray:
+    """Compute the lead time of each patient that has one: hours from the first alert to the event.
 
-    Only the 48 hours up to the event count; a patient who was not warned has 0.
+    Only the 48 hours before the event count. A patient without an alert has 0.
     """
-    counts = alert & (happening.until > 0) & (happening.until <= LOOK_BACK)
-    found = np.zeros(len(starts) - 1)
-    np.maximum.at(found, entity_of_row(starts), np.where(counts, happening.until, 0.0))
-    return found[happening.judged]
+    counts = alerts & (events.hours_until > 0) & (events.hours_until <= MAX_LEAD_H)
+    lead = np.zeros(len(starts) - 1)
+    np.maximum.at(lead, index_entities(starts), np.where(counts, events.hours_until, 0.0))
+    return lead[events.has_lead_time]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Scores sorted once, so that many weightings of the same rows are quick. ``order`` descends by score."""
+    """Scores sorted once for fast weighted AUPRC and AUROC. ``order`` is descending; ``ends`` closes each tie."""
 
     order: IntArray
     positive: BoolArray
     ends: IntArray
 
     def auprc(self, weight: FloatArray | None = None) -> float:
-        """Return the average precision; ``weight`` (n,) counts each row so often."""
-        hit, seen = self._sums(weight)
-        gained = np.diff(hit, prepend=0.0)
-        return float((gained * hit / np.maximum(seen, 1e-300)).sum() / hit[-1]) if hit[-1] else float("nan")
+        """Compute the average precision; ``weight`` (n,) is the multiplicity of each row."""
+        positives, total = self._cumulate(weight)
+        gained = np.diff(positives, prepend=0.0)
+        area = (gained * positives / np.maximum(total, 1e-300)).sum()
+        return float(area / positives[-1]) if positives[-1] else float("nan")
 
     def auroc(self, weight: FloatArray | None = None) -> float:
-        """Return the area under the ROC curve, ties counted half."""
-        hit, seen = self._sums(weight)
-        missed = seen - hit
-        if not hit[-1] or not missed[-1]:
+        """Compute the area under the ROC curve; a tie counts one half."""
+        positives, total = self._cumulate(weight)
+        negatives = total - positives
+        if not positives[-1] or not negatives[-1]:
             return float("nan")
-        area = (np.diff(missed, prepend=0.0) * (hit + np.concatenate(([0.0], hit[:-1]))) / 2).sum()
-        return float(area / (hit[-1] * missed[-1]))
+        mean_positives = (positives + np.concatenate(([0.0], positives[:-1]))) / 2
+        area = (np.diff(negatives, prepend=0.0) * mean_positives).sum()
+        return float(area / (positives[-1] * negatives[-1]))
 
-    def _sums(self, weight: FloatArray | None) -> tuple[FloatArray, FloatArray]:
-        each = np.ones(len(self.order)) if weight is None else weight[self.order]
-        return np.cumsum(each * self.positive)[self.ends], np.cumsum(each)[self.ends]
+    def _cumulate(self, weight: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+        multiplicity = np.ones(len(self.order)) if weight is None else weight[self.order]
+        return np.cumsum(multiplicity * self.positive)[self.ends], np.cumsum(multiplicity)[self.ends]
 
 
-def ranking(score: FloatArray, positive: BoolArray) -> Ranking:
-    """Return the ranking of (n,) scores, ties kept together."""
+def rank_scores(score: FloatArray, positive: BoolArray) -> Ranking:
+    """Sort (n,) scores; rows with equal scores form one step of the curves."""
     order = np.argsort(-score, kind="stable")
     ranked = score[order]
     ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
     return Ranking(order, positive[order], ends)
 
 
-def macro_f1(answer: IntArray, truth: IntArray, classes: int, weight: FloatArray | None = None) -> float:
-    """Return the mean over classes of 2 TP / (2 TP + FP + FN); a class that never occurs counts 0.
+def compute_macro_f1(answer: IntArray, truth: IntArray, classes: int, weight: FloatArray | None = None) -> float:
+    """Compute the mean over classes of 2 TP / (2 TP + FP + FN); a class without rows counts 0.
 
-    ``weight`` (n,) counts each row so often.
+    ``weight`` (n,) is the multiplicity of each row.
     """
-    counted = np.bincount(truth * classes + answer, weight, minlength=classes * classes)
-    table = counted.reshape(classes, classes)
-    both = table.sum(axis=0) + table.sum(axis=1)
-    return float((2 * np.diag(table) / np.maximum(both, 1)).mean())
+    counts = np.bincount(truth * classes + answer, weight, minlength=classes * classes)
+    confusion = counts.reshape(classes, classes)
+    total = confusion.sum(axis=0) + confusion.sum(axis=1)
+    return float((2 * np.diag(confusion) / np.maximum(total, 1)).mean())
 
 
-def bootstrap_weights(patients: int, replicates: int, seed: int) -> IntArray:
-    """Return (R, P) how often each patient is drawn when P patients are drawn with replacement."""
+def draw_bootstrap_weights(patients: int, replicates: int, seed: int) -> IntArray:
+    """Draw (R, P) multiplicities: each replicate draws P patients with replacement."""
     generator = np.random.default_rng([seed, 0xB007])
     return generator.multinomial(patients, np.full(patients, 1 / patients), size=replicates)

@@ -1,4 +1,4 @@
-"""How sure the figures are: patients drawn again and again, cascade and monolith on the same draw."""
+"""Patient bootstrap: 95 % intervals of the differences between cascade and baseline on the same resamples."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import BoolArray, FloatArray, IntArray
-from unfold_cascade.temporal.data import warning_metrics
+from unfold_cascade.temporal.data.warning_metrics import compute_macro_f1, draw_bootstrap_weights, rank_scores
 from unfold_cascade.temporal.evaluation.evaluate import Outcome
-from unfold_cascade.temporal.models.study import Part
-from unfold_cascade.temporal.simulation.cost import Rates, totals
+from unfold_cascade.temporal.models.study import Cohort
+from unfold_cascade.temporal.simulation.cost import CallCosts, sum_costs
 
 REPLICATES = 200
 Interval = tuple[float, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Intervals:
-    """95 % intervals of the differences cascade minus monolith, and of the savings."""
+    """95 % intervals: differences cascade minus baseline, and savings (baseline divided by cascade)."""
 
     loss: Interval
     utility: Interval
@@ -29,51 +29,66 @@ class Intervals:
     flops_saving: Interval
 
 
-def intervals(part: Part, own: Outcome, base: Outcome, rates: Rates, seed: int) -> Intervals:
-    """Return the intervals by patient bootstrap."""
-    drawn = warning_metrics.bootstrap_weights(len(part.clock.starts) - 1, REPLICATES, seed)
-    entity = part.entity
-    wrong = (own.answer != part.highest).astype(np.float64) - (base.answer != part.highest)
-    classes = part.on.shape[1] + 1
-    ranks = [warning_metrics.ranking(done.score, part.label) for done in (own, base)]
+def bootstrap_differences(
+    cohort: Cohort, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, seed: int
+) -> Intervals:
+    """Bootstrap all differences and savings by patient."""
+    weights = draw_bootstrap_weights(cohort.entities, REPLICATES, seed)
+    entity, classes = cohort.entity, cohort.entered.shape[1] + 1
+    extra_errors = (cascade.stage != cohort.highest).astype(np.float64) - (baseline.stage != cohort.highest)
+    rankings = [rank_scores(outcome.score, cohort.label) for outcome in (cascade, baseline)]
 
-    def figures(weight: FloatArray) -> tuple[float, ...]:
+    def measure_differences(weight: FloatArray) -> tuple[float, ...]:
         pairs = [
-            [part.utility.normalised(done.alert, weight) for done in (own, base)],
-            [one.auprc(weight) for one in ranks],
-            [one.auroc(weight) for one in ranks],
-            [warning_metrics.macro_f1(done.answer, part.highest, classes, weight) for done in (own, base)],
+            [cohort.utility.normalise(outcome.alert, weight) for outcome in (cascade, baseline)],
+            [ranking.auprc(weight) for ranking in rankings],
+            [ranking.auroc(weight) for ranking in rankings],
+            [compute_macro_f1(outcome.stage, cohort.highest, classes, weight) for outcome in (cascade, baseline)],
         ]
-        return float((wrong * weight).sum() / weight.sum()), *(first - second for first, second in pairs)
+        loss = float((extra_errors * weight).sum() / weight.sum())
+        return loss, *(cascade_value - baseline_value for cascade_value, baseline_value in pairs)
 
-    found = np.array([figures(weights[entity].astype(np.float64)) for weights in drawn])
-    savings = [_saving(part, own, base, rates, notion, drawn) for notion in ("price", "flops")]
-    return Intervals(*(_bounds(column) for column in found.T), *savings)
+    samples = np.array([measure_differences(replicate[entity].astype(np.float64)) for replicate in weights])
+    loss, utility, auprc, auroc, macro_f1 = (_quantile_interval(column) for column in samples.T)
+    return Intervals(
+        loss=loss,
+        utility=utility,
+        auprc=auprc,
+        auroc=auroc,
+        macro_f1=macro_f1,
+        price_saving=_bootstrap_saving(cohort, cascade, baseline, call_costs, "price", weights),
+        flops_saving=_bootstrap_saving(cohort, cascade, baseline, call_costs, "flops", weights),
+    )
 
 
-def mean_interval(values: FloatArray, seed: int) -> Interval:
-    """Return the 95 % interval of the mean of (J,) values, one a patient."""
+def bootstrap_mean(values: FloatArray, seed: int) -> Interval:
+    """Bootstrap the mean of (J,) values, one per patient; NaN without patients."""
     if not values.size:
         return float("nan"), float("nan")
-    drawn = warning_metrics.bootstrap_weights(len(values), REPLICATES, seed)
-    return _bounds(drawn @ values / len(values))
+    weights = draw_bootstrap_weights(len(values), REPLICATES, seed)
+    return _quantile_interval(weights @ values / len(values))
 
 
-def alert_interval(part: Part, alert: BoolArray, seed: int) -> Interval:
-    """Return the 95 % interval of the warned hours among 100 hours without the event."""
-    entities, entity = len(part.clock.starts) - 1, part.entity
-    free = np.bincount(entity, part.events.free, entities)
-    warned = np.bincount(entity, part.events.free & alert, entities)
-    drawn = warning_metrics.bootstrap_weights(entities, REPLICATES, seed)
-    return _bounds(100.0 * (drawn @ warned) / np.maximum(drawn @ free, 1e-300))
+def bootstrap_alert_rate(cohort: Cohort, alert: BoolArray, seed: int) -> Interval:
+    """Bootstrap the alerts per 100 event-free hours by patient."""
+    entity, event_free = cohort.entity, cohort.events.event_free
+    hours = np.bincount(entity, event_free, cohort.entities)
+    alerts = np.bincount(entity, event_free & alert, cohort.entities)
+    weights = draw_bootstrap_weights(cohort.entities, REPLICATES, seed)
+    return _quantile_interval(100.0 * (weights @ alerts) / np.maximum(weights @ hours, 1e-300))
 
 
-def _saving(part: Part, own: Outcome, base: Outcome, rates: Rates, notion: str, drawn: IntArray) -> Interval:
-    paid = [drawn @ totals(done.walk, part.zoo, rates, notion) for done in (own, base)]
+def _bootstrap_saving(
+    cohort: Cohort, cascade: Outcome, baseline: Outcome, call_costs: CallCosts, currency: str, weights: IntArray
+) -> Interval:
+    costs = [
+        weights @ sum_costs(outcome.trajectories, cohort.scores, call_costs, currency)
+        for outcome in (cascade, baseline)
+    ]
     with np.errstate(divide="ignore"):
-        return _bounds(paid[1] / paid[0])
+        return _quantile_interval(costs[1] / costs[0])
 
 
-def _bounds(values: FloatArray) -> Interval:
+def _quantile_interval(values: FloatArray) -> Interval:
     low, high = np.nanquantile(values, (0.025, 0.975))
     return float(low), float(high)

@@ -1,276 +1,220 @@
-"""The hours of a spec with all that its models say of them: what policies are searched, certified and judged on."""
+"""The study: all hours of a problem with the predictions of all models, split into three cohorts."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.data.table import Rows, split_rows
-from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
-from unfold_cascade.temporal.data import warning_metrics
-from unfold_cascade.temporal.data.features import expanded, has_pattern, layout, panel, purchase
-from unfold_cascade.temporal.data.holdout import keep
-from unfold_cascade.temporal.data.online_features import sight
-from unfold_cascade.temporal.data.readers import files, read
-from unfold_cascade.temporal.data.table import Long, entity_of_row, hours_since, rows_of, starts_of
-from unfold_cascade.temporal.data.targets import truth
-from unfold_cascade.temporal.models.training import BASELINE, Facts, Log, Slot, kept, logs, slots
-from unfold_cascade.temporal.simulation.cost import Rates
-from unfold_cascade.temporal.simulation.trajectories import Clock, Zoo
-from unfoldkit.api import Run, dump, fail, fingerprint
-from unfoldkit.safe_io.arrays import read_npz
-from unfoldkit.safe_io.files import parse_object, read_bytes
+from unfold_cascade.data.table import Rows
+from unfold_cascade.temporal.data.features import build_feature_matrix, build_layout, build_purchase_terms
+from unfold_cascade.temporal.data.holdout import store_probe
+from unfold_cascade.temporal.data.labels import HOURS_FILE, LabelledHours, label_hours, load_hours
+from unfold_cascade.temporal.data.online_features import build_online_features
+from unfold_cascade.temporal.data.readers import read_table
+from unfold_cascade.temporal.data.table import Timeline, index_entities, select_rows, starts_from_sizes
+from unfold_cascade.temporal.data.warning_metrics import EventTimes, HourlyUtility, compute_utility, locate_events
+from unfold_cascade.temporal.models.predictions import (
+    Predictions,
+    check_operations,
+    collect_call_costs,
+    require_predictions,
+)
+from unfold_cascade.temporal.models.slots import ModelSlot, build_slots
+from unfold_cascade.temporal.models.splits import assign_folds, split_entities
+from unfold_cascade.temporal.models.training import fit_models
+from unfold_cascade.temporal.problem import BASELINE, FeatureSet, TemporalProblem
+from unfold_cascade.temporal.simulation.cost import CallCosts
+from unfold_cascade.temporal.simulation.trajectories import ModelScores
+from unfoldkit.api import Run
 
-FILE = "hours.npz"
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cohort:
     """The entities of one part of the split.
 
-    ``on`` (n, S) are the stages entered, ``since`` (n, S) the hours since then, ``highest`` (n,) the highest of them;
-    ``bases`` holds the (n, S+1) probabilities of the monoliths by number. In ``zoo`` the models stand stage by stage,
-    then the monoliths with their probability of the last stage, the one to compare with last.
+    Attributes:
+        timeline: Their hours.
+        scores: Probabilities of all models: stage by stage, then the baselines with their probability of the last
+            stage, the baseline model last.
+        entered: (n, S) stages entered.
+        since: (n, S) hours since then.
+        highest: (n,) highest stage entered.
+        baseline_p: By model number of a baseline, its (n, S+1) probabilities.
+        utility: Utility of alerts at every hour.
+        events: When the events occur.
     """
 
-    clock: Clock
-    zoo: Zoo
-    on: BoolArray
+    timeline: Timeline
+    scores: ModelScores
+    entered: BoolArray
     since: FloatArray
     highest: IntArray
-    bases: Mapping[int, Float32]
-    utility: warning_metrics.Utility
-    events: warning_metrics.Events
+    baseline_p: Mapping[int, Float32]
+    utility: HourlyUtility
+    events: EventTimes
 
     @property
     def label(self) -> BoolArray:
         """(n,) whether the last stage was entered."""
-        last: BoolArray = self.on[:, -1]
-        return last
+        label: BoolArray = self.entered[:, -1]
+        return label
 
     @property
     def entity(self) -> IntArray:
-        """(n,) the entity of each hour."""
-        return entity_of_row(self.clock.starts)
+        """(n,) the entity number of each hour."""
+        return index_entities(self.timeline.starts)
+
+    @property
+    def entities(self) -> int:
+        """The number of entities."""
+        return len(self.timeline.starts) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What a run keeps of a model: its file, the columns that it reads, and the estimator that it is."""
+class StoredModel:
+    """A fitted model in the run: its file, the features it reads, and its estimator."""
 
     file: str
     columns: IntArray
     estimator: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """All parts, the models' names, files and rates, and the numbers of the models of each stage."""
+    """A problem with fitted models.
 
-    spec: CascadeSpec
-    train: Part
-    calibrate: Part
-    test: Part
+    Attributes:
+        problem: The problem.
+        train: The cohort on which gates are tuned; its predictions are out of fold.
+        calibrate: The cohort that certifies.
+        test: The cohort that is reported.
+        models: Names ``stage/model`` by model number.
+        stages: Model numbers of each stage.
+        call_costs: What one call of each model costs.
+        digest: Hash of the table.
+        stored_models: Files by model number.
+        features: Feature sets with their columns by name.
+    """
+
+    problem: TemporalProblem
+    train: Cohort
+    calibrate: Cohort
+    test: Cohort
     models: tuple[str, ...]
     stages: tuple[tuple[int, ...], ...]
-    rates: Rates
+    call_costs: CallCosts
     digest: str
-    held: tuple[Held, ...]
-    features: Mapping[str, FeatureGroup]
+    stored_models: tuple[StoredModel, ...]
+    features: Mapping[str, FeatureSet]
 
     @property
-    def monolith(self) -> int:
-        """The number of the monolith among the models."""
+    def baseline(self) -> int:
+        """The number of the baseline model."""
         return len(self.models) - 1
 
     @property
-    def rivals(self) -> range:
-        """The numbers of the other monoliths."""
-        return range(sum(map(len, self.stages)), self.monolith)
+    def other_baselines(self) -> range:
+        """The numbers of the baselines that are only reported."""
+        return range(sum(map(len, self.stages)), self.baseline)
+
+    @property
+    def parallel(self) -> BoolArray:
+        """(S,) stages that are evaluated at every hour."""
+        return np.array([stage.is_parallel for stage in self.problem.stages])
+
+    def model_name(self, model: int) -> str:
+        """Name a model without its stage."""
+        return self.models[model].split("/", 1)[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Hours:
-    """What is known of the hours without their features; ``columns`` are those that the table has to make them of."""
+class StoredStudy:
+    """What a run stores: its hours, their split, and slot and predictions of each model, the baseline model last."""
 
-    clock: Clock
-    facts: Facts
-    columns: tuple[str, ...]
-
-    def features(self, spec: CascadeSpec) -> Mapping[str, FeatureGroup]:
-        """Return the feature groups of a spec, patterns replaced by what they match beside the labels."""
-        labels = {stage.target.column for stage in spec.stages}
-        usable = [column for column in self.columns if column not in labels]
-        return expanded(spec.features, usable) if has_pattern(spec.features) else spec.features
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a run holds: its hours, their split, and the place and log of each model, the monolith last."""
-
-    hours: Hours
+    hours: LabelledHours
     rows: Rows
-    places: tuple[Slot, ...]
-    logs: tuple[Log, ...]
-    features: Mapping[str, FeatureGroup]
+    slots: tuple[ModelSlot, ...]
+    predictions: tuple[Predictions, ...]
+    features: Mapping[str, FeatureSet]
 
 
-def study(spec: CascadeSpec, run: Run) -> Study:
-    """Return the study of a spec, fitting what is not fitted yet.
+def fit_study(problem: TemporalProblem, run: Run) -> Study:
+    """Fit the models that the run does not hold and assemble the study.
 
     Raises:
-        UnfoldError: a file, column or label is not as the spec says, or there are too few cases.
+        UnfoldError: A file, column or label does not match the spec, or there are too few entities.
     """
-    table = cache(lambda: table_of(spec, run))
-    hours = _hours(spec, run, table)
-    rows, features = _split(spec, run, hours), hours.features(spec)
-    places = slots(spec, run, hours.facts, layout(features))
-    fold = _folds(hours.clock, rows.train, spec.gates.folds, run.seed)
-    found = logs(spec, run, places, lambda: panel(table(), features), fold)
+    load_table = cache(lambda: read_table(problem.source, run))
+    hours = label_hours(problem, run, load_table)
+    rows, features = split_entities(problem, hours), hours.expand_features(problem)
+    slots = build_slots(problem, hours, build_layout(features))
+    fold = assign_folds(hours.timeline, rows.train, problem.gates.folds, problem.seed)
+    predictions = fit_models(problem, run, slots, lambda: build_feature_matrix(load_table(), features), fold)
     unseen = np.concatenate([rows.calibrate, rows.test])
-    keep(run, hours.facts.digest, sight(features).columns, unseen, hours.clock.starts, table)
-    return _assembled(spec, hours, rows, places, found)
+    columns = build_online_features(features).columns
+    store_probe(run, hours.digest, columns, unseen, hours.timeline.starts, load_table)
+    return _assemble(problem, hours, rows, slots, predictions)
 
 
-def stored(spec: CascadeSpec, run: Run) -> Stored:
-    """Return what the run holds of a spec, without its table; nothing is fitted.
+def load_study(problem: TemporalProblem, run: Run) -> StoredStudy:
+    """Load what the run stores of a problem; neither reads the table nor fits a model.
 
     Raises:
-        UnfoldError: a model of the spec is not in the run, or was fitted with another seed or other versions.
+        UnfoldError: A model is missing, or was fitted with another seed or other library versions.
     """
-    with run.directory.decoding(FILE, "hours") as data:
-        hours = _unpacked(data)
-    rows, features = _split(spec, run, hours), hours.features(spec)
-    places = slots(spec, run, hours.facts, layout(features))
-    return Stored(hours, rows, tuple(places), tuple(kept(run, places)), features)
+    with run.directory.decoding(HOURS_FILE, "hours") as data:
+        hours = load_hours(data)
+    rows, features = split_entities(problem, hours), hours.expand_features(problem)
+    slots = build_slots(problem, hours, build_layout(features))
+    return StoredStudy(hours, rows, tuple(slots), tuple(require_predictions(run, slots)), features)
 
 
-def rates_of(spec: CascadeSpec, found: Sequence[Log]) -> Rates:
-    """Return what one call of each model costs; the monolith, which has no price of its own, is the last."""
-    price = [model.price or 0.0 for stage in spec.stages for model in stage.models]
-    price += [0.0] * (len(found) - len(price))
-    flops, size, latency = (np.array([getattr(log, name) for log in found]) for name in ("flops", "bytes", "latency"))
-    return Rates(np.array(price), flops, size, latency)
-
-
-def check_operations(spec: CascadeSpec, places: Sequence[Slot], found: Sequence[Log]) -> None:
-    """Raise when models are compared by operations, and those of one are not known."""
-    unknown = next((slot for slot, log in zip(places, found, strict=True) if np.isnan(log.flops)), None)
-    if unknown is not None and "flops" in spec.cost.by:
-        hint = "cost: {by: latency} measures instead"
-        raise fail(f"the operations of {unknown.recipe.estimator} are not known", key=unknown.key, hint=hint)
-
-
-def _assembled(spec: CascadeSpec, hours: Hours, rows: Rows, places: list[Slot], found: list[Log]) -> Study:
-    check_operations(spec, places, found)
-    bought = purchase(spec.features)
-    p = np.array([log.p[:, -1] for log in found])
-    needs = np.array([bought.mask(slot.groups) for slot in places], dtype=np.int64)
-    zoo = Zoo(p, needs, bought)
-    bases = {place: log.p for place, log in enumerate(found) if places[place].stage == BASELINE}
-    parts = [_part(hours, zoo, bases, entities) for entities in (rows.train, rows.calibrate, rows.test)]
-    names = [stage.name for stage in spec.stages]
-    numbers = tuple(tuple(m for m, slot in enumerate(places) if slot.stage == name) for name in names)
-    models = tuple(f"{slot.stage}/{slot.model}" for slot in places)
-    held = tuple(Held(slot.model_file, slot.columns, slot.recipe.estimator) for slot in places)
-    rates, features = rates_of(spec, found), hours.features(spec)
-    return Study(spec, parts[0], parts[1], parts[2], models, numbers, rates, hours.facts.digest, held, features)
-
-
-def _part(hours: Hours, zoo: Zoo, bases: Mapping[int, Float32], entities: IntArray) -> Part:
-    clock, facts = hours.clock, hours.facts
-    rows = rows_of(clock.starts, entities)
-    starts = starts_of(np.diff(clock.starts)[entities])
-    since = facts.since[rows, -1]
-    return Part(
-        Clock(starts, clock.hour[rows]),
-        Zoo(np.ascontiguousarray(zoo.p[:, rows]), zoo.needs, zoo.purchase),
-        facts.on[rows],
-        facts.since[rows],
-        facts.highest[rows],
-        {place: p[rows] for place, p in bases.items()},
-        warning_metrics.utility(since),
-        warning_metrics.events(since, starts),
+def _assemble(
+    problem: TemporalProblem,
+    hours: LabelledHours,
+    rows: Rows,
+    slots: Sequence[ModelSlot],
+    predictions: Sequence[Predictions],
+) -> Study:
+    check_operations(problem.cost.by, slots, predictions)
+    purchase = build_purchase_terms(problem.features)
+    needs = np.array([purchase.bit_mask(slot.feature_sets) for slot in slots], dtype=np.int64)
+    scores = ModelScores(np.array([prediction.p[:, -1] for prediction in predictions]), needs, purchase)
+    baseline_p = {m: prediction.p for m, prediction in enumerate(predictions) if slots[m].stage == BASELINE}
+    train, calibrate, test = (
+        _select_cohort(hours, scores, baseline_p, entities) for entities in (rows.train, rows.calibrate, rows.test)
+    )
+    return Study(
+        problem=problem,
+        train=train,
+        calibrate=calibrate,
+        test=test,
+        models=tuple(slot.place for slot in slots),
+        stages=tuple(tuple(m for m, slot in enumerate(slots) if slot.stage == name) for name in problem.stage_names),
+        call_costs=collect_call_costs(problem, predictions),
+        digest=hours.digest,
+        stored_models=tuple(StoredModel(slot.model_file, slot.columns, slot.recipe.estimator) for slot in slots),
+        features=hours.expand_features(problem),
     )
 
 
-def _split(spec: CascadeSpec, run: Run, hours: Hours) -> Rows:
-    """Return the entities of each part; the share of those that reach each stage is the same in all parts."""
-    highest = np.maximum.reduceat(hours.facts.highest, hours.clock.starts[:-1])
-    counts = np.bincount(highest, minlength=len(spec.stages) + 1)
-    if counts[-1] < 8 or len(highest) < 24:
-        name = spec.stages[-1].name
-        raise fail(f"{counts[-1]} of {len(highest)} cases reach {name}; at least 8 of 24 are needed", key="data")
-    return split_rows(highest, spec.data.split, run.seed)
-
-
-def _folds(clock: Clock, entities: IntArray, folds: int, seed: int) -> IntArray:
-    """Return (n,) the fold of each row, whole entities together, -1 for rows outside ``entities``."""
-    order = np.random.default_rng([seed, 0xF01D]).permutation(entities)
-    fold = np.full(len(clock.starts) - 1, -1, dtype=np.int64)
-    fold[order] = np.arange(len(order)) % folds
-    result: IntArray = fold[entity_of_row(clock.starts)]
-    return result
-
-
-def table_of(spec: CascadeSpec, run: Run) -> Long:
-    """Return the table that a spec names."""
-    from unfold_cascade.schema.temporal import LongData, PhysioNetData
-
-    if not isinstance(spec.data, (PhysioNetData, LongData)):
-        raise TypeError(f"{spec.data.source} has no hours")
-    return read(spec.data, run)
-
-
-def _hours(spec: CascadeSpec, run: Run, table: Callable[[], Long]) -> Hours:
-    return _unpacked(run.directory.once(FILE, _made_from(spec, run), lambda: _packed(table(), spec)))
-
-
-def current(spec: CascadeSpec, run: Run) -> bool:
-    """Whether the hours that the run holds are those that the spec names, as they are now."""
-    return run.directory.has(FILE, made_from=_made_from(spec, run))
-
-
-def _made_from(spec: CascadeSpec, run: Run) -> str:
-    # named only where they are read: hours of runs from before stay good
-    also = ["columns"] if has_pattern(spec.features) else []
-    return fingerprint(dump(spec.data), [dump(stage.target) for stage in spec.stages], _source(spec, run), *also)
-
-
-def _source(spec: CascadeSpec, run: Run) -> str:
-    """Return what tells one version of the files from another, without parsing them."""
-    path = run.path(getattr(spec.data, "path", ""), key="data.path")
-    digest = hashlib.sha256()
-    for file in files(path) if path.is_dir() else [path]:
-        digest.update(file.name.encode() + b"\0" + _bytes(file))
-    return digest.hexdigest()
-
-
-def _bytes(file: Path) -> bytes:
-    return read_bytes(file)
-
-
-def _packed(table: Long, spec: CascadeSpec) -> bytes:
-    on, highest = truth(table, spec.stages)
-    stream = io.BytesIO()
-    text = np.frombuffer(json.dumps({"digest": table.digest, "columns": table.columns}).encode(), dtype=np.uint8)
-    since = np.column_stack([hours_since(on[:, s], table.hour, table.starts) for s in range(on.shape[1])])
-    arrays = {"starts": table.starts, "hour": table.hour, "on": on, "highest": highest, "since": since}
-    np.savez(stream, allow_pickle=False, facts=text, **arrays)
-    return stream.getvalue()
-
-
-def _unpacked(data: bytes) -> Hours:
-    stored = read_npz(data)
-    clock = Clock(stored["starts"], stored["hour"])
-    known = parse_object(stored["facts"].tobytes())
-    facts = Facts(clock.starts, stored["on"], stored["since"], stored["highest"], known["digest"])
-    return Hours(clock, facts, tuple(known.get("columns", ())))
+def _select_cohort(
+    hours: LabelledHours, scores: ModelScores, baseline_p: Mapping[int, Float32], entities: IntArray
+) -> Cohort:
+    rows = select_rows(hours.timeline.starts, entities)
+    starts = starts_from_sizes(np.diff(hours.timeline.starts)[entities])
+    since = hours.since[rows]
+    return Cohort(
+        timeline=Timeline(starts, hours.timeline.hour[rows]),
+        scores=ModelScores(np.ascontiguousarray(scores.p[:, rows]), scores.needs, scores.purchase),
+        entered=hours.entered[rows],
+        since=since,
+        highest=hours.highest[rows],
+        baseline_p={m: p[rows] for m, p in baseline_p.items()},
+        utility=compute_utility(since[:, -1]),
+        events=locate_events(since[:, -1], starts),
+    )

@@ -1,4 +1,4 @@
-"""Candidates for the last stage: chains whose alarms keep the utility and the ranking of the monolith, by cost."""
+"""Alarm candidates: policies of the last stage, from cheap to expensive, that all alert at the same rate."""
 
 from __future__ import annotations
 
@@ -9,84 +9,99 @@ import numpy as np
 
 from unfold_cascade._types import FloatArray
 from unfold_cascade.gates.chains import Chain
-from unfold_cascade.gates.exact import exact_front
-from unfold_cascade.gates.pareto import Front, thin
-from unfold_cascade.schema.models import GateSpec
-from unfold_cascade.schema.temporal import Moves
-from unfold_cascade.temporal.data import warning_metrics
-from unfold_cascade.temporal.evaluation.evaluate import Quality, at_rate, outcome, quality
-from unfold_cascade.temporal.models.study import Part
-from unfold_cascade.temporal.search.candidates import Field, Yard, buying, ordered_chains, rough_costs
-from unfold_cascade.temporal.simulation.policy import Span, Step
+from unfold_cascade.gates.exact import search_exact_front
+from unfold_cascade.gates.pareto import Front, thin_front
+from unfold_cascade.temporal.data.warning_metrics import find_cut_at_rate
+from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
+from unfold_cascade.temporal.models.study import Cohort
+from unfold_cascade.temporal.problem import GateOptions
+from unfold_cascade.temporal.search.candidates import (
+    CostBasis,
+    StageHours,
+    estimate_call_costs,
+    find_buying_gates,
+    order_chains,
+)
+from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Span, StagePolicy
 
-POINTS = 10
+POINTS_PER_CHAIN = 10
 BINS = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Alarm:
-    """A step of the last stage, watched at every hour of a part: its quality, and its relative cost an hour."""
+class AlarmCandidate:
+    """A policy of the last stage, evaluated at every hour of a cohort: its quality, and its relative cost per hour."""
 
-    step: Step
-    found: Quality
+    stage_policy: StagePolicy
+    quality: Quality
     cost: float
 
 
-def alarms(
-    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, gates: GateSpec
-) -> list[Alarm]:
-    """Return steps of the last stage that all warn at the same rate, single models among them.
+def search_alarms(
+    cohort: Cohort,
+    hours: StageHours,
+    models: Sequence[int],
+    basis: CostBasis,
+    per_100h: float,
+    gates: GateOptions,
+) -> list[AlarmCandidate]:
+    """Search policies of the last stage that all alert at the same rate, single models among them; sorted by cost.
 
-    The gates come from the exact search, with the utility of an hour as its gain (it is additive over hours): the
-    last model warns at the cut where it alone would meet the rate. Then each step gets the final cut that meets it.
-    A cheap model may only say no: what it does not rule out the next one is asked, and the last one alone warns.
+    Gates come from the exact search with the utility of an hour as gain, because utility is a sum over hours. Models
+    before the last may only rule an hour out: the last model alone alerts. Its cut is first the one at which it meets
+    the rate on its own; then every policy gets the final cut that meets the rate.
     """
-    found = []
-    alone = Moves(entry=yard.moves.entry, confirm=yard.moves.confirm, alarm=yard.moves.alarm)
-    watched = np.array([True])
-    for step in _exact(part, where, models, yard, per_100h, gates):
-        policy = at_rate(part, (step,), watched, alone, per_100h)
+    alarms = []
+    for stage_policy in _search_gates(cohort, hours, models, basis, per_100h, gates):
+        policy = tune_final_cut(cohort, (stage_policy,), ALWAYS_EVALUATED, basis.transitions, per_100h)
         if policy is None:
             continue
-        judged = quality(part, outcome(part, policy, watched, alone, yard.rates))
-        share = {notion: judged.bill[notion] / yard.base[notion] for notion in yard.by.split("+")}
-        found.append(Alarm(policy[0], judged, float(np.mean(list(share.values())))))
-    return sorted(found, key=lambda one: one.cost)
+        outcome = evaluate_policy(cohort, policy, ALWAYS_EVALUATED, basis.transitions, basis.call_costs)
+        quality = measure_quality(cohort, outcome)
+        alarms.append(AlarmCandidate(policy[0], quality, basis.compare(quality.bill)))
+    return sorted(alarms, key=lambda alarm: alarm.cost)
 
 
-def _exact(
-    part: Part, where: Field, models: Sequence[int], yard: Yard, per_100h: float, gates: GateSpec
-) -> Iterator[Step]:
-    gain = part.utility.yes - part.utility.no
-    best = max(float(gain[part.utility.best].sum()), 1e-9) / len(gain)
-    for chain in ordered_chains(where, models, yard, gates):
-        p = part.zoo.p[list(chain)].T.astype(np.float64)
-        cut = warning_metrics.cut_at_rate(p[:, -1], part.events.free, per_100h)
+def _search_gates(
+    cohort: Cohort,
+    hours: StageHours,
+    models: Sequence[int],
+    basis: CostBasis,
+    per_100h: float,
+    gates: GateOptions,
+) -> Iterator[StagePolicy]:
+    gain = cohort.utility.alert - cohort.utility.silence
+    scale = max(float(gain[cohort.utility.optimal].sum()), 1e-9) / len(gain)
+    for chain in order_chains(hours, models, basis, gates):
+        p = cohort.scores.p[list(chain)].T.astype(np.float64)
+        cut = find_cut_at_rate(p[:, -1], cohort.events.event_free, per_100h)
         loss = np.zeros_like(p)
-        # only the last warns: an hour that a model before it rules out gains nothing
-        loss[:, -1] = -np.where(p[:, -1] >= cut, gain / best, 0.0)
-        front = exact_front(-p[:, :-1], loss, rough_costs(part.zoo, yard, chain), bins=BINS)
-        spans = [_above(cuts) for cuts in _useful(front).cuts]
-        yield from (Step(chain, own, cut) for own in spans)
-        yield from _owning(chain, spans, cut, buying(part.zoo, chain))
+        # only the last model alerts: an hour that an earlier one rules out gains nothing
+        loss[:, -1] = -np.where(p[:, -1] >= cut, gain / scale, 0.0)
+        front = search_exact_front(-p[:, :-1], loss, estimate_call_costs(cohort.scores, basis, chain), bins=BINS)
+        spans = [_ask_from(cuts) for cuts in _keep_useful(front).cuts]
+        yield from (StagePolicy(chain, chain_spans, cut) for chain_spans in spans)
+        yield from _widen_free_gates(chain, spans, cut, find_buying_gates(cohort.scores, chain))
 
 
-def _useful(front: Front) -> Front:
-    """Return points of a front spread over those that keep half of its gain: no alarm that keeps less is of use."""
-    kept = front.take(np.flatnonzero(front.loss <= front.loss[-1] / 2))
-    return kept.take(thin(kept, POINTS))
+def _keep_useful(front: Front) -> Front:
+    """Thin a front evenly over the points that keep half of its gain; others are useless as alarms."""
+    useful = front.take(np.flatnonzero(front.loss <= front.loss[-1] / 2))
+    return useful.take(thin_front(useful, POINTS_PER_CHAIN))
 
 
-def _owning(chain: Chain, spans: Sequence[tuple[Span, ...]], cut: float, places: set[int]) -> Iterator[Step]:
-    """Yield steps that ask the next model more readily, or always, where what it reads is paid already."""
-    loose = [(min(own[k][0] for own in spans), float("inf")) for k in range(len(chain) - 1)]
-    for own in spans if places else ():
-        for wide in (loose, [(-float("inf"), float("inf"))] * len(own)):
-            mixed = tuple(wide[k] if k in places else span for k, span in enumerate(own))
-            if mixed != own:
-                yield Step(chain, own, cut, mixed)
+def _widen_free_gates(
+    chain: Chain, spans: Sequence[tuple[Span, ...]], cut: float, buying_gates: set[int]
+) -> Iterator[StagePolicy]:
+    """Yield policies that evaluate the next model more often, or always, where it needs no purchase."""
+    widest = [(min(chain_spans[k][0] for chain_spans in spans), float("inf")) for k in range(len(chain) - 1)]
+    for chain_spans in spans if buying_gates else ():
+        for wide in (widest, [(-float("inf"), float("inf"))] * len(chain_spans)):
+            owned = tuple(wide[k] if k in buying_gates else span for k, span in enumerate(chain_spans))
+            if owned != chain_spans:
+                yield StagePolicy(chain, chain_spans, cut, owned)
 
 
-def _above(cuts: FloatArray) -> tuple[Span, ...]:
-    """Return the probabilities that ask on, where (G, 2) cuts stop the scores ``-p >= hi``."""
+def _ask_from(cuts: FloatArray) -> tuple[Span, ...]:
+    """Convert (G, 2) cuts that stop at scores ``-p >= hi`` into the probabilities that evaluate the next model."""
     return tuple((float(np.nextafter(-hi, np.inf)), float("inf")) for _, hi in cuts)

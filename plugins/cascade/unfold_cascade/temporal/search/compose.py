@@ -1,4 +1,4 @@
-"""The front of whole cascades over time: steps of every stage put together, and simulated together."""
+"""Compose the candidates of all stages into cascades, simulate them, and keep the Pareto front."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from itertools import product
 import numpy as np
 
 from unfold_cascade._types import BoolArray
-from unfold_cascade.gates.pareto import pareto
-from unfold_cascade.schema.temporal import Alerts
-from unfold_cascade.temporal.evaluation.baselines import Rivals
-from unfold_cascade.temporal.evaluation.evaluate import Quality, at_rate, outcome, quality
+from unfold_cascade.gates.pareto import find_pareto_points
+from unfold_cascade.temporal.evaluation.baselines import Baselines
+from unfold_cascade.temporal.evaluation.evaluate import Quality, evaluate_policy, measure_quality, tune_final_cut
+from unfold_cascade.temporal.models.slots import select_rows_in_stage
 from unfold_cascade.temporal.models.study import Study
-from unfold_cascade.temporal.models.training import rows_in_stage
-from unfold_cascade.temporal.search.alarms import Alarm, alarms
-from unfold_cascade.temporal.search.candidates import Candidate, Yard, candidates, field
-from unfold_cascade.temporal.simulation.cost import bill, relative
-from unfold_cascade.temporal.simulation.policy import Policy, ladder
-from unfold_cascade.temporal.simulation.trajectories import walk
+from unfold_cascade.temporal.problem import AlertBudget
+from unfold_cascade.temporal.search.alarms import AlarmCandidate, search_alarms
+from unfold_cascade.temporal.search.candidates import CostBasis, StageCandidate, search_stage, select_stage_hours
+from unfold_cascade.temporal.simulation.cost import compute_bill
+from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
+from unfold_cascade.temporal.simulation.trajectories import simulate
 
-PAIRS = 160
-ALARMS = 3
-POINTS = 96
-# about one standard error of either on ten thousand patients
-SLACK = Alerts(utility_margin=0.01, auprc_margin=0.005)
+MAX_COMBINATIONS = 160
+MAX_ALARMS = 3
+MAX_POINTS = 96
+# about one standard error of utility and AUPRC on ten thousand patients
+CHANCE_MARGINS = AlertBudget(utility_margin=0.01, auprc_margin=0.005)
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A cascade, its loss, bill and utility on the tuning patients, and its cost as a share of the monolith's."""
+class FrontPoint:
+    """A cascade on the tuning cohort: its loss, bill and utility, and its cost relative to the baseline."""
 
     policy: Policy
     loss: float
@@ -40,123 +40,133 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Front:
-    """Cascades by ascending cost and descending loss; ``watch`` are the alarms that were tried, by cost.
+class CascadeFront:
+    """The Pareto front of cascades on the tuning cohort.
 
-    ``kept`` tells whether alarms were found that keep the monolith's utility and ranking on the tuning patients.
-    ``loose`` are cascades whose alarm may be as much worse as chance alone can make it (``SLACK``): for the monolith
-    without memory, against which the paper asks for the accuracy alone.
+    Attributes:
+        points: Cascades by ascending cost and descending loss.
+        alarms: The alarms that were searched, by cost.
+        meets_margins: Whether some cascades keep the baseline's utility and AUPRC within the alert margins.
+        relaxed_points: Cascades with an alarm that is worse by chance only (``CHANCE_MARGINS``). They are compared with
+            the memoryless baseline, for which the paper requires accuracy alone.
     """
 
-    points: tuple[Point, ...]
-    watch: tuple[Alarm, ...]
-    kept: bool
-    loose: tuple[Point, ...]
+    points: tuple[FrontPoint, ...]
+    alarms: tuple[AlarmCandidate, ...]
+    meets_margins: bool
+    relaxed_points: tuple[FrontPoint, ...]
 
 
-def parallel(study: Study) -> BoolArray:
-    """Return (S,) which stages are asked at every hour."""
-    return np.array([stage.parallel for stage in study.spec.stages])
+def search_front(study: Study, baselines: Baselines, basis: CostBasis) -> CascadeFront:
+    """Search the front of loss and relative cost on the tuning cohort, at the alert rate of the problem.
 
-
-def search(study: Study, rivals: Rivals, yard: Yard, alerts: Alerts) -> Front:
-    """Return the front on the tuning patients: loss against relative cost, at a given rate of alerts.
-
-    Each stage alone gives candidates. Of the last stage the cheapest steps stay that keep the monolith's utility and
-    average precision. Pairs of steps are ranked by the sum of their costs, and simulated whole.
+    Every stage alone contributes candidates. For the last stage the cheapest alarms are kept that reach the baseline's
+    utility and average precision. Combinations are ranked by the sum of their costs and simulated as complete cascades.
     """
-    gates, part = study.spec.gates, study.train
-    ladders = []
-    for s in range(len(study.stages) - 1):
-        where = field(part, s, _own(study, s))
-        ladders.append(candidates(where, study.stages[s], yard, gates))
-    last = field(part, 0, _own(study, len(study.stages) - 1))
-    watch = alarms(part, last, study.stages[-1], yard, alerts.per_100h, gates)
-    base = rivals.latched_quality
-    good, near = adequate(watch, base, alerts), adequate(watch, base, SLACK)
-    every = _points(study, ladders, cheapest(good or nearest(watch, base)), yard, alerts)
-    kept = [point for point in every if keeps(study, point, yard, base, alerts)]
-    loose = _points(study, ladders, cheapest(near), yard, alerts) if cheapest(near) != cheapest(good) else every
-    points = _front(kept or every)
-    near_enough = [point for point in loose if keeps(study, point, yard, base, SLACK)]
-    return Front(points, tuple(watch), bool(good and kept), _front(near_enough or loose) or points)
-
-
-def keeps(study: Study, point: Point, yard: Yard, base: Quality, alerts: Alerts) -> bool:
-    """Whether a cascade loses no more utility and average precision than allowed, on the tuning patients.
-
-    Watched at every hour, the last stage warns as its alarm alone, which was looked at; behind other stages it
-    is not asked about the cases that they keep back.
-    """
-    flags, part = parallel(study), study.train
-    if flags[-1]:
-        return True
-    if point.utility < base.utility - alerts.utility_margin:
-        return False
-    done = outcome(part, point.policy, flags, yard.moves, yard.rates)
-    return quality(part, done).auprc >= base.auprc - alerts.auprc_margin
-
-
-def _points(
-    study: Study, ladders: Sequence[Sequence[Candidate]], chosen: Sequence[Alarm], yard: Yard, alerts: Alerts
-) -> list[Point]:
-    """Return the pairs of steps with some alarms."""
-    found = [_point(study, steps, yard, alerts.per_100h) for steps in _pairs(ladders, chosen)]
-    return [point for point in found if point is not None]
-
-
-def _front(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Return those that no other is cheaper and better than."""
-    best = pareto(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
-    return tuple(points[place] for place in best[:POINTS])
-
-
-def adequate(watch: Sequence[Alarm], base: Quality, alerts: Alerts) -> list[Alarm]:
-    """Return the alarms that lose no more utility and average precision than allowed, against the monolith."""
-    utility, auprc = base.utility - alerts.utility_margin, base.auprc - alerts.auprc_margin
-    return [one for one in watch if one.found.utility >= utility and one.found.auprc >= auprc]
-
-
-def nearest(watch: Sequence[Alarm], base: Quality) -> list[Alarm]:
-    """Return the alarm that loses least of either, as a share of what the monolith has, or of what chance can make."""
-
-    def lost(one: Alarm) -> float:
-        utility = (base.utility - one.found.utility) / max(abs(base.utility), SLACK.utility_margin)
-        return max(utility, (base.auprc - one.found.auprc) / max(base.auprc, SLACK.auprc_margin))
-
-    return [min(watch, key=lost)]
-
-
-def cheapest(good: Sequence[Alarm]) -> list[Alarm]:
-    """Return the cheapest alarms."""
-    return sorted(good, key=lambda one: one.cost)[:ALARMS]
-
-
-def _own(study: Study, s: int) -> BoolArray:
-    stage, part = study.spec.stages[s], study.train
-    return rows_in_stage(part.highest, part.since, s, parallel=stage.parallel, fresh=stage.fresh)
-
-
-def _pairs(ladders: Sequence[Sequence[Candidate]], chosen: Sequence[Alarm]) -> list[Policy]:
-    """Return the combinations to simulate, thinned evenly along cost where there are many."""
-    every = [
-        (sum(one.cost for one in steps) + alarm.cost, (*(one.step for one in steps), alarm.step))
-        for steps, alarm in product(product(*ladders), chosen)
+    problem, cohort, base = study.problem, study.train, baselines.latched_quality
+    alerts = problem.alerts
+    stage_fronts = [
+        search_stage(select_stage_hours(cohort, s, _rows_in_stage(study, s)), study.stages[s], basis, problem.gates)
+        for s in range(len(study.stages) - 1)
     ]
-    every.sort(key=lambda item: item[0])
-    wanted = np.unique(np.linspace(0, len(every) - 1, min(PAIRS, len(every))).round().astype(np.int64))
-    return [every[place][1] for place in wanted]
+    final_hours = select_stage_hours(cohort, 0, _rows_in_stage(study, len(study.stages) - 1))
+    alarms = search_alarms(cohort, final_hours, study.stages[-1], basis, alerts.per_100h, problem.gates)
+    adequate, by_chance = select_adequate(alarms, base, alerts), select_adequate(alarms, base, CHANCE_MARGINS)
+    cascades = _compose(study, stage_fronts, select_cheapest(adequate or select_nearest(alarms, base)), basis)
+    within = [point for point in cascades if is_within_margins(study, point, basis, base, alerts)]
+    relaxed = cascades
+    if select_cheapest(by_chance) != select_cheapest(adequate):
+        relaxed = _compose(study, stage_fronts, select_cheapest(by_chance), basis)
+    relaxed_within = [point for point in relaxed if is_within_margins(study, point, basis, base, CHANCE_MARGINS)]
+    points = _select_front(within or cascades)
+    return CascadeFront(
+        points, tuple(alarms), bool(adequate and within), _select_front(relaxed_within or relaxed) or points
+    )
 
 
-def _point(study: Study, steps: Policy, yard: Yard, per_100h: float) -> Point | None:
-    flags, part = parallel(study), study.train
-    # watched at every hour, the last stage meets the rate already; gates for what is owned see what other stages bought
-    settled = flags[-1] and not steps[-1].owned
-    policy = steps if settled else at_rate(part, steps, flags, yard.moves, per_100h)
-    if policy is None:
-        return None
-    went = walk(part.clock, part.zoo, ladder(policy, flags), yard.moves)
-    paid = bill(went, part.zoo, yard.rates)
-    utility = part.utility.normalised(went.answer == len(policy))
-    loss = float((went.answer != part.highest).mean())
-    return Point(policy, loss, paid, relative(paid, yard.base, yard.by), utility)
+def is_within_margins(study: Study, point: FrontPoint, basis: CostBasis, base: Quality, margins: AlertBudget) -> bool:
+    """Check that a cascade loses no more utility and AUPRC than ``margins`` allow, on the tuning cohort.
+
+    A parallel last stage alerts exactly as its alarm alone, which has been checked already. A gated one is not
+    evaluated for entities that earlier stages retain, so the complete cascade is checked.
+    """
+    parallel, cohort = study.parallel, study.train
+    if parallel[-1]:
+        return True
+    if point.utility < base.utility - margins.utility_margin:
+        return False
+    outcome = evaluate_policy(cohort, point.policy, parallel, basis.transitions, basis.call_costs)
+    return measure_quality(cohort, outcome).auprc >= base.auprc - margins.auprc_margin
+
+
+def select_adequate(alarms: Sequence[AlarmCandidate], base: Quality, margins: AlertBudget) -> list[AlarmCandidate]:
+    """Select the alarms that lose no more utility and AUPRC against the baseline than ``margins`` allow."""
+    utility, auprc = base.utility - margins.utility_margin, base.auprc - margins.auprc_margin
+    return [alarm for alarm in alarms if alarm.quality.utility >= utility and alarm.quality.auprc >= auprc]
+
+
+def select_nearest(alarms: Sequence[AlarmCandidate], base: Quality) -> list[AlarmCandidate]:
+    """Select the alarm that loses least of utility or AUPRC, relative to the baseline or to the chance margins."""
+
+    def relative_deficit(alarm: AlarmCandidate) -> float:
+        utility = (base.utility - alarm.quality.utility) / max(abs(base.utility), CHANCE_MARGINS.utility_margin)
+        auprc = (base.auprc - alarm.quality.auprc) / max(base.auprc, CHANCE_MARGINS.auprc_margin)
+        return max(utility, auprc)
+
+    return [min(alarms, key=relative_deficit)]
+
+
+def select_cheapest(alarms: Sequence[AlarmCandidate]) -> list[AlarmCandidate]:
+    """Select the few cheapest alarms."""
+    return sorted(alarms, key=lambda alarm: alarm.cost)[:MAX_ALARMS]
+
+
+def _rows_in_stage(study: Study, s: int) -> BoolArray:
+    stage, cohort = study.problem.stages[s], study.train
+    return select_rows_in_stage(cohort.highest, cohort.since, s, is_parallel=stage.is_parallel, fresh_h=stage.fresh_h)
+
+
+def _compose(
+    study: Study,
+    stage_fronts: Sequence[Sequence[StageCandidate]],
+    alarms: Sequence[AlarmCandidate],
+    basis: CostBasis,
+) -> list[FrontPoint]:
+    """Simulate the combinations of stage candidates and alarms that meet the alert rate."""
+    points = [_simulate_cascade(study, policy, basis) for policy in _combine(stage_fronts, alarms)]
+    return [point for point in points if point is not None]
+
+
+def _select_front(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
+    best = find_pareto_points(np.array([point.loss for point in points]), np.array([point.cost for point in points]))
+    return tuple(points[index] for index in best[:MAX_POINTS])
+
+
+def _combine(stage_fronts: Sequence[Sequence[StageCandidate]], alarms: Sequence[AlarmCandidate]) -> list[Policy]:
+    """List the combinations to simulate, thinned evenly along cost if there are many."""
+    combinations: list[tuple[float, Policy]] = [
+        (
+            sum(candidate.cost for candidate in candidates) + alarm.cost,
+            (*(candidate.stage_policy for candidate in candidates), alarm.stage_policy),
+        )
+        for candidates, alarm in product(product(*stage_fronts), alarms)
+    ]
+    combinations.sort(key=lambda combination: combination[0])
+    count = min(MAX_COMBINATIONS, len(combinations))
+    selected = np.unique(np.linspace(0, len(combinations) - 1, count).round().astype(np.int64))
+    return [combinations[index][1] for index in selected]
+
+
+def _simulate_cascade(study: Study, policy: Policy, basis: CostBasis) -> FrontPoint | None:
+    parallel, cohort = study.parallel, study.train
+    # a parallel last stage meets the rate already, unless its gates depend on what other stages bought
+    if not parallel[-1] or policy[-1].owned:
+        tuned = tune_final_cut(cohort, policy, parallel, basis.transitions, study.problem.alerts.per_100h)
+        if tuned is None:
+            return None
+        policy = tuned
+    trajectories = simulate(cohort.timeline, cohort.scores, build_policy_arrays(policy, parallel), basis.transitions)
+    bill = compute_bill(trajectories, cohort.scores, basis.call_costs)
+    utility = cohort.utility.normalise(trajectories.stage == len(policy))
+    loss = float((trajectories.stage != cohort.highest).mean())
+    return FrontPoint(policy, loss, bill, basis.compare(bill), utility)

@@ -1,4 +1,4 @@
-"""Train, search, certify, judge: the figures of a cascade over time on patients that nothing before has looked at."""
+"""The planner: search on the tuning cohort, certify on the calibration cohort, evaluate on the unseen test cohort."""
 
 from __future__ import annotations
 
@@ -6,169 +6,213 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unfold_cascade._types import BoolArray
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.schema.temporal import Alerts, Moves
-from unfold_cascade.temporal.evaluation.alerts import Warned, warned
-from unfold_cascade.temporal.evaluation.baselines import Rivals, rivals, scaled
-from unfold_cascade.temporal.evaluation.bootstrap import Interval, Intervals, intervals, mean_interval
-from unfold_cascade.temporal.evaluation.evaluate import Outcome, Quality, at_rate, outcome, quality, scale
-from unfold_cascade.temporal.evaluation.monolith import Monolith, decoded, tuned
-from unfold_cascade.temporal.models.study import Part, Study, study
-from unfold_cascade.temporal.search.alarms import Alarm
-from unfold_cascade.temporal.search.candidates import Yard
-from unfold_cascade.temporal.search.compose import Front, Point, adequate, cheapest, nearest, parallel, search
-from unfold_cascade.temporal.search.select import Choice, Reference, choose
-from unfold_cascade.temporal.simulation.policy import Policy
-from unfoldkit.api import Run
+from unfold_cascade.temporal.evaluation.alerts import AlertSummary, summarise_alerts
+from unfold_cascade.temporal.evaluation.baselines import (
+    BaselineRule,
+    Baselines,
+    calibrate_baseline,
+    decode_baseline,
+    tune_baselines,
+    tune_latched,
+)
+from unfold_cascade.temporal.evaluation.bootstrap import Interval, Intervals, bootstrap_differences, bootstrap_mean
+from unfold_cascade.temporal.evaluation.evaluate import (
+    Outcome,
+    Quality,
+    evaluate_policy,
+    fit_calibration,
+    measure_quality,
+    tune_final_cut,
+)
+from unfold_cascade.temporal.models.study import Study
+from unfold_cascade.temporal.problem import TemporalProblem
+from unfold_cascade.temporal.search.candidates import CostBasis
+from unfold_cascade.temporal.search.compose import (
+    CascadeFront,
+    FrontPoint,
+    search_front,
+    select_adequate,
+    select_cheapest,
+    select_nearest,
+)
+from unfold_cascade.temporal.search.select import BaselineStages, Selection, select_cascade
+from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, Policy
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A policy on the test patients: what it did, its figures, and how it warns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyEvaluation:
+    """A policy on the test cohort: what it did, its metrics, and how it alerts."""
 
     name: str
-    policy: Policy | None
-    done: Outcome
-    found: Quality
-    warns: Warned
+    policy: Policy
+    outcome: Outcome
+    quality: Quality
+    alerts: AlertSummary
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
-    """What was found on the tuning patients: the monoliths to compare with, and the front of cascades."""
+class SearchResult:
+    """What the search found on the tuning cohort: the baselines to compare with, and the front of cascades."""
 
     study: Study
-    known: Rivals
-    front: Front
-    moves: Moves
-    alerts: Alerts
-    seed: int
+    baselines: Baselines
+    front: CascadeFront
+
+    @property
+    def problem(self) -> TemporalProblem:
+        """The problem of the study."""
+        return self.study.problem
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Everything that a report tells of."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The selected cascade and everything it is compared with, evaluated on the test cohort.
+
+    Attributes:
+        study: The study.
+        front: The front it was selected from.
+        rule: The latched baseline.
+        selection: The cascade selected against the latched baseline.
+        argmax_selection: Another one, selected against the memoryless baseline.
+        cascade: Evaluation of ``selection``.
+        argmax_cascade: Evaluation of ``argmax_selection``.
+        tuned_only: The cheapest cascade within the loss on the tuning cohort, without a certificate.
+        latched: The latched baseline.
+        argmax: The memoryless baseline.
+        single_model: The cheapest single model that alerts well enough.
+        single_stage: The cheapest chain of the last stage that does.
+        other_baselines: The baselines that are only reported.
+        intervals: Intervals of the differences to the latched baseline.
+        lead_gain_h: Interval of the gain in lead time.
+    """
 
     study: Study
-    front: Front
-    rule: Monolith
-    choice: Choice
-    naive: Choice
-    cascade: Judged
-    naive_cascade: Judged
-    tuned: Judged
-    latched: Judged
-    argmax: Judged
-    single: Judged
-    one_stage: Judged
-    others: tuple[Judged, ...]
-    sure: Intervals
-    lead_gain: Interval
-    rate: float
+    front: CascadeFront
+    rule: BaselineRule
+    selection: Selection
+    argmax_selection: Selection
+    cascade: PolicyEvaluation
+    argmax_cascade: PolicyEvaluation
+    tuned_only: PolicyEvaluation
+    latched: PolicyEvaluation
+    argmax: PolicyEvaluation
+    single_model: PolicyEvaluation
+    single_stage: PolicyEvaluation
+    other_baselines: tuple[PolicyEvaluation, ...]
+    intervals: Intervals
+    lead_gain_h: Interval
+
+    @property
+    def problem(self) -> TemporalProblem:
+        """The problem of the study."""
+        return self.study.problem
 
 
-def decide(spec: CascadeSpec, run: Run) -> Findings:
-    """Fit what is missing, search on the tuning patients, certify on others, judge on yet others."""
-    return judge(searched(spec, run), run)
+def solve(study: Study) -> Solution:
+    """Search on the tuning cohort, certify on the calibration cohort, and evaluate on the test cohort."""
+    return evaluate_solution(search_cascades(study))
 
 
-def searched(spec: CascadeSpec, run: Run) -> Searched:
-    """Fit what is missing, and search the front on the tuning patients."""
-    whole, moves, alerts = study(spec, run), spec.moves or Moves(), spec.alerts or Alerts()
-    run.log.info("searching the gates on %d hours", len(whole.train.highest))
-    known = rivals(whole, moves, alerts.per_100h)
-    yard = Yard(whole.rates, known.latched_quality.bill, spec.cost.by, moves)
-    return Searched(whole, known, search(whole, known, yard, alerts), moves, alerts, run.seed)
+def search_cascades(study: Study) -> SearchResult:
+    """Search the front of cascades on the tuning cohort."""
+    baselines = tune_baselines(study)
+    problem = study.problem
+    basis = CostBasis(study.call_costs, baselines.latched_quality.bill, problem.cost.by, problem.transitions)
+    return SearchResult(study, baselines, search_front(study, baselines, basis))
 
 
-def swapped(given: Searched) -> Searched:
-    """Return the same with the certifying and the test patients in each other's place."""
-    whole = given.study
-    return replace(given, study=replace(whole, calibrate=whole.test, test=whole.calibrate))
+def swap_cohorts(search: SearchResult) -> SearchResult:
+    """Swap the certifying and the test cohort, for a second evaluation of the same search."""
+    study = search.study
+    return replace(search, study=replace(study, calibrate=study.test, test=study.calibrate))
 
 
-def judge(given: Searched, run: Run) -> Findings:
-    """Choose and certify a cascade against each monolith, and judge all of it on the test patients."""
-    whole, known = given.study, given.known
-    flags, goal, by = parallel(whole), whole.spec.goal, whole.spec.cost.by
-    fronts = given.front, replace(given.front, points=given.front.loose)
-    fair, naive = (choose(whole, front, _reference(given, place), goal, by) for place, front in enumerate(fronts))
-    latched, argmax = (_monolith(given, name, rule) for name, rule in _rules(known))
-    cascade = _on_test(given, "cascade", fair.point.policy, flags)
-    return Findings(
-        study=whole,
-        front=given.front,
-        rule=known.latched,
-        choice=fair,
-        naive=naive,
+def evaluate_solution(search: SearchResult) -> Solution:
+    """Select and certify a cascade against each baseline, and evaluate all policies on the test cohort."""
+    study, baselines, seed = search.study, search.baselines, search.problem.seed
+    tuning = baselines.decode_both(study.train, study)
+    certifying = baselines.decode_both(study.calibrate, study)
+    latched_stages, argmax_stages = (
+        BaselineStages(train.stage, calibrate.stage) for train, calibrate in zip(tuning, certifying, strict=True)
+    )
+    selection = select_cascade(study, search.front.points, latched_stages)
+    argmax_selection = select_cascade(study, search.front.relaxed_points, argmax_stages)
+    cascade = _evaluate_cascade(study, "cascade", selection.point.policy)
+    latched = _evaluate_baseline(study, "baseline, latched", baselines.latched)
+    return Solution(
+        study=study,
+        front=search.front,
+        rule=baselines.latched,
+        selection=selection,
+        argmax_selection=argmax_selection,
         cascade=cascade,
-        naive_cascade=_on_test(given, "cascade", naive.point.policy, flags),
-        tuned=_on_test(given, "cascade", cheapest_within(given).policy, flags),
+        argmax_cascade=_evaluate_cascade(study, "cascade", argmax_selection.point.policy),
+        tuned_only=_evaluate_cascade(study, "cascade", find_cheapest_within_loss(search).policy),
         latched=latched,
-        argmax=argmax,
-        single=_alone(given, longest=1),
-        one_stage=_alone(given, longest=99),
-        others=tuple(_rival(given, model) for model in whole.rivals),
-        sure=intervals(whole.test, cascade.done, latched.done, whole.rates, run.seed),
-        lead_gain=mean_interval(cascade.warns.hours - latched.warns.hours, run.seed),
-        rate=given.alerts.per_100h,
+        argmax=_evaluate_baseline(study, "baseline, argmax", baselines.argmax),
+        single_model=_evaluate_alarm(search, max_models=1),
+        single_stage=_evaluate_alarm(search, max_models=99),
+        other_baselines=tuple(_evaluate_other_baseline(study, model) for model in study.other_baselines),
+        intervals=bootstrap_differences(study.test, cascade.outcome, latched.outcome, study.call_costs, seed),
+        lead_gain_h=bootstrap_mean(cascade.alerts.lead_h - latched.alerts.lead_h, seed),
     )
 
 
-def _rules(known: Rivals) -> list[tuple[str, Monolith]]:
-    return [("monolith, latched", known.latched), ("monolith, argmax", known.argmax)]
+def find_cheapest_within_loss(search: SearchResult) -> FrontPoint:
+    """Find the cheapest cascade within the loss allowed on the tuning cohort: what one would deploy without a test."""
+    allowed = search.baselines.latched_quality.loss + (search.problem.goal.max_loss or 0.0)
+    within = [point for point in search.front.points if point.loss <= allowed]
+    return min(within, key=lambda point: point.cost) if within else search.front.points[-1]
 
 
-def _rival(given: Searched, model: int) -> Judged:
-    """Judge another monolith that remembers the stage, tuned as the one to compare with."""
-    whole = given.study
-    rule = tuned(whole.train, model, given.moves, whole.rates, given.alerts.per_100h)
-    return _monolith(given, whole.models[model].split("/", 1)[1], rule)
+def _evaluate_other_baseline(study: Study, model: int) -> PolicyEvaluation:
+    """Evaluate another latched baseline, tuned like the one that cascades are compared with."""
+    problem = study.problem
+    rule = tune_latched(study.train, model, problem.transitions, study.call_costs, problem.alerts.per_100h)
+    return _evaluate_baseline(study, study.model_name(model), rule)
 
 
-def _monolith(given: Searched, name: str, rule: Monolith) -> Judged:
-    whole, moves = given.study, given.moves
-    scaling = scaled(whole, rule, moves)
-    done = decoded(whole.test, rule, moves, whole.rates, scaling)
-    exact = at_rate(whole.test, rule.policy, np.array([True]), moves, given.alerts.per_100h) or rule.policy
-    at = decoded(whole.test, replace(rule, policy=exact), moves, whole.rates, scaling).alert
-    return Judged(name, rule.policy, done, quality(whole.test, done), warned(whole.test, done.alert, at, given.seed))
+def _evaluate_baseline(study: Study, name: str, rule: BaselineRule) -> PolicyEvaluation:
+    transitions, test = study.problem.transitions, study.test
+    calibration = calibrate_baseline(study, rule)
+    outcome = decode_baseline(test, rule, transitions, study.call_costs, calibration)
+    per_100h = study.problem.alerts.per_100h
+    exact = tune_final_cut(test, rule.policy, ALWAYS_EVALUATED, transitions, per_100h) or rule.policy
+    at_rate = decode_baseline(test, replace(rule, policy=exact), transitions, study.call_costs, calibration)
+    return PolicyEvaluation(
+        name=name,
+        policy=rule.policy,
+        outcome=outcome,
+        quality=measure_quality(test, outcome),
+        alerts=summarise_alerts(test, outcome.alert, at_rate.alert, study.problem.seed),
+    )
 
 
-def cheapest_within(given: Searched) -> Point:
-    """Return the cheapest cascade that keeps the loss allowed on the tuning patients: what one would take untested."""
-    allowed = given.known.latched_quality.loss + (given.study.spec.goal.max_loss or 0.0)
-    within = [point for point in given.front.points if point.loss <= allowed]
-    return min(within, key=lambda point: point.cost) if within else given.front.points[-1]
+def _evaluate_cascade(study: Study, name: str, policy: Policy, *, is_alarm: bool = False) -> PolicyEvaluation:
+    """Evaluate a policy on the test cohort; its scores are calibrated on the tuning cohort.
+
+    ``is_alarm``: the policy is the last stage alone, evaluated at every hour.
+    """
+    transitions, test, costs = study.problem.transitions, study.test, study.call_costs
+    parallel = ALWAYS_EVALUATED if is_alarm else study.parallel
+    evaluated = evaluate_policy(study.train, policy, parallel, transitions, costs).trajectories.evaluated[:, -1]
+    calibration = fit_calibration(study.train, policy[-1].chain, evaluated.astype(np.int64))
+    outcome = evaluate_policy(test, policy, parallel, transitions, costs, calibration)
+    exact = tune_final_cut(test, policy, parallel, transitions, study.problem.alerts.per_100h) or policy
+    at_rate = evaluate_policy(test, exact, parallel, transitions, costs, calibration)
+    return PolicyEvaluation(
+        name=name,
+        policy=policy,
+        outcome=outcome,
+        quality=measure_quality(test, outcome),
+        alerts=summarise_alerts(test, outcome.alert, at_rate.alert, study.problem.seed),
+    )
 
 
-def _reference(given: Searched, place: int) -> Reference:
-    parts = (given.study.train, given.study.calibrate)
-    answers = [given.known.both(part, given.moves, given.study)[place].answer for part in parts]
-    return Reference(answers[0], answers[1])
-
-
-def _on_test(given: Searched, name: str, policy: Policy, flags: BoolArray) -> Judged:
-    """Judge a policy on the test patients; its scores are scaled by what the tuning patients showed."""
-    whole, moves, test = given.study, given.moves, given.study.test
-    seen = outcome(whole.train, policy, flags, moves, whole.rates)
-    scaling = scale(whole.train, policy[-1].chain, seen.walk.asked[:, -1].astype(np.int64))
-    done = outcome(test, policy, flags, moves, whole.rates, scaling)
-    exact = at_rate(test, policy, flags, moves, given.alerts.per_100h) or policy
-    at = outcome(test, exact, flags, moves, whole.rates, scaling).alert
-    return Judged(name, policy, done, quality(test, done), warned(test, done.alert, at, given.seed))
-
-
-def _alone(given: Searched, *, longest: int) -> Judged:
-    """Judge the cheapest alarm without any stage before it: a single model, or a cascade within the last stage."""
-    whole, base = given.study, given.known.latched_quality
-    tried = [one for one in given.front.watch if len(one.step.chain) <= longest]
-    best: Alarm = cheapest(adequate(tried, base, given.alerts) or nearest(tried, base))[0]
-    names = " → ".join(whole.models[model] for model in best.step.chain)
-    return _on_test(given, names, (best.step,), np.array([True]))
-
-
-def part_names(whole: Study) -> tuple[tuple[str, Part], ...]:
-    """Return the parts of the split by name."""
-    return ("train", whole.train), ("calibrate", whole.calibrate), ("test", whole.test)
+def _evaluate_alarm(search: SearchResult, *, max_models: int) -> PolicyEvaluation:
+    """Evaluate the cheapest alarm without earlier stages: a single model, or a chain of the last stage."""
+    study, base, alerts = search.study, search.baselines.latched_quality, search.problem.alerts
+    alarms = [alarm for alarm in search.front.alarms if len(alarm.stage_policy.chain) <= max_models]
+    cheapest = select_cheapest(select_adequate(alarms, base, alerts) or select_nearest(alarms, base))[0]
+    names = " → ".join(study.models[model] for model in cheapest.stage_policy.chain)
+    return _evaluate_cascade(study, names, (cheapest.stage_policy,), is_alarm=True)

@@ -1,8 +1,7 @@
-"""From the front to one cascade: the goal, and the certificate that holds for the average patient."""
+"""Select one cascade of the front: the cheapest with a certified loss, or the most accurate within a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,148 +9,168 @@ import numpy as np
 from unfold_cascade._types import FloatArray, IntArray
 from unfold_cascade.planner import certificate
 from unfold_cascade.planner.certificate import Rule
-from unfold_cascade.schema.goals import Goal
-from unfold_cascade.schema.temporal import Moves
-from unfold_cascade.temporal.models.study import Part, Study
-from unfold_cascade.temporal.search.compose import Front, Point, parallel
-from unfold_cascade.temporal.simulation.policy import Policy, ladder
-from unfold_cascade.temporal.simulation.trajectories import walk
+from unfold_cascade.temporal.models.study import Cohort, Study
+from unfold_cascade.temporal.search.compose import FrontPoint
+from unfold_cascade.temporal.simulation.policy import Policy, build_policy_arrays
+from unfold_cascade.temporal.simulation.trajectories import simulate
 from unfoldkit.api import fail
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What was chosen, and why.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """A selected cascade and its certificate.
 
-    ``promised`` says that the certificate for the goal holds; ``certified`` is the loss of the average patient that
-    the chosen cascade is certified for, by so many ``cases``.
+    Attributes:
+        point: The cascade.
+        is_certified: Whether the certificate for the target holds.
+        certified_loss: The loss of the average patient that the cascade is certified for.
+        cases: Number of patients in the certificate.
+        method: Name of the statistical test.
     """
 
-    point: Point
-    promised: bool
-    certified: float
+    point: FrontPoint
+    is_certified: bool
+    certified_loss: float
     cases: int
     method: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """A monolith's (n,) answers on the tuning and the certifying patients."""
+class BaselineStages:
+    """A baseline's (n,) stages on the tuning and the certifying cohort."""
 
     train: IntArray
     calibrate: IntArray
 
 
-def choose(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> Choice:
-    """Choose the cheapest cascade that is certified within ``goal.max_loss``, or the best within ``goal.budget``.
+@dataclass(frozen=True, slots=True)
+class TestSequence:
+    """Fixed-sequence testing: points in test order, the test of each, and the position of the last that passed."""
 
-    The certificate is fixed-sequence testing (Learn then Test) on the certifying patients, who took no part in the
-    search; the order of the points (``sequence``) and the test of each come from the tuning patients. Each
-    patient counts once, by the mean of their hours. Where nothing can be certified, the cascade with the strongest
-    evidence on the tuning patients is returned, with the loss that it *is* certified for and ``promised`` unset.
+    order: list[int]
+    rules: list[Rule]
+    last_certified: int | None
+
+
+def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: BaselineStages) -> Selection:
+    """Select the cheapest cascade certified within ``max_loss``, or the most accurate within ``budget``.
+
+    The certificate is fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021) on the certifying cohort,
+    which took no part in the search. The order of the points and the test of each come from the tuning cohort. Each
+    patient counts once, by the mean over its hours. If nothing can be certified, ``is_certified`` is false. The
+    result is then the cascade with the strongest evidence in tuning and the loss that it is certified for.
+
+    Raises:
+        UnfoldError: No cascade is within the budget.
     """
-    if goal.budget is not None:
-        return _within_budget(study, front, base, goal, by)
-    epsilon = goal.max_loss or 0.0
-    own = float((base.train != study.train.highest).mean())
-    within = [point for point in front.points if point.loss <= own + epsilon] or [
-        min(front.points, key=lambda point: point.loss)
+    target = study.problem.goal
+    if target.budget is not None:
+        return _select_within_budget(study, points, baseline, target.budget)
+    epsilon = target.max_loss or 0.0
+    baseline_loss = float((baseline.train != study.train.highest).mean())
+    within = [point for point in points if point.loss <= baseline_loss + epsilon] or [
+        min(points, key=lambda point: point.loss)
     ]
-    before, after = (
-        np.array([differences(study, part, point.policy, base) for point in within])
-        for part in (study.train, study.calibrate)
+    tuning = np.array([compare_on_cohort(study, study.train, point.policy, baseline.train) for point in within])
+    certifying = np.array(
+        [compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate) for point in within]
     )
     cost = np.array([point.cost for point in within])
-    tested, rules, last = certified(cost, before, after, epsilon, 1 - goal.confidence)
-    if last is not None:
-        return Choice(within[tested[last]], True, epsilon, after.shape[1], rules[last].method)
-    return _refused(within[tested[0]], before[tested[0]], after[tested[0]], goal)
+    tests = certify_sequence(cost, tuning, certifying, epsilon, 1 - target.confidence)
+    if tests.last_certified is not None:
+        return Selection(
+            point=within[tests.order[tests.last_certified]],
+            is_certified=True,
+            certified_loss=epsilon,
+            cases=certifying.shape[1],
+            method=tests.rules[tests.last_certified].method,
+        )
+    strongest = tests.order[0]
+    return _bound_loss(study, within[strongest], tuning[strongest], certifying[strongest], is_certified=False)
 
 
-def certified(
-    cost: FloatArray, before: FloatArray, after: FloatArray, epsilon: float, delta: float
-) -> tuple[list[int], list[Rule], int | None]:
-    """Return the points tested, in order, the test of each, and the place of the last that passed in a row.
+def certify_sequence(
+    cost: FloatArray, tuning: FloatArray, certifying: FloatArray, epsilon: float, delta: float
+) -> TestSequence:
+    """Certify points one after the other until the first fails.
 
-    With probability 1 - delta that point loses at most ``epsilon``: order and tests come from ``before`` alone.
+    With probability 1 - ``delta`` the last point that passed loses at most ``epsilon``, because the order and the
+    tests depend on ``tuning`` alone.
 
     Args:
         cost: (m,) costs of the points.
-        before: (m, P) differences of the tuning patients.
-        after: (m, Q) differences of the certifying patients.
+        tuning: (m, P) loss differences of the tuning patients.
+        certifying: (m, Q) loss differences of the certifying patients.
         epsilon: Loss allowed.
         delta: Chance of a false certificate.
     """
-    tested = sequence(cost, before, epsilon)
-    rules = [certificate.choose_rule(before[place], epsilon, after.shape[1]) for place in tested]
-    return tested, rules, certificate.fixed_sequence(after[tested], epsilon, delta, rules)
+    order = order_tests(cost, tuning, epsilon)
+    rules = [certificate.choose_rule(tuning[point], epsilon, certifying.shape[1]) for point in order]
+    return TestSequence(order, rules, certificate.fixed_sequence(certifying[order], epsilon, delta, rules))
 
 
-def sequence(cost: FloatArray, seen: FloatArray, epsilon: float) -> list[int]:
-    """Return the order of testing: from the strongest evidence on the tuning patients on, each point cheaper.
+def order_tests(cost: FloatArray, tuning: FloatArray, epsilon: float) -> list[int]:
+    """Order the points by falling evidence on the tuning cohort, each cheaper than the one before.
 
-    A point that is dearer than one with stronger evidence is left out: it could only end the walk early.
+    A point that costs more than one with stronger evidence is left out: it could only end the sequence early.
 
     Args:
         cost: (m,) costs of the points.
-        seen: (m, P) differences of the tuning patients.
+        tuning: (m, P) loss differences of the tuning patients.
         epsilon: Loss allowed.
     """
-    evidence = (epsilon - seen.mean(axis=1)) / np.maximum(seen.std(axis=1), 1e-9)
+    evidence = (epsilon - tuning.mean(axis=1)) / np.maximum(tuning.std(axis=1), 1e-9)
     order = np.lexsort((cost, -evidence))
-    least = np.minimum.accumulate(cost[order])
-    cheaper = np.concatenate(([True], cost[order][1:] < least[:-1]))
-    return [int(place) for place in order[cheaper]]
+    lowest = np.minimum.accumulate(cost[order])
+    is_cheaper = np.concatenate(([True], cost[order][1:] < lowest[:-1]))
+    return [int(point) for point in order[is_cheaper]]
 
 
-def _refused(point: Point, before: FloatArray, after: FloatArray, goal: Goal) -> Choice:
-    rule = _rule(before, len(after))
-    bound = certificate.upper_bound(after, goal.confidence, rule)
-    return Choice(point, False, bound, len(after), rule.method)
+def _bound_loss(
+    study: Study, point: FrontPoint, tuning: FloatArray, certifying: FloatArray, *, is_certified: bool
+) -> Selection:
+    rule = _build_bound_rule(tuning, len(certifying))
+    bound = certificate.upper_bound(certifying, study.problem.goal.confidence, rule)
+    return Selection(
+        point=point, is_certified=is_certified, certified_loss=bound, cases=len(certifying), method=rule.method
+    )
 
 
-def _rule(before: FloatArray, cases: int) -> Rule:
-    """Return the test that promises the smallest bound: its wager is best a little above the mean seen in tuning."""
-    spread = float(before.std()) / np.sqrt(cases)
-    epsilon = min(max(float(before.mean()) + 2 * spread, 0.0) + 1e-6, 0.99)
-    return Rule("betting", certificate.best_wager(before, epsilon))
+def _build_bound_rule(tuning: FloatArray, cases: int) -> Rule:
+    """Build the betting test with the tightest expected bound: its wager is best slightly above the tuning mean."""
+    standard_error = float(tuning.std()) / np.sqrt(cases)
+    epsilon = min(max(float(tuning.mean()) + 2 * standard_error, 0.0) + 1e-6, 0.99)
+    return Rule("betting", certificate.best_wager(tuning, epsilon))
 
 
-def _within_budget(study: Study, front: Front, base: Reference, goal: Goal, by: str) -> Choice:
-    allowed = [point for point in front.points if _spent(point, by) <= (goal.budget or 0.0)]
-    if not allowed:
-        least = min(_spent(point, by) for point in front.points)
-        hint = f"goal: {{budget: {np.ceil(least * 100) / 100:g} per case-hour}}"
-        raise fail(
-            f"no cascade costs so little; the cheapest needs {least:.4g} per case-hour", key="goal.budget", hint=hint
-        )
-    point = min(allowed, key=lambda one: one.loss)
-    before, after = (differences(study, part, point.policy, base) for part in (study.train, study.calibrate))
-    rule = _rule(before, len(after))
-    return Choice(point, True, certificate.upper_bound(after, goal.confidence, rule), len(after), rule.method)
+def _select_within_budget(
+    study: Study, points: tuple[FrontPoint, ...], baseline: BaselineStages, budget: float
+) -> Selection:
+    by = study.problem.cost.by
+    affordable = [point for point in points if _hourly_cost(point, by) <= budget]
+    if not affordable:
+        minimum = min(_hourly_cost(point, by) for point in points)
+        hint = f"goal: {{budget: {np.ceil(minimum * 100) / 100:g} per case-hour}}"
+        message = f"no cascade costs so little; the cheapest needs {minimum:.4g} per case-hour"
+        raise fail(message, key="goal.budget", hint=hint)
+    point = min(affordable, key=lambda candidate: candidate.loss)
+    tuning = compare_on_cohort(study, study.train, point.policy, baseline.train)
+    certifying = compare_on_cohort(study, study.calibrate, point.policy, baseline.calibrate)
+    return _bound_loss(study, point, tuning, certifying, is_certified=True)
 
 
-def _spent(point: Point, by: str) -> float:
+def _hourly_cost(point: FrontPoint, by: str) -> float:
     return point.cost if "+" in by else point.bill[by]
 
 
-def differences(study: Study, part: Part, policy: Policy, base: Reference) -> FloatArray:
-    """Return (P,) what a policy loses more than the monolith, by tuning or certifying patient."""
-    return against(study, part, policy, base.train if part is study.train else base.calibrate)
+def compare_on_cohort(study: Study, cohort: Cohort, policy: Policy, baseline_stage: IntArray) -> FloatArray:
+    """Compute (P,) how much more a policy loses than a baseline with (n,) stages, by patient of a cohort."""
+    arrays = build_policy_arrays(policy, study.parallel)
+    trajectories = simulate(cohort.timeline, cohort.scores, arrays, study.problem.transitions)
+    return average_by_patient(trajectories.stage.astype(np.int64), baseline_stage, cohort.highest, cohort.entity)
 
 
-def against(study: Study, part: Part, policy: Policy, other: IntArray) -> FloatArray:
-    """Return (P,) for each patient the mean over their hours of wrong answers more than those of ``other`` (n,)."""
-    went = walk(part.clock, part.zoo, ladder(policy, parallel(study)), study.spec.moves or Moves())
-    return patient_means(went.answer.astype(np.int64), other, part.highest, part.entity)
-
-
-def patient_means(answer: IntArray, other: IntArray, truth: IntArray, entity: IntArray) -> FloatArray:
-    """Return (P,) the mean difference of the two losses of each patient, in [-1, 1]."""
-    d = (answer != truth).astype(np.float64) - (other != truth)
-    return certificate.per_cluster(d, entity)
-
-
-def savings(base: dict[str, float], own: dict[str, float], notions: Sequence[str]) -> dict[str, float]:
-    """Return how many times less the cascade costs, by notion."""
-    return {notion: base[notion] / own[notion] for notion in notions if own[notion] > 0}
+def average_by_patient(stage: IntArray, baseline_stage: IntArray, truth: IntArray, entity: IntArray) -> FloatArray:
+    """Average (P,) the differences of two losses over the hours of each patient, in [-1, 1]."""
+    difference = (stage != truth).astype(np.float64) - (baseline_stage != truth)
+    return certificate.per_cluster(difference, entity)

@@ -1,4 +1,4 @@
-"""What a server of cases over time tells Prometheus: models asked, exits, purchases, alarms, audits."""
+"""Prometheus metrics of a served cascade over time: model calls, exits, purchases, alarms and audits."""
 
 from __future__ import annotations
 
@@ -6,83 +6,83 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unfold_cascade.temporal.serving.model import Hour
-from unfold_cascade.temporal.serving.plan_loader import Loaded
+from unfold_cascade.temporal.serving.model import HourResult
+from unfold_cascade.temporal.serving.plan_loader import LoadedPlan
 
 
-@dataclass(slots=True)
-class Counts:
-    """The counters; nothing is counted before ``begin``, while the models are warmed up."""
+@dataclass(slots=True, kw_only=True)
+class CascadeMetrics:
+    """The counters; nothing is counted before ``enable``, so that warming up the models leaves no trace."""
 
-    names: tuple[tuple[str, str], ...]
-    groups: tuple[str, ...]
+    models: tuple[tuple[str, str], ...]
+    feature_sets: tuple[str, ...]
     stages: tuple[str, ...]
-    asked: Any
-    answered: Any
-    bought: Any
+    calls: Any
+    exits: Any
+    purchases: Any
     price: Any
     alarms: Any
-    audited: Any
-    differs: Any
+    audits: Any
+    disagreements: Any
     hours: Any
-    live: bool = False
+    enabled: bool = False
 
-    def begin(self) -> None:
+    def enable(self) -> None:
         """Count from now on."""
-        self.live = True
+        self.enabled = True
 
-    def count(self, hours: Sequence[Hour]) -> None:
+    def count(self, hours: Sequence[HourResult]) -> None:
         """Count some hours."""
-        for hour in hours if self.live else ():
-            self._count(hour)
+        for hour in hours if self.enabled else ():
+            self._count_hour(hour)
 
-    def remembered(self, registry: Any, cases: Callable[[], int]) -> None:
-        """Tell how many cases are remembered."""
+    def export_entity_count(self, registry: Any, count_entities: Callable[[], int]) -> None:
+        """Export the number of stored entities as a gauge."""
         from prometheus_client import Gauge
 
-        Gauge("unfold_cascade_cases", "Cases that are remembered", registry=registry).set_function(cases)
+        Gauge("unfold_cascade_cases", "Entities with a stored state", registry=registry).set_function(count_entities)
 
-    def _count(self, hour: Hour) -> None:
-        exits = {item.stage: item for item in hour.heard}
-        for item in hour.heard:
-            self.asked.labels(*self.names[item.model]).inc()
-        for item in exits.values():
-            self.answered.labels(*self.names[item.model], item.verdict).inc()
-        for group in hour.groups:
-            self.bought.labels(self.groups[group]).inc()
-        self.price.inc(sum(hour.paid))
+    def _count_hour(self, hour: HourResult) -> None:
+        exits = {call.stage: call for call in hour.calls}
+        for call in hour.calls:
+            self.calls.labels(*self.models[call.model]).inc()
+        for call in exits.values():
+            self.exits.labels(*self.models[call.model], call.verdict).inc()
+        for feature_set in hour.purchases:
+            self.purchases.labels(self.feature_sets[feature_set]).inc()
+        self.price.inc(sum(hour.prices))
         self.hours.labels(self.stages[hour.stage]).inc()
         if hour.stage == len(self.stages) - 1:
             self.alarms.inc()
         if hour.audited:
-            self.audited.inc()
-            self.differs.inc(hour.stage != hour.other)
+            self.audits.inc()
+            self.disagreements.inc(hour.stage != hour.baseline_stage)
 
 
-def counts(loaded: Loaded, registry: Any) -> Counts:
-    """Return the counters of a cascade, those of its models at zero."""
+def build_metrics(plan: LoadedPlan, registry: Any) -> CascadeMetrics:
+    """Register the counters; those of the served models start at zero."""
     from prometheus_client import Counter
 
-    def counter(name: str, text: str, *labels: str) -> Any:
-        return Counter(f"unfold_cascade_{name}", text, labels, registry=registry)
+    def counter(name: str, description: str, *labels: str) -> Any:
+        return Counter(f"unfold_cascade_{name}", description, labels, registry=registry)
 
-    names = tuple((slot.place.split("/", 1)[0], slot.place.split("/", 1)[1]) for slot in loaded.places)
-    asked = counter("asked", "Hours that a model was asked", "stage", "model")
-    answered = counter("answered", "Hours that a model decided for its stage", "stage", "model", "verdict")
-    for model in [len(names) - 1] if loaded.alone else loaded.asked:
-        asked.labels(*names[model])
+    models = tuple((slot.stage, slot.model) for slot in plan.slots)
+    calls = counter("asked", "Hours in which a model was evaluated", "stage", "model")
+    exits = counter("answered", "Hours in which a model decided for its stage", "stage", "model", "verdict")
+    for model in [len(models) - 1] if plan.serves_baseline else plan.policy_models:
+        calls.labels(*models[model])
         for verdict in ("ICK0", "ICK1"):
-            answered.labels(*names[model], verdict)
-    return Counts(
-        names,
-        loaded.purchase.names,
-        (*(stage.name for stage in loaded.spec.stages), "alarm"),
-        asked,
-        answered,
-        counter("bought", "Purchases of a feature group", "group"),
-        counter("price", "What calls and purchases cost"),
-        counter("alarms", "Hours in which the last stage said yes"),
-        counter("audited", "Hours that the monolith answered too"),
-        counter("differs", "Audited hours in which the monolith's stage is another"),
-        counter("hours", "Hours by the stage that the case was left in", "stage"),
+            exits.labels(*models[model], verdict)
+    return CascadeMetrics(
+        models=models,
+        feature_sets=plan.purchase.names,
+        stages=(*plan.problem.stage_names, "alarm"),
+        calls=calls,
+        exits=exits,
+        purchases=counter("bought", "Purchases of a feature group", "group"),
+        price=counter("price", "Price of calls and purchases"),
+        alarms=counter("alarms", "Hours with an alarm of the last stage"),
+        audits=counter("audited", "Hours also decided by the baseline model"),
+        disagreements=counter("differs", "Audited hours in which cascade and baseline disagree"),
+        hours=counter("hours", "Hours by the stage after the hour", "stage"),
     )

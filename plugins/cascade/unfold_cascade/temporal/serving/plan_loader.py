@@ -1,4 +1,4 @@
-"""What stands in a run of a cascade over time, read back: the policy of the plan, the models, what they cost."""
+"""Load what a run stores of a plan over time: its policy, its models, and what they cost."""
 
 from __future__ import annotations
 
@@ -9,109 +9,128 @@ from typing import Any
 
 import numpy as np
 
-from unfold_cascade._types import IntArray
-from unfold_cascade.models.zoo import AGAIN
-from unfold_cascade.schema.models import CascadeSpec, FeatureGroup
-from unfold_cascade.schema.temporal import Drift, Moves
-from unfold_cascade.temporal.data.features import Purchase, purchase
-from unfold_cascade.temporal.data.holdout import FILE as PROBE
-from unfold_cascade.temporal.data.holdout import Probe, read
-from unfold_cascade.temporal.evaluation.evaluate import single
-from unfold_cascade.temporal.evaluation.monolith import Monolith
-from unfold_cascade.temporal.models.study import rates_of, stored
-from unfold_cascade.temporal.models.training import Log, Slot
-from unfold_cascade.temporal.simulation.cost import Rates
-from unfold_cascade.temporal.simulation.policy import Policy, Step
-from unfoldkit.api import Run, fail
+from unfold_cascade._types import BoolArray, IntArray
+from unfold_cascade.models.zoo import RESUME_HINT
+from unfold_cascade.temporal.data.features import PurchaseTerms, build_purchase_terms
+from unfold_cascade.temporal.data.holdout import PROBE_FILE, Probe, load_probe
+from unfold_cascade.temporal.evaluation.baselines import BaselineRule
+from unfold_cascade.temporal.models.predictions import Predictions, collect_call_costs
+from unfold_cascade.temporal.models.slots import ModelSlot
+from unfold_cascade.temporal.models.study import StoredStudy, load_study
+from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
+from unfold_cascade.temporal.simulation.cost import CallCosts
+from unfold_cascade.temporal.simulation.policy import Policy, StagePolicy, single_model_policy
+from unfoldkit.api import Run, RunDir, fail
 
-WORDS: Mapping[str, float] = {"always": -math.inf, "never": math.inf}
+INFINITE_CUTS: Mapping[str, float] = {"always": -math.inf, "never": math.inf}
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The cascade of a plan and its monolith. ``alone``: nothing was promised, so the monolith answers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPlan:
+    """A plan with the models it needs.
 
-    ``features`` are those of ``spec`` with their columns by name. ``whole`` tells whether all hours are whole numbers:
-    then times are hours, else seconds.
+    Attributes:
+        problem: The problem, with the seed of the plan.
+        directory: The run.
+        policy: The cascade of the plan.
+        baseline: The latched baseline.
+        serves_baseline: Whether the baseline is served because no cascade was certified.
+        study: What the run stores: slots, predictions and features, the baseline model last.
+        needs: (M,) bit masks of the feature sets that each model needs.
+        purchase: Terms on which the sets are bought.
+        call_costs: What one call of each model costs.
+        probe: Held-out entities to replay.
     """
 
-    spec: CascadeSpec
-    features: Mapping[str, FeatureGroup]
-    run: Run
+    problem: TemporalProblem
+    directory: RunDir
     policy: Policy
-    monolith: Monolith
-    alone: bool
-    places: tuple[Slot, ...]
-    logs: tuple[Log, ...]
+    baseline: BaselineRule
+    serves_baseline: bool
+    study: StoredStudy
     needs: IntArray
-    purchase: Purchase
-    rates: Rates
+    purchase: PurchaseTerms
+    call_costs: CallCosts
     probe: Probe
-    whole: bool
 
     @property
-    def moves(self) -> Moves:
-        """How cases move."""
-        return self.spec.moves or Moves()
+    def slots(self) -> tuple[ModelSlot, ...]:
+        """The models by number."""
+        return self.study.slots
 
     @property
-    def drift(self) -> Drift:
-        """What an audit and a check tell."""
-        return self.spec.drift or Drift()
+    def predictions(self) -> tuple[Predictions, ...]:
+        """Their stored predictions."""
+        return self.study.predictions
 
     @property
-    def parallel(self) -> np.ndarray:
-        """(S,) which stages are asked at every hour."""
-        return np.array([stage.parallel for stage in self.spec.stages])
+    def features(self) -> Mapping[str, FeatureSet]:
+        """The feature sets with their columns by name."""
+        return self.study.features
 
     @property
-    def asked(self) -> list[int]:
-        """The numbers of the models that the policy may ask."""
-        return sorted({model for step in self.policy for model in step.chain})
+    def has_whole_hours(self) -> bool:
+        """Whether all hours are whole numbers: then the server's times are hours, otherwise seconds."""
+        return bool((self.study.hours.timeline.hour % 1.0 == 0.0).all())
+
+    @property
+    def parallel(self) -> BoolArray:
+        """(S,) stages that are evaluated at every hour."""
+        return np.array([stage.is_parallel for stage in self.problem.stages])
+
+    @property
+    def policy_models(self) -> list[int]:
+        """The numbers of the models in the policy, ascending."""
+        return sorted({model for stage in self.policy for model in stage.chain})
 
 
-def load(spec: CascadeSpec, run: Run, plan: Mapping[str, Any]) -> Loaded:
-    """Return what a run holds of a plan, each file against its hash.
+def load_temporal_plan(problem: TemporalProblem, run: Run, plan: Mapping[str, Any]) -> LoadedPlan:
+    """Load a plan and verify each of its files against its hash.
+
+    Args:
+        problem: The problem of the plan's spec.
+        run: Stores the models.
+        plan: The plan as data.
 
     Raises:
-        UnfoldError: a model or the hours set aside are missing, or the plan is not of this run.
+        UnfoldError: A model or the probe is missing, or the plan was not made from this run.
     """
-    held = stored(spec, replace(run, seed=int(plan["seed"])))
-    if not run.directory.has(PROBE):
-        raise fail("the run holds no hours that were set aside", file=str(run.directory.path), hint=AGAIN)
-    names, decision = [slot.place for slot in held.places], plan["decision"]
-    bought = purchase(spec.features)
-    last = len(names) - 1
+    problem = replace(problem, seed=int(plan["seed"]))
+    study = load_study(problem, run)
+    if not run.directory.has(PROBE_FILE):
+        raise fail("the run holds no probe of held-out hours", file=str(run.directory.path), hint=RESUME_HINT)
+    names, decision = [slot.place for slot in study.slots], plan["decision"]
     try:
-        policy = tuple(_step(item, names) for item in decision["cascade"])
-        base, alone = decision["monolith"], not decision["promised"]
-        rule = Monolith(single(last, _cut(base["cut"])), tuple(float(cut) for cut in base["stages"]))
+        policy = tuple(_decode_stage(stage, names) for stage in decision["cascade"])
+        monolith, serves_baseline = decision["monolith"], not decision["promised"]
+        alarm = single_model_policy(len(names) - 1, _decode_cut(monolith["cut"]))
+        baseline = BaselineRule(alarm, tuple(float(cut) for cut in monolith["stages"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise fail("the plan is not of this run", file=str(run.directory.path), hint=AGAIN) from error
-    return Loaded(
-        spec=spec,
-        features=held.features,
-        run=run,
+        raise fail("the plan was not made from this run", file=str(run.directory.path), hint=RESUME_HINT) from error
+    purchase = build_purchase_terms(problem.features)
+    return LoadedPlan(
+        problem=problem,
+        directory=run.directory,
         policy=policy,
-        monolith=rule,
-        alone=alone,
-        places=held.places,
-        logs=held.logs,
-        needs=np.array([bought.mask(slot.groups) for slot in held.places], dtype=np.int64),
-        purchase=bought,
-        rates=rates_of(spec, held.logs),
-        probe=read(run.directory.read(PROBE)),
-        whole=bool((held.hours.clock.hour % 1.0 == 0.0).all()),
+        baseline=baseline,
+        serves_baseline=serves_baseline,
+        study=study,
+        needs=np.array([purchase.bit_mask(slot.feature_sets) for slot in study.slots], dtype=np.int64),
+        purchase=purchase,
+        call_costs=collect_call_costs(problem, study.predictions),
+        probe=load_probe(run.directory.read(PROBE_FILE)),
     )
 
 
-def _step(item: Mapping[str, Any], names: Sequence[str]) -> Step:
-    chain = tuple(names.index(f"{item['stage']}/{model}") for model in item["models"])
-    spans, owned = (tuple((_cut(lo), _cut(hi)) for lo, hi in item.get(key, ())) for key in ("unsure", "unsure_owned"))
+def _decode_stage(stage: Mapping[str, Any], names: Sequence[str]) -> StagePolicy:
+    chain = tuple(names.index(f"{stage['stage']}/{model}") for model in stage["models"])
+    spans, owned = (
+        tuple((_decode_cut(lo), _decode_cut(hi)) for lo, hi in stage.get(key, ())) for key in ("unsure", "unsure_owned")
+    )
     if len(spans) != len(chain) - 1 or len(owned) not in (0, len(spans)):
         raise ValueError("a span for each model but the last")
-    return Step(chain, spans, _cut(item["cut"]), owned)
+    return StagePolicy(chain, spans, _decode_cut(stage["cut"]), owned)
 
 
-def _cut(value: Any) -> float:
-    return WORDS[value] if isinstance(value, str) else float(value)
+def _decode_cut(cut: Any) -> float:
+    return INFINITE_CUTS[cut] if isinstance(cut, str) else float(cut)

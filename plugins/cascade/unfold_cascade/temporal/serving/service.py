@@ -1,195 +1,222 @@
-"""`serve` for cases over time: the cascade of the plan, hour by hour, each case's stage kept in the run."""
+"""Serve a plan over time: load its models, prove on the probe that they match the simulation, start the application."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from unfold_cascade._types import Float32, IntArray
 from unfold_cascade.models import onnx_runtime
-from unfold_cascade.models.zoo import AGAIN
-from unfold_cascade.report.dashboard import of_counters
-from unfold_cascade.report.plan_loader import planned
-from unfold_cascade.schema.models import CascadeSpec
-from unfold_cascade.temporal.data.online_features import features_of, sight
-from unfold_cascade.temporal.evaluation.monolith import latched
-from unfold_cascade.temporal.models.study import FILE
-from unfold_cascade.temporal.serving import model as live
-from unfold_cascade.temporal.serving.metrics import Counts, counts
-from unfold_cascade.temporal.serving.model import Hour, Timed, Voice
-from unfold_cascade.temporal.serving.plan_loader import Loaded, load
-from unfold_cascade.temporal.simulation.online_step import rungs
-from unfold_cascade.temporal.simulation.policy import Policy, ladder
-from unfold_cascade.temporal.simulation.trajectories import Clock, Walk, Zoo, walk_plain
-from unfoldkit.api import Run, Service, broken, dump, fingerprint
+from unfold_cascade.models.zoo import RESUME_HINT
+from unfold_cascade.report.dashboard import read_dashboard
+from unfold_cascade.temporal.data.online_features import build_online_features, compute_probe_features
+from unfold_cascade.temporal.data.table import Timeline
+from unfold_cascade.temporal.evaluation.baselines import latch_stages
+from unfold_cascade.temporal.problem import CostOptions
+from unfold_cascade.temporal.report import sentences
+from unfold_cascade.temporal.serving.metrics import CascadeMetrics, build_metrics
+from unfold_cascade.temporal.serving.model import (
+    HourResult,
+    ServedBaseline,
+    ServedModel,
+    TemporalModel,
+    output_fields,
+)
+from unfold_cascade.temporal.serving.plan_loader import LoadedPlan
+from unfold_cascade.temporal.simulation.online_step import build_online_stages
+from unfold_cascade.temporal.simulation.policy import ALWAYS_EVALUATED, build_policy_arrays
+from unfold_cascade.temporal.simulation.trajectories import ModelScores, Trajectories, simulate_reference
+from unfoldkit.api import Run, Service, broken, fingerprint
 from unfoldkit.serving.model import Field
 from unfoldkit.serving.observability.dashboard import of_requests
 from unfoldkit.serving.oip.app import application, served
 from unfoldkit.serving.state.entity_model import Remembering
 from unfoldkit.serving.state.store import open_store
 
-MEMORY = "serving/entities.sqlite"
+STATE_FILE = "serving/entities.sqlite"
 SECOND_H = 1.0 / 3600.0
 
 
-def serve(spec: CascadeSpec, run: Run) -> Service:
-    """Return the service of what ``train`` or ``plan`` left in the run; nothing is fitted, no table is read.
+def build_service(plan: LoadedPlan, run: Run) -> Service:
+    """Build the service of a plan; nothing is fitted and no table is read.
 
     Raises:
-        UnfoldError: the run holds no plan of this spec, a file of it was changed, its models answer differently now, or
-            the memory of its cases belongs to another plan.
+        UnfoldError: The models behave differently from the plan's simulation, or the stored states belong to another
+            plan.
     """
     from prometheus_client import CollectorRegistry
 
-    loaded = load(spec, run, planned(spec, run, FILE))
     registry = CollectorRegistry()
-    told = counts(loaded, registry)
-    model = timed(loaded, told)
-    check(loaded, model)
-    store = open_store(run.directory.path / MEMORY, made_from=model.version)
-    told.remembered(registry, store.count)
-    kept = Remembering(model, store, round(1.0 / model.tick_h))
-    app = application([kept], registry=registry, close=store.close, log=run.log, clock=run.clock)
-    told.begin()
-    lines = (*_told(loaded, model), ("memory", f"{store.count():,} cases in {run.directory.path / MEMORY}"))
-    watch = of_requests(spec.name, "cascade", app.metrics, of_counters(registry, _unit(spec)))
-    return served(spec.name, app, lines=lines, watch=watch)
+    metrics = build_metrics(plan, registry)
+    model = build_model(plan, run, metrics)
+    verify_replay(plan, model)
+    store = open_store(run.directory.path / STATE_FILE, made_from=model.version)
+    metrics.export_entity_count(registry, store.count)
+    stateful = Remembering(model, store, round(1.0 / model.tick_h))
+    app = application([stateful], registry=registry, close=store.close, log=run.log, clock=run.clock)
+    metrics.enable()
+    memory = sentences.describe_memory(store.count(), str(run.directory.path / STATE_FILE))
+    lines = (*_describe_service(plan, model), ("memory", memory))
+    counters = read_dashboard(registry, name_cost_unit(plan.problem.cost))
+    watch = of_requests(plan.problem.name, "cascade", app.metrics, counters)
+    return served(plan.problem.name, app, lines=lines, watch=watch)
 
 
-def timed(loaded: Loaded, told: Counts) -> Timed:
-    """Return the model to serve."""
-    view, spec = sight(loaded.features), loaded.spec
-    x, probe = features_of(view, loaded.probe), loaded.probe
-    voices = {m: _voice(loaded, m, x, probe.rows) for m in ([] if loaded.alone else loaded.asked)}
-    stages = rungs(ladder(loaded.policy, loaded.parallel))
-    longest = 1 if loaded.alone else sum(len(rung.chain) for rung in stages)
-    return Timed(
-        name=spec.name,
-        version=_version(loaded),
-        inputs=(Field("x", "FP64", (len(view.columns),), missing=True, columns=view.columns),),
-        outputs=live.fields(longest),
-        facts=_facts(loaded, voices),
-        sight=view,
-        ladder=stages,
-        moves=loaded.moves,
-        stages=tuple(stage.name for stage in spec.stages),
-        models=tuple(slot.place for slot in loaded.places),
-        voices=voices,
-        monolith=_monolith(loaded),
-        needs=loaded.needs,
-        purchase=loaded.purchase,
-        rates=loaded.rates,
-        tick_h=1.0 if loaded.whole else SECOND_H,
-        count=told.count,
+def build_model(plan: LoadedPlan, run: Run, metrics: CascadeMetrics) -> TemporalModel:
+    """Build the stateful model of a plan."""
+    features, problem = build_online_features(plan.features), plan.problem
+    x, rows = compute_probe_features(features, plan.probe), plan.probe.rows
+    numbers = [] if plan.serves_baseline else plan.policy_models
+    served_models = {number: _load_model(plan, run, number, x, rows) for number in numbers}
+    policy = build_online_stages(build_policy_arrays(plan.policy, plan.parallel))
+    longest = 1 if plan.serves_baseline else sum(len(stage.chain) for stage in policy)
+    return TemporalModel(
+        name=problem.name,
+        version=_fingerprint_plan(plan),
+        inputs=(Field("x", "FP64", (len(features.columns),), missing=True, columns=features.columns),),
+        outputs=output_fields(longest),
+        facts=_list_facts(plan, served_models),
+        features=features,
+        policy=policy,
+        transitions=problem.transitions,
+        stages=problem.stage_names,
+        models=tuple(slot.place for slot in plan.slots),
+        served_models=served_models,
+        baseline=_load_baseline(plan, run),
+        needs=plan.needs,
+        purchase=plan.purchase,
+        call_costs=plan.call_costs,
+        tick_h=1.0 if plan.has_whole_hours else SECOND_H,
+        count=metrics.count,
     )
 
 
-def check(loaded: Loaded, model: Timed) -> None:
-    """Take the entities that were set aside through every hour, and compare with what the plan's simulation does.
+def verify_replay(plan: LoadedPlan, model: TemporalModel) -> None:
+    """Replay the probe hour by hour and compare it with the plan's simulation.
 
     Raises:
-        UnfoldError: a stage, a call or a purchase differs.
+        UnfoldError: A stage, a call or a purchase differs.
     """
-    hours = replay(model, loaded)
-    expected, went = simulated(loaded)
-    calls, buys = np.zeros_like(went.calls), np.zeros_like(went.buys)
-    for entity, done in enumerate(hours):
-        for hour in done:
-            np.add.at(calls[entity], [item.model for item in hour.heard], 1)
-            np.add.at(buys[entity], list(hour.groups), 1)
-    stages = np.array([hour.stage for done in hours for hour in done])
-    if (stages != expected).any() or (calls != went.calls).any() or (buys != went.buys).any():
-        other = int((stages != expected).sum())
-        message = f"the models of this run answer otherwise than when it was planned: {other} of {len(stages)} hours"
-        raise broken(message, hint=AGAIN)
+    replayed = replay_probe(model, plan)
+    expected = simulate_probe(plan)
+    calls = np.zeros_like(expected.trajectories.calls)
+    purchases = np.zeros_like(expected.trajectories.purchases)
+    for entity, hours in enumerate(replayed):
+        for hour in hours:
+            np.add.at(calls[entity], [call.model for call in hour.calls], 1)
+            np.add.at(purchases[entity], list(hour.purchases), 1)
+    stages = np.array([hour.stage for hours in replayed for hour in hours])
+    differs = stages != expected.stage
+    same_calls = (calls == expected.trajectories.calls).all()
+    same_purchases = (purchases == expected.trajectories.purchases).all()
+    if differs.any() or not same_calls or not same_purchases:
+        message = f"the models of this run behave differently from its plan: {differs.sum()} of {len(stages)} hours"
+        raise broken(message, hint=RESUME_HINT)
 
 
-def replay(model: Timed, loaded: Loaded) -> list[list[Hour]]:
-    """Return what the model does in each hour of each entity of the probe, one hour at a time."""
-    probe, found = loaded.probe, list[list[Hour]]()
+def replay_probe(model: TemporalModel, plan: LoadedPlan) -> list[list[HourResult]]:
+    """Advance the model through every hour of each entity of the probe, one hour at a time."""
+    probe, replayed = plan.probe, list[list[HourResult]]()
     for begin, end in zip(probe.starts[:-1], probe.starts[1:], strict=True):
-        case, done = None, list[Hour]()
+        memory, entity_hours = None, list[HourResult]()
         for row in range(begin, end):
-            hours, cases = model.follow(
-                probe.values[row : row + 1].astype(np.float64), probe.hour[row : row + 1], [case]
-            )
-            case = cases[0]
-            done += hours
-        found.append(done)
-    return found
+            values = probe.values[row : row + 1].astype(np.float64)
+            hours, memories = model.advance(values, probe.hour[row : row + 1], [memory])
+            memory = memories[0]
+            entity_hours += hours
+        replayed.append(entity_hours)
+    return replayed
 
 
-def simulated(loaded: Loaded) -> tuple[Any, Walk]:
-    """Return the (n,) stages of the probe's hours by the plan's simulation, and all that happened."""
-    probe = loaded.probe
-    p = np.array([log.p[probe.rows, -1] for log in loaded.logs])
-    zoo, clock = Zoo(p, loaded.needs, loaded.purchase), Clock(probe.starts, probe.hour)
-    policy: Policy = loaded.monolith.policy if loaded.alone else loaded.policy
-    went = walk_plain(clock, zoo, ladder(policy, np.array([True]) if loaded.alone else loaded.parallel), loaded.moves)
-    if not loaded.alone:
-        return went.answer.astype(np.int64), went
-    stage = latched(loaded.logs[-1].p[probe.rows], probe.starts, loaded.monolith.cuts or ())
-    return np.where(went.answer == 1, len(loaded.spec.stages), stage), went
+@dataclass(frozen=True, slots=True)
+class SimulatedProbe:
+    """The (n,) stages of the probe by the plan's simulation, and its trajectories."""
+
+    stage: IntArray
+    trajectories: Trajectories
 
 
-def _voice(loaded: Loaded, m: int, x: Any, rows: Any) -> Voice:
-    slot = loaded.places[m]
-    native = onnx_runtime.drawn(onnx_runtime.unconverted(loaded.run, slot, "asked near a cut", dtype=np.float32))
-    found = onnx_runtime.checked(loaded.run, slot, loaded.logs[m].p[rows], x)
-    if found.name == onnx_runtime.NATIVE:
-        native = onnx_runtime.Engine(native.predict, native.dtype, native.name, found.why)
-        return Voice(native, native, slot.columns)
-    return Voice(found, native, slot.columns)
+def simulate_probe(plan: LoadedPlan) -> SimulatedProbe:
+    """Simulate the probe on the stored predictions."""
+    probe = plan.probe
+    p = np.array([prediction.p[probe.rows, -1] for prediction in plan.predictions])
+    scores, timeline = ModelScores(p, plan.needs, plan.purchase), Timeline(probe.starts, probe.hour)
+    policy = plan.baseline.policy if plan.serves_baseline else plan.policy
+    parallel = ALWAYS_EVALUATED if plan.serves_baseline else plan.parallel
+    arrays = build_policy_arrays(policy, parallel)
+    trajectories = simulate_reference(timeline, scores, arrays, plan.problem.transitions)
+    if not plan.serves_baseline:
+        return SimulatedProbe(trajectories.stage.astype(np.int64), trajectories)
+    stage = latch_stages(plan.predictions[-1].p[probe.rows], probe.starts, plan.baseline.cuts or ())
+    return SimulatedProbe(np.where(trajectories.stage == 1, len(plan.problem.stages), stage), trajectories)
 
 
-def _monolith(loaded: Loaded) -> live.Monolith:
-    last = len(loaded.places) - 1
-    native = onnx_runtime.unconverted(loaded.run, loaded.places[last], "the monolith", dtype=np.float32)
-    rung = rungs(ladder(loaded.monolith.policy, np.array([True])))[0]
-    voice = Voice(native, native, loaded.places[last].columns)
-    return live.Monolith(last, voice, rung, loaded.monolith.cuts or (), loaded.drift.audit, loaded.alone)
+def _load_model(plan: LoadedPlan, run: Run, number: int, x: Float32, rows: IntArray) -> ServedModel:
+    slot = plan.slots[number]
+    native = onnx_runtime.shrink_engine(
+        onnx_runtime.build_native_engine(run, slot, "decides near a threshold", dtype=np.float32)
+    )
+    engine = onnx_runtime.choose_engine(run, slot, plan.predictions[number].p[rows], x)
+    if engine.name == onnx_runtime.NATIVE:
+        native = onnx_runtime.Engine(native.predict, native.dtype, native.name, engine.reason)
+        return ServedModel(native, native, slot.columns)
+    return ServedModel(engine, native, slot.columns)
 
 
-def _version(loaded: Loaded) -> str:
-    cuts = [[list(step.chain), [list(span) for span in step.spans], step.cut, *step.owned] for step in loaded.policy]
-    rule = [loaded.monolith.policy[-1].cut, list(loaded.monolith.cuts or ()), loaded.alone]
-    made = [slot.made_from for slot in loaded.places]
-    return fingerprint(dump(loaded.spec), repr(cuts), repr(rule), made)[:12]
+def _load_baseline(plan: LoadedPlan, run: Run) -> ServedBaseline:
+    number = len(plan.slots) - 1
+    native = onnx_runtime.build_native_engine(run, plan.slots[number], "the baseline", dtype=np.float32)
+    return ServedBaseline(
+        number=number,
+        model=ServedModel(native, native, plan.slots[number].columns),
+        stage=build_online_stages(build_policy_arrays(plan.baseline.policy, ALWAYS_EVALUATED))[0],
+        cuts=plan.baseline.cuts or (),
+        audit_share=plan.problem.audit_share,
+        serves_all=plan.serves_baseline,
+    )
 
 
-def _facts(loaded: Loaded, voices: Mapping[int, Voice]) -> dict[str, Any]:
+def _fingerprint_plan(plan: LoadedPlan) -> str:
+    """Fingerprint all that stored states depend on; its layout is fixed, because stored states carry it."""
+    cuts = [[list(stage.chain), [list(span) for span in stage.spans], stage.cut, *stage.owned] for stage in plan.policy]
+    rule = [plan.baseline.policy[-1].cut, list(plan.baseline.cuts or ()), plan.serves_baseline]
+    made_from = [slot.made_from for slot in plan.slots]
+    return fingerprint(plan.problem.documents.spec, repr(cuts), repr(rule), made_from)[:12]
+
+
+def _list_facts(plan: LoadedPlan, served_models: Mapping[int, ServedModel]) -> dict[str, Any]:
     return {
         "kind": "cascade",
-        "serves": "monolith" if loaded.alone else "cascade",
-        "stages": [stage.name for stage in loaded.spec.stages],
-        "time": "hour" if loaded.whole else "second",
-        "audit": loaded.drift.audit,
+        "serves": "monolith" if plan.serves_baseline else "cascade",
+        "stages": list(plan.problem.stage_names),
+        "time": "hour" if plan.has_whole_hours else "second",
+        "audit": plan.problem.audit_share,
         "engines": {
-            loaded.places[m].place: {"engine": voice.quick.name, "why": voice.quick.why} for m, voice in voices.items()
+            plan.slots[number].place: {"engine": model.fast.name, "why": model.fast.reason}
+            for number, model in served_models.items()
         },
     }
 
 
-def _unit(spec: CascadeSpec) -> str:
-    """Return the unit of what is counted while serving, which is the price, by whatever the cascade was chosen."""
-    return (spec.cost.unit if spec.cost.by == "price" else None) or "price of calls and purchases"
+def name_cost_unit(cost: CostOptions) -> str:
+    """Name the unit of the costs counted while serving: always prices, whatever the cascade was selected by."""
+    return sentences.name_cost_unit(cost.unit if cost.by == "price" else None)
 
 
-def _told(loaded: Loaded, model: Timed) -> list[tuple[str, str]]:
-    if loaded.alone:
-        return [("serves", "the monolith, which remembers the stage: no cascade was certified")]
-    lines = [("serves", "the cascade of the plan")]
-    for stage, rung in zip(model.stages, model.ladder, strict=True):
-        names = [model.models[m].split("/", 1)[1] for m in rung.chain]
-        lines.append((stage, " → ".join(names) + (", at every hour" if rung.parallel else "")))
-    return [*lines, ("engine", _engines(list(model.voices.values()))), ("audit", _audit(loaded))]
+def _describe_service(plan: LoadedPlan, model: TemporalModel) -> list[tuple[str, str]]:
+    if plan.serves_baseline:
+        return [("serves", sentences.describe_served_baseline())]
+    lines = [("serves", sentences.describe_served_cascade())]
+    for name, stage in zip(model.stages, model.policy, strict=True):
+        chain = [model.models[number].split("/", 1)[1] for number in stage.chain]
+        lines.append((name, sentences.describe_chain(chain, is_parallel=stage.parallel)))
+    engines = _describe_engines(list(model.served_models.values()))
+    return [*lines, ("engine", engines), ("audit", sentences.describe_audit(plan.problem.audit_share))]
 
 
-def _engines(voices: Sequence[Voice]) -> str:
-    quick = sum(voice.quick.name == onnx_runtime.ONNX for voice in voices)
-    return f"{onnx_runtime.ONNX} for {quick} of {len(voices)} models; near a cut the native model decides"
-
-
-def _audit(loaded: Loaded) -> str:
-    return f"{loaded.drift.audit:.0%} of the cases are answered by the monolith too"
+def _describe_engines(models: Sequence[ServedModel]) -> str:
+    converted = sum(model.fast.name == onnx_runtime.ONNX for model in models)
+    return sentences.describe_engines(onnx_runtime.ONNX, converted, len(models))

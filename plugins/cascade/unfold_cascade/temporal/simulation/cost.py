@@ -1,4 +1,4 @@
-"""What a policy costs in a case-hour: prices of feature groups, operations, bytes, measured time."""
+"""Spatio-temporal cost of a policy (UnfoldML): what calls and purchases cost per entity-hour, in four currencies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from unfold_cascade._types import FloatArray
-from unfold_cascade.temporal.simulation.trajectories import Walk, Zoo
+from unfold_cascade.temporal.simulation.trajectories import ModelScores, Trajectories
 
-NOTIONS = ("price", "flops", "bytes", "latency")
+CURRENCIES = ("price", "flops", "bytes", "latency")
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
-    """What one call of each of M models costs: ``price`` beside its features, operations, bytes, and time in µs."""
+class CallCosts:
+    """What one call of each of M models costs, each (M,): price besides its features, FLOPs, bytes, latency in µs."""
 
     price: FloatArray
     flops: FloatArray
@@ -22,22 +22,31 @@ class Rates:
     latency: FloatArray
 
 
-def totals(walk: Walk, zoo: Zoo, rates: Rates, notion: str) -> FloatArray:
-    """Return (P,) the spatio-temporal cost of each entity: the sum over its hours of what was called and bought."""
-    called: FloatArray = walk.calls @ getattr(rates, notion)
-    return called + walk.buys @ zoo.purchase.price if notion == "price" else called
+def sum_costs(trajectories: Trajectories, scores: ModelScores, call_costs: CallCosts, currency: str) -> FloatArray:
+    """Sum (P,) the cost of each entity over its hours: its calls and, for ``price``, its purchases."""
+    calls: FloatArray = trajectories.calls @ getattr(call_costs, currency)
+    return calls + trajectories.purchases @ scores.purchase.price if currency == "price" else calls
 
 
-def per_hour(walk: Walk, zoo: Zoo, rates: Rates, notion: str) -> float:
-    """Return the mean cost of a case-hour."""
-    return float(totals(walk, zoo, rates, notion).sum()) / len(walk.answer)
+def compute_bill(trajectories: Trajectories, scores: ModelScores, call_costs: CallCosts) -> dict[str, float]:
+    """Compute the mean cost of an entity-hour in every currency."""
+    hours = len(trajectories.stage)
+    return {
+        currency: float(sum_costs(trajectories, scores, call_costs, currency).sum()) / hours for currency in CURRENCIES
+    }
 
 
-def bill(walk: Walk, zoo: Zoo, rates: Rates) -> dict[str, float]:
-    """Return the mean cost of a case-hour by every notion."""
-    return {notion: per_hour(walk, zoo, rates, notion) for notion in NOTIONS}
+def compute_relative_cost(bill: dict[str, float], base: dict[str, float], by: str) -> float:
+    """Divide a bill by that of the baseline model.
+
+    Args:
+        bill: Mean cost of an entity-hour, by currency.
+        base: The same of the baseline model.
+        by: A currency, or ``price+flops`` for the mean of both ratios.
+    """
+    return float(np.mean([bill[currency] / base[currency] for currency in by.split("+")]))
 
 
-def relative(cost: dict[str, float], base: dict[str, float], by: str) -> float:
-    """Return a cost as a share of the baseline's; ``price+flops`` is the mean of the two shares."""
-    return float(np.mean([cost[notion] / base[notion] for notion in by.split("+")]))
+def compute_savings(base: dict[str, float], bill: dict[str, float], currencies: tuple[str, ...]) -> dict[str, float]:
+    """Compute how many times cheaper ``bill`` is than ``base``; a currency in which it costs nothing is omitted."""
+    return {currency: base[currency] / bill[currency] for currency in currencies if bill[currency] > 0}

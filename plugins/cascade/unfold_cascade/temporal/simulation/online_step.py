@@ -1,7 +1,6 @@
-"""One more hour of many cases: what ``moves`` does to whole trajectories, for rows that come one at a time.
+"""Online step: advance many entities by one hour, as the simulation does for complete trajectories.
 
-The order in which models are asked, and what is bought for them, is that of ``walk_kernel``; a test holds the two
-together.
+Models are evaluated and features bought in the same order as in ``trajectory_kernel``; a test asserts the equality.
 """
 
 from __future__ import annotations
@@ -11,17 +10,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from unfold_cascade._types import IntArray
-from unfold_cascade.schema.temporal import Moves
-from unfold_cascade.temporal.data.features import Purchase
-from unfold_cascade.temporal.simulation.trajectories import Ladder
+from unfold_cascade.temporal.data.features import PurchaseTerms
+from unfold_cascade.temporal.problem import Transitions
+from unfold_cascade.temporal.simulation.trajectories import PolicyArrays
 
-Ask = Callable[[int, Sequence[int], tuple[float, ...]], Sequence[float]]
-Free = Callable[[int, int, Sequence[int]], bool]
+# model number, entities, cuts that the answers may be compared with -> probabilities
+Predict = Callable[[int, Sequence[int], tuple[float, ...]], Sequence[float]]
+# entity, model number, models already evaluated in this hour -> whether the call needs no purchase
+IsFree = Callable[[int, int, Sequence[int]], bool]
 
 
 @dataclass(slots=True)
-class Trail:
-    """Where a case stands in its (S,) stages: those entered, hours in a row that said yes, models to begin with."""
+class CaseState:
+    """Where an entity stands in its S stages. The field names are part of the stored format.
+
+    Attributes:
+        entered: (S,) stages entered.
+        streak: (S,) consecutive positive hours.
+        begin: (S,) position of the model to start with.
+    """
 
     entered: list[bool]
     streak: list[int]
@@ -29,8 +36,8 @@ class Trail:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """One stage: the models asked in turn, and the cuts of each, equal for the last; ``owned`` as in ``Ladder``."""
+class OnlineStage:
+    """One stage: models in evaluation order and their cuts, equal for the last; ``owned`` as in ``PolicyArrays``."""
 
     chain: tuple[int, ...]
     spans: tuple[tuple[float, float], ...]
@@ -39,8 +46,8 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What one model said in one hour."""
+class ModelCall:
+    """One evaluation of a model: stage, model number, probability, and the cuts that applied."""
 
     stage: int
     model: int
@@ -49,114 +56,148 @@ class Heard:
 
     @property
     def verdict(self) -> str:
-        """ICK1: sure to move on; ICK0: sure to stay; IDK: the next model is asked."""
+        """``ICK1``: confidently moves on; ``ICK0``: confidently stays; ``IDK``: the next model decides."""
         return "ICK1" if self.p >= self.span[1] else "ICK0" if self.p < self.span[0] else "IDK"
 
 
-def rungs(ladder: Ladder) -> tuple[Rung, ...]:
-    """Return the stages of a ladder, without what fills its rows up."""
-    found = []
-    for s, row in enumerate(ladder.chain):
+@dataclass(frozen=True, slots=True)
+class HourStep:
+    """The (B,) stages after an hour, 0 for none, and the calls of each entity in evaluation order."""
+
+    stages: list[int]
+    calls: list[list[ModelCall]]
+
+
+def build_online_stages(policy: PolicyArrays) -> tuple[OnlineStage, ...]:
+    """Convert simulation arrays into stages without padding."""
+    stages = []
+    for s, row in enumerate(policy.chain):
         length = int((row >= 0).sum())
-        spans = zip(ladder.lo[s, :length].tolist(), ladder.hi[s, :length].tolist(), strict=True)
-        owned = zip(*ladder.owned[:, s, :length].tolist(), strict=True)
-        found.append(Rung(tuple(row[:length].tolist()), tuple(spans), tuple(owned), bool(ladder.parallel[s])))
-    return tuple(found)
+        spans = zip(policy.lo[s, :length].tolist(), policy.hi[s, :length].tolist(), strict=True)
+        owned = zip(*policy.owned[:, s, :length].tolist(), strict=True)
+        stages.append(OnlineStage(tuple(row[:length].tolist()), tuple(spans), tuple(owned), bool(policy.parallel[s])))
+    return tuple(stages)
 
 
-def start(stages: int) -> Trail:
-    """Return the trail of a case that was never seen."""
-    return Trail([False] * stages, [0] * stages, [0] * stages)
+def new_case_state(stages: int) -> CaseState:
+    """Make the state of an entity without past hours."""
+    return CaseState([False] * stages, [0] * stages, [0] * stages)
 
 
-def step(
-    ladder: Sequence[Rung], moves: Moves, trails: Sequence[Trail], ask: Ask, free: Free
-) -> tuple[list[int], list[list[Heard]]]:
-    """Take every case through one hour: trails are changed in place.
+def advance_hour(
+    stages: Sequence[OnlineStage],
+    transitions: Transitions,
+    states: Sequence[CaseState],
+    predict: Predict,
+    is_free: IsFree,
+) -> HourStep:
+    """Advance every entity by one hour; ``states`` change in place.
 
     Args:
-        ladder: the stages.
-        moves: how cases move through them.
-        trails: where each of B cases stands.
-        ask: gives the answers of a model for some of the cases; told the cuts that they may be compared with.
-        free: tells whether a case would buy nothing for a model, after others that were asked in this hour.
+        stages: The stages of the policy.
+        transitions: How entities move through them.
+        states: Where each of B entities stands.
+        predict: Evaluates a model for some entities; receives the cuts that the answers may be compared with.
+        is_free: Checks whether a call would need no purchase, given the calls of this hour.
+    """
+    calls: list[list[ModelCall]] = [[] for _ in states]
+    gate_open, alarm = [True] * len(states), [False] * len(states)
+    for s, stage in enumerate(stages):
+        active = [
+            i
+            for i, state in enumerate(states)
+            if not state.entered[-1] and not state.entered[s] and (stage.parallel or gate_open[i])
+        ]
+        _evaluate_stage(stage, s, {i: states[i].begin[s] for i in active}, predict, is_free, calls)
+        for i in active:
+            moves_on = _record_decision(states[i], s, calls[i], stage, transitions)
+            alarm[i] = moves_on if s == len(stages) - 1 else alarm[i]
+            states[i].entered[s] = moves_on and (s < len(stages) - 1 or transitions.alarm == "latched")
+            gate_open[i] = gate_open[i] if stage.parallel else moves_on and transitions.advance == "same-step"
+    return HourStep([_current_stage(state, alarm=alarm[i]) for i, state in enumerate(states)], calls)
+
+
+def _evaluate_stage(
+    stage: OnlineStage,
+    s: int,
+    undecided: dict[int, int],
+    predict: Predict,
+    is_free: IsFree,
+    calls: list[list[ModelCall]],
+) -> None:
+    """Evaluate the models of one stage until every entity is decided; entities at the same model share one batch.
+
+    ``undecided`` maps each entity to its position in the chain and is emptied.
+    """
+    while undecided:
+        position = min(undecided.values())
+        rows = [i for i, entity_position in undecided.items() if entity_position == position]
+        model, cuts = stage.chain[position], (*stage.spans[position], *stage.owned[position])
+        for i, p in zip(rows, predict(model, rows, cuts), strict=True):
+            calls[i].append(ModelCall(s, model, p, _select_span(stage, position, i, calls[i], is_free)))
+            undecided[i] = position + 1
+            if calls[i][-1].verdict != "IDK":
+                del undecided[i]
+
+
+def _select_span(
+    stage: OnlineStage, position: int, entity: int, calls: Sequence[ModelCall], is_free: IsFree
+) -> tuple[float, float]:
+    """Select the cuts that apply: the owned ones if the next model would need no purchase."""
+    if stage.owned[position] == stage.spans[position]:
+        return stage.spans[position]
+    evaluated = [*(call.model for call in calls), stage.chain[position]]
+    free = is_free(entity, stage.chain[position + 1], evaluated)
+    return stage.owned[position] if free else stage.spans[position]
+
+
+def _record_decision(
+    state: CaseState, s: int, calls: Sequence[ModelCall], stage: OnlineStage, transitions: Transitions
+) -> bool:
+    """Record the decision of a stage in the state; returns whether the entity moves on."""
+    final = calls[-1]
+    positive, position = final.verdict == "ICK1", stage.chain.index(final.model)
+    state.begin[s] = max(position if positive else position - 1, 0) if transitions.entry == "sticky" else 0
+    state.streak[s] = state.streak[s] + 1 if positive else 0
+    return state.streak[s] >= transitions.confirm
+
+
+def _current_stage(state: CaseState, *, alarm: bool) -> int:
+    stages = len(state.entered)
+    if alarm or state.entered[-1]:
+        return stages
+    return max((s + 1 for s in range(stages - 1) if state.entered[s]), default=0)
+
+
+def buy_feature_sets(needs: int, hour: float, purchase: PurchaseTerms, purchased_at: list[float]) -> list[int]:
+    """Buy the sets that a call needs and that have expired; ``purchased_at`` (G,) changes in place.
 
     Returns:
-        the (B,) stage of each case, 0 for none, and what its models said in the order in which they were asked.
+        The numbers of the sets bought.
     """
-    heard: list[list[Heard]] = [[] for _ in trails]
-    asks, alarm = [True] * len(trails), [False] * len(trails)
-    for s, rung in enumerate(ladder):
-        here = [
-            i
-            for i, trail in enumerate(trails)
-            if not trail.entered[-1] and not trail.entered[s] and (rung.parallel or asks[i])
-        ]
-        _asked(rung, s, {i: trails[i].begin[s] for i in here}, ask, free, heard)
-        for i in here:
-            moved = _settle(trails[i], s, heard[i], rung, moves)
-            alarm[i] = moved if s == len(ladder) - 1 else alarm[i]
-            trails[i].entered[s] = moved and (s < len(ladder) - 1 or moves.alarm == "latched")
-            asks[i] = asks[i] if rung.parallel else moved and moves.advance == "same-step"
-    return [_stage(trail, alarm[i]) for i, trail in enumerate(trails)], heard
+    purchases = []
+    for g, valid_h in enumerate(purchase.valid_h.tolist()):
+        if needs >> g & 1 and hour >= purchased_at[g] + valid_h and purchased_at[g] != hour:
+            purchased_at[g] = hour
+            purchases.append(g)
+    return purchases
 
 
-def _asked(rung: Rung, s: int, left: dict[int, int], ask: Ask, free: Free, heard: list[list[Heard]]) -> None:
-    """Ask the models of one stage until each case is decided, the cases at the same model together."""
-    while left:
-        place = min(left.values())
-        rows, model = [i for i, at in left.items() if at == place], rung.chain[place]
-        for i, p in zip(rows, ask(model, rows, (*rung.spans[place], *rung.owned[place])), strict=True):
-            heard[i].append(Heard(s, model, p, _span(rung, place, i, heard[i], free)))
-            left[i] = place + 1
-            if heard[i][-1].verdict != "IDK":
-                del left[i]
-
-
-def _span(rung: Rung, place: int, case: int, heard: Sequence[Heard], free: Free) -> tuple[float, float]:
-    """Return the cuts that count: those for what is owned, if the next model would buy nothing."""
-    if rung.owned[place] == rung.spans[place]:
-        return rung.spans[place]
-    asked = [*(item.model for item in heard), rung.chain[place]]
-    return rung.owned[place] if free(case, rung.chain[place + 1], asked) else rung.spans[place]
-
-
-def _settle(trail: Trail, s: int, heard: Sequence[Heard], rung: Rung, moves: Moves) -> bool:
-    """Keep what the stage said of this hour; return whether the case moves on."""
-    last = heard[-1]
-    yes, place = last.verdict == "ICK1", rung.chain.index(last.model)
-    trail.begin[s] = max(place if yes else place - 1, 0) if moves.entry == "sticky" else 0
-    trail.streak[s] = trail.streak[s] + 1 if yes else 0
-    return trail.streak[s] >= moves.confirm
-
-
-def _stage(trail: Trail, alarm: bool) -> int:
-    stages = len(trail.entered)
-    if alarm or trail.entered[-1]:
-        return stages
-    return max((s + 1 for s in range(stages - 1) if trail.entered[s]), default=0)
-
-
-def bought(needs: int, hour: float, purchase: Purchase, since: list[float]) -> list[int]:
-    """Return the groups that a call must buy at this hour; ``since`` (G,), when each was bought last, is changed."""
-    found = []
-    for g, valid in enumerate(purchase.valid_h.tolist()):
-        if needs >> g & 1 and hour >= since[g] + valid and since[g] != hour:
-            since[g] = hour
-            found.append(g)
-    return found
-
-
-def owns(
-    needs: IntArray, model: int, asked: Sequence[int], hour: float, purchase: Purchase, since: Sequence[float]
+def is_call_free(
+    needs: IntArray,
+    model: int,
+    evaluated: Sequence[int],
+    hour: float,
+    purchase: PurchaseTerms,
+    purchased_at: Sequence[float],
 ) -> bool:
-    """Return whether a model costs no purchase at this hour, after those asked in it; ``since`` stays as it is."""
-    then = list(since)
-    for before in asked:
-        bought(int(needs[before]), hour, purchase, then)
-    return not any(purchase.price[group] for group in bought(int(needs[model]), hour, purchase, then))
+    """Check whether a call would cost no purchase after the calls of this hour; ``purchased_at`` stays as it is."""
+    simulated = list(purchased_at)
+    for earlier in evaluated:
+        buy_feature_sets(int(needs[earlier]), hour, purchase, simulated)
+    return not any(purchase.price[g] for g in buy_feature_sets(int(needs[model]), hour, purchase, simulated))
 
 
-def never(purchase: Purchase) -> list[float]:
-    """Return the hours of the last purchases of a case that was never seen."""
+def no_purchases(purchase: PurchaseTerms) -> list[float]:
+    """Make the (G,) purchase hours of an entity without past hours."""
     return [-math.inf] * len(purchase.valid_h)

@@ -1,4 +1,4 @@
-"""A policy over time as data, and how its ladder of cuts looks to the simulation."""
+"""A policy over time as data: the chain and the gates of every stage, and their form as simulation arrays."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unfold_cascade._types import BoolArray
-from unfold_cascade.temporal.simulation.trajectories import Ladder
+from unfold_cascade.temporal.simulation.trajectories import PolicyArrays
 
 Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One stage: ``chain`` of model numbers, a span ``(lo, hi)`` for each but the last, and the last one's ``cut``.
+class StagePolicy:
+    """How one stage decides.
 
-    ``owned`` are the spans that count in place of ``spans`` where the next model would buy nothing, as what it reads is
-    paid and still valid; none where they are the same.
+    Attributes:
+        chain: Model numbers from cheap to expensive.
+        spans: For every model but the last, the probabilities ``(lo, hi)`` at which the next model is evaluated.
+        cut: Probability from which the last model moves the entity on.
+        owned: The spans that replace ``spans`` where evaluating the next model needs no purchase, because its
+            features are paid for and still valid; empty if they are the same.
     """
 
     chain: tuple[int, ...]
@@ -26,22 +30,35 @@ class Step:
     cut: float
     owned: tuple[Span, ...] = ()
 
-    def with_cut(self, cut: float) -> Step:
-        """Return the step with another final cut."""
+    def with_cut(self, cut: float) -> StagePolicy:
+        """Replace the final cut."""
         return replace(self, cut=cut)
 
 
-Policy = tuple[Step, ...]
+Policy = tuple[StagePolicy, ...]
 
 
-def ladder(policy: Sequence[Step], parallel: BoolArray) -> Ladder:
-    """Return the arrays of a policy, its chains filled up with -1."""
-    longest = max(len(step.chain) for step in policy)
+def build_policy_arrays(policy: Sequence[StagePolicy], parallel: BoolArray) -> PolicyArrays:
+    """Lay out a policy as arrays, short chains padded with -1.
+
+    Args:
+        policy: The S stages.
+        parallel: (S,) stages that are evaluated at every hour.
+    """
+    longest = max(len(stage.chain) for stage in policy)
     chain = np.full((len(policy), longest), -1, dtype=np.int64)
     cuts = np.zeros((4, len(policy), longest))
-    for s, step in enumerate(policy):
-        last, length = ((step.cut, step.cut),), len(step.chain)
-        chain[s, :length] = step.chain
-        cuts[:2, s, :length] = np.array(step.spans + last).T
-        cuts[2:, s, :length] = np.array((step.owned or step.spans) + last).T
-    return Ladder(chain, cuts[0], cuts[1], parallel, cuts[2:])
+    for s, stage in enumerate(policy):
+        final, length = ((stage.cut, stage.cut),), len(stage.chain)
+        chain[s, :length] = stage.chain
+        cuts[:2, s, :length] = np.array(stage.spans + final).T
+        cuts[2:, s, :length] = np.array((stage.owned or stage.spans) + final).T
+    return PolicyArrays(chain, cuts[0], cuts[1], parallel, cuts[2:])
+
+
+def single_model_policy(model: int, cut: float = np.inf) -> Policy:
+    """Build the policy of one stage with one model."""
+    return (StagePolicy((model,), (), cut),)
+
+
+ALWAYS_EVALUATED: BoolArray = np.array([True])

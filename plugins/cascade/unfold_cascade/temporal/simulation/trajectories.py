@@ -1,9 +1,9 @@
-"""What happens to a case hour after hour: complete trajectories through the stages (reference section 1.8).
+"""Trajectories: simulate every entity hour after hour through the stages of a cascade (UnfoldML, happens-before order).
 
-At each hour the stage that a case is in asks its models from cheap to costly. A model that says ``p < lo`` is sure that
-the case stays (ICK0), ``p >= hi`` that it moves on (ICK1); between the two (IDK) the next model is asked. Other cuts
-may count where the next model would buy nothing. A case that moved on never comes back, so a false move is paid for in
-every later hour.
+At each hour the current stage evaluates its models from cheap to expensive. A model with ``p < lo`` confidently keeps
+the entity in its stage (ICK0, "I confidently know"), ``p >= hi`` confidently moves it on (ICK1); in between (IDK, "I
+don't know") the next model is evaluated. A second pair of cuts may apply where the next model needs no purchase. An
+entity never returns to a stage, so a false transition costs accuracy in every later hour.
 """
 
 from __future__ import annotations
@@ -16,37 +16,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unfold_cascade._types import BoolArray, Float32, FloatArray, IntArray
-from unfold_cascade.schema.temporal import Moves
-from unfold_cascade.temporal.data.features import Purchase
+from unfold_cascade.temporal.data.features import PurchaseTerms
+from unfold_cascade.temporal.data.table import Timeline
+from unfold_cascade.temporal.problem import Transitions
 from unfoldkit.jit import compiled
 
 Int8 = NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """The hours of P entities: ``starts`` (P+1,) and ``hour`` (n,)."""
+class ModelScores:
+    """Scores of M models at every hour.
 
-    starts: IntArray
-    hour: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class Zoo:
-    """What every model says of every hour: (M, n) probabilities, and (M,) masks of the feature groups that it needs."""
+    Attributes:
+        p: (M, n) probabilities that the entity has entered the model's stage.
+        needs: (M,) bit masks of the feature sets that each model needs.
+        purchase: Terms on which the sets are bought.
+    """
 
     p: Float32
     needs: IntArray
-    purchase: Purchase
+    purchase: PurchaseTerms
 
 
 @dataclass(frozen=True, slots=True)
-class Ladder:
-    """The stages of a policy.
+class PolicyArrays:
+    """The S stages of a policy as arrays of K positions.
 
-    ``chain`` (S, K) are model numbers in the order asked, -1 beyond the end of a chain; ``lo`` and ``hi`` (S, K) their
-    cuts, equal for the last of a chain, which must decide; ``parallel`` (S,) stages are asked at every hour. ``owned``
-    (2, S, K) are the cuts that count where all that the next model reads is paid, so that asking it buys nothing.
+    Attributes:
+        chain: (S, K) model numbers in evaluation order, -1 beyond the end of a chain.
+        lo: (S, K) lower cuts.
+        hi: (S, K) upper cuts; equal to the lower ones for the last model, which must decide.
+        parallel: (S,) stages that are evaluated at every hour.
+        owned: (2, S, K) the cuts that apply where evaluating the next model needs no purchase.
     """
 
     chain: IntArray
@@ -57,48 +59,60 @@ class Ladder:
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
-    """What happened.
+class Trajectories:
+    """What happened to P entities in n hours.
 
-    ``answer`` (n,) is the stage of each hour, 0 for none; ``asked`` (n, S) how many models of the stage were asked;
-    ``calls`` (P, M) and ``buys`` (P, G) count the calls of models and purchases of feature groups of each entity.
+    Attributes:
+        stage: (n,) stage of each hour, 0 for none.
+        evaluated: (n, S) number of models evaluated in each stage.
+        calls: (P, M) calls of each model.
+        purchases: (P, G) purchases of each feature set.
     """
 
-    answer: Int8
-    asked: Int8
+    stage: Int8
+    evaluated: Int8
     calls: IntArray
-    buys: IntArray
+    purchases: IntArray
 
 
-def walk(clock: Clock, zoo: Zoo, ladder: Ladder, moves: Moves) -> Walk:
-    """Send every entity through the stages, from its first hour to its last."""
-    return _walk(_compiled(), clock, zoo, ladder, moves)
+def simulate(timeline: Timeline, scores: ModelScores, policy: PolicyArrays, transitions: Transitions) -> Trajectories:
+    """Simulate every entity from its first hour to its last with the compiled kernel."""
+    return _simulate(_compile_kernel(), timeline, scores, policy, transitions)
 
 
-def walk_plain(clock: Clock, zoo: Zoo, ladder: Ladder, moves: Moves) -> Walk:
-    """Do the same without compiling anything: the reference of ``walk``."""
-    return _walk(walk_kernel, clock, zoo, ladder, moves)
+def simulate_reference(
+    timeline: Timeline, scores: ModelScores, policy: PolicyArrays, transitions: Transitions
+) -> Trajectories:
+    """Simulate with the same kernel in plain Python: the reference implementation of ``simulate``."""
+    return _simulate(trajectory_kernel, timeline, scores, policy, transitions)
 
 
-def _walk(kernel: Any, clock: Clock, zoo: Zoo, ladder: Ladder, moves: Moves) -> Walk:
-    n, entities = len(clock.hour), len(clock.starts) - 1
-    answer = np.zeros(n, dtype=np.int8)
-    asked = np.zeros((n, len(ladder.chain)), dtype=np.int8)
-    calls = np.zeros((entities, len(zoo.p)), dtype=np.int64)
-    buys = np.zeros((entities, len(zoo.purchase.price)), dtype=np.int64)
-    options = (moves.entry == "sticky", moves.confirm, moves.advance == "same-step", moves.alarm == "latched")
-    stages = (ladder.chain, ladder.lo, ladder.hi, ladder.owned, ladder.parallel)
-    bought = (zoo.needs, zoo.purchase.price, zoo.purchase.valid_h)
-    kernel(clock.starts, clock.hour, zoo.p, *bought, *stages, *options, answer, asked, calls, buys)
-    return Walk(answer, asked, calls, buys)
+def _simulate(
+    kernel: Any, timeline: Timeline, scores: ModelScores, policy: PolicyArrays, transitions: Transitions
+) -> Trajectories:
+    n, entities = len(timeline.hour), len(timeline.starts) - 1
+    stage = np.zeros(n, dtype=np.int8)
+    evaluated = np.zeros((n, len(policy.chain)), dtype=np.int8)
+    calls = np.zeros((entities, len(scores.p)), dtype=np.int64)
+    purchases = np.zeros((entities, len(scores.purchase.price)), dtype=np.int64)
+    options = (
+        transitions.entry == "sticky",
+        transitions.confirm,
+        transitions.advance == "same-step",
+        transitions.alarm == "latched",
+    )
+    gates = (policy.chain, policy.lo, policy.hi, policy.owned, policy.parallel)
+    terms = (scores.needs, scores.purchase.price, scores.purchase.valid_h)
+    kernel(timeline.starts, timeline.hour, scores.p, *terms, *gates, *options, stage, evaluated, calls, purchases)
+    return Trajectories(stage, evaluated, calls, purchases)
 
 
 @cache
-def _compiled() -> Any:
-    return compiled(walk_kernel)
+def _compile_kernel() -> Any:
+    return compiled(trajectory_kernel)
 
 
-def walk_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a whole
+def trajectory_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a whole
     starts: Any,
     hour: Any,
     p: Any,
@@ -114,54 +128,54 @@ def walk_kernel(  # noqa: C901, PLR0912 - one loop nest, compiled as a whole
     confirm: Any,
     same_step: Any,
     latched: Any,
-    answer: Any,
-    asked: Any,
+    stage: Any,
+    evaluated: Any,
     calls: Any,
-    buys: Any,
+    purchases: Any,
 ) -> None:
-    """Fill ``answer``, ``asked``, ``calls`` and ``buys``; arguments as in ``Zoo``, ``Ladder`` and ``Moves``."""
+    """Fill the last four arrays; the others are those of ``ModelScores``, ``PolicyArrays`` and ``Transitions``."""
     stages, groups = chain.shape[0], valid_h.shape[0]
     for entity in range(starts.shape[0] - 1):
         entered = np.zeros(stages, dtype=np.bool_)
         streak = np.zeros(stages, dtype=np.int64)
         begin = np.zeros(stages, dtype=np.int64)
-        bought = np.full(groups, -np.inf)
+        purchased_at = np.full(groups, -np.inf)
         for row in range(starts[entity], starts[entity + 1]):
-            alarm, ladder_asks = False, True
+            alarm, gate_open = False, True
             for s in range(stages):
-                if entered[stages - 1] or entered[s] or not (parallel[s] or ladder_asks):
+                if entered[stages - 1] or entered[s] or not (parallel[s] or gate_open):
                     continue
-                position, yes, sure = begin[s], False, False
-                while not sure:
+                position, positive, decided = begin[s], False, False
+                while not decided:
                     model, value = chain[s, position], p[chain[s, position], row]
                     calls[entity, model] += 1
                     for g in range(groups):
-                        due = hour[row] >= bought[g] + valid_h[g] and bought[g] != hour[row]
-                        if needs[model] >> g & 1 and due:
-                            bought[g] = hour[row]
-                            buys[entity, g] += 1
+                        expired = hour[row] >= purchased_at[g] + valid_h[g] and purchased_at[g] != hour[row]
+                        if needs[model] >> g & 1 and expired:
+                            purchased_at[g] = hour[row]
+                            purchases[entity, g] += 1
                     low, high = lo[s, position], hi[s, position]
                     if owned[0, s, position] != low or owned[1, s, position] != high:
-                        free, wanted = True, needs[chain[s, position + 1]]
+                        is_free, next_needs = True, needs[chain[s, position + 1]]
                         for g in range(groups):
-                            due = hour[row] >= bought[g] + valid_h[g] and bought[g] != hour[row]
-                            if wanted >> g & 1 and price[g] > 0 and due:
-                                free = False
-                        if free:
+                            expired = hour[row] >= purchased_at[g] + valid_h[g] and purchased_at[g] != hour[row]
+                            if next_needs >> g & 1 and price[g] > 0 and expired:
+                                is_free = False
+                        if is_free:
                             low, high = owned[0, s, position], owned[1, s, position]
-                    yes = value >= high
-                    sure = yes or value < low
+                    positive = value >= high
+                    decided = positive or value < low
                     position += 1
-                asked[row, s] = position
-                begin[s] = max(position - (1 if yes else 2), 0) if sticky else 0
-                streak[s] = streak[s] + 1 if yes else 0
-                moved = streak[s] >= confirm
+                evaluated[row, s] = position
+                begin[s] = max(position - (1 if positive else 2), 0) if sticky else 0
+                streak[s] = streak[s] + 1 if positive else 0
+                moves_on = streak[s] >= confirm
                 if s == stages - 1:
-                    alarm = moved
-                entered[s] = moved and (s < stages - 1 or latched)
+                    alarm = moves_on
+                entered[s] = moves_on and (s < stages - 1 or latched)
                 if not parallel[s]:
-                    ladder_asks = moved and same_step
-            answer[row] = stages if alarm or entered[stages - 1] else 0
+                    gate_open = moves_on and same_step
+            stage[row] = stages if alarm or entered[stages - 1] else 0
             for s in range(stages - 1):
                 if entered[s]:
-                    answer[row] = max(answer[row], s + 1)
+                    stage[row] = max(stage[row], s + 1)

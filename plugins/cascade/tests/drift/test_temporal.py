@@ -1,0 +1,91 @@
+"""A plan over time is checked on other hours, and only if nothing but the data changed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugins.cascade.tests.runs import CONFIGS, run_in, spec_of
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.verbs import plan, train
+from unfoldkit.api import Report, Run, UnfoldError, Verdict, dump
+
+Planned = tuple[CascadeSpec, Run, Report]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Planned:
+    """Train the wards, with the plan as the one to check."""
+    spec = spec_of(CONFIGS / "wards.yaml")
+    run = run_in(tmp_path_factory.mktemp("checked"))
+    report = train(spec, run)
+    baseline = {"spec": dump(spec), "seed": 0, "decision": report.decision}
+    return spec, replace(run, options={"baseline_plan": baseline}), report
+
+
+def write_wards(file: Path, change: Callable[[dict[str, str]], dict[str, str] | None]) -> Path:
+    """Write the shipped wards with each row changed or left out."""
+    with (CONFIGS / "wards.csv").open() as stream:
+        rows = [row for row in map(change, csv.DictReader(stream)) if row is not None]
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def check_file(planned: Planned, file: Path, **changes: Any) -> Report:
+    """Check the plan on another file, with other changes to the spec."""
+    spec, run, _ = planned
+    data = spec.data.model_copy(update={"path": str(file)})
+    return plan(spec.model_copy(update={"data": data, **changes}), run)
+
+
+def drop_labels_and_odd_patients(row: dict[str, str]) -> dict[str, str] | None:
+    return None if int(row["patient"][1:]) % 2 else {key: value for key, value in row.items() if key != "Sepsis"}
+
+
+def raise_heart_rate(row: dict[str, str]) -> dict[str, str]:
+    return row | ({"HR": str(int(row["HR"]) + 8)} if row["HR"] else {})
+
+
+def test_similar_hours_pass_without_labels(planned: Planned, tmp_path: Path) -> None:
+    """Half of the same patients, without labels, pass with the decision of the plan."""
+    report = check_file(planned, write_wards(tmp_path / "half.csv", drop_labels_and_odd_patients))
+    assert report.verdict is Verdict.YES
+    assert "new hours are like those of the plan" in report.headline
+    assert report.decision == planned[2].decision
+
+
+def test_drifted_hours_are_reported_with_their_changes(planned: Planned, tmp_path: Path) -> None:
+    """A heart rate raised by 8 is drift, reported with shares before and now and the next command."""
+    report = check_file(planned, write_wards(tmp_path / "fast.csv", raise_heart_rate))
+    assert report.verdict is Verdict.NO
+    assert "the new hours drifted" in report.headline
+    shares = [table for table in report.tables if table.name.startswith("shares")]
+    assert shares
+    for table in shares:
+        for column in (1, 2):
+            assert sum(float(row[column]) for row in table.rows) == pytest.approx(100)  # type: ignore[arg-type]
+    assert "fast.csv" in report.next
+    assert check_file(planned, tmp_path / "fast.csv") == report
+
+
+def test_a_check_on_the_same_data_plans_again(planned: Planned) -> None:
+    """Without new data the plan is made again, with the same decision."""
+    spec, run, report = planned
+    again = plan(spec, run)
+    assert again.decision == report.decision
+    assert {table.name for table in again.tables} == {table.name for table in report.tables}
+
+
+def test_a_check_rejects_other_changes_of_the_spec(planned: Planned, tmp_path: Path) -> None:
+    """If more than the data changed, the error says so."""
+    file = write_wards(tmp_path / "half.csv", drop_labels_and_odd_patients)
+    with pytest.raises(UnfoldError, match="changed together"):
+        check_file(planned, file, goal=planned[0].goal.model_copy(update={"max_loss": 0.3}))

@@ -1,0 +1,192 @@
+"""Tables over time are read as they are, and every damage is reported with its file and line."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfold_cascade.temporal.data.readers import read_long, read_psv
+from unfold_cascade.temporal.problem import LongSource
+from unfoldkit.errors import UnfoldError
+
+HEAD = "HR|Temp|Resp|PaCO2|WBC|ICULOS|SepsisLabel"
+TWO_PATIENTS = {"p2.psv": "90|NaN|20|NaN|NaN|3|0\n95|38.5|22|NaN|13|4|1\n", "p1.psv": "80|37|16|40|9|1|0\n"}
+
+
+ICU = """stay,charttime,unit,HR,note
+b,2150-03-02 07:15:00,MICU,80,
+a,2150-03-01 23:15:00,SICU,,"asleep, calm"
+b,2150-03-02 08:45:00,MICU,82,
+a,2150-03-02 00:15:00,SICU,91,
+"""
+
+
+def _write_patients(folder: Path, files: dict[str, str]) -> Path:
+    for name, body in files.items():
+        (folder / name).write_text(f"{HEAD}\n{body}")
+    return folder
+
+
+def _padded(text: str) -> str:
+    """Append entities until the table is long enough to be read."""
+    return text + "".join(f"z{n},2150-03-01 01:00:00,MICU,70,\n" for n in range(8))
+
+
+def _archive_of(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def test_psv_files_become_entities_in_name_order(tmp_path: Path) -> None:
+    """Each file is one entity; hours come from ICULOS and missing values stay NaN."""
+    table = read_psv(_write_patients(tmp_path, TWO_PATIENTS))
+    assert table.ids == ("p1", "p2")
+    assert table.starts.tolist() == [0, 1, 3]
+    assert table.hour.tolist() == [1.0, 3.0, 4.0]
+    assert np.array_equal(
+        table.values[1], np.array([90, np.nan, 20, np.nan, np.nan, 3, 0], dtype=np.float32), equal_nan=True
+    )
+
+
+def test_archives_equal_their_write_patients(tmp_path: Path) -> None:
+    """A tar.xz and a zip of the same files give the same table, digest included."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    _write_patients(folder, TWO_PATIENTS)
+    with tarfile.open(tmp_path / "set.tar.xz", "w:xz") as archive:
+        archive.add(folder, "set")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as zipped:
+        for name, body in TWO_PATIENTS.items():
+            zipped.writestr(f"training/set/{name}", f"{HEAD}\n{body}")
+            zipped.writestr(f"__MACOSX/training/set/._{name}", b"\0\1")
+    first = read_psv(folder)
+    for other in (read_psv(tmp_path / name) for name in ("set.tar.xz", "set.zip")):
+        assert np.array_equal(first.values, other.values, equal_nan=True)
+        assert (first.ids, first.digest) == (other.ids, other.digest)
+
+
+def test_subfolders_are_read_as_one_table(tmp_path: Path) -> None:
+    """Subfolders and Windows line ends are read; a patient that occurs twice is an error."""
+    for name, body in TWO_PATIENTS.items():
+        (tmp_path / f"set_{name}").mkdir()
+        (tmp_path / f"set_{name}" / name).write_bytes(f"{HEAD}\n{body}".replace("\n", "\r\n").encode())
+    table = read_psv(tmp_path)
+    assert table.ids == ("p1", "p2")
+    assert table.columns[-1] == "SepsisLabel"
+    assert table.starts.tolist() == [0, 1, 3]
+    _write_patients(tmp_path, {"p1.psv": TWO_PATIENTS["p1.psv"]})
+    with pytest.raises(UnfoldError, match=r"two patients are called p1\.psv"):
+        read_psv(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("80|37|16|40|9|1|0\n80|37|16|40|9|2\n", "p3.psv:3:1: .*has 6 cells where the header has 7"),
+        ("80|37|16|40|9|1|0\n80|warm|16|40|9|2|0\n", 'p3.psv:3:1: .*"warm" is not a number'),
+        ("80|37|16|40|9|2|0\n80|37|16|40|9|1|0\n", "the hours of p3 do not ascend"),
+    ],
+)
+def test_damaged_psv_files_are_reported_with_their_line(tmp_path: Path, body: str, message: str) -> None:
+    """A ragged line, a word for a number and a repeated hour are reported with file, line or patient."""
+    _write_patients(tmp_path, TWO_PATIENTS | {"p3.psv": body})
+    with pytest.raises(UnfoldError, match=message):
+        read_psv(tmp_path)
+
+
+def test_unusable_psv_sources_are_errors(tmp_path: Path) -> None:
+    """An empty folder, a different header and a damaged archive are errors, not empty tables."""
+    with pytest.raises(UnfoldError, match=r"no \.psv file"):
+        read_psv(tmp_path)
+    _write_patients(tmp_path, TWO_PATIENTS)
+    (tmp_path / "p9.psv").write_text("HR|Temp\n1|2\n")
+    with pytest.raises(UnfoldError, match=r"p9.psv:1:1: .*header differs from that of the other files"):
+        read_psv(tmp_path)
+    (tmp_path / "no.tar").write_bytes(b"nothing")
+    with zipfile.ZipFile(tmp_path / "cut.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("p1.psv", HEAD + "\n" + "80|37|16|40|9|1|0\n" * 99)
+    whole = (tmp_path / "cut.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[:50] + b"\0" * 20 + whole[70:])
+    for name in ("no.tar", "cut.zip"):
+        with pytest.raises(UnfoldError, match="not an archive"):
+            read_psv(tmp_path / name)
+
+
+def test_other_files_of_an_archive_are_ignored(tmp_path: Path) -> None:
+    """An archive without psv files is an error."""
+    (tmp_path / "x.tar").write_bytes(_archive_of("notes/readme.txt", b"hello"))
+    with pytest.raises(UnfoldError, match=r"no \.psv file"):
+        read_psv(tmp_path / "x.tar")
+
+
+def test_row_order_of_long_tables_does_not_matter(tmp_path: Path) -> None:
+    """Shuffled rows give the same table, from CSV and from Parquet."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(1)
+    rows = [(f"e{e}", hour, round(float(rng.random()), 3)) for e in range(4) for hour in range(5)]
+    data = LongSource("x", entity="who", time="h")
+    mixed = [rows[place] for place in rng.permutation(len(rows))]
+    for name, chosen in (("a.csv", rows), ("b.csv", mixed)):
+        text = "who,h,v\n" + "".join(f"{who},{hour},{value}\n" for who, hour, value in chosen)
+        (tmp_path / name).write_text(text)
+    columns = dict(zip(("who", "h", "v"), map(list, zip(*mixed, strict=True)), strict=True))
+    parquet.write_table(pyarrow.table(columns), tmp_path / "c.parquet")
+    tables = [read_long(tmp_path / name, data) for name in ("a.csv", "b.csv", "c.parquet")]
+    for table in tables[1:]:
+        assert np.array_equal(table.values, tables[0].values)
+        assert np.array_equal(table.starts, tables[0].starts)
+
+
+def test_repeated_hours_are_reported(tmp_path: Path) -> None:
+    """Two rows of one entity at the same hour are an error that names entity and hour."""
+    (tmp_path / "t.csv").write_text("who,h,v\n" + "".join(f"a,{h},1\n" for h in range(11)) + "a,3,2\n")
+    with pytest.raises(UnfoldError, match="hours of a do not ascend at hour 3"):
+        read_long(tmp_path / "t.csv", LongSource("x", entity="who", time="h"))
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_dates_become_hours_since_the_first_of_the_entity(form: str, tmp_path: Path) -> None:
+    """Dates are times, both as text and as Parquet timestamps."""
+    path = tmp_path / f"icu.{form}"
+    if form == "csv":
+        path.write_text(_padded(ICU))
+    else:
+        from pyarrow import csv, parquet
+
+        parquet.write_table(csv.read_csv(io.BytesIO(_padded(ICU).encode())), path)
+    table = read_long(path, LongSource("x", entity="stay", time="charttime"))
+    assert table.hour[:4].tolist() == [0.0, 1.0, 0.0, 1.5]
+    assert table.values[:4, table.column_index("HR", key="features")].tolist()[1:] == [91.0, 80.0, 82.0]
+
+
+def test_text_columns_are_errors_only_where_used(tmp_path: Path) -> None:
+    """A table may contain notes; a feature that names such a column is reported with its first bad cell."""
+    (tmp_path / "icu.csv").write_text(_padded(ICU))
+    table = read_long(tmp_path / "icu.csv", LongSource("x", entity="stay", time="charttime"))
+    assert table.columns == ("HR",)
+    with pytest.raises(UnfoldError, match='"MICU" in row 1 of column "unit" is not a number') as error:
+        table.column_index("unit", key="features.bedside.columns")
+    assert error.value.diagnostics[0].key == "features.bedside.columns"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("2150-03-02 08:45:00", "soon", '"soon" in row 3 of column "charttime" is not a date'),
+        ("a,2150-03-02 00:15", ",2150-03-02 00:15", 'row 4 has no "stay"'),
+    ],
+)
+def test_rows_without_time_or_entity_are_reported(old: str, new: str, message: str, tmp_path: Path) -> None:
+    """Neither the entity nor the time of a row is guessed."""
+    (tmp_path / "icu.csv").write_text(_padded(ICU.replace(old, new)))
+    with pytest.raises(UnfoldError, match=message):
+        read_long(tmp_path / "icu.csv", LongSource("x", entity="stay", time="charttime"))

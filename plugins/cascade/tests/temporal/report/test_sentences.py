@@ -1,0 +1,78 @@
+"""All sentences of cascades over time on one page: run ``pytest -s`` on this file to read them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+
+import pytest
+
+from unfold_cascade.temporal.report import sentences
+
+LOW_HIGH = (-0.012, 0.034)
+SAMPLES: dict[str, tuple[str, ...]] = {
+    "summarise_plan": (
+        sentences.summarise_plan(
+            price_saving=5.3, flops_saving=16.6, loss_points=0.69, path="runs/wards", relaxed=None
+        ),
+        sentences.summarise_plan(price_saving=5.3, flops_saving=None, loss_points=-0.1, path="runs/wards", relaxed=2.1),
+    ),
+    "summarise_profile": (sentences.summarise_profile(6, 256),),
+    "describe_certificate": (
+        sentences.describe_certificate(
+            loss_points=20.0, confidence=0.9, patients=40, method="betting", refused_points=None
+        ),
+        sentences.describe_certificate(
+            loss_points=4.2, confidence=0.95, patients=5082, method="betting", refused_points=0.1
+        ),
+    ),
+    "describe_loss": (sentences.describe_loss(-1.57, (-2.04, -1.13)),),
+    "describe_quality": tuple(
+        sentences.describe_quality(
+            utility=0.012, utility_interval=LOW_HIGH, auprc=-0.001, auprc_interval=LOW_HIGH, meets_margins=meets
+        )
+        for meets in (True, False)
+    ),
+    "describe_lead": (
+        sentences.describe_lead(
+            lead_h=24.2,
+            baseline_lead_h=23.1,
+            per_100h=10.0,
+            gain_interval_h=(0.2, 2.1),
+            sensitivity=0.747,
+            baseline_sensitivity=0.731,
+        ),
+    ),
+    "describe_savings": (sentences.describe_savings((4.9, 5.8), (15.2, 17.9)),),
+    "describe_split": (sentences.describe_split(10164, 5082, 5082),),
+    "format_interval": (sentences.format_interval(LOW_HIGH),),
+    "describe_served_baseline": (sentences.describe_served_baseline(),),
+    "describe_served_cascade": (sentences.describe_served_cascade(),),
+    "describe_chain": tuple(sentences.describe_chain(["glance", "full"], is_parallel=flag) for flag in (True, False)),
+    "describe_engines": (sentences.describe_engines("ONNX Runtime", 4, 5),),
+    "describe_audit": (sentences.describe_audit(0.05),),
+    "describe_memory": (sentences.describe_memory(1200, "runs/wards/serving/entities.sqlite"),),
+    "name_cost_unit": (sentences.name_cost_unit(None), sentences.name_cost_unit("$")),
+}
+PRIVATE = re.compile(
+    r"\b(told|tells?|asked|says?|said|who|whose|whom|nobody|monolith|rival|caught|kept|dear)\b", re.IGNORECASE
+)
+
+
+def test_every_sentence_has_a_sample() -> None:
+    """A new sentence must be added to the page."""
+    functions = {name for name, value in inspect.getmembers(sentences, inspect.isfunction)}
+    assert functions == set(SAMPLES)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sentences_are_short_and_use_the_terms_of_the_field(name: str) -> None:
+    """Each clause has at most 25 words, no private word, no doubled space and no dangling punctuation."""
+    for text in SAMPLES[name]:
+        sys.stdout.write(f"{name:26} {text}\n")
+        assert text.strip() == text != ""
+        assert "  " not in text
+        assert text[-1] not in ",;:"
+        assert not PRIVATE.search(text)
+        assert all(len(clause.split()) <= 25 for clause in text.split(";"))

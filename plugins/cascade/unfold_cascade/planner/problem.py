@@ -1,0 +1,140 @@
+"""The problem of a cascade without time: a spec, resolved once. ``build.py`` is the only place that creates it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unfold_cascade.data.dataset import Dataset, DatasetOptions
+from unfold_cascade.data.error_costs import ErrorWeights
+from unfold_cascade.gates.chains import Order
+from unfold_cascade.gates.soft import LearntGates
+from unfold_cascade.models.zoo import ZooOptions
+
+MEASURED_LATENCY = "latency"
+"""The kind of cost that is measured, so that figures differ from run to run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """The loss or the budget that a cascade must meet.
+
+    Attributes:
+        max_loss: accuracy that may be lost against the baseline, in [0, 1).
+        max_loss_of: the same among the cases of one label, guaranteed together with ``max_loss``.
+        budget: mean cost of a case that may be spent, instead of ``max_loss``.
+        confidence: of the certificate, 1 - delta.
+        errors: costs of errors, ``None`` where each costs 1.
+        document: the goal as plain data, for the plan.
+    """
+
+    max_loss: float | None = None
+    max_loss_of: Mapping[str, float] = field(default_factory=dict)
+    budget: float | None = None
+    confidence: float = 0.95
+    errors: ErrorWeights | None = None
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostOptions:
+    """How the cost of a call is measured.
+
+    ``feature_prices`` are paid once per case, by feature group; empty unless costs are prices. ``batch`` is the number
+    of rows per call when latency is measured.
+    """
+
+    by: str
+    unit: str
+    batch: int
+    feature_prices: Mapping[str, float]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether costs are measured times."""
+        return self.by == MEASURED_LATENCY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateOptions:
+    """How gates are searched.
+
+    Attributes:
+        confidence: the confidence that gates read, ``None`` for the default.
+        order: the orders of models to search, as for ``list_chains``.
+        conditional: the scores to search on: raw confidences (False), label-conditional ones (True), or both.
+        max_models: the longest chain.
+        bins: thresholds per gate, ``None`` for all or many.
+        learnt: gates that are learnt and tried beside the exact search.
+        identity: plain data of all these, for fingerprints.
+    """
+
+    confidence: str | None = None
+    order: Order = "sorted"
+    conditional: tuple[bool, ...] = (False,)
+    max_models: int = 3
+    bins: int | None = None
+    learnt: tuple[LearntGates, ...] = ()
+    identity: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedModel:
+    """A model with recorded predictions, and the columns that hold them.
+
+    Either ``prediction`` or ``score`` names a column; a score counts as correct from ``correct_from``. ``price`` is
+    that of one call, unless ``price_column`` holds the price of each. ``identity`` is plain data for fingerprints.
+    """
+
+    name: str
+    key: str
+    prediction: str | None
+    score: str
+    correct_from: float
+    confidence: str
+    price: float
+    price_column: str | None
+    identity: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftRule:
+    """When a check of new data reports drift: significance ``level`` (of all tests together) and minimum ``margin``."""
+
+    level: float
+    margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A cascade without time, ready to be solved.
+
+    ``recorded`` are the recorded models; without them, models are fitted. ``identity`` is the spec as plain data.
+    """
+
+    name: str
+    data: DatasetOptions
+    dataset: Dataset
+    zoo: ZooOptions
+    recorded: tuple[RecordedModel, ...]
+    cost: CostOptions
+    gates: GateOptions
+    goal: Goal
+    drift: DriftRule
+    identity: Any
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether predictions are recorded and no model is fitted."""
+        return self.data.is_recorded
+
+    @property
+    def cluster_column(self) -> str | None:
+        """The column of clusters, ``None`` for independent cases."""
+        return self.data.source.group or None
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """The groups that the first stage decides between; empty for one stage."""
+        return tuple(self.data.label_groups or ())

@@ -1,0 +1,192 @@
+"""Every user-visible sentence of cascades without time, as functions of plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from unfold_cascade.data.error_costs import ErrorWeights
+
+FREE = "free"
+
+
+def count_of(count: int, noun: str) -> str:
+    """Write a count with its noun: ``1 cascade``, ``1,024 cascades``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def loss(points: float) -> str:
+    """Write a loss in points; a loss that rounds to zero has no sign."""
+    return f"{round(points, 1) + 0.0:.1f}"
+
+
+def short_saving(ratio: float | None) -> str:
+    """Write a saving in one word; ``None`` means that the cascade costs nothing."""
+    return FREE if ratio is None else f"{ratio:,.1f}x"
+
+
+def headline(ratio: float | None, baseline_cost: float, unit: str, loss_points: float, folder: str) -> str:
+    """Summarise a cascade that meets its goal."""
+    free = f"free instead of {baseline_cost:.4g} {unit} per case"
+    saving = free if ratio is None else f"{ratio:.1f}x cheaper"
+    return f"{saving}, loss {loss(loss_points)} points · saved in {folder}"
+
+
+def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
+    """State that the baseline is within the budget and more accurate."""
+    quality = f"{100 * accuracy:.1f} % correct for {cost:.4g} {unit} per case"
+    return f"the baseline {name} is within the budget and more accurate than any cascade: {quality}"
+
+
+def over_budget(budget: float, unit: str, cheapest: float) -> str:
+    """State that every cascade exceeds the budget."""
+    return f"every cascade exceeds the budget of {budget:g} {unit} per case; the cheapest costs {cheapest:.4g}"
+
+
+def no_cheaper_cascade(name: str) -> str:
+    """State that the baseline is the cheapest."""
+    return f"no cascade is cheaper than the baseline {name}"
+
+
+def not_certified(allowed: str, relaxation: str) -> str:
+    """State that no cascade is certified, and what would have to be allowed."""
+    return f"no cascade is certified within {allowed}; minimal relaxation: {relaxation}"
+
+
+def allowed_losses(max_loss: float, of_labels: Mapping[str, float]) -> str:
+    """List the losses that a goal allows."""
+    labels = [f'{100 * allowed:g} of "{label}"' for label, allowed in of_labels.items()]
+    return " and ".join([f"{100 * max_loss:g} points", *labels])
+
+
+def relaxations(options: Iterable[Iterable[tuple[str, float]]]) -> str:
+    """List the minimal relaxations of a goal, any one of which certifies a cascade."""
+    texts = [
+        " and ".join(
+            f'max_loss_of "{label}": {100 * allowed:g}%' if label else f"max_loss: {100 * allowed:g}%"
+            for label, allowed in option
+        )
+        for option in options
+    ]
+    return ", or ".join(texts)
+
+
+def units(cluster_column: str | None) -> str:
+    """Name the independent units of a certificate."""
+    return "cases" if cluster_column is None else f"groups by {cluster_column}"
+
+
+def certificate(
+    *,
+    baseline: str,
+    cluster_column: str | None,
+    certified_loss: float,
+    of_labels: Mapping[str, float],
+    confidence: float,
+    unit_count: int,
+    method: str,
+    test_loss_points: float,
+    has_rejections: bool,
+) -> str:
+    """State the certified loss of a cascade."""
+    average = "" if cluster_column is None else f" for the average {cluster_column}"
+    text = f"loss against {baseline}{average} ≤ {_round_up_points(certified_loss)} points"
+    text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
+    text += f" with {confidence:.0%} confidence"
+    text += f" ({unit_count} {units(cluster_column)}, {method} test; {loss(test_loss_points)} on test)"
+    return text + ("; cheaper cascades were not certified" if has_rejections else "")
+
+
+def vacuous_certificate(
+    baseline: str, cluster_column: str | None, unit_count: int, confidence: float, test_loss_points: float
+) -> str:
+    """State that the certified loss is as large as any loss could be."""
+    claim = f"{unit_count} {units(cluster_column)} exclude no loss against {baseline}"
+    return f"none: {claim} with {confidence:.0%} confidence ({loss(test_loss_points)} on test)"
+
+
+def no_certificate(reason: str) -> str:
+    """State why there is no certificate."""
+    return f"none: {reason}"
+
+
+def cannot_certify(cluster_column: str | None, unit_count: int, allowed: str, confidence: float) -> str:
+    """State that the data do not certify the allowed loss."""
+    return f"{unit_count} {units(cluster_column)} cannot certify ≤ {allowed} with {confidence:.0%} confidence"
+
+
+def too_few_units(refusal: str, cluster_column: str | None, smallest: float, needed: int) -> str:
+    """Add that even perfect results would not certify the loss, and how many units would."""
+    unit = units(cluster_column)
+    return f"{refusal}: without any error they certify {smallest * 100:.2f}; {needed:,} {unit} are needed"
+
+
+def least_certified(refusal: str, min_loss: float) -> str:
+    """Add the smallest loss that the data certify."""
+    return f"{refusal}; the smallest loss that they certify is {min_loss * 100:g}"
+
+
+def front_range(count: int, lowest: str, highest: str) -> str:
+    """Describe the range of savings along the Pareto front."""
+    return f"{count_of(count, 'cascade')}, savings from {lowest} to {highest}; plot: --out report.html"
+
+
+def greedy_gap(gaps: Sequence[tuple[str, float | None]]) -> str:
+    """Compare the paper's greedy gates with the exact ones; ``None`` where greedy does not reach the loss."""
+    texts = [f"{name} {gap:+.0f} %" if gap is not None else f"{name} not reached" for name, gap in gaps]
+    return f"cost of the paper's greedy search at the same loss: {', '.join(texts)}"
+
+
+def class_skew(label: str, share: float, others: int, baseline: str, of_baseline: int, of_cascade: int | None) -> str:
+    """State how many cases of rare labels are answered correctly."""
+    cascade = [] if of_cascade is None else [f"the cascade {of_cascade:,}"]
+    counts = ", ".join([*cascade, f"{baseline} {of_baseline:,}"])
+    return f'{100 * share:.1f} % of the test cases are "{label}"; correct among the {others:,} others: {counts}'
+
+
+def error_costs(weights: ErrorWeights) -> str:
+    """Explain the costs of errors."""
+    if weights == "balanced":
+        costs = "errors on each label have the same total weight"
+    else:
+        costs = ", ".join((*_list_error_costs(weights), "any other error 1"))
+    return f"{costs}; losses are shares of the worst possible cost"
+
+
+def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
+    """Describe the parts of the data."""
+    how = "" if is_recorded else " (out of fold)"
+    return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
+
+
+def unlabelled_rows(count: int, table: str) -> str:
+    """State that rows without a label were skipped."""
+    return f"skipped {count_of(count, 'row')} of {table} without a label"
+
+
+def models_measured(count: int, batch: int) -> str:
+    """Summarise the profile of the models."""
+    return f"{count} models measured with {batch} rows per call"
+
+
+def served_policy(baseline: str, *, is_cascade: bool) -> str:
+    """State what a service answers with."""
+    return "the cascade of the plan" if is_cascade else f"the baseline {baseline}: no cascade was certified"
+
+
+def engines(how: str, names: Sequence[str], *, is_only_one: bool) -> str:
+    """State which runtime answers for some models."""
+    return f"{how} ({len(names)} models)" if is_only_one else f"{how}: {', '.join(names)}"
+
+
+def _list_error_costs(weights: Mapping[str, float | Mapping[str, float]]) -> Iterator[str]:
+    for label, cost in weights.items():
+        if isinstance(cost, Mapping):
+            yield from (f'"{label}" predicted as "{answer}" costs {weight:g}' for answer, weight in cost.items())
+        else:
+            yield f'an error on "{label}" costs {cost:g}'
+
+
+def _round_up_points(certified_loss: float) -> str:
+    """Write a loss in points, rounded up: a guarantee must not be printed smaller than it is."""
+    return f"{math.ceil(round(certified_loss * 10_000, 6)) / 100:g}"

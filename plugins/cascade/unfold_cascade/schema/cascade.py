@@ -1,0 +1,93 @@
+"""The spec of kind ``cascade`` and the checks between its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+
+from unfold_cascade.schema import temporal_rules, validation
+from unfold_cascade.schema.goals import Goal
+from unfold_cascade.schema.parts import Baseline, CostSpec, Data, FeatureGroup, GateSpec, Stage
+from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
+from unfoldkit.api import Problem, Spec
+
+FEW_MODELS = 5
+"""Up to this many recorded models, every order of the chain is searched by default."""
+
+
+class CascadeSpec(Spec):
+    """A cascade: cheap models first, expensive ones only where a gate defers."""
+
+    kind: Literal["cascade"]
+    data: Data
+    features: dict[str, FeatureGroup] = Field(default_factory=dict)
+    stages: tuple[Stage, ...] = Field(min_length=1, max_length=4)
+    baseline: Baseline | None = Field(default=None, description="omitted for recorded models: the best of them")
+    cost: CostSpec = CostSpec()
+    gates: GateSpec = GateSpec()
+    moves: Moves | None = Field(default=None, description="over time: how a case moves through the stages")
+    alerts: Alerts | None = Field(default=None, description="over time: the alert rate of the last stage")
+    drift: Drift | None = Field(default=None, description="thresholds of the drift check, and, over time, the audit")
+    goal: Goal
+
+    @property
+    def over_time(self) -> bool:
+        """Whether the cases are observed hour after hour."""
+        return isinstance(self.data, (PhysioNetData, LongData))
+
+    @property
+    def group(self) -> str | None:
+        """The column that names the cluster of each row."""
+        return self.data.group if self.data.source in ("table", "recorded") else None
+
+    @property
+    def scored(self) -> bool:
+        """Whether recorded predictions come with scores of a judge instead of true labels."""
+        recorded = [model.recorded for model in self.stages[0].models if self.data.source == "recorded"]
+        return any(columns is not None and columns.score is not None for columns in recorded)
+
+    @property
+    def order(self) -> Literal["sorted", "all"]:
+        """The orders of models to search: an expensive service may be weaker than a cheap one."""
+        is_small = self.data.source == "recorded" and len(self.stages[0].models) <= FEW_MODELS
+        return self.gates.order or ("all" if is_small else "sorted")
+
+    @property
+    def conditional(self) -> tuple[bool, ...]:
+        """The scores that gates are searched on: raw confidences (False), label-conditional ones (True), or both."""
+        default = "either" if self.data.source == "recorded" and not self.scored else "max-probability"
+        return {"either": (False, True), "label-conditional": (True,)}.get(self.gates.confidence or default, (False,))
+
+    def problems(self) -> Iterable[Problem]:
+        """Yield every contradiction between keys."""
+        yield from validation.goal_problems(
+            self.goal, stages=len(self.stages), over_time=self.over_time, scored=self.scored
+        )
+        yield from validation.split_problems(self.data.split)
+        yield from validation.name_problems(self.stages, self.baseline)
+        if self.over_time:
+            yield from temporal_rules.temporal_problems(
+                features=self.features, stages=self.stages, baseline=self.baseline, cost=self.cost
+            )
+            yield from validation.confidence_problems(self.gates, self.stages, over_time=True)
+            return
+        yield from temporal_rules.keys_of_time_problems(
+            features=self.features,
+            stages=self.stages,
+            baseline=self.baseline,
+            cost=self.cost,
+            moves=self.moves,
+            alerts=self.alerts,
+        )
+        yield from validation.repeated_stage_problems(self.stages)
+        if not self.scored:
+            yield from validation.target_problems(self.stages)
+        yield from validation.model_problems(self.stages, self.features, recorded=self.data.source == "recorded")
+        if self.data.source == "recorded":
+            yield from validation.recorded_problems(self.stages, self.cost, self.gates, scored=self.scored)
+        yield from validation.baseline_problems(self.stages, self.features, self.baseline)
+        yield from validation.confidence_problems(self.gates, self.stages, over_time=False)
+        if self.data.source != "recorded" and (self.baseline is None or not self.baseline.candidates):
+            yield Problem(("baseline",), "this key is missing", "baseline: {candidates: [{estimator: svc}]}")

@@ -1,0 +1,209 @@
+"""The parts of a cascade spec: data sources, feature groups, stages, models, baseline, costs and gates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfold_cascade.schema.temporal import LongData, PhysioNetData, Split
+from unfoldkit.api import Duration, Model, Name
+
+Label = str | int | bool | float
+Derived = Literal["last", "age", "mean", "min", "max", "change", "spread"]
+Confidence = Literal["max-probability", "margin", "entropy", "label-conditional", "either", "evidential", "ensemble"]
+Params = dict[str, str | int | float | bool | list[int] | list[float] | None]
+
+
+class SklearnData(Model):
+    """A data set that is bundled with scikit-learn."""
+
+    source: Literal["sklearn"]
+    dataset: Literal["digits", "iris", "wine", "breast_cancer"]
+    split: Split = Split()
+
+
+class TableData(Model):
+    """A CSV, Parquet or JSON Lines file with one row per case."""
+
+    source: Literal["table"]
+    path: str = Field(
+        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+    )
+    categories: tuple[str, ...] = Field(
+        default=(),
+        description="names or patterns of categorical columns; each value becomes a column COLUMN=WORD of 0 and 1",
+    )
+    group: str | None = Field(
+        default=None,
+        description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
+        "and the certificate covers the average group",
+    )
+    split: Split = Split()
+
+
+class RecordedData(Model):
+    """A CSV, Parquet or JSON Lines file with the recorded predictions of each model; no model is fitted."""
+
+    source: Literal["recorded"]
+    path: str = Field(
+        min_length=1, description="a .csv or .jsonl file, also as .gz, or a .parquet file, relative to the spec"
+    )
+    group: str | None = Field(
+        default=None,
+        description="a column: rows with the same value (a customer, a conversation) stay in one part of the split, "
+        "and the certificate covers the average group",
+    )
+    split: Split = Split()
+
+
+Data = Annotated[SklearnData | TableData | RecordedData | PhysioNetData | LongData, Field(discriminator="source")]
+
+
+class FeatureGroup(Model):
+    """Columns that are acquired together; ``price`` is paid once per case, whichever models use them."""
+
+    columns: tuple[str, ...] = Field(min_length=1, description="names or patterns such as pixel_*")
+    price: float = Field(default=0.0, ge=0.0)
+    valid_for: Duration | None = Field(
+        default=None, description="over time: how long a purchase and its values stay valid"
+    )
+    derive: tuple[Derived, ...] = Field(
+        default=("last",), description="over time: the features derived from the columns"
+    )
+    window: Duration | None = Field(
+        default=None, description="over time: the window of mean, min, max, change and spread"
+    )
+    rule: Literal["sirs", "sofa"] | None = Field(
+        default=None,
+        description="over time: also the points of a clinical rule from these columns, now and the maximum so far",
+    )
+
+
+class Recorded(Model):
+    """Columns of a recorded model: its prediction (or a judge's score of it), its confidence and the call cost."""
+
+    prediction: str | None = None
+    score: str | None = Field(
+        default=None, description="instead of a prediction: whether it was right (1 or 0, true or false), or a score"
+    )
+    right_from: float | None = Field(default=None, description="the smallest score of a right answer; 0.5 if omitted")
+    confidence: str
+    price: str | None = Field(default=None, description="the column with the cost of each call, instead of price")
+
+
+class Tune(Model):
+    """A tuning run; its winner supplies the parameters of a model."""
+
+    run: str = Field(alias="from", min_length=1, description="the run folder, such as runs/digits-sha")
+
+
+class ModelSpec(Model):
+    """One model of a stage: fitted (``estimator``) or recorded."""
+
+    name: Name
+    estimator: str | None = Field(
+        default=None,
+        description="a short name (see the reference page), a dotted path, or baseline: the baseline model itself, "
+        "the last resort, paid once per case",
+    )
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if omitted")
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = Field(default=None, description="standardise the columns; by default where it helps")
+    tune: Tune | None = Field(default=None, description="take the parameters of the winner of a tuning run")
+    recorded: Recorded | None = None
+    price: float | None = Field(default=None, ge=0.0, description="of one call; for recorded models and cost by price")
+
+
+class Target(Model):
+    """What a stage decides: the label of a column, or the group that contains it."""
+
+    column: str | None = None
+    groups: dict[str, tuple[Label, ...]] | None = None
+    rule: Literal["sirs", "sofa"] | None = Field(default=None, description="over time: two criteria or points")
+    ahead: Duration | None = Field(default=None, description="over time: how far ahead the stage is to be predicted")
+
+
+class Stage(Model):
+    """One decision and the models that can take it, from cheap to expensive."""
+
+    name: Name
+    target: Target = Target()
+    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=8)
+    parallel: bool = Field(default=False, description="over time: evaluated every hour, whatever the stage of the case")
+    fresh: Duration | None = Field(
+        default=None, description="over time: the period after entry that is used for training"
+    )
+    learn: Literal["label", "utility"] = Field(
+        default="label",
+        description="over time: predict whether the stage is entered, or whether a warning pays off at that hour",
+    )
+
+
+class Candidate(Model):
+    """One candidate for the baseline model."""
+
+    estimator: str
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = None
+    price: float | None = Field(
+        default=None,
+        ge=0.0,
+        description="of one call, for cost by price; also where a model of a stage is estimator: baseline",
+    )
+
+
+class Rival(Model):
+    """Another single model over time, evaluated beside the baseline; nothing is certified against it."""
+
+    name: Name
+    estimator: str
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if omitted")
+
+
+class Baseline(Model):
+    """The baseline: the best candidate by cross-validation on ``train``; over time, one model."""
+
+    candidates: tuple[Candidate, ...] = Field(default=(), description="for cases without time")
+    estimator: str | None = Field(default=None, description="over time: the baseline model")
+    params: Params = Field(default_factory=dict)
+    scale: bool | None = None
+    features: tuple[str, ...] | None = Field(default=None, description="feature groups; all if omitted")
+    rivals: tuple[Rival, ...] = Field(default=(), max_length=4, description="over time: other models to compare")
+
+
+class CostSpec(Model):
+    """How the cost of a call is measured, and its unit in reports."""
+
+    by: Literal["flops", "bytes", "latency", "price", "price+flops"] = "flops"
+    batch: int = Field(default=256, ge=1, le=65536, description="rows per call when latency is measured")
+    unit: str | None = Field(default=None, max_length=40)
+
+
+class GateSpec(Model):
+    """How gates are searched."""
+
+    confidence: Confidence | None = Field(
+        default=None,
+        description="the confidence that gates compare: by default max-probability; for recorded predictions either, "
+        "the better of max-probability and label-conditional at each point of the front. evidential (leaf counts) and "
+        "ensemble (agreement) need trees or forests, ensemble also accepts xgboost; other models use max-probability",
+    )
+    order: Literal["sorted", "all"] | None = Field(
+        default=None,
+        description="sorted: only from cheap to expensive; all: every order. Default: sorted, or all for up to five "
+        "recorded models",
+    )
+    max_models: int = Field(default=3, ge=1, le=5, description="the longest chain to search")
+    bins: int | None = Field(
+        default=None, ge=2, le=4096, description="thresholds tried per gate; by default all or many"
+    )
+    learnt: tuple[Literal["soft", "induction"], ...] = Field(
+        default=(), description="also try gates learnt by gradient (soft) or by backward induction"
+    )
+    folds: int = Field(
+        default=5, ge=2, le=20, description="gates are tuned on out-of-fold predictions with this many folds"
+    )

@@ -1,0 +1,129 @@
+"""Resolve a spec over time into a ``TemporalProblem``: the only module of this package that reads specs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from unfold_cascade.learners.estimators import select_inspection
+from unfold_cascade.models.tuned_params import resolve_recipe
+from unfold_cascade.planner.problem import DriftRule
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.schema.parts import Baseline, FeatureGroup, ModelSpec, Rival, Stage
+from unfold_cascade.schema.temporal import Alerts, Drift, LongData, Moves, PhysioNetData
+from unfold_cascade.temporal.problem import (
+    BASELINE,
+    BASELINE_MODEL,
+    HOUR_S,
+    WINDOW_H,
+    AlertBudget,
+    CascadeGoal,
+    CohortShares,
+    CostOptions,
+    FeatureSet,
+    GateOptions,
+    LongSource,
+    ModelTask,
+    PsvSource,
+    SpecDocuments,
+    StageTarget,
+    StageTask,
+    TableSource,
+    TemporalProblem,
+    Transitions,
+)
+from unfoldkit.api import Run, dump
+
+
+def build_temporal_problem(spec: CascadeSpec, run: Run) -> TemporalProblem:
+    """Resolve a spec over time; tuned parameters are read from their tuning runs, the table is not read.
+
+    Raises:
+        UnfoldError: A tuning run is missing, has no winner, or tuned another estimator.
+    """
+    alerts, drift, split = spec.alerts or Alerts(), spec.drift or Drift(), spec.data.split
+    return TemporalProblem(
+        name=spec.name,
+        source=_table_source(spec),
+        features={name: build_feature_set(group) for name, group in spec.features.items()},
+        stages=tuple(_stage_task(spec, run, number, stage) for number, stage in enumerate(spec.stages)),
+        baselines=tuple(_baseline_tasks(spec, run)),
+        transitions=_transitions(spec.moves or Moves()),
+        alerts=AlertBudget(alerts.per_100h, alerts.utility_margin, alerts.auprc_margin),
+        drift=DriftRule(level=drift.level, margin=drift.margin),
+        audit_share=drift.audit,
+        goal=CascadeGoal(spec.goal.max_loss, spec.goal.budget, spec.goal.confidence),
+        cost=CostOptions(spec.cost.by, spec.cost.batch, spec.cost.unit),
+        gates=GateOptions(spec.gates.folds, spec.gates.order or "sorted", spec.gates.max_models, spec.gates.learnt),
+        split=CohortShares(split.train, split.calibrate, split.test),
+        seed=run.seed,
+        documents=SpecDocuments(
+            dump(spec),
+            spec.goal.model_dump(mode="json", exclude_none=True),
+            spec.moves.model_dump(mode="json") if spec.moves else None,
+        ),
+    )
+
+
+def build_feature_set(group: FeatureGroup) -> FeatureSet:
+    """Resolve one feature group; without ``valid_for`` values are carried forward without limit but bought hourly."""
+    return FeatureSet(
+        columns=group.columns,
+        derive=group.derive,
+        price=group.price,
+        valid_h=(group.valid_for or 0.0) / HOUR_S,
+        carry_h=math.inf if group.valid_for is None else group.valid_for / HOUR_S,
+        window_h=WINDOW_H if group.window is None else group.window / HOUR_S,
+        rule=group.rule,
+    )
+
+
+def _table_source(spec: CascadeSpec) -> TableSource:
+    if isinstance(spec.data, PhysioNetData):
+        return PsvSource(spec.data.path, spec.data.patients)
+    if isinstance(spec.data, LongData):
+        return LongSource(spec.data.path, spec.data.entity, spec.data.time)
+    raise TypeError(f"data without time: {spec.data.source}")
+
+
+def _stage_task(spec: CascadeSpec, run: Run, number: int, stage: Stage) -> StageTask:
+    models = (
+        _model_task(spec, run, f"stages[{number}].models[{m}].estimator", stage.name, model.name, model)
+        for m, model in enumerate(stage.models)
+    )
+    return StageTask(
+        name=stage.name,
+        target=StageTarget(stage.target.column, stage.target.rule, (stage.target.ahead or 0.0) / HOUR_S),
+        models=tuple(models),
+        is_parallel=stage.parallel,
+        fresh_h=math.inf if stage.fresh is None else stage.fresh / HOUR_S,
+        learns_utility=stage.learn == "utility",
+    )
+
+
+def _baseline_tasks(spec: CascadeSpec, run: Run) -> Iterator[ModelTask]:
+    if spec.baseline is None:
+        return
+    for r, rival in enumerate(spec.baseline.rivals):
+        yield _model_task(spec, run, f"baseline.rivals[{r}].estimator", BASELINE, rival.name, rival)
+    yield _model_task(spec, run, "baseline.estimator", BASELINE, BASELINE_MODEL, spec.baseline)
+
+
+def _model_task(
+    spec: CascadeSpec, run: Run, key: str, stage: str, name: str, model: ModelSpec | Rival | Baseline
+) -> ModelTask:
+    resolved = resolve_recipe(model, run, key=key)
+    confidence = select_inspection(spec.gates.confidence, resolved.estimator) if stage != BASELINE else None
+    return ModelTask(
+        key=key,
+        stage=stage,
+        name=name,
+        recipe=resolved,
+        feature_sets=model.features,
+        price=getattr(model, "price", None) or 0.0,
+        inspection=confidence,
+    )
+
+
+def _transitions(moves: Moves) -> Transitions:
+    return Transitions(moves.entry, moves.confirm, moves.advance, moves.alarm)

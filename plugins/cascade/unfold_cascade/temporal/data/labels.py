@@ -1,0 +1,99 @@
+"""Labelled hours: the timeline of all entities with the stages entered, stored in the run without any features."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from unfold_cascade._types import BoolArray, FloatArray, IntArray
+from unfold_cascade.temporal.data.features import expand_patterns, has_pattern
+from unfold_cascade.temporal.data.readers import list_psv_files
+from unfold_cascade.temporal.data.table import EntityTable, Timeline, compute_hours_since
+from unfold_cascade.temporal.data.targets import label_stages
+from unfold_cascade.temporal.problem import FeatureSet, TemporalProblem
+from unfoldkit.api import Run, fingerprint
+from unfoldkit.safe_io.arrays import read_npz
+from unfoldkit.safe_io.files import parse_object, read_bytes
+
+HOURS_FILE = "hours.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledHours:
+    """All hours of a table with their labels.
+
+    Attributes:
+        timeline: The hours of the entities.
+        entered: (n, S) whether each stage was entered.
+        since: (n, S) hours since then, minus infinity if never.
+        highest: (n,) highest stage entered, 0 for none.
+        digest: Hash of the table.
+        columns: Columns of the table, from which features can be made.
+    """
+
+    timeline: Timeline
+    entered: BoolArray
+    since: FloatArray
+    highest: IntArray
+    digest: str
+    columns: tuple[str, ...]
+
+    def expand_features(self, problem: TemporalProblem) -> Mapping[str, FeatureSet]:
+        """Replace column patterns of the problem's feature sets by names; label columns never match."""
+        usable = [column for column in self.columns if column not in problem.label_columns]
+        return expand_patterns(problem.features, usable) if has_pattern(problem.features) else problem.features
+
+
+def label_hours(problem: TemporalProblem, run: Run, load_table: Callable[[], EntityTable]) -> LabelledHours:
+    """Label the hours of the table, or read them from the run if neither the table nor the targets changed."""
+    return load_hours(run.directory.once(HOURS_FILE, _made_from(problem, run), lambda: _pack(load_table(), problem)))
+
+
+def are_hours_current(problem: TemporalProblem, run: Run) -> bool:
+    """Check whether the run's labelled hours were made from the problem's table as it is now."""
+    return run.directory.has(HOURS_FILE, made_from=_made_from(problem, run))
+
+
+def load_hours(data: bytes) -> LabelledHours:
+    """Unpack what ``label_hours`` stored."""
+    arrays = read_npz(data)
+    facts = parse_object(arrays["facts"].tobytes())
+    return LabelledHours(
+        Timeline(arrays["starts"], arrays["hour"]),
+        arrays["on"],
+        arrays["since"],
+        arrays["highest"],
+        facts["digest"],
+        tuple(facts.get("columns", ())),
+    )
+
+
+def _pack(table: EntityTable, problem: TemporalProblem) -> bytes:
+    entered, highest = label_stages(table, [stage.target for stage in problem.stages])
+    facts = json.dumps({"digest": table.digest, "columns": table.columns}).encode()
+    since = np.column_stack([compute_hours_since(entered[:, s], table.timeline) for s in range(entered.shape[1])])
+    arrays = {"starts": table.starts, "hour": table.hour, "on": entered, "highest": highest, "since": since}
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, facts=np.frombuffer(facts, dtype=np.uint8), **arrays)
+    return stream.getvalue()
+
+
+def _made_from(problem: TemporalProblem, run: Run) -> str:
+    # added only where it is read, so that the hours of older runs stay valid
+    extra = ["columns"] if has_pattern(problem.features) else []
+    documents = problem.documents
+    return fingerprint(documents.data, documents.targets, _hash_source(problem.source.path, run), *extra)
+
+
+def _hash_source(name: str, run: Run) -> str:
+    """Hash the files of a table without parsing them."""
+    path = run.path(name, key="data.path")
+    digest = hashlib.sha256()
+    for file in list_psv_files(path) if path.is_dir() else [path]:
+        digest.update(file.name.encode() + b"\0" + read_bytes(file))
+    return digest.hexdigest()

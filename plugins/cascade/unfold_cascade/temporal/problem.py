@@ -1,0 +1,228 @@
+"""The resolved problem of a cascade over time: everything that training, search, reports and serving need of a spec.
+
+``build.py`` makes it once per command; no other module of this package reads a spec. Durations are hours here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unfold_cascade.learners.estimators import Recipe
+from unfold_cascade.planner.problem import DriftRule
+
+HOUR_S = 3600.0
+WINDOW_H = 6.0
+# Names under which the run stores the baseline models, in the place of a stage and a model.
+BASELINE = "baseline"
+BASELINE_MODEL = "monolith"
+
+
+@dataclass(frozen=True, slots=True)
+class PsvSource:
+    """Records of the PhysioNet/CinC Challenge 2019: one psv file per patient, at most ``max_patients`` of them."""
+
+    path: str
+    max_patients: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LongSource:
+    """A table with one row per entity and time; ``entity`` and ``time`` name its key columns."""
+
+    path: str
+    entity: str
+    time: str
+
+
+TableSource = PsvSource | LongSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSet:
+    """Columns that are bought together, and the features derived from them.
+
+    A purchase costs ``price`` and stays valid for ``valid_h`` hours (0: this hour only). A measured value is carried
+    forward for ``carry_h`` hours; window statistics cover ``window_h`` hours. ``rule`` adds the points of a clinical
+    rule. ``columns`` may be patterns such as ``lab_*`` until they are expanded.
+    """
+
+    columns: tuple[str, ...]
+    derive: tuple[str, ...] = ("last",)
+    price: float = 0.0
+    valid_h: float = 0.0
+    carry_h: float = math.inf
+    window_h: float = WINDOW_H
+    rule: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageTarget:
+    """When an entity enters a stage: ``ahead_h`` hours before ``column`` is first 1, or before ``rule`` first holds."""
+
+    column: str | None = None
+    rule: str | None = None
+    ahead_h: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTask:
+    """One model to fit: its key in the spec, its names, its recipe, and the feature sets it reads (all if ``None``).
+
+    ``inspection`` names a confidence that reads the leaves or members of the fitted model, if the spec asks for one.
+    """
+
+    key: str
+    stage: str
+    name: str
+    recipe: Recipe
+    feature_sets: tuple[str, ...] | None
+    price: float
+    inspection: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTask:
+    """One stage: what it decides and the models that may decide it.
+
+    A parallel stage is evaluated at every hour, whatever stage the entity is in. Models of a gated stage learn from
+    hours up to ``fresh_h`` after its entry.
+    """
+
+    name: str
+    target: StageTarget
+    models: tuple[ModelTask, ...]
+    is_parallel: bool = False
+    fresh_h: float = math.inf
+    learns_utility: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """How an entity moves through the stages (UnfoldML); the keys of ``moves`` in a spec.
+
+    ``entry``: the next hour starts with the first model of the stage (reset), or with the last that decided (sticky).
+    ``confirm``: consecutive positive hours before the entity moves on. ``advance``: the next stage is evaluated in the
+    same hour or from the next hour on. ``alarm``: the last stage decides every hour, or its first alarm is final.
+    """
+
+    entry: Literal["reset", "sticky"] = "reset"
+    confirm: int = 1
+    advance: Literal["same-step", "next-step"] = "next-step"
+    alarm: Literal["hourly", "latched"] = "hourly"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertBudget:
+    """Alerts allowed per 100 event-free hours, and the utility and AUPRC that a cascade may lose in tuning."""
+
+    per_100h: float = 10.0
+    utility_margin: float = 0.0
+    auprc_margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeGoal:
+    """What the cascade must reach: a certified loss, or a cost budget per entity-hour.
+
+    Losses are fractions of hours; a budget is in the unit of ``CostOptions.by``; ``confidence`` is the certificate's.
+    """
+
+    max_loss: float | None
+    budget: float | None
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class CostOptions:
+    """What costs are compared by (``price+flops`` is the mean of both), rows per timed call, and the unit of prices."""
+
+    by: str
+    batch_rows: int
+    unit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CohortShares:
+    """Shares of the entities: fitted and tuned on ``train``, certified on ``calibrate``, reported on ``test``."""
+
+    train: float = 0.5
+    calibrate: float = 0.25
+    test: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    """Limits of the gate search: folds of the predictions, chain order and length, and the learnt starting points."""
+
+    folds: int = 5
+    order: Literal["sorted", "all"] = "sorted"
+    max_models: int = 3
+    learnt: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SpecDocuments:
+    """Parts of the spec as JSON data: what file hashes, the plan's decision and its version are made from."""
+
+    spec: Mapping[str, Any]
+    goal: Mapping[str, Any]
+    transitions: Mapping[str, Any] | None
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The key ``data``."""
+        data: Mapping[str, Any] = self.spec["data"]
+        return data
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The key ``features``."""
+        features: Mapping[str, Any] = self.spec["features"]
+        return features
+
+    @property
+    def targets(self) -> list[Mapping[str, Any]]:
+        """The key ``target`` of every stage."""
+        return [stage["target"] for stage in self.spec["stages"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemporalProblem:
+    """A spec over time, resolved. ``baselines`` ends with the baseline model that cascades are compared with.
+
+    A server lets the baseline model decide ``audit_share`` of the entities as well.
+    """
+
+    name: str
+    source: TableSource
+    features: Mapping[str, FeatureSet]
+    stages: tuple[StageTask, ...]
+    baselines: tuple[ModelTask, ...]
+    transitions: Transitions
+    alerts: AlertBudget
+    drift: DriftRule
+    audit_share: float
+    goal: CascadeGoal
+    cost: CostOptions
+    gates: GateOptions
+    split: CohortShares
+    seed: int
+    documents: SpecDocuments
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages in order."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def label_columns(self) -> frozenset[str]:
+        """The columns that hold labels and therefore never match a feature pattern."""
+        return frozenset(stage.target.column for stage in self.stages if stage.target.column is not None)
+
+    @property
+    def models(self) -> tuple[ModelTask, ...]:
+        """Every model to fit: stage by stage, then the other baselines, the baseline model last."""
+        return (*(model for stage in self.stages for model in stage.models), *self.baselines)

@@ -1,0 +1,1 @@
+"""Reports of cascades over time: the plan's report, its tables, and all user-visible sentences."""

@@ -1,0 +1,288 @@
+"""The report of ``train`` and ``plan`` over time: verdict, metrics, figure, and the decision that ``serve`` reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from unfold_cascade.temporal.report import sentences
+from unfold_cascade.temporal.report.tables import (
+    CURRENCIES,
+    build_alarm_table,
+    build_alert_table,
+    build_owned_tables,
+    build_policy_table,
+    build_route_table,
+    finite_or_none,
+)
+from unfold_cascade.temporal.search.planner import Solution
+from unfold_cascade.temporal.simulation.cost import compute_savings
+from unfold_cascade.temporal.simulation.policy import StagePolicy
+from unfoldkit.api import Figure, Metric, Report, RunDir, Series, Verdict
+
+MetricValue = tuple[float | None, str]
+
+
+def build_plan_report(solution: Solution, verb: str, directory: RunDir) -> Report:
+    """Report a solution. Every figure is from the test cohort unless its name says otherwise.
+
+    Args:
+        solution: What was found.
+        verb: ``train`` or ``plan``.
+        directory: The run, for messages.
+    """
+    return Report(
+        kind="cascade",
+        verb=verb,
+        name=solution.problem.name,
+        verdict=Verdict.YES if solution.selection.is_certified else Verdict.NO,
+        headline=_headline(solution, directory),
+        subtitle=_subtitle(solution),
+        metrics=_metrics(solution),
+        tables=(
+            build_policy_table(solution),
+            build_alert_table(solution),
+            build_route_table(solution),
+            *build_owned_tables(solution),
+            build_alarm_table(solution),
+        ),
+        figures=(_front_figure(solution),),
+        lines=_lines(solution),
+        next=_next_command(solution, directory),
+        decision=_decision(solution),
+        provenance={"inputs": {"data": solution.study.digest}},
+    )
+
+
+def _next_command(solution: Solution, directory: RunDir) -> str:
+    if solution.selection.is_certified:
+        return f"unfold serve {directory.word}"
+    return f"unfold plan {directory.word} --set goal.max_loss={_smallest_certifiable_percent(solution):g}%"
+
+
+def _smallest_certifiable_percent(solution: Solution) -> float:
+    return float(np.ceil(solution.selection.certified_loss * 1000) / 10)
+
+
+def _headline(solution: Solution, directory: RunDir) -> str:
+    quality, base = solution.cascade.quality, solution.latched.quality
+    savings = compute_savings(base.bill, quality.bill, CURRENCIES)
+    return sentences.summarise_plan(
+        price_saving=savings.get("price"),
+        flops_saving=savings.get("flops"),
+        loss_points=100 * (quality.loss - base.loss),
+        path=str(directory.path),
+        relaxed=None if solution.selection.is_certified else _smallest_certifiable_percent(solution),
+    )
+
+
+def _subtitle(solution: Solution) -> tuple[str, ...]:
+    study = solution.study
+    cohorts = (study.train, study.calibrate, study.test)
+    hours = sum(len(cohort.highest) for cohort in cohorts)
+    patients = sum(cohort.entities for cohort in cohorts)
+    return f"{len(study.stages)} stages", f"{len(study.models) - 1} models", f"{patients:,} cases", f"{hours:,} hours"
+
+
+def _metrics(solution: Solution) -> dict[str, Metric]:
+    base, cascade = solution.latched.quality, solution.cascade.quality
+    savings = compute_savings(base.bill, cascade.bill, CURRENCIES)
+    values = {
+        **_loss_metrics(solution, savings),
+        **_alert_metrics(solution),
+        **_cost_metrics(solution),
+    }
+    metrics = {name: Metric(finite_or_none(value), unit) for name, (value, unit) in values.items()}
+    return (
+        metrics
+        | {"latency_saving": Metric(finite_or_none(savings.get("latency")), "x", timed=True)}
+        | _interval_metrics(solution)
+        | _other_baseline_metrics(solution)
+        | _certificate_metric(solution)
+    )
+
+
+def _loss_metrics(solution: Solution, savings: dict[str, float]) -> dict[str, MetricValue]:
+    """Savings and losses against the latched baseline, and against the memoryless one (``naive_``)."""
+    base, loss_interval = solution.latched.quality, solution.intervals.loss
+    naive, naive_base = solution.argmax_cascade.quality, solution.argmax.quality
+    tuned = solution.tuned_only.quality
+    naive_savings = compute_savings(naive_base.bill, naive.bill, CURRENCIES)
+    tuned_savings = compute_savings(base.bill, tuned.bill, CURRENCIES)
+    return {
+        "price_saving": (savings.get("price"), "x"),
+        "flops_saving": (savings.get("flops"), "x"),
+        "naive_price_saving": (naive_savings.get("price"), "x"),
+        "naive_flops_saving": (naive_savings.get("flops"), "x"),
+        "loss_points": (100 * (solution.cascade.quality.loss - base.loss), "points"),
+        "loss_points_low": (100 * loss_interval[0], "points"),
+        "loss_points_high": (100 * loss_interval[1], "points"),
+        "loss_points_interval": (50 * (loss_interval[1] - loss_interval[0]), "points"),
+        "naive_loss_points": (100 * (naive.loss - naive_base.loss), "points"),
+        "tuned_price_saving": (tuned_savings.get("price"), "x"),
+        "tuned_flops_saving": (tuned_savings.get("flops"), "x"),
+        "tuned_loss_points": (100 * (tuned.loss - base.loss), "points"),
+        "certified_loss_points": (100 * solution.selection.certified_loss, "points"),
+    }
+
+
+def _alert_metrics(solution: Solution) -> dict[str, MetricValue]:
+    """Lead times, ranking, utility and alert rates of the cascade and the latched baseline."""
+    quality, base = solution.cascade.quality, solution.latched.quality
+    alerts, base_alerts = solution.cascade.alerts, solution.latched.alerts
+    return {
+        "lead_hours_gain": (alerts.mean_lead_h - base_alerts.mean_lead_h, "h"),
+        "lead_hours_gain_low": (solution.lead_gain_h[0], "h"),
+        "lead_hours_gain_high": (solution.lead_gain_h[1], "h"),
+        "lead_hours": (alerts.mean_lead_h, "h"),
+        "auprc": (quality.auprc, ""),
+        "auprc_baseline": (base.auprc, ""),
+        "auroc": (quality.auroc, ""),
+        "auroc_baseline": (base.auroc, ""),
+        "utility": (quality.utility, ""),
+        "utility_baseline": (base.utility, ""),
+        "macro_f1": (quality.macro_f1, ""),
+        "macro_f1_baseline": (base.macro_f1, ""),
+        "accuracy": (1 - quality.loss, ""),
+        "accuracy_baseline": (1 - base.loss, ""),
+        "alerts_per_100h": (quality.alerts, ""),
+        "alerts_per_100h_low": (alerts.rate_interval[0], ""),
+        "alerts_per_100h_high": (alerts.rate_interval[1], ""),
+        "alerts_per_100h_baseline": (base.alerts, ""),
+        "alerts_per_100h_baseline_low": (base_alerts.rate_interval[0], ""),
+        "alerts_per_100h_baseline_high": (base_alerts.rate_interval[1], ""),
+    }
+
+
+def _cost_metrics(solution: Solution) -> dict[str, MetricValue]:
+    """The cheapest single model, and what an entity-hour costs."""
+    quality, base, single = solution.cascade.quality, solution.latched.quality, solution.single_model.quality
+    savings = compute_savings(base.bill, single.bill, CURRENCIES)
+    return {
+        "cheapest_single_price_saving": (savings.get("price"), "x"),
+        "cheapest_single_flops_saving": (savings.get("flops"), "x"),
+        "cheapest_single_utility": (single.utility, ""),
+        "cheapest_single_auprc": (single.auprc, ""),
+        "price_per_hour": (quality.bill["price"], ""),
+        "price_per_hour_baseline": (base.bill["price"], ""),
+    }
+
+
+def _interval_metrics(solution: Solution) -> dict[str, Metric]:
+    """Ends of the intervals of the changes against the latched baseline."""
+    return {
+        f"{name}_change_{end}": Metric(finite_or_none(getattr(solution.intervals, name)[index]))
+        for name in ("utility", "auprc", "auroc", "macro_f1")
+        for index, end in enumerate(("low", "high"))
+    }
+
+
+def _other_baseline_metrics(solution: Solution) -> dict[str, Metric]:
+    """Loss and savings of the cascade against each of the other baselines."""
+    metrics: dict[str, Metric] = {}
+    for baseline in solution.other_baselines:
+        savings = compute_savings(baseline.quality.bill, solution.cascade.quality.bill, CURRENCIES)
+        loss_points = 100 * (solution.cascade.quality.loss - baseline.quality.loss)
+        metrics[f"{baseline.name}_loss_points"] = Metric(loss_points, "points")
+        for currency in CURRENCIES[:2]:
+            metrics[f"{baseline.name}_{currency}_saving"] = Metric(finite_or_none(savings.get(currency)), "x")
+    return metrics
+
+
+def _certificate_metric(solution: Solution) -> dict[str, Metric]:
+    max_loss = solution.problem.goal.max_loss
+    if max_loss is None:
+        return {}
+    value = round(100 * solution.selection.certified_loss, 9)
+    ok = solution.selection.is_certified
+    return {"certified_loss_points": Metric(value, "points", target=f"≤ {max_loss * 100:g}", ok=ok)}
+
+
+def _front_figure(solution: Solution) -> Figure:
+    points, point = solution.front.points, solution.selection.point
+    cost = tuple(candidate.cost for candidate in points)
+    accuracy = tuple(100 * (1 - candidate.loss) for candidate in points)
+    series = (
+        Series("tuning patients", cost, accuracy, "steps"),
+        Series("selected, tuning patients", (point.cost,), (100 * (1 - point.loss),), "points"),
+    )
+    title = f"{solution.problem.name}: accuracy and cost of {len(points)} cascades"
+    return Figure("front", title, "cost per case-hour, relative to the baseline", "accuracy %", series, log_x=True)
+
+
+def _lines(solution: Solution) -> tuple[tuple[str, str], ...]:
+    quality, base, intervals = solution.cascade.quality, solution.latched.quality, solution.intervals
+    alerts, base_alerts = solution.cascade.alerts, solution.latched.alerts
+    loss_interval = (100 * intervals.loss[0], 100 * intervals.loss[1])
+    change = sentences.describe_quality(
+        utility=quality.utility - base.utility,
+        utility_interval=intervals.utility,
+        auprc=quality.auprc - base.auprc,
+        auprc_interval=intervals.auprc,
+        meets_margins=solution.front.meets_margins,
+    )
+    lead = sentences.describe_lead(
+        lead_h=alerts.mean_lead_h,
+        baseline_lead_h=base_alerts.mean_lead_h,
+        per_100h=solution.problem.alerts.per_100h,
+        gain_interval_h=solution.lead_gain_h,
+        sensitivity=alerts.sensitivity,
+        baseline_sensitivity=base_alerts.sensitivity,
+    )
+    study = solution.study
+    return (
+        ("certificate", _certificate_line(solution)),
+        ("loss", sentences.describe_loss(100 * (quality.loss - base.loss), loss_interval)),
+        ("quality", change),
+        ("lead time", lead),
+        ("saving", sentences.describe_savings(intervals.price_saving, intervals.flops_saving)),
+        ("split", sentences.describe_split(study.train.entities, study.calibrate.entities, study.test.entities)),
+    )
+
+
+def _certificate_line(solution: Solution) -> str:
+    selection, target = solution.selection, solution.problem.goal
+    is_refused = not selection.is_certified and target.max_loss is not None
+    return sentences.describe_certificate(
+        loss_points=100 * selection.certified_loss,
+        confidence=target.confidence,
+        patients=selection.cases,
+        method=selection.method,
+        refused_points=100 * (target.max_loss or 0.0) if is_refused else None,
+    )
+
+
+def _decision(solution: Solution) -> dict[str, Any]:
+    """The plan as data. Its keys are read by ``serving/plan_loader.py`` and by stored runs: they stay."""
+    problem, rule = solution.problem, solution.rule
+    policies = {
+        "cascade": solution.selection.point.policy,
+        "against_argmax": solution.argmax_selection.point.policy,
+    }
+    decision: dict[str, Any] = {
+        "goal": problem.documents.goal,
+        "moves": problem.documents.transitions,
+        "promised": solution.selection.is_certified,
+        "alerts_per_100h": problem.alerts.per_100h,
+        "monolith": {
+            "cut": _encode_cut(rule.policy[-1].cut),
+            "stages": [float(cut) for cut in rule.cuts or ()],
+        },
+    }
+    for key, policy in policies.items():
+        stages = zip(problem.stage_names, policy, strict=True)
+        decision[key] = [_encode_stage(solution, name, stage_policy) for name, stage_policy in stages]
+    return decision
+
+
+def _encode_stage(solution: Solution, stage: str, policy: StagePolicy) -> dict[str, Any]:
+    spans, owned = ([[_encode_cut(lo), _encode_cut(hi)] for lo, hi in pairs] for pairs in (policy.spans, policy.owned))
+    models = [solution.study.model_name(model) for model in policy.chain]
+    encoded = {"stage": stage, "models": models, "unsure": spans, "cut": _encode_cut(policy.cut)}
+    return encoded | ({"unsure_owned": owned} if owned else {})
+
+
+def _encode_cut(cut: float) -> float | str:
+    """Encode infinite cuts as words, because JSON has no infinity."""
+    return float(cut) if np.isfinite(cut) else ("always" if cut < 0 else "never")

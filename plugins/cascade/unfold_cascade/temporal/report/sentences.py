@@ -1,0 +1,110 @@
+"""Every user-visible sentence of cascades over time, as functions of plain values: one place to edit their English."""
+
+from __future__ import annotations
+
+Interval = tuple[float, float]
+
+
+def summarise_plan(
+    *, price_saving: float | None, flops_saving: float | None, loss_points: float, path: str, relaxed: float | None
+) -> str:
+    """Headline of a plan: savings and loss; ``relaxed`` is the smallest certifiable loss in percent, if it failed."""
+    savings = [(price_saving, "price"), (flops_saving, "FLOPs")]
+    ratios = " and ".join(f"{saving:.1f}x less {unit}" for saving, unit in savings if saving is not None)
+    text = f"{ratios} at {loss_points:+.2f} points"
+    if relaxed is None:
+        return f"{text} · saved in {path}"
+    return f"{text}, not certified; smallest relaxation: max_loss: {relaxed:g}% · saved in {path}"
+
+
+def summarise_profile(models: int, batch_rows: int) -> str:
+    """Headline of a profile."""
+    return f"{models} models measured with {batch_rows} rows per call"
+
+
+def describe_certificate(
+    *, loss_points: float, confidence: float, patients: int, method: str, refused_points: float | None
+) -> str:
+    """What is certified; ``refused_points`` is the goal that could not be certified, if it was not."""
+    claim = f"loss of the average patient ≤ {loss_points:.2g} points against the latched baseline"
+    text = f"{claim} with {confidence:.0%} confidence ({patients:,} patients, {method} test)"
+    return text if refused_points is None else f"{text}; {patients:,} patients cannot certify ≤ {refused_points:g}"
+
+
+def describe_loss(points: float, interval: Interval) -> str:
+    """Loss against the latched baseline; both in points."""
+    return f"{points:+.2f} points {format_interval(interval)} against the latched baseline"
+
+
+def describe_quality(
+    *, utility: float, utility_interval: Interval, auprc: float, auprc_interval: Interval, meets_margins: bool
+) -> str:
+    """Changes of utility and AUPRC against the latched baseline, and whether any alarm met the margins in tuning."""
+    text = f"utility {utility:+.3f} {format_interval(utility_interval)}, AUPRC "
+    text += f"{auprc:+.4f} {format_interval(auprc_interval)}"
+    return text if meets_margins else f"{text}; no alarm met both margins on the tuning patients"
+
+
+def describe_lead(
+    *,
+    lead_h: float,
+    baseline_lead_h: float,
+    per_100h: float,
+    gain_interval_h: Interval,
+    sensitivity: float,
+    baseline_sensitivity: float,
+) -> str:
+    """Lead time and sensitivity of cascade and latched baseline at one alert rate."""
+    text = f"{lead_h:.1f} h, baseline {baseline_lead_h:.1f} h, both at {per_100h:g} alerts per 100 h: "
+    text += f"{lead_h - baseline_lead_h:+.2f} h {format_interval(gain_interval_h)}; "
+    return text + f"sensitivity {sensitivity:.0%}, baseline {baseline_sensitivity:.0%}"
+
+
+def describe_savings(price: Interval, flops: Interval) -> str:
+    """Intervals of the savings."""
+    return f"price {format_interval(price)}x, FLOPs {format_interval(flops)}x"
+
+
+def describe_split(train: int, calibrate: int, test: int) -> str:
+    """How many patients each cohort has, and what it is for."""
+    return f"{train:,} patients to tune (out of fold), {calibrate:,} to certify, {test:,} to evaluate"
+
+
+def format_interval(interval: Interval) -> str:
+    """Format a 95 % interval as ``[low, high]``."""
+    return f"[{interval[0]:.3g}, {interval[1]:.3g}]"
+
+
+def describe_served_baseline() -> str:
+    """What is served if no cascade is certified."""
+    return "the latched baseline model: no cascade was certified"
+
+
+def describe_served_cascade() -> str:
+    """What is served if a cascade is certified."""
+    return "the cascade of the plan"
+
+
+def describe_chain(models: list[str], *, is_parallel: bool) -> str:
+    """The models of one stage in evaluation order."""
+    return " → ".join(models) + (", at every hour" if is_parallel else "")
+
+
+def describe_engines(engine: str, converted: int, models: int) -> str:
+    """How many models run on the fast engine."""
+    return f"{engine} for {converted} of {models} models; close to a threshold the native model decides"
+
+
+def describe_audit(share: float) -> str:
+    """How many entities are audited."""
+    return f"the baseline model also decides {share:.0%} of the cases"
+
+
+def describe_memory(cases: int, file: str) -> str:
+    """How many entities the server has stored, and where."""
+    return f"{cases:,} cases in {file}"
+
+
+def name_cost_unit(unit: str | None) -> str:
+    """Unit of the costs that the live page adds up."""
+    return unit or "price of calls and purchases"

@@ -1,0 +1,71 @@
+"""The verbs for cases without time: a few lines each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from unfold_cascade.build import build_dataset_options, build_problem, build_table_source, find_checked_spec
+from unfold_cascade.data.dataset import DATASET_FILE, dataset_fingerprint, load_stored_dataset
+from unfold_cascade.drift.static import check_new_cases
+from unfold_cascade.models.onnx_runtime import load_probe
+from unfold_cascade.models.zoo import fit_models
+from unfold_cascade.planner.planner import FRONT_FILE, solve
+from unfold_cascade.planner.score_tables import build_tables
+from unfold_cascade.report.handoff import write_handoff
+from unfold_cascade.report.plan import build_plan_report
+from unfold_cascade.report.profile import build_profile_report
+from unfold_cascade.schema.cascade import CascadeSpec
+from unfold_cascade.serving.loader import load_plan, load_stored_plan
+from unfold_cascade.serving.service import build_service
+from unfoldkit.api import Report, Run, Service, dump, fail
+
+
+def profile(spec: CascadeSpec, run: Run) -> Report:
+    """Fit the models that the run does not store, and report the operations, bytes and time of one row."""
+    if spec.data.source == "recorded":
+        raise fail("recorded models cannot be measured: the spec has their prices", key="data.source")
+    problem = build_problem(spec, run)
+    models = fit_models(problem.zoo, problem.data, problem.dataset, run)
+    build_tables(problem, models)
+    return build_profile_report(problem, models, run.directory)
+
+
+def train(spec: CascadeSpec, run: Run) -> Report:
+    """Fit all models, tune and certify the gates, and save everything in the run."""
+    problem = build_problem(spec, run)
+    solution = solve(problem, run)
+    if not problem.is_recorded:
+        load_probe(problem.data, problem.dataset, run.directory)
+    write_handoff(solution, run)
+    return build_plan_report(solution, run.directory, "train")
+
+
+def plan(spec: CascadeSpec, run: Run) -> Report:
+    """Find the cheapest certified cascade, or compare new data with those of a plan (``--check``)."""
+    checked = find_checked_spec(spec, run, FRONT_FILE, lambda: _is_same_data(spec, run))
+    if checked is not None:
+        return _check(checked, spec, run)
+    solution = solve(build_problem(spec, run), run)
+    write_handoff(solution, run)
+    return build_plan_report(solution, run.directory, "plan")
+
+
+def serve(spec: CascadeSpec, run: Run) -> Service:
+    """Build the service of the plan that the run stores."""
+    if spec.data.source == "recorded":
+        raise fail("recorded predictions cannot be served: no model was fitted", key="data.source")
+    plan_ = load_plan(dump(spec), run, FRONT_FILE)
+    problem = build_problem(spec, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
+    return build_service(load_stored_plan(problem, plan_, run.directory), run)
+
+
+def _is_same_data(spec: CascadeSpec, run: Run) -> bool:
+    fingerprint = dataset_fingerprint(build_dataset_options(spec, run))
+    return run.directory.has(DATASET_FILE, made_from=fingerprint)
+
+
+def _check(checked: CascadeSpec, spec: CascadeSpec, run: Run) -> Report:
+    """Compare the data of ``spec`` with the data of the plan, which has the spec ``checked``."""
+    plan_ = run.options["baseline_plan"]
+    problem = build_problem(checked, replace(run, seed=int(plan_["seed"])), load_stored_dataset(run.directory))
+    return check_new_cases(load_stored_plan(problem, plan_, run.directory), build_table_source(spec, run), run)
