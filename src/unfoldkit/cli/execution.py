@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report
-from unfoldkit.run_context import Options, Run
+from unfoldkit.run_context import Options, Progress, Run, ignore_progress
 from unfoldkit.run_directory import RunDir, encode_text, write_atomically
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.resolve import ORIGIN, RUN_PLAN, RUN_SPEC, LoadedSpec, dump, load_spec, spec_hash, stored_kind
@@ -99,7 +99,7 @@ def run_folder(request: Request, loaded: LoadedSpec) -> Path:
     return request.run or loaded.run or Path("runs") / loaded.spec.name
 
 
-def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int, int], None] | None = None) -> Run:
+def build_run(request: Request, loaded: LoadedSpec, progress: Progress | None = None) -> Run:
     """Build the context that a verb receives beside its spec."""
     if request.allow_code:
         # after installed packages, so that no file beside the spec shadows a library
@@ -116,7 +116,7 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         log=console.open_log(verbose=request.verbose),
         options=options,
         allow_code=request.allow_code,
-        **({"progress": progress} if progress else {}),
+        progress=progress or ignore_progress,
     )
 
 
