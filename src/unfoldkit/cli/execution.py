@@ -7,10 +7,10 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unfoldkit import __version__
 from unfoldkit.catalog.cache import cache_folder
@@ -99,7 +99,7 @@ def run_folder(request: Request, loaded: LoadedSpec) -> Path:
     return request.run or loaded.run or Path("runs") / loaded.spec.name
 
 
-def build_run(request: Request, loaded: LoadedSpec, progress: Progress | None = None) -> Run:
+def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int, int], None] | None = None) -> Run:
     """Build the context that a verb receives beside its spec."""
     if request.allow_code:
         # after installed packages, so that no file beside the spec shadows a library
@@ -116,7 +116,7 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Progress | None = 
         log=console.open_log(verbose=request.verbose),
         options=options,
         allow_code=request.allow_code,
-        progress=progress or ignore_progress,
+        progress=cast("Progress", progress) if progress else ignore_progress,
     )
 
 
