@@ -193,13 +193,13 @@ TRACE_FAULTS = ("garbage", "deep object", "deep list", "objects", "bomb", "lying
 @pytest.mark.parametrize("fault", TRACE_FAULTS)
 def test_a_damaged_trace_is_named(tmp_path: Path, suffix: str, fault: str) -> None:
     """A trace of any form that is something else is refused with its name."""
-    from unfoldkit.arrivals.traces import read
+    from unfoldkit.arrivals.traces import read_trace
 
     path = tmp_path / f"bad.{suffix}"
     put(path, fault) if fault in ("pipe", "device", "folder") else path.write_bytes(FAULTS[fault]())
     began = time.perf_counter()
     with pytest.raises(UnfoldError, match=r"bad\.") as error:
-        read(path)
+        read_trace(path)
     assert error.value.code == 2
     assert time.perf_counter() - began < 2
 

@@ -22,7 +22,7 @@ class Excess(NamedTuple):
 
     start_s: float
     length_s: float
-    count: int
+    arrivals: int
 
 
 def window_lengths(shortest_s: float, longest_s: float = LONGEST_WINDOW_S) -> Times:

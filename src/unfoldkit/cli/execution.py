@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unfoldkit import __version__
 from unfoldkit.catalog.cache import cache_folder
@@ -23,7 +23,7 @@ from unfoldkit.errors import ExitCode, UnfoldError, did_you_mean, internal_error
 from unfoldkit.io.yaml12 import to_yaml
 from unfoldkit.registry import Registry
 from unfoldkit.report import Report, Verdict, to_data, validate_report
-from unfoldkit.run_context import Options, Run
+from unfoldkit.run_context import Options, Progress, Run, ignore_progress
 from unfoldkit.run_directory import RunDir, encode_text, write_atomically
 from unfoldkit.spec.base import Spec
 from unfoldkit.spec.resolve import ORIGIN, RUN_PLAN, RUN_SPEC, LoadedSpec, dump, load_spec, spec_hash, stored_kind
@@ -116,7 +116,7 @@ def build_run(request: Request, loaded: LoadedSpec, progress: Callable[[str, int
         log=console.open_log(verbose=request.verbose),
         options=options,
         allow_code=request.allow_code,
-        **({"progress": progress} if progress else {}),
+        progress=cast("Progress", progress) if progress else ignore_progress,
     )
 
 

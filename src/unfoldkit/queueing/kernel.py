@@ -1,7 +1,7 @@
-"""The compiled kernels. Rules: see :mod:`unfoldkit.queueing.reference`, which is the same in plain Python.
+"""The compiled simulation of a stage. :mod:`unfoldkit.queueing.reference` has its rules and the reference version.
 
-No event heap is needed. Replicas stand in a ring, sorted by the time at which they are free; the head starts the next
-batch, and what it finished leaves the stage, so that completions come out sorted (ties by upstream order) for nothing.
+It needs no event heap. Replicas are in a ring, sorted by the time at which they become free. The head of the ring
+starts the next batch, and the batch that it finished leaves the stage, so completions come out sorted.
 """
 
 from __future__ import annotations
@@ -44,13 +44,16 @@ def advance(  # noqa: C901, PLR0912, PLR0915
     out_items: Items,
     gone: Flags,
 ) -> float:
-    """Serve the first ``known`` items up to the time ``until``; return the seconds that drained replicas were kept.
+    """Serve the first ``known`` items up to the time ``until``.
 
-    ``free`` and ``span`` (low, high, leaving) are the ring, ``mark`` where it stands. Ends early once more than
-    ``allowed`` items left later than ``budget`` seconds after their ``origin``. Items that would start later than
-    ``patience`` seconds after it are shed: ``gone`` marks them. From ``when[i]`` on there are ``change[i]``
-    replicas more, and ``largest[i]`` items in a full batch (0 or none: as before). ``mark[SHORT]`` is set once a batch
-    had to wait for a replica: until then more of them would have changed nothing.
+    ``free`` and ``span`` (low, high, leaving) are the ring, and ``mark`` is its state. The simulation ends early once
+    more than ``allowed`` items left later than ``budget`` s after their ``origin``. Items that would start later than
+    ``patience`` s after it are shed, and marked in ``gone``. From ``when[i]`` on, the stage has ``change[i]`` more
+    replicas and ``largest[i]`` items in a full batch (0: unchanged). ``mark[SHORT]`` is set once a batch waited for a
+    replica: until then, more replicas would have changed nothing.
+
+    Returns:
+        The seconds for which removed replicas were kept to finish their batch.
     """
     mask = free.size - 1
     head, size, at, event, out, late = mark[0], mark[1], mark[2], mark[3], mark[4], mark[5]

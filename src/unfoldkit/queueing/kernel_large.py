@@ -1,7 +1,7 @@
-"""The compiled kernel for many replicas that stay: quicker than :mod:`unfoldkit.queueing.kernel`, equal to the bit.
+"""A faster compiled simulation for many replicas of a constant number, equal to the other kernel to the bit.
 
-There all replicas stand in one ring, and those that a batch overtakes move up: with hundreds of replicas that is most
-of the time of a pass. Here a batch that overtakes others waits in a heap beside the ring.
+In :mod:`unfoldkit.queueing.kernel` all replicas are in one ring, and those that a batch overtakes move up. With
+hundreds of replicas, that takes most of the time. Here, a batch that overtakes others waits in a heap next to the ring.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MARKS = 4
 
 @compiled
 def _push(ends: Times, ranks: Counts, size: int, end: float, rank: int) -> None:
-    """Add a batch to a heap of ``size``; no batch that is in it was started later."""
+    """Add a batch to a heap of ``size``; all batches in it were started earlier."""
     place = size
     while place > 0 and ends[(place - 1) // 2] > end:
         ends[place], ranks[place] = ends[(place - 1) // 2], ranks[(place - 1) // 2]
@@ -30,7 +30,7 @@ def _push(ends: Times, ranks: Counts, size: int, end: float, rank: int) -> None:
 
 @compiled
 def _pop(ends: Times, ranks: Counts, size: int) -> None:
-    """Take off a heap of ``size`` the batch that ends first; of equals the one that was started first."""
+    """Remove from a heap of ``size`` the batch that ends first; of equal ends, the one that was started first."""
     end, rank, place, child = ends[size - 1], ranks[size - 1], 0, 1
     while child < size - 1:
         other = child + 1

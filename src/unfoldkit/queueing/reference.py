@@ -1,17 +1,17 @@
-"""The rules of a stage, in plain Python: an event heap, slow and easy to read. The compiled kernel must equal it.
+"""The reference implementation of a stage: an event heap in plain Python. The compiled kernels must equal it.
 
-1. One first-in-first-out queue, shared by all replicas of the stage.
-2. All that happens at one instant (arrivals, ends of batches, changes of the replica count) is taken in before anything
-   is started at that instant. Without this rule a batch that arrives whole would be served as one and the rest.
+1. All replicas of the stage share one first-in-first-out queue.
+2. All events of one instant (arrivals, ends of batches, changes of the replica count) are processed before a batch
+   starts at that instant. Otherwise, queries that arrive together would be split into a batch of one and the others.
 3. While a replica is idle and the queue is not empty, the replica that has been idle longest takes the oldest queries,
-   at most a full batch, and is busy for the latency of a batch of that size, times the factor of the batch's number;
-   longer by the time to wake up if it stood idle. All of a batch end together.
+   at most a full batch. It is busy for the latency of that batch size times the factor of the batch's number, and
+   longer by the wake-up time if it was idle. All queries of a batch end together.
 4. With a time-out, a batch that is not full starts only when its oldest query has waited that long.
-5. Completions leave in the order of time; at one instant in the order in which the batches were started.
-6. A replica that is removed is an idle one, or else the one that would end first, and it ends its batch.
-7. With patience, a replica that takes queries passes over those that come to it later than that after their origin:
-   they are shed, and never complete.
-8. The largest batch may change; a batch that is being served stays as it is.
+5. Completions are in the order of time; at one instant, in the order in which their batches were started.
+6. A removed replica is an idle one, or else the one that would end first; it finishes its batch.
+7. With a queueing deadline (``patience``), a replica sheds queries that it would start later than that after their
+   origin; they never complete.
+8. The largest batch may change; a running batch is not affected.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ARRIVE, END, CHANGE, WAKE, LARGEST = range(5)
 
 @dataclass(slots=True)
 class Replica:
-    """One serving process: free since, or busy until, ``free``."""
+    """One serving process, free since or busy until ``free``."""
 
     free: float = 0.0
     busy: bool = False
@@ -35,7 +35,7 @@ class Replica:
 
 @dataclass(slots=True)
 class Stage:
-    """A stage at a moment."""
+    """The state of a stage."""
 
     latency: Sequence[float]
     factor: Sequence[float]
@@ -66,9 +66,22 @@ def serve(
     changes: Sequence[tuple[float, int]] = (),
     largest: Sequence[tuple[float, int]] = (),
 ) -> tuple[list[tuple[float, int]], float]:
-    """Return ``(completion, item)`` in the order of completion, and the seconds that drained replicas were kept.
+    """Simulate a stage.
 
-    The origin of an item is its arrival; ``largest`` tells times and the largest batch from then on.
+    Args:
+        times: Sorted arrivals in s, which are also the origins of the items.
+        items: The number of each item.
+        latency: Seconds of a batch by its size; index 0 is unused.
+        replicas: The initial number of replicas.
+        factor: Relative duration of the batches, in turn.
+        wait: The time-out of an incomplete batch in s.
+        wake: Additional seconds of the first batch on an idle replica.
+        patience: The queueing deadline in s.
+        changes: Times and changes of the replica count.
+        largest: Times and the largest batch from then on.
+
+    Returns:
+        ``(completion, item)`` in the order of completion, and the seconds for which removed replicas were kept.
     """
     idle = [Replica(float("-inf")) for _ in range(replicas)]
     full = len(latency) - 1
@@ -83,7 +96,7 @@ def serve(
         now = stage.events[0][0]
         while stage.events and stage.events[0][0] == now:
             _, _, kind, what = heapq.heappop(stage.events)
-            _happen(stage, now, kind, what)
+            _process(stage, now, kind, what)
         _start(stage, now)
     return stage.done, stage.drained
 
@@ -93,7 +106,7 @@ def _push(stage: Stage, time: float, kind: int, what: object) -> None:
     stage.count += 1
 
 
-def _happen(stage: Stage, now: float, kind: int, what: object) -> None:
+def _process(stage: Stage, now: float, kind: int, what: object) -> None:
     if kind == ARRIVE and isinstance(what, int):
         stage.queue.append((now, what))
         if stage.wait:
@@ -114,12 +127,12 @@ def _happen(stage: Stage, now: float, kind: int, what: object) -> None:
 
 def _remove(stage: Stage, now: float) -> None:
     staying = [replica for replica in stage.replicas if not replica.leaving]
-    chosen = min(staying, key=lambda replica: replica.free)
-    if not chosen.busy:
-        stage.replicas.remove(chosen)
+    removed = min(staying, key=lambda replica: replica.free)
+    if not removed.busy:
+        stage.replicas.remove(removed)
         return
-    chosen.leaving = True
-    stage.drained += chosen.free - now
+    removed.leaving = True
+    stage.drained += removed.free - now
 
 
 def _start(stage: Stage, now: float) -> None:
@@ -128,7 +141,7 @@ def _start(stage: Stage, now: float) -> None:
         idle = [replica for replica in stage.replicas if not replica.busy and not replica.leaving]
         if not ready or not idle:
             return
-        batch = _taken(stage, now, stage.full)
+        batch = _take_batch(stage, now, stage.full)
         if not batch:
             continue
         replica = min(idle, key=lambda item: item.free)
@@ -139,7 +152,7 @@ def _start(stage: Stage, now: float) -> None:
         _push(stage, replica.free, END, (replica, batch))
 
 
-def _taken(stage: Stage, now: float, full: int) -> list[int]:
+def _take_batch(stage: Stage, now: float, full: int) -> list[int]:
     batch: list[int] = []
     while stage.queue and len(batch) < full:
         item = stage.queue.popleft()[1]

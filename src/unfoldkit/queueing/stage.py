@@ -1,4 +1,4 @@
-"""One stage of the queueing model: a batched FIFO queue with replicas, as a value that is advanced in time."""
+"""One stage of the queueing model: a batched FIFO queue with replicas, simulated at once or step by step."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ NEVER: Times = np.empty(0)
 STEADY: Times = np.ones(1)
 NOTHING: Counts = np.empty(0, dtype=np.int64)
 Flags = NDArray[np.uint8]
-KEPT: Flags = np.empty(0, dtype=np.uint8)
+NONE_SHED: Flags = np.empty(0, dtype=np.uint8)
 MANY = 64
-"""Replicas from which on a heap is quicker than a ring."""
+"""From so many replicas on, a heap is faster than a ring."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How a stage serves: ``latency[b]`` seconds for a batch of ``b`` (index 0 unused), replicas, its largest batch.
+    """How a stage serves.
 
-    ``wait`` is how long a batch that is not full may be held back for more (0: never, as in InferLine). ``factor``
-    makes the ``i``-th batch take ``factor[i % size]`` times as long; its size is a power of two. ``wake`` is what the
-    first batch takes longer on a replica that stood idle. An item that would start later than ``patience`` seconds
-    after its origin is shed: it takes no place in a batch and never completes. The largest batch, ``full``, is the last
-    of ``latency`` unless another is given.
+    Args:
+        latency: Seconds of a batch by its size; index 0 is unused.
+        replicas: The number of replicas.
+        wait: How long in s an incomplete batch may wait for more items (0 as in InferLine).
+        factor: The ``i``-th batch takes ``factor[i % size]`` times as long; the size is a power of two.
+        wake: Additional seconds of the first batch on an idle replica.
+        patience: The queueing deadline in s: an item that would start later after its origin is shed.
+        full: The largest batch; 0 for the last of ``latency``.
     """
 
     latency: Times
@@ -44,10 +47,12 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Changes of the replica count: ``change[i]`` more (or, after their batch, less) from ``when[i]`` seconds on.
+    """Changes of the replica count; at least one replica must remain.
 
-    There must always be one replica left. ``largest[i]`` is the largest batch from then on (0: as before); it may be
-    left empty if that never changes.
+    Args:
+        when: Times of the changes in s.
+        change: Replicas to add, or to remove after their batch.
+        largest: The largest batch from then on (0: unchanged); empty if it never changes.
     """
 
     when: Times = field(default_factory=lambda: NEVER)
@@ -57,7 +62,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """When a pass may end early: more than ``allowed`` items end later than ``budget`` seconds after ``origin``."""
+    """When a simulation may end early: more than ``allowed`` items ended later than ``budget`` s after their ``origin``."""
 
     origin: Times
     budget: float = math.inf
@@ -66,10 +71,17 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Completions of a stage: ``times`` sorted, ``items`` beside them. ``late`` is the number counted by the goal.
+    """The completions of a stage.
 
-    ``ok`` is false if the pass ended early; then the arrays end early too. ``short`` says that a batch waited for a
-    replica. ``gone`` marks the items that were shed; it is empty for a stage that sheds none.
+    Args:
+        times: Sorted completion times in s.
+        items: The number of each item.
+        late: Items that missed the goal.
+        ok: Whether the simulation ran to its end; otherwise the arrays are incomplete.
+        drained: Seconds for which removed replicas were kept to finish their batch.
+        batches: The number of batches.
+        short: Whether a batch waited for a replica.
+        gone: Marks the items that were shed; empty for a stage that sheds none.
     """
 
     times: Times
@@ -79,16 +91,21 @@ class Flow:
     drained: float = 0.0
     batches: int = 0
     short: bool = False
-    gone: Flags = field(default_factory=lambda: KEPT)
+    gone: Flags = field(default_factory=lambda: NONE_SHED)
 
 
 def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Schedule | None = None) -> Flow:
-    """Return the completions of a whole stage.
+    """Simulate a complete stage.
 
-    ``times`` are sorted arrivals in seconds, ``items`` the number of each (an index into ``goal.origin``).
+    Args:
+        times: Sorted arrivals in s.
+        items: The number of each item, an index into ``goal.origin``.
+        server: How the stage serves.
+        goal: When the simulation may end early.
+        schedule: Changes of the replica count.
     """
     if schedule is None and server.replicas > MANY and server.patience == math.inf:
-        return _served(times, items, server, goal)
+        return _serve_large(times, items, server, goal)
     state = start(server, times.size, schedule, names=goal.origin.size)
     drained = state.advance(times, items, times.size, goal, schedule or Schedule())
     done = state.done
@@ -98,11 +115,11 @@ def serve(times: Times, items: Items, server: Server, goal: Goal, schedule: Sche
     return Flow(state.times[:done], state.items[:done], late, ok, drained, batches, short, state.gone)
 
 
-def _served(times: Times, items: Items, server: Server, goal: Goal) -> Flow:
-    """Return the completions of a stage of many replicas that neither come nor go, and that sheds nothing."""
-    room = 1 << server.replicas.bit_length()
-    ring, heap = np.full(room, -np.inf), np.empty(room)
-    ranks, begun = np.zeros((2, room), dtype=np.int64), np.zeros(times.size + 1, dtype=np.int64)
+def _serve_large(times: Times, items: Items, server: Server, goal: Goal) -> Flow:
+    """Simulate a stage with many replicas of a constant number that sheds nothing."""
+    ring_size = 1 << server.replicas.bit_length()
+    ring, heap = np.full(ring_size, -np.inf), np.empty(ring_size)
+    ranks, begun = np.zeros((2, ring_size), dtype=np.int64), np.zeros(times.size + 1, dtype=np.int64)
     mark = np.zeros(kernel_large.MARKS, dtype=np.int64)
     out_times, out_items = np.empty(times.size), np.empty(times.size, dtype=np.int32)
     kernel_large.serve(
@@ -121,7 +138,7 @@ def _full(server: Server) -> int:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A stage at a moment: its ring of replicas, how far it has come, and room for its completions."""
+    """The state of a stage: its ring of replicas, its progress, and arrays for its completions."""
 
     server: Server
     free: Times
@@ -143,13 +160,13 @@ class State:
 
     @property
     def begun(self) -> int:
-        """The number of items that have been taken into a batch."""
+        """The number of items that have been added to a batch."""
         return int(self.mark[kernel.NEXT])
 
     def advance(
         self, times: Times, items: Items, known: int, goal: Goal, schedule: Schedule, until: float = math.inf
     ) -> float:
-        """Serve all that happens before ``until``; return the seconds that drained replicas were kept."""
+        """Simulate up to ``until``; return the seconds for which removed replicas were kept to finish their batch."""
         return kernel.advance(
             times, items, known, self.server.latency, self.server.factor, self.server.wait,
             self.server.wake, self.server.patience, schedule.when, schedule.change, schedule.largest, until,
@@ -159,12 +176,17 @@ class State:
 
 
 def start(server: Server, count: int, schedule: Schedule | None = None, *, most: int = 0, names: int = 0) -> State:
-    """Return a stage before its first arrival, with room for ``count`` items and ``most`` replicas.
+    """Return the state of a stage before its first arrival.
 
-    Items that may be shed are numbered below ``names`` (by default ``count``).
+    Args:
+        server: How the stage serves.
+        count: The number of items.
+        schedule: Changes of the replica count.
+        most: The largest number of replicas, if it is not given by ``schedule``.
+        names: Items that may be shed have numbers below; by default ``count``.
 
     Raises:
-        ValueError: a batch may get longer than ``latency`` knows.
+        ValueError: A batch may be larger than ``latency`` covers.
     """
     if max(server.full, schedule.largest.max(initial=0) if schedule else 0) >= server.latency.size:
         raise ValueError("a largest batch has no latency")
@@ -174,5 +196,5 @@ def start(server: Server, count: int, schedule: Schedule | None = None, *, most:
     mark[kernel.SIZE] = server.replicas
     mark[kernel.FULL] = server.full or server.latency.size - 1
     free, span = np.full(size, -np.inf), np.zeros((size, 3), np.int64)
-    gone = np.zeros(max(count, names), dtype=np.uint8) if server.patience < math.inf else KEPT
+    gone = np.zeros(max(count, names), dtype=np.uint8) if server.patience < math.inf else NONE_SHED
     return State(server, free, span, mark, np.empty(count), np.empty(count, dtype=np.int32), gone)

@@ -1,4 +1,4 @@
-"""One file a format; each turns a :class:`~unfoldkit.report.Report` into text or bytes."""
+"""Renderers, one module per format; each turns a :class:`~unfoldkit.report.Report` into text or bytes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from unfoldkit.descriptors import Renderer
 
 
 def builtin_renderers() -> tuple[Renderer, ...]:
-    """Return the formats that come with the tool."""
+    """Return the built-in formats."""
     return (
-        Renderer("text", "for a person at a terminal", "unfoldkit.render.text:render", (".txt",)),
+        Renderer("text", "for a terminal", "unfoldkit.render.text:render", (".txt",)),
         Renderer("json", "for programs; schema unfoldkit.report/1", "unfoldkit.render.json:render", (".json",)),
         Renderer("md", "for a job summary or a pull request", "unfoldkit.render.md:render", (".md",)),
         Renderer("html", "one file with the plots inside", "unfoldkit.render.html:render", (".html", ".htm")),

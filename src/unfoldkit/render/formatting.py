@@ -1,4 +1,4 @@
-"""How a value looks, in every format alike."""
+"""Format values of a report alike in every format."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from unfoldkit.format import format_number
 from unfoldkit.report import Cell, Column, Metric, Table
 
 
-def cell(value: Cell, column: Column) -> str:
-    """Return a table's value as text; the unit stands in the head of the column."""
+def format_cell(value: Cell, column: Column) -> str:
+    """Format a cell of a table; the head of the column has the unit."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -17,13 +17,20 @@ def cell(value: Cell, column: Column) -> str:
     return value
 
 
-def head(column: Column) -> str:
-    """Return the head of a column: its name and its unit."""
+def format_rows(table: Table) -> list[list[str]]:
+    """Format the cells of a table, row by row."""
+    return [
+        [format_cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
+    ]
+
+
+def format_head(column: Column) -> str:
+    """Format the head of a column: its name and its unit."""
     return f"{column.name} {column.unit}".strip()
 
 
-def numeric(table: Table) -> list[bool]:
-    """Return which columns of a table are set flush right."""
+def numeric_columns(table: Table) -> list[bool]:
+    """Return which columns of a table are aligned to the right."""
     return [_is_numeric(column, [row[i] for row in table.rows]) for i, column in enumerate(table.columns)]
 
 
@@ -31,8 +38,8 @@ def _is_numeric(column: Column, values: list[Cell]) -> bool:
     return column.digits is not None or any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
-def metric(item: Metric) -> str:
-    """Return a metric's value with its unit."""
+def format_metric(item: Metric) -> str:
+    """Format the value of a metric with its unit."""
     if item.value is None:
         return "not measured"
     text = format_number(item.value)

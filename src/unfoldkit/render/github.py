@@ -1,4 +1,4 @@
-"""Annotations of a GitHub workflow: one line a finding."""
+"""Render a report as annotations of a GitHub workflow."""
 
 from __future__ import annotations
 
@@ -11,35 +11,32 @@ from unfoldkit.report import Report, Verdict
 
 
 def render(report: Report) -> str:
-    """Return the verdict, and every metric that misses its target, as workflow commands."""
+    """Render the verdict, and every metric that misses its target, as workflow commands."""
     report = strip_controls(report)
     level = "notice" if report.verdict is Verdict.YES else "error"
     lines = [_command(level, {"title": f"unfold {report.verb} {report.name}"}, f"{report.verdict} · {report.headline}")]
     for name, item in report.metrics.items():
         if item.ok is False:
-            lines.append(
-                _command(
-                    "error", {"title": f"{name} of {report.name}"}, f"{formatting.metric(item)}, target {item.target}"
-                )
-            )
+            text = f"{formatting.format_metric(item)}, target {item.target}"
+            lines.append(_command("error", {"title": f"{name} of {report.name}"}, text))
     return "\n".join(lines) + "\n"
 
 
 def render_diagnostics(diagnostics: Iterable[Diagnostic]) -> str:
-    """Return the mistakes of specs as workflow commands that point at file and line."""
+    """Render the mistakes of specs as workflow commands that point to file and line."""
     return "".join(_diagnostic(item) + "\n" for item in diagnostics)
 
 
 def _diagnostic(item: Diagnostic) -> str:
     message = f"{item.message} ({item.hint})" if item.hint else item.message
-    return _command("error", _place(item), f"{item.key}: {message}" if item.key else message)
+    return _command("error", _properties(item), f"{item.key}: {message}" if item.key else message)
 
 
-def _place(item: Diagnostic) -> dict[str, str]:
-    known = {"line": item.line, "col": item.line and item.column}
-    numbers = {name: str(number) for name, number in known.items() if number}
+def _properties(item: Diagnostic) -> dict[str, str]:
+    position = {"line": item.line, "col": item.line and item.column}
+    numbers = {name: str(number) for name, number in position.items() if number}
     if item.file.startswith(("--", "<")):
-        # an option or stdin: an annotation of a file that is not in the repository is shown nowhere
+        # an option or stdin: an annotation of a file that is not in the repository is not shown
         return {"title": ":".join((item.file, *numbers.values()))}
     return {"file": item.file, **numbers}
 

@@ -1,4 +1,4 @@
-"""One self-contained page: the answer, the figures, the tables; readable on a phone and in the dark."""
+"""Render a report as one self-contained page with figures and tables, for small screens and dark mode too."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SHA256_LETTERS = 64
 FEW_CARDS = 12
 LONG_TEXT = 40
 HINT = re.compile(r"[;\s]*plot: --out \S+$")
-SPOKEN = {
+UNIT_WORDS = {
     "ms": {"ms"}, "µs": {"us"}, "s": {"s", "seconds"}, "h": {"hours"}, "$": {"usd"}, "%": {"percent"},
     "points": {"points"},
 }  # fmt: skip
-"""How names of metrics say their units, which a card shows beside the value."""
+"""Words for units in names of metrics, which a card omits since it shows the unit."""
 
 
 def render(report: Report) -> str:
-    """Return the report as one HTML file with nothing loaded from elsewhere."""
+    """Render the report as one HTML file that loads nothing from other sites."""
     report = strip_controls(report)
     title = escape(f"{report.name} · {report.kind} {report.verb}")
     body = [_head(report), _cards(report.metrics), *map(_figure, report.figures), *map(_table, report.tables)]
@@ -48,14 +48,14 @@ def _head(report: Report) -> str:
 
 
 def _cards(metrics: Mapping[str, Metric]) -> str:
-    """Return the figures as cards; of many, those with a target and the first ones, and all when they are asked for."""
+    """Render metrics as cards; of many, those with a target and the first ones, and all in a collapsed section."""
     ordered = sorted(metrics, key=lambda name: metrics[name].target is None)
     few = ordered[:FEW_CARDS] if len(ordered) > FEW_CARDS else list(metrics)
-    shown = _grid([_card(name, metrics[name]) for name in few])
+    visible = _grid([_card(name, metrics[name]) for name in few])
     if len(few) == len(metrics):
-        return shown
-    every = _grid([_card(name, item) for name, item in metrics.items()])
-    return f"{shown}<details><summary>all {len(metrics)} figures</summary>{every}</details>"
+        return visible
+    complete = _grid([_card(name, item) for name, item in metrics.items()])
+    return f"{visible}<details><summary>all {len(metrics)} figures</summary>{complete}</details>"
 
 
 def _grid(cards: Sequence[str]) -> str:
@@ -69,22 +69,22 @@ def _card(name: str, item: Metric) -> str:
 def _value(item: Metric) -> str:
     mark = {True: " ✓", False: " ✗", None: ""}[item.ok]
     target = f"<span>target {escape(item.target)}{mark}</span>" if item.target else ""
-    return escape(formatting.metric(item)) + target
+    return escape(formatting.format_metric(item)) + target
 
 
 def _words(name: str, unit: str) -> str:
     words = name.split("_")
-    return " ".join([word for word in words if word not in SPOKEN.get(unit, ())] or words)
+    return " ".join([word for word in words if word not in UNIT_WORDS.get(unit, ())] or words)
 
 
 def _figure(figure: Figure) -> str:
-    drawn = f'<div role="img" aria-label="{escape(_told(figure), quote=True)}">{svg(figure)}</div>'
+    drawn = f'<div role="img" aria-label="{escape(_describe(figure), quote=True)}">{svg(figure)}</div>'
     label = escape(figure.title, quote=True)
     return f'<h2>{label}</h2><figure class="wide" tabindex="0" aria-label="{label}">{drawn}</figure>'
 
 
-def _told(figure: Figure) -> str:
-    """Return a figure in words: what its axes are, and where each series begins and ends."""
+def _describe(figure: Figure) -> str:
+    """Describe a figure in words: its axes, and where each series begins and ends."""
     ends = [
         f"{s.name} from {format_number(s.y[0])} at {format_number(s.x[0])} to {format_number(s.y[-1])} at "
         f"{format_number(s.x[-1])}" for s in figure.series if s.y
@@ -93,16 +93,15 @@ def _told(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-    numeric = formatting.numeric(table)
+    numeric = formatting.numeric_columns(table)
     marks = [' class="n"' if flag else "" for flag in numeric]
-    heads = "".join(
-        f'<th scope="col"{m}>{escape(formatting.head(c))}</th>' for c, m in zip(table.columns, marks, strict=True)
-    )
+    texts = [escape(formatting.format_head(column)) for column in table.columns]
+    heads = "".join(f'<th scope="col"{mark}>{text}</th>' for text, mark in zip(texts, marks, strict=True))
     rows = []
     for index, row in enumerate(table.rows):
-        texts = [formatting.cell(value, column) for value, column in zip(row, table.columns, strict=True)]
-        chosen = ' class="chosen"' if index == table.accent else ""
-        rows.append(f"<tr{chosen}>" + "".join(map(_cell, texts, marks)) + "</tr>")
+        texts = [formatting.format_cell(value, column) for value, column in zip(row, table.columns, strict=True)]
+        accent = ' class="chosen"' if index == table.accent else ""
+        rows.append(f"<tr{accent}>" + "".join(map(_cell, texts, marks)) + "</tr>")
     grid = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
     label = escape(table.name, quote=True)
     return (
@@ -117,11 +116,11 @@ def _cell(text: str, mark: str) -> str:
 
 def _lines(report: Report) -> str:
     pairs = [*report.lines, *(("note", note) for note in report.notes)]
-    # the plot stands on this page
-    told = [(label, HINT.sub("", text)) for label, text in pairs]
-    listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in told)
-    after = f"<p>next: <code>{escape(report.next)}</code></p>" if report.next else ""
-    return (f"<h2>Notes</h2><dl>{listed}</dl>" if listed else "") + after
+    # the plot is on this page
+    texts = [(label, HINT.sub("", text)) for label, text in pairs]
+    entries = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in texts)
+    command = f"<p>next: <code>{escape(report.next)}</code></p>" if report.next else ""
+    return (f"<h2>Notes</h2><dl>{entries}</dl>" if entries else "") + command
 
 
 def _footer(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""For programs: the versioned schema ``unfoldkit.report/1``, keys in a stable order."""
+"""Render a report as JSON in the schema ``unfoldkit.report/1``, with keys in a stable order."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from unfoldkit.report import Report, to_data
 
 
 def render(report: Report) -> str:
-    """Return the report as JSON."""
+    """Render the report as JSON."""
     return escape_controls(json.dumps(to_data(report), indent=2, ensure_ascii=False, allow_nan=False)) + "\n"

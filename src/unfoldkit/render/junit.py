@@ -1,4 +1,4 @@
-"""Test cases for a CI server: the verdict, and every metric that has a target."""
+"""Render a report as JUnit test cases: the verdict, and every metric with a target."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from unfoldkit.report import Report, Verdict
 
 
 def render(report: Report) -> str:
-    """Return the report as JUnit XML."""
+    """Render the report as JUnit XML."""
     report = strip_controls(report)
     cases: list[tuple[str, str | None]] = [("verdict", None if report.verdict is Verdict.YES else report.headline)]
     for name, item in report.metrics.items():
         if item.target is not None:
-            cases.append((name, None if item.ok else f"{formatting.metric(item)}, target {item.target}"))
+            cases.append((name, None if item.ok else f"{formatting.format_metric(item)}, target {item.target}"))
     return _suite(f"unfold {report.verb} {report.name}", f"{report.kind}.{report.name}", cases)
 
 
 def render_diagnostics(diagnostics: Iterable[Diagnostic]) -> str:
-    """Return the mistakes of specs as failed test cases."""
+    """Render the mistakes of specs as failed test cases."""
     cases = [(f"{item.place} {item.key}".strip(), str(item)) for item in diagnostics]
     return _suite("unfold check", "spec", cases or [("specs", None)])
 
@@ -42,5 +42,5 @@ def _suite(name: str, owner: str, cases: Iterable[tuple[str, str | None]]) -> st
 
 
 def _clean(text: str) -> str:
-    # XML 1.0 has no way to write control characters
+    # XML 1.0 cannot represent control characters
     return "".join(letter for letter in text if letter in "\t\n" or letter >= " ")

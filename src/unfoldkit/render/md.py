@@ -1,4 +1,4 @@
-"""For a job summary or a pull request: GitHub-flavoured Markdown."""
+"""Render a report as GitHub-flavoured Markdown, for a job summary or a pull request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unfoldkit.report import Report, Table
 
 
 def render(report: Report) -> str:
-    """Return the report as Markdown."""
+    """Render the report as Markdown."""
     report = strip_controls(report)
     parts = [
         f"## {_escape(report.name)} · {report.kind} {report.verb}",
@@ -24,20 +24,20 @@ def render(report: Report) -> str:
 
 def _metrics(report: Report) -> str:
     rows = [
-        [name, formatting.metric(item), item.target or "", {True: "✓", False: "✗", None: ""}[item.ok]]
+        [name, formatting.format_metric(item), item.target or "", {True: "✓", False: "✗", None: ""}[item.ok]]
         for name, item in report.metrics.items()
     ]
     return _grid(["metric", "value", "target", ""], rows, ["-", "-:", "-:", ":-:"]) if rows else ""
 
 
 def _table(table: Table) -> str:
-    rules = ["-:" if flag else "-" for flag in formatting.numeric(table)]
-    rows = [
-        [formatting.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
-    ]
+    rules = ["-:" if flag else "-" for flag in formatting.numeric_columns(table)]
+    rows = formatting.format_rows(table)
     if table.accent is not None:
         rows[table.accent] = [f"**{text.strip()}**" if text else text for text in rows[table.accent]]
-    return f"### {_escape(table.name)}\n\n" + _grid([formatting.head(column) for column in table.columns], rows, rules)
+    return f"### {_escape(table.name)}\n\n" + _grid(
+        [formatting.format_head(column) for column in table.columns], rows, rules
+    )
 
 
 def _grid(heads: list[str], rows: list[list[str]], rules: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The plan alone, as YAML: to review, commit, check in CI and execute."""
+"""Render the plan of a report as YAML, to review, commit, check in CI and execute."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from unfoldkit.report import Report, to_plain
 
 
 def render(report: Report) -> str:
-    """Return ``plan.yaml``: the decision with the spec, the hashes of what it was made from, seed and versions.
+    """Render ``plan.yaml``: the decision with its spec, the hashes of its inputs, seed and versions.
 
     Raises:
-        UnfoldError: the verb leaves no plan.
+        UnfoldError: The verb makes no plan.
     """
     if report.decision is None:
         raise user_error(
-            f"{report.verb} of kind {report.kind} leaves no plan to write",
+            f"{report.verb} of kind {report.kind} makes no plan",
             hint="--out with .json, .html, .md or .xml",
         )
     facts = {key: value for key, value in report.provenance.items() if key != "timed"}

@@ -1,4 +1,4 @@
-"""Figures drawn with matplotlib, the same bytes for the same data."""
+"""Draw figures with matplotlib; equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
-# middling tones: they must read on white and on black alike
+# medium tones, which are legible on white and on black
 COLOURS = ("#0891b2", "#77808e", "#d97706", "#8b5cf6", "#16a34a", "#ef4444", "#3b82f6", "#a16207")
-# by colour alone a line is lost under another one, on grey paper, and to who sees no colours
+# colour alone does not distinguish lines that overlap, in grey print, or for colour-blind readers
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 MARKERS = ("o", "s", "^", "D")
 INK = "#1f2937"
 LEGEND_LETTERS = 72
-LANES = 12
+MAX_LANE_LABELS = 12
 NAME_LETTERS = 64
 MANY_NAMES = 16
 TALL = 4.2
@@ -33,7 +33,7 @@ FREE_ROWS = 3
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "unfoldkit",
     "svg.fonttype": "none",
-    "text.parse_math": False,  # two prices in one text are no formula
+    "text.parse_math": False,  # two prices in one text are not a formula
     "font.size": 10.0,
     "font.family": ["DejaVu Sans"],
     **dict.fromkeys(["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"], INK),
@@ -46,10 +46,10 @@ STYLE: dict[Any, Any] = {
 
 
 def render(report: Report) -> bytes:
-    """Return the report's figures as one PNG, one above the other.
+    """Render the figures of a report as one PNG, one above the other.
 
     Raises:
-        UnfoldError: the report has no figure.
+        UnfoldError: The report has no figure.
     """
     report = strip_controls(report)
     if not report.figures:
@@ -58,12 +58,12 @@ def render(report: Report) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """Return one figure as an SVG element that can stand in a page: in the page's ink, under the page's own title.
+    """Render one figure as an SVG element for a page, in the page's colour and without a title.
 
-    Its ids begin with the figure's name, so that several stand in one page.
+    Its ids begin with the figure's name, so that a page can hold several.
     """
     text = _draw([replace(figure, title="")], "svg").decode()
-    text = re.sub(r'( id="|url\(#|href="#)', lambda found: f"{found[0]}{figure.name}-", text)
+    text = re.sub(r'( id="|url\(#|href="#)', lambda match: f"{match[0]}{figure.name}-", text)
     return text[text.index("<svg") :].replace(INK, "currentColor").replace("<svg", '<svg aria-hidden="true"', 1)
 
 
@@ -85,9 +85,9 @@ def _draw(figures: Sequence[Figure], form: str) -> bytes:
 
 def _axes(axes: Axes, figure: Figure) -> None:
     for index, series in enumerate(figure.series):
-        # what begins with an underscore is left out of legends
-        shown = replace(series, name=f" {series.name}") if series.name.startswith("_") else series
-        _series(axes, shown, index, len(figure.series))
+        # matplotlib leaves names with a leading underscore out of legends
+        labelled = replace(series, name=f" {series.name}") if series.name.startswith("_") else series
+        _series(axes, labelled, index, len(figure.series))
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
     _plain(axes, figure)
@@ -100,7 +100,7 @@ def _axes(axes: Axes, figure: Figure) -> None:
 
 
 def _legend(axes: Axes, figure: Figure) -> None:
-    """Put the legend above the plot, where it hides nothing."""
+    """Place the legend above the plot, where it hides nothing."""
     axes.legend(
         loc="lower left", bbox_to_anchor=(0, 1), ncols=_columns(figure), frameon=False, fontsize=9, borderaxespad=0.2,
         columnspacing=1.4, handlelength=2.2,
@@ -116,7 +116,7 @@ def _rows(figure: Figure) -> int:
 
 
 def _height(figure: Figure) -> float:
-    """Return a figure's height in inches: a long legend makes it taller, not the plot flatter."""
+    """Return the height of a figure in inches; a long legend makes the figure taller."""
     return TALL + LEGEND_ROW / 72 * max(0, _rows(figure) - FREE_ROWS)
 
 
@@ -124,7 +124,7 @@ def _series(axes: Axes, series: Series, index: int, count: int) -> None:
     x, y, colour = list(series.x), list(series.y), COLOURS[index % len(COLOURS)]
     turn = (index + index // len(COLOURS)) % len(DASHES)
     if series.style in ("line", "steps") and len(x) == 1:
-        # a line of one point has no length
+        # a line of one point is invisible
         series = replace(series, style="points")
     if series.style == "points":
         axes.scatter(x, y, s=44, color=colour, label=series.name, zorder=3, marker=MARKERS[turn])
@@ -154,7 +154,7 @@ def _segments(axes: Axes, series: Series, colour: str) -> None:
     width = 5.0 if level else 0.8
     axes.add_collection(LineCollection(pairs, colors=colour, linewidths=width, label=series.name, capstyle="butt"))
     if level:
-        # where a bar begins, as two that touch would look like one
+        # mark the beginning of each bar: two that touch would look like one
         x, y = zip(*(first for first, _ in pairs), strict=True)
         axes.scatter(x, y, s=40, color=INK, marker="|", linewidths=0.8, zorder=3)
     axes.autoscale_view()
@@ -165,17 +165,17 @@ def _level(series: Series) -> bool:
 
 
 def _lanes(axes: Axes) -> None:
-    """Show whole lanes, one at least, and the time from its beginning on."""
+    """Show complete lanes, and the time from its beginning."""
     from matplotlib.ticker import FixedLocator
 
     (bottom, top), left = axes.dataLim.intervaly, axes.dataLim.xmin
     axes.set_ylim(bottom - 0.6, top + 0.6)
     axes.set_xlim(left=min(0.0, left))
-    axes.yaxis.set_major_locator(FixedLocator(range(math.ceil(bottom), int(top) + 1), nbins=LANES))
+    axes.yaxis.set_major_locator(FixedLocator(range(math.ceil(bottom), int(top) + 1), nbins=MAX_LANE_LABELS))
 
 
 def _plain(axes: Axes, figure: Figure) -> None:
-    """Label the axes with plain numbers or names; what is counted or held begins at nothing and has no fractions."""
+    """Label the axes with plain numbers or names; counts start at 0 and have no fractions."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for axis in (axes.xaxis, axes.yaxis):
@@ -186,9 +186,9 @@ def _plain(axes: Axes, figure: Figure) -> None:
     level = bool(values) and min(values) == max(values)
     if ("bars" in styles or whole or level) and not figure.log_y and min(values, default=-1.0) >= 0:
         axes.set_ylim(bottom=0)
-    places = {float(x) for series in figure.series for x in series.x}
-    if len(places) == 1 and min(places) >= 0 and not figure.log_x and not figure.names:
-        # one place alone would stand amid an axis that begins below nothing
+    positions = {float(x) for series in figure.series for x in series.x}
+    if len(positions) == 1 and min(positions) >= 0 and not figure.log_x and not figure.names:
+        # a single position would be centred on an axis that begins below 0
         axes.set_xlim(left=0)
     if whole:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -213,7 +213,7 @@ def _scales(axes: Axes, figure: Figure) -> None:
 
 
 def _ticks(axis: Axis, values: Sequence[float]) -> None:
-    """Label a logarithmic axis with plain numbers, and enough of them."""
+    """Label a logarithmic axis with enough plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     decades = math.log10(max(values) / min(values))

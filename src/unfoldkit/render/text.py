@@ -1,4 +1,4 @@
-"""For a person at a terminal: the answer in the last line, the reasons above it."""
+"""Render a report for a terminal: the answer in the last line, the reasons above it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from unfoldkit.render import formatting
-from unfoldkit.render.column_layout import parts
+from unfoldkit.render.column_layout import layout_columns
 from unfoldkit.render.controls import strip_controls
 from unfoldkit.report import Report, Table, Verdict
 
@@ -19,7 +19,7 @@ ACCENT = "cyan"
 
 
 def render(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
-    """Return the report as text; without colour it is the same bytes for the same report."""
+    """Render the report as text; without colour, equal reports give equal bytes."""
     report = strip_controls(report)
     stream = io.StringIO()
     console = Console(
@@ -51,30 +51,28 @@ def _title(console: Console, report: Report) -> None:
 
 
 def _metrics(console: Console, report: Report) -> None:
-    shown = {name: item for name, item in report.metrics.items() if item.target is not None or not report.tables}
-    if not shown:
+    visible = {name: item for name, item in report.metrics.items() if item.target is not None or not report.tables}
+    if not visible:
         return
     grid = _grid()
-    for name, item in shown.items():
+    for name, item in visible.items():
         mark = {True: "✓", False: "✗", None: ""}[item.ok]
-        grid.add_row(name, formatting.metric(item), f"target {item.target}" if item.target else "", mark)
+        grid.add_row(name, formatting.format_metric(item), f"target {item.target}" if item.target else "", mark)
     console.print()
     console.print(grid)
 
 
 def _table(console: Console, table: Table) -> None:
-    heads = [formatting.head(column) for column in table.columns]
-    rows = [
-        [formatting.cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
-    ]
-    numeric = formatting.numeric(table)
-    for part in parts(heads, rows, numeric, console.width):
+    heads = [formatting.format_head(column) for column in table.columns]
+    rows = formatting.format_rows(table)
+    numeric = formatting.numeric_columns(table)
+    for part in layout_columns(heads, rows, numeric, console.width):
         grid = _grid()
         for index, width in part:
             side: Literal["right", "left"] = "right" if numeric[index] else "left"
             grid.add_column(Text(heads[index], style="dim"), justify=side, overflow="fold", width=width)
-        for place, texts in enumerate(rows):
-            grid.add_row(*(texts[i] for i, _ in part), style=ACCENT if place == table.accent else "")
+        for row_index, texts in enumerate(rows):
+            grid.add_row(*(texts[i] for i, _ in part), style=ACCENT if row_index == table.accent else "")
         grid.show_header = True
         console.print()
         console.print(grid)
@@ -97,7 +95,7 @@ def _verdict(console: Console, report: Report) -> None:
     console.print()
     console.print(Text(str(report.verdict), style=style) + Text(f" · {report.headline}", style="not bold default"))
     if report.next:
-        # one line, however long: it is there to be copied
+        # one line, however long, so that it can be copied
         console.print(Text(f"next: {report.next}", style="dim"), soft_wrap=True)
 
 

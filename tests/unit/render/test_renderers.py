@@ -144,7 +144,7 @@ def test_a_plan_is_yaml_that_reads_back() -> None:
     assert data["schema"] == "unfoldkit.plan/1"
     assert data["decision"] == {"voice": "no", "times": 3}
     assert "timed" not in data
-    with pytest.raises(UnfoldError, match="leaves no plan"):
+    with pytest.raises(UnfoldError, match="makes no plan"):
         plan.render(replace(REPORT, decision=None))
 
 
@@ -187,9 +187,9 @@ def test_numbers_look_alike_in_every_format(value: float, digits: int | None, ex
 def test_cells_show_what_is_absent() -> None:
     """Nothing is a dash, truth is a word, a metric without value says so."""
     column = Column("c", "ms")
-    assert [formatting.cell(value, column) for value in (None, True, False, "x")] == ["–", "yes", "no", "x"]
-    assert formatting.head(column) == "c ms"
-    assert formatting.metric(Metric(None, "s")) == "not measured"
+    assert [formatting.format_cell(value, column) for value in (None, True, False, "x")] == ["–", "yes", "no", "x"]
+    assert formatting.format_head(column) == "c ms"
+    assert formatting.format_metric(Metric(None, "s")) == "not measured"
 
 
 def test_lines_differ_by_more_than_their_colour() -> None:

@@ -142,8 +142,8 @@ def _read_named(head: list[str], rows: Rows, columns: TableColumns, path: Path) 
     notation = columns.notation
     if columns.time is None and _has_ends(head):
         end, duration = (head.index(name) for name in _END_COLUMNS)
-        amount = _AmountColumn(duration, _END_COLUMNS[1], 1.0)
-        times, seconds = _read_amounts(rows, end, head[end], amount, notation, path)
+        durations = _AmountColumn(duration, _END_COLUMNS[1], 1.0)
+        times, seconds = _read_amounts(rows, end, head[end], durations, notation, path)
         return TraceRows(np.sort(times - seconds))
     if monitoring.is_k6_table(head):
         rows = monitoring.select_k6_requests(rows)
