@@ -1,8 +1,8 @@
 """Label-free drift statistics: compare exits, confidences and audits of new hours with those of the plan.
 
-Three tables of counts per entity are compared: the model of each stage that decided an hour, its confidence, and,
-where a stage was decided before its last model, whether the baseline gives the hour the same stage. The permutation
-test exchanges entities between old and new, because the hours of one entity are alike.
+Three tables of counts per entity are compared: the model of each stage that decided an hour, the confidence of that
+model, and the audit. The audit covers hours decided before the last model of a stage: does the baseline give them the
+same stage? The permutation test exchanges whole entities, because the hours of one entity resemble each other.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def keys_of_time_problems(
     moves: Moves | None,
     alerts: Alerts | None,
 ) -> Iterator[Problem]:
-    """Yield every key of time in a spec whose data have no time."""
+    """Yield every key of time in a spec without data over time."""
     for key, value in (("moves", moves), ("alerts", alerts)):
         if value is not None:
             yield Problem((key,), NEEDS_TIME, at_key=True)

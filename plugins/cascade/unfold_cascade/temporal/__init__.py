@@ -1,1 +1,1 @@
-"""Cascades over time (UnfoldML): stages, trajectories, alarms."""
+"""Cascades over time (UnfoldML): entities move through stages hour by hour."""

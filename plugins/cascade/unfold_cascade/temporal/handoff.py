@@ -1,7 +1,7 @@
 """Execution paths of a plan over time (``exits.json``): which models unseen hours reach, for other kinds to read.
 
-A query is one hour of an entity. The stages evaluated in that hour were decided in earlier hours, so hours enter at
-the first model of each stage and continue along its chain while models are uncertain.
+A query is one hour of an entity. Earlier hours decide which stages are evaluated in it, so an hour enters at the first
+model of each such stage. It continues along the chain while models are uncertain.
 """
 
 from __future__ import annotations

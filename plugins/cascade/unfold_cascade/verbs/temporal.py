@@ -52,8 +52,8 @@ def serve(spec: CascadeSpec, run: Run) -> Service:
     """Serve the plan that ``train`` or ``plan`` left in the run; nothing is fitted and no table is read.
 
     Raises:
-        UnfoldError: The run holds no plan of this spec, one of its files was changed, its models behave differently
-            now, or the stored states belong to another plan.
+        UnfoldError: The run holds no plan of this spec, a file was changed, the models behave differently now, or the
+            stored states belong to another plan.
     """
     problem = build_temporal_problem(spec, run)
     document = load_plan(problem.documents.spec, run, HOURS_FILE)

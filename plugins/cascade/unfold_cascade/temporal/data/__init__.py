@@ -1,1 +1,1 @@
-"""Panel data, features and windows of a longitudinal cascade."""
+"""Tables over time, features, stage labels and early-warning metrics."""

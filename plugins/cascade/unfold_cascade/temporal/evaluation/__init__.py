@@ -1,1 +1,1 @@
-"""Early-warning metrics, baselines and bootstrap intervals."""
+"""Evaluation of policies, baselines and bootstrap intervals."""

@@ -1,1 +1,1 @@
-"""Models of the stages, fitted on cases, and the study that holds them."""
+"""Fitted models, their predictions, and the study that splits them into cohorts."""

@@ -1,1 +1,1 @@
-"""From candidate policies to a certified policy over time."""
+"""Search from candidates of single stages to a certified cascade."""

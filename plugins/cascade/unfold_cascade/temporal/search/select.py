@@ -57,8 +57,8 @@ def select_cascade(study: Study, points: tuple[FrontPoint, ...], baseline: Basel
 
     The certificate is fixed-sequence testing (Learn then Test, Angelopoulos et al. 2021) on the certifying cohort,
     which took no part in the search. The order of the points and the test of each come from the tuning cohort. Each
-    patient counts once, by the mean over its hours. If nothing can be certified, the cascade with the strongest
-    evidence in tuning is returned with the loss that it is certified for, and ``is_certified`` is false.
+    patient counts once, by the mean over its hours. If nothing can be certified, ``is_certified`` is false. The
+    result is then the cascade with the strongest evidence in tuning and the loss that it is certified for.
 
     Raises:
         UnfoldError: No cascade is within the budget.

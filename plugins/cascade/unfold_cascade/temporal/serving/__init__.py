@@ -1,1 +1,1 @@
-"""Stateful serving: the stage of each entity is kept between requests."""
+"""Stateful serving: the server stores the stage of each entity between requests."""

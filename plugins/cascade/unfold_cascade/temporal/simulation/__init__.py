@@ -1,1 +1,1 @@
-"""Trajectories of cases through stages (I Don't Know and I Confidently Know moves)."""
+"""Simulation of entities through the stages, complete or one hour at a time, and its costs."""
