@@ -67,7 +67,7 @@ def _log(folder: Path, talks: int = 120, *, text: str = LOG) -> CascadeSpec:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_group_is_in_two_parts(seed: int) -> None:
+def test_no_cluster_is_in_two_parts(seed: int) -> None:
     """Whole groups are dealt to the parts, each row once, and about as many groups as the shares say."""
     rng = np.random.default_rng(seed)
     clusters = np.repeat(np.arange(60), rng.integers(1, 12, 60))
@@ -79,7 +79,7 @@ def test_no_group_is_in_two_parts(seed: int) -> None:
     assert abs(len(groups[0]) - 30) <= 2
 
 
-def test_a_row_without_a_group_stands_alone(tmp_path: Path) -> None:
+def test_a_row_without_a_cluster_is_its_own_cluster(tmp_path: Path) -> None:
     """Rows whose group is not known are no group together."""
     spec = _log(tmp_path)
     path = tmp_path / "log.csv"
@@ -122,7 +122,7 @@ def _drawn(rng: np.random.Generator, talks: int, of: int) -> tuple[ScoreTables, 
     return ScoreTables(question, {}, question, {}, {}, "$"), np.repeat(np.arange(talks), of)
 
 
-def test_false_promises_are_rare_though_rows_of_a_group_are_alike() -> None:
+def test_false_certificates_are_rare_for_clustered_rows() -> None:
     """Of 300 draws from talks that lose 20 points, few promise 18; taken row by row, many more do."""
     false = [0, 0]
     front = PolicyFront(np.array([0.2]), np.array([1.0]), (Policy(StagePolicy((0,), ()), {}),))
@@ -138,7 +138,7 @@ def test_false_promises_are_rare_though_rows_of_a_group_are_alike() -> None:
     assert false[1] > binom.ppf(0.9999, 300, 0.05)
 
 
-def test_out_of_fold_answers_know_nothing_of_the_group() -> None:
+def test_out_of_fold_predictions_exclude_the_cluster() -> None:
     """A model that knows each group by heart is wrong out of fold; with a label in one fold only it is fitted still."""
     rng = np.random.default_rng(0)
     whose = np.repeat(np.arange(40), 6)
@@ -159,14 +159,14 @@ def test_out_of_fold_answers_know_nothing_of_the_group() -> None:
     assert accuracy(Recipe("xgboost", {"n_estimators": 3}, None), whose) < 0.7
 
 
-def test_the_column_of_groups_is_no_feature(tmp_path: Path) -> None:
+def test_the_cluster_column_is_not_a_feature(tmp_path: Path) -> None:
     """Without feature groups all columns are features, but for the label and the group."""
     spec = _log(tmp_path, text=FITTED)
     found = load_cases(spec, run_in(tmp_path / "run", base=tmp_path))
     assert found.order == ("a", "qa", "b", "qb")
 
 
-def test_groups_that_did_not_change_are_rarely_told_as_drift() -> None:
+def test_unchanged_clusters_rarely_drift() -> None:
     """Of 60 pairs of tables from one population, whose groups are alike within, few drift; by row most would."""
     drifted = [0, 0]
     for seed in range(60):
@@ -187,7 +187,7 @@ def test_groups_that_did_not_change_are_rarely_told_as_drift() -> None:
     assert drifted[1] > binom.ppf(0.9999, 60, 0.05)
 
 
-def test_too_few_groups_are_told(tmp_path: Path) -> None:
+def test_too_few_clusters_are_an_error(tmp_path: Path) -> None:
     """Groups that cannot make three parts are a mistake at the key that names them."""
     spec = _log(tmp_path, talks=9)
     with pytest.raises(UnfoldError, match="9 groups; at least 10") as raised:

@@ -72,7 +72,7 @@ def _scale(found: Solution) -> float:
     return float(np.mean([max(WEIGHTS[names[label]].values()) for label in labels]))
 
 
-def test_a_model_answers_what_costs_least_by_its_probabilities(found: Solution) -> None:
+def test_predictions_minimise_the_expected_cost(found: Solution) -> None:
     """Of all answers the one of least expected cost is given, by hand the same; its confidence falls with that cost."""
     names, stakes = found.problem.dataset.names, found.tables.error_costs
     p = np.random.default_rng(0).dirichlet([1, 1, 1], 200)
@@ -82,7 +82,7 @@ def test_a_model_answers_what_costs_least_by_its_probabilities(found: Solution) 
     assert np.array_equal(np.argsort(stakes.confidence(p)), np.argsort(-expected.min(axis=1)))
 
 
-def test_where_errors_cost_alike_nothing_changes() -> None:
+def test_equal_error_costs_change_nothing() -> None:
     """If each error is said to cost the same, answers, losses and confidences are those of a goal without costs."""
     p = np.random.default_rng(1).dirichlet([1, 1, 1], 200)
     truth, said = np.arange(200) % 3, p.argmax(axis=1)
@@ -92,7 +92,7 @@ def test_where_errors_cost_alike_nothing_changes() -> None:
     assert alike.confidence(p) == pytest.approx(EQUAL_COSTS.confidence(p))
 
 
-def test_the_front_and_the_reference_lose_what_their_errors_cost(found: Solution) -> None:
+def test_front_and_baseline_losses_are_error_costs(found: Solution) -> None:
     """The loss of each cascade of the front is the mean cost of its errors; the reference loses least of the single."""
     rows, labels, names = found.problem.dataset.rows.train, found.problem.dataset.labels, found.problem.dataset.names
     scale = _scale(found)
@@ -103,7 +103,7 @@ def test_the_front_and_the_reference_lose_what_their_errors_cost(found: Solution
     assert found.baseline.index == int(np.argmin(single))
 
 
-def test_what_is_certified_is_the_cost_of_errors(found: Solution) -> None:
+def test_certificates_bound_the_cost_of_errors(found: Solution) -> None:
     """Certified differences are within [-1, 1], and those of the cost of errors, as shares of the dearest one."""
     given, certify = found.problem.dataset, found.problem.dataset.rows.calibrate
     every = np.arange(len(found.front.policies))
@@ -114,7 +114,7 @@ def test_what_is_certified_is_the_cost_of_errors(found: Solution) -> None:
     assert d[0] == pytest.approx(np.subtract(*both) / 20.0)
 
 
-def test_the_bound_of_a_budget_is_near_the_best_that_a_wager_gives() -> None:
+def test_the_bound_within_a_budget_is_near_the_best_wager() -> None:
     """Though dear errors are rare, and some are mended, the loss told for a budget is near that of the best wager."""
     rng = np.random.default_rng(0)
     labels = (rng.random(2250) < 0.1).astype(np.int64)
@@ -143,7 +143,7 @@ def test_balanced_errors_are_balanced_accuracy(tmp_path: Path) -> None:
     assert 1 - loss == pytest.approx(balanced_accuracy_score(labels, answer))
 
 
-def test_dear_errors_are_avoided(tmp_path: Path) -> None:
+def test_expensive_errors_are_avoided(tmp_path: Path) -> None:
     """Where an error on the rare label is dear, more of its cases are found than where all errors cost the same."""
     right = []
     for folder, setting in (("alike", "goal.errors=null"), ("dear", "goal.errors={'1': 40}")):
@@ -154,7 +154,7 @@ def test_dear_errors_are_avoided(tmp_path: Path) -> None:
     assert right[0] + 0.2 < right[1]
 
 
-def test_a_server_answers_what_costs_least(tmp_path: Path) -> None:
+def test_served_answers_minimise_the_expected_cost(tmp_path: Path) -> None:
     """A served cascade gives the answers that its plan was judged by, other ones than the likeliest among them."""
     found, run = _planned(tmp_path)
     spec = spec_of(tmp_path / "ill.yaml")
@@ -174,7 +174,7 @@ def test_a_server_answers_what_costs_least(tmp_path: Path) -> None:
     assert (found.tables.first_stage.answer[rows, loaded.policy.first_stage.chain[0]] != likeliest).any()
 
 
-def test_recorded_answers_are_weighed_too(tmp_path: Path) -> None:
+def test_error_costs_apply_to_recorded_predictions(tmp_path: Path) -> None:
     """Of recorded answers, one that is no label at all costs as much as the worst that is one."""
     rng = np.random.default_rng(0)
     y = np.where(rng.random(400) < 0.1, "sick", "well")
@@ -195,7 +195,7 @@ def test_recorded_answers_are_weighed_too(tmp_path: Path) -> None:
     assert cost[1] == cost[2] == found.tables.error_costs.maximum
 
 
-def test_a_label_that_the_data_do_not_have_is_told(tmp_path: Path) -> None:
+def test_an_unknown_label_is_an_error(tmp_path: Path) -> None:
     """A cost of errors on a label that does not occur is a mistake at its key, with what was meant."""
     with pytest.raises(UnfoldError, match="no label") as raised:
         _planned(tmp_path, "goal.errors={mabye: 2}")
@@ -203,7 +203,7 @@ def test_a_label_that_the_data_do_not_have_is_told(tmp_path: Path) -> None:
     assert "maybe" in raised.value.diagnostics[0].hint
 
 
-def test_a_report_tells_what_errors_cost(tmp_path: Path) -> None:
+def test_the_report_states_the_costs_of_errors(tmp_path: Path) -> None:
     """The loss of a report is the difference of its two weighted accuracies, and a line says what errors cost."""
     _, run = _planned(tmp_path)
     report = plan(spec_of(tmp_path / "ill.yaml"), run)

@@ -50,7 +50,7 @@ def test_objects_and_lists_within_a_line_are_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "told"), [("{", "not JSON"), ("[1, 2]", "not a JSON object"), ("3", "not a JSON object")]
 )
-def test_a_line_that_is_no_object_is_told_with_its_number(tmp_path: Path, line: str, told: str) -> None:
+def test_an_invalid_json_line_is_reported_with_its_number(tmp_path: Path, line: str, told: str) -> None:
     """The file, the line and what is wrong stand in the message."""
     (tmp_path / "log.jsonl").write_text('{"a": 1}\n\n' + line + "\n")
     with pytest.raises(UnfoldError, match=rf"log.jsonl:3:1: {told}"):

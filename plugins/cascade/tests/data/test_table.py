@@ -49,7 +49,7 @@ def frame(**columns: Sequence[object]) -> Frame:
     )
 
 
-def test_rows_without_a_label_are_no_cases(tmp_path: Path) -> None:
+def test_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
     """Rows whose label is empty or a mark of nothing are in no part of the split, and a report tells how many."""
     marks = ["", "NA", "#N/A", "?", "NULL", "None"]
     rows = [f"{i},{i % 5},{marks[i // 10] if i % 10 == 0 else i % 2}" for i in range(60)]
@@ -63,21 +63,21 @@ def test_rows_without_a_label_are_no_cases(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("label", "other"), [("-", "+"), ("none", "mild")])
-def test_marks_that_are_meant_as_labels_are_labels(tmp_path: Path, label: str, other: str) -> None:
+def test_marks_used_as_labels_are_labels(tmp_path: Path, label: str, other: str) -> None:
     """A test that is - or +, and nothing of several kinds, are labels like others."""
     rows = [f"{i},1,{(label, other)[i % 2]}" for i in range(40)]
     given = load_cases(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
     assert (set(given.names), given.unlabelled) == ({label, other}, 0)
 
 
-def test_a_table_of_mostly_no_labels_is_refused(tmp_path: Path) -> None:
+def test_a_mostly_unlabelled_table_is_rejected(tmp_path: Path) -> None:
     """Where more than half of the rows have no label, the column or the mark is meant otherwise."""
     rows = [f"{i},1,{'NA' if i % 3 else i % 2}" for i in range(60)]
     with pytest.raises(UnfoldError, match=r'40 of 60 rows of own.csv have no label in the column "y"'):
         load_cases(own(tmp_path, rows), run_in(tmp_path / "run", base=tmp_path))
 
 
-def test_nulls_of_parquet_are_no_labels(tmp_path: Path) -> None:
+def test_parquet_nulls_are_not_labels(tmp_path: Path) -> None:
     """A null in a column of labels is no label, of whole numbers and of words."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -126,13 +126,13 @@ def test_spaces_around_the_names_of_columns_do_not_count(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("groups", [{}, {"all": ("*",)}])
-def test_a_column_without_a_name_is_no_feature(groups: dict[str, tuple[str, ...]]) -> None:
+def test_an_unnamed_column_is_not_a_feature(groups: dict[str, tuple[str, ...]]) -> None:
     """Row numbers, as pandas writes them before the first column, are learnt from neither unasked nor by a pattern."""
     table = frame(**{"": range(10), "a": range(10), "y": range(10)})
     assert resolve_columns(table, groups, "y") == {"all": ("a",)}
 
 
-def test_whole_numbers_are_one_label_however_written(tmp_path: Path) -> None:
+def test_whole_numbers_are_one_label_in_every_notation(tmp_path: Path) -> None:
     """1 and 1.0 are one label, also in groups of a spec; 007 and 1.5 stay as they are."""
     rows = [f"{i},1,{i % 4}{'.0' if i % 3 else ''}" for i in range(80)]
     spec = own(tmp_path, rows, "stages[0].target.groups.low=[0, 1.0]", text=GROUPED.replace("NAME: [0, 1], ", ""))
@@ -141,7 +141,7 @@ def test_whole_numbers_are_one_label_however_written(tmp_path: Path) -> None:
         "007", "7", "1.5", "2", "", ""]  # fmt: skip
 
 
-def test_cases_kept_with_a_gap_as_a_label_are_read_again(tmp_path: Path) -> None:
+def test_stored_data_sets_with_a_missing_label_are_read_again(tmp_path: Path) -> None:
     """A run that holds cases of a version which took a gap for a label reads its table again."""
     spec = own(tmp_path, [f"{i},1,{'' if i % 5 == 0 else i % 2}" for i in range(80)])
     run = run_in(tmp_path / "run", base=tmp_path)
@@ -151,7 +151,7 @@ def test_cases_kept_with_a_gap_as_a_label_are_read_again(tmp_path: Path) -> None
     assert load_cases(spec, run).names == given.names == ("0", "1")
 
 
-def test_a_label_too_rare_in_train_is_told_with_a_share(tmp_path: Path) -> None:
+def test_a_label_too_rare_for_training_suggests_a_split(tmp_path: Path) -> None:
     """A label with one case in the training part is refused with its numbers; the share that is named is enough."""
     rows = [f"{i % 9},{i % 7},{'rare' if i % 20 == 0 else i % 2}" for i in range(160)]
     split = "data.split={{train: {}%, calibrate: 45%, test: {}%}}"
@@ -168,7 +168,7 @@ def test_a_label_too_rare_in_train_is_told_with_a_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["stages[0].models[0]", "baseline.candidates[0]"])
 @pytest.mark.parametrize("path", ["sklearn.linear_model.LinearRegression", "xgboost.XGBRegressor"])
-def test_an_estimator_that_is_no_classifier_is_told_in_the_spec(tmp_path: Path, place: str, path: str) -> None:
+def test_estimators_that_are_not_classifiers_are_errors_of_the_spec(tmp_path: Path, place: str, path: str) -> None:
     """An estimator of numbers is a mistake at its key, before anything is fitted."""
     with pytest.raises(UnfoldError, match="is not a classifier") as told:
         own(tmp_path, [], f"{place}.estimator={path}")
@@ -176,7 +176,7 @@ def test_an_estimator_that_is_no_classifier_is_told_in_the_spec(tmp_path: Path, 
     assert told.value.diagnostics[0].key == f"{place}.estimator"
 
 
-def test_a_column_is_named_exactly_before_it_is_a_pattern() -> None:
+def test_exact_column_names_take_priority_over_patterns() -> None:
     """A name with brackets is that column; the same text is still a pattern where there is no such column."""
     table = frame(**{"age [y]": [1], "a1": [2], "a2": [3], "y": [4]})
     groups = {"g": ("age [y]", "a[12]")}
@@ -184,7 +184,7 @@ def test_a_column_is_named_exactly_before_it_is_a_pattern() -> None:
 
 
 @pytest.mark.parametrize("name", ["N/A", "../../up", "..", ".hidden", "a\\b", "", "x" * 81])
-def test_a_group_whose_name_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_invalid_group_names_are_rejected(tmp_path: Path, name: str) -> None:
     """A name of a group that leads elsewhere is a mistake, and the hint names one that would do."""
     text = GROUPED.replace("NAME", f"'{name}'")
     with pytest.raises(UnfoldError, match="is not a valid group name") as told:
@@ -195,14 +195,14 @@ def test_a_group_whose_name_is_no_folder_is_refused(tmp_path: Path, name: str) -
     own(tmp_path, [], text=GROUPED.replace("NAME", "'not so mild, < 5 °C'"))
 
 
-def test_a_stage_may_not_be_called_as_the_baseline(tmp_path: Path) -> None:
+def test_baseline_is_a_reserved_stage_name(tmp_path: Path) -> None:
     """The models of a stage named baseline would stand where the monolith's are."""
     with pytest.raises(UnfoldError, match="is reserved for the baseline models") as told:
         own(tmp_path, [], "stages[0].name=baseline")
     assert told.value.diagnostics[0].key == "stages[0].name"
 
 
-def test_marks_of_nothing_are_gaps_and_percentages_numbers() -> None:
+def test_missing_marks_are_gaps_and_percentages_are_numbers() -> None:
     """What other programs write for nothing is a gap in a column of numbers, and 78.1% is 0.781."""
     marks = ["", "?", "-", "NULL", "None", "#N/A", "n/a", "<NA>", None]
     assert np.isnan(frame(a=marks).numbers("a", key="features")).all()
@@ -224,7 +224,7 @@ def test_marks_of_nothing_are_gaps_and_percentages_numbers() -> None:
         ([1.0, float("inf")], True, "leave the cell empty"),
     ],
 )
-def test_the_hint_of_a_bad_cell_is_one_that_helps(cells: list[object], words: bool, hint: str) -> None:
+def test_hints_for_invalid_cells_fit_the_column(cells: list[object], words: bool, hint: str) -> None:
     """A category is the way out only of a column of words in a table that may name it; inf is no number."""
     table = Frame({"a": np.array(cells, dtype=None if isinstance(cells[0], float) else object)}, "", "own.csv", words)
     with pytest.raises(
@@ -235,7 +235,7 @@ def test_the_hint_of_a_bad_cell_is_one_that_helps(cells: list[object], words: bo
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_table_of_a_spreadsheet_is_read_as_it_was_saved(tmp_path: Path, packed: bool) -> None:
+def test_tables_saved_by_spreadsheets_are_read(tmp_path: Path, packed: bool) -> None:
     """UTF-16 that says so, semicolons and decimal commas hold the same table as UTF-8, commas and points."""
     cells = [(f"{place / 4:.2f}", "größer" if place % 2 else "kleiner") for place in range(12)]
     plain, other = tmp_path / "plain.csv", tmp_path / "unicode.csv"
@@ -249,7 +249,7 @@ def test_a_table_of_a_spreadsheet_is_read_as_it_was_saved(tmp_path: Path, packed
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path: Path, packed: bool) -> None:
+def test_a_table_in_another_encoding_is_reported_with_its_line(tmp_path: Path, packed: bool) -> None:
     """A table of Latin-1 is refused with the first line that shows it, and how to convert it."""
     data = "a,b,y\n1,2,x\n1,2,Köln\n".encode("latin-1")
     path = tmp_path / ("a.csv.gz" if packed else "a.csv")
@@ -259,7 +259,7 @@ def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path: Path, packe
 
 
 @pytest.mark.parametrize(("count", "told"), [(400, "occurs 1 times"), (1500, "has 1500 different values")])
-def test_a_measured_number_as_label_is_told_as_such(tmp_path: Path, count: int, told: str) -> None:
+def test_a_measured_label_column_suggests_ranges(tmp_path: Path, count: int, told: str) -> None:
     """A price or a temperature is no label, few or many as its values are; a word that is rare is another matter."""
     spec = own(tmp_path, [f"{i},1,{i / 7:.4f}" for i in range(count)])
     with pytest.raises(UnfoldError, match=told) as error:

@@ -25,7 +25,7 @@ Planned = tuple[CascadeSpec, Run, Report]
 Row = dict[str, str]
 
 
-def test_cases_that_did_not_change_are_refused_at_most_at_the_level() -> None:
+def test_unchanged_cases_are_rejected_at_most_at_the_level() -> None:
     """Over 600 pairs drawn from one population, p <= 5 % in no more than chance allows."""
     found = []
     for seed in range(600):
@@ -35,14 +35,14 @@ def test_cases_that_did_not_change_are_refused_at_most_at_the_level() -> None:
     assert 0 < sum(found) <= binom.ppf(0.9999, 600, LEVEL)
 
 
-def test_cases_that_changed_are_found() -> None:
+def test_drifted_cases_are_detected() -> None:
     """A share that moves from 30 to 45 % among 300 cases is found in nearly all of 50 pairs."""
     rng = np.random.default_rng(1)
     pairs = [[rng.multinomial(300, (1 - p, p)).astype(np.float64) for p in (0.3, 0.45)] for _ in range(50)]
     assert sum(compare_cases(old, new, rng, LEVEL)[1] <= LEVEL for old, new in pairs) >= 46
 
 
-def test_nothing_to_compare_is_no_change() -> None:
+def test_empty_counts_are_no_change() -> None:
     """Tables without a case differ in nothing."""
     assert compare_cases(np.zeros(3), np.zeros(3), np.random.default_rng(0), LEVEL) == (0.0, 1.0)
 
@@ -95,7 +95,7 @@ def _halved(rows: Sequence[Row], change: Callable[[Row], Row], label: str) -> li
     return [{key: value for key, value in change(row).items() if key != label} for row in rows[::2]]
 
 
-def test_like_cases_pass_and_need_no_label(tumours: Planned, tmp_path: Path) -> None:
+def test_similar_cases_pass_without_labels(tumours: Planned, tmp_path: Path) -> None:
     """Half of the same tumours, without the label, are like those before: yes, with the decision of the plan."""
     report = checked(tumours, _table(tmp_path / "half.csv", _halved(_tumours(), lambda row: row, "target")))
     assert report.verdict is Verdict.YES
@@ -103,7 +103,7 @@ def test_like_cases_pass_and_need_no_label(tumours: Planned, tmp_path: Path) -> 
     assert report.decision == tumours[2].decision
 
 
-def test_other_cases_are_told_with_what_changed(tumours: Planned, tmp_path: Path) -> None:
+def test_drifted_cases_are_reported_with_their_changes(tumours: Planned, tmp_path: Path) -> None:
     """Tumours measured a fifth larger drift: no, with shares before and now that add up, and the next command."""
     grown = {name for name in _tumours()[0] if name != "target"}
     rows = _halved(
@@ -138,7 +138,7 @@ def test_a_check_on_the_same_data_plans_again(logs: Planned) -> None:
     assert plan(logs[0], logs[1]).decision == logs[2].decision
 
 
-def test_other_data_and_other_keys_are_not_checked_at_once(logs: Planned, tmp_path: Path) -> None:
+def test_a_check_rejects_simultaneous_changes_of_data_and_keys(logs: Planned, tmp_path: Path) -> None:
     """If more than the data changed there is no one thing to check, and it is said."""
     file = _table(tmp_path / "rows.csv", [{"label": "1"}] * 12)
     with pytest.raises(UnfoldError, match="changed together"):

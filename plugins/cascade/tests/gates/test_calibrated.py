@@ -76,7 +76,7 @@ def test_contexts_tell_label_and_agreement_apart() -> None:
     assert len(set(found.tolist())) == len(set(meaning)) == len(set(zip(found.tolist(), meaning, strict=True)))
 
 
-def test_labels_of_unequal_trust_are_told_apart() -> None:
+def test_labels_of_unequal_reliability_get_different_thresholds() -> None:
     """Where one label deserves less trust at equal confidence, conditional gates cost less."""
     rng = np.random.default_rng(5)
     n = 4000

@@ -42,7 +42,7 @@ def planned(run: Run, spec: CascadeSpec, report: Report) -> Run:
 @pytest.mark.parametrize(
     ("confidence", "first"), [("evidential", SCALED), ("ensemble", SCALED), ("evidential", LINEAR)]
 )
-def test_gates_read_what_a_look_into_the_model_tells(tmp_path: Path, confidence: str, first: str) -> None:
+def test_gates_read_confidences_from_model_internals(tmp_path: Path, confidence: str, first: str) -> None:
     """Scores of unseen rows are those of the stored model's leaves or members; rows are served as planned."""
     models = f"stages[0].models=[{first}, {FOREST}, {WHOLE}]"
     spec, run = spec_of(TUMOURS, models, f"gates.confidence={confidence}", "goal.max_loss=8%"), run_in(tmp_path)
@@ -62,7 +62,7 @@ def test_gates_read_what_a_look_into_the_model_tells(tmp_path: Path, confidence:
 
 
 @pytest.mark.parametrize("confidence", ["evidential", "ensemble"])
-def test_over_time_answers_are_drawn_to_even_by_doubt(tmp_path: Path, confidence: str) -> None:
+def test_over_time_predictions_are_shrunk_by_uncertainty(tmp_path: Path, confidence: str) -> None:
     """Logged answers of unseen hours are the model's own, shrunk by its confidence; the service steps as simulated."""
     forest = "{name: chart, estimator: random-forest, params: {n_estimators: 5, max_depth: 3}}"
     ward = "{name: ward, estimator: xgboost, features: [bedside, trends], params: {n_estimators: 8, max_depth: 2}}"
@@ -101,7 +101,7 @@ def test_evidence_shrinks_to_the_mean_of_a_dirichlet() -> None:
     np.testing.assert_allclose(found, (evidence + 1) / (total + 3)[:, None])
 
 
-def test_a_confidence_without_a_model_to_look_into_is_a_mistake() -> None:
+def test_a_confidence_that_no_model_supports_is_an_error() -> None:
     """The mistake names the key and what could be read."""
     for path, confidence in ((TUMOURS, "evidential"), (CONFIGS / "wards.yaml", "evidential")):
         problems = list(spec_of(path).model_copy(update={"gates": _gates(path, confidence)}).problems())

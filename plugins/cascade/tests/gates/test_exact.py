@@ -120,7 +120,7 @@ def test_edges_are_observed_scores(values: list[int], bins: int) -> None:
 
 
 @given(tables(models=(2, 3, 4), rows=20, levels=6), st.integers(0, 2**32 - 1))
-def test_route_is_the_plain_cascade(table: Tables, seed: int) -> None:
+def test_routing_equals_the_reference_implementation(table: Tables, seed: int) -> None:
     """Vectorised routing does what asking model after model does, for any cuts."""
     score, loss, cost = table
     edges = np.array([-np.inf, *np.unique(score), np.inf])
@@ -129,7 +129,7 @@ def test_route_is_the_plain_cascade(table: Tables, seed: int) -> None:
     assert evaluate_cuts(score, loss, cost, cuts) == pytest.approx(plain, abs=1e-12)
 
 
-def test_extreme_cuts_stop_always_or_never() -> None:
+def test_extreme_cuts_exit_always_or_never() -> None:
     """``hi = -inf`` stops every row, ``hi = +inf`` none, and a score equal to ``hi`` stops."""
     score = np.array([[0.0], [0.5], [1.0]])
     always, never, tie = (np.array([[-np.inf, hi]]) for hi in (-np.inf, np.inf, 0.5))
@@ -138,7 +138,7 @@ def test_extreme_cuts_stop_always_or_never() -> None:
     assert route_rows(score, tie).tolist() == [1, 0, 0]
 
 
-def test_a_row_pays_for_every_model_up_to_its_answer() -> None:
+def test_a_row_pays_for_every_model_up_to_its_exit() -> None:
     """Costs add up along the way; the loss is that of the model that answers."""
     losses, costs = compute_outcomes(
         np.array([[0.9], [0.1]]),
@@ -159,7 +159,7 @@ def test_a_row_pays_for_every_model_up_to_its_answer() -> None:
         (np.full((3, 1), np.nan), np.zeros((3, 2)), np.zeros(2), "finite"),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(score: FloatArray, loss: FloatArray, cost: FloatArray, says: str) -> None:
+def test_mismatched_tables_are_rejected(score: FloatArray, loss: FloatArray, cost: FloatArray, says: str) -> None:
     """Shapes that do not agree, empty tables and values that are not finite are errors."""
     with pytest.raises(ValueError, match=says):
         search_exact_front(score, loss, cost)

@@ -64,7 +64,7 @@ def _plain(table: Tables, budget: float, grid: list[float]) -> tuple[float, floa
 
 
 @given(tables(), st.integers(0, 96))
-def test_greedy_is_the_algorithm_by_the_letter(table: Tables, budget: int) -> None:
+def test_greedy_equals_the_published_algorithm(table: Tables, budget: int) -> None:
     """Prefix sums give what trying every cut on the whole cascade gives."""
     found = hard_gating(*table, budget / 16, bins=6)
     plain = _plain(table, budget / 16, np.linspace(0, 1, 6).tolist())
@@ -87,7 +87,7 @@ def test_exact_is_never_worse_than_greedy(table: Tables, budget: int) -> None:
 
 @given(tables(), st.integers(0, 12))
 @settings(max_examples=60)
-def test_the_budget_found_is_the_smallest(table: Tables, wrong: int) -> None:
+def test_greedy_uses_the_smallest_budget(table: Tables, wrong: int) -> None:
     """No budget below the one found reaches the target, and that one does."""
     target = wrong / len(table[1])
     found = search_greedy_for_loss(*table, target, bins=6)
@@ -114,7 +114,7 @@ def test_greedy_starves_the_later_gate() -> None:
     assert front.loss[best] == pytest.approx(0.5)
 
 
-def test_a_budget_at_the_next_step_belongs_to_that_step() -> None:
+def test_a_budget_equal_to_the_next_cost_takes_the_next_cut() -> None:
     """Where gate 2 would cost what gate 1's next cut costs, greedy has spent it at gate 1 already."""
     score = np.array([[0.1, 0.1], [0.5, 0.9]])
     loss = np.array([[1.0, 0.9, 0.0], [1.0, 0.9, 0.9]])

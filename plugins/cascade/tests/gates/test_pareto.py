@@ -21,7 +21,7 @@ def _front(points: list[tuple[int, int]]) -> Front:
 
 
 @given(POINTS)
-def test_pareto_is_what_no_point_beats(points: list[tuple[int, int]]) -> None:
+def test_pareto_points_are_undominated(points: list[tuple[int, int]]) -> None:
     """The front is the set of points that no other point beats in both loss and cost."""
     front = _front(points)
     expected = select_non_dominated([(float(a), float(b)) for a, b in points])
@@ -76,7 +76,7 @@ def test_thinning_keeps_both_ends(points: list[tuple[int, int]], limit: int) -> 
     assert (kept[0], kept[-1]) == (0, len(front) - 1)
 
 
-def test_thinning_to_one_point_is_refused() -> None:
+def test_thinning_to_one_point_is_an_error() -> None:
     """Both ends need two points."""
     with pytest.raises(ValueError, match="both ends"):
         thin_front(_front([(1, 1)]), 1)

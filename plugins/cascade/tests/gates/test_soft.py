@@ -34,7 +34,7 @@ def _priced(tables: tuple[FloatArray, FloatArray, FloatArray], cuts: FloatArray,
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_gradient_is_the_slope(seed: int) -> None:
+def test_the_gradient_equals_finite_differences(seed: int) -> None:
     """The closed-form gradient of the expected loss equals finite differences."""
     score, loss, cost = _zoo(seed, models=4)
     at = np.random.default_rng(seed).normal(0, 2, 2 * score.shape[1])
@@ -47,7 +47,7 @@ def test_the_gradient_is_the_slope(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_very_sharp_soft_gates_are_the_hard_cascade(seed: int) -> None:
+def test_sharp_soft_gates_equal_hard_gates(seed: int) -> None:
     """With slopes that decide every row, the expected value is that of the hardened cascade."""
     score, loss, cost = _zoo(seed)
     cuts = np.random.default_rng(seed).uniform(0.3, 0.9, score.shape[1])
@@ -59,7 +59,7 @@ def test_very_sharp_soft_gates_are_the_hard_cascade(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_learning_goes_downhill(seed: int) -> None:
+def test_learning_improves_on_trivial_gates(seed: int) -> None:
     """The gates learnt expect no more loss plus priced cost than never asking on, and than always asking on."""
     score, loss, cost = _zoo(seed)
     for lam in (0.01, 0.1, 0.5):
@@ -79,7 +79,7 @@ def test_soft_gates_beside_the_exact_search_are_never_worse(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_best_interval_is_found(seed: int) -> None:
+def test_the_best_interval_equals_brute_force(seed: int) -> None:
     """The interval equals brute force over all pairs of distinct scores, ties included."""
     rng = np.random.default_rng(seed)
     score, gain = np.round(rng.random(40), 1), rng.normal(-0.1, 1.0, 40)

@@ -51,7 +51,7 @@ def test_boosted_trees_cost_at_most_their_depth() -> None:
     assert 30 < value <= 10 * 3 * 3
 
 
-def test_an_unknown_model_is_refused_with_the_way_out() -> None:
+def test_unknown_operations_suggest_measured_latency() -> None:
     """A model whose operations are not known points to measured latency."""
     with pytest.raises(UnfoldError, match="latency"):
         cost.count_flops(_fitted("sklearn.gaussian_process.GaussianProcessClassifier"), 4)
@@ -70,14 +70,14 @@ def test_every_short_name_is_fitted_stored_and_loaded_without_change(name: str) 
     )
 
 
-def test_code_outside_the_two_libraries_needs_leave() -> None:
+def test_code_outside_the_two_libraries_requires_permission() -> None:
     """A dotted path outside scikit-learn and XGBoost is refused unless code is allowed."""
     with pytest.raises(UnfoldError, match="allow-code"):
         estimators.check_recipe(Recipe("os.system", {}), key="k", allow_code=False)
 
 
 @pytest.mark.parametrize("by", ["price", "price+flops"])
-def test_over_time_a_baseline_that_costs_nothing_is_told(by: str) -> None:
+def test_a_free_baseline_over_time_is_an_error(by: str) -> None:
     """A cost over time is a share of the baseline's, so one whose features are all free is a mistake in the spec."""
     free = [f"cost.by={by}", "features.bedside.price=0", "features.labs.price=0"]
     with pytest.raises(UnfoldError, match=r"cost\.by: the baseline costs nothing: no feature that it reads"):
@@ -86,7 +86,7 @@ def test_over_time_a_baseline_that_costs_nothing_is_told(by: str) -> None:
     assert spec_of(WARDS, "cost.by=flops", *free[1:])
 
 
-def test_over_time_unknown_operations_are_told_where_they_count() -> None:
+def test_unknown_operations_over_time_are_errors_where_they_matter() -> None:
     """A model whose operations are not known is named where cascades are compared by them, and is good elsewhere."""
     nothing = np.zeros(1, dtype=np.int64)
     recipe = Recipe("sklearn.ensemble.AdaBoostClassifier", {})

@@ -28,7 +28,7 @@ def fitted(model: Any, classes: int, columns: int = 4) -> tuple[list[Any], Any, 
 @pytest.mark.parametrize(
     "scale", [None, StandardScaler(), StandardScaler(with_mean=False), StandardScaler(with_std=False)]
 )
-def test_scores_are_those_of_scikit_learn(classes: int, kernel: str, scale: Any) -> None:
+def test_scores_equal_scikit_learn(classes: int, kernel: str, scale: Any) -> None:
     """In double precision every score agrees to rounding, in single precision nearly; rows far away included."""
     svc = SVC(C=3.0, kernel=kernel, gamma="scale")
     steps, model, x = fitted(svc if scale is None else make_pipeline(scale, svc), classes)
@@ -50,6 +50,6 @@ def test_scores_are_those_of_scikit_learn(classes: int, kernel: str, scale: Any)
         make_pipeline(SVC()).set_params(svc__kernel="poly"),
     ],
 )
-def test_others_are_left_to_the_converter(model: Any) -> None:
+def test_unsupported_machines_use_the_converter(model: Any) -> None:
     """What is not written as products is not claimed to be known."""
     assert not onnx_svm.is_supported(fitted(model, 3)[0])

@@ -25,7 +25,7 @@ def _table(gap: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("gap", [10, 80])
 @pytest.mark.parametrize("name", ["logistic-regression", "gaussian-nb", "svc", "xgboost"])
-def test_one_missing_value_is_no_hindrance(name: str, gap: int) -> None:
+def test_models_accept_a_missing_value(name: str, gap: int) -> None:
     """A value may be missing in one fold only, or in no row that models are fitted on: each row is answered."""
     x, y = _table(gap)
     job = FitJob(recipe=Recipe(name, {}), x=x, labels=y, training_rows=np.arange(60), folds=3, seed=0, batch=8)
@@ -36,7 +36,7 @@ def test_one_missing_value_is_no_hindrance(name: str, gap: int) -> None:
 
 
 @pytest.mark.parametrize("gap", [10, 80])
-def test_one_missing_value_is_no_hindrance_over_time(gap: int, tmp_path: Path) -> None:
+def test_models_over_time_accept_a_missing_value(gap: int, tmp_path: Path) -> None:
     """The same of hours: a stage's own may hold each value, and hours before it or of other patients miss one."""
     x, y = _table(gap)
     np.save(tmp_path / "x.npy", x.astype(np.float32))
@@ -55,7 +55,7 @@ def test_one_missing_value_is_no_hindrance_over_time(gap: int, tmp_path: Path) -
     assert np.allclose(said.sum(axis=1), 1.0)
 
 
-def test_a_model_fills_gaps_that_a_server_may_send(tmp_path: Path) -> None:
+def test_models_impute_gaps_that_occur_only_in_serving(tmp_path: Path) -> None:
     """A table misses values of one column; rows that are served may miss those of another: no model is at a loss."""
     x, y = _table(10)
     lines = "".join(f"{a:.3f},{'' if np.isnan(b) else f'{b:.3f}'},{c}\n" for (a, b), c in zip(x, y, strict=True))

@@ -38,7 +38,7 @@ def trees(run: Run) -> Any:
     return estimators.from_bytes(run.directory.read(file), ubjson=True, file=file).get_booster()
 
 
-def test_a_model_is_fitted_with_what_tuning_found(tmp_path: Path) -> None:
+def test_models_use_tuned_parameters(tmp_path: Path) -> None:
     """Rounds are the winner's, what the spec says itself goes before them, and another winner fits the model again."""
     tuning(tmp_path / "sha")
     spec, run = tumours(tmp_path)
@@ -52,7 +52,7 @@ def test_a_model_is_fitted_with_what_tuning_found(tmp_path: Path) -> None:
     assert trees(run).num_boosted_rounds() == 5
 
 
-def test_a_cascade_goes_on_where_the_tuning_run_is_not(tmp_path: Path) -> None:
+def test_a_trained_cascade_does_not_need_its_tuning_run(tmp_path: Path) -> None:
     """The winner is kept with the cascade: planned again without the tuning run, it is the same plan."""
     tuning(tmp_path / "sha")
     spec, run = tumours(tmp_path)
@@ -63,7 +63,7 @@ def test_a_cascade_goes_on_where_the_tuning_run_is_not(tmp_path: Path) -> None:
         train(spec, replace(run, directory=RunDir(tmp_path / "other")))
 
 
-def test_over_time_too(tmp_path: Path) -> None:
+def test_confidence_over_time_is_checked_too(tmp_path: Path) -> None:
     """The stages of a cascade over time take what was found as well."""
     tuning(tmp_path / "sha")
     model = f"{{name: chart, estimator: xgboost, tune: {{from: {tmp_path / 'sha'}}}}}"
@@ -79,7 +79,7 @@ def test_over_time_too(tmp_path: Path) -> None:
     ("changes", "told"),
     [({"estimator": "mlp"}, "tuned mlp, not xgboost"), ({"schema": "x/1"}, "not of the schema unfoldkit.winner/1")],
 )
-def test_what_cannot_be_taken_is_told(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_unsupported_inputs_are_errors(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     """Another estimator, another schema and an empty run name the key in the spec."""
     tuning(tmp_path / "sha", **changes)
     with pytest.raises(UnfoldError, match=told) as caught:
@@ -87,7 +87,7 @@ def test_what_cannot_be_taken_is_told(tmp_path: Path, changes: dict[str, Any], t
     assert "stages[0].models[0].tune.from" in str(caught.value)
 
 
-def test_a_winner_that_was_changed_is_refused(tmp_path: Path) -> None:
+def test_a_changed_tuning_winner_is_rejected(tmp_path: Path) -> None:
     """The file is held against its hash in the manifest; without a winner the hint says what finds one."""
     directory = tuning(tmp_path / "sha")
     file = directory.path / "winner.json"

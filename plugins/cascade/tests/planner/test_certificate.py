@@ -109,7 +109,7 @@ def test_cases_needed_is_the_smallest_number(epsilon: float, delta: float) -> No
 
 
 @given(DIFFERENCES, st.sampled_from(RULES), st.floats(-0.9, 0.9))
-def test_bound_is_where_refusal_ends(d: FloatArray, rule: Rule, epsilon: float) -> None:
+def test_the_bound_is_where_rejection_ends(d: FloatArray, rule: Rule, epsilon: float) -> None:
     """The p-value falls as epsilon grows, so all losses above the bound are certified and none below."""
     bound = upper_bound(d, 1 - DELTA, rule)
     if epsilon > bound + 1e-6:
@@ -124,7 +124,7 @@ def test_bound_of_clean_cases_is_the_closed_form() -> None:
 
 
 @given(DIFFERENCES, st.floats(-0.5, 0.5))
-def test_wager_is_the_best_there_is(d: FloatArray, epsilon: float) -> None:
+def test_the_wager_maximises_growth(d: FloatArray, epsilon: float) -> None:
     """No wager on a grid grows the tuning wealth, with half a bad case added, faster than the one chosen."""
     chosen = best_wager(d, epsilon)
 
@@ -178,7 +178,7 @@ def test_capped_clusters_stay_bounded(d: FloatArray, epsilon: float) -> None:
         assert (np.abs(per_cluster(d, clusters, epsilon=epsilon, cap=cap)) <= 1 + 1e-12).all()
 
 
-def test_misuse_is_refused() -> None:
+def test_invalid_arguments_are_errors() -> None:
     """A wager out of bounds, a difference out of bounds, a cluster above the cap: each is an error."""
     d, clusters = np.zeros(4), np.array([0, 0, 0, 1])
     with pytest.raises(ValueError, match="wager"):
@@ -198,7 +198,7 @@ def _patients(rng: np.random.Generator, patients: int, mean: float) -> tuple[Int
     return entity, (rng.random(len(entity)) < worse[entity]).astype(np.float64)
 
 
-def test_a_promise_by_patient_is_broken_at_most_as_often_as_said() -> None:
+def test_clustered_guarantees_hold_at_their_confidence() -> None:
     """A cascade on the verge is certified in at most delta of 300 calibrations by patient, by hour far more often."""
     trials, verge = 300, EPSILON + 1e-3
     rng = np.random.default_rng(17)

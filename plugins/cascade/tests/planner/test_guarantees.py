@@ -47,7 +47,7 @@ def _planned(folder: Path, *settings: str, text: str = LOG) -> Report:
     return plan(spec_of(folder / "log.yaml", *settings), run_in(folder / "run", base=folder))
 
 
-def test_a_rare_label_does_not_pay_for_the_rest(tmp_path: Path) -> None:
+def test_a_label_guarantee_protects_a_rare_label(tmp_path: Path) -> None:
     """What is promised of a label is kept among its cases: without it the small model alone would have been chosen."""
     plain = _planned(tmp_path)
     held = _planned(tmp_path, "goal.max_loss_of={ill: 15%}")
@@ -62,7 +62,7 @@ def test_a_rare_label_does_not_pay_for_the_rest(tmp_path: Path) -> None:
     assert ', of "ill" ≤ 15 with' in dict(held.lines)["certificate"]
 
 
-def test_a_refusal_names_the_label_that_binds_and_what_would_help(tmp_path: Path) -> None:
+def test_a_refusal_names_the_binding_label_and_the_relaxation(tmp_path: Path) -> None:
     """Where a label's promise alone stands in the way, allowing what is named lets the plan pass, and no less."""
     refused = _planned(tmp_path, "goal.max_loss_of={ill: 1%}")
     assert refused.verdict is Verdict.NO
@@ -81,13 +81,13 @@ def test_a_refusal_names_the_label_that_binds_and_what_would_help(tmp_path: Path
         (("goal={budget: 3 per case, max_loss_of: {ill: 5%}}",), "requires max_loss"),
     ],
 )
-def test_a_promise_that_cannot_be_meant_is_refused(tmp_path: Path, settings: tuple[str, ...], told: str) -> None:
+def test_contradictory_guarantees_are_errors(tmp_path: Path, settings: tuple[str, ...], told: str) -> None:
     """A label that is not there, a loss of everything, and a promise beside a budget are mistakes in the spec."""
     with pytest.raises(UnfoldError, match=told):
         _planned(tmp_path, *settings)
 
 
-def test_points_that_pass_break_no_promise_more_often_than_allowed() -> None:
+def test_certified_points_break_guarantees_at_most_at_delta() -> None:
     """Over many calibrations a point that breaks any promise is certified in at most delta of them."""
     rng, false = np.random.default_rng(1), 0
     # the true losses of three points, of all cases and of a label; the cheaper two break the second promise
@@ -100,7 +100,7 @@ def test_points_that_pass_break_no_promise_more_often_than_allowed() -> None:
     assert false <= 300 * DELTA + 2 * np.sqrt(300 * DELTA * (1 - DELTA))
 
 
-def test_one_promise_is_tested_as_before() -> None:
+def test_one_guarantee_is_tested_as_a_fixed_sequence() -> None:
     """Of one promise the points that pass are those of the fixed sequence, by hand the same."""
     rng = np.random.default_rng(2)
     before, after = ((rng.random((4, n)) < np.array([[0.0], [0.01], [0.03], [0.2]])).astype(float) for n in (400, 400))
@@ -110,7 +110,7 @@ def test_one_promise_is_tested_as_before() -> None:
     assert all(isinstance(rule, Rule) for _, rule in passed)
 
 
-def test_where_no_promise_alone_can_be_widened_all_are() -> None:
+def test_all_guarantees_are_relaxed_if_none_suffices() -> None:
     """Two promises that are both out of reach are relaxed together, to a level at which a point passes."""
     worse = np.tile([0.0, 0.0, 0.0, 1.0], 50)[None]
     promises = [Guarantee(label, 0.01, worse, worse) for label in ("", "ill")]
@@ -120,7 +120,7 @@ def test_where_no_promise_alone_can_be_widened_all_are() -> None:
     assert certify_points(np.array([1.0]), wide, DELTA)
 
 
-def test_a_bound_that_says_nothing_is_no_certificate(tmp_path: Path) -> None:
+def test_a_vacuous_bound_is_not_a_certificate(tmp_path: Path) -> None:
     """Within a budget a bound of all that the single model has to lose is told as none; a smaller one is told."""
     _planned(tmp_path, "goal={budget: 5 per case}")
     found = solve_spec(

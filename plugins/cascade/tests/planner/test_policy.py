@@ -58,7 +58,7 @@ def _walk(zoo: ScoreTables, policy: Policy, row: int) -> tuple[int, float]:
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
-def test_following_a_policy_is_what_a_loop_over_models_does(seed: int, a: float, b: float) -> None:
+def test_following_a_policy_equals_a_loop_over_models(seed: int, a: float, b: float) -> None:
     """Answers and costs of the arrays equal those of a walk, case by case, with shared features paid once."""
     zoo, labels, _ = _zoo(seed)
     policy = Policy(StagePolicy((0, 1), (a,)), {0: StagePolicy((0, 1), (b,)), 1: StagePolicy((1,), ())})
@@ -70,7 +70,7 @@ def test_following_a_policy_is_what_a_loop_over_models_does(seed: int, a: float,
 
 
 @given(st.integers(0, 10_000))
-def test_the_front_tells_the_loss_and_cost_that_following_it_gives(seed: int) -> None:
+def test_front_points_equal_following_their_policy(seed: int) -> None:
     """Every point of a two-stage front reproduces its own loss and cost on the rows that it was searched on."""
     zoo, labels, groups = _zoo(seed)
     rows = np.arange(len(labels))
@@ -82,7 +82,7 @@ def test_the_front_tells_the_loss_and_cost_that_following_it_gives(seed: int) ->
 
 
 @given(st.integers(0, 10_000))
-def test_below_one_first_step_no_pair_of_second_steps_is_better(seed: int) -> None:
+def test_second_stages_equal_brute_force(seed: int) -> None:
     """With a one-model first question the front equals brute force over all second steps of both groups."""
     zoo, labels, groups = _zoo(seed, n=12)
     single = ScoreTable("first", "all", ("a",), *_only(zoo.first_stage))

@@ -53,7 +53,7 @@ def _run(folder: Path) -> Run:
     return run_in(folder / "run", base=folder)
 
 
-def test_the_figures_of_scores_and_prices_are_those_of_following_the_plan(tmp_path: Path) -> None:
+def test_recorded_scores_and_prices_equal_following_the_plan(tmp_path: Path) -> None:
     """Asked by the cuts of the plan, each call paid its own price, the test rows give the report's figures."""
     rows = _table()
     spec, run = _spec(tmp_path, rows), _run(tmp_path)
@@ -87,7 +87,7 @@ def test_equal_prices_of_calls_are_a_price_of_the_spec(tmp_path: Path) -> None:
     )
 
 
-def test_prices_of_tokens_are_told_however_small(tmp_path: Path) -> None:
+def test_tiny_prices_are_printed_with_significant_digits(tmp_path: Path) -> None:
     """A price that is a fraction of a millionth is printed with digits that count, not as zeros."""
     rows = [[*row[:3], 3.2e-9, *row[4:6], 3e-7] for row in _table()]
     text = render(plan(_spec(tmp_path, rows), _run(tmp_path)))
@@ -103,7 +103,7 @@ def test_prices_of_tokens_are_told_however_small(tmp_path: Path) -> None:
         (lambda score: 0.75 if score else 0.25, ()),
     ],
 )
-def test_a_score_is_right_from_its_least_on(scale: Any, settings: tuple[str, ...], tmp_path: Path) -> None:
+def test_scores_count_as_correct_from_their_threshold(scale: Any, settings: tuple[str, ...], tmp_path: Path) -> None:
     """Words, parts of one and points of ten say what 1 and 0 say."""
     rows = [[row[0], scale(row[1]), *row[2:4], scale(row[4]), *row[5:]] for row in _table()]
     text = SPEC.replace("confidence:", f"{settings[0]}, confidence:") if settings else SPEC
@@ -112,7 +112,7 @@ def test_a_score_is_right_from_its_least_on(scale: Any, settings: tuple[str, ...
     assert np.array_equal(answer, [[1 - row[1], 1 - row[4]] for row in _table()])
 
 
-def test_a_call_without_a_score_is_wrong_and_trusted_by_no_gate(tmp_path: Path) -> None:
+def test_a_call_without_a_score_is_wrong_and_never_exits_at_a_gate(tmp_path: Path) -> None:
     """A judge that said nothing, or a call that failed, has no price to pay either."""
     rows = _table()
     rows[7][1] = rows[7][3] = ""
@@ -124,7 +124,7 @@ def test_a_call_without_a_score_is_wrong_and_trusted_by_no_gate(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("wrong", ["", "-0.1"])
-def test_a_call_without_a_price_is_told(wrong: str, tmp_path: Path) -> None:
+def test_a_call_without_a_price_is_an_error(wrong: str, tmp_path: Path) -> None:
     """What a call cost is never guessed; the row and the key are named."""
     rows = _table()
     rows[4][6] = wrong
@@ -145,13 +145,13 @@ def test_a_call_without_a_price_is_told(wrong: str, tmp_path: Path) -> None:
         (", price: small|total_cost", "", "the price of one call is missing"),
     ],
 )
-def test_what_does_not_go_with_scores_is_told(old: str, new: str, told: str, tmp_path: Path) -> None:
+def test_keys_that_need_labels_are_errors_with_scores(old: str, new: str, told: str, tmp_path: Path) -> None:
     """A label, gates that know the answer, two prices and half a log of scores are mistakes of the spec."""
     with pytest.raises(UnfoldError, match=told):
         _spec(tmp_path, _table(), SPEC.replace(old, new))
 
 
-def test_scores_without_a_target_are_for_recorded_answers_only(tmp_path: Path) -> None:
+def test_judge_scores_require_recorded_data(tmp_path: Path) -> None:
     """Where models are fitted, a stage without a target is told as before."""
     text = SPEC.replace("source: recorded", "source: table")
     with pytest.raises(UnfoldError, match="the last stage decides the label itself"):

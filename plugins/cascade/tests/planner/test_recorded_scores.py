@@ -57,7 +57,7 @@ def log(folder: Path, lines: Sequence[str], *settings: str) -> CascadeSpec:
 
 @pytest.mark.parametrize("learnt", ["[]", "[soft, induction]"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_service_without_an_answer_is_never_trusted(tmp_path: Path, mode: str, learnt: str) -> None:
+def test_calls_without_an_answer_never_exit_at_a_gate(tmp_path: Path, mode: str, learnt: str) -> None:
     """No cascade of the front with a gate stops at a call without an answer; as the last one it is wrong."""
     settings = f"gates.confidence={mode}", f"gates.learnt={learnt}", f"gates.bins={'null' if learnt == '[]' else 5}"
     found = solve_spec(log(tmp_path, rows(gone=60), *settings), run_in(tmp_path / "run", base=tmp_path))
@@ -69,7 +69,7 @@ def test_a_service_without_an_answer_is_never_trusted(tmp_path: Path, mode: str,
     assert (follow(found.tables, alone, silent).answer != found.problem.dataset.labels[silent]).all()
 
 
-def test_a_service_that_never_answers_is_left_alone(tmp_path: Path) -> None:
+def test_a_service_that_never_answers_is_never_selected(tmp_path: Path) -> None:
     """A log in which one service has no answer at all is planned without it."""
     for mode in MODES:
         spec = log(tmp_path, rows(gone=300), f"gates.confidence={mode}")
@@ -77,7 +77,7 @@ def test_a_service_that_never_answers_is_left_alone(tmp_path: Path) -> None:
         assert {policy.first_stage.chain for policy in found.front.policies} <= {(0,), (1,)}
 
 
-def test_rows_without_confidence_shape_no_curve() -> None:
+def test_rows_without_confidence_do_not_affect_curves() -> None:
     """A calibration is that of the rows with a confidence, and gives no score where there is none."""
     sure, context, right = np.linspace(0, 1, 40), np.arange(40) % 2, (np.arange(40) % 3 > 0).astype(np.float64)
     gone = np.full(9, -np.inf)
@@ -87,7 +87,7 @@ def test_rows_without_confidence_shape_no_curve() -> None:
     assert (more(gone, np.zeros(9, np.int64)) == -np.inf).all()
 
 
-def test_a_gate_that_stops_any_score_is_the_only_one_to_stop_none() -> None:
+def test_missing_scores_exit_only_where_all_scores_exit() -> None:
     """Of all cuts on a score that is not there, only the one that asks nobody on stops."""
     score = np.array([[-np.inf], [0.2], [0.8]])
     front = search_exact_front(score, np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]), np.array([1.0, 10.0]))
@@ -96,7 +96,7 @@ def test_a_gate_that_stops_any_score_is_the_only_one_to_stop_none() -> None:
     assert front.loss.min() == 0
 
 
-def test_bands_of_confidence_count_calls_without_one() -> None:
+def test_confidence_bands_count_missing_confidences() -> None:
     """A check of new data counts rows without a confidence in the lowest band."""
     sure = np.linspace(0, 1, 50), np.r_[np.full(50, -np.inf), np.linspace(0, 1, 50)]
     counts = _compare_confidence("confidence", sure, (None, None))
@@ -137,7 +137,7 @@ def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) 
         (lambda text: f"class {text}", "300 of 300 answers", 'the labels are "refund", "spam", "tech"'),
     ],
 )
-def test_answers_that_are_no_labels_are_refused(tmp_path: Path, dear: Write, told: str, hint: str) -> None:
+def test_misspelt_labels_are_errors(tmp_path: Path, dear: Write, told: str, hint: str) -> None:
     """A service whose answers look different from the labels is told by name, with examples of both."""
     with pytest.raises(UnfoldError, match=f"{told} of 'dear' are not labels of the data, such as \"") as error:
         solve_spec(log(tmp_path, rows(dear=dear)), run_in(tmp_path / "run", base=tmp_path))
@@ -146,13 +146,13 @@ def test_answers_that_are_no_labels_are_refused(tmp_path: Path, dear: Write, tol
     assert hint in diagnostic.hint
 
 
-def test_a_few_answers_that_are_no_labels_are_wrong(tmp_path: Path) -> None:
+def test_a_few_answers_outside_the_labels_count_as_wrong(tmp_path: Path) -> None:
     """What a service makes up now and then is a wrong answer, and no reason to refuse the log."""
     found = solve_spec(log(tmp_path, ["spam,?!,0.9,other,0.9", *rows()]), run_in(tmp_path / "run", base=tmp_path))
     assert (found.tables.first_stage.answer[0] == len(LABELS)).all()
 
 
-def test_rows_of_a_log_without_truth_are_left_out(tmp_path: Path) -> None:
+def test_log_rows_without_a_label_are_skipped(tmp_path: Path) -> None:
     """A row of a log without its true label is no case, and the report says so."""
     lines = [line if i % 10 else "," + line.partition(",")[2] for i, line in enumerate(rows(gone=20))]
     report = plan(log(tmp_path, lines), run_in(tmp_path / "run", base=tmp_path))

@@ -57,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[CascadeSpec, Run,
     return spec, replace(run, options={"plan": plan, "baseline_plan": plan}), report
 
 
-def test_a_group_of_one_label_needs_no_second_question(trained: Any) -> None:
+def test_a_single_label_group_needs_no_second_stage(trained: Any) -> None:
     """Who is sent to a group of one label has that label, at no cost, and no model is fitted for it."""
     _, run, report = trained
     assert report.verdict is Verdict.YES
@@ -68,7 +68,7 @@ def test_a_group_of_one_label_needs_no_second_question(trained: Any) -> None:
     assert not [name for name in run.directory.files() if "/well/" in name]
 
 
-def test_it_is_served_as_it_was_planned(trained: Any) -> None:
+def test_single_label_groups_are_served_as_planned(trained: Any) -> None:
     """The server answers such a group with its label and the confidence of the first stage, and asks nobody."""
     spec, run, _ = trained
     loaded, registry = load_served(spec, run), CollectorRegistry()
@@ -87,7 +87,7 @@ def test_it_is_served_as_it_was_planned(trained: Any) -> None:
     assert stages == {"ill", "disease/sick"}
 
 
-def test_other_kinds_and_new_data_meet_no_model_of_it(trained: Any) -> None:
+def test_single_label_groups_have_no_model_in_handoff_and_check(trained: Any) -> None:
     """The file for other kinds names no model of such a group, and cases like those of the plan pass its check."""
     spec, run, _ = trained
     told = json.loads(run.directory.read("exits.json"))

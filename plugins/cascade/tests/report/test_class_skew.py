@@ -38,7 +38,7 @@ def _log(folder: Path, share: float) -> Path:
     return folder / "log.yaml"
 
 
-def test_a_skewed_label_is_told_with_what_is_found_of_the_rest(tmp_path: Path) -> None:
+def test_class_skew_is_reported_with_the_other_labels(tmp_path: Path) -> None:
     """Where nine in ten cases have one label, the report counts the right answers to the others, by hand the same."""
     spec, run = spec_of(_log(tmp_path, 0.05)), run_in(tmp_path / "run", base=tmp_path)
     told = dict(plan(spec, run).lines)["skew"]
@@ -53,13 +53,13 @@ def test_a_skewed_label_is_told_with_what_is_found_of_the_rest(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
-def test_other_labels_are_not_told_as_skewed(tmp_path: Path, share: float) -> None:
+def test_balanced_labels_are_not_reported_as_skewed(tmp_path: Path, share: float) -> None:
     """Where no label has nine in ten cases, accuracy is left to speak for itself."""
     report = plan(spec_of(_log(tmp_path, share)), run_in(tmp_path / "run", base=tmp_path))
     assert "skew" not in dict(report.lines)
 
 
-def test_a_loss_of_nothing_is_a_certified_one(tmp_path: Path) -> None:
+def test_a_zero_loss_can_be_certified(tmp_path: Path) -> None:
     """A cascade that is certified to lose nothing at all is named so, not as one within a budget."""
     path = _log(tmp_path, 0.5)
     # the small model is right where it is sure, the large one elsewhere
@@ -74,6 +74,6 @@ def test_a_loss_of_nothing_is_a_certified_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("loss", "told"), [(-0.04, "0.0"), (0.04, "0.0"), (-0.06, "-0.1"), (1.26, "1.3")])
-def test_a_loss_of_nothing_has_no_sign(loss: float, told: str) -> None:
+def test_a_zero_loss_has_no_sign(loss: float, told: str) -> None:
     """A loss that rounds to nothing is printed without a sign, any other as it is."""
     assert sentences.loss(loss) == told

@@ -9,7 +9,7 @@ from unfold_cascade.temporal.problem import CostOptions
 from unfold_cascade.temporal.serving.service import name_cost_unit
 
 
-def test_shares_over_time_are_of_all_hours() -> None:
+def test_dashboard_shares_over_time_are_of_all_hours() -> None:
     """Over time the page divides by the hours answered, as the report does, not by calls or by exits."""
     registry = CollectorRegistry()
     asked = Counter("unfold_cascade_asked", "asked", ("stage", "model"), registry=registry)

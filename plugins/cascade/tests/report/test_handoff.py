@@ -40,7 +40,7 @@ def told(run: Run) -> dict[str, Any]:
 
 
 @given(st.dictionaries(st.frozensets(st.integers(1, 6), max_size=5), st.integers(1, 50), min_size=1))
-def test_what_is_passed_on_arrives(ways: dict[frozenset[int], int]) -> None:
+def test_transition_shares_conserve_cases(ways: dict[frozenset[int], int]) -> None:
     """The cases at a place are those that enter there and, by the shares, those that are passed on to it."""
     rows = {(0, *sorted(way)): count for way, count in ways.items()}
     shares = handoff.transition_shares(rows)
@@ -53,7 +53,7 @@ def test_what_is_passed_on_arrives(ways: dict[frozenset[int], int]) -> None:
     assert all(0 < share <= 1 for share in shares.values())
 
 
-def test_the_ways_take_the_time_of_the_plan(trained: tuple[Solution, Run]) -> None:
+def test_path_times_add_up_to_the_plan(trained: tuple[Solution, Run]) -> None:
     """The models on the ways take, case by case, the time that the cascade takes on the same cases."""
     found, run = trained
     data = told(run)
@@ -65,7 +65,7 @@ def test_the_ways_take_the_time_of_the_plan(trained: tuple[Solution, Run]) -> No
     assert total / len(rows) == pytest.approx(float(follow(zoo, policy, rows).latency_us.mean()))
 
 
-def test_every_model_stands_in_the_run(trained: tuple[Solution, Run]) -> None:
+def test_every_model_is_stored_in_the_run(trained: tuple[Solution, Run]) -> None:
     """Each model that is told of has a file that the manifest knows, and names are keys and files at once."""
     found, run = trained
     data = told(run)
@@ -79,14 +79,14 @@ def test_every_model_stands_in_the_run(trained: tuple[Solution, Run]) -> None:
     assert run.directory.read(data["probe"])
 
 
-def test_the_monolith_is_asked_once(trained: tuple[Solution, Run]) -> None:
+def test_the_baseline_is_evaluated_once(trained: tuple[Solution, Run]) -> None:
     """No way holds two places where the monolith answers."""
     data = told(trained[1])
     base = {index for index, model in enumerate(data["models"]) if "/baseline/" in f"/{model['file']}"}
     assert all(len(base.intersection(way["models"])) <= 1 for way in data["ways"])
 
 
-def test_without_a_cascade_the_monolith_is_the_only_model(tmp_path: Path) -> None:
+def test_without_a_cascade_the_baseline_is_the_only_model(tmp_path: Path) -> None:
     """Where only the monolith keeps the promise, every case goes to it, and nowhere else."""
     run = run_in(tmp_path)
     found = solve_spec(spec_of(TUMOURS), run)

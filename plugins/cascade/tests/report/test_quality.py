@@ -61,7 +61,7 @@ def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> N
     assert (saving_ratio(6, 2), saving_ratio(0, 0), short_saving(saving_ratio(6, 0))) == (3, 1, "free")
 
 
-def test_within_a_budget_nothing_worse_than_the_best_single_model_is_chosen(folder: Path, tmp_path: Path) -> None:
+def test_within_a_budget_the_baseline_is_preferred_if_better(folder: Path, tmp_path: Path) -> None:
     """If the best single model is within the budget, a cascade that is less accurate is refused, and why is said."""
     report = planned(folder, tmp_path / "a", ONE_STUMP, "goal={budget: 10 per case}")
     assert report.verdict is Verdict.NO
@@ -70,7 +70,7 @@ def test_within_a_budget_nothing_worse_than_the_best_single_model_is_chosen(fold
     assert planned(folder, tmp_path / "b", "goal={budget: 3 per case}").verdict is Verdict.YES
 
 
-def test_all_may_not_be_lost(folder: Path) -> None:
+def test_a_total_loss_is_not_a_goal(folder: Path) -> None:
     """A loss of 100 % or more is refused at its key with a hint."""
     with pytest.raises(UnfoldError) as error:
         _spec(folder, "goal.max_loss=100%")
@@ -80,7 +80,7 @@ def test_all_may_not_be_lost(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["baseline.candidates[0].price", "stages[0].models[1].price"])
-def test_the_baseline_may_have_a_price_of_a_call(folder: Path, tmp_path: Path, key: str) -> None:
+def test_the_baseline_can_have_a_call_price(folder: Path, tmp_path: Path, key: str) -> None:
     """A price of the baseline is paid by the reference and by the cases that reach it, wherever it is written."""
     report = planned(folder, tmp_path, f"{key}=10")
     assert report.metrics["baseline_cost"].value == pytest.approx(17)
@@ -92,7 +92,7 @@ def test_the_baseline_may_have_a_price_of_a_call(folder: Path, tmp_path: Path, k
     assert route.rows[1][6] == 16
 
 
-def test_the_baseline_has_one_price(folder: Path) -> None:
+def test_contradictory_baseline_prices_are_errors(folder: Path) -> None:
     """Two prices of one call are a mistake, told at the second."""
     with pytest.raises(UnfoldError) as error:
         _spec(folder, "baseline.candidates[0].price=10", "stages[0].models[1].price=9")

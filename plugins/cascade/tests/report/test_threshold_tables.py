@@ -90,7 +90,7 @@ def test_raw_cuts_of_the_plan_give_the_accuracy_of_the_report(planned: Any) -> N
     assert "cuts" not in step
 
 
-def test_the_report_tells_calibrated_cuts_from_raw_ones(planned: Any) -> None:
+def test_the_report_distinguishes_calibrated_and_raw_cuts(planned: Any) -> None:
     """Where cuts are on calibrated scores the report calls them so, and lays the raw cut of each answer beside them."""
     _, _, report = planned
     route, trust = (next(table for table in report.tables if table.name == name) for name in ("route", "trust"))
@@ -99,7 +99,7 @@ def test_the_report_tells_calibrated_cuts_from_raw_ones(planned: Any) -> None:
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.2, 0.5, 0.61, 0.9, 1.1])
-def test_a_raw_cut_parts_the_confidences_as_the_calibrated_one_does(cut: float) -> None:
+def test_raw_cuts_separate_confidences_as_calibrated_cuts_do(cut: float) -> None:
     """In every context, seen or not, confidence >= raw cut is score >= cut, next to the cut too."""
     rng = np.random.default_rng(1)
     confidence, context = rng.random(900).round(2), rng.integers(0, 4, 900)
@@ -111,7 +111,7 @@ def test_a_raw_cut_parts_the_confidences_as_the_calibrated_one_does(cut: float) 
         np.testing.assert_array_equal(fitted(around, np.full(len(around), name)) >= cut, around >= raw)
 
 
-def test_who_gave_no_confidence_is_never_trusted() -> None:
+def test_missing_confidence_never_passes_the_gate() -> None:
     """A service that did not answer is passed over, even where its lowest confidences are worth enough."""
     fitted = calibrate(np.array([-np.inf, 0.1, 0.9]), np.zeros(3, dtype=int), np.ones(3))
     assert fitted(np.array([-np.inf, 0.1]), np.zeros(2, dtype=int)).tolist() == [-np.inf, 1.0]

@@ -96,7 +96,7 @@ def test_answers_routes_and_costs_are_those_of_the_plan(served: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_a_row_is_answered_alike_in_any_company(served: Any, rows: int) -> None:
+def test_answers_do_not_depend_on_the_batch(served: Any, rows: int) -> None:
     """What a row is answered does not depend on the rows that it is batched with."""
     loaded, run, model, _ = served
     x = probe_of(loaded, run).x[:70]
@@ -135,7 +135,7 @@ def test_outputs_fit_their_declaration(served: Any) -> None:
     assert set(model.facts["engines"]) == set(served[3])
 
 
-def test_what_is_asked_is_counted(digits: Any) -> None:
+def test_evaluated_models_are_counted(digits: Any) -> None:
     """The counters hold how often each model was asked, which answered, and what was paid in all."""
     loaded, registry = load_served(*digits), CollectorRegistry()
     model, _ = build_cascade(loaded, digits[1], build_counter(loaded, registry))
@@ -152,7 +152,7 @@ def test_what_is_asked_is_counted(digits: Any) -> None:
     assert value("unfold_cascade_cost_total", {"unit": "FLOPs"}) == pytest.approx(model.paths.cost[found.path].sum())
 
 
-def test_the_page_shows_the_shares_that_the_report_prints(digits: Any) -> None:
+def test_the_dashboard_shows_the_shares_of_the_report(digits: Any) -> None:
     """Of all cases so many were asked, of those so many stopped there: as in the table of the route."""
     loaded, registry = load_served(*digits), CollectorRegistry()
     model, _ = build_cascade(loaded, digits[1], build_counter(loaded, registry))
@@ -167,7 +167,7 @@ def test_the_page_shows_the_shares_that_the_report_prints(digits: Any) -> None:
         assert (sure.values[name], (sure.wholes or {})[name]) == ((end == position).sum(), (end >= position).sum())
 
 
-def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Path) -> None:
+def test_a_deviating_conversion_is_not_served(digits: Any, tmp_path: Path) -> None:
     """A converted model that differs on the rows set aside is left for the native one, and it is said why."""
     spec, run = digits[0], elsewhere(digits[1], tmp_path)
     loaded = load_served(spec, run)
@@ -189,7 +189,7 @@ def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Pat
     assert "changes the label of" in onnx_runtime.choose_slot_engine(digits[1], slot, turned, probe).reason
 
 
-def test_a_cascade_that_goes_astray_is_refused(digits: Any) -> None:
+def test_a_cascade_that_deviates_from_its_plan_is_not_served(digits: Any) -> None:
     """If even the native models send rows elsewhere than the plan, nothing is served."""
     loaded = load_served(*digits)
     first = loaded.tables.first_stage
@@ -203,7 +203,7 @@ def test_a_cascade_that_goes_astray_is_refused(digits: Any) -> None:
     assert count_deviations(loaded, model, probe_of(loaded, digits[1])) == 0
 
 
-def test_the_monolith_is_served_where_no_cascade_was_certified(digits: Any) -> None:
+def test_the_baseline_is_served_without_a_certificate(digits: Any) -> None:
     """When the answer was no, the best single model answers every row, at its own cost, and the service says so."""
     spec, run = digits
     plan = run.options["plan"]
@@ -230,7 +230,7 @@ def test_curves_are_served(tmp_path: Path) -> None:
     np.testing.assert_array_equal(model.follow(probe.x).answer, follow(loaded.tables, loaded.policy, probe.rows).answer)
 
 
-def test_a_run_without_a_plan_is_told(tmp_path: Path) -> None:
+def test_a_run_without_a_plan_is_an_error(tmp_path: Path) -> None:
     """Without training nothing is served, and the way there is named."""
     with pytest.raises(
         UnfoldError, match=r"the run has no plan: this cascade was not trained \(run unfold train SPEC"
@@ -239,13 +239,13 @@ def test_a_run_without_a_plan_is_told(tmp_path: Path) -> None:
     assert caught.value.code == 2
 
 
-def test_another_spec_is_told(tumours: Any) -> None:
+def test_a_plan_of_another_spec_is_an_error(tumours: Any) -> None:
     """A spec that differs from the planned one is refused."""
     with pytest.raises(UnfoldError, match="the plan was made for another spec"):
         serve(spec_of(TUMOURS, "goal.max_loss=5%"), tumours[1])
 
 
-def test_another_plan_is_told(tumours: Any) -> None:
+def test_a_plan_of_another_run_is_an_error(tumours: Any) -> None:
     """A plan that is not on the front of the run is refused."""
     spec, run = tumours
     plan = run.options["plan"]
@@ -258,7 +258,7 @@ def test_another_plan_is_told(tumours: Any) -> None:
         serve(spec, run)
 
 
-def test_another_seed_is_told(tumours: Any) -> None:
+def test_another_seed_is_an_error(tumours: Any) -> None:
     """Models of another seed than the plan's are refused."""
     spec, run = tumours
     with pytest.raises(UnfoldError, match="has no model 'quick' of this spec, seed and library versions"):
@@ -272,7 +272,7 @@ def test_recorded_answers_are_not_served() -> None:
 
 
 @pytest.mark.parametrize("name", ["models/diagnosis/all/quick.skops", "front.json", "cases.npz", "serving/probe.npz"])
-def test_a_changed_file_is_refused(tumours: Any, tmp_path: Path, name: str) -> None:
+def test_a_changed_file_is_rejected(tumours: Any, tmp_path: Path, name: str) -> None:
     """A file of the run that was changed by a byte is named and not loaded."""
     spec, run = tumours[0], elsewhere(tumours[1], tmp_path)
     for kept in (tmp_path / "run" / "serving").rglob("*.onnx"):
@@ -287,7 +287,7 @@ def test_a_changed_file_is_refused(tumours: Any, tmp_path: Path, name: str) -> N
         serve(spec, run)
 
 
-def test_a_changed_onnx_file_is_refused(tumours: Any, tmp_path: Path) -> None:
+def test_a_changed_onnx_file_is_rejected(tumours: Any, tmp_path: Path) -> None:
     """The converted models are held to their hashes too."""
     serve(*tumours)
     run = elsewhere(tumours[1], tmp_path)

@@ -68,7 +68,7 @@ def _asked(url: str, rows: np.ndarray) -> tuple[int, Any]:
     return _post(f"{url}/v2/models/tumours/infer", json.dumps({"inputs": [tensor]}).encode())
 
 
-def test_it_is_live_ready_and_says_what_it_is(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+def test_the_service_is_live_ready_and_describes_itself(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """Health, metadata, metrics and the OpenAPI document answer."""
     url, _, _ = served
     assert json.loads(_get(f"{url}/v2/health/live"))["live"]
@@ -78,7 +78,7 @@ def test_it_is_live_ready_and_says_what_it_is(served: tuple[str, Path, subproces
     assert "# TYPE" in _get(f"{url}/metrics")
 
 
-def test_it_answers_what_the_plan_answers(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+def test_served_answers_equal_the_plan(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """Served labels of the calibration and test rows, which no model was fitted on, equal those of the plan."""
     url, folder, _ = served
     plan = solve_spec(spec_of(TUMOURS), run_in(folder))
@@ -101,7 +101,7 @@ def test_a_malformed_body_is_answered_400(served: tuple[str, Path, subprocess.Po
     assert json.loads(_get(f"{url}/v2/health/ready"))["ready"]
 
 
-def test_a_wrong_shape_and_a_nan_are_refused(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+def test_wrong_shapes_and_nan_are_rejected(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """Rows of another width are answered 400 with a sentence."""
     url, _, _ = served
     status, answer = _asked(url, X[:2, :3])
@@ -109,7 +109,7 @@ def test_a_wrong_shape_and_a_nan_are_refused(served: tuple[str, Path, subprocess
     assert answer["error"]
 
 
-def test_a_value_beyond_single_precision_is_refused(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+def test_values_outside_single_precision_are_rejected(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """A number that trees cannot hold is the client's mistake, told with its row and column."""
     url, _, _ = served
     data = X[:2].ravel().tolist()
@@ -120,7 +120,7 @@ def test_a_value_beyond_single_precision_is_refused(served: tuple[str, Path, sub
     assert 'holds -1e+39 in row 2, column "mean_texture"' in answer["error"]
 
 
-def test_only_the_call_with_such_a_value_is_refused() -> None:
+def test_only_the_call_with_a_large_value_is_rejected() -> None:
     """Of the calls of one batch, those with values of any usual size are answered and counted, gaps among them."""
     x = np.array([[1.0, np.nan], [2.0, 1e39], [3.0, 4.0]])
     field = Field("x", "FP64", (2,), missing=True)
@@ -138,7 +138,7 @@ def test_an_unknown_model_is_answered_404(served: tuple[str, Path, subprocess.Po
     assert _post(f"{url}/v2/models/other/infer", b"{}")[0] == 404
 
 
-def test_sigterm_ends_it_with_0(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
+def test_sigterm_exits_with_0(served: tuple[str, Path, subprocess.Popen[str]]) -> None:
     """A service ends cleanly on SIGTERM (last of this module: it ends the service)."""
     _, _, process = served
     process.send_signal(signal.SIGTERM)

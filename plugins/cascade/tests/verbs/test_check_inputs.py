@@ -45,13 +45,13 @@ def told(folder: Path, text: str, *settings: str, rows: list[str] = ROWS) -> lis
 
 
 @pytest.mark.parametrize("text", [OWN, LONG, LOG])
-def test_a_table_that_is_right_is_not_told(tmp_path: Path, text: str) -> None:
+def test_a_valid_table_gives_no_diagnostics(tmp_path: Path, text: str) -> None:
     """A spec whose table can be read has no mistake, and nothing is written."""
     assert told(tmp_path, text) == []
     assert not (tmp_path / "run").exists()
 
 
-def test_every_column_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_every_wrong_column_is_reported_at_once(tmp_path: Path) -> None:
     """A missing column, two of words and a missing label are four mistakes, where training stops at the first."""
     rows = [row.replace("w3,1,16,2", "w3,1,<5,low") for row in ROWS]
     settings = ("features.all.columns=[a, b]", "features.more={columns: [c]}", "stages[0].target.column=z")
@@ -63,7 +63,7 @@ def test_every_column_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_columns_over_time_are_told_too(tmp_path: Path) -> None:
+def test_columns_over_time_are_checked_too(tmp_path: Path) -> None:
     """In a table of hours the features and targets that it does not have are told together."""
     settings = ("features.all.columns=[a, c]", "features.more={columns: [d_*]}", "stages[0].target.column=z")
     assert [line.split(": ")[0] for line in told(tmp_path, LONG, *settings)] == [
@@ -71,13 +71,13 @@ def test_columns_over_time_are_told_too(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_log_whose_columns_are_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_columns_of_a_log_are_errors(tmp_path: Path) -> None:
     """Of recorded answers the column that a model's confidence should stand in is looked for."""
     found = told(tmp_path, LOG, "stages[0].models[0].recorded.confidence=sure")
     assert found == ['stages[0].models[0].recorded.confidence: own.csv has no column "sure"']
 
 
-def test_a_table_that_is_not_there_is_one_mistake(tmp_path: Path) -> None:
+def test_a_missing_table_is_one_error(tmp_path: Path) -> None:
     """A file that is missing is told once, at the key that names it; a set that is shipped is never missing."""
     (found,) = told(tmp_path, OWN, "data.path=gone.csv")
     assert found.startswith("data.path: no such file")

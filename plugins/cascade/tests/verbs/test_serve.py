@@ -62,7 +62,7 @@ def test_a_trained_run_is_served_and_served_again(trained: Path) -> None:
         assert sum(outputs["route_cost"]["data"][row]) == pytest.approx(outputs["cost"]["data"][row])
 
 
-def test_a_plan_file_and_a_spec_are_served_too(trained: Path) -> None:
+def test_plans_and_specs_can_be_served(trained: Path) -> None:
     """The plan of the run and the spec that it was trained with lead to the same service."""
     for what in ("runs/tumours/plan.yaml", str(TUMOURS)):
         with serving(trained, what) as (_, place):
@@ -78,7 +78,7 @@ def test_an_untrained_spec_is_not_served(tmp_path: Path) -> None:
     assert not (tmp_path / "runs" / "tumours" / "spec.yaml").exists()
 
 
-def test_a_changed_plan_is_refused(trained: Path) -> None:
+def test_a_changed_plan_is_rejected(trained: Path) -> None:
     """A plan in the run that was edited by hand is refused by its hash."""
     plan = trained / "runs" / "tumours" / "plan.yaml"
     before = plan.read_bytes()

@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     return folder, train(spec_of(TUMOURS), run_in(folder))
 
 
-def test_train_answers_with_the_metrics_of_the_kind(trained: tuple[Path, Report]) -> None:
+def test_train_reports_the_metrics_of_the_kind(trained: tuple[Path, Report]) -> None:
     """A trained cascade tells saving, loss and certificate, and its saving is the ratio of its two costs."""
     metrics = trained[1].metrics
     assert {"saving", "loss_points", "certified_loss_points", "baseline_accuracy", "cascade_accuracy"} <= set(metrics)
@@ -71,7 +71,7 @@ def test_train_answers_with_the_metrics_of_the_kind(trained: tuple[Path, Report]
     assert metrics["loss_points"].value == pytest.approx(loss)
 
 
-def test_the_calls_of_a_route_add_up_to_the_cost_of_the_cascade(trained: tuple[Path, Report]) -> None:
+def test_call_costs_add_up_to_the_cost_of_the_cascade(trained: tuple[Path, Report]) -> None:
     """In a route each call is told with what it must buy, so that shares asked times calls are the mean cost."""
     report = trained[1]
     route = next(table for table in report.tables if table.name == "route")
@@ -90,7 +90,7 @@ def test_learnt_gates_only_add_to_the_front(trained: tuple[Path, Report]) -> Non
         assert ((more.loss <= loss + 1e-12) & (more.cost <= cost + 1e-12)).any()
 
 
-def test_plan_fits_nothing_again(trained: tuple[Path, Report]) -> None:
+def test_plan_refits_nothing(trained: tuple[Path, Report]) -> None:
     """`plan` with another goal uses the models and the front of the run."""
     jobs: list[int] = []
     folder, _ = trained
@@ -100,7 +100,7 @@ def test_plan_fits_nothing_again(trained: tuple[Path, Report]) -> None:
     assert report.metrics["certified_loss_points"].value == pytest.approx(10)
 
 
-def test_a_killed_run_goes_on_to_the_same_report(trained: tuple[Path, Report], tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_report(trained: tuple[Path, Report], tmp_path: Path) -> None:
     """A run that died after two fits fits only the rest, and ends with the same report."""
     jobs: list[int] = []
     with pytest.raises(KeyboardInterrupt):
@@ -118,7 +118,7 @@ def test_two_workers_give_the_same_report_as_one(trained: tuple[Path, Report], t
 
 
 @pytest.mark.parametrize("name", ["cases.npz", "front.json", "logs/diagnosis/all/quick.npz"])
-def test_a_changed_byte_is_refused_by_name(trained: tuple[Path, Report], tmp_path: Path, name: str) -> None:
+def test_a_changed_file_is_rejected_by_name(trained: tuple[Path, Report], tmp_path: Path, name: str) -> None:
     """A stored file that was changed is refused with its name."""
     import shutil
 
@@ -138,7 +138,7 @@ def test_another_seed_fits_again(trained: tuple[Path, Report]) -> None:
     assert len(jobs) == 4
 
 
-def test_a_budget_takes_the_most_accurate_cascade_within_it(trained: tuple[Path, Report], tmp_path: Path) -> None:
+def test_a_budget_selects_the_most_accurate_affordable_cascade(trained: tuple[Path, Report], tmp_path: Path) -> None:
     """With a budget the mean cost of the chosen cascade on the tuning rows is within it, and a bound is told."""
     del trained
     spec = spec_of(TUMOURS, "goal={budget: 3 per case}")
@@ -148,14 +148,14 @@ def test_a_budget_takes_the_most_accurate_cascade_within_it(trained: tuple[Path,
     assert report.metrics["certified_loss_points"].target is None
 
 
-def test_a_budget_that_buys_nothing_is_answered_with_the_least_that_does(tmp_path: Path) -> None:
+def test_an_unattainable_budget_names_the_cheapest_cascade(tmp_path: Path) -> None:
     """An infeasible budget says what the cheapest cascade needs."""
     report = train(spec_of(TUMOURS, "goal={budget: 0.1 per case}"), run_in(tmp_path))
     assert report.verdict is Verdict.NO
     assert "the cheapest needs" in report.headline
 
 
-def test_too_few_cases_are_told_with_how_many_are_needed(trained: tuple[Path, Report]) -> None:
+def test_too_few_cases_report_the_number_needed(trained: tuple[Path, Report]) -> None:
     """A promise that the calibration rows cannot support is refused with the number of cases that could."""
     report = plan(spec_of(TUMOURS, "goal.max_loss=0.1%"), run_in(trained[0]))
     assert report.verdict is Verdict.NO
@@ -164,7 +164,7 @@ def test_too_few_cases_are_told_with_how_many_are_needed(trained: tuple[Path, Re
     assert report.metrics["saving"].value == pytest.approx(1.0)
 
 
-def test_a_feature_group_is_paid_once_a_case(trained: tuple[Path, Report]) -> None:
+def test_a_feature_group_is_paid_once_per_case(trained: tuple[Path, Report]) -> None:
     """Two models that need the same group pay for it together once, so no case costs more than all groups."""
     front = trained[1].figures[0].series[0]
     assert max(front.x) <= 7.0 + 1e-9
@@ -212,7 +212,7 @@ def test_label_conditional_confidence_survives_the_run(tmp_path: Path) -> None:
     assert "curves" in (tmp_path / "front.json").read_text()
 
 
-def test_a_run_keeps_the_points_that_can_be_chosen(tmp_path: Path) -> None:
+def test_a_run_stores_the_selectable_points(tmp_path: Path) -> None:
     """The stored front holds no more points than a plan chooses from, each with its curves once."""
     spec = spec_of(CONFIGS / "api-logs.yaml", "gates.confidence=label-conditional", "gates.max_models=2")
     plan(spec, run_in(tmp_path))
@@ -255,7 +255,7 @@ def _table_spec(folder: Path, *settings: str) -> CascadeSpec:
     return spec_of(folder / "own.yaml", *settings)
 
 
-def test_a_cell_that_is_no_number_is_told_with_row_and_column(tmp_path: Path) -> None:
+def test_a_non_numeric_cell_is_reported_with_row_and_column(tmp_path: Path) -> None:
     """A word in a column of numbers is refused with its row and column."""
     rows = ["a,b,y", *[f"{i},{i % 3},{i % 2}" for i in range(40)]]
     rows[5] = "x,1,0"
@@ -264,7 +264,7 @@ def test_a_cell_that_is_no_number_is_told_with_row_and_column(tmp_path: Path) ->
         train(_table_spec(tmp_path), run_in(tmp_path / "run", base=tmp_path))
 
 
-def test_words_of_a_category_are_columns(tmp_path: Path) -> None:
+def test_categories_become_indicator_columns(tmp_path: Path) -> None:
     """A column of words is read as one column of 0 and 1 a word, none of them for a gap, and a model learns from it."""
     wards = ["heart", "skin, eyes", "", "heart=lung"]
     rows = [f'{i % 5},"{wards[i % 4]}",{int(i % 4 == 0)}' for i in range(160)]
@@ -283,7 +283,7 @@ def test_words_of_a_category_are_columns(tmp_path: Path) -> None:
         train(_table_spec(tmp_path, "data.categories=[c]"), run_in(tmp_path / "third", base=tmp_path))
 
 
-def test_gaps_are_filled_where_a_model_cannot_take_them(tmp_path: Path) -> None:
+def test_gaps_are_imputed_where_a_model_needs_it(tmp_path: Path) -> None:
     """Empty cells of a table are no mistake: the model that cannot take them gets the median."""
     generator = np.random.default_rng(0)
     rows = [f"{value:.3f},{'' if index % 5 == 0 else index % 7},{int(value > 0)}"
@@ -303,14 +303,14 @@ def test_gaps_are_filled_where_a_model_cannot_take_them(tmp_path: Path) -> None:
         ("a,c,y\n" + "1,2,0\n" * 20, "only one value"),
     ],
 )
-def test_a_bad_table_is_told_in_one_sentence(tmp_path: Path, text: str, told: str) -> None:
+def test_invalid_tables_give_one_error(tmp_path: Path, text: str, told: str) -> None:
     """A table that cannot be used is refused with what is wrong with it."""
     (tmp_path / "own.csv").write_text(text)
     with pytest.raises(UnfoldError, match=re.escape(told)):
         train(_table_spec(tmp_path), run_in(tmp_path / "run", base=tmp_path))
 
 
-def test_the_certificate_keeps_its_promise_over_resampled_calibrations() -> None:
+def test_certificates_hold_over_resampled_calibrations() -> None:
     """Over 1,000 calibrations drawn from a known population the promised loss is exceeded in at most δ of them."""
     from unfold_cascade.planner import certificate
 
@@ -330,7 +330,7 @@ def test_the_certificate_keeps_its_promise_over_resampled_calibrations() -> None
     assert broken <= 1000 * delta + 2 * (1000 * delta * (1 - delta)) ** 0.5
 
 
-def test_the_relaxation_that_a_refusal_names_is_certified(trained: tuple[Path, Report]) -> None:
+def test_the_named_relaxation_is_certified(trained: tuple[Path, Report]) -> None:
     """A refused loss is answered with the smallest loss that is granted, in tenths of a point."""
     report = plan(spec_of(TUMOURS, "goal.max_loss=0.1%"), run_in(trained[0]))
     assert report.verdict is Verdict.NO
@@ -351,7 +351,7 @@ def test_a_cascade_is_listed_once(trained: tuple[Path, Report]) -> None:
     assert len({row[2] for row in table.rows}) == len(table.rows)
 
 
-def test_a_case_that_reaches_the_monolith_pays_for_each_feature_group_once(trained: tuple[Path, Report]) -> None:
+def test_a_case_that_reaches_the_baseline_pays_each_feature_group_once(trained: tuple[Path, Report]) -> None:
     """What earlier models bought is not bought again for the monolith: here it ends at the monolith's own price."""
     made = solve_spec(spec_of(TUMOURS), run_in(trained[0]))
     assert path_cost(made.tables, made.tables.first_stage, (0, 1, 2), frozenset()).tolist() == [
