@@ -75,7 +75,7 @@ def find_checked_spec(spec: CascadeSpec, run: Run, file: str, is_same_data: Call
     if is_same_source and (dump(checked) != dump(spec) or is_same_data()):
         return None
     if dump(checked.model_copy(update={"data": spec.data})) != dump(spec):
-        hint = "check the new data with the spec of the plan: unfold plan --check PLAN --set data.path=..."
+        hint = "keep the spec of the plan: unfold plan --check PLAN --set data.path=..."
         raise fail("the data and other keys of the spec changed together", key="data", hint=hint)
     return checked
 

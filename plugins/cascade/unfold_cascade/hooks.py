@@ -12,7 +12,7 @@ def unfold_kinds() -> Iterable[Kind]:
     """Register the kind ``cascade``."""
     yield Kind(
         name="cascade",
-        summary="asks the cheap models first and the costly ones only where it must (UnfoldML)",
+        summary="runs cheap models first, expensive ones only where they are needed (UnfoldML)",
         spec="unfold_cascade.schema.cascade:CascadeSpec",
         profile="unfold_cascade.verbs:profile",
         train="unfold_cascade.verbs:train",

@@ -36,7 +36,7 @@ MIN_CLUSTERS = 10
 MAX_LABELS = 1000
 CORRECT = "right"
 """The one label of recorded predictions that come with scores instead of labels."""
-MEASURED = "if it is a measured number, write ranges of it into a column (low, middle, high): those are labels"
+MEASURED = "if it is a measurement, write its ranges (low, middle, high) into a label column"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +252,7 @@ def _check_unlabelled(unlabelled: int, rows: int, column: str, name: str) -> Non
         raise fail(
             f'{unlabelled} of {rows} rows of {name} have no label in the column "{column}"',
             key="stages.target.column",
-            hint=f"empty and these, in any case, are none: {marks}; if one is meant as a label, write another word",
+            hint=f"empty cells and these, in any case, are missing: {marks}; if one is a label, write another word",
         )
 
 
@@ -264,9 +264,9 @@ def _check_labels(text: np.ndarray, names: np.ndarray, column: str, *, min_cases
     if len(names) < 2 or len(names) > MAX_LABELS:
         count = "only one value" if len(names) < 2 else f"{len(names)} different values"
         hint = MEASURED if is_measured and len(names) > 1 else ""
-        raise fail(f'the column "{column}" has {count}: it is no label', key="stages.target.column", hint=hint)
+        raise fail(f'the column "{column}" has {count}: it is not a label', key="stages.target.column", hint=hint)
     if counts.min() < min_cases:
-        rare_hint = "leave its rows out of the file, or give them the label that they are nearest to"
+        rare_hint = "remove its rows from the file, or give them another label"
         raise fail(
             f'the label "{names[counts.argmin()]}" of "{column}" occurs {counts.min()} times; '
             f"each needs at least {min_cases} cases",
@@ -291,7 +291,7 @@ def _check_training_part(
             f'the label "{names[rare]}" of "{column}" has {counts[rare]} of its {total} cases in the training part; '
             f"each needs at least {MIN_FOLDS} there",
             key="data.split.train",
-            hint=f"train: {enough}% puts {MIN_FOLDS} there; so do more cases of this label",
+            hint=f"train: {enough}% puts {MIN_FOLDS} there; or add cases of this label",
         )
 
 
@@ -300,7 +300,7 @@ def _check_training_clusters(labels: IntArray, clusters: IntArray, names: np.nda
         count = len(np.unique(clusters[labels == label]))
         if count < MIN_FOLDS:
             message = f'the label "{name}" of "{column}" has {count} groups in the training part; it needs {MIN_FOLDS}'
-            raise fail(message, key="data.group", hint="leave its rows out of the file, or give them another label")
+            raise fail(message, key="data.group", hint="remove its rows from the file, or give them another label")
 
 
 def _pack(dataset: Dataset) -> bytes:

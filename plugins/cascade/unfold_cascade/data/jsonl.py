@@ -30,11 +30,11 @@ def _parse_object(line: str, location: str) -> Mapping[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise fail(f"not JSON: {error}", file=location, hint="one object a line, not an array over many") from error
+        raise fail(f"not JSON: {error}", file=location, hint="one object per line, not an array over many") from error
     if is_deep(value):
         raise fail(f"JSON nested deeper than {MAX_JSON_DEPTH}", file=location)
     if not isinstance(value, dict):
-        hint = 'one object a line, such as {"label": "yes", "score": 0.9}'
+        hint = 'one object per line, such as {"label": "yes", "score": 0.9}'
         raise fail("not a JSON object", file=location, hint=hint)
     return value
 

@@ -233,7 +233,7 @@ def _list_indicators(frame: Frame, column: str) -> tuple[str, ...]:
     words = [word for word in np.unique(text).tolist() if not cells.is_missing(word)]
     if not 0 < len(words) <= MAX_CATEGORIES:
         raise fail(
-            f'the column "{column}" has {len(words)} different words; a category has 1 to {MAX_CATEGORIES}',
+            f'the column "{column}" has {len(words)} different values; a category has 1 to {MAX_CATEGORIES}',
             key="data.categories",
         )
     return tuple(f"{column}{INDICATOR}{word}" for word in words)
@@ -288,7 +288,7 @@ def _expand_list(column: str, values: np.ndarray, path: Path) -> Iterator[tuple[
         return
     if len(lengths) > 1:
         message = f'the lists of column "{column}" have from {min(lengths)} to {max(lengths)} values'
-        raise fail(message, file=str(path), key="data.path", hint="write lists of one length, or no such column")
+        raise fail(message, file=str(path), key="data.path", hint="write lists of equal length, or remove the column")
     gap = np.full(max(lengths), np.nan)
     table = np.array([gap if cell is None else cell for cell in lists])
     yield from ((f"{column}_{index}", part) for index, part in enumerate(table.T))
@@ -312,10 +312,10 @@ def _read_csv(path: Path) -> Frame:
         raise fail(f"not a CSV file: {error}", file=str(path)) from error
     header = [name.strip() for name in rows[0][1]] if rows else []
     if not rows or len(set(header)) != len(header):
-        raise fail("the first line must name the columns, each once", file=str(path))
+        raise fail("the first line must name each column once", file=str(path))
     for number, row in rows[1:]:
         if len(row) != len(header):
-            message = f"has {len(row)} cells where the head has {len(header)}"
+            message = f"has {len(row)} cells where the header has {len(header)}"
             raise UnfoldError(Diagnostic(message, str(path), number, 1))
     columns = {name: np.array([row[index] for _, row in rows[1:]], dtype=object) for index, name in enumerate(header)}
     return Frame(columns, _digest(data), path.name)

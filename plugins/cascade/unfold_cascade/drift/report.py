@@ -48,8 +48,8 @@ def build_drift_report(data: CheckedData, changes: Sequence[Change], rule: Drift
 
 def _headline(data: CheckedData, drifted: Sequence[Change], largest: Change) -> str:
     if not drifted:
-        changed = f"{largest.name} changed most, by {100 * largest.distance:.1f} points"
-        return f"{data.count:,} new {data.noun} are like those of the plan; {changed}"
+        changed = f"largest change: {largest.name}, by {100 * largest.distance:.1f} points"
+        return f"{data.count:,} new {data.noun} do not differ from those of the plan; {changed}"
     text = f"the new {data.noun} drifted: {drifted[0].name} changed by {100 * drifted[0].distance:.1f} points"
     return text + "".join(f", {change.name} by {100 * change.distance:.1f}" for change in drifted[1:])
 

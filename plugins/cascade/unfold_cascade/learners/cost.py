@@ -26,7 +26,7 @@ def count_flops(model: Any, features: int) -> float:
     for step in _list_steps(model):
         count = _COUNTERS.get(type(step).__name__)
         if count is None:
-            hint = "cost: {by: latency} measures instead"
+            hint = "cost: {by: latency} measures time instead"
             raise fail(f"the operations of {type(step).__name__} are not known", key="cost.by", hint=hint)
         total += count(step, features)
     return total

@@ -48,7 +48,7 @@ BOOSTED = ("xgboost", "xgboost.XGBClassifier")
 INSPECTABLE: Mapping[str, tuple[str, ...]] = {"evidential": (*TREES, *FORESTS), "ensemble": (*FORESTS, *BOOSTED)}
 """The estimators with internals that each confidence can read, by the names that a spec may use."""
 LIBRARIES = ("sklearn.", "xgboost.")
-NOT_A_CLASSIFIER = "is no classifier that tells how sure it is"
+NOT_A_CLASSIFIER = "is not a classifier with confidences"
 
 
 @dataclass(frozen=True, slots=True)

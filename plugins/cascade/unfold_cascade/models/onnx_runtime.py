@@ -112,13 +112,13 @@ def choose_slot_engine(
 
 def choose_engine(run: Run, slot: StoredModel, expected: Matrix, x: Matrix, *, native: bool = False) -> Engine:
     """Choose an engine that reproduces ``expected`` (m, C), the native predictions of the rows ``x`` (m, d)."""
-    reason = "asked for" if slot.inside is None else f"its {slot.inside} confidence looks into it"
+    reason = "requested" if slot.inside is None else f"its {slot.inside} confidence reads its internals"
     for dtype in () if native or slot.inside else _candidate_dtypes(slot):
         predict = _load_onnx(_convert_once(run, slot, dtype), dtype, slot.classes, run.log)
         converted = None if predict is None else predict(x[:, slot.columns].astype(dtype))
         reason = _describe_difference(converted, expected)
         if predict is not None and not reason:
-            return Engine(predict, dtype, ONNX, f"as the native model on {len(x)} rows")
+            return Engine(predict, dtype, ONNX, f"equal to the native model on {len(x)} rows")
     return build_native_engine(run, slot, reason)
 
 
@@ -157,12 +157,12 @@ def _candidate_dtypes(slot: StoredModel) -> tuple[type[Any], ...]:
 def _describe_difference(converted: FloatArray | None, native: Matrix) -> str:
     """Describe how two (m, C) tables of probabilities differ; empty if they agree within the tolerance."""
     if converted is None:
-        return "ONNX Runtime does not run it"
+        return "ONNX Runtime rejects it"
     if converted.shape != native.shape or not np.isfinite(converted).all():
-        return "its ONNX form gives something else"
+        return "its ONNX form returns another shape or infinite values"
     changed = int((converted.argmax(axis=1) != native.argmax(axis=1)).sum())
     if changed:
-        return f"its ONNX form answers {changed} of {len(converted)} rows differently"
+        return f"its ONNX form changes the label of {changed} of {len(converted)} rows"
     distance = float(np.abs(converted - native).max())
     return f"its ONNX form differs by {distance:.1g}" if distance > TOLERANCE else ""
 

@@ -11,7 +11,7 @@ from unfoldkit.api import Run, RunDir, fail
 
 WINNER = "winner.json"
 SCHEMA = "unfoldkit.winner/1"
-TRAIN_HINT = "unfold train on the tuning spec finds it, within its deadline and budget"
+TRAIN_HINT = "run unfold train on the tuning spec first"
 
 
 class EstimatorOptions(Protocol):
@@ -68,7 +68,7 @@ def _exists(tuning_run: str, run: Run) -> bool:
 def _read_winner(tuning_run: str, run: Run, key: str) -> bytes:
     directory = RunDir(run.path(tuning_run, key=key))
     if not directory.has(WINNER):
-        raise fail("this run holds no winner of a tuning", file=str(directory.path), key=key, hint=TRAIN_HINT)
+        raise fail("this run has no tuning winner", file=str(directory.path), key=key, hint=TRAIN_HINT)
     return directory.read(WINNER)
 
 

@@ -20,7 +20,7 @@ from unfoldkit.safe_io.files import parse_object
 BASELINE = "baseline"
 WHOLE = "all"
 """The group name of a stage that decides about all cases."""
-RESUME_HINT = "unfold train on the same spec goes on where it was"
+RESUME_HINT = "unfold train on the same spec resumes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ def load_models(options: ZooOptions, data: DatasetOptions, dataset: Dataset, dir
     slots = list_slots(options, data, dataset)
     for slot in slots:
         if not _is_stored(directory, slot):
-            message = f"the run holds no model {slot.model!r} fitted with this spec, seed and versions of the libraries"
+            message = f"the run has no model {slot.model!r} of this spec, seed and library versions"
             raise fail(message, file=str(directory.path), key=slot.key, hint=RESUME_HINT)
     return [(slot, _read_predictions(directory, slot)) for slot in slots]
 
@@ -232,7 +232,7 @@ def _build_slot(
     stage, group = stage_and_group
     answers = np.unique(truth[in_scope])
     if len(answers) < 2:
-        raise fail(f"group {group!r} has one label only: there is nothing to decide", key="stages[0].target.groups")
+        raise fail(f"group {group!r} has one label only, so there is nothing to decide", key="stages[0].target.groups")
     number = np.full(int(truth.max()) + 1, -1, dtype=np.int64)
     number[answers] = np.arange(len(answers))
     columns = dataset.column_numbers(model.features)

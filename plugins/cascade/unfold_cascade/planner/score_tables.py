@@ -263,6 +263,6 @@ def _call_cost(by: str, slot: ModelSlot, predictions: Predictions, model: ModelO
         return model.price
     value = {"flops": predictions.flops, "bytes": predictions.bytes, "latency": predictions.latency_us}[by]
     if np.isnan(value):
-        hint = "cost: {by: latency} measures instead"
+        hint = "cost: {by: latency} measures time instead"
         raise fail(f"the operations of {slot.recipe.estimator} are not known", key=slot.key, hint=hint)
     return value

@@ -21,8 +21,8 @@ MAX_POINTS = 64
 WAGER_MARGIN = 0.01
 LABEL_LOSS_KEY = "goal.max_loss_of"
 NO_CHEAPER = "no cascade is cheaper"
-BASELINE_IS_BETTER = "the best single model is within the budget and more accurate"
-OVER_BUDGET = "over the budget"
+BASELINE_IS_BETTER = "the baseline is within the budget and more accurate"
+OVER_BUDGET = "every cascade exceeds the budget"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,8 @@ def build_label_tables(solution: Solution, outcome: Outcome) -> list[Table]:
         Column(f"certified on, {sentences.units(problem.cluster_column)}"),
         Column("loss ≤", "points", 1),
         Column("test cases"),
-        Column(f"right, {solution.baseline.name}", "%", 1),
-        Column("right, cascade", "%", 1),
+        Column(f"correct, {solution.baseline.name}", "%", 1),
+        Column("correct, cascade", "%", 1),
     )
     rows = tuple(_label_row(solution, outcome, label, allowed) for label, allowed in goal.max_loss_of.items())
     return [Table("labels", columns, rows)]

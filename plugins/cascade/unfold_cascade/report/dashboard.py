@@ -30,27 +30,27 @@ def _list_shares(registry: Any, rows: float) -> Iterator[Shares]:
     """Yield the shares that the report prints for its test rows, under the same names."""
     evaluated, hours = _sum_by_model(registry, "asked"), _sum_by_stage(registry, "hours")
     if not hours:
-        yield Shares("asked, of all cases", "cases", evaluated, dict.fromkeys(evaluated, rows))
-        yield Shares("sure, of those asked", "cases", _sum_by_model(registry, "sure"), evaluated)
+        yield Shares("evaluated, of all cases", "cases", evaluated, dict.fromkeys(evaluated, rows))
+        yield Shares("exits, of those evaluated", "cases", _sum_by_model(registry, "sure"), evaluated)
         return
     all_hours = dict.fromkeys(evaluated, sum(hours.values()))
-    yield Shares("asked, of all hours", "hours", evaluated, all_hours)
-    yield Shares("answers, of all hours", "hours", _sum_by_model(registry, "answered"), all_hours)
-    yield Shares("hours that ended in stage", "hours", hours)
+    yield Shares("evaluated, of all hours", "hours", evaluated, all_hours)
+    yield Shares("exits, of all hours", "hours", _sum_by_model(registry, "answered"), all_hours)
+    yield Shares("hours by final stage", "hours", hours)
 
 
 def _list_tiles(registry: Any, unit: str, baseline_cost: float | None, rows: float) -> Iterator[Tile]:
     cost = _sum(registry, "cost") + _sum(registry, "price")
     yield Tile("cost so far", short(cost), unit)
     if baseline_cost and cost:
-        yield Tile("saving", f"{rows * baseline_cost / cost:.1f}x", "against the best single model")
+        yield Tile("saving", f"{rows * baseline_cost / cost:.1f}x", "against the baseline")
     if cases := _sum(registry, "cases"):
-        yield Tile("cases", f"{cases:,.0f}", "remembered")
+        yield Tile("cases", f"{cases:,.0f}", "in memory")
     if _list_families(registry, "alarms"):
-        yield Tile("alarms", f"{_sum(registry, 'alarms'):,.0f}", "hours with a yes of the last stage")
+        yield Tile("alarms", f"{_sum(registry, 'alarms'):,.0f}", "hours with an alert")
     if audited := _sum(registry, "audited"):
         differs = _sum(registry, "differs") / audited
-        yield Tile("audits", f"{differs:.1%} differ", f"of {audited:,.0f} that the full model answered too")
+        yield Tile("audits", f"{differs:.1%} differ", f"of {audited:,.0f} also evaluated by the baseline")
 
 
 def _sum_by_stage(registry: Any, name: str) -> dict[str, float]:

@@ -127,13 +127,13 @@ def _build_figure(solution: Solution) -> Figure:
     series = [
         Series("on the tuning rows", tuple(map(float, front.cost)), tuned, "steps"),
         Series("on the test rows", cost, tested, "line"),
-        Series(f"best single model ({solution.baseline.name})", *baseline, "points"),
+        Series(f"baseline ({solution.baseline.name})", *baseline, "points"),
     ]
     if point is not None:
-        series.append(Series("chosen", (cost[point],), (tested[point],), "points"))
+        series.append(Series("selected", (cost[point],), (tested[point],), "points"))
     measure = "weighted accuracy" if has_error_costs(solution) else "accuracy"
     title = f"{solution.problem.name}: {measure} and cost of {sentences.count_of(len(front.cost), 'cascade')}"
-    unit = f"mean cost of a case, {solution.tables.unit}"
+    unit = f"mean cost per case, {solution.tables.unit}"
     timed = solution.problem.cost.is_measured
     return Figure("front", title, unit, f"{measure} %", tuple(series), log_x=True, timed=timed)
 

@@ -1,4 +1,4 @@
-"""The sentences of reports about cascades without time. Each function returns text; none computes anything."""
+"""Every user-visible sentence of cascades without time, as functions of plain values."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ def short_saving(ratio: float | None) -> str:
 
 def headline(ratio: float | None, baseline_cost: float, unit: str, loss_points: float, folder: str) -> str:
     """Summarise a cascade that meets its goal."""
-    saving = f"free, against {baseline_cost:.4g} {unit} a case," if ratio is None else f"{ratio:.1f}x cheaper"
-    return f"{saving} at {loss(loss_points)} points · saved in {folder}"
+    free = f"free instead of {baseline_cost:.4g} {unit} per case"
+    saving = free if ratio is None else f"{ratio:.1f}x cheaper"
+    return f"{saving}, loss {loss(loss_points)} points · saved in {folder}"
 
 
 def baseline_is_better(name: str, accuracy: float, cost: float, unit: str) -> str:
-    """State that the baseline alone is within the budget and more accurate."""
-    right = f"{100 * accuracy:.1f} % right for {cost:.4g} {unit} a case"
-    return f"no cascade within the budget is as accurate as {name} alone, which is within it: {right}"
+    """State that the baseline is within the budget and more accurate."""
+    quality = f"{100 * accuracy:.1f} % correct for {cost:.4g} {unit} per case"
+    return f"the baseline {name} is within the budget and more accurate than any cascade: {quality}"
 
 
 def over_budget(budget: float, unit: str, cheapest: float) -> str:
     """State that every cascade exceeds the budget."""
-    return f"no cascade costs ≤ {budget:g} {unit} a case; the cheapest needs {cheapest:.4g}"
+    return f"every cascade exceeds the budget of {budget:g} {unit} per case; the cheapest costs {cheapest:.4g}"
 
 
 def no_cheaper_cascade(name: str) -> str:
     """State that the baseline is the cheapest."""
-    return f"no cascade is cheaper than {name}"
+    return f"no cascade is cheaper than the baseline {name}"
 
 
 def not_certified(allowed: str, relaxation: str) -> str:
     """State that no cascade is certified, and what would have to be allowed."""
-    return f"no cascade is certified within {allowed}; smallest relaxation: {relaxation}"
+    return f"no cascade is certified within {allowed}; minimal relaxation: {relaxation}"
 
 
 def allowed_losses(max_loss: float, of_labels: Mapping[str, float]) -> str:
@@ -93,15 +94,15 @@ def certificate(
     text += "".join(f', of "{label}" ≤ {100 * allowed:g}' for label, allowed in of_labels.items())
     text += f" with {confidence:.0%} confidence"
     text += f" ({unit_count} {units(cluster_column)}, {method} test; {loss(test_loss_points)} on test)"
-    return text + ("; cheaper ones were not certified, so a costlier one was taken" if has_rejections else "")
+    return text + ("; cheaper cascades were not certified" if has_rejections else "")
 
 
 def vacuous_certificate(
     baseline: str, cluster_column: str | None, unit_count: int, confidence: float, test_loss_points: float
 ) -> str:
     """State that the certified loss is as large as any loss could be."""
-    few = f"{unit_count} {units(cluster_column)} rule out no loss against {baseline}"
-    return f"none: {few} with {confidence:.0%} confidence ({loss(test_loss_points)} on test)"
+    claim = f"{unit_count} {units(cluster_column)} exclude no loss against {baseline}"
+    return f"none: {claim} with {confidence:.0%} confidence ({loss(test_loss_points)} on test)"
 
 
 def no_certificate(reason: str) -> str:
@@ -117,71 +118,71 @@ def cannot_certify(cluster_column: str | None, unit_count: int, allowed: str, co
 def too_few_units(refusal: str, cluster_column: str | None, smallest: float, needed: int) -> str:
     """Add that even perfect results would not certify the loss, and how many units would."""
     unit = units(cluster_column)
-    return f"{refusal}: even without a single error they reach {smallest * 100:.2f}; {needed:,} {unit} are needed"
+    return f"{refusal}: without any error they certify {smallest * 100:.2f}; {needed:,} {unit} are needed"
 
 
 def least_certified(refusal: str, min_loss: float) -> str:
     """Add the smallest loss that the data certify."""
-    return f"{refusal}: the least that they certify is {min_loss * 100:g}"
+    return f"{refusal}; the smallest loss that they certify is {min_loss * 100:g}"
 
 
-def front_range(count: int, first: str, last: str) -> str:
+def front_range(count: int, lowest: str, highest: str) -> str:
     """Describe the range of savings along the Pareto front."""
-    return f"{count_of(count, 'cascade')} from {first} to {last}; plot: --out report.html"
+    return f"{count_of(count, 'cascade')}, savings from {lowest} to {highest}; plot: --out report.html"
 
 
 def greedy_gap(gaps: Sequence[tuple[str, float | None]]) -> str:
     """Compare the paper's greedy gates with the exact ones; ``None`` where greedy does not reach the loss."""
-    texts = [f"{name} {gap:+.0f} %" if gap is not None else f"{name}: never reaches it" for name, gap in gaps]
-    return f"would pay, for the same loss on the same chain: {', '.join(texts)}"
+    texts = [f"{name} {gap:+.0f} %" if gap is not None else f"{name} not reached" for name, gap in gaps]
+    return f"cost of the paper's greedy search at the same loss: {', '.join(texts)}"
 
 
 def class_skew(label: str, share: float, others: int, baseline: str, of_baseline: int, of_cascade: int | None) -> str:
     """State how many cases of rare labels are answered correctly."""
     cascade = [] if of_cascade is None else [f"the cascade {of_cascade:,}"]
     counts = ", ".join([*cascade, f"{baseline} {of_baseline:,}"])
-    return f'{100 * share:.1f} % of the test cases are "{label}"; answered right of the {others:,} others: {counts}'
+    return f'{100 * share:.1f} % of the test cases are "{label}"; correct among the {others:,} others: {counts}'
 
 
 def error_costs(weights: ErrorWeights) -> str:
     """Explain the costs of errors."""
     if weights == "balanced":
-        costs = "the errors of each label count as much in all as those of any other"
+        costs = "errors on each label have the same total weight"
     else:
         costs = ", ".join((*_list_error_costs(weights), "any other error 1"))
-    return f"{costs}; losses are in points of the worst"
+    return f"{costs}; losses are shares of the worst possible cost"
 
 
 def split(train: int, calibrate: int, test: int, *, is_recorded: bool) -> str:
     """Describe the parts of the data."""
-    how = "" if is_recorded else ", out of fold"
-    return f"gates tuned on {train} cases{how}; certified on {calibrate}; figures from {test} more"
+    how = "" if is_recorded else " (out of fold)"
+    return f"{train:,} cases to tune{how}, {calibrate:,} to certify, {test:,} to evaluate"
 
 
 def unlabelled_rows(count: int, table: str) -> str:
     """State that rows without a label were skipped."""
-    return f"{count:,} row{'s' * (count > 1)} of {table} without a label left out"
+    return f"skipped {count_of(count, 'row')} of {table} without a label"
 
 
 def models_measured(count: int, batch: int) -> str:
     """Summarise the profile of the models."""
-    return f"{count} models measured, {batch} rows a call"
+    return f"{count} models measured with {batch} rows per call"
 
 
 def served_policy(baseline: str, *, is_cascade: bool) -> str:
     """State what a service answers with."""
-    return "the cascade of the plan" if is_cascade else f"{baseline} alone: no cascade was certified"
+    return "the cascade of the plan" if is_cascade else f"the baseline {baseline}: no cascade was certified"
 
 
 def engines(how: str, names: Sequence[str], *, is_only_one: bool) -> str:
     """State which runtime answers for some models."""
-    return f"{how} ({len(names)} models)" if is_only_one else f"{how}: {', '.join(names)}"
+    return f"{how} ({count_of(len(names), 'model')})" if is_only_one else f"{how}: {', '.join(names)}"
 
 
 def _list_error_costs(weights: Mapping[str, float | Mapping[str, float]]) -> Iterator[str]:
     for label, cost in weights.items():
         if isinstance(cost, Mapping):
-            yield from (f'"{label}" taken for "{answer}" costs {weight:g}' for answer, weight in cost.items())
+            yield from (f'"{label}" predicted as "{answer}" costs {weight:g}' for answer, weight in cost.items())
         else:
             yield f'an error on "{label}" costs {cost:g}'
 

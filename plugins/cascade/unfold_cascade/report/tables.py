@@ -37,11 +37,11 @@ def build_policy_table(solution: Solution) -> Table:
         *([Column("weighted", "%", 1, timed=timed)] if is_weighted else []),
         Column("cost", unit, cost_digits(baseline_cost(solution), float(solution.front.cost[0])), timed=timed),
         Column("saving", "x", 1, timed=timed),
-        Column("stops at first", "%", 0, timed=timed),
+        Column("exits at first", "%", 0, timed=timed),
         Column("time", "µs", 1, timed=True),
     )
     baseline_row: tuple[Cell, ...] = (
-        f"best single model ({solution.baseline.name})",
+        f"baseline ({solution.baseline.name})",
         baseline_accuracy(solution) * 100,
         *([baseline_utility(solution) * 100] if is_weighted else []),
         baseline_cost(solution),
@@ -67,13 +67,13 @@ def build_stage_tables(solution: Solution, outcome: Outcome) -> list[Table]:
         Column("stage"),
         Column("group"),
         Column("model"),
-        Column("asked", "%", 1, timed=timed),
-        Column("sure", "%", 1, timed=timed),
-        Column("calibrated" if is_calibrated else "answers from", "", 3, timed=timed),
+        Column("evaluated", "%", 1, timed=timed),
+        Column("exits", "%", 1, timed=timed),
+        Column("calibrated threshold" if is_calibrated else "threshold", "", 3, timed=timed),
     )
     rows = list(_list_stage_rows(tables, policy, outcome))
     calls = [call for _, call in rows]
-    call_column = Column("a call", tables.unit, cost_digits(*calls), timed=timed)
+    call_column = Column("cost per call", tables.unit, cost_digits(*calls), timed=timed)
     cells = tuple((*row, call) for row, call in rows)
     return [Table("route", (*columns, call_column), cells), *build_threshold_tables(thresholds)]
 
@@ -89,7 +89,7 @@ def build_candidate_table(solution: Solution) -> Table:
     ]
     measure = "weighted" if has_error_costs(solution) else "accuracy"
     columns = (
-        Column("single model tried"),
+        Column("baseline candidate"),
         *(Column(f"{part} {measure}", "%", 1) for part in ("train", "test")),
         Column("cost", tables.unit, cost_digits(*costs), timed=timed),
         Column("time", "µs", 1, timed=True),

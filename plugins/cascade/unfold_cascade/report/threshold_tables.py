@@ -107,16 +107,16 @@ def _remove_thresholds(stage: dict[str, Any]) -> dict[str, Any]:
 
 def _build_table(stage: StageThresholds) -> Table:
     table, thresholds = stage.table, stage.thresholds
-    head = Column(f"{table.stage}/{table.group}: trusted from, by answer")
+    head = Column(f"{table.stage}/{table.group}: threshold by prediction")
     first_model = thresholds[0].model
     columns = (head, *(_build_column(found, is_first=found.model == first_model) for found in thresholds))
     cuts = zip(*(describe_cuts(found.cuts.tolist()) for found in thresholds), strict=True)
     rows: list[tuple[Cell, ...]] = [(name, *row) for name, row in zip((*stage.names, "any other"), cuts, strict=True)]
     if len(rows) > MAX_TABLE_ROWS:
-        rows[MAX_TABLE_ROWS:] = [("the rest: in the plan", *(None for _ in thresholds))]
+        rows[MAX_TABLE_ROWS:] = [("remaining labels: see the plan", *(None for _ in thresholds))]
     return Table("trust", columns, tuple(rows))
 
 
 def _build_column(thresholds: Thresholds, *, is_first: bool) -> Column:
-    agreement = f" as {', '.join(thresholds.agree)}" if thresholds.agree else " alone"
+    agreement = f" if {', '.join(thresholds.agree)} agree" if thresholds.agree else " without agreement"
     return Column(f"{thresholds.model}{'' if is_first else agreement}", "", 3)

@@ -87,7 +87,7 @@ def parse_numbers(cells: np.ndarray, source: CellSource) -> FloatArray:
         row = int(infinite[0])
         if _is_word(cells[row]):
             raise source.error(cells[row], row, "is not a number", _number_hint(cells, source))
-        raise source.error(cells[row], row, "is not a number that can be meant", "leave the cell empty")
+        raise source.error(cells[row], row, "is infinite", "leave the cell empty")
     return values
 
 
@@ -111,7 +111,7 @@ def parse_seconds(cells: np.ndarray, source: CellSource) -> FloatArray | None:
     for row, text in present:
         date = timestamps.dated(text)
         if date is None:
-            raise source.error(text, row, "is not a date as the others are", "")
+            raise source.error(text, row, "is not a date, unlike the others", "")
         seconds[row] = date
     return seconds
 
@@ -143,7 +143,7 @@ def _number_hint(cells: np.ndarray, source: CellSource) -> str:
     if 2 * len(decorated) > len(words):
         return f'write plain digits, with a point before fractions: 1234.5, not as in "{decorated[0]}"'
     if 2 * len(words) <= len(present):
-        return "leave the cell empty where nothing is known"
+        return "leave the cell empty where the value is missing"
     if source.may_be_category:
         return f"data.categories: [{source.column}] takes its words as values"
     return HINTS.get(source.key.rsplit(".", 1)[-1], "")

@@ -31,11 +31,11 @@ def goal_problems(goal: Goal, *, stages: int, over_time: bool, scored: bool) -> 
 def _label_loss_problems(goal: Goal, *, over_time: bool, scored: bool) -> Iterator[Problem]:
     path = ("goal", "max_loss_of")
     if over_time:
-        yield Problem(path, "goes with cases without time only", at_key=True)
+        yield Problem(path, "applies to cases without time only", at_key=True)
     elif scored:
-        yield Problem(path, "scores say which answers are right, not which label was meant", at_key=True)
+        yield Problem(path, "needs labels: scores only say which predictions are correct", at_key=True)
     if goal.max_loss is None:
-        yield Problem(path, "goes with max_loss", "max_loss: 1%", at_key=True)
+        yield Problem(path, "requires max_loss", "max_loss: 1%", at_key=True)
     for label, loss in (goal.max_loss_of or {}).items():
         if loss >= 1:
             yield Problem((*path, label), "must be below 100%: no cascade can lose that much", "5%")
@@ -44,16 +44,16 @@ def _label_loss_problems(goal: Goal, *, over_time: bool, scored: bool) -> Iterat
 def _error_cost_problems(errors: Errors, *, stages: int, over_time: bool, scored: bool) -> Iterator[Problem]:
     path = ("goal", "errors")
     if over_time:
-        yield Problem(path, "goes with cases without time only: over time, see alerts", at_key=True)
+        yield Problem(path, "applies to cases without time only; over time, see alerts", at_key=True)
     elif scored:
-        yield Problem(path, "scores say which answers are right, not which label was meant", at_key=True)
+        yield Problem(path, "needs labels: scores only say which predictions are correct", at_key=True)
     elif stages > 1:
-        yield Problem(path, "goes with one stage only", at_key=True)
+        yield Problem(path, "applies to one stage only", at_key=True)
     if isinstance(errors, str):
         return
     for label, cost in errors.items():
         if isinstance(cost, dict) and label in cost:
-            yield Problem((*path, label, label), "a right answer costs nothing", at_key=True)
+            yield Problem((*path, label, label), "a correct prediction costs nothing", at_key=True)
 
 
 def split_problems(split: Split) -> Iterator[Problem]:
@@ -70,7 +70,7 @@ def name_problems(stages: Sequence[Stage], baseline: Baseline | None) -> Iterato
     """Yield names that cannot be used: of stages, of groups and of estimators."""
     for s, stage in enumerate(stages):
         if stage.name == "baseline":
-            yield Problem(("stages", s, "name"), '"baseline" is the name of the monolith\'s own models', "another name")
+            yield Problem(("stages", s, "name"), '"baseline" is reserved for the baseline models', "another name")
         for group in stage.target.groups or ():
             yield from _folder_name_problems(group, ("stages", s, "target", "groups", group))
     yield from _estimator_problems(stages, baseline)
@@ -80,8 +80,8 @@ def _folder_name_problems(name: str, path: Path) -> Iterator[Problem]:
     """Yield a group name that would leave the folder of models, or create a subfolder."""
     if not _FOLDER.fullmatch(name):
         safe = re.sub(r"[^\w-]+", "-", name).strip("-_") or "rest"
-        hint = f'its models stand in a folder of this name: "{safe[:MAX_FOLDER_NAME]}"'
-        yield Problem(path, f"{name!r} cannot be the name of a group", hint, at_key=True)
+        hint = f'it is also the name of a folder; use "{safe[:MAX_FOLDER_NAME]}"'
+        yield Problem(path, f"{name!r} is not a valid group name", hint, at_key=True)
 
 
 def _estimator_problems(stages: Sequence[Stage], baseline: Baseline | None) -> Iterator[Problem]:
@@ -114,10 +114,11 @@ def confidence_problems(gates: GateSpec, stages: Sequence[Stage], *, over_time: 
     name = gates.confidence or ""
     estimators = [model.estimator or "" for stage in stages for model in stage.models]
     if name in INSPECTABLE and not any(select_inspection(name, estimator) for estimator in estimators):
-        hint = f"it looks into {', '.join(estimator for estimator in INSPECTABLE[name] if '.' not in estimator)}"
-        yield Problem(("gates", "confidence"), f"no model of the stages can be read by {name}", hint)
+        short_names = ", ".join(estimator for estimator in INSPECTABLE[name] if "." not in estimator)
+        hint = f"it reads the internals of {short_names}"
+        yield Problem(("gates", "confidence"), f"no model of the stages supports {name}", hint)
     if over_time and name in ("label-conditional", "either"):
-        yield Problem(("gates", "confidence"), f"{name} goes with cases without time only")
+        yield Problem(("gates", "confidence"), f"{name} applies to cases without time only")
 
 
 def repeated_stage_problems(stages: Sequence[Stage]) -> Iterator[Problem]:
@@ -147,7 +148,7 @@ def _group_problems(target: Target, path: Path) -> Iterator[Problem]:
     for name, labels in target.groups.items():
         for label in labels:
             if str(label) in group_of:
-                yield Problem((*path, "groups", name), f"the label {label} is in {group_of[str(label)]!r} too")
+                yield Problem((*path, "groups", name), f"the label {label} is also in {group_of[str(label)]!r}")
             group_of[str(label)] = name
 
 
@@ -164,12 +165,12 @@ def model_problems(stages: Sequence[Stage], features: Collection[str], *, record
 
 def _fitted_model_problems(model: ModelSpec, features: Collection[str], path: Path) -> Iterator[Problem]:
     if model.estimator is None:
-        yield Problem(path, "which estimator?", "estimator: logistic-regression")
+        yield Problem(path, "the estimator is missing", "estimator: logistic-regression")
     options = (model.features, model.scale, model.tune)
     if model.estimator == "baseline" and (model.params or any(option is not None for option in options)):
-        yield Problem((*path, "estimator"), "the baseline is taken as it is, without params, features or scale")
+        yield Problem((*path, "estimator"), "the baseline has no params, features, scale or tune of its own")
     if model.recorded is not None:
-        yield Problem((*path, "recorded"), "goes with data: {source: recorded} only", at_key=True)
+        yield Problem((*path, "recorded"), "applies to data: {source: recorded} only", at_key=True)
     yield from _feature_problems(model.features, features, path)
 
 
@@ -190,7 +191,7 @@ def baseline_problems(
     prices = {candidate.price for candidate in candidates} - {None}
     for path, price in list_baseline_prices(stages):
         if prices - {price}:
-            yield Problem(path, "a call of the baseline has another price already", "give it once", at_key=True)
+            yield Problem(path, "contradicts another price of the baseline", "give the price once", at_key=True)
         prices.add(price)
 
 
@@ -217,14 +218,16 @@ def recorded_problems(stages: Sequence[Stage], cost: CostSpec, gates: GateSpec, 
 
 def _recorded_model_problems(model: ModelSpec, path: Path) -> Iterator[Problem]:
     if model.recorded is None:
-        yield Problem(path, "where is its answer?", "recorded: {prediction: COLUMN, confidence: COLUMN}")
+        yield Problem(
+            path, "the columns of its predictions are missing", "recorded: {prediction: COLUMN, confidence: COLUMN}"
+        )
     else:
         yield from _column_problems(model.recorded, (*path, "recorded"))
     has_price_column = model.recorded is not None and model.recorded.price is not None
     if model.price is None and not has_price_column:
         yield Problem(path, "the price of one call is missing", "price: 0.001")
     if model.price is not None and has_price_column:
-        yield Problem((*path, "price"), "each call has its own: recorded.price names their column", at_key=True)
+        yield Problem((*path, "price"), "recorded.price already names a column of prices", at_key=True)
     for key in ("estimator", "tune"):
         if getattr(model, key) is not None:
             yield Problem((*path, key), "nothing is fitted from recorded predictions", at_key=True)
@@ -234,18 +237,20 @@ def _column_problems(columns: Recorded, path: Path) -> Iterator[Problem]:
     if (columns.prediction is None) == (columns.score is None):
         yield Problem(path, "give either prediction or score", "prediction: COLUMN")
     if columns.right_from is not None and columns.score is None:
-        yield Problem((*path, "right_from"), "goes with score only", at_key=True)
+        yield Problem((*path, "right_from"), "applies to score only", at_key=True)
 
 
 def _score_problems(stage: Stage, gates: GateSpec) -> Iterator[Problem]:
     """Yield keys that need labels, where a log holds scores only."""
     if stage.target != Target():
-        yield Problem(("stages", 0, "target"), "scores say which answers are right: no label is read", at_key=True)
+        yield Problem(
+            ("stages", 0, "target"), "not read: scores already say which predictions are correct", at_key=True
+        )
     if gates.confidence in ("label-conditional", "either"):
-        yield Problem(("gates", "confidence"), "scores say nothing of the answers", "confidence: max-probability")
+        yield Problem(("gates", "confidence"), "scores do not contain predictions", "confidence: max-probability")
     for m, model in enumerate(stage.models):
         if model.recorded is not None and model.recorded.score is None:
-            hint = "score: COLUMN, as those of the other models"
+            hint = "score: COLUMN, as for the other models"
             yield Problem(("stages", 0, "models", m, "recorded"), "has no score", hint)
 
 

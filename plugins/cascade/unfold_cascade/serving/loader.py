@@ -61,8 +61,8 @@ def load_plan(identity: Any, run: Run, file: str) -> Mapping[str, Any]:
     """
     plan: Mapping[str, Any] = run.options.get("plan") or {}
     if not plan or not run.directory.has(file):
-        hint = "unfold train SPEC fits, tunes and certifies it first"
-        raise fail("this cascade was not trained: the run holds no plan", file=str(run.directory.path), hint=hint)
+        hint = "run unfold train SPEC first"
+        raise fail("the run has no plan: this cascade was not trained", file=str(run.directory.path), hint=hint)
     if plan.get("spec_sha256") != fingerprint(identity):
         raise fail("the plan was made for another spec", file=str(run.directory.path), hint=RESUME_HINT)
     return plan
@@ -96,4 +96,4 @@ def _find_policy(tables: ScoreTables, stages: Any, directory: RunDir) -> Policy:
     for policy in front.policies:
         if matches_plan(tables, policy, stages):
             return policy
-    raise fail("the plan is not of this run: no cascade of its front is like it", hint=RESUME_HINT)
+    raise fail("the plan is not from this run: its front has no such cascade", hint=RESUME_HINT)

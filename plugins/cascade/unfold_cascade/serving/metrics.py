@@ -20,11 +20,11 @@ def build_path_counter(paths: PathTable, unit: str, registry: Any) -> CountPaths
 
     labels = ("stage", "model")
     counters = [
-        Counter("unfold_cascade_asked", "Rows that a model was asked", labels, registry=registry),
-        Counter("unfold_cascade_sure", "Rows that a model decided for its stage", labels, registry=registry),
-        Counter("unfold_cascade_answered", "Rows that a model answered", labels, registry=registry),
+        Counter("unfold_cascade_asked", "Rows evaluated by a model", labels, registry=registry),
+        Counter("unfold_cascade_sure", "Rows that exit their stage at a model", labels, registry=registry),
+        Counter("unfold_cascade_answered", "Rows that exit the cascade at a model", labels, registry=registry),
     ]
-    cost = Counter("unfold_cascade_cost", "What the rows cost", ("unit",), registry=registry).labels(unit)
+    cost = Counter("unfold_cascade_cost", "Cost of the rows", ("unit",), registry=registry).labels(unit)
     visits = [_list_models(*path) for path in zip(paths.stages, paths.models, strict=True)]
     models = sorted({model for path in visits for model in path})
     incidences = [

@@ -61,8 +61,8 @@ def build_cascade(loaded: LoadedPlan, run: Run, count: CountPaths) -> tuple[Casc
         deviations = count_deviations(loaded, model, probe)
         if not deviations:
             return model, engines
-        run.log.warning("%d of %d rows set aside go another way; trying native models", deviations, len(probe.rows))
-    raise broken("the models of this run answer otherwise than when it was planned", hint=RESUME_HINT)
+        run.log.warning("%d of %d probe rows differ from the plan; trying native models", deviations, len(probe.rows))
+    raise broken("the models of this run predict differently than in planning", hint=RESUME_HINT)
 
 
 def count_deviations(loaded: LoadedPlan, model: Cascade, probe: Probe) -> int:

@@ -21,8 +21,8 @@ def test_shares_over_time_are_of_all_hours() -> None:
         answered.labels("sirs", name, verdict).inc(times)
     hours.labels("sirs").inc(10)
     found = {share.title: share for share in read_dashboard(registry, "price")().shares}
-    assert found["asked, of all hours"].values == {"sirs/ward": 8, "sirs/watch": 2}
-    assert found["answers, of all hours"].values == {"sirs/ward": 6, "sirs/watch": 2}
+    assert found["evaluated, of all hours"].values == {"sirs/ward": 8, "sirs/watch": 2}
+    assert found["exits, of all hours"].values == {"sirs/ward": 6, "sirs/watch": 2}
     assert all(set((share.wholes or {"": 10}).values()) == {10} for share in found.values())
 
 

@@ -128,7 +128,7 @@ def test_a_call_without_a_price_is_told(wrong: str, tmp_path: Path) -> None:
     """What a call cost is never guessed; the row and the key are named."""
     rows = _table()
     rows[4][6] = wrong
-    with pytest.raises(UnfoldError, match=r'row 5 of column "large\|total_cost" holds no price') as told:
+    with pytest.raises(UnfoldError, match=r'row 5 of column "large\|total_cost" has no price') as told:
         plan(_spec(tmp_path, rows), _run(tmp_path))
     assert told.value.diagnostics[0].key == "stages[0].models[1].recorded.price"
 
@@ -139,9 +139,9 @@ def test_a_call_without_a_price_is_told(wrong: str, tmp_path: Path) -> None:
         ("score: small,", "score: small, prediction: x,", "give either prediction or score"),
         ("score: small,", "prediction: small,", "has no score"),
         ("score: small,", "", "give either prediction or score"),
-        ("    models:", "    target: {column: prompt}\n    models:", "no label is read"),
-        ("goal:", "gates: {confidence: either}\ngoal:", "scores say nothing of the answers"),
-        ("{name: small,", "{name: small, price: 1,", "each call has its own"),
+        ("    models:", "    target: {column: prompt}\n    models:", "not read"),
+        ("goal:", "gates: {confidence: either}\ngoal:", "scores do not contain predictions"),
+        ("{name: small,", "{name: small, price: 1,", "recorded.price already names"),
         (", price: small|total_cost", "", "the price of one call is missing"),
     ],
 )

@@ -139,7 +139,7 @@ def test_answers_that_look_like_numbers_with_a_point_are_labels(tmp_path: Path) 
 )
 def test_answers_that_are_no_labels_are_refused(tmp_path: Path, dear: Write, told: str, hint: str) -> None:
     """A service whose answers look different from the labels is told by name, with examples of both."""
-    with pytest.raises(UnfoldError, match=f"{told} of 'dear' are no labels of the data, such as \"") as error:
+    with pytest.raises(UnfoldError, match=f"{told} of 'dear' are not labels of the data, such as \"") as error:
         solve_spec(log(tmp_path, rows(dear=dear)), run_in(tmp_path / "run", base=tmp_path))
     diagnostic = error.value.diagnostics[0]
     assert diagnostic.key == "stages[0].models[1].recorded.prediction"
@@ -156,5 +156,5 @@ def test_rows_of_a_log_without_truth_are_left_out(tmp_path: Path) -> None:
     """A row of a log without its true label is no case, and the report says so."""
     lines = [line if i % 10 else "," + line.partition(",")[2] for i, line in enumerate(rows(gone=20))]
     report = plan(log(tmp_path, lines), run_in(tmp_path / "run", base=tmp_path))
-    assert report.notes == ("30 rows of log.csv without a label left out",)
+    assert report.notes == ("skipped 30 rows of log.csv without a label",)
     assert report.subtitle[-1] == "270 cases"

@@ -48,7 +48,7 @@ def test_a_skewed_label_is_told_with_what_is_found_of_the_rest(tmp_path: Path) -
     assert found.policy is not None
     assert found.baseline.name == "large"
     assert told == (
-        f'95.0 % of the test cases are "0"; answered right of the {len(rows)} others: the cascade 0, large {large}'
+        f'95.0 % of the test cases are "0"; correct among the {len(rows)} others: the cascade 0, large {large}'
     )
 
 

@@ -160,7 +160,7 @@ def test_the_page_shows_the_shares_that_the_report_prints(digits: Any) -> None:
     model.predict(Batch({"x": probe.x}, (Call(len(probe.x)),)))
     end, chain = follow(loaded.tables, loaded.policy, probe.rows).exit_first, loaded.policy.first_stage.chain
     asked, sure = read_dashboard(registry, "FLOPs")().shares
-    assert (asked.title, sure.title) == ("asked, of all cases", "sure, of those asked")
+    assert (asked.title, sure.title) == ("evaluated, of all cases", "exits, of those evaluated")
     for position, m in enumerate(chain):
         name = f"coarse/{loaded.tables.first_stage.models[m]}"
         assert asked.values[name] / (asked.wholes or {})[name] == pytest.approx((end >= position).mean())
@@ -182,11 +182,11 @@ def test_a_model_that_answers_otherwise_is_not_served(digits: Any, tmp_path: Pat
         run.directory.write(name, run.directory.read(f"serving/fine/straight/linear.{form}.onnx"), made_from=made_from)
     found = onnx_runtime.choose_slot_engine(run, slot, log, probe)
     assert found.name == NATIVE
-    assert "gives something else" in found.reason
+    assert "returns another shape" in found.reason
     nudged = replace(log, probability=log.probability + 1e-3)
     assert "differs by 0.001" in onnx_runtime.choose_slot_engine(digits[1], slot, nudged, probe).reason
     turned = replace(log, probability=np.roll(log.probability, 1, axis=1))
-    assert "rows differently" in onnx_runtime.choose_slot_engine(digits[1], slot, turned, probe).reason
+    assert "changes the label of" in onnx_runtime.choose_slot_engine(digits[1], slot, turned, probe).reason
 
 
 def test_a_cascade_that_goes_astray_is_refused(digits: Any) -> None:
@@ -232,7 +232,9 @@ def test_curves_are_served(tmp_path: Path) -> None:
 
 def test_a_run_without_a_plan_is_told(tmp_path: Path) -> None:
     """Without training nothing is served, and the way there is named."""
-    with pytest.raises(UnfoldError, match=r"was not trained: the run holds no plan \(unfold train SPEC") as caught:
+    with pytest.raises(
+        UnfoldError, match=r"the run has no plan: this cascade was not trained \(run unfold train SPEC"
+    ) as caught:
         serve(spec_of(TUMOURS), run_in(tmp_path))
     assert caught.value.code == 2
 
@@ -252,20 +254,20 @@ def test_another_plan_is_told(tumours: Any) -> None:
         for step in plan["decision"]["cascade"]
     ]
     run = replace(run, options={"plan": plan | {"decision": plan["decision"] | {"cascade": steps}}})
-    with pytest.raises(UnfoldError, match="not of this run"):
+    with pytest.raises(UnfoldError, match="not from this run"):
         serve(spec, run)
 
 
 def test_another_seed_is_told(tumours: Any) -> None:
     """Models of another seed than the plan's are refused."""
     spec, run = tumours
-    with pytest.raises(UnfoldError, match="holds no model 'quick' fitted with this spec, seed and versions"):
+    with pytest.raises(UnfoldError, match="has no model 'quick' of this spec, seed and library versions"):
         serve(spec, replace(run, options={"plan": run.options["plan"] | {"seed": 9}}))
 
 
 def test_recorded_answers_are_not_served() -> None:
     """A cascade of recorded answers has no models to serve, which is said."""
-    with pytest.raises(UnfoldError, match="recorded answers cannot be served"):
+    with pytest.raises(UnfoldError, match="recorded predictions cannot be served"):
         serve(spec_of(CONFIGS / "api-logs.yaml"), run_in(Path()))
 
 

@@ -66,7 +66,7 @@ def test_a_refusal_names_the_label_that_binds_and_what_would_help(tmp_path: Path
     """Where a label's promise alone stands in the way, allowing what is named lets the plan pass, and no less."""
     refused = _planned(tmp_path, "goal.max_loss_of={ill: 1%}")
     assert refused.verdict is Verdict.NO
-    assert '1 of "ill"; smallest relaxation: max_loss_of "ill": ' in refused.headline
+    assert '1 of "ill"; minimal relaxation: max_loss_of "ill": ' in refused.headline
     least = float(refused.headline.rsplit(" ", 1)[1].rstrip("%"))
     assert f"'goal.max_loss_of={{\"ill\": {least:g}%}}'" in refused.next
     for loss, verdict in ((least, Verdict.YES), (least - 0.1, Verdict.NO)):
@@ -78,7 +78,7 @@ def test_a_refusal_names_the_label_that_binds_and_what_would_help(tmp_path: Path
     [
         (("goal.max_loss_of={sick: 5%}",), r'goal.max_loss_of: the data have no label "sick"'),
         (("goal.max_loss_of={ill: 100%}",), "must be below 100%"),
-        (("goal={budget: 3 per case, max_loss_of: {ill: 5%}}",), "goes with max_loss"),
+        (("goal={budget: 3 per case, max_loss_of: {ill: 5%}}",), "requires max_loss"),
     ],
 )
 def test_a_promise_that_cannot_be_meant_is_refused(tmp_path: Path, settings: tuple[str, ...], told: str) -> None:
@@ -131,4 +131,4 @@ def test_a_bound_that_says_nothing_is_no_certificate(tmp_path: Path) -> None:
         for bound in (0.99, 1.0)
     }
     assert bounds[0.99].startswith("loss against large ≤ 99 points with 95% confidence (750 cases, ")
-    assert bounds[1.0] == "none: 750 cases rule out no loss against large with 95% confidence (0.0 on test)"
+    assert bounds[1.0] == "none: 750 cases exclude no loss against large with 95% confidence (0.0 on test)"

@@ -99,7 +99,7 @@ def test_like_cases_pass_and_need_no_label(tumours: Planned, tmp_path: Path) -> 
     """Half of the same tumours, without the label, are like those before: yes, with the decision of the plan."""
     report = checked(tumours, _table(tmp_path / "half.csv", _halved(_tumours(), lambda row: row, "target")))
     assert report.verdict is Verdict.YES
-    assert "new cases are like those of the plan" in report.headline
+    assert "new cases do not differ from those of the plan" in report.headline
     assert report.decision == tumours[2].decision
 
 

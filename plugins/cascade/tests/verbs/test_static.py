@@ -296,8 +296,8 @@ def test_gaps_are_filled_where_a_model_cannot_take_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a,b,y\n1,2\n", "own.csv:2:1: has 2 cells where the head has 3"),
-        ("a,a,y\n", "must name the columns, each once"),
+        ("a,b,y\n1,2\n", "own.csv:2:1: has 2 cells where the header has 3"),
+        ("a,a,y\n", "must name each column once"),
         ("a,b,y\n1,2,0\n", "has 1 rows; at least 10 are needed"),
         ("a,b,z\n" + "1,2,0\n" * 20, 'has no column "y"'),
         ("a,c,y\n" + "1,2,0\n" * 20, "only one value"),

@@ -55,7 +55,7 @@ def _spec(folder: Path, *settings: str) -> CascadeSpec:
 def test_a_cascade_that_costs_nothing_is_free(folder: Path, tmp_path: Path) -> None:
     """Where the chosen cascade is free the report says so, and the saving, which is no number, is null."""
     report = planned(folder, tmp_path, "features.cheap.price=0", "goal={budget: 0.5 per case}", "gates.max_models=1")
-    assert report.headline.startswith("free, against 6 $ a case, at ")
+    assert report.headline.startswith("free instead of 6 $ per case, loss ")
     assert report.metrics["saving"].value is None
     assert "free" in render(report)
     assert (saving_ratio(6, 2), saving_ratio(0, 0), short_saving(saving_ratio(6, 0))) == (3, 1, "free")
@@ -65,7 +65,7 @@ def test_within_a_budget_nothing_worse_than_the_best_single_model_is_chosen(fold
     """If the best single model is within the budget, a cascade that is less accurate is refused, and why is said."""
     report = planned(folder, tmp_path / "a", ONE_STUMP, "goal={budget: 10 per case}")
     assert report.verdict is Verdict.NO
-    assert "alone, which is within it" in report.headline
+    assert "is within the budget and more accurate" in report.headline
     assert report.metrics["cascade_accuracy"].value == report.metrics["baseline_accuracy"].value
     assert planned(folder, tmp_path / "b", "goal={budget: 3 per case}").verdict is Verdict.YES
 

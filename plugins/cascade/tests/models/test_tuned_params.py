@@ -96,5 +96,5 @@ def test_a_winner_that_was_changed_is_refused(tmp_path: Path) -> None:
         train(*tumours(tmp_path))
     shutil.rmtree(tmp_path / "sha")
     RunDir(tmp_path / "sha").write("report.json", b"{}")
-    with pytest.raises(UnfoldError, match="holds no winner"):
+    with pytest.raises(UnfoldError, match="has no tuning winner"):
         train(*tumours(tmp_path))
